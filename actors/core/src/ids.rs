@@ -1,0 +1,160 @@
+//! Names of things, each its own type, and the one unit of time.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use uuid::Uuid;
+
+/// Milliseconds since the Unix epoch, UTC. A stamp to show, never a basis for a deadline: the wall
+/// clock may jump.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub i64);
+
+/// Text that is no id of the kind that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid {0} id")]
+pub struct InvalidId(&'static str);
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal, $noun:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                let uuid = text.strip_prefix($prefix).ok_or(InvalidId($noun))?;
+                Uuid::try_parse(uuid).map(Self).map_err(|_| InvalidId($noun))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+uuid_id!(
+    /// One unit of work in a group's queue: `tsk_` and a UUIDv7.
+    TaskId,
+    "tsk_",
+    "task"
+);
+uuid_id!(
+    /// One incarnation of a group's agent process: `run_` and a UUIDv7.
+    RunId,
+    "run_",
+    "run"
+);
+
+/// A group's stable name, given by its users: `^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$`, so that the
+/// channel ids of chat systems fit.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(Arc<str>);
+
+impl GroupId {
+    const BYTES_MAX: usize = 128;
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for GroupId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let mut bytes = text.bytes();
+        let starts_well = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let goes_on_well =
+            bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._:@-".contains(&byte));
+        if starts_well && goes_on_well && text.len() <= Self::BYTES_MAX {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidId("group"))
+        }
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for GroupId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for GroupId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// An ACP session id, as the agent gave it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SessionId(pub Arc<str>);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_ids_take_what_chat_systems_use_and_nothing_that_could_be_a_path() {
+        let long = "a".repeat(128);
+        for good in ["a", "work", "19:x@thread.v2", "C-1_2", "0", &long] {
+            assert!(good.parse::<GroupId>().is_ok(), "{good}");
+        }
+        let too_long = "a".repeat(129);
+        for bad in ["", ".", "..", ".a", "-a", "a/b", "a b", "ä", "a\0", "a\n", "_a", &too_long] {
+            assert!(bad.parse::<GroupId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ids_read_back_and_refuse_another_kind() {
+        let task = TaskId(Uuid::from_u128(7));
+        assert_eq!(task.to_string().parse(), Ok(task));
+        assert!(task.to_string().parse::<RunId>().is_err());
+        assert!("tsk_".parse::<TaskId>().is_err());
+    }
+}

@@ -1,0 +1,69 @@
+//! JSON that is passed on as it came.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::value::RawValue;
+
+/// One JSON value, kept as the text that it arrived in and shared. It is on one line: line feeds
+/// between its tokens become spaces, so that a transcript can put a line feed between values.
+#[derive(Clone)]
+pub struct Json(Arc<RawValue>);
+
+impl Json {
+    /// Takes `text` as one JSON value.
+    ///
+    /// # Errors
+    ///
+    /// The parse error if `text` is not exactly one JSON value.
+    pub fn parse(text: String) -> Result<Self, serde_json::Error> {
+        RawValue::from_string(on_one_line(text)).map(|raw| Self(raw.into()))
+    }
+
+    /// Writes `value` as JSON.
+    ///
+    /// # Errors
+    ///
+    /// The writer's error if `value` has no JSON form.
+    pub fn write(value: &impl Serialize) -> Result<Self, serde_json::Error> {
+        serde_json::value::to_raw_value(value).map(|raw| Self(raw.into()))
+    }
+
+    /// The text as it came.
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl fmt::Debug for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        if raw.get().contains(['\n', '\r']) {
+            return Self::parse(raw.get().to_owned()).map_err(de::Error::custom);
+        }
+        Ok(Self(raw.into()))
+    }
+}
+
+/// JSON has raw line ends between tokens only: inside strings they are escaped.
+fn on_one_line(text: String) -> String {
+    if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], " ") } else { text }
+}

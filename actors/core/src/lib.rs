@@ -1,0 +1,28 @@
+//! greenroom's rules: what may happen to a group, and what follows from it.
+//!
+//! This crate owns the state machines. It refuses to know a clock, a socket, a row or a thread:
+//! time and fresh ids are arguments, and a decision is data (a [`Step`]) that an actor carries out.
+
+mod group;
+mod ids;
+mod json;
+mod run;
+mod settings;
+mod step;
+mod task;
+mod turn;
+
+pub use group::{Expiry, Group, Head, Patience, Rejected, Status};
+pub use ids::{GroupId, InvalidId, RunId, SessionId, TaskId, Timestamp};
+pub use json::Json;
+pub use run::{Continuity, Exit, ExitReason, Run, RunPhase};
+pub use settings::Settings;
+pub use step::{
+    Answer, Effect, Event, Fold, FrameKind, Kinds, Lines, Permission, PromptReply, Said, Step,
+    Stop, Usage, Write,
+};
+pub use task::{
+    Blocked, Cause, Ending, Interrupted, Origin, SideEffects, StopReason, Task, TaskError,
+    TaskKind, TaskState, Work,
+};
+pub use turn::{CutBy, TEXT_BYTES_MAX, Turn};

@@ -1,0 +1,92 @@
+//! One incarnation of a group's agent process, as the rules see it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::RunId;
+
+/// The group's agent process: there is at most one (SEEDS AM-1).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// Which incarnation.
+    pub id: RunId,
+    /// How far it is.
+    pub phase: RunPhase,
+    /// Whether the group's agent or directory was changed since it was started. It may finish its
+    /// task, and gets no other.
+    pub outdated: bool,
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunPhase {
+    /// Spawning, initializing, or restoring its session.
+    Starting,
+    /// It has a session and takes prompts.
+    Ready,
+    /// Told to end; takes no prompt any more.
+    Stopping,
+}
+
+/// What became of the context when a run opened its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Continuity {
+    /// The group's first session.
+    New,
+    /// `session/resume` took the session up again.
+    Resumed,
+    /// `session/load` took the session up again.
+    Loaded,
+    /// The old session could not be restored; this one knows nothing of it (I16).
+    Lost,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exit {
+    /// The agent's process, if it came to one.
+    pub pid: Option<u32>,
+    /// The process's exit code, if it ended by itself.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Why, as far as greenroom knows.
+    pub reason: ExitReason,
+    /// What a person needs to understand it; empty for an ordinary end.
+    pub detail: String,
+    /// The last lines that it wrote to stderr.
+    pub stderr_tail: String,
+    /// Stderr lines that nobody kept (SEEDS AM-40).
+    pub stderr_dropped: u64,
+}
+
+impl Exit {
+    /// The end of a run of whose process nobody saw anything.
+    pub fn unseen(reason: ExitReason, detail: impl Into<String>) -> Self {
+        Self {
+            pid: None,
+            code: None,
+            signal: None,
+            reason,
+            detail: detail.into(),
+            stderr_tail: String::new(),
+            stderr_dropped: 0,
+        }
+    }
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// It could not be started, or did not become ready in time.
+    StartFailed,
+    /// It ended by itself.
+    Exited,
+    /// greenroom told it to end.
+    Stopped,
+    /// It broke the protocol, and greenroom ended it.
+    Protocol,
+    /// The server that held it is gone.
+    ServerRestart,
+}

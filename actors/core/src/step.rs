@@ -1,0 +1,497 @@
+//! What goes into the rules and what comes out: events, facts, orders.
+
+use std::{borrow::Cow, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Cause, Continuity, Exit, ExitReason, Expiry, Interrupted, Json, Origin, RunId, SessionId,
+    Settings, StopReason, Task, TaskError, TaskId, TaskKind, TaskState,
+};
+
+/// What an event led to: facts to make durable, and then orders to carry out.
+#[derive(Debug, Default, PartialEq)]
+pub struct Step {
+    /// Facts in the past tense, in order. Durable before the first effect.
+    pub writes: Vec<Write>,
+    /// Orders, in order.
+    pub effects: Vec<Effect>,
+}
+
+/// Something that happened to a group.
+#[derive(Debug)]
+pub enum Event {
+    /// Somebody made the group, changed it, or revived it.
+    Configured(Settings),
+    /// Somebody asked for work. Its `ordinal` and `state` are set by the rules.
+    Submitted(Box<Task>),
+    /// Somebody wants a task called off.
+    CancelRequested(TaskId),
+    /// Somebody deleted the group.
+    Archived,
+    /// Somebody wants nothing of the deleted group kept.
+    PurgeOrdered,
+    /// Somebody wants it to claim no more work.
+    Paused,
+    /// Somebody wants it to go on.
+    Resumed,
+    /// Somebody wants its run ended now.
+    Stopped,
+    /// One of the server's slots is this group's for one task. `fresh` names the run that may have
+    /// to be started for it.
+    SlotGranted {
+        /// The next run's name.
+        fresh: RunId,
+    },
+    /// The agent takes prompts now.
+    AgentReady {
+        /// Which run.
+        run: RunId,
+        /// Its process.
+        pid: u32,
+        /// The session that it opened.
+        session: SessionId,
+        /// What became of the context.
+        continuity: Continuity,
+    },
+    /// The agent said something.
+    AgentSaid {
+        /// Which run.
+        run: RunId,
+        /// What it said.
+        lines: Lines,
+        /// What the rules need to know of it.
+        fold: Fold,
+    },
+    /// The agent said something that is no protocol message.
+    OutputRejected {
+        /// Which run.
+        run: RunId,
+        /// What is wrong with it.
+        reason: String,
+        /// The line in base64.
+        bytes: String,
+    },
+    /// The agent asked for a permission.
+    PermissionAsked {
+        /// Which run.
+        run: RunId,
+        /// The request as it came.
+        lines: Lines,
+        /// What was asked.
+        permission: Permission,
+    },
+    /// The agent answered a prompt.
+    PromptAnswered {
+        /// Which run.
+        run: RunId,
+        /// Which prompt.
+        id: u64,
+        /// With what.
+        reply: PromptReply,
+    },
+    /// The agent closed its stdout: it says nothing more, and is not to be asked any more.
+    AgentClosed(RunId),
+    /// The run is over and nothing of its process tree is left. `fresh` names the run that may
+    /// have to be started after it.
+    AgentExited {
+        /// Which run.
+        run: RunId,
+        /// How.
+        exit: Exit,
+        /// The next run's name.
+        fresh: RunId,
+    },
+    /// Something took as long as [`crate::Group::patience`] allows.
+    Expired(Expiry),
+    /// The server shuts down and cannot wait for the running turn.
+    Shutdown,
+    /// The group was read back from the database after its server, or its actor, died; nothing of
+    /// its run is alive.
+    Recovered,
+}
+
+/// A permission that the agent asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Permission {
+    /// The request's JSON-RPC id.
+    pub id: Json,
+    /// The option that says no, if the agent offered one.
+    pub reject: Option<String>,
+}
+
+/// How the agent answered a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PromptReply {
+    /// It settled.
+    Stopped {
+        /// ACP's reason.
+        stop_reason: StopReason,
+        /// The token counts, as the agent gave them.
+        tokens: Option<Json>,
+    },
+    /// A JSON-RPC error.
+    Failed {
+        /// JSON-RPC's code.
+        code: i64,
+        /// The agent's words.
+        message: String,
+    },
+}
+
+/// The name of a kind of frame: an ACP method, or `greenroom/<fact>`.
+pub type FrameKind = Cow<'static, str>;
+
+/// Raw protocol messages, one a line, in the order in which the agent said them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lines {
+    /// How many.
+    pub count: u64,
+    /// What each one is.
+    pub kinds: Kinds,
+    /// The messages as they came, with a line feed between them.
+    pub text: Arc<String>,
+}
+
+/// The kind of each of a row of frames.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kinds {
+    /// All the same.
+    All(FrameKind),
+    /// One for each.
+    Each(Vec<FrameKind>),
+}
+
+/// What the rules need to know of a batch of the agent's messages.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Fold {
+    /// Whether any of them is output of an attempt (ARCHITECTURE 4).
+    pub output: bool,
+    /// The message text in them, joined.
+    pub text: String,
+    /// The last usage in them.
+    pub usage: Option<Usage>,
+    /// Tool calls begun (`true`) and ended (`false`), in order.
+    pub tools: Vec<(String, bool)>,
+}
+
+/// How full the context is, as the agent reports it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens in use.
+    pub used: u64,
+    /// Tokens that fit.
+    pub size: u64,
+    /// What the session cost so far, as the agent gave it.
+    pub cost: Option<Json>,
+}
+
+/// A batch of the agent's messages as a fact.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Said {
+    /// The run that said it.
+    pub run: RunId,
+    /// The turn within which it was said.
+    pub task: Option<TaskId>,
+    /// What it said.
+    pub lines: Lines,
+    /// What the rules know of it.
+    pub fold: Fold,
+}
+
+/// A fact. Each is a frame of the transcript (but those that [`Write::frames`] counts otherwise),
+/// and its fields are the frame's payload.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Write {
+    /// The group exists.
+    GroupCreated(Settings),
+    /// The group's settings changed, or it was revived.
+    GroupChanged(Settings),
+    /// The group was deleted, and stays readable.
+    GroupArchived {},
+    /// The group's rows are to be deleted as soon as nothing of its run is left.
+    PurgeOrdered {},
+    /// The group claims no more work.
+    GroupPaused {},
+    /// The group goes on.
+    GroupResumed {},
+    /// A task was accepted.
+    TaskQueued {
+        /// The task.
+        task: TaskId,
+        /// Its kind.
+        kind: TaskKind,
+        /// Who asked.
+        origin: Origin,
+        /// All of it.
+        #[serde(skip)]
+        record: Box<Task>,
+    },
+    /// The task has its slot and waits for its agent.
+    TaskClaimed {
+        /// The task.
+        task: TaskId,
+    },
+    /// The task lost its slot before its prompt was sent, and waits in its old place again.
+    TaskReleased {
+        /// The task.
+        task: TaskId,
+    },
+    /// The task's attempt begins.
+    TaskStarted {
+        /// The task.
+        task: TaskId,
+        /// Which attempt, from 1.
+        attempt: u32,
+        /// The run it goes to.
+        run: RunId,
+    },
+    /// The turn begins: before the first byte of its prompt is sent (SEEDS AM-2).
+    TurnStarted {
+        /// The task.
+        task: TaskId,
+        /// The caller's prompt as content blocks.
+        prompt: Json,
+    },
+    /// The prompt, as it is sent to the agent.
+    PromptSent {
+        /// JSON-RPC's id.
+        id: u64,
+        /// The session it goes to.
+        session: SessionId,
+        /// The content blocks.
+        prompt: Json,
+    },
+    /// What the agent said.
+    #[serde(skip)]
+    Said(Said),
+    /// A line of the agent that is no protocol message.
+    AgentOutputRejected {
+        /// The run that wrote it.
+        run: RunId,
+        /// What is wrong with it.
+        reason: String,
+        /// The line in base64.
+        bytes: String,
+    },
+    /// A permission request was answered.
+    PermissionResolved {
+        /// The request's JSON-RPC id.
+        request: Json,
+        /// The option chosen; absent: answered `cancelled`.
+        selected: Option<String>,
+        /// Who chose.
+        resolved_by: &'static str,
+    },
+    /// Somebody wants the running task called off.
+    CancelRequested {
+        /// The task.
+        task: TaskId,
+    },
+    /// The running turn is being cut off by greenroom.
+    TurnCut {
+        /// The task.
+        task: TaskId,
+        /// Why.
+        cause: Cause,
+    },
+    /// The turn is over.
+    TurnSettled {
+        /// The task.
+        task: TaskId,
+        /// Why the prompt stopped.
+        stop_reason: StopReason,
+    },
+    /// The task reached its terminal state.
+    TaskEnded {
+        /// The task.
+        task: TaskId,
+        /// Which.
+        state: TaskState,
+        /// Why the prompt stopped, if one was sent.
+        stop_reason: Option<StopReason>,
+        /// What went wrong.
+        error: Option<TaskError>,
+        /// What is known of a turn that was cut off.
+        interrupted: Option<Interrupted>,
+        /// All of it, as it stays.
+        #[serde(skip)]
+        record: Box<Task>,
+    },
+    /// An agent process is being started.
+    RunStarted {
+        /// Its name.
+        run: RunId,
+        /// The profile.
+        agent: String,
+    },
+    /// The agent takes prompts.
+    RunReady {
+        /// Which run.
+        run: RunId,
+        /// Its process.
+        pid: u32,
+        /// Its session.
+        session: SessionId,
+        /// What became of the context.
+        continuity: Continuity,
+    },
+    /// The agent was told to end.
+    RunStopping {
+        /// Which run.
+        run: RunId,
+    },
+    /// The run is over.
+    RunExited {
+        /// Which run.
+        run: RunId,
+        /// How.
+        #[serde(flatten)]
+        exit: Exit,
+    },
+    /// The segment is closed for good.
+    SegmentEnded {
+        /// Its number.
+        segment: u32,
+        /// Why.
+        end_reason: &'static str,
+    },
+    /// A segment is opened.
+    SegmentStarted {
+        /// Its number.
+        segment: u32,
+        /// The session whose context is in force in it.
+        session: SessionId,
+    },
+    /// The agent's context could not be restored.
+    ContextLost {
+        /// The session that is gone.
+        session: SessionId,
+    },
+}
+
+impl Write {
+    /// How many frames of the transcript the fact is.
+    pub fn frames(&self) -> u64 {
+        match self {
+            Self::Said(said) => said.lines.count,
+            Self::RunStopping { .. } => 0,
+            _ => 1,
+        }
+    }
+
+    /// The kind of the frame that the fact is; for [`Write::Said`] the lines tell themselves.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::GroupCreated(_) => "greenroom/group_created",
+            Self::GroupChanged(_) => "greenroom/group_changed",
+            Self::GroupArchived {} => "greenroom/group_archived",
+            Self::PurgeOrdered {} => "greenroom/purge_ordered",
+            Self::GroupPaused {} => "greenroom/group_paused",
+            Self::GroupResumed {} => "greenroom/group_resumed",
+            Self::TaskQueued { .. } => "greenroom/task_queued",
+            Self::TaskClaimed { .. } => "greenroom/task_claimed",
+            Self::TaskReleased { .. } => "greenroom/task_released",
+            Self::TaskStarted { .. } => "greenroom/task_started",
+            Self::TurnStarted { .. } => "greenroom/turn_started",
+            Self::PromptSent { .. } => "session/prompt",
+            Self::Said(_) => "session/update",
+            Self::AgentOutputRejected { .. } => "greenroom/agent_output_rejected",
+            Self::PermissionResolved { .. } => "greenroom/permission_resolved",
+            Self::CancelRequested { .. } => "greenroom/cancel_requested",
+            Self::TurnCut { .. } => "greenroom/turn_cut",
+            Self::TurnSettled { .. } => "greenroom/turn_settled",
+            Self::TaskEnded { .. } => "greenroom/task_ended",
+            Self::RunStarted { .. } => "greenroom/run_started",
+            Self::RunReady { .. } => "greenroom/run_ready",
+            Self::RunStopping { .. } => "greenroom/run_stopping",
+            Self::RunExited { .. } => "greenroom/run_exited",
+            Self::SegmentEnded { .. } => "greenroom/segment_ended",
+            Self::SegmentStarted { .. } => "greenroom/segment_started",
+            Self::ContextLost { .. } => "greenroom/context_lost",
+        }
+    }
+}
+
+/// An order to an actor, carried out only once the step's facts are durable.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Start an agent process, and take up `session` in it if there is one.
+    Launch {
+        /// The run's name.
+        run: RunId,
+        /// The session to take up again.
+        session: Option<SessionId>,
+    },
+    /// Send a prompt.
+    Prompt {
+        /// To which run.
+        run: RunId,
+        /// JSON-RPC's id.
+        id: u64,
+        /// The session.
+        session: SessionId,
+        /// The content blocks.
+        prompt: Json,
+    },
+    /// Send `session/cancel`.
+    Cancel {
+        /// To which run.
+        run: RunId,
+        /// The session.
+        session: SessionId,
+    },
+    /// Answer a permission request.
+    Answer {
+        /// To which run.
+        run: RunId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// End the agent's process tree.
+    Stop {
+        /// Which run.
+        run: RunId,
+        /// How.
+        how: Stop,
+    },
+}
+
+/// An answer to a permission request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The request's JSON-RPC id.
+    pub request: Json,
+    /// The option chosen; absent: `cancelled`.
+    pub selected: Option<String>,
+}
+
+/// How to end a process tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Close its stdin; 2 s later TERM; 5 s later KILL.
+    Gently,
+    /// TERM at once; 5 s later KILL.
+    Firmly,
+}
+
+impl Step {
+    /// Takes another step's facts and orders behind this one's.
+    pub fn extend(&mut self, later: Step) {
+        self.writes.extend(later.writes);
+        self.effects.extend(later.effects);
+    }
+}
+
+impl From<ExitReason> for StopReason {
+    fn from(reason: ExitReason) -> Self {
+        match reason {
+            ExitReason::Protocol => Self::Protocol,
+            ExitReason::ServerRestart => Self::ServerRestart,
+            ExitReason::StartFailed | ExitReason::Exited | ExitReason::Stopped => {
+                Self::ProcessExited
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! A unit of work in a group's queue, and everything that is kept about it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Json, RunId, TaskId, Timestamp, Usage};
+
+/// One unit of work: asked for, queued, run at most once, and kept for good.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    /// Its name.
+    pub id: TaskId,
+    /// Its place in the order of acceptance within the group, from 1.
+    pub ordinal: u64,
+    /// What is to be done.
+    pub work: Work,
+    /// Who asked for it.
+    pub origin: Origin,
+    /// What the caller keeps with it.
+    pub metadata: Option<Json>,
+    /// How long one attempt may take, in milliseconds; absent: the server's `turn_timeout`.
+    pub deadline_ms: Option<u64>,
+    /// Where it stands.
+    pub state: TaskState,
+    /// How often its prompt was sent.
+    pub attempt: u32,
+    /// Whether somebody asked to cancel it. A request is not an outcome (I9).
+    pub cancel_requested: bool,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// When it got its slot, if it has one or had one.
+    pub claimed_at: Option<Timestamp>,
+    /// When its prompt was committed to be sent.
+    pub started_at: Option<Timestamp>,
+    /// When it reached its terminal state.
+    pub ended_at: Option<Timestamp>,
+    /// The run that its prompt went to.
+    pub run: Option<RunId>,
+    /// The segment that it started in.
+    pub segment: Option<u32>,
+    /// Its first frame.
+    pub seq_first: Option<u64>,
+    /// Its last frame.
+    pub seq_last: Option<u64>,
+    /// How it ended.
+    pub ending: Ending,
+}
+
+impl Task {
+    /// The kind that the API names.
+    pub fn kind(&self) -> TaskKind {
+        match self.work {
+            Work::Turn { .. } => TaskKind::Turn,
+            Work::Compaction { .. } => TaskKind::Compaction,
+        }
+    }
+
+    /// The prompt as ACP content blocks.
+    pub fn prompt(&self) -> &Json {
+        match &self.work {
+            Work::Turn { prompt } | Work::Compaction { prompt, .. } => prompt,
+        }
+    }
+}
+
+/// What a task does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// Sends one prompt and waits until it settles.
+    Turn {
+        /// ACP content blocks, a JSON array.
+        prompt: Json,
+    },
+    /// Has the agent compact its context by its own command.
+    Compaction {
+        /// What the summary should keep in view.
+        focus: Option<Arc<str>>,
+        /// The command as ACP content blocks.
+        prompt: Json,
+    },
+}
+
+/// The kinds of [`Work`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// See [`Work::Turn`].
+    Turn,
+    /// See [`Work::Compaction`].
+    Compaction,
+}
+
+/// Who asked for a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A caller over HTTP.
+    Api,
+    /// The group itself.
+    Auto,
+    /// An ACP client.
+    Acp,
+    /// A caller who asked for an ended task again.
+    Retry,
+}
+
+/// Where a task stands. The last five are terminal, and a terminal state never changes (I9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskState {
+    /// Accepted; waits, or is claimed and waits for its agent.
+    Queued,
+    /// Its prompt was committed to be sent.
+    Running,
+    /// The prompt was answered.
+    Completed,
+    /// The agent answered with an error, or could not be started.
+    Failed,
+    /// Somebody called it off.
+    Cancelled,
+    /// Cut off after the agent may have acted; never run again by itself (I7).
+    Interrupted,
+    /// A compaction that had nothing to do.
+    Skipped,
+}
+
+impl TaskState {
+    /// Whether nothing will change it any more.
+    pub fn is_terminal(self) -> bool {
+        !matches!(self, Self::Queued | Self::Running)
+    }
+}
+
+/// What a task that could not start yet waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blocked {
+    /// Another task of the group.
+    Turn,
+    /// One of the server's running slots.
+    Slot,
+    /// The agent's start.
+    Agent,
+    /// Somebody who paused the group.
+    Paused,
+}
+
+/// How a task ended; empty while it has not.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ending {
+    /// Why the prompt stopped, if one was sent.
+    pub stop_reason: Option<StopReason>,
+    /// What went wrong.
+    pub error: Option<TaskError>,
+    /// What is known of a turn that was cut off.
+    pub interrupted: Option<Interrupted>,
+    /// The agent's message text, joined, up to [`crate::TEXT_BYTES_MAX`].
+    pub text: String,
+    /// Whether `text` was cut at its limit.
+    pub text_truncated: bool,
+    /// The context usage that the agent last reported within the task.
+    pub usage: Option<Usage>,
+    /// The token counts that the agent gave in its answer, as it gave them.
+    pub tokens: Option<Json>,
+}
+
+/// What went wrong with a task: a code for programs, a sentence for people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskError {
+    /// Stable, `snake_case`.
+    pub code: String,
+    /// What happened and what is still true.
+    pub message: String,
+}
+
+/// What is known of a turn that was cut off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interrupted {
+    /// What cut it off.
+    pub cause: Cause,
+    /// What the agent may have done by then.
+    pub side_effects: SideEffects,
+    /// The tool calls that had begun and not ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub open_tools: Vec<String>,
+}
+
+/// What cut a turn off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The agent's process ended.
+    AgentExited,
+    /// The server died, or was stopped and could not wait longer.
+    ServerRestart,
+    /// The turn took longer than it may.
+    Deadline,
+    /// The agent broke the protocol.
+    Protocol,
+}
+
+/// What the agent may have done before it was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SideEffects {
+    /// Every tool call that it reported had ended.
+    NoneObserved,
+    /// A tool call was open.
+    Possible,
+    /// It may have said more than anybody read.
+    Unknown,
+}
+
+/// Why a prompt stopped: ACP's own reasons, and those that only greenroom can know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The agent finished.
+    EndTurn,
+    /// The model's answer was cut.
+    MaxTokens,
+    /// The agent asked the model too often.
+    MaxTurnRequests,
+    /// The agent declined.
+    Refusal,
+    /// The agent confirmed a cancel.
+    Cancelled,
+    /// The agent answered with a JSON-RPC error.
+    #[serde(rename = "_error")]
+    Error,
+    /// The agent's process ended first.
+    #[serde(rename = "_process_exited")]
+    ProcessExited,
+    /// The server ended first.
+    #[serde(rename = "_server_restart")]
+    ServerRestart,
+    /// The turn's time was up.
+    #[serde(rename = "_deadline")]
+    Deadline,
+    /// The agent broke the protocol.
+    #[serde(rename = "_protocol")]
+    Protocol,
+}

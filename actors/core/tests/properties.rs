@@ -1,0 +1,78 @@
+//! Random play: whatever callers, agents and crashes do to a group, the invariants hold at every
+//! step. The statements, by name, are in `world/checker.rs`.
+
+mod world;
+
+use greenroom_core::{Continuity, ExitReason, StopReason};
+use proptest::{
+    prelude::*,
+    test_runner::{FileFailurePersistence, TestCaseError},
+};
+use world::{Move, World, moves};
+
+const MOVES_MAX: usize = 200;
+/// Where the seeds of failures are kept, within the package.
+const REGRESSIONS: &str = "proptest-regressions/properties.txt";
+
+fn told<T>(held: Result<T, String>) -> Result<T, TestCaseError> {
+    held.map_err(TestCaseError::fail)
+}
+
+fn played(history: &[Move]) -> Result<World, TestCaseError> {
+    let mut world = World::default();
+    for next in history {
+        told(world.play(*next))?;
+    }
+    Ok(world)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 2_000,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS))),
+        ..ProptestConfig::default()
+    })]
+
+    /// Every statement of the checker, and: I13 replay = live = restore, I2 each accepted task
+    /// reaches its end, I12 nothing waits for ever while agents answer.
+    #[test]
+    fn whatever_happens_the_invariants_hold(history in moves(MOVES_MAX)) {
+        told(played(&history)?.drain(false))?;
+    }
+
+    /// I12: likewise if the agent never answers again, nor heeds a cancel.
+    #[test]
+    fn a_silent_agent_holds_up_nothing_for_ever(history in moves(60)) {
+        told(played(&history)?.drain(true))?;
+    }
+}
+
+/// Histories that broke a statement once, and stay told from then on.
+#[test]
+fn what_once_failed_holds() {
+    use Move::{
+        Archive, Cancel, Compact, Configure, Crash, Exit, Grant, LateAsk, LateSay, Shutdown,
+    };
+    let submit = Move::Submit { bytes: 1 };
+    let ready = Move::Ready(Continuity::Loaded);
+    let answer = Move::Answer(StopReason::EndTurn);
+    let (failed, other_agent) = (Exit(ExitReason::StartFailed), Configure(2));
+    #[rustfmt::skip]
+    let histories: &[(&str, &[Move])] = &[
+        ("a run that is over is heard",             &[submit, Grant, failed, LateSay, LateAsk]),
+        ("a released turn before a compaction",     &[submit, Grant, Compact, Shutdown, Crash]),
+        ("a crash with a compaction waiting",       &[submit, Grant, Compact, Crash, Crash]),
+        ("a group that was never made is archived", &[Archive, submit]),
+        ("a group that was never made is paused",   &[Move::Pause, submit]),
+        ("a stop repeats a cancel",                 &[submit, Grant, ready, Cancel { back: 0 }, Move::Stop, Move::Stop]),
+        ("an ending run becomes ready",             &[submit, Grant, Archive, ready, Configure(0), submit, Grant]),
+        ("a released task's run becomes ready",     &[submit, Grant, Shutdown, ready, Grant]),
+        ("a delete repeats a cancel",               &[submit, Grant, ready, Cancel { back: 0 }, Archive, Archive]),
+        ("the old agent gets the next turn",        &[submit, Grant, ready, other_agent, answer, submit, Grant]),
+        ("the starting old agent gets it",          &[submit, Grant, other_agent, Cancel { back: 0 }, submit, Grant, ready]),
+    ];
+    for (name, history) in histories {
+        let drained = played(history).and_then(|mut world| told(world.drain(false)));
+        assert!(drained.is_ok(), "{name}: {drained:?}");
+    }
+}

@@ -1,0 +1,5 @@
+//! The keeper as a program of its own, for the tests of this package.
+
+fn main() -> std::process::ExitCode {
+    greenroom_actors::agent::shim::main(std::env::args_os().skip(1))
+}

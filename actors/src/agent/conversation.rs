@@ -1,0 +1,481 @@
+//! The loop of one run: reads what the agent says, reports it, and sees the process to its end.
+
+use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+
+use actix::{MailboxError, Recipient};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::BytesMut;
+use greenroom_core::{Event, Exit, ExitReason, Fold, GroupId, RunId, Stop};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::unix::pipe::Receiver,
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    AgentReport, Start, acp,
+    batch::{Batch, single},
+    child::{Child, Keeper, TreeEvent},
+    opening::{Next, Opening},
+    stderr::Stderr,
+    stdin::Stdin,
+};
+use crate::{clock, profile::Profile};
+
+/// From closing stdin to TERM.
+const TERM_AFTER: Duration = Duration::from_secs(2);
+/// From TERM to KILL.
+const KILL_AFTER: Duration = Duration::from_secs(5);
+/// How long a pipe is read on after the agent ended: something may hold it open (RELIABILITY F9).
+const DRAIN: Duration = Duration::from_secs(2);
+/// How often that may begin again because there was still something.
+const DRAINS_MAX: u32 = 5;
+/// Lines in a row that are no message before the agent is taken for broken (RELIABILITY F13).
+const REJECTED_MAX: u32 = 10;
+/// Of a rejected line, no more than this is kept.
+const REJECTED_BYTES_MAX: usize = 64 << 10;
+/// One read takes no more than this.
+const READ_BYTES: usize = 256 << 10;
+
+type Report = Pin<Box<dyn Future<Output = Result<(), MailboxError>>>>;
+
+/// One run's loop.
+pub struct Conversation {
+    run: RunId,
+    group_id: GroupId,
+    profile: Arc<Profile>,
+    stdin: Rc<Stdin>,
+    keeper: Keeper,
+    stdout: Pipe,
+    stderr_pipe: Pipe,
+    stderr: Stderr,
+    orders: mpsc::UnboundedReceiver<Option<Stop>>,
+    group: Recipient<AgentReport>,
+    line_bytes_max: usize,
+    batch: Batch,
+    /// Lines that the group is making durable.
+    report: Option<Report>,
+    opening: Option<Opening>,
+    first_line: Option<String>,
+    start_by: Instant,
+    pid: Option<u32>,
+    rejected: u32,
+    ladder: Ladder,
+    verdict: Option<(ExitReason, String)>,
+    exited: Option<(Option<i32>, Option<i32>)>,
+    /// Set when the process tree is gone: until then the pipes are read on.
+    read_until: Option<Instant>,
+    /// How often the pipes of a tree that is gone are looked into again.
+    drains_left: u32,
+}
+
+struct Pipe {
+    pipe: Receiver,
+    buffer: BytesMut,
+    /// Bytes of the buffer that hold no line feed.
+    searched: usize,
+    ended: bool,
+}
+
+/// The stop ladder (ARCHITECTURE 7).
+#[derive(Clone, Copy, Debug)]
+enum Ladder {
+    Unused,
+    TermAt(Instant),
+    KillAt(Instant),
+    Killed,
+}
+
+enum Wake {
+    Stdout(io::Result<usize>),
+    Stderr(io::Result<usize>),
+    Tree(TreeEvent),
+    Order(Option<Stop>),
+    Reported(Result<(), MailboxError>),
+    Climb,
+    Stalled,
+    TooLate,
+    DrainedLong,
+}
+
+impl Conversation {
+    /// The loop for a `child` that was spawned in `cwd`.
+    pub fn new(
+        start: &Start,
+        cwd: PathBuf,
+        child: Child,
+        stdin: Rc<Stdin>,
+        orders: mpsc::UnboundedReceiver<Option<Stop>>,
+        group: Recipient<AgentReport>,
+        line_bytes_max: usize,
+    ) -> Self {
+        let auth_method = start.profile.auth_method.clone();
+        let (opening, first_line) = Opening::new(cwd, auth_method, start.session.clone());
+        stdin.open(child.stdin);
+        Self {
+            run: start.run,
+            group_id: start.group.clone(),
+            profile: start.profile.clone(),
+            stdin,
+            keeper: child.keeper,
+            stdout: Pipe::new(child.stdout),
+            stderr_pipe: Pipe::new(child.stderr),
+            stderr: Stderr::new(start.group.clone(), start.run),
+            orders,
+            group,
+            line_bytes_max,
+            batch: Batch::new(start.run),
+            report: None,
+            opening: Some(opening),
+            first_line: Some(first_line),
+            start_by: Instant::now() + start.profile.start_timeout,
+            pid: None,
+            rejected: 0,
+            ladder: Ladder::Unused,
+            verdict: None,
+            exited: None,
+            read_until: None,
+            drains_left: DRAINS_MAX,
+        }
+    }
+
+    /// Holds the conversation until nothing of the process tree is left, and reports that last.
+    pub async fn hold(mut self) {
+        while !self.is_over() {
+            if self.report.is_none() && !self.batch.is_empty() {
+                let events = self.batch.take();
+                self.report = Some(Box::pin(self.group.send(AgentReport(events))));
+            }
+            match self.wake().await {
+                Wake::Stdout(read) => self.hear(read),
+                Wake::Stderr(read) => self.note(read),
+                Wake::Tree(event) => self.watch(event),
+                Wake::Order(order) => self.obey(order),
+                Wake::Reported(Ok(())) => self.report = None,
+                Wake::Reported(Err(_)) => {
+                    // The group's actor is gone; what it did not store was never seen.
+                    self.report = None;
+                    self.batch.take();
+                    self.end(ExitReason::Stopped, "its group's actor ended");
+                }
+                Wake::Climb => self.climb(),
+                Wake::Stalled => {
+                    self.end(ExitReason::Protocol, "the agent did not read its stdin for 10 s");
+                }
+                Wake::TooLate => {
+                    let waited = self.profile.start_timeout.as_millis();
+                    let why = format!("it was not ready within {waited} ms");
+                    self.end(ExitReason::StartFailed, &why);
+                }
+                Wake::DrainedLong => self.drain(),
+            }
+        }
+        let exit = self.exit();
+        let exited = Event::AgentExited { run: self.run, exit, fresh: clock::run_id() };
+        // If the group's actor is gone, its successor finds the run in the database.
+        _ = self.group.send(AgentReport(vec![exited])).await;
+    }
+
+    fn is_over(&self) -> bool {
+        let is_quiet = self.report.is_none() && self.batch.is_empty();
+        self.read_until.is_some() && self.pipes_ended() && is_quiet
+    }
+
+    fn pipes_ended(&self) -> bool {
+        self.stdout.ended && self.stderr_pipe.ended
+    }
+
+    async fn wake(&mut self) -> Wake {
+        let hears = !self.stdout.ended && self.batch.has_room();
+        let climb = match self.ladder {
+            Ladder::TermAt(at) | Ladder::KillAt(at) => Some(at),
+            Ladder::Unused | Ladder::Killed => None,
+        };
+        let start_by = self.opening.is_some().then_some(self.start_by);
+        let start_by = start_by.filter(|_| self.verdict.is_none());
+        let gone = self.read_until.is_some();
+        let drains = self.batch.has_room() && !self.pipes_ended();
+        let report = async {
+            match &mut self.report {
+                Some(report) => report.await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            reported = report => Wake::Reported(reported),
+            read = self.stdout.read(), if hears => Wake::Stdout(read),
+            read = self.stderr_pipe.read(), if !self.stderr_pipe.ended => Wake::Stderr(read),
+            event = self.keeper.next(), if !gone => Wake::Tree(event),
+            Some(order) = self.orders.recv() => Wake::Order(order),
+            () = until(climb), if !gone => Wake::Climb,
+            () = until(start_by), if !gone => Wake::TooLate,
+            () = until(self.read_until), if drains => Wake::DrainedLong,
+            () = self.stdin.stall(), if self.verdict.is_none() => Wake::Stalled,
+        }
+    }
+
+    /// The tree is gone, and something else may hold its pipes open: takes what is in them, and
+    /// waits once more if that was anything.
+    fn drain(&mut self) {
+        let read = self.stdout.try_read();
+        let more = matches!(read, Ok(bytes) if bytes > 0) && self.drains_left > 0;
+        self.drains_left = self.drains_left.saturating_sub(1);
+        self.hear(read);
+        if more {
+            self.read_until = Some(Instant::now() + DRAIN);
+        } else {
+            self.hear(Ok(0));
+            self.note(Ok(0));
+        }
+    }
+
+    /// Takes in what was read from stdout: whole lines, and at the end what is left.
+    fn hear(&mut self, read: io::Result<usize>) {
+        if !matches!(read, Ok(bytes) if bytes > 0) {
+            let rest = self.stdout.buffer.split();
+            if !rest.is_empty() {
+                self.line(&rest);
+            }
+            return self.close();
+        }
+        let mut buffer = std::mem::take(&mut self.stdout.buffer);
+        let mut from = 0;
+        let mut search = self.stdout.searched;
+        while let Some(at) = memchr::memchr(b'\n', &buffer[search..]) {
+            let end = search + at;
+            self.line(&buffer[from..end]);
+            from = end + 1;
+            search = from;
+        }
+        let rest = buffer.split_off(from);
+        self.stdout.searched = rest.len();
+        self.stdout.buffer = rest;
+        if self.stdout.searched > self.line_bytes_max {
+            self.stdout.buffer.clear();
+            self.stdout.searched = 0;
+            let max = self.line_bytes_max;
+            self.end(ExitReason::Protocol, &format!("the agent wrote a line over {max} bytes"));
+        }
+    }
+
+    /// The agent closed its stdout. One that does not end by itself then is ended.
+    fn close(&mut self) {
+        if self.stdout.ended {
+            return;
+        }
+        self.stdout.ended = true;
+        self.batch.push(Event::AgentClosed(self.run));
+        if matches!(self.ladder, Ladder::Unused) {
+            self.stdin.close();
+            self.ladder = Ladder::TermAt(Instant::now() + TERM_AFTER);
+        }
+    }
+
+    fn line(&mut self, bytes: &[u8]) {
+        // What comes behind a broken line means nothing any more.
+        if matches!(self.verdict, Some((ExitReason::Protocol, _))) {
+            return;
+        }
+        // A carriage return is white space in JSON and a line's end in Server-Sent Events.
+        let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+        if bytes.len() > self.line_bytes_max {
+            let max = self.line_bytes_max;
+            return self
+                .end(ExitReason::Protocol, &format!("the agent wrote a line over {max} bytes"));
+        }
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            return self.reject(bytes, "it is not UTF-8".into());
+        };
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let replaced;
+        let text = if memchr::memchr(b'\r', text.as_bytes()).is_some() {
+            replaced = text.replace('\r', " ");
+            &replaced
+        } else {
+            text
+        };
+        match acp::hear(text) {
+            Ok(heard) => {
+                self.rejected = 0;
+                self.message(text, heard);
+            }
+            Err(acp::NotHeard::NoMessage(reason)) => self.reject(bytes, reason),
+            Err(err @ acp::NotHeard::TooDeep) => {
+                self.reject(bytes, err.to_string());
+                self.end(ExitReason::Protocol, "the agent wrote JSON that nests too deep");
+            }
+        }
+    }
+
+    fn message(&mut self, line: &str, heard: acp::Heard<'_>) {
+        match heard {
+            acp::Heard::Notice(kind, fold) => {
+                let replay = kind == "session/update"
+                    && self.opening.as_mut().is_some_and(Opening::is_replay);
+                if !replay {
+                    self.batch.say(line, kind, fold);
+                }
+            }
+            acp::Heard::Permission(permission) => {
+                let lines = single(line, "session/request_permission".into());
+                self.batch.push(Event::PermissionAsked { run: self.run, lines, permission });
+            }
+            acp::Heard::Request { id, kind, private } => {
+                self.stdin.send(acp::refusal_line(id));
+                if private {
+                    log::warn!(run:% = self.run, method = &*kind; "agent request refused");
+                } else {
+                    let fold = Fold { output: true, ..Fold::default() };
+                    self.batch.say(line, kind, fold);
+                }
+            }
+            acp::Heard::Response { id, outcome } => match &mut self.opening {
+                Some(opening) => {
+                    if let Some(next) = opening.answered(id, outcome) {
+                        self.open(next);
+                    }
+                }
+                None => {
+                    let reply = acp::prompt_reply(outcome);
+                    self.batch.push(Event::PromptAnswered { run: self.run, id, reply });
+                }
+            },
+        }
+    }
+
+    fn open(&mut self, next: Next) {
+        match next {
+            Next::Ask(line) => self.stdin.send(line),
+            Next::Ready(session, continuity) => {
+                self.opening = None;
+                let (run, pid) = (self.run, self.pid.unwrap_or_default());
+                self.batch.push(Event::AgentReady { run, pid, session, continuity });
+            }
+            Next::Fail(why) => self.end(ExitReason::StartFailed, &why),
+        }
+    }
+
+    fn reject(&mut self, bytes: &[u8], reason: String) {
+        self.rejected += 1;
+        let kept = &bytes[..bytes.len().min(REJECTED_BYTES_MAX)];
+        let bytes = STANDARD.encode(kept);
+        self.batch.push(Event::OutputRejected { run: self.run, reason, bytes });
+        if self.rejected == REJECTED_MAX {
+            let why = format!("the agent wrote {REJECTED_MAX} lines in a row that are no message");
+            self.end(ExitReason::Protocol, &why);
+        }
+    }
+
+    fn note(&mut self, read: io::Result<usize>) {
+        self.stderr.take(&self.stderr_pipe.buffer.split());
+        if !matches!(read, Ok(bytes) if bytes > 0) {
+            self.stderr_pipe.ended = true;
+            self.stderr.finish();
+        }
+    }
+
+    fn watch(&mut self, event: TreeEvent) {
+        match event {
+            TreeEvent::Started { pid, .. } => {
+                self.pid = Some(pid);
+                log::info!(
+                    target: "greenroom::run", group:% = self.group_id, run:% = self.run, pid;
+                    "run started"
+                );
+                if let Some(line) = self.first_line.take() {
+                    self.stdin.send(line);
+                }
+            }
+            TreeEvent::SpawnFailed { message, .. } => self.end(ExitReason::StartFailed, &message),
+            TreeEvent::Exited { code, signal } => self.exited = Some((code, signal)),
+            TreeEvent::Gone => self.read_until = Some(Instant::now() + DRAIN),
+        }
+    }
+
+    fn obey(&mut self, order: Option<Stop>) {
+        match (order, self.ladder) {
+            (None, _) => self.end(ExitReason::Stopped, "stopped by greenroom"),
+            (Some(how), Ladder::Unused | Ladder::TermAt(_)) => {
+                self.verdict.get_or_insert((ExitReason::Stopped, "stopped by greenroom".into()));
+                self.stdin.close();
+                let now = Instant::now();
+                self.ladder = match how {
+                    Stop::Gently => Ladder::TermAt(now + TERM_AFTER),
+                    Stop::Firmly => Ladder::TermAt(now),
+                };
+            }
+            (Some(_), Ladder::KillAt(_) | Ladder::Killed) => {}
+        }
+    }
+
+    fn climb(&mut self) {
+        self.ladder = match self.ladder {
+            Ladder::TermAt(_) => {
+                self.keeper.terminate();
+                Ladder::KillAt(Instant::now() + KILL_AFTER)
+            }
+            Ladder::Unused | Ladder::KillAt(_) | Ladder::Killed => {
+                self.keeper.kill();
+                Ladder::Killed
+            }
+        };
+    }
+
+    /// Kills the tree, for a reason that stays if it is the first.
+    fn end(&mut self, reason: ExitReason, why: &str) {
+        let reason = match reason {
+            ExitReason::Protocol if self.opening.is_some() => ExitReason::StartFailed,
+            reason => reason,
+        };
+        self.verdict.get_or_insert_with(|| (reason, why.to_owned()));
+        self.stdin.close();
+        self.keeper.kill();
+        self.ladder = Ladder::Killed;
+    }
+
+    fn exit(&mut self) -> Exit {
+        let (code, signal) = self.exited.unwrap_or_default();
+        let how = match (code, signal) {
+            (Some(code), _) => format!("the agent exited with code {code}"),
+            (None, Some(signal)) => format!("the agent was ended by signal {signal}"),
+            (None, None) => "the agent is gone and left no exit code".into(),
+        };
+        let (reason, detail) = match self.verdict.take() {
+            Some(verdict) => verdict,
+            None if self.opening.is_some() => {
+                (ExitReason::StartFailed, format!("{how} before it was ready"))
+            }
+            None => (ExitReason::Exited, how),
+        };
+        let (stderr_tail, stderr_dropped) = (self.stderr.tail(), self.stderr.dropped());
+        Exit { pid: self.pid, code, signal, reason, detail, stderr_tail, stderr_dropped }
+    }
+}
+
+impl Pipe {
+    fn new(pipe: Receiver) -> Self {
+        Self { pipe, buffer: BytesMut::new(), searched: 0, ended: false }
+    }
+
+    fn try_read(&mut self) -> io::Result<usize> {
+        self.buffer.reserve(READ_BYTES);
+        self.pipe.try_read_buf(&mut self.buffer)
+    }
+
+    async fn read(&mut self) -> io::Result<usize> {
+        self.pipe.readable().await?;
+        self.buffer.reserve(READ_BYTES);
+        self.pipe.read_buf(&mut self.buffer).await
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
+    }
+}

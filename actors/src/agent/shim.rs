@@ -1,0 +1,391 @@
+//! The process-tree keeper: the program between the server and one agent (`greenroom shim`).
+//!
+//! Owns the agent's processes: it starts the agent in a clean place, adopts every orphan below it
+//! as a subreaper, and leaves only when all are dead and reaped (I10, AM-42). It refuses the rest:
+//! no data passes through it (the agent gets the server's pipes), it takes no decision about a
+//! stop except that a silent server is a dead one, and it has one thread and no runtime, because
+//! a parent-death signal is bound to the *thread* that forked.
+//!
+//! Its standard input is a socket to the server. First comes `LAUNCH` with four descriptors: the
+//! agent's three streams, and a memory file with the `Spec`; so secrets stand in no command line
+//! and no environment but the agent's. After that, one byte an order. Back go [`TreeEvent`]s, one
+//! line of JSON each.
+
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{self, IoSliceMut, Read, Seek},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::PathBuf,
+    process::{Command, ExitCode},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Access, Mode, access},
+    io::{Errno, FdFlags, fcntl_setfd, retry_on_intr},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send},
+    process::{
+        PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getppid, getrlimit, pidfd_open,
+        set_parent_process_death_signal, setrlimit, setsid, umask, wait,
+    },
+    thread::{set_name, set_no_new_privs},
+};
+use serde::{Deserialize, Serialize};
+
+use super::tree::{self, Process, SHIM_NAME};
+
+/// The server's orders. `LAUNCH` is the first, and carries the descriptors.
+pub(super) const LAUNCH: u8 = b'L';
+pub(super) const HEARTBEAT: u8 = b'.';
+pub(super) const TERMINATE: u8 = b'T';
+pub(super) const KILL: u8 = b'K';
+
+/// How long a server may be silent before it counts as dead, unless `--silence-ms` says otherwise.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Silence is counted in this many waits, so that time in which the shim itself was stopped (a
+/// frozen container, a suspended machine) counts as one wait at most.
+const SILENT_WAITS_MAX: u32 = 5;
+/// After a TERM, what the agent's main process leaves behind has this long to end by itself: an
+/// `npx` dies at once, the agent below it may still be saving its session.
+const LINGER_MAX: Duration = Duration::from_secs(2);
+/// How long the shim goes on killing before it leaves the rest to the server.
+const KILL_MAX: Duration = Duration::from_secs(10);
+/// The soft limit that programs using `select` need; who wants more may raise it to the hard one.
+const OPEN_FILES: u64 = 1024;
+
+/// What the agent is, as the server tells the shim.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Spec {
+    pub command: PathBuf,
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub cwd: PathBuf,
+    pub umask: Option<u32>,
+    pub no_new_privs: bool,
+}
+
+/// What happened to an agent's processes, in this order: `Started` then `Exited`, or
+/// `SpawnFailed`; then `Gone`. A killed shim leaves out all but `Gone`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum TreeEvent {
+    /// The agent's main process runs. `start_time` is in clock ticks since boot.
+    Started { pid: u32, start_time: u64 },
+    /// It could not be started; `errno` is absent if the system was not even asked.
+    SpawnFailed { errno: Option<i32>, message: String },
+    /// The main process ended, by `exit(code)` or by a signal; others may still hold its pipes.
+    Exited { code: Option<i32>, signal: Option<i32> },
+    /// No process of the run is left.
+    Gone,
+}
+
+/// Runs the shim; `args` come after the subcommand: none, or `--silence-ms N`.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match silence_max(args).and_then(|silence_max| run(io::stdin().as_fd(), silence_max)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("greenroom shim: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn silence_max(args: impl IntoIterator<Item = OsString>) -> io::Result<Duration> {
+    let args: Vec<_> = args.into_iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        [] => Some(SILENCE_MAX),
+        ["--silence-ms", n] => n.parse().ok().map(Duration::from_millis),
+        _ => None,
+    }
+    .ok_or_else(|| io::Error::other("arguments: [--silence-ms N]"))
+}
+
+fn run(control: BorrowedFd<'_>, silence_max: Duration) -> io::Result<()> {
+    close_inherited_on_exec()?;
+    // The name comes before the session, see `tree::sweep_adopted`.
+    set_name(SHIM_NAME)?;
+    setsid()?;
+    tree::become_subreaper()?;
+    let wait = silence_max / SILENT_WAITS_MAX;
+    let Some((spec, streams)) = receive(control, wait)? else {
+        return Ok(());
+    };
+    match start(&spec, streams) {
+        Ok(agent) => Keeper { control, agent, ended: false, terminated: false }.keep(wait),
+        Err(err) => {
+            let message = explain(&spec, &err);
+            report(control, &TreeEvent::SpawnFailed { errno: err.raw_os_error(), message });
+            report(control, &TreeEvent::Gone);
+            Ok(())
+        }
+    }
+}
+
+/// Waits for the launch. `None` if the server went away, or silent, before it came.
+fn receive(control: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<(Spec, [OwnedFd; 3])>> {
+    let mut fds = [PollFd::from_borrowed_fd(control, PollFlags::IN)];
+    let limit = timespec(wait * SILENT_WAITS_MAX)?;
+    if retry_on_intr(|| poll(&mut fds, Some(&limit)))? == 0 {
+        return Ok(None);
+    }
+    let mut order = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let iov = &mut [IoSliceMut::new(&mut order)];
+    if recvmsg(control, iov, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes == 0 {
+        return Ok(None);
+    }
+    let rights = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    match (order, <[OwnedFd; 4]>::try_from(rights.flatten().collect::<Vec<_>>())) {
+        ([LAUNCH], Ok([stdin, stdout, stderr, spec])) => {
+            let (mut spec, mut json) = (fs::File::from(spec), Vec::new());
+            spec.rewind()?;
+            spec.read_to_end(&mut json)?;
+            Ok(Some((serde_json::from_slice(&json)?, [stdin, stdout, stderr])))
+        }
+        _ => Err(io::Error::other("the first order is not a launch")),
+    }
+}
+
+/// Sees to it that nothing this process inherited by accident is inherited by the agent (C13).
+///
+/// The server opens all its descriptors close-on-exec; those that the server itself inherited,
+/// or that a library opened otherwise, are not.
+fn close_inherited_on_exec() -> io::Result<()> {
+    let listed: Vec<i32> = fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&fd| 2 < fd)
+        .collect();
+    for fd in listed {
+        // SAFETY: only a flag is set, which changes nothing for an owner of the descriptor in
+        // this process. One of them, the listing's own, is closed by now: an error, not misuse.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
+    }
+    Ok(())
+}
+
+/// Starts the agent on `streams`, of which no copy stays here (else there would be no EOF).
+fn start(spec: &Spec, streams: [OwnedFd; 3]) -> io::Result<Process> {
+    limit()?;
+    // Both are inherited, and mean nothing to the shim itself: it makes no file and runs nothing.
+    if let Some(mask) = spec.umask {
+        umask(Mode::from_raw_mode(mask));
+    }
+    if spec.no_new_privs {
+        set_no_new_privs(true)?;
+    }
+    let [stdin, stdout, stderr] = streams;
+    let mut command = Command::new(&spec.command);
+    command
+        .args(&spec.args)
+        .env_clear()
+        .envs(spec.env.iter().map(|(key, value)| (key, value)))
+        .current_dir(&spec.cwd)
+        .process_group(0)
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(stderr);
+    let shim = getpid();
+    let die_with_shim = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // A shim that died before the signal was set would not be noticed.
+        if getppid() == Some(shim) { Ok(()) } else { Err(Errno::SRCH.into()) }
+    };
+    // SAFETY: between fork and exec it makes two system calls and neither allocates nor locks;
+    // and the shim has one thread, so that no lock can be held by another.
+    unsafe { command.pre_exec(die_with_shim) };
+    // The child is reaped by `Keeper::reap`, with all others.
+    Process::now(command.spawn()?.id())
+}
+
+/// No core file, which would hold secrets, and an ordinary number of open files, whatever the
+/// server needs itself. Never an address-space limit: V8 reserves far more than it uses.
+fn limit() -> io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = Some(maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES)));
+    Ok(setrlimit(Resource::Nofile, Rlimit { current, maximum })?)
+}
+
+/// Says which part of the launch was wrong: the system gives one error for several.
+fn explain(spec: &Spec, err: &io::Error) -> String {
+    let (command, cwd) = (spec.command.display(), spec.cwd.display());
+    let by_path = spec.command.components().count() != 1;
+    match err.kind() {
+        _ if !spec.cwd.is_dir() => format!("working directory {cwd} is missing or no directory"),
+        _ if access(&spec.cwd, Access::EXEC_OK).is_err() => {
+            format!("working directory {cwd} may not be entered")
+        }
+        io::ErrorKind::NotFound if by_path && spec.cwd.join(&spec.command).is_file() => {
+            format!("the interpreter that {command} names was not found")
+        }
+        io::ErrorKind::NotFound => format!("command {command} was not found"),
+        io::ErrorKind::PermissionDenied => format!("command {command} is not executable"),
+        _ => format!("command {command} cannot be started: {err}"),
+    }
+}
+
+/// Tells the server. It may be gone, and a full socket belongs to a server that is stopped: the
+/// tree's end must wait for neither.
+fn report(control: BorrowedFd<'_>, event: &TreeEvent) {
+    if let Ok(mut line) = serde_json::to_vec(event) {
+        line.push(b'\n');
+        let _ = send(control, &line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
+}
+
+fn timespec(duration: Duration) -> io::Result<Timespec> {
+    Timespec::try_from(duration).map_err(io::Error::other)
+}
+
+/// What goes on after an order.
+#[derive(PartialEq, Eq)]
+enum Next {
+    Wait,
+    Kill,
+}
+
+/// One running agent and all that it started.
+struct Keeper<'c> {
+    control: BorrowedFd<'c>,
+    agent: Process,
+    /// The main process was reaped; its pid may be another's by now.
+    ended: bool,
+    /// TERM went out; it goes out once, as some programs take a second one for impatience.
+    terminated: bool,
+}
+
+impl Keeper<'_> {
+    fn keep(mut self, wait: Duration) -> io::Result<()> {
+        let Process { pid, start_time } = self.agent;
+        report(self.control, &TreeEvent::Started { pid, start_time });
+        // Whatever fails from here on, the tree is killed.
+        let watched = self.watch(wait);
+        if self.ended && self.terminated {
+            self.linger();
+        }
+        self.kill_all()?;
+        report(self.control, &TreeEvent::Gone);
+        watched
+    }
+
+    /// Returns when the tree has to go: its main process ended, or the server is gone or says so.
+    fn watch(&mut self, wait: Duration) -> io::Result<()> {
+        let pidfd = pidfd_open(self.agent.id()?, PidfdFlags::empty())?;
+        let wait = timespec(wait)?;
+        let mut silent_waits = 0;
+        while silent_waits < SILENT_WAITS_MAX {
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.control, PollFlags::IN),
+                PollFd::new(&pidfd, PollFlags::IN),
+            ];
+            match poll(&mut fds, Some(&wait)) {
+                Ok(0) => silent_waits += 1,
+                Ok(_) if !fds[0].revents().is_empty() => {
+                    silent_waits = 0;
+                    if self.obey() == Next::Kill {
+                        break;
+                    }
+                }
+                Ok(_) | Err(Errno::INTR) => (),
+                Err(err) => return Err(err.into()),
+            }
+            // At each turn, as orphans that ended are this process's to reap.
+            self.reap();
+            if self.ended {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the server sent.
+    fn obey(&mut self) -> Next {
+        let mut orders = [0; 64];
+        match recv(self.control, &mut orders[..], RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return Next::Kill,
+            Ok((count, _)) => {
+                for &order in &orders[..count] {
+                    match order {
+                        KILL => return Next::Kill,
+                        TERMINATE => self.terminate(),
+                        // A heartbeat has done its work by coming.
+                        _ => (),
+                    }
+                }
+            }
+            Err(Errno::AGAIN | Errno::INTR) => (),
+            Err(_) => return Next::Kill,
+        }
+        Next::Wait
+    }
+
+    fn terminate(&mut self) {
+        if !self.terminated {
+            self.terminated = true;
+            signal_all(Signal::TERM);
+        }
+    }
+
+    /// After TERM, and the end of the main process: waits for the others, not for long.
+    fn linger(&mut self) {
+        let began = Instant::now();
+        while self.reap() && began.elapsed() < LINGER_MAX && self.obey() == Next::Wait {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Kills until no child is left. As every orphan below becomes a child of this process, no
+    /// child means no descendant, in whichever session or group.
+    fn kill_all(&mut self) -> io::Result<()> {
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        while self.reap() {
+            if KILL_MAX <= began.elapsed() {
+                return Err(io::Error::other("a process of the agent cannot be killed"));
+            }
+            signal_all(Signal::KILL);
+            thread::sleep(pause);
+            pause = (2 * pause).min(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    /// Reaps all that ended, and reports the main process. False if there is no child at all.
+    fn reap(&mut self) -> bool {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if self.agent.id().is_ok_and(|agent| agent == pid) => {
+                    self.ended = true;
+                    let (code, signal) = (status.exit_status(), status.terminating_signal());
+                    report(self.control, &TreeEvent::Exited { code, signal });
+                }
+                Ok(Some(_)) | Err(Errno::INTR) => (),
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// Signals all that is below this process. What cannot be listed or signalled now is met again in
+/// the next round, if there is one.
+fn signal_all(signal: Signal) {
+    for process in tree::descendants(std::process::id()).unwrap_or_default() {
+        let _ = process.signal(signal);
+    }
+}

@@ -1,0 +1,311 @@
+//! What `/proc` says about processes, and how one of them is killed without hitting another.
+//!
+//! Owns the search: by ancestry, by a mark in the environment, by adoption. It refuses to judge
+//! when to kill (`shim`, `child` and the boot do), and never signals a bare pid: a pid is only a
+//! name, free for reuse once its process is reaped, so a process is named by [`Process`].
+
+use std::{
+    collections::HashMap,
+    ffi::CStr,
+    fmt::Display,
+    fs, io, thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, getsid, pidfd_open, pidfd_send_signal,
+    set_child_subreaper, waitpid,
+};
+
+/// The name by which a shim is told from everything else. It takes it before its own session, so
+/// that a child of the server in a foreign session is either a shim, or adopted from a dead one.
+pub(super) const SHIM_NAME: &CStr = c"greenroom-shim";
+/// How long a sweep goes on before it says that something cannot be killed (I10).
+const SWEEP_MAX: Duration = Duration::from_secs(5);
+/// How long a sweep leaves a shim alone. A shim whose agent was killed, or whose server is gone,
+/// ends by itself and takes with it what carries no mark; killed early, it could not.
+const SHIM_LEAVE: Duration = Duration::from_secs(1);
+/// How many looks in a row must find nobody.
+const EMPTY_LOOKS: u32 = 2;
+/// Pause between two looks at `/proc` while killed processes vanish.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// One process, and no other that gets its pid later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Process {
+    pub pid: u32,
+    /// Clock ticks from boot to the process's start.
+    pub start_time: u64,
+}
+
+/// An entry of the environment that every process of a run inherits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marker {
+    key: &'static str,
+    value: String,
+}
+
+impl Marker {
+    /// Marks the processes of one run.
+    pub fn run(id: impl Display) -> Self {
+        Self { key: "GREENROOM_RUN", value: id.to_string() }
+    }
+
+    /// Marks the processes of every run that belongs to one data directory.
+    pub fn data(id: impl Display) -> Self {
+        Self { key: "GREENROOM_DATA", value: id.to_string() }
+    }
+
+    /// The variable's name and value.
+    pub fn entry(&self) -> (&str, &str) {
+        (self.key, &self.value)
+    }
+
+    /// The processes that carry this mark, as far as this user may see. The caller may be one.
+    ///
+    /// Zombies carry none, nor does a process that was started with a cleared environment.
+    ///
+    /// # Errors
+    ///
+    /// `/proc` cannot be listed.
+    pub fn find(&self) -> io::Result<Vec<Process>> {
+        Ok(self.search()?.into_iter().map(Entry::process).collect())
+    }
+
+    fn search(&self) -> io::Result<Vec<Entry>> {
+        let mark = format!("{}={}", self.key, self.value);
+        let carries = |pid: u32| {
+            fs::read(format!("/proc/{pid}/environ"))
+                .is_ok_and(|environ| environ.split(|&byte| byte == 0).any(|e| e == mark.as_bytes()))
+        };
+        // The start time is known before the mark is looked for: if the pid becomes another's in
+        // between or later, that one's start time differs, and no signal reaches it.
+        let mut found = entries()?;
+        found.retain(|entry| carries(entry.pid));
+        Ok(found)
+    }
+}
+
+impl Process {
+    /// Names the process that has `pid` now.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or `/proc` is not readable.
+    pub fn now(pid: u32) -> io::Result<Self> {
+        Ok(Self { pid, start_time: start_time(pid)? })
+    }
+
+    /// Whether it is there, as a zombie at least.
+    pub fn exists(self) -> bool {
+        start_time(self.pid).is_ok_and(|start_time| start_time == self.start_time)
+    }
+
+    /// Sends `signal` to this process. One that is gone already counts as success.
+    ///
+    /// # Errors
+    ///
+    /// It belongs to another user, or no file descriptor is left.
+    pub fn signal(self, signal: Signal) -> io::Result<()> {
+        let sent = pidfd_open(self.id()?, PidfdFlags::empty()).and_then(|pidfd| {
+            // The descriptor holds on to whoever had the pid; whether it is ours is asked after.
+            if self.exists() { pidfd_send_signal(&pidfd, signal) } else { Ok(()) }
+        });
+        match sent {
+            Err(rustix::io::Errno::SRCH) => Ok(()),
+            sent => Ok(sent?),
+        }
+    }
+
+    pub(super) fn id(self) -> io::Result<Pid> {
+        i32::try_from(self.pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| io::Error::other(format!("{} is not a pid", self.pid)))
+    }
+}
+
+/// When the process `pid` started, in clock ticks since boot.
+///
+/// # Errors
+///
+/// There is no such process, or `/proc` is not readable.
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    Ok(Entry::read(pid)?.start_time)
+}
+
+/// All children of `pid`, their children and so on, parents first.
+///
+/// # Errors
+///
+/// `/proc` cannot be listed.
+pub fn descendants(pid: u32) -> io::Result<Vec<Process>> {
+    let mut children: HashMap<u32, Vec<Entry>> = HashMap::new();
+    for entry in entries()? {
+        children.entry(entry.parent).or_default().push(entry);
+    }
+    let mut found: Vec<Entry> = children.remove(&pid).unwrap_or_default();
+    let mut next = 0;
+    while let Some(entry) = found.get(next) {
+        // Taken out, so that a parent seen twice in a list that is no snapshot makes no circle.
+        let below = children.remove(&entry.pid).unwrap_or_default();
+        found.extend(below);
+        next += 1;
+    }
+    Ok(found.into_iter().map(Entry::process).collect())
+}
+
+/// Makes this process the parent of every orphan below it, in place of the system's init.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(set_child_subreaper(Some(getpid()))?)
+}
+
+/// Kills the processes that carry `marker`, except this one, until none is left.
+///
+/// For leftovers of earlier runs, at boot (I10). A shim among them gets a second to do its work.
+/// Blocks for up to 5 s. Returns the pids that were found.
+///
+/// # Errors
+///
+/// `/proc` cannot be listed, or some are still there at the end; the message names their pids.
+pub fn sweep(marker: &Marker) -> io::Result<Vec<u32>> {
+    until_none_left(|| marker.search())
+}
+
+/// Kills and reaps what this process adopted as a subreaper from shims that were killed.
+///
+/// An adopted process is a child in another session than this one, and no shim: the children that
+/// this process starts share its session, or are shims. Blocks for up to 5 s.
+///
+/// # Errors
+///
+/// As [`sweep`].
+pub fn sweep_adopted() -> io::Result<Vec<u32>> {
+    let session = getsid(None)?.as_raw_nonzero().get();
+    until_none_left(|| {
+        let mut adopted = entries()?;
+        adopted.retain(|e| e.parent == own_pid() && e.session != session && !e.shim);
+        // By pid: other children are waited for elsewhere. One that is reaped here stays in this
+        // look's list, as its own children became this process's after the list was made.
+        for id in adopted.iter().filter_map(|entry| entry.process().id().ok()) {
+            let _ = waitpid(Some(id), WaitOptions::NOHANG);
+        }
+        Ok(adopted)
+    })
+}
+
+fn until_none_left(search: impl Fn() -> io::Result<Vec<Entry>>) -> io::Result<Vec<u32>> {
+    let began = Instant::now();
+    let mut found: Vec<u32> = Vec::new();
+    let mut empty_looks = 0;
+    loop {
+        let mut left = search()?;
+        left.retain(|entry| entry.pid != own_pid());
+        // A list of /proc is no snapshot, and a process shows no mark in the middle of an exec.
+        empty_looks = if left.is_empty() { empty_looks + 1 } else { 0 };
+        if empty_looks == EMPTY_LOOKS {
+            return Ok(found);
+        }
+        let pids: Vec<u32> = left.iter().map(|entry| entry.pid).collect();
+        if SWEEP_MAX <= began.elapsed() {
+            return Err(io::Error::other(format!("processes cannot be killed: {pids:?}")));
+        }
+        for entry in left.iter().filter(|entry| !entry.shim || SHIM_LEAVE <= began.elapsed()) {
+            // One that cannot be signalled stays in the list, and thus in the error.
+            let _ = entry.process().signal(Signal::KILL);
+        }
+        found.extend(pids.into_iter().filter(|pid| !found.contains(pid)).collect::<Vec<_>>());
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn own_pid() -> u32 {
+    std::process::id()
+}
+
+/// What is used of `/proc/<pid>/stat` (proc(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    pid: u32,
+    shim: bool,
+    parent: u32,
+    session: i32,
+    start_time: u64,
+}
+
+impl Entry {
+    fn read(pid: u32) -> io::Result<Self> {
+        let stat = fs::read(format!("/proc/{pid}/stat"))?;
+        Self::parse(pid, &stat).ok_or_else(|| io::Error::other("cannot read /proc/<pid>/stat"))
+    }
+
+    /// The name stands in brackets and may itself hold brackets, spaces and any other byte.
+    fn parse(pid: u32, stat: &[u8]) -> Option<Self> {
+        let (open, close) = (memchr::memchr(b'(', stat)?, memchr::memrchr(b')', stat)?);
+        let name = stat.get(open + 1..close)?;
+        let fields = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
+        // Field 3, the state, is the first after the name.
+        let mut fields = fields.split_ascii_whitespace().skip(1);
+        let parent = fields.next()?.parse().ok()?;
+        let session = fields.nth(1)?.parse().ok()?;
+        let start_time = fields.nth(15)?.parse().ok()?;
+        Some(Self { pid, shim: name == SHIM_NAME.to_bytes(), parent, session, start_time })
+    }
+
+    fn process(self) -> Process {
+        Process { pid: self.pid, start_time: self.start_time }
+    }
+}
+
+/// Every process that can be seen; one that ends while it is read is left out.
+fn entries() -> io::Result<Vec<Entry>> {
+    Ok(pids()?.filter_map(|pid| Entry::read(pid).ok()).collect())
+}
+
+fn pids() -> io::Result<impl Iterator<Item = u32>> {
+    Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_is_read_whatever_the_name() {
+        let rest =
+            "S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 2048 99 18446744073709551615";
+        let entry = |shim| Entry { pid: 5, shim, parent: 7, session: 9, start_time: 123_456 };
+        #[rustfmt::skip]
+        let cases = [
+            ("plain",            format!("5 (cat) {rest}"),            Some(entry(false))),
+            ("brackets",         format!("5 (a) S 1 (b) {rest}"),      Some(entry(false))),
+            ("newline",          format!("5 (a\nb) {rest}"),           Some(entry(false))),
+            ("a shim",           format!("5 (greenroom-shim) {rest}"), Some(entry(true))),
+            ("cut off",          "5 (cat) S 7 8 9 0".to_owned(),       None),
+            ("without a name",   format!("5 cat {rest}"),              None),
+            ("empty",            String::new(),                        None),
+        ];
+        for (name, stat, expected) in cases {
+            assert_eq!(Entry::parse(5, stat.as_bytes()), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn another_process_with_the_same_pid_is_not_signalled() {
+        let mut sleeper =
+            std::process::Command::new("sleep").arg("1000").spawn().expect("start sleep");
+        let process = Process::now(sleeper.id()).expect("find sleep");
+        let earlier = Process { start_time: process.start_time - 1, ..process };
+        earlier.signal(Signal::KILL).expect("signal nobody");
+        assert!(process.exists() && !earlier.exists());
+        process.signal(Signal::TERM).expect("signal sleep");
+        let status = sleeper.wait().expect("wait for sleep");
+        // TERM, and not the KILL that was meant for the earlier one.
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
+        process.signal(Signal::KILL).expect("one that is gone counts as success");
+    }
+}

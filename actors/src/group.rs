@@ -1,0 +1,463 @@
+//! One group's actor: takes a message, asks core for a step, makes its facts durable, and only
+//! then carries out its orders.
+//!
+//! While a commit is under way the mailbox is closed, so nobody is answered from a state that is
+//! not durable yet.
+
+mod message;
+mod news;
+mod recovery;
+mod report;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use actix::{
+    Actor, ActorContext as _, ActorFutureExt as _, Addr, AsyncContext as _, Context, Recipient,
+    SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
+};
+use greenroom_core::{
+    Effect, Event, Expiry, GroupId, Rejected, RunId, Status, Step, Task, TaskId, Timestamp, Write,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+pub use self::message::{
+    Accepted, Archive, Await, Cancel, Configure, Control, Cut, Demand, Drain, GroupError, Halt,
+    KeyHashes, Patch, Submit,
+};
+pub use self::news::{Change, Forget, GroupDied, StatusChanged};
+use crate::{
+    agent::{Agent, AgentReport, Nursery, Order, Start, acp},
+    clock,
+    feed::{self, Feed},
+    frames::{self, Place},
+    profile::{Limits, Profile},
+    storage::{GroupNo, KeyUse, Ledger, Standing, StoreError, TaskView, Writes},
+};
+
+/// What all groups of a server share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The database.
+    pub ledger: Ledger,
+    /// One permit for each task that may run. Whoever has waited longest gets the next one that is
+    /// given back (SEEDS DQ-2, DQ-10), and an actor that dies gives back its own.
+    pub slots: Arc<Semaphore>,
+    /// How agents are started.
+    pub nursery: Nursery,
+    /// The launch profiles.
+    pub profiles: HashMap<String, Arc<Profile>>,
+    /// The limits of every group.
+    pub limits: Limits,
+    /// Where a group's agent works if nobody says where.
+    pub work_dir: std::path::PathBuf,
+    /// The profile of a group that nobody configured.
+    pub default_agent: String,
+    /// Hears of each status change, while anybody wants to know.
+    pub status: Recipient<StatusChanged>,
+    /// Whether anybody does: waking the supervisor twice a turn for nobody costs a tenth of it.
+    pub watched: AtomicBool,
+    /// Hears of a group's end.
+    pub died: Recipient<GroupDied>,
+    /// Hears of a group that is no more.
+    pub forget: Recipient<Forget>,
+}
+
+impl Shared {
+    /// The directory in which a group's agent works if nobody says where.
+    pub fn own_dir(&self, no: GroupNo) -> std::path::PathBuf {
+        self.work_dir.join(no.to_string())
+    }
+}
+
+/// One group's actor.
+pub struct Group {
+    id: GroupId,
+    no: GroupNo,
+    epoch: u64,
+    core: greenroom_core::Group,
+    /// What the next frame belongs to.
+    place: Place,
+    shared: Arc<Shared>,
+    feed: Arc<Feed>,
+    /// Held exactly while the core has a current task.
+    slot: Option<OwnedSemaphorePermit>,
+    waits_for_slot: bool,
+    agent: Option<(RunId, AgentHandle)>,
+    waiters: HashMap<TaskId, Vec<oneshot::Sender<Task>>>,
+    halted: Vec<oneshot::Sender<()>>,
+    draining: bool,
+    status: Status,
+    /// What is armed, and for when.
+    timer: Option<(SpawnHandle, Instant)>,
+    /// What is bounded now, and until when.
+    due: Option<(Expiry, Instant)>,
+    _obituary: Obituary,
+}
+
+/// Tells the supervisor when the actor is dropped: also by a panic, which actix says nothing of.
+struct Obituary {
+    group: GroupId,
+    incarnation: u64,
+    reader: Recipient<GroupDied>,
+}
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        let (group, incarnation) = (self.group.clone(), self.incarnation);
+        self.reader.do_send(GroupDied { group, incarnation });
+    }
+}
+
+/// A run's actor. Dropping the handle has its process tree killed, so that none outlives its group.
+struct AgentHandle(Addr<Agent>);
+
+impl Drop for AgentHandle {
+    fn drop(&mut self) {
+        self.0.do_send(Order::Kill);
+    }
+}
+
+type Progress = LocalBoxActorFuture<Group, Result<(), GroupError>>;
+
+impl Group {
+    /// The actor of a group, which reads itself back from the database when it starts. One that
+    /// is `draining` claims no work from the beginning.
+    pub fn new(
+        id: GroupId,
+        no: GroupNo,
+        incarnation: u64,
+        draining: bool,
+        shared: Arc<Shared>,
+        feed: Arc<Feed>,
+    ) -> Self {
+        let obituary = Obituary { group: id.clone(), incarnation, reader: shared.died.clone() };
+        let core = greenroom_core::Group::new(greenroom_core::Settings {
+            agent: shared.default_agent.clone(),
+            ..greenroom_core::Settings::default()
+        });
+        Self {
+            id,
+            no,
+            epoch: 1,
+            core,
+            place: Place::default(),
+            shared,
+            feed,
+            slot: None,
+            waits_for_slot: false,
+            agent: None,
+            waiters: HashMap::new(),
+            halted: Vec::new(),
+            draining,
+            status: Status::Idle,
+            timer: None,
+            due: None,
+            _obituary: obituary,
+        }
+    }
+
+    /// Takes in events, one commit for all that follows from them. An event that the core rejects
+    /// ends the row; what the earlier ones led to is stored all the same.
+    fn advance(&mut self, events: Vec<Event>, ctx: &mut Context<Self>) -> Progress {
+        let at = clock::now();
+        let mut step = Step::default();
+        let mut refused = Ok(());
+        for event in events {
+            match self.apply(event, at) {
+                Ok(next) => step.extend(next),
+                Err(rejected) => {
+                    refused = Err(rejected.into());
+                    break;
+                }
+            }
+        }
+        self.use_slot(&mut step, at, ctx);
+        let stored = self.store(step, at, None);
+        Box::pin(stored.map(|stored, _, _| stored.and(refused)))
+    }
+
+    /// Takes in one event. All that one commit stores has one time, `at`: live and in the database
+    /// (I13).
+    fn apply(&mut self, event: Event, at: Timestamp) -> Result<Step, Rejected> {
+        self.core.apply(event, at, &self.shared.limits.patience)
+    }
+
+    /// Gives the slot back after each task, takes one if one is free, and else stands in line.
+    fn use_slot(&mut self, step: &mut Step, at: Timestamp, ctx: &mut Context<Self>) {
+        loop {
+            if self.core.current().is_none() {
+                self.slot = None;
+            }
+            if self.draining || self.waits_for_slot || !self.core.wants_slot() {
+                return;
+            }
+            match self.shared.slots.clone().try_acquire_owned() {
+                Ok(slot) => {
+                    self.slot = Some(slot);
+                    let granted = Event::SlotGranted { fresh: clock::run_id() };
+                    step.extend(self.apply(granted, at).unwrap_or_default());
+                }
+                Err(_) => return self.stand_in_line(ctx),
+            }
+        }
+    }
+
+    fn stand_in_line(&mut self, ctx: &mut Context<Self>) {
+        self.waits_for_slot = true;
+        let slot = self.shared.slots.clone().acquire_owned();
+        ctx.spawn(slot.into_actor(self).map(|slot, group, ctx| {
+            group.waits_for_slot = false;
+            let Ok(slot) = slot else { return };
+            if group.draining || !group.core.wants_slot() {
+                return;
+            }
+            group.slot = Some(slot);
+            let granted = Event::SlotGranted { fresh: clock::run_id() };
+            let progress = group.advance(vec![granted], ctx);
+            ctx.wait(progress.map(|_, _, _| ()));
+        }));
+    }
+
+    /// Makes a step's facts durable, and then carries out its orders and shows it. If they cannot
+    /// be stored the actor stops: what it believes is not what the database knows.
+    fn store(&mut self, step: Step, at: Timestamp, key: Option<KeyUse>) -> Progress {
+        let Step { writes, effects } = step;
+        if writes.is_empty() && key.is_none() {
+            return Box::pin(actix::fut::ready(()).map(move |(), group: &mut Self, ctx| {
+                group.settle(effects, ctx);
+                Ok(())
+            }));
+        }
+        let blocks = frames::pack(&mut self.place, at, &writes);
+        let writes = Writes {
+            group: self.no,
+            epoch: self.epoch,
+            at,
+            standing: self.standing(),
+            writes,
+            blocks,
+            key,
+        };
+        let ledger = self.shared.ledger.clone();
+        let stored = async move { ledger.commit(writes).await };
+        Box::pin(stored.into_actor(self).map(|stored, group, ctx| match stored {
+            Ok(stored) => {
+                // The agent works while the logs are written.
+                group.settle(effects, ctx);
+                group.show(&stored);
+                Ok(())
+            }
+            Err(err) => {
+                log::error!(
+                    target: "greenroom::group", group:% = group.id,
+                    err:% = crate::storage::chain(&err);
+                    "group stops: its facts could not be stored"
+                );
+                ctx.stop();
+                Err(GroupError::Storage(err))
+            }
+        }))
+    }
+
+    /// What lists show of the group.
+    fn standing(&self) -> Standing {
+        Standing {
+            id: self.id.clone(),
+            head: self.core.head().clone(),
+            status: self.core.status(),
+            blocked_by: self.core.blocked_by(),
+            queue_length: self.core.waiting().len() as u64,
+            current_task: self.core.current().map(|task| task.id),
+            current_run: self.core.run().map(|run| run.id),
+        }
+    }
+
+    /// Wakes readers and waiters, and tells the logs.
+    fn show(&mut self, stored: &Writes) {
+        feed::publish(&self.feed, &self.id, &stored.blocks, stored.standing.head.last_seq);
+        for write in &stored.writes {
+            report::tell(&self.id, write, stored.at);
+            if let Write::TaskEnded { task, record, .. } = write {
+                for waiter in self.waiters.remove(task).into_iter().flatten() {
+                    // Whoever waited may have left.
+                    _ = waiter.send(Task::clone(record));
+                }
+            }
+        }
+        if self.status != stored.standing.status {
+            let from = std::mem::replace(&mut self.status, stored.standing.status);
+            report::tell_status(from, &stored.standing, self.core.current());
+            if !self.shared.watched.load(Ordering::Relaxed) {
+                return;
+            }
+            self.shared.status.do_send(StatusChanged(Change {
+                id: 0,
+                at: stored.at,
+                group: self.id.clone(),
+                from,
+                to: self.status,
+                blocked_by: stored.standing.blocked_by,
+                queue_length: stored.standing.queue_length,
+                current_task: stored.standing.current_task,
+            }));
+        }
+    }
+
+    /// Carries out orders, and what else follows from the state that is durable now.
+    fn settle(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
+        for effect in effects {
+            self.perform(effect, ctx);
+        }
+        if self.core.run().is_none() {
+            self.agent = None;
+            self.halted.drain(..).for_each(|waiter| _ = waiter.send(()));
+            if self.core.head().purging && self.core.current().is_none() {
+                self.purge(ctx);
+            }
+        }
+        self.set_timer(ctx);
+    }
+
+    fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        let (run, order) = match effect {
+            Effect::Launch { run, session } => return self.launch(run, session, ctx),
+            Effect::Prompt { run, id, session, prompt } => {
+                (run, Order::Send(acp::prompt_line(id, &session, &prompt)))
+            }
+            Effect::Cancel { run, session } => (run, Order::Send(acp::cancel_line(&session))),
+            Effect::Answer { run, answer } => (run, Order::Send(acp::answer_line(&answer))),
+            Effect::Stop { run, how } => (run, Order::Stop(how)),
+        };
+        if let Some((own, agent)) = &self.agent
+            && *own == run
+        {
+            agent.0.do_send(order);
+        }
+    }
+
+    fn launch(
+        &mut self,
+        run: RunId,
+        session: Option<greenroom_core::SessionId>,
+        ctx: &mut Context<Self>,
+    ) {
+        let settings = &self.core.head().settings;
+        let Some(profile) = self.shared.profiles.get(&settings.agent).cloned() else {
+            let detail = format!("the configuration has no agent {:?}", settings.agent);
+            let exit =
+                greenroom_core::Exit::unseen(greenroom_core::ExitReason::StartFailed, detail);
+            let exited = Event::AgentExited { run, exit, fresh: clock::run_id() };
+            return ctx.notify(AgentReport(vec![exited]));
+        };
+        let own_dir = self.shared.own_dir(self.no);
+        let start = Start {
+            run,
+            group: self.id.clone(),
+            profile,
+            own_dir,
+            cwd: settings.cwd.clone().map(Into::into),
+            session,
+        };
+        let agent = Agent::new(start, self.shared.nursery.clone(), ctx.address().recipient());
+        self.agent = Some((run, AgentHandle(agent.start())));
+    }
+
+    /// One timer for whatever is bounded now. One that is armed for an earlier moment stays: a turn
+    /// that settles in time costs none.
+    fn set_timer(&mut self, ctx: &mut Context<Self>) {
+        match self.core.patience(&self.shared.limits.patience) {
+            Some((expiry, _)) if self.due.is_some_and(|(same, _)| same == expiry) => {}
+            Some((expiry, ms)) => {
+                self.due = Some((expiry, Instant::now() + Duration::from_millis(ms)));
+            }
+            None => self.due = None,
+        }
+        let Some((_, due)) = self.due else { return };
+        match self.timer {
+            Some((_, armed_for)) if armed_for <= due => return,
+            Some((timer, _)) => _ = ctx.cancel_future(timer),
+            None => {}
+        }
+        let left = due.saturating_duration_since(Instant::now());
+        self.timer = Some((ctx.run_later(left, Self::on_timer), due));
+    }
+
+    fn on_timer(&mut self, ctx: &mut Context<Self>) {
+        self.timer = None;
+        match self.due {
+            Some((expiry, due)) if due <= Instant::now() => {
+                self.due = None;
+                let progress = self.advance(vec![Event::Expired(expiry)], ctx);
+                ctx.wait(progress.map(|_, _, _| ()));
+            }
+            Some(_) | None => self.set_timer(ctx),
+        }
+    }
+
+    fn purge(&mut self, ctx: &mut Context<Self>) {
+        let (ledger, no) = (self.shared.ledger.clone(), self.no);
+        let own_dir = self.shared.own_dir(no);
+        let purged = async move {
+            ledger.purge(no).await?;
+            let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(own_dir));
+            Ok::<_, StoreError>(removed.await.unwrap_or_else(|err| Err(err.into())))
+        };
+        ctx.wait(purged.into_actor(self).map(|purged, group, ctx| match purged {
+            Ok(removed) => {
+                if let Err(err) = removed
+                    && err.kind() != std::io::ErrorKind::NotFound
+                {
+                    log::warn!(
+                        target: "greenroom::group", group:% = group.id, err:%;
+                        "the purged group's own directory could not be removed"
+                    );
+                }
+                feed::end(&group.feed);
+                log::info!(target: "greenroom::group", group:% = group.id; "group purged");
+                group.shared.forget.do_send(Forget(group.id.clone()));
+                ctx.stop();
+            }
+            Err(err) => {
+                log::error!(
+                    target: "greenroom::group", group:% = group.id,
+                    err:% = crate::storage::chain(&err); "group could not be purged"
+                );
+            }
+        }));
+    }
+
+    /// A task that is not terminal, as the API shows it.
+    fn view(&self, id: TaskId) -> Option<TaskView> {
+        let task = self.core.task(id)?.clone();
+        let position = self.core.position(id);
+        let blocked_by = match position {
+            Some(0) => self.core.blocked_by(),
+            Some(_) => Some(greenroom_core::Blocked::Turn),
+            None if task.started_at.is_none() => Some(greenroom_core::Blocked::Agent),
+            None => None,
+        };
+        let position = position.map(|place| place as u64);
+        Some(TaskView { task, group: self.id.clone(), position, blocked_by })
+    }
+}
+
+impl Actor for Group {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.recover(ctx);
+    }
+}
+
+impl From<StoreError> for GroupError {
+    fn from(err: StoreError) -> Self {
+        Self::Storage(err)
+    }
+}

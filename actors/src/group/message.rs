@@ -1,0 +1,415 @@
+//! What one may ask of a group, and how it answers.
+
+use actix::{
+    ActorFutureExt as _, AtomicResponse, Context, Handler, Message, ResponseFuture,
+    WrapFuture as _, fut::LocalBoxActorFuture,
+};
+use greenroom_core::{
+    Blocked, Ending, Event, Json, Origin, Rejected, Settings, Step, Stop, Task, TaskId, TaskState,
+    Timestamp, Work,
+};
+use tokio::sync::oneshot;
+
+use super::Group;
+use crate::{
+    agent::AgentReport,
+    clock,
+    storage::{KeyUse, StoreError, TaskView},
+};
+
+/// Why a group did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// The rules forbid it; nothing changed.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    /// The server shuts down and takes no work.
+    #[error("the server is shutting down")]
+    Draining,
+    /// It could not be made durable, and so it did not happen.
+    #[error("it could not be stored, and so it did not happen")]
+    Storage(#[source] StoreError),
+    /// The idempotency key was used for another body.
+    #[error("the idempotency key was used with another body")]
+    KeyConflict,
+    /// Nobody made the group.
+    #[error("there is no such group")]
+    Unknown,
+    /// The configuration has no such agent.
+    #[error("the configuration has no agent {0:?}")]
+    UnknownAgent(String),
+    /// The group's agent has no way to compact on order.
+    #[error("the group's agent has no compaction strategy that could be ordered")]
+    CompactionUnsupported,
+    /// The group's actor died, and is being rebuilt from the database.
+    #[error("the group is being rebuilt from the database")]
+    Rebuilding,
+}
+
+type Answer<T> = AtomicResponse<Group, Result<T, GroupError>>;
+
+/// Accept a task. Answered once it is durable (I2).
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Accepted, GroupError>")]
+pub struct Submit {
+    /// What is to be done.
+    pub demand: Demand,
+    /// What the caller keeps with it.
+    pub metadata: Option<Json>,
+    /// How long one attempt may take, milliseconds.
+    pub deadline_ms: Option<u64>,
+    /// What identifies the request, if its caller wants it carried out once.
+    pub key: Option<KeyHashes>,
+    /// Whether the caller waits for the task's end; see [`Accepted::end`].
+    pub wait: bool,
+}
+
+/// An idempotency key in use: SHA-256 of caller, method, path and key, and of the body.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyHashes {
+    /// Of caller, method, path and key.
+    pub key: [u8; 32],
+    /// Of the body.
+    pub body: [u8; 32],
+}
+
+/// What a caller wants done.
+#[derive(Debug)]
+pub enum Demand {
+    /// A prompt, as ACP content blocks.
+    Turn(Json),
+    /// A compaction, and what its summary should keep in view.
+    Compaction(Option<String>),
+}
+
+/// A task that is durable.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The task as it stands.
+    pub view: TaskView,
+    /// Whether it was there before.
+    pub deduplicated: bool,
+    /// Tells of the end of a task that was not there before, if the caller wanted to wait for it:
+    /// so it need not ask a second time.
+    pub end: Option<oneshot::Receiver<Task>>,
+}
+
+/// Tell when a task is terminal. Answered `None` if the group has no such task that is not.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<Task>")]
+pub struct Await(pub TaskId);
+
+/// Call a task off.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), GroupError>")]
+pub struct Cancel(pub TaskId);
+
+/// Make the group, change it, or revive it. Answers whether it is new.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<bool, GroupError>")]
+pub struct Configure(pub Patch);
+
+/// Settings to change; what is absent stays.
+#[derive(Debug, Default)]
+pub struct Patch {
+    /// A profile's name.
+    pub agent: Option<String>,
+    /// An absolute path, checked.
+    pub cwd: Option<String>,
+    /// A name for people.
+    pub title: Option<String>,
+    /// A share of the context window.
+    pub auto_compact: Option<f64>,
+    /// A policy's word.
+    pub permission_policy: Option<String>,
+    /// A policy's word.
+    pub on_interrupt: Option<String>,
+    /// Whatever the caller keeps with the group.
+    pub metadata: Option<Json>,
+}
+
+/// Claim no more work, or go on, or end the run now.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<(), GroupError>")]
+pub enum Control {
+    /// Claim no more work; what runs goes on.
+    Pause,
+    /// Go on.
+    Resume,
+    /// End the run; the task in it is cancelled.
+    Stop,
+}
+
+/// Call everything off, end the agent, and keep the group readable, or delete it.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), GroupError>")]
+pub struct Archive {
+    /// Whether its rows are deleted as well.
+    pub purge: bool,
+}
+
+/// Take no more work and start none: the server shuts down (SEEDS DQ-11).
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+/// Cancel the running turn: the drain took too long.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Cut;
+
+/// End the agent. Answered when nothing of it is left.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Halt;
+
+impl Handler<Submit> for Group {
+    type Result = Answer<Accepted>;
+
+    fn handle(&mut self, submit: Submit, ctx: &mut Context<Self>) -> Self::Result {
+        if self.draining {
+            return answer(Err(GroupError::Draining));
+        }
+        let Some(hashes) = submit.key else {
+            let progress = self.accept(submit, None, ctx);
+            return AtomicResponse::new(progress);
+        };
+        let ledger = self.shared.ledger.clone();
+        let KeyHashes { key, body } = hashes;
+        let used = async move {
+            let used = ledger.read(move |archive| archive.key(&key)).await?;
+            let Some(used) = used else { return Ok(None) };
+            if used.body != body {
+                return Err(GroupError::KeyConflict);
+            }
+            let view = ledger.read(move |archive| archive.task(used.task)).await?;
+            Ok(view.map(|view| Accepted { view, deduplicated: true, end: None }))
+        };
+        AtomicResponse::new(Box::pin(used.into_actor(self).then(
+            move |used, group, ctx| -> LocalBoxActorFuture<Group, _> {
+                match used {
+                    Ok(Some(accepted)) => Box::pin(actix::fut::ready(Ok(accepted))),
+                    Ok(None) => group.accept(submit, Some(hashes), ctx),
+                    Err(err) => Box::pin(actix::fut::ready(Err(err))),
+                }
+            },
+        )))
+    }
+}
+
+impl Group {
+    fn accept(
+        &mut self,
+        submit: Submit,
+        key: Option<KeyHashes>,
+        ctx: &mut Context<Self>,
+    ) -> LocalBoxActorFuture<Self, Result<Accepted, GroupError>> {
+        let refuse = |err| -> LocalBoxActorFuture<Self, Result<Accepted, GroupError>> {
+            Box::pin(actix::fut::ready(Err(err)))
+        };
+        let work = match self.work(submit.demand) {
+            Ok(work) => work,
+            Err(err) => return refuse(err),
+        };
+        let id = clock::task_id();
+        let task = new_task(id, work, submit.metadata, submit.deadline_ms);
+        let at = clock::now();
+        let mut step = match self.apply(Event::Submitted(Box::new(task)), at) {
+            Ok(step) => step,
+            Err(Rejected::AlreadyCompacting(id)) => {
+                let Some(view) = self.view(id) else { return refuse(GroupError::Rebuilding) };
+                let key = key.map(|KeyHashes { key, body }| KeyUse { key, body, task: id });
+                let stored = self.store(Step::default(), at, key);
+                let accepted = Accepted { view, deduplicated: true, end: None };
+                return Box::pin(stored.map(move |stored, _, _| stored.map(|()| accepted)));
+            }
+            Err(rejected) => return refuse(rejected.into()),
+        };
+        self.use_slot(&mut step, at, ctx);
+        let view = self.view(id).or_else(|| self.ended_in(&step, id));
+        let key = key.map(|KeyHashes { key, body }| KeyUse { key, body, task: id });
+        let wait = submit.wait;
+        let stored = self.store(step, at, key);
+        Box::pin(stored.map(move |stored, group: &mut Self, _| {
+            stored?;
+            let view = view.ok_or(GroupError::Rebuilding)?;
+            let end = (wait && !view.task.state.is_terminal()).then(|| group.end_of(id));
+            Ok(Accepted { view, deduplicated: false, end })
+        }))
+    }
+
+    /// Tells of the end of a task that is not terminal.
+    fn end_of(&mut self, task: TaskId) -> oneshot::Receiver<Task> {
+        let (done, end) = oneshot::channel();
+        let waiters = self.waiters.entry(task).or_default();
+        waiters.retain(|waiter| !waiter.is_closed());
+        waiters.push(done);
+        end
+    }
+
+    fn work(&self, demand: Demand) -> Result<Work, GroupError> {
+        let focus = match demand {
+            Demand::Turn(prompt) => return Ok(Work::Turn { prompt }),
+            Demand::Compaction(focus) => focus,
+        };
+        if self.core.head().created_at.is_none() {
+            return Err(GroupError::Unknown);
+        }
+        let agent = &self.core.head().settings.agent;
+        let profile = self.shared.profiles.get(agent);
+        let profile = profile.ok_or_else(|| GroupError::UnknownAgent(agent.clone()))?;
+        let prompt = profile.compaction.prompt(focus.as_deref());
+        let prompt = prompt.ok_or(GroupError::CompactionUnsupported)?;
+        Ok(Work::Compaction { focus: focus.map(Into::into), prompt })
+    }
+
+    /// A task that was over as soon as it was accepted.
+    fn ended_in(&self, step: &Step, id: TaskId) -> Option<TaskView> {
+        let task = step.writes.iter().find_map(|write| match write {
+            greenroom_core::Write::TaskEnded { task, record, .. } if *task == id => Some(record),
+            _ => None,
+        })?;
+        let task = Task::clone(task);
+        Some(TaskView { task, group: self.id.clone(), position: None, blocked_by: None::<Blocked> })
+    }
+}
+
+fn new_task(id: TaskId, work: Work, metadata: Option<Json>, deadline_ms: Option<u64>) -> Task {
+    Task {
+        id,
+        ordinal: 0,
+        work,
+        origin: Origin::Api,
+        metadata,
+        deadline_ms,
+        state: TaskState::Queued,
+        attempt: 0,
+        cancel_requested: false,
+        created_at: Timestamp::default(),
+        claimed_at: None,
+        started_at: None,
+        ended_at: None,
+        run: None,
+        segment: None,
+        seq_first: None,
+        seq_last: None,
+        ending: Ending::default(),
+    }
+}
+
+fn answer<T: 'static>(now: Result<T, GroupError>) -> Answer<T> {
+    AtomicResponse::new(Box::pin(actix::fut::ready(now)))
+}
+
+impl Handler<Await> for Group {
+    type Result = ResponseFuture<Option<Task>>;
+
+    fn handle(&mut self, Await(task): Await, _: &mut Context<Self>) -> Self::Result {
+        if self.core.task(task).is_none() {
+            return Box::pin(std::future::ready(None));
+        }
+        let end = self.end_of(task);
+        Box::pin(async { end.await.ok() })
+    }
+}
+
+impl Handler<Cancel> for Group {
+    type Result = Answer<()>;
+
+    fn handle(&mut self, Cancel(task): Cancel, ctx: &mut Context<Self>) -> Self::Result {
+        AtomicResponse::new(self.advance(vec![Event::CancelRequested(task)], ctx))
+    }
+}
+
+impl Handler<Configure> for Group {
+    type Result = Answer<bool>;
+
+    fn handle(&mut self, Configure(patch): Configure, ctx: &mut Context<Self>) -> Self::Result {
+        if self.draining {
+            return answer(Err(GroupError::Draining));
+        }
+        if let Some(agent) = &patch.agent
+            && !self.shared.profiles.contains_key(agent)
+        {
+            return answer(Err(GroupError::UnknownAgent(agent.clone())));
+        }
+        let head = self.core.head();
+        let (created, old) = (head.created_at.is_none(), head.settings.clone());
+        let settings = Settings {
+            agent: patch.agent.unwrap_or(old.agent),
+            cwd: patch.cwd.or(old.cwd),
+            title: patch.title.or(old.title),
+            auto_compact: patch.auto_compact.or(old.auto_compact),
+            permission_policy: patch.permission_policy.or(old.permission_policy),
+            on_interrupt: patch.on_interrupt.or(old.on_interrupt),
+            metadata: patch.metadata.or(old.metadata),
+        };
+        let progress = self.advance(vec![Event::Configured(settings)], ctx);
+        AtomicResponse::new(Box::pin(progress.map(move |done, _, _| done.map(|()| created))))
+    }
+}
+
+impl Handler<Control> for Group {
+    type Result = Answer<()>;
+
+    fn handle(&mut self, control: Control, ctx: &mut Context<Self>) -> Self::Result {
+        let event = match control {
+            Control::Pause => Event::Paused,
+            Control::Resume => Event::Resumed,
+            Control::Stop => Event::Stopped,
+        };
+        AtomicResponse::new(self.advance(vec![event], ctx))
+    }
+}
+
+impl Handler<Archive> for Group {
+    type Result = Answer<()>;
+
+    fn handle(&mut self, Archive { purge }: Archive, ctx: &mut Context<Self>) -> Self::Result {
+        let mut events = vec![Event::Archived];
+        events.extend(purge.then_some(Event::PurgeOrdered));
+        AtomicResponse::new(self.advance(events, ctx))
+    }
+}
+
+impl Handler<AgentReport> for Group {
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(
+        &mut self,
+        AgentReport(events): AgentReport,
+        ctx: &mut Context<Self>,
+    ) -> Self::Result {
+        // A failed commit stops this actor; the agent learns of it by its report's end.
+        AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
+    }
+}
+
+impl Handler<Drain> for Group {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, _: &mut Context<Self>) {
+        self.draining = true;
+    }
+}
+
+impl Handler<Cut> for Group {
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(&mut self, _: Cut, ctx: &mut Context<Self>) -> Self::Result {
+        AtomicResponse::new(Box::pin(self.advance(vec![Event::Shutdown], ctx).map(|_, _, _| ())))
+    }
+}
+
+impl Handler<Halt> for Group {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Halt, _: &mut Context<Self>) -> Self::Result {
+        let Some((_, agent)) = &self.agent else { return Box::pin(std::future::ready(())) };
+        let how = if self.core.current().is_some() { Stop::Firmly } else { Stop::Gently };
+        agent.0.do_send(crate::agent::Order::Stop(how));
+        let (done, end) = oneshot::channel();
+        self.halted.push(done);
+        Box::pin(async { _ = end.await })
+    }
+}

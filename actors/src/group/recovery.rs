@@ -1,0 +1,116 @@
+//! How a group's actor goes on where the last one stopped, whether that was minutes ago in another
+//! process or just now by a panic.
+
+use actix::{ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
+use greenroom_core::{Event, Run, Task, TaskState, Turn};
+
+use super::Group;
+use crate::{
+    agent::{acp, tree},
+    frames::Place,
+    storage::{FrameFilter, GroupNo, Hydration, Ledger, StoreError},
+};
+
+/// What was read back.
+struct Found {
+    hydration: Hydration,
+    /// The attempt that was running, heard again from its frames.
+    turn: Option<Turn>,
+}
+
+impl Group {
+    /// Reads the group back before it answers anybody; whatever was alive of it is killed first.
+    pub(super) fn recover(&mut self, ctx: &mut Context<Self>) {
+        let found = find(self.shared.ledger.clone(), self.no);
+        ctx.wait(found.into_actor(self).then(|found, group, ctx| {
+            let events = match found {
+                Ok(found) => group.take_up(found),
+                Err(err) => {
+                    log::error!(
+                        target: "greenroom::group", group:% = group.id,
+                        err:% = crate::storage::chain(&err); "group could not be read"
+                    );
+                    ctx.stop();
+                    Vec::new()
+                }
+            };
+            group.advance(events, ctx).map(|_, _, _| ())
+        }));
+    }
+
+    fn take_up(&mut self, found: Option<Found>) -> Vec<Event> {
+        let Some(Found { hydration, turn }) = found else { return Vec::new() };
+        let Hydration { epoch, head, tasks, run } = hydration;
+        let interrupted = run.is_some() || tasks.iter().any(|task| task.claimed_at.is_some());
+        self.epoch = epoch;
+        self.place = Place {
+            last_seq: head.last_seq,
+            segment: head.segment,
+            run: run.as_ref().map(|run| run.id),
+            task: tasks.iter().find(|task| task.claimed_at.is_some()).map(|task| task.id),
+        };
+        self.core = greenroom_core::Group::restore(head, tasks, run, turn);
+        self.status = self.core.status();
+        let recovered = interrupted.then_some(Event::Recovered);
+        recovered.into_iter().collect()
+    }
+}
+
+/// Why a group could not be read back.
+#[derive(Debug, thiserror::Error)]
+enum NotFound {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("processes of its last run could not be looked for")]
+    Sweep(#[source] std::io::Error),
+    #[error("the search for processes of its last run panicked")]
+    Task(#[source] tokio::task::JoinError),
+}
+
+async fn find(ledger: Ledger, no: GroupNo) -> Result<Option<Found>, NotFound> {
+    let Some(hydration) = ledger.adopt(no).await? else { return Ok(None) };
+    if let Some(Run { id, .. }) = hydration.run {
+        let mark = tree::Marker::run(id);
+        let swept = tokio::task::spawn_blocking(move || tree::sweep(&mark)).await;
+        // Whoever cannot look must not believe that nothing is left: two agents on one session.
+        let pids = swept.map_err(NotFound::Task)?.map_err(NotFound::Sweep)?;
+        if !pids.is_empty() {
+            log::warn!(target: "greenroom::run", run:% = id, pids:?; "leftover processes killed");
+        }
+    }
+    let running = hydration.tasks.iter().find(|task| task.state == TaskState::Running);
+    let turn = match running.cloned() {
+        Some(task) => hear_again(&ledger, no, &task).await?,
+        None => None,
+    };
+    Ok(Some(Found { hydration, turn }))
+}
+
+/// The running attempt, heard again from the frames that are durable: all that anybody saw of it.
+async fn hear_again(ledger: &Ledger, no: GroupNo, task: &Task) -> Result<Option<Turn>, StoreError> {
+    let (Some(run), Some(first)) = (task.run, task.seq_first) else { return Ok(None) };
+    let mut turn = Turn::new(run, 0);
+    let mut after = first - 1;
+    loop {
+        let filter = FrameFilter {
+            after,
+            task: Some(task.id),
+            frames_max: 10_000,
+            bytes_max: 4 << 20,
+            ..FrameFilter::default()
+        };
+        let blocks = ledger.read(move |archive| archive.blocks(no, &filter)).await?;
+        let Some(last) = blocks.last() else { return Ok(Some(turn)) };
+        let seen = after;
+        after = last.last_seq();
+        for frame in blocks.iter().flat_map(|block| block.frames()) {
+            let said_by_agent = !frame.kind.starts_with("greenroom/");
+            if frame.seq > seen && said_by_agent && frame.kind != "session/prompt" {
+                turn.hear(&acp::meaning(frame.payload));
+            }
+        }
+        if after <= seen {
+            return Ok(Some(turn));
+        }
+    }
+}

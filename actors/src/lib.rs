@@ -1,0 +1,14 @@
+//! greenroom's actors: they own the clock, the children and the database, and decide nothing.
+//!
+//! Every decision is [`greenroom_core`]'s; an actor makes its facts durable and then carries out
+//! its orders.
+
+pub mod agent;
+pub mod clock;
+pub mod feed;
+pub mod frames;
+pub mod group;
+pub mod profile;
+pub mod storage;
+pub mod supervisor;
+mod word;

@@ -1,0 +1,89 @@
+//! How an agent is launched, and the limits that all groups share: what the configuration says.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use greenroom_core::{Json, Patience};
+
+/// A named way to launch an agent. Callers of the API can only name one (RELIABILITY C10).
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// Its name.
+    pub name: String,
+    /// The program: a path, or a name to look up in `PATH` at every spawn.
+    pub command: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its whole environment but for `PATH HOME USER LANG LC_* TZ TMPDIR` and greenroom's marks.
+    pub env: Vec<(String, String)>,
+    /// Where a group's working directory may lie; empty: any directory that exists.
+    pub cwd_roots: Vec<PathBuf>,
+    /// The ACP `authenticate` method to use before a session, if the agent needs one.
+    pub auth_method: Option<String>,
+    /// From spawn to a session.
+    pub start_timeout: Duration,
+    /// How its context is compacted.
+    pub compaction: Strategy,
+    /// The file mode mask of the agent's process.
+    pub umask: Option<u32>,
+    /// Whether the agent may never gain privileges by exec.
+    pub no_new_privs: bool,
+}
+
+impl Profile {
+    /// Checks that `cwd` is a directory where this agent may work, and gives its canonical path.
+    ///
+    /// # Errors
+    ///
+    /// It does not exist, is no directory, or does not lie under the profile's roots.
+    pub fn check_cwd(&self, cwd: &Path) -> io::Result<PathBuf> {
+        let named = |err: io::Error| {
+            io::Error::new(err.kind(), format!("working directory {}: {err}", cwd.display()))
+        };
+        let real = cwd.canonicalize().map_err(named)?;
+        if !real.is_dir() {
+            return Err(named(io::ErrorKind::NotADirectory.into()));
+        }
+        let under = |root: &PathBuf| root.canonicalize().is_ok_and(|root| real.starts_with(root));
+        if self.cwd_roots.is_empty() || self.cwd_roots.iter().any(under) {
+            return Ok(real);
+        }
+        let why = format!("is not under a directory where agent {} may work", self.name);
+        Err(named(io::Error::new(io::ErrorKind::PermissionDenied, why)))
+    }
+}
+
+/// How an agent's context is compacted on order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// By the agent's own slash command, sent as a prompt.
+    Command(String),
+    /// Not at all.
+    None,
+}
+
+impl Strategy {
+    /// The prompt that orders a compaction, as ACP content blocks; `None` if there is no way to.
+    pub fn prompt(&self, focus: Option<&str>) -> Option<Json> {
+        let Self::Command(command) = self else { return None };
+        let text = match focus {
+            Some(focus) => format!("{command} {focus}"),
+            None => command.clone(),
+        };
+        crate::agent::acp::text_prompt(&text).ok()
+    }
+}
+
+/// The limits that all groups share.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Tasks running at once, all groups.
+    pub running_groups: usize,
+    /// What each group goes by.
+    pub patience: Patience,
+    /// From a shutdown's begin until running turns are cut off.
+    pub drain: Duration,
+}

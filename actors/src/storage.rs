@@ -1,0 +1,322 @@
+//! Durable state: the words in which greenroom speaks to a database, and the actor that commits.
+//!
+//! All commits go through one actor on a thread of its own. Whatever waits in its mailbox, of all
+//! groups, becomes one transaction: that is worth more than a laxer sync.
+
+mod actor;
+mod ledger;
+mod reader;
+pub mod sqlite;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use greenroom_core::{
+    Blocked, Exit, GroupId, Head, Run, RunId, SessionId, Status, Task, TaskId, TaskKind, TaskState,
+    Timestamp, Write,
+};
+
+pub use self::{
+    actor::{Adopt, Commit, Purge, Storage, StorageHealth},
+    ledger::Ledger,
+    reader::{Query, Reader},
+};
+use crate::frames::{Block, Frame};
+
+/// A group's number in the database.
+pub type GroupNo = u32;
+
+/// Why something could not be stored or read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The group belongs to a later owner; nothing was written (I14).
+    #[error("the group belongs to a later owner")]
+    Fenced,
+    /// The database refused. Nothing of the transaction was written.
+    #[error("the database failed while it {operation}")]
+    Database {
+        /// What was going on.
+        operation: &'static str,
+        /// The database's own words.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database found one group's facts to break a rule of the schema; none of them is stored.
+    #[error("the facts break a rule of the schema")]
+    Refused(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The data directory is another server's.
+    #[error("{0} is in use by another greenroom")]
+    InUse(String),
+    /// The database was written by a later version.
+    #[error("the database has schema {found}; this greenroom knows up to {known}")]
+    TooNew {
+        /// The database's version.
+        found: u32,
+        /// The last version known here.
+        known: u32,
+    },
+    /// The storage actor is gone.
+    #[error("storage has stopped")]
+    Stopped,
+}
+
+/// One group's facts, all of them durable together or none.
+#[derive(Debug)]
+pub struct Writes {
+    /// The group.
+    pub group: GroupNo,
+    /// The owner's epoch (I14).
+    pub epoch: u64,
+    /// The wall clock's time.
+    pub at: Timestamp,
+    /// The group after the facts.
+    pub standing: Standing,
+    /// The facts.
+    pub writes: Vec<Write>,
+    /// The facts' frames.
+    pub blocks: Vec<Block>,
+    /// The caller's idempotency key, if the facts answer one.
+    pub key: Option<KeyUse>,
+}
+
+/// A group as lists show it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    /// Its name.
+    pub id: GroupId,
+    /// What is kept of it.
+    pub head: Head,
+    /// What it does.
+    pub status: Status,
+    /// What its next task waits for.
+    pub blocked_by: Option<Blocked>,
+    /// How many tasks wait.
+    pub queue_length: u64,
+    /// The task that has its slot.
+    pub current_task: Option<TaskId>,
+    /// The run that is alive.
+    pub current_run: Option<RunId>,
+}
+
+/// An idempotency key as it is kept: hashes only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyUse {
+    /// SHA-256 of caller, method, path and key.
+    pub key: [u8; 32],
+    /// SHA-256 of the body.
+    pub body: [u8; 32],
+    /// The task that the request made.
+    pub task: TaskId,
+}
+
+/// Everything that a group's actor needs to go on where the last one stopped.
+#[derive(Debug)]
+pub struct Hydration {
+    /// The owner's epoch from now on.
+    pub epoch: u64,
+    /// What is kept of the group.
+    pub head: Head,
+    /// Its tasks that are not terminal, in the order of acceptance.
+    pub tasks: Vec<Task>,
+    /// The run that was alive.
+    pub run: Option<Run>,
+}
+
+/// The writing side.
+pub trait Store: Send + 'static {
+    /// Makes all of `batch` durable in one transaction; the answers are in its order. A group's
+    /// writes under an old epoch are left out and answered [`StoreError::Fenced`].
+    ///
+    /// # Errors
+    ///
+    /// The database's error; then nothing of the batch was written.
+    fn commit(&mut self, batch: &[Writes]) -> Result<Vec<Result<(), StoreError>>, StoreError>;
+
+    /// Makes the caller the group's only owner, and reads what it needs; `None` if there is no
+    /// such group.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn adopt(&mut self, group: GroupNo) -> Result<Option<Hydration>, StoreError>;
+
+    /// Deletes all rows of a group.
+    ///
+    /// # Errors
+    ///
+    /// The database's error; then nothing was deleted.
+    fn purge(&mut self, group: GroupNo) -> Result<(), StoreError>;
+
+    /// Writes something that changes nothing, to see whether the database works.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn probe(&mut self) -> Result<(), StoreError>;
+
+    /// Forgets idempotency keys from before `before`.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError>;
+}
+
+/// A task with what only its place shows.
+#[derive(Clone, Debug)]
+pub struct TaskView {
+    /// The task.
+    pub task: Task,
+    /// Its group.
+    pub group: GroupId,
+    /// How many tasks of the group stand before it, if it waits.
+    pub position: Option<u64>,
+    /// What it waits for.
+    pub blocked_by: Option<Blocked>,
+}
+
+/// All groups that there are.
+#[derive(Clone, Debug, Default)]
+pub struct GroupIndex {
+    /// Their numbers and names, and whether they have something to go on with.
+    pub groups: Vec<(GroupNo, GroupId, bool)>,
+    /// The greatest number that any group ever had: a number is not used again, so that nothing
+    /// of a deleted group is taken for another's.
+    pub last_no: GroupNo,
+}
+
+/// One incarnation of a group's agent, as it is kept.
+#[derive(Clone, Debug)]
+pub struct RunRecord {
+    /// Its name.
+    pub id: RunId,
+    /// The launch profile.
+    pub agent: String,
+    /// The agent's process, if it came to one.
+    pub pid: Option<u32>,
+    /// When its start was ordered.
+    pub started_at: Timestamp,
+    /// When it took prompts.
+    pub ready_at: Option<Timestamp>,
+    /// When it was over, and how.
+    pub ended: Option<(Timestamp, Exit)>,
+}
+
+/// A stretch of a transcript in which one context is in force.
+#[derive(Clone, Debug)]
+pub struct SegmentRecord {
+    /// Its number, from 1.
+    pub segment: u32,
+    /// The session in force.
+    pub session: SessionId,
+    /// Its first frame, and when that was stored.
+    pub opened: (u64, Timestamp),
+    /// Its last frame, when that was stored, and why it is the last.
+    pub closed: Option<(u64, Timestamp, String)>,
+}
+
+/// Which tasks of a group to list.
+#[derive(Clone, Debug, Default)]
+pub struct TaskFilter {
+    /// Only these states.
+    pub state: Option<TaskState>,
+    /// Only this kind.
+    pub kind: Option<TaskKind>,
+    /// Only those after this ordinal.
+    pub after: u64,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// Which frames of a group to read.
+#[derive(Clone, Debug, Default)]
+pub struct FrameFilter {
+    /// Only those above this number.
+    pub after: u64,
+    /// Only those below this number.
+    pub before: Option<u64>,
+    /// Only this kind.
+    pub kind: Option<String>,
+    /// Only this task's.
+    pub task: Option<TaskId>,
+    /// Only this segment's.
+    pub segment: Option<u32>,
+    /// The newest first.
+    pub descending: bool,
+    /// At most so many frames; more may come, to the end of a block.
+    pub frames_max: u64,
+    /// At most so many bytes; more may come, to the end of a block.
+    pub bytes_max: usize,
+}
+
+impl FrameFilter {
+    /// Whether a frame is wanted, as far as it shows that itself; its block shows the rest.
+    pub fn takes(&self, frame: Frame<'_>) -> bool {
+        self.after < frame.seq
+            && self.before.is_none_or(|before| frame.seq < before)
+            && self.kind.as_ref().is_none_or(|kind| frame.kind == kind)
+    }
+}
+
+/// The reading side: each call sees one committed state.
+pub trait Archive: Send + 'static {
+    /// All groups that there are.
+    ///
+    /// # Errors
+    ///
+    /// The database's error, as for every call here.
+    fn group_index(&self) -> Result<GroupIndex, StoreError>;
+
+    /// One group.
+    fn group(&self, group: GroupNo) -> Result<Option<Standing>, StoreError>;
+
+    /// Groups in the order of their numbers, above `after`.
+    fn groups(
+        &self,
+        status: Option<&str>,
+        after: GroupNo,
+        limit: usize,
+    ) -> Result<Vec<(GroupNo, Standing)>, StoreError>;
+
+    /// How many groups have each status, and how many tasks wait.
+    fn census(&self) -> Result<(BTreeMap<String, u64>, u64), StoreError>;
+
+    /// One task.
+    fn task(&self, task: TaskId) -> Result<Option<TaskView>, StoreError>;
+
+    /// Tasks of a group in the order of acceptance.
+    fn tasks(&self, group: GroupNo, filter: &TaskFilter) -> Result<Vec<TaskView>, StoreError>;
+
+    /// Runs of a group, the newest first, before the run `before`.
+    fn runs(
+        &self,
+        group: GroupNo,
+        before: Option<RunId>,
+        limit: usize,
+    ) -> Result<Vec<RunRecord>, StoreError>;
+
+    /// Segments of a group in order, above `after`.
+    fn segments(
+        &self,
+        group: GroupNo,
+        after: u32,
+        limit: usize,
+    ) -> Result<Vec<SegmentRecord>, StoreError>;
+
+    /// Blocks that hold frames of a group; the caller picks the frames out of them.
+    fn blocks(&self, group: GroupNo, filter: &FrameFilter) -> Result<Vec<Block>, StoreError>;
+
+    /// What a key was used for.
+    fn key(&self, key: &[u8; 32]) -> Result<Option<KeyUse>, StoreError>;
+}
+
+/// An error and all its causes on one line.
+pub fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        text.push_str(": ");
+        text.push_str(&err.to_string());
+        cause = err.source();
+    }
+    text
+}

@@ -1,0 +1,121 @@
+-- A group's rows are found by its number. Frames and tasks are keyed by one integer,
+-- number << 36 | seq (or ordinal): one tree, in order, with no second index to keep.
+
+CREATE TABLE groups (
+    no          INTEGER PRIMARY KEY AUTOINCREMENT,
+    id          TEXT    NOT NULL UNIQUE,
+    settings    TEXT    NOT NULL,
+    created_at  INTEGER NOT NULL
+) STRICT;
+
+-- What every commit of a group writes, apart from what it seldom does.
+CREATE TABLE heads (
+    no            INTEGER PRIMARY KEY,
+    epoch         INTEGER NOT NULL,
+    last_seq      INTEGER NOT NULL,
+    tasks         INTEGER NOT NULL,
+    session       TEXT,
+    segment       INTEGER NOT NULL,
+    usage         TEXT,
+    paused        INTEGER NOT NULL,
+    archived      INTEGER NOT NULL,
+    purging       INTEGER NOT NULL DEFAULT 0,
+    status        TEXT    NOT NULL,
+    blocked_by    TEXT,
+    queue_length  INTEGER NOT NULL,
+    current_task  BLOB,
+    current_run   BLOB
+) STRICT;
+
+CREATE TABLE tasks (
+    key               INTEGER PRIMARY KEY,
+    id                BLOB    NOT NULL,
+    kind              TEXT    NOT NULL,
+    origin            TEXT    NOT NULL,
+    prompt            TEXT    NOT NULL,
+    focus             TEXT,
+    metadata          TEXT,
+    deadline_ms       INTEGER,
+    created_at        INTEGER NOT NULL,
+    state             TEXT    NOT NULL,
+    claimed_at        INTEGER,
+    attempt           INTEGER NOT NULL DEFAULT 0,
+    cancel_requested  INTEGER NOT NULL DEFAULT 0,
+    started_at        INTEGER,
+    ended_at          INTEGER,
+    run               BLOB,
+    segment           INTEGER,
+    seq_first         INTEGER,
+    seq_last          INTEGER,
+    stop_reason       TEXT,
+    error             TEXT,
+    interrupted       TEXT,
+    text              TEXT    NOT NULL DEFAULT '',
+    text_truncated    INTEGER NOT NULL DEFAULT 0,
+    usage             TEXT,
+    tokens            TEXT
+) STRICT;
+
+CREATE UNIQUE INDEX tasks_by_id ON tasks (id);
+-- A task that starts in the commit that accepts it is never in here: two pages less a turn.
+CREATE INDEX tasks_waiting ON tasks (key) WHERE state = 'queued' AND claimed_at IS NULL;
+-- I1 does not hang on the actor alone: one task of a group between claim and end.
+CREATE UNIQUE INDEX tasks_one_at_a_time ON tasks (key >> 36)
+    WHERE claimed_at IS NOT NULL AND state IN ('queued', 'running');
+
+CREATE TABLE runs (
+    id              BLOB    PRIMARY KEY,
+    no              INTEGER NOT NULL,
+    agent           TEXT    NOT NULL,
+    pid             INTEGER,
+    session         TEXT,
+    continuity      TEXT,
+    started_at      INTEGER NOT NULL,
+    ready_at        INTEGER,
+    ended_at        INTEGER,
+    code            INTEGER,
+    signal          INTEGER,
+    reason          TEXT,
+    detail          TEXT,
+    stderr_tail     TEXT,
+    stderr_dropped  INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX runs_one_at_a_time ON runs (no) WHERE ended_at IS NULL;
+CREATE INDEX runs_by_group ON runs (no, id);
+
+CREATE TABLE segments (
+    no          INTEGER NOT NULL,
+    segment     INTEGER NOT NULL,
+    session     TEXT    NOT NULL,
+    opened_seq  INTEGER NOT NULL,
+    opened_at   INTEGER NOT NULL,
+    closed_seq  INTEGER,
+    closed_at   INTEGER,
+    end_reason  TEXT,
+    PRIMARY KEY (no, segment)
+) STRICT, WITHOUT ROWID;
+
+-- I4: exactly one segment of a group is open.
+CREATE UNIQUE INDEX segments_one_open ON segments (no) WHERE closed_seq IS NULL;
+
+-- A row is a block of frames; `kinds` is one kind for all of them, or one a line.
+CREATE TABLE blocks (
+    key      INTEGER PRIMARY KEY,
+    count    INTEGER NOT NULL,
+    at       INTEGER NOT NULL,
+    segment  INTEGER NOT NULL,
+    run      BLOB,
+    task     BLOB,
+    kinds    TEXT    NOT NULL,
+    text     BLOB    NOT NULL
+) STRICT;
+
+CREATE TABLE idempotency (
+    key   BLOB    PRIMARY KEY,
+    body  BLOB    NOT NULL,
+    task  BLOB    NOT NULL,
+    at    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX idempotency_by_age ON idempotency (at);

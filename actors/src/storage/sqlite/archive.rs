@@ -1,0 +1,246 @@
+//! The reading side: rows into values.
+
+use std::collections::BTreeMap;
+
+use greenroom_core::{RunId, TaskId};
+use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
+
+use super::{
+    failed, readable,
+    rows::{self, key},
+};
+use crate::{
+    frames::Block,
+    storage::{
+        Archive, FrameFilter, GroupIndex, GroupNo, KeyUse, RunRecord, SegmentRecord, Standing,
+        StoreError, TaskFilter, TaskView,
+    },
+    word::word,
+};
+
+/// A reading side of a SQLite database. No read outlives the call that makes it: a long one
+/// would keep the write-ahead log from being reset.
+#[derive(Debug)]
+pub struct SqliteArchive(Connection);
+
+impl SqliteArchive {
+    pub(super) fn new(conn: Connection) -> Self {
+        Self(conn)
+    }
+
+    fn all<T>(
+        &self,
+        sql: &str,
+        parameters: &[&dyn ToSql],
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        let query = || -> rusqlite::Result<_> {
+            let mut statement = self.0.prepare_cached(sql)?;
+            let rows = statement.query_map(parameters, read)?;
+            rows.filter_map(readable).collect()
+        };
+        query().map_err(failed("was read"))
+    }
+}
+
+impl Archive for SqliteArchive {
+    fn group_index(&self) -> Result<GroupIndex, StoreError> {
+        let sql = "SELECT groups.no, id, purging OR current_run IS NOT NULL \
+                   OR status NOT IN ('idle', 'paused', 'archived') \
+                   FROM groups JOIN heads USING (no)";
+        let rows = self.all(sql, &[], |row| {
+            Ok((row.get::<_, GroupNo>(0)?, row.get::<_, String>(1)?, row.get(2)?))
+        })?;
+        let parsed = rows.into_iter().filter_map(|(no, id, busy)| match id.parse() {
+            Ok(id) => Some((no, id, busy)),
+            Err(_) => {
+                log::warn!(no, id; "stored group skipped: its id is none");
+                None
+            }
+        });
+        let groups = parsed.collect();
+        // SQLite keeps the greatest number itself, for a key that is AUTOINCREMENT.
+        let sql = "SELECT seq FROM sqlite_sequence WHERE name = 'groups'";
+        let last_no = self.all(sql, &[], |row| row.get(0))?.first().copied().unwrap_or_default();
+        Ok(GroupIndex { groups, last_no })
+    }
+
+    fn group(&self, group: GroupNo) -> Result<Option<Standing>, StoreError> {
+        let sql = format!(
+            "SELECT {} FROM groups JOIN heads USING (no) WHERE groups.no = ?",
+            rows::GROUP_COLUMNS
+        );
+        let found = self.all(&sql, &[&group], rows::standing)?;
+        Ok(found.into_iter().next().map(|(_, standing)| standing))
+    }
+
+    fn groups(
+        &self,
+        status: Option<&str>,
+        after: GroupNo,
+        limit: usize,
+    ) -> Result<Vec<(GroupNo, Standing)>, StoreError> {
+        let sql = format!(
+            "SELECT {} FROM groups JOIN heads USING (no) \
+             WHERE groups.no > ?1 AND (?2 IS NULL OR status = ?2) ORDER BY groups.no LIMIT ?3",
+            rows::GROUP_COLUMNS
+        );
+        self.all(&sql, &[&after, &status, &(limit as i64)], rows::standing)
+    }
+
+    fn census(&self) -> Result<(BTreeMap<String, u64>, u64), StoreError> {
+        let sql = "SELECT status, count(*), sum(queue_length) FROM heads GROUP BY status";
+        let rows = self.all(sql, &[], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+        })?;
+        let queued = rows.iter().map(|(_, _, queued)| *queued as u64).sum();
+        Ok((rows.into_iter().map(|(status, count, _)| (status, count as u64)).collect(), queued))
+    }
+
+    fn task(&self, task: TaskId) -> Result<Option<TaskView>, StoreError> {
+        let find = || {
+            let sql = format!("SELECT {} FROM tasks WHERE id = ?", rows::TASK_COLUMNS);
+            let mut statement = self.0.prepare_cached(&sql)?;
+            let found = statement.query_row([task.0.as_bytes()], |row| {
+                Ok((row.get::<_, i64>(0)?, rows::task(row)?))
+            });
+            found.optional()
+        };
+        let Some((at, task)) = find().map_err(failed("was read"))? else { return Ok(None) };
+        let group = (at >> 36) as GroupNo;
+        let Some(standing) = self.group(group)? else { return Ok(None) };
+        self.view(group, &standing, task).map(Some)
+    }
+
+    fn tasks(&self, group: GroupNo, filter: &TaskFilter) -> Result<Vec<TaskView>, StoreError> {
+        let Some(standing) = self.group(group)? else { return Ok(Vec::new()) };
+        let sql = format!(
+            "SELECT {} FROM tasks WHERE key > ?1 AND key < ?2 AND (?3 IS NULL OR state = ?3) \
+             AND (?4 IS NULL OR kind = ?4) ORDER BY key LIMIT ?5",
+            rows::TASK_COLUMNS
+        );
+        let tasks = self.all(
+            &sql,
+            &[
+                &key(group, filter.after),
+                &key(group + 1, 0),
+                &filter.state.as_ref().map(word),
+                &filter.kind.as_ref().map(word),
+                &(filter.limit as i64),
+            ],
+            rows::task,
+        )?;
+        tasks.into_iter().map(|task| self.view(group, &standing, task)).collect()
+    }
+
+    fn runs(
+        &self,
+        group: GroupNo,
+        before: Option<RunId>,
+        limit: usize,
+    ) -> Result<Vec<RunRecord>, StoreError> {
+        // Ids grow with time.
+        let sql = format!(
+            "SELECT {} FROM runs WHERE no = ?1 AND (?2 IS NULL OR id < ?2) \
+             ORDER BY id DESC LIMIT ?3",
+            rows::RUN_COLUMNS
+        );
+        let before = before.map(|run| *run.0.as_bytes());
+        self.all(&sql, &[&group, &before, &(limit as i64)], rows::run)
+    }
+
+    fn segments(
+        &self,
+        group: GroupNo,
+        after: u32,
+        limit: usize,
+    ) -> Result<Vec<SegmentRecord>, StoreError> {
+        let sql = format!(
+            "SELECT {} FROM segments WHERE no = ?1 AND segment > ?2 ORDER BY segment LIMIT ?3",
+            rows::SEGMENT_COLUMNS
+        );
+        self.all(&sql, &[&group, &after, &(limit as i64)], rows::segment)
+    }
+
+    fn blocks(&self, group: GroupNo, filter: &FrameFilter) -> Result<Vec<Block>, StoreError> {
+        let read = || -> rusqlite::Result<_> {
+            // A block that begins before the first wanted frame may hold it.
+            let from: i64 = self
+                .0
+                .prepare_cached(
+                    "SELECT coalesce(max(key), ?1) FROM blocks WHERE key >= ?1 AND key <= ?2",
+                )?
+                .query_row([key(group, 0), key(group, filter.after.saturating_add(1))], |row| {
+                    row.get(0)
+                })?;
+            let to = filter.before.map_or(key(group + 1, 0), |before| key(group, before));
+            let sql = format!(
+                "SELECT {} FROM blocks WHERE key >= ?1 AND key < ?2 \
+                 AND (?3 IS NULL OR instr(kinds, ?3)) AND (?4 IS NULL OR task = ?4) \
+                 AND (?5 IS NULL OR segment = ?5) ORDER BY key {}",
+                rows::BLOCK_COLUMNS,
+                if filter.descending { "DESC" } else { "ASC" }
+            );
+            let mut statement = self.0.prepare_cached(&sql)?;
+            let task = filter.task.as_ref().map(|id| id.0.as_bytes());
+            let mut found =
+                statement.query(params![from, to, filter.kind, task, filter.segment])?;
+            let (mut blocks, mut frames, mut bytes) = (Vec::new(), 0, 0);
+            while frames < filter.frames_max && bytes < filter.bytes_max {
+                let Some(row) = found.next()? else { break };
+                let block = rows::block(row)?;
+                if filter.frames_max < u64::MAX {
+                    frames += block.frames().filter(|frame| filter.takes(*frame)).count() as u64;
+                }
+                bytes += block.text.len();
+                blocks.push(block);
+            }
+            Ok(blocks)
+        };
+        read().map_err(failed("read frames"))
+    }
+
+    fn key(&self, key: &[u8; 32]) -> Result<Option<KeyUse>, StoreError> {
+        let sql = "SELECT body, task FROM idempotency WHERE key = ?";
+        let found = self
+            .all(sql, &[key], |row| Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, [u8; 16]>(1)?)))?;
+        let use_of = |(body, task)| KeyUse { key: *key, body, task: TaskId(from_bytes(task)) };
+        Ok(found.into_iter().next().map(use_of))
+    }
+}
+
+fn from_bytes(bytes: [u8; 16]) -> uuid::Uuid {
+    uuid::Uuid::from_bytes(bytes)
+}
+
+impl SqliteArchive {
+    fn view(
+        &self,
+        group: GroupNo,
+        standing: &Standing,
+        task: greenroom_core::Task,
+    ) -> Result<TaskView, StoreError> {
+        let queued = task.state == greenroom_core::TaskState::Queued;
+        let position = if queued && task.claimed_at.is_none() {
+            let sql = "SELECT count(*) FROM tasks WHERE key >= ?1 AND key < ?2 \
+                       AND state = 'queued' AND claimed_at IS NULL \
+                       AND (CASE WHEN ?4 THEN key < ?3 AND kind = 'compaction' \
+                            ELSE key < ?3 OR kind = 'compaction' END)";
+            let at = key(group, task.ordinal);
+            let compaction = task.kind() == greenroom_core::TaskKind::Compaction;
+            let range = (key(group, 0), key(group + 1, 0));
+            let counted =
+                self.all(sql, &[&range.0, &range.1, &at, &compaction], |row| row.get::<_, i64>(0))?;
+            counted.first().map(|count| *count as u64)
+        } else {
+            None
+        };
+        let blocked_by = match position {
+            Some(0) => standing.blocked_by,
+            Some(_) => Some(greenroom_core::Blocked::Turn),
+            None if queued => Some(greenroom_core::Blocked::Agent),
+            None => None,
+        };
+        Ok(TaskView { task, group: standing.id.clone(), position, blocked_by })
+    }
+}

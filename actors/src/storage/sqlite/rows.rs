@@ -1,0 +1,233 @@
+//! How values are written into columns and read back.
+
+use greenroom_core::{
+    Exit, GroupId, Head, Json, Kinds, RunId, SessionId, Task, TaskId, TaskKind, Timestamp, Work,
+};
+use rusqlite::{
+    Row,
+    types::{FromSql, FromSqlError, Type},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use crate::{
+    frames::Block,
+    storage::{GroupNo, RunRecord, SegmentRecord, Standing},
+};
+
+/// Bits of a key that are the seq, or the ordinal, within the group.
+const SEQ_BITS: u32 = 36;
+
+/// Where a frame, or a task, of a group is.
+pub fn key(group: GroupNo, seq: u64) -> i64 {
+    let seq = seq.min((1 << SEQ_BITS) - 1);
+    i64::from(group) << SEQ_BITS | seq as i64
+}
+
+/// The part of a key that counts within the group.
+pub fn seq(key: i64) -> u64 {
+    (key & ((1 << SEQ_BITS) - 1)) as u64
+}
+
+/// A value as JSON text.
+pub fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|_| "null".into())
+}
+
+/// A time as a column.
+pub fn ms(at: Option<Timestamp>) -> Option<i64> {
+    at.map(|at| at.0)
+}
+
+/// A small number that SQLite keeps as an integer.
+pub fn int(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The columns of a task in the order that [`task`] reads them.
+pub const TASK_COLUMNS: &str = "key, id, kind, origin, prompt, focus, metadata, deadline_ms, \
+     created_at, state, claimed_at, attempt, cancel_requested, started_at, ended_at, run, segment, \
+     seq_first, seq_last, stop_reason, error, interrupted, text, text_truncated, usage, tokens";
+
+/// Reads a task from [`TASK_COLUMNS`].
+pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
+    let prompt = raw_json(row, 4)?.ok_or_else(|| corrupt(4, "no prompt"))?;
+    let work = match from_word(row, 2)? {
+        TaskKind::Turn => Work::Turn { prompt },
+        TaskKind::Compaction => {
+            Work::Compaction { focus: row.get::<_, Option<String>>(5)?.map(Into::into), prompt }
+        }
+    };
+    Ok(Task {
+        ordinal: seq(row.get(0)?),
+        id: TaskId(uuid(row, 1)?.ok_or_else(|| corrupt(1, "no id"))?),
+        work,
+        origin: from_word(row, 3)?,
+        metadata: raw_json(row, 6)?,
+        deadline_ms: row.get::<_, Option<i64>>(7)?.map(|ms| ms as u64),
+        created_at: Timestamp(row.get(8)?),
+        state: from_word(row, 9)?,
+        claimed_at: row.get::<_, Option<i64>>(10)?.map(Timestamp),
+        attempt: row.get(11)?,
+        cancel_requested: row.get(12)?,
+        started_at: row.get::<_, Option<i64>>(13)?.map(Timestamp),
+        ended_at: row.get::<_, Option<i64>>(14)?.map(Timestamp),
+        run: uuid(row, 15)?.map(RunId),
+        segment: row.get(16)?,
+        seq_first: row.get::<_, Option<i64>>(17)?.map(|seq| seq as u64),
+        seq_last: row.get::<_, Option<i64>>(18)?.map(|seq| seq as u64),
+        ending: greenroom_core::Ending {
+            stop_reason: optional_word(row, 19)?,
+            error: from_json(row, 20)?,
+            interrupted: from_json(row, 21)?,
+            text: row.get(22)?,
+            text_truncated: row.get(23)?,
+            usage: from_json(row, 24)?,
+            tokens: raw_json(row, 25)?,
+        },
+    })
+}
+
+/// The columns of a group in the order that [`standing`] reads them.
+pub const GROUP_COLUMNS: &str = "groups.no, id, settings, created_at, last_seq, heads.tasks, \
+     session, segment, usage, paused, archived, purging, status, blocked_by, queue_length, \
+     current_task, current_run";
+
+/// Reads a group from [`GROUP_COLUMNS`].
+pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
+    let id: String = row.get(1)?;
+    let id: GroupId = id.parse().map_err(|_| corrupt(1, "no group id"))?;
+    let standing = Standing {
+        id,
+        head: Head {
+            settings: from_json(row, 2)?.ok_or_else(|| corrupt(2, "no settings"))?,
+            created_at: Some(Timestamp(row.get(3)?)),
+            last_seq: row.get::<_, i64>(4)? as u64,
+            tasks: row.get::<_, i64>(5)? as u64,
+            session: row.get::<_, Option<String>>(6)?.map(|id| SessionId(id.into())),
+            segment: row.get(7)?,
+            usage: from_json(row, 8)?,
+            paused: row.get(9)?,
+            archived: row.get(10)?,
+            purging: row.get(11)?,
+        },
+        status: from_word(row, 12)?,
+        blocked_by: optional_word(row, 13)?,
+        queue_length: row.get::<_, i64>(14)? as u64,
+        current_task: uuid(row, 15)?.map(TaskId),
+        current_run: uuid(row, 16)?.map(RunId),
+    };
+    Ok((row.get(0)?, standing))
+}
+
+/// The columns of a run in the order that [`run`] reads them.
+pub const RUN_COLUMNS: &str = "id, agent, pid, started_at, ready_at, ended_at, code, signal, \
+     reason, detail, stderr_tail, stderr_dropped";
+
+/// Reads a run from [`RUN_COLUMNS`].
+pub fn run(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
+    let pid = row.get(2)?;
+    let ended = match row.get::<_, Option<i64>>(5)? {
+        None => None,
+        Some(at) => Some((
+            Timestamp(at),
+            Exit {
+                pid,
+                code: row.get(6)?,
+                signal: row.get(7)?,
+                reason: from_word(row, 8)?,
+                detail: row.get(9)?,
+                stderr_tail: row.get(10)?,
+                stderr_dropped: row.get::<_, i64>(11)? as u64,
+            },
+        )),
+    };
+    Ok(RunRecord {
+        id: RunId(uuid(row, 0)?.ok_or_else(|| corrupt(0, "no id"))?),
+        agent: row.get(1)?,
+        pid,
+        started_at: Timestamp(row.get(3)?),
+        ready_at: row.get::<_, Option<i64>>(4)?.map(Timestamp),
+        ended,
+    })
+}
+
+/// The columns of a segment in the order that [`segment`] reads them.
+pub const SEGMENT_COLUMNS: &str =
+    "segment, session, opened_seq, opened_at, closed_seq, closed_at, end_reason";
+
+/// Reads a segment from [`SEGMENT_COLUMNS`].
+pub fn segment(row: &Row<'_>) -> rusqlite::Result<SegmentRecord> {
+    let closed = match row.get::<_, Option<i64>>(4)? {
+        None => None,
+        Some(seq) => Some((seq as u64, Timestamp(row.get(5)?), row.get(6)?)),
+    };
+    Ok(SegmentRecord {
+        segment: row.get(0)?,
+        session: SessionId(row.get::<_, String>(1)?.into()),
+        opened: (row.get::<_, i64>(2)? as u64, Timestamp(row.get(3)?)),
+        closed,
+    })
+}
+
+/// The columns of a block in the order that [`block`] reads them.
+pub const BLOCK_COLUMNS: &str = "key, count, at, segment, run, task, kinds, text";
+
+/// Reads a block from [`BLOCK_COLUMNS`].
+pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
+    let kinds = row.get_ref(6)?.as_str()?;
+    Ok(Block {
+        first_seq: seq(row.get(0)?),
+        count: row.get::<_, i64>(1)? as u64,
+        at: Timestamp(row.get(2)?),
+        segment: row.get(3)?,
+        run: uuid(row, 4)?.map(RunId),
+        task: uuid(row, 5)?.map(TaskId),
+        kinds: if kinds.contains('\n') {
+            Kinds::Each(kinds.split('\n').map(|kind| kind.to_owned().into()).collect())
+        } else {
+            Kinds::All(kinds.to_owned().into())
+        },
+        text: row.get::<_, Vec<u8>>(7)?.into(),
+    })
+}
+
+fn corrupt(column: usize, what: &'static str) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, what.into())
+}
+
+fn uuid(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Uuid>> {
+    struct Id(Uuid);
+    impl FromSql for Id {
+        fn column_result(value: rusqlite::types::ValueRef<'_>) -> Result<Self, FromSqlError> {
+            Uuid::from_slice(value.as_blob()?).map(Self).map_err(|_| FromSqlError::InvalidType)
+        }
+    }
+    row.get::<_, Option<Id>>(column).map(|id| id.map(|id| id.0))
+}
+
+fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
+    let Some(text) = row.get_ref(column)?.as_str_or_null()? else { return Ok(None) };
+    serde_json::from_str(text)
+        .map(Some)
+        .map_err(|err| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+}
+
+fn raw_json(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Json>> {
+    let Some(text) = row.get::<_, Option<String>>(column)? else { return Ok(None) };
+    Json::parse(text)
+        .map(Some)
+        .map_err(|err| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+}
+
+fn optional_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
+    let Some(text) = row.get_ref(column)?.as_str_or_null()? else { return Ok(None) };
+    let value = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
+    T::deserialize(value)
+        .map(Some)
+        .map_err(|err| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+}
+
+fn from_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    optional_word(row, column)?.ok_or_else(|| corrupt(column, "no word"))
+}

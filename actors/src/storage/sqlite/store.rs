@@ -1,0 +1,437 @@
+//! The writing side: facts into rows.
+
+use greenroom_core::{Kinds, Run, RunId, RunPhase, Task, TaskId, Timestamp, Work, Write};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+
+use super::{
+    failed, readable,
+    rows::{self, int, json, key, ms},
+    write_failed,
+};
+use crate::{
+    frames::Block,
+    storage::{GroupNo, Hydration, KeyUse, Store, StoreError, Writes},
+    word::word,
+};
+
+/// The writing side of a SQLite database.
+#[derive(Debug)]
+pub struct SqliteStore(Connection);
+
+impl SqliteStore {
+    pub(super) fn new(conn: Connection) -> Self {
+        Self(conn)
+    }
+}
+
+impl Store for SqliteStore {
+    fn commit(&mut self, batch: &[Writes]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let transaction = self
+            .0
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(write_failed)?;
+        let stored: rusqlite::Result<Vec<bool>> =
+            batch.iter().map(|writes| store(&transaction, writes)).collect();
+        let stored = stored.map_err(write_failed)?;
+        transaction.commit().map_err(write_failed)?;
+        let answer = |stored| if stored { Ok(()) } else { Err(StoreError::Fenced) };
+        Ok(stored.into_iter().map(answer).collect())
+    }
+
+    fn adopt(&mut self, group: GroupNo) -> Result<Option<Hydration>, StoreError> {
+        let mut read = || -> rusqlite::Result<_> {
+            let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let epoch: Option<i64> = transaction
+                .query_row(
+                    "UPDATE heads SET epoch = epoch + 1 WHERE no = ? RETURNING epoch",
+                    [group],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            let Some(epoch) = epoch else { return Ok(None) };
+            let hydration = hydrate(&transaction, group, epoch as u64)?;
+            transaction.commit()?;
+            Ok(Some(hydration))
+        };
+        read().map_err(failed("read a group"))
+    }
+
+    fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
+        let mut delete = || {
+            let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let (from, to) = (key(group, 0), key(group + 1, 0));
+            transaction.execute(
+                "DELETE FROM idempotency WHERE task IN \
+                 (SELECT id FROM tasks WHERE key >= ? AND key < ?)",
+                [from, to],
+            )?;
+            for table in ["blocks", "tasks"] {
+                let sql = format!("DELETE FROM {table} WHERE key >= ? AND key < ?");
+                transaction.execute(&sql, [from, to])?;
+            }
+            for table in ["runs", "segments", "heads", "groups"] {
+                transaction.execute(&format!("DELETE FROM {table} WHERE no = ?"), [group])?;
+            }
+            transaction.commit()
+        };
+        delete().map_err(failed("deleted a group"))
+    }
+
+    fn probe(&mut self) -> Result<(), StoreError> {
+        let write = || -> rusqlite::Result<()> {
+            let version: u32 = self.0.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            self.0.pragma_update(None, "user_version", version)
+        };
+        write().map_err(failed("was tried"))
+    }
+
+    fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
+        self.0
+            .execute("DELETE FROM idempotency WHERE at < ?", [before.0])
+            .map_err(failed("deleted old keys"))
+    }
+}
+
+fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> rusqlite::Result<Hydration> {
+    let sql = format!(
+        "SELECT {} FROM groups JOIN heads USING (no) WHERE groups.no = ?",
+        rows::GROUP_COLUMNS
+    );
+    let (_, standing) = conn.query_row(&sql, [group], rows::standing)?;
+    // Each half in the words of the index that finds it.
+    let sql = format!(
+        "SELECT {columns} FROM tasks \
+         WHERE key >= ?1 AND key < ?2 AND state = 'queued' AND claimed_at IS NULL \
+         UNION ALL SELECT {columns} FROM tasks \
+         WHERE key >> 36 = ?3 AND claimed_at IS NOT NULL AND state IN ('queued', 'running') \
+         ORDER BY key",
+        columns = rows::TASK_COLUMNS
+    );
+    let mut tasks = Vec::new();
+    let mut unreadable = Vec::new();
+    let mut statement = conn.prepare_cached(&sql)?;
+    let mut found = statement.query([key(group, 0), key(group + 1, 0), i64::from(group)])?;
+    while let Some(row) = found.next()? {
+        match readable(rows::task(row)) {
+            Some(task) => tasks.push(task?),
+            None => unreadable.push(row.get::<_, i64>(0)?),
+        }
+    }
+    for key in unreadable {
+        fail_unreadable(conn, key)?;
+    }
+    let run = standing.current_run.map(|id| Run { id, phase: RunPhase::Stopping, outdated: false });
+    Ok(Hydration { epoch, head: standing.head, tasks, run })
+}
+
+/// Ends a task whose row cannot be understood: left open, it would stand before all others.
+fn fail_unreadable(conn: &Connection, key: i64) -> rusqlite::Result<usize> {
+    conn.execute(
+        "UPDATE tasks SET state = 'failed', error = \
+         '{\"code\":\"unreadable\",\"message\":\"the stored task cannot be understood\"}' \
+         WHERE key = ?",
+        [key],
+    )
+}
+
+/// Stores one group's facts; `false` if they come from an owner that is none any more.
+fn store(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
+    if let Some(Write::GroupCreated(settings)) = writes.writes.first() {
+        let id = writes.standing.id.as_str();
+        conn.prepare_cached(
+            "INSERT INTO groups (no, id, settings, created_at) VALUES (?, ?, ?, ?)",
+        )?
+        .execute(params![writes.group, id, json(settings), writes.at.0])?;
+        conn.prepare_cached(
+            "INSERT INTO heads (no, epoch, last_seq, tasks, segment, paused, archived, status, \
+             queue_length) VALUES (?, ?, 0, 0, 0, 0, 0, 'idle', 0)",
+        )?
+        .execute(params![writes.group, int(writes.epoch)])?;
+    }
+    if !store_head(conn, writes)? {
+        return Ok(false);
+    }
+    let mut seq =
+        writes.standing.head.last_seq - writes.writes.iter().map(Write::frames).sum::<u64>();
+    let mut segment = first_segment(writes);
+    let mut accepted = None;
+    for write in &writes.writes {
+        let first_seq = seq + 1;
+        seq += write.frames();
+        match write {
+            // Kept back: most tasks start in the commit that accepts them, and are one row then.
+            Write::TaskQueued { record, .. } => {
+                insert_task(conn, writes.group, accepted.replace(record), None)?;
+                continue;
+            }
+            Write::TaskStarted { task, attempt, run } => {
+                let begun =
+                    Begun { at: writes.at, attempt: *attempt, run: *run, segment, first_seq };
+                let fresh = accepted.take_if(|record| record.id == *task);
+                match fresh {
+                    Some(record) => insert_task(conn, writes.group, Some(record), Some(&begun))?,
+                    None => start_task(conn, *task, &begun)?,
+                }
+                continue;
+            }
+            Write::SegmentStarted { segment: opened, .. } => segment = *opened,
+            _ => {}
+        }
+        insert_task(conn, writes.group, accepted.take(), None)?;
+        store_fact(conn, writes, write, first_seq)?;
+    }
+    insert_task(conn, writes.group, accepted, None)?;
+    for block in &writes.blocks {
+        store_block(conn, writes.group, block)?;
+    }
+    if let Some(KeyUse { key, body, task }) = &writes.key {
+        conn.prepare_cached("INSERT INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?)")?
+            .execute(params![key, body, task.0.as_bytes(), writes.at.0])?;
+    }
+    Ok(true)
+}
+
+/// The segment that was open before the facts: segments are numbered without a gap.
+fn first_segment(writes: &Writes) -> u32 {
+    let opened = writes.writes.iter().find_map(|write| match write {
+        Write::SegmentStarted { segment, .. } => Some(segment - 1),
+        _ => None,
+    });
+    opened.unwrap_or(writes.standing.head.segment)
+}
+
+fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
+    let standing = &writes.standing;
+    let head = &standing.head;
+    let changed = conn
+        .prepare_cached(
+            "UPDATE heads SET last_seq = ?, tasks = ?, session = ?, segment = ?, usage = ?, \
+             paused = ?, archived = ?, purging = ?, status = ?, blocked_by = ?, queue_length = ?, \
+             current_task = ?, current_run = ? WHERE no = ? AND epoch = ?",
+        )?
+        .execute(params![
+            int(head.last_seq),
+            int(head.tasks),
+            head.session.as_ref().map(|session| &*session.0),
+            head.segment,
+            head.usage.as_ref().map(json),
+            head.paused,
+            head.archived,
+            head.purging,
+            word(&standing.status),
+            standing.blocked_by.as_ref().map(word),
+            int(standing.queue_length),
+            standing.current_task.as_ref().map(|id| id.0.as_bytes()),
+            standing.current_run.as_ref().map(|id| id.0.as_bytes()),
+            writes.group,
+            int(writes.epoch),
+        ])?;
+    Ok(changed == 1)
+}
+
+fn store_fact(
+    conn: &Connection,
+    writes: &Writes,
+    write: &Write,
+    first_seq: u64,
+) -> rusqlite::Result<()> {
+    let (group, at) = (writes.group, writes.at.0);
+    match write {
+        Write::GroupChanged(settings) => {
+            conn.prepare_cached("UPDATE groups SET settings = ? WHERE no = ?")?
+                .execute(params![json(settings), group])?;
+        }
+        Write::TaskClaimed { task } => {
+            conn.prepare_cached("UPDATE tasks SET claimed_at = ? WHERE id = ?")?
+                .execute(params![at, task.0.as_bytes()])?;
+        }
+        Write::TaskReleased { task } => {
+            conn.prepare_cached("UPDATE tasks SET claimed_at = NULL WHERE id = ?")?
+                .execute(params![task.0.as_bytes()])?;
+        }
+        Write::CancelRequested { task } => {
+            conn.prepare_cached("UPDATE tasks SET cancel_requested = 1 WHERE id = ?")?
+                .execute(params![task.0.as_bytes()])?;
+        }
+        Write::TaskEnded { record, .. } => end_task(conn, record)?,
+        Write::RunStarted { run, agent } => {
+            conn.prepare_cached(
+                "INSERT INTO runs (id, no, agent, started_at) VALUES (?, ?, ?, ?)",
+            )?
+            .execute(params![run.0.as_bytes(), group, agent, at])?;
+        }
+        Write::RunReady { run, pid, session, continuity } => {
+            conn.prepare_cached(
+                "UPDATE runs SET pid = ?, session = ?, continuity = ?, ready_at = ? WHERE id = ?",
+            )?
+            .execute(params![
+                pid,
+                &*session.0,
+                word(continuity),
+                at,
+                run.0.as_bytes()
+            ])?;
+        }
+        Write::RunExited { run, exit } => {
+            conn.prepare_cached(
+                "UPDATE runs SET ended_at = ?, pid = coalesce(?, pid), code = ?, signal = ?, \
+                 reason = ?, detail = ?, stderr_tail = ?, stderr_dropped = ? WHERE id = ?",
+            )?
+            .execute(params![
+                at,
+                exit.pid,
+                exit.code,
+                exit.signal,
+                word(&exit.reason),
+                exit.detail,
+                exit.stderr_tail,
+                int(exit.stderr_dropped),
+                run.0.as_bytes()
+            ])?;
+        }
+        Write::SegmentEnded { segment, end_reason } => {
+            conn.prepare_cached(
+                "UPDATE segments SET closed_seq = ?, closed_at = ?, end_reason = ? \
+                 WHERE no = ? AND segment = ?",
+            )?
+            .execute(params![int(first_seq), at, end_reason, group, segment])?;
+        }
+        Write::SegmentStarted { segment, session } => {
+            conn.prepare_cached(
+                "INSERT INTO segments (no, segment, session, opened_seq, opened_at) \
+                 VALUES (?, ?, ?, ?, ?)",
+            )?
+            .execute(params![group, segment, &*session.0, int(first_seq), at])?;
+        }
+        // Stored with what comes behind them; see `store`.
+        Write::TaskQueued { .. } | Write::TaskStarted { .. } => {}
+        Write::GroupCreated(_)
+        | Write::GroupArchived {}
+        | Write::PurgeOrdered {}
+        | Write::GroupPaused {}
+        | Write::GroupResumed {}
+        | Write::TurnStarted { .. }
+        | Write::PromptSent { .. }
+        | Write::Said(_)
+        | Write::AgentOutputRejected { .. }
+        | Write::PermissionResolved { .. }
+        | Write::TurnCut { .. }
+        | Write::TurnSettled { .. }
+        | Write::RunStopping { .. }
+        | Write::ContextLost { .. } => {}
+    }
+    Ok(())
+}
+
+/// A task's attempt as it begins.
+struct Begun {
+    at: Timestamp,
+    attempt: u32,
+    run: RunId,
+    segment: u32,
+    first_seq: u64,
+}
+
+fn start_task(conn: &Connection, task: TaskId, begun: &Begun) -> rusqlite::Result<()> {
+    conn.prepare_cached(
+        "UPDATE tasks SET state = 'running', claimed_at = coalesce(claimed_at, ?1), \
+         started_at = ?1, attempt = ?2, run = ?3, segment = ?4, seq_first = ?5 WHERE id = ?6",
+    )?
+    .execute(params![
+        begun.at.0,
+        begun.attempt,
+        begun.run.0.as_bytes(),
+        begun.segment,
+        int(begun.first_seq),
+        task.0.as_bytes()
+    ])?;
+    Ok(())
+}
+
+/// Stores a task that was accepted, if there is one, and its attempt if it began at once.
+fn insert_task(
+    conn: &Connection,
+    group: GroupNo,
+    task: Option<&Task>,
+    begun: Option<&Begun>,
+) -> rusqlite::Result<()> {
+    let Some(task) = task else { return Ok(()) };
+    let focus = match &task.work {
+        Work::Turn { .. } => None,
+        Work::Compaction { focus, .. } => focus.as_deref(),
+    };
+    conn.prepare_cached(
+        "INSERT INTO tasks (key, id, kind, origin, prompt, focus, metadata, deadline_ms, \
+         created_at, state, claimed_at, started_at, attempt, run, segment, seq_first) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, ?13, ?14, ?15)",
+    )?
+    .execute(params![
+        key(group, task.ordinal),
+        task.id.0.as_bytes(),
+        word(&task.kind()),
+        word(&task.origin),
+        task.prompt().as_str(),
+        focus,
+        task.metadata.as_ref().map(|json| json.as_str()),
+        task.deadline_ms.map(int),
+        task.created_at.0,
+        if begun.is_some() { "running" } else { "queued" },
+        begun.map(|begun| begun.at.0),
+        begun.map_or(0, |begun| begun.attempt),
+        begun.map(|begun| begun.run.0.into_bytes()),
+        begun.map(|begun| begun.segment),
+        begun.map(|begun| int(begun.first_seq)),
+    ])?;
+    Ok(())
+}
+
+/// Compare and set: a terminal state is never written over (I9).
+fn end_task(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
+    let ending = &task.ending;
+    let changed = conn
+        .prepare_cached(
+            "UPDATE tasks SET state = ?, ended_at = ?, seq_last = ?, stop_reason = ?, error = ?, \
+             interrupted = ?, text = ?, text_truncated = ?, usage = ?, tokens = ? \
+             WHERE id = ? AND state IN ('queued', 'running')",
+        )?
+        .execute(params![
+            word(&task.state),
+            ms(task.ended_at),
+            task.seq_last.map(int),
+            ending.stop_reason.as_ref().map(word),
+            ending.error.as_ref().map(json),
+            ending.interrupted.as_ref().map(json),
+            ending.text,
+            ending.text_truncated,
+            ending.usage.as_ref().map(json),
+            ending.tokens.as_ref().map(|json| json.as_str()),
+            task.id.0.as_bytes(),
+        ])?;
+    if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }
+}
+
+fn store_block(conn: &Connection, group: GroupNo, block: &Block) -> rusqlite::Result<()> {
+    let joined;
+    let kinds: &str = match &block.kinds {
+        Kinds::All(kind) => kind,
+        Kinds::Each(kinds) => {
+            joined = kinds.join("\n");
+            &joined
+        }
+    };
+    conn.prepare_cached(
+        "INSERT INTO blocks (key, count, at, segment, run, task, kinds, text) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )?
+    .execute(params![
+        key(group, block.first_seq),
+        int(block.count),
+        block.at.0,
+        block.segment,
+        block.run.as_ref().map(|id| id.0.as_bytes()),
+        block.task.as_ref().map(|id| id.0.as_bytes()),
+        kinds,
+        &*block.text,
+    ])?;
+    Ok(())
+}

@@ -1,0 +1,402 @@
+//! Committing, fencing, reading back, deleting.
+
+use std::collections::BTreeMap;
+
+use greenroom_actors::{
+    agent::acp,
+    storage::{
+        Archive, FrameFilter, Hydration, KeyUse, Store, StoreError, TaskFilter, TaskView, Writes,
+    },
+};
+use greenroom_core::{
+    Blocked, Group, RunId, SessionId, Task, TaskId, TaskKind, TaskState, Timestamp, Write,
+};
+use proptest::{prelude::*, test_runner::TestRunner};
+use uuid::Uuid;
+
+use crate::{
+    Engine,
+    actor::{ANSWER, Actor, READY, SUBMIT, commit, refused},
+    world::{Move, Spoken, moves},
+};
+
+const EVERYTHING: FrameFilter = FrameFilter {
+    after: 0,
+    before: None,
+    kind: None,
+    task: None,
+    segment: None,
+    descending: false,
+    frames_max: u64::MAX,
+    bytes_max: usize::MAX,
+};
+const ALL_TASKS: TaskFilter = TaskFilter { state: None, kind: None, after: 0, limit: 10_000 };
+/// Whatever the facts are, they have a time.
+const NOW: Timestamp = Timestamp(5_000);
+
+fn tasks(archive: &impl Archive, no: u32) -> Vec<Task> {
+    archive.tasks(no, &ALL_TASKS).unwrap().into_iter().map(|view| view.task).collect()
+}
+
+pub fn groups_of_one_batch_are_stored_together<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut actors = [Actor::new(1), Actor::new(2), Actor::new(3)];
+    let batch: Vec<Writes> =
+        actors.iter_mut().flat_map(|actor| actor.play_all(&[SUBMIT, Move::Grant, READY])).collect();
+    commit(&mut engine.store(), &batch);
+    let archive = engine.archive();
+    for actor in &actors {
+        assert_eq!(archive.group(actor.no).unwrap(), Some(actor.standing()));
+        assert_eq!(archive.blocks(actor.no, &EVERYTHING).unwrap(), actor.blocks);
+        let all: Vec<Task> = actor.world.reference.tasks().cloned().collect();
+        assert_eq!(tasks(&archive, actor.no), all);
+    }
+    assert_eq!(archive.group(4).unwrap(), None);
+    let busy = archive.group_index().unwrap();
+    let expected: Vec<_> = actors.iter().map(|actor| (actor.no, actor.id.clone(), true)).collect();
+    assert_eq!(busy.groups, expected);
+    let census = BTreeMap::from([("running".to_owned(), 3)]);
+    assert_eq!(archive.census().unwrap(), (census, 0));
+}
+
+/// I14.
+pub fn a_later_owner_fences_the_earlier_one_and_nobody_else<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut store = engine.store();
+    let [mut fenced, mut other] = [Actor::new(1), Actor::new(2)];
+    commit(&mut store, &[fenced.play(SUBMIT).unwrap(), other.play(SUBMIT).unwrap()]);
+    let before = fenced.standing();
+    assert_eq!(store.adopt(1).unwrap().unwrap().epoch, 2);
+
+    let late = fenced.play_all(&[SUBMIT, Move::Grant]);
+    let fine = other.play(SUBMIT).unwrap();
+    let mut batch = late;
+    batch.insert(1, fine);
+    let answers = store.commit(&batch).unwrap();
+    let fenced_out = |answer: &Result<(), StoreError>| matches!(answer, Err(StoreError::Fenced));
+    let seen: Vec<bool> = answers.iter().map(fenced_out).collect();
+    assert_eq!(seen, [true, false, true], "{answers:?}");
+    let archive = engine.archive();
+    assert_eq!(archive.group(1).unwrap(), Some(before), "nothing of the old owner is stored");
+    assert_eq!((tasks(&archive, 1).len(), tasks(&archive, 2).len()), (1, 2));
+    assert_eq!(archive.group(2).unwrap(), Some(other.standing()));
+}
+
+pub fn adopting_gives_the_next_epoch_and_the_open_tasks_in_order<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut store = engine.store();
+    assert!(store.adopt(1).unwrap().is_none(), "a group that nobody made");
+    let mut actor = Actor::new(1);
+    let history = [SUBMIT, Move::Grant, READY, SUBMIT, SUBMIT, Move::Compact, ANSWER];
+    commit(&mut store, &actor.play_all(&history));
+    for epoch in 2..5 {
+        let Hydration { epoch: given, head, tasks, run } = store.adopt(1).unwrap().unwrap();
+        assert_eq!((given, &head), (epoch, actor.world.group.head()));
+        let ordinals: Vec<u64> = tasks.iter().map(|task| task.ordinal).collect();
+        assert_eq!(ordinals, [2, 3, 4], "the first one has ended");
+        assert_eq!(run.map(|run| run.id), actor.world.group.run().map(|run| run.id));
+    }
+}
+
+/// I1, though the actor forgot it.
+pub fn a_second_claimed_task_is_refused<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut store = engine.store();
+    let mut actor = Actor::new(1);
+    commit(&mut store, &actor.play_all(&[SUBMIT, SUBMIT, Move::Grant]));
+    let second = actor.world.group.waiting().next().unwrap().id;
+    let before = engine.archive().task(second).unwrap().unwrap().task;
+    let claim = actor.state(NOW, vec![Write::TaskClaimed { task: second }]);
+    refused(&mut store, claim);
+    let run = RunId(Uuid::from_u128(1));
+    let start = actor.state(NOW, vec![Write::TaskStarted { task: second, attempt: 1, run }]);
+    refused(&mut store, start);
+    assert_eq!(engine.archive().task(second).unwrap().unwrap().task, before);
+
+    let mut other = Actor::new(2);
+    commit(&mut store, &other.play_all(&[SUBMIT, Move::Grant]));
+}
+
+/// I9.
+pub fn a_terminal_state_is_not_written_over<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut store = engine.store();
+    let mut actor = Actor::new(1);
+    commit(&mut store, &actor.play_all(&[SUBMIT, Move::Grant, READY, ANSWER]));
+    let ended = tasks(&engine.archive(), 1).remove(0);
+    assert_eq!(ended.state, TaskState::Completed);
+    let record = Box::new(Task { state: TaskState::Failed, ..ended.clone() });
+    let again = Write::TaskEnded {
+        task: ended.id,
+        state: TaskState::Failed,
+        stop_reason: None,
+        error: None,
+        interrupted: None,
+        record,
+    };
+    let again = actor.state(NOW, vec![again]);
+    refused(&mut store, again);
+    assert_eq!(tasks(&engine.archive(), 1), [ended]);
+}
+
+/// AM-1 and I4, though the actor forgot them.
+pub fn a_second_living_run_and_a_second_open_segment_are_refused<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut store = engine.store();
+    let mut actor = Actor::new(1);
+    commit(&mut store, &actor.play_all(&[SUBMIT, Move::Grant, READY]));
+    let run = RunId(Uuid::from_u128(9));
+    let second = actor.state(NOW, vec![Write::RunStarted { run, agent: "one".into() }]);
+    refused(&mut store, second);
+    let session = SessionId("fork".into());
+    for segment in [1, 2] {
+        let session = session.clone();
+        let fork = actor.state(NOW, vec![Write::SegmentStarted { segment, session }]);
+        refused(&mut store, fork);
+    }
+}
+
+pub fn what_is_refused_leaves_nothing_behind<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut store = engine.store();
+    let [mut one, mut other] = [Actor::new(1), Actor::new(2)];
+    commit(&mut store, &[one.play(SUBMIT).unwrap()]);
+    let before = one.standing();
+    let mut bad = one.play(SUBMIT).unwrap();
+    let twice = bad.writes[0].clone();
+    bad.writes.push(twice);
+    let answer = store.commit(&[other.play(SUBMIT).unwrap(), bad]);
+    assert!(matches!(answer, Err(StoreError::Refused(_))), "{answer:?}");
+    let archive = engine.archive();
+    assert_eq!(archive.group(1).unwrap(), Some(before));
+    assert_eq!(archive.group(2).unwrap(), None, "all of a transaction, or none");
+}
+
+/// I13 through the database, I3, and byte for byte (AM-10): every history, stored in batches of
+/// any size and read back by a new server, is the state that made it.
+pub fn any_history_is_read_back_as_it_was<E: Engine>() {
+    let config = ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() };
+    let strategy = (moves(150), prop::collection::vec((1..6_usize, any::<bool>()), 1..8));
+    TestRunner::new(config)
+        .run(&strategy, |(history, batches)| {
+            let dir = tempfile::tempdir().unwrap();
+            let mut engine = E::open(dir.path()).unwrap();
+            let mut store = engine.store();
+            let mut actor = Actor::new(7);
+            let mut batch: Vec<Writes> = Vec::new();
+            let mut sizes = batches.iter().cycle();
+            let (mut size, mut merged) = (1, false);
+            for next in history {
+                if matches!(next, Move::Crash) {
+                    commit(&mut store, &batch);
+                    batch.clear();
+                    drop((store, engine));
+                    engine = E::open(dir.path()).unwrap();
+                    store = engine.store();
+                    check(&actor, &mut store, &engine.archive());
+                    actor.epoch += u64::from(actor.world.group.head().created_at.is_some());
+                }
+                // Facts of one moment may be one commit.
+                let moment = actor.world.now;
+                actor.world.now.0 -= i64::from(merged && !batch.is_empty());
+                let Some(writes) = actor.play(next) else {
+                    actor.world.now = actor.world.now.max(moment);
+                    continue;
+                };
+                match batch.last_mut() {
+                    Some(last) if merged && last.at == writes.at => {
+                        last.standing = writes.standing;
+                        last.writes.extend(writes.writes);
+                        last.blocks.extend(writes.blocks);
+                    }
+                    _ => batch.push(writes),
+                }
+                if batch.len() >= size {
+                    commit(&mut store, &batch);
+                    batch.clear();
+                    (size, merged) = *sizes.next().unwrap();
+                }
+            }
+            commit(&mut store, &batch);
+            check(&actor, &mut store, &engine.archive());
+            Ok(())
+        })
+        .unwrap();
+}
+
+/// Holds what was stored against what happened.
+fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
+    let (group, reference) = (&actor.world.group, &actor.world.reference);
+    let Some(Hydration { head, tasks: open, run, .. }) = store.adopt(actor.no).unwrap() else {
+        assert_eq!(group.head().created_at, None);
+        return;
+    };
+    // The phase of a run and who cuts off a turn are not stored: the rules' own tests show that
+    // they make no difference.
+    assert_eq!(run.map(|run| run.id), reference.run().map(|run| run.id));
+    let restored = Group::restore(head, open, reference.run().cloned(), reference.turn().cloned());
+    assert_eq!(&restored, group);
+    assert_eq!(archive.group(actor.no).unwrap(), Some(actor.standing()));
+    let all: Vec<Task> = reference.tasks().cloned().collect();
+    assert_eq!(tasks(archive, actor.no), all);
+    let blocks = archive.blocks(actor.no, &EVERYTHING).unwrap();
+    assert_eq!(blocks, actor.blocks);
+    let seqs: Vec<u64> = blocks.iter().flat_map(|b| b.frames().map(|f| f.seq)).collect();
+    assert_eq!(seqs, (1..=group.head().last_seq).collect::<Vec<_>>());
+    let segments = archive.segments(actor.no, 0, 10_000).unwrap();
+    let numbers: Vec<u32> = segments.iter().map(|segment| segment.segment).collect();
+    assert_eq!(numbers, (1..=group.head().segment).collect::<Vec<_>>());
+    for pair in segments.windows(2) {
+        let last = pair[0].closed.as_ref().map(|(seq, ..)| *seq);
+        assert_eq!(last, Some(pair[1].opened.0 - 1), "AM-12: {pair:?}");
+    }
+    assert!(segments.last().is_none_or(|open| open.closed.is_none()), "AM-11: {segments:?}");
+    let runs = archive.runs(actor.no, None, 10_000).unwrap();
+    let alive: Vec<RunId> = runs.iter().filter(|r| r.ended.is_none()).map(|run| run.id).collect();
+    assert_eq!(alive, group.run().map(|run| run.id).into_iter().collect::<Vec<_>>());
+    if let (Some(live), Some(task)) = (reference.turn(), group.current()) {
+        let mut heard = greenroom_core::Turn::new(live.run, live.prompt_id);
+        heard.cut = live.cut;
+        let after = task.seq_first.unwrap() - 1;
+        let filter = FrameFilter { after, task: Some(task.id), ..EVERYTHING };
+        let blocks = archive.blocks(actor.no, &filter).unwrap();
+        for frame in blocks.iter().flat_map(|b| b.frames()).filter(|frame| filter.takes(*frame)) {
+            match acp::hear(frame.payload) {
+                Ok(acp::Heard::Notice(_, fold)) => heard.hear(&fold),
+                Ok(acp::Heard::Permission(_) | acp::Heard::Request { .. })
+                    if frame.kind == "session/request_permission" =>
+                {
+                    let asked = greenroom_core::Fold { output: true, ..Default::default() };
+                    heard.hear(&asked);
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(&heard, live, "what an attempt said is in its frames");
+    }
+}
+
+pub fn a_purge_takes_one_group_and_no_other<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut store = engine.store();
+    let history = [SUBMIT, Move::Grant, READY, Move::Say(Spoken::Chunk(1)), ANSWER, SUBMIT];
+    // Neighbours in every order, and the smallest number there is.
+    let mut actors: Vec<Actor> = (1..=3).map(Actor::new).collect();
+    for actor in &mut actors {
+        let mut batch = actor.play_all(&history);
+        let task = actor.world.reference.tasks().next().unwrap().id;
+        batch[0].key = Some(KeyUse { key: [actor.no as u8; 32], body: [0; 32], task });
+        commit(&mut store, &batch);
+    }
+    store.purge(2).unwrap();
+    store.purge(9).unwrap();
+    let archive = engine.archive();
+    assert_eq!(archive.group(2).unwrap(), None);
+    assert!(archive.blocks(2, &EVERYTHING).unwrap().is_empty());
+    assert!(store.adopt(2).unwrap().is_none());
+    let task = actors[1].world.reference.tasks().next().unwrap().id;
+    assert!(archive.task(task).unwrap().is_none());
+    assert_eq!(archive.key(&[2; 32]).unwrap(), None);
+    for actor in [&actors[0], &actors[2]] {
+        assert_eq!(archive.group(actor.no).unwrap(), Some(actor.standing()));
+        assert_eq!(archive.blocks(actor.no, &EVERYTHING).unwrap(), actor.blocks);
+        assert_eq!(tasks(&archive, actor.no).len(), 2);
+        assert!(archive.key(&[actor.no as u8; 32]).unwrap().is_some());
+    }
+    let index = archive.group_index().unwrap();
+    assert_eq!(index.groups.iter().map(|(no, ..)| *no).collect::<Vec<_>>(), [1, 3]);
+    store.purge(3).unwrap();
+    let index = archive.group_index().unwrap();
+    assert_eq!(index.last_no, 3, "the number of a purged group is not used again");
+    store.probe().unwrap();
+    // Its name and its number can be used again; runs, segments and blocks are really gone.
+    let mut again = Actor::new(2);
+    commit(&mut store, &again.play_all(&history));
+}
+
+pub fn a_key_is_kept_until_it_is_forgotten<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut store = engine.store();
+    let mut actor = Actor::new(1);
+    let mut first = actor.play(SUBMIT).unwrap();
+    let task = actor.world.reference.tasks().next().unwrap().id;
+    let used = KeyUse { key: [1; 32], body: [2; 32], task };
+    first.key = Some(used.clone());
+    let at = first.at;
+    commit(&mut store, &[first]);
+    let archive = engine.archive();
+    assert_eq!(archive.key(&[1; 32]).unwrap(), Some(used.clone()));
+    assert_eq!(archive.key(&[3; 32]).unwrap(), None);
+
+    let mut second = actor.play(SUBMIT).unwrap();
+    second.key = Some(used.clone());
+    refused(&mut store, second);
+    assert_eq!(tasks(&archive, 1).len(), 1, "the same key is not used twice");
+
+    assert_eq!(store.forget_keys(at).unwrap(), 0, "not older than that");
+    assert_eq!(archive.key(&[1; 32]).unwrap(), Some(used));
+    assert_eq!(store.forget_keys(Timestamp(at.0 + 1)).unwrap(), 1);
+    assert_eq!(archive.key(&[1; 32]).unwrap(), None);
+}
+
+pub fn lists_tell_positions_and_pages<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut store = engine.store();
+    let mut actor = Actor::new(1);
+    let start = [SUBMIT, Move::Grant, READY, ANSWER, SUBMIT, Move::Grant, SUBMIT, SUBMIT];
+    commit(&mut store, &actor.play_all(&start));
+    commit(&mut store, &actor.play_all(&[Move::Compact]));
+    let archive = engine.archive();
+    let places = |views: &[TaskView]| -> Vec<(u64, Option<u64>)> {
+        views.iter().map(|view| (view.task.ordinal, view.position)).collect()
+    };
+    let all = archive.tasks(1, &ALL_TASKS).unwrap();
+    assert_eq!(
+        places(&all),
+        [(1, None), (2, None), (3, Some(1)), (4, Some(2)), (5, Some(0))],
+        "the compaction goes before waiting turns"
+    );
+    let live: Vec<u64> = actor.world.group.waiting().map(|task| task.ordinal).collect();
+    assert_eq!(live, [5, 3, 4]);
+    assert!(all.iter().all(|view| view.position.is_none() == view.blocked_by.is_none()));
+    assert_eq!(all[2].blocked_by, Some(Blocked::Turn));
+
+    let filtered = |filter| places(&archive.tasks(1, &filter).unwrap());
+    let (queued, compaction) = (Some(TaskState::Queued), Some(TaskKind::Compaction));
+    assert_eq!(filtered(TaskFilter { state: queued, limit: 1, ..ALL_TASKS }), [(3, Some(1))]);
+    assert_eq!(filtered(TaskFilter { kind: compaction, ..ALL_TASKS }), [(5, Some(0))]);
+    assert_eq!(filtered(TaskFilter { after: 4, ..ALL_TASKS }), [(5, Some(0))]);
+    assert!(archive.task(TaskId(Uuid::nil())).unwrap().is_none());
+
+    let mut others: Vec<Actor> = (2..5).map(Actor::new).collect();
+    let batch: Vec<Writes> =
+        others.iter_mut().map(|a| a.play(Move::Configure(0)).unwrap()).collect();
+    commit(&mut store, &batch);
+    let page = |status, after, limit| -> Vec<u32> {
+        archive.groups(status, after, limit).unwrap().iter().map(|(no, _)| *no).collect()
+    };
+    assert_eq!(page(None, 0, 2), [1, 2]);
+    assert_eq!(page(None, 2, 9), [3, 4]);
+    assert_eq!(page(Some("idle"), 0, 9), [2, 3, 4]);
+    assert_eq!(page(Some("running"), 0, 9), [1]);
+}
+
+/// RELIABILITY F26.
+pub fn a_directory_has_one_owner<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = E::open(dir.path()).unwrap();
+    let second = E::open(dir.path());
+    assert!(matches!(second, Err(StoreError::InUse(_))));
+    drop(first);
+    assert!(E::open(dir.path()).is_ok());
+}

@@ -1,0 +1,72 @@
+//! What a database must do for greenroom, whichever one it is: one suite for every implementation
+//! of `Store` and `Archive`, played here on SQLite.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod actor;
+mod conformance;
+mod reading;
+mod sqlite;
+#[path = "../../core/tests/world/mod.rs"]
+mod world;
+
+use std::path::Path;
+
+use greenroom_actors::storage::{
+    Archive, Store, StoreError,
+    sqlite::{Database, SqliteArchive, SqliteStore},
+};
+
+/// An implementation under test: a database in a directory, opened and closed by being dropped.
+pub trait Engine: Sized {
+    type Store: Store;
+    type Archive: Archive;
+
+    fn open(dir: &Path) -> Result<Self, StoreError>;
+    fn store(&self) -> Self::Store;
+    fn archive(&self) -> Self::Archive;
+}
+
+impl Engine for Database {
+    type Store = SqliteStore;
+    type Archive = SqliteArchive;
+
+    fn open(dir: &Path) -> Result<Self, StoreError> {
+        Database::open(&dir.join("greenroom.db"))
+    }
+
+    fn store(&self) -> SqliteStore {
+        Database::store(self).unwrap()
+    }
+
+    fn archive(&self) -> SqliteArchive {
+        self.opener().archive().unwrap()
+    }
+}
+
+/// Runs the whole suite over an engine.
+macro_rules! conforms {
+    ($engine:ty: $($suite:ident::$test:ident),* $(,)?) => {
+        $(#[test]
+        fn $test() {
+            $suite::$test::<$engine>();
+        })*
+    };
+}
+
+conforms!(Database:
+    conformance::groups_of_one_batch_are_stored_together,
+    conformance::a_later_owner_fences_the_earlier_one_and_nobody_else,
+    conformance::adopting_gives_the_next_epoch_and_the_open_tasks_in_order,
+    conformance::a_second_claimed_task_is_refused,
+    conformance::a_terminal_state_is_not_written_over,
+    conformance::a_second_living_run_and_a_second_open_segment_are_refused,
+    conformance::what_is_refused_leaves_nothing_behind,
+    conformance::any_history_is_read_back_as_it_was,
+    conformance::a_purge_takes_one_group_and_no_other,
+    conformance::a_key_is_kept_until_it_is_forgotten,
+    conformance::lists_tell_positions_and_pages,
+    conformance::a_directory_has_one_owner,
+    reading::frames_are_read_as_they_were_written,
+    reading::a_read_ends_at_its_limits_and_goes_on_behind_them,
+);

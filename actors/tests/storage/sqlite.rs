@@ -1,0 +1,73 @@
+//! What holds of the SQLite implementation beside the suite.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use greenroom_actors::storage::{StoreError, sqlite::Database};
+use rusqlite::Connection;
+
+fn mode(path: &std::path::Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+/// RELIABILITY C14.
+#[test]
+fn the_directory_and_the_database_are_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("a/b");
+    let database = Database::open(&data.join("greenroom.db")).unwrap();
+    let _writer = database.store().unwrap();
+    assert_eq!((mode(&data), mode(&dir.path().join("a"))), (0o700, 0o700));
+    for file in fs::read_dir(&data).unwrap() {
+        let path = file.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+}
+
+/// RELIABILITY F37: never touched, never made anew.
+#[test]
+fn a_database_of_a_later_version_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("greenroom.db");
+    drop(Database::open(&path).unwrap());
+    let later = Connection::open(&path).unwrap();
+    later.pragma_update(None, "user_version", 99).unwrap();
+    later.pragma_update(None, "journal_mode", "DELETE").unwrap();
+    drop(later);
+    let before = fs::read(&path).unwrap();
+    let refused = Database::open(&path);
+    assert!(matches!(refused, Err(StoreError::TooNew { found: 99, .. })), "{refused:?}");
+    assert_eq!(fs::read(&path).unwrap(), before, "not one byte is changed");
+    assert!(!path.with_extension("db-wal").exists());
+}
+
+#[test]
+fn all_tables_are_strict_and_the_log_is_written_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("greenroom.db");
+    let database = Database::open(&path).unwrap();
+    let conn = Connection::open(database.path()).unwrap();
+    let mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+    assert_eq!(mode, "wal");
+    let vacuum: i64 = conn.pragma_query_value(None, "auto_vacuum", |row| row.get(0)).unwrap();
+    assert_eq!(vacuum, 2, "incremental");
+    let lax: Vec<String> = conn
+        .prepare("SELECT name FROM pragma_table_list WHERE schema = 'main' AND NOT strict")
+        .unwrap()
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|name: &String| !name.starts_with("sqlite_"))
+        .collect();
+    assert!(lax.is_empty(), "{lax:?}");
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("greenroom.db");
+    let text = "not a database, and longer than a header of one would be. ".repeat(20);
+    fs::write(&path, &text).unwrap();
+    let refused = Database::open(&path);
+    assert!(matches!(refused, Err(StoreError::Database { .. })), "{refused:?}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}

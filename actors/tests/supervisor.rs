@@ -1,0 +1,259 @@
+//! Groups through the deaths of their actors and the failures of their storage (I2, I15).
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use actix::{Actor as _, Addr, Arbiter, AsyncContext as _, Context, Handler, Message, SyncArbiter};
+use greenroom_actors::{
+    agent::{
+        Nursery, acp,
+        child::{HEARTBEAT_EVERY, Heartbeat},
+        tree::Marker,
+    },
+    group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
+    profile::{Limits, Profile, Strategy},
+    storage::{
+        GroupNo, Hydration, Ledger, Reader, Storage, StorageHealth, Store, StoreError, Writes,
+        sqlite::{Database, SqliteStore},
+    },
+    supervisor::{Boot, Find, GroupHandle, Supervisor},
+};
+use greenroom_core::{Patience, Task, TaskState, Timestamp};
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// A store that fails when told to.
+struct Flaky {
+    store: SqliteStore,
+    broken: Arc<AtomicBool>,
+}
+
+impl Store for Flaky {
+    fn commit(&mut self, batch: &[Writes]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        if self.broken.load(Ordering::SeqCst) {
+            let source = Arc::new(std::io::Error::other("no space left"));
+            return Err(StoreError::Database { operation: "wrote", source });
+        }
+        self.store.commit(batch)
+    }
+
+    fn adopt(&mut self, group: GroupNo) -> Result<Option<Hydration>, StoreError> {
+        self.store.adopt(group)
+    }
+
+    fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
+        self.store.purge(group)
+    }
+
+    fn probe(&mut self) -> Result<(), StoreError> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(StoreError::Stopped);
+        }
+        self.store.probe()
+    }
+
+    fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
+        self.store.forget_keys(before)
+    }
+}
+
+/// What a bug in an actor would do.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Panic;
+
+impl Handler<Panic> for Group {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
+        panic!("told to");
+    }
+}
+
+struct World {
+    supervisor: Addr<Supervisor>,
+    shared: Arc<Shared>,
+    broken: Arc<AtomicBool>,
+    _database: Database,
+    _dir: TempDir,
+}
+
+impl World {
+    /// A server without HTTP, with one slot, whose agent cannot be started: its tasks fail.
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+        let broken = Arc::<AtomicBool>::default();
+        let health = StorageHealth::default();
+        let store = Flaky { store: database.store().unwrap(), broken: broken.clone() };
+        let for_actor = health.clone();
+        let writer = Storage::start_in_arbiter(&Arbiter::new().handle(), move |_| {
+            Storage::new(store, for_actor)
+        });
+        let opener = database.opener();
+        let ledger = Ledger {
+            commit: writer.clone().recipient(),
+            adopt: writer.clone().recipient(),
+            purge: writer.recipient(),
+            query: SyncArbiter::start(1, move || Reader::new(opener.archive())).recipient(),
+            health,
+        };
+        let mut made = None;
+        let supervisor = Supervisor::create(|ctx| {
+            let address = ctx.address();
+            let shared = Arc::new(Shared {
+                ledger,
+                slots: Arc::new(tokio::sync::Semaphore::new(1)),
+                nursery: Nursery {
+                    shim: "/bin/false".into(),
+                    shim_args: Vec::new(),
+                    heartbeat: Heartbeat::start(HEARTBEAT_EVERY).unwrap(),
+                    data: Marker::data(dir.path().display()),
+                    line_bytes_max: 1 << 20,
+                },
+                profiles: HashMap::from([("absent".into(), Arc::new(profile()))]),
+                limits: limits(),
+                work_dir: dir.path().join("work"),
+                default_agent: "absent".into(),
+                status: address.clone().recipient(),
+                watched: AtomicBool::new(false),
+                died: address.clone().recipient(),
+                forget: address.recipient(),
+            });
+            made = Some(shared.clone());
+            Supervisor::new(shared, vec![Arbiter::new()])
+        });
+        supervisor.send(Boot).await.unwrap().unwrap();
+        let shared = made.unwrap();
+        Self { supervisor, shared, broken, _database: database, _dir: dir }
+    }
+
+    async fn find(&self, group: &str) -> GroupHandle {
+        let find = Find { group: group.parse().unwrap(), create: true };
+        self.supervisor.send(find).await.unwrap().unwrap()
+    }
+
+    /// Submits a turn, over rebuilds of the group's actor.
+    async fn submit(&self, group: &str) -> Accepted {
+        timeout(LONG, async {
+            loop {
+                let submitted = self.find(group).await.addr.send(turn()).await;
+                match submitted {
+                    Ok(Ok(accepted)) => return accepted,
+                    Ok(Err(err)) => panic!("{err}"),
+                    // Nothing to wait for: the supervisor rebuilds it by itself.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        })
+        .await
+        .unwrap()
+    }
+
+    async fn end(&self, group: &str, accepted: &Accepted) -> Task {
+        let task = accepted.view.task.id;
+        let ended = self.find(group).await.addr.send(Await(task));
+        if let Some(task) = timeout(LONG, ended).await.unwrap().unwrap() {
+            return task;
+        }
+        self.shared.ledger.read(move |archive| archive.task(task)).await.unwrap().unwrap().task
+    }
+}
+
+fn profile() -> Profile {
+    Profile {
+        name: "absent".into(),
+        command: Path::new("/nonexistent/agent").into(),
+        args: Vec::new(),
+        env: Vec::new(),
+        cwd_roots: Vec::new(),
+        auth_method: None,
+        start_timeout: LONG,
+        compaction: Strategy::None,
+        umask: None,
+        no_new_privs: false,
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        running_groups: 1,
+        patience: Patience {
+            turn_ms: 60_000,
+            idle_ms: 60_000,
+            queue_max: 10,
+            queue_bytes_max: 1 << 20,
+        },
+        drain: LONG,
+    }
+}
+
+fn turn() -> Submit {
+    let demand = Demand::Turn(acp::text_prompt("hello").unwrap());
+    Submit { demand, metadata: None, deadline_ms: None, key: None, wait: false }
+}
+
+/// I15, RELIABILITY F3: a panic costs its group an actor, and nothing else; the slot comes back.
+#[actix_rt::test]
+async fn a_group_that_panicked_is_rebuilt_and_goes_on() {
+    let world = World::new().await;
+    let before = world.submit("work").await;
+    assert_eq!(world.end("work", &before).await.state, TaskState::Failed);
+    for _ in 0..3 {
+        let dead = world.find("work").await.addr;
+        assert!(dead.send(Panic).await.is_err(), "nobody answers for the dead");
+        let after = world.submit("work").await;
+        let ended = world.end("work", &after).await;
+        assert_eq!(ended.state, TaskState::Failed);
+        assert!(ended.ordinal > before.view.task.ordinal);
+    }
+    let other = world.submit("other").await;
+    assert_eq!(world.end("other", &other).await.state, TaskState::Failed, "the slot is free");
+}
+
+/// Storage that works again is found out without anybody writing: a balancer that sends nothing
+/// to a server that is not ready would otherwise never send anything again.
+#[actix_rt::test]
+async fn storage_that_works_again_is_noticed() {
+    let world = World::new().await;
+    let before = world.submit("work").await;
+    world.end("work", &before).await;
+    world.broken.store(true, Ordering::SeqCst);
+    assert!(world.find("work").await.addr.send(turn()).await.unwrap().is_err());
+    assert!(!world.shared.ledger.health.is_good());
+    world.broken.store(false, Ordering::SeqCst);
+    timeout(LONG, async {
+        while !world.shared.ledger.health.is_good() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+/// I2: what could not be stored was not accepted, and what was accepted is still there.
+#[actix_rt::test]
+async fn a_failed_commit_accepts_nothing_and_loses_nothing() {
+    let world = World::new().await;
+    let before = world.submit("work").await;
+    world.end("work", &before).await;
+    world.broken.store(true, Ordering::SeqCst);
+    let refused = world.find("work").await.addr.send(turn()).await.unwrap();
+    assert!(matches!(refused, Err(GroupError::Storage(_))), "{refused:?}");
+    assert!(!world.shared.ledger.health.is_good());
+    world.broken.store(false, Ordering::SeqCst);
+    let after = world.submit("work").await;
+    assert_eq!(after.view.task.ordinal, 2, "the refused one took no place");
+    assert_eq!(world.end("work", &after).await.state, TaskState::Failed);
+    assert!(world.shared.ledger.health.is_good());
+}

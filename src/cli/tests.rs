@@ -1,0 +1,331 @@
+//! The command line against prepared answers: what is sent, printed, and the exit code.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::json;
+
+use super::*;
+use crate::client::fake::{Reply, Server};
+
+fn parse(args: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(["greenroom"].into_iter().chain(args.split_whitespace()))
+}
+
+#[test]
+fn every_command_parses() {
+    <Cli as clap::CommandFactory>::command().debug_assert();
+    let cases = [
+        "serve",
+        "serve --config x.toml --log-format json --listen 127.0.0.1:1",
+        "demo",
+        "demo --dir x",
+        "demo-agent",
+        "turn work hello",
+        "turn work -",
+        "turn work -5",
+        "--url http://h:1 turn work hello",
+        "turn --json --url http://h:1 work hello",
+        "compact work",
+        "groups --json",
+        "tasks work",
+        "watch",
+        "watch work",
+        "cancel tsk_1",
+        "check-config --config x.toml",
+    ];
+    for args in cases {
+        parse(args).unwrap_or_else(|error| panic!("{args}: {error}"));
+    }
+}
+
+#[test]
+fn wrong_usage_exits_2() {
+    let cases = [
+        "",
+        "frobnicate",
+        "turn",
+        "turn work",
+        "turn work a b",
+        "serve --log-format xml",
+        "cancel",
+    ];
+    for args in cases {
+        assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args}");
+    }
+    assert_eq!(parse("--help").unwrap_err().exit_code(), 0);
+    assert_eq!(parse("--version").unwrap_err().exit_code(), 0);
+}
+
+#[test]
+fn the_help_lists_every_exit_code() {
+    let codes = [
+        Exit::Done,
+        Exit::Failed,
+        Exit::Usage,
+        Exit::Cancelled,
+        Exit::Interrupted,
+        Exit::Unreachable,
+    ];
+    assert_eq!(codes.map(|code| code as u8), [0, 1, 2, 3, 4, 5]);
+    for code in codes {
+        assert!(EXIT_CODES.contains(&format!("\n  {}  ", code as u8)), "{code:?}");
+    }
+}
+
+#[test]
+fn errors_have_their_exit_codes() {
+    let io = |kind: ErrorKind| io::Error::from(kind);
+    let problem = ClientError::Problem { status: 404, message: "no".into() };
+    #[rustfmt::skip]
+    let cases: [(CliError, Exit); 7] = [
+        (CliError::Client(problem),                                Exit::Unreachable),
+        (CliError::Client(Client::new("x", None).err().unwrap()),  Exit::Usage),
+        (CliError::Io(io(ErrorKind::BrokenPipe)),                  Exit::Done),
+        (CliError::Io(io(ErrorKind::StorageFull)),                 Exit::Failed),
+        (CliError::Serve(Box::new(io(ErrorKind::AddrInUse))),      Exit::Usage),
+        (CliError::Serve(Box::new(io(ErrorKind::NotFound))),       Exit::Failed),
+        (CliError::Usage("x".into()),                              Exit::Usage),
+    ];
+    for (error, exit) in cases {
+        assert_eq!(error.exit(), exit, "{error:?}");
+    }
+    let deep = CliError::Io(io::Error::other("x"));
+    assert_eq!(CliError::Serve(Box::new(deep)).exit(), Exit::Failed);
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot listen")]
+    struct Listen(#[source] io::Error);
+    let wrapped = CliError::Serve(Box::new(Listen(io(ErrorKind::AddrInUse))));
+    assert_eq!(wrapped.exit(), Exit::Usage);
+}
+
+fn client(server: &Server) -> Client {
+    Client::new(server.url(), None).unwrap()
+}
+
+fn frame(seq: u64, task: &str, kind: &str, payload: &serde_json::Value) -> String {
+    let frame = json!({"seq": seq, "at": "2026-11-20T12:00:00.000Z", "group": "work",
+        "task": task, "kind": kind, "payload": payload});
+    format!("id: {seq}\nevent: {kind}\ndata: {frame}\n\n")
+}
+
+fn said(seq: u64, task: &str, text: &str) -> String {
+    let update = json!({"sessionUpdate": "agent_message_chunk",
+        "content": {"type": "text", "text": text}});
+    let message = json!({"jsonrpc": "2.0", "method": "session/update",
+        "params": {"sessionId": "s", "update": update}});
+    frame(seq, task, "session/update", &message)
+}
+
+#[test]
+fn a_turn_prints_only_its_own_answer_cleaned_and_over_a_broken_stream() {
+    let server = Server::start(vec![
+        Reply::json(200, r#"{"id":"work","last_seq":7}"#),
+        Reply::json(202, r#"{"id":"tsk_2","state":"queued"}"#),
+        Reply::events(&(said(8, "tsk_1", "before") + &said(9, "tsk_2", "one\u{1b}[31m "))),
+        // The stream ended; the task has not.
+        Reply::json(200, r#"{"id":"tsk_2","state":"running"}"#),
+        Reply::events(
+            &(said(10, "tsk_2", "two")
+                + &frame(11, "tsk_1", "greenroom/task_ended", &json!({}))
+                + &frame(12, "tsk_2", "greenroom/task_ended", &json!({}))
+                + &said(13, "tsk_3", "after")),
+        ),
+        Reply::json(200, r#"{"id":"tsk_2","state":"completed","stop_reason":"end_turn"}"#),
+    ]);
+    let mut out = Vec::new();
+    let exit = turn::turn(&client(&server), "work", "hi".into(), false, &mut out).unwrap();
+    assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), ("one[31m two\n", Exit::Done));
+
+    let requests = server.requests();
+    assert!(requests[1].starts_with("POST /v1/groups/work/turns "), "{}", requests[1]);
+    assert!(requests[1].ends_with(r#"{"prompt":"hi"}"#), "{}", requests[1]);
+    let last_id = |request: &str| {
+        let request = request.to_ascii_lowercase();
+        request.split("last-event-id: ").nth(1).unwrap().split("\r\n").next().unwrap().to_owned()
+    };
+    assert_eq!((last_id(&requests[2]), last_id(&requests[4])), ("7".into(), "9".into()));
+}
+
+#[test]
+fn a_turn_exits_by_its_outcome() {
+    #[rustfmt::skip]
+    let cases = [
+        (json!({"state": "completed", "stop_reason": "end_turn", "text": "late"}), "late\n", Exit::Done),
+        (json!({"state": "completed", "stop_reason": "max_tokens", "text": ""}),   "",       Exit::Done),
+        (json!({"state": "failed", "error": {"code": "c", "message": "m"}}),       "",       Exit::Failed),
+        (json!({"state": "cancelled", "stop_reason": "cancelled"}),                "",       Exit::Cancelled),
+        (json!({"state": "interrupted", "stop_reason": "_process_exited"}),        "",       Exit::Interrupted),
+        (json!({"state": "skipped"}),                                              "",       Exit::Done),
+    ];
+    for (task, printed, expected) in cases {
+        let server = Server::start(vec![
+            Reply::json(404, r#"{"title":"No such group"}"#),
+            Reply::json(202, r#"{"id":"tsk_1","state":"queued"}"#),
+            Reply::events(&frame(3, "tsk_1", "greenroom/task_ended", &json!({}))),
+            Reply::json(200, &task.to_string()),
+        ]);
+        let mut out = Vec::new();
+        let exit = turn::turn(&client(&server), "work", "hi".into(), false, &mut out).unwrap();
+        assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), (printed, expected), "{task}");
+    }
+}
+
+#[test]
+fn a_turn_that_the_server_refuses_is_an_error() {
+    let server = Server::start(vec![
+        Reply::json(200, r#"{"last_seq":0}"#),
+        Reply::json(429, r#"{"title":"Queue full","detail":"1000 wait"}"#),
+    ]);
+    let turn = turn::turn(&client(&server), "work", "hi".into(), false, &mut Vec::new());
+    let error = turn.unwrap_err();
+    assert_eq!(
+        (error.to_string().as_str(), error.exit()),
+        ("Queue full: 1000 wait", Exit::Unreachable)
+    );
+    let turn = turn::turn(&client(&server), "work", " \n".into(), false, &mut Vec::new());
+    assert_eq!(turn.unwrap_err().exit(), Exit::Usage);
+}
+
+#[test]
+fn json_prints_the_task_as_it_ended() {
+    let task = json!({"id": "tsk_1", "state": "failed", "text": "\u{9b}31m"});
+    let server = Server::start(vec![
+        Reply::json(202, r#"{"id":"tsk_1","state":"running"}"#),
+        Reply::json(202, r#"{"id":"tsk_1","state":"running"}"#),
+        Reply::json(200, &task.to_string()),
+    ]);
+    let mut out = Vec::new();
+    let exit = turn::compact(&client(&server), "work", true, &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    assert_eq!(exit, Exit::Failed);
+    assert!(out.contains(r"\u009b31m") && out.ends_with("}\n"), "{out}");
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap(), task);
+    assert!(server.requests()[2].starts_with("GET /v1/tasks/tsk_1?wait=60 "));
+}
+
+#[test]
+fn a_cancel_says_what_it_did() {
+    let cases = [("cancelled", "tsk_1 is cancelled\n"), ("running", "tsk_1 will be cancelled\n")];
+    for (state, expected) in cases {
+        let task = json!({"id": "tsk_1", "state": state}).to_string();
+        let server = Server::start(vec![Reply::json(202, &task)]);
+        let mut out = Vec::new();
+        let exit = turn::cancel(&client(&server), "tsk_1", false, &mut out).unwrap();
+        assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), (expected, Exit::Done));
+    }
+}
+
+#[test]
+fn lists_are_tables() {
+    let groups = json!({"next_cursor": null, "items": [
+        {"id": "work", "status": "waiting", "blocked_by": "slot", "agent": "demo",
+         "queue_length": 3, "usage": {"used": 500, "size": 2000}, "current_task": null},
+        {"id": "b", "status": "idle", "blocked_by": null, "agent": "demo",
+         "queue_length": 0, "usage": null, "current_task": "tsk_1"},
+    ]});
+    let tasks = json!({"next_cursor": null, "items": [
+        {"id": "tsk_1", "kind": "turn", "state": "queued", "blocked_by": "turn",
+         "created_at": "T", "prompt": "two\nlines \u{1b}[2J"},
+        {"id": "tsk_2", "kind": "compaction", "state": "completed", "created_at": "T"},
+        {"id": "tsk_3", "kind": "turn", "state": "failed", "created_at": "T",
+         "prompt": [{"type": "text", "text": "a"}, {"type": "image"}]},
+    ]});
+    let server = Server::start(vec![
+        Reply::json(200, &groups.to_string()),
+        Reply::json(200, &tasks.to_string()),
+    ]);
+    let client = client(&server);
+    let mut out = Vec::new();
+    lists::groups(&client, false, &mut out).unwrap();
+    lists::tasks(&client, "work", false, &mut out).unwrap();
+    let expected = "\
+GROUP  STATUS          AGENT  QUEUED  CONTEXT  TASK
+work   waiting (slot)  demo   3       25%      -
+b      idle            demo   0       -        tsk_1
+TASK   KIND        STATE          CREATED  PROMPT
+tsk_1  turn        queued (turn)  T        two lines [2J
+tsk_2  compaction  completed      T        -
+tsk_3  turn        failed         T        a […]
+";
+    assert_eq!(String::from_utf8(out).unwrap(), expected);
+}
+
+#[test]
+fn a_watch_starts_at_the_end_and_goes_on_after_a_break() {
+    let server = Server::start(vec![
+        Reply::json(200, r#"{"last_seq":7}"#),
+        Reply::events(&said(8, "tsk_1", "one\ntwo")),
+        Reply::events(&("event: greenroom/synced\ndata: {}\n\n".to_owned() + &said(9, "t", "x"))),
+        Reply::json(404, r#"{"title":"No such group"}"#),
+    ]);
+    let mut out = Vec::new();
+    let error = watch::watch(&client(&server), Some("work"), false, &mut out).unwrap_err();
+    assert_eq!((error.to_string().as_str(), error.exit()), ("No such group", Exit::Unreachable));
+    let expected = "\
+12:00:00.000 work #8 session/update: agent_message_chunk \"one\\ntwo\"
+12:00:00.000 work #9 session/update: agent_message_chunk \"x\"
+";
+    assert_eq!(String::from_utf8(out).unwrap(), expected);
+    let requests = server.requests();
+    for (request, id) in [(1, 7), (2, 8), (3, 9)] {
+        let request = requests[request].to_ascii_lowercase();
+        assert!(request.contains(&format!("last-event-id: {id}\r\n")), "{request}");
+    }
+}
+
+#[test]
+fn a_watch_of_all_groups_skips_history() {
+    let old = json!({"at": "2020-01-01T00:00:00.000Z", "group": "a", "kind": "k"});
+    let new = json!({"at": "2999-01-01T00:00:00.000Z", "group": "b", "kind": "k"});
+    let events = format!(
+        "id: 1\ndata: {old}\n\nid: 2\ndata: {new}\n\nevent: greenroom/synced\ndata: {{}}\n\n\
+         id: 3\ndata: {old}\n\n"
+    );
+    let server = Server::start(vec![
+        Reply::events(&events),
+        Reply::json(401, r#"{"title":"Token wanted"}"#),
+    ]);
+    let mut out = Vec::new();
+    watch::watch(&client(&server), None, true, &mut out).unwrap_err();
+    let printed: Vec<serde_json::Value> = String::from_utf8(out)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(printed, [new, old]);
+}
+
+#[test]
+fn a_watch_of_all_groups_tells_what_each_does() {
+    let change = json!({
+        "at": "2999-01-01T00:00:00.000Z", "group": "work", "from": "idle", "status": "running",
+        "blocked_by": null, "queue_length": 2, "current_task": "tsk_1",
+    });
+    let server = Server::start(vec![
+        Reply::events(&format!("id: 1\nevent: greenroom/status\ndata: {change}\n\n")),
+        Reply::json(401, r#"{"title":"Token wanted"}"#),
+    ]);
+    let mut out = Vec::new();
+    watch::watch(&client(&server), None, false, &mut out).unwrap_err();
+    let line = "00:00:00.000 work idle -> running task=tsk_1 queued=2\n";
+    assert_eq!(String::from_utf8(out).unwrap(), line);
+}
+
+#[test]
+fn frames_are_one_line_each() {
+    let update = |update: serde_json::Value| {
+        json!({"at": "2026-11-20T12:00:00.000Z", "group": "g", "seq": 1, "kind": "session/update",
+            "payload": {"update": update}})
+    };
+    #[rustfmt::skip]
+    let cases = [
+        (update(json!({"sessionUpdate": "usage_update", "used": 1, "size": 2})), "12:00:00.000 g #1 session/update: usage_update 1 of 2 tokens"),
+        (update(json!({"sessionUpdate": "tool_call", "toolCallId": "t", "title": "Look\n\u{1b}", "status": "pending"})), "12:00:00.000 g #1 session/update: tool_call t Look pending"),
+        (update(json!({"sessionUpdate": "compaction_update", "compactionId": "c", "status": "completed"})), "12:00:00.000 g #1 session/update: compaction_update c completed"),
+        (json!({"group": "g", "kind": "greenroom/run_exited", "payload": {"code": 1}}), "- g greenroom/run_exited: {\"code\":1}"),
+        (json!({"group": "g", "kind": "greenroom/stderr", "payload": null}), "- g greenroom/stderr"),
+        (json!({}), "- - -"),
+    ];
+    for (frame, expected) in cases {
+        assert_eq!(render::frame_line(&frame), expected);
+    }
+}

@@ -1,0 +1,243 @@
+//! `greenroom turn`, `compact` and `cancel`: one task, followed to its outcome.
+
+use std::io::{self, Write};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::render::{answer_chunk, cell, json_line};
+use super::{CliError, Exit, INTERRUPT_EXIT};
+use crate::client::{Client, ClientError, encode};
+use crate::text::clean;
+
+/// How long one request waits for a task to end.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// Pauses between attempts to reach a server that went away, together about half a minute: a
+/// restart takes less.
+const RECONNECTS: u32 = 20;
+const RECONNECT_PAUSE: Duration = Duration::from_millis(1_500);
+
+/// Enqueues a turn and prints the answer as it comes; with `json`, the task when it has ended.
+pub fn turn(
+    client: &Client,
+    group: &str,
+    text: String,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
+    let text = if text == "-" { io::read_to_string(io::stdin().lock())? } else { text };
+    if text.trim().is_empty() {
+        return Err(CliError::Usage("the prompt is empty".into()));
+    }
+    let path = format!("/v1/groups/{}", encode(group));
+    // Frames from here on may be of the turn; the group may not exist yet.
+    let after = match client.get(&path) {
+        Ok(group) => group["last_seq"].as_u64().unwrap_or(0),
+        Err(ClientError::Problem { status: 404, .. }) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    let task = client.post(&format!("{path}/turns"), &json!({"prompt": text}))?;
+    let id = task_id(&task)?;
+    say_on_interrupt(&id);
+    if json {
+        let task = wait(client, &id)?;
+        json_line(out, &task)?;
+        return Ok(exit_of(&task));
+    }
+    let mut answer = Answer { out, last: None };
+    let task = follow(client, &format!("{path}/events"), &id, after, &mut answer)?;
+    answer.end(&task)?;
+    Ok(report(&task))
+}
+
+/// Enqueues a compaction and waits for it.
+pub fn compact(
+    client: &Client,
+    group: &str,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
+    let path = format!("/v1/groups/{}/compactions", encode(group));
+    let task = client.post(&path, &json!({}))?;
+    let id = task_id(&task)?;
+    say_on_interrupt(&id);
+    let task = wait(client, &id)?;
+    if json {
+        json_line(out, &task)?;
+        return Ok(exit_of(&task));
+    }
+    if task["state"] == "completed" {
+        writeln!(out, "compacted")?;
+    }
+    Ok(report(&task))
+}
+
+/// Asks for a task to be cancelled. It is when its state says so, which may take a while.
+pub fn cancel(
+    client: &Client,
+    task: &str,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
+    let task = client.post(&format!("/v1/tasks/{}/cancel", encode(task)), &json!({}))?;
+    match (json, task["state"].as_str()) {
+        (true, _) => json_line(out, &task)?,
+        (false, Some("cancelled")) => writeln!(out, "{} is cancelled", cell(&task["id"]))?,
+        (false, _) => writeln!(out, "{} will be cancelled", cell(&task["id"]))?,
+    }
+    Ok(Exit::Done)
+}
+
+/// The agent's words on their way to the reader.
+struct Answer<'a, W> {
+    out: &'a mut W,
+    /// The last character written.
+    last: Option<char>,
+}
+
+impl<W: Write> Answer<'_, W> {
+    fn write(&mut self, text: &str) -> io::Result<()> {
+        self.last = text.chars().next_back().or(self.last);
+        self.out.write_all(text.as_bytes())?;
+        self.out.flush()
+    }
+
+    /// Ends the last line; first writes what was not streamed at all.
+    fn end(&mut self, task: &Value) -> io::Result<()> {
+        if self.last.is_none() {
+            self.write(&clean(task["text"].as_str().unwrap_or_default()))?;
+        }
+        match self.last {
+            None | Some('\n') => Ok(()),
+            Some(_) => self.write("\n"),
+        }
+    }
+}
+
+/// Streams the answer of task `id` until the task has ended, over a restart of the server if need
+/// be. Gives the task as it ended.
+fn follow<W: Write>(
+    client: &Client,
+    path: &str,
+    id: &str,
+    after: u64,
+    answer: &mut Answer<'_, W>,
+) -> Result<Value, CliError> {
+    let mut last_id = after.to_string();
+    let mut failures = 0;
+    loop {
+        let failed = match client.events(path, Some(&last_id)) {
+            Ok(events) => {
+                // The stream may break at any event; then the next one starts behind it.
+                for event in events.map_while(Result::ok) {
+                    failures = 0;
+                    if let Some(id) = event.id {
+                        last_id = id;
+                    }
+                    let frame: Value = serde_json::from_str(&event.data).unwrap_or_default();
+                    if frame["task"] != id {
+                        continue;
+                    }
+                    if let Some(text) = answer_chunk(&frame) {
+                        answer.write(&text)?;
+                    }
+                    if event.kind == "greenroom/task_ended" {
+                        return wait(client, id);
+                    }
+                }
+                None
+            }
+            Err(error @ ClientError::Unreachable { .. }) => Some(error),
+            Err(ClientError::Problem { status: 503, message }) => {
+                Some(ClientError::Problem { status: 503, message })
+            }
+            Err(error) => return Err(error.into()),
+        };
+        failures += 1;
+        match failed {
+            Some(error) if RECONNECTS <= failures => return Err(error.into()),
+            Some(_) => {}
+            // The server closed the stream. It may have said the task's end to nobody.
+            None => match client.get(&format!("/v1/tasks/{}", encode(id))) {
+                Ok(task) if is_terminal(&task) => return Ok(task),
+                _ => {}
+            },
+        }
+        thread::sleep(RECONNECT_PAUSE);
+    }
+}
+
+/// Waits until task `id` is terminal, over a restart of the server if need be.
+fn wait(client: &Client, id: &str) -> Result<Value, CliError> {
+    let path = format!("/v1/tasks/{}?wait={}", encode(id), WAIT.as_secs());
+    let mut failures = 0;
+    loop {
+        match client.get_waiting(&path, WAIT) {
+            Ok(task) if is_terminal(&task) => return Ok(task),
+            Ok(_) => failures = 0,
+            Err(ClientError::Unreachable { .. }) if failures < RECONNECTS => {
+                failures += 1;
+                thread::sleep(RECONNECT_PAUSE);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn task_id(task: &Value) -> Result<String, CliError> {
+    let id = task["id"].as_str().map(str::to_owned);
+    id.ok_or_else(|| CliError::Usage("the server's answer is no task; is it greenroom?".into()))
+}
+
+pub fn is_terminal(task: &Value) -> bool {
+    let states = ["completed", "failed", "cancelled", "interrupted", "skipped"];
+    task["state"].as_str().is_some_and(|state| states.contains(&state))
+}
+
+pub fn exit_of(task: &Value) -> Exit {
+    match task["state"].as_str() {
+        Some("completed" | "skipped") => Exit::Done,
+        Some("cancelled") => Exit::Cancelled,
+        Some("interrupted") => Exit::Interrupted,
+        _ => Exit::Failed,
+    }
+}
+
+/// Says on stderr how a task ended, unless that is as expected.
+fn report(task: &Value) -> Exit {
+    if let Some(line) = outcome(task) {
+        eprintln!("greenroom: {line}");
+    }
+    exit_of(task)
+}
+
+/// What is to be said of the task's end; None when it ended as expected.
+fn outcome(task: &Value) -> Option<String> {
+    let state = task["state"].as_str().unwrap_or_default();
+    let stop_reason = task["stop_reason"].as_str();
+    let mut line = format!("{} {}", cell(&task["id"]), cell(&task["state"]));
+    match (state, stop_reason) {
+        ("completed", None | Some("end_turn")) => return None,
+        ("cancelled", _) | (_, None) => {}
+        (_, Some(reason)) => line.push_str(&format!(" ({})", clean(reason))),
+    }
+    if task["error"].is_object() {
+        let error = &task["error"];
+        line.push_str(&format!(": {}: {}", cell(&error["code"]), cell(&error["message"])));
+    }
+    Some(line)
+}
+
+/// Ctrl-C ends this process, not the task: says so, and how to end that, too.
+fn say_on_interrupt(task: &str) {
+    let task = clean(task);
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        if runtime.is_ok_and(|runtime| runtime.block_on(tokio::signal::ctrl_c()).is_ok()) {
+            eprintln!("\ngreenroom: {task} goes on; to cancel it: greenroom cancel {task}");
+            std::process::exit(INTERRUPT_EXIT);
+        }
+    });
+}

@@ -1,0 +1,81 @@
+//! For tests: a server on loopback that gives prepared replies, one a connection, and keeps what it
+//! was asked.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+pub struct Reply(String);
+
+impl Reply {
+    pub fn json(status: u16, body: &str) -> Self {
+        Reply(format!(
+            "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+             connection: close\r\n\r\n{body}",
+            body.len()
+        ))
+    }
+
+    /// An event stream that ends after `body`.
+    pub fn events(body: &str) -> Self {
+        Reply(format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n{body}"
+        ))
+    }
+}
+
+pub struct Server {
+    url: String,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    /// Answers the first request with the first of `replies`, and so on; then refuses.
+    pub fn start(replies: Vec<Reply>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&requests);
+        thread::spawn(move || {
+            for reply in replies {
+                let (mut stream, _) = listener.accept().unwrap();
+                kept.lock().unwrap().push(request(&mut stream));
+                let _ = stream.write_all(reply.0.as_bytes());
+            }
+        });
+        Server { url, requests }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+/// Head and body of one request.
+fn request(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let head = head.to_ascii_lowercase();
+            let length = head
+                .split("content-length: ")
+                .nth(1)
+                .map_or(0, |rest| rest.split("\r\n").next().unwrap().trim().parse().unwrap());
+            if length <= body.len() {
+                return text;
+            }
+        }
+        match stream.read(&mut buffer).unwrap() {
+            0 => return text,
+            count => bytes.extend_from_slice(&buffer[..count]),
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! The configuration: built-in defaults, a file, the environment, flags; later ones win.
+//!
+//! The only place that reads any of these. `config/greenroom.toml` is the one source of defaults
+//! and says what every key means; here is which values a key takes.
+
+mod agent;
+mod layers;
+mod section;
+mod source;
+mod unfinished;
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+pub use self::agent::{Agent, Compaction};
+use self::layers::{keys_of, overlay, overlay_environment, set};
+use self::section::{DURATION_MAX, Section};
+use self::source::{Lines, Origin, Value, line_of};
+
+/// The defaults, with the meaning of every key.
+const BUILTIN: &str = include_str!("../config/greenroom.toml");
+
+/// Read when no file is given and this one exists.
+pub const DEFAULT_FILE: &str = "config/greenroom.toml";
+
+/// Longest lease of a lock, as over HTTP.
+const LOCK_TTL_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// How many tasks may run, children live, or tasks wait: a bound on typing errors.
+const COUNT_MAX: u32 = 1_000_000;
+
+/// What the server does, as its operator wants it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    pub server: Server,
+    pub storage: Storage,
+    pub limits: Limits,
+    pub defaults: Defaults,
+    pub agents: BTreeMap<String, Agent>,
+    /// What the operator set and this version does not do; to be logged at `warn`.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Server {
+    /// A loopback address; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Values of `Host` accepted besides the loopback names, lower case.
+    pub allowed_hosts: Vec<String>,
+    /// Bytes.
+    pub max_body: u64,
+    #[serde(serialize_with = "duration")]
+    pub drain_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Storage {
+    /// The file behind `storage.url`; relative to the working directory.
+    pub path: PathBuf,
+    /// 0 keeps everything.
+    pub retention_days: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Limits {
+    /// Tasks running at once, all groups.
+    pub running_groups: u32,
+    /// Child processes kept.
+    pub resident_agents: u32,
+    /// Waiting tasks of one group.
+    pub queue: u32,
+    /// Bytes of one line from an agent.
+    pub line: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Defaults {
+    /// Always a key of [`Config::agents`].
+    pub agent: String,
+    /// Share of the context window, 0 to 1; 0 is off.
+    pub auto_compact: f64,
+    pub permission_policy: PermissionPolicy,
+    #[serde(serialize_with = "duration")]
+    pub permission_timeout: Duration,
+    pub on_interrupt: OnInterrupt,
+    pub retry: Retry,
+    #[serde(serialize_with = "duration")]
+    pub retry_base: Duration,
+    #[serde(serialize_with = "duration")]
+    pub turn_timeout: Duration,
+    #[serde(serialize_with = "duration")]
+    pub compaction_timeout: Duration,
+    #[serde(serialize_with = "duration")]
+    pub lock_ttl: Duration,
+    #[serde(serialize_with = "duration")]
+    pub idle_timeout: Duration,
+}
+
+/// Who answers an agent's request for permission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PermissionPolicy {
+    Ask,
+    Allow,
+    Reject,
+}
+
+/// What becomes of the queue after an interruption that lost the context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnInterrupt {
+    Auto,
+    Hold,
+    Continue,
+}
+
+/// Which failed attempts are made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Retry {
+    NoOutput,
+    Undelivered,
+    Never,
+}
+
+/// What is wrong with the configuration, and where.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl ConfigError {
+    fn at(origin: &Origin, problem: impl Display) -> Self {
+        ConfigError(format!("{origin}: {problem}"))
+    }
+}
+
+impl Config {
+    /// Loads the configuration of this process.
+    ///
+    /// `file` is what `--config` names; without it, [`DEFAULT_FILE`] if there is one. `listen` is
+    /// the flag of that name.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong, as `file:line: problem`, or with the variable or flag.
+    pub fn load(file: Option<&Path>, listen: Option<&str>) -> Result<Self, ConfigError> {
+        let file = match file {
+            Some(file) => Some(file),
+            None => Some(Path::new(DEFAULT_FILE)).filter(|file| file.exists()),
+        };
+        let text = file.map(read).transpose()?;
+        let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
+        let environment: Vec<(String, String)> = std::env::vars_os()
+            .filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+            })
+            .collect();
+        Self::from_layers(file, &environment, listen)
+    }
+
+    /// [`Config::load`] without the process: `file` is name and text, `environment` all variables.
+    fn from_layers(
+        file: Option<(&str, &str)>,
+        environment: &[(String, String)],
+        listen: Option<&str>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Lines::builtin(BUILTIN).parse()?;
+        let known = layers.clone();
+        // The shipped file, copied as it is, sets nothing.
+        if let Some((name, text)) = file.filter(|(_, text)| *text != BUILTIN) {
+            overlay(&mut layers, &known, Lines::file(name, text).parse()?)?;
+        }
+        let mut warnings = overlay_environment(&mut layers, &known, environment)?;
+        if let Some(listen) = listen {
+            let at = Origin::Flag("--listen");
+            set(&mut layers, "server", "listen", at, Value::Text(listen.to_owned()));
+        }
+        warnings.extend(unfinished::warnings(&layers));
+        let mut section = |name: &'static str| {
+            let entry = layers.remove(name).ok_or_else(|| {
+                let problem = format!("[{name}] is missing");
+                ConfigError::at(&Origin::Builtin { line: 1 }, problem)
+            })?;
+            Section::open(name, entry, &keys_of(&known, name))
+        };
+        let server = server(section("server")?)?;
+        let storage = storage(section("storage")?)?;
+        let limits = limits(section("limits")?)?;
+        let defaults_section = section("defaults")?;
+        let agents = agent::read_all(layers.remove("agents"), known.get("agents"))?;
+        let defaults = defaults(defaults_section, &agents)?;
+        Ok(Config { server, storage, limits, defaults, agents, warnings })
+    }
+}
+
+/// Reads a file as (name, text).
+fn read(file: &Path) -> Result<(String, String), ConfigError> {
+    let name = file.display().to_string();
+    let bytes = std::fs::read(file)
+        .map_err(|error| ConfigError(format!("{name}: cannot be read: {error}")))?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok((name, text)),
+        Err(error) => {
+            let line = line_of(error.as_bytes(), error.utf8_error().valid_up_to());
+            Err(ConfigError::at(&Origin::File { name, line }, "is not UTF-8"))
+        }
+    }
+}
+
+fn server(mut section: Section<'_>) -> Result<Server, ConfigError> {
+    let (listen, at) = section.text("listen")?;
+    let listen: SocketAddr = listen.trim().parse().map_err(|_| {
+        let problem = format!("must be an address such as \"127.0.0.1:7433\", found {listen:?}");
+        section.bad(&at, "listen", problem)
+    })?;
+    if !listen.ip().to_canonical().is_loopback() {
+        let problem = format!(
+            "must be a loopback address: {listen} could be reached from elsewhere, and this \
+             version has no tokens to guard it"
+        );
+        return Err(section.bad(&at, "listen", problem));
+    }
+    let allowed_hosts = section
+        .texts("allowed_hosts")?
+        .into_iter()
+        .map(|(host, at)| {
+            let odd = |c: char| !(c.is_ascii_alphanumeric() || ".-_:[]".contains(c));
+            if host.is_empty() || host.contains(odd) {
+                let problem =
+                    format!("must be hosts such as \"greenroom.example:7433\", found {host:?}");
+                return Err(section.bad(&at, "allowed_hosts", problem));
+            }
+            Ok(host.to_ascii_lowercase())
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Server {
+        listen,
+        allowed_hosts,
+        max_body: section.size("max_body")?,
+        drain_timeout: section.duration("drain_timeout", Duration::ZERO..=DURATION_MAX)?,
+    })
+}
+
+fn storage(mut section: Section<'_>) -> Result<Storage, ConfigError> {
+    let (url, at) = section.text("url")?;
+    let path = url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
+    // `:memory:` and `?options` mean something to SQLite, and would not keep what is promised.
+    let usable = |path: &&str| {
+        !path.is_empty() && !path.starts_with(':') && !path.contains(['?', '\0', '#'])
+    };
+    let Some(path) = path.filter(usable) else {
+        let problem = format!("must be \"sqlite:\" and the path of a file, found {url:?}");
+        return Err(section.bad(&at, "url", problem));
+    };
+    let path = PathBuf::from(path);
+    Ok(Storage { path, retention_days: section.integer("retention_days", 0..=36_500)? })
+}
+
+fn limits(mut section: Section<'_>) -> Result<Limits, ConfigError> {
+    Ok(Limits {
+        running_groups: section.integer("running_groups", 1..=COUNT_MAX)?,
+        resident_agents: section.integer("resident_agents", 1..=COUNT_MAX)?,
+        queue: section.integer("queue", 1..=COUNT_MAX)?,
+        line: section.size("line")?,
+    })
+}
+
+fn defaults(
+    mut section: Section<'_>,
+    agents: &BTreeMap<String, Agent>,
+) -> Result<Defaults, ConfigError> {
+    const LEAST: Duration = Duration::from_millis(1);
+    let (agent, at) = section.text("agent")?;
+    if !agents.contains_key(&agent) {
+        let names: Vec<&str> = agents.keys().map(String::as_str).collect();
+        let problem = format!("must be one of the profiles {}, found {agent:?}", names.join(", "));
+        return Err(section.bad(&at, "agent", problem));
+    }
+    let auto_compact = section.take("auto_compact")?;
+    Ok(Defaults {
+        agent,
+        auto_compact: section.share("auto_compact", &auto_compact)?,
+        permission_policy: section.choice(
+            "permission_policy",
+            &[
+                ("ask", PermissionPolicy::Ask),
+                ("allow", PermissionPolicy::Allow),
+                ("reject", PermissionPolicy::Reject),
+            ],
+        )?,
+        permission_timeout: section.duration("permission_timeout", LEAST..=DURATION_MAX)?,
+        on_interrupt: section.choice(
+            "on_interrupt",
+            &[
+                ("auto", OnInterrupt::Auto),
+                ("hold", OnInterrupt::Hold),
+                ("continue", OnInterrupt::Continue),
+            ],
+        )?,
+        retry: section.choice(
+            "retry",
+            &[
+                ("no_output", Retry::NoOutput),
+                ("undelivered", Retry::Undelivered),
+                ("never", Retry::Never),
+            ],
+        )?,
+        retry_base: section.duration("retry_base", LEAST..=DURATION_MAX)?,
+        turn_timeout: section.duration("turn_timeout", LEAST..=DURATION_MAX)?,
+        compaction_timeout: section.duration("compaction_timeout", LEAST..=DURATION_MAX)?,
+        lock_ttl: section.duration("lock_ttl", LEAST..=LOCK_TTL_MAX)?,
+        idle_timeout: section.duration("idle_timeout", Duration::ZERO..=DURATION_MAX)?,
+    })
+}
+
+fn duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_duration(*duration))
+}
+
+#[cfg(test)]
+#[path = "config/tests.rs"]
+mod tests;

@@ -1,0 +1,359 @@
+//! What the configuration takes, refuses (with its place) and warns of. RELIABILITY F32.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+
+use super::agent::{Compaction, Signal};
+use super::*;
+
+fn from(file: &str) -> Result<Config, ConfigError> {
+    Config::from_layers(Some(("x.toml", file)), &[], None)
+}
+
+fn from_env(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let variables: Vec<(String, String)> =
+        variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    Config::from_layers(None, &variables, None)
+}
+
+fn problem(result: Result<Config, ConfigError>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn the_built_in_file_has_the_documented_defaults() {
+    let config = Config::from_layers(None, &[], None).unwrap();
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    assert_eq!(config.server.listen, "127.0.0.1:7433".parse().unwrap());
+    assert_eq!(config.server.allowed_hosts, Vec::<String>::new());
+    assert_eq!(config.server.max_body, 1 << 20);
+    assert_eq!(config.server.drain_timeout, Duration::from_secs(30));
+    assert_eq!(config.storage.path, Path::new("data/greenroom.db"));
+    assert_eq!(config.storage.retention_days, 0);
+    assert_eq!(
+        config.limits,
+        Limits { running_groups: 8, resident_agents: 64, queue: 1000, line: 16 << 20 }
+    );
+    assert_eq!(
+        config.defaults,
+        Defaults {
+            agent: "demo".into(),
+            auto_compact: 0.85,
+            permission_policy: PermissionPolicy::Ask,
+            permission_timeout: minutes(10),
+            on_interrupt: OnInterrupt::Auto,
+            retry: Retry::NoOutput,
+            retry_base: Duration::from_secs(5),
+            turn_timeout: minutes(60),
+            compaction_timeout: minutes(10),
+            lock_ttl: minutes(5),
+            idle_timeout: minutes(10),
+        }
+    );
+    let demo = &config.agents["demo"];
+    assert_eq!(
+        (demo.command.as_str(), demo.args.as_slice()),
+        ("greenroom", &["demo-agent".into()][..])
+    );
+    assert_eq!(demo.compaction, Compaction::Command { command: "/compact".into() });
+    assert_eq!(demo.start_timeout, minutes(1));
+    assert_eq!(config.agents.len(), 1);
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn the_example_profiles_load() {
+    let example = include_str!("../../config/agents.example.toml");
+    let config = from(example).unwrap();
+    let hermes = &config.agents["hermes"];
+    assert_eq!(hermes.env["HERMES_HOME"], "/srv/hermes");
+    assert_eq!(hermes.signals, [Signal::HermesMeta, Signal::HermesStderr]);
+    assert_eq!(hermes.auto_compact, Some(0.0));
+    assert_eq!(hermes.start_timeout, Duration::from_secs(60));
+    assert_eq!(config.agents["gemini"].auth_method.as_deref(), Some("gemini-api-key"));
+    assert_eq!(config.agents["gemini"].compaction, Compaction::None);
+    assert!(config.agents.contains_key("codex") && config.agents.contains_key("demo"));
+}
+
+#[test]
+fn a_file_lays_single_keys_over_the_defaults() {
+    let config = from(
+        "server.max_body = '512KiB'\n\
+         [defaults]\nauto_compact = 1\nidle_timeout = '1m 30s'\nlock_ttl = '1h'\n\
+         [agents.demo]\nstart_timeout = '2s'\n\
+         [agents.own]\ncommand = 'own'\numask = '0027'\nno_new_privs = true\n\
+         compaction = { strategy = 'none' }\n",
+    )
+    .unwrap();
+    assert_eq!(config.server.max_body, 512 << 10);
+    assert_eq!(config.server.drain_timeout, Duration::from_secs(30));
+    assert_eq!(config.defaults.auto_compact, 1.0);
+    assert_eq!(config.defaults.idle_timeout, Duration::from_secs(90));
+    assert_eq!(config.defaults.lock_ttl, Duration::from_secs(3600));
+    let demo = &config.agents["demo"];
+    assert_eq!(demo.start_timeout, Duration::from_secs(2));
+    assert_eq!(demo.args, ["demo-agent"]);
+    let own = &config.agents["own"];
+    assert_eq!((own.umask, own.no_new_privs), (Some(0o027), true));
+    assert_eq!(own.args, Vec::<String>::new());
+}
+
+#[test]
+fn a_profile_with_its_own_command_owes_nothing_to_a_built_in_one() {
+    let config = from("[agents.demo]\ncommand = 'other'\n").unwrap();
+    let demo = &config.agents["demo"];
+    assert_eq!((demo.args.len(), &demo.compaction), (0, &Compaction::None));
+}
+
+#[test]
+fn every_error_names_its_file_and_line() {
+    #[rustfmt::skip]
+    let cases = [
+        // Keys.
+        ("\n[server]\nfoo = 1", "x.toml:3: unknown key \"foo\" in [server]; known keys: allowed_hosts, drain_timeout, listen, max_body"),
+        ("\n\nserver.foo = 1", "x.toml:3: unknown key \"foo\" in [server]; known keys: allowed_hosts, drain_timeout, listen, max_body"),
+        ("[sever]\nlisten = 'x'", "x.toml:1: unknown key \"sever\" at the top level; known keys: server, storage, limits, defaults, agents"),
+        ("server = 1", "x.toml:1: [server] must be a table, found an integer"),
+        ("[agents.a]\ncomand = 'x'", "x.toml:2: unknown key \"comand\" in [agents.a]; known keys: command, args, env, env_pass, cwd_roots, signals, auto_compact, auth_method, start_timeout, compaction, umask, no_new_privs"),
+        ("[agents]\na = 1", "x.toml:2: [agents.a] must be a table, found an integer"),
+        ("agents = 1", "x.toml:1: [agents] must be a table, found an integer"),
+        // Syntax.
+        ("[server]\nlisten = 'a'\nlisten = 'b'", "x.toml:3: duplicate key"),
+        ("[limits]\nqueue = = 1", "x.toml:2: extra `=`, expected nothing"),
+        ("[limits]\nqueue = 99999999999999999999", "x.toml:2: 99999999999999999999 is out of range"),
+        // Kinds.
+        ("[server]\nlisten = 7433", "x.toml:2: listen in [server] must be a string, found an integer"),
+        ("[server]\nmax_body = 5", "x.toml:2: max_body in [server] must be a size such as \"1MiB\", found an integer"),
+        ("[server]\ndrain_timeout = 30", "x.toml:2: drain_timeout in [server] must be a duration such as \"30s\", found an integer"),
+        ("[server]\nallowed_hosts = 'a'", "x.toml:2: allowed_hosts in [server] must be a list of strings, found a string"),
+        ("[server]\nallowed_hosts = [\n'a',\n1]", "x.toml:4: allowed_hosts in [server] must be a list of strings, found an integer"),
+        ("[limits]\nqueue = '1'", "x.toml:2: queue in [limits] must be an integer, found a string"),
+        ("[limits]\nqueue = 1.5", "x.toml:2: queue in [limits] must be an integer, found a number"),
+        ("[defaults]\nauto_compact = true", "x.toml:2: auto_compact in [defaults] must be a number from 0 to 1, found a boolean"),
+        ("[agents.a]\ncommand = 'a'\nenv = { A = 1 }", "x.toml:3: env in [agents.a] must be a table of strings, found an integer"),
+        ("[agents.a]\ncommand = 'a'\nno_new_privs = 'yes'", "x.toml:3: no_new_privs in [agents.a] must be true or false, found a string"),
+        // Ranges, both sides.
+        ("[limits]\nrunning_groups = 0", "x.toml:2: running_groups in [limits] must be from 1 to 1000000, found 0"),
+        ("[limits]\nrunning_groups = 1000001", "x.toml:2: running_groups in [limits] must be from 1 to 1000000, found 1000001"),
+        ("[limits]\nqueue = -1", "x.toml:2: queue in [limits] must be from 1 to 1000000, found -1"),
+        ("[limits]\nresident_agents = 0", "x.toml:2: resident_agents in [limits] must be from 1 to 1000000, found 0"),
+        ("[storage]\nretention_days = -1", "x.toml:2: retention_days in [storage] must be from 0 to 36500, found -1"),
+        ("[limits]\nline = '0B'", "x.toml:2: line in [limits] must be from 1 byte to 1.0 GiB, found \"0B\""),
+        ("[limits]\nline = '1025MiB'", "x.toml:2: line in [limits] must be from 1 byte to 1.0 GiB, found \"1025MiB\""),
+        ("[limits]\nline = '-1MiB'", "x.toml:2: line in [limits] must be a size such as \"1MiB\", found \"-1MiB\""),
+        ("[defaults]\nauto_compact = 1.01", "x.toml:2: auto_compact in [defaults] must be from 0 to 1, found 1.01"),
+        ("[defaults]\nauto_compact = -0.01", "x.toml:2: auto_compact in [defaults] must be from 0 to 1, found -0.01"),
+        ("[defaults]\nauto_compact = nan", "x.toml:2: auto_compact in [defaults] must be from 0 to 1, found NaN"),
+        ("[defaults]\nauto_compact = 85", "x.toml:2: auto_compact in [defaults] must be from 0 to 1, found 85"),
+        ("[defaults]\nturn_timeout = '0s'", "x.toml:2: turn_timeout in [defaults] must be from 1ms to 1year 18h, found \"0s\""),
+        ("[defaults]\nturn_timeout = '367d'", "x.toml:2: turn_timeout in [defaults] must be from 1ms to 1year 18h, found \"367d\""),
+        ("[defaults]\nlock_ttl = '3601s'", "x.toml:2: lock_ttl in [defaults] must be from 1ms to 1h, found \"3601s\""),
+        ("[defaults]\nretry_base = '5 parsecs'", "x.toml:2: retry_base in [defaults] must be a duration such as \"30s\": unknown time unit \"parsecs\", supported units: ns, us/µs, ms, sec, min, hours, days, weeks, months, years (and few variations)"),
+        // Words.
+        ("[defaults]\npermission_policy = 'yes'", "x.toml:2: permission_policy in [defaults] must be one of \"ask\", \"allow\", \"reject\", found \"yes\""),
+        ("[defaults]\non_interrupt = ''", "x.toml:2: on_interrupt in [defaults] must be one of \"auto\", \"hold\", \"continue\", found \"\""),
+        ("[defaults]\nretry = 'always'", "x.toml:2: retry in [defaults] must be one of \"no_output\", \"undelivered\", \"never\", found \"always\""),
+        ("[agents.a]\ncommand = 'a'\nsignals = ['acp']", "x.toml:3: signals in [agents.a] must be one of \"hermes_meta\", \"hermes_stderr\", found \"acp\""),
+        // Addresses.
+        ("[server]\nlisten = 'localhost:80'", "x.toml:2: listen in [server] must be an address such as \"127.0.0.1:7433\", found \"localhost:80\""),
+        ("[server]\nlisten = '127.0.0.1'", "x.toml:2: listen in [server] must be an address such as \"127.0.0.1:7433\", found \"127.0.0.1\""),
+        ("[server]\nlisten = '127.0.0.1:65536'", "x.toml:2: listen in [server] must be an address such as \"127.0.0.1:7433\", found \"127.0.0.1:65536\""),
+        ("[server]\nlisten = '0.0.0.0:7433'", "x.toml:2: listen in [server] must be a loopback address: 0.0.0.0:7433 could be reached from elsewhere, and this version has no tokens to guard it"),
+        ("[server]\nlisten = '[::]:7433'", "x.toml:2: listen in [server] must be a loopback address: [::]:7433 could be reached from elsewhere, and this version has no tokens to guard it"),
+        ("[server]\nallowed_hosts = ['http://a']", "x.toml:2: allowed_hosts in [server] must be hosts such as \"greenroom.example:7433\", found \"http://a\""),
+        ("[storage]\nurl = 'postgres:x'", "x.toml:2: url in [storage] must be \"sqlite:\" and the path of a file, found \"postgres:x\""),
+        ("[storage]\nurl = 'sqlite:'", "x.toml:2: url in [storage] must be \"sqlite:\" and the path of a file, found \"sqlite:\""),
+        ("[storage]\nurl = 'sqlite::memory:'", "x.toml:2: url in [storage] must be \"sqlite:\" and the path of a file, found \"sqlite::memory:\""),
+        ("[storage]\nurl = 'sqlite:a.db?mode=ro'", "x.toml:2: url in [storage] must be \"sqlite:\" and the path of a file, found \"sqlite:a.db?mode=ro\""),
+        // Agents.
+        ("[defaults]\nagent = 'nobody'", "x.toml:2: agent in [defaults] must be one of the profiles demo, found \"nobody\""),
+        ("\n[agents.a]\nargs = []", "x.toml:2: [agents.a] has no command, which it needs"),
+        ("[agents.a]\ncommand = ' '", "x.toml:2: command in [agents.a] must name a program"),
+        ("[agents.'a b']\ncommand = 'a'", "x.toml:1: the name of agent \"a b\" must be 1 to 64 letters, digits, '.', '_', '-'"),
+        ("[agents.a]\ncommand = 'a'\nenv_pass = ['A=B']", "x.toml:3: env_pass in [agents.a] must be names of variables, found \"A=B\""),
+        ("[agents.a]\ncommand = 'a'\nenv = { '' = 'x' }", "x.toml:3: env in [agents.a] cannot set a variable \"\" so"),
+        ("[agents.a]\ncommand = 'a'\ncwd_roots = ['repos']", "x.toml:3: cwd_roots in [agents.a] must be absolute paths, found \"repos\""),
+        ("[agents.a]\ncommand = 'a'\nauto_compact = 2", "x.toml:3: auto_compact in [agents.a] must be from 0 to 1, found 2"),
+        ("[agents.a]\ncommand = 'a'\nauth_method = ''", "x.toml:3: auth_method in [agents.a] must not be empty"),
+        ("[agents.a]\ncommand = 'a'\numask = '0888'", "x.toml:3: umask in [agents.a] must be octal, \"0000\" to \"0777\", found \"0888\""),
+        ("[agents.a]\ncommand = 'a'\numask = '1000'", "x.toml:3: umask in [agents.a] must be octal, \"0000\" to \"0777\", found \"1000\""),
+        ("[agents.a]\ncommand = 'a'\numask = 27", "x.toml:3: umask in [agents.a] must be a string, found an integer"),
+        ("[agents.a]\ncommand = 'a'\ncompaction = {}", "x.toml:3: [agents.a.compaction] has no strategy, which it needs"),
+        ("[agents.a]\ncommand = 'a'\ncompaction = '/compact'", "x.toml:3: [agents.a.compaction] must be a table, found a string"),
+        ("[agents.a]\ncommand = 'a'\n[agents.a.compaction]\nstrategy = 'magic'", "x.toml:4: strategy in [agents.a.compaction] must be one of \"command\", \"rotate\", \"none\", found \"magic\""),
+        ("[agents.a]\ncommand = 'a'\n[agents.a.compaction]\nstrategy = 'command'", "x.toml:3: [agents.a.compaction] has no command, which it needs"),
+        ("[agents.a]\ncommand = 'a'\n[agents.a.compaction]\nstrategy = 'rotate'\ncommand = '/c'", "x.toml:5: command in [agents.a.compaction] belongs to strategy \"command\""),
+        ("[agents.a]\ncommand = 'a'\n[agents.a.compaction]\nstrategy = 'command'\ncommand = ''", "x.toml:5: command in [agents.a.compaction] must not be empty"),
+        ("[agents.a]\ncommand = 'a'\n[agents.a.compaction]\nstrategy = 'none'\nfocus = 1", "x.toml:5: unknown key \"focus\" in [agents.a.compaction]; known keys: strategy, command"),
+    ];
+    for (file, expected) in cases {
+        assert_eq!(problem(from(file)), expected, "for {file:?}");
+    }
+}
+
+#[test]
+fn values_at_the_edges_are_taken() {
+    #[rustfmt::skip]
+    let cases = [
+        "[limits]\nrunning_groups = 1\nqueue = 1000000\nresident_agents = 1\nline = '1GiB'",
+        "[limits]\nline = '1B'",
+        "[server]\nlisten = '[::1]:0'\ndrain_timeout = '0s'\nallowed_hosts = ['GreenRoom.example:7433']",
+        "[server]\nlisten = '127.8.9.10:1'",
+        "[server]\nlisten = '[::ffff:127.0.0.1]:1'",
+        "[storage]\nretention_days = 36500\nurl = 'sqlite:///var/lib/g.db'",
+        "[defaults]\nauto_compact = 0\nturn_timeout = '1ms'\nidle_timeout = '0s'",
+        "[defaults]\nauto_compact = 1.0\nturn_timeout = '366d'",
+        "[agents.a]\ncommand = 'a'\numask = '0'\n[defaults]\nagent = 'a'",
+        "\u{feff}[limits]\r\nqueue = 2\r\n",
+        "",
+    ];
+    for file in cases {
+        from(file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+    }
+    let config = from("[storage]\nurl = 'sqlite:///var/lib/g.db'").unwrap();
+    assert_eq!(config.storage.path, Path::new("/var/lib/g.db"));
+    let config = from("[server]\nallowed_hosts = ['GreenRoom.example:7433']").unwrap();
+    assert_eq!(config.server.allowed_hosts, ["greenroom.example:7433"]);
+}
+
+#[test]
+fn files_that_cannot_be_read_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing.toml");
+    let error = problem(Config::load(Some(&missing), None));
+    let expected = format!("{}: cannot be read: No such file", missing.display());
+    assert!(error.starts_with(&expected), "{error}");
+
+    let error = problem(Config::load(Some(directory.path()), None));
+    assert!(error.contains(": cannot be read: "), "{error}");
+
+    let latin1 = directory.path().join("latin1.toml");
+    fs::write(&latin1, b"# one\n# caf\xe9\n").unwrap();
+    let error = problem(Config::load(Some(&latin1), None));
+    assert_eq!(error, format!("{}:2: is not UTF-8", latin1.display()));
+}
+
+#[test]
+fn the_environment_overrides_single_keys() {
+    let config = from_env(&[
+        ("GREENROOM_SERVER_LISTEN", "127.0.0.1:9000"),
+        ("GREENROOM_SERVER_ALLOWED_HOSTS", "a.example, b.example:80"),
+        ("GREENROOM_LIMITS_RUNNING_GROUPS", "3"),
+        ("GREENROOM_STORAGE_URL", "sqlite:elsewhere.db"),
+        ("GREENROOM_DEFAULTS_TURN_TIMEOUT", "2s"),
+        ("GREENROOM_DEFAULTS_AUTO_COMPACT", "0"),
+        // No keys of ours.
+        ("GREENROOM_URL", "http://elsewhere"),
+        ("GREENROOM_TOKEN", "grn_x"),
+        ("GREENROOM_RUN", "run_x"),
+        ("GREENROOM_DATA", "x"),
+        ("GREENROOM_CONFIG", "x"),
+        ("GREENROOM_BIN", "x"),
+        ("GREENROOM_LOG", "debug"),
+        ("GREENROOM_LOG_STYLE", "never"),
+        ("PATH", "/bin"),
+    ])
+    .unwrap();
+    assert_eq!(config.server.listen, "127.0.0.1:9000".parse().unwrap());
+    assert_eq!(config.server.allowed_hosts, ["a.example", "b.example:80"]);
+    assert_eq!(config.limits.running_groups, 3);
+    assert_eq!(config.storage.path, Path::new("elsewhere.db"));
+    assert_eq!(config.defaults.turn_timeout, Duration::from_secs(2));
+    assert_eq!(config.defaults.auto_compact, 0.0);
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn errors_of_the_environment_name_the_variable() {
+    #[rustfmt::skip]
+    let cases = [
+        ("GREENROOM_SERVER_LISTNE", "x", "environment variable GREENROOM_SERVER_LISTNE: unknown key \"listne\" in [server]; known keys: allowed_hosts, drain_timeout, listen, max_body"),
+        ("GREENROOM_SERVER", "x", "environment variable GREENROOM_SERVER: unknown key \"\" in [server]; known keys: allowed_hosts, drain_timeout, listen, max_body"),
+        ("GREENROOM_LIMITS_QUEUE", "0", "environment variable GREENROOM_LIMITS_QUEUE: queue in [limits] must be from 1 to 1000000, found 0"),
+        ("GREENROOM_LIMITS_QUEUE", "many", "environment variable GREENROOM_LIMITS_QUEUE: queue in [limits] must be an integer, found a string"),
+        ("GREENROOM_SERVER_LISTEN", "0.0.0.0:1", "environment variable GREENROOM_SERVER_LISTEN: listen in [server] must be a loopback address: 0.0.0.0:1 could be reached from elsewhere, and this version has no tokens to guard it"),
+        ("GREENROOM_AGENTS_DEMO_COMMAND", "x", "environment variable GREENROOM_AGENTS_DEMO_COMMAND: agents are configured in the file only"),
+    ];
+    for (name, value, expected) in cases {
+        assert_eq!(problem(from_env(&[(name, value)])), expected);
+    }
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let file = Some(("x.toml", "[server]\nlisten = '127.0.0.1:1'\n[limits]\nqueue = 5"));
+    let env = [("GREENROOM_SERVER_LISTEN".to_owned(), "127.0.0.1:2".to_owned())];
+    let port = |env: &[(String, String)], flag| {
+        Config::from_layers(file, env, flag).unwrap().server.listen.port()
+    };
+    assert_eq!(port(&[], None), 1);
+    assert_eq!(port(&env, None), 2);
+    assert_eq!(port(&env, Some("127.0.0.1:3")), 3);
+    let error = problem(Config::from_layers(file, &env, Some("10.0.0.1:3")));
+    assert!(
+        error.starts_with("--listen: listen in [server] must be a loopback address"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_has_no_effect_yet_is_said() {
+    let config = from(
+        "[storage]\nretention_days = 7\n[limits]\nresident_agents = 4\n\
+         [defaults]\nauto_compact = 0.5\npermission_policy = 'allow'\non_interrupt = 'hold'\n\
+         [agents.a]\ncommand = 'a'\nsignals = ['hermes_meta']\nauto_compact = 0.9\n\
+         compaction = { strategy = 'rotate' }\n",
+    )
+    .unwrap();
+    let suffix = " has no effect in this version yet";
+    let expected = [
+        "x.toml:2: retention_days in [storage]",
+        "x.toml:4: resident_agents in [limits]",
+        "x.toml:6: auto_compact in [defaults]",
+        "x.toml:7: permission_policy in [defaults]",
+        "x.toml:8: on_interrupt in [defaults]",
+        "x.toml:11: signals in [agents.a]",
+        "x.toml:12: auto_compact in [agents.a]",
+        "x.toml:13: strategy \"rotate\" of compaction in [agents.a]",
+    ]
+    .map(|warning| format!("{warning}{suffix}"));
+    assert_eq!(config.warnings, expected);
+
+    let config =
+        from_env(&[("GREENROOM_DEFAULTS_RETRY", "undelivered"), ("GREENROOM_SEVER_X", "1")]);
+    let expected = [
+        "environment variable GREENROOM_SEVER_X: is not a key of the configuration, and was \
+         ignored",
+        "environment variable GREENROOM_DEFAULTS_RETRY: retry in [defaults] has no effect in this \
+         version yet",
+    ];
+    assert_eq!(config.unwrap().warnings, expected);
+}
+
+#[test]
+fn what_asks_for_nothing_new_is_not_warned_of() {
+    let config = from(
+        "[storage]\nretention_days = 0\n\
+         [defaults]\nauto_compact = 0.0\npermission_policy = 'reject'\nretry = 'never'\n\
+         on_interrupt = 'continue'\n\
+         [agents.a]\ncommand = 'a'\nsignals = []\nauto_compact = 0\n\
+         compaction = { strategy = 'none' }\n",
+    );
+    assert_eq!(config.unwrap().warnings, Vec::<String>::new());
+}
+
+#[test]
+fn the_shipped_file_unchanged_is_not_warned_of() {
+    assert_eq!(from(BUILTIN).unwrap(), Config::from_layers(None, &[], None).unwrap());
+    let changed = BUILTIN.replace("queue = 1000", "queue = 999");
+    let config = from(&changed).unwrap();
+    assert_eq!((config.limits.queue, config.warnings.len()), (999, 9));
+}
+
+#[test]
+fn no_value_of_a_variable_is_printed() {
+    let config = from("[agents.a]\ncommand = 'a'\nenv = { KEY = 'canary' }").unwrap();
+    let printed = serde_json::to_string(&config).unwrap();
+    assert!(printed.contains("\"env\":[\"KEY\"]") && !printed.contains("canary"), "{printed}");
+    assert!(printed.contains("\"drain_timeout\":\"30s\""), "{printed}");
+}

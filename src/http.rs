@@ -1,0 +1,186 @@
+//! The HTTP edge: the route table, and what all handlers share.
+
+mod body;
+mod error;
+mod events;
+mod frames;
+mod groups;
+mod guard;
+mod runs;
+mod segments;
+mod status;
+mod tasks;
+mod turns;
+mod view;
+mod wait;
+
+use std::{cell::RefCell, collections::HashMap, sync::Arc, time::Instant};
+
+use actix::Addr;
+use actix_web::{
+    FromRequest, Handler, HttpResponse, Resource, Responder, Route,
+    http::{Method, header},
+    web::{self, QueryConfig, ServiceConfig},
+};
+use greenroom_actors::{
+    group::Shared,
+    supervisor::{Find, GroupHandle, Supervisor},
+};
+use greenroom_core::GroupId;
+use tokio::sync::watch;
+
+use self::error::ApiError;
+pub use self::guard::{AllowedHosts, guard};
+
+/// Handles kept by a worker before it forgets them all and asks again.
+const HANDLES_MAX: usize = 65_536;
+
+/// How far the server is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Takes work.
+    Serving,
+    /// Lets running turns finish, and takes no work.
+    Draining,
+    /// Ends every stream and every wait.
+    Closing,
+}
+
+/// What all workers share.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    /// What all groups share.
+    pub shared: Arc<Shared>,
+    /// The parent of all groups.
+    pub supervisor: Addr<Supervisor>,
+    /// How far the server is in its life.
+    pub phase: watch::Receiver<Phase>,
+    /// When the server was started.
+    pub started: Instant,
+    /// The most bytes of a body.
+    pub body_bytes_max: usize,
+    /// Which names the server answers to.
+    pub hosts: Arc<AllowedHosts>,
+}
+
+/// What a worker has.
+pub struct Worker {
+    edge: Edge,
+    handles: RefCell<HashMap<GroupId, GroupHandle>>,
+}
+
+impl Worker {
+    /// A group's actor. One that nobody has stored yet is made if `create` says so.
+    async fn find(&self, text: &str, create: bool) -> Result<GroupHandle, ApiError> {
+        let group: GroupId = text.parse().map_err(|_| ApiError::InvalidGroup)?;
+        if let Some(handle) = self.handles.borrow().get(&group).filter(|h| h.addr.connected()) {
+            return Ok(handle.clone());
+        }
+        let found = self.edge.supervisor.send(Find { group: group.clone(), create }).await?;
+        let handle = found.ok_or(ApiError::NoSuchGroup)?;
+        let mut handles = self.handles.borrow_mut();
+        if handles.len() >= HANDLES_MAX {
+            handles.clear();
+        }
+        handles.insert(group, handle.clone());
+        Ok(handle)
+    }
+
+    /// Refuses work while the server shuts down.
+    fn take_work(&self) -> Result<(), ApiError> {
+        if *self.edge.phase.borrow() == Phase::Serving { Ok(()) } else { Err(ApiError::Draining) }
+    }
+}
+
+/// Sets up a worker's routes.
+pub fn configure(edge: Edge) -> impl FnOnce(&mut ServiceConfig) {
+    move |routes| {
+        let worker = Worker { edge, handles: RefCell::default() };
+        let bad_query = QueryConfig::default()
+            .error_handler(|err, _| ApiError::InvalidQuery(err.to_string()).into());
+        routes.app_data(web::Data::new(worker)).app_data(bad_query);
+        table(routes);
+        routes.default_service(web::to(async || HttpResponse::from_error(ApiError::NoSuchPath)));
+    }
+}
+
+/// The API at a glance.
+#[rustfmt::skip]
+fn table(routes: &mut ServiceConfig) {
+    routes
+        .service(at("/v1/groups",                        [get(groups::list)]))
+        .service(at("/v1/groups/{group}",                [get(groups::get),
+                                                          put(groups::put),
+                                                          delete(groups::delete)]))
+        .service(at("/v1/groups/{group}/turns",          [post(turns::submit_turn)]))
+        .service(at("/v1/groups/{group}/compactions",    [post(turns::submit_compaction)]))
+        .service(at("/v1/groups/{group}/pause",          [post(groups::pause)]))
+        .service(at("/v1/groups/{group}/resume",         [post(groups::resume)]))
+        .service(at("/v1/groups/{group}/stop",           [post(groups::stop)]))
+        .service(at("/v1/groups/{group}/runs",           [get(runs::list)]))
+        .service(at("/v1/groups/{group}/segments",       [get(segments::list)]))
+        .service(at("/v1/groups/{group}/tasks",          [get(tasks::list)]))
+        .service(at("/v1/tasks/{task}",                  [get(tasks::get)]))
+        .service(at("/v1/tasks/{task}/cancel",           [post(tasks::cancel)]))
+        .service(at("/v1/groups/{group}/frames",         [get(frames::list)]))
+        .service(at("/v1/groups/{group}/events",         [get(events::group)]))
+        .service(at("/v1/events",                        [get(events::all)]))
+        .service(at("/v1/agents",                        [get(status::agents)]))
+        .service(at("/v1/status",                        [get(status::status)]))
+        .service(at("/healthz",                          [get(status::healthz)]))
+        .service(at("/readyz",                           [get(status::readyz)]));
+}
+
+/// A resource whose other methods answer 405.
+fn at<const N: usize>(path: &str, routes: [(Method, Route); N]) -> Resource {
+    let methods: Vec<String> = routes.iter().map(|(method, _)| method.to_string()).collect();
+    let allow = methods.join(", ");
+    let refuse = move || {
+        let allow = allow.clone();
+        async move {
+            let mut response = HttpResponse::from_error(ApiError::WrongMethod);
+            if let Ok(allow) = allow.parse() {
+                response.headers_mut().insert(header::ALLOW, allow);
+            }
+            response
+        }
+    };
+    let resource = web::resource(path).default_service(web::to(refuse));
+    routes.into_iter().fold(resource, |resource, (_, route)| resource.route(route))
+}
+
+fn get<F, Args>(handler: F) -> (Method, Route)
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    (Method::GET, web::get().to(handler))
+}
+
+fn put<F, Args>(handler: F) -> (Method, Route)
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    (Method::PUT, web::put().to(handler))
+}
+
+fn post<F, Args>(handler: F) -> (Method, Route)
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    (Method::POST, web::post().to(handler))
+}
+
+fn delete<F, Args>(handler: F) -> (Method, Route)
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    (Method::DELETE, web::delete().to(handler))
+}

@@ -1,0 +1,162 @@
+//! Reading a request's body: bounded, JSON by its own word, and every error names its field.
+
+use std::{pin::Pin, time::Duration};
+
+use actix_web::{
+    FromRequest, HttpMessage as _, HttpRequest,
+    dev::Payload,
+    http::header,
+    web::{BytesMut, Data},
+};
+use futures_util::StreamExt as _;
+use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
+use tokio::time::timeout;
+
+use super::{Worker, error::ApiError};
+use greenroom_actors::group::KeyHashes;
+
+/// A body that takes longer to arrive holds its connection for nothing (RELIABILITY F30).
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest idempotency key.
+const KEY_BYTES_MAX: usize = 255;
+
+/// A body that was read as `T`. An absent one equals `{}`.
+pub struct Body<T> {
+    /// What it says.
+    pub value: T,
+    /// What identifies the request, if the caller gave an `Idempotency-Key`.
+    pub key: Option<KeyHashes>,
+}
+
+impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
+    type Error = ApiError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, ApiError>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let (request, payload) = (request.clone(), payload.take());
+        Box::pin(async move {
+            let bytes = read(&request, payload).await?;
+            if !bytes.is_empty() && !is_json(&request) {
+                return Err(ApiError::NotJson);
+            }
+            let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+            Ok(Self { value: parse(bytes)?, key: idempotency_key(&request, bytes)? })
+        })
+    }
+}
+
+async fn read(request: &HttpRequest, payload: Payload) -> Result<BytesMut, ApiError> {
+    let max =
+        request.app_data::<Data<Worker>>().map_or(usize::MAX, |worker| worker.edge.body_bytes_max);
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > max as u64) {
+        return Err(ApiError::BodyTooLarge(max));
+    }
+    let collected = timeout(BODY_TIMEOUT, collect(payload, max)).await;
+    collected.unwrap_or(Err(ApiError::BodyTooSlow))
+}
+
+async fn collect(mut payload: Payload, max: usize) -> Result<BytesMut, ApiError> {
+    let mut bytes = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|err| ApiError::BodyBroken(err.to_string()))?;
+        if bytes.len() + chunk.len() > max {
+            return Err(ApiError::BodyTooLarge(max));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+fn is_json(request: &HttpRequest) -> bool {
+    request.content_type().trim().eq_ignore_ascii_case("application/json")
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // serde would take an array for a struct, field by field.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+        let detail = "the body is not valid: it is an array, not an object".into();
+        return Err(ApiError::InvalidBody { field: None, detail });
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|err| {
+        let path = err.path().to_string();
+        let inner = err.into_inner();
+        let field = unknown_field(&inner.to_string()).or((path != ".").then_some(path));
+        ApiError::InvalidBody { field, detail: format!("the body is not valid: {inner}") }
+    })?;
+    json.end().map_err(|err| ApiError::InvalidBody {
+        field: None,
+        detail: format!("the body is not valid: {err}"),
+    })?;
+    Ok(value)
+}
+
+/// serde reports an unknown field at the object that has it; its message names the field.
+fn unknown_field(message: &str) -> Option<String> {
+    let name = message.strip_prefix("unknown field `")?;
+    Some(name.split('`').next()?.to_owned())
+}
+
+fn idempotency_key(request: &HttpRequest, body: &[u8]) -> Result<Option<KeyHashes>, ApiError> {
+    let mut keys = request.headers().get_all("idempotency-key");
+    let (key, more) = (keys.next(), keys.next());
+    let Some(key) = key else { return Ok(None) };
+    if more.is_some() || key.is_empty() || key.len() > KEY_BYTES_MAX {
+        return Err(ApiError::InvalidHeader("an Idempotency-Key is one text of 1 to 255 bytes"));
+    }
+    // Lengths keep one part from running into the next. There is no caller but the local one yet.
+    let mut scope = Sha256::new();
+    let parts = [b"".as_slice(), request.method().as_str().as_bytes(), request.path().as_bytes()];
+    for part in parts.into_iter().chain([key.as_bytes()]) {
+        scope.update((part.len() as u64).to_le_bytes());
+        scope.update(part);
+    }
+    Ok(Some(KeyHashes { key: scope.finalize().into(), body: Sha256::digest(body).into() }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        #[serde(rename = "n")]
+        _n: u32,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        #[serde(rename = "inner")]
+        _inner: Option<Inner>,
+    }
+
+    #[test]
+    fn a_bad_body_names_its_field() {
+        for (body, field) in [
+            (r#"{"x":1}"#, Some("x")),
+            (r#"{"inner":{"n":"one"}}"#, Some("inner.n")),
+            (r#"{"inner":{"n":1,"m":2}}"#, Some("m")),
+            (r#"{"inner":1}"#, Some("inner")),
+            ("not json", None),
+            ("[1]", None),
+            (r#"{} trailing"#, None),
+            ("", None),
+        ] {
+            match parse::<Outer>(body.as_bytes()) {
+                Err(ApiError::InvalidBody { field: named, detail }) => {
+                    assert_eq!(named.as_deref(), field, "{body}");
+                    assert!(detail.starts_with("the body is not valid: "), "{detail}");
+                }
+                other => panic!("{body}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The one place where an error becomes a status (RFC 9457).
+
+use actix::MailboxError;
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{StatusCode, header},
+};
+use greenroom_actors::{
+    group::GroupError,
+    storage::{StoreError, chain},
+};
+use greenroom_core::Rejected;
+use serde::Serialize;
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No path of the API.
+    #[error("there is nothing at this path")]
+    NoSuchPath,
+    /// The path has other methods.
+    #[error("this path does not have that method")]
+    WrongMethod,
+    /// The group id breaks the rule.
+    #[error(
+        "a group id is 1 to 128 characters out of A-Z a-z 0-9 . _ : @ - and begins with a letter \
+         or a digit"
+    )]
+    InvalidGroup,
+    /// No such group.
+    #[error("there is no such group")]
+    NoSuchGroup,
+    /// No such task.
+    #[error("there is no such task")]
+    NoSuchTask,
+    /// The query string breaks a rule.
+    #[error("{0}")]
+    InvalidQuery(String),
+    /// A header breaks a rule.
+    #[error("{0}")]
+    InvalidHeader(&'static str),
+    /// The body is not what the path takes; `field` says where.
+    #[error("{detail}")]
+    InvalidBody {
+        /// The path of the field, dots between.
+        field: Option<String>,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The body is not JSON by its own word.
+    #[error("the body must be sent as application/json")]
+    NotJson,
+    /// The body is larger than it may be.
+    #[error("the body is larger than {0} bytes")]
+    BodyTooLarge(usize),
+    /// The body could not be read to its end.
+    #[error("the body could not be read: {0}")]
+    BodyBroken(String),
+    /// The body did not arrive in time.
+    #[error("the body did not arrive in time")]
+    BodyTooSlow,
+    /// An unknown agent was named.
+    #[error("the configuration has no agent {0:?}")]
+    UnknownAgent(String),
+    /// The working directory cannot be used.
+    #[error("{0}")]
+    InvalidCwd(String),
+    /// The `Host` is none of ours (RELIABILITY C5).
+    #[error("this server does not answer to that host")]
+    ForeignHost,
+    /// The `Host` is missing, doubled or no host.
+    #[error("a request needs exactly one valid Host")]
+    BadHost,
+    /// The `Origin` is another site's (RELIABILITY C6).
+    #[error("requests from that origin are not taken")]
+    ForeignOrigin,
+    /// The server shuts down.
+    #[error("the server is shutting down; nothing was accepted")]
+    Draining,
+    /// A group's answer.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// The database's answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An actor is gone, and is being rebuilt.
+    #[error("the group is being rebuilt from the database")]
+    Gone(#[from] MailboxError),
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
+}
+
+impl ApiError {
+    /// The last part of the problem's type, and its title.
+    fn slug(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::NoSuchPath => ("not-found", "Not found"),
+            Self::NoSuchGroup | Self::Group(GroupError::Unknown) => {
+                ("group-not-found", "No such group")
+            }
+            Self::NoSuchTask => ("task-not-found", "No such task"),
+            Self::WrongMethod => ("method-not-allowed", "Method not allowed"),
+            Self::InvalidGroup => ("invalid-group", "Invalid group id"),
+            Self::InvalidQuery(_) => ("invalid-query", "Invalid query"),
+            Self::InvalidHeader(_) => ("invalid-header", "Invalid header"),
+            Self::InvalidBody { .. } | Self::BodyBroken(_) => ("invalid-body", "Invalid body"),
+            Self::BodyTooSlow => ("request-timeout", "Request timeout"),
+            Self::NotJson => ("unsupported-media-type", "Unsupported media type"),
+            Self::BodyTooLarge(_) => ("body-too-large", "Body too large"),
+            Self::InvalidCwd(_) => ("invalid-cwd", "Invalid working directory"),
+            Self::ForeignHost => ("foreign-host", "Foreign host"),
+            Self::BadHost => ("bad-host", "Bad host"),
+            Self::ForeignOrigin => ("foreign-origin", "Foreign origin"),
+            Self::Draining | Self::Group(GroupError::Draining) => ("draining", "Shutting down"),
+            Self::UnknownAgent(_) | Self::Group(GroupError::UnknownAgent(_)) => {
+                ("unknown-agent", "Unknown agent")
+            }
+            Self::Group(GroupError::Rejected(rejected)) => match rejected {
+                Rejected::QueueFull => ("queue-full", "Queue full"),
+                Rejected::Archived | Rejected::Purging => ("group-archived", "Group deleted"),
+                Rejected::AlreadyTerminal => ("already-terminal", "Already ended"),
+                Rejected::AlreadyCompacting(_) => ("already-compacting", "Already compacting"),
+            },
+            Self::Group(GroupError::KeyConflict) => {
+                ("idempotency-conflict", "Idempotency key reused")
+            }
+            Self::Group(GroupError::CompactionUnsupported) => {
+                ("compaction-unsupported", "Compaction unsupported")
+            }
+            Self::Group(GroupError::Rebuilding) | Self::Gone(_) => {
+                ("group-rebuilding", "Group is being rebuilt")
+            }
+            Self::Store(_) | Self::Group(GroupError::Storage(_)) => {
+                ("storage-unavailable", "Storage unavailable")
+            }
+        }
+    }
+
+    /// Seconds after which to try again, where that may help.
+    fn retry_after(&self) -> Option<u32> {
+        match self.status_code() {
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(1),
+            _ => None,
+        }
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        match self {
+            Self::NoSuchPath
+            | Self::NoSuchGroup
+            | Self::NoSuchTask
+            | Self::Group(GroupError::Unknown) => StatusCode::NOT_FOUND,
+            Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ForeignHost | Self::ForeignOrigin => StatusCode::FORBIDDEN,
+            Self::InvalidGroup
+            | Self::InvalidQuery(_)
+            | Self::InvalidHeader(_)
+            | Self::InvalidBody { .. }
+            | Self::BodyBroken(_)
+            | Self::UnknownAgent(_)
+            | Self::InvalidCwd(_)
+            | Self::BadHost
+            | Self::Group(GroupError::UnknownAgent(_)) => StatusCode::BAD_REQUEST,
+            Self::Group(GroupError::Rejected(Rejected::QueueFull)) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Group(GroupError::Rejected(_) | GroupError::CompactionUnsupported) => {
+                StatusCode::CONFLICT
+            }
+            Self::Group(GroupError::KeyConflict) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Draining
+            | Self::Group(GroupError::Draining | GroupError::Storage(_) | GroupError::Rebuilding)
+            | Self::Store(_)
+            | Self::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        // The database's words may hold paths and SQL: they are for the log (RELIABILITY C21).
+        let detail = match self {
+            Self::Store(err) | Self::Group(GroupError::Storage(err)) => {
+                log::error!(err:% = chain(err); "request failed");
+                "the database could not be used; nothing was accepted".to_owned()
+            }
+            err => err.to_string(),
+        };
+        let (slug, title) = self.slug();
+        let field = match self {
+            Self::InvalidBody { field, .. } => field.as_deref(),
+            _ => None,
+        };
+        let status = self.status_code();
+        let r#type = format!("/problems/{slug}");
+        let problem = Problem { r#type, title, status: status.as_u16(), detail, field };
+        let mut response = HttpResponse::build(status);
+        response.content_type("application/problem+json");
+        if let Some(seconds) = self.retry_after() {
+            response.insert_header((header::RETRY_AFTER, seconds.to_string()));
+        }
+        response.body(serde_json::to_string(&problem).unwrap_or_default())
+    }
+}

@@ -1,0 +1,230 @@
+//! Server-Sent Events: a group's frames, and the status changes of all groups.
+//!
+//! A stream reads from disk at its reader's pace and goes over to the shared tail once it has
+//! caught up; a reader that stops reading costs nothing but its socket.
+
+use std::{sync::Arc, time::Duration};
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::CACHE_CONTROL,
+    web::{Bytes, Data, Path, Query},
+};
+use futures_util::stream;
+use greenroom_actors::{
+    clock,
+    feed::{Chunk, Tail},
+    group::Change,
+    storage::{FrameFilter, Ledger},
+    supervisor::{Changes, ChangesAfter, GroupHandle},
+};
+use serde::Deserialize;
+use tokio::sync::{broadcast::error::RecvError, watch};
+
+use super::{Phase, Worker, error::ApiError, view};
+
+/// From one sign of life to the next.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// One read from disk.
+const READ_BYTES: usize = 256 << 10;
+
+/// `?after=`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct After {
+    after: Option<u64>,
+}
+
+/// Streams a group's frames: those after the cursor from disk, then live.
+pub async fn group(
+    worker: Data<Worker>,
+    request: HttpRequest,
+    group: Path<String>,
+    Query(after): Query<After>,
+) -> Result<HttpResponse, ApiError> {
+    let cursor = cursor(&request, after)?;
+    let group = worker.find(&group, false).await?;
+    let no = group.no;
+    let ledger = worker.edge.shared.ledger.clone();
+    let standing = ledger.read(move |archive| archive.group(no)).await?;
+    let last_seq = standing.ok_or(ApiError::NoSuchGroup)?.head.last_seq;
+    let feed = group.feed.subscribe();
+    let phase = worker.edge.phase.clone();
+    // A cursor from beyond the end is of another group of this name, or of a lost future: all that
+    // there is comes again, and `greenroom/gap` says so.
+    let lost = cursor > last_seq;
+    let cursor = if lost { 0 } else { cursor };
+    let on_disk = true;
+    let reader = FrameReader { group, ledger, feed, phase, cursor, lost, on_disk, synced: false };
+    Ok(event_stream(stream::unfold(reader, |mut reader| async {
+        reader.next().await.map(|events| (Ok(events), reader))
+    })))
+}
+
+/// `Last-Event-ID` wins over `?after=`; without either, from the beginning.
+fn cursor(request: &HttpRequest, After { after }: After) -> Result<u64, ApiError> {
+    match request.headers().get("last-event-id") {
+        Some(id) => {
+            id.to_str().ok().and_then(|id| id.trim().parse().ok()).ok_or(ApiError::InvalidHeader(
+                "Last-Event-ID is the id of an event of this stream",
+            ))
+        }
+        None => Ok(after.unwrap_or_default()),
+    }
+}
+
+fn event_stream(
+    events: impl stream::Stream<Item = Result<Bytes, actix_web::Error>> + 'static,
+) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(events)
+}
+
+struct FrameReader {
+    group: GroupHandle,
+    ledger: Ledger,
+    feed: watch::Receiver<Arc<Tail>>,
+    phase: watch::Receiver<Phase>,
+    /// The last frame sent.
+    cursor: u64,
+    /// Whether the reader's own cursor was none, and it was not told so yet.
+    lost: bool,
+    /// Whether there may be frames on disk that neither cursor nor feed know of.
+    on_disk: bool,
+    /// Whether the seam between replay and live was marked.
+    synced: bool,
+}
+
+impl FrameReader {
+    /// What to send next; `None` when the server closes.
+    async fn next(&mut self) -> Option<Bytes> {
+        if std::mem::take(&mut self.lost) {
+            return Some(gap(1).into());
+        }
+        loop {
+            if *self.phase.borrow() == Phase::Closing {
+                return None;
+            }
+            let tail = self.feed.borrow_and_update().clone();
+            if tail.gone {
+                return None;
+            }
+            let next = tail.chunks.iter().find(|chunk| chunk.first_seq == self.cursor + 1);
+            if let Some(chunk) = next {
+                self.cursor = chunk.last_seq;
+                return Some(chunk.events.clone());
+            }
+            if self.on_disk || tail.last_seq > self.cursor {
+                match self.read().await {
+                    Ok(Some(chunk)) => {
+                        self.cursor = chunk.last_seq;
+                        return Some(chunk.events);
+                    }
+                    Ok(None) if self.on_disk => self.on_disk = false,
+                    // What the feed tells of is not on disk: the group is no more.
+                    Ok(None) => return None,
+                    // The reader comes back with its cursor.
+                    Err(()) => return None,
+                }
+                continue;
+            }
+            if !self.synced {
+                self.synced = true;
+                let data = format!("{{\"last_seq\":{}}}", self.cursor);
+                return Some(format!("event: greenroom/synced\ndata: {data}\n\n").into());
+            }
+            tokio::select! {
+                changed = self.feed.changed() => changed.ok()?,
+                _ = self.phase.changed() => {}
+                () = tokio::time::sleep(KEEP_ALIVE) => return Some(Bytes::from_static(b": \n\n")),
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Option<Chunk>, ()> {
+        let (no, id, cursor) = (self.group.no, self.group.id.clone(), self.cursor);
+        let filter = FrameFilter {
+            after: cursor,
+            frames_max: u64::MAX,
+            bytes_max: READ_BYTES,
+            ..FrameFilter::default()
+        };
+        let read = self.ledger.read(move |archive| {
+            let blocks = archive.blocks(no, &filter)?;
+            Ok(Chunk::encode(&id, &blocks, cursor).filter(|chunk| chunk.last_seq > cursor))
+        });
+        read.await.map_err(|err| log::error!(err:%; "event stream ended: frames unreadable"))
+    }
+}
+
+/// Streams the status changes of all groups. Those since the cursor come first as far as they are
+/// kept; if some are not, `greenroom/gap` says so.
+pub async fn all(
+    worker: Data<Worker>,
+    request: HttpRequest,
+    Query(after): Query<After>,
+) -> Result<HttpResponse, ApiError> {
+    let cursor = cursor(&request, after)?;
+    let changes = worker.edge.supervisor.send(ChangesAfter(cursor)).await?;
+    let mut first = Vec::new();
+    if cursor > 0 && cursor.saturating_add(1) < changes.earliest {
+        first.extend(gap(changes.earliest));
+    }
+    for change in &changes.past {
+        first.extend(event(change));
+    }
+    first.extend_from_slice(b"event: greenroom/synced\ndata: {}\n\n");
+    let reader =
+        ChangeReader { first: Some(first.into()), changes, phase: worker.edge.phase.clone() };
+    Ok(event_stream(stream::unfold(reader, |mut reader| async {
+        reader.next().await.map(|events| (Ok(events), reader))
+    })))
+}
+
+struct ChangeReader {
+    first: Option<Bytes>,
+    changes: Changes,
+    phase: watch::Receiver<Phase>,
+}
+
+impl ChangeReader {
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
+        loop {
+            if *self.phase.borrow() == Phase::Closing {
+                return None;
+            }
+            tokio::select! {
+                change = self.changes.coming.recv() => return match change {
+                    Ok(change) => Some(event(&change).into()),
+                    Err(RecvError::Lagged(_)) => Some(gap(0).into()),
+                    Err(RecvError::Closed) => None,
+                },
+                _ = self.phase.changed() => {}
+                () = tokio::time::sleep(KEEP_ALIVE) => return Some(Bytes::from_static(b": \n\n")),
+            }
+        }
+    }
+}
+
+fn gap(earliest: u64) -> Vec<u8> {
+    format!("event: greenroom/gap\ndata: {{\"earliest\":{earliest}}}\n\n").into_bytes()
+}
+
+fn event(change: &Change) -> Vec<u8> {
+    let data = serde_json::json!({
+        "at": clock::rfc3339(change.at),
+        "group": change.group,
+        "from": view::status(change.from, Phase::Serving),
+        "status": view::status(change.to, Phase::Serving),
+        "blocked_by": change.blocked_by,
+        "queue_length": change.queue_length,
+        "current_task": change.current_task,
+    });
+    format!("id: {}\nevent: greenroom/status\ndata: {data}\n\n", change.id).into_bytes()
+}

@@ -1,0 +1,69 @@
+//! Segments: in which session's context each stretch of a transcript was said.
+
+use actix_web::{
+    HttpResponse,
+    web::{Data, Path, Query},
+};
+use greenroom_actors::storage::SegmentRecord;
+use greenroom_core::SessionId;
+use serde::{Deserialize, Serialize};
+
+use super::{Worker, error::ApiError, frames::page_limit, view};
+
+/// Which segments of a group.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentQuery {
+    limit: Option<usize>,
+    cursor: Option<u32>,
+}
+
+/// A segment.
+#[derive(Serialize)]
+struct Segment {
+    segment: u32,
+    parent: Option<u32>,
+    session_id: SessionId,
+    opened_seq: u64,
+    closed_seq: Option<u64>,
+    opened_at: view::Time,
+    closed_at: Option<view::Time>,
+    end_reason: Option<String>,
+    provenance: Option<()>,
+}
+
+/// Lists a group's segments in order: one unbranched lineage (I4).
+pub async fn list(
+    worker: Data<Worker>,
+    group: Path<String>,
+    Query(query): Query<SegmentQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let limit = page_limit(query.limit)?;
+    let no = worker.find(&group, false).await?.no;
+    let ledger = &worker.edge.shared.ledger;
+    ledger.read(move |archive| archive.group(no)).await?.ok_or(ApiError::NoSuchGroup)?;
+    let after = query.cursor.unwrap_or_default();
+    let segments = ledger.read(move |archive| archive.segments(no, after, limit + 1)).await?;
+    let page = view::Page::cut(segments, limit, |segment| segment.segment.to_string());
+    let items = page.items.into_iter().map(show).collect();
+    Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
+}
+
+fn show(record: SegmentRecord) -> Segment {
+    let (opened_seq, opened_at) = record.opened;
+    let (closed_seq, closed_at, end_reason) = match record.closed {
+        Some((seq, at, why)) => (Some(seq), Some(view::Time(at)), Some(why)),
+        None => (None, None, None),
+    };
+    Segment {
+        segment: record.segment,
+        parent: record.segment.checked_sub(1).filter(|parent| *parent > 0),
+        session_id: record.session,
+        opened_seq,
+        closed_seq,
+        opened_at: view::Time(opened_at),
+        closed_at,
+        end_reason,
+        provenance: None,
+    }
+}

@@ -1,0 +1,80 @@
+//! The server itself: alive, ready, and what it does.
+
+use actix_web::{HttpResponse, web::Data};
+use greenroom_actors::profile::Strategy;
+use serde_json::json;
+
+use super::{Phase, Worker, error::ApiError};
+
+/// Alive: no content, and nothing else either (RELIABILITY C1).
+pub async fn healthz() -> HttpResponse {
+    HttpResponse::NoContent().finish()
+}
+
+/// Ready to take work: storage works, and the server does not shut down.
+pub async fn readyz(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
+    worker.take_work()?;
+    let ledger = &worker.edge.shared.ledger;
+    ledger.read(|archive| archive.census()).await?;
+    if !ledger.health.is_good() {
+        return Ok(HttpResponse::ServiceUnavailable()
+            .insert_header(("retry-after", "1"))
+            .content_type("application/problem+json")
+            .body(
+                json!({
+                    "type": "/problems/storage-unavailable", "title": "Storage unavailable",
+                    "status": 503, "detail": "the last commit failed",
+                })
+                .to_string(),
+            ));
+    }
+    Ok(HttpResponse::Ok().json(json!({ "status": "ready" })))
+}
+
+/// What the server does, in numbers.
+pub async fn status(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
+    let shared = &worker.edge.shared;
+    let (groups, queued) = shared.ledger.read(|archive| archive.census()).await?;
+    let total = shared.limits.running_groups;
+    let (commits, transactions) = shared.ledger.health.totals();
+    let phase = match *worker.edge.phase.borrow() {
+        Phase::Serving => "serving",
+        Phase::Draining | Phase::Closing => "draining",
+    };
+    Ok(HttpResponse::Ok().json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "phase": phase,
+        "uptime_ms": u64::try_from(worker.edge.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "groups": groups,
+        "slots": { "total": total, "used": total - shared.slots.available_permits().min(total) },
+        "queue_depth": queued,
+        "storage": {
+            "state": if shared.ledger.health.is_good() { "ok" } else { "failing" },
+            "commits": commits,
+            "transactions": transactions,
+        },
+    })))
+}
+
+/// The launch profiles, without anything that could be a secret.
+pub async fn agents(worker: Data<Worker>) -> HttpResponse {
+    let shared = &worker.edge.shared;
+    let mut profiles: Vec<_> = shared.profiles.values().collect();
+    profiles.sort_by(|one, other| one.name.cmp(&other.name));
+    let items: Vec<_> = profiles
+        .into_iter()
+        .map(|profile| {
+            let compaction = match &profile.compaction {
+                Strategy::Command(command) => json!({"strategy": "command", "command": command}),
+                Strategy::None => json!({"strategy": "none"}),
+            };
+            json!({
+                "name": profile.name,
+                "command": profile.command,
+                "default": profile.name == shared.default_agent,
+                "compaction": compaction,
+            })
+        })
+        .collect();
+    HttpResponse::Ok().json(json!({ "items": items, "next_cursor": null }))
+}

@@ -1,0 +1,75 @@
+//! Tasks: the queue and its history.
+
+use actix_web::{
+    HttpResponse,
+    web::{Data, Path, Query},
+};
+use greenroom_actors::{group::Cancel, storage::TaskFilter};
+use greenroom_core::{TaskId, TaskKind, TaskState};
+use serde::Deserialize;
+
+use super::{
+    Worker,
+    error::ApiError,
+    frames::page_limit,
+    view,
+    wait::{self, Wait},
+};
+
+/// Which tasks of a group.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskQuery {
+    state: Option<TaskState>,
+    kind: Option<TaskKind>,
+    limit: Option<usize>,
+    cursor: Option<u64>,
+}
+
+/// Lists a group's tasks in the order in which they were accepted.
+pub async fn list(
+    worker: Data<Worker>,
+    group: Path<String>,
+    Query(query): Query<TaskQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let limit = page_limit(query.limit)?;
+    let no = worker.find(&group, false).await?.no;
+    let filter = TaskFilter {
+        state: query.state,
+        kind: query.kind,
+        after: query.cursor.unwrap_or_default(),
+        limit: limit + 1,
+    };
+    let ledger = &worker.edge.shared.ledger;
+    ledger.read(move |archive| archive.group(no)).await?.ok_or(ApiError::NoSuchGroup)?;
+    let tasks = ledger.read(move |archive| archive.tasks(no, &filter)).await?;
+    let page = view::Page::cut(tasks, limit, |view| view.task.ordinal.to_string());
+    let items = page.items.into_iter().map(|view| view::Task::new(view, false)).collect();
+    Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
+}
+
+/// One task; with `wait`, as soon as it is terminal.
+pub async fn get(
+    worker: Data<Worker>,
+    task: Path<String>,
+    Query(Wait { wait }): Query<Wait>,
+) -> Result<HttpResponse, ApiError> {
+    let wait = wait::checked(wait)?;
+    let view = worker.task(task_id(&task)?).await?;
+    let view = worker.wait(view, None, wait).await;
+    Ok(HttpResponse::Ok().json(view::Task::new(view, false)))
+}
+
+/// Calls a task off: at once if it waits, else by asking its agent.
+pub async fn cancel(worker: Data<Worker>, task: Path<String>) -> Result<HttpResponse, ApiError> {
+    let id = task_id(&task)?;
+    let view = worker.task(id).await?;
+    let group = worker.find(view.group.as_str(), false).await?;
+    group.addr.send(Cancel(id)).await??;
+    let view = worker.task(id).await?;
+    Ok(HttpResponse::Accepted().json(view::Task::new(view, false)))
+}
+
+fn task_id(text: &str) -> Result<TaskId, ApiError> {
+    text.parse().map_err(|_| ApiError::NoSuchTask)
+}

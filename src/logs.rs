@@ -1,0 +1,246 @@
+//! The log: one line an event, on stderr, for people or for programs. API section 7.
+//!
+//! Owns how a record looks. What an agent said may stand in any value, and a terminal or a log
+//! collector reads the line: so no control character ever leaves here raw (C15).
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::SystemTime;
+
+use env_logger::{Builder, Target};
+use log::Record;
+
+use crate::text::{escape_json, is_printable};
+use log::kv::{Error, Key, Value, VisitSource};
+
+/// What is logged when nobody says otherwise: our own events, and others' warnings.
+const DEFAULT_FILTER: &str = "warn,greenroom=info,greenroom_actors=info,greenroom_core=info";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// `time LEVEL target message key=value …`
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Starts logging to stderr, filtered by `GREENROOM_LOG`, else `RUST_LOG`. Once a process.
+pub fn init(format: LogFormat) {
+    let filter = ["GREENROOM_LOG", "RUST_LOG"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|filter| !filter.is_empty()))
+        .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
+    let mut builder = Builder::new();
+    builder.parse_filters(&filter).target(Target::Stderr).format(move |out, record| {
+        let now = SystemTime::now();
+        let line = match format {
+            LogFormat::Text => text_line(now, record),
+            LogFormat::Json => json_line(now, record),
+        };
+        writeln!(out, "{line}")
+    });
+    // A second logger in one process would be a mistake of ours; the first goes on.
+    let _ = builder.try_init();
+}
+
+/// RFC 3339, UTC, with milliseconds.
+fn time(at: SystemTime) -> impl std::fmt::Display {
+    humantime::format_rfc3339_millis(at)
+}
+
+fn text_line(at: SystemTime, record: &Record<'_>) -> String {
+    let mut line = format!("{} {} ", time(at), record.level());
+    escape_into(&mut line, record.target());
+    line.push(' ');
+    escape_into(&mut line, &record.args().to_string());
+    let _ = record.key_values().visit(&mut TextPairs(&mut line));
+    line
+}
+
+struct TextPairs<'a>(&'a mut String);
+
+impl<'kvs> VisitSource<'kvs> for TextPairs<'_> {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
+        self.0.push(' ');
+        escape_into(self.0, key.as_str());
+        self.0.push('=');
+        quote_into(self.0, &value.to_string());
+        Ok(())
+    }
+}
+
+/// Appends `text`, in quotes when it would not stand out as one value without them.
+fn quote_into(line: &mut String, text: &str) {
+    let plain = |c: char| c != ' ' && c != '"' && c != '=' && c != '\\' && is_printable(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        line.push_str(text);
+        return;
+    }
+    line.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => line.extend(['\\', c]),
+            _ => escape_char_into(line, c),
+        }
+    }
+    line.push('"');
+}
+
+fn escape_into(line: &mut String, text: &str) {
+    text.chars().for_each(|c| escape_char_into(line, c));
+}
+
+fn escape_char_into(line: &mut String, c: char) {
+    if is_printable(c) {
+        line.push(c);
+    } else {
+        let _ = write!(line, "{}", c.escape_debug());
+    }
+}
+
+fn json_line(at: SystemTime, record: &Record<'_>) -> String {
+    let mut pairs = JsonPairs(String::from("{"));
+    pairs.push("time", time(at).to_string().into());
+    pairs.push("level", record.level().as_str().into());
+    pairs.push("target", record.target().into());
+    pairs.push("message", record.args().to_string().into());
+    let _ = record.key_values().visit(&mut pairs);
+    pairs.0.push('}');
+    escape_json(&pairs.0)
+}
+
+struct JsonPairs(String);
+
+impl JsonPairs {
+    fn push(&mut self, key: &str, value: serde_json::Value) {
+        let comma = if self.0.len() == 1 { "" } else { "," };
+        let _ = write!(self.0, "{comma}{}:{value}", serde_json::Value::from(key));
+    }
+}
+
+impl<'kvs> VisitSource<'kvs> for JsonPairs {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
+        // A value that refuses to be JSON is still worth its text.
+        let value = serde_json::to_value(&value).unwrap_or_else(|_| value.to_string().into());
+        match key.as_str() {
+            // Keys of the event must not hide those of the line.
+            name @ ("time" | "level" | "target" | "message") => {
+                self.push(&format!("{name}_"), value);
+            }
+            name => self.push(name, value),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use log::Level;
+
+    use super::*;
+
+    const AT: Duration = Duration::from_millis(1_795_176_000_007);
+
+    fn record_with<T>(
+        message: &str,
+        pairs: &[(&str, Value<'_>)],
+        line: impl Fn(SystemTime, &Record<'_>) -> T,
+    ) -> T {
+        line(
+            SystemTime::UNIX_EPOCH + AT,
+            &Record::builder()
+                .level(Level::Info)
+                .target("greenroom::group")
+                .args(format_args!("{message}"))
+                .key_values(&pairs)
+                .build(),
+        )
+    }
+
+    #[test]
+    fn a_text_line_is_as_documented() {
+        let pairs = [
+            ("group", Value::from("work")),
+            ("from", Value::from("idle")),
+            ("to", Value::from("running")),
+            ("queued", Value::from(3)),
+        ];
+        let line = record_with("status", &pairs, text_line);
+        let expected = "2026-11-20T12:00:00.007Z INFO greenroom::group status group=work from=idle \
+                        to=running queued=3";
+        assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn values_are_quoted_and_escaped_where_they_must_be() {
+        #[rustfmt::skip]
+        let cases = [
+            ("plain",                    "plain"),
+            ("tsk_0198/a:b@c,é…日本🦀",  "tsk_0198/a:b@c,é…日本🦀"),
+            ("it's",                     "it's"),
+            ("",                         r#""""#),
+            ("two words",                r#""two words""#),
+            ("a=b",                      r#""a=b""#),
+            (r#"say "hi""#,              r#""say \"hi\"""#),
+            (r"back\slash",              r#""back\\slash""#),
+            ("line\nfeed\r\ttab",        r#""line\nfeed\r\ttab""#),
+            ("\u{1b}[31mred",            r#""\u{1b}[31mred""#),
+            ("nul\0",                    r#""nul\0""#),
+            ("csi\u{9b}31m",             r#""csi\u{9b}31m""#),
+            ("del\u{7f}",                r#""del\u{7f}""#),
+            ("bidi\u{202e}evil",         r#""bidi\u{202e}evil""#),
+            ("line\u{2028}separator",    r#""line\u{2028}separator""#),
+            ("no-break\u{a0}space",      r#""no-break\u{a0}space""#),
+        ];
+        for (value, expected) in cases {
+            let line = record_with("m", &[("k", Value::from(value))], text_line);
+            assert_eq!(line.split_once(" k=").unwrap().1, expected);
+        }
+    }
+
+    #[test]
+    fn messages_and_keys_are_escaped_too() {
+        let line = record_with("a\nb \u{1b}c", &[("k\r", Value::from(1))], text_line);
+        assert!(line.ends_with(r"group a\nb \u{1b}c k\r=1"), "{line}");
+    }
+
+    #[test]
+    fn a_json_line_is_one_object_with_flat_keys() {
+        let pairs = [
+            ("group", Value::from("work \"1\"\n\u{1b}\u{9b}\u{2028}")),
+            ("queued", Value::from(3)),
+            ("ok", Value::from(true)),
+            ("target", Value::from("mine")),
+        ];
+        let line = record_with("two\nlines", &pairs, json_line);
+        assert!(line.chars().all(is_printable), "{line}");
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let expected = serde_json::json!({
+            "time": "2026-11-20T12:00:00.007Z",
+            "level": "INFO",
+            "target": "greenroom::group",
+            "message": "two\nlines",
+            "group": "work \"1\"\n\u{1b}\u{9b}\u{2028}",
+            "queued": 3,
+            "ok": true,
+            "target_": "mine",
+        });
+        assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn only_our_own_events_are_logged_at_info() {
+        let logger = Builder::new().parse_filters(DEFAULT_FILTER).build();
+        let matches =
+            |target, level| logger.matches(&Record::builder().target(target).level(level).build());
+        assert!(matches("greenroom::group", Level::Info));
+        assert!(matches("greenroom_actors::agent", Level::Info));
+        assert!(!matches("greenroom::group", Level::Debug));
+        assert!(!matches("actix_server::worker", Level::Info));
+        assert!(matches("actix_server::worker", Level::Warn));
+    }
+}

@@ -1,0 +1,290 @@
+//! `greenroom serve`: puts the actors together, answers HTTP, and ends everything in order.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    io,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use actix::{Actor as _, Addr, Arbiter, SyncArbiter, System};
+use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn};
+use greenroom_actors::{
+    agent::{
+        Nursery,
+        child::{HEARTBEAT_EVERY, Heartbeat},
+        tree::{self, Marker},
+    },
+    group::Shared,
+    profile::{Limits, Profile, Strategy},
+    storage::{
+        Ledger, Reader, Storage, StorageHealth, StoreError, chain,
+        sqlite::{Database, SqliteStore},
+    },
+    supervisor::{Boot, ShutDown, Supervisor},
+};
+use greenroom_core::Patience;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+
+use crate::{
+    config::{Agent, Compaction, Config},
+    http::{self, AllowedHosts, Edge, Phase},
+};
+
+/// Threads that read from the database.
+const READERS: usize = 2;
+/// Bytes of the prompts that wait in one group.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// A client takes no longer than this to send its headers (RELIABILITY F30).
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A second signal within this time is the first one again.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
+/// What is still being answered when all streams were ended.
+const ANSWER_SECONDS: u64 = 5;
+
+/// The address cannot be served on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}")]
+struct CannotListen {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+///
+/// What kept it from starting: the data directory is another server's, the port is taken, or the
+/// database cannot be used. Then nothing was started.
+pub fn run(config: Config) -> Result<(), Box<dyn Error>> {
+    let address = config.server.listen;
+    let listener = TcpListener::bind(address).map_err(|source| CannotListen { address, source })?;
+    let database = Database::open(&config.storage.path).map_err(|err| chain(&err))?;
+    raise_open_files();
+    tree::become_subreaper()?;
+    sweep(&database)?;
+    System::new().block_on(serve(config, listener, database))
+}
+
+async fn serve(
+    config: Config,
+    listener: TcpListener,
+    database: Database,
+) -> Result<(), Box<dyn Error>> {
+    let started = Instant::now();
+    let mut signals = Signals::new()?;
+    let (supervisor, shared) = start_actors(&config, &database)?;
+    let (phase, on_phase) = watch::channel(Phase::Serving);
+    let edge = Edge {
+        shared,
+        supervisor: supervisor.clone(),
+        phase: on_phase,
+        started,
+        body_bytes_max: usize::try_from(config.server.max_body)?,
+        hosts: Arc::new(AllowedHosts::new(&config.server.allowed_hosts)),
+    };
+    let address = listener.local_addr()?;
+    let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8));
+    let server = HttpServer::new(move || {
+        App::new().configure(http::configure(edge.clone())).wrap(from_fn(http::guard))
+    })
+    .workers(workers)
+    .client_request_timeout(REQUEST_TIMEOUT)
+    .tcp_nodelay(true)
+    .disable_signals()
+    .shutdown_timeout(ANSWER_SECONDS)
+    .listen(listener)?
+    .run();
+    let handle = server.handle();
+    let answering = actix_rt::spawn(server);
+    let groups = supervisor.send(Boot).await?.map_err(|err| chain(&err))?;
+    log::info!(
+        target: "greenroom",
+        address:%, database:% = database.path().display(), groups,
+        ms = started.elapsed().as_millis();
+        "ready; no tokens are configured, so only this machine is served"
+    );
+    let end = signals.next().await;
+    log::info!(target: "greenroom", signal = end; "draining: running turns may finish");
+    actix_rt::spawn(async move {
+        // Some programs that stop others send their signal twice at once.
+        tokio::time::sleep(SAME_SIGNAL).await;
+        signals.drain();
+        let again = signals.next().await;
+        log::warn!(target: "greenroom", signal = again; "told twice to stop: ending at once");
+        // Everything accepted is durable, and the shims kill their trees when this process ends.
+        std::process::exit(0);
+    });
+    shut_down(&supervisor, &phase, &handle).await;
+    answering.await??;
+    log::info!(target: "greenroom", "stopped");
+    Ok(())
+}
+
+async fn shut_down(
+    supervisor: &Addr<Supervisor>,
+    phase: &watch::Sender<Phase>,
+    server: &ServerHandle,
+) {
+    phase.send_replace(Phase::Draining);
+    if let Err(err) = supervisor.send(ShutDown).await {
+        log::error!(err:%; "the supervisor ended before its groups");
+    }
+    phase.send_replace(Phase::Closing);
+    server.stop(true).await;
+}
+
+fn start_actors(
+    config: &Config,
+    database: &Database,
+) -> Result<(Addr<Supervisor>, Arc<Shared>), Box<dyn Error>> {
+    let ledger = start_storage(database)?;
+    let data = database.dir().to_path_buf();
+    let nursery = Nursery {
+        shim: "/proc/self/exe".into(),
+        shim_args: vec!["shim".into()],
+        heartbeat: Heartbeat::start(HEARTBEAT_EVERY)?,
+        data: Marker::data(data.display()),
+        line_bytes_max: usize::try_from(config.limits.line)?,
+    };
+    let profiles = profiles(config);
+    let limits = limits(config)?;
+    let slots = Arc::new(tokio::sync::Semaphore::new(limits.running_groups));
+    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
+    let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
+    let mut made = None;
+    let supervisor = Supervisor::create(|ctx| {
+        let address = actix::AsyncContext::address(ctx);
+        let shared = Arc::new(Shared {
+            ledger,
+            slots,
+            nursery,
+            profiles,
+            limits,
+            work_dir: data.join("work"),
+            default_agent: config.defaults.agent.clone(),
+            status: address.clone().recipient(),
+            watched: AtomicBool::new(false),
+            died: address.clone().recipient(),
+            forget: address.recipient(),
+        });
+        made = Some(shared.clone());
+        Supervisor::new(shared, arbiters)
+    });
+    Ok((supervisor, made.ok_or("the supervisor was not made")?))
+}
+
+fn start_storage(database: &Database) -> Result<Ledger, StoreError> {
+    let health = StorageHealth::default();
+    let store = database.store()?;
+    let writer = {
+        let health = health.clone();
+        let arbiter = Arbiter::new();
+        Storage::<SqliteStore>::start_in_arbiter(&arbiter.handle(), move |_| {
+            Storage::new(store, health)
+        })
+    };
+    let opener = database.opener();
+    let readers = SyncArbiter::start(READERS, move || Reader::new(opener.archive()));
+    Ok(Ledger {
+        commit: writer.clone().recipient(),
+        adopt: writer.clone().recipient(),
+        purge: writer.recipient(),
+        query: readers.recipient(),
+        health,
+    })
+}
+
+fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
+    let profile = |(name, agent): (&String, &Agent)| {
+        let passed = agent.env_pass.iter().filter_map(|key| {
+            let value = std::env::var(key).ok()?;
+            (!agent.env.contains_key(key)).then(|| (key.clone(), value))
+        });
+        let set = agent.env.iter().map(|(key, value)| (key.clone(), value.clone()));
+        let profile = Profile {
+            name: name.clone(),
+            command: PathBuf::from(&agent.command),
+            args: agent.args.clone(),
+            env: set.chain(passed).collect(),
+            cwd_roots: agent.cwd_roots.clone(),
+            auth_method: agent.auth_method.clone(),
+            start_timeout: agent.start_timeout,
+            compaction: match &agent.compaction {
+                Compaction::Command { command } => Strategy::Command(command.clone()),
+                Compaction::Rotate | Compaction::None => Strategy::None,
+            },
+            umask: agent.umask,
+            no_new_privs: agent.no_new_privs,
+        };
+        (name.clone(), Arc::new(profile))
+    };
+    config.agents.iter().map(profile).collect()
+}
+
+fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
+    Ok(Limits {
+        running_groups: usize::try_from(config.limits.running_groups)?,
+        patience: Patience {
+            turn_ms: u64::try_from(config.defaults.turn_timeout.as_millis())?,
+            idle_ms: u64::try_from(config.defaults.idle_timeout.as_millis())?,
+            queue_max: usize::try_from(config.limits.queue)?,
+            queue_bytes_max: QUEUE_BYTES_MAX,
+        },
+        drain: config.server.drain_timeout,
+    })
+}
+
+/// Kills what earlier servers of this data directory left running, before anything is claimed.
+fn sweep(database: &Database) -> io::Result<()> {
+    let pids = tree::sweep(&Marker::data(database.dir().display()))?;
+    if !pids.is_empty() {
+        log::warn!(target: "greenroom", pids:?; "leftover processes of an earlier server killed");
+    }
+    Ok(())
+}
+
+/// As many open files as the system lets this process have: each agent takes five, each reader one.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(err) = setrlimit(Resource::Nofile, raised) {
+        log::warn!(target: "greenroom", err:%; "the limit of open files stays as it is");
+    }
+}
+
+/// What tells the server to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Forgets the signals that came so far.
+    fn drain(&mut self) {
+        let mut nothing = std::task::Context::from_waker(std::task::Waker::noop());
+        while self.terminate.poll_recv(&mut nothing).is_ready() {}
+        while self.interrupt.poll_recv(&mut nothing).is_ready() {}
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! A scripted ACP agent on stdio, for tests only: it does what the words in a prompt say.
+//!
+//! It owns a control directory (`SCRIPT_DIR`, else the working directory) with its sessions, the
+//! gates that tests open, and `journal.jsonl`, the fsynced ground truth of what it received. It
+//! keeps ACP's rules except where a word or a switch says to break one. Prompt words: `turn.rs`.
+//! Switches in its arguments: [`Switches`].
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, BufRead, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use std::{env, fs, process, thread};
+
+use serde_json::{Value, json};
+
+mod turn;
+
+/// What JSON-RPC and ACP call these errors.
+const INVALID_REQUEST: i64 = -32600;
+const METHOD_NOT_FOUND: i64 = -32601;
+const INVALID_PARAMS: i64 = -32602;
+const INTERNAL_ERROR: i64 = -32603;
+const RESOURCE_NOT_FOUND: i64 = -32002;
+
+/// How often a gate looks for its file.
+const GATE_POLL: Duration = Duration::from_millis(2);
+
+/// What the arguments of the profile switch on.
+#[derive(Default)]
+struct Switches {
+    /// `--no-resume`: neither advertises nor serves `session/resume`.
+    no_resume: bool,
+    /// `--no-load`: neither advertises nor serves `session/load`.
+    no_load: bool,
+    /// `--load-empty`: answers `{}` to a load of an unknown session.
+    load_empty: bool,
+    /// `--fail-initialize`: answers `initialize` with an error.
+    fail_initialize: bool,
+    /// `--hang-initialize`: never answers `initialize`.
+    hang_initialize: bool,
+    /// `--wrong-version`: answers `initialize` with a protocol version from the future.
+    wrong_version: bool,
+    /// `--gate-initialize NAME`: answers `initialize` when the gate is open.
+    gate_initialize: Option<String>,
+    /// `--exit-at-start CODE`: exits before it reads anything.
+    exit_at_start: Option<i32>,
+    /// `--first-turn-marker`: the first turn of a session without history begins with a chunk
+    /// `[first turn]`, so that a lost context shows.
+    first_turn_marker: bool,
+}
+
+impl Switches {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut switches = Self::default();
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--no-resume" => switches.no_resume = true,
+                "--no-load" => switches.no_load = true,
+                "--load-empty" => switches.load_empty = true,
+                "--fail-initialize" => switches.fail_initialize = true,
+                "--hang-initialize" => switches.hang_initialize = true,
+                "--wrong-version" => switches.wrong_version = true,
+                "--first-turn-marker" => switches.first_turn_marker = true,
+                "--gate-initialize" => {
+                    let gate = arguments.next().ok_or("--gate-initialize wants a name")?;
+                    switches.gate_initialize = Some(gate);
+                }
+                "--exit-at-start" => {
+                    let code = arguments.next().and_then(|code| code.parse().ok());
+                    switches.exit_at_start = Some(code.ok_or("--exit-at-start wants a code")?);
+                }
+                other => return Err(format!("unknown argument {other:?}")),
+            }
+        }
+        Ok(switches)
+    }
+}
+
+/// The prompt that a session is busy with.
+struct Running {
+    cancelled: Arc<AtomicBool>,
+}
+
+/// The process: its pipes, its files, and what its threads share.
+struct Agent {
+    switches: Switches,
+    directory: PathBuf,
+    journal: Mutex<fs::File>,
+    output: Mutex<fs::File>,
+    known: Mutex<HashSet<String>>,
+    running: Mutex<HashMap<String, Running>>,
+    pending: Mutex<HashMap<u64, Sender<Value>>>,
+    next_number: AtomicU64,
+}
+
+fn main() {
+    let directory = env::var_os("SCRIPT_DIR").map_or_else(|| PathBuf::from("."), PathBuf::from);
+    let switches = Switches::parse(env::args().skip(1)).unwrap_or_else(|err| {
+        eprintln!("scripted-agent: {err}");
+        process::exit(64);
+    });
+    let agent = Agent::open(directory, switches).unwrap_or_else(|err| {
+        eprintln!("scripted-agent: cannot open the control directory or stdout: {err}");
+        process::exit(74);
+    });
+    let agent = Arc::new(agent);
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    agent.note("start", json!({ "args": arguments }));
+    if let Some(code) = agent.switches.exit_at_start {
+        agent.leave(code);
+    }
+    for line in io::stdin().lock().split(b'\n') {
+        let Ok(line) = line else { break };
+        let line = String::from_utf8_lossy(&line).into_owned();
+        match serde_json::from_str(&line) {
+            Ok(message) => agent.take(message, &line),
+            Err(err) => agent.note("unreadable", json!({ "line": line, "error": err.to_string() })),
+        }
+    }
+    agent.leave(0);
+}
+
+impl Agent {
+    fn open(directory: PathBuf, switches: Switches) -> io::Result<Self> {
+        fs::create_dir_all(directory.join("sessions"))?;
+        let journal =
+            fs::File::options().append(true).create(true).open(directory.join("journal.jsonl"))?;
+        let output = fs::File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        Ok(Self {
+            switches,
+            directory,
+            journal: Mutex::new(journal),
+            output: Mutex::new(output),
+            known: Mutex::default(),
+            running: Mutex::default(),
+            pending: Mutex::default(),
+            next_number: AtomicU64::new(0),
+        })
+    }
+
+    /// Acts on one message from the client; prompts get a thread of their own.
+    fn take(self: &Arc<Self>, message: Value, line: &str) {
+        let id = message.get("id").cloned();
+        let params = message.get("params").cloned().unwrap_or_default();
+        let session = params["sessionId"].as_str().unwrap_or_default().to_owned();
+        match (message["method"].as_str(), id) {
+            (Some("initialize"), Some(id)) => self.initialize(id, &params),
+            (Some("session/new"), Some(id)) => self.new_session(&id, &params),
+            (Some("session/load"), Some(id)) if !self.switches.no_load => {
+                self.load(&id, &session);
+            }
+            (Some("session/resume"), Some(id)) if !self.switches.no_resume => {
+                self.resume(&id, &session);
+            }
+            (Some("session/prompt"), Some(id)) => self.prompt(id, session, &params, line),
+            (Some("session/cancel"), None) => self.cancel(&session),
+            (Some(method), Some(id)) => {
+                self.note("unknown-request", json!({ "method": method }));
+                self.fail(&id, METHOD_NOT_FOUND, "method not found");
+            }
+            (Some(method), None) => self.note("notification", json!({ "method": method })),
+            (None, Some(id)) => self.deliver(&id, message),
+            (None, None) => self.note("unreadable", json!({ "line": line })),
+        }
+    }
+
+    fn initialize(self: &Arc<Self>, id: Value, params: &Value) {
+        self.note("initialize", json!({ "params": params }));
+        if self.switches.hang_initialize {
+            return;
+        }
+        if self.switches.fail_initialize {
+            return self.fail(&id, INTERNAL_ERROR, "initialize fails as scripted");
+        }
+        let agent = Arc::clone(self);
+        let answer = move || {
+            let mut capabilities = json!({
+                "loadSession": !agent.switches.no_load,
+                "promptCapabilities": { "embeddedContext": true },
+            });
+            if !agent.switches.no_resume {
+                capabilities["sessionCapabilities"] = json!({ "resume": {} });
+            }
+            let version = if agent.switches.wrong_version { 4_242 } else { 1 };
+            agent.answer(
+                &id,
+                json!({
+                    "protocolVersion": version,
+                    "agentCapabilities": capabilities,
+                    "agentInfo": { "name": "scripted-agent", "version": "1" },
+                    "authMethods": [],
+                }),
+            );
+        };
+        match self.switches.gate_initialize.clone() {
+            None => answer(),
+            Some(gate) => {
+                let agent = Arc::clone(self);
+                thread::spawn(move || {
+                    agent.wait_at_gate(&gate, || false);
+                    answer();
+                });
+            }
+        }
+    }
+
+    fn new_session(&self, id: &Value, params: &Value) {
+        let session = format!("session-{}-{}", process::id(), self.number());
+        if let Err(err) = fs::write(self.history_path(&session), "") {
+            return self.fail(id, INTERNAL_ERROR, &format!("cannot store the session: {err}"));
+        }
+        lock(&self.known).insert(session.clone());
+        self.note("new", json!({ "session": session, "cwd": params["cwd"] }));
+        self.answer(id, json!({ "sessionId": session }));
+        // As every real agent does, with no request open.
+        let commands = json!([{ "name": "compact", "description": "compact the context" }]);
+        self.update(
+            &session,
+            &json!({
+                "sessionUpdate": "available_commands_update",
+                "availableCommands": commands,
+            }),
+        );
+    }
+
+    fn load(&self, id: &Value, session: &str) {
+        let history = self.history(session);
+        self.note("load", json!({ "session": session, "known": history.is_some() }));
+        match history {
+            Some(updates) => {
+                for update in updates {
+                    self.update(session, &update);
+                }
+                lock(&self.known).insert(session.to_owned());
+                self.answer(id, json!({}));
+            }
+            None if self.switches.load_empty => {
+                lock(&self.known).insert(session.to_owned());
+                self.answer(id, json!({}));
+            }
+            None => self.fail(id, RESOURCE_NOT_FOUND, "no such session"),
+        }
+    }
+
+    fn resume(&self, id: &Value, session: &str) {
+        let known = self.history(session).is_some();
+        self.note("resume", json!({ "session": session, "known": known }));
+        if !known {
+            return self.fail(id, RESOURCE_NOT_FOUND, "no such session");
+        }
+        lock(&self.known).insert(session.to_owned());
+        self.answer(id, json!({}));
+    }
+
+    fn prompt(self: &Arc<Self>, id: Value, session: String, params: &Value, line: &str) {
+        let text = prompt_text(&params["prompt"]);
+        self.note("prompt", json!({ "session": session, "text": text, "line": line }));
+        if !lock(&self.known).contains(&session) {
+            return self.fail(&id, RESOURCE_NOT_FOUND, "no such session");
+        }
+        let cancelled = Arc::new(AtomicBool::new(false));
+        {
+            let mut running = lock(&self.running);
+            if running.contains_key(&session) {
+                drop(running);
+                self.note("overlap", json!({ "session": session, "text": text }));
+                return self.fail(&id, INVALID_REQUEST, "a prompt of this session is running");
+            }
+            running.insert(session.clone(), Running { cancelled: Arc::clone(&cancelled) });
+        }
+        let agent = Arc::clone(self);
+        thread::spawn(move || turn::Turn::new(agent, session, id, cancelled).play(&text));
+    }
+
+    fn cancel(&self, session: &str) {
+        self.note("cancel", json!({ "session": session }));
+        if let Some(running) = lock(&self.running).get(session) {
+            running.cancelled.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Hands the client's response to the turn that asked.
+    fn deliver(&self, id: &Value, response: Value) {
+        let waiting = id.as_u64().and_then(|id| lock(&self.pending).remove(&id));
+        match waiting {
+            Some(waiting) => drop(waiting.send(response)),
+            None => self.note("stray-response", json!({ "response": response })),
+        }
+    }
+
+    /// Sends a request to the client; the response comes from the receiver.
+    fn ask(&self, method: &str, params: &Value) -> Receiver<Value> {
+        let (sender, receiver) = channel();
+        let id = self.number();
+        lock(&self.pending).insert(id, sender);
+        self.send(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }));
+        receiver
+    }
+
+    fn update(&self, session: &str, update: &Value) {
+        self.send(&json!({
+            "jsonrpc": "2.0",
+            "method": "session/update",
+            "params": { "sessionId": session, "update": update },
+        }));
+    }
+
+    fn answer(&self, id: &Value, result: Value) {
+        self.send(&json!({ "jsonrpc": "2.0", "id": id, "result": result }));
+    }
+
+    fn fail(&self, id: &Value, code: i64, message: &str) {
+        let error = json!({ "code": code, "message": message });
+        self.send(&json!({ "jsonrpc": "2.0", "id": id, "error": error }));
+    }
+
+    fn send(&self, message: &Value) {
+        let mut line = message.to_string();
+        line.push('\n');
+        self.write(line.as_bytes());
+    }
+
+    /// Writes bytes to stdout as they are, in one piece; a closed pipe ends the process.
+    fn write(&self, bytes: &[u8]) {
+        let written = lock(&self.output).write_all(bytes);
+        if written.is_err() {
+            self.leave(0);
+        }
+    }
+
+    /// Appends an event to the journal, and returns when it is on disk.
+    fn note(&self, event: &str, mut fields: Value) {
+        fields["event"] = json!(event);
+        fields["pid"] = json!(process::id());
+        let mut line = fields.to_string();
+        line.push('\n');
+        let mut journal = lock(&self.journal);
+        if journal.write_all(line.as_bytes()).and_then(|()| journal.sync_data()).is_err() {
+            eprintln!("scripted-agent: the journal cannot be written");
+            process::exit(74);
+        }
+    }
+
+    fn leave(&self, code: i32) -> ! {
+        self.note("exit", json!({ "code": code }));
+        process::exit(code)
+    }
+
+    /// Waits until the gate's file exists or `interrupted` says to stop; says whether it opened.
+    ///
+    /// A control directory that is gone means that the test is over: the process leaves.
+    fn wait_at_gate(&self, name: &str, interrupted: impl Fn() -> bool) -> bool {
+        self.note("gate", json!({ "name": name }));
+        let file = self.directory.join(name);
+        while !file.exists() {
+            if interrupted() {
+                return false;
+            }
+            if !self.directory.exists() {
+                process::exit(0);
+            }
+            thread::sleep(GATE_POLL);
+        }
+        true
+    }
+
+    fn remember(&self, session: &str, update: &Value) {
+        let file = fs::File::options().append(true).create(true).open(self.history_path(session));
+        let written = file.and_then(|mut file| file.write_all(format!("{update}\n").as_bytes()));
+        if let Err(err) = written {
+            eprintln!("scripted-agent: cannot store the history: {err}");
+        }
+    }
+
+    /// The stored updates of a session; `None` if there is no such session.
+    fn history(&self, session: &str) -> Option<Vec<Value>> {
+        if session.is_empty() || Path::new(session).components().count() != 1 {
+            return None;
+        }
+        let text = fs::read_to_string(self.history_path(session)).ok()?;
+        Some(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    fn history_path(&self, session: &str) -> PathBuf {
+        self.directory.join("sessions").join(format!("{session}.jsonl"))
+    }
+
+    fn number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::SeqCst)
+    }
+}
+
+/// Joins the text blocks of a prompt; blocks of other types are left out.
+fn prompt_text(prompt: &Value) -> String {
+    let blocks = prompt.as_array().map(Vec::as_slice).unwrap_or_default();
+    blocks.iter().filter_map(|block| block["text"].as_str()).collect::<Vec<_>>().join("\n")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

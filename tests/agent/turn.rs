@@ -1,0 +1,387 @@
+//! One prompt, played word by word.
+//!
+//! A word is `[[name]]` or `[[name:argument]]`; text around words is ignored, and a prompt without
+//! words is echoed. A turn ends with `end_turn`, unless a word ended it otherwise. Between words,
+//! and at a gate, a cancelled turn answers `cancelled` (after `[[ignore-cancel]]` it does not).
+//!
+//! | word | what happens |
+//! |---|---|
+//! | `reply:TEXT` | one `agent_message_chunk` |
+//! | `chunks:N:BYTES` | N chunks in lines of BYTES bytes, in large writes |
+//! | `usage:USED:SIZE` | a `usage_update` |
+//! | `tokens:IN:OUT` | the answer carries this usage |
+//! | `tool` · `tool:open` | a tool call that completes · that stays open |
+//! | `permission` | asks with all four kinds of options, and reports the outcome |
+//! | `permission:always` · `permission:none` | without `reject_once` · without any reject |
+//! | `gate:NAME` | waits for the file NAME in the control directory |
+//! | `ignore-cancel` | from here on |
+//! | `die:CODE` · `abort` | the process ends at once |
+//! | `error:CODE:MESSAGE` · `refuse` | the answer is an error · `refusal` |
+//! | `fs` · `unknown-request` | asks what the client must refuse, and reports the error's code |
+//! | `garbage` · `garbage-run:N` · `utf8` | lines that are not JSON · not UTF-8 |
+//! | `crlf` | a chunk whose line ends in CR LF |
+//! | `huge-line:BYTES` · `deep:N` | a valid update of that length · nested that deep |
+//! | `stderr:N` | N lines on stderr |
+//! | `late:MS` | a chunk `late` that long after the answer |
+//! | `no-answer` | never answers |
+//! | `two-responses` | answers twice, the second time `refusal` |
+//! | `no-newline-eof` | answers without a newline and exits |
+//! | `env` | reports the names of its environment, sorted, with spaces between |
+//! | `spawn-orphans` | starts three `sleep`s that leave the group, and reports their pids |
+//!
+//! `/compact` at the beginning answers `Compacted.`, after the words that follow it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{env, io, process, thread};
+
+use serde_json::{Value, json};
+
+use crate::{Agent, INVALID_PARAMS, lock};
+
+/// The bytes collected before `chunks` writes.
+const WRITE_BYTES: usize = 256 * 1024;
+
+/// How long an orphan sleeps: longer than any test waits for its death.
+const ORPHAN_SECONDS: &str = "120";
+
+/// How a prompt is answered.
+enum Answer {
+    Stop(&'static str),
+    Error { code: i64, message: String },
+    Nothing,
+    Twice,
+    WithoutNewline,
+}
+
+pub struct Turn {
+    agent: Arc<Agent>,
+    session: String,
+    request: Value,
+    cancelled: Arc<AtomicBool>,
+    ignores_cancel: bool,
+    usage: Option<Value>,
+    late: Option<Duration>,
+}
+
+impl Turn {
+    pub fn new(
+        agent: Arc<Agent>,
+        session: String,
+        request: Value,
+        cancelled: Arc<AtomicBool>,
+    ) -> Self {
+        Self { agent, session, request, cancelled, ignores_cancel: false, usage: None, late: None }
+    }
+
+    /// Plays the prompt and answers it.
+    pub fn play(mut self, text: &str) {
+        let first = self.agent.history(&self.session).is_some_and(|history| history.is_empty());
+        self.agent.remember(&self.session, &chunk("user_message_chunk", text));
+        if first && self.agent.switches.first_turn_marker {
+            self.reply("[first turn]");
+        }
+        let words = words(text);
+        let compacts = text.starts_with("/compact");
+        if words.is_empty() && !compacts {
+            self.reply(&format!("echo: {text}"));
+        }
+        let mut answer = words.iter().find_map(|(name, argument)| self.perform(name, argument));
+        if answer.is_none() && compacts {
+            self.reply("Compacted.");
+        }
+        if answer.is_none() && self.is_cancelled() {
+            answer = Some(Answer::Stop("cancelled"));
+        }
+        self.settle(answer.unwrap_or(Answer::Stop("end_turn")));
+    }
+
+    /// Performs one word; an answer ends the turn.
+    fn perform(&mut self, name: &str, argument: &str) -> Option<Answer> {
+        if self.is_cancelled() {
+            return Some(Answer::Stop("cancelled"));
+        }
+        match name {
+            "reply" => self.reply(argument),
+            "chunks" => match two_numbers(argument) {
+                Some((count, bytes)) => self.chunks(count, bytes),
+                None => return Some(unknown(name, argument)),
+            },
+            "usage" => match two_numbers(argument) {
+                Some((used, size)) => self.update(
+                    &json!({ "sessionUpdate": "usage_update", "used": used, "size": size }),
+                ),
+                None => return Some(unknown(name, argument)),
+            },
+            "tokens" => match two_numbers(argument) {
+                Some((input, output)) => {
+                    self.usage = Some(json!({
+                        "inputTokens": input,
+                        "outputTokens": output,
+                        "totalTokens": input + output,
+                    }));
+                }
+                None => return Some(unknown(name, argument)),
+            },
+            "tool" => self.tool(argument),
+            "permission" => self.permission(argument),
+            "gate" => {
+                let open = self.agent.wait_at_gate(argument, || self.is_cancelled());
+                return (!open).then_some(Answer::Stop("cancelled"));
+            }
+            "ignore-cancel" => self.ignores_cancel = true,
+            "die" => self.agent.leave(argument.parse().unwrap_or(1)),
+            "abort" => process::abort(),
+            "error" => {
+                let (code, message) = argument.split_once(':').unwrap_or((argument, "scripted"));
+                let Ok(code) = code.parse() else { return Some(unknown(name, argument)) };
+                return Some(Answer::Error { code, message: message.to_owned() });
+            }
+            "refuse" => return Some(Answer::Stop("refusal")),
+            "fs" => self.ask_what_must_fail("fs", "fs/read_text_file", json!({ "path": "/x" })),
+            "unknown-request" => {
+                self.ask_what_must_fail("unknown-request", "scripted/unknown", json!({}));
+            }
+            "garbage" => self.agent.write(b"this line is not JSON\n"),
+            "garbage-run" => {
+                for number in 1..=argument.parse().unwrap_or(1) {
+                    self.agent.write(format!("garbage line {number}\n").as_bytes());
+                }
+            }
+            "utf8" => self.agent.write(b"{\"not\":\"utf-8 \xff\xfe\"}\n"),
+            "crlf" => {
+                let line = self.line(&chunk("agent_message_chunk", "crlf"));
+                self.agent.write(format!("{line}\r\n").as_bytes());
+            }
+            "huge-line" => self.chunks(1, argument.parse().unwrap_or(0)),
+            "deep" => self.deep(argument.parse().unwrap_or(1)),
+            "stderr" => stderr_lines(argument.parse().unwrap_or(1)),
+            "late" => self.late = Some(Duration::from_millis(argument.parse().unwrap_or(0))),
+            "no-answer" => return Some(Answer::Nothing),
+            "two-responses" => return Some(Answer::Twice),
+            "no-newline-eof" => return Some(Answer::WithoutNewline),
+            "env" => self.reply(&environment_names()),
+            "spawn-orphans" => match orphans() {
+                Ok(pids) => self.reply(&format!("orphans: {pids}")),
+                Err(err) => return Some(failed(&format!("cannot start orphans: {err}"))),
+            },
+            _ => return Some(unknown(name, argument)),
+        }
+        None
+    }
+
+    /// Frees the session, notes the end, answers, and sends what comes late.
+    fn settle(self, answer: Answer) {
+        let word = match &answer {
+            Answer::Stop(reason) => reason,
+            Answer::Error { .. } => "error",
+            Answer::Nothing => "nothing",
+            Answer::Twice => "twice",
+            Answer::WithoutNewline => "without-newline",
+        };
+        lock(&self.agent.running).remove(&self.session);
+        self.agent.note("answer", json!({ "session": self.session, "stop": word }));
+        match answer {
+            Answer::Stop(reason) => self.agent.answer(&self.request, self.result(reason)),
+            Answer::Error { code, message } => self.agent.fail(&self.request, code, &message),
+            Answer::Nothing => {}
+            Answer::Twice => {
+                self.agent.answer(&self.request, self.result("end_turn"));
+                self.agent.answer(&self.request, self.result("refusal"));
+            }
+            Answer::WithoutNewline => {
+                let result = self.result("end_turn");
+                let line = json!({ "jsonrpc": "2.0", "id": self.request, "result": result });
+                self.agent.write(line.to_string().as_bytes());
+                self.agent.leave(0);
+            }
+        }
+        if let Some(delay) = self.late {
+            thread::sleep(delay);
+            self.reply("late");
+        }
+    }
+
+    fn result(&self, reason: &str) -> Value {
+        let mut result = json!({ "stopReason": reason });
+        if let Some(usage) = &self.usage {
+            result["usage"] = usage.clone();
+        }
+        result
+    }
+
+    fn is_cancelled(&self) -> bool {
+        !self.ignores_cancel && self.cancelled.load(Ordering::SeqCst)
+    }
+
+    fn reply(&self, text: &str) {
+        let update = chunk("agent_message_chunk", text);
+        self.agent.remember(&self.session, &update);
+        self.update(&update);
+    }
+
+    fn update(&self, update: &Value) {
+        self.agent.update(&self.session, update);
+    }
+
+    /// An update's line, without its newline.
+    fn line(&self, update: &Value) -> String {
+        json!({
+            "jsonrpc": "2.0",
+            "method": "session/update",
+            "params": { "sessionId": self.session, "update": update },
+        })
+        .to_string()
+    }
+
+    /// Sends `count` chunks, numbered from 1, each filled up to a line of `bytes` bytes.
+    fn chunks(&self, count: u64, bytes: u64) {
+        let empty = self.line(&chunk("agent_message_chunk", ""));
+        let (head, tail) = empty.split_at(empty.find("\"text\":\"").map_or(0, |at| at + 8));
+        let mut batch = Vec::with_capacity(WRITE_BYTES + 4096);
+        for number in 1..=count {
+            let start = batch.len();
+            batch.extend_from_slice(head.as_bytes());
+            batch.extend_from_slice(format!("{number} ").as_bytes());
+            let taken = batch.len() - start + tail.len() + 1;
+            let filler = usize::try_from(bytes).unwrap_or(0).saturating_sub(taken);
+            batch.resize(batch.len() + filler, b'x');
+            batch.extend_from_slice(tail.as_bytes());
+            batch.push(b'\n');
+            if WRITE_BYTES <= batch.len() {
+                self.agent.write(&batch);
+                batch.clear();
+                if self.is_cancelled() {
+                    return;
+                }
+            }
+        }
+        self.agent.write(&batch);
+    }
+
+    fn deep(&self, depth: usize) {
+        let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let line = self.line(&chunk("agent_message_chunk", "deep"));
+        let (head, tail) = line.split_at(line.len() - 2);
+        self.agent.write(format!("{head},\"_meta\":{{\"deep\":{nested}}}{tail}\n").as_bytes());
+    }
+
+    fn tool(&self, argument: &str) {
+        let id = format!("tool-{}", self.agent.number());
+        self.update(&json!({
+            "sessionUpdate": "tool_call",
+            "toolCallId": id,
+            "title": "scripted tool",
+            "kind": "execute",
+            "status": "in_progress",
+        }));
+        if argument != "open" {
+            self.update(&json!({
+                "sessionUpdate": "tool_call_update",
+                "toolCallId": id,
+                "status": "completed",
+            }));
+        }
+    }
+
+    fn permission(&self, argument: &str) {
+        let option = |id: &str, kind: &str| json!({ "optionId": id, "name": id, "kind": kind });
+        let allow = [option("always", "allow_always"), option("once", "allow_once")];
+        let reject = [option("never", "reject_always"), option("not-now", "reject_once")];
+        let options: Vec<Value> = match argument {
+            "none" => allow.to_vec(),
+            "always" => allow.iter().chain(&reject[..1]).cloned().collect(),
+            _ => allow.iter().chain(&reject).cloned().collect(),
+        };
+        let tool_call = json!({ "toolCallId": format!("tool-{}", self.agent.number()) });
+        let params = json!({
+            "sessionId": self.session,
+            "toolCall": tool_call,
+            "options": options,
+        });
+        let Ok(response) = self.agent.ask("session/request_permission", &params).recv() else {
+            return;
+        };
+        let outcome = &response["result"]["outcome"];
+        self.agent.note("permission", json!({ "response": response }));
+        let word = outcome["outcome"].as_str().unwrap_or("no outcome");
+        let option = outcome["optionId"].as_str().unwrap_or("-");
+        self.reply(&format!("permission: {word} {option}"));
+    }
+
+    fn ask_what_must_fail(&self, word: &str, method: &str, mut params: Value) {
+        params["sessionId"] = json!(self.session);
+        if let Ok(response) = self.agent.ask(method, &params).recv() {
+            self.reply(&format!("{word}: {}", response["error"]["code"]));
+        }
+    }
+}
+
+fn chunk(kind: &str, text: &str) -> Value {
+    json!({ "sessionUpdate": kind, "content": { "type": "text", "text": text } })
+}
+
+fn unknown(name: &str, argument: &str) -> Answer {
+    failed(&format!("no such word: [[{name}:{argument}]]"))
+}
+
+fn failed(message: &str) -> Answer {
+    Answer::Error { code: INVALID_PARAMS, message: message.to_owned() }
+}
+
+/// The words of a prompt, each with its argument (empty if it has none).
+fn words(text: &str) -> Vec<(&str, &str)> {
+    let parts = text.split("[[").skip(1).filter_map(|part| part.split_once("]]"));
+    parts.map(|(word, _)| word.split_once(':').unwrap_or((word, ""))).collect()
+}
+
+fn two_numbers(argument: &str) -> Option<(u64, u64)> {
+    let (first, second) = argument.split_once(':')?;
+    Some((first.parse().ok()?, second.parse().ok()?))
+}
+
+fn environment_names() -> String {
+    let names = env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names.join(" ")
+}
+
+fn stderr_lines(count: u64) {
+    let mut batch = Vec::new();
+    for number in 1..=count {
+        batch.extend_from_slice(format!("stderr line {number}\n").as_bytes());
+    }
+    drop(io::stderr().lock().write_all(&batch));
+}
+
+/// Starts three processes that a kill of the group does not reach; gives their pids.
+///
+/// The first leaves by `setsid` and holds the agent's stdout; the second is double-forked; the
+/// third is both.
+fn orphans() -> io::Result<String> {
+    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    let holder = Command::new("setsid")
+        .args(["sleep", ORPHAN_SECONDS])
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .spawn()?;
+    let script = format!("sleep {ORPHAN_SECONDS} >/dev/null 2>&1 & echo $!");
+    let forked = first_line(Command::new("sh").args(["-c", &script]))?;
+    let both = first_line(Command::new("setsid").args(["sh", "-c", &script]))?;
+    Ok(format!("{} {forked} {both}", holder.id()))
+}
+
+fn first_line(command: &mut Command) -> io::Result<String> {
+    let mut child: Child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut line)?;
+    }
+    child.wait()?;
+    Ok(line.trim().to_owned())
+}

@@ -1,0 +1,364 @@
+#!/usr/bin/env python3
+"""A model that answers on loopback, so that real agents run without network, key or cost.
+
+It owns the two wire formats that the agents in this folder speak: OpenAI chat completions (hermes)
+and OpenAI responses (codex), each streamed or in one piece. It refuses to be clever: what it
+answers depends only on the request in hand and on nothing that happened before, so a turn number
+in an answer proves what the *agent* remembered.
+
+The answer to a turn is `[turn N] alpha bravo …`, where N counts the user messages in the request.
+Markers in the newest user message change it:
+
+    [[say:TEXT]]    answer `[turn N] TEXT`
+    [[reply:N]]     answer with N words
+    [[delay:MS]]    pause before each word after the first
+    [[hold]]        send the first word, then wait for `POST /control/release`
+    [[fail:CODE]]   answer HTTP CODE
+    [[tool:NAME {…}]]  call this tool; its result is then answered like any message
+
+A request without tools, or for an answer by schema, is an agent's own errand (a title, a summary).
+It gets a fixed text and is no turn.
+
+    GET  /control/requests   what was asked, oldest first
+    GET  /control/stats      counts of turns, errands, failures, clients gone, other paths
+    POST /control/release    let every held answer go on
+
+Run alone it prints `{"url": "http://127.0.0.1:PORT"}` and serves until it is stopped.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import asdict, dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+MODEL = "fake-model"
+CONTEXT_TOKENS = 128_000
+HOLD_S_MAX = 120
+REQUESTS_KEPT_MAX = 1_000
+ERRAND_TEXT = "A short note about the conversation so far."
+WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima".split()
+MARKER = re.compile(r"\[\[(say|reply|delay|hold|fail|tool)(?::(.*?))?\]\]", re.DOTALL)
+
+
+@dataclass
+class Request:
+    """One request, reduced to what both wire formats have in common."""
+
+    wire: str
+    stream: bool
+    errand: bool
+    users: list = field(default_factory=list)
+    answers_tool: bool = False
+    prompt_tokens: int = 0
+
+    def markers(self):
+        newest = self.users[-1] if self.users and not self.errand else ""
+        return dict(MARKER.findall(newest))
+
+
+@dataclass
+class Reply:
+    """What to answer: words, or one tool call."""
+
+    words: list
+    tool: tuple | None
+    prompt_tokens: int
+    delay_s: float = 0.0
+    hold: bool = False
+
+    @property
+    def text(self):
+        return "".join(self.words)
+
+
+def text_of(content):
+    if isinstance(content, list):
+        return "\n".join(part.get("text") or "" for part in content)
+    return content or ""
+
+
+def is_person(text):
+    """Agents put context of their own in user messages, wrapped in a tag; people do not."""
+    return bool(text.strip()) and not text.lstrip().startswith(("<", "# AGENTS.md"))
+
+
+def is_errand(body):
+    by_schema = body.get("response_format") or (body.get("text") or {}).get("format")
+    return bool(by_schema) or not body.get("tools")
+
+
+def read_request(wire, body):
+    entries = body.get("messages" if wire == "chat" else "input") or []
+    if isinstance(entries, str):
+        entries = [{"role": "user", "content": entries}]
+    texts = [text_of(entry.get("content")) for entry in entries if entry.get("role") == "user"]
+    newest = entries[-1] if entries else {}
+    return Request(
+        wire=wire,
+        stream=bool(body.get("stream")),
+        errand=is_errand(body),
+        users=[text for text in texts if is_person(text)],
+        answers_tool=newest.get("role") == "tool" or newest.get("type", "").endswith("_output"),
+        prompt_tokens=max(1, len(json.dumps(body)) // 4),
+    )
+
+
+def make_reply(request):
+    markers = request.markers()
+    tool = None
+    if "tool" in markers and not request.answers_tool:
+        name, _, arguments = markers["tool"].partition(" ")
+        tool = (name, arguments or "{}")
+    if request.errand:
+        text = ERRAND_TEXT
+    else:
+        count = int(markers.get("reply") or len(WORDS))
+        text = markers.get("say") or " ".join(itertools.islice(itertools.cycle(WORDS), count))
+        text = f"[turn {len(request.users)}] {text}"
+    return Reply(
+        words=[] if tool else re.findall(r"\S+\s*", text),
+        tool=tool,
+        prompt_tokens=request.prompt_tokens,
+        delay_s=int(markers.get("delay") or 0) / 1000,
+        hold="hold" in markers,
+    )
+
+
+class Chat:
+    """OpenAI chat completions. `paced` yields the words of a reply in its tempo."""
+
+    def __init__(self, reply, number):
+        self.reply = reply
+        self.head = {"id": f"chatcmpl_{number}", "created": 0, "model": MODEL}
+        out = max(1, len(reply.words))
+        self.usage = {
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": out,
+            "total_tokens": reply.prompt_tokens + out,
+        }
+        self.calls = None
+        if reply.tool:
+            name, arguments = reply.tool
+            call = {"name": name, "arguments": arguments}
+            self.calls = [{"id": f"call_{number}", "type": "function", "function": call}]
+        self.finish = "tool_calls" if self.calls else "stop"
+
+    def whole(self):
+        message = {"role": "assistant", "content": self.reply.text or None}
+        if self.calls:
+            message["tool_calls"] = self.calls
+        choice = {"index": 0, "message": message, "finish_reason": self.finish}
+        return self.head | {"object": "chat.completion", "choices": [choice], "usage": self.usage}
+
+    def events(self, paced):
+        yield self._chunk({"role": "assistant", "content": ""})
+        for word in paced:
+            yield self._chunk({"content": word})
+        if self.calls:
+            yield self._chunk({"tool_calls": [self.calls[0] | {"index": 0}]})
+        yield self._chunk({}, self.finish)
+        yield None, self.head | {
+            "object": "chat.completion.chunk",
+            "choices": [],
+            "usage": self.usage,
+        }
+        yield None, "[DONE]"
+
+    def _chunk(self, delta, finish=None):
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return None, self.head | {"object": "chat.completion.chunk", "choices": [choice]}
+
+
+class Responses:
+    """OpenAI responses, one output item each: a message or a function call."""
+
+    def __init__(self, reply, number):
+        self.reply = reply
+        out = max(1, len(reply.words))
+        usage = {
+            "input_tokens": reply.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": out,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": reply.prompt_tokens + out,
+        }
+        self.part = {"type": "output_text", "text": reply.text, "annotations": []}
+        if reply.tool:
+            name, arguments = reply.tool
+            self.item = {"id": f"fc_{number}", "type": "function_call", "call_id": f"call_{number}"}
+            self.item |= {"name": name, "arguments": arguments, "status": "completed"}
+        else:
+            self.item = {"id": f"msg_{number}", "type": "message", "role": "assistant"}
+            self.item |= {"content": [self.part], "status": "completed"}
+        self.opened = {"id": f"resp_{number}", "object": "response", "created_at": 0}
+        self.opened |= {"model": MODEL, "status": "in_progress", "output": [], "usage": None}
+        self.done = self.opened | {"status": "completed", "output": [self.item], "usage": usage}
+
+    def whole(self):
+        return self.done
+
+    def events(self, paced):
+        place = {"item_id": self.item["id"], "output_index": 0}
+        blank = {"arguments": ""} if self.reply.tool else {"content": []}
+        started = self.item | {"status": "in_progress"} | blank
+        yield self._event("response.created", response=self.opened)
+        yield self._event("response.output_item.added", output_index=0, item=started)
+        if self.reply.tool:
+            arguments = self.item["arguments"]
+            yield self._event("response.function_call_arguments.delta", delta=arguments, **place)
+            yield self._event(
+                "response.function_call_arguments.done", arguments=arguments, **place
+            )
+        else:
+            place["content_index"] = 0
+            empty = self.part | {"text": ""}
+            yield self._event("response.content_part.added", part=empty, **place)
+            for word in paced:
+                yield self._event("response.output_text.delta", delta=word, **place)
+            yield self._event("response.output_text.done", text=self.reply.text, **place)
+            yield self._event("response.content_part.done", part=self.part, **place)
+        yield self._event("response.output_item.done", output_index=0, item=self.item)
+        yield self._event("response.completed", response=self.done)
+
+    @staticmethod
+    def _event(kind, **fields):
+        return kind, {"type": kind} | fields
+
+
+WIRES = {
+    "/v1/chat/completions": ("chat", Chat),
+    "/v1/responses": ("responses", Responses),
+}
+
+
+class Model(ThreadingHTTPServer):
+    """The server: counts, the requests seen, and the gate that holds answers back."""
+
+    daemon_threads = True
+
+    def __init__(self, port):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.stats = Counter()
+        self.requests = deque(maxlen=REQUESTS_KEPT_MAX)
+        self.numbers = itertools.count(1)
+        self.gate = threading.Condition()
+        self.releases = 0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def release(self):
+        with self.gate:
+            self.releases += 1
+            self.gate.notify_all()
+
+    def paced(self, reply):
+        """Yields the words of `reply`, first at once, the others in its tempo."""
+        with self.gate:
+            seen = self.releases
+        for place, word in enumerate(reply.words):
+            if place == 1 and reply.hold:
+                with self.gate:
+                    self.gate.wait_for(lambda: seen < self.releases, timeout=HOLD_S_MAX)
+            if 0 < place and reply.delay_s:
+                time.sleep(reply.delay_s)
+            yield word
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_args):
+        """Silent: the requests are in `/control/requests`."""
+
+    def do_GET(self):
+        path = self.path.partition("?")[0].rstrip("/")
+        if path == "/control/requests":
+            return self.send([asdict(request) for request in self.server.requests])
+        if path == "/control/stats":
+            return self.send(self.server.stats)
+        card = {"id": MODEL, "object": "model", "created": 0, "owned_by": "greenroom"}
+        card["context_length"] = CONTEXT_TOKENS
+        if path == "/v1/models":
+            return self.send({"object": "list", "data": [card]})
+        if path == f"/v1/models/{MODEL}":
+            return self.send(card)
+        return self.not_here()
+
+    def do_POST(self):
+        raw = self.rfile.read(int(self.headers.get("content-length") or 0))
+        path = self.path.partition("?")[0].rstrip("/")
+        if path == "/control/release":
+            self.server.release()
+            return self.send({})
+        if path not in WIRES:
+            return self.not_here()
+        wire, writer = WIRES[path]
+        request = read_request(wire, json.loads(raw))
+        self.server.requests.append(request)
+        self.server.stats["errands" if request.errand else "turns"] += 1
+        try:
+            self.answer(request, writer)
+        except (BrokenPipeError, ConnectionResetError):
+            self.server.stats["clients_gone"] += 1
+            self.close_connection = True
+        return None
+
+    def answer(self, request, writer):
+        failure = request.markers().get("fail")
+        if failure is not None:
+            self.server.stats["failures"] += 1
+            return self.send_error_body(int(failure or 500), "asked to fail")
+        reply = make_reply(request)
+        written = writer(reply, next(self.server.numbers))
+        if not request.stream:
+            return self.send(written.whole())
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        for kind, data in written.events(self.server.paced(reply)):
+            head = f"event: {kind}\n" if kind else ""
+            text = data if isinstance(data, str) else json.dumps(data)
+            self.send_chunk(f"{head}data: {text}\n\n".encode())
+        return self.send_chunk(b"")
+
+    def send_chunk(self, raw):
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(raw), raw))
+        self.wfile.flush()
+
+    def not_here(self):
+        self.server.stats[f"other {self.command} {self.path}"] += 1
+        self.send_error_body(404, "not found")
+
+    def send_error_body(self, code, message):
+        self.send({"error": {"message": message, "type": "fake_error", "code": code}}, code)
+
+    def send(self, body, code=200):
+        raw = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="A deterministic model on loopback.")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
+    model = Model(parser.parse_args().port)
+    print(json.dumps({"url": model.url}), flush=True)
+    try:
+        model.serve_forever()
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,439 @@
+"""What the tests stand on: the model, the agents' homes, the server, and its event stream.
+
+Everything runs as real processes on 127.0.0.1. Each test marks its processes by an environment
+variable, so that what is left of them can be found in /proc whatever became of their parents.
+"""
+
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent.parent
+MARK = "GREENROOM_TEST_MARK"
+MODEL = "fake-model"
+CONTEXT_TOKENS = 128_000
+
+READY_S = 30
+STOP_S = 60  # above `drain_timeout` and the ladder behind it
+LEFTOVER_S = 5
+WAIT_S = 120
+LOG_TAIL_LINES = 80
+
+
+def binary():
+    """The greenroom binary: `GREENROOM_BIN`, else what Cargo built last in release, else debug."""
+    named = os.environ.get("GREENROOM_BIN")
+    candidates = [Path(named)] if named else [
+        PROJECT / "target" / profile / "greenroom" for profile in ("release", "debug")
+    ]
+    for candidate in candidates:
+        if os.access(candidate, os.X_OK):
+            return candidate.resolve()
+    looked = ", ".join(str(candidate) for candidate in candidates)
+    raise FileNotFoundError(f"no greenroom binary ({looked}): cargo build --release")
+
+
+# ---- agents ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A real agent: how to start it, and what differs between the two."""
+
+    name: str
+    command: str
+    home_variable: str
+    write_home: object
+    env: dict
+    shell_call: object
+
+    def profile(self, home, model_url, mark):
+        """Writes the agent's own configuration to `home` and returns its profile as TOML."""
+        home.mkdir(parents=True)
+        self.write_home(home, model_url)
+        env = {self.home_variable: str(home), MARK: mark} | self.env
+        pairs = ", ".join(f"{key} = {json.dumps(value)}" for key, value in env.items())
+        return (
+            f"[agents.{self.name}]\n"
+            f"command = {json.dumps(self.command)}\n"
+            f"env = {{ {pairs} }}\n"
+            "auto_compact = 0\n"
+            'compaction = { strategy = "command", command = "/compact" }\n'
+        )
+
+
+def write_hermes_home(home, model_url):
+    (home / "config.yaml").write_text(
+        "model:\n"
+        f"  default: {MODEL}\n"
+        "  provider: custom\n"
+        f"  base_url: {model_url}/v1\n"
+        "  api_key: unused\n"
+        f"  context_length: {CONTEXT_TOKENS}\n"
+    )
+
+
+def write_codex_home(home, model_url):
+    """A provider on loopback, a model card (else codex warns in the answer), nothing by network."""
+    card = {
+        "slug": MODEL,
+        "display_name": "Fake",
+        "base_instructions": "Answer.",
+        "context_window": CONTEXT_TOKENS,
+        "supported_reasoning_levels": [],
+        "experimental_supported_tools": [],
+        "shell_type": "unified_exec",
+        "visibility": "list",
+        "supported_in_api": True,
+        "priority": 1,
+        "support_verbosity": False,
+        "truncation_policy": {"mode": "tokens", "limit": 10_000},
+    }
+    catalog = home / "models.json"
+    catalog.write_text(json.dumps({"models": [card]}))
+    (home / "config.toml").write_text(
+        f'model = "{MODEL}"\n'
+        'model_provider = "fake"\n'
+        f"model_catalog_json = {json.dumps(str(catalog))}\n"
+        "check_for_update_on_startup = false\n"
+        "[analytics]\n"
+        "enabled = false\n"
+        "[features]\n"
+        "plugins = false\n"
+        "shell_snapshot = false\n"
+        "[model_providers.fake]\n"
+        'name = "fake"\n'
+        f'base_url = "{model_url}/v1"\n'
+        'wire_api = "responses"\n'
+    )
+
+
+def hermes_shell_call(command):
+    return "terminal", {"command": command}
+
+
+def codex_shell_call(command):
+    ask = {"sandbox_permissions": "require_escalated", "justification": "the test asks for it"}
+    return "exec_command", {"cmd": command} | ask
+
+
+HERMES = Agent(
+    name="hermes",
+    command="hermes-acp",
+    home_variable="HERMES_HOME",
+    write_home=write_hermes_home,
+    env={},
+    shell_call=hermes_shell_call,
+)
+CODEX = Agent(
+    name="codex",
+    command="codex-acp",
+    home_variable="CODEX_HOME",
+    write_home=write_codex_home,
+    env={"INITIAL_AGENT_MODE": "workspace-write"},  # asks the client, not a model, for approval
+    shell_call=codex_shell_call,
+)
+AGENTS = [HERMES, CODEX]
+
+
+# ---- processes ------------------------------------------------------------------------------
+
+
+def marked(mark):
+    """Pids of the processes that carry `mark` in their environment, zombies not counted."""
+    needle = f"{MARK}={mark}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if needle in environ.split(b"\0"):
+            found.append(int(entry.name))
+    return found
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return "(gone)"
+
+
+def wait_gone(pid, deadline):
+    """Waits until process `pid` has ended or `deadline` has passed; it need not be our child."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        select.select([handle], [], [], max(0, deadline - time.monotonic()))
+    finally:
+        os.close(handle)
+
+
+def leftovers(mark):
+    """Waits for the marked processes to end, and returns those that outlast `LEFTOVER_S`."""
+    deadline = time.monotonic() + LEFTOVER_S
+    while pids := marked(mark):
+        if deadline <= time.monotonic():
+            return pids
+        wait_gone(pids[0], deadline)
+    return []
+
+
+class Model:
+    """The fake model as a process of its own."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "fake_llm.py")], stdout=subprocess.PIPE, text=True
+        )
+        self.url = json.loads(self.process.stdout.readline())["url"]
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(READY_S)
+        self.process.stdout.close()
+
+    def release(self):
+        """Lets the answers go on that `[[hold]]` holds back."""
+        fetch("POST", self.url + "/control/release")
+
+    def turns(self):
+        """The requests that were turns, oldest first."""
+        requests = fetch("GET", self.url + "/control/requests").body
+        return [request for request in requests if not request["errand"]]
+
+    def stats(self):
+        return fetch("GET", self.url + "/control/stats").body
+
+
+# ---- HTTP -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict
+    body: object
+
+
+def fetch(method, url, body=None, timeout=READY_S):
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
+    try:
+        headers = {} if body is None else {"content-type": "application/json"}
+        raw = None if body is None else json.dumps(body)
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        connection.request(method, target, raw, headers)
+        response = connection.getresponse()
+        text = response.read()
+        return Answer(response.status, dict(response.headers), json.loads(text) if text else None)
+    finally:
+        connection.close()
+
+
+class Events:
+    """The Server-Sent Events of one group. Keeps every frame that it has read, in order."""
+
+    def __init__(self, server, group, after):
+        self.connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT_S)
+        self.connection.request("GET", f"/v1/groups/{group}/events?after={after}")
+        self.response = self.connection.getresponse()
+        assert self.response.status == 200, self.response.read()
+        assert self.response.headers.get_content_type() == "text/event-stream"
+        self.frames = []
+
+    def close(self):
+        self.response.close()
+        self.connection.close()
+
+    def until(self, wanted):
+        """Reads on to the first frame for which `wanted` holds, and returns it.
+
+        Nothing that the tests wait for comes after a task's end, so that is where waiting ends too.
+        """
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            frame = self._next()
+            if frame and wanted(frame):
+                return frame
+            if frame and frame["kind"] == "greenroom/task_ended":
+                break
+        kinds = [frame["kind"] for frame in self.frames]
+        raise AssertionError(f"the frame did not come, by the task's end or {WAIT_S} s: {kinds}")
+
+    def _next(self):
+        """One event, or None for a comment or an event that is no frame."""
+        fields = {}
+        while line := self.response.readline():
+            text = line.decode().rstrip("\r\n")
+            if not text:
+                break
+            name, _, value = text.partition(":")
+            value = value.removeprefix(" ")
+            fields[name] = f"{fields[name]}\n{value}" if name in fields else value
+        else:
+            raise AssertionError("the event stream ended")
+        if "id" not in fields or "data" not in fields:
+            return None
+        frame = json.loads(fields["data"])
+        assert fields["id"] == str(frame["seq"]), fields
+        assert fields["event"] == frame["kind"], fields
+        self.frames.append(frame)
+        return frame
+
+
+class Server:
+    """`greenroom serve` on a free port, over one data directory; it can be started again."""
+
+    def __init__(self, directory, model, agents):
+        self.mark = uuid.uuid4().hex
+        self.directory = directory
+        self.port = free_port()
+        self.log = directory / "server.log"
+        self.config = directory / "greenroom.toml"
+        self.process = None
+        (directory / "home").mkdir()
+        profiles = [
+            agent.profile(directory / agent.name, model.url, self.mark) for agent in agents
+        ]
+        self.config.write_text(
+            f'[server]\nlisten = "127.0.0.1:{self.port}"\ndrain_timeout = "5s"\n\n'
+            f"[storage]\nurl = {json.dumps(f'sqlite:{directory}/data/greenroom.db')}\n\n"
+            f'[defaults]\nagent = "{agents[0].name}"\n\n' + "\n".join(profiles)
+        )
+
+    def start(self):
+        """Starts the server and waits until it is ready."""
+        path = [HERE / ".venv" / "bin", HERE / "node_modules" / ".bin", os.environ["PATH"]]
+        env = {
+            "PATH": os.pathsep.join(str(part) for part in path),
+            "HOME": str(self.directory / "home"),
+            "LANG": "C.UTF-8",
+            MARK: self.mark,
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(binary()), "serve", "--config", str(self.config)],
+                cwd=self.directory,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + READY_S
+        while not self._is_ready():
+            assert self.process.poll() is None, f"the server ended with {self.process.returncode}"
+            assert time.monotonic() < deadline, f"the server is not ready after {READY_S} s"
+            time.sleep(0.05)
+
+    def _is_ready(self):
+        try:
+            return fetch("GET", self.url("/readyz")).status == 200
+        except OSError:
+            return False
+
+    def stop(self):
+        """Asks the server to end and returns its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_S)
+
+    def end(self):
+        """Ends whatever is left of the server and its agents, for the end of a test."""
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for pid in marked(self.mark):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended by itself meanwhile
+
+    def is_running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def url(self, path):
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def log_tail(self):
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
+
+    def logged_pids(self, group):
+        """Every `pid=` that the log names on a line about `group`."""
+        word = re.compile(rf"(?<![\w.:@-]){re.escape(group)}(?![\w.:@-])")
+        lines = self.log.read_text(errors="replace").splitlines()
+        about = [line for line in lines if word.search(line)]
+        return {int(pid) for line in about for pid in re.findall(r"\bpid=(\d+)", line)}
+
+    # The calls of the API that the tests use.
+
+    def get(self, path, timeout=READY_S):
+        answer = fetch("GET", self.url(path), timeout=timeout)
+        assert answer.status == 200, answer
+        return answer.body
+
+    def post(self, path, body=None, expect=(200, 202), timeout=READY_S):
+        answer = fetch("POST", self.url(path), {} if body is None else body, timeout=timeout)
+        assert answer.status in expect, answer
+        return answer.body
+
+    def create(self, group, agent, **settings):
+        answer = fetch("PUT", self.url(f"/v1/groups/{group}"), {"agent": agent.name} | settings)
+        assert answer.status == 201, answer
+        return answer.body
+
+    def group(self, group):
+        return self.get(f"/v1/groups/{group}")
+
+    def submit(self, group, prompt):
+        """Enqueues a turn and returns its task at once."""
+        return self.post(f"/v1/groups/{group}/turns", {"prompt": prompt}, expect=(202,))
+
+    def turn(self, group, prompt):
+        """Runs a turn to its end and returns its task."""
+        path = f"/v1/groups/{group}/turns?wait={WAIT_S}"
+        return self.post(path, {"prompt": prompt}, expect=(200,), timeout=WAIT_S + READY_S)
+
+    def settled(self, task):
+        """Waits until `task` is terminal and returns it."""
+        return self.get(f"/v1/tasks/{task['id']}?wait={WAIT_S}", timeout=WAIT_S + READY_S)
+
+    def frames(self, group):
+        """The whole transcript, page by page."""
+        frames, cursor = [], ""
+        while cursor is not None:
+            page = self.get(f"/v1/groups/{group}/frames?limit=1000{cursor}")
+            frames += page["items"]
+            following = page["next_cursor"]
+            cursor = following and f"&cursor={urllib.parse.quote(following)}"
+        return frames
+
+    @contextmanager
+    def events(self, group, after=0):
+        stream = Events(self, group, after)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

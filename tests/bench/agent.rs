@@ -1,0 +1,76 @@
+//! The benchmark's ACP agent on stdio: as fast as an agent can be, so that it is not what is
+//! measured. A prompt's text says what to do:
+//!
+//! - `empty`: answers at once
+//! - `stream N BYTES`: says N message chunks, each a line of exactly BYTES bytes, then answers
+//! - `hang`: says its process id, and never answers
+
+use std::{
+    error::Error,
+    fs::File,
+    io::{self, BufRead as _, Write as _},
+    os::fd::AsFd as _,
+    process,
+};
+
+use serde_json::Value;
+
+const HEAD: &str = concat!(
+    r#"{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"bench","update":"#,
+    r#"{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":""#,
+);
+const TAIL: &str = "\"}}}}\n";
+/// One write is about this large: the agent should wait for the reader, never the other way round.
+const WRITE_BYTES: usize = 128 << 10;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    for line in io::stdin().lock().lines() {
+        let line: Value = serde_json::from_str(&line?)?;
+        let result = match line["method"].as_str() {
+            Some("initialize") => r#"{"protocolVersion":1,"agentCapabilities":{}}"#,
+            Some("session/new") => r#"{"sessionId":"bench"}"#,
+            Some("session/prompt") => {
+                let text = line["params"]["prompt"][0]["text"].as_str().unwrap_or_default();
+                if !play(text, &mut out)? {
+                    continue;
+                }
+                r#"{"stopReason":"end_turn"}"#
+            }
+            _ => continue,
+        };
+        let answer = format!("{{\"jsonrpc\":\"2.0\",\"id\":{},\"result\":{result}}}\n", line["id"]);
+        out.write_all(answer.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Does what a prompt says; `false` if it is not to be answered.
+fn play(prompt: &str, out: &mut File) -> Result<bool, Box<dyn Error>> {
+    let mut words = prompt.split(' ');
+    match words.next() {
+        Some("stream") => {
+            let mut numbers = words.map_while(|word| word.parse().ok());
+            let (count, bytes) = (numbers.next(), numbers.next());
+            stream(count.ok_or("stream N BYTES")?, bytes.ok_or("stream N BYTES")?, out)?;
+        }
+        Some("hang") => {
+            out.write_all(format!("{HEAD}pid {}{TAIL}", process::id()).as_bytes())?;
+            return Ok(false);
+        }
+        _ => {}
+    }
+    Ok(true)
+}
+
+/// `count` lines of `bytes` bytes each, beside the line feed.
+fn stream(count: usize, bytes: usize, out: &mut File) -> io::Result<()> {
+    let text = "x".repeat((bytes + 1).saturating_sub(HEAD.len() + TAIL.len()));
+    let line = format!("{HEAD}{text}{TAIL}");
+    let lines = WRITE_BYTES.div_ceil(line.len()).min(count);
+    let block = line.repeat(lines);
+    for _ in 0..count / lines.max(1) {
+        out.write_all(block.as_bytes())?;
+    }
+    out.write_all(&block.as_bytes()[..count % lines.max(1) * line.len()])
+}

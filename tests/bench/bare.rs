@@ -1,0 +1,275 @@
+//! What is left of greenroom when everything is taken away that is not the machine: an agent, its
+//! pipe, the parse of each line's envelope, and SQLite with full sync. No actors, no HTTP.
+
+use std::{
+    borrow::Cow,
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::fd::OwnedFd,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, sync_channel},
+    thread,
+    time::Instant,
+};
+
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+use tempfile::TempDir;
+
+use crate::{Result, database::Database, server::built};
+
+const READ_BYTES: usize = 256 << 10;
+const PIPE_BYTES: usize = 1 << 20;
+
+/// How frames are laid out in the database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// A row for each.
+    Rows,
+    /// A row for as many as fit into 64 KiB, as greenroom does it.
+    Packed,
+}
+
+/// An agent on bare pipes.
+pub struct Agent {
+    child: Child,
+    stdin: File,
+    /// What it says.
+    pub stdout: BufReader<File>,
+}
+
+impl Agent {
+    /// Starts the benchmark's agent, and opens a session.
+    pub fn start() -> Result<Self> {
+        let mut child = Command::new(built("examples/bench-agent")?)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdin: OwnedFd = child.stdin.take().ok_or("no stdin")?.into();
+        let stdout: OwnedFd = child.stdout.take().ok_or("no stdout")?.into();
+        // Without the larger pipe it works too, only slower.
+        _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES);
+        let stdout = BufReader::with_capacity(READ_BYTES, File::from(stdout));
+        let mut agent = Self { child, stdin: stdin.into(), stdout };
+        for method in ["initialize", "session/new"] {
+            agent.send(&json!({ "jsonrpc": "2.0", "id": 0, "method": method }).to_string())?;
+            agent.hear()?;
+        }
+        Ok(agent)
+    }
+
+    /// Sends a prompt.
+    pub fn prompt(&mut self, text: &str) -> Result<()> {
+        let params = json!({ "sessionId": "bench", "prompt": [{ "type": "text", "text": text }] });
+        let request =
+            json!({ "jsonrpc": "2.0", "id": 1, "method": "session/prompt", "params": params });
+        self.send(&request.to_string())
+    }
+
+    fn send(&mut self, line: &str) -> Result<()> {
+        Ok(self.stdin.write_all(format!("{line}\n").as_bytes())?)
+    }
+
+    /// Reads one line.
+    pub fn hear(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        Ok(line)
+    }
+
+    /// Lets the reading end go to another thread.
+    pub fn split(mut self) -> Result<(Self, BufReader<File>)> {
+        let stdout = std::mem::replace(&mut self.stdout, BufReader::new(File::open("/dev/null")?));
+        Ok((self, stdout))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It is being given up; what else could be done about a failure?
+        drop(self.child.kill().and_then(|()| self.child.wait()));
+    }
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow)]
+    method: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "params")]
+    _params: Option<&'a RawValue>,
+}
+
+/// Lines of the agent that were looked at and may be stored.
+struct Lines {
+    text: String,
+    count: usize,
+}
+
+/// One agent and a database. Both are kept over all runs: a write-ahead log that was filled once is
+/// written over, which is faster than one that grows, and greenroom has such a one too.
+pub struct Pipeline {
+    agent: Agent,
+    database: Database,
+    _directory: TempDir,
+    /// The last row's number.
+    last: u64,
+}
+
+impl Pipeline {
+    /// With an empty database.
+    pub fn start() -> Result<Self> {
+        let (database, directory) = Database::make()?;
+        Ok(Self { agent: Agent::start()?, database, _directory: directory, last: 0 })
+    }
+
+    /// Has the agent say `count` lines of `bytes` bytes, and says how many seconds it took until
+    /// the last one was durable. The agent's answer is taken in, too.
+    pub fn stream(&mut self, count: usize, bytes: usize, layout: Layout) -> Result<f64> {
+        let (batches, waiting) = sync_channel::<Lines>(4);
+        let Self { agent, database, last, .. } = self;
+        let start = Instant::now();
+        agent.prompt(&format!("stream {count} {bytes}"))?;
+        thread::scope(|scope| {
+            let writer = scope.spawn(move || -> Result<Instant> {
+                store(database, last, &waiting, layout)?;
+                Ok(Instant::now())
+            });
+            let mut buffer = vec![0; READ_BYTES];
+            let mut filled = 0;
+            let mut answered = false;
+            while !answered {
+                filled += agent.stdout.get_mut().read(&mut buffer[filled..])?;
+                let whole = memchr::memrchr(b'\n', &buffer[..filled]).map_or(0, |at| at + 1);
+                let text = std::str::from_utf8(&buffer[..whole])?.trim_end();
+                let mut count = 0;
+                for line in text.lines() {
+                    let envelope: Envelope = serde_json::from_str(line)?;
+                    count += 1;
+                    answered |= envelope.method.is_none();
+                }
+                // The answer is a row like the others: one more among so many does not show.
+                if count > 0 {
+                    batches.send(Lines { text: text.to_owned(), count })?;
+                }
+                buffer.copy_within(whole..filled, 0);
+                filled -= whole;
+            }
+            drop(batches);
+            let end = writer.join().map_err(|_| "the writer panicked")??;
+            Ok((end - start).as_secs_f64())
+        })
+    }
+
+    /// Runs `turns` empty turns with two commits each: START before the prompt is written, and the
+    /// settlement after it was answered. Says how many seconds it took.
+    pub fn turns(&mut self, turns: u64) -> Result<f64> {
+        let start = Instant::now();
+        for _ in 0..turns {
+            self.last += 1;
+            self.database.commit(|rows| rows.start(0, self.last))?;
+            self.agent.prompt("empty")?;
+            self.agent.hear()?;
+            self.database.commit(|rows| rows.settle(0, self.last))?;
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+fn store(
+    database: &mut Database,
+    last: &mut u64,
+    waiting: &Receiver<Lines>,
+    layout: Layout,
+) -> Result<()> {
+    while let Ok(first) = waiting.recv() {
+        let batch: Vec<Lines> = std::iter::once(first).chain(waiting.try_iter()).collect();
+        database.commit(|rows| {
+            for Lines { text, count } in &batch {
+                match layout {
+                    Layout::Rows => {
+                        for line in text.lines() {
+                            *last += 1;
+                            rows.frame(*last, line)?;
+                        }
+                    }
+                    Layout::Packed => {
+                        rows.block(0, *last + 1, *count, text)?;
+                        *last += *count as u64;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Many agents and one database, kept over all runs.
+pub struct Crowd {
+    agents: Vec<Agent>,
+    /// Says which agent answered.
+    answers: Receiver<usize>,
+    database: Database,
+    _directory: TempDir,
+    /// The last turn of each group.
+    last: u64,
+}
+
+impl Crowd {
+    /// So many agents, each for a group of its own.
+    pub fn start(groups: usize) -> Result<Self> {
+        let (database, directory) = Database::make()?;
+        let (answered, answers) = sync_channel::<usize>(groups);
+        let mut agents = Vec::new();
+        for group in 0..groups {
+            let (agent, mut stdout) = Agent::start()?.split()?;
+            let answered = answered.clone();
+            agents.push(agent);
+            thread::spawn(move || {
+                let mut line = String::new();
+                while matches!(stdout.read_line(&mut line), Ok(bytes) if bytes > 0)
+                    && answered.send(group).is_ok()
+                {
+                    line.clear();
+                }
+            });
+        }
+        Ok(Self { agents, answers, database, _directory: directory, last: 0 })
+    }
+
+    /// Runs `turns` empty turns in each group, all groups at once; what is ready at a moment, of
+    /// all groups, is one commit. Says how many seconds it took.
+    pub fn turns(&mut self, turns: u64) -> Result<f64> {
+        let groups = self.agents.len();
+        let begun = Instant::now();
+        let mut turn = vec![self.last + 1; groups];
+        let mut left = groups;
+        let (mut starting, mut settling): (Vec<usize>, Vec<usize>) =
+            ((0..groups).collect(), vec![]);
+        loop {
+            self.database.commit(|rows| {
+                settling.iter().try_for_each(|group| rows.settle(*group as u64, turn[*group]))?;
+                starting.iter().try_for_each(|group| rows.start(*group as u64, turn[*group]))
+            })?;
+            for group in starting.drain(..) {
+                self.agents[group].prompt("empty")?;
+            }
+            for group in settling.drain(..) {
+                turn[group] += 1;
+                if turn[group] > self.last + turns {
+                    left -= 1;
+                } else {
+                    starting.push(group);
+                }
+            }
+            if left == 0 {
+                self.last += turns;
+                return Ok(begun.elapsed().as_secs_f64());
+            }
+            if starting.is_empty() {
+                settling.push(self.answers.recv()?);
+            }
+            settling.extend(self.answers.try_iter());
+        }
+    }
+}

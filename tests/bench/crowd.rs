@@ -1,0 +1,56 @@
+//! Many clients on one thread: each has a connection of its own and takes its turns one by one.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    runtime::Builder,
+    task::JoinSet,
+};
+
+use crate::{Result, http};
+
+/// Has each client send its `requests` one after another, `times` times over. Gives how long it
+/// took in all, and each request's latency in seconds, sorted.
+pub fn send(
+    address: SocketAddr,
+    clients: Vec<Vec<Vec<u8>>>,
+    times: u64,
+) -> Result<(Duration, Vec<f64>)> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        let mut crowd = JoinSet::new();
+        let start = Instant::now();
+        for requests in clients {
+            crowd.spawn(client(address, requests, times));
+        }
+        let mut latencies = Vec::new();
+        while let Some(done) = crowd.join_next().await {
+            latencies.extend(done??);
+        }
+        latencies.sort_by(f64::total_cmp);
+        Ok((start.elapsed(), latencies))
+    })
+}
+
+async fn client(address: SocketAddr, requests: Vec<Vec<u8>>, times: u64) -> Result<Vec<f64>> {
+    let mut stream = TcpStream::connect(address).await?;
+    let mut response = Vec::new();
+    let mut latencies = Vec::new();
+    for request in (0..times).flat_map(|_| &requests) {
+        let start = Instant::now();
+        stream.write_all(request).await?;
+        response.clear();
+        while http::body(&response)?.is_none() {
+            if stream.read_buf(&mut response).await? == 0 {
+                return Err("the server closed the connection".into());
+            }
+        }
+        latencies.push(start.elapsed().as_secs_f64());
+    }
+    Ok(latencies)
+}

@@ -1,0 +1,167 @@
+//! The same rows as greenroom stores, written with nothing in between.
+
+use std::{path::Path, time::Instant};
+
+use rusqlite::{Connection, Transaction, params};
+use tempfile::TempDir;
+
+use crate::{Result, server::built};
+
+const SCHEMA: &str = include_str!("../../actors/src/storage/sqlite/0001.sql");
+/// The facts of a turn are about this large.
+const FACTS: &str = concat!(
+    r#"{"task":"tsk_00000000-0000-0000-0000-000000000000","kind":"turn","origin":"api"}"#,
+    "\n",
+    r#"{"task":"tsk_00000000-0000-0000-0000-000000000000","attempt":1,"run":"run_0"}"#,
+    "\n",
+    r#"{"task":"tsk_00000000-0000-0000-0000-000000000000","prompt":[{"type":"text","text":""}]}"#,
+    "\n",
+    r#"{"jsonrpc":"2.0","id":1,"method":"session/prompt","params":{"sessionId":"b","prompt":[]}}"#,
+);
+
+/// A database with greenroom's schema and settings.
+pub struct Database(Connection);
+
+impl Database {
+    /// An empty one, in a directory that goes when it is dropped.
+    pub fn make() -> Result<(Self, TempDir)> {
+        let directory = TempDir::with_prefix_in("bench-", built("")?)?;
+        let conn = Connection::open(directory.path().join("bare.db"))?;
+        conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        conn.pragma_update(None, "journal_mode", "WAL")?;
+        conn.pragma_update(None, "synchronous", "FULL")?;
+        conn.pragma_update(None, "wal_autocheckpoint", 4000)?;
+        conn.execute_batch(SCHEMA)?;
+        conn.execute_batch(
+            "CREATE TABLE frames (key INTEGER PRIMARY KEY, at INTEGER NOT NULL, \
+             kind TEXT NOT NULL, text BLOB NOT NULL) STRICT",
+        )?;
+        Ok((Self(conn), directory))
+    }
+
+    /// One transaction.
+    pub fn commit(&mut self, write: impl FnOnce(&Rows<'_>) -> Result<()>) -> Result<()> {
+        let rows = Rows(self.0.transaction()?);
+        write(&rows)?;
+        Ok(rows.0.commit()?)
+    }
+}
+
+/// What a transaction writes.
+pub struct Rows<'a>(Transaction<'a>);
+
+impl Rows<'_> {
+    /// A row that is one frame.
+    pub fn frame(&self, seq: u64, text: &str) -> Result<()> {
+        let mut insert = self.0.prepare_cached("INSERT INTO frames VALUES (?, 0, ?, ?)")?;
+        insert.execute(params![seq as i64, "session/update", text.as_bytes()])?;
+        Ok(())
+    }
+
+    /// Rows that are many frames each.
+    pub fn block(&self, group: u64, seq: u64, count: usize, text: &str) -> Result<()> {
+        const BLOCK_BYTES: usize = 64 << 10;
+        let mut insert = self.0.prepare_cached(
+            "INSERT INTO blocks (key, count, at, segment, run, task, kinds, text) \
+             VALUES (?, ?, 0, 1, ?, ?, ?, ?)",
+        )?;
+        let (mut text, mut seq) = (text.as_bytes(), seq);
+        let id: &[u8] = &[0; 16];
+        while !text.is_empty() {
+            let end = if text.len() <= BLOCK_BYTES {
+                text.len()
+            } else {
+                memchr::memrchr(b'\n', &text[..BLOCK_BYTES]).unwrap_or(text.len())
+            };
+            let key = (group << 36) as i64 + seq as i64;
+            insert.execute(params![key, count as i64, id, id, "session/update", &text[..end]])?;
+            seq += memchr::memchr_iter(b'\n', &text[..end]).count() as u64 + 1;
+            text = text.get(end + 1..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// What greenroom writes before a prompt is sent.
+    pub fn start(&self, group: u64, turn: u64) -> Result<()> {
+        self.head(group, turn, "running")?;
+        let (key, id) = ids(group, turn);
+        self.0
+            .prepare_cached(
+                "INSERT INTO tasks (key, id, kind, origin, prompt, created_at, state) \
+                 VALUES (?, ?, 'turn', 'api', '[]', 0, 'queued')",
+            )?
+            .execute(params![key, id])?;
+        self.0
+            .prepare_cached(
+                "UPDATE tasks SET state = 'running', claimed_at = 0, attempt = 1, started_at = 0, \
+                 run = ?, segment = 1, seq_first = 1 WHERE id = ?",
+            )?
+            .execute(params![id, id])?;
+        self.block(group, turn * 6, 4, FACTS)
+    }
+
+    /// What greenroom writes when a prompt was answered.
+    pub fn settle(&self, group: u64, turn: u64) -> Result<()> {
+        self.head(group, turn, "idle")?;
+        let (_, id) = ids(group, turn);
+        self.0
+            .prepare_cached(
+                "UPDATE tasks SET state = 'completed', ended_at = 0, seq_last = 1, text = '', \
+                 stop_reason = 'end_turn' WHERE id = ? AND state IN ('queued', 'running')",
+            )?
+            .execute([id])?;
+        self.block(group, turn * 6 + 4, 2, FACTS)
+    }
+
+    fn head(&self, group: u64, turn: u64, status: &str) -> Result<()> {
+        self.0
+            .prepare_cached(
+                "INSERT INTO heads (no, epoch, last_seq, tasks, segment, paused, archived, status, \
+                 queue_length) VALUES (?, 1, ?, ?, 1, 0, 0, ?, 0) \
+                 ON CONFLICT (no) DO UPDATE SET last_seq = excluded.last_seq, \
+                 tasks = excluded.tasks, status = excluded.status",
+            )?
+            .execute(params![group as i64, turn as i64, turn as i64, status])?;
+        Ok(())
+    }
+}
+
+fn ids(group: u64, turn: u64) -> (i64, [u8; 16]) {
+    let key = (group << 36) + turn;
+    // In the order of time, as UUIDv7 is.
+    let id = (u128::from(turn) << 64) + u128::from(group);
+    (key as i64, id.to_be_bytes())
+}
+
+/// How many 200-byte rows a second can be made durable, so many in each transaction.
+pub fn row_rate(batch: u64, rows: u64) -> Result<f64> {
+    let (mut database, _directory) = Database::make()?;
+    let text = "x".repeat(200);
+    let start = Instant::now();
+    for first in (0..rows).step_by(usize::try_from(batch)?) {
+        database
+            .commit(|rows| (first..first + batch).try_for_each(|seq| rows.frame(seq, &text)))?;
+    }
+    Ok(rows as f64 / start.elapsed().as_secs_f64())
+}
+
+/// How many seconds it takes to read all blocks of a database in order.
+pub fn read_blocks(path: &Path) -> Result<f64> {
+    let conn = Connection::open(path)?;
+    let start = Instant::now();
+    let mut blocks = conn.prepare("SELECT text FROM blocks ORDER BY key")?;
+    let mut rows = blocks.query([])?;
+    let mut bytes = 0;
+    while let Some(row) = rows.next()? {
+        bytes += row.get_ref(0)?.as_blob()?.len();
+    }
+    if bytes == 0 {
+        return Err("no blocks".into());
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Moves what is in the write-ahead log into the database.
+pub fn checkpoint(path: &Path) -> Result<()> {
+    Ok(Connection::open(path)?.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+}

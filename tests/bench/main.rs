@@ -1,0 +1,129 @@
+//! The benchmark: greenroom against its targets, each row beside what the machine allows in the
+//! same run. Prints a Markdown table.
+//!
+//! ```text
+//! cargo run --release --example bench [-- [--quick] [ROW…]]
+//! ```
+//!
+//! All rows take two to three minutes. `--quick` shows in a few seconds a row that everything
+//! works, and its figures mean nothing. Figures of different runs differ by 20 %: compare only
+//! what stands in one row. The column of the nearest system was published elsewhere and measured
+//! on another machine.
+
+mod bare;
+mod crowd;
+mod database;
+mod http;
+mod process;
+mod rows;
+mod server;
+mod subscriber;
+mod table;
+
+use std::{
+    env,
+    error::Error,
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use crate::table::Line;
+
+/// Whatever went wrong ends the benchmark, with its own words.
+pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// How much of everything is done.
+pub struct Scale {
+    /// How often a figure is taken; the median counts.
+    pub runs: usize,
+    /// Frames in one stream.
+    pub frames: usize,
+    /// Frames of a long transcript.
+    pub history: usize,
+    /// Turns one after another.
+    pub turns: u64,
+    /// Groups that do nothing.
+    pub idle_groups: usize,
+    /// Tasks that wait.
+    pub backlog: usize,
+}
+
+const FULL: Scale = Scale {
+    runs: 5,
+    frames: 200_000,
+    history: 100_000,
+    turns: 1_000,
+    idle_groups: 1_000,
+    backlog: 50_000,
+};
+
+const QUICK: Scale =
+    Scale { runs: 1, frames: 4_000, history: 4_000, turns: 50, idle_groups: 20, backlog: 2_000 };
+
+type Row = fn(&Scale) -> Result<Vec<Line>>;
+
+/// The rows by the names to select them with.
+#[rustfmt::skip]
+const ROWS: [(&str, Row); 12] = [
+    ("machine",    rows::machine::run),
+    ("stream-200", |scale| rows::stream::run(scale, 200)),
+    ("stream-2k",  |scale| rows::stream::run(scale, 2_000)),
+    ("fan-out",    rows::fan_out::run),
+    ("turns",      rows::turns::one_group),
+    ("turns-64",   rows::turns::many_groups),
+    ("attach",     rows::attach::run),
+    ("memory",     rows::memory::run),
+    ("restart",    rows::restart::run),
+    ("disk",       rows::disk::run),
+    ("queue",      rows::queue::run),
+    ("crash",      rows::crash::run),
+];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("bench: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut scale = &FULL;
+    let mut wanted = Vec::new();
+    for argument in env::args().skip(1) {
+        match argument.as_str() {
+            "--quick" => scale = &QUICK,
+            row if ROWS.iter().any(|(name, _)| *name == row) => wanted.push(argument),
+            _ => {
+                let names = ROWS.map(|(name, _)| name).join(" ");
+                return Err(format!("there is no row {argument:?}; rows: {names}").into());
+            }
+        }
+    }
+    build()?;
+    table::print_head();
+    for (name, row) in ROWS {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            let start = Instant::now();
+            let lines = row(scale).map_err(|err| format!("{name}: {err}"))?;
+            lines.iter().for_each(|line| println!("{line}"));
+            eprintln!("{name}: {:.1} s", start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(())
+}
+
+/// Builds the server and the agent as this program was built, if cargo runs it: so that nothing old
+/// is measured.
+fn build() -> Result<()> {
+    let Some(cargo) = env::var_os("CARGO") else { return Ok(()) };
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--bin", "greenroom", "--example", "bench-agent"]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    let built = command.status()?;
+    if built.success() { Ok(()) } else { Err("the server could not be built".into()) }
+}

@@ -1,0 +1,68 @@
+//! An agent is killed in the middle of a turn.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+
+use crate::{
+    Result, Scale, http,
+    http::Connection,
+    rows::{GROUP, repeat},
+    server::{Server, Setup, send},
+    subscriber::Subscriber,
+    table::{Line, median, ms},
+};
+
+/// From the kill to the turn's answer; a subscriber stays through all of it.
+pub fn run(scale: &Scale) -> Result<Vec<Line>> {
+    let server = Server::start(Setup::default())?;
+    let mut client = server.connect()?;
+    client.turn(GROUP, "empty")?;
+    let mut subscriber = Subscriber::open(server.address(), GROUP, 0)?;
+    let mut looking = server.connect()?;
+    let settled = repeat(scale, || {
+        thread::scope(|scope| {
+            let turn = scope.spawn(|| -> Result<(Instant, bool)> {
+                let task = client.exchange(&http::turn(GROUP, "hang", 60))?;
+                let end = Instant::now();
+                let task: serde_json::Value = serde_json::from_slice(&task)?;
+                Ok((end, task["state"] == "interrupted"))
+            });
+            let pid = hanging(&mut looking)?;
+            let start = Instant::now();
+            send(pid, Signal::KILL)?;
+            let (end, interrupted) = turn.join().map_err(|_| "the client panicked")??;
+            if !interrupted {
+                return Err("the turn was not interrupted".into());
+            }
+            Ok((end - start).as_secs_f64())
+        })
+    })?;
+    let after = client.turn(GROUP, "empty")?["seq_last"].as_u64().unwrap_or_default();
+    subscriber.read_to(after)?;
+    let settled = median(settled);
+    Ok(vec![Line {
+        name: "agent killed: until its turn is settled, subscribers stay".into(),
+        greenroom: ms(settled),
+        target: "≤ 100 ms",
+        holds: Some(settled <= 0.1),
+        ..Line::default()
+    }])
+}
+
+/// The process id that the hanging agent says; each is new, for the one before was killed.
+fn hanging(client: &mut Connection) -> Result<u32> {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(10) {
+        let page = client.get(&format!("/v1/groups/{GROUP}/frames?order=desc&limit=1"))?;
+        let text = &page["items"][0]["payload"]["params"]["update"]["content"]["text"];
+        if let Some(pid) = text.as_str().and_then(|text| text.strip_prefix("pid ")) {
+            return Ok(pid.parse()?);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Err("the agent does not hang".into())
+}

@@ -1,0 +1,158 @@
+//! The server under test: the real binary, with a directory and a port of its own.
+
+use std::{
+    env,
+    fs::{self, File},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::{Result, http::Connection, process};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A server that ends when this is dropped.
+pub struct Server {
+    directory: TempDir,
+    address: SocketAddr,
+    log_filter: Option<&'static str>,
+    child: Option<Child>,
+}
+
+/// What differs from the defaults.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    /// `limits.running_groups`
+    pub running_groups: u32,
+    /// `limits.queue`
+    pub queue: u32,
+    /// `defaults.idle_timeout`
+    pub idle_timeout: &'static str,
+    /// `GREENROOM_LOG`; absent: what is logged by default.
+    pub log_filter: Option<&'static str>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { running_groups: 64, queue: 1000, idle_timeout: "10m", log_filter: None }
+    }
+}
+
+impl Server {
+    /// Starts a server on an empty database, and waits until it answers.
+    pub fn start(setup: Setup) -> Result<Self> {
+        // Beside the build, not in a temporary directory: that may be memory, where a sync is free.
+        let directory = TempDir::with_prefix_in("bench-", built("")?)?;
+        let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+        let Setup { running_groups, queue, idle_timeout, log_filter } = setup;
+        let agent = built("examples/bench-agent")?;
+        let config = format!(
+            "[server]\nlisten = \"{address}\"\n\
+             [limits]\nrunning_groups = {running_groups}\nqueue = {queue}\n\
+             [defaults]\nagent = \"bench\"\nidle_timeout = \"{idle_timeout}\"\n\
+             [agents.bench]\ncommand = {agent:?}\n"
+        );
+        fs::write(directory.path().join("bench.toml"), config)?;
+        let mut server = Self { directory, address, log_filter, child: None };
+        server.spawn()?;
+        let start = Instant::now();
+        while server.connect().and_then(|mut own| own.get("/readyz")).is_err() {
+            if start.elapsed() > PATIENCE {
+                return Err("the server does not answer".into());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(server)
+    }
+
+    /// Starts the process again, on the database that is there, and waits for nothing.
+    pub fn spawn(&mut self) -> Result<()> {
+        let log = File::options().append(true).create(true).open(self.path().join("log"))?;
+        let mut command = Command::new(built("greenroom")?);
+        for (name, _) in env::vars_os() {
+            if name.to_string_lossy().starts_with("GREENROOM_") || name == "RUST_LOG" {
+                command.env_remove(&name);
+            }
+        }
+        command
+            .args(["serve", "--config", "bench.toml"])
+            .envs(self.log_filter.map(|filter| ("GREENROOM_LOG", filter)))
+            .current_dir(self.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.child = Some(command.spawn()?);
+        Ok(())
+    }
+
+    /// Ends the process with SIGTERM, which lets it close its database.
+    pub fn stop(&mut self) -> Result<()> {
+        let pid = self.pid()?;
+        send(pid, Signal::TERM)?;
+        if let Some(mut child) = self.child.take() {
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the process with SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// The process.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.child.as_ref().ok_or("the server does not run")?.id())
+    }
+
+    /// The processor time that the process used so far, in seconds.
+    pub fn cpu(&self) -> Result<f64> {
+        Ok(process::cpu(self.pid()?)?.as_secs_f64())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its working directory; the database is `data/greenroom.db`.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A connection to it.
+    pub fn connect(&self) -> Result<Connection> {
+        Connection::open(self.address)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It is being given up; what else could be done about a failure?
+        drop(self.kill());
+    }
+}
+
+/// Sends a signal to a process.
+pub fn send(pid: u32, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("no process id")?;
+    Ok(kill_process(pid, signal)?)
+}
+
+/// Something that cargo built in the same profile as this program.
+pub fn built(name: &str) -> Result<PathBuf> {
+    let own = env::current_exe()?;
+    let profile = own.ancestors().nth(2).ok_or("this program lies nowhere")?;
+    let path = profile.join(name);
+    if path.exists() { Ok(path) } else { Err(format!("{} is not built", path.display()).into()) }
+}

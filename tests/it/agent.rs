@@ -1,0 +1,328 @@
+//! The scripted agent itself, driven on its pipes: what the other tests rely on.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::process::{Doomed, is_alive};
+use crate::support::setup::scripted_agent;
+use crate::support::{Journal, Log, PATIENCE, eventually};
+
+/// The scripted agent's process, spoken to as a client would.
+struct Driver {
+    directory: TempDir,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<Vec<u8>>,
+    journal: Journal,
+    next_id: u64,
+}
+
+impl Driver {
+    fn start(arguments: &[&str]) -> Self {
+        Self::start_in(TempDir::new().unwrap(), arguments)
+    }
+
+    fn start_in(directory: TempDir, arguments: &[&str]) -> Self {
+        let mut child = Command::new(scripted_agent())
+            .args(arguments)
+            .env("SCRIPT_DIR", directory.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            stdout.split(b'\n').map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let log = Log::default();
+        log.follow(child.stderr.take().unwrap());
+        let journal = Journal::new(directory.path().to_owned(), log);
+        let stdin = child.stdin.take();
+        Self { directory, child, stdin, lines, journal, next_id: 0 }
+    }
+
+    /// Starts, initializes, and opens a session.
+    fn ready() -> (Self, String) {
+        let mut driver = Self::start(&[]);
+        let result = driver.call("initialize", json!({ "protocolVersion": 1 }));
+        assert_eq!(result["result"]["protocolVersion"], 1);
+        let result = driver.call("session/new", json!({ "cwd": "/", "mcpServers": [] }));
+        let session = result["result"]["sessionId"].as_str().unwrap().to_owned();
+        assert!(driver.line().contains("available_commands_update"));
+        (driver, session)
+    }
+
+    fn send(&mut self, message: &Value) {
+        let line = format!("{message}\n");
+        self.stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+    }
+
+    fn ask(&mut self, method: &str, params: Value) -> u64 {
+        self.next_id += 1;
+        let id = self.next_id;
+        self.send(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }));
+        id
+    }
+
+    /// Sends a request and skips to its response.
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        let id = self.ask(method, params);
+        self.until_response(id).pop().unwrap()
+    }
+
+    fn prompt(&mut self, session: &str, text: &str) -> u64 {
+        let prompt = json!([{ "type": "text", "text": text }]);
+        self.ask("session/prompt", json!({ "sessionId": session, "prompt": prompt }))
+    }
+
+    /// Plays a prompt; gives its updates and, last, its response.
+    fn play(&mut self, session: &str, text: &str) -> Vec<Value> {
+        let id = self.prompt(session, text);
+        self.until_response(id)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.lines.recv_timeout(PATIENCE).expect("a line from the agent")
+    }
+
+    fn line(&self) -> String {
+        String::from_utf8(self.bytes()).unwrap()
+    }
+
+    fn message(&self) -> Value {
+        serde_json::from_str(&self.line()).unwrap()
+    }
+
+    fn until_response(&self, id: u64) -> Vec<Value> {
+        let mut messages = Vec::new();
+        loop {
+            let message = self.message();
+            let found = message["id"] == id && message.get("method").is_none();
+            messages.push(message);
+            if found {
+                return messages;
+            }
+        }
+    }
+
+    /// Waits until the agent ends by itself.
+    fn exit_code(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
+    /// Closes the agent's stdin and waits for its end.
+    fn close(&mut self) -> Option<i32> {
+        self.stdin = None;
+        self.exit_code()
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn text(message: &Value) -> &str {
+    message["params"]["update"]["content"]["text"].as_str().unwrap_or_default()
+}
+
+/// Words that speak: replies, chunks of an exact length, usage, tools, an echo without words.
+#[test]
+fn says_what_the_words_say() {
+    let (mut agent, session) = Driver::ready();
+    let said = agent.play(&session, "plain");
+    assert_eq!(text(&said[0]), "echo: plain");
+    assert_eq!(said[1]["result"]["stopReason"], "end_turn");
+    let said = agent.play(&session, "x [[reply:a: b]] y [[usage:5:10]][[tokens:3:4]][[tool]]");
+    assert_eq!(text(&said[0]), "a: b");
+    assert_eq!(said[1]["params"]["update"]["used"], 5);
+    assert_eq!(said[2]["params"]["update"]["sessionUpdate"], "tool_call");
+    assert_eq!(said[3]["params"]["update"]["status"], "completed");
+    assert_eq!(said[4]["result"]["usage"]["totalTokens"], 7);
+    let id = agent.prompt(&session, "[[chunks:1000:300]]");
+    for number in 1..=1000 {
+        let line = agent.line();
+        assert_eq!(line.len() + 1, 300);
+        let message: Value = serde_json::from_str(&line).unwrap();
+        assert!(text(&message).starts_with(&format!("{number} ")));
+    }
+    assert_eq!(agent.until_response(id).len(), 1);
+    let said = agent.play(&session, "[[refuse]]");
+    assert_eq!(said[0]["result"]["stopReason"], "refusal");
+    let said = agent.play(&session, "[[error:-32603:out: of luck]]");
+    assert_eq!(said[0]["error"], json!({ "code": -32603, "message": "out: of luck" }));
+    let said = agent.play(&session, "[[no such word]]");
+    assert_eq!(said[0]["error"]["code"], -32602);
+    let said = agent.play(&session, "/compact all of it");
+    assert_eq!(text(&said[0]), "Compacted.");
+    let said = agent.play(&session, "[[env]]");
+    assert!(text(&said[0]).split(' ').any(|name| name == "SCRIPT_DIR"));
+    assert_eq!(agent.close(), Some(0));
+}
+
+/// Words that break the protocol.
+#[test]
+fn breaks_the_rules_as_told() {
+    let (mut agent, session) = Driver::ready();
+    let id =
+        agent.prompt(&session, "[[garbage]][[garbage-run:2]][[utf8]][[crlf]][[huge-line:70000]]");
+    assert_eq!(agent.line(), "this line is not JSON");
+    assert_eq!(agent.line(), "garbage line 1");
+    assert_eq!(agent.line(), "garbage line 2");
+    assert!(String::from_utf8(agent.bytes()).is_err());
+    assert!(agent.line().ends_with("}\r"));
+    assert_eq!(agent.line().len() + 1, 70_000);
+    agent.until_response(id);
+    let id = agent.prompt(&session, "[[deep:40]]");
+    let deep = agent.line();
+    assert!(deep.contains(&"[".repeat(40)) && serde_json::from_str::<Value>(&deep).is_ok());
+    agent.until_response(id);
+    let id = agent.prompt(&session, "[[deep:10000]]");
+    assert!(serde_json::from_str::<Value>(&agent.line()).is_err());
+    agent.until_response(id);
+    let said = agent.play(&session, "[[two-responses]]");
+    assert_eq!(said[0]["result"]["stopReason"], "end_turn");
+    assert_eq!(agent.message()["result"]["stopReason"], "refusal");
+    agent.play(&session, "[[late:20]]");
+    assert_eq!(text(&agent.message()), "late");
+    agent.prompt(&session, "[[no-answer]]");
+    agent.journal.wait("silence", |event| event["stop"] == "nothing");
+    let said = agent.play(&session, "[[stderr:3]][[reply:after silence]]");
+    assert_eq!(text(&said[0]), "after silence");
+    agent.prompt(&session, "[[no-newline-eof]]");
+    assert_eq!(agent.message()["result"]["stopReason"], "end_turn");
+    assert_eq!(agent.exit_code(), Some(0));
+}
+
+/// Requests to the client, and reports of what it answered.
+#[test]
+fn asks_and_reports() {
+    let (mut agent, session) = Driver::ready();
+    let id = agent.prompt(&session, "[[permission]][[fs]][[unknown-request]]");
+    let request = agent.message();
+    assert_eq!(request["method"], "session/request_permission");
+    assert_eq!(request["params"]["options"].as_array().unwrap().len(), 4);
+    let outcome = json!({ "outcome": { "outcome": "selected", "optionId": "not-now" } });
+    agent.send(&json!({ "jsonrpc": "2.0", "id": request["id"], "result": outcome }));
+    assert_eq!(text(&agent.message()), "permission: selected not-now");
+    for (method, report) in
+        [("fs/read_text_file", "fs: -32601"), ("scripted/unknown", "unknown-request: -32601")]
+    {
+        let request = agent.message();
+        assert_eq!(request["method"], method);
+        let error = json!({ "code": -32601, "message": "no" });
+        agent.send(&json!({ "jsonrpc": "2.0", "id": request["id"], "error": error }));
+        assert_eq!(text(&agent.message()), report);
+    }
+    agent.until_response(id);
+}
+
+/// Gates, cancel, and the refusal of a second prompt; all of it is in the journal.
+#[test]
+fn waits_at_gates_and_obeys_cancel() {
+    let (mut agent, session) = Driver::ready();
+    let cancel =
+        json!({ "jsonrpc": "2.0", "method": "session/cancel", "params": { "sessionId": session } });
+    let id = agent.prompt(&session, "[[gate:one]][[reply:through]]");
+    agent.journal.wait_gate("one");
+    let refused = agent.play(&session, "second");
+    assert_eq!(refused[0]["error"]["code"], -32600);
+    agent.journal.open_gate("one");
+    assert_eq!(text(&agent.until_response(id)[0]), "through");
+    let id = agent.prompt(&session, "[[gate:two]][[reply:never]]");
+    agent.journal.wait_gate("two");
+    agent.send(&cancel);
+    let said = agent.until_response(id);
+    assert_eq!(said.last().unwrap()["result"]["stopReason"], "cancelled");
+    assert_eq!(said.len(), 1);
+    let id = agent.prompt(&session, "[[ignore-cancel]][[gate:three]][[reply:deaf]]");
+    agent.journal.wait_gate("three");
+    agent.send(&cancel);
+    agent.journal.wait("two cancels", |_| agent.journal.events_named("cancel").len() == 2);
+    agent.journal.open_gate("three");
+    assert_eq!(text(&agent.until_response(id)[0]), "deaf");
+    assert_eq!(agent.journal.prompts().len(), 4);
+    assert_eq!(agent.journal.events_named("overlap").len(), 1);
+    assert_eq!(agent.journal.most_at_once(), 1);
+}
+
+/// A session outlives the process: load replays it, resume does not; an unknown id is -32002.
+#[test]
+fn keeps_sessions_over_a_restart() {
+    let (mut agent, session) = Driver::ready();
+    agent.play(&session, "[[reply:remember me]]");
+    agent.prompt(&session, "[[die:7]]");
+    assert_eq!(agent.exit_code(), Some(7));
+    let empty = TempDir::new().unwrap();
+    let directory = std::mem::replace(&mut agent.directory, empty);
+    let mut agent = Driver::start_in(directory, &["--load-empty", "--first-turn-marker"]);
+    agent.call("initialize", json!({ "protocolVersion": 1 }));
+    let load = agent.ask("session/load", json!({ "sessionId": session }));
+    let replayed = agent.until_response(load);
+    assert_eq!(text(&replayed[1]), "remember me");
+    assert_eq!(replayed.last().unwrap()["result"], json!({}));
+    let said = agent.play(&session, "again");
+    assert_eq!(text(&said[0]), "echo: again", "not a first turn");
+    let resumed = agent.call("session/resume", json!({ "sessionId": session }));
+    assert_eq!(resumed["result"], json!({}));
+    let unknown = agent.call("session/resume", json!({ "sessionId": "nobody" }));
+    assert_eq!(unknown["error"]["code"], -32002);
+    let empty = agent.call("session/load", json!({ "sessionId": "nobody" }));
+    assert_eq!(empty["result"], json!({}), "--load-empty");
+    let opened = agent.call("session/new", json!({ "cwd": "/" }));
+    let opened = opened["result"]["sessionId"].as_str().unwrap().to_owned();
+    agent.message();
+    assert_eq!(text(&agent.play(&opened, "one")[0]), "[first turn]");
+}
+
+/// The switches that spoil a start.
+#[test]
+fn fails_to_start_as_told() {
+    assert_eq!(Driver::start(&["--exit-at-start", "3"]).exit_code(), Some(3));
+    let version = json!({ "protocolVersion": 1 });
+    let failed = Driver::start(&["--fail-initialize"]).call("initialize", version.clone());
+    assert_eq!(failed["error"]["code"], -32603);
+    let wrong = Driver::start(&["--wrong-version"]).call("initialize", version.clone());
+    assert_ne!(wrong["result"]["protocolVersion"], 1);
+    let mut bare = Driver::start(&["--no-resume", "--no-load"]);
+    let capabilities = bare.call("initialize", version.clone())["result"].take();
+    assert_eq!(capabilities["agentCapabilities"]["loadSession"], false);
+    assert!(capabilities["agentCapabilities"].get("sessionCapabilities").is_none());
+    let refused = bare.call("session/resume", json!({ "sessionId": "x" }));
+    assert_eq!(refused["error"]["code"], -32601);
+    let mut gated = Driver::start(&["--gate-initialize", "start"]);
+    let id = gated.ask("initialize", version.clone());
+    gated.journal.wait_gate("start");
+    gated.journal.open_gate("start");
+    gated.until_response(id);
+    let mut silent = Driver::start(&["--hang-initialize"]);
+    silent.ask("initialize", version);
+    assert_eq!(silent.close(), Some(0), "ends when its stdin does");
+    assert!(silent.lines.try_recv().is_err(), "said nothing");
+}
+
+/// `[[spawn-orphans]]` gives three living processes that the end of the agent does not end.
+#[test]
+fn leaves_orphans() {
+    let (mut agent, session) = Driver::ready();
+    let said = agent.play(&session, "[[spawn-orphans]]");
+    let doomed = Doomed::reported(&json!({ "text": text(&said[0]) }));
+    assert_eq!(doomed.0.len(), 3);
+    assert!(doomed.all_live());
+    assert_eq!(agent.close(), Some(0));
+    assert!(doomed.all_live(), "they died with the agent");
+    let pids = doomed.0.clone();
+    drop(doomed);
+    eventually("the end of the orphans", &Log::default(), || {
+        (!pids.iter().any(|pid| is_alive(*pid))).then_some(())
+    });
+}

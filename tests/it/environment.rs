@@ -1,0 +1,128 @@
+//! What an agent is given: a cleared environment, a directory, and nothing of the server's.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::support::{Server, Setup};
+
+/// C11: the environment holds the basics, the profile's `env` and `env_pass`, greenroom's two
+/// markers, and nothing else of the server's.
+#[test]
+fn environment_is_an_allow_list() {
+    let server = Setup::new()
+        .environment("IT_SECRET_TOKEN", "canary")
+        .environment("IT_PASSED", "yes")
+        .environment("LC_ALL", "C.UTF-8")
+        .environment("TZ", "UTC")
+        .environment("LD_LIBRARY_PATH", "/nowhere")
+        .set("agents.scripted", "env_pass", "[\"IT_PASSED\", \"IT_UNSET\"]")
+        .start();
+    let task = server.complete("work", "[[env]]");
+    let names: BTreeSet<&str> = task["text"].as_str().unwrap().split(' ').collect();
+    for name in ["PATH", "SCRIPT_DIR", "IT_PASSED", "LC_ALL", "TZ"] {
+        assert!(names.contains(name), "{name} is missing in {names:?}");
+    }
+    let allowed = [
+        "PATH",
+        "HOME",
+        "USER",
+        "LANG",
+        "TZ",
+        "TMPDIR",
+        "SCRIPT_DIR",
+        "IT_PASSED",
+        "GREENROOM_RUN",
+        "GREENROOM_DATA",
+    ];
+    let others: Vec<_> =
+        names.iter().filter(|name| !allowed.contains(name) && !name.starts_with("LC_")).collect();
+    assert!(others.is_empty(), "passed on without leave: {others:?}");
+}
+
+/// API 2, C12: without a `cwd` the session opens in a private directory of the group's own, below
+/// the data directory; with one, there.
+#[test]
+fn working_directory() {
+    let server = Server::usual();
+    server.complete("own", "x");
+    let given = server.home.path().join("given");
+    fs::create_dir(&given).unwrap();
+    server.put("/v1/groups/given", &json!({ "cwd": given })).expect(201);
+    server.complete("given", "x");
+    let opened = server.journal.events_named("new");
+    let own = Path::new(opened[0]["cwd"].as_str().unwrap()).to_owned();
+    assert!(own.starts_with(server.home.data()), "{}", own.display());
+    assert_eq!(fs::metadata(&own).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(opened[1]["cwd"], given.to_str().unwrap());
+}
+
+/// C12: a `cwd` must be an existing directory below the profile's roots; dots and links do not
+/// lead out of them.
+#[test]
+fn working_directory_stays_below_its_roots() {
+    let setup = Setup::new();
+    let root = tempfile::TempDir::new().unwrap();
+    let roots = format!("[{:?}]", root.path());
+    let server = setup.set("agents.scripted", "cwd_roots", roots).start();
+    fs::create_dir(root.path().join("inside")).unwrap();
+    fs::write(root.path().join("file"), "").unwrap();
+    std::os::unix::fs::symlink("/", root.path().join("link")).unwrap();
+    let inside = root.path().join("inside");
+    server.put("/v1/groups/good", &json!({ "cwd": inside })).expect(201);
+    let path = |tail: &str| format!("{}/{tail}", root.path().display());
+    for cwd in [
+        "/".into(),
+        "relative".into(),
+        path("missing"),
+        path("file"),
+        path("inside/../.."),
+        path("link"),
+    ] {
+        let reply = server.put("/v1/groups/bad", &json!({ "cwd": cwd }));
+        assert_eq!(reply.status, 400, "{cwd}: {}", reply.text());
+    }
+    server.get("/v1/groups/bad").any_problem(404);
+}
+
+/// C14: the data directory is 0700, the database and its companions 0600.
+#[test]
+fn data_is_private() {
+    let server = Server::usual();
+    server.complete("work", "x");
+    let data = server.home.data();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data), 0o700);
+    let mut files = 0;
+    for entry in fs::read_dir(&data).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("greenroom.db") {
+            assert_eq!(mode(&entry.path()), 0o600, "{}", entry.path().display());
+            files += 1;
+        }
+    }
+    assert!(0 < files, "no database in {}", data.display());
+}
+
+/// C13: the agent is in no session of the server's, and holds no file of the server's.
+#[test]
+fn agent_holds_nothing_of_the_server() {
+    let server = Server::usual();
+    server.complete("work", "x");
+    let agent = server.journal.agent_pid();
+    let data = server.home.data();
+    for entry in fs::read_dir(format!("/proc/{agent}/fd")).unwrap().flatten() {
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let shown = target.display().to_string();
+        assert!(!shown.starts_with("socket:"), "a socket: {shown}");
+        assert!(!target.starts_with(data.join("greenroom.db")), "{shown}");
+    }
+    let session = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let rest = stat.rsplit(')').next().unwrap().to_owned();
+        rest.split_whitespace().nth(3).unwrap().to_owned()
+    };
+    assert_ne!(session(agent), session(server.pid()), "the same session as the server's");
+}

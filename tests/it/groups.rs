@@ -1,0 +1,220 @@
+//! Groups: made, changed, listed, deleted and revived.
+
+use serde_json::{Value, json};
+
+use crate::support::server::encode;
+use crate::support::{Server, Setup, eventually, process};
+
+/// API 2, PUT: 201 with the whole group, then 200; a change keeps what it does not name.
+#[test]
+fn put_creates_and_changes() {
+    let server = Server::usual();
+    let made = server.put("/v1/groups/work", &json!({ "title": "Work", "metadata": { "a": 1 } }));
+    let made = made.expect(201);
+    for name in [
+        "id",
+        "agent",
+        "status",
+        "blocked_by",
+        "queue_length",
+        "current_task",
+        "current_run",
+        "session_id",
+        "segment",
+        "usage",
+        "compaction",
+        "last_seq",
+        "cwd",
+        "title",
+        "auto_compact",
+        "permission_policy",
+        "on_interrupt",
+        "metadata",
+        "created_at",
+    ] {
+        assert!(made.get(name).is_some(), "no {name} in {made}");
+    }
+    assert_eq!(made["id"], "work");
+    assert_eq!(made["agent"], "scripted", "the default agent");
+    assert_eq!(made["status"], "idle");
+    assert_eq!(made["queue_length"], 0);
+    assert_eq!(made["title"], "Work");
+    assert_eq!(made["metadata"], json!({ "a": 1 }));
+    let changed = server.put("/v1/groups/work", &json!({ "metadata": { "b": 2 } })).expect(200);
+    assert_eq!(changed["title"], "Work");
+    assert_eq!(changed["metadata"], json!({ "b": 2 }));
+    assert_eq!(changed["created_at"], made["created_at"]);
+    assert_eq!(server.group("work"), changed);
+}
+
+/// API 2: an agent is named, never given; an unknown name is refused and makes nothing (C10).
+#[test]
+fn agent_must_be_configured() {
+    let server = Setup::new().agent("other", &[]).start();
+    let made = server.put("/v1/groups/work", &json!({ "agent": "other" })).expect(201);
+    assert_eq!(made["agent"], "other");
+    server.put("/v1/groups/bad", &json!({ "agent": "nobody" })).problem(400, "unknown-agent");
+    server.get("/v1/groups/bad").any_problem(404);
+    let command = json!({ "command": "/bin/true" });
+    server.put("/v1/groups/bad", &command).problem(400, "invalid-body");
+    server.get("/v1/groups/bad").any_problem(404);
+}
+
+/// API 2: the list pages through all groups and selects by status.
+#[test]
+fn list_pages_and_selects() {
+    let server = Server::usual();
+    for number in 0..5 {
+        server.put(&format!("/v1/groups/g{number}"), &json!({})).expect(201);
+    }
+    let mut seen = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = server.get(&format!("/v1/groups?limit=2{cursor}")).expect(200);
+        let items = page["items"].as_array().unwrap();
+        assert!(items.len() <= 2, "{page}");
+        seen.extend(items.iter().map(|group| group["id"].as_str().unwrap().to_owned()));
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={}", encode(next)),
+            None => break,
+        }
+    }
+    seen.sort();
+    assert_eq!(seen, ["g0", "g1", "g2", "g3", "g4"]);
+    server.submit("g3", "[[gate:never]]");
+    server.wait_group("g3", "running", |group| group["status"] == "running");
+    let ids = |status: &str| -> Vec<Value> {
+        let page = server.get(&format!("/v1/groups?status={status}")).expect(200);
+        page["items"].as_array().unwrap().iter().map(|group| group["id"].clone()).collect()
+    };
+    assert_eq!(ids("running"), ["g3"]);
+    assert_eq!(ids("idle").len(), 4);
+}
+
+/// API 2: one group shows its status, queue length, current task and run while it works.
+#[test]
+fn one_group_shows_its_work() {
+    let server = Server::usual();
+    server.get("/v1/groups/work").any_problem(404);
+    let running = server.submit("work", "[[usage:10:1000]][[gate:go]]");
+    server.submit("work", "next");
+    let prompt = server.journal.wait_prompt("[[usage:10:1000]][[gate:go]]");
+    let group = server.wait_group("work", "the running task", |group| {
+        group["status"] == "running" && group["queue_length"] == 1 && !group["usage"].is_null()
+    });
+    let current = &group["current_task"];
+    assert!(*current == running["id"] || current["id"] == running["id"], "{group}");
+    assert!(!group["current_run"].is_null(), "{group}");
+    assert_eq!(group["session_id"], prompt["session"]);
+    assert_eq!(group["usage"]["used"], 10);
+    assert_eq!(group["usage"]["size"], 1000);
+    server.journal.open_gate("go");
+    let group = server.wait_group("work", "idle again", |group| group["status"] == "idle");
+    assert_eq!(group["queue_length"], 0);
+    assert!(group["current_task"].is_null(), "{group}");
+    let last = server.frames("work").last().unwrap()["seq"].clone();
+    assert_eq!(server.group("work")["last_seq"], last);
+}
+
+/// API 2, DELETE: what is queued and running is cancelled, the agent ends, the group stays
+/// readable as `archived` and refuses work; PUT revives it.
+#[test]
+fn delete_archives_and_put_revives() {
+    let server = Server::usual();
+    let running = server.submit("work", "[[gate:never]]");
+    let queued = server.submit("work", "queued");
+    server.journal.wait_gate("never");
+    server.delete("/v1/groups/work").expect(202);
+    server.finish_as(&running, "cancelled");
+    server.finish_as(&queued, "cancelled");
+    server.wait_group("work", "the archive", |group| group["status"] == "archived");
+    let agent = server.journal.agent_pid();
+    eventually("the agent's end", &server.log, || (!process::is_alive(agent)).then_some(()));
+    assert!(!server.frames("work").is_empty(), "the transcript stays readable");
+    let turn = json!({ "prompt": "more" });
+    server.post("/v1/groups/work/turns", &turn).problem(409, "group-archived");
+    server.post("/v1/groups/work/compactions", &json!({})).problem(409, "group-archived");
+    server.put("/v1/groups/work", &json!({})).expect_any(&[200, 201]);
+    server.complete("work", "alive");
+    assert_eq!(server.journal.times("queued"), 0);
+}
+
+/// API 2, DELETE with purge: the group and its rows are gone, and the id is free again.
+#[test]
+fn delete_with_purge_forgets() {
+    let server = Server::usual();
+    let task = server.complete("work", "once");
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    eventually("the purge", &server.log, || {
+        (server.get("/v1/groups/work").status == 404).then_some(())
+    });
+    server.get(&format!("/v1/tasks/{}", task["id"].as_str().unwrap())).any_problem(404);
+    // The last of it may still refuse, for a moment.
+    eventually("the group's next life", &server.log, || {
+        (server.put("/v1/groups/work", &json!({})).status == 201).then_some(())
+    });
+    let frames = server.frames("work");
+    assert!(frames.iter().all(|frame| frame["task"].is_null()), "{frames:?}");
+}
+
+/// API 2: deleting an unknown group is 404.
+#[test]
+fn delete_of_an_unknown_group() {
+    let server = Server::usual();
+    server.delete("/v1/groups/nobody").any_problem(404);
+}
+
+/// I2: a purge that waits for its agent's end is not undone by a PUT in between, so nothing that is
+/// accepted can be lost with it; and what the group's agent left on disk goes too.
+#[test]
+fn purge_takes_nothing_that_was_accepted() {
+    let server = Server::usual();
+    server.complete("work", "once");
+    let own = server.group("work")["cwd"].as_str().unwrap().to_owned();
+    std::fs::write(format!("{own}/left-behind"), "x").unwrap();
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    let refused = server.put("/v1/groups/work", &json!({}));
+    match refused.status {
+        409 => _ = refused.problem(409, "group-archived"),
+        // Gone already, or just going.
+        _ => _ = refused.expect_any(&[201, 503]),
+    }
+    eventually("the group's end, or its next life", &server.log, || {
+        matches!(server.put("/v1/groups/work", &json!({})).status, 200 | 201).then_some(())
+    });
+    let next = server.group("work");
+    assert_ne!(next["cwd"], own.as_str(), "a directory is never another group's");
+    assert!(!std::path::Path::new(&own).exists(), "{own}");
+    server.complete("work", "again");
+    assert_eq!(server.frames_of_kind("work", "greenroom/turn_started").len(), 1);
+}
+
+/// I2: a purge that was accepted is carried out, also when the server dies first; and its number
+/// and directory are nobody else's after that.
+#[test]
+fn purge_survives_a_crash() {
+    let mut server = Server::usual();
+    server.complete("kept", "one");
+    server.submit("work", "[[ignore-cancel]][[gate:never]]");
+    server.journal.wait_gate("never");
+    let own = server.group("work")["cwd"].clone();
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    server.kill_and_boot();
+    eventually("the purge", &server.log, || {
+        (server.get("/v1/groups/work").status == 404).then_some(())
+    });
+    server.kill_and_boot();
+    server.complete("other", "one");
+    assert_ne!(server.group("other")["cwd"], own);
+    assert_eq!(server.complete("kept", "two")["state"], "completed");
+}
+
+/// A PUT that is refused leaves nothing behind, not even a name.
+#[test]
+fn refused_put_makes_no_group() {
+    let server = Server::usual();
+    server.put("/v1/groups/ghost", &json!({ "agent": "nobody" })).problem(400, "unknown-agent");
+    server.get("/v1/groups/ghost/tasks").any_problem(404);
+    server.post("/v1/groups/ghost/compactions", &json!({})).any_problem(404);
+    server.get("/v1/groups/ghost").any_problem(404);
+}

@@ -1,0 +1,26 @@
+//! greenroom from outside: the real server, scripted agents over real pipes, one module a
+//! behaviour. Each test names the statement it holds (SEEDS, ARCHITECTURE's I, RELIABILITY's F
+//! and C); where none fits, it holds the contract at the edges (API and its section).
+//!
+//! `IT_GREENROOM` names another build to test, such as a release build.
+
+#![allow(clippy::unwrap_used)]
+
+mod agent;
+mod cancel;
+mod compaction;
+mod environment;
+mod errors;
+mod events;
+mod faults;
+mod frames;
+mod groups;
+mod hosts;
+mod idempotency;
+mod logs;
+mod queue;
+mod restart;
+mod sessions;
+mod starts;
+mod support;
+mod turns;

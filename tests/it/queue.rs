@@ -1,0 +1,247 @@
+//! The queue: order, one at a time, the cap over groups, fairness, and the bound.
+
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::support::{Server, Setup, eventually};
+
+const TURNS: &str = "/v1/groups/work/turns";
+
+/// I8, DQ-1, I1: turns run in the order in which they were accepted, one at a time; the frames
+/// tell the same order as the agent's journal.
+#[test]
+fn turns_run_in_order() {
+    let server = Server::usual();
+    let mut tasks = vec![server.submit("work", "[[gate:go]]")];
+    tasks.extend((0..20).map(|number| server.submit("work", &format!("turn {number}"))));
+    server.journal.wait_gate("go");
+    server.wait_group("work", "20 waiting", |group| group["queue_length"] == 20);
+    let first = server.task(&tasks[1])["position"].as_u64().unwrap();
+    let second = server.task(&tasks[2])["position"].as_u64().unwrap();
+    assert_eq!(second, first + 1, "positions count up");
+    server.journal.open_gate("go");
+    for task in &tasks {
+        server.finish_as(task, "completed");
+    }
+    let expected: Vec<String> = (0..20).map(|number| format!("turn {number}")).collect();
+    assert_eq!(server.journal.prompts()[1..], expected);
+    server.journal.assert_one_at_a_time();
+    let mut running: Option<Value> = None;
+    let mut started = Vec::new();
+    for frame in server.frames("work") {
+        match frame["kind"].as_str().unwrap() {
+            "greenroom/turn_started" => {
+                assert!(running.is_none(), "two at once: {running:?} and {frame}");
+                started.push(frame["task"].clone());
+                running = Some(frame["task"].clone());
+            }
+            "greenroom/turn_settled" => assert_eq!(running.take(), Some(frame["task"].clone())),
+            _ => {}
+        }
+    }
+    let accepted: Vec<Value> = tasks.iter().map(|task| task["id"].clone()).collect();
+    assert_eq!(started, accepted);
+}
+
+/// DQ-1, I1: whatever mix arrives from many callers at once, one task of a group runs at a time
+/// and each accepted turn runs once.
+#[test]
+fn mixed_callers_at_once() {
+    let server = Server::usual();
+    server.complete("work", "first");
+    thread::scope(|scope| {
+        for caller in 0..6 {
+            let server = &server;
+            scope.spawn(move || {
+                for number in 0..5 {
+                    server.submit("work", &format!("turn {caller}.{number}"));
+                    server.post("/v1/groups/work/compactions", &json!({})).expect_any(&[200, 202]);
+                }
+            });
+        }
+    });
+    let last = server.submit("work", "last");
+    server.finish_as(&last, "completed");
+    server.journal.assert_one_at_a_time();
+    assert_eq!(server.journal.most_at_once(), 1);
+    for caller in 0..6 {
+        let name = format!("turn {caller}.");
+        let prompts = server.journal.prompts().into_iter().filter(|text| text.starts_with(&name));
+        let expected: Vec<String> = (0..5).map(|number| format!("{name}{number}")).collect();
+        assert_eq!(prompts.collect::<Vec<_>>(), expected, "a caller's own order holds");
+    }
+}
+
+/// I11, API 2: a full queue answers 429 `queue-full` with `Retry-After`, takes nothing, and takes
+/// again when there is room.
+#[test]
+fn full_queue_refuses() {
+    let server = Setup::new().set("limits", "queue", 2).start();
+    let running = server.submit("work", "[[gate:go]]");
+    server.journal.wait_gate("go");
+    let one = server.submit("work", "one");
+    let two = server.submit("work", "two");
+    let reply = server.post(TURNS, &json!({ "prompt": "three" }));
+    reply.problem(429, "queue-full");
+    let seconds = reply.header("retry-after").expect("a Retry-After");
+    assert!(seconds.parse::<u64>().is_ok(), "{seconds}");
+    server.submit("other", "another group has its own queue");
+    server.journal.open_gate("go");
+    for task in [&running, &one, &two] {
+        server.finish_as(task, "completed");
+    }
+    server.complete("work", "four");
+    let prompts = server.journal.prompts();
+    assert!(!prompts.contains(&"three".to_owned()), "{prompts:?}");
+}
+
+/// I11, API 2: an idempotent repeat of a task that is in the full queue is not refused.
+#[test]
+fn full_queue_knows_its_tasks() {
+    let server = Setup::new().set("limits", "queue", 1).start();
+    server.submit("work", "[[gate:never]]");
+    server.journal.wait_gate("never");
+    let body = json!({ "prompt": "waiting" });
+    let task = server.post_once("key", TURNS, &body).expect(202);
+    let again = server.post_once("key", TURNS, &body).expect_any(&[200, 202]);
+    assert_eq!(again["id"], task["id"]);
+}
+
+/// DQ-2: never more than `running_groups` run; the rest wait, visibly, and a freed slot starts
+/// the next in the order of their coming.
+#[test]
+fn cap_over_groups() {
+    let server = Setup::new().set("limits", "running_groups", 2).start();
+    let tasks: Vec<Value> = (0..5)
+        .map(|number| {
+            let task = server.submit(&format!("g{number}"), &format!("[[gate:go{number}]]"));
+            if number < 2 {
+                server.journal.wait_gate(&format!("go{number}"));
+            }
+            task
+        })
+        .collect();
+    for (number, task) in tasks.iter().enumerate().skip(2) {
+        let name = format!("g{number}");
+        let group = server.wait_group(&name, "a waiting group", |group| {
+            group["status"] == "waiting" && group["blocked_by"] == "slot"
+        });
+        assert_eq!(group["queue_length"], 1);
+        let task = server.task(task);
+        assert_eq!(task["state"], "queued");
+        assert_eq!(task["blocked_by"], "slot", "{task}");
+    }
+    let waiting = server.get("/v1/groups?status=waiting").expect(200);
+    assert_eq!(waiting["items"].as_array().unwrap().len(), 3, "each is listed once: {waiting}");
+    for (number, task) in tasks.iter().enumerate() {
+        server.journal.open_gate(&format!("go{number}"));
+        server.finish_as(task, "completed");
+        // Before the next slot is free: agents that start at once are ready in any order.
+        if number + 2 < tasks.len() {
+            server.journal.wait_gate(&format!("go{}", number + 2));
+        }
+    }
+    assert_eq!(server.journal.most_at_once(), 2);
+    let expected: Vec<String> = (0..5).map(|number| format!("[[gate:go{number}]]")).collect();
+    assert_eq!(server.journal.prompts(), expected);
+}
+
+/// DQ-2: under load the cap holds at every moment of the journal, and all of it is done.
+#[test]
+fn cap_holds_under_load() {
+    let server = Setup::new().set("limits", "running_groups", 3).start();
+    let tasks: Vec<Value> = (0..48)
+        .map(|number| server.submit(&format!("g{}", number % 8), "[[reply:a]][[tool]]"))
+        .collect();
+    for task in &tasks {
+        server.finish_as(task, "completed");
+    }
+    let most = server.journal.most_at_once();
+    assert!(most <= 3, "{most} groups ran at once");
+    server.journal.assert_one_at_a_time();
+    assert_eq!(server.journal.prompts().len(), 48);
+}
+
+/// DQ-10: a busy group does not starve the waiting ones: after each task the slot goes to the
+/// group that has waited longest.
+#[test]
+fn busy_group_starves_nobody() {
+    let server = Setup::new().set("limits", "running_groups", 1).start();
+    server.submit("busy", "[[gate:go]]");
+    server.journal.wait_gate("go");
+    server.submit("busy", "busy 1");
+    let last = server.submit("busy", "busy 2");
+    for group in ["second", "third"] {
+        server.submit(group, group);
+        server.wait_group(group, "a group that waits", |group| group["status"] == "waiting");
+    }
+    server.journal.open_gate("go");
+    server.finish_as(&last, "completed");
+    let expected = ["[[gate:go]]", "second", "third", "busy 1", "busy 2"];
+    assert_eq!(server.journal.prompts(), expected);
+}
+
+/// DQ-9: a failed task frees its slot for other groups.
+#[test]
+fn failure_frees_the_slot() {
+    let server = Setup::new().set("limits", "running_groups", 1).start();
+    let failing = server.submit("one", "[[gate:go]][[error:-32602:no]]");
+    server.journal.wait_gate("go");
+    let next = server.submit("two", "next");
+    server.journal.open_gate("go");
+    server.finish_as(&failing, "failed");
+    server.finish_as(&next, "completed");
+}
+
+/// API 1: the group's status tells what it does, from start to end.
+#[test]
+fn status_tells_what_happens() {
+    let server = Setup::new().agent("slow", &["--gate-initialize", "start"]).start();
+    server.put("/v1/groups/work", &json!({ "agent": "slow" })).expect(201);
+    let task = server.submit("work", "[[gate:go]]");
+    server.wait_group("work", "starting", |group| group["status"] == "starting");
+    let claimed = server.task(&task);
+    assert_eq!(claimed["state"], "queued", "{claimed}");
+    assert_eq!(claimed["blocked_by"], "agent", "{claimed}");
+    server.journal.open_gate("start");
+    server.wait_group("work", "running", |group| group["status"] == "running");
+    assert_eq!(server.task(&task)["blocked_by"], json!(null));
+    server.journal.open_gate("go");
+    server.wait_group("work", "idle", |group| group["status"] == "idle");
+}
+
+/// API 2, pause and resume: a paused group claims nothing and loses nothing.
+#[test]
+fn pause_claims_nothing() {
+    let server = Server::usual();
+    let running = server.submit("work", "[[gate:go]]");
+    server.journal.wait_gate("go");
+    server.post("/v1/groups/work/pause", &json!({})).expect(202);
+    let waiting = server.submit("work", "waiting");
+    server.journal.open_gate("go");
+    server.finish_as(&running, "completed");
+    server.wait_group("work", "paused", |group| group["status"] == "paused");
+    assert_eq!(server.task(&waiting)["blocked_by"], "paused");
+    // Another group's whole turn: time in which a wrong claim would show.
+    server.complete("other", "other");
+    assert_eq!(server.task(&waiting)["state"], "queued");
+    server.post("/v1/groups/work/resume", &json!({})).expect(202);
+    server.finish_as(&waiting, "completed");
+}
+
+/// I15: a group whose agent cannot start is not felt by another.
+#[test]
+fn broken_group_is_not_felt() {
+    let server = Setup::new().agent("broken", &["--exit-at-start", "1"]).start();
+    server.put("/v1/groups/bad", &json!({ "agent": "broken" })).expect(201);
+    let bad: Vec<Value> = (0..3).map(|_| server.submit("bad", "x")).collect();
+    server.complete("good", "fine");
+    for task in &bad {
+        server.finish(task);
+    }
+    server.complete("good", "still fine");
+    eventually("the slots back", &server.log, || {
+        (server.group("good")["status"] == "idle").then_some(())
+    });
+}

@@ -1,0 +1,156 @@
+//! A small HTTP client: every status is a reply, nothing is followed or retried.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+use ureq::http::Request;
+
+/// The longest that one exchange may take: longer than any `wait` of a test.
+const EXCHANGE: Duration = Duration::from_secs(60);
+
+/// An HTTP response, read to its end.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|err| panic!("not JSON ({err}): {} {}", self.status, self.text()))
+    }
+
+    /// The body as JSON, if the status is as expected.
+    #[track_caller]
+    pub fn expect(&self, status: u16) -> Value {
+        assert_eq!(self.status, status, "body: {}", self.text());
+        if self.body.is_empty() { Value::Null } else { self.json() }
+    }
+
+    /// The body as JSON, if the status is one of these.
+    #[track_caller]
+    pub fn expect_any(&self, statuses: &[u16]) -> Value {
+        assert!(
+            statuses.contains(&self.status),
+            "status {} is none of {statuses:?}, body: {}",
+            self.status,
+            self.text()
+        );
+        if self.body.is_empty() { Value::Null } else { self.json() }
+    }
+
+    /// The body, if it is an RFC 9457 problem of that status.
+    #[track_caller]
+    pub fn any_problem(&self, status: u16) -> Value {
+        assert_eq!(self.status, status, "body: {}", self.text());
+        let kind = self.header("content-type").unwrap_or_default();
+        assert!(
+            kind.starts_with("application/problem+json"),
+            "content type {kind:?}, body: {}",
+            self.text()
+        );
+        let problem = self.json();
+        let slug = problem["type"].as_str().unwrap_or_default();
+        assert!(slug.starts_with("/problems/"), "type of {problem}");
+        assert_eq!(problem["status"], status, "status of {problem}");
+        for name in ["title", "detail"] {
+            let text = problem[name].as_str().unwrap_or_default();
+            assert!(!text.is_empty(), "{name} of {problem}");
+        }
+        problem
+    }
+
+    /// [`Self::any_problem`] with the type `/problems/SLUG`.
+    #[track_caller]
+    pub fn problem(&self, status: u16, slug: &str) -> Value {
+        let problem = self.any_problem(status);
+        assert_eq!(problem["type"], format!("/problems/{slug}"), "{problem}");
+        problem
+    }
+}
+
+/// A client without a pool, so that a restart of the server leaves nothing behind.
+pub fn client() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_idle_connections(0)
+        .timeout_global(Some(EXCHANGE))
+        .proxy(None)
+        .build()
+        .new_agent()
+}
+
+/// Sends one request; `Err` if no response came.
+pub fn exchange(
+    client: &ureq::Agent,
+    method: &str,
+    url: &str,
+    headers: &[(&str, &str)],
+    body: Option<&[u8]>,
+) -> Result<Reply, ureq::Error> {
+    let mut request = Request::builder().method(method).uri(url);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = match body {
+        Some(body) => client.run(request.body(body)?)?,
+        None => client.run(request.body(())?)?,
+    };
+    let (parts, mut body) = response.into_parts();
+    let headers = parts.headers.iter().map(|(name, value)| {
+        (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+    });
+    Ok(Reply {
+        status: parts.status.as_u16(),
+        headers: headers.collect(),
+        body: body.with_config().limit(u64::MAX).read_to_vec()?,
+    })
+}
+
+/// Sends these very bytes on a connection of their own, and reads until the server closes it.
+///
+/// The bytes should ask for `Connection: close`. A connection closed without a response gives
+/// status 0.
+#[track_caller]
+pub fn raw(address: SocketAddr, bytes: &[u8]) -> Reply {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    // The server may refuse, and close, before it has read all.
+    drop(stream.write_all(bytes));
+    let mut answer = Vec::new();
+    if let Err(err) = stream.read_to_end(&mut answer) {
+        let shown = String::from_utf8_lossy(bytes);
+        assert!(!answer.is_empty(), "no answer to {shown:?}: {err}");
+    }
+    parse(&answer)
+}
+
+/// Parses a response whose body ends with the connection or is as long as it says.
+fn parse(answer: &[u8]) -> Reply {
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let Some(end) = end else { return Reply { status: 0, headers: vec![], body: vec![] } };
+    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
+    let headers = lines.filter_map(|line| line.split_once(':'));
+    Reply {
+        status: status.unwrap_or(0),
+        headers: headers.map(|(name, value)| (name.into(), value.trim().into())).collect(),
+        body: answer[end + 4..].to_vec(),
+    }
+}

@@ -1,0 +1,103 @@
+//! The scripted agent's control directory: its journal, which is the ground truth, and its gates.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::{Log, eventually};
+
+/// The journal that all scripted agents of one server share.
+#[derive(Clone)]
+pub struct Journal {
+    directory: PathBuf,
+    log: Log,
+}
+
+impl Journal {
+    pub fn new(directory: PathBuf, log: Log) -> Self {
+        Self { directory, log }
+    }
+
+    /// All events so far, in the order in which they were written.
+    pub fn events(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.directory.join("journal.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    pub fn events_named(&self, name: &str) -> Vec<Value> {
+        self.events().into_iter().filter(|event| event["event"] == name).collect()
+    }
+
+    /// The texts of the prompts received so far, in order.
+    pub fn prompts(&self) -> Vec<String> {
+        let prompts = self.events_named("prompt");
+        prompts.iter().map(|event| event["text"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// How often a prompt with exactly this text was received.
+    pub fn times(&self, text: &str) -> usize {
+        self.prompts().iter().filter(|prompt| *prompt == text).count()
+    }
+
+    /// Waits for an event that fits.
+    #[track_caller]
+    pub fn wait(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, &self.log, || self.events().into_iter().find(&fits))
+    }
+
+    /// Waits until a prompt with exactly this text has reached an agent: its turn is running.
+    #[track_caller]
+    pub fn wait_prompt(&self, text: &str) -> Value {
+        self.wait(&format!("the prompt {text:?} in the journal"), |event| {
+            event["event"] == "prompt" && event["text"] == text
+        })
+    }
+
+    /// Waits until an agent stands at the gate.
+    #[track_caller]
+    pub fn wait_gate(&self, name: &str) {
+        self.wait(&format!("an agent at the gate {name:?}"), |event| {
+            event["event"] == "gate" && event["name"] == name
+        });
+    }
+
+    /// The pid of the agent that started last.
+    pub fn agent_pid(&self) -> u32 {
+        let starts = self.events_named("start");
+        let pid = starts.last().expect("an agent has started")["pid"].as_u64();
+        u32::try_from(pid.unwrap()).unwrap()
+    }
+
+    /// Opens a gate, for good.
+    pub fn open_gate(&self, name: &str) {
+        fs::write(self.directory.join(name), "").unwrap();
+    }
+
+    /// The most prompts that were between receipt and answer at one time, over all agents.
+    ///
+    /// An agent that died in a prompt counts until its `exit`, or its next life's first prompt.
+    pub fn most_at_once(&self) -> usize {
+        let mut open: Vec<Value> = Vec::new();
+        let mut most = 0;
+        for event in self.events() {
+            match event["event"].as_str() {
+                Some("prompt") => {
+                    open.retain(|session| *session != event["session"]);
+                    open.push(event["session"].clone());
+                }
+                Some("answer") => open.retain(|session| *session != event["session"]),
+                _ => {}
+            }
+            most = most.max(open.len());
+        }
+        most
+    }
+
+    /// Checks that no session ever got a prompt while another of its prompts was open (I1).
+    #[track_caller]
+    pub fn assert_one_at_a_time(&self) {
+        let overlaps = self.events_named("overlap");
+        assert!(overlaps.is_empty(), "prompts overlapped: {overlaps:?}\n{}", self.log.tail());
+    }
+}

@@ -1,0 +1,57 @@
+//! What the tests share: a real server with its own directory and port, HTTP and SSE clients, and
+//! the scripted agent's journal. Nothing here knows how greenroom is built inside.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub mod http;
+pub mod journal;
+pub mod log;
+pub mod process;
+pub mod server;
+pub mod setup;
+pub mod sse;
+
+pub use journal::Journal;
+pub use log::Log;
+pub use server::Server;
+pub use setup::{Home, Setup};
+pub use sse::{Event, Events};
+
+/// How long a test waits for anything that should happen at once, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks at what cannot be awaited: a file, a process table.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Looks until `look` gives a value.
+///
+/// # Panics
+///
+/// After `patience`, with `what` and the end of the server's log.
+#[track_caller]
+pub fn within<T>(
+    patience: Duration,
+    what: &str,
+    log: &Log,
+    mut look: impl FnMut() -> Option<T>,
+) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(
+            start.elapsed() < patience,
+            "waited {patience:?} in vain for {what}\n{}",
+            log.tail()
+        );
+        thread::sleep(POLL);
+    }
+}
+
+/// [`within`] the usual patience.
+#[track_caller]
+pub fn eventually<T>(what: &str, log: &Log, look: impl FnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, log, look)
+}

@@ -1,0 +1,349 @@
+//! The real server as a child process, and the requests that most tests send.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::{env, thread};
+
+use rusqlite::{Connection, OpenFlags};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::http::{self, Reply};
+use super::{Events, Home, Journal, Log, Setup, eventually, process};
+
+/// How long, in seconds, a request waits for a task: below the patience of a test.
+const WAIT_SECONDS: u64 = 25;
+
+/// The states that a task never leaves.
+pub const TERMINAL: [&str; 5] = ["completed", "failed", "cancelled", "interrupted", "skipped"];
+
+/// A running server; dropping it kills it.
+pub struct Server {
+    pub home: Home,
+    pub log: Log,
+    pub journal: Journal,
+    child: Option<Child>,
+    client: ureq::Agent,
+}
+
+impl Server {
+    /// Starts the server in this directory and waits until it is ready.
+    #[track_caller]
+    pub fn start(home: Home) -> Self {
+        let log = Log::default();
+        let journal = Journal::new(home.script(), log.clone());
+        let mut server = Self { home, log, journal, child: None, client: http::client() };
+        server.boot();
+        server
+    }
+
+    /// A server with the usual configuration.
+    #[track_caller]
+    pub fn usual() -> Self {
+        Setup::new().start()
+    }
+
+    /// Starts the process again, on the same data, and waits until it is ready.
+    #[track_caller]
+    pub fn boot(&mut self) {
+        assert!(self.child.is_none(), "the server runs already");
+        self.log.push("--- start ---".into());
+        let mut child = serve(&self.home);
+        self.log.follow(child.stderr.take().unwrap());
+        self.child = Some(child);
+        let log = self.log.clone();
+        eventually("the server to be ready", &log, || {
+            if let Some(status) = self.exit_status() {
+                panic!("the server ended with {status}\n{}", log.tail());
+            }
+            let reply = self.try_request("GET", "/readyz", &[], None).ok()?;
+            (200..300).contains(&reply.status).then_some(())
+        });
+    }
+
+    /// Ends the server with SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            process::signal(child.id(), Signal::KILL);
+            child.wait().unwrap();
+            self.log.push("--- killed ---".into());
+        }
+    }
+
+    /// Kills the server and starts it again.
+    #[track_caller]
+    pub fn kill_and_boot(&mut self) {
+        self.kill();
+        self.boot();
+    }
+
+    /// Asks the server to end, with SIGTERM.
+    pub fn terminate(&self) {
+        process::signal(self.pid(), Signal::TERM);
+    }
+
+    /// Waits until the server has ended by itself.
+    #[track_caller]
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        let log = self.log.clone();
+        let status = eventually("the server to exit", &log, || self.exit_status());
+        self.child = None;
+        self.log.push(format!("--- ended: {status} ---"));
+        status
+    }
+
+    fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().unwrap())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the server runs").id()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.home.address()
+    }
+
+    /// Sends a request; `Err` if no response came.
+    pub fn try_request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Result<Reply, ureq::Error> {
+        let url = format!("http://{}{path}", self.address());
+        http::exchange(&self.client, method, &url, headers, body)
+    }
+
+    #[track_caller]
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Reply {
+        match self.try_request(method, path, headers, body) {
+            Ok(reply) => reply,
+            Err(err) => panic!("{method} {path}: {err}\n{}", self.log.tail()),
+        }
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Reply {
+        self.request("GET", path, &[], None)
+    }
+
+    #[track_caller]
+    pub fn delete(&self, path: &str) -> Reply {
+        self.request("DELETE", path, &[], None)
+    }
+
+    #[track_caller]
+    pub fn put(&self, path: &str, body: &Value) -> Reply {
+        self.send("PUT", path, &[], body)
+    }
+
+    #[track_caller]
+    pub fn post(&self, path: &str, body: &Value) -> Reply {
+        self.send("POST", path, &[], body)
+    }
+
+    /// POST with an `Idempotency-Key`.
+    #[track_caller]
+    pub fn post_once(&self, key: &str, path: &str, body: &Value) -> Reply {
+        self.send("POST", path, &[("Idempotency-Key", key)], body)
+    }
+
+    #[track_caller]
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Reply {
+        let mut all = vec![("Content-Type", "application/json")];
+        all.extend_from_slice(headers);
+        self.request(method, path, &all, Some(body.to_string().as_bytes()))
+    }
+
+    /// Sends these very bytes on a connection of their own.
+    #[track_caller]
+    pub fn raw(&self, bytes: impl AsRef<[u8]>) -> Reply {
+        http::raw(self.address(), bytes.as_ref())
+    }
+
+    /// Enqueues a turn and gives the task as the 202 shows it.
+    #[track_caller]
+    pub fn submit(&self, group: &str, prompt: &str) -> Value {
+        let path = format!("/v1/groups/{group}/turns");
+        self.post(&path, &json!({ "prompt": prompt })).expect(202)
+    }
+
+    /// Enqueues a turn and gives the task as it ended.
+    #[track_caller]
+    pub fn turn(&self, group: &str, prompt: &str) -> Value {
+        let task = self.submit(group, prompt);
+        self.finish(&task)
+    }
+
+    /// [`Self::turn`] that must complete.
+    #[track_caller]
+    pub fn complete(&self, group: &str, prompt: &str) -> Value {
+        let task = self.turn(group, prompt);
+        assert_eq!(task["state"], "completed", "{task}\n{}", self.log.tail());
+        task
+    }
+
+    /// Enqueues a compaction and gives the task as the 202 shows it.
+    #[track_caller]
+    pub fn compact(&self, group: &str) -> Value {
+        self.post(&format!("/v1/groups/{group}/compactions"), &json!({})).expect(202)
+    }
+
+    #[track_caller]
+    pub fn group(&self, group: &str) -> Value {
+        self.get(&format!("/v1/groups/{group}")).expect(200)
+    }
+
+    /// The task with this task's id, as it is now.
+    #[track_caller]
+    pub fn task(&self, task: &Value) -> Value {
+        self.get(&format!("/v1/tasks/{}", id(task))).expect(200)
+    }
+
+    /// Waits until the task is terminal.
+    #[track_caller]
+    pub fn finish(&self, task: &Value) -> Value {
+        let path = format!("/v1/tasks/{}?wait={WAIT_SECONDS}", id(task));
+        let ended = self.get(&path).expect_any(&[200, 202]);
+        let state = ended["state"].as_str().unwrap_or_default();
+        assert!(
+            TERMINAL.contains(&state),
+            "not ended in {WAIT_SECONDS} s: {ended}\n{}",
+            self.log.tail()
+        );
+        ended
+    }
+
+    /// Waits until the task is terminal, and checks in which state.
+    #[track_caller]
+    pub fn finish_as(&self, task: &Value, state: &str) -> Value {
+        let ended = self.finish(task);
+        assert_eq!(ended["state"], state, "{ended}\n{}", self.log.tail());
+        ended
+    }
+
+    #[track_caller]
+    pub fn cancel(&self, task: &Value) -> Reply {
+        self.post(&format!("/v1/tasks/{}/cancel", id(task)), &json!({}))
+    }
+
+    /// All frames of the group that the query selects, over all pages.
+    #[track_caller]
+    pub fn frames_where(&self, group: &str, query: &str) -> Vec<Value> {
+        let mut frames = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let path = format!("/v1/groups/{group}/frames?limit=1000{query}{cursor}");
+            let page = self.get(&path).expect(200);
+            frames.extend(page["items"].as_array().unwrap().iter().cloned());
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={}", encode(next)),
+                None => return frames,
+            }
+        }
+    }
+
+    #[track_caller]
+    pub fn frames(&self, group: &str) -> Vec<Value> {
+        self.frames_where(group, "")
+    }
+
+    #[track_caller]
+    pub fn frames_of_kind(&self, group: &str, kind: &str) -> Vec<Value> {
+        self.frames_where(group, &format!("&kind={}", encode(kind)))
+    }
+
+    /// Opens the group's events; `query` is empty or begins with `?`.
+    #[track_caller]
+    pub fn events(&self, group: &str, query: &str) -> Events {
+        self.events_with(group, query, &[])
+    }
+
+    #[track_caller]
+    pub fn events_with(&self, group: &str, query: &str, headers: &[(&str, &str)]) -> Events {
+        let path = format!("/v1/groups/{group}/events{query}");
+        Events::open(self.address(), &path, headers, &self.log)
+    }
+
+    /// A frame of the group that fits, as soon as there is one.
+    #[track_caller]
+    pub fn wait_frame(&self, group: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let events = self.events(group, "");
+        let seen = events.until(what, |event| event.is_frame() && fits(&event.frame()));
+        seen.last().unwrap().frame()
+    }
+
+    /// Waits until the group, as it is read, fits.
+    #[track_caller]
+    pub fn wait_group(&self, group: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, &self.log, || Some(self.group(group)).filter(&fits))
+    }
+
+    /// The database, read-only.
+    pub fn database(&self) -> Connection {
+        let file = self.home.data().join("greenroom.db");
+        Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.log.tail());
+        }
+        self.kill();
+    }
+}
+
+/// Runs `greenroom serve` in the directory; its stderr is a pipe.
+pub fn serve(home: &Home) -> Child {
+    let config = home.config();
+    greenroom(home, &["serve", "--config", config.to_str().unwrap()]).spawn().unwrap()
+}
+
+/// The command `greenroom` with these arguments, in the directory, with its stderr in a pipe.
+pub fn greenroom(home: &Home, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("GREENROOM_") || text.starts_with("RUST_LOG") {
+            command.env_remove(&name);
+        }
+    }
+    command
+        .args(arguments)
+        .envs(home.environment.iter().map(|(name, value)| (name, value)))
+        .current_dir(home.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// The program under test: what cargo built, or another build that `IT_GREENROOM` names.
+fn binary() -> PathBuf {
+    let other = env::var_os("IT_GREENROOM").map(PathBuf::from);
+    other.unwrap_or_else(|| env!("CARGO_BIN_EXE_greenroom").into())
+}
+
+#[track_caller]
+pub fn id(entity: &Value) -> &str {
+    entity["id"].as_str().unwrap_or_else(|| panic!("no id in {entity}"))
+}
+
+/// Percent-encodes what has a meaning in a query.
+pub fn encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:@".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).into() } else { format!("%{byte:02X}") })
+        .collect()
+}

@@ -1,0 +1,169 @@
+//! The configuration of a server under test, and the directory that it lives in.
+
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write as _};
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::{env, process};
+
+use tempfile::TempDir;
+
+use super::Server;
+
+/// Ports below those that the kernel gives out, so that nobody else takes one by chance.
+const FIRST_PORT: u16 = 15_000;
+const PORTS: u16 = 10_000;
+
+/// The name of the profile that most tests use.
+pub const SCRIPTED: &str = "scripted";
+
+/// A configuration in the making: the contract's defaults, and what a test sets.
+#[derive(Clone)]
+pub struct Setup {
+    sections: BTreeMap<String, BTreeMap<String, String>>,
+    environment: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// One profile, `scripted`, which is the default; permissions are rejected, and nothing is
+    /// retried, so that no test waits for a backoff.
+    pub fn new() -> Self {
+        Self { sections: BTreeMap::new(), environment: Vec::new() }
+            .text("storage", "url", "sqlite:data/greenroom.db")
+            .text("defaults", "agent", SCRIPTED)
+            .text("defaults", "permission_policy", "reject")
+            .text("defaults", "retry", "never")
+            .agent(SCRIPTED, &[])
+    }
+
+    /// Sets a key to a TOML value.
+    pub fn set(mut self, section: &str, key: &str, value: impl Display) -> Self {
+        let section = self.sections.entry(section.to_owned()).or_default();
+        section.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// Sets a key to a string.
+    pub fn text(self, section: &str, key: &str, value: &str) -> Self {
+        self.set(section, key, format_args!("{value:?}"))
+    }
+
+    /// Adds a profile: the scripted agent with these arguments.
+    ///
+    /// It compacts by `/compact`.
+    pub fn agent(self, name: &str, arguments: &[&str]) -> Self {
+        let section = format!("agents.{name}");
+        self.text(&section, "command", scripted_agent().to_str().unwrap())
+            .set(&section, "args", format_args!("{arguments:?}"))
+            .set(&section, "env", "{ SCRIPT_DIR = \"$SCRIPT_DIR\" }")
+            .set(&section, "compaction", "{ strategy = \"command\", command = \"/compact\" }")
+    }
+
+    /// Adds a profile with a command of its own.
+    pub fn command(self, name: &str, command: &str) -> Self {
+        self.text(&format!("agents.{name}"), "command", command)
+    }
+
+    /// Sets a variable of the server's own environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Writes the configuration into a fresh directory.
+    pub fn home(self) -> Home {
+        Home::new(self)
+    }
+
+    /// Starts a server and waits until it is ready.
+    #[track_caller]
+    pub fn start(self) -> Server {
+        Server::start(self.home())
+    }
+}
+
+/// A directory with a configuration, and a port that is nobody else's.
+pub struct Home {
+    directory: TempDir,
+    port: Port,
+    pub environment: Vec<(String, String)>,
+}
+
+impl Home {
+    fn new(setup: Setup) -> Self {
+        let directory = TempDir::with_prefix("greenroom-it-").unwrap();
+        let home = Self { directory, port: Port::take(), environment: setup.environment.clone() };
+        let listen = home.address().to_string();
+        let setup = setup.text("server", "listen", &listen);
+        fs::create_dir(home.script()).unwrap();
+        fs::create_dir(home.config().parent().unwrap()).unwrap();
+        let mut text = String::new();
+        for (section, keys) in &setup.sections {
+            writeln!(text, "[{section}]").unwrap();
+            for (key, value) in keys {
+                writeln!(text, "{key} = {value}").unwrap();
+            }
+        }
+        home.write_config(&text.replace("$SCRIPT_DIR", home.script().to_str().unwrap()));
+        home
+    }
+
+    /// Replaces the configuration.
+    pub fn write_config(&self, text: &str) {
+        fs::write(self.config(), text).unwrap();
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port.number))
+    }
+
+    /// The server's working directory.
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().canonicalize().unwrap()
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.path().join("config/greenroom.toml")
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    /// The scripted agents' control directory.
+    pub fn script(&self) -> PathBuf {
+        self.path().join("script")
+    }
+}
+
+/// The scripted agent's program, which cargo builds as an example beside the tests.
+pub fn scripted_agent() -> PathBuf {
+    let test = env::current_exe().unwrap();
+    let profile = test.parent().unwrap().parent().unwrap();
+    let agent = profile.join("examples/scripted-agent");
+    assert!(agent.exists(), "{} is missing: cargo build --example scripted-agent", agent.display());
+    agent
+}
+
+/// A port, kept from the other tests of this machine by a lock on a file.
+struct Port {
+    number: u16,
+    _lock: File,
+}
+
+impl Port {
+    fn take() -> Self {
+        let directory = env::temp_dir().join("greenroom-it-ports");
+        fs::create_dir_all(&directory).unwrap();
+        let start = process::id() as usize * 37;
+        for offset in 0..usize::from(PORTS) {
+            let number = FIRST_PORT + ((start + offset) % usize::from(PORTS)) as u16;
+            let Ok(lock) = File::create(directory.join(number.to_string())) else { continue };
+            if lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", number)).is_ok() {
+                return Self { number, _lock: lock };
+            }
+        }
+        panic!("no free port from {FIRST_PORT} on")
+    }
+}

@@ -1,0 +1,200 @@
+//! Turns: accepted, run, answered.
+
+use serde_json::json;
+
+use crate::support::Server;
+use crate::support::server::id;
+
+/// API 2: 202 with `Location` and the task; an unknown group is made with the default agent; the
+/// task ends `completed` with the agent's text.
+#[test]
+fn accepted_then_completed() {
+    let server = Server::usual();
+    let body = json!({ "prompt": "hello", "metadata": { "ticket": 7 } });
+    let reply = server.post("/v1/groups/work/turns", &body);
+    let task = reply.expect(202);
+    assert!(id(&task).starts_with("tsk_"), "{task}");
+    let location = reply.header("location").expect("a Location");
+    assert!(location.ends_with(&format!("/v1/tasks/{}", id(&task))), "{location}");
+    for name in [
+        "id",
+        "group",
+        "kind",
+        "state",
+        "blocked_by",
+        "position",
+        "origin",
+        "attempt",
+        "stop_reason",
+        "error",
+        "text",
+        "usage",
+        "run",
+        "segment",
+        "seq_first",
+        "seq_last",
+        "interrupted",
+        "created_at",
+        "started_at",
+        "ended_at",
+        "deduplicated",
+        "retry_of",
+        "metadata",
+    ] {
+        assert!(task.get(name).is_some(), "no {name} in {task}");
+    }
+    assert_eq!(task["group"], "work");
+    assert_eq!(task["kind"], "turn");
+    assert_eq!(task["origin"], "api");
+    assert_eq!(task["deduplicated"], false);
+    assert!(["queued", "running"].contains(&task["state"].as_str().unwrap()), "{task}");
+    let ended = server.finish_as(&task, "completed");
+    assert_eq!(ended["stop_reason"], "end_turn");
+    assert_eq!(ended["text"], "echo: hello");
+    assert_eq!(ended["error"], json!(null));
+    assert_eq!(ended["interrupted"], json!(null));
+    assert_eq!(ended["metadata"], json!({ "ticket": 7 }));
+    assert!(ended["ended_at"].is_string() && ended["started_at"].is_string(), "{ended}");
+    assert_eq!(server.group("work")["agent"], "scripted");
+    assert_eq!(server.journal.prompts(), ["hello"]);
+}
+
+/// API 2, `wait`: 200 when the task ended within it, 202 with the task as it is when not.
+#[test]
+fn wait_answers_with_the_end_or_the_state() {
+    let server = Server::usual();
+    let reply = server.post("/v1/groups/work/turns?wait=25", &json!({ "prompt": "[[reply:ok]]" }));
+    let task = reply.expect(200);
+    assert_eq!(task["state"], "completed");
+    assert_eq!(task["text"], "ok");
+    let gated = json!({ "prompt": "[[gate:go]]" });
+    let task = server.post("/v1/groups/work/turns?wait=1", &gated).expect(202);
+    assert!(["queued", "running"].contains(&task["state"].as_str().unwrap()), "{task}");
+    server.journal.open_gate("go");
+    server.finish_as(&task, "completed");
+    let now = json!({ "prompt": "[[reply:later]]" });
+    let task = server.post("/v1/groups/work/turns?wait=0", &now).expect_any(&[200, 202]);
+    server.finish_as(&task, "completed");
+}
+
+/// API 2: a prompt is a text or a list of ACP content blocks, passed through untouched.
+#[test]
+fn content_blocks_reach_the_agent_untouched() {
+    let server = Server::usual();
+    let blocks = json!([
+        { "type": "text", "text": "[[reply:one]]" },
+        { "type": "resource_link", "uri": "file:///tmp/x.txt", "name": "x", "_meta": { "k": [1] } },
+        { "type": "text", "text": "[[reply: two]]", "annotations": { "priority": 0.5 } },
+    ]);
+    let body = json!({ "prompt": blocks });
+    let task = server.post("/v1/groups/work/turns?wait=25", &body).expect(200);
+    assert_eq!(task["text"], "one two", "the message text joined");
+    let prompt = server.journal.wait("the prompt", |event| event["event"] == "prompt");
+    let line: serde_json::Value = serde_json::from_str(prompt["line"].as_str().unwrap()).unwrap();
+    assert_eq!(line["params"]["prompt"], blocks);
+    let text = json!({ "prompt": "plain" });
+    server.post("/v1/groups/work/turns?wait=25", &text).expect(200);
+    let prompt = server.journal.wait_prompt("plain");
+    let line: serde_json::Value = serde_json::from_str(prompt["line"].as_str().unwrap()).unwrap();
+    assert_eq!(line["params"]["prompt"], json!([{ "type": "text", "text": "plain" }]));
+}
+
+/// API 1: the agent's stop reason is the task's; a refusal is a completed turn.
+#[test]
+fn refusal_is_a_stop_reason() {
+    let server = Server::usual();
+    let task = server.turn("work", "[[refuse]]");
+    assert_eq!(task["stop_reason"], "refusal", "{task}");
+}
+
+/// API 2, ARCHITECTURE 4: a JSON-RPC error fails the task and says why; the queue drains on (DQ-9).
+#[test]
+fn agent_error_fails_the_task() {
+    let server = Server::usual();
+    let failing = server.submit("work", "[[error:-32602:what the agent said]]");
+    let next = server.submit("work", "next");
+    let failed = server.finish_as(&failing, "failed");
+    assert_eq!(failed["stop_reason"], "_error");
+    assert!(failed["error"].to_string().contains("what the agent said"), "{failed}");
+    assert!(!failed["error"]["code"].is_null(), "{failed}");
+    server.finish_as(&next, "completed");
+}
+
+/// API 2: the group's tasks are listed by state and kind, queue and history alike.
+#[test]
+fn tasks_are_listed() {
+    let server = Server::usual();
+    let done = server.complete("work", "done");
+    let running = server.submit("work", "[[gate:never]]");
+    server.journal.wait_gate("never");
+    let queued = server.submit("work", "queued");
+    let ids = |query: &str| {
+        let page = server.get(&format!("/v1/groups/work/tasks{query}")).expect(200);
+        let items = page["items"].as_array().unwrap().iter().map(|task| task["id"].clone());
+        items.collect::<Vec<_>>()
+    };
+    let mut all = ids("");
+    let mut expected = vec![done["id"].clone(), running["id"].clone(), queued["id"].clone()];
+    all.sort_by_key(|id| id.to_string());
+    expected.sort_by_key(|id| id.to_string());
+    assert_eq!(all, expected);
+    assert_eq!(ids("?state=completed"), [done["id"].clone()]);
+    assert_eq!(ids("?state=running"), [running["id"].clone()]);
+    assert_eq!(ids("?state=queued"), [queued["id"].clone()]);
+    assert_eq!(ids("?kind=turn").len(), 3);
+    assert!(ids("?kind=compaction").is_empty());
+    let waiting = server.task(&queued);
+    assert_eq!(waiting["blocked_by"], "turn", "{waiting}");
+    server.get("/v1/groups/nobody/tasks").any_problem(404);
+}
+
+/// AM-1, I1: two first requests at once start one agent, never two.
+#[test]
+fn first_requests_at_once_start_one_agent() {
+    let server = Server::usual();
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let server = &server;
+            scope.spawn(move || server.complete("work", &format!("turn {number}")));
+        }
+    });
+    assert_eq!(server.journal.events_named("start").len(), 1);
+    assert_eq!(server.journal.events_named("new").len(), 1);
+    assert_eq!(server.journal.prompts().len(), 8);
+    server.journal.assert_one_at_a_time();
+}
+
+/// RELIABILITY F14: the first of two responses wins, and the next turn is not confused by it.
+#[test]
+fn second_response_is_ignored() {
+    let server = Server::usual();
+    let task = server.complete("work", "[[reply:x]][[two-responses]]");
+    assert_eq!(task["stop_reason"], "end_turn");
+    let next = server.complete("work", "next");
+    assert_eq!(next["text"], "echo: next");
+    assert_eq!(next["stop_reason"], "end_turn");
+    assert_eq!(server.task(&task)["stop_reason"], "end_turn");
+}
+
+/// REAL-AGENTS: an update after the response is an out-of-turn frame, and no part of the turn.
+#[test]
+fn late_update_is_out_of_turn() {
+    let server = Server::usual();
+    let task = server.complete("work", "[[reply:in time]][[late:50]]");
+    assert_eq!(task["text"], "in time");
+    let late = server.wait_frame("work", "the late chunk", |frame| {
+        frame["payload"]["params"]["update"]["content"]["text"] == "late"
+    });
+    assert_eq!(late["task"], json!(null), "{late}");
+    assert_eq!(server.task(&task)["text"], "in time");
+    assert_eq!(server.complete("work", "next")["text"], "echo: next");
+}
+
+/// F12: a last line without its newline is read: the response in it completes the turn.
+#[test]
+fn response_without_newline_counts() {
+    let server = Server::usual();
+    server.complete("work", "[[reply:x]][[no-newline-eof]]");
+    server.complete("work", "next");
+    assert_eq!(server.journal.prompts().len(), 2);
+}
