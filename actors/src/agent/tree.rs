@@ -13,7 +13,7 @@ use std::{
 };
 
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, getpid, getsid, pidfd_open, pidfd_send_signal,
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal,
     set_child_subreaper, waitpid,
 };
 
@@ -179,13 +179,14 @@ pub fn sweep(marker: &Marker) -> io::Result<Vec<u32>> {
 /// Kills and reaps what this process adopted as a subreaper from shims that were killed.
 ///
 /// An adopted process is a child in another session than this one, and no shim: the children that
-/// this process starts share its session, or are shims. Blocks for up to 5 s.
+/// this process starts share its session, or are shims. The first process of a container and what
+/// shares its session are in session 0, as the leader cannot be named there. Blocks for up to 5 s.
 ///
 /// # Errors
 ///
 /// As [`sweep`].
 pub fn sweep_adopted() -> io::Result<Vec<u32>> {
-    let session = getsid(None)?.as_raw_nonzero().get();
+    let session = Entry::read(own_pid())?.session;
     until_none_left(|| {
         let mut adopted = entries()?;
         adopted.retain(|e| e.parent == own_pid() && e.session != session && !e.shim);
@@ -279,12 +280,14 @@ mod tests {
         let rest =
             "S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 2048 99 18446744073709551615";
         let entry = |shim| Entry { pid: 5, shim, parent: 7, session: 9, start_time: 123_456 };
+        let outside = Entry { session: 0, ..entry(false) };
         #[rustfmt::skip]
         let cases = [
             ("plain",            format!("5 (cat) {rest}"),            Some(entry(false))),
             ("brackets",         format!("5 (a) S 1 (b) {rest}"),      Some(entry(false))),
             ("newline",          format!("5 (a\nb) {rest}"),           Some(entry(false))),
             ("a shim",           format!("5 (greenroom-shim) {rest}"), Some(entry(true))),
+            ("of no session",    format!("5 (cat) {rest}").replace(" 9 ", " 0 "), Some(outside)),
             ("cut off",          "5 (cat) S 7 8 9 0".to_owned(),       None),
             ("without a name",   format!("5 cat {rest}"),              None),
             ("empty",            String::new(),                        None),
