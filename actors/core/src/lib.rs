@@ -3,6 +3,7 @@
 //! This crate owns the state machines. It refuses to know a clock, a socket, a row or a thread:
 //! time and fresh ids are arguments, and a decision is data (a [`Step`]) that an actor carries out.
 
+mod compaction;
 mod group;
 mod ids;
 mod json;
@@ -12,6 +13,7 @@ mod step;
 mod task;
 mod turn;
 
+pub use compaction::{Details, Lineage, Provenance, SUMMARY_BYTES_MAX, Sign, Signal, Source};
 pub use group::{Expiry, Group, Head, Patience, Rejected, Status};
 pub use ids::{GroupId, InvalidId, RunId, SessionId, TaskId, Timestamp};
 pub use json::Json;
