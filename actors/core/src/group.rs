@@ -2,20 +2,25 @@
 //!
 //! [`Group::apply`] decides; [`Group::replay`] alone changes the state, live and at recovery (I13).
 
+mod compacting;
 mod scene;
 
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use self::scene::Scene;
 use crate::{
-    Blocked, Cause, CutBy, Event, Run, RunId, RunPhase, SessionId, Settings, Step, Task, TaskId,
-    TaskKind, TaskState, Timestamp, Turn, Usage, Write,
+    Blocked, Cause, Compaction, CompactionId, CompactionStatus, CutBy, Event, Json, Origin,
+    Provenance, Run, RunId, RunPhase, SessionId, Settings, Source, Step, Strategy, Task, TaskId,
+    TaskKind, TaskState, Timestamp, Turn, Usage, Write, lifecycle::Recent,
 };
 
 /// How long an agent may take to answer a cancel before its process tree is ended.
 const CANCEL_MS: u64 = 10_000;
+/// How long until a lock that somebody else holds is asked for again.
+const LOCK_RETRY_MS: u64 = 1_000;
 
 /// What is kept of a group beside its tasks and its run.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +45,54 @@ pub struct Head {
     pub archived: bool,
     /// Whether its rows are to be deleted as well, as soon as nothing of its run is left.
     pub purging: bool,
+    /// Which of hermes' sessions is in force: after a restart it is the one to take up.
+    pub provenance: Option<Provenance>,
+    /// What became of its compactions so far.
+    pub compacting: Compacting,
+    /// A summary that no prompt carried into its session yet.
+    pub lead_in: Option<String>,
+}
+
+impl Head {
+    /// A group that nobody has stored yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            created_at: None,
+            last_seq: 0,
+            tasks: 0,
+            session: None,
+            segment: 0,
+            usage: None,
+            paused: false,
+            archived: false,
+            purging: false,
+            provenance: None,
+            compacting: Compacting::default(),
+            lead_in: None,
+        }
+    }
+}
+
+/// What became of a group's compactions, kept for its life.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Compacting {
+    /// How many were completed; never falls (SEEDS AM-23).
+    pub count: u64,
+    /// Who told first of the last one.
+    pub last_source: Option<Source>,
+    /// When one began last.
+    pub last_started_at: Option<Timestamp>,
+    /// When one was completed last.
+    pub last_completed_at: Option<Timestamp>,
+    /// Whether the usage was reported since one was completed last.
+    measured: bool,
+    /// The tokens in use before the last completed one, until it is known what that freed.
+    before: Option<u64>,
+    /// How many in a row freed too little (I12).
+    streak: u8,
+    /// When an ordered one failed last, if none was completed since (SEEDS HL-14).
+    failed_at: Option<Timestamp>,
 }
 
 /// A group's state.
@@ -50,6 +103,45 @@ pub struct Group {
     waiting_bytes: usize,
     current: Option<Current>,
     run: Option<Run>,
+    /// What the run told of compactions.
+    recent: Recent,
+    lock: Lock,
+}
+
+/// The lock of the session, as far as the group's next or running compaction needs it.
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Lock {
+    #[default]
+    Unasked,
+    /// The `tries`-th request is under way; the first was made in `segment`.
+    Asked { task: TaskId, tries: u64, segment: u32 },
+    /// Somebody else holds it.
+    Refused { task: TaskId, tries: u64, segment: u32 },
+    /// It is the group's.
+    Held { task: TaskId, key: SessionId, holder: String, token: u64 },
+    /// There is none to be had.
+    Bypassed { task: TaskId },
+    /// It was the group's, and is not any more.
+    Lost { task: TaskId },
+}
+
+impl Lock {
+    /// The task that needs it.
+    fn task(&self) -> Option<TaskId> {
+        match self {
+            Self::Unasked => None,
+            Self::Asked { task, .. }
+            | Self::Refused { task, .. }
+            | Self::Held { task, .. }
+            | Self::Bypassed { task }
+            | Self::Lost { task } => Some(*task),
+        }
+    }
+
+    /// Whether `task` may start.
+    fn lets(&self, task: TaskId) -> bool {
+        matches!(self, Self::Held { .. } | Self::Bypassed { .. }) && self.task() == Some(task)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -106,6 +198,10 @@ pub enum Expiry {
     Turn(TaskId),
     /// A running task's cancel.
     Cancel(TaskId),
+    /// A compaction, whoever ordered it (SEEDS AM-28).
+    Compaction(CompactionId),
+    /// A lock that somebody else holds, at the so-many-th refusal.
+    Lock(TaskId, u64),
     /// A resident agent with nothing to do, since the frame with this number.
     Idle(RunId, u64),
 }
@@ -115,6 +211,8 @@ pub enum Expiry {
 pub struct Patience {
     /// One attempt, milliseconds.
     pub turn_ms: u64,
+    /// A compaction, and the wait for its lock, milliseconds.
+    pub compaction_ms: u64,
     /// An idle agent, milliseconds.
     pub idle_ms: u64,
     /// Waiting tasks.
@@ -123,28 +221,45 @@ pub struct Patience {
     pub queue_bytes_max: usize,
 }
 
+/// What a group's settings and its agent's profile come to.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The limits of every group.
+    pub patience: Patience,
+    /// The share of the context window at which a compaction is ordered; 0: never.
+    pub auto_compact: f64,
+    /// How a compaction is ordered, and its prompt as content blocks; `None`: not at all.
+    pub compaction: Option<(Strategy, Json)>,
+    /// Whether the profile listens to more than ACP, so that a compaction of which nothing is
+    /// heard was none.
+    pub listens: bool,
+}
+
 impl Group {
     /// A group that nobody has stored yet.
     pub fn new(settings: Settings) -> Self {
-        let head = Head {
-            settings,
-            created_at: None,
-            last_seq: 0,
-            tasks: 0,
-            session: None,
-            segment: 0,
-            usage: None,
-            paused: false,
-            archived: false,
-            purging: false,
-        };
-        Self { head, waiting: VecDeque::new(), waiting_bytes: 0, current: None, run: None }
+        Self {
+            head: Head::new(settings),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            current: None,
+            run: None,
+            recent: Recent::default(),
+            lock: Lock::Unasked,
+        }
     }
 
     /// A group as it was stored: its `tasks` that are not terminal, in the order of acceptance,
-    /// and its `run` and running `turn` if it has them.
-    pub fn restore(head: Head, tasks: Vec<Task>, run: Option<Run>, turn: Option<Turn>) -> Self {
+    /// and its `run`, running `turn` and `active` compaction if it has them.
+    pub fn restore(
+        head: Head,
+        tasks: Vec<Task>,
+        run: Option<Run>,
+        turn: Option<Turn>,
+        active: Option<Compaction>,
+    ) -> Self {
         let mut group = Self { head, run, ..Self::new(Settings::default()) };
+        active.into_iter().for_each(|active| group.recent.put(active));
         for task in tasks {
             if task.claimed_at.is_some() {
                 let mut turn = turn.clone();
@@ -197,7 +312,45 @@ impl Group {
     /// Whether a slot would let a task go on.
     pub fn wants_slot(&self) -> bool {
         let stands_still = self.head.paused || self.head.archived;
-        self.current.is_none() && !self.waiting.is_empty() && !stands_still
+        self.current.is_none()
+            && !stands_still
+            && self.waiting.front().is_some_and(|next| !self.needs_lock(next))
+    }
+
+    /// Whether `task` waits for the session's lock. A compaction with nothing to do needs none.
+    fn needs_lock(&self, task: &Task) -> bool {
+        self.has_work(task) && task.kind() == TaskKind::Compaction && !self.lock.lets(task.id)
+    }
+
+    /// Whether there is anything that `task` could do: a compaction needs a session, and one with
+    /// more in it than the summary that opened it.
+    fn has_work(&self, task: &Task) -> bool {
+        match task.work {
+            crate::Work::Turn { .. } => true,
+            crate::Work::Compaction { strategy: Strategy::Command, .. } => {
+                self.head.session.is_some()
+            }
+            crate::Work::Compaction { strategy: Strategy::Rotate, .. } => {
+                self.head.session.is_some() && self.head.lead_in.is_none()
+            }
+        }
+    }
+
+    /// The compaction that may be going on.
+    pub fn active_compaction(&self) -> Option<&Compaction> {
+        self.recent.active()
+    }
+
+    /// The lock that the group holds: session, holder and fencing token.
+    pub fn lease(&self) -> Option<(&SessionId, &str, u64)> {
+        match &self.lock {
+            Lock::Held { key, holder, token, .. } => Some((key, holder, *token)),
+            Lock::Unasked
+            | Lock::Asked { .. }
+            | Lock::Refused { .. }
+            | Lock::Bypassed { .. }
+            | Lock::Lost { .. } => None,
+        }
     }
 
     /// What the group is doing.
@@ -219,27 +372,41 @@ impl Group {
             Some(Current { turn: None, .. }) => Some(Blocked::Agent),
             Some(_) if !self.waiting.is_empty() => Some(Blocked::Turn),
             None if !self.waiting.is_empty() && self.head.paused => Some(Blocked::Paused),
+            None if self.waiting.front().is_some_and(|next| self.needs_lock(next)) => {
+                Some(Blocked::Lock)
+            }
             None if !self.waiting.is_empty() => Some(Blocked::Slot),
             Some(_) | None => None,
         }
     }
 
     /// What is now bounded in time, and by how many milliseconds from the moment it became so.
-    pub fn patience(&self, limits: &Patience) -> Option<(Expiry, u64)> {
-        let run = self.run.as_ref().filter(|run| run.phase == RunPhase::Ready)?;
-        match &self.current {
-            Some(Current { task, turn: Some(Turn { cut: Some(_), .. }) }) => {
-                Some((Expiry::Cancel(task.id), CANCEL_MS))
+    pub fn patience(&self, limits: &Patience) -> impl Iterator<Item = (Expiry, u64)> {
+        let ready = self.run.as_ref().filter(|run| run.phase == RunPhase::Ready);
+        let active = self.recent.active().map(|active| active.id);
+        let task = ready.and(self.current.as_ref()).and_then(|Current { task, turn }| {
+            let turn = turn.as_ref()?;
+            if turn.cut.is_some() {
+                return Some((Expiry::Cancel(task.id), CANCEL_MS));
             }
-            Some(Current { task, turn: Some(_) }) => {
-                Some((Expiry::Turn(task.id), task.deadline_ms.unwrap_or(limits.turn_ms)))
-            }
-            Some(Current { turn: None, .. }) => None,
-            None => Some((Expiry::Idle(run.id, self.head.last_seq), limits.idle_ms)),
-        }
+            let limit = match task.kind() {
+                TaskKind::Turn => limits.turn_ms,
+                TaskKind::Compaction => limits.compaction_ms,
+            };
+            Some((Expiry::Turn(task.id), task.deadline_ms.unwrap_or(limit)))
+        });
+        let idle = ready
+            .filter(|_| self.current.is_none() && active.is_none())
+            .map(|run| (Expiry::Idle(run.id, self.head.last_seq), limits.idle_ms));
+        let lock = match self.lock {
+            Lock::Refused { task, tries, .. } => Some((Expiry::Lock(task, tries), LOCK_RETRY_MS)),
+            _ => None,
+        };
+        let compaction = active.map(|id| (Expiry::Compaction(id), limits.compaction_ms));
+        [compaction, task, idle, lock].into_iter().flatten()
     }
 
-    /// Decides what `event` leads to, and takes it in.
+    /// Decides what `event` leads to, and takes it in. `fresh` names what it brings into being.
     ///
     /// # Errors
     ///
@@ -248,9 +415,10 @@ impl Group {
         &mut self,
         event: Event,
         now: Timestamp,
-        limits: &Patience,
+        terms: &Terms,
+        fresh: &mut dyn FnMut() -> Uuid,
     ) -> Result<Step, Rejected> {
-        Scene::new(self, now).take(event, limits)
+        Scene::new(self, now, terms, fresh).take(event)
     }
 
     /// Takes in one fact: the only place where the state changes (I13).
@@ -268,6 +436,7 @@ impl Group {
                 }
                 self.head.settings = settings.clone();
                 self.head.archived = false;
+                self.head.compacting.allow();
             }
             Write::GroupArchived {} => self.head.archived = true,
             Write::PurgeOrdered {} => self.head.purging = true,
@@ -275,6 +444,9 @@ impl Group {
             Write::GroupResumed {} => self.head.paused = false,
             Write::TaskQueued { record, .. } => {
                 self.head.tasks += 1;
+                if record.kind() == TaskKind::Compaction && record.origin != Origin::Auto {
+                    self.head.compacting.allow();
+                }
                 self.enqueue(Task::clone(record));
             }
             Write::TaskClaimed { task } => self.replay_claim(*task, at),
@@ -300,8 +472,10 @@ impl Group {
                 {
                     current.turn = Some(Turn::new(*run, *id));
                 }
+                self.recent.pass();
             }
             Write::Said(said) => {
+                self.head.compacting.measured |= said.fold.usage.is_some();
                 self.head.usage = said.fold.usage.clone().or(self.head.usage.take());
                 if said.task.is_some()
                     && let Some(Current { turn: Some(turn), .. }) = &mut self.current
@@ -314,6 +488,7 @@ impl Group {
                     task.cancel_requested = true;
                     turn.cut.get_or_insert(CutBy::Caller);
                 }
+                self.run.iter_mut().for_each(|run| run.cancelled = true);
             }
             Write::TurnCut { cause, .. } => {
                 if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
@@ -324,6 +499,13 @@ impl Group {
                         }
                     });
                 }
+                self.run.iter_mut().for_each(|run| run.cancelled = true);
+            }
+            Write::TurnSettled { task, .. } => self.replay_settlement(*task),
+            Write::SummaryGiven { .. } => {
+                if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
+                    turn.opening = Some(first_seq);
+                }
             }
             Write::TaskEnded { task, .. } => {
                 if self.current.as_ref().is_some_and(|current| current.task.id == *task) {
@@ -331,26 +513,65 @@ impl Group {
                 } else {
                     self.dequeue(*task);
                 }
+                if self.lock.task() == Some(*task) {
+                    self.lock = Lock::Unasked;
+                }
             }
             Write::RunStarted { run, .. } => {
-                self.run = Some(Run { id: *run, phase: RunPhase::Starting, outdated: false });
+                self.run = Some(Run::new(*run, RunPhase::Starting));
             }
-            Write::RunReady { .. } => self.set_phase(RunPhase::Ready),
+            Write::RunReady { session, .. } => {
+                self.head.session = Some(session.clone());
+                self.set_phase(RunPhase::Ready);
+            }
             Write::RunStopping { .. } => self.set_phase(RunPhase::Stopping),
-            Write::RunExited { .. } => self.run = None,
-            Write::SegmentStarted { segment, session } => {
+            Write::RunExited { .. } => {
+                self.run = None;
+                self.recent.clear();
+            }
+            Write::SegmentStarted { segment, session, provenance, .. } => {
                 self.head.segment = *segment;
                 self.head.session = Some(session.clone());
+                self.head.provenance.clone_from(provenance);
+            }
+            Write::ProvenanceNoted { provenance } => {
+                self.head.provenance = Some(provenance.clone());
             }
             Write::ContextLost { .. } => {
                 self.head.session = None;
                 self.head.usage = None;
+                self.head.provenance = None;
             }
+            Write::CompactionStarted(compaction)
+            | Write::CompactionUpdated(compaction)
+            | Write::CompactionEnded(compaction) => self.replay_compaction(compaction, at),
+            Write::LockAsked { task } => {
+                let (tries, segment) = match self.lock {
+                    Lock::Refused { task: own, tries, segment } if own == *task => {
+                        (tries + 1, segment)
+                    }
+                    _ => (1, self.head.segment),
+                };
+                self.lock = Lock::Asked { task: *task, tries, segment };
+            }
+            Write::LockRefused { task, .. } => {
+                if let Lock::Asked { tries, segment, .. } = self.lock {
+                    self.lock = Lock::Refused { task: *task, tries, segment };
+                }
+            }
+            Write::LockTaken { task, key, holder, token } => {
+                let (key, holder) = (key.clone(), holder.clone());
+                self.lock = Lock::Held { task: *task, key, holder, token: *token };
+            }
+            Write::LockBypassed { task, .. } => self.lock = Lock::Bypassed { task: *task },
+            Write::LockLost { task } => self.lock = Lock::Lost { task: *task },
+            Write::LockReleased { .. } => self.lock = Lock::Unasked,
             Write::TurnStarted { .. }
             | Write::AgentOutputRejected { .. }
             | Write::PermissionResolved { .. }
-            | Write::TurnSettled { .. }
-            | Write::SegmentEnded { .. } => {}
+            | Write::SegmentEnded { .. }
+            | Write::AgentWedged { .. }
+            | Write::StderrMatched { .. } => {}
         }
     }
 
@@ -377,12 +598,65 @@ impl Group {
         }
     }
 
+    fn replay_settlement(&mut self, task: TaskId) {
+        self.head.compacting.measure(self.head.usage.as_ref());
+        let carried = self.current.as_ref().is_some_and(|Current { task: own, turn }| {
+            let heard = turn.as_ref().is_some_and(Turn::has_output);
+            own.id == task && own.kind() == TaskKind::Turn && heard
+        });
+        // A prompt that led nowhere may not have been read; the next one carries it again.
+        if carried {
+            self.head.lead_in = None;
+        }
+    }
+
+    fn replay_compaction(&mut self, compaction: &Compaction, at: Timestamp) {
+        let before = self.recent.status(compaction.id);
+        if let Some(run) = &mut self.run {
+            run.shows_acp |= compaction.sources.contains(&Source::Acp);
+        }
+        let compacting = &mut self.head.compacting;
+        match compaction.status {
+            status if before == Some(status) => {}
+            CompactionStatus::InProgress => {
+                compacting.last_source = Some(compaction.source);
+                compacting.last_started_at = Some(at);
+            }
+            CompactionStatus::Completed => {
+                let in_use = self.head.usage.as_ref().map(|usage| usage.used);
+                compacting.count += 1;
+                compacting.last_source = Some(compaction.source);
+                compacting.last_completed_at = Some(at);
+                compacting.before = compaction.details.tokens_before.or(in_use);
+                (compacting.measured, compacting.failed_at) = (false, None);
+                if compaction.leads {
+                    self.head.lead_in.clone_from(&compaction.details.summary);
+                }
+            }
+            CompactionStatus::Failed | CompactionStatus::Abandoned
+                if compaction.source == Source::Task =>
+            {
+                compacting.failed_at = Some(at);
+            }
+            CompactionStatus::Noop if compaction.source == Source::Task => {
+                compacting.streak = compacting.streak.saturating_add(1);
+            }
+            CompactionStatus::Failed
+            | CompactionStatus::Cancelled
+            | CompactionStatus::Abandoned
+            | CompactionStatus::Skipped
+            | CompactionStatus::Noop => {}
+        }
+        self.recent.put(compaction.clone());
+    }
+
     fn set_phase(&mut self, phase: RunPhase) {
         if let Some(run) = &mut self.run {
             run.phase = phase;
         }
     }
 
+    /// The compaction task that waits or runs.
     fn compaction(&self) -> Option<&Task> {
         self.current()
             .into_iter()

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 /// Milliseconds since the Unix epoch, UTC. A stamp to show, never a basis for a deadline: the wall
 /// clock may jump.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Timestamp(pub i64);
 
 /// Text that is no id of the kind that was asked for.
@@ -67,6 +67,12 @@ uuid_id!(
     RunId,
     "run_",
     "run"
+);
+uuid_id!(
+    /// One compaction of a group's context: `cmp_` and a UUIDv7.
+    CompactionId,
+    "cmp_",
+    "compaction"
 );
 
 /// A group's stable name, given by its users: `^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$`, so that the

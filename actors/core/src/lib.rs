@@ -7,6 +7,7 @@ mod compaction;
 mod group;
 mod ids;
 mod json;
+mod lifecycle;
 mod run;
 mod settings;
 mod step;
@@ -14,17 +15,18 @@ mod task;
 mod turn;
 
 pub use compaction::{Details, Lineage, Provenance, SUMMARY_BYTES_MAX, Sign, Signal, Source};
-pub use group::{Expiry, Group, Head, Patience, Rejected, Status};
-pub use ids::{GroupId, InvalidId, RunId, SessionId, TaskId, Timestamp};
+pub use group::{Compacting, Expiry, Group, Head, Patience, Rejected, Status, Terms};
+pub use ids::{CompactionId, GroupId, InvalidId, RunId, SessionId, TaskId, Timestamp};
 pub use json::Json;
+pub use lifecycle::{Compaction, CompactionStatus, Fate};
 pub use run::{Continuity, Exit, ExitReason, Run, RunPhase};
 pub use settings::Settings;
 pub use step::{
-    Answer, Effect, Event, Fold, FrameKind, Kinds, Lines, Permission, PromptReply, Said, Step,
-    Stop, Usage, Write,
+    Answer, Effect, EndReason, Event, Fold, FrameKind, Kinds, Lines, LockAnswer, Permission,
+    PromptReply, Said, Step, Stop, Usage, Write,
 };
 pub use task::{
-    Blocked, Cause, Ending, Interrupted, Origin, SideEffects, StopReason, Task, TaskError,
-    TaskKind, TaskState, Work,
+    Blocked, Cause, Ending, Finding, Interrupted, Origin, SideEffects, StopReason, Strategy, Task,
+    TaskError, TaskKind, TaskState, Work,
 };
 pub use turn::{CutBy, TEXT_BYTES_MAX, Turn};

@@ -14,6 +14,17 @@ pub struct Run {
     /// Whether the group's agent or directory was changed since it was started. It may finish its
     /// task, and gets no other.
     pub outdated: bool,
+    /// Whether a cancel was sent to it: hermes does not always survive one.
+    pub cancelled: bool,
+    /// Whether it told of a compaction by ACP: lesser detectors then only add to that.
+    pub shows_acp: bool,
+}
+
+impl Run {
+    /// A run that is being started.
+    pub fn new(id: RunId, phase: RunPhase) -> Self {
+        Self { id, phase, outdated: false, cancelled: false, shows_acp: false }
+    }
 }
 
 /// How far a run is.

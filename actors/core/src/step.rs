@@ -5,8 +5,9 @@ use std::{borrow::Cow, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cause, Continuity, Exit, ExitReason, Expiry, Interrupted, Json, Origin, RunId, SessionId,
-    Settings, StopReason, Task, TaskError, TaskId, TaskKind, TaskState,
+    Cause, Compaction, Continuity, Exit, ExitReason, Expiry, Finding, Interrupted, Json, Origin,
+    Provenance, RunId, SessionId, Settings, Signal, StopReason, Task, TaskError, TaskId, TaskKind,
+    TaskState,
 };
 
 /// What an event led to: facts to make durable, and then orders to carry out.
@@ -37,11 +38,19 @@ pub enum Event {
     Resumed,
     /// Somebody wants its run ended now.
     Stopped,
-    /// One of the server's slots is this group's for one task. `fresh` names the run that may have
-    /// to be started for it.
-    SlotGranted {
-        /// The next run's name.
-        fresh: RunId,
+    /// One of the server's slots is this group's for one task.
+    SlotGranted,
+    /// The lock for a compaction was asked for.
+    LockAnswered {
+        /// The compaction task.
+        task: TaskId,
+        /// Whether it has it.
+        answer: LockAnswer,
+    },
+    /// The lock of a compaction was taken over, or could not be kept.
+    LockLost {
+        /// The compaction task.
+        task: TaskId,
     },
     /// The agent takes prompts now.
     AgentReady {
@@ -53,6 +62,8 @@ pub enum Event {
         session: SessionId,
         /// What became of the context.
         continuity: Continuity,
+        /// Which of hermes' sessions it is.
+        provenance: Option<Provenance>,
     },
     /// The agent said something.
     AgentSaid {
@@ -62,6 +73,45 @@ pub enum Event {
         lines: Lines,
         /// What the rules need to know of it.
         fold: Fold,
+    },
+    /// What the agent just said tells of a compaction.
+    Signalled {
+        /// Which run.
+        run: RunId,
+        /// What it tells.
+        signal: Box<Signal>,
+    },
+    /// What the agent just said tells which of hermes' sessions is in force.
+    ProvenanceGiven {
+        /// Which run.
+        run: RunId,
+        /// What it tells.
+        provenance: Provenance,
+    },
+    /// What the agent just said is about a session that it was not about before (SEEDS AM-13).
+    SessionNamed {
+        /// Which run.
+        run: RunId,
+        /// The session.
+        session: SessionId,
+    },
+    /// The agent wrote a line to stderr that its profile listens to.
+    StderrMatched {
+        /// Which run.
+        run: RunId,
+        /// The line.
+        line: String,
+        /// What it tells of a compaction.
+        signal: Box<Signal>,
+    },
+    /// The agent opened another session, or could not.
+    SessionOpened {
+        /// Which run.
+        run: RunId,
+        /// Which request.
+        id: u64,
+        /// The session, or what is wrong.
+        opened: Result<(SessionId, Option<Provenance>), String>,
     },
     /// The agent said something that is no protocol message.
     OutputRejected {
@@ -92,15 +142,12 @@ pub enum Event {
     },
     /// The agent closed its stdout: it says nothing more, and is not to be asked any more.
     AgentClosed(RunId),
-    /// The run is over and nothing of its process tree is left. `fresh` names the run that may
-    /// have to be started after it.
+    /// The run is over and nothing of its process tree is left.
     AgentExited {
         /// Which run.
         run: RunId,
         /// How.
         exit: Exit,
-        /// The next run's name.
-        fresh: RunId,
     },
     /// Something took as long as [`crate::Group::patience`] allows.
     Expired(Expiry),
@@ -109,6 +156,27 @@ pub enum Event {
     /// The group was read back from the database after its server, or its actor, died; nothing of
     /// its run is alive.
     Recovered,
+}
+
+/// What came of the wish for a compaction's lock.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LockAnswer {
+    /// The group has it.
+    Taken {
+        /// Under which name.
+        holder: String,
+        /// The fencing token.
+        token: u64,
+    },
+    /// Somebody else has it.
+    Held {
+        /// Who.
+        holder: String,
+    },
+    /// There is no lock to be had, as the database does not know any (SEEDS HL-8).
+    Absent,
+    /// Nobody knows whether it is free (SEEDS HL-9).
+    Failed,
 }
 
 /// A permission that the agent asked for.
@@ -173,6 +241,8 @@ pub struct Fold {
     pub usage: Option<Usage>,
     /// Tool calls begun (`true`) and ended (`false`), in order.
     pub tools: Vec<(String, bool)>,
+    /// Whether any of them is an answer: message text, or a tool call.
+    pub answer: bool,
 }
 
 /// How full the context is, as the agent reports it.
@@ -197,6 +267,22 @@ pub struct Said {
     pub lines: Lines,
     /// What the rules know of it.
     pub fold: Fold,
+}
+
+/// Why a segment is not the open one any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// Another session was loaded.
+    SessionLoad,
+    /// The context was compacted.
+    Compaction,
+    /// The agent spoke of another session.
+    AcpSessionIdChanged,
+    /// The session did not outlive its process.
+    AgentRestart,
+    /// The agent put another session behind the same id.
+    Reset,
 }
 
 /// A fact. Each is a frame of the transcript (but those that [`Write::frames`] counts otherwise),
@@ -282,7 +368,7 @@ pub enum Write {
         /// The option chosen; absent: answered `cancelled`.
         selected: Option<String>,
         /// Who chose.
-        resolved_by: &'static str,
+        resolved_by: Cow<'static, str>,
     },
     /// Somebody wants the running task called off.
     CancelRequested {
@@ -315,6 +401,9 @@ pub enum Write {
         error: Option<TaskError>,
         /// What is known of a turn that was cut off.
         interrupted: Option<Interrupted>,
+        /// What is odd about it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        findings: Vec<Finding>,
         /// All of it, as it stays.
         #[serde(skip)]
         record: Box<Task>,
@@ -355,14 +444,94 @@ pub enum Write {
         /// Its number.
         segment: u32,
         /// Why.
-        end_reason: &'static str,
+        end_reason: EndReason,
     },
     /// A segment is opened.
     SegmentStarted {
         /// Its number.
         segment: u32,
+        /// The one that it continues.
+        parent: Option<u32>,
         /// The session whose context is in force in it.
         session: SessionId,
+        /// Which of hermes' sessions that is.
+        provenance: Option<Provenance>,
+    },
+    /// More is known of the open segment (SEEDS AM-13: that is no frame).
+    ProvenanceNoted {
+        /// Which of hermes' sessions is in force.
+        provenance: Provenance,
+    },
+    /// A compaction began.
+    CompactionStarted(Box<Compaction>),
+    /// More is known of a compaction.
+    CompactionUpdated(Box<Compaction>),
+    /// A compaction is over.
+    CompactionEnded(Box<Compaction>),
+    /// The agent gave the summary that was asked for; another session is opened for it.
+    SummaryGiven {
+        /// The compaction task.
+        task: TaskId,
+    },
+    /// The lock of the session is asked for.
+    LockAsked {
+        /// The compaction task.
+        task: TaskId,
+    },
+    /// Somebody else holds the lock.
+    LockRefused {
+        /// The compaction task.
+        task: TaskId,
+        /// Who holds it.
+        holder: String,
+    },
+    /// The compaction has its lock.
+    LockTaken {
+        /// The compaction task.
+        task: TaskId,
+        /// The session.
+        key: SessionId,
+        /// Under which name.
+        holder: String,
+        /// The fencing token.
+        token: u64,
+    },
+    /// The compaction goes on without a lock, as there is none to be had (SEEDS HL-8).
+    LockBypassed {
+        /// The compaction task.
+        task: TaskId,
+        /// What somebody should do about it.
+        remedy: Cow<'static, str>,
+    },
+    /// The compaction's lock was taken over, or could not be kept.
+    LockLost {
+        /// The compaction task.
+        task: TaskId,
+    },
+    /// The compaction's lock is given back.
+    LockReleased {
+        /// The session.
+        key: SessionId,
+        /// Whose it was.
+        holder: String,
+        /// The fencing token.
+        token: u64,
+        /// Whether the facts beside this one hold only if the lock was still the group's (HL-11).
+        fences: bool,
+    },
+    /// The agent does not take prompts any more and pretends that it does; its run is ended.
+    AgentWedged {
+        /// Which run.
+        run: RunId,
+        /// By what it was recognised.
+        sign: Cow<'static, str>,
+    },
+    /// The agent wrote a line to stderr that its profile listens to.
+    StderrMatched {
+        /// Which run.
+        run: RunId,
+        /// The line.
+        line: String,
     },
     /// The agent's context could not be restored.
     ContextLost {
@@ -376,7 +545,11 @@ impl Write {
     pub fn frames(&self) -> u64 {
         match self {
             Self::Said(said) => said.lines.count,
-            Self::RunStopping { .. } => 0,
+            Self::RunStopping { .. }
+            | Self::ProvenanceNoted { .. }
+            | Self::LockAsked { .. }
+            | Self::LockTaken { .. }
+            | Self::LockReleased { .. } => 0,
             _ => 1,
         }
     }
@@ -409,6 +582,19 @@ impl Write {
             Self::RunExited { .. } => "greenroom/run_exited",
             Self::SegmentEnded { .. } => "greenroom/segment_ended",
             Self::SegmentStarted { .. } => "greenroom/segment_started",
+            Self::ProvenanceNoted { .. } => "greenroom/provenance_noted",
+            Self::CompactionStarted(_) => "greenroom/compaction_started",
+            Self::CompactionUpdated(_) => "greenroom/compaction_updated",
+            Self::CompactionEnded(_) => "greenroom/compaction_ended",
+            Self::SummaryGiven { .. } => "greenroom/summary_given",
+            Self::LockAsked { .. } => "greenroom/lock_asked",
+            Self::LockRefused { .. } => "greenroom/lock_refused",
+            Self::LockTaken { .. } => "greenroom/lock_taken",
+            Self::LockBypassed { .. } => "greenroom/lock_bypassed",
+            Self::LockLost { .. } => "greenroom/lock_lost",
+            Self::LockReleased { .. } => "greenroom/lock_released",
+            Self::AgentWedged { .. } => "greenroom/agent_wedged",
+            Self::StderrMatched { .. } => "greenroom/stderr",
             Self::ContextLost { .. } => "greenroom/context_lost",
         }
     }
@@ -434,6 +620,29 @@ pub enum Effect {
         session: SessionId,
         /// The content blocks.
         prompt: Json,
+    },
+    /// Have the agent open another session.
+    OpenSession {
+        /// Which run.
+        run: RunId,
+        /// JSON-RPC's id.
+        id: u64,
+    },
+    /// Ask for the lock of a session.
+    TakeLock {
+        /// The compaction task.
+        task: TaskId,
+        /// The session.
+        key: SessionId,
+    },
+    /// Give a lock back that nobody wants any more.
+    DropLock {
+        /// The session.
+        key: SessionId,
+        /// Whose it is.
+        holder: String,
+        /// The fencing token.
+        token: u64,
     },
     /// Send `session/cancel`.
     Cancel {

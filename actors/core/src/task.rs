@@ -48,6 +48,30 @@ pub struct Task {
 }
 
 impl Task {
+    /// A task that nobody accepted yet.
+    pub fn new(id: TaskId, work: Work, origin: Origin) -> Self {
+        Self {
+            id,
+            ordinal: 0,
+            work,
+            origin,
+            metadata: None,
+            deadline_ms: None,
+            state: TaskState::Queued,
+            attempt: 0,
+            cancel_requested: false,
+            created_at: Timestamp::default(),
+            claimed_at: None,
+            started_at: None,
+            ended_at: None,
+            run: None,
+            segment: None,
+            seq_first: None,
+            seq_last: None,
+            ending: Ending::default(),
+        }
+    }
+
     /// The kind that the API names.
     pub fn kind(&self) -> TaskKind {
         match self.work {
@@ -72,13 +96,25 @@ pub enum Work {
         /// ACP content blocks, a JSON array.
         prompt: Json,
     },
-    /// Has the agent compact its context by its own command.
+    /// Has the context compacted.
     Compaction {
         /// What the summary should keep in view.
         focus: Option<Arc<str>>,
-        /// The command as ACP content blocks.
+        /// The command, or the request for a summary, as ACP content blocks.
         prompt: Json,
+        /// What the agent is made to do.
+        strategy: Strategy,
     },
+}
+
+/// How a compaction that somebody ordered is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// The agent compacts by its own command.
+    Command,
+    /// The agent sums the session up, and goes on with the summary in another one.
+    Rotate,
 }
 
 /// The kinds of [`Work`].
@@ -144,6 +180,8 @@ pub enum Blocked {
     Agent,
     /// Somebody who paused the group.
     Paused,
+    /// Somebody else who compacts the session.
+    Lock,
 }
 
 /// How a task ended; empty while it has not.
@@ -163,6 +201,16 @@ pub struct Ending {
     pub usage: Option<Usage>,
     /// The token counts that the agent gave in its answer, as it gave them.
     pub tokens: Option<Json>,
+    /// What is odd about it.
+    pub findings: Vec<Finding>,
+}
+
+/// Something odd about a task that ended all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// The turn is completed, and the agent said nothing and called no tool.
+    EmptyAnswer,
 }
 
 /// What went wrong with a task: a code for programs, a sentence for people.

@@ -21,7 +21,11 @@ pub struct Turn {
     pub prompt_id: u64,
     /// Who is cutting it off, if anybody.
     pub cut: Option<CutBy>,
+    /// The request by which another session is being opened, once the agent summed this one up.
+    pub opening: Option<u64>,
     output: bool,
+    answer: bool,
+    tools: bool,
     text: String,
     text_truncated: bool,
     usage: Option<Usage>,
@@ -57,7 +61,10 @@ impl Turn {
             run,
             prompt_id,
             cut: None,
+            opening: None,
             output: false,
+            answer: false,
+            tools: false,
             text: String::new(),
             text_truncated: false,
             usage: None,
@@ -67,9 +74,31 @@ impl Turn {
         }
     }
 
+    /// Whether the agent gave any sign of having taken the prompt in (ARCHITECTURE 4).
+    pub(crate) fn has_output(&self) -> bool {
+        self.output
+    }
+
+    /// The agent's message text so far.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the agent said something, or called a tool.
+    pub(crate) fn has_answer(&self) -> bool {
+        self.answer
+    }
+
+    /// Whether the agent called a tool.
+    pub(crate) fn has_tools(&self) -> bool {
+        self.tools
+    }
+
     /// Takes in what the agent said.
     pub fn hear(&mut self, fold: &Fold) {
         self.output |= fold.output;
+        self.answer |= fold.answer;
+        self.tools |= !fold.tools.is_empty();
         self.usage = fold.usage.clone().or(self.usage.take());
         for (tool, begun) in &fold.tools {
             if !begun {

@@ -1,45 +1,71 @@
 //! What each event leads to: the decisions of a group, one method an event.
 
-use super::{Current, Expiry, Group, Patience, Rejected};
+use uuid::Uuid;
+
+use super::{Current, Expiry, Group, Rejected, Terms};
 use crate::{
-    Answer, Cause, Continuity, CutBy, Effect, Ending, Event, Exit, ExitReason, Fold, Lines,
-    Permission, PromptReply, Run, RunId, RunPhase, Said, SessionId, Settings, Step, Stop, Task,
-    TaskError, TaskId, TaskKind, TaskState, Timestamp, Write, turn::Settlement,
+    Answer, Cause, CompactionId, CompactionStatus, Continuity, CutBy, Effect, EndReason, Ending,
+    Event, Exit, ExitReason, Finding, Fold, Json, Lines, Permission, PromptReply, Provenance, Run,
+    RunId, RunPhase, Said, SessionId, Settings, Step, Stop, StopReason, Task, TaskError, TaskId,
+    TaskKind, TaskState, Timestamp, Turn, Write, turn::Settlement,
 };
+
+/// JSON-RPC's code for an error inside the agent.
+const INTERNAL_ERROR: i64 = -32603;
+/// What a hermes that lost track answers to every prompt.
+const WEDGED_ANSWER: &str = "Queued for the next turn";
 
 /// A group while an event is taken in: every fact is replayed as it is stated.
 pub(super) struct Scene<'a> {
-    group: &'a mut Group,
-    now: Timestamp,
+    pub(super) group: &'a mut Group,
+    pub(super) now: Timestamp,
+    pub(super) terms: &'a Terms,
+    pub(super) fresh: &'a mut dyn FnMut() -> Uuid,
     step: Step,
 }
 
 impl<'a> Scene<'a> {
     /// The scene of one event.
-    pub(super) fn new(group: &'a mut Group, now: Timestamp) -> Self {
-        Self { group, now, step: Step::default() }
+    pub(super) fn new(
+        group: &'a mut Group,
+        now: Timestamp,
+        terms: &'a Terms,
+        fresh: &'a mut dyn FnMut() -> Uuid,
+    ) -> Self {
+        Self { group, now, terms, fresh, step: Step::default() }
     }
 
     /// Takes the event in. One that is rejected changes nothing.
-    pub(super) fn take(mut self, event: Event, limits: &Patience) -> Result<Step, Rejected> {
+    pub(super) fn take(mut self, event: Event) -> Result<Step, Rejected> {
         match event {
             // What a run says after its end concerns nobody (RELIABILITY 2).
             Event::AgentSaid { run, .. }
             | Event::OutputRejected { run, .. }
+            | Event::StderrMatched { run, .. }
             | Event::PermissionAsked { run, .. }
                 if !self.group.lives(run) => {}
             Event::Configured(settings) => self.configure(settings)?,
-            Event::Submitted(task) => self.submit(*task, limits)?,
+            Event::Submitted(task) => self.submit(*task)?,
             Event::CancelRequested(task) => self.cancel(task)?,
             Event::Archived => self.archive(),
             Event::PurgeOrdered => self.order_purge(),
             Event::Paused => self.pause(true)?,
             Event::Resumed => self.pause(false)?,
             Event::Stopped => self.stop_run()?,
-            Event::SlotGranted { fresh } => self.claim(fresh),
-            Event::AgentReady { run, pid, session, continuity } => {
-                self.agent_ready(run, pid, session, continuity);
+            Event::SlotGranted => self.claim(),
+            Event::LockAnswered { task, answer } => self.lock_answered(task, answer),
+            Event::LockLost { task } => self.lock_lost(task),
+            Event::AgentReady { run, pid, session, continuity, provenance } => {
+                self.agent_ready(run, pid, session, continuity, provenance);
             }
+            Event::Signalled { run, signal } => self.signalled(run, &signal),
+            Event::ProvenanceGiven { run, provenance } => self.provenance_given(run, provenance),
+            Event::SessionNamed { run, session } => self.session_named(run, session),
+            Event::StderrMatched { run, line, signal } => {
+                self.write(Write::StderrMatched { run, line });
+                self.signalled(run, &signal);
+            }
+            Event::SessionOpened { run, id, opened } => self.session_opened(run, id, opened),
             Event::AgentSaid { run, lines, fold } => {
                 let task = self.group.turn_of(run);
                 self.write(Write::Said(Said { run, task, lines, fold }));
@@ -52,21 +78,32 @@ impl<'a> Scene<'a> {
             }
             Event::PromptAnswered { run, id, reply } => self.answered(run, id, reply),
             Event::AgentClosed(run) => self.agent_closed(run),
-            Event::AgentExited { run, exit, fresh } => self.agent_exited(run, exit, fresh),
+            Event::AgentExited { run, exit } => self.agent_exited(run, exit),
             Event::Expired(expiry) => self.expired(expiry),
             Event::Shutdown => self.shut_down(),
             Event::Recovered => self.recovered(),
         }
+        self.see_to_lock();
         Ok(self.step)
     }
 
-    fn write(&mut self, write: Write) {
+    pub(super) fn write(&mut self, write: Write) {
         self.group.replay(&write, self.now);
         self.step.writes.push(write);
     }
 
-    fn order(&mut self, effect: Effect) {
+    pub(super) fn order(&mut self, effect: Effect) {
         self.step.effects.push(effect);
+    }
+
+    pub(super) fn compaction_id(&mut self) -> CompactionId {
+        CompactionId((self.fresh)())
+    }
+
+    /// The task whose prompt is in flight.
+    pub(super) fn running(&self) -> Option<(&Task, &Turn)> {
+        let current = self.group.current.as_ref()?;
+        Some((&current.task, current.turn.as_ref()?))
     }
 
     fn configure(&mut self, settings: Settings) -> Result<(), Rejected> {
@@ -93,8 +130,8 @@ impl<'a> Scene<'a> {
         }
     }
 
-    fn submit(&mut self, task: Task, limits: &Patience) -> Result<(), Rejected> {
-        let group = &self.group;
+    fn submit(&mut self, task: Task) -> Result<(), Rejected> {
+        let (group, limits) = (&self.group, &self.terms.patience);
         if group.head.archived {
             return Err(Rejected::Archived);
         }
@@ -113,6 +150,11 @@ impl<'a> Scene<'a> {
             let settings = group.head.settings.clone();
             self.write(Write::GroupCreated(settings));
         }
+        self.accept(task);
+        Ok(())
+    }
+
+    pub(super) fn accept(&mut self, task: Task) {
         let record = Box::new(Task {
             ordinal: self.group.head.tasks + 1,
             state: TaskState::Queued,
@@ -121,7 +163,6 @@ impl<'a> Scene<'a> {
         });
         let (task, kind, origin) = (record.id, record.kind(), record.origin);
         self.write(Write::TaskQueued { task, kind, origin, record });
-        Ok(())
     }
 
     fn cancel(&mut self, id: TaskId) -> Result<(), Rejected> {
@@ -132,7 +173,7 @@ impl<'a> Scene<'a> {
                 let asked = self.group.turn_of_current().is_some_and(|turn| turn.cut.is_some());
                 self.write(Write::CancelRequested { task: id });
                 if !asked {
-                    self.order_cancel();
+                    self.call_off();
                 }
             }
             _ => self.end_unsent(id, TaskState::Cancelled, None),
@@ -188,14 +229,14 @@ impl<'a> Scene<'a> {
     }
 
     /// Gives the slot to the next task, and starts it if its agent is ready.
-    fn claim(&mut self, fresh: RunId) {
+    fn claim(&mut self) {
         if !self.group.wants_slot() {
             return;
         }
         let Some(next) = self.group.waiting.front() else { return };
         let task = next.id;
-        if next.kind() == TaskKind::Compaction && self.group.head.session.is_none() {
-            return self.end_unsent(task, TaskState::Skipped, None);
+        if !self.group.has_work(next) {
+            return self.end_idle(task, CompactionStatus::Noop, None);
         }
         match &self.group.run {
             Some(Run { outdated: true, .. }) => {
@@ -208,15 +249,21 @@ impl<'a> Scene<'a> {
             }
             None => {
                 self.write(Write::TaskClaimed { task });
-                self.launch(fresh);
+                self.launch();
             }
         }
     }
 
-    fn launch(&mut self, run: RunId) {
-        let agent = self.group.head.settings.agent.clone();
+    /// Starts an agent. After a compaction hermes restores what it compacted under the id that ACP
+    /// knows, and what goes on under its own.
+    fn launch(&mut self) {
+        let run = RunId((self.fresh)());
+        let head = &self.group.head;
+        let agent = head.settings.agent.clone();
+        let own = head.provenance.as_ref().map(|known| SessionId(known.current.as_str().into()));
+        let session = head.session.clone().map(|session| own.unwrap_or(session));
         self.write(Write::RunStarted { run, agent });
-        self.order(Effect::Launch { run, session: self.group.head.session.clone() });
+        self.order(Effect::Launch { run, session });
     }
 
     /// START: everything that must be durable before the prompt's first byte (I7, SEEDS AM-2).
@@ -226,32 +273,51 @@ impl<'a> Scene<'a> {
         };
         let run = run.id;
         let Some(record) = self.group.task(task) else { return };
-        let (attempt, prompt) = (record.attempt + 1, record.prompt().clone());
+        let (attempt, prompt, kind) = (record.attempt + 1, record.prompt().clone(), record.kind());
         self.write(Write::TaskStarted { task, attempt, run });
         self.write(Write::TurnStarted { task, prompt: prompt.clone() });
+        let prompt = match &self.group.head.lead_in {
+            Some(summary) if kind == TaskKind::Turn => led(summary, &prompt),
+            Some(_) | None => prompt,
+        };
         let id = self.group.head.last_seq + 1;
         let sent = Write::PromptSent { id, session: session.clone(), prompt: prompt.clone() };
         self.write(sent);
         self.order(Effect::Prompt { run, id, session, prompt });
+        if kind == TaskKind::Compaction {
+            self.begin_ordered(task);
+        }
     }
 
-    fn agent_ready(&mut self, run: RunId, pid: u32, session: SessionId, continuity: Continuity) {
+    fn agent_ready(
+        &mut self,
+        run: RunId,
+        pid: u32,
+        session: SessionId,
+        continuity: Continuity,
+        provenance: Option<Provenance>,
+    ) {
         // A run that was told to end as it started takes no prompt any more.
         let starting = |own: &Run| own.id == run && own.phase == RunPhase::Starting;
         if !self.group.run.as_ref().is_some_and(starting) {
             return;
         }
+        let head = &self.group.head;
+        // A session that begins with a summary which no prompt carried to it has no more to lose.
         if continuity == Continuity::Lost
-            && let Some(lost) = self.group.head.session.clone()
+            && head.lead_in.is_none()
+            && let Some(lost) = head.session.clone()
         {
             self.write(Write::ContextLost { session: lost });
         }
-        if self.group.head.session.as_ref() != Some(&session) {
-            let segment = self.group.head.segment;
-            if segment > 0 {
-                self.write(Write::SegmentEnded { segment, end_reason: "agent_restart" });
-            }
-            self.write(Write::SegmentStarted { segment: segment + 1, session: session.clone() });
+        let head = &self.group.head;
+        let known = head.provenance.as_ref().map(|known| &*known.current);
+        let is_same = head.session.as_ref() == Some(&session) || known == Some(&*session.0);
+        let is_news = provenance.as_ref().map(|given| &*given.current) != known;
+        if !is_same {
+            self.rotate(EndReason::AgentRestart, session.clone(), provenance);
+        } else if let Some(provenance) = provenance.filter(|_| is_news) {
+            self.write(Write::ProvenanceNoted { provenance });
         }
         self.write(Write::RunReady { run, pid, session, continuity });
         if let Some(Current { task, turn: None }) = &self.group.current {
@@ -270,19 +336,53 @@ impl<'a> Scene<'a> {
         self.write(Write::PermissionResolved {
             request: request.clone(),
             selected: selected.clone(),
-            resolved_by: "policy",
+            resolved_by: "policy".into(),
         });
         self.order(Effect::Answer { run, answer: Answer { request, selected } });
     }
 
     fn answered(&mut self, run: RunId, id: u64, reply: PromptReply) {
-        let settled = self
-            .group
-            .turn_of_current()
-            .filter(|turn| turn.run == run && turn.prompt_id == id)
-            .map(|turn| turn.answered(reply));
-        if let Some(settled) = settled {
-            self.settle(settled);
+        let Some(turn) = self.group.turn_of_current() else { return };
+        if turn.run != run || turn.prompt_id != id || turn.opening.is_some() {
+            return;
+        }
+        let wedged = self.wedged(turn, &reply);
+        if self.open_rotation(&reply) {
+            return;
+        }
+        let Some(turn) = self.group.turn_of_current() else { return };
+        let mut settled = turn.answered(reply);
+        if wedged.is_some() {
+            settled.state = TaskState::Failed;
+            settled.ending.error.get_or_insert_with(|| TaskError {
+                code: "agent_wedged".into(),
+                message: "the agent did not take the prompt, and is being restarted; send it again"
+                    .into(),
+            });
+        }
+        self.settle(settled);
+        if let Some(sign) = wedged {
+            self.write(Write::AgentWedged { run, sign: sign.into() });
+            self.stop(Stop::Gently);
+        }
+    }
+
+    /// By what a hermes shows that it lost track after a cancel: only another process cures that.
+    fn wedged(&self, turn: &Turn, reply: &PromptReply) -> Option<&'static str> {
+        let cancelled = self.group.run.as_ref().is_some_and(|run| run.cancelled);
+        if !cancelled || turn.cut.is_some() {
+            return None;
+        }
+        match reply {
+            PromptReply::Failed { code: INTERNAL_ERROR, .. } if !turn.has_output() => {
+                Some("internal_error_after_cancel")
+            }
+            PromptReply::Stopped { stop_reason: StopReason::EndTurn, .. }
+                if !turn.has_tools() && turn.text().trim_start().starts_with(WEDGED_ANSWER) =>
+            {
+                Some("prompt_queued_after_cancel")
+            }
+            PromptReply::Failed { .. } | PromptReply::Stopped { .. } => None,
         }
     }
 
@@ -293,13 +393,16 @@ impl<'a> Scene<'a> {
         }
     }
 
-    fn agent_exited(&mut self, run: RunId, exit: Exit, fresh: RunId) {
+    fn agent_exited(&mut self, run: RunId, exit: Exit) {
         let Some(Run { phase, .. }) = self.group.run.clone().filter(|own| own.id == run) else {
             return;
         };
         let settled =
             self.group.turn_of_current().map(|turn| turn.abandoned(exit.reason, &exit.detail));
         let unsent = self.group.current.as_ref().map(|current| current.task.id);
+        if settled.is_none() {
+            self.strand();
+        }
         if let Some(settled) = settled {
             self.settle(settled);
             self.write(Write::RunExited { run, exit });
@@ -312,7 +415,7 @@ impl<'a> Scene<'a> {
                 }
                 RunPhase::Ready | RunPhase::Stopping => {
                     self.write(Write::RunExited { run, exit });
-                    self.launch(fresh);
+                    self.launch();
                 }
             }
         } else {
@@ -335,11 +438,13 @@ impl<'a> Scene<'a> {
             {
                 self.stop(Stop::Gently);
             }
+            Expiry::Compaction(id) => self.compaction_expired(id),
+            Expiry::Lock(task, tries) => self.lock_expired(task, tries),
             Expiry::Turn(_) | Expiry::Cancel(_) | Expiry::Idle(..) => {}
         }
     }
 
-    fn cut(&mut self, by: CutBy) {
+    pub(super) fn cut(&mut self, by: CutBy) {
         let Some(task) = self.group.current().map(|task| task.id) else { return };
         if self.group.turn_of_current().is_none_or(|turn| turn.cut.is_some()) {
             return;
@@ -349,7 +454,27 @@ impl<'a> Scene<'a> {
             CutBy::Caller | CutBy::Shutdown => Cause::ServerRestart,
         };
         self.write(Write::TurnCut { task, cause });
-        self.order_cancel();
+        // Its silence must not look like work until the ladder has ended it (AM-28).
+        self.strand();
+        self.call_off();
+    }
+
+    /// Has the agent give up the running prompt. If it answered that already and is opening another
+    /// session, there is none to give up.
+    fn call_off(&mut self) {
+        match self.group.turn_of_current() {
+            Some(Turn { opening: Some(_), .. }) => {
+                let stopped =
+                    PromptReply::Stopped { stop_reason: StopReason::Cancelled, tokens: None };
+                if let Some(settled) =
+                    self.group.turn_of_current().map(|turn| turn.answered(stopped))
+                {
+                    self.settle(settled);
+                }
+            }
+            Some(_) => self.order_cancel(),
+            None => {}
+        }
     }
 
     /// A task whose prompt was not sent keeps its place; the running one is cut off.
@@ -362,6 +487,9 @@ impl<'a> Scene<'a> {
             }
             Some(_) => self.cut(CutBy::Shutdown),
             None => {}
+        }
+        if self.group.turn_of_current().is_none() {
+            self.release_lock(false);
         }
     }
 
@@ -381,24 +509,43 @@ impl<'a> Scene<'a> {
             }
             None => {}
         }
+        self.strand();
         if let Some(run) = self.group.run.as_ref().map(|run| run.id) {
             self.write(Write::RunExited { run, exit });
         }
     }
 
-    /// The order of SEEDS AM-3, in one step: the turn, then its task.
-    fn settle(&mut self, settled: Settlement) {
-        let Some(task) = self.group.current().map(|task| task.id) else { return };
+    /// The order of SEEDS AM-3, in one step: a stranded compaction, the turn, its task, and what
+    /// the turn calls for.
+    pub(super) fn settle(&mut self, settled: Settlement) {
+        let Some((task, turn)) = self.running() else { return };
+        let (task, has_answer) = (task.clone(), turn.has_answer());
+        let mut settled = match task.kind() {
+            TaskKind::Turn => settled,
+            TaskKind::Compaction => self.settle_ordered(&task, settled),
+        };
+        let is_empty = settled.state == TaskState::Completed && !has_answer;
+        if task.kind() == TaskKind::Turn && is_empty {
+            settled.ending.findings.push(Finding::EmptyAnswer);
+        }
+        self.strand();
+        self.release_lock(false);
         let Settlement { stop_reason, state, ending } = settled;
-        self.write(Write::TurnSettled { task, stop_reason });
-        self.end(task, state, ending);
+        self.write(Write::TurnSettled { task: task.id, stop_reason });
+        self.end(task.id, state, ending);
+        if task.kind() == TaskKind::Turn {
+            self.order_compaction();
+        }
     }
 
-    fn end_unsent(&mut self, task: TaskId, state: TaskState, error: Option<TaskError>) {
+    pub(super) fn end_unsent(&mut self, task: TaskId, state: TaskState, error: Option<TaskError>) {
         self.end(task, state, Ending { error, ..Ending::default() });
     }
 
     fn end(&mut self, id: TaskId, state: TaskState, ending: Ending) {
+        if self.group.lock.task() == Some(id) {
+            self.release_lock(false);
+        }
         let Some(task) = self.group.task(id) else { return };
         let record = Box::new(Task {
             state,
@@ -413,6 +560,7 @@ impl<'a> Scene<'a> {
             stop_reason: record.ending.stop_reason,
             error: record.ending.error.clone(),
             interrupted: record.ending.interrupted.clone(),
+            findings: record.ending.findings.clone(),
             record,
         });
     }
@@ -433,6 +581,22 @@ impl<'a> Scene<'a> {
             self.order(Effect::Stop { run, how });
         }
     }
+}
+
+/// The caller's prompt with the summary before it that the session does not know yet.
+fn led(summary: &str, prompt: &Json) -> Json {
+    let text = format!(
+        "This session continues an earlier one, which was summed up as follows:\n\n{summary}\n\n\
+         Go on from there with what comes next."
+    );
+    let Ok(blocks) = serde_json::from_str::<Vec<Json>>(prompt.as_str()) else {
+        return prompt.clone();
+    };
+    let Ok(lead) = Json::write(&serde_json::json!({ "type": "text", "text": text })) else {
+        return prompt.clone();
+    };
+    let blocks: Vec<Json> = std::iter::once(lead).chain(blocks).collect();
+    Json::write(&blocks).unwrap_or_else(|_| prompt.clone())
 }
 
 fn start_failed(exit: &Exit) -> TaskError {

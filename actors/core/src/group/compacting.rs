@@ -1,0 +1,500 @@
+//! What each event leads to, as far as it is about a compaction: SEEDS AM-20 to AM-31, HL, DQ-3
+//! to DQ-6.
+
+use super::{Compacting, Group, LOCK_RETRY_MS, Lock, scene::Scene};
+use crate::{
+    Compaction, CompactionId, CompactionStatus, CutBy, Details, Effect, EndReason, Fate, Lineage,
+    Origin, PromptReply, Provenance, RunId, SUMMARY_BYTES_MAX, SessionId, Sign, Signal, Source,
+    StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState, Timestamp, Usage, Work,
+    Write, step::LockAnswer, turn::Settlement,
+};
+
+/// After so many compactions in a row that freed too little, none is ordered by itself (I12).
+const STREAK_MAX: u8 = 2;
+/// A compaction that freed less than one part in so many freed too little.
+const FREED_PART: u64 = 10;
+/// After a failure none is ordered by itself for so long (SEEDS HL-14).
+const COOLDOWN_MS: i64 = 600_000;
+
+impl Compacting {
+    /// Somebody acted: what stood against a compaction of the group's own accord is forgotten.
+    pub(super) fn allow(&mut self) {
+        (self.streak, self.failed_at) = (0, None);
+    }
+
+    /// Sees what the last completed compaction freed, once the agent told its usage again.
+    pub(super) fn measure(&mut self, usage: Option<&Usage>) {
+        if !self.measured {
+            return;
+        }
+        if let (Some(before), Some(usage)) = (self.before.take(), usage) {
+            let freed = before.saturating_sub(usage.used);
+            let too_little = freed.saturating_mul(FREED_PART) < before;
+            self.streak = if too_little { self.streak.saturating_add(1) } else { 0 };
+        }
+    }
+
+    /// Whether the group may order a compaction by itself. The clock may have jumped back: then
+    /// the cooldown begins again.
+    fn allows(&self, now: Timestamp) -> bool {
+        let rested = self.failed_at.is_none_or(|failed| now.0 - failed.0 >= COOLDOWN_MS);
+        self.measured && self.streak < STREAK_MAX && rested
+    }
+}
+
+impl Scene<'_> {
+    // ---- the lock
+
+    /// Asks for the lock that the next compaction needs.
+    pub(super) fn see_to_lock(&mut self) {
+        let group = &self.group;
+        let stands_still = group.head.paused || group.head.archived || group.current.is_some();
+        let (Some(next), Some(key)) = (group.waiting.front(), group.head.session.clone()) else {
+            return;
+        };
+        if !stands_still && group.needs_lock(next) && group.lock == Lock::Unasked {
+            let task = next.id;
+            self.ask_for_lock(task, key);
+        }
+    }
+
+    fn ask_for_lock(&mut self, task: TaskId, key: SessionId) {
+        self.write(Write::LockAsked { task });
+        self.order(Effect::TakeLock { task, key });
+    }
+
+    /// The wait for a lock that somebody else holds has lasted another moment.
+    pub(super) fn lock_expired(&mut self, id: TaskId, at_try: u64) {
+        match (&self.group.lock, self.group.head.session.clone()) {
+            (Lock::Refused { task, tries, .. }, Some(key)) if (*task, *tries) == (id, at_try) => {
+                self.ask_for_lock(id, key);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn lock_answered(&mut self, id: TaskId, answer: LockAnswer) {
+        let session = self.group.head.session.clone();
+        let (Lock::Asked { task, tries, segment }, Some(key)) = (&self.group.lock, session.clone())
+        else {
+            return self.drop_lock(session, answer);
+        };
+        if *task != id {
+            return self.drop_lock(session, answer);
+        }
+        let (waited_ms, done) = (tries * LOCK_RETRY_MS, *segment != self.group.head.segment);
+        match answer {
+            // HL-10: whoever had it before did the work.
+            LockAnswer::Taken { holder, token } if done => {
+                self.write(Write::LockTaken { task: id, key, holder, token });
+                self.skip(id, "already_compacted", "the session was compacted in the meantime");
+            }
+            LockAnswer::Taken { holder, token } => {
+                self.write(Write::LockTaken { task: id, key, holder, token });
+            }
+            LockAnswer::Held { holder } if waited_ms >= self.terms.patience.compaction_ms => {
+                let why = format!("the session is being compacted by {holder:?} all the time");
+                self.skip(id, "lock_held", &why);
+            }
+            LockAnswer::Held { holder } => self.write(Write::LockRefused { task: id, holder }),
+            LockAnswer::Absent => {
+                let remedy = "the database has no table of locks: upgrade and restart whatever \
+                              shares it";
+                self.write(Write::LockBypassed { task: id, remedy: remedy.into() });
+            }
+            LockAnswer::Failed => {
+                self.skip(id, "lock_failed", "nobody knows whether somebody else compacts it");
+            }
+        }
+    }
+
+    /// A lock that came too late for its task.
+    fn drop_lock(&mut self, session: Option<SessionId>, answer: LockAnswer) {
+        if let (LockAnswer::Taken { holder, token }, Some(key)) = (answer, session) {
+            self.order(Effect::DropLock { key, holder, token });
+        }
+    }
+
+    pub(super) fn lock_lost(&mut self, id: TaskId) {
+        if matches!(&self.group.lock, Lock::Held { task, .. } if *task == id) {
+            self.write(Write::LockLost { task: id });
+        }
+    }
+
+    /// Gives the lock back. What is stated beside it may hold only under the lock.
+    pub(super) fn release_lock(&mut self, fences: bool) {
+        if let Lock::Held { key, holder, token, .. } = self.group.lock.clone() {
+            self.write(Write::LockReleased { key, holder, token, fences });
+        }
+    }
+
+    // ---- what detectors see
+
+    pub(super) fn signalled(&mut self, run: RunId, signal: &Signal) {
+        if self.group.lives(run) {
+            self.hear_signal(signal, None, true);
+        }
+    }
+
+    /// Takes in a signal; `may_open` says whether it may be about a compaction of which nothing
+    /// was heard before.
+    fn hear_signal(&mut self, signal: &Signal, provenance: Option<Provenance>, may_open: bool) {
+        if let Some(meant) = self.group.recent.meant_by(signal) {
+            let mut compaction = meant.clone();
+            compaction.hear(signal, self.now);
+            if compaction != *meant {
+                self.put(compaction, provenance);
+            }
+            return;
+        }
+        // A run that shows its compactions by ACP shows all of them.
+        let outdone =
+            signal.source > Source::Acp && self.group.run.as_ref().is_some_and(|run| run.shows_acp);
+        if signal.sign == Sign::Noted || outdone || !may_open {
+            return;
+        }
+        self.strand();
+        let task = self.group.current.as_ref().filter(|current| current.turn.is_some());
+        let task = task.map(|current| current.task.id);
+        let (segment, id) = (self.group.head.segment, self.compaction_id());
+        let mut compaction = Compaction::new(id, signal.source, task, segment, self.now);
+        compaction.hear(signal, self.now);
+        if compaction.is_active() {
+            compaction.details.tokens_before =
+                compaction.details.tokens_before.or_else(|| self.tokens_in_use());
+            self.write(Write::CompactionStarted(Box::new(compaction)));
+        } else {
+            self.put(compaction, provenance);
+        }
+    }
+
+    /// States what became of a compaction, and what follows from that. It is in another state, or
+    /// more is known of it.
+    fn put(&mut self, mut compaction: Compaction, provenance: Option<Provenance>) {
+        let before = self.group.recent.status(compaction.id);
+        if before == Some(compaction.status) {
+            return self.write(Write::CompactionUpdated(Box::new(compaction)));
+        }
+        let ordered = compaction.source == Source::Task && self.orders(&compaction);
+        if compaction.status != CompactionStatus::Completed {
+            return self.write(Write::CompactionEnded(Box::new(compaction)));
+        }
+        if ordered && matches!(self.group.lock, Lock::Lost { .. }) {
+            compaction.status = CompactionStatus::Failed;
+            compaction.details.error =
+                Some("its lock was taken over; the session counts as unchanged".into());
+            return self.write(Write::CompactionEnded(Box::new(compaction)));
+        }
+        let session = self.group.head.session.clone();
+        let provenance = provenance
+            .or_else(|| compaction.continuation())
+            .or_else(|| self.group.head.provenance.clone());
+        self.publish(compaction, session, provenance);
+        if ordered {
+            self.release_lock(true);
+        }
+    }
+
+    /// A completed compaction: counted, and the segment rotated, in one breath (I4, AM-22).
+    fn publish(
+        &mut self,
+        mut compaction: Compaction,
+        session: Option<SessionId>,
+        provenance: Option<Provenance>,
+    ) {
+        compaction.to_segment = session.as_ref().map(|_| self.group.head.segment + 1);
+        self.write(Write::CompactionEnded(Box::new(compaction)));
+        if let Some(session) = session {
+            self.rotate(EndReason::Compaction, session, provenance);
+        }
+    }
+
+    /// AM-12: two frames, the last of the old segment and the first of the new.
+    pub(super) fn rotate(
+        &mut self,
+        end_reason: EndReason,
+        session: SessionId,
+        provenance: Option<Provenance>,
+    ) {
+        let segment = self.group.head.segment;
+        let parent = (segment > 0).then_some(segment);
+        if parent.is_some() {
+            self.write(Write::SegmentEnded { segment, end_reason });
+        }
+        let segment = segment + 1;
+        self.write(Write::SegmentStarted { segment, parent, session, provenance });
+    }
+
+    /// AM-13, AM-23: another hermes session is another context, and counts only if a compaction
+    /// led to it.
+    pub(super) fn provenance_given(&mut self, run: RunId, given: Provenance) {
+        if !self.group.lives(run) {
+            return;
+        }
+        let known = self.group.head.provenance.as_ref().map(|known| known.current.clone());
+        let is_other = known.as_ref() != Some(&given.current);
+        if given.compacted {
+            let before = given.previous.clone().or(known.clone());
+            let signal = Signal {
+                source: Source::HermesMeta,
+                sign: Sign::Completed,
+                key: None,
+                lineage: Lineage { before, after: Some(given.current.clone()), either: None },
+                details: Details::default(),
+            };
+            self.hear_signal(&signal, Some(given.clone()), is_other);
+        } else if is_other
+            && known.is_some()
+            && let Some(session) = self.group.head.session.clone()
+        {
+            self.rotate(EndReason::Reset, session, Some(given.clone()));
+        }
+        let now = self.group.head.provenance.as_ref().map(|now| &now.current);
+        if now != Some(&given.current) && self.group.head.segment > 0 {
+            self.write(Write::ProvenanceNoted { provenance: given });
+        }
+    }
+
+    /// AM-13: a bare change of the session id.
+    pub(super) fn session_named(&mut self, run: RunId, session: SessionId) {
+        if self.group.lives(run) && self.group.head.session.as_ref() != Some(&session) {
+            self.rotate(EndReason::AcpSessionIdChanged, session, None);
+        }
+    }
+
+    /// AM-25, AM-28: what is still active will not be seen to end in time. Neither the count nor
+    /// the history is touched.
+    pub(super) fn strand(&mut self) {
+        let Some(active) = self.group.recent.active() else { return };
+        let mut compaction = active.clone();
+        compaction.turn(Fate::Stranded, self.now);
+        self.put(compaction, None);
+    }
+
+    /// AM-28: a compaction may take no longer. The turn in which the agent does it of its own
+    /// accord goes on; one that was ordered is cut off.
+    pub(super) fn compaction_expired(&mut self, id: CompactionId) {
+        let Some(active) = self.group.recent.active().filter(|active| active.id == id) else {
+            return;
+        };
+        let ordered = self.orders(active);
+        self.strand();
+        if ordered {
+            self.cut(CutBy::Deadline);
+        }
+    }
+
+    // ---- compactions that were ordered
+
+    /// Whether the running task is the one that ordered it.
+    fn orders(&self, compaction: &Compaction) -> bool {
+        let current = self.group.current();
+        current.is_some_and(|task| {
+            task.kind() == TaskKind::Compaction && compaction.task == Some(task.id)
+        })
+    }
+
+    /// The ordered compaction begins: its prompt was committed to be sent.
+    pub(super) fn begin_ordered(&mut self, task: TaskId) {
+        self.strand();
+        let (id, segment) = (self.compaction_id(), self.group.head.segment);
+        let mut compaction = Compaction::new(id, Source::Task, Some(task), segment, self.now);
+        compaction.details.tokens_before = self.tokens_in_use();
+        self.write(Write::CompactionStarted(Box::new(compaction)));
+    }
+
+    fn tokens_in_use(&self) -> Option<u64> {
+        self.group.head.usage.as_ref().map(|usage| usage.used)
+    }
+
+    fn skip(&mut self, task: TaskId, code: &str, why: &str) {
+        let message = format!("{why}; greenroom left the session unchanged");
+        let error = TaskError { code: code.into(), message };
+        self.end_idle(task, CompactionStatus::Skipped, Some(error));
+    }
+
+    /// Ends a compaction task that had nothing to do, or may not do it.
+    pub(super) fn end_idle(
+        &mut self,
+        task: TaskId,
+        status: CompactionStatus,
+        error: Option<TaskError>,
+    ) {
+        let (id, segment) = (self.compaction_id(), self.group.head.segment);
+        let mut compaction = Compaction::new(id, Source::Task, Some(task), segment, self.now);
+        (compaction.status, compaction.ended_at) = (status, Some(self.now));
+        compaction.details.error = error.as_ref().map(|error| error.message.clone());
+        self.write(Write::CompactionEnded(Box::new(compaction)));
+        self.end_unsent(task, TaskState::Skipped, error);
+    }
+
+    /// The agent answered the request for a summary: has it open another session, if it gave one.
+    /// False if the compaction is over already.
+    pub(super) fn open_rotation(&mut self, reply: &PromptReply) -> bool {
+        let Some((task, turn)) = self.running() else { return false };
+        let rotates = matches!(task.work, Work::Compaction { strategy: Strategy::Rotate, .. });
+        let answered = matches!(
+            reply,
+            PromptReply::Stopped { stop_reason: StopReason::EndTurn | StopReason::MaxTokens, .. }
+        );
+        let begun = self.group.recent.of(task.id).any(Compaction::is_active);
+        let given = !turn.text().trim().is_empty();
+        let (id, is_cut) = (task.id, turn.cut.is_some());
+        let Some(run) = self.group.run.as_ref().map(|run| run.id) else { return false };
+        if !(rotates && answered && begun && given) || is_cut {
+            return false;
+        }
+        let request = self.group.head.last_seq + 1;
+        self.write(Write::SummaryGiven { task: id });
+        self.order(Effect::OpenSession { run, id: request });
+        true
+    }
+
+    pub(super) fn session_opened(
+        &mut self,
+        run: RunId,
+        id: u64,
+        opened: Result<(SessionId, Option<Provenance>), String>,
+    ) {
+        let Some((task, turn)) = self.running().filter(|(_, turn)| turn.opening == Some(id)) else {
+            return;
+        };
+        if !self.group.lives(run) {
+            return;
+        }
+        let active = self.group.recent.of(task.id).rfind(|own| own.is_active()).cloned();
+        let Some(mut compaction) = active else { return };
+        let end =
+            turn.answered(PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None });
+        let text = turn.text();
+        let summary =
+            text[..text.floor_char_boundary(SUMMARY_BYTES_MAX.min(text.len()))].to_owned();
+        compaction.details.summary = Some(summary);
+        match opened {
+            Ok(_) if matches!(self.group.lock, Lock::Lost { .. }) => {
+                compaction.turn(Fate::Seen(Sign::Completed), self.now);
+                self.put(compaction, None);
+            }
+            Ok((session, provenance)) => {
+                compaction.leads = true;
+                compaction.turn(Fate::Seen(Sign::Completed), self.now);
+                self.publish(compaction, Some(session), provenance);
+                self.release_lock(true);
+            }
+            Err(why) => {
+                compaction.details.error = Some(why);
+                compaction.turn(Fate::Seen(Sign::Failed), self.now);
+                self.put(compaction, None);
+            }
+        }
+        self.settle(end);
+    }
+
+    /// Brings the end of a compaction task and that of its compaction together: what the detectors
+    /// saw counts for more than what the agent answered.
+    pub(super) fn settle_ordered(&mut self, task: &Task, settled: Settlement) -> Settlement {
+        self.end_ordered(task, &settled);
+        let own = || self.group.recent.of(task.id);
+        let is_done = |own: &Compaction| own.status == CompactionStatus::Completed;
+        let Some(outcome) = own().rfind(|own| is_done(own)).or_else(|| own().next_back()) else {
+            return settled;
+        };
+        let Settlement { stop_reason, state, mut ending } = settled;
+        let state = match (outcome.status, state) {
+            (CompactionStatus::Completed, _) => {
+                (ending.error, ending.interrupted) = (None, None);
+                TaskState::Completed
+            }
+            (_, TaskState::Cancelled | TaskState::Interrupted) => state,
+            (CompactionStatus::Noop | CompactionStatus::Skipped, _) => TaskState::Skipped,
+            (CompactionStatus::Cancelled, _) => TaskState::Cancelled,
+            (
+                CompactionStatus::Failed
+                | CompactionStatus::Abandoned
+                | CompactionStatus::InProgress,
+                _,
+            ) => {
+                let why = outcome
+                    .details
+                    .error
+                    .clone()
+                    .or_else(|| ending.error.take().map(|error| error.message));
+                let why = why.unwrap_or_else(|| "the agent did not finish it".into());
+                let message = format!("{why}; the session is unchanged");
+                ending.error = Some(TaskError { code: "compaction_failed".into(), message });
+                TaskState::Failed
+            }
+        };
+        Settlement { stop_reason, state, ending }
+    }
+
+    /// Ends the ordered compaction if no detector saw its end.
+    fn end_ordered(&mut self, task: &Task, settled: &Settlement) {
+        let Some(active) = self.group.recent.of(task.id).rfind(|own| own.is_active()) else {
+            return;
+        };
+        let mut compaction = active.clone();
+        let usage = settled.ending.usage.as_ref().map(|usage| usage.used);
+        let was_seen = compaction.sources.len() > 1;
+        let rotates = matches!(task.work, Work::Compaction { strategy: Strategy::Rotate, .. });
+        let freed_nothing = matches!(
+            (compaction.details.tokens_before, usage),
+            (Some(before), Some(after)) if after >= before
+        );
+        let shows = self.terms.listens || self.group.run.as_ref().is_some_and(|run| run.shows_acp);
+        let fate = match settled.state {
+            TaskState::Completed if was_seen => Fate::Stranded,
+            TaskState::Completed if rotates => {
+                compaction.details.error = Some("the agent gave no summary".into());
+                Fate::Seen(Sign::Failed)
+            }
+            // An agent that shows its compactions and showed none, or freed nothing, did none.
+            TaskState::Completed if shows || freed_nothing => Fate::Seen(Sign::Noop),
+            TaskState::Completed => {
+                compaction.details.tokens_after = usage;
+                Fate::Seen(Sign::Completed)
+            }
+            TaskState::Cancelled => Fate::Seen(Sign::Cancelled),
+            TaskState::Failed => {
+                let error = settled.ending.error.as_ref().map(|error| error.message.clone());
+                compaction.details.error = compaction.details.error.or(error);
+                Fate::Seen(Sign::Failed)
+            }
+            TaskState::Queued
+            | TaskState::Running
+            | TaskState::Interrupted
+            | TaskState::Skipped => Fate::Stranded,
+        };
+        compaction.turn(fate, self.now);
+        self.put(compaction, None);
+    }
+
+    /// DQ-4, DQ-5, DQ-6: orders a compaction if the turn that just settled left the context too
+    /// full, ahead of the waiting turns.
+    pub(super) fn order_compaction(&mut self) {
+        let Group { head, .. } = &*self.group;
+        let Some((strategy, prompt)) = self.terms.compaction.clone() else { return };
+        let is_full = head.usage.as_ref().is_some_and(|usage| {
+            self.terms.auto_compact > 0.0
+                && usage.size > 0
+                && usage.used as f64 >= self.terms.auto_compact * usage.size as f64
+        });
+        let may = head.compacting.allows(self.now) && !head.archived && head.session.is_some();
+        if !is_full || !may || self.group.compaction().is_some() {
+            return;
+        }
+        let id = TaskId((self.fresh)());
+        let work = Work::Compaction { focus: None, prompt, strategy };
+        self.accept(Task::new(id, work, Origin::Auto));
+    }
+}
+
+impl Compaction {
+    /// The hermes session that goes on after it, if a detector named it.
+    fn continuation(&self) -> Option<Provenance> {
+        let current = self.lineage.after.clone()?;
+        let given = crate::Json::write(&serde_json::json!({ "hermesSessionId": current })).ok()?;
+        let previous = self.lineage.before.clone();
+        Some(Provenance { current, previous, compacted: true, given })
+    }
+}
