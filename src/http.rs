@@ -1,6 +1,7 @@
 //! The HTTP edge: the route table, and what all handlers share.
 
 mod body;
+mod compactions;
 mod error;
 mod events;
 mod frames;
@@ -8,6 +9,7 @@ mod groups;
 mod guard;
 mod runs;
 mod segments;
+mod snapshot;
 mod status;
 mod tasks;
 mod turns;
@@ -113,12 +115,14 @@ fn table(routes: &mut ServiceConfig) {
                                                           put(groups::put),
                                                           delete(groups::delete)]))
         .service(at("/v1/groups/{group}/turns",          [post(turns::submit_turn)]))
-        .service(at("/v1/groups/{group}/compactions",    [post(turns::submit_compaction)]))
+        .service(at("/v1/groups/{group}/compactions",    [post(turns::submit_compaction),
+                                                          get(compactions::list)]))
         .service(at("/v1/groups/{group}/pause",          [post(groups::pause)]))
         .service(at("/v1/groups/{group}/resume",         [post(groups::resume)]))
         .service(at("/v1/groups/{group}/stop",           [post(groups::stop)]))
         .service(at("/v1/groups/{group}/runs",           [get(runs::list)]))
         .service(at("/v1/groups/{group}/segments",       [get(segments::list)]))
+        .service(at("/v1/groups/{group}/snapshot",       [get(snapshot::get)]))
         .service(at("/v1/groups/{group}/tasks",          [get(tasks::list)]))
         .service(at("/v1/tasks/{task}",                  [get(tasks::get)]))
         .service(at("/v1/tasks/{task}/cancel",           [post(tasks::cancel)]))

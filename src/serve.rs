@@ -19,7 +19,7 @@ use greenroom_actors::{
         tree::{self, Marker},
     },
     group::Shared,
-    profile::{Limits, Profile, Strategy},
+    profile::{Compacts, Limits, Profile},
     storage::{
         Ledger, Reader, Storage, StorageHealth, StoreError, chain,
         sqlite::{Database, SqliteStore},
@@ -218,9 +218,11 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
             auth_method: agent.auth_method.clone(),
             start_timeout: agent.start_timeout,
             compaction: match &agent.compaction {
-                Compaction::Command { command } => Strategy::Command(command.clone()),
-                Compaction::Rotate | Compaction::None => Strategy::None,
+                Compaction::Command { command } => Compacts::ByCommand(command.clone()),
+                Compaction::Rotate => Compacts::ByRotation,
+                Compaction::None => Compacts::Not,
             },
+            auto_compact: agent.auto_compact,
             umask: agent.umask,
             no_new_privs: agent.no_new_privs,
         };
@@ -234,10 +236,13 @@ fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
         running_groups: usize::try_from(config.limits.running_groups)?,
         patience: Patience {
             turn_ms: u64::try_from(config.defaults.turn_timeout.as_millis())?,
+            compaction_ms: u64::try_from(config.defaults.compaction_timeout.as_millis())?,
             idle_ms: u64::try_from(config.defaults.idle_timeout.as_millis())?,
             queue_max: usize::try_from(config.limits.queue)?,
             queue_bytes_max: QUEUE_BYTES_MAX,
         },
+        auto_compact: config.defaults.auto_compact,
+        lock_ttl: config.defaults.lock_ttl,
         drain: config.server.drain_timeout,
     })
 }

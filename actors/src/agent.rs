@@ -31,7 +31,7 @@ use self::{
     stdin::Stdin,
     tree::Marker,
 };
-use crate::{clock, profile::Profile};
+use crate::profile::Profile;
 
 /// Variables that every agent gets from the server's environment, beside `LC_*`.
 const BASICS: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR"];
@@ -80,9 +80,19 @@ pub struct AgentReport(pub Vec<Event>);
 pub enum Order {
     /// Write a line to the agent.
     Send(String),
+    /// Have it open another session, by a request with this id.
+    OpenSession(u64),
     /// End its process tree.
     Stop(Stop),
     /// Kill its process tree at once.
+    Kill,
+}
+
+/// What the conversation with an agent heeds.
+#[derive(Clone, Copy, Debug)]
+enum Heed {
+    OpenSession(u64),
+    Stop(Stop),
     Kill,
 }
 
@@ -92,8 +102,8 @@ pub struct Agent {
     nursery: Nursery,
     group: Recipient<AgentReport>,
     stdin: Rc<Stdin>,
-    orders: mpsc::UnboundedSender<Option<Stop>>,
-    heeds: Option<mpsc::UnboundedReceiver<Option<Stop>>>,
+    orders: mpsc::UnboundedSender<Heed>,
+    heeds: Option<mpsc::UnboundedReceiver<Heed>>,
 }
 
 impl Agent {
@@ -165,8 +175,7 @@ impl Actor for Agent {
             }
             Err(err) => {
                 let exit = Exit::unseen(ExitReason::StartFailed, err.to_string());
-                let fresh = clock::run_id();
-                let exited = Event::AgentExited { run: self.start.run, exit, fresh };
+                let exited = Event::AgentExited { run: self.start.run, exit };
                 self.group.do_send(AgentReport(vec![exited]));
                 ctx.stop();
             }
@@ -181,8 +190,9 @@ impl Handler<Order> for Agent {
         // Nobody heeds the orders of a run that is over.
         match order {
             Order::Send(line) => self.stdin.send(line),
-            Order::Stop(how) => _ = self.orders.send(Some(how)),
-            Order::Kill => _ = self.orders.send(None),
+            Order::OpenSession(id) => _ = self.orders.send(Heed::OpenSession(id)),
+            Order::Stop(how) => _ = self.orders.send(Heed::Stop(how)),
+            Order::Kill => _ = self.orders.send(Heed::Kill),
         }
     }
 }

@@ -12,14 +12,19 @@ pub fn now() -> Timestamp {
     Timestamp(since.as_millis().try_into().unwrap_or(i64::MAX))
 }
 
+/// An id that nobody had, and greater than those before it.
+pub fn fresh() -> Uuid {
+    Uuid::now_v7()
+}
+
 /// A task id that nobody had.
 pub fn task_id() -> TaskId {
-    TaskId(Uuid::now_v7())
+    TaskId(fresh())
 }
 
 /// A run id that nobody had.
 pub fn run_id() -> RunId {
-    RunId(Uuid::now_v7())
+    RunId(fresh())
 }
 
 /// RFC 3339 in UTC with milliseconds.

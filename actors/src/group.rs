@@ -4,6 +4,7 @@
 //! While a commit is under way the mailbox is closed, so nobody is answered from a state that is
 //! not durable yet.
 
+mod lock;
 mod message;
 mod news;
 mod recovery;
@@ -23,7 +24,8 @@ use actix::{
     SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Effect, Event, Expiry, GroupId, Rejected, RunId, Status, Step, Task, TaskId, Timestamp, Write,
+    Effect, Event, Expiry, GroupId, Rejected, RunId, Status, Step, Task, TaskId, Terms, Timestamp,
+    Write,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -82,6 +84,8 @@ pub struct Group {
     no: GroupNo,
     epoch: u64,
     core: greenroom_core::Group,
+    /// What its settings come to; made when it is needed.
+    terms: Option<Terms>,
     /// What the next frame belongs to.
     place: Place,
     shared: Arc<Shared>,
@@ -89,6 +93,8 @@ pub struct Group {
     /// Held exactly while the core has a current task.
     slot: Option<OwnedSemaphorePermit>,
     waits_for_slot: bool,
+    /// Keeps the lock that the core holds.
+    lease: Option<SpawnHandle>,
     agent: Option<(RunId, AgentHandle)>,
     waiters: HashMap<TaskId, Vec<oneshot::Sender<Task>>>,
     halted: Vec<oneshot::Sender<()>>,
@@ -97,7 +103,7 @@ pub struct Group {
     /// What is armed, and for when.
     timer: Option<(SpawnHandle, Instant)>,
     /// What is bounded now, and until when.
-    due: Option<(Expiry, Instant)>,
+    due: Vec<(Expiry, Instant)>,
     _obituary: Obituary,
 }
 
@@ -147,18 +153,20 @@ impl Group {
             no,
             epoch: 1,
             core,
+            terms: None,
             place: Place::default(),
             shared,
             feed,
             slot: None,
             waits_for_slot: false,
+            lease: None,
             agent: None,
             waiters: HashMap::new(),
             halted: Vec::new(),
             draining,
             status: Status::Idle,
             timer: None,
-            due: None,
+            due: Vec::new(),
             _obituary: obituary,
         }
     }
@@ -186,7 +194,26 @@ impl Group {
     /// Takes in one event. All that one commit stores has one time, `at`: live and in the database
     /// (I13).
     fn apply(&mut self, event: Event, at: Timestamp) -> Result<Step, Rejected> {
-        self.core.apply(event, at, &self.shared.limits.patience)
+        let terms = self.terms.take().unwrap_or_else(|| self.new_terms());
+        let step = self.core.apply(event, at, &terms, &mut clock::fresh);
+        let changes =
+            |write: &Write| matches!(write, Write::GroupCreated(_) | Write::GroupChanged(_));
+        let stale = step.as_ref().is_ok_and(|step| step.writes.iter().any(changes));
+        self.terms = Some(terms).filter(|_| !stale);
+        step
+    }
+
+    /// What the group's settings and its agent's profile come to.
+    fn new_terms(&self) -> Terms {
+        let (settings, limits) = (&self.core.head().settings, &self.shared.limits);
+        let profile = self.shared.profiles.get(&settings.agent);
+        let of_profile = profile.and_then(|profile| profile.auto_compact);
+        Terms {
+            patience: limits.patience,
+            auto_compact: settings.auto_compact.or(of_profile).unwrap_or(limits.auto_compact),
+            compaction: profile.and_then(|profile| profile.compaction.order(None)),
+            listens: false,
+        }
     }
 
     /// Gives the slot back after each task, takes one if one is free, and else stands in line.
@@ -201,8 +228,7 @@ impl Group {
             match self.shared.slots.clone().try_acquire_owned() {
                 Ok(slot) => {
                     self.slot = Some(slot);
-                    let granted = Event::SlotGranted { fresh: clock::run_id() };
-                    step.extend(self.apply(granted, at).unwrap_or_default());
+                    step.extend(self.apply(Event::SlotGranted, at).unwrap_or_default());
                 }
                 Err(_) => return self.stand_in_line(ctx),
             }
@@ -219,8 +245,7 @@ impl Group {
                 return;
             }
             group.slot = Some(slot);
-            let granted = Event::SlotGranted { fresh: clock::run_id() };
-            let progress = group.advance(vec![granted], ctx);
+            let progress = group.advance(vec![Event::SlotGranted], ctx);
             ctx.wait(progress.map(|_, _, _| ()));
         }));
     }
@@ -276,6 +301,7 @@ impl Group {
             queue_length: self.core.waiting().len() as u64,
             current_task: self.core.current().map(|task| task.id),
             current_run: self.core.run().map(|run| run.id),
+            is_compacting: self.core.active_compaction().is_some(),
         }
     }
 
@@ -332,6 +358,9 @@ impl Group {
                 (run, Order::Send(acp::prompt_line(id, &session, &prompt)))
             }
             Effect::Cancel { run, session } => (run, Order::Send(acp::cancel_line(&session))),
+            Effect::OpenSession { run, id } => (run, Order::OpenSession(id)),
+            Effect::TakeLock { task, key } => return self.take_lock(task, key, ctx),
+            Effect::DropLock { key, holder, token } => return self.drop_lock(key, holder, token),
             Effect::Answer { run, answer } => (run, Order::Send(acp::answer_line(&answer))),
             Effect::Stop { run, how } => (run, Order::Stop(how)),
         };
@@ -353,7 +382,7 @@ impl Group {
             let detail = format!("the configuration has no agent {:?}", settings.agent);
             let exit =
                 greenroom_core::Exit::unseen(greenroom_core::ExitReason::StartFailed, detail);
-            let exited = Event::AgentExited { run, exit, fresh: clock::run_id() };
+            let exited = Event::AgentExited { run, exit };
             return ctx.notify(AgentReport(vec![exited]));
         };
         let own_dir = self.shared.own_dir(self.no);
@@ -369,17 +398,15 @@ impl Group {
         self.agent = Some((run, AgentHandle(agent.start())));
     }
 
-    /// One timer for whatever is bounded now. One that is armed for an earlier moment stays: a turn
-    /// that settles in time costs none.
+    /// One timer for whatever is bounded now, for the earliest of it. One that is armed for an
+    /// earlier moment stays: a turn that settles in time costs none.
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
-        match self.core.patience(&self.shared.limits.patience) {
-            Some((expiry, _)) if self.due.is_some_and(|(same, _)| same == expiry) => {}
-            Some((expiry, ms)) => {
-                self.due = Some((expiry, Instant::now() + Duration::from_millis(ms)));
-            }
-            None => self.due = None,
-        }
-        let Some((_, due)) = self.due else { return };
+        let bounds = self.core.patience(&self.shared.limits.patience).map(|(expiry, ms)| {
+            let known = self.due.iter().find(|(same, _)| *same == expiry);
+            known.copied().unwrap_or_else(|| (expiry, Instant::now() + Duration::from_millis(ms)))
+        });
+        self.due = bounds.collect();
+        let Some(due) = self.due.iter().map(|(_, due)| *due).min() else { return };
         match self.timer {
             Some((_, armed_for)) if armed_for <= due => return,
             Some((timer, _)) => _ = ctx.cancel_future(timer),
@@ -391,14 +418,16 @@ impl Group {
 
     fn on_timer(&mut self, ctx: &mut Context<Self>) {
         self.timer = None;
-        match self.due {
-            Some((expiry, due)) if due <= Instant::now() => {
-                self.due = None;
-                let progress = self.advance(vec![Event::Expired(expiry)], ctx);
-                ctx.wait(progress.map(|_, _, _| ()));
-            }
-            Some(_) | None => self.set_timer(ctx),
+        let now = Instant::now();
+        let expired =
+            |(expiry, due): &(Expiry, Instant)| (*due <= now).then_some(Event::Expired(*expiry));
+        let events: Vec<Event> = self.due.iter().filter_map(expired).collect();
+        if events.is_empty() {
+            return self.set_timer(ctx);
         }
+        self.due.retain(|(_, due)| *due > now);
+        let progress = self.advance(events, ctx);
+        ctx.wait(progress.map(|_, _, _| ()));
     }
 
     fn purge(&mut self, ctx: &mut Context<Self>) {

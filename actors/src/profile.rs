@@ -6,7 +6,15 @@ use std::{
     time::Duration,
 };
 
-use greenroom_core::{Json, Patience};
+use greenroom_core::{Json, Patience, Strategy};
+
+/// What an agent is asked whose session is to go on in another one.
+const SUMMARY_REQUEST: &str = "\
+    Your context is almost full. This session ends here and goes on in a new one, which will know \
+    nothing but what you write now. Sum up what it needs to go on without a break: the goal and \
+    what was asked for, decisions and why they were taken, what is done and what is not, files, \
+    names and values that matter, open questions, and the very next step. Call no tool. Answer \
+    with the summary alone.";
 
 /// A named way to launch an agent. Callers of the API can only name one (RELIABILITY C10).
 #[derive(Clone, Debug)]
@@ -26,7 +34,9 @@ pub struct Profile {
     /// From spawn to a session.
     pub start_timeout: Duration,
     /// How its context is compacted.
-    pub compaction: Strategy,
+    pub compaction: Compacts,
+    /// The share of the context window at which a compaction is ordered; absent: the default.
+    pub auto_compact: Option<f64>,
     /// The file mode mask of the agent's process.
     pub umask: Option<u32>,
     /// Whether the agent may never gain privileges by exec.
@@ -58,22 +68,31 @@ impl Profile {
 
 /// How an agent's context is compacted on order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Strategy {
+pub enum Compacts {
     /// By the agent's own slash command, sent as a prompt.
-    Command(String),
+    ByCommand(String),
+    /// By a summary, which leads into a new session. Any agent can do that.
+    ByRotation,
     /// Not at all.
-    None,
+    Not,
 }
 
-impl Strategy {
-    /// The prompt that orders a compaction, as ACP content blocks; `None` if there is no way to.
-    pub fn prompt(&self, focus: Option<&str>) -> Option<Json> {
-        let Self::Command(command) = self else { return None };
-        let text = match focus {
-            Some(focus) => format!("{command} {focus}"),
-            None => command.clone(),
+impl Compacts {
+    /// What a compaction task does, and its prompt as ACP content blocks; `None` if there is no
+    /// way to order one.
+    pub fn order(&self, focus: Option<&str>) -> Option<(Strategy, Json)> {
+        let (strategy, text) = match (self, focus) {
+            (Self::ByCommand(command), None) => (Strategy::Command, command.clone()),
+            (Self::ByCommand(command), Some(focus)) => {
+                (Strategy::Command, format!("{command} {focus}"))
+            }
+            (Self::ByRotation, None) => (Strategy::Rotate, SUMMARY_REQUEST.to_owned()),
+            (Self::ByRotation, Some(focus)) => {
+                (Strategy::Rotate, format!("{SUMMARY_REQUEST}\nKeep in view above all: {focus}"))
+            }
+            (Self::Not, _) => return None,
         };
-        crate::agent::acp::text_prompt(&text).ok()
+        Some((strategy, crate::agent::acp::text_prompt(&text).ok()?))
     }
 }
 
@@ -84,6 +103,11 @@ pub struct Limits {
     pub running_groups: usize,
     /// What each group goes by.
     pub patience: Patience,
+    /// The share of the context window at which a compaction is ordered, if neither the group nor
+    /// its profile says otherwise; 0: never.
+    pub auto_compact: f64,
+    /// How long a compaction's lock is leased for at a time.
+    pub lock_ttl: Duration,
     /// From a shutdown's begin until running turns are cut off.
     pub drain: Duration,
 }

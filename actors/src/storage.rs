@@ -11,8 +11,8 @@ pub mod sqlite;
 use std::{collections::BTreeMap, sync::Arc};
 
 use greenroom_core::{
-    Blocked, Exit, GroupId, Head, Run, RunId, SessionId, Status, Task, TaskId, TaskKind, TaskState,
-    Timestamp, Write,
+    Blocked, Compaction, EndReason, Exit, GroupId, Head, Provenance, Run, RunId, SessionId, Status,
+    Task, TaskId, TaskKind, TaskState, Timestamp, Write,
 };
 
 pub use self::{
@@ -95,6 +95,8 @@ pub struct Standing {
     pub current_task: Option<TaskId>,
     /// The run that is alive.
     pub current_run: Option<RunId>,
+    /// Whether a compaction may be going on.
+    pub is_compacting: bool,
 }
 
 /// An idempotency key as it is kept: hashes only.
@@ -119,6 +121,8 @@ pub struct Hydration {
     pub tasks: Vec<Task>,
     /// The run that was alive.
     pub run: Option<Run>,
+    /// The compaction that nobody saw to end.
+    pub active: Option<Compaction>,
 }
 
 /// The writing side.
@@ -206,12 +210,51 @@ pub struct RunRecord {
 pub struct SegmentRecord {
     /// Its number, from 1.
     pub segment: u32,
+    /// The one that it continues.
+    pub parent: Option<u32>,
     /// The session in force.
     pub session: SessionId,
+    /// Which of hermes' sessions that is.
+    pub provenance: Option<Provenance>,
     /// Its first frame, and when that was stored.
     pub opened: (u64, Timestamp),
     /// Its last frame, when that was stored, and why it is the last.
-    pub closed: Option<(u64, Timestamp, String)>,
+    pub closed: Option<(u64, Timestamp, EndReason)>,
+}
+
+/// A group as somebody who joins late needs it, in one consistent cut.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The group.
+    pub standing: Standing,
+    /// All its segments.
+    pub segments: Vec<SegmentRecord>,
+    /// The task that has its slot.
+    pub current_task: Option<TaskView>,
+}
+
+/// What is shown of a transcript as the context that is in force (SEEDS AM-15): the open segment,
+/// what came before the first session, and begin and end of the turn that reaches into the open
+/// segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CurrentView {
+    /// The open segment.
+    pub segment: u32,
+    /// The task that ran when it was opened.
+    pub task: Option<TaskId>,
+}
+
+impl CurrentView {
+    /// The frames of an older segment's turn that are shown.
+    pub const BOOKENDS: [&str; 3] =
+        ["greenroom/turn_started", "greenroom/turn_settled", "greenroom/cancel_requested"];
+
+    fn takes(self, block: &Block, kind: &str) -> bool {
+        let spans = self.task.is_some() && block.task == self.task;
+        block.segment == 0
+            || block.segment == self.segment
+            || (spans && Self::BOOKENDS.contains(&kind))
+    }
 }
 
 /// Which tasks of a group to list.
@@ -240,6 +283,8 @@ pub struct FrameFilter {
     pub task: Option<TaskId>,
     /// Only this segment's.
     pub segment: Option<u32>,
+    /// Only what belongs to this view.
+    pub view: Option<CurrentView>,
     /// The newest first.
     pub descending: bool,
     /// At most so many frames; more may come, to the end of a block.
@@ -249,9 +294,10 @@ pub struct FrameFilter {
 }
 
 impl FrameFilter {
-    /// Whether a frame is wanted, as far as it shows that itself; its block shows the rest.
-    pub fn takes(&self, frame: Frame<'_>) -> bool {
+    /// Whether a frame of `block` is wanted, if the block is.
+    pub fn takes(&self, block: &Block, frame: Frame<'_>) -> bool {
         self.after < frame.seq
+            && self.view.is_none_or(|view| view.takes(block, frame.kind))
             && self.before.is_none_or(|before| frame.seq < before)
             && self.kind.as_ref().is_none_or(|kind| frame.kind == kind)
     }
@@ -301,6 +347,21 @@ pub trait Archive: Send + 'static {
         after: u32,
         limit: usize,
     ) -> Result<Vec<SegmentRecord>, StoreError>;
+
+    /// Compactions of a group, the newest first, each with the seq of its first frame; only those
+    /// before the seq `before`.
+    fn compactions(
+        &self,
+        group: GroupNo,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<(u64, Compaction)>, StoreError>;
+
+    /// All that somebody who joins late needs.
+    fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError>;
+
+    /// What is in force of a group's transcript.
+    fn current_view(&self, group: GroupNo) -> Result<CurrentView, StoreError>;
 
     /// Blocks that hold frames of a group; the caller picks the frames out of them.
     fn blocks(&self, group: GroupNo, filter: &FrameFilter) -> Result<Vec<Block>, StoreError>;

@@ -5,17 +5,14 @@
 use super::source::{Entry, Table, Value};
 
 /// (section, key, value that asks for nothing this version would not do anyway).
-const KEYS: [(&str, &str, Idle); 10] = [
+const KEYS: [(&str, &str, Idle); 7] = [
     ("storage", "retention_days", Idle::Zero),
     ("limits", "resident_agents", Idle::Never),
-    ("defaults", "auto_compact", Idle::Zero),
     ("defaults", "permission_policy", Idle::Word("reject")),
     ("defaults", "permission_timeout", Idle::Never),
     ("defaults", "on_interrupt", Idle::Word("continue")),
     ("defaults", "retry", Idle::Word("never")),
     ("defaults", "retry_base", Idle::Never),
-    ("defaults", "compaction_timeout", Idle::Never),
-    ("defaults", "lock_ttl", Idle::Never),
 ];
 
 /// The same for every profile.

@@ -61,16 +61,19 @@ pub async fn list(
     let group = worker.find(&group, false).await?;
     let no = group.no;
     let ledger = &worker.edge.shared.ledger;
-    let standing = ledger.read(move |archive| archive.group(no)).await?;
-    let standing = standing.ok_or(ApiError::NoSuchGroup)?;
-    let filter = filter(query, limit, standing.head.segment)?;
+    ledger.read(move |archive| archive.group(no)).await?.ok_or(ApiError::NoSuchGroup)?;
+    let view = match query.segment.as_deref() {
+        Some("current") => Some(ledger.read(move |archive| archive.current_view(no)).await?),
+        Some(_) | None => None,
+    };
+    let filter = FrameFilter { view, ..filter(query, limit)? };
     let wanted = filter.clone();
     let blocks = ledger.read(move |archive| archive.blocks(no, &filter)).await?;
     let body = page(&group.id, &blocks, &wanted, limit);
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
 }
 
-fn filter(query: FrameQuery, limit: usize, open: u32) -> Result<FrameFilter, ApiError> {
+fn filter(query: FrameQuery, limit: usize) -> Result<FrameFilter, ApiError> {
     let invalid = |what: &str| ApiError::InvalidQuery(what.into());
     let descending = query.order == Some(Order::Desc);
     let task: Option<TaskId> = query
@@ -78,8 +81,7 @@ fn filter(query: FrameQuery, limit: usize, open: u32) -> Result<FrameFilter, Api
         .map(|task| task.parse().map_err(|_| invalid("task is a task id")))
         .transpose()?;
     let segment = match query.segment.as_deref() {
-        None => None,
-        Some("current") => Some(open),
+        None | Some("current") => None,
         Some(number) => {
             Some(number.parse().map_err(|_| invalid("segment is a number, or `current`"))?)
         }
@@ -96,6 +98,7 @@ fn filter(query: FrameQuery, limit: usize, open: u32) -> Result<FrameFilter, Api
         kind: query.kind,
         task,
         segment,
+        view: None,
         descending,
         frames_max: limit as u64 + 1,
         bytes_max: PAGE_BYTES,
@@ -110,7 +113,8 @@ fn page(group: &GroupId, blocks: &[Block], wanted: &FrameFilter, limit: usize) -
     let mut more = false;
     for block in blocks {
         let writer = FrameWriter::new(group, block);
-        let mut frames: Vec<Frame> = block.frames().filter(|frame| wanted.takes(*frame)).collect();
+        let mut frames: Vec<Frame> =
+            block.frames().filter(|frame| wanted.takes(block, *frame)).collect();
         if wanted.descending {
             frames.reverse();
         }

@@ -5,7 +5,7 @@ use actix_web::{
     web::{Data, Path, Query},
 };
 use greenroom_actors::storage::SegmentRecord;
-use greenroom_core::SessionId;
+use greenroom_core::{EndReason, Json, SessionId};
 use serde::{Deserialize, Serialize};
 
 use super::{Worker, error::ApiError, frames::page_limit, view};
@@ -20,7 +20,7 @@ pub struct SegmentQuery {
 
 /// A segment.
 #[derive(Serialize)]
-struct Segment {
+pub struct Segment {
     segment: u32,
     parent: Option<u32>,
     session_id: SessionId,
@@ -28,8 +28,8 @@ struct Segment {
     closed_seq: Option<u64>,
     opened_at: view::Time,
     closed_at: Option<view::Time>,
-    end_reason: Option<String>,
-    provenance: Option<()>,
+    end_reason: Option<EndReason>,
+    provenance: Option<Json>,
 }
 
 /// Lists a group's segments in order: one unbranched lineage (I4).
@@ -45,25 +45,27 @@ pub async fn list(
     let after = query.cursor.unwrap_or_default();
     let segments = ledger.read(move |archive| archive.segments(no, after, limit + 1)).await?;
     let page = view::Page::cut(segments, limit, |segment| segment.segment.to_string());
-    let items = page.items.into_iter().map(show).collect();
+    let items = page.items.into_iter().map(Segment::from).collect();
     Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
 }
 
-fn show(record: SegmentRecord) -> Segment {
-    let (opened_seq, opened_at) = record.opened;
-    let (closed_seq, closed_at, end_reason) = match record.closed {
-        Some((seq, at, why)) => (Some(seq), Some(view::Time(at)), Some(why)),
-        None => (None, None, None),
-    };
-    Segment {
-        segment: record.segment,
-        parent: record.segment.checked_sub(1).filter(|parent| *parent > 0),
-        session_id: record.session,
-        opened_seq,
-        closed_seq,
-        opened_at: view::Time(opened_at),
-        closed_at,
-        end_reason,
-        provenance: None,
+impl From<SegmentRecord> for Segment {
+    fn from(record: SegmentRecord) -> Self {
+        let (opened_seq, opened_at) = record.opened;
+        let (closed_seq, closed_at, end_reason) = match record.closed {
+            Some((seq, at, why)) => (Some(seq), Some(view::Time(at)), Some(why)),
+            None => (None, None, None),
+        };
+        Self {
+            segment: record.segment,
+            parent: record.parent,
+            session_id: record.session,
+            opened_seq,
+            closed_seq,
+            opened_at: view::Time(opened_at),
+            closed_at,
+            end_reason,
+            provenance: record.provenance.map(|known| known.given),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The server itself: alive, ready, and what it does.
 
 use actix_web::{HttpResponse, web::Data};
-use greenroom_actors::profile::Strategy;
+use greenroom_actors::profile::Compacts;
 use serde_json::json;
 
 use super::{Phase, Worker, error::ApiError};
@@ -65,8 +65,9 @@ pub async fn agents(worker: Data<Worker>) -> HttpResponse {
         .into_iter()
         .map(|profile| {
             let compaction = match &profile.compaction {
-                Strategy::Command(command) => json!({"strategy": "command", "command": command}),
-                Strategy::None => json!({"strategy": "none"}),
+                Compacts::ByCommand(command) => json!({"strategy": "command", "command": command}),
+                Compacts::ByRotation => json!({"strategy": "rotate"}),
+                Compacts::Not => json!({"strategy": "none"}),
             };
             json!({
                 "name": profile.name,

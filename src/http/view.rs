@@ -7,14 +7,15 @@ use greenroom_actors::{
     storage::{Standing, TaskView},
 };
 use greenroom_core::{
-    Blocked, GroupId, Interrupted, Json, Origin, RunId, SessionId, Status, StopReason, TaskError,
-    TaskId, TaskKind, TaskState, Timestamp, Usage, Work,
+    Blocked, Finding, GroupId, Interrupted, Json, Origin, RunId, SessionId, Source, Status,
+    StopReason, TaskError, TaskId, TaskKind, TaskState, Timestamp, Usage, Work,
 };
 use serde::{Serialize, Serializer};
 
 use super::Phase;
 
 /// A time as RFC 3339.
+#[derive(Clone, Copy)]
 pub struct Time(pub Timestamp);
 
 impl Serialize for Time {
@@ -35,8 +36,10 @@ pub struct Group {
     current_run: Option<RunId>,
     session_id: Option<SessionId>,
     segment: u32,
-    usage: Option<Usage>,
-    compaction: Option<()>,
+    /// How full its context is.
+    pub usage: Option<Usage>,
+    /// What became of its compactions.
+    pub compaction: Option<Compacting>,
     last_seq: u64,
     cwd: String,
     title: Option<String>,
@@ -47,12 +50,30 @@ pub struct Group {
     created_at: Option<Time>,
 }
 
+/// What became of a group's compactions; absent before the first one (SEEDS AM-31).
+#[derive(Clone, Copy, Serialize)]
+pub struct Compacting {
+    active: bool,
+    count: u64,
+    last_source: Option<Source>,
+    last_started_at: Option<Time>,
+    last_completed_at: Option<Time>,
+}
+
 impl Group {
     /// The group while the server is in `phase`; it works in `own_dir` unless somebody named a
     /// directory.
     pub fn new(standing: Standing, phase: Phase, own_dir: &Path) -> Self {
         let head = standing.head;
         let settings = head.settings;
+        let known = head.compacting;
+        let compaction = known.last_source.map(|_| Compacting {
+            active: standing.is_compacting,
+            count: known.count,
+            last_source: known.last_source,
+            last_started_at: known.last_started_at.map(Time),
+            last_completed_at: known.last_completed_at.map(Time),
+        });
         Self {
             id: standing.id,
             agent: settings.agent,
@@ -64,7 +85,7 @@ impl Group {
             session_id: head.session,
             segment: head.segment,
             usage: head.usage,
-            compaction: None,
+            compaction,
             last_seq: head.last_seq,
             cwd: settings.cwd.unwrap_or_else(|| own_dir.display().to_string()),
             title: settings.title,
@@ -117,6 +138,8 @@ pub struct Task {
     seq_first: Option<u64>,
     seq_last: Option<u64>,
     interrupted: Option<Interrupted>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    findings: Vec<Finding>,
     cancel_requested: bool,
     deadline_ms: Option<u64>,
     created_at: Time,
@@ -169,6 +192,7 @@ impl Task {
             seq_first: task.seq_first,
             seq_last: task.seq_last,
             interrupted: ending.interrupted,
+            findings: ending.findings,
             cancel_requested: task.cancel_requested,
             deadline_ms: task.deadline_ms,
             created_at: Time(task.created_at),

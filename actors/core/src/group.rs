@@ -181,7 +181,7 @@ pub enum Status {
     Starting,
     /// A turn runs.
     Running,
-    /// A compaction task runs.
+    /// A compaction task runs, or the agent compacts within a turn.
     Compacting,
     /// Work is queued and something stands before it.
     Waiting,
@@ -359,6 +359,7 @@ impl Group {
             _ if self.head.archived => Status::Archived,
             Some(Current { turn: None, .. }) => Status::Starting,
             Some(Current { task, .. }) if task.kind() == TaskKind::Compaction => Status::Compacting,
+            Some(_) if self.recent.active().is_some() => Status::Compacting,
             Some(_) => Status::Running,
             None if self.head.paused => Status::Paused,
             None if self.waiting.is_empty() => Status::Idle,

@@ -168,7 +168,7 @@ fn fold(params: Option<&RawValue>) -> Fold {
     };
     match &*update.session_update {
         "agent_message_chunk" => {
-            fold.output = true;
+            (fold.output, fold.answer) = (true, true);
             let content = update.content.map(|raw| serde_json::from_str(raw.get()));
             if let Some(Ok(TextContent { text: Some(text) })) = content {
                 fold.text = text.into_owned();
@@ -178,7 +178,7 @@ fn fold(params: Option<&RawValue>) -> Fold {
             fold.output = true;
         }
         word @ ("tool_call" | "tool_call_update") => {
-            fold.output = true;
+            (fold.output, fold.answer) = (true, true);
             let ended = matches!(update.status.as_deref(), Some("completed" | "failed"));
             if let Some(tool) = update.tool_call_id
                 && (ended || word == "tool_call")

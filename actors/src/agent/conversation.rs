@@ -14,14 +14,14 @@ use tokio::{
 };
 
 use super::{
-    AgentReport, Start, acp,
+    AgentReport, Heed, Start, acp,
     batch::{Batch, single},
     child::{Child, Keeper, TreeEvent},
     opening::{Next, Opening},
     stderr::Stderr,
     stdin::Stdin,
 };
-use crate::{clock, profile::Profile};
+use crate::profile::Profile;
 
 /// From closing stdin to TERM.
 const TERM_AFTER: Duration = Duration::from_secs(2);
@@ -50,13 +50,17 @@ pub struct Conversation {
     stdout: Pipe,
     stderr_pipe: Pipe,
     stderr: Stderr,
-    orders: mpsc::UnboundedReceiver<Option<Stop>>,
+    orders: mpsc::UnboundedReceiver<Heed>,
     group: Recipient<AgentReport>,
     line_bytes_max: usize,
     batch: Batch,
     /// Lines that the group is making durable.
     report: Option<Report>,
     opening: Option<Opening>,
+    /// Where the agent works.
+    cwd: PathBuf,
+    /// The request for another session that is not answered yet.
+    awaited: Option<u64>,
     first_line: Option<String>,
     start_by: Instant,
     pid: Option<u32>,
@@ -91,7 +95,7 @@ enum Wake {
     Stdout(io::Result<usize>),
     Stderr(io::Result<usize>),
     Tree(TreeEvent),
-    Order(Option<Stop>),
+    Order(Heed),
     Reported(Result<(), MailboxError>),
     Climb,
     Stalled,
@@ -106,12 +110,12 @@ impl Conversation {
         cwd: PathBuf,
         child: Child,
         stdin: Rc<Stdin>,
-        orders: mpsc::UnboundedReceiver<Option<Stop>>,
+        orders: mpsc::UnboundedReceiver<Heed>,
         group: Recipient<AgentReport>,
         line_bytes_max: usize,
     ) -> Self {
         let auth_method = start.profile.auth_method.clone();
-        let (opening, first_line) = Opening::new(cwd, auth_method, start.session.clone());
+        let (opening, first_line) = Opening::new(cwd.clone(), auth_method, start.session.clone());
         stdin.open(child.stdin);
         Self {
             run: start.run,
@@ -128,6 +132,8 @@ impl Conversation {
             batch: Batch::new(start.run),
             report: None,
             opening: Some(opening),
+            cwd,
+            awaited: None,
             first_line: Some(first_line),
             start_by: Instant::now() + start.profile.start_timeout,
             pid: None,
@@ -172,7 +178,7 @@ impl Conversation {
             }
         }
         let exit = self.exit();
-        let exited = Event::AgentExited { run: self.run, exit, fresh: clock::run_id() };
+        let exited = Event::AgentExited { run: self.run, exit };
         // If the group's actor is gone, its successor finds the run in the database.
         _ = self.group.send(AgentReport(vec![exited])).await;
     }
@@ -339,6 +345,14 @@ impl Conversation {
                         self.open(next);
                     }
                 }
+                None if self.awaited == Some(id) => {
+                    self.awaited = None;
+                    let opened = match outcome {
+                        Ok(result) => acp::new_session(result).map(|session| (session, None)),
+                        Err(err) => Err(format!("the agent refused another session: {err}")),
+                    };
+                    self.batch.push(Event::SessionOpened { run: self.run, id, opened });
+                }
                 None => {
                     let reply = acp::prompt_reply(outcome);
                     self.batch.push(Event::PromptAnswered { run: self.run, id, reply });
@@ -353,7 +367,8 @@ impl Conversation {
             Next::Ready(session, continuity) => {
                 self.opening = None;
                 let (run, pid) = (self.run, self.pid.unwrap_or_default());
-                self.batch.push(Event::AgentReady { run, pid, session, continuity });
+                let provenance = None;
+                self.batch.push(Event::AgentReady { run, pid, session, continuity, provenance });
             }
             Next::Fail(why) => self.end(ExitReason::StartFailed, &why),
         }
@@ -396,10 +411,14 @@ impl Conversation {
         }
     }
 
-    fn obey(&mut self, order: Option<Stop>) {
+    fn obey(&mut self, order: Heed) {
         match (order, self.ladder) {
-            (None, _) => self.end(ExitReason::Stopped, "stopped by greenroom"),
-            (Some(how), Ladder::Unused | Ladder::TermAt(_)) => {
+            (Heed::OpenSession(id), _) => {
+                self.awaited = Some(id);
+                self.stdin.send(acp::new_session_line(id, &self.cwd));
+            }
+            (Heed::Kill, _) => self.end(ExitReason::Stopped, "stopped by greenroom"),
+            (Heed::Stop(how), Ladder::Unused | Ladder::TermAt(_)) => {
                 self.verdict.get_or_insert((ExitReason::Stopped, "stopped by greenroom".into()));
                 self.stdin.close();
                 let now = Instant::now();
@@ -408,7 +427,7 @@ impl Conversation {
                     Stop::Firmly => Ladder::TermAt(now),
                 };
             }
-            (Some(_), Ladder::KillAt(_) | Ladder::Killed) => {}
+            (Heed::Stop(_), Ladder::KillAt(_) | Ladder::Killed) => {}
         }
     }
 

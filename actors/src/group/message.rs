@@ -5,8 +5,7 @@ use actix::{
     WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Blocked, Ending, Event, Json, Origin, Rejected, Settings, Step, Stop, Task, TaskId, TaskState,
-    Timestamp, Work,
+    Blocked, Event, Json, Origin, Rejected, Settings, Step, Stop, Task, TaskId, Work,
 };
 use tokio::sync::oneshot;
 
@@ -212,7 +211,8 @@ impl Group {
             Err(err) => return refuse(err),
         };
         let id = clock::task_id();
-        let task = new_task(id, work, submit.metadata, submit.deadline_ms);
+        let (metadata, deadline_ms) = (submit.metadata, submit.deadline_ms);
+        let task = Task { metadata, deadline_ms, ..Task::new(id, work, Origin::Api) };
         let at = clock::now();
         let mut step = match self.apply(Event::Submitted(Box::new(task)), at) {
             Ok(step) => step,
@@ -258,9 +258,9 @@ impl Group {
         let agent = &self.core.head().settings.agent;
         let profile = self.shared.profiles.get(agent);
         let profile = profile.ok_or_else(|| GroupError::UnknownAgent(agent.clone()))?;
-        let prompt = profile.compaction.prompt(focus.as_deref());
-        let prompt = prompt.ok_or(GroupError::CompactionUnsupported)?;
-        Ok(Work::Compaction { focus: focus.map(Into::into), prompt })
+        let order = profile.compaction.order(focus.as_deref());
+        let (strategy, prompt) = order.ok_or(GroupError::CompactionUnsupported)?;
+        Ok(Work::Compaction { focus: focus.map(Into::into), prompt, strategy })
     }
 
     /// A task that was over as soon as it was accepted.
@@ -271,29 +271,6 @@ impl Group {
         })?;
         let task = Task::clone(task);
         Some(TaskView { task, group: self.id.clone(), position: None, blocked_by: None::<Blocked> })
-    }
-}
-
-fn new_task(id: TaskId, work: Work, metadata: Option<Json>, deadline_ms: Option<u64>) -> Task {
-    Task {
-        id,
-        ordinal: 0,
-        work,
-        origin: Origin::Api,
-        metadata,
-        deadline_ms,
-        state: TaskState::Queued,
-        attempt: 0,
-        cancel_requested: false,
-        created_at: Timestamp::default(),
-        claimed_at: None,
-        started_at: None,
-        ended_at: None,
-        run: None,
-        segment: None,
-        seq_first: None,
-        seq_last: None,
-        ending: Ending::default(),
     }
 }
 

@@ -40,8 +40,9 @@ impl Group {
 
     fn take_up(&mut self, found: Option<Found>) -> Vec<Event> {
         let Some(Found { hydration, turn }) = found else { return Vec::new() };
-        let Hydration { epoch, head, tasks, run } = hydration;
-        let interrupted = run.is_some() || tasks.iter().any(|task| task.claimed_at.is_some());
+        let Hydration { epoch, head, tasks, run, active } = hydration;
+        let interrupted =
+            run.is_some() || active.is_some() || tasks.iter().any(|task| task.claimed_at.is_some());
         self.epoch = epoch;
         self.place = Place {
             last_seq: head.last_seq,
@@ -49,7 +50,8 @@ impl Group {
             run: run.as_ref().map(|run| run.id),
             task: tasks.iter().find(|task| task.claimed_at.is_some()).map(|task| task.id),
         };
-        self.core = greenroom_core::Group::restore(head, tasks, run, turn);
+        self.terms = None;
+        self.core = greenroom_core::Group::restore(head, tasks, run, turn, active);
         self.status = self.core.status();
         let recovered = interrupted.then_some(Event::Recovered);
         recovered.into_iter().collect()

@@ -1,6 +1,6 @@
 //! What the logs tell of a group: one line an event, so that a person can follow it.
 
-use greenroom_core::{GroupId, Status, Task, Timestamp, Write};
+use greenroom_core::{Compaction, CompactionStatus, GroupId, Status, Task, Timestamp, Write};
 
 use crate::{storage::Standing, word::word};
 
@@ -54,11 +54,57 @@ pub fn tell(group: &GroupId, write: &Write, at: Timestamp) {
             target: "greenroom::group", group:%, session:%;
             "context lost: the agent could not take its session up again and starts afresh"
         ),
+        Write::CompactionStarted(compaction) => log::info!(
+            target: "greenroom::compaction",
+            group:%, compaction:% = compaction.id, task:% = or_none(compaction.task),
+            source:% = word(&compaction.source), segment = compaction.from_segment;
+            "compaction started"
+        ),
+        Write::CompactionEnded(compaction) => tell_compaction(group, compaction, at),
+        Write::SegmentStarted { segment, session, .. } => log::info!(
+            target: "greenroom::group", group:%, segment, session:%; "segment started"
+        ),
+        Write::LockRefused { task, holder } => log::info!(
+            target: "greenroom::compaction", group:%, task:%, holder;
+            "compaction waits for the session's lock"
+        ),
+        Write::LockBypassed { task, remedy } => log::warn!(
+            target: "greenroom::compaction", group:%, task:%, remedy = &**remedy;
+            "lock_bypassed: the compaction goes on without a lock"
+        ),
+        Write::LockLost { task } => log::warn!(
+            target: "greenroom::compaction", group:%, task:%;
+            "compaction lost its lock, and will not count"
+        ),
+        Write::AgentWedged { run, sign } => log::warn!(
+            target: "greenroom::run", group:%, run:%, sign = &**sign;
+            "agent takes no prompts any more since it was cancelled: it is restarted, and its \
+             session taken up again"
+        ),
         Write::AgentOutputRejected { run, reason, .. } => log::warn!(
             target: "greenroom::run", group:%, run:%, reason; "agent output rejected"
         ),
         _ => {}
     }
+}
+
+fn tell_compaction(group: &GroupId, compaction: &Compaction, at: Timestamp) {
+    let details = &compaction.details;
+    let sources: Vec<String> = compaction.sources.iter().map(word).collect();
+    let level = match compaction.status {
+        CompactionStatus::Failed | CompactionStatus::Abandoned => log::Level::Warn,
+        _ => log::Level::Info,
+    };
+    log::log!(
+        target: "greenroom::compaction", level,
+        group:%, compaction:% = compaction.id, task:% = or_none(compaction.task),
+        status:% = word(&compaction.status), sources:% = sources.join(","),
+        tokens_before:% = or_none(details.tokens_before),
+        tokens_after:% = or_none(details.tokens_after),
+        error = details.error.as_deref().unwrap_or("none"),
+        took_ms = at.0 - compaction.started_at.0;
+        "compaction ended"
+    );
 }
 
 fn or_none<T: ToString>(value: Option<T>) -> String {

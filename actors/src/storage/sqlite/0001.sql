@@ -20,11 +20,15 @@ CREATE TABLE heads (
     paused        INTEGER NOT NULL,
     archived      INTEGER NOT NULL,
     purging       INTEGER NOT NULL DEFAULT 0,
+    provenance    TEXT,
+    compacting    TEXT    NOT NULL DEFAULT '{"count":0,"measured":false,"streak":0}',
+    lead_in       TEXT,
     status        TEXT    NOT NULL,
     blocked_by    TEXT,
     queue_length  INTEGER NOT NULL,
     current_task  BLOB,
-    current_run   BLOB
+    current_run   BLOB,
+    is_compacting INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE TABLE tasks (
@@ -34,6 +38,7 @@ CREATE TABLE tasks (
     origin            TEXT    NOT NULL,
     prompt            TEXT    NOT NULL,
     focus             TEXT,
+    strategy          TEXT,
     metadata          TEXT,
     deadline_ms       INTEGER,
     created_at        INTEGER NOT NULL,
@@ -53,7 +58,8 @@ CREATE TABLE tasks (
     text              TEXT    NOT NULL DEFAULT '',
     text_truncated    INTEGER NOT NULL DEFAULT 0,
     usage             TEXT,
-    tokens            TEXT
+    tokens            TEXT,
+    findings          TEXT
 ) STRICT;
 
 CREATE UNIQUE INDEX tasks_by_id ON tasks (id);
@@ -87,7 +93,9 @@ CREATE INDEX runs_by_group ON runs (no, id);
 CREATE TABLE segments (
     no          INTEGER NOT NULL,
     segment     INTEGER NOT NULL,
+    parent      INTEGER,
     session     TEXT    NOT NULL,
+    provenance  TEXT,
     opened_seq  INTEGER NOT NULL,
     opened_at   INTEGER NOT NULL,
     closed_seq  INTEGER,
@@ -98,6 +106,20 @@ CREATE TABLE segments (
 
 -- I4: exactly one segment of a group is open.
 CREATE UNIQUE INDEX segments_one_open ON segments (no) WHERE closed_seq IS NULL;
+-- And a segment has one successor at most, also if the lock was bypassed.
+CREATE UNIQUE INDEX segments_one_child ON segments (no, parent);
+
+-- Keyed by the seq of its first frame.
+CREATE TABLE compactions (
+    key         INTEGER PRIMARY KEY,
+    id          BLOB    NOT NULL UNIQUE,
+    status      TEXT    NOT NULL,
+    started_at  INTEGER NOT NULL,
+    ended_at    INTEGER,
+    record      TEXT    NOT NULL
+) STRICT;
+
+CREATE UNIQUE INDEX compactions_one_active ON compactions (key >> 36) WHERE status = 'in_progress';
 
 -- A row is a block of frames; `kinds` is one kind for all of them, or one a line.
 CREATE TABLE blocks (

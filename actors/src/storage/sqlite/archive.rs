@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use greenroom_core::{RunId, TaskId};
+use greenroom_core::{Compaction, RunId, TaskId};
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 
 use super::{
@@ -12,8 +12,8 @@ use super::{
 use crate::{
     frames::Block,
     storage::{
-        Archive, FrameFilter, GroupIndex, GroupNo, KeyUse, RunRecord, SegmentRecord, Standing,
-        StoreError, TaskFilter, TaskView,
+        Archive, CurrentView, FrameFilter, GroupIndex, GroupNo, KeyUse, RunRecord, SegmentRecord,
+        Snapshot, Standing, StoreError, TaskFilter, TaskView,
     },
     word::word,
 };
@@ -162,6 +162,42 @@ impl Archive for SqliteArchive {
         self.all(&sql, &[&group, &after, &(limit as i64)], rows::segment)
     }
 
+    fn compactions(
+        &self,
+        group: GroupNo,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<(u64, Compaction)>, StoreError> {
+        let sql = format!(
+            "SELECT {} FROM compactions WHERE key >= ?1 AND key < ?2 ORDER BY key DESC LIMIT ?3",
+            rows::COMPACTION_COLUMNS
+        );
+        let to = before.map_or(key(group + 1, 0), |before| key(group, before));
+        self.all(&sql, &[&key(group, 0), &to, &(limit as i64)], rows::compaction)
+    }
+
+    fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError> {
+        let cut = self.0.unchecked_transaction().map_err(failed("was read"))?;
+        let Some(standing) = self.group(group)? else { return Ok(None) };
+        let segments = self.segments(group, 0, usize::MAX >> 1)?;
+        let current_task = standing.current_task.map(|task| self.task(task)).transpose()?;
+        cut.finish().map_err(failed("was read"))?;
+        Ok(Some(Snapshot { standing, segments, current_task: current_task.flatten() }))
+    }
+
+    fn current_view(&self, group: GroupNo) -> Result<CurrentView, StoreError> {
+        // The block that opens a segment belongs to the task that ran then.
+        let sql = "SELECT segment, (SELECT task FROM blocks WHERE blocks.key <= (?1 << 36 | \
+                   opened_seq) AND blocks.key >= ?1 << 36 ORDER BY blocks.key DESC LIMIT 1) \
+                   FROM segments WHERE no = ?1 AND closed_seq IS NULL";
+        let open = self.all(sql, &[&group], |row| {
+            let task = row.get::<_, Option<[u8; 16]>>(1)?;
+            let task = task.map(|id| TaskId(from_bytes(id)));
+            Ok(CurrentView { segment: row.get(0)?, task })
+        })?;
+        Ok(open.first().copied().unwrap_or(CurrentView { segment: 0, task: None }))
+    }
+
     fn blocks(&self, group: GroupNo, filter: &FrameFilter) -> Result<Vec<Block>, StoreError> {
         let read = || -> rusqlite::Result<_> {
             // A block that begins before the first wanted frame may hold it.
@@ -177,20 +213,31 @@ impl Archive for SqliteArchive {
             let sql = format!(
                 "SELECT {} FROM blocks WHERE key >= ?1 AND key < ?2 \
                  AND (?3 IS NULL OR instr(kinds, ?3)) AND (?4 IS NULL OR task = ?4) \
-                 AND (?5 IS NULL OR segment = ?5) ORDER BY key {}",
+                 AND (?5 IS NULL OR segment = ?5) \
+                 AND (?6 IS NULL OR segment IN (0, ?6) OR task = ?7) ORDER BY key {}",
                 rows::BLOCK_COLUMNS,
                 if filter.descending { "DESC" } else { "ASC" }
             );
             let mut statement = self.0.prepare_cached(&sql)?;
             let task = filter.task.as_ref().map(|id| id.0.as_bytes());
-            let mut found =
-                statement.query(params![from, to, filter.kind, task, filter.segment])?;
+            let view = filter.view.map(|view| view.segment);
+            let spans = filter.view.and_then(|view| view.task).map(|id| id.0.into_bytes());
+            let mut found = statement.query(params![
+                from,
+                to,
+                filter.kind,
+                task,
+                filter.segment,
+                view,
+                spans
+            ])?;
             let (mut blocks, mut frames, mut bytes) = (Vec::new(), 0, 0);
             while frames < filter.frames_max && bytes < filter.bytes_max {
                 let Some(row) = found.next()? else { break };
                 let block = rows::block(row)?;
                 if filter.frames_max < u64::MAX {
-                    frames += block.frames().filter(|frame| filter.takes(*frame)).count() as u64;
+                    frames +=
+                        block.frames().filter(|frame| filter.takes(&block, *frame)).count() as u64;
                 }
                 bytes += block.text.len();
                 blocks.push(block);

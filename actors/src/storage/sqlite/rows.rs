@@ -1,7 +1,8 @@
 //! How values are written into columns and read back.
 
 use greenroom_core::{
-    Exit, GroupId, Head, Json, Kinds, RunId, SessionId, Task, TaskId, TaskKind, Timestamp, Work,
+    Compaction, Exit, GroupId, Head, Json, Kinds, RunId, SessionId, Task, TaskId, TaskKind,
+    Timestamp, Work,
 };
 use rusqlite::{
     Row,
@@ -47,16 +48,19 @@ pub fn int(number: u64) -> i64 {
 /// The columns of a task in the order that [`task`] reads them.
 pub const TASK_COLUMNS: &str = "key, id, kind, origin, prompt, focus, metadata, deadline_ms, \
      created_at, state, claimed_at, attempt, cancel_requested, started_at, ended_at, run, segment, \
-     seq_first, seq_last, stop_reason, error, interrupted, text, text_truncated, usage, tokens";
+     seq_first, seq_last, stop_reason, error, interrupted, text, text_truncated, usage, tokens, \
+     strategy, findings";
 
 /// Reads a task from [`TASK_COLUMNS`].
 pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
     let prompt = raw_json(row, 4)?.ok_or_else(|| corrupt(4, "no prompt"))?;
     let work = match from_word(row, 2)? {
         TaskKind::Turn => Work::Turn { prompt },
-        TaskKind::Compaction => {
-            Work::Compaction { focus: row.get::<_, Option<String>>(5)?.map(Into::into), prompt }
-        }
+        TaskKind::Compaction => Work::Compaction {
+            focus: row.get::<_, Option<String>>(5)?.map(Into::into),
+            prompt,
+            strategy: from_word(row, 26)?,
+        },
     };
     Ok(Task {
         ordinal: seq(row.get(0)?),
@@ -84,6 +88,7 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
             text_truncated: row.get(23)?,
             usage: from_json(row, 24)?,
             tokens: raw_json(row, 25)?,
+            findings: from_json(row, 27)?.unwrap_or_default(),
         },
     })
 }
@@ -91,7 +96,8 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
 /// The columns of a group in the order that [`standing`] reads them.
 pub const GROUP_COLUMNS: &str = "groups.no, id, settings, created_at, last_seq, heads.tasks, \
      session, segment, usage, paused, archived, purging, status, blocked_by, queue_length, \
-     current_task, current_run";
+     current_task, current_run, provenance, compacting, lead_in, \
+     is_compacting";
 
 /// Reads a group from [`GROUP_COLUMNS`].
 pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
@@ -110,12 +116,16 @@ pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
             paused: row.get(9)?,
             archived: row.get(10)?,
             purging: row.get(11)?,
+            provenance: from_json(row, 17)?,
+            compacting: from_json(row, 18)?.unwrap_or_default(),
+            lead_in: row.get(19)?,
         },
         status: from_word(row, 12)?,
         blocked_by: optional_word(row, 13)?,
         queue_length: row.get::<_, i64>(14)? as u64,
         current_task: uuid(row, 15)?.map(TaskId),
         current_run: uuid(row, 16)?.map(RunId),
+        is_compacting: row.get(20)?,
     };
     Ok((row.get(0)?, standing))
 }
@@ -153,21 +163,33 @@ pub fn run(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
 }
 
 /// The columns of a segment in the order that [`segment`] reads them.
-pub const SEGMENT_COLUMNS: &str =
-    "segment, session, opened_seq, opened_at, closed_seq, closed_at, end_reason";
+pub const SEGMENT_COLUMNS: &str = "segment, session, opened_seq, opened_at, closed_seq, closed_at, end_reason, parent, provenance";
 
 /// Reads a segment from [`SEGMENT_COLUMNS`].
 pub fn segment(row: &Row<'_>) -> rusqlite::Result<SegmentRecord> {
     let closed = match row.get::<_, Option<i64>>(4)? {
         None => None,
-        Some(seq) => Some((seq as u64, Timestamp(row.get(5)?), row.get(6)?)),
+        Some(seq) => Some((seq as u64, Timestamp(row.get(5)?), from_word(row, 6)?)),
     };
     Ok(SegmentRecord {
         segment: row.get(0)?,
+        parent: row.get(7)?,
+        provenance: from_json(row, 8)?,
         session: SessionId(row.get::<_, String>(1)?.into()),
         opened: (row.get::<_, i64>(2)? as u64, Timestamp(row.get(3)?)),
         closed,
     })
+}
+
+/// The columns of a compaction in the order that [`compaction`] reads them.
+pub const COMPACTION_COLUMNS: &str = "key, record, started_at, ended_at";
+
+/// Reads a compaction, and the seq of its first frame, from [`COMPACTION_COLUMNS`].
+pub fn compaction(row: &Row<'_>) -> rusqlite::Result<(u64, Compaction)> {
+    let mut record: Compaction = from_json(row, 1)?.ok_or_else(|| corrupt(1, "no record"))?;
+    record.started_at = Timestamp(row.get(2)?);
+    record.ended_at = row.get::<_, Option<i64>>(3)?.map(Timestamp);
+    Ok((seq(row.get(0)?), record))
 }
 
 /// The columns of a block in the order that [`block`] reads them.

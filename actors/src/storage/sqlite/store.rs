@@ -1,6 +1,8 @@
 //! The writing side: facts into rows.
 
-use greenroom_core::{Kinds, Run, RunId, RunPhase, Task, TaskId, Timestamp, Work, Write};
+use greenroom_core::{
+    Compaction, Kinds, Run, RunId, RunPhase, Task, TaskId, Timestamp, Work, Write,
+};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
@@ -65,7 +67,7 @@ impl Store for SqliteStore {
                  (SELECT id FROM tasks WHERE key >= ? AND key < ?)",
                 [from, to],
             )?;
-            for table in ["blocks", "tasks"] {
+            for table in ["blocks", "tasks", "compactions"] {
                 let sql = format!("DELETE FROM {table} WHERE key >= ? AND key < ?");
                 transaction.execute(&sql, [from, to])?;
             }
@@ -120,8 +122,14 @@ fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> rusqlite::Result<Hy
     for key in unreadable {
         fail_unreadable(conn, key)?;
     }
-    let run = standing.current_run.map(|id| Run { id, phase: RunPhase::Stopping, outdated: false });
-    Ok(Hydration { epoch, head: standing.head, tasks, run })
+    let sql = format!(
+        "SELECT {} FROM compactions WHERE key >> 36 = ? AND status = 'in_progress'",
+        rows::COMPACTION_COLUMNS
+    );
+    let active = conn.query_row(&sql, [group], rows::compaction).optional()?;
+    let run = standing.current_run.map(|id| Run::new(id, RunPhase::Stopping));
+    let active = active.map(|(_, compaction)| compaction);
+    Ok(Hydration { epoch, head: standing.head, tasks, run, active })
 }
 
 /// Ends a task whose row cannot be understood: left open, it would stand before all others.
@@ -206,8 +214,10 @@ fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
     let changed = conn
         .prepare_cached(
             "UPDATE heads SET last_seq = ?, tasks = ?, session = ?, segment = ?, usage = ?, \
-             paused = ?, archived = ?, purging = ?, status = ?, blocked_by = ?, queue_length = ?, \
-             current_task = ?, current_run = ? WHERE no = ? AND epoch = ?",
+             paused = ?, archived = ?, purging = ?, provenance = ?, compacting = ?, lead_in = ?, \
+             status = ?, blocked_by = ?, queue_length = ?, \
+             current_task = ?, current_run = ?, is_compacting = ? \
+             WHERE no = ? AND epoch = ?",
         )?
         .execute(params![
             int(head.last_seq),
@@ -218,11 +228,15 @@ fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
             head.paused,
             head.archived,
             head.purging,
+            head.provenance.as_ref().map(json),
+            json(&head.compacting),
+            head.lead_in,
             word(&standing.status),
             standing.blocked_by.as_ref().map(word),
             int(standing.queue_length),
             standing.current_task.as_ref().map(|id| id.0.as_bytes()),
             standing.current_run.as_ref().map(|id| id.0.as_bytes()),
+            standing.is_compacting,
             writes.group,
             int(writes.epoch),
         ])?;
@@ -294,14 +308,33 @@ fn store_fact(
                 "UPDATE segments SET closed_seq = ?, closed_at = ?, end_reason = ? \
                  WHERE no = ? AND segment = ?",
             )?
-            .execute(params![int(first_seq), at, end_reason, group, segment])?;
+            .execute(params![int(first_seq), at, word(end_reason), group, segment])?;
         }
-        Write::SegmentStarted { segment, session } => {
+        Write::SegmentStarted { segment, parent, session, provenance } => {
             conn.prepare_cached(
-                "INSERT INTO segments (no, segment, session, opened_seq, opened_at) \
-                 VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO segments (no, segment, parent, session, provenance, opened_seq, \
+                 opened_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
             )?
-            .execute(params![group, segment, &*session.0, int(first_seq), at])?;
+            .execute(params![
+                group,
+                segment,
+                parent,
+                &*session.0,
+                provenance.as_ref().map(json),
+                int(first_seq),
+                at
+            ])?;
+        }
+        Write::ProvenanceNoted { provenance } => {
+            conn.prepare_cached(
+                "UPDATE segments SET provenance = ? WHERE no = ? AND closed_seq IS NULL",
+            )?
+            .execute(params![json(provenance), group])?;
+        }
+        Write::CompactionStarted(compaction)
+        | Write::CompactionUpdated(compaction)
+        | Write::CompactionEnded(compaction) => {
+            store_compaction(conn, key(group, first_seq), compaction)?;
         }
         // Stored with what comes behind them; see `store`.
         Write::TaskQueued { .. } | Write::TaskStarted { .. } => {}
@@ -318,8 +351,35 @@ fn store_fact(
         | Write::TurnCut { .. }
         | Write::TurnSettled { .. }
         | Write::RunStopping { .. }
+        | Write::SummaryGiven { .. }
+        | Write::LockAsked { .. }
+        | Write::LockRefused { .. }
+        | Write::LockTaken { .. }
+        | Write::LockBypassed { .. }
+        | Write::LockLost { .. }
+        | Write::LockReleased { .. }
+        | Write::AgentWedged { .. }
+        | Write::StderrMatched { .. }
         | Write::ContextLost { .. } => {}
     }
+    Ok(())
+}
+
+/// Stores what is known of a compaction; the row keeps the place of its first frame.
+fn store_compaction(conn: &Connection, key: i64, compaction: &Compaction) -> rusqlite::Result<()> {
+    conn.prepare_cached(
+        "INSERT INTO compactions (key, id, status, started_at, ended_at, record) \
+         VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET status = excluded.status, \
+         ended_at = excluded.ended_at, record = excluded.record",
+    )?
+    .execute(params![
+        key,
+        compaction.id.0.as_bytes(),
+        word(&compaction.status),
+        compaction.started_at.0,
+        ms(compaction.ended_at),
+        json(compaction)
+    ])?;
     Ok(())
 }
 
@@ -356,14 +416,14 @@ fn insert_task(
     begun: Option<&Begun>,
 ) -> rusqlite::Result<()> {
     let Some(task) = task else { return Ok(()) };
-    let focus = match &task.work {
-        Work::Turn { .. } => None,
-        Work::Compaction { focus, .. } => focus.as_deref(),
+    let (focus, strategy) = match &task.work {
+        Work::Turn { .. } => (None, None),
+        Work::Compaction { focus, strategy, .. } => (focus.as_deref(), Some(word(strategy))),
     };
     conn.prepare_cached(
         "INSERT INTO tasks (key, id, kind, origin, prompt, focus, metadata, deadline_ms, \
-         created_at, state, claimed_at, started_at, attempt, run, segment, seq_first) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, ?13, ?14, ?15)",
+         created_at, state, claimed_at, started_at, attempt, run, segment, seq_first, strategy) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, ?13, ?14, ?15, ?16)",
     )?
     .execute(params![
         key(group, task.ordinal),
@@ -381,6 +441,7 @@ fn insert_task(
         begun.map(|begun| begun.run.0.into_bytes()),
         begun.map(|begun| begun.segment),
         begun.map(|begun| int(begun.first_seq)),
+        strategy,
     ])?;
     Ok(())
 }
@@ -391,7 +452,7 @@ fn end_task(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
     let changed = conn
         .prepare_cached(
             "UPDATE tasks SET state = ?, ended_at = ?, seq_last = ?, stop_reason = ?, error = ?, \
-             interrupted = ?, text = ?, text_truncated = ?, usage = ?, tokens = ? \
+             interrupted = ?, text = ?, text_truncated = ?, usage = ?, tokens = ?, findings = ? \
              WHERE id = ? AND state IN ('queued', 'running')",
         )?
         .execute(params![
@@ -405,6 +466,7 @@ fn end_task(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
             ending.text_truncated,
             ending.usage.as_ref().map(json),
             ending.tokens.as_ref().map(|json| json.as_str()),
+            (!ending.findings.is_empty()).then(|| json(&ending.findings)),
             task.id.0.as_bytes(),
         ])?;
     if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }
