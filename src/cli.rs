@@ -3,6 +3,7 @@
 mod lists;
 pub mod render;
 mod turn;
+mod verify;
 mod watch;
 
 use std::error::Error;
@@ -106,6 +107,13 @@ enum Command {
         #[command(flatten)]
         file: ConfigFile,
     },
+    /// Fold the stored log again and compare it with every row; exit code 1 if anything differs
+    Verify {
+        /// The group; all of them if absent
+        group: Option<String>,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
     /// Be an ACP agent on stdio that needs no model, to try things with
     DemoAgent,
 }
@@ -144,6 +152,8 @@ pub enum CliError {
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
+    Storage(String),
+    #[error("{0}")]
     Serve(Box<dyn Error>),
 }
 
@@ -156,7 +166,7 @@ impl CliError {
             CliError::Client(_) => Exit::Unreachable,
             // Whoever read our output has enough of it, as `head` does.
             CliError::Io(error) if error.kind() == ErrorKind::BrokenPipe => Exit::Done,
-            CliError::Io(_) => Exit::Failed,
+            CliError::Io(_) | CliError::Storage(_) => Exit::Failed,
             CliError::Serve(error) if is_about_address(error.as_ref()) => Exit::Usage,
             CliError::Serve(_) => Exit::Failed,
         }
@@ -211,6 +221,10 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
         }
         Command::Cancel { task } => turn::cancel(&remote.client()?, &task, remote.json, &mut out),
         Command::CheckConfig { file } => check_config(&file, remote.json, &mut out),
+        Command::Verify { group, file } => {
+            let config = Config::load(file.config.as_deref(), None)?;
+            verify::run(&config, group.as_deref(), remote.json, &mut out)
+        }
         Command::DemoAgent => {
             demo_agent::run()?;
             Ok(Exit::Done)

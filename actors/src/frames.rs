@@ -91,8 +91,7 @@ pub fn pack(place: &mut Place, at: Timestamp, writes: &[Write]) -> Vec<Block> {
             }
             _ if write.frames() == 0 => {}
             fact => {
-                let payload = serde_json::to_string(fact).unwrap_or_else(|_| "null".into());
-                packer.take(place, task_of(fact), fact.kind(), &payload);
+                packer.take(place, task_of(fact), fact.kind(), &fact.payload());
             }
         }
         place.leave(write);
@@ -137,6 +136,10 @@ fn task_of(fact: &Write) -> Option<TaskId> {
         | Write::CancelRequested { task }
         | Write::TurnCut { task, .. }
         | Write::TurnSettled { task, .. }
+        | Write::SummaryGiven { task }
+        | Write::LockRefused { task, .. }
+        | Write::LockBypassed { task, .. }
+        | Write::LockLost { task }
         | Write::TaskEnded { task, .. } => Some(*task),
         _ => None,
     }

@@ -11,4 +11,5 @@ pub mod group;
 pub mod profile;
 pub mod storage;
 pub mod supervisor;
+pub mod verify;
 mod word;

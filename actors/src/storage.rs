@@ -206,7 +206,7 @@ pub struct RunRecord {
 }
 
 /// A stretch of a transcript in which one context is in force.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SegmentRecord {
     /// Its number, from 1.
     pub segment: u32,

@@ -289,6 +289,11 @@ impl Group {
         self.current.as_ref().map(|current| &current.task)
     }
 
+    /// The attempt that runs.
+    pub fn turn(&self) -> Option<&Turn> {
+        self.turn_of_current()
+    }
+
     /// The tasks that have no slot, the next one first.
     pub fn waiting(&self) -> impl ExactSizeIterator<Item = &Task> {
         self.waiting.iter()
@@ -521,8 +526,11 @@ impl Group {
             Write::RunStarted { run, .. } => {
                 self.run = Some(Run::new(*run, RunPhase::Starting));
             }
-            Write::RunReady { session, .. } => {
+            Write::RunReady { session, provenance, .. } => {
                 self.head.session = Some(session.clone());
+                if provenance.is_some() {
+                    self.head.provenance.clone_from(provenance);
+                }
                 self.set_phase(RunPhase::Ready);
             }
             Write::RunStopping { .. } => self.set_phase(RunPhase::Stopping),

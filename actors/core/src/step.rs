@@ -286,9 +286,9 @@ pub enum EndReason {
 }
 
 /// A fact. Each is a frame of the transcript (but those that [`Write::frames`] counts otherwise),
-/// and its fields are the frame's payload.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
+/// and its fields are the frame's payload. The frame's kind is the variant's name in snake case.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Write {
     /// The group exists.
     GroupCreated(Settings),
@@ -311,7 +311,7 @@ pub enum Write {
         /// Who asked.
         origin: Origin,
         /// All of it.
-        #[serde(skip)]
+        #[serde(skip, default = "nobody")]
         record: Box<Task>,
     },
     /// The task has its slot and waits for its agent.
@@ -349,7 +349,7 @@ pub enum Write {
         /// The content blocks.
         prompt: Json,
     },
-    /// What the agent said.
+    /// What the agent said: kept as it came, and read back by whoever knows its language.
     #[serde(skip)]
     Said(Said),
     /// A line of the agent that is no protocol message.
@@ -405,7 +405,7 @@ pub enum Write {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         findings: Vec<Finding>,
         /// All of it, as it stays.
-        #[serde(skip)]
+        #[serde(skip, default = "nobody")]
         record: Box<Task>,
     },
     /// An agent process is being started.
@@ -425,6 +425,9 @@ pub enum Write {
         session: SessionId,
         /// What became of the context.
         continuity: Continuity,
+        /// Which of hermes' sessions it is, if the agent says so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        provenance: Option<Provenance>,
     },
     /// The agent was told to end.
     RunStopping {
@@ -527,6 +530,7 @@ pub enum Write {
         sign: Cow<'static, str>,
     },
     /// The agent wrote a line to stderr that its profile listens to.
+    #[serde(rename = "stderr")]
     StderrMatched {
         /// Which run.
         run: RunId,
@@ -540,7 +544,36 @@ pub enum Write {
     },
 }
 
+/// What greenroom's own frames are called before the fact's name.
+const OWN: &str = "greenroom/";
+
+/// A record that a stored fact does not hold.
+fn nobody() -> Box<Task> {
+    let id = TaskId(uuid::Uuid::nil());
+    let prompt = Json::parse("[]".into()).unwrap_or_else(|_| unreachable!("it is JSON"));
+    Box::new(Task::new(id, crate::Work::Turn { prompt }, Origin::Api))
+}
+
 impl Write {
+    /// The payload of the frame that the fact is.
+    pub fn payload(&self) -> String {
+        // Written as an object with one member, named after the fact.
+        let named = serde_json::to_string(self).unwrap_or_default();
+        let at = named.find(':').map_or(0, |colon| colon + 1);
+        named.get(at..named.len().saturating_sub(1)).unwrap_or("null").to_owned()
+    }
+
+    /// The fact that a stored frame is, but for its task's record; `None` for what the agent said,
+    /// and for prompts.
+    ///
+    /// # Errors
+    ///
+    /// The frame claims to be greenroom's own, and is no fact that this version knows.
+    pub fn read(kind: &str, payload: &str) -> Option<Result<Self, serde_json::Error>> {
+        let name = kind.strip_prefix(OWN)?;
+        Some(serde_json::from_str(&format!("{{{name:?}:{payload}}}")))
+    }
+
     /// How many frames of the transcript the fact is.
     pub fn frames(&self) -> u64 {
         match self {

@@ -119,7 +119,7 @@ impl Turn {
     /// How the turn is over when the agent answered. What the agent says it did wins over a cut
     /// that came too late to matter (RELIABILITY 2: cancel × response).
     pub(crate) fn answered(&self, reply: PromptReply) -> Settlement {
-        let mut ending = self.ending();
+        let mut ending = self.heard();
         let (stop_reason, state) = match (reply, self.cut) {
             (PromptReply::Stopped { stop_reason: StopReason::Cancelled, tokens }, cut) => {
                 ending.tokens = tokens;
@@ -145,7 +145,7 @@ impl Turn {
     /// How the turn is over when its run ended under it, after everything that the agent said was
     /// read; or when nobody can know that, which [`ExitReason::ServerRestart`] says.
     pub(crate) fn abandoned(&self, reason: ExitReason, detail: &str) -> Settlement {
-        let mut ending = self.ending();
+        let mut ending = self.heard();
         let (stop_reason, state) = match self.cut {
             Some(cut) => self.called_off(Some(cut), reason.into(), &mut ending),
             None => {
@@ -199,7 +199,8 @@ impl Turn {
         Interrupted { cause, side_effects, open_tools: self.open_tools.iter().cloned().collect() }
     }
 
-    fn ending(&self) -> Ending {
+    /// What the agent said in it so far.
+    pub fn heard(&self) -> Ending {
         Ending {
             text: self.text.clone(),
             text_truncated: self.text_truncated,

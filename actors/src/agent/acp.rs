@@ -283,6 +283,11 @@ pub fn text_prompt(text: &str) -> Result<Json, serde_json::Error> {
     Json::write(&[acp::ContentBlock::from(text)])
 }
 
+/// A prompt that says nothing.
+pub fn empty_prompt() -> Json {
+    Json::write(&[(); 0]).unwrap_or_else(|_| null())
+}
+
 /// Checks that `blocks` is an array of ACP content blocks, at least one.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ pub fn tell(group: &GroupId, write: &Write, at: Timestamp) {
                 "task ended"
             );
         }
-        Write::RunReady { run, pid, session, continuity } => log::info!(
+        Write::RunReady { run, pid, session, continuity, .. } => log::info!(
             target: "greenroom::run",
             group:%, run:%, pid, session:%, continuity:% = word(continuity);
             "run ready"

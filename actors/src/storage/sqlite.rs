@@ -117,6 +117,24 @@ impl Database {
 pub struct Opener(PathBuf);
 
 impl Opener {
+    /// What opens reading sides of a database that may be another process's.
+    pub fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// A reading side that may bring back what a killed server left in the write-ahead log, which
+    /// one that may not write cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`], [`StoreError::TooNew`].
+    pub fn inspect(&self) -> Result<SqliteArchive, StoreError> {
+        let conn = connect(&self.0, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed("opened"))?;
+        version(&conn)?;
+        conn.pragma_update(None, "query_only", true).map_err(failed("opened"))?;
+        Ok(SqliteArchive::new(conn))
+    }
+
     /// A reading side.
     ///
     /// # Errors

@@ -313,13 +313,10 @@ impl<'a> Scene<'a> {
         let head = &self.group.head;
         let known = head.provenance.as_ref().map(|known| &*known.current);
         let is_same = head.session.as_ref() == Some(&session) || known == Some(&*session.0);
-        let is_news = provenance.as_ref().map(|given| &*given.current) != known;
         if !is_same {
-            self.rotate(EndReason::AgentRestart, session.clone(), provenance);
-        } else if let Some(provenance) = provenance.filter(|_| is_news) {
-            self.write(Write::ProvenanceNoted { provenance });
+            self.rotate(EndReason::AgentRestart, session.clone(), provenance.clone());
         }
-        self.write(Write::RunReady { run, pid, session, continuity });
+        self.write(Write::RunReady { run, pid, session, continuity, provenance });
         if let Some(Current { task, turn: None }) = &self.group.current {
             let task = task.id;
             self.start(task);

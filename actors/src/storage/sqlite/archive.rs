@@ -28,6 +28,28 @@ impl SqliteArchive {
         Self(conn)
     }
 
+    /// Lets `read` see one committed state, however often it asks.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub fn at_one_moment<T>(&self, read: impl FnOnce(&Self) -> T) -> Result<T, StoreError> {
+        let cut = self.0.unchecked_transaction().map_err(failed("was read"))?;
+        let answer = read(self);
+        cut.finish().map_err(failed("was read"))?;
+        Ok(answer)
+    }
+
+    /// What SQLite itself finds wrong with the file; empty if nothing.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub fn damage(&self) -> Result<Vec<String>, StoreError> {
+        let found = self.all("PRAGMA integrity_check", &[], |row| row.get::<_, String>(0))?;
+        Ok(found.into_iter().filter(|line| line != "ok").collect())
+    }
+
     fn all<T>(
         &self,
         sql: &str,
@@ -177,12 +199,12 @@ impl Archive for SqliteArchive {
     }
 
     fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError> {
-        let cut = self.0.unchecked_transaction().map_err(failed("was read"))?;
-        let Some(standing) = self.group(group)? else { return Ok(None) };
-        let segments = self.segments(group, 0, usize::MAX >> 1)?;
-        let current_task = standing.current_task.map(|task| self.task(task)).transpose()?;
-        cut.finish().map_err(failed("was read"))?;
-        Ok(Some(Snapshot { standing, segments, current_task: current_task.flatten() }))
+        self.at_one_moment(|this| {
+            let Some(standing) = this.group(group)? else { return Ok(None) };
+            let segments = this.segments(group, 0, usize::MAX >> 1)?;
+            let current_task = standing.current_task.map(|task| this.task(task)).transpose()?;
+            Ok(Some(Snapshot { standing, segments, current_task: current_task.flatten() }))
+        })?
     }
 
     fn current_view(&self, group: GroupNo) -> Result<CurrentView, StoreError> {

@@ -1,7 +1,7 @@
 //! The writing side: facts into rows.
 
 use greenroom_core::{
-    Compaction, Kinds, Run, RunId, RunPhase, Task, TaskId, Timestamp, Work, Write,
+    Compaction, Kinds, Provenance, Run, RunId, RunPhase, Task, TaskId, Timestamp, Work, Write,
 };
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
@@ -274,7 +274,7 @@ fn store_fact(
             )?
             .execute(params![run.0.as_bytes(), group, agent, at])?;
         }
-        Write::RunReady { run, pid, session, continuity } => {
+        Write::RunReady { run, pid, session, continuity, provenance } => {
             conn.prepare_cached(
                 "UPDATE runs SET pid = ?, session = ?, continuity = ?, ready_at = ? WHERE id = ?",
             )?
@@ -285,6 +285,9 @@ fn store_fact(
                 at,
                 run.0.as_bytes()
             ])?;
+            if let Some(provenance) = provenance {
+                note_provenance(conn, group, provenance)?;
+            }
         }
         Write::RunExited { run, exit } => {
             conn.prepare_cached(
@@ -325,12 +328,7 @@ fn store_fact(
                 at
             ])?;
         }
-        Write::ProvenanceNoted { provenance } => {
-            conn.prepare_cached(
-                "UPDATE segments SET provenance = ? WHERE no = ? AND closed_seq IS NULL",
-            )?
-            .execute(params![json(provenance), group])?;
-        }
+        Write::ProvenanceNoted { provenance } => note_provenance(conn, group, provenance)?,
         Write::CompactionStarted(compaction)
         | Write::CompactionUpdated(compaction)
         | Write::CompactionEnded(compaction) => {
@@ -362,6 +360,17 @@ fn store_fact(
         | Write::StderrMatched { .. }
         | Write::ContextLost { .. } => {}
     }
+    Ok(())
+}
+
+/// Stores which of hermes' sessions is in force in the open segment.
+fn note_provenance(
+    conn: &Connection,
+    group: GroupNo,
+    provenance: &Provenance,
+) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE segments SET provenance = ? WHERE no = ? AND closed_seq IS NULL")?
+        .execute(params![json(provenance), group])?;
     Ok(())
 }
 
