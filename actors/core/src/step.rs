@@ -558,9 +558,11 @@ impl Write {
     /// The payload of the frame that the fact is.
     pub fn payload(&self) -> String {
         // Written as an object with one member, named after the fact.
-        let named = serde_json::to_string(self).unwrap_or_default();
-        let at = named.find(':').map_or(0, |colon| colon + 1);
-        named.get(at..named.len().saturating_sub(1)).unwrap_or("null").to_owned()
+        let mut named = serde_json::to_string(self).unwrap_or_else(|_| r#"{"":null}"#.into());
+        let name_bytes = named.find(':').map_or(0, |colon| colon + 1);
+        named.pop();
+        named.drain(..name_bytes);
+        named
     }
 
     /// The fact that a stored frame is, but for its task's record; `None` for what the agent said,
