@@ -7,8 +7,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod agent;
+mod auto_compaction;
 mod cancel;
 mod compaction;
+mod compaction_history;
 mod environment;
 mod errors;
 mod events;
@@ -17,9 +19,12 @@ mod frames;
 mod groups;
 mod hosts;
 mod idempotency;
+mod lifecycle;
+mod lock_wait;
 mod logs;
 mod queue;
 mod restart;
+mod rotate;
 mod sessions;
 mod starts;
 mod support;
