@@ -2,13 +2,17 @@
 //!
 //! It owns a control directory (`SCRIPT_DIR`, else the working directory) with its sessions, the
 //! gates that tests open, and `journal.jsonl`, the fsynced ground truth of what it received. It
-//! keeps ACP's rules except where a word or a switch says to break one. Prompt words: `turn.rs`.
-//! Switches in its arguments: [`Switches`].
+//! keeps ACP's rules except where a word or a switch says to break one. Prompt words: `turn.rs`
+//! and `signals.rs`. Switches in its arguments: [`Switches`].
+//!
+//! What no caller words is scripted by files in the control directory, read each time anew:
+//! `on-compact` for a `/compact` and `on-summary` for a request to summarize, where these bring no
+//! words of their own; `on-new` for `session/new` (only `error` and `gate`).
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufRead, Write};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +21,15 @@ use std::{env, fs, process, thread};
 
 use serde_json::{Value, json};
 
+mod sessions;
+mod signals;
+mod switches;
 mod turn;
+mod wedge;
+mod words;
+
+use switches::Switches;
+use wedge::Wedge;
 
 /// What JSON-RPC and ACP call these errors.
 const INVALID_REQUEST: i64 = -32600;
@@ -28,57 +40,6 @@ const RESOURCE_NOT_FOUND: i64 = -32002;
 
 /// How often a gate looks for its file.
 const GATE_POLL: Duration = Duration::from_millis(2);
-
-/// What the arguments of the profile switch on.
-#[derive(Default)]
-struct Switches {
-    /// `--no-resume`: neither advertises nor serves `session/resume`.
-    no_resume: bool,
-    /// `--no-load`: neither advertises nor serves `session/load`.
-    no_load: bool,
-    /// `--load-empty`: answers `{}` to a load of an unknown session.
-    load_empty: bool,
-    /// `--fail-initialize`: answers `initialize` with an error.
-    fail_initialize: bool,
-    /// `--hang-initialize`: never answers `initialize`.
-    hang_initialize: bool,
-    /// `--wrong-version`: answers `initialize` with a protocol version from the future.
-    wrong_version: bool,
-    /// `--gate-initialize NAME`: answers `initialize` when the gate is open.
-    gate_initialize: Option<String>,
-    /// `--exit-at-start CODE`: exits before it reads anything.
-    exit_at_start: Option<i32>,
-    /// `--first-turn-marker`: the first turn of a session without history begins with a chunk
-    /// `[first turn]`, so that a lost context shows.
-    first_turn_marker: bool,
-}
-
-impl Switches {
-    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut switches = Self::default();
-        while let Some(argument) = arguments.next() {
-            match argument.as_str() {
-                "--no-resume" => switches.no_resume = true,
-                "--no-load" => switches.no_load = true,
-                "--load-empty" => switches.load_empty = true,
-                "--fail-initialize" => switches.fail_initialize = true,
-                "--hang-initialize" => switches.hang_initialize = true,
-                "--wrong-version" => switches.wrong_version = true,
-                "--first-turn-marker" => switches.first_turn_marker = true,
-                "--gate-initialize" => {
-                    let gate = arguments.next().ok_or("--gate-initialize wants a name")?;
-                    switches.gate_initialize = Some(gate);
-                }
-                "--exit-at-start" => {
-                    let code = arguments.next().and_then(|code| code.parse().ok());
-                    switches.exit_at_start = Some(code.ok_or("--exit-at-start wants a code")?);
-                }
-                other => return Err(format!("unknown argument {other:?}")),
-            }
-        }
-        Ok(switches)
-    }
-}
 
 /// The prompt that a session is busy with.
 struct Running {
@@ -93,6 +54,7 @@ struct Agent {
     output: Mutex<fs::File>,
     known: Mutex<HashSet<String>>,
     running: Mutex<HashMap<String, Running>>,
+    wedged: Mutex<HashMap<String, Wedge>>,
     pending: Mutex<HashMap<u64, Sender<Value>>>,
     next_number: AtomicU64,
 }
@@ -137,6 +99,7 @@ impl Agent {
             output: Mutex::new(output),
             known: Mutex::default(),
             running: Mutex::default(),
+            wedged: Mutex::default(),
             pending: Mutex::default(),
             next_number: AtomicU64::new(0),
         })
@@ -149,7 +112,7 @@ impl Agent {
         let session = params["sessionId"].as_str().unwrap_or_default().to_owned();
         match (message["method"].as_str(), id) {
             (Some("initialize"), Some(id)) => self.initialize(id, &params),
-            (Some("session/new"), Some(id)) => self.new_session(&id, &params),
+            (Some("session/new"), Some(id)) => self.new_session(id, params),
             (Some("session/load"), Some(id)) if !self.switches.no_load => {
                 self.load(&id, &session);
             }
@@ -208,59 +171,16 @@ impl Agent {
         }
     }
 
-    fn new_session(&self, id: &Value, params: &Value) {
-        let session = format!("session-{}-{}", process::id(), self.number());
-        if let Err(err) = fs::write(self.history_path(&session), "") {
-            return self.fail(id, INTERNAL_ERROR, &format!("cannot store the session: {err}"));
-        }
-        lock(&self.known).insert(session.clone());
-        self.note("new", json!({ "session": session, "cwd": params["cwd"] }));
-        self.answer(id, json!({ "sessionId": session }));
-        // As every real agent does, with no request open.
-        let commands = json!([{ "name": "compact", "description": "compact the context" }]);
-        self.update(
-            &session,
-            &json!({
-                "sessionUpdate": "available_commands_update",
-                "availableCommands": commands,
-            }),
-        );
-    }
-
-    fn load(&self, id: &Value, session: &str) {
-        let history = self.history(session);
-        self.note("load", json!({ "session": session, "known": history.is_some() }));
-        match history {
-            Some(updates) => {
-                for update in updates {
-                    self.update(session, &update);
-                }
-                lock(&self.known).insert(session.to_owned());
-                self.answer(id, json!({}));
-            }
-            None if self.switches.load_empty => {
-                lock(&self.known).insert(session.to_owned());
-                self.answer(id, json!({}));
-            }
-            None => self.fail(id, RESOURCE_NOT_FOUND, "no such session"),
-        }
-    }
-
-    fn resume(&self, id: &Value, session: &str) {
-        let known = self.history(session).is_some();
-        self.note("resume", json!({ "session": session, "known": known }));
-        if !known {
-            return self.fail(id, RESOURCE_NOT_FOUND, "no such session");
-        }
-        lock(&self.known).insert(session.to_owned());
-        self.answer(id, json!({}));
-    }
-
     fn prompt(self: &Arc<Self>, id: Value, session: String, params: &Value, line: &str) {
         let text = prompt_text(&params["prompt"]);
-        self.note("prompt", json!({ "session": session, "text": text, "line": line }));
+        let first = self.history(&session).is_some_and(|history| history.is_empty());
+        let fields = json!({ "session": session, "text": text, "line": line, "first": first });
+        self.note("prompt", fields);
         if !lock(&self.known).contains(&session) {
             return self.fail(&id, RESOURCE_NOT_FOUND, "no such session");
+        }
+        if self.answers_wedged(&id, &session) {
+            return;
         }
         let cancelled = Arc::new(AtomicBool::new(false));
         {
@@ -366,27 +286,6 @@ impl Agent {
             thread::sleep(GATE_POLL);
         }
         true
-    }
-
-    fn remember(&self, session: &str, update: &Value) {
-        let file = fs::File::options().append(true).create(true).open(self.history_path(session));
-        let written = file.and_then(|mut file| file.write_all(format!("{update}\n").as_bytes()));
-        if let Err(err) = written {
-            eprintln!("scripted-agent: cannot store the history: {err}");
-        }
-    }
-
-    /// The stored updates of a session; `None` if there is no such session.
-    fn history(&self, session: &str) -> Option<Vec<Value>> {
-        if session.is_empty() || Path::new(session).components().count() != 1 {
-            return None;
-        }
-        let text = fs::read_to_string(self.history_path(session)).ok()?;
-        Some(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
-    }
-
-    fn history_path(&self, session: &str) -> PathBuf {
-        self.directory.join("sessions").join(format!("{session}.jsonl"))
     }
 
     fn number(&self) -> u64 {

@@ -7,6 +7,7 @@
 //! | word | what happens |
 //! |---|---|
 //! | `reply:TEXT` | one `agent_message_chunk` |
+//! | `thought:TEXT` | one `agent_thought_chunk` |
 //! | `chunks:N:BYTES` | N chunks in lines of BYTES bytes, in large writes |
 //! | `usage:USED:SIZE` | a `usage_update` |
 //! | `tokens:IN:OUT` | the answer carries this usage |
@@ -28,8 +29,16 @@
 //! | `no-newline-eof` | answers without a newline and exits |
 //! | `env` | reports the names of its environment, sorted, with spaces between |
 //! | `spawn-orphans` | starts three `sleep`s that leave the group, and reports their pids |
+//! | `silent` | nothing; nothing is said of its own accord either |
+//! | `answer` · `answer:REASON` | answers now; the words behind it are performed afterwards |
+//! | `on-cancel:WORD` | when cancelled: performs that word before the answer |
+//! | `wedge` · `wedge:now` | a cancel wedges the session after this turn · with this turn |
 //!
-//! `/compact` at the beginning answers `Compacted.`, after the words that follow it.
+//! Words that tell of compactions are in `signals.rs`.
+//!
+//! `/compact` at the beginning says `Compacted.` after its words, and a request for a summary (not
+//! the first prompt of its session, with `summar` outside of words) says `The summary.`, unless a
+//! `reply` or `silent` was among them.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -37,10 +46,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use std::{env, io, process, thread};
+use std::{env, io, mem, process, thread};
 
 use serde_json::{Value, json};
 
+use crate::wedge::Wedge;
+use crate::words::{error_of, parted, plain, two_numbers, words};
 use crate::{Agent, INVALID_PARAMS, lock};
 
 /// The bytes collected before `chunks` writes.
@@ -50,12 +61,51 @@ const WRITE_BYTES: usize = 256 * 1024;
 const ORPHAN_SECONDS: &str = "120";
 
 /// How a prompt is answered.
-enum Answer {
-    Stop(&'static str),
+pub enum Answer {
+    Stop(String),
     Error { code: i64, message: String },
+    Wedged,
     Nothing,
     Twice,
     WithoutNewline,
+}
+
+/// What a cancel does to the session besides.
+#[derive(Clone, Copy)]
+enum Wedging {
+    /// The next prompt fails.
+    Next,
+    /// The cancelled prompt fails.
+    This,
+}
+
+/// What a prompt is beside its words.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Plain,
+    Compact,
+    Summary,
+}
+
+impl Kind {
+    fn of(text: &str, first: bool) -> Self {
+        if text.starts_with("/compact") {
+            Self::Compact
+        } else if !first && plain(text).to_lowercase().contains("summar") {
+            Self::Summary
+        } else {
+            Self::Plain
+        }
+    }
+
+    /// The words that are performed where the prompt brings none.
+    fn script(self) -> Option<&'static str> {
+        match self {
+            Self::Plain => None,
+            Self::Compact => Some("on-compact"),
+            Self::Summary => Some("on-summary"),
+        }
+    }
 }
 
 pub struct Turn {
@@ -64,8 +114,11 @@ pub struct Turn {
     request: Value,
     cancelled: Arc<AtomicBool>,
     ignores_cancel: bool,
+    on_cancel: Vec<String>,
+    wedging: Option<Wedging>,
     usage: Option<Value>,
     late: Option<Duration>,
+    answered: bool,
 }
 
 impl Turn {
@@ -75,7 +128,26 @@ impl Turn {
         request: Value,
         cancelled: Arc<AtomicBool>,
     ) -> Self {
-        Self { agent, session, request, cancelled, ignores_cancel: false, usage: None, late: None }
+        Self {
+            agent,
+            session,
+            request,
+            cancelled,
+            ignores_cancel: false,
+            on_cancel: Vec::new(),
+            wedging: None,
+            usage: None,
+            late: None,
+            answered: false,
+        }
+    }
+
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    pub fn session(&self) -> &str {
+        &self.session
     }
 
     /// Plays the prompt and answers it.
@@ -85,28 +157,37 @@ impl Turn {
         if first && self.agent.switches.first_turn_marker {
             self.reply("[first turn]");
         }
-        let words = words(text);
-        let compacts = text.starts_with("/compact");
-        if words.is_empty() && !compacts {
+        let kind = Kind::of(text, first);
+        let script = kind.script().map(|name| self.agent.script(name)).unwrap_or_default();
+        let mut all = words(text);
+        if all.is_empty() {
+            all = words(&script);
+        }
+        if !all.iter().any(|(name, _)| ["reply", "silent"].contains(name)) {
+            match kind {
+                Kind::Compact => all.push_back(("reply", "Compacted.")),
+                Kind::Summary => all.push_back(("reply", "The summary.")),
+                Kind::Plain => {}
+            }
+        }
+        if all.is_empty() {
             self.reply(&format!("echo: {text}"));
         }
-        let mut answer = words.iter().find_map(|(name, argument)| self.perform(name, argument));
-        if answer.is_none() && compacts {
-            self.reply("Compacted.");
-        }
+        let mut answer = all.iter().find_map(|(name, argument)| self.perform(name, argument));
         if answer.is_none() && self.is_cancelled() {
-            answer = Some(Answer::Stop("cancelled"));
+            answer = Some(self.stop("cancelled"));
         }
-        self.settle(answer.unwrap_or(Answer::Stop("end_turn")));
+        self.finish(answer);
     }
 
     /// Performs one word; an answer ends the turn.
     fn perform(&mut self, name: &str, argument: &str) -> Option<Answer> {
         if self.is_cancelled() {
-            return Some(Answer::Stop("cancelled"));
+            return Some(self.stop("cancelled"));
         }
         match name {
             "reply" => self.reply(argument),
+            "thought" => self.update(&chunk("agent_thought_chunk", argument)),
             "chunks" => match two_numbers(argument) {
                 Some((count, bytes)) => self.chunks(count, bytes),
                 None => return Some(unknown(name, argument)),
@@ -131,17 +212,18 @@ impl Turn {
             "permission" => self.permission(argument),
             "gate" => {
                 let open = self.agent.wait_at_gate(argument, || self.is_cancelled());
-                return (!open).then_some(Answer::Stop("cancelled"));
+                return (!open).then(|| self.stop("cancelled"));
             }
             "ignore-cancel" => self.ignores_cancel = true,
             "die" => self.agent.leave(argument.parse().unwrap_or(1)),
             "abort" => process::abort(),
             "error" => {
-                let (code, message) = argument.split_once(':').unwrap_or((argument, "scripted"));
-                let Ok(code) = code.parse() else { return Some(unknown(name, argument)) };
+                let Some((code, message)) = error_of(argument) else {
+                    return Some(unknown(name, argument));
+                };
                 return Some(Answer::Error { code, message: message.to_owned() });
             }
-            "refuse" => return Some(Answer::Stop("refusal")),
+            "refuse" => return Some(self.stop("refusal")),
             "fs" => self.ask_what_must_fail("fs", "fs/read_text_file", json!({ "path": "/x" })),
             "unknown-request" => {
                 self.ask_what_must_fail("unknown-request", "scripted/unknown", json!({}));
@@ -169,16 +251,62 @@ impl Turn {
                 Ok(pids) => self.reply(&format!("orphans: {pids}")),
                 Err(err) => return Some(failed(&format!("cannot start orphans: {err}"))),
             },
-            _ => return Some(unknown(name, argument)),
+            "silent" => {}
+            "answer" => {
+                let answer = self.stop(if argument.is_empty() { "end_turn" } else { argument });
+                self.settle(answer);
+            }
+            "on-cancel" => self.on_cancel.push(argument.to_owned()),
+            "wedge" if argument == "now" => self.wedging = Some(Wedging::This),
+            "wedge" => self.wedging = Some(Wedging::Next),
+            _ => return self.signal(name, argument),
         }
         None
     }
 
-    /// Frees the session, notes the end, answers, and sends what comes late.
-    fn settle(self, answer: Answer) {
+    /// Ends a turn that words have not answered, and sends what comes late.
+    fn finish(mut self, answer: Option<Answer>) {
+        if !self.answered {
+            let mut answer = answer.unwrap_or_else(|| self.stop("end_turn"));
+            if matches!(&answer, Answer::Stop(reason) if reason == "cancelled") {
+                answer = self.give_way(answer);
+            }
+            self.settle(answer);
+        }
+        if let Some(delay) = self.late {
+            thread::sleep(delay);
+            self.reply("late");
+        }
+    }
+
+    /// Performs what a cancel calls for; says how the cancelled prompt is answered.
+    fn give_way(&mut self, answer: Answer) -> Answer {
+        self.ignores_cancel = true;
+        for word in mem::take(&mut self.on_cancel) {
+            let (name, argument) = parted(&word);
+            if let Some(other) = self.perform(name, argument) {
+                return other;
+            }
+        }
+        let (wedge, answer) = match self.wedging {
+            None => return answer,
+            Some(Wedging::Next) => (Wedge::Fails, answer),
+            Some(Wedging::This) => (Wedge::Queues(0), Answer::Wedged),
+        };
+        lock(&self.agent.wedged).insert(self.session.clone(), wedge);
+        answer
+    }
+
+    fn stop(&self, reason: &str) -> Answer {
+        Answer::Stop(reason.to_owned())
+    }
+
+    /// Frees the session, notes the end, and answers.
+    fn settle(&mut self, answer: Answer) {
+        self.answered = true;
         let word = match &answer {
             Answer::Stop(reason) => reason,
-            Answer::Error { .. } => "error",
+            Answer::Error { .. } | Answer::Wedged => "error",
             Answer::Nothing => "nothing",
             Answer::Twice => "twice",
             Answer::WithoutNewline => "without-newline",
@@ -186,8 +314,9 @@ impl Turn {
         lock(&self.agent.running).remove(&self.session);
         self.agent.note("answer", json!({ "session": self.session, "stop": word }));
         match answer {
-            Answer::Stop(reason) => self.agent.answer(&self.request, self.result(reason)),
+            Answer::Stop(reason) => self.agent.answer(&self.request, self.result(&reason)),
             Answer::Error { code, message } => self.agent.fail(&self.request, code, &message),
+            Answer::Wedged => self.agent.fail_wedged(&self.request),
             Answer::Nothing => {}
             Answer::Twice => {
                 self.agent.answer(&self.request, self.result("end_turn"));
@@ -199,10 +328,6 @@ impl Turn {
                 self.agent.write(line.to_string().as_bytes());
                 self.agent.leave(0);
             }
-        }
-        if let Some(delay) = self.late {
-            thread::sleep(delay);
-            self.reply("late");
         }
     }
 
@@ -224,7 +349,7 @@ impl Turn {
         self.update(&update);
     }
 
-    fn update(&self, update: &Value) {
+    pub fn update(&self, update: &Value) {
         self.agent.update(&self.session, update);
     }
 
@@ -321,27 +446,16 @@ impl Turn {
     }
 }
 
-fn chunk(kind: &str, text: &str) -> Value {
+pub fn chunk(kind: &str, text: &str) -> Value {
     json!({ "sessionUpdate": kind, "content": { "type": "text", "text": text } })
 }
 
-fn unknown(name: &str, argument: &str) -> Answer {
+pub fn unknown(name: &str, argument: &str) -> Answer {
     failed(&format!("no such word: [[{name}:{argument}]]"))
 }
 
 fn failed(message: &str) -> Answer {
     Answer::Error { code: INVALID_PARAMS, message: message.to_owned() }
-}
-
-/// The words of a prompt, each with its argument (empty if it has none).
-fn words(text: &str) -> Vec<(&str, &str)> {
-    let parts = text.split("[[").skip(1).filter_map(|part| part.split_once("]]"));
-    parts.map(|(word, _)| word.split_once(':').unwrap_or((word, ""))).collect()
-}
-
-fn two_numbers(argument: &str) -> Option<(u64, u64)> {
-    let (first, second) = argument.split_once(':')?;
-    Some((first.parse().ok()?, second.parse().ok()?))
 }
 
 fn environment_names() -> String {

@@ -1,5 +1,8 @@
-//! Compaction as a task, with the strategy `command`.
+//! Compaction as a task, with the strategy `command`: its place in the queue.
 
+use std::time::Duration;
+
+use rusqlite::TransactionBehavior;
 use serde_json::json;
 
 use crate::support::{Server, Setup};
@@ -81,7 +84,8 @@ fn coalesces() {
     server.finish_as(&gated, "completed");
 }
 
-/// API 2: a group without a session has nothing to compact: `skipped`, and no agent is prompted.
+/// API 2: a group without a session has nothing to compact: the task is `skipped`, the compaction
+/// a `noop`, and no agent is prompted.
 #[test]
 fn without_a_session_is_skipped() {
     let server = Server::usual();
@@ -89,6 +93,9 @@ fn without_a_session_is_skipped() {
     let task = server.post(&format!("{COMPACTIONS}?wait=20"), &json!({})).expect(200);
     assert_eq!(task["state"], "skipped", "{task}");
     assert!(server.journal.prompts().is_empty());
+    let compaction = server.only_compaction("work");
+    assert_eq!(compaction["status"], "noop", "{compaction}");
+    assert_eq!(compaction["task"], task["id"], "{compaction}");
     server.complete("work", "next");
 }
 
@@ -97,6 +104,7 @@ fn without_a_session_is_skipped() {
 fn unknown_group() {
     let server = Server::usual();
     server.post(COMPACTIONS, &json!({})).any_problem(404);
+    server.get(COMPACTIONS).any_problem(404);
     server.get("/v1/groups/work").any_problem(404);
 }
 
@@ -115,7 +123,8 @@ fn unsupported() {
     assert_eq!(server.journal.prompts(), ["[[gate:go]]"]);
 }
 
-/// DQ-9: a compaction that the agent refuses fails, and the waiting turns run on.
+/// DQ-9, DQ-12: a compaction that the agent refuses fails and says that the session is unchanged;
+/// the waiting turns run on in it.
 #[test]
 fn failure_drains_on() {
     let server = Server::usual();
@@ -127,6 +136,7 @@ fn failure_drains_on() {
     server.journal.open_gate("go");
     let failed = server.finish_as(&failing, "failed");
     assert!(failed["error"].to_string().contains("cannot compact"), "{failed}");
+    assert!(failed["error"]["message"].as_str().unwrap().contains("unchanged"), "{failed}");
     server.finish_as(&next, "completed");
     assert_eq!(
         server.group("work")["session_id"],
@@ -166,4 +176,57 @@ fn can_be_cancelled() {
     server.journal.open_gate("go");
     server.finish_as(&waiting, "completed");
     assert_eq!(server.journal.prompts(), ["[[gate:go]]", "waiting"]);
+}
+
+/// API 2, API 4: the focus goes to the agent behind its command, and without one the command
+/// stands alone.
+#[test]
+fn focus_is_passed_on() {
+    let server = Server::usual();
+    server.complete("work", "first");
+    let task = server.compact_with("work", "the names of the files");
+    assert_eq!(task["focus"], "the names of the files");
+    server.finish_as(&task, "completed");
+    server.finish_as(&server.compact("work"), "completed");
+    assert_eq!(server.journal.prompts()[1..], ["/compact the names of the files", "/compact"]);
+}
+
+/// DQ-3, I8: a repeat changes nothing of the one that waits: its focus and its place stay.
+#[test]
+fn a_repeat_changes_nothing() {
+    let server = Server::usual();
+    server.submit("work", "[[gate:go]]");
+    server.journal.wait_gate("go");
+    let first = server.compact_with("work", "one");
+    let again = server.post(COMPACTIONS, &json!({ "focus": "another" })).expect_any(&[200, 202]);
+    assert_eq!((&again["id"], &again["focus"]), (&first["id"], &json!("one")));
+    assert_eq!(server.group("work")["queue_length"], 1);
+    server.journal.open_gate("go");
+    server.finish_as(&first, "completed");
+    assert_eq!(server.journal.prompts()[1], "/compact one");
+    assert_eq!(server.list("work", "tasks?kind=compaction").len(), 1);
+}
+
+/// HL-13, I8: turns are accepted while a compaction runs, and run after it, in order; no write
+/// transaction is held while the agent works.
+#[test]
+fn accepts_turns_while_it_runs() {
+    let server = Server::usual();
+    server.complete("work", "first");
+    let compaction = server.compact_with("work", "[[gate:go]]");
+    server.journal.wait_gate("go");
+    let mut database = server.writable_database();
+    database.busy_timeout(Duration::from_secs(1)).unwrap();
+    database.transaction_with_behavior(TransactionBehavior::Immediate).unwrap().rollback().unwrap();
+    let turns: Vec<_> = (0..5).map(|n| server.submit("work", &format!("turn {n}"))).collect();
+    server.complete("other", "another group runs on");
+    assert_eq!(server.task(&compaction)["state"], "running");
+    server.journal.open_gate("go");
+    server.finish_as(&compaction, "completed");
+    for turn in &turns {
+        server.finish_as(turn, "completed");
+    }
+    let expected: Vec<String> = (0..5).map(|n| format!("turn {n}")).collect();
+    assert_eq!(server.journal.prompts_of(&server.session("work"))[2..], expected);
+    server.journal.assert_one_at_a_time();
 }

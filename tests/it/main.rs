@@ -7,8 +7,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod agent;
+mod auto_compaction;
 mod cancel;
 mod compaction;
+mod compaction_history;
+mod empty_answer;
 mod environment;
 mod errors;
 mod events;
@@ -17,10 +20,16 @@ mod frames;
 mod groups;
 mod hosts;
 mod idempotency;
+mod lifecycle;
+mod lock_wait;
 mod logs;
 mod queue;
 mod restart;
+mod rotate;
+mod segments;
 mod sessions;
+mod snapshot;
 mod starts;
 mod support;
 mod turns;
+mod wedge;

@@ -74,6 +74,21 @@ impl Journal {
         fs::write(self.directory.join(name), "").unwrap();
     }
 
+    /// Scripts what no caller words, from now on: `on-compact`, `on-summary` or `on-new`.
+    pub fn script(&self, name: &str, words: &str) {
+        // In one step: an agent may be reading it.
+        let draft = self.directory.join(format!("{name}.draft"));
+        fs::write(&draft, words).unwrap();
+        fs::rename(draft, self.directory.join(name)).unwrap();
+    }
+
+    /// The prompts that this session received, in order.
+    pub fn prompts_of(&self, session: &str) -> Vec<String> {
+        let prompts = self.events_named("prompt");
+        let own = prompts.iter().filter(|event| event["session"] == session);
+        own.map(|event| event["text"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// The most prompts that were between receipt and answer at one time, over all agents.
     ///
     /// An agent that died in a prompt counts until its `exit`, or its next life's first prompt.

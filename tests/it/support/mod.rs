@@ -4,6 +4,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+mod compaction;
+pub mod hermes;
 pub mod http;
 pub mod journal;
 pub mod log;

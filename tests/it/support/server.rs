@@ -90,8 +90,13 @@ impl Server {
         let status = eventually("the server to exit", &log, || self.exit_status());
         self.child = None;
         self.log.push(format!("--- ended: {status} ---"));
+        self.left_behind();
         status
     }
+
+    /// A hook for what must hold of the data that a server leaves, at every orderly end of one:
+    /// it has exited by itself, or its test is over and did not fail.
+    fn left_behind(&self) {}
 
     fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.as_mut().and_then(|child| child.try_wait().unwrap())
@@ -293,14 +298,22 @@ impl Server {
         let file = self.home.data().join("greenroom.db");
         Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
     }
+
+    /// The database as another program opens it that means to write.
+    pub fn writable_database(&self) -> Connection {
+        let file = self.home.data().join("greenroom.db");
+        Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap()
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.kill();
         if thread::panicking() {
             eprintln!("{}", self.log.tail());
+        } else {
+            self.left_behind();
         }
-        self.kill();
     }
 }
 

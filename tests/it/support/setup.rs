@@ -60,6 +60,16 @@ impl Setup {
             .set(&section, "compaction", "{ strategy = \"command\", command = \"/compact\" }")
     }
 
+    /// What also tells of a compaction, for the profile `scripted`.
+    pub fn signals(self, signals: &[&str]) -> Self {
+        self.set(&format!("agents.{SCRIPTED}"), "signals", format_args!("{signals:?}"))
+    }
+
+    /// Lets the profile `scripted` compact by a summary that is carried over.
+    pub fn rotates(self) -> Self {
+        self.set(&format!("agents.{SCRIPTED}"), "compaction", "{ strategy = \"rotate\" }")
+    }
+
     /// Adds a profile with a command of its own.
     pub fn command(self, name: &str, command: &str) -> Self {
         self.text(&format!("agents.{name}"), "command", command)

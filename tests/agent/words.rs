@@ -1,0 +1,32 @@
+//! The words of a prompt or a script.
+
+use std::collections::VecDeque;
+
+/// The words of a text, each with its argument (empty if it has none).
+pub fn words(text: &str) -> VecDeque<(&str, &str)> {
+    let parts = text.split("[[").skip(1).filter_map(|part| part.split_once("]]"));
+    parts.map(|(word, _)| parted(word)).collect()
+}
+
+/// What a text says outside of its words.
+pub fn plain(text: &str) -> String {
+    let mut parts = text.split("[[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |said, part| said + part.split_once("]]").map_or(part, |(_, rest)| rest))
+}
+
+/// A name and what follows its colon.
+pub fn parted(word: &str) -> (&str, &str) {
+    word.split_once(':').unwrap_or((word, ""))
+}
+
+pub fn two_numbers(argument: &str) -> Option<(u64, u64)> {
+    let (first, second) = argument.split_once(':')?;
+    Some((first.parse().ok()?, second.parse().ok()?))
+}
+
+/// An error's code and message.
+pub fn error_of(argument: &str) -> Option<(i64, &str)> {
+    let (code, message) = argument.split_once(':').unwrap_or((argument, "scripted"));
+    Some((code.parse().ok()?, message))
+}
