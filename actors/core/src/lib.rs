@@ -7,6 +7,7 @@ mod compaction;
 mod group;
 mod ids;
 mod json;
+pub mod lock;
 mod run;
 mod settings;
 mod step;

@@ -87,6 +87,7 @@ CREATE INDEX runs_by_group ON runs (no, id);
 CREATE TABLE segments (
     no          INTEGER NOT NULL,
     segment     INTEGER NOT NULL,
+    parent      INTEGER,
     session     TEXT    NOT NULL,
     opened_seq  INTEGER NOT NULL,
     opened_at   INTEGER NOT NULL,
@@ -98,6 +99,23 @@ CREATE TABLE segments (
 
 -- I4: exactly one segment of a group is open.
 CREATE UNIQUE INDEX segments_one_open ON segments (no) WHERE closed_seq IS NULL;
+-- I4: a segment has at most one successor, though the lock was bypassed.
+CREATE UNIQUE INDEX segments_one_child ON segments (no, parent);
+
+-- The compaction lock. A token is never used again. Leases expire by the clock that counts from a
+-- boot, which nobody sets; `acquired_at` is only shown.
+CREATE TABLE locks (
+    token            INTEGER PRIMARY KEY AUTOINCREMENT,
+    key              TEXT    NOT NULL UNIQUE,
+    holder           TEXT    NOT NULL,
+    group_no         INTEGER,
+    ttl_ms           INTEGER NOT NULL,
+    acquired_at      INTEGER NOT NULL,
+    expires_boot_ms  INTEGER NOT NULL,
+    boot             TEXT    NOT NULL
+) STRICT;
+
+CREATE INDEX locks_by_group ON locks (group_no) WHERE group_no IS NOT NULL;
 
 -- A row is a block of frames; `kinds` is one kind for all of them, or one a line.
 CREATE TABLE blocks (

@@ -1,22 +1,25 @@
 //! The writing side: facts into rows.
 
-use greenroom_core::{Kinds, Run, RunId, RunPhase, Task, TaskId, Timestamp, Work, Write};
+use greenroom_core::{
+    Kinds, Run, RunId, RunPhase, Task, TaskId, Timestamp, Work, Write,
+    lock::{Holder, Lease, Lock, Now, Uptime},
+};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    failed, readable,
+    Failure, failed, locks, readable,
     rows::{self, int, json, key, ms},
     write_failed,
 };
 use crate::{
     frames::Block,
-    storage::{GroupNo, Hydration, KeyUse, Store, StoreError, Writes},
+    storage::{Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Store, StoreError, Writes},
     word::word,
 };
 
 /// The writing side of a SQLite database.
 #[derive(Debug)]
-pub struct SqliteStore(Connection);
+pub struct SqliteStore(pub(super) Connection);
 
 impl SqliteStore {
     pub(super) fn new(conn: Connection) -> Self {
@@ -30,15 +33,26 @@ impl Store for SqliteStore {
             .0
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(write_failed)?;
-        let stored: rusqlite::Result<Vec<bool>> =
+        let stored: Result<Vec<bool>, Failure> =
             batch.iter().map(|writes| store(&transaction, writes)).collect();
-        let stored = stored.map_err(write_failed)?;
+        let stored = stored?;
         transaction.commit().map_err(write_failed)?;
         let answer = |stored| if stored { Ok(()) } else { Err(StoreError::Fenced) };
         Ok(stored.into_iter().map(answer).collect())
     }
 
-    fn adopt(&mut self, group: GroupNo) -> Result<Option<Hydration>, StoreError> {
+    fn publish(&mut self, writes: &Writes, lease: &Lease) -> Result<(), StoreError> {
+        let transaction = self
+            .0
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(write_failed)?;
+        if !publish(&transaction, writes, lease)? {
+            return Err(StoreError::Fenced);
+        }
+        transaction.commit().map_err(write_failed)
+    }
+
+    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
         let mut read = || -> rusqlite::Result<_> {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let epoch: Option<i64> = transaction
@@ -49,8 +63,13 @@ impl Store for SqliteStore {
                 )
                 .optional()?;
             let Some(epoch) = epoch else { return Ok(None) };
+            locks::forget_group(&transaction, group)?;
+            let reopened = locks::reopen_orphan(&transaction, group, now)?;
             let hydration = hydrate(&transaction, group, epoch as u64)?;
             transaction.commit()?;
+            if let Some((group, segment)) = reopened {
+                log::warn!(group:%, segment; "a closed segment without a successor was reopened");
+            }
             Ok(Some(hydration))
         };
         read().map_err(failed("read a group"))
@@ -69,6 +88,7 @@ impl Store for SqliteStore {
                 let sql = format!("DELETE FROM {table} WHERE key >= ? AND key < ?");
                 transaction.execute(&sql, [from, to])?;
             }
+            locks::forget_group(&transaction, group)?;
             for table in ["runs", "segments", "heads", "groups"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE no = ?"), [group])?;
             }
@@ -89,6 +109,27 @@ impl Store for SqliteStore {
         self.0
             .execute("DELETE FROM idempotency WHERE at < ?", [before.0])
             .map_err(failed("deleted old keys"))
+    }
+
+    fn lock_acquire(
+        &mut self,
+        ask: &LockAsk,
+        now: Now,
+        is_dead: &dyn Fn(&Holder) -> bool,
+    ) -> Result<Granted, LockError> {
+        locks::acquire(&mut self.0, ask, now, is_dead)
+    }
+
+    fn lock_refresh(&mut self, lease: &Lease, now: Now) -> Result<Lock, LockError> {
+        locks::refresh(&mut self.0, lease, now)
+    }
+
+    fn lock_release(&mut self, lease: &Lease) -> Result<bool, LockError> {
+        locks::release(&self.0, lease)
+    }
+
+    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError> {
+        locks::forget_old(&self.0, now)
     }
 }
 
@@ -134,8 +175,18 @@ fn fail_unreadable(conn: &Connection, key: i64) -> rusqlite::Result<usize> {
     )
 }
 
+/// Stores what a lease was taken for, and gives it up; answers as [`store`] does.
+fn publish(conn: &Connection, writes: &Writes, lease: &Lease) -> Result<bool, Failure> {
+    if !store(conn, writes)? {
+        return Ok(false);
+    }
+    let Lease { key, holder, token } = lease;
+    let held = locks::release_published(conn, key.as_str(), holder.as_str(), *token)?;
+    if held { Ok(true) } else { Err(Failure::LeaseLost) }
+}
+
 /// Stores one group's facts; `false` if they come from an owner that is none any more.
-fn store(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
+fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
     if let Some(Write::GroupCreated(settings)) = writes.writes.first() {
         let id = writes.standing.id.as_str();
         conn.prepare_cached(
@@ -234,7 +285,7 @@ fn store_fact(
     writes: &Writes,
     write: &Write,
     first_seq: u64,
-) -> rusqlite::Result<()> {
+) -> Result<(), Failure> {
     let (group, at) = (writes.group, writes.at.0);
     match write {
         Write::GroupChanged(settings) => {
@@ -298,10 +349,17 @@ fn store_fact(
         }
         Write::SegmentStarted { segment, session } => {
             conn.prepare_cached(
-                "INSERT INTO segments (no, segment, session, opened_seq, opened_at) \
-                 VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO segments (no, segment, parent, session, opened_seq, opened_at) \
+                 VALUES (?, ?, ?, ?, ?, ?)",
             )?
-            .execute(params![group, segment, &*session.0, int(first_seq), at])?;
+            .execute(params![
+                group,
+                segment,
+                segment.checked_sub(1).filter(|parent| *parent > 0),
+                &*session.0,
+                int(first_seq),
+                at
+            ])?;
         }
         // Stored with what comes behind them; see `store`.
         Write::TaskQueued { .. } | Write::TaskStarted { .. } => {}
