@@ -17,6 +17,7 @@ mod frames;
 mod groups;
 mod hosts;
 mod idempotency;
+mod locks;
 mod logs;
 mod queue;
 mod restart;
