@@ -7,6 +7,7 @@ mod events;
 mod frames;
 mod groups;
 mod guard;
+mod locks;
 mod runs;
 mod segments;
 mod snapshot;
@@ -129,6 +130,10 @@ fn table(routes: &mut ServiceConfig) {
         .service(at("/v1/groups/{group}/frames",         [get(frames::list)]))
         .service(at("/v1/groups/{group}/events",         [get(events::group)]))
         .service(at("/v1/events",                        [get(events::all)]))
+        .service(at("/v1/locks/{key}",                   [get(locks::get),
+                                                          put(locks::put),
+                                                          delete(locks::delete)]))
+        .service(at("/v1/locks/{key}/refresh",           [post(locks::refresh)]))
         .service(at("/v1/agents",                        [get(status::agents)]))
         .service(at("/v1/status",                        [get(status::status)]))
         .service(at("/healthz",                          [get(status::healthz)]))

@@ -193,13 +193,7 @@ fn start_storage(database: &Database) -> Result<Ledger, StoreError> {
     };
     let opener = database.opener();
     let readers = SyncArbiter::start(READERS, move || Reader::new(opener.archive()));
-    Ok(Ledger {
-        commit: writer.clone().recipient(),
-        adopt: writer.clone().recipient(),
-        purge: writer.recipient(),
-        query: readers.recipient(),
-        health,
-    })
+    Ok(Ledger::new(writer, readers, health))
 }
 
 fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {

@@ -1,9 +1,16 @@
-//! The wall clock and fresh ids: what core may not fetch for itself.
+//! The clocks and fresh ids: what core may not fetch for itself.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    fs,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use greenroom_core::{RunId, TaskId, Timestamp};
+use greenroom_core::{
+    RunId, TaskId, Timestamp,
+    lock::{BootId, Now, Uptime},
+};
 use jiff::fmt::temporal::DateTimePrinter;
+use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
 /// The wall clock's time.
@@ -15,6 +22,20 @@ pub fn now() -> Timestamp {
 /// An id that nobody had, and greater than those before it.
 pub fn fresh() -> Uuid {
     Uuid::now_v7()
+}
+
+/// This moment on both clocks: the wall's, and the one that counts from the boot and cannot be set
+/// (RELIABILITY F27).
+pub fn moment() -> Now {
+    let since = clock_gettime(ClockId::Boottime);
+    let ms = since.tv_sec.unsigned_abs() * 1000 + since.tv_nsec.unsigned_abs() / 1_000_000;
+    Now { wall: now(), up: Uptime { boot: boot(), ms } }
+}
+
+/// The boot that the machine is in; nil where the kernel does not tell.
+pub fn boot() -> BootId {
+    let named = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    BootId(Uuid::try_parse(named.trim()).unwrap_or_default())
 }
 
 /// A task id that nobody had.
@@ -37,6 +58,13 @@ pub fn rfc3339(at: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clock_of_leases_goes_on_within_one_named_boot() {
+        let (first, second) = (moment().up, moment().up);
+        assert!(first.boot == second.boot && first.boot.0 != Uuid::nil(), "{first:?} {second:?}");
+        assert!(0 < first.ms && first.ms <= second.ms, "{first:?} {second:?}");
+    }
 
     #[test]
     fn times_have_milliseconds_even_when_they_are_zero() {

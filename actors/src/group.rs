@@ -94,7 +94,7 @@ pub struct Group {
     slot: Option<OwnedSemaphorePermit>,
     waits_for_slot: bool,
     /// Keeps the lock that the core holds.
-    lease: Option<SpawnHandle>,
+    lease: Option<(u64, SpawnHandle)>,
     agent: Option<(RunId, AgentHandle)>,
     waiters: HashMap<TaskId, Vec<oneshot::Sender<Task>>>,
     halted: Vec<oneshot::Sender<()>>,
@@ -348,6 +348,7 @@ impl Group {
                 self.purge(ctx);
             }
         }
+        self.see_to_lease(ctx);
         self.set_timer(ctx);
     }
 
@@ -359,8 +360,10 @@ impl Group {
             }
             Effect::Cancel { run, session } => (run, Order::Send(acp::cancel_line(&session))),
             Effect::OpenSession { run, id } => (run, Order::OpenSession(id)),
-            Effect::TakeLock { task, key } => return self.take_lock(task, key, ctx),
-            Effect::DropLock { key, holder, token } => return self.drop_lock(key, holder, token),
+            Effect::TakeLock { task, key } => return self.take_lock(task, &key, ctx),
+            Effect::DropLock { key, holder, token } => {
+                return self.drop_lock(&key, &holder, token);
+            }
             Effect::Answer { run, answer } => (run, Order::Send(acp::answer_line(&answer))),
             Effect::Stop { run, how } => (run, Order::Stop(how)),
         };

@@ -4,7 +4,10 @@
 //! groups, becomes one transaction: that is worth more than a laxer sync.
 
 mod actor;
+pub mod holder;
+pub mod lease;
 mod ledger;
+mod lock;
 mod reader;
 pub mod sqlite;
 
@@ -13,11 +16,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use greenroom_core::{
     Blocked, Compaction, EndReason, Exit, GroupId, Head, Provenance, Run, RunId, SessionId, Status,
     Task, TaskId, TaskKind, TaskState, Timestamp, Write,
+    lock::{Holder, Lease, Lock, LockKey, Now, Uptime},
 };
 
 pub use self::{
     actor::{Adopt, Commit, Purge, Storage, StorageHealth},
     ledger::Ledger,
+    lock::{Granted, LockAcquire, LockAsk, LockError, LockRefresh, LockRelease},
     reader::{Query, Reader},
 };
 use crate::frames::{Block, Frame};
@@ -43,6 +48,10 @@ pub enum StoreError {
     /// The database found one group's facts to break a rule of the schema; none of them is stored.
     #[error("the facts break a rule of the schema")]
     Refused(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The lease under which the facts were to be published is another's, or nobody's; nothing was
+    /// written (SEEDS HL-11).
+    #[error("the lease was lost before its facts were published")]
+    LeaseLost,
     /// The data directory is another server's.
     #[error("{0} is in use by another greenroom")]
     InUse(String),
@@ -138,12 +147,15 @@ pub trait Store: Send + 'static {
     /// Makes the caller the group's only owner, and reads what it needs; `None` if there is no
     /// such group.
     ///
+    /// Locks that an earlier owner took for the group are free then, and a last segment that was
+    /// closed without a successor is open again, unless somebody holds its lock (SEEDS HL-12).
+    ///
     /// # Errors
     ///
     /// The database's error.
-    fn adopt(&mut self, group: GroupNo) -> Result<Option<Hydration>, StoreError>;
+    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError>;
 
-    /// Deletes all rows of a group.
+    /// Deletes all rows of a group, its locks with them.
     ///
     /// # Errors
     ///
@@ -163,6 +175,44 @@ pub trait Store: Send + 'static {
     ///
     /// The database's error.
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError>;
+
+    /// Gives a lock to whoever asks, if nobody else has it: see [`greenroom_core::lock::acquire`].
+    /// `is_dead` says whether a holder's process is provably gone.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Held`] if another has it, [`LockError::Absent`] if the database knows no locks,
+    /// or the database's error.
+    fn lock_acquire(
+        &mut self,
+        ask: &LockAsk,
+        now: Now,
+        is_dead: &dyn Fn(&Holder) -> bool,
+    ) -> Result<Granted, LockError>;
+
+    /// Extends a lease by its time to live, also past its expiry if nobody has taken it over: see
+    /// [`greenroom_core::lock::refresh`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Held`] or [`LockError::Lost`] if it is its holder's no more, as for every call
+    /// here [`LockError::Absent`], or the database's error.
+    fn lock_refresh(&mut self, lease: &Lease, now: Now) -> Result<Lock, LockError>;
+
+    /// Gives a lease up; `false` if it was its holder's no more, which changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Absent`] or the database's error.
+    fn lock_release(&mut self, lease: &Lease) -> Result<bool, LockError>;
+
+    /// Forgets leases that nobody can mean any more: from another boot, or expired for longer than
+    /// any lease lasts.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Absent`] or the database's error.
+    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError>;
 }
 
 /// A task with what only its place shows.
@@ -368,6 +418,13 @@ pub trait Archive: Send + 'static {
 
     /// What a key was used for.
     fn key(&self, key: &[u8; 32]) -> Result<Option<KeyUse>, StoreError>;
+
+    /// A lock as it is stored, expired or not.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Absent`] if the database knows no locks, or the database's error.
+    fn lock(&self, key: &LockKey) -> Result<Option<Lock>, LockError>;
 }
 
 /// An error and all its causes on one line.

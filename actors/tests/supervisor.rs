@@ -21,12 +21,16 @@ use greenroom_actors::{
     group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
     profile::{Limits, Profile, Strategy},
     storage::{
-        GroupNo, Hydration, Ledger, Reader, Storage, StorageHealth, Store, StoreError, Writes,
+        Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage, StorageHealth,
+        Store, StoreError, Writes,
         sqlite::{Database, SqliteStore},
     },
     supervisor::{Boot, Find, GroupHandle, Supervisor},
 };
-use greenroom_core::{Patience, Task, TaskState, Timestamp};
+use greenroom_core::{
+    Patience, Task, TaskState, Timestamp,
+    lock::{Holder, Lease, Lock, Now, Uptime},
+};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -47,8 +51,8 @@ impl Store for Flaky {
         self.store.commit(batch)
     }
 
-    fn adopt(&mut self, group: GroupNo) -> Result<Option<Hydration>, StoreError> {
-        self.store.adopt(group)
+    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
+        self.store.adopt(group, now)
     }
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
@@ -64,6 +68,27 @@ impl Store for Flaky {
 
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
         self.store.forget_keys(before)
+    }
+
+    fn lock_acquire(
+        &mut self,
+        ask: &LockAsk,
+        now: Now,
+        is_dead: &dyn Fn(&Holder) -> bool,
+    ) -> Result<Granted, LockError> {
+        self.store.lock_acquire(ask, now, is_dead)
+    }
+
+    fn lock_refresh(&mut self, lease: &Lease, now: Now) -> Result<Lock, LockError> {
+        self.store.lock_refresh(lease, now)
+    }
+
+    fn lock_release(&mut self, lease: &Lease) -> Result<bool, LockError> {
+        self.store.lock_release(lease)
+    }
+
+    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError> {
+        self.store.forget_locks(now)
     }
 }
 
@@ -101,13 +126,8 @@ impl World {
             Storage::new(store, for_actor)
         });
         let opener = database.opener();
-        let ledger = Ledger {
-            commit: writer.clone().recipient(),
-            adopt: writer.clone().recipient(),
-            purge: writer.recipient(),
-            query: SyncArbiter::start(1, move || Reader::new(opener.archive())).recipient(),
-            health,
-        };
+        let readers = SyncArbiter::start(1, move || Reader::new(opener.archive()));
+        let ledger = Ledger::new(writer, readers, health);
         let mut made = None;
         let supervisor = Supervisor::create(|ctx| {
             let address = ctx.address();

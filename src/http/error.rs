@@ -7,10 +7,15 @@ use actix_web::{
 };
 use greenroom_actors::{
     group::GroupError,
-    storage::{StoreError, chain},
+    storage::{LockError, StoreError, chain},
 };
-use greenroom_core::Rejected;
+use greenroom_core::{
+    Rejected,
+    lock::{Holder, InvalidLease},
+};
 use serde::Serialize;
+
+use super::view;
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +38,12 @@ pub enum ApiError {
     /// No such task.
     #[error("there is no such task")]
     NoSuchTask,
+    /// Nobody holds the lock.
+    #[error("nobody holds this lock")]
+    NoSuchLock,
+    /// The key of a lock breaks a rule.
+    #[error("{0}, percent-encoded UTF-8")]
+    InvalidKey(InvalidLease),
     /// The query string breaks a rule.
     #[error("{0}")]
     InvalidQuery(String),
@@ -80,6 +91,9 @@ pub enum ApiError {
     /// A group's answer.
     #[error(transparent)]
     Group(#[from] GroupError),
+    /// A lock's answer.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The database's answer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -96,6 +110,10 @@ struct Problem<'a> {
     detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    holder: Option<&'a Holder>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<view::Time>,
 }
 
 impl ApiError {
@@ -107,6 +125,8 @@ impl ApiError {
                 ("group-not-found", "No such group")
             }
             Self::NoSuchTask => ("task-not-found", "No such task"),
+            Self::NoSuchLock => ("lock-not-found", "No such lock"),
+            Self::InvalidKey(_) => ("invalid-key", "Invalid key"),
             Self::WrongMethod => ("method-not-allowed", "Method not allowed"),
             Self::InvalidGroup => ("invalid-group", "Invalid group id"),
             Self::InvalidQuery(_) => ("invalid-query", "Invalid query"),
@@ -138,9 +158,12 @@ impl ApiError {
             Self::Group(GroupError::Rebuilding) | Self::Gone(_) => {
                 ("group-rebuilding", "Group is being rebuilt")
             }
-            Self::Store(_) | Self::Group(GroupError::Storage(_)) => {
-                ("storage-unavailable", "Storage unavailable")
-            }
+            Self::Lock(LockError::Held { .. }) => ("lock-held", "Lock held"),
+            Self::Lock(LockError::Lost) => ("lock-lost", "Lock lost"),
+            Self::Lock(LockError::Absent) => ("locks-absent", "No locks"),
+            Self::Store(_)
+            | Self::Group(GroupError::Storage(_))
+            | Self::Lock(LockError::Store(_)) => ("storage-unavailable", "Storage unavailable"),
         }
     }
 
@@ -159,6 +182,7 @@ impl ResponseError for ApiError {
             Self::NoSuchPath
             | Self::NoSuchGroup
             | Self::NoSuchTask
+            | Self::NoSuchLock
             | Self::Group(GroupError::Unknown) => StatusCode::NOT_FOUND,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
@@ -166,6 +190,7 @@ impl ResponseError for ApiError {
             Self::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ForeignHost | Self::ForeignOrigin => StatusCode::FORBIDDEN,
             Self::InvalidGroup
+            | Self::InvalidKey(_)
             | Self::InvalidQuery(_)
             | Self::InvalidHeader(_)
             | Self::InvalidBody { .. }
@@ -175,12 +200,12 @@ impl ResponseError for ApiError {
             | Self::BadHost
             | Self::Group(GroupError::UnknownAgent(_)) => StatusCode::BAD_REQUEST,
             Self::Group(GroupError::Rejected(Rejected::QueueFull)) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Group(GroupError::Rejected(_) | GroupError::CompactionUnsupported) => {
-                StatusCode::CONFLICT
-            }
+            Self::Group(GroupError::Rejected(_) | GroupError::CompactionUnsupported)
+            | Self::Lock(LockError::Held { .. } | LockError::Lost) => StatusCode::CONFLICT,
             Self::Group(GroupError::KeyConflict) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Draining
             | Self::Group(GroupError::Draining | GroupError::Storage(_) | GroupError::Rebuilding)
+            | Self::Lock(LockError::Absent | LockError::Store(_))
             | Self::Store(_)
             | Self::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -189,7 +214,9 @@ impl ResponseError for ApiError {
     fn error_response(&self) -> HttpResponse {
         // The database's words may hold paths and SQL: they are for the log (RELIABILITY C21).
         let detail = match self {
-            Self::Store(err) | Self::Group(GroupError::Storage(err)) => {
+            Self::Store(err)
+            | Self::Group(GroupError::Storage(err))
+            | Self::Lock(LockError::Store(err)) => {
                 log::error!(err:% = chain(err); "request failed");
                 "the database could not be used; nothing was accepted".to_owned()
             }
@@ -200,10 +227,16 @@ impl ResponseError for ApiError {
             Self::InvalidBody { field, .. } => field.as_deref(),
             _ => None,
         };
-        let status = self.status_code();
-        let r#type = format!("/problems/{slug}");
-        let problem = Problem { r#type, title, status: status.as_u16(), detail, field };
-        let mut response = HttpResponse::build(status);
+        let (holder, expires_at) = match self {
+            Self::Lock(LockError::Held { holder, expires_at }) => {
+                (Some(holder), Some(view::Time(*expires_at)))
+            }
+            _ => (None, None),
+        };
+        let code = self.status_code();
+        let (r#type, status) = (format!("/problems/{slug}"), code.as_u16());
+        let problem = Problem { r#type, title, status, detail, field, holder, expires_at };
+        let mut response = HttpResponse::build(code);
         response.content_type("application/problem+json");
         if let Some(seconds) = self.retry_after() {
             response.insert_header((header::RETRY_AFTER, seconds.to_string()));

@@ -22,6 +22,7 @@ mod hosts;
 mod idempotency;
 mod lifecycle;
 mod lock_wait;
+mod locks;
 mod logs;
 mod queue;
 mod restart;

@@ -346,6 +346,11 @@ impl Group {
         self.recent.active()
     }
 
+    /// The compaction task that needs the session's lock.
+    pub fn locking_task(&self) -> Option<TaskId> {
+        self.lock.task()
+    }
+
     /// The lock that the group holds: session, holder and fencing token.
     pub fn lease(&self) -> Option<(&SessionId, &str, u64)> {
         match &self.lock {

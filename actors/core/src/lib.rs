@@ -8,6 +8,7 @@ mod group;
 mod ids;
 mod json;
 mod lifecycle;
+pub mod lock;
 mod run;
 mod settings;
 mod step;

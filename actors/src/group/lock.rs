@@ -1,16 +1,91 @@
-//! The lock of the session that the group is about to compact, or compacts.
+//! The lock of the session that the group is about to compact, or compacts (SEEDS HL): asked for,
+//! kept while the core holds it, and given back if it comes too late.
 
-use actix::{AsyncContext as _, Context};
-use greenroom_core::{Event, LockAnswer, SessionId, TaskId};
+use std::time::Duration;
+
+use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
+use greenroom_core::{
+    Event, LockAnswer, SessionId, TaskId,
+    lock::{Holder, Lease, LockKey, Ttl},
+};
 
 use super::Group;
-use crate::agent::AgentReport;
+use crate::storage::{LockAsk, LockError, chain, holder, lease};
 
 impl Group {
-    pub(super) fn take_lock(&mut self, task: TaskId, _key: SessionId, ctx: &mut Context<Self>) {
-        let answer = LockAnswer::Taken { holder: "stub".into(), token: 1 };
-        ctx.notify(AgentReport(vec![Event::LockAnswered { task, answer }]));
+    /// Asks for a lock. The mailbox stays open: whoever has it may have it for minutes.
+    pub(super) fn take_lock(&mut self, task: TaskId, key: &SessionId, ctx: &mut Context<Self>) {
+        let ask = self.lock_ask(key);
+        let ledger = self.shared.ledger.clone();
+        let answer = async move {
+            // A session that cannot have a lock is not compacted without one.
+            let Some(ask) = ask else { return LockAnswer::Failed };
+            match ledger.lock_acquire(ask).await {
+                Ok(granted) => {
+                    let Lease { holder, token, .. } = granted.lock.lease;
+                    LockAnswer::Taken { holder: holder.to_string(), token }
+                }
+                Err(LockError::Held { holder, .. }) => {
+                    LockAnswer::Held { holder: holder.to_string() }
+                }
+                Err(LockError::Absent) => LockAnswer::Absent,
+                Err(err @ (LockError::Lost | LockError::Store(_))) => {
+                    log::warn!(err:% = chain(&err); "lock could not be asked for");
+                    LockAnswer::Failed
+                }
+            }
+        };
+        ctx.spawn(answer.into_actor(self).map(move |answer, group, ctx| {
+            group.hear(Event::LockAnswered { task, answer }, ctx);
+        }));
     }
 
-    pub(super) fn drop_lock(&mut self, _key: SessionId, _holder: String, _token: u64) {}
+    fn lock_ask(&self, key: &SessionId) -> Option<LockAsk> {
+        let ttl =
+            Ttl::from_ms(u64::try_from(self.shared.limits.lock_ttl.as_millis()).ok()?).ok()?;
+        let key: LockKey = key.0.parse().ok()?;
+        Some(LockAsk { key, holder: holder::fresh(), ttl, group: Some(self.no) })
+    }
+
+    /// Gives back what nobody wants any more. If that fails it expires.
+    pub(super) fn drop_lock(&self, key: &SessionId, holder: &str, token: u64) {
+        let Some(lease) = lease_of(key, holder, token) else { return };
+        let ledger = self.shared.ledger.clone();
+        actix::spawn(async move { ledger.lock_release(lease).await });
+    }
+
+    /// Keeps the lease that the core holds, and no other.
+    pub(super) fn see_to_lease(&mut self, ctx: &mut Context<Self>) {
+        let held = self.core.lease().map(|(_, _, token)| token);
+        if held == self.lease.as_ref().map(|(token, _)| *token) {
+            return;
+        }
+        if let Some((_, keeper)) = self.lease.take() {
+            ctx.cancel_future(keeper);
+        }
+        let Some((key, holder, token)) = self.core.lease() else { return };
+        let ttl = u64::try_from(self.shared.limits.lock_ttl.as_millis()).unwrap_or(u64::MAX);
+        let (Some(lease), Ok(ttl), Some(task)) =
+            (lease_of(key, holder, token), Ttl::from_ms(ttl), self.core.locking_task())
+        else {
+            return;
+        };
+        // A compaction, its ladder, and as long again until it has its slot.
+        let life_max = Duration::from_millis(2 * self.shared.limits.patience.compaction_ms);
+        let kept = lease::keep(self.shared.ledger.clone(), lease, ttl, life_max);
+        let keeper = ctx.spawn(kept.into_actor(self).map(move |_, group, ctx| {
+            group.lease = None;
+            group.hear(Event::LockLost { task }, ctx);
+        }));
+        self.lease = Some((token, keeper));
+    }
+
+    fn hear(&mut self, event: Event, ctx: &mut Context<Self>) {
+        let progress = self.advance(vec![event], ctx);
+        ctx.wait(progress.map(|_, _, _| ()));
+    }
+}
+
+fn lease_of(key: &SessionId, holder: &str, token: u64) -> Option<Lease> {
+    Some(Lease { key: key.0.parse().ok()?, holder: holder.parse::<Holder>().ok()?, token })
 }

@@ -6,9 +6,10 @@ use std::sync::{
 };
 
 use actix::{Actor, AsyncContext as _, Context, Handler, Message};
+use greenroom_core::Timestamp;
 use tokio::sync::oneshot;
 
-use super::{GroupNo, Hydration, Store, StoreError, Writes};
+use super::{GroupNo, Hydration, LockError, Store, StoreError, Writes};
 use crate::clock;
 
 /// How long an idempotency key is kept. The contract says at least 24 h.
@@ -70,7 +71,7 @@ struct Flush;
 
 /// The one writer.
 pub struct Storage<S> {
-    store: S,
+    pub(super) store: S,
     health: StorageHealth,
     waiting: Vec<Commit>,
 }
@@ -124,7 +125,7 @@ impl<S: Store + Unpin> Storage<S> {
 
     /// Keeps in mind whether the database works. While it does not it is tried every second: nobody
     /// may have anything to write until somebody says that it is ready again.
-    fn note(&mut self, works: bool, ctx: &mut Context<Self>) {
+    pub(super) fn note(&mut self, works: bool, ctx: &mut Context<Self>) {
         let failed_before = self.health.0.failing.swap(!works, Ordering::Relaxed);
         if works && failed_before {
             log::info!(target: "greenroom::storage", "storage works again");
@@ -151,9 +152,15 @@ impl<S: Store + Unpin> Actor for Storage<S> {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(1024);
         ctx.run_interval(HOUSEKEEPING, |storage, _| {
-            let before = greenroom_core::Timestamp(clock::now().0 - KEY_MS);
-            if let Err(err) = storage.store.forget_keys(before) {
+            let now = clock::moment();
+            if let Err(err) = storage.store.forget_keys(Timestamp(now.wall.0 - KEY_MS)) {
                 log::warn!(err:% = crate::storage::chain(&err); "old idempotency keys are kept");
+            }
+            match storage.store.forget_locks(now.up) {
+                Ok(_) | Err(LockError::Absent) => {}
+                Err(err) => {
+                    log::warn!(err:% = crate::storage::chain(&err); "old leases are kept");
+                }
             }
         });
     }
@@ -184,7 +191,7 @@ impl<S: Store + Unpin> Handler<Adopt> for Storage<S> {
 
     fn handle(&mut self, Adopt(group): Adopt, ctx: &mut Self::Context) -> Self::Result {
         self.flush(ctx);
-        let adopted = self.store.adopt(group);
+        let adopted = self.store.adopt(group, clock::moment().up);
         self.note(adopted.is_ok(), ctx);
         adopted
     }

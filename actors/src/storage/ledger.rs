@@ -1,11 +1,15 @@
 //! The one way in to the database for every other actor, and for the HTTP edge.
 
-use actix::Recipient;
+use actix::{Addr, Recipient};
+use greenroom_core::lock::{Lease, Lock, LockKey};
 use tokio::sync::oneshot;
 
 use super::{
-    Adopt, Archive, Commit, GroupNo, Hydration, Purge, Query, StorageHealth, StoreError, Writes,
+    Adopt, Archive, Commit, Granted, GroupNo, Hydration, LockAcquire, LockAsk, LockError,
+    LockRefresh, LockRelease, Purge, Query, Reader, Storage, StorageHealth, Store, StoreError,
+    Writes, holder,
 };
+use crate::clock;
 
 /// The writer and the readers, whichever database they have.
 #[derive(Clone, Debug)]
@@ -16,6 +20,13 @@ pub struct Ledger {
     pub adopt: Recipient<Adopt>,
     /// The one writer.
     pub purge: Recipient<Purge>,
+    /// The one writer.
+    /// The one writer.
+    pub lock_acquire: Recipient<LockAcquire>,
+    /// The one writer.
+    pub lock_refresh: Recipient<LockRefresh>,
+    /// The one writer.
+    pub lock_release: Recipient<LockRelease>,
     /// The readers.
     pub query: Recipient<Query>,
     /// How the writer is.
@@ -23,6 +34,28 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// The way in to a writer and its readers.
+    pub fn new<S, A>(
+        writer: Addr<Storage<S>>,
+        readers: Addr<Reader<A>>,
+        health: StorageHealth,
+    ) -> Self
+    where
+        S: Store + Unpin,
+        A: Archive + Unpin,
+    {
+        Self {
+            commit: writer.clone().recipient(),
+            adopt: writer.clone().recipient(),
+            purge: writer.clone().recipient(),
+            lock_acquire: writer.clone().recipient(),
+            lock_refresh: writer.clone().recipient(),
+            lock_release: writer.recipient(),
+            query: readers.recipient(),
+            health,
+        }
+    }
+
     /// Makes one group's writes durable, and gives them back.
     ///
     /// # Errors
@@ -50,6 +83,45 @@ impl Ledger {
     /// The database's error.
     pub async fn purge(&self, group: GroupNo) -> Result<(), StoreError> {
         self.purge.send(Purge(group)).await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// See [`super::Store::lock_acquire`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Held`], [`LockError::Absent`], or the database's error.
+    pub async fn lock_acquire(&self, ask: LockAsk) -> Result<Granted, LockError> {
+        self.lock_acquire.send(LockAcquire(ask)).await.unwrap_or(Err(StoreError::Stopped.into()))
+    }
+
+    /// See [`super::Store::lock_refresh`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Held`], [`LockError::Lost`], [`LockError::Absent`], or the database's error.
+    pub async fn lock_refresh(&self, lease: Lease) -> Result<Lock, LockError> {
+        self.lock_refresh.send(LockRefresh(lease)).await.unwrap_or(Err(StoreError::Stopped.into()))
+    }
+
+    /// See [`super::Store::lock_release`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Absent`], or the database's error.
+    pub async fn lock_release(&self, lease: Lease) -> Result<bool, LockError> {
+        self.lock_release.send(LockRelease(lease)).await.unwrap_or(Err(StoreError::Stopped.into()))
+    }
+
+    /// The lock with this key; `None` if whoever asks for it would get it.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Absent`], or the database's error.
+    pub async fn lock_get(&self, key: LockKey) -> Result<Option<Lock>, LockError> {
+        let found = self.read(move |archive| Ok(archive.lock(&key))).await??;
+        let now = clock::moment().up;
+        let held = |lock: &Lock| lock.is_live(now) && !holder::is_dead(&lock.lease.holder);
+        Ok(found.filter(held))
     }
 
     /// Asks on a reading thread.

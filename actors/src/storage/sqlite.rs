@@ -3,6 +3,7 @@
 //! This module and those below it alone name rusqlite.
 
 mod archive;
+mod locks;
 mod rows;
 mod store;
 
@@ -185,6 +186,30 @@ fn failed<E: std::error::Error + Send + Sync + 'static>(
     operation: &'static str,
 ) -> impl Fn(E) -> StoreError {
     move |source| StoreError::Database { operation, source: Arc::new(source) }
+}
+
+/// Why one group's facts are not stored.
+#[derive(Debug)]
+enum Failure {
+    /// SQLite's error.
+    Sqlite(rusqlite::Error),
+    /// The lease that the facts needed is another's, or nobody's (SEEDS HL-11).
+    LeaseLost,
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(err: rusqlite::Error) -> Self {
+        Self::Sqlite(err)
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Sqlite(err) => write_failed(err),
+            Failure::LeaseLost => Self::LeaseLost,
+        }
+    }
 }
 
 /// Tells facts that break the schema from a database that does not work.

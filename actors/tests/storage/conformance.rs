@@ -10,6 +10,7 @@ use greenroom_actors::{
 };
 use greenroom_core::{
     Blocked, Group, RunId, SessionId, Task, TaskId, TaskKind, TaskState, Timestamp, Write,
+    lock::{BootId, Uptime},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 use uuid::Uuid;
@@ -31,6 +32,8 @@ const EVERYTHING: FrameFilter = FrameFilter {
     bytes_max: usize::MAX,
 };
 const ALL_TASKS: TaskFilter = TaskFilter { state: None, kind: None, after: 0, limit: 10_000 };
+/// No lock of these tests expires.
+const UP: Uptime = Uptime { boot: BootId(Uuid::nil()), ms: 0 };
 /// Whatever the facts are, they have a time.
 const NOW: Timestamp = Timestamp(5_000);
 
@@ -68,7 +71,7 @@ pub fn a_later_owner_fences_the_earlier_one_and_nobody_else<E: Engine>() {
     let [mut fenced, mut other] = [Actor::new(1), Actor::new(2)];
     commit(&mut store, &[fenced.play(SUBMIT).unwrap(), other.play(SUBMIT).unwrap()]);
     let before = fenced.standing();
-    assert_eq!(store.adopt(1).unwrap().unwrap().epoch, 2);
+    assert_eq!(store.adopt(1, UP).unwrap().unwrap().epoch, 2);
 
     let late = fenced.play_all(&[SUBMIT, Move::Grant]);
     let fine = other.play(SUBMIT).unwrap();
@@ -88,12 +91,12 @@ pub fn adopting_gives_the_next_epoch_and_the_open_tasks_in_order<E: Engine>() {
     let dir = tempfile::tempdir().unwrap();
     let engine = E::open(dir.path()).unwrap();
     let mut store = engine.store();
-    assert!(store.adopt(1).unwrap().is_none(), "a group that nobody made");
+    assert!(store.adopt(1, UP).unwrap().is_none(), "a group that nobody made");
     let mut actor = Actor::new(1);
     let history = [SUBMIT, Move::Grant, READY, SUBMIT, SUBMIT, Move::Compact, ANSWER];
     commit(&mut store, &actor.play_all(&history));
     for epoch in 2..5 {
-        let Hydration { epoch: given, head, tasks, run } = store.adopt(1).unwrap().unwrap();
+        let Hydration { epoch: given, head, tasks, run } = store.adopt(1, UP).unwrap().unwrap();
         assert_eq!((given, &head), (epoch, actor.world.group.head()));
         let ordinals: Vec<u64> = tasks.iter().map(|task| task.ordinal).collect();
         assert_eq!(ordinals, [2, 3, 4], "the first one has ended");
@@ -234,7 +237,7 @@ pub fn any_history_is_read_back_as_it_was<E: Engine>() {
 /// Holds what was stored against what happened.
 fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
     let (group, reference) = (&actor.world.group, &actor.world.reference);
-    let Some(Hydration { head, tasks: open, run, .. }) = store.adopt(actor.no).unwrap() else {
+    let Some(Hydration { head, tasks: open, run, .. }) = store.adopt(actor.no, UP).unwrap() else {
         assert_eq!(group.head().created_at, None);
         return;
     };
@@ -301,7 +304,7 @@ pub fn a_purge_takes_one_group_and_no_other<E: Engine>() {
     let archive = engine.archive();
     assert_eq!(archive.group(2).unwrap(), None);
     assert!(archive.blocks(2, &EVERYTHING).unwrap().is_empty());
-    assert!(store.adopt(2).unwrap().is_none());
+    assert!(store.adopt(2, UP).unwrap().is_none());
     let task = actors[1].world.reference.tasks().next().unwrap().id;
     assert!(archive.task(task).unwrap().is_none());
     assert_eq!(archive.key(&[2; 32]).unwrap(), None);

@@ -5,6 +5,8 @@
 
 mod actor;
 mod conformance;
+mod lease;
+mod locks;
 mod reading;
 mod sqlite;
 #[path = "../../core/tests/world/mod.rs"]
@@ -67,6 +69,13 @@ conforms!(Database:
     conformance::a_key_is_kept_until_it_is_forgotten,
     conformance::lists_tell_positions_and_pages,
     conformance::a_directory_has_one_owner,
+    locks::a_lock_has_one_holder_and_tokens_grow,
+    locks::a_lease_is_refreshed_and_released_by_its_holder_and_token_only,
+    locks::a_lock_is_reclaimed_when_it_expires_or_its_holder_is_dead,
+    locks::old_leases_are_forgotten_and_no_others,
+    locks::what_is_published_without_its_lease_is_not_written,
+    locks::adopting_or_purging_a_group_frees_its_own_locks,
+    locks::a_closed_segment_without_a_child_is_reopened,
     reading::frames_are_read_as_they_were_written,
     reading::a_read_ends_at_its_limits_and_goes_on_behind_them,
 );

@@ -116,8 +116,14 @@ impl Scene<'_> {
     }
 
     pub(super) fn lock_lost(&mut self, id: TaskId) {
-        if matches!(&self.group.lock, Lock::Held { task, .. } if *task == id) {
+        if !matches!(&self.group.lock, Lock::Held { task, .. } if *task == id) {
+            return;
+        }
+        if self.group.current().is_some_and(|task| task.id == id) {
             self.write(Write::LockLost { task: id });
+        } else {
+            // It still waits, and asks again.
+            self.release_lock(false);
         }
     }
 

@@ -121,6 +121,21 @@ CREATE TABLE compactions (
 
 CREATE UNIQUE INDEX compactions_one_active ON compactions (key >> 36) WHERE status = 'in_progress';
 
+-- The compaction lock. A token is never used again. Leases expire by the clock that counts from a
+-- boot, which nobody sets; `acquired_at` is only shown.
+CREATE TABLE locks (
+    token            INTEGER PRIMARY KEY AUTOINCREMENT,
+    key              TEXT    NOT NULL UNIQUE,
+    holder           TEXT    NOT NULL,
+    group_no         INTEGER,
+    ttl_ms           INTEGER NOT NULL,
+    acquired_at      INTEGER NOT NULL,
+    expires_boot_ms  INTEGER NOT NULL,
+    boot             TEXT    NOT NULL
+) STRICT;
+
+CREATE INDEX locks_by_group ON locks (group_no) WHERE group_no IS NOT NULL;
+
 -- A row is a block of frames; `kinds` is one kind for all of them, or one a line.
 CREATE TABLE blocks (
     key      INTEGER PRIMARY KEY,

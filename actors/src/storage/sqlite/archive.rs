@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use greenroom_core::{Compaction, RunId, TaskId};
+use greenroom_core::{
+    Compaction, RunId, TaskId,
+    lock::{Lock, LockKey},
+};
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 
 use super::{
-    failed, readable,
+    failed, locks, readable,
     rows::{self, key},
 };
 use crate::{
     frames::Block,
     storage::{
-        Archive, CurrentView, FrameFilter, GroupIndex, GroupNo, KeyUse, RunRecord, SegmentRecord,
-        Snapshot, Standing, StoreError, TaskFilter, TaskView,
+        Archive, CurrentView, FrameFilter, GroupIndex, GroupNo, KeyUse, LockError, RunRecord,
+        SegmentRecord, Snapshot, Standing, StoreError, TaskFilter, TaskView,
     },
     word::word,
 };
@@ -275,6 +278,10 @@ impl Archive for SqliteArchive {
             .all(sql, &[key], |row| Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, [u8; 16]>(1)?)))?;
         let use_of = |(body, task)| KeyUse { key: *key, body, task: TaskId(from_bytes(task)) };
         Ok(found.into_iter().next().map(use_of))
+    }
+
+    fn lock(&self, key: &LockKey) -> Result<Option<Lock>, LockError> {
+        locks::get(&self.0, key)
     }
 }
 

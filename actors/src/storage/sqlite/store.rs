@@ -2,23 +2,24 @@
 
 use greenroom_core::{
     Compaction, Kinds, Provenance, Run, RunId, RunPhase, Task, TaskId, Timestamp, Work, Write,
+    lock::{Holder, Lease, Lock, Now, Uptime},
 };
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    failed, readable,
+    Failure, failed, locks, readable,
     rows::{self, int, json, key, ms},
     write_failed,
 };
 use crate::{
     frames::Block,
-    storage::{GroupNo, Hydration, KeyUse, Store, StoreError, Writes},
+    storage::{Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Store, StoreError, Writes},
     word::word,
 };
 
 /// The writing side of a SQLite database.
 #[derive(Debug)]
-pub struct SqliteStore(Connection);
+pub struct SqliteStore(pub(super) Connection);
 
 impl SqliteStore {
     pub(super) fn new(conn: Connection) -> Self {
@@ -32,15 +33,15 @@ impl Store for SqliteStore {
             .0
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(write_failed)?;
-        let stored: rusqlite::Result<Vec<bool>> =
+        let stored: Result<Vec<bool>, Failure> =
             batch.iter().map(|writes| store(&transaction, writes)).collect();
-        let stored = stored.map_err(write_failed)?;
+        let stored = stored?;
         transaction.commit().map_err(write_failed)?;
         let answer = |stored| if stored { Ok(()) } else { Err(StoreError::Fenced) };
         Ok(stored.into_iter().map(answer).collect())
     }
 
-    fn adopt(&mut self, group: GroupNo) -> Result<Option<Hydration>, StoreError> {
+    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
         let mut read = || -> rusqlite::Result<_> {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let epoch: Option<i64> = transaction
@@ -51,8 +52,13 @@ impl Store for SqliteStore {
                 )
                 .optional()?;
             let Some(epoch) = epoch else { return Ok(None) };
+            locks::forget_group(&transaction, group)?;
+            let reopened = locks::reopen_orphan(&transaction, group, now)?;
             let hydration = hydrate(&transaction, group, epoch as u64)?;
             transaction.commit()?;
+            if let Some((group, segment)) = reopened {
+                log::warn!(group:%, segment; "a closed segment without a successor was reopened");
+            }
             Ok(Some(hydration))
         };
         read().map_err(failed("read a group"))
@@ -71,6 +77,7 @@ impl Store for SqliteStore {
                 let sql = format!("DELETE FROM {table} WHERE key >= ? AND key < ?");
                 transaction.execute(&sql, [from, to])?;
             }
+            locks::forget_group(&transaction, group)?;
             for table in ["runs", "segments", "heads", "groups"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE no = ?"), [group])?;
             }
@@ -91,6 +98,27 @@ impl Store for SqliteStore {
         self.0
             .execute("DELETE FROM idempotency WHERE at < ?", [before.0])
             .map_err(failed("deleted old keys"))
+    }
+
+    fn lock_acquire(
+        &mut self,
+        ask: &LockAsk,
+        now: Now,
+        is_dead: &dyn Fn(&Holder) -> bool,
+    ) -> Result<Granted, LockError> {
+        locks::acquire(&mut self.0, ask, now, is_dead)
+    }
+
+    fn lock_refresh(&mut self, lease: &Lease, now: Now) -> Result<Lock, LockError> {
+        locks::refresh(&mut self.0, lease, now)
+    }
+
+    fn lock_release(&mut self, lease: &Lease) -> Result<bool, LockError> {
+        locks::release(&self.0, lease)
+    }
+
+    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError> {
+        locks::forget_old(&self.0, now)
     }
 }
 
@@ -143,7 +171,7 @@ fn fail_unreadable(conn: &Connection, key: i64) -> rusqlite::Result<usize> {
 }
 
 /// Stores one group's facts; `false` if they come from an owner that is none any more.
-fn store(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
+fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
     if let Some(Write::GroupCreated(settings)) = writes.writes.first() {
         let id = writes.standing.id.as_str();
         conn.prepare_cached(
@@ -248,7 +276,7 @@ fn store_fact(
     writes: &Writes,
     write: &Write,
     first_seq: u64,
-) -> rusqlite::Result<()> {
+) -> Result<(), Failure> {
     let (group, at) = (writes.group, writes.at.0);
     match write {
         Write::GroupChanged(settings) => {
@@ -329,6 +357,12 @@ fn store_fact(
             ])?;
         }
         Write::ProvenanceNoted { provenance } => note_provenance(conn, group, provenance)?,
+        Write::LockReleased { key, holder, token, fences } => {
+            let held = locks::release_published(conn, &key.0, holder, *token)?;
+            if *fences && !held {
+                return Err(Failure::LeaseLost);
+            }
+        }
         Write::CompactionStarted(compaction)
         | Write::CompactionUpdated(compaction)
         | Write::CompactionEnded(compaction) => {
@@ -355,7 +389,6 @@ fn store_fact(
         | Write::LockTaken { .. }
         | Write::LockBypassed { .. }
         | Write::LockLost { .. }
-        | Write::LockReleased { .. }
         | Write::AgentWedged { .. }
         | Write::StderrMatched { .. }
         | Write::ContextLost { .. } => {}

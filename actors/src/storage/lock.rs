@@ -1,0 +1,126 @@
+//! The compaction lock in the database's words: what is asked of it, and what it answers.
+
+use actix::{Handler, Message};
+use greenroom_core::{
+    Timestamp,
+    lock::{Held, Holder, Lease, Lock, LockKey, Lost, Ttl},
+};
+
+use super::{GroupNo, Storage, Store, StoreError, holder};
+use crate::clock;
+
+/// Who wants which lock.
+#[derive(Clone, Debug)]
+pub struct LockAsk {
+    /// The session that is to be compacted.
+    pub key: LockKey,
+    /// Who wants to.
+    pub holder: Holder,
+    /// For how long, unless it is refreshed.
+    pub ttl: Ttl,
+    /// The group that greenroom itself takes it for: it goes when the group is adopted or purged.
+    pub group: Option<GroupNo>,
+}
+
+/// A lock that the asker holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// The lock.
+    pub lock: Lock,
+    /// Whether it was taken just now; else its living holder asked again, and keeps its token.
+    pub fresh: bool,
+}
+
+/// Why a lock was not given, refreshed, released or read. Nothing was changed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LockError {
+    /// The database has no locks: it was written by another version. Whether to go on without one
+    /// is the caller's decision (SEEDS HL-8).
+    #[error("the database has no table of locks; restart greenroom, or upgrade it")]
+    Absent,
+    /// Another holds it, or the same holder by a later token.
+    #[error("the lock is held by {holder}")]
+    Held {
+        /// Who.
+        holder: Holder,
+        /// Until when, by the wall clock, unless they refresh it.
+        expires_at: Timestamp,
+    },
+    /// The lease is its holder's no more, though nobody else holds the lock.
+    #[error("the lease was released, or has expired and was taken")]
+    Lost,
+    /// The database failed. Whether anybody holds the lock is not known (SEEDS HL-9).
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<Held> for LockError {
+    fn from(Held { holder, expires_at }: Held) -> Self {
+        Self::Held { holder, expires_at }
+    }
+}
+
+impl From<Lost> for LockError {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Held(held) => held.into(),
+            Lost::Free => Self::Lost,
+        }
+    }
+}
+
+/// See [`Store::lock_acquire`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Granted, LockError>")]
+pub struct LockAcquire(pub LockAsk);
+
+/// See [`Store::lock_refresh`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Lock, LockError>")]
+pub struct LockRefresh(pub Lease);
+
+/// See [`Store::lock_release`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<bool, LockError>")]
+pub struct LockRelease(pub Lease);
+
+impl<S: Store + Unpin> Storage<S> {
+    /// Answers, and keeps in mind whether the database works.
+    fn answer<T>(
+        &mut self,
+        answer: Result<T, LockError>,
+        ctx: &mut actix::Context<Self>,
+    ) -> Result<T, LockError> {
+        if let Err(LockError::Store(StoreError::Database { .. })) = &answer {
+            self.note(false, ctx);
+        }
+        answer
+    }
+}
+
+impl<S: Store + Unpin> Handler<LockAcquire> for Storage<S> {
+    type Result = Result<Granted, LockError>;
+
+    fn handle(&mut self, LockAcquire(ask): LockAcquire, ctx: &mut Self::Context) -> Self::Result {
+        let granted = self.store.lock_acquire(&ask, clock::moment(), &holder::is_dead);
+        self.answer(granted, ctx)
+    }
+}
+
+impl<S: Store + Unpin> Handler<LockRefresh> for Storage<S> {
+    type Result = Result<Lock, LockError>;
+
+    fn handle(&mut self, LockRefresh(lease): LockRefresh, ctx: &mut Self::Context) -> Self::Result {
+        let refreshed = self.store.lock_refresh(&lease, clock::moment());
+        self.answer(refreshed, ctx)
+    }
+}
+
+impl<S: Store + Unpin> Handler<LockRelease> for Storage<S> {
+    type Result = Result<bool, LockError>;
+
+    fn handle(&mut self, LockRelease(lease): LockRelease, ctx: &mut Self::Context) -> Self::Result {
+        let released = self.store.lock_release(&lease);
+        self.answer(released, ctx)
+    }
+}

@@ -1,0 +1,393 @@
+//! Two parties compact one session at once, as threads and as processes; and what a database
+//! without locks, or one that fails, answers.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    sync::Barrier,
+    thread,
+    time::{Duration, Instant},
+};
+
+use greenroom_core::{EndReason, Group, Head, SessionId, Settings, Status, Write};
+use rusqlite::OpenFlags;
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    clock,
+    storage::{
+        Archive as _, Standing, Store as _, StoreError, Writes, holder,
+        sqlite::{Database, SqliteArchive, SqliteStore, connect},
+    },
+};
+
+/// How long a party's compactor takes: long enough for both to be at it.
+const OVERLAP: Duration = Duration::from_millis(250);
+/// The session that both parties compact.
+const PARENT: &str = "parent";
+const LONG: Duration = Duration::from_secs(20);
+
+/// What keeps a session from being forked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Guard {
+    Lock,
+    /// The lock is switched off, as by a peer that knows none.
+    IndexAlone,
+    Nothing,
+}
+
+/// What a party came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Moved,
+    Refused,
+    Skipped,
+}
+
+/// A database with one group, one session and one open segment.
+struct World {
+    database: Database,
+    _dir: TempDir,
+}
+
+impl World {
+    fn new(guard: Guard) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+        let session = SessionId(PARENT.into());
+        let opened = Write::SegmentStarted {
+            segment: 1,
+            parent: None,
+            session: session.clone(),
+            provenance: None,
+        };
+        let settings = Settings { agent: "agent".into(), ..Settings::default() };
+        let mut head = Group::new(settings.clone()).head().clone();
+        (head.last_seq, head.segment, head.session) = (2, 1, Some(session));
+        let writes = facts(head, vec![Write::GroupCreated(settings), opened]);
+        let answers = database.store().unwrap().commit(&[writes]).unwrap();
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+        let conn = connect(database.path(), OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
+        if guard != Guard::Lock {
+            // The other unique index that stands in the way of a fork, as both children are open.
+            conn.execute("DROP INDEX segments_one_open", []).unwrap();
+        }
+        if guard == Guard::Nothing {
+            conn.execute("DROP INDEX segments_one_child", []).unwrap();
+        }
+        Self { database, _dir: dir }
+    }
+
+    fn path(&self) -> &Path {
+        self.database.path()
+    }
+
+    fn children(&self) -> u32 {
+        let conn = connect(self.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let sql = "SELECT count(*) FROM segments WHERE no = 1 AND parent = 1";
+        conn.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    /// Nobody holds the lock, and the parent is closed by its one child.
+    #[track_caller]
+    fn assert_rotated_once(&self) {
+        assert_eq!(self.children(), 1);
+        let archive = self.database.opener().archive().unwrap();
+        assert_eq!(archive.lock(&key()).unwrap(), None, "the lock is free afterwards");
+        let segments = archive.segments(1, 0, 10).unwrap();
+        let open: Vec<bool> = segments.iter().map(|segment| segment.closed.is_none()).collect();
+        assert_eq!(open, [false, true]);
+    }
+}
+
+fn facts(head: Head, writes: Vec<Write>) -> Writes {
+    let standing = Standing {
+        id: "work".parse().unwrap(),
+        head,
+        status: Status::Idle,
+        blocked_by: None,
+        queue_length: 0,
+        current_task: None,
+        current_run: None,
+        is_compacting: false,
+    };
+    let at = Timestamp(1);
+    Writes { group: 1, epoch: 1, at, standing, writes, blocks: Vec::new(), key: None }
+}
+
+fn key() -> LockKey {
+    PARENT.parse().unwrap()
+}
+
+fn ask(ttl_ms: u64) -> LockAsk {
+    let ttl = Ttl::from_ms(ttl_ms).unwrap();
+    LockAsk { key: key(), holder: holder::fresh(), ttl, group: Some(1) }
+}
+
+/// One party, which finds the session live and compacts it: `started` is told first.
+fn party(path: &Path, guard: Guard, started: impl FnOnce()) -> Outcome {
+    let open = |access| connect(path, access).unwrap();
+    let archive = SqliteArchive::new(open(OpenFlags::SQLITE_OPEN_READ_ONLY));
+    let mut store = SqliteStore::new(open(OpenFlags::SQLITE_OPEN_READ_WRITE));
+    let standing = archive.group(1).unwrap().unwrap();
+    assert_eq!(standing.head.segment, 1);
+    started();
+    if guard != Guard::Lock {
+        thread::sleep(OVERLAP);
+        return fork(&open(OpenFlags::SQLITE_OPEN_READ_WRITE));
+    }
+    let lease = match store.lock_acquire(&ask(60_000), clock::moment(), &holder::is_dead) {
+        Ok(granted) => granted.lock.lease,
+        Err(LockError::Held { .. }) => return Outcome::Skipped,
+        Err(err) => panic!("{err:?}"),
+    };
+    // HL-10: it may be compacted by now, if this party was slow to ask.
+    let head = archive.group(1).unwrap().unwrap().head;
+    if head.segment != 1 {
+        assert!(store.lock_release(&lease).unwrap());
+        return Outcome::Skipped;
+    }
+    thread::sleep(OVERLAP);
+    let rotated = vec![
+        Write::SegmentEnded { segment: 1, end_reason: EndReason::Compaction },
+        Write::SegmentStarted {
+            segment: 2,
+            parent: Some(1),
+            session: SessionId("child".into()),
+            provenance: None,
+        },
+        Write::LockReleased {
+            key: SessionId(lease.key.as_str().into()),
+            holder: lease.holder.to_string(),
+            token: lease.token,
+            fences: true,
+        },
+    ];
+    let last_seq = head.last_seq + 2;
+    match store.commit(&[facts(Head { segment: 2, last_seq, ..head }, rotated)]) {
+        Ok(_) => Outcome::Moved,
+        Err(StoreError::LeaseLost | StoreError::Refused(_)) => Outcome::Refused,
+        Err(err) => panic!("{err:?}"),
+    }
+}
+
+/// A rotation that looks at nothing: it numbers its child by what it finds, and makes it the
+/// parent's whether or not there is another.
+fn fork(conn: &Connection) -> Outcome {
+    let sql = "BEGIN IMMEDIATE; \
+               UPDATE segments SET closed_seq = 3, closed_at = 1 WHERE no = 1 AND segment = 1; \
+               INSERT INTO segments (no, segment, parent, session, opened_seq, opened_at) \
+               SELECT 1, max(segment) + 1, 1, 'child', 4, 1 FROM segments WHERE no = 1; \
+               COMMIT";
+    match conn.execute_batch(sql) {
+        Ok(()) => Outcome::Moved,
+        Err(err) => {
+            let rule = err.to_string();
+            assert!(rule.contains("segments.no, segments.parent"), "{rule}");
+            Outcome::Refused
+        }
+    }
+}
+
+/// Two parties at once, as threads.
+fn race_threads(world: &World, guard: Guard) -> Vec<Outcome> {
+    let (path, barrier) = (world.path(), Barrier::new(2));
+    let run = || party(path, guard, || _ = barrier.wait());
+    let mut outcomes = thread::scope(|scope| {
+        let parties = [scope.spawn(run), scope.spawn(run)];
+        parties.map(|party| party.join().unwrap())
+    });
+    outcomes.sort_unstable();
+    outcomes.to_vec()
+}
+
+/// HL-1, HL-2, I4: one party moves the session to the only child, the other is told to skip
+/// before it compacts.
+#[test]
+fn of_two_threads_one_compacts() {
+    let world = World::new(Guard::Lock);
+    let outcomes = race_threads(&world, Guard::Lock);
+    assert_eq!(outcomes, [Outcome::Moved, Outcome::Skipped]);
+    world.assert_rotated_once();
+}
+
+/// I4, HL-8: the schema alone keeps the session from being forked.
+#[test]
+fn with_the_lock_switched_off_the_index_prevents_the_fork() {
+    let world = World::new(Guard::IndexAlone);
+    let outcomes = race_threads(&world, Guard::IndexAlone);
+    assert_eq!(outcomes, [Outcome::Moved, Outcome::Refused]);
+    assert_eq!(world.children(), 1);
+}
+
+/// HL-1: this is what the guards prevent, so the tests above can fail.
+#[test]
+fn without_lock_and_index_the_session_is_forked() {
+    let world = World::new(Guard::Nothing);
+    let outcomes = race_threads(&world, Guard::Nothing);
+    assert_eq!(outcomes, [Outcome::Moved, Outcome::Moved]);
+    assert_eq!(world.children(), 2);
+}
+
+/// Names the directory in which a process that is this program again plays a part.
+const STAGE: &str = "LOCK_TEST_STAGE";
+
+/// A process that runs `test` as a part: [`on_stage`] tells it so.
+fn enter(test: &str, stage: &Path) -> Child {
+    let test = format!("storage::sqlite::locks::tests::{test}");
+    Command::new(env::current_exe().unwrap())
+        .args([&test, "--exact", "--nocapture"])
+        .env(STAGE, stage)
+        .spawn()
+        .unwrap()
+}
+
+fn on_stage() -> Option<PathBuf> {
+    env::var_os(STAGE).map(PathBuf::from)
+}
+
+fn wait_for(what: &Path) {
+    let began = Instant::now();
+    while !what.exists() {
+        assert!(began.elapsed() < LONG, "{} never came", what.display());
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Who is there, by pid.
+fn mark(stage: &Path, pid: u32) -> PathBuf {
+    stage.join(format!("here-{pid}"))
+}
+
+/// HL-1, HL-2 between processes.
+#[test]
+fn of_two_processes_one_compacts() {
+    const SELF: &str = "of_two_processes_one_compacts";
+    if let Some(stage) = on_stage() {
+        let pid = std::process::id();
+        let outcome = party(&stage.join("greenroom.db"), Guard::Lock, || {
+            fs::write(mark(&stage, pid), "").unwrap();
+            wait_for(&stage.join("go"));
+        });
+        fs::write(stage.join(format!("outcome-{pid}")), format!("{outcome:?}")).unwrap();
+        return;
+    }
+    let world = World::new(Guard::Lock);
+    let stage = world.database.dir();
+    let parties = [enter(SELF, stage), enter(SELF, stage)];
+    parties.iter().for_each(|party| wait_for(&mark(stage, party.id())));
+    fs::write(stage.join("go"), "").unwrap();
+    let mut outcomes = parties.map(|mut party| {
+        assert!(party.wait().unwrap().success());
+        fs::read_to_string(stage.join(format!("outcome-{}", party.id()))).unwrap()
+    });
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, ["Moved", "Skipped"]);
+    world.assert_rotated_once();
+}
+
+/// HL-5: the lock of a process that was killed is free at once, however long its lease was.
+#[test]
+fn the_lock_of_a_killed_process_is_reclaimed() {
+    const SELF: &str = "the_lock_of_a_killed_process_is_reclaimed";
+    let acquire = |path: &Path| {
+        let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
+        let mut store = SqliteStore::new(conn);
+        store.lock_acquire(&ask(TTL_MS_MAX), clock::moment(), &holder::is_dead)
+    };
+    if let Some(stage) = on_stage() {
+        acquire(&stage.join("greenroom.db")).unwrap();
+        fs::write(mark(&stage, std::process::id()), "").unwrap();
+        // Long enough to be killed, and no longer, should nobody come to do it.
+        thread::sleep(LONG);
+        return;
+    }
+    let world = World::new(Guard::Lock);
+    let mut holder = enter(SELF, world.database.dir());
+    wait_for(&mark(world.database.dir(), holder.id()));
+    let held = acquire(world.path());
+    assert!(matches!(held, Err(LockError::Held { .. })), "{held:?}");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let reclaimed = acquire(world.path()).unwrap();
+    assert_eq!((reclaimed.fresh, reclaimed.lock.lease.token), (true, 2));
+}
+
+/// Every answer of a store about the lock.
+fn probe(world: &World, store: &mut SqliteStore) -> [Result<(), LockError>; 5] {
+    let now = clock::moment();
+    let lease = Lease { key: key(), holder: holder::fresh(), token: 1 };
+    let archive = world.database.opener().archive().unwrap();
+    [
+        store.lock_acquire(&ask(1_000), now, &holder::is_dead).map(drop),
+        store.lock_refresh(&lease, now).map(drop),
+        store.lock_release(&lease).map(drop),
+        store.forget_locks(now.up).map(drop),
+        archive.lock(&lease.key).map(drop),
+    ]
+}
+
+/// HL-8: a database of a version without locks says so, and all else works.
+#[test]
+fn an_absent_table_is_told_from_a_failure() {
+    let world = World::new(Guard::Lock);
+    let mut store = world.database.store().unwrap();
+    store.0.execute("DROP TABLE locks", []).unwrap();
+    for err in probe(&world, &mut store).map(Result::unwrap_err) {
+        assert!(matches!(err, LockError::Absent), "{err:?}");
+        assert!(err.to_string().contains("restart greenroom, or upgrade"), "the remedy: {err}");
+    }
+    store.0.execute("UPDATE segments SET closed_seq = 2, closed_at = 1", []).unwrap();
+    assert!(store.adopt(1, clock::moment().up).unwrap().is_some());
+    let open: u32 = store
+        .0
+        .query_row("SELECT count(*) FROM segments WHERE closed_seq IS NULL", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(open, 1, "HL-12, though there are no locks");
+    store.purge(1).unwrap();
+}
+
+/// HL-9: whatever else goes wrong is no absence.
+#[test]
+fn a_failing_database_is_not_taken_for_one_without_locks() {
+    let world = World::new(Guard::Lock);
+    let mut store = world.database.store().unwrap();
+    let broken = |err: LockError| {
+        assert!(matches!(err, LockError::Store(StoreError::Database { .. })), "{err:?}");
+    };
+    let lease = Lease { key: key(), holder: holder::fresh(), token: 1 };
+
+    let other = connect(world.path(), OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    store.0.busy_timeout(Duration::ZERO).unwrap();
+    broken(store.lock_acquire(&ask(1), clock::moment(), &holder::is_dead).unwrap_err());
+    broken(store.lock_release(&lease).unwrap_err());
+    other.execute_batch("ROLLBACK").unwrap();
+
+    let conn = connect(world.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let mut read_only = SqliteStore::new(conn);
+    broken(read_only.lock_acquire(&ask(1), clock::moment(), &holder::is_dead).unwrap_err());
+
+    // Damage: tables and columns that are not what they were.
+    other.execute_batch("ALTER TABLE locks RENAME COLUMN boot TO shoe").unwrap();
+    let [acquire, refresh, _, forget, get] = probe(&world, &mut store);
+    [acquire, refresh, forget, get].into_iter().map(Result::unwrap_err).for_each(broken);
+    other.execute_batch("DROP TABLE locks; CREATE VIEW locks AS SELECT * FROM gone").unwrap();
+    probe(&world, &mut store).into_iter().map(Result::unwrap_err).for_each(broken);
+}
+
+/// A row that cannot be understood holds nobody up.
+#[test]
+fn a_damaged_row_gives_way() {
+    let world = World::new(Guard::Lock);
+    let mut store = world.database.store().unwrap();
+    let first = store.lock_acquire(&ask(60_000), clock::moment(), &holder::is_dead).unwrap();
+    for damage in ["boot = 'x'", "ttl_ms = 0", "holder = ''"] {
+        store.0.execute(&format!("UPDATE locks SET {damage}"), []).unwrap();
+        let granted = store.lock_acquire(&ask(60_000), clock::moment(), &holder::is_dead);
+        assert!(granted.unwrap().lock.lease.token > first.lock.lease.token, "{damage}");
+    }
+}
