@@ -521,8 +521,9 @@ impl<'a> Scene<'a> {
             TaskKind::Turn => settled,
             TaskKind::Compaction => self.settle_ordered(&task, settled),
         };
-        let is_empty = settled.state == TaskState::Completed && !has_answer;
-        if task.kind() == TaskKind::Turn && is_empty {
+        // An `end_turn` alone is no proof of an answer.
+        let is_empty = settled.stop_reason == StopReason::EndTurn && !has_answer;
+        if task.kind() == TaskKind::Turn && is_empty && settled.state == TaskState::Completed {
             settled.ending.findings.push(Finding::EmptyAnswer);
         }
         self.strand();
