@@ -130,8 +130,9 @@ pub struct Hydration {
     pub tasks: Vec<Task>,
     /// The run that was alive.
     pub run: Option<Run>,
-    /// The compaction that nobody saw to end.
-    pub active: Option<Compaction>,
+    /// The compaction that nobody saw to end, and those that were completed within the running
+    /// task.
+    pub compactions: Vec<Compaction>,
 }
 
 /// The writing side.

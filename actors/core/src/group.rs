@@ -113,11 +113,11 @@ pub struct Group {
 enum Lock {
     #[default]
     Unasked,
-    /// The `tries`-th request is under way; the first was made in `segment`.
-    Asked { task: TaskId, tries: u64, segment: u32 },
+    /// The `tries`-th request is under way; at the first, `count` compactions were completed.
+    Asked { task: TaskId, tries: u64, count: u64 },
     /// Somebody else holds it.
-    Refused { task: TaskId, tries: u64, segment: u32 },
-    /// It is the group's.
+    Refused { task: TaskId, tries: u64, count: u64 },
+    /// It is the group's, for the session `key`.
     Held { task: TaskId, key: SessionId, holder: String, token: u64 },
     /// There is none to be had.
     Bypassed { task: TaskId },
@@ -138,9 +138,13 @@ impl Lock {
         }
     }
 
-    /// Whether `task` may start.
-    fn lets(&self, task: TaskId) -> bool {
-        matches!(self, Self::Held { .. } | Self::Bypassed { .. }) && self.task() == Some(task)
+    /// Whether `task` may compact `session`.
+    fn lets(&self, task: TaskId, session: Option<&SessionId>) -> bool {
+        match self {
+            Self::Held { task: own, key, .. } => *own == task && Some(key) == session,
+            Self::Bypassed { task: own } => *own == task,
+            Self::Unasked | Self::Asked { .. } | Self::Refused { .. } | Self::Lost { .. } => false,
+        }
     }
 }
 
@@ -250,16 +254,17 @@ impl Group {
     }
 
     /// A group as it was stored: its `tasks` that are not terminal, in the order of acceptance,
-    /// and its `run`, running `turn` and `active` compaction if it has them.
+    /// its `run` and running `turn` if it has them, and of its `compactions` the active one and
+    /// those that were completed within the running turn.
     pub fn restore(
         head: Head,
         tasks: Vec<Task>,
         run: Option<Run>,
         turn: Option<Turn>,
-        active: Option<Compaction>,
+        compactions: impl IntoIterator<Item = Compaction>,
     ) -> Self {
         let mut group = Self { head, run, ..Self::new(Settings::default()) };
-        active.into_iter().for_each(|active| group.recent.put(active));
+        compactions.into_iter().for_each(|compaction| group.recent.put(compaction));
         for task in tasks {
             if task.claimed_at.is_some() {
                 let mut turn = turn.clone();
@@ -291,7 +296,7 @@ impl Group {
 
     /// The attempt that runs.
     pub fn turn(&self) -> Option<&Turn> {
-        self.turn_of_current()
+        self.current.as_ref()?.turn.as_ref()
     }
 
     /// The tasks that have no slot, the next one first.
@@ -324,7 +329,10 @@ impl Group {
 
     /// Whether `task` waits for the session's lock. A compaction with nothing to do needs none.
     fn needs_lock(&self, task: &Task) -> bool {
-        self.has_work(task) && task.kind() == TaskKind::Compaction && !self.lock.lets(task.id)
+        let session = self.head.session.as_ref();
+        self.has_work(task)
+            && task.kind() == TaskKind::Compaction
+            && !self.lock.lets(task.id, session)
     }
 
     /// Whether there is anything that `task` could do: a compaction needs a session, and one with
@@ -349,6 +357,11 @@ impl Group {
     /// The compaction task that needs the session's lock.
     pub fn locking_task(&self) -> Option<TaskId> {
         self.lock.task()
+    }
+
+    /// The compactions that its run told of, the oldest first, as far as they are remembered.
+    pub fn compactions(&self) -> impl Iterator<Item = &Compaction> {
+        self.recent.iter()
     }
 
     /// The lock that the group holds: session, holder and fencing token.
@@ -560,17 +573,15 @@ impl Group {
             | Write::CompactionUpdated(compaction)
             | Write::CompactionEnded(compaction) => self.replay_compaction(compaction, at),
             Write::LockAsked { task } => {
-                let (tries, segment) = match self.lock {
-                    Lock::Refused { task: own, tries, segment } if own == *task => {
-                        (tries + 1, segment)
-                    }
-                    _ => (1, self.head.segment),
+                let (tries, count) = match self.lock {
+                    Lock::Refused { task: own, tries, count } if own == *task => (tries + 1, count),
+                    _ => (1, self.head.compacting.count),
                 };
-                self.lock = Lock::Asked { task: *task, tries, segment };
+                self.lock = Lock::Asked { task: *task, tries, count };
             }
             Write::LockRefused { task, .. } => {
-                if let Lock::Asked { tries, segment, .. } = self.lock {
-                    self.lock = Lock::Refused { task: *task, tries, segment };
+                if let Lock::Asked { tries, count, .. } = self.lock {
+                    self.lock = Lock::Refused { task: *task, tries, count };
                 }
             }
             Write::LockTaken { task, key, holder, token } => {
@@ -686,9 +697,5 @@ impl Group {
     fn turn_of(&self, run: RunId) -> Option<TaskId> {
         let current = self.current.as_ref()?;
         current.turn.as_ref().filter(|turn| turn.run == run).map(|_| current.task.id)
-    }
-
-    fn turn_of_current(&self) -> Option<&Turn> {
-        self.current.as_ref()?.turn.as_ref()
     }
 }

@@ -255,6 +255,11 @@ impl Recent {
         self.0.iter().rfind(|compaction| compaction.is_active())
     }
 
+    /// All of them, the oldest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Compaction> {
+        self.0.iter()
+    }
+
     /// Where this one stands, if it is among them.
     pub fn status(&self, id: CompactionId) -> Option<CompactionStatus> {
         self.0.iter().find(|own| own.id == id).map(|own| own.status)

@@ -44,6 +44,8 @@ pub enum Event {
     LockAnswered {
         /// The compaction task.
         task: TaskId,
+        /// The session whose lock was asked for; another may be in force by now.
+        key: SessionId,
         /// Whether it has it.
         answer: LockAnswer,
     },

@@ -35,8 +35,9 @@ impl Group {
                 }
             }
         };
+        let key = key.clone();
         ctx.spawn(answer.into_actor(self).map(move |answer, group, ctx| {
-            group.hear(Event::LockAnswered { task, answer }, ctx);
+            group.hear(Event::LockAnswered { task, key, answer }, ctx);
         }));
     }
 

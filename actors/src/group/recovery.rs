@@ -40,9 +40,10 @@ impl Group {
 
     fn take_up(&mut self, found: Option<Found>) -> Vec<Event> {
         let Some(Found { hydration, turn }) = found else { return Vec::new() };
-        let Hydration { epoch, head, tasks, run, active } = hydration;
-        let interrupted =
-            run.is_some() || active.is_some() || tasks.iter().any(|task| task.claimed_at.is_some());
+        let Hydration { epoch, head, tasks, run, compactions } = hydration;
+        let interrupted = run.is_some()
+            || !compactions.is_empty()
+            || tasks.iter().any(|task| task.claimed_at.is_some());
         self.epoch = epoch;
         self.place = Place {
             last_seq: head.last_seq,
@@ -51,7 +52,7 @@ impl Group {
             task: tasks.iter().find(|task| task.claimed_at.is_some()).map(|task| task.id),
         };
         self.terms = None;
-        self.core = greenroom_core::Group::restore(head, tasks, run, turn, active);
+        self.core = greenroom_core::Group::restore(head, tasks, run, turn, compactions);
         self.status = self.core.status();
         let recovered = interrupted.then_some(Event::Recovered);
         recovered.into_iter().collect()

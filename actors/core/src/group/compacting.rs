@@ -13,6 +13,8 @@ use crate::{
 const STREAK_MAX: u8 = 2;
 /// A compaction that freed less than one part in so many freed too little.
 const FREED_PART: u64 = 10;
+/// Why a compaction counts for nothing that lost its lock (SEEDS HL-11).
+const LOCK_LOST: &str = "its lock was taken over";
 /// After a failure none is ordered by itself for so long (SEEDS HL-14).
 const COOLDOWN_MS: i64 = 600_000;
 
@@ -45,14 +47,21 @@ impl Compacting {
 impl Scene<'_> {
     // ---- the lock
 
-    /// Asks for the lock that the next compaction needs.
+    /// Asks for the lock that the next compaction needs, and gives back one that it does not.
     pub(super) fn see_to_lock(&mut self) {
         let group = &self.group;
-        let stands_still = group.head.paused || group.head.archived || group.current.is_some();
-        let (Some(next), Some(key)) = (group.waiting.front(), group.head.session.clone()) else {
-            return;
-        };
-        if !stands_still && group.needs_lock(next) && group.lock == Lock::Unasked {
+        let stands_still = group.head.paused || group.head.archived;
+        let session = group.head.session.clone();
+        if let Lock::Held { key, .. } = &group.lock
+            && group.current.is_none()
+            && (stands_still || session.as_ref() != Some(key))
+        {
+            self.release_lock(false);
+        }
+        let group = &self.group;
+        let (Some(next), Some(key)) = (group.waiting.front(), session) else { return };
+        let free = !stands_still && group.current.is_none() && group.lock == Lock::Unasked;
+        if free && group.needs_lock(next) {
             let task = next.id;
             self.ask_for_lock(task, key);
         }
@@ -73,16 +82,14 @@ impl Scene<'_> {
         }
     }
 
-    pub(super) fn lock_answered(&mut self, id: TaskId, answer: LockAnswer) {
-        let session = self.group.head.session.clone();
-        let (Lock::Asked { task, tries, segment }, Some(key)) = (&self.group.lock, session.clone())
-        else {
-            return self.drop_lock(session, answer);
+    pub(super) fn lock_answered(&mut self, id: TaskId, key: SessionId, answer: LockAnswer) {
+        let Lock::Asked { task, tries, count } = self.group.lock else {
+            return self.drop_lock(key, answer);
         };
-        if *task != id {
-            return self.drop_lock(session, answer);
+        if task != id {
+            return self.drop_lock(key, answer);
         }
-        let (waited_ms, done) = (tries * LOCK_RETRY_MS, *segment != self.group.head.segment);
+        let (waited_ms, done) = (tries * LOCK_RETRY_MS, count != self.group.head.compacting.count);
         match answer {
             // HL-10: whoever had it before did the work.
             LockAnswer::Taken { holder, token } if done => {
@@ -109,22 +116,27 @@ impl Scene<'_> {
     }
 
     /// A lock that came too late for its task.
-    fn drop_lock(&mut self, session: Option<SessionId>, answer: LockAnswer) {
-        if let (LockAnswer::Taken { holder, token }, Some(key)) = (answer, session) {
+    fn drop_lock(&mut self, key: SessionId, answer: LockAnswer) {
+        if let LockAnswer::Taken { holder, token } = answer {
             self.order(Effect::DropLock { key, holder, token });
         }
     }
 
+    /// HL-2: a compaction that loses its lock before it began is not begun. One that runs is told by
+    /// its end.
     pub(super) fn lock_lost(&mut self, id: TaskId) {
         if !matches!(&self.group.lock, Lock::Held { task, .. } if *task == id) {
             return;
         }
-        if self.group.current().is_some_and(|task| task.id == id) {
-            self.write(Write::LockLost { task: id });
-        } else {
-            // It still waits, and asks again.
-            self.release_lock(false);
+        self.write(Write::LockLost { task: id });
+        if self.group.turn().is_none() {
+            self.skip(id, "lock_lost", "its lock was taken over before it began");
         }
+    }
+
+    /// HL-11: whether the running compaction lost its lock, so that it may not be published.
+    fn lost_lock(&self) -> bool {
+        matches!(self.group.lock, Lock::Lost { .. })
     }
 
     /// Gives the lock back. What is stated beside it may hold only under the lock.
@@ -145,7 +157,14 @@ impl Scene<'_> {
     /// Takes in a signal; `may_open` says whether it may be about a compaction of which nothing
     /// was heard before.
     fn hear_signal(&mut self, signal: &Signal, provenance: Option<Provenance>, may_open: bool) {
-        if let Some(meant) = self.group.recent.meant_by(signal) {
+        let meant = self.group.recent.meant_by(signal);
+        let done = signal.sign == Sign::Completed && meant.is_none_or(|meant| self.orders(meant));
+        if done && self.lost_lock() {
+            let mut void = Signal { sign: Sign::Failed, ..signal.clone() };
+            void.details.error = Some(LOCK_LOST.into());
+            return self.hear_signal(&void, None, may_open);
+        }
+        if let Some(meant) = meant {
             let mut compaction = meant.clone();
             compaction.hear(signal, self.now);
             if compaction != *meant {
@@ -176,21 +195,15 @@ impl Scene<'_> {
 
     /// States what became of a compaction, and what follows from that. It is in another state, or
     /// more is known of it.
-    fn put(&mut self, mut compaction: Compaction, provenance: Option<Provenance>) {
+    fn put(&mut self, compaction: Compaction, provenance: Option<Provenance>) {
         let before = self.group.recent.status(compaction.id);
         if before == Some(compaction.status) {
             return self.write(Write::CompactionUpdated(Box::new(compaction)));
         }
-        let ordered = compaction.source == Source::Task && self.orders(&compaction);
         if compaction.status != CompactionStatus::Completed {
             return self.write(Write::CompactionEnded(Box::new(compaction)));
         }
-        if ordered && matches!(self.group.lock, Lock::Lost { .. }) {
-            compaction.status = CompactionStatus::Failed;
-            compaction.details.error =
-                Some("its lock was taken over; the session counts as unchanged".into());
-            return self.write(Write::CompactionEnded(Box::new(compaction)));
-        }
+        let ordered = self.orders(&compaction);
         let session = self.group.head.session.clone();
         let provenance = provenance
             .or_else(|| compaction.continuation())
@@ -368,19 +381,17 @@ impl Scene<'_> {
         if !self.group.lives(run) {
             return;
         }
-        let active = self.group.recent.of(task.id).rfind(|own| own.is_active()).cloned();
-        let Some(mut compaction) = active else { return };
         let end =
             turn.answered(PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None });
+        let active = self.group.recent.of(task.id).rfind(|own| own.is_active()).cloned();
+        // The agent may have compacted by itself meanwhile: then the session stays the one it was.
+        let Some(mut compaction) = active else { return self.settle(end) };
         let text = turn.text();
         let summary =
             text[..text.floor_char_boundary(SUMMARY_BYTES_MAX.min(text.len()))].to_owned();
         compaction.details.summary = Some(summary);
-        match opened {
-            Ok(_) if matches!(self.group.lock, Lock::Lost { .. }) => {
-                compaction.turn(Fate::Seen(Sign::Completed), self.now);
-                self.put(compaction, None);
-            }
+        let lost = || String::from(LOCK_LOST);
+        match opened.and_then(|opened| if self.lost_lock() { Err(lost()) } else { Ok(opened) }) {
             Ok((session, provenance)) => {
                 compaction.leads = true;
                 compaction.turn(Fate::Seen(Sign::Completed), self.now);
@@ -456,6 +467,10 @@ impl Scene<'_> {
             }
             // An agent that shows its compactions and showed none, or freed nothing, did none.
             TaskState::Completed if shows || freed_nothing => Fate::Seen(Sign::Noop),
+            TaskState::Completed if self.lost_lock() => {
+                compaction.details.error = Some(LOCK_LOST.into());
+                Fate::Seen(Sign::Failed)
+            }
             TaskState::Completed => {
                 compaction.details.tokens_after = usage;
                 Fate::Seen(Sign::Completed)

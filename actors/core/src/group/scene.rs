@@ -53,7 +53,7 @@ impl<'a> Scene<'a> {
             Event::Resumed => self.pause(false)?,
             Event::Stopped => self.stop_run()?,
             Event::SlotGranted => self.claim(),
-            Event::LockAnswered { task, answer } => self.lock_answered(task, answer),
+            Event::LockAnswered { task, key, answer } => self.lock_answered(task, key, answer),
             Event::LockLost { task } => self.lock_lost(task),
             Event::AgentReady { run, pid, session, continuity, provenance } => {
                 self.agent_ready(run, pid, session, continuity, provenance);
@@ -170,7 +170,7 @@ impl<'a> Scene<'a> {
         match task.state {
             TaskState::Running if task.cancel_requested => {}
             TaskState::Running => {
-                let asked = self.group.turn_of_current().is_some_and(|turn| turn.cut.is_some());
+                let asked = self.group.turn().is_some_and(|turn| turn.cut.is_some());
                 self.write(Write::CancelRequested { task: id });
                 if !asked {
                     self.call_off();
@@ -317,8 +317,12 @@ impl<'a> Scene<'a> {
             self.rotate(EndReason::AgentRestart, session.clone(), provenance.clone());
         }
         self.write(Write::RunReady { run, pid, session, continuity, provenance });
-        if let Some(Current { task, turn: None }) = &self.group.current {
-            let task = task.id;
+        let Some(Current { task, turn: None }) = &self.group.current else { return };
+        let (task, needs_lock) = (task.id, self.group.needs_lock(task));
+        if needs_lock {
+            // The session is another, and so is its lock.
+            self.write(Write::TaskReleased { task });
+        } else {
             self.start(task);
         }
     }
@@ -328,7 +332,7 @@ impl<'a> Scene<'a> {
         let fold = Fold { output: true, ..Fold::default() };
         self.write(Write::Said(Said { run, task, lines, fold }));
         // A turn that is being cut off is answered as ACP says, not by the policy.
-        let cut = self.group.turn_of_current().is_some_and(|turn| turn.cut.is_some());
+        let cut = self.group.turn().is_some_and(|turn| turn.cut.is_some());
         let (request, selected) = (permission.id, permission.reject.filter(|_| !cut));
         self.write(Write::PermissionResolved {
             request: request.clone(),
@@ -339,7 +343,7 @@ impl<'a> Scene<'a> {
     }
 
     fn answered(&mut self, run: RunId, id: u64, reply: PromptReply) {
-        let Some(turn) = self.group.turn_of_current() else { return };
+        let Some(turn) = self.group.turn() else { return };
         if turn.run != run || turn.prompt_id != id || turn.opening.is_some() {
             return;
         }
@@ -347,7 +351,7 @@ impl<'a> Scene<'a> {
         if self.open_rotation(&reply) {
             return;
         }
-        let Some(turn) = self.group.turn_of_current() else { return };
+        let Some(turn) = self.group.turn() else { return };
         let mut settled = turn.answered(reply);
         if wedged.is_some() {
             settled.state = TaskState::Failed;
@@ -394,8 +398,7 @@ impl<'a> Scene<'a> {
         let Some(Run { phase, .. }) = self.group.run.clone().filter(|own| own.id == run) else {
             return;
         };
-        let settled =
-            self.group.turn_of_current().map(|turn| turn.abandoned(exit.reason, &exit.detail));
+        let settled = self.group.turn().map(|turn| turn.abandoned(exit.reason, &exit.detail));
         let unsent = self.group.current.as_ref().map(|current| current.task.id);
         if settled.is_none() {
             self.strand();
@@ -443,7 +446,7 @@ impl<'a> Scene<'a> {
 
     pub(super) fn cut(&mut self, by: CutBy) {
         let Some(task) = self.group.current().map(|task| task.id) else { return };
-        if self.group.turn_of_current().is_none_or(|turn| turn.cut.is_some()) {
+        if self.group.turn().is_none_or(|turn| turn.cut.is_some()) {
             return;
         }
         let cause = match by {
@@ -459,13 +462,11 @@ impl<'a> Scene<'a> {
     /// Has the agent give up the running prompt. If it answered that already and is opening another
     /// session, there is none to give up.
     fn call_off(&mut self) {
-        match self.group.turn_of_current() {
+        match self.group.turn() {
             Some(Turn { opening: Some(_), .. }) => {
                 let stopped =
                     PromptReply::Stopped { stop_reason: StopReason::Cancelled, tokens: None };
-                if let Some(settled) =
-                    self.group.turn_of_current().map(|turn| turn.answered(stopped))
-                {
+                if let Some(settled) = self.group.turn().map(|turn| turn.answered(stopped)) {
                     self.settle(settled);
                 }
             }
@@ -485,7 +486,7 @@ impl<'a> Scene<'a> {
             Some(_) => self.cut(CutBy::Shutdown),
             None => {}
         }
-        if self.group.turn_of_current().is_none() {
+        if self.group.turn().is_none() {
             self.release_lock(false);
         }
     }

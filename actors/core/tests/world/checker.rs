@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
-    Effect, Group, Json, RunId, RunPhase, TaskId, TaskKind, TaskState, Work, Write,
+    Effect, Finding, Group, Head, Json, RunId, RunPhase, TaskId, TaskKind, TaskState, Terms, Work,
+    Write,
 };
 
-use super::{Held, LIMITS, ensure};
+use super::{Held, LIMITS, compactions::Compactions, ensure};
 
 /// What was seen of a group so far.
 #[derive(Default)]
@@ -19,8 +20,7 @@ pub struct Checker {
     in_flight: Option<TaskId>,
     runs: BTreeSet<RunId>,
     run: Option<RunId>,
-    segment: u32,
-    segment_open: bool,
+    compactions: Compactions,
     archived: bool,
     paused: bool,
     /// What the next fact has to be, if the last one is never alone.
@@ -28,6 +28,13 @@ pub struct Checker {
     /// Prompts ordered to be sent.
     ordered: BTreeSet<u64>,
     cancelled: BTreeSet<u64>,
+    /// Runs whose prompt was called off.
+    called_off: BTreeSet<RunId>,
+    /// Requests for another session that were stated.
+    openings: BTreeSet<u64>,
+    /// Whether the prompt in flight had output, and whether any of it is an answer.
+    output: bool,
+    answer: bool,
 }
 
 /// What is never said without something right behind it.
@@ -36,7 +43,6 @@ enum Next {
     TurnStarted(TaskId),
     PromptSent(TaskId),
     TaskEnded(TaskId),
-    SegmentStarted,
 }
 
 struct Seen {
@@ -44,6 +50,7 @@ struct Seen {
     kind: TaskKind,
     prompt: Json,
     prompt_id: Option<u64>,
+    sent: Option<Json>,
     cancel_requested: bool,
     ended: bool,
 }
@@ -54,11 +61,28 @@ impl Checker {
         self.in_flight
     }
 
+    /// The task that holds the lock.
+    pub fn lock_holder(&self) -> Option<TaskId> {
+        self.compactions.lock_holder()
+    }
+
+    /// The server died, and its lock with it.
+    pub fn forget_lock(&mut self) {
+        self.compactions.forget_lock();
+    }
+
+    /// A step begins.
+    pub fn begin(&mut self, terms: &Terms) {
+        self.compactions.begin(terms);
+    }
+
     /// Takes in one fact.
     pub fn fact(&mut self, write: &Write) -> Held {
         let seq = self.seq + 1;
         self.seq += write.frames();
         self.follows(write)?;
+        let compacts = |task: &TaskId| self.tasks[task].kind == TaskKind::Compaction;
+        self.compactions.fact(write, self.in_flight.filter(compacts))?;
         match write {
             Write::GroupArchived {} => self.archived = true,
             Write::PurgeOrdered {} => ensure!(self.archived, "a group is purged that is in use"),
@@ -78,6 +102,7 @@ impl Checker {
                     kind: *kind,
                     prompt: record.prompt().clone(),
                     prompt_id: None,
+                    sent: None,
                     cancel_requested: false,
                     ended: false,
                 };
@@ -95,6 +120,9 @@ impl Checker {
                 ensure!(self.in_flight.is_none(), "I1: {task} starts beside another");
                 ensure!(*attempt == 1, "I7: attempt {attempt} of {task}, and no retry is due");
                 ensure!(self.run == Some(*run), "I7: {task} starts in {run}, which does not live");
+                if self.seen(*task)?.kind == TaskKind::Compaction {
+                    self.compactions.starts(*task)?;
+                }
                 self.next = Some(Next::TurnStarted(*task));
             }
             Write::TurnStarted { task, prompt } => {
@@ -104,30 +132,50 @@ impl Checker {
             Write::PromptSent { id, prompt, .. } => {
                 ensure!(*id == seq, "I3: prompt {id} is frame {seq}");
                 let holder = self.holder.unwrap_or_else(|| unreachable!("`follows` saw it"));
+                let lead_in = self.compactions.lead_in.clone();
                 let seen = self.seen(holder)?;
-                ensure!(*prompt == seen.prompt, "AM-2: not {holder}'s own prompt");
+                let lead_in = lead_in.filter(|_| seen.kind == TaskKind::Turn);
+                carries(prompt, &seen.prompt, lead_in.as_deref())?;
+                seen.sent.clone_from(&Some(prompt.clone()));
                 ensure!(seen.prompt_id.is_none(), "I7: {holder} is sent twice");
                 seen.prompt_id = Some(*id);
                 self.in_flight = Some(holder);
+                (self.output, self.answer) = (false, false);
+            }
+            Write::SummaryGiven { task } => {
+                ensure!(self.in_flight == Some(*task), "AM-5: {task} does not run");
+                self.openings.insert(seq);
             }
             Write::CancelRequested { task } => {
+                self.called_off.extend(self.run);
                 ensure!(self.in_flight == Some(*task), "AM-5: {task} does not run");
                 let again = std::mem::replace(&mut self.seen(*task)?.cancel_requested, true);
                 ensure!(!again, "AM-5: {task} is asked to end twice");
             }
             Write::TurnCut { task, .. } => {
+                self.called_off.extend(self.run);
                 ensure!(self.in_flight == Some(*task), "{task} is cut off and does not run");
             }
             Write::Said(said) => {
                 ensure!(self.run == Some(said.run), "{} speaks and does not live", said.run);
                 ensure!(said.task == self.in_flight, "what is said is not within {:?}", said.task);
+                self.output |= said.fold.output;
+                self.answer |= said.fold.answer;
             }
             Write::AgentOutputRejected { run, .. } => {
                 ensure!(self.run == Some(*run), "{run} speaks and does not live");
             }
             Write::TurnSettled { task, .. } => {
                 ensure!(self.in_flight.take() == Some(*task), "AM-3: {task} does not run");
+                // I7: a summary is carried until the agent was heard.
+                if self.output && self.seen(*task)?.kind == TaskKind::Turn {
+                    self.compactions.lead_in = None;
+                }
                 self.next = Some(Next::TaskEnded(*task));
+            }
+            Write::AgentWedged { run, .. } => {
+                let off = self.called_off.contains(run);
+                ensure!(off, "{run} is said to be wedged, and nothing was called off");
             }
             Write::TaskEnded { task, state, record, .. } => {
                 ensure!(self.in_flight != Some(*task), "AM-3: {task} ends before its turn");
@@ -144,6 +192,10 @@ impl Checker {
                 let compacts = matches!(record.work, Work::Compaction { .. });
                 ensure!(!skipped || compacts, "DQ-3: {task} is a turn and was skipped");
                 let sent = seen.prompt_id.is_some();
+                let empty = seen.kind == TaskKind::Turn && *state == TaskState::Completed;
+                let found = record.ending.findings.contains(&Finding::EmptyAnswer);
+                let answered = self.answer;
+                ensure!(found == (empty && !answered), "{task}: {found} and {answered}");
                 let ran = matches!(state, TaskState::Completed | TaskState::Interrupted);
                 ensure!(sent || !ran, "I7: {task} was not sent and is {state:?}");
             }
@@ -158,33 +210,21 @@ impl Checker {
                 ensure!(self.run.take() == Some(*run), "{run} ended and did not live");
                 ensure!(self.in_flight.is_none(), "AM-3: {run} ended before its turn settled");
             }
-            Write::SegmentEnded { segment, .. } => {
-                let open = self.segment_open && self.segment == *segment;
-                ensure!(open, "AM-11: segment {segment} is not the open one");
-                self.segment_open = false;
-                self.next = Some(Next::SegmentStarted);
-            }
-            Write::SegmentStarted { segment, .. } => {
-                ensure!(!self.segment_open, "AM-11: segment {} is still open", self.segment);
-                ensure!(*segment == self.segment + 1, "I4: {segment} after {}", self.segment);
-                (self.segment, self.segment_open) = (*segment, true);
-            }
-            Write::PermissionResolved { .. } | Write::ContextLost { .. } => {}
+            _ => {}
         }
         Ok(())
     }
 
-    /// START, a settlement and a rotation are each said in one breath (AM-2, AM-3, AM-12).
+    /// START and a settlement are each said in one breath (AM-2, AM-3).
     fn follows(&mut self, write: &Write) -> Held {
         let Some(next) = self.next.take() else { return Ok(()) };
         let so = match (next, write) {
             (Next::TurnStarted(own), Write::TurnStarted { task, .. })
             | (Next::TaskEnded(own), Write::TaskEnded { task, .. }) => own == *task,
             (Next::PromptSent(own), Write::PromptSent { .. }) => self.holder == Some(own),
-            (Next::SegmentStarted, Write::SegmentStarted { .. }) => true,
             _ => false,
         };
-        ensure!(so, "AM-2, AM-3, AM-12: {next:?} is not right behind, but {write:?}");
+        ensure!(so, "AM-2, AM-3: {next:?} is not right behind, but {write:?}");
         Ok(())
     }
 
@@ -211,15 +251,24 @@ impl Checker {
     }
 
     /// Takes in a step's orders, once its facts were taken in.
-    pub fn orders(&mut self, writes: &[Write], effects: &[Effect], group: &Group) -> Held {
-        ensure!(self.next.is_none(), "AM-2, AM-3, AM-12: the step ends before {:?}", self.next);
+    pub fn orders(
+        &mut self,
+        writes: &[Write],
+        effects: &[Effect],
+        group: &Group,
+        closed: bool,
+    ) -> Held {
+        self.compactions.step()?;
+        ensure!(self.next.is_none(), "AM-2, AM-3: the step ends before {:?}", self.next);
         for effect in effects {
             let run = match effect {
                 Effect::Launch { run, .. }
                 | Effect::Prompt { run, .. }
                 | Effect::Cancel { run, .. }
+                | Effect::OpenSession { run, .. }
                 | Effect::Answer { run, .. }
                 | Effect::Stop { run, .. } => *run,
+                Effect::TakeLock { .. } | Effect::DropLock { .. } => continue,
             };
             let own = group.run().filter(|own| own.id == run);
             ensure!(own.is_some(), "an order for {run}, which is not the group's: {effect:?}");
@@ -234,8 +283,9 @@ impl Checker {
                 Effect::Prompt { id, prompt, session, .. } => {
                     let task = self.in_flight;
                     let seen = task.and_then(|task| self.tasks.get(&task));
-                    let due = seen
-                        .is_some_and(|seen| seen.prompt_id == Some(*id) && seen.prompt == *prompt);
+                    let due = seen.is_some_and(|seen| {
+                        seen.prompt_id == Some(*id) && seen.sent.as_ref() == Some(prompt)
+                    });
                     ensure!(due, "I7, AM-2: prompt {id} is sent and was not stated before");
                     ensure!(self.ordered.insert(*id), "I7: prompt {id} is sent twice");
                     let ready = own.is_some_and(|own| own.phase == RunPhase::Ready);
@@ -248,14 +298,19 @@ impl Checker {
                     let id = self.tasks[&task].prompt_id.unwrap_or_default();
                     ensure!(self.cancelled.insert(id), "prompt {id} is cancelled twice");
                 }
+                Effect::OpenSession { id, .. } => {
+                    ensure!(self.openings.remove(id), "{id} opens a session with no summary given");
+                }
                 Effect::Answer { .. } | Effect::Stop { .. } => {}
+                Effect::TakeLock { .. } | Effect::DropLock { .. } => {}
             }
         }
-        self.carried_out(writes, effects)
+        ensure!(self.openings.is_empty(), "I12: a summary was given and no session is opened");
+        self.carried_out(writes, effects, closed)
     }
 
     /// What was stated to be done is ordered in the same step.
-    fn carried_out(&self, writes: &[Write], effects: &[Effect]) -> Held {
+    fn carried_out(&self, writes: &[Write], effects: &[Effect], closed: bool) -> Held {
         for write in writes {
             let ordered = match write {
                 Write::PromptSent { id, .. } => self.ordered.contains(id),
@@ -269,18 +324,35 @@ impl Checker {
                     effects.iter().any(|effect| matches!(effect, Effect::Launch { .. }))
                 }
                 Write::RunStopping { .. } => {
-                    effects.iter().any(|effect| matches!(effect, Effect::Stop { .. }))
+                    closed || effects.iter().any(|effect| matches!(effect, Effect::Stop { .. }))
                 }
                 Write::TurnCut { task, .. } | Write::CancelRequested { task } => {
                     let id = self.tasks[task].prompt_id.unwrap_or_default();
                     let ends = |effect: &Effect| matches!(effect, Effect::Stop { .. });
-                    self.cancelled.contains(&id) || effects.iter().any(ends)
+                    let settled = self.in_flight != Some(*task);
+                    settled || self.cancelled.contains(&id) || effects.iter().any(ends)
                 }
+                Write::LockAsked { task } => effects.iter().any(
+                    |effect| matches!(effect, Effect::TakeLock { task: own, .. } if own == task),
+                ),
                 _ => true,
             };
             ensure!(ordered, "I12: {write:?} was stated and nothing ordered");
         }
         Ok(())
+    }
+
+    /// See [`Compactions::ordered_by_itself`].
+    pub fn ordered_by_itself(&self, writes: &[Write], head: &Head, rested: bool) -> Held {
+        let made = |id: &TaskId| {
+            writes.iter().any(|write| matches!(write, Write::TaskQueued { task, .. } if task == id))
+        };
+        let pending = self
+            .tasks
+            .iter()
+            .any(|(id, seen)| seen.kind == TaskKind::Compaction && !seen.ended && !made(id));
+        let turn = |id| self.tasks.get(&id).is_some_and(|seen| seen.kind == TaskKind::Turn);
+        self.compactions.ordered_by_itself(writes, head, rested, pending, turn)
     }
 
     /// What holds between two steps.
@@ -308,9 +380,7 @@ impl Checker {
             group.waiting().len()
         );
         ensure!(!self.archived || group.waiting().len() == 0, "a deleted group has work waiting");
-        ensure!(self.segment == head.segment, "AM-11: {} is open", self.segment);
-        ensure!(self.segment_open == (self.segment > 0), "AM-11: not exactly one is open");
-        ensure!(head.session.is_none() || self.segment_open, "AM-11: a session and no segment");
+        self.compactions.at_rest(group)?;
         ensure!(head.created_at.is_some() || self.seq == 0, "facts of a group that is none");
         Ok(())
     }
@@ -321,4 +391,21 @@ impl Checker {
         ensure!(open.is_empty(), "I2: {} tasks never ended", open.len());
         Ok(())
     }
+}
+
+/// I7, AM-2: what is sent is the caller's prompt, behind the summary that the session has to begin
+/// with, if there is one.
+fn carries(sent: &Json, own: &Json, summary: Option<&str>) -> Held {
+    let Some(summary) = summary else {
+        ensure!(sent == own, "AM-2: not the caller's own prompt: {sent:?}");
+        return Ok(());
+    };
+    let blocks = |json: &Json| serde_json::from_str::<Vec<serde_json::Value>>(json.as_str());
+    let (sent, own) = (blocks(sent).map_err(|e| e.to_string())?, blocks(own));
+    let own = own.map_err(|e| e.to_string())?;
+    let (lead, rest) = sent.split_first().ok_or("AM-2: nothing is sent")?;
+    ensure!(rest == own, "AM-2: not the caller's own blocks: {rest:?}");
+    let text = lead["text"].as_str().unwrap_or_default();
+    ensure!(text.contains(summary), "I7: {summary:?} is not carried: {text:?}");
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! What may happen next, at random.
 
-use greenroom_core::{Continuity, ExitReason, StopReason};
+use greenroom_core::{Continuity, ExitReason, Sign, Source, StopReason};
 use proptest::{collection::vec, prelude::*};
 
 /// Something that somebody does. Small numbers only, so that a failure shrinks well.
@@ -8,8 +8,10 @@ use proptest::{collection::vec, prelude::*};
 pub enum Move {
     /// A caller asks for a turn.
     Submit { bytes: u8 },
-    /// A caller asks for a compaction.
+    /// A caller asks for a compaction by the agent's own command.
     Compact,
+    /// A caller asks for a compaction by a summary and another session.
+    CompactByRotation,
     /// A caller calls off the task that was offered so many before the last.
     Cancel { back: u8 },
     /// A caller deletes the group.
@@ -22,22 +24,38 @@ pub enum Move {
     Stop,
     /// A caller makes, changes or revives the group.
     Configure(u8),
+    /// The profile, or the server's configuration, is another.
+    Terms(u8),
     /// The server has a slot, wanted or not.
     Grant,
-    /// Whatever is bounded in time took that time.
-    Expire,
+    /// One of the things that are bounded in time took that time.
+    Expire(u8),
     /// The server shuts down.
     Shutdown,
     /// The server dies.
     Crash,
-    /// Somebody sets the clock by so many seconds.
+    /// Somebody sets the clock by so many times ten seconds.
     Clock(i8),
+    /// The lock that was asked for is answered.
+    Lock(LockSaid),
+    /// The lock that the group holds is taken over.
+    LoseLock,
     /// The agent opened its session.
     Ready(Continuity),
+    /// The agent opened its session, and told which of hermes' sessions that is.
+    ReadyAs(Continuity, u8),
+    /// The agent opened the other session that it was asked for, or could not.
+    Open(bool),
     /// The agent says something.
     Say(Spoken),
     /// The agent writes something that is no message.
     SayNonsense,
+    /// A message, or a line on stderr, tells of a compaction.
+    Signal(Seen),
+    /// A message tells which of hermes' sessions is in force.
+    Provenance { number: u8, compacted: bool },
+    /// A message is about a session with another id, or the one in force.
+    NameSession(u8),
     /// The agent asks for a permission.
     Ask { can_refuse: bool },
     /// The agent answers its prompt.
@@ -48,6 +66,8 @@ pub enum Move {
     AnswerAgain,
     /// The agent answers what nobody asked.
     AnswerUnknown(u8),
+    /// The agent closes its stdout.
+    Close,
     /// The agent's process ends.
     Exit(ExitReason),
     /// A run that is over is heard of once more.
@@ -58,6 +78,16 @@ pub enum Move {
     LateReady,
     /// Likewise.
     LateExit,
+    /// Likewise.
+    LateSignal(Seen),
+    /// Likewise.
+    LateProvenance(u8),
+    /// Likewise.
+    LateName,
+    /// Likewise.
+    LateOpen,
+    /// Likewise.
+    LateClose,
 }
 
 /// What an agent says.
@@ -73,6 +103,30 @@ pub enum Spoken {
     ToolEnds(u8),
     /// What is no output of an attempt.
     Mode,
+    /// What a hermes says that lost track after a cancel.
+    Queued,
+}
+
+/// What a detector sees of a compaction.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// The detector.
+    pub source: Source,
+    /// What it saw.
+    pub sign: Sign,
+    /// ACP's name for it; 0: none.
+    pub key: u8,
+    /// The hermes session that is compacted, and the one after it; 0: not named.
+    pub lineage: (u8, u8),
+}
+
+/// What becomes of the wish for a lock.
+#[derive(Clone, Copy, Debug)]
+pub enum LockSaid {
+    Taken,
+    Held,
+    Absent,
+    Failed,
 }
 
 /// Up to `most` moves.
@@ -80,56 +134,99 @@ pub fn moves(most: usize) -> impl Strategy<Value = Vec<Move>> {
     vec(next(), 0..most)
 }
 
+fn seen(detail: u8, more: u8) -> Seen {
+    Seen {
+        source: match detail % 3 {
+            0 => Source::Acp,
+            1 => Source::HermesMeta,
+            _ => Source::HermesStderr,
+        },
+        sign: match detail / 3 % 10 {
+            0..3 => Sign::Started,
+            3..6 => Sign::Completed,
+            6 => Sign::Failed,
+            7 => Sign::Cancelled,
+            8 => [Sign::Skipped, Sign::Noop][usize::from(more % 2)],
+            _ => Sign::Noted,
+        },
+        key: more / 2 % 3,
+        lineage: (more / 6 % 4, more / 24 % 4),
+    }
+}
+
 /// Weighted so that turns start and end, and everything else happens in between.
 fn next() -> impl Strategy<Value = Move> {
-    (0_u8..100, any::<u8>()).prop_map(|(which, detail)| match which {
+    (0_u8..150, any::<u8>(), any::<u8>()).prop_map(|(which, detail, more)| match which {
         0..12 => Move::Submit { bytes: detail },
-        12..17 => Move::Compact,
-        17..23 => Move::Cancel { back: detail % 8 },
-        23 => match detail % 4 {
+        12..18 => Move::Compact,
+        18..24 => Move::Cancel { back: detail % 8 },
+        24 => match detail % 4 {
             0 => Move::Archive,
             1 => Move::Pause,
             2 => Move::Stop,
             _ => Move::Resume,
         },
-        24..27 => Move::Configure(detail),
-        27..41 => Move::Grant,
-        41..45 => Move::Expire,
-        45 => Move::Shutdown,
-        46..49 => Move::Crash,
-        49 => Move::Clock(detail as i8),
-        50..63 => Move::Ready(match detail % 4 {
-            0 => Continuity::Lost,
-            1 => Continuity::Resumed,
-            _ => Continuity::Loaded,
+        25..28 => Move::Configure(detail),
+        28..42 => Move::Grant,
+        42..47 => Move::Expire(detail % 4),
+        47 => Move::Shutdown,
+        48..50 => Move::Crash,
+        50 => Move::Clock(detail as i8),
+        51..64 => match (detail % 4, more % 4) {
+            (0, 0) => Move::Ready(Continuity::Lost),
+            (1, 0) => Move::Ready(Continuity::Resumed),
+            (_, 0) => Move::Ready(Continuity::Loaded),
+            (0, number) => Move::ReadyAs(Continuity::Lost, number),
+            (1, number) => Move::ReadyAs(Continuity::Resumed, number),
+            (_, number) => Move::ReadyAs(Continuity::Loaded, number),
+        },
+        64..75 => Move::Say(match detail % 7 {
+            0 | 1 => Spoken::Chunk(more),
+            2 | 3 => Spoken::Usage(more),
+            4 => Spoken::ToolBegins(more % 3),
+            5 => Spoken::ToolEnds(more % 3),
+            _ => [Spoken::Mode, Spoken::Queued][usize::from(more % 2)],
         }),
-        63..71 => Move::Say(match detail % 5 {
-            0 => Spoken::Chunk(detail / 5),
-            1 => Spoken::Usage(detail),
-            2 => Spoken::ToolBegins(detail % 3),
-            3 => Spoken::ToolEnds(detail % 3),
-            _ => Spoken::Mode,
-        }),
-        71 => Move::SayNonsense,
-        72..75 => Move::Ask { can_refuse: detail.is_multiple_of(2) },
-        75..85 => Move::Answer(match detail % 4 {
+        75 => Move::SayNonsense,
+        76..79 => Move::Ask { can_refuse: detail.is_multiple_of(2) },
+        79..91 => Move::Answer(match detail % 4 {
             0 => StopReason::Cancelled,
             1 => StopReason::MaxTokens,
             _ => StopReason::EndTurn,
         }),
-        85..87 => Move::AnswerError,
-        87 => Move::AnswerAgain,
-        88 => Move::AnswerUnknown(detail),
-        89..95 => Move::Exit(match detail % 4 {
+        91..93 => Move::AnswerError,
+        93 => [Move::AnswerAgain, Move::AnswerUnknown(more)][usize::from(detail % 2)],
+        94..99 => Move::Exit(match detail % 4 {
             0 => ExitReason::StartFailed,
             1 => ExitReason::Protocol,
             2 => ExitReason::Stopped,
             _ => ExitReason::Exited,
         }),
-        95 => Move::LateSay,
-        96 => Move::LateAsk,
-        97 => Move::LateReady,
-        98 => Move::LateExit,
+        99 => match detail % 9 {
+            0 => Move::LateSay,
+            1 => Move::LateAsk,
+            2 => Move::LateReady,
+            3 => Move::LateExit,
+            4 => Move::LateSignal(seen(detail / 9, more)),
+            5 => Move::LateProvenance(more),
+            6 => Move::LateName,
+            7 => Move::LateOpen,
+            _ => Move::LateClose,
+        },
+        100..116 => Move::Signal(seen(detail, more)),
+        116..119 => Move::Provenance { number: detail % 4, compacted: more.is_multiple_of(2) },
+        119 => Move::NameSession(detail % 3),
+        120..132 => Move::Lock(match detail % 8 {
+            0 => LockSaid::Held,
+            1 => LockSaid::Absent,
+            2 => LockSaid::Failed,
+            _ => LockSaid::Taken,
+        }),
+        132 => Move::LoseLock,
+        133..139 => Move::CompactByRotation,
+        139..145 => Move::Open(!detail.is_multiple_of(4)),
+        145..147 => Move::Terms(detail),
+        147 => Move::Close,
         _ => Move::Exit(ExitReason::Stopped),
     })
 }

@@ -3,36 +3,54 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Cause, CutBy, Group, Head, Run, RunPhase, Settings, Task, TaskId, TaskState, Timestamp, Turn,
-    Write,
+    Cause, Compaction, CompactionId, CompactionStatus, CutBy, Group, Head, Origin, Run, RunPhase,
+    Settings, Source, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Write,
 };
+use serde::{Deserialize, Serialize};
+
+/// After a failed compaction none is ordered by itself for so long.
+const COOLDOWN_MS: i64 = 600_000;
 
 /// The rows of one group.
 pub struct Reference {
     head: Head,
+    counted: Counted,
     /// All tasks ever accepted, by ordinal.
     tasks: BTreeMap<u64, Task>,
+    /// All compactions ever seen.
+    compactions: BTreeMap<CompactionId, Compaction>,
     run: Option<Run>,
     /// The attempt that runs; a database hears it again from the frames.
     turn: Option<Turn>,
+    /// Whether that attempt had output.
+    heard: bool,
+}
+
+/// [`greenroom_core::Compacting`] as it is written down.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Counted {
+    count: u64,
+    last_source: Option<Source>,
+    last_started_at: Option<Timestamp>,
+    last_completed_at: Option<Timestamp>,
+    measured: bool,
+    before: Option<u64>,
+    streak: u8,
+    failed_at: Option<Timestamp>,
 }
 
 impl Reference {
     /// A group that nobody stored, with the settings that it would have.
     pub fn new(settings: Settings) -> Self {
-        let head = Head {
-            settings,
-            created_at: None,
-            last_seq: 0,
-            tasks: 0,
-            session: None,
-            segment: 0,
-            usage: None,
-            paused: false,
-            archived: false,
-            purging: false,
-        };
-        Self { head, tasks: BTreeMap::new(), run: None, turn: None }
+        Self {
+            head: Head::new(settings),
+            counted: Counted::default(),
+            tasks: BTreeMap::new(),
+            compactions: BTreeMap::new(),
+            run: None,
+            turn: None,
+            heard: false,
+        }
     }
 
     /// What is kept beside tasks and run.
@@ -45,6 +63,11 @@ impl Reference {
         self.tasks.values()
     }
 
+    /// All compactions ever seen.
+    pub fn compactions(&self) -> impl Iterator<Item = &Compaction> {
+        self.compactions.values()
+    }
+
     /// The run that is alive.
     pub fn run(&self) -> Option<&Run> {
         self.run.as_ref()
@@ -55,28 +78,39 @@ impl Reference {
         self.turn.as_ref()
     }
 
-    /// The group, with all that was ever stated.
-    pub fn restore(&self) -> Group {
-        Group::restore(self.head.clone(), self.open(), self.run.clone(), self.turn.clone())
+    /// I12, HL-14: whether nothing stands against a compaction of the group's own accord.
+    pub fn may_compact(&self, now: Timestamp) -> bool {
+        let Counted { measured, streak, failed_at, .. } = self.counted;
+        measured && streak < 2 && failed_at.is_none_or(|failed| now.0 >= failed.0 + COOLDOWN_MS)
     }
 
-    /// The group as a database gives it back, which keeps no phase of a run, and of an attempt
-    /// neither its prompt's id nor who cut it off.
+    /// The group, with all that was ever stated.
+    pub fn restore(&self) -> Group {
+        let (run, turn) = (self.run.clone(), self.turn.clone());
+        Group::restore(self.head.clone(), self.open(), run, turn, self.kept())
+    }
+
+    /// The group as a database gives it back, which keeps of a run only its name, and of an
+    /// attempt neither its requests' ids nor who cut it off.
     pub fn restore_forgetful(&self) -> Group {
-        let run = self.run.clone().map(|run| Run {
-            id: run.id,
-            phase: RunPhase::Stopping,
-            outdated: false,
-        });
+        let run = self.run.as_ref().map(|run| Run::new(run.id, RunPhase::Stopping));
         let turn = self.turn.clone().map(|mut turn| {
-            (turn.prompt_id, turn.cut) = (0, None);
+            (turn.prompt_id, turn.cut, turn.opening) = (0, None, None);
             turn
         });
-        Group::restore(self.head.clone(), self.open(), run, turn)
+        Group::restore(self.head.clone(), self.open(), run, turn, self.kept())
     }
 
     fn open(&self) -> Vec<Task> {
         self.tasks.values().filter(|task| !task.state.is_terminal()).cloned().collect()
+    }
+
+    fn kept(&self) -> Vec<Compaction> {
+        let current =
+            self.tasks.values().find(|task| task.claimed_at.is_some() && !task.state.is_terminal());
+        let current = current.map(|task| task.id);
+        let kept = self.compactions.values().filter(|own| is_kept(own, current));
+        kept.map(as_stored).collect()
     }
 
     fn task(&mut self, id: TaskId) -> &mut Task {
@@ -100,14 +134,18 @@ impl Reference {
                 }
                 self.head.settings = settings.clone();
                 self.head.archived = false;
+                (self.counted.streak, self.counted.failed_at) = (0, None);
             }
             Write::GroupArchived {} => self.head.archived = true,
             Write::PurgeOrdered {} => self.head.purging = true,
             Write::GroupPaused {} => self.head.paused = true,
             Write::GroupResumed {} => self.head.paused = false,
-            Write::TaskQueued { record, .. } => {
+            Write::TaskQueued { kind, origin, record, .. } => {
                 self.head.tasks += 1;
                 self.tasks.insert(record.ordinal, Task::clone(record));
+                if (*kind, *origin) == (TaskKind::Compaction, Origin::Api) {
+                    (self.counted.streak, self.counted.failed_at) = (0, None);
+                }
             }
             Write::TaskClaimed { task } => self.task(*task).claimed_at = Some(at),
             Write::TaskReleased { task } => self.task(*task).claimed_at = None,
@@ -122,14 +160,18 @@ impl Reference {
             }
             Write::PromptSent { id, .. } => {
                 let run = self.run.as_ref().map(|run| run.id);
-                self.turn = run.map(|run| Turn::new(run, *id));
+                (self.turn, self.heard) = (run.map(|run| Turn::new(run, *id)), false);
+            }
+            Write::SummaryGiven { .. } => {
+                self.turn.iter_mut().for_each(|turn| turn.opening = Some(first_seq));
             }
             Write::Said(said) => {
                 if let Some(usage) = &said.fold.usage {
-                    self.head.usage = Some(usage.clone());
+                    (self.head.usage, self.counted.measured) = (Some(usage.clone()), true);
                 }
                 if let (Some(_), Some(turn)) = (said.task, &mut self.turn) {
                     turn.hear(&said.fold);
+                    self.heard |= said.fold.output;
                 }
             }
             Write::CancelRequested { task } => {
@@ -140,32 +182,107 @@ impl Reference {
                 Cause::Deadline => CutBy::Deadline,
                 _ => CutBy::Shutdown,
             }),
+            Write::TurnSettled { .. } => self.measure(),
             Write::TaskEnded { task, record, .. } => {
                 if self.task(*task).state == TaskState::Running {
                     self.turn = None;
+                    // A prompt that was not heard carried nothing over.
+                    if record.kind() == TaskKind::Turn && self.heard {
+                        self.head.lead_in = None;
+                    }
                 }
                 *self.task(*task) = Task::clone(record);
             }
-            Write::RunStarted { run, .. } => {
-                self.run = Some(Run { id: *run, phase: RunPhase::Starting, outdated: false });
+            Write::RunStarted { run, .. } => self.run = Some(Run::new(*run, RunPhase::Starting)),
+            Write::RunReady { session, .. } => {
+                self.head.session = Some(session.clone());
+                self.phase(RunPhase::Ready);
             }
-            Write::RunReady { .. } => self.phase(RunPhase::Ready),
             Write::RunStopping { .. } => self.phase(RunPhase::Stopping),
             Write::RunExited { .. } => self.run = None,
-            Write::SegmentStarted { segment, session } => {
+            Write::SegmentStarted { segment, session, provenance, .. } => {
                 self.head.segment = *segment;
                 self.head.session = Some(session.clone());
+                self.head.provenance = provenance.clone();
             }
-            Write::ContextLost { .. } => (self.head.session, self.head.usage) = (None, None),
+            Write::ProvenanceNoted { provenance } => {
+                self.head.provenance = Some(provenance.clone());
+            }
+            Write::ContextLost { .. } => {
+                (self.head.session, self.head.usage, self.head.provenance) = (None, None, None);
+            }
+            Write::CompactionStarted(compaction)
+            | Write::CompactionUpdated(compaction)
+            | Write::CompactionEnded(compaction) => self.compacted(compaction, at),
             Write::TurnStarted { .. }
             | Write::AgentOutputRejected { .. }
             | Write::PermissionResolved { .. }
-            | Write::TurnSettled { .. }
-            | Write::SegmentEnded { .. } => {}
+            | Write::SegmentEnded { .. }
+            | Write::LockAsked { .. }
+            | Write::LockRefused { .. }
+            | Write::LockTaken { .. }
+            | Write::LockBypassed { .. }
+            | Write::LockLost { .. }
+            | Write::LockReleased { .. }
+            | Write::AgentWedged { .. }
+            | Write::StderrMatched { .. } => {}
+        }
+        self.head.compacting = written(&self.counted);
+    }
+
+    fn compacted(&mut self, compaction: &Compaction, at: Timestamp) {
+        let before = self.compactions.insert(compaction.id, compaction.clone());
+        if let Some(run) = &mut self.run {
+            run.shows_acp |= compaction.sources.contains(&Source::Acp);
+        }
+        if before.is_some_and(|before| before.status == compaction.status) {
+            return;
+        }
+        let ordered = compaction.source == Source::Task;
+        let counted = &mut self.counted;
+        match compaction.status {
+            CompactionStatus::InProgress => {
+                (counted.last_source, counted.last_started_at) =
+                    (Some(compaction.source), Some(at));
+            }
+            CompactionStatus::Completed => {
+                let used = self.head.usage.as_ref().map(|usage| usage.used);
+                *counted = Counted {
+                    count: counted.count + 1,
+                    last_source: Some(compaction.source),
+                    last_completed_at: Some(at),
+                    measured: false,
+                    before: compaction.details.tokens_before.or(used),
+                    failed_at: None,
+                    ..counted.clone()
+                };
+                if compaction.leads {
+                    self.head.lead_in = compaction.details.summary.clone();
+                }
+            }
+            CompactionStatus::Failed | CompactionStatus::Abandoned if ordered => {
+                counted.failed_at = Some(at);
+            }
+            CompactionStatus::Noop if ordered => counted.streak = counted.streak.saturating_add(1),
+            _ => {}
+        }
+    }
+
+    /// I12: a compaction helped if at least a tenth was freed, as the usage tells that was reported
+    /// since.
+    fn measure(&mut self) {
+        let used = self.head.usage.as_ref().map(|usage| usage.used);
+        if !self.counted.measured {
+            return;
+        }
+        if let (Some(before), Some(used)) = (self.counted.before.take(), used) {
+            let helped = u128::from(before.saturating_sub(used)) * 10 >= u128::from(before);
+            self.counted.streak = if helped { 0 } else { self.counted.streak.saturating_add(1) };
         }
     }
 
     fn cut(&mut self, by: CutBy) {
+        self.run.iter_mut().for_each(|run| run.cancelled = true);
         if let Some(turn) = &mut self.turn {
             turn.cut = turn.cut.or(Some(by));
         }
@@ -174,4 +291,23 @@ impl Reference {
     fn phase(&mut self, phase: RunPhase) {
         self.run.iter_mut().for_each(|run| run.phase = phase);
     }
+}
+
+/// Whether a restored group is given this compaction: the active one, and what the current task
+/// was seen to complete.
+pub fn is_kept(compaction: &Compaction, current: Option<TaskId>) -> bool {
+    let completed = compaction.status == CompactionStatus::Completed;
+    compaction.is_active() || (completed && current.is_some() && compaction.task == current)
+}
+
+/// A compaction as its row gives it back.
+pub fn as_stored(compaction: &Compaction) -> Compaction {
+    let mut stored: Compaction = written(compaction);
+    (stored.started_at, stored.ended_at) = (compaction.started_at, compaction.ended_at);
+    stored
+}
+
+fn written<T: for<'a> Deserialize<'a>>(value: &impl Serialize) -> T {
+    let text = serde_json::to_string(value).and_then(|text| serde_json::from_str(&text));
+    text.unwrap_or_else(|err| unreachable!("rows are written and read back: {err}"))
 }

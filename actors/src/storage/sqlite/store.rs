@@ -1,7 +1,8 @@
 //! The writing side: facts into rows.
 
 use greenroom_core::{
-    Compaction, Kinds, Provenance, Run, RunId, RunPhase, Task, TaskId, Timestamp, Work, Write,
+    Compaction, Kinds, Provenance, Run, RunId, RunPhase, Task, TaskId, TaskState, Timestamp, Work,
+    Write,
     lock::{Holder, Lease, Lock, Now, Uptime},
 };
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
@@ -150,14 +151,37 @@ fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> rusqlite::Result<Hy
     for key in unreadable {
         fail_unreadable(conn, key)?;
     }
-    let sql = format!(
-        "SELECT {} FROM compactions WHERE key >> 36 = ? AND status = 'in_progress'",
-        rows::COMPACTION_COLUMNS
-    );
-    let active = conn.query_row(&sql, [group], rows::compaction).optional()?;
     let run = standing.current_run.map(|id| Run::new(id, RunPhase::Stopping));
-    let active = active.map(|(_, compaction)| compaction);
-    Ok(Hydration { epoch, head: standing.head, tasks, run, active })
+    let running = tasks.iter().find(|task| task.state == TaskState::Running);
+    let compactions = compactions(conn, group, running)?;
+    Ok(Hydration { epoch, head: standing.head, tasks, run, compactions })
+}
+
+/// The compaction that nobody saw to end, and those that were completed within `running`.
+fn compactions(
+    conn: &Connection,
+    group: GroupNo,
+    running: Option<&Task>,
+) -> rusqlite::Result<Vec<Compaction>> {
+    let sql = format!(
+        "SELECT {columns} FROM compactions WHERE key >> 36 = ?1 AND status = 'in_progress' \
+         UNION ALL SELECT {columns} FROM compactions \
+         WHERE key >= ?2 AND key < ?3 AND status = 'completed' ORDER BY key",
+        columns = rows::COMPACTION_COLUMNS
+    );
+    let from = running.and_then(|task| task.seq_first).map(|seq| key(group, seq));
+    let mut statement = conn.prepare_cached(&sql)?;
+    let to = key(group + 1, 0);
+    let found = statement
+        .query_map(params![group, from.unwrap_or(to), to], rows::compaction)?
+        .filter_map(readable)
+        .map(|found| found.map(|(_, compaction)| compaction));
+    let own = |found: &rusqlite::Result<Compaction>| {
+        found.as_ref().is_ok_and(|compaction| {
+            compaction.is_active() || compaction.task == running.map(|task| task.id)
+        }) || found.is_err()
+    };
+    found.filter(own).collect()
 }
 
 /// Ends a task whose row cannot be understood: left open, it would stand before all others.

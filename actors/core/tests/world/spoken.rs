@@ -1,0 +1,119 @@
+//! What agents and callers say, as the rules get to see it.
+
+use greenroom_core::{
+    Details, Exit, ExitReason, Fold, Json, Kinds, Lineage, Lines, Provenance, Settings, Signal,
+    Source, Usage,
+};
+
+use super::moves::{Seen, Spoken};
+
+/// What a hermes says that lost track after a cancel.
+const QUEUED: &str = "Queued for the next turn. (1 queued)";
+
+/// One of a few settings; the agent and the directory differ.
+pub fn settings(number: u8) -> Settings {
+    let number = number % 4;
+    Settings {
+        agent: if number < 2 { "one" } else { "two" }.into(),
+        cwd: Some(if number == 3 { "/b" } else { "/a" }.into()),
+        title: (number == 1).then(|| "titled".to_owned()),
+        ..Settings::default()
+    }
+}
+
+pub fn exit(reason: ExitReason) -> Exit {
+    Exit {
+        pid: None,
+        code: Some(1),
+        signal: None,
+        reason,
+        detail: "it ended".into(),
+        stderr_tail: "last words".into(),
+        stderr_dropped: 0,
+    }
+}
+
+pub fn text(text: &str) -> Json {
+    json(format!(r#"[{{"type":"text","text":"{text}"}}]"#))
+}
+
+pub fn number(number: i64) -> Json {
+    json(number.to_string())
+}
+
+pub fn json(text: String) -> Json {
+    Json::parse(text).unwrap_or_else(|err| unreachable!("the test writes JSON: {err}"))
+}
+
+/// What `_meta.hermes` says of hermes' session number so and so.
+pub fn provenance(number: u8, previous: Option<String>, compacted: bool) -> Provenance {
+    let current = format!("h{number}");
+    let given = json(format!(r#"{{"currentHermesSessionId":"{current}"}}"#));
+    Provenance { current, previous, compacted, given }
+}
+
+impl Seen {
+    /// The signal. Only ACP gives names; the end of a stderr line names one of the two sessions.
+    pub fn signal(self) -> Signal {
+        let named = |number: u8| (number > 0).then(|| format!("h{number}"));
+        let (before, after) = (named(self.lineage.0), named(self.lineage.1));
+        let lineage = match self.source {
+            Source::HermesStderr => Lineage { before, after: None, either: after },
+            _ => Lineage { before, after, either: None },
+        };
+        let key = match self.source {
+            Source::Acp => (self.key > 0).then(|| format!("k{}", self.key)),
+            _ => None,
+        };
+        let details = Details::default();
+        Signal { source: self.source, sign: self.sign, key, lineage, details }
+    }
+}
+
+impl Spoken {
+    /// The lines as an agent writes them, and what the rules need to know of them.
+    pub fn lines(self) -> (Lines, Fold) {
+        let update = |fields: &str| {
+            format!(
+                r#"{{"jsonrpc":"2.0","method":"session/update","params":{{"sessionId":"s","update":{fields}}}}}"#
+            )
+        };
+        let tool = |id: u8, begun: bool| {
+            let (word, status) =
+                if begun { ("tool_call", "pending") } else { ("tool_call_update", "completed") };
+            update(&format!(
+                r#"{{"sessionUpdate":"{word}","toolCallId":"t{id}","title":"t","status":"{status}"}}"#
+            ))
+        };
+        let chunk = |text: &str| {
+            let content = format!(r#"{{"type":"text","text":"{text}"}}"#);
+            update(&format!(r#"{{"sessionUpdate":"agent_message_chunk","content":{content}}}"#))
+        };
+        let fold = Fold::default();
+        let answer = Fold { output: true, answer: true, ..Fold::default() };
+        let (lines, fold) = match self {
+            Self::Chunk(count) => {
+                let count = usize::from(count % 3) + 1;
+                (vec![chunk("ab"); count], Fold { text: "ab".repeat(count), ..answer })
+            }
+            Self::Usage(used) => {
+                let line =
+                    format!(r#"{{"sessionUpdate":"usage_update","used":{used},"size":200}}"#);
+                let usage = Some(Usage { used: used.into(), size: 200, cost: None });
+                (vec![update(&line)], Fold { usage, ..fold })
+            }
+            Self::ToolBegins(id) => {
+                let tools = vec![(format!("t{id}"), true)];
+                (vec![tool(id, true)], Fold { tools, ..answer })
+            }
+            Self::ToolEnds(id) => {
+                let tools = vec![(format!("t{id}"), false)];
+                (vec![tool(id, false)], Fold { tools, ..answer })
+            }
+            Self::Mode => (vec![update(r#"{"sessionUpdate":"current_mode_update"}"#)], fold),
+            Self::Queued => (vec![chunk(QUEUED)], Fold { text: QUEUED.into(), ..answer }),
+        };
+        let kinds = Kinds::All("session/update".into());
+        (Lines { count: lines.len() as u64, kinds, text: lines.join("\n").into() }, fold)
+    }
+}
