@@ -192,7 +192,9 @@ impl Checker {
                 let compacts = matches!(record.work, Work::Compaction { .. });
                 ensure!(!skipped || compacts, "DQ-3: {task} is a turn and was skipped");
                 let sent = seen.prompt_id.is_some();
-                let empty = seen.kind == TaskKind::Turn && *state == TaskState::Completed;
+                let empty = seen.kind == TaskKind::Turn
+                    && *state == TaskState::Completed
+                    && record.ending.stop_reason == Some(StopReason::EndTurn);
                 let found = record.ending.findings.contains(&Finding::EmptyAnswer);
                 let answered = self.answer;
                 ensure!(found == (empty && !answered), "{task}: {found} and {answered}");
