@@ -19,7 +19,7 @@ use greenroom_actors::{
         tree::{self, Marker},
     },
     group::Shared,
-    profile::{Limits, Profile, Strategy},
+    profile::{self, Limits, Profile, Strategy},
     storage::{
         Ledger, Reader, Storage, StorageHealth, StoreError, chain,
         sqlite::{Database, SqliteStore},
@@ -34,7 +34,7 @@ use tokio::{
 };
 
 use crate::{
-    config::{Agent, Compaction, Config},
+    config::{self, Agent, Compaction, Config},
     http::{self, AllowedHosts, Edge, Phase},
 };
 
@@ -220,6 +220,10 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
             compaction: match &agent.compaction {
                 Compaction::Command { command } => Strategy::Command(command.clone()),
                 Compaction::Rotate | Compaction::None => Strategy::None,
+            },
+            signals: profile::Signals {
+                hermes_meta: agent.signals.contains(&config::Signal::HermesMeta),
+                hermes_stderr: agent.signals.contains(&config::Signal::HermesStderr),
             },
             umask: agent.umask,
             no_new_privs: agent.no_new_privs,

@@ -27,6 +27,8 @@ pub struct Profile {
     pub start_timeout: Duration,
     /// How its context is compacted.
     pub compaction: Strategy,
+    /// What tells of its compactions besides ACP.
+    pub signals: Signals,
     /// The file mode mask of the agent's process.
     pub umask: Option<u32>,
     /// Whether the agent may never gain privileges by exec.
@@ -75,6 +77,15 @@ impl Strategy {
         };
         crate::agent::acp::text_prompt(&text).ok()
     }
+}
+
+/// What is listened to for compactions that an agent makes by itself, besides ACP (SEEDS AM-20).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signals {
+    /// `_meta.hermes` on updates and in the answers that open a session.
+    pub hermes_meta: bool,
+    /// hermes' log lines on stderr.
+    pub hermes_stderr: bool,
 }
 
 /// The limits that all groups share.
