@@ -313,11 +313,11 @@ impl Conversation {
 
     fn message(&mut self, line: &str, heard: acp::Heard<'_>) {
         match heard {
-            acp::Heard::Notice(kind, fold) => {
-                let replay = kind == "session/update"
+            acp::Heard::Notice(notice) => {
+                let replay = notice.kind == "session/update"
                     && self.opening.as_mut().is_some_and(Opening::is_replay);
                 if !replay {
-                    self.batch.say(line, kind, fold);
+                    self.batch.say(line, notice.kind, notice.fold);
                 }
             }
             acp::Heard::Permission(permission) => {
@@ -371,10 +371,10 @@ impl Conversation {
     }
 
     fn note(&mut self, read: io::Result<usize>) {
-        self.stderr.take(&self.stderr_pipe.buffer.split());
+        self.stderr.take(&self.stderr_pipe.buffer.split(), |_| {});
         if !matches!(read, Ok(bytes) if bytes > 0) {
             self.stderr_pipe.ended = true;
-            self.stderr.finish();
+            self.stderr.finish(|_| {});
         }
     }
 
