@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-pub use self::agent::{Agent, Compaction};
+pub use self::agent::{Agent, Compaction, Signal};
 use self::layers::{keys_of, overlay, overlay_environment, set};
 use self::section::{DURATION_MAX, Section};
 use self::source::{Lines, Origin, Value, line_of};

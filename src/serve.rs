@@ -19,7 +19,7 @@ use greenroom_actors::{
         tree::{self, Marker},
     },
     group::Shared,
-    profile::{Compacts, Limits, Profile},
+    profile::{self, Compacts, Limits, Profile},
     storage::{
         Ledger, Reader, Storage, StorageHealth, StoreError, chain,
         sqlite::{Database, SqliteStore},
@@ -34,7 +34,7 @@ use tokio::{
 };
 
 use crate::{
-    config::{Agent, Compaction, Config},
+    config::{self, Agent, Compaction, Config},
     http::{self, AllowedHosts, Edge, Phase},
 };
 
@@ -217,6 +217,10 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
                 Compaction::None => Compacts::Not,
             },
             auto_compact: agent.auto_compact,
+            signals: profile::Signals {
+                hermes_meta: agent.signals.contains(&config::Signal::HermesMeta),
+                hermes_stderr: agent.signals.contains(&config::Signal::HermesStderr),
+            },
             umask: agent.umask,
             no_new_privs: agent.no_new_privs,
         };

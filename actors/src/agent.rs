@@ -5,8 +5,11 @@
 
 pub mod acp;
 mod batch;
+mod bounds;
 pub mod child;
 mod conversation;
+pub mod detector;
+pub mod hermes;
 mod opening;
 pub mod shim;
 mod stderr;

@@ -212,7 +212,7 @@ impl Group {
             patience: limits.patience,
             auto_compact: settings.auto_compact.or(of_profile).unwrap_or(limits.auto_compact),
             compaction: profile.and_then(|profile| profile.compaction.order(None)),
-            listens: false,
+            listens: profile.is_some_and(|profile| profile.signals.any()),
         }
     }
 

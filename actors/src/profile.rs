@@ -37,6 +37,8 @@ pub struct Profile {
     pub compaction: Compacts,
     /// The share of the context window at which a compaction is ordered; absent: the default.
     pub auto_compact: Option<f64>,
+    /// What tells of its compactions besides ACP.
+    pub signals: Signals,
     /// The file mode mask of the agent's process.
     pub umask: Option<u32>,
     /// Whether the agent may never gain privileges by exec.
@@ -93,6 +95,22 @@ impl Compacts {
             (Self::Not, _) => return None,
         };
         Some((strategy, crate::agent::acp::text_prompt(&text).ok()?))
+    }
+}
+
+/// What is listened to for compactions that an agent makes by itself, besides ACP (SEEDS AM-20).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signals {
+    /// `_meta.hermes` on updates and in the answers that open a session.
+    pub hermes_meta: bool,
+    /// hermes' log lines on stderr.
+    pub hermes_stderr: bool,
+}
+
+impl Signals {
+    /// Whether anything is listened to.
+    pub fn any(self) -> bool {
+        self.hermes_meta || self.hermes_stderr
     }
 }
 

@@ -19,7 +19,7 @@ use greenroom_actors::{
         tree::Marker,
     },
     group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
-    profile::{Limits, Profile, Strategy},
+    profile::{Limits, Profile, Signals, Strategy},
     storage::{
         Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage, StorageHealth,
         Store, StoreError, Writes,
@@ -200,6 +200,7 @@ fn profile() -> Profile {
         auth_method: None,
         start_timeout: LONG,
         compaction: Strategy::None,
+        signals: Signals::default(),
         umask: None,
         no_new_privs: false,
     }

@@ -312,7 +312,6 @@ fn what_has_no_effect_yet_is_said() {
         "x.toml:6: auto_compact in [defaults]",
         "x.toml:7: permission_policy in [defaults]",
         "x.toml:8: on_interrupt in [defaults]",
-        "x.toml:11: signals in [agents.a]",
         "x.toml:12: auto_compact in [agents.a]",
         "x.toml:13: strategy \"rotate\" of compaction in [agents.a]",
     ]

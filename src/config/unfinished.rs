@@ -16,8 +16,8 @@ const KEYS: [(&str, &str, Idle); 7] = [
 ];
 
 /// The same for every profile.
-const AGENT_KEYS: [(&str, Idle); 3] =
-    [("signals", Idle::EmptyList), ("auto_compact", Idle::Zero), ("compaction", Idle::NotRotate)];
+const AGENT_KEYS: [(&str, Idle); 2] =
+    [("auto_compact", Idle::Zero), ("compaction", Idle::NotRotate)];
 
 /// When a key that was set asks for nothing.
 #[derive(Clone, Copy)]
@@ -25,7 +25,6 @@ enum Idle {
     Never,
     Zero,
     Word(&'static str),
-    EmptyList,
     NotRotate,
 }
 
@@ -35,7 +34,6 @@ impl Idle {
             (Idle::Zero, Value::Integer(number)) => *number == 0,
             (Idle::Zero, Value::Float(number)) => *number == 0.0,
             (Idle::Word(word), Value::Text(text)) => word == text,
-            (Idle::EmptyList, Value::List(items)) => items.is_empty(),
             (Idle::NotRotate, Value::Table(table)) => !matches!(
                 table.get("strategy").map(|strategy| &strategy.value),
                 Some(Value::Text(text)) if text == "rotate"

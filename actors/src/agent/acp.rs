@@ -1,20 +1,32 @@
-//! ACP lines ⇄ core's types: the only file that knows ACP's JSON.
+//! ACP lines ⇄ core's types: the only place that knows ACP's JSON. Here, an agent's lines are told
+//! apart; below, what greenroom says (`say`), what answers mean (`answer`), and what an update
+//! tells of the agent's context (`context`).
 //!
 //! Of a line that is only passed on, no more is parsed than the rules need; it stays raw text.
 
-use std::{borrow::Cow, path::Path};
+mod answer;
+mod context;
+mod say;
 
-use agent_client_protocol_schema::{ProtocolVersion, v1 as acp};
-use greenroom_core::{
-    Answer, Fold, FrameKind, Json, Permission, PromptReply, SessionId, StopReason, Usage,
-};
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use agent_client_protocol_schema::v1 as acp;
+use greenroom_core::{Fold, FrameKind, Json, Permission, Usage};
+use serde::Deserialize;
 use serde_json::value::RawValue;
+
+pub use self::{
+    answer::{Abilities, abilities, new_session, prompt_reply, provenance, took_up},
+    context::{Clues, Report},
+    say::{
+        answer_line, authenticate_line, cancel_line, check_prompt, empty_prompt, initialize_line,
+        load_session_line, new_session_line, prompt_line, refusal_line, resume_session_line,
+        text_prompt,
+    },
+};
 
 /// How deep JSON may nest. `serde_json` stops at 128 by itself, but not in text it passes over.
 const DEPTH_MAX: usize = 128;
-/// JSON-RPC's code for a method that one does not have.
-const METHOD_NOT_FOUND: i32 = -32601;
 /// The longest method name that is shown as a frame's kind.
 const KIND_BYTES_MAX: usize = 100;
 
@@ -22,7 +34,7 @@ const KIND_BYTES_MAX: usize = 100;
 #[derive(Debug, PartialEq)]
 pub enum Heard<'a> {
     /// A notification.
-    Notice(FrameKind, Fold),
+    Notice(Notice<'a>),
     /// The answer to a request of ours.
     Response {
         /// Which request.
@@ -43,6 +55,19 @@ pub enum Heard<'a> {
     },
 }
 
+/// A notification, and what the rules need to know of it.
+#[derive(Debug, PartialEq)]
+pub struct Notice<'a> {
+    /// What it is.
+    pub kind: FrameKind,
+    /// What it means to the turn.
+    pub fold: Fold,
+    /// The ACP session that it is about: a bare change of it rotates (SEEDS AM-13).
+    pub session: Option<Cow<'a, str>>,
+    /// What it tells of the agent's context. Few tell anything, so it is not kept inline.
+    pub clues: Option<Box<Clues>>,
+}
+
 /// A JSON-RPC error.
 #[derive(Clone, Debug, PartialEq, Deserialize, thiserror::Error)]
 #[error("{message} (error {code})")]
@@ -54,12 +79,17 @@ pub struct RpcError {
     pub message: String,
 }
 
+/// A string that is borrowed where nothing in it is escaped: by itself, serde does so for a `Cow`,
+/// and not for an optional one.
+#[derive(Deserialize)]
+struct Word<'a>(#[serde(borrow)] Cow<'a, str>);
+
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow)]
     id: Option<&'a RawValue>,
     #[serde(borrow)]
-    method: Option<Cow<'a, str>>,
+    method: Option<Word<'a>>,
     #[serde(borrow)]
     params: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -68,7 +98,10 @@ struct Envelope<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct UpdateParams<'a> {
+    #[serde(borrow)]
+    session_id: Option<&'a RawValue>,
     #[serde(borrow)]
     update: Update<'a>,
 }
@@ -86,6 +119,8 @@ struct Update<'a> {
     cost: Option<&'a RawValue>,
     tool_call_id: Option<String>,
     status: Option<String>,
+    #[serde(rename = "_meta", borrow)]
+    meta: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -121,11 +156,11 @@ pub fn hear(line: &str) -> Result<Heard<'_>, NotHeard> {
     }
     let envelope: Envelope =
         serde_json::from_str(line).map_err(|err| no_message(&err.to_string()))?;
-    match (envelope.method, envelope.id) {
+    match (envelope.method.map(|Word(method)| method), envelope.id) {
         (Some(method), None) if method == "session/update" => {
-            Ok(Heard::Notice("session/update".into(), fold(envelope.params)))
+            Ok(Heard::Notice(update(envelope.params)))
         }
-        (Some(method), None) => Ok(Heard::Notice(kind(&method), Fold::default())),
+        (Some(method), None) => Ok(Heard::Notice(Notice::bare(kind(&method)))),
         (Some(method), Some(id)) if method == "session/request_permission" => {
             let id = json(id);
             Ok(Heard::Permission(Permission { id, reject: reject_option(envelope.params) }))
@@ -150,7 +185,7 @@ pub fn hear(line: &str) -> Result<Heard<'_>, NotHeard> {
 /// What the rules need to know of a message that was stored: the same as when it was said.
 pub fn meaning(line: &str) -> Fold {
     match hear(line) {
-        Ok(Heard::Notice(_, fold)) => fold,
+        Ok(Heard::Notice(notice)) => notice.fold,
         Ok(Heard::Permission(_) | Heard::Request { .. }) => {
             Fold { output: true, ..Fold::default() }
         }
@@ -158,14 +193,30 @@ pub fn meaning(line: &str) -> Fold {
     }
 }
 
+impl Notice<'_> {
+    fn bare(kind: FrameKind) -> Self {
+        Self { kind, fold: Fold::default(), session: None, clues: None }
+    }
+}
+
 /// What the rules need to know of a `session/update`. One that does not look like ACP means
 /// nothing to them, and is kept all the same.
-fn fold(params: Option<&RawValue>) -> Fold {
-    let mut fold = Fold::default();
-    let Some(Ok(UpdateParams { update })) = params.map(|raw| serde_json::from_str(raw.get()))
-    else {
-        return fold;
-    };
+fn update(params: Option<&RawValue>) -> Notice<'_> {
+    let mut notice = Notice::bare("session/update".into());
+    if let Some(raw) = params
+        && let Ok(UpdateParams { session_id, update }) = serde_json::from_str(raw.get())
+    {
+        notice.session = session_id.and_then(text);
+        // Most updates are chunks of text, and cost no more than this.
+        if update.meta.is_some() || context::may_tell(&update.session_update) {
+            notice.clues = context::clues(&update.session_update, update.meta, raw).map(Box::new);
+        }
+        fold(update, &mut notice.fold);
+    }
+    notice
+}
+
+fn fold(update: Update<'_>, fold: &mut Fold) {
     match &*update.session_update {
         "agent_message_chunk" => {
             (fold.output, fold.answer) = (true, true);
@@ -193,7 +244,6 @@ fn fold(params: Option<&RawValue>) -> Fold {
         }
         _ => {}
     }
-    fold
 }
 
 /// The option that says no: once, if there is that choice.
@@ -222,6 +272,15 @@ fn json(raw: &RawValue) -> Json {
     Json::parse(raw.get().to_owned()).unwrap_or_else(|_| null())
 }
 
+/// A JSON string's text, borrowed where nothing in it is escaped.
+fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
+    let inner = raw.get().strip_prefix('"')?.strip_suffix('"')?;
+    match memchr::memchr(b'\\', inner.as_bytes()) {
+        None => Some(Cow::Borrowed(inner)),
+        Some(_) => serde_json::from_str(raw.get()).ok().map(Cow::Owned),
+    }
+}
+
 fn null() -> Json {
     Json::write(&()).unwrap_or_else(|_| unreachable!("null is JSON"))
 }
@@ -248,213 +307,6 @@ fn nests_too_deep(line: &[u8]) -> bool {
     false
 }
 
-/// What a prompt was answered with.
-pub fn prompt_reply(outcome: Result<&str, RpcError>) -> PromptReply {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Response<'a> {
-        stop_reason: acp::StopReason,
-        #[serde(borrow)]
-        usage: Option<&'a RawValue>,
-    }
-    let error = match outcome.map(serde_json::from_str::<Response>) {
-        Ok(Ok(Response { stop_reason, usage })) => {
-            let stop_reason = match stop_reason {
-                acp::StopReason::MaxTokens => StopReason::MaxTokens,
-                acp::StopReason::MaxTurnRequests => StopReason::MaxTurnRequests,
-                acp::StopReason::Refusal => StopReason::Refusal,
-                acp::StopReason::Cancelled => StopReason::Cancelled,
-                _ => StopReason::EndTurn,
-            };
-            return PromptReply::Stopped { stop_reason, tokens: usage.map(json) };
-        }
-        Ok(Err(err)) => RpcError { code: 0, message: format!("no prompt response: {err}") },
-        Err(err) => err,
-    };
-    PromptReply::Failed { code: error.code, message: error.message }
-}
-
-/// A prompt that is plain text, as content blocks.
-///
-/// # Errors
-///
-/// None in practice: text always has a JSON form.
-pub fn text_prompt(text: &str) -> Result<Json, serde_json::Error> {
-    Json::write(&[acp::ContentBlock::from(text)])
-}
-
-/// A prompt that says nothing.
-pub fn empty_prompt() -> Json {
-    Json::write(&[(); 0]).unwrap_or_else(|_| null())
-}
-
-/// Checks that `blocks` is an array of ACP content blocks, at least one.
-///
-/// # Errors
-///
-/// A sentence on what is wrong with them.
-pub fn check_prompt(blocks: &Json) -> Result<(), String> {
-    if nests_too_deep(blocks.as_str().as_bytes()) {
-        return Err(format!("it nests deeper than {DEPTH_MAX}"));
-    }
-    match serde_json::from_str::<Vec<acp::ContentBlock>>(blocks.as_str()) {
-        Ok(blocks) if blocks.is_empty() => Err("it holds no content block".into()),
-        Ok(_) => Ok(()),
-        Err(err) => Err(format!("it is no array of ACP content blocks: {err}")),
-    }
-}
-
-/// The `session/prompt` line: what is sent, and what the transcript shows as sent.
-pub fn prompt_line(id: u64, session: &SessionId, prompt: &Json) -> String {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Params<'a> {
-        session_id: &'a SessionId,
-        prompt: &'a Json,
-    }
-    request_line(id, "session/prompt", &Params { session_id: session, prompt })
-}
-
-/// The `session/cancel` line.
-pub fn cancel_line(session: &SessionId) -> String {
-    let params = acp::CancelNotification::new(session.0.clone());
-    let params = serde_json::to_string(&params).unwrap_or_default();
-    format!(r#"{{"jsonrpc":"2.0","method":"session/cancel","params":{params}}}"#)
-}
-
-/// The line that answers a permission request.
-pub fn answer_line(answer: &Answer) -> String {
-    let outcome = match &answer.selected {
-        Some(option) => acp::RequestPermissionOutcome::Selected(
-            acp::SelectedPermissionOutcome::new(option.clone()),
-        ),
-        None => acp::RequestPermissionOutcome::Cancelled,
-    };
-    let result = acp::RequestPermissionResponse::new(outcome);
-    let result = serde_json::to_string(&result).unwrap_or_default();
-    format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, answer.request.as_str())
-}
-
-/// The line that answers a request for something that greenroom does not offer.
-pub fn refusal_line(id: &str) -> String {
-    let error = r#""message":"greenroom does not offer this method""#;
-    format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{{"code":{METHOD_NOT_FOUND},{error}}}}}"#)
-}
-
-/// The `initialize` line. It advertises neither files nor terminals (SEEDS AM-6).
-pub fn initialize_line(id: u64) -> String {
-    let session =
-        acp::ClientSessionCapabilities::new().compaction(acp::CompactionCapabilities::new());
-    let request = acp::InitializeRequest::new(ProtocolVersion::V1)
-        .client_capabilities(acp::ClientCapabilities::new().session(session))
-        .client_info(acp::Implementation::new("greenroom", env!("CARGO_PKG_VERSION")));
-    request_line(id, "initialize", &request)
-}
-
-/// The `authenticate` line.
-pub fn authenticate_line(id: u64, method: &str) -> String {
-    request_line(id, "authenticate", &acp::AuthenticateRequest::new(method.to_owned()))
-}
-
-/// The `session/new` line.
-pub fn new_session_line(id: u64, cwd: &Path) -> String {
-    request_line(id, "session/new", &acp::NewSessionRequest::new(cwd))
-}
-
-/// The `session/resume` line.
-pub fn resume_session_line(id: u64, session: &SessionId, cwd: &Path) -> String {
-    let request = acp::ResumeSessionRequest::new(session.0.clone(), cwd);
-    request_line(id, "session/resume", &request)
-}
-
-/// The `session/load` line.
-pub fn load_session_line(id: u64, session: &SessionId, cwd: &Path) -> String {
-    request_line(id, "session/load", &acp::LoadSessionRequest::new(session.0.clone(), cwd))
-}
-
-fn request_line(id: u64, method: &str, params: &impl Serialize) -> String {
-    let params = serde_json::to_string(params).unwrap_or_default();
-    format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{params}}}"#)
-}
-
-/// What an agent can do, as far as greenroom asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Abilities {
-    /// `session/resume`.
-    pub resume: bool,
-    /// `session/load`.
-    pub load: bool,
-}
-
-/// Reads the answer to `initialize`.
-///
-/// # Errors
-///
-/// A sentence on what is wrong with it: no answer of this protocol, or another version of it.
-pub fn abilities(result: &str) -> Result<Abilities, String> {
-    let answer: acp::InitializeResponse =
-        serde_json::from_str(result).map_err(|err| format!("it is no ACP agent: {err}"))?;
-    if answer.protocol_version != ProtocolVersion::V1 {
-        let version = answer.protocol_version;
-        return Err(format!("it speaks ACP version {version}, and greenroom version 1"));
-    }
-    let capabilities = answer.agent_capabilities;
-    Ok(Abilities {
-        resume: capabilities.session_capabilities.resume.is_some(),
-        load: capabilities.load_session,
-    })
-}
-
-/// Reads the answer to `session/new`.
-///
-/// # Errors
-///
-/// A sentence on what is wrong with it.
-pub fn new_session(result: &str) -> Result<SessionId, String> {
-    let answer: acp::NewSessionResponse =
-        serde_json::from_str(result).map_err(|err| format!("it gave no session: {err}"))?;
-    Ok(SessionId(answer.session_id.to_string().into()))
-}
-
-/// Whether the answer to `session/resume` or `session/load` shows that `session` is in force.
-///
-/// Hermes answers the load of an unknown session with `{}`, and the resume of one with the
-/// provenance of another that it made for it; so an answer that says nothing needs `replayed`, and
-/// one that names a session must name the right one.
-pub fn took_up(result: &str, session: &SessionId, replayed: bool, loaded: bool) -> bool {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Provenance {
-        acp_session_id: Option<String>,
-        current_hermes_session_id: Option<String>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Hermes {
-        session_provenance: Option<Provenance>,
-    }
-    #[derive(Deserialize)]
-    struct Meta {
-        hermes: Option<Hermes>,
-    }
-    #[derive(Deserialize)]
-    struct Answer {
-        #[serde(rename = "_meta")]
-        meta: Option<Meta>,
-    }
-    let provenance = serde_json::from_str::<Answer>(result)
-        .ok()
-        .and_then(|answer| answer.meta)
-        .and_then(|meta| meta.hermes)
-        .and_then(|hermes| hermes.session_provenance);
-    if let Some(provenance) = provenance {
-        let is_it = |id: &Option<String>| id.as_deref() == Some(&*session.0);
-        return is_it(&provenance.acp_session_id) || is_it(&provenance.current_hermes_session_id);
-    }
-    let silent = matches!(result.trim(), "null" | "{}");
-    !loaded || replayed || !silent
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -467,7 +319,7 @@ mod tests {
 
     fn folded(line: &str) -> Fold {
         match hear(&update(line)) {
-            Ok(Heard::Notice(kind, fold)) if kind == "session/update" => fold,
+            Ok(Heard::Notice(notice)) if notice.kind == "session/update" => notice.fold,
             other => panic!("{other:?}"),
         }
     }
@@ -563,25 +415,5 @@ mod tests {
         assert_eq!(ask(&["reject_always", "reject_once"]).as_deref(), Some("o1"));
         assert_eq!(ask(&["allow_once", "reject_always"]).as_deref(), Some("o1"));
         assert_eq!(ask(&["allow_once", "allow_always"]), None);
-    }
-
-    #[test]
-    fn an_unknown_session_is_not_taken_for_continuity() {
-        let session = SessionId("s".into());
-        let of = |id: &str| {
-            format!(r#"{{"_meta":{{"hermes":{{"sessionProvenance":{{"acpSessionId":"{id}"}}}}}}}}"#)
-        };
-        #[rustfmt::skip]
-        let cases = [
-            ("plain resume",             "{}",        false, false, true),
-            ("hermes made another",      &of("x"),    false, false, false),
-            ("hermes resumed",           &of("s"),    false, false, true),
-            ("load of an unknown one",   "{}",        false, true,  false),
-            ("load with a transcript",   "{}",        true,  true,  true),
-            ("load that tells of modes", r#"{"modes":{}}"#, false, true, true),
-        ];
-        for (name, result, replayed, loaded, took) in cases {
-            assert_eq!(took_up(result, &session, replayed, loaded), took, "{name}");
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc, time:
 use actix::{MailboxError, Recipient};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::BytesMut;
-use greenroom_core::{Event, Exit, ExitReason, Fold, GroupId, RunId, Stop};
+use greenroom_core::{Event, Exit, ExitReason, Fold, GroupId, Provenance, RunId, SessionId, Stop};
 use tokio::{
     io::AsyncReadExt as _,
     net::unix::pipe::Receiver,
@@ -14,9 +14,11 @@ use tokio::{
 };
 
 use super::{
-    AgentReport, Heed, Start, acp,
+    AgentReport, Heed, Start,
+    acp::{self, Notice},
     batch::{Batch, single},
     child::{Child, Keeper, TreeEvent},
+    detector::{Detector, Seen},
     opening::{Next, Opening},
     stderr::Stderr,
     stdin::Stdin,
@@ -57,6 +59,11 @@ pub struct Conversation {
     /// Lines that the group is making durable.
     report: Option<Report>,
     opening: Option<Opening>,
+    /// What tells of compactions.
+    detector: Detector,
+    /// The session that the agent was last heard of, and the one that it was opened after.
+    session: Option<SessionId>,
+    left: Option<SessionId>,
     /// Where the agent works.
     cwd: PathBuf,
     /// The request for another session that is not answered yet.
@@ -132,6 +139,9 @@ impl Conversation {
             batch: Batch::new(start.run),
             report: None,
             opening: Some(opening),
+            detector: Detector::new(start.profile.signals),
+            session: None,
+            left: None,
             cwd,
             awaited: None,
             first_line: Some(first_line),
@@ -319,11 +329,11 @@ impl Conversation {
 
     fn message(&mut self, line: &str, heard: acp::Heard<'_>) {
         match heard {
-            acp::Heard::Notice(kind, fold) => {
-                let replay = kind == "session/update"
+            acp::Heard::Notice(notice) => {
+                let replay = notice.kind == "session/update"
                     && self.opening.as_mut().is_some_and(Opening::is_replay);
                 if !replay {
-                    self.batch.say(line, kind, fold);
+                    self.notice(line, notice);
                 }
             }
             acp::Heard::Permission(permission) => {
@@ -341,16 +351,15 @@ impl Conversation {
             }
             acp::Heard::Response { id, outcome } => match &mut self.opening {
                 Some(opening) => {
+                    let provenance =
+                        outcome.as_ref().ok().and_then(|result| self.detector.answer(result));
                     if let Some(next) = opening.answered(id, outcome) {
-                        self.open(next);
+                        self.open(next, provenance);
                     }
                 }
                 None if self.awaited == Some(id) => {
                     self.awaited = None;
-                    let opened = match outcome {
-                        Ok(result) => acp::new_session(result).map(|session| (session, None)),
-                        Err(err) => Err(format!("the agent refused another session: {err}")),
-                    };
+                    let opened = self.another_session(outcome);
                     self.batch.push(Event::SessionOpened { run: self.run, id, opened });
                 }
                 None => {
@@ -361,14 +370,54 @@ impl Conversation {
         }
     }
 
-    fn open(&mut self, next: Next) {
+    /// A notification: kept first, and then what it tells of the context. The frame belongs to the
+    /// segment that the boundary closes.
+    fn notice(&mut self, line: &str, notice: Notice<'_>) {
+        let run = self.run;
+        self.batch.say(line, notice.kind, notice.fold);
+        if let Some(named) = notice.session
+            && self.is_another(&named)
+        {
+            let session = SessionId(named.as_ref().into());
+            self.session = Some(session.clone());
+            self.batch.push(Event::SessionNamed { run, session });
+        }
+        let Some(clues) = notice.clues else { return };
+        let Seen { signal, provenance } = self.detector.update(*clues);
+        if let Some(signal) = signal {
+            self.batch.push(Event::Signalled { run, signal: signal.into() });
+        }
+        if let Some(provenance) = provenance {
+            self.batch.push(Event::ProvenanceGiven { run, provenance });
+        }
+    }
+
+    /// Whether an update is about a session that is neither the one in force, nor the one that it
+    /// was opened after, nor the one that is being opened.
+    fn is_another(&self, named: &str) -> bool {
+        let is = |session: &Option<SessionId>| session.as_ref().is_some_and(|own| *own.0 == *named);
+        self.session.is_some() && self.awaited.is_none() && !is(&self.session) && !is(&self.left)
+    }
+
+    fn another_session(
+        &mut self,
+        outcome: Result<&str, acp::RpcError>,
+    ) -> Result<(SessionId, Option<Provenance>), String> {
+        let result = outcome.map_err(|err| format!("the agent refused another session: {err}"))?;
+        let session = acp::new_session(result)?;
+        self.left = self.session.replace(session.clone());
+        Ok((session, self.detector.answer(result)))
+    }
+
+    fn open(&mut self, next: Next, provenance: Option<Provenance>) {
         match next {
             Next::Ask(line) => self.stdin.send(line),
             Next::Ready(session, continuity) => {
                 self.opening = None;
+                self.session = Some(session.clone());
                 let (run, pid) = (self.run, self.pid.unwrap_or_default());
-                let provenance = None;
-                self.batch.push(Event::AgentReady { run, pid, session, continuity, provenance });
+                let ready = Event::AgentReady { run, pid, session, continuity, provenance };
+                self.batch.push(ready);
             }
             Next::Fail(why) => self.end(ExitReason::StartFailed, &why),
         }
@@ -386,10 +435,25 @@ impl Conversation {
     }
 
     fn note(&mut self, read: io::Result<usize>) {
-        self.stderr.take(&self.stderr_pipe.buffer.split());
-        if !matches!(read, Ok(bytes) if bytes > 0) {
+        let bytes = self.stderr_pipe.buffer.split();
+        let ended = !matches!(read, Ok(bytes) if bytes > 0);
+        let mut matched = Vec::new();
+        let mut listen = |line: &str| {
+            matched.extend(self.detector.stderr(line).map(|signal| (line.to_owned(), signal)));
+        };
+        self.stderr.take(&bytes, &mut listen);
+        if ended {
             self.stderr_pipe.ended = true;
-            self.stderr.finish();
+            self.stderr.finish(&mut listen);
+        }
+        for (line, signal) in matched {
+            // Stderr never waits (SEEDS AM-40).
+            if self.batch.has_room() {
+                let (run, signal) = (self.run, signal.into());
+                self.batch.push(Event::StderrMatched { run, line, signal });
+            } else {
+                self.stderr.drop_one();
+            }
         }
     }
 

@@ -1,4 +1,5 @@
 //! What an agent writes to stderr: always read, kept in part, never in the way (SEEDS AM-40).
+//! What a line may mean is for whoever is told of it.
 
 use std::collections::VecDeque;
 
@@ -26,21 +27,21 @@ impl Stderr {
         Self { group, run, open: Vec::new(), lines: VecDeque::new(), dropped: 0 }
     }
 
-    /// Takes in what was read.
-    pub fn take(&mut self, bytes: &[u8]) {
+    /// Takes in what was read, and tells `heard` each line that ends in it.
+    pub fn take(&mut self, bytes: &[u8], mut heard: impl FnMut(&str)) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let room = LINE_BYTES_MAX.saturating_sub(self.open.len());
             self.open.extend_from_slice(&piece[..piece.len().min(room)]);
             if piece.ends_with(b"\n") {
-                self.close();
+                self.close(&mut heard);
             }
         }
     }
 
-    /// Ends the last line, if it has no line feed.
-    pub fn finish(&mut self) {
+    /// Ends the last line, if it has no line feed, and tells `heard`.
+    pub fn finish(&mut self, mut heard: impl FnMut(&str)) {
         if !self.open.is_empty() {
-            self.close();
+            self.close(&mut heard);
         }
     }
 
@@ -50,14 +51,20 @@ impl Stderr {
         self.lines.range(from..).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 
+    /// Counts a line of which nothing could be made in time.
+    pub fn drop_one(&mut self) {
+        self.dropped += 1;
+    }
+
     /// How many lines nobody kept.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    fn close(&mut self) {
+    fn close(&mut self, heard: &mut impl FnMut(&str)) {
         let line = String::from_utf8_lossy(&self.open).trim_end().to_owned();
         self.open.clear();
+        heard(&line);
         log::debug!(group:% = self.group, run:% = self.run, line; "agent stderr");
         self.lines.push_back(line);
         if self.lines.len() > LINES_MAX {
@@ -77,11 +84,13 @@ mod tests {
     fn old_lines_are_dropped_and_counted() {
         let mut stderr = Stderr::new("g".parse().unwrap(), crate::clock::run_id());
         for line in 0..4096 {
-            stderr.take(format!("line {line}\n").as_bytes());
+            stderr.take(format!("line {line}\n").as_bytes(), |_| {});
         }
-        stderr.take(&[b'x'; 9000]);
-        stderr.take(b"end\nlast");
-        stderr.finish();
+        let mut heard = Vec::new();
+        stderr.take(&[b'x'; 9000], |line| heard.push(line.to_owned()));
+        stderr.take(b"end\nlast", |line| heard.push(line.to_owned()));
+        stderr.finish(|line| heard.push(line.to_owned()));
+        assert_eq!(heard, ["x".repeat(LINE_BYTES_MAX), "last".to_owned()]);
         assert_eq!(stderr.lines.len(), LINES_MAX);
         assert_eq!(stderr.dropped(), 4098 - LINES_MAX as u64);
         assert!(stderr.tail().ends_with("x\nlast") && stderr.tail().starts_with("line 4078\n"));

@@ -272,7 +272,7 @@ fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
         let blocks = archive.blocks(actor.no, &filter).unwrap();
         for frame in blocks.iter().flat_map(|b| b.frames()).filter(|frame| filter.takes(*frame)) {
             match acp::hear(frame.payload) {
-                Ok(acp::Heard::Notice(_, fold)) => heard.hear(&fold),
+                Ok(acp::Heard::Notice(notice)) => heard.hear(&notice.fold),
                 Ok(acp::Heard::Permission(_) | acp::Heard::Request { .. })
                     if frame.kind == "session/request_permission" =>
                 {

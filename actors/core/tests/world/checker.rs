@@ -194,7 +194,7 @@ impl Checker {
                 let sent = seen.prompt_id.is_some();
                 let empty = seen.kind == TaskKind::Turn
                     && *state == TaskState::Completed
-                    && record.ending.stop_reason == Some(StopReason::EndTurn);
+                    && record.ending.stop_reason == Some(greenroom_core::StopReason::EndTurn);
                 let found = record.ending.findings.contains(&Finding::EmptyAnswer);
                 let answered = self.answer;
                 ensure!(found == (empty && !answered), "{task}: {found} and {answered}");

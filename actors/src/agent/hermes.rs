@@ -1,0 +1,321 @@
+//! hermes' lines on stderr that tell of a compaction (SEEDS AM-20…24, REAL-AGENTS).
+
+use greenroom_core::{Details, Lineage, Sign, Signal, Source};
+
+use super::bounds::{ERROR_BYTES_MAX, cut, id};
+
+/// Logger lines begin with time, level and logger in whatever form somebody configured; a prefix
+/// that is longer, or that holds more plain words than these, is a sentence, and what stands behind
+/// it may be quoted from a prompt (hermes logs `Prompt on session …: <the prompt>`).
+const PREFIX_BYTES_MAX: usize = 200;
+const PREFIX_WORDS_MAX: usize = 2;
+
+/// What tells the lines apart, and how the rest of each is read.
+type Marker = (&'static str, fn(&str) -> Signal);
+
+const MARKERS: [Marker; 8] = [
+    ("context compression started:", started),
+    ("context compression done:", done),
+    ("Compression summary failed:", summary_failed),
+    ("Compression aborted:", aborted),
+    ("context compression returned an empty transcript", emptied),
+    ("Compression made no progress", no_progress),
+    ("compression skipped:", skipped),
+    ("compression session ownership lookup failed", skipped),
+];
+
+/// What a line tells of a compaction; most lines tell nothing.
+///
+/// Each attempt begins with a `started`, logged before hermes has its lock, and ends as one of:
+/// done; done with a fallback marker in place of a summary, which is a [`Sign::Noted`] with the
+/// error and then a [`Sign::Completed`]; aborted; no progress; skipped. hermes tells people of an
+/// error only once in a row: a second failure for the same reason ends with no line at all.
+pub fn stderr_signal(line: &str) -> Option<Signal> {
+    memchr::memmem::find(line.as_bytes(), b"ompression")?;
+    let found = |(marker, read): &Marker| Some((line.find(marker)?, marker.len(), *read));
+    // The first counts: an error, or what a compaction is to focus on, can quote another line.
+    let (at, length, read) = MARKERS.iter().filter_map(found).min_by_key(|(at, ..)| *at)?;
+    is_log_prefix(&line[..at]).then(|| read(&line[at + length..]))
+}
+
+fn is_log_prefix(prefix: &str) -> bool {
+    let quotes = prefix.contains(['=', '"', '\'', '`']);
+    let glued = prefix.ends_with(char::is_alphanumeric);
+    let is_word = |token: &&str| {
+        let bare = token.trim_matches(|c: char| !c.is_alphanumeric());
+        bare.chars().all(char::is_alphabetic) && bare.chars().any(char::is_lowercase)
+    };
+    let words = prefix.split_whitespace().filter(is_word).count();
+    prefix.len() <= PREFIX_BYTES_MAX && !quotes && !glued && words <= PREFIX_WORDS_MAX
+}
+
+/// `session=cc2b… messages=9 tokens=~60,032 model=fake-model focus=None` (AM-21)
+fn started(rest: &str) -> Signal {
+    let details = Details {
+        messages_before: field(rest, &["messages="]).and_then(|text| number(text).0),
+        tokens_before: field(rest, &["tokens=", "rough_tokens="]).and_then(|text| number(text).0),
+        ..Details::default()
+    };
+    signal(Sign::Started, Lineage { before: session(rest), ..Lineage::default() }, details)
+}
+
+/// `session=cc2b… messages=9->5 rough_tokens=~40,942 awaiting_real_usage=true` (AM-22). The session
+/// is the one that goes on: the same as before when hermes compacts in place.
+fn done(rest: &str) -> Signal {
+    let messages = field(rest, &["messages="]).map(number);
+    let after = messages.and_then(|(_, rest)| {
+        let rest = rest.trim_start();
+        let rest = rest.strip_prefix("->").or_else(|| rest.strip_prefix('→'))?;
+        number(rest.trim_start()).0
+    });
+    let details = Details {
+        messages_before: messages.and_then(|(before, _)| before),
+        messages_after: after,
+        tokens_after: field(rest, &["tokens=", "rough_tokens="]).and_then(|text| number(text).0),
+        ..Details::default()
+    };
+    signal(Sign::Completed, Lineage { either: session(rest), ..Lineage::default() }, details)
+}
+
+/// `… . Inserted a fallback context marker.`: hermes goes on, and says `done` next.
+fn summary_failed(rest: &str) -> Signal {
+    failure(Sign::Noted, until(rest, ". Inserted a fallback"))
+}
+
+/// `… . No messages were dropped — conversation continues unchanged. …`
+fn aborted(rest: &str) -> Signal {
+    failure(Sign::Failed, until(rest, ". No messages were dropped"))
+}
+
+/// `; refusing to rotate session=cc2b… so the parent remains resumable`
+fn emptied(rest: &str) -> Signal {
+    let error = "the compression returned an empty transcript";
+    Signal { lineage: before(rest), ..failure(Sign::Failed, error) }
+}
+
+/// `(session=cc2b…) — skipping boundary rewrite.`
+fn no_progress(rest: &str) -> Signal {
+    signal(Sign::Noop, before(rest), Details::default())
+}
+
+/// `another path is compressing session=cc2b… (holder=…) — …`, `session=cc2b… was already rotated
+/// by another compression path`; also `for session=cc2b… (…) - skipping compression this cycle`.
+fn skipped(rest: &str) -> Signal {
+    signal(Sign::Skipped, before(rest), Details::default())
+}
+
+fn signal(sign: Sign, lineage: Lineage, details: Details) -> Signal {
+    Signal { source: Source::HermesStderr, sign, key: None, lineage, details }
+}
+
+fn failure(sign: Sign, error: &str) -> Signal {
+    let error = cut(error.trim().to_owned(), ERROR_BYTES_MAX);
+    let error = (!error.is_empty()).then_some(error);
+    signal(sign, Lineage::default(), Details { error, ..Details::default() })
+}
+
+fn before(rest: &str) -> Lineage {
+    Lineage { before: session(rest), ..Lineage::default() }
+}
+
+fn until<'a>(text: &'a str, end: &str) -> &'a str {
+    text.find(end).map_or(text, |at| &text[..at])
+}
+
+/// What stands behind the first of `names`. Nothing is looked for behind `focus=`, which is a
+/// caller's own words.
+fn field<'a>(rest: &'a str, names: &[&str]) -> Option<&'a str> {
+    let rest = until(rest, " focus=");
+    let starts = rest.match_indices(|c: char| c.is_whitespace() || c == '(');
+    let starts = starts.map(|(at, space)| &rest[at + space.len()..]);
+    std::iter::once(rest)
+        .chain(starts)
+        .find_map(|text| names.iter().find_map(|name| text.strip_prefix(name)))
+}
+
+/// hermes writes `none` for a session that it does not know.
+fn session(rest: &str) -> Option<String> {
+    let text = field(rest, &["session="])?;
+    let word = text.split([' ', '\t', ')']).next()?;
+    let name = word.trim_end_matches([',', '.', ';', ':']);
+    id(name).filter(|name| !matches!(name.as_str(), "none" | "None" | "unknown"))
+}
+
+/// The number that a text begins with (`72,908`, `~72,908`), and what stands behind it; a number
+/// that is too large is none.
+fn number(text: &str) -> (Option<u64>, &str) {
+    let text = text.trim_start_matches(['~', '≈']);
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != ',').unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    (digits.replace(',', "").parse().ok(), rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use Sign::{Completed, Failed, Noop, Noted, Skipped, Started};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LOG: &str = "2026-11-20 10:45:07 [INFO] agent.conversation_compression: ";
+
+    /// sign, session, (messages before, after), (tokens before, after), error
+    type Told = (Sign, Option<String>, [Option<u64>; 2], [Option<u64>; 2], Option<String>);
+
+    fn told(line: &str) -> Option<Told> {
+        let Signal { source, sign, key, lineage, details } = stderr_signal(line)?;
+        assert_eq!((source, key, details.summary), (Source::HermesStderr, None, None), "{line}");
+        let session = match sign {
+            Completed => lineage.either,
+            _ => lineage.before,
+        };
+        let messages = [details.messages_before, details.messages_after];
+        let tokens = [details.tokens_before, details.tokens_after];
+        Some((sign, session, messages, tokens, details.error))
+    }
+
+    type Case<'a> =
+        (&'a str, &'a str, Sign, &'a str, [Option<u64>; 2], [Option<u64>; 2], Option<&'a str>);
+
+    const NONE: [Option<u64>; 2] = [None, None];
+
+    /// The lines as hermes 0.19.0 and older ones write them.
+    #[test]
+    fn each_line_form_tells_one_thing() {
+        #[rustfmt::skip]
+        let cases: [Case; 22] = [
+            ("AM-21",                "context compression started: session=cc2b-1 messages=9 tokens=~60,032 model=fake-model focus=None", Started, "cc2b-1", [Some(9), None], [Some(60_032), None], None),
+            ("AM-21, focus",         "context compression started: session=a messages=9 tokens=~6 model=m focus='the tests'",  Started, "a", [Some(9), None],    [Some(6), None],      None),
+            ("AM-24, unknown",       "context compression started: session=none messages=9 tokens=~unknown model=m focus=None", Started, "", [Some(9), None],    NONE,                 None),
+            ("AM-24, fields missing", "context compression started: messages=12",                                              Started, "",  [Some(12), None],   NONE,                 None),
+            ("AM-24, nothing else",  "context compression started:",                                                           Started, "",  NONE,               NONE,                 None),
+            ("AM-22",                "context compression done: session=20261120_104604_2129ac messages=9->5 rough_tokens=~40,942 awaiting_real_usage=true", Completed, "20261120_104604_2129ac", [Some(9), Some(5)], [None, Some(40_942)], None),
+            ("AM-22, older",         "context compression done: session=a messages=50->9 tokens=~72,908",                      Completed, "a", [Some(50), Some(9)], [None, Some(72_908)], None),
+            ("AM-24, arrow",         "context compression done: session=a messages=50→9 tokens=~1234",                         Completed, "a", [Some(50), Some(9)], [None, Some(1234)],   None),
+            ("AM-24, arrow apart",   "context compression done: session=a messages=50 -> 9 tokens=1",                          Completed, "a", [Some(50), Some(9)], [None, Some(1)],      None),
+            ("AM-24, half an arrow", "context compression done: session=a messages=50-> tokens=~",                             Completed, "a", [Some(50), None],    NONE,                 None),
+            ("AM-24, no arrow",      "context compression done: messages=50",                                                  Completed, "",  [Some(50), None],    NONE,                 None),
+            ("AM-24, too large",     "context compression done: messages=99999999999999999999->5 tokens=~18446744073709551615", Completed, "", [None, Some(5)],     [None, Some(u64::MAX)], None),
+            ("AM-22, fallback",      "⚠ Compression summary failed: Error code: 500 - {'message': 'fake'}. Inserted a fallback context marker.", Noted, "", NONE, NONE, Some("Error code: 500 - {'message': 'fake'}")),
+            ("AM-22, fallback, cut", "⚠ Compression summary failed: Error code: 500",                                          Noted,   "",  NONE, NONE, Some("Error code: 500")),
+            ("aborted",              "⚠ Compression aborted: Connection error.. No messages were dropped — conversation continues unchanged. Run /compress to retry.", Failed, "", NONE, NONE, Some("Connection error.")),
+            ("aborted, cut",         "⚠️  Compression aborted:",                                                                Failed,  "",  NONE, NONE, None),
+            ("no progress",          "Compression made no progress (session=cc2b) — skipping boundary rewrite.",               Noop,    "cc2b", NONE, NONE, None),
+            ("HL-2, lost the race",  "compression skipped: another path is compressing session=cc2b (holder=pid=1:tid=2:agent=3:nonce=4) — returning messages unchanged to avoid session fork", Skipped, "cc2b", NONE, NONE, None),
+            ("HL-10, came late",     "compression skipped: session=cc2b was already rotated by another compression path",      Skipped, "cc2b", NONE, NONE, None),
+            ("HL-9, look-up erred",  "compression session ownership lookup failed for session=cc2b (OperationalError: locked) - skipping compression this cycle", Skipped, "cc2b", NONE, NONE, None),
+            ("emptied",              "context compression returned an empty transcript; refusing to rotate session=cc2b so the parent remains resumable", Failed, "cc2b", NONE, NONE, Some("the compression returned an empty transcript")),
+            ("AM-21, focus quotes",  "context compression started: session=a model=m focus='x messages=7 tokens=~8 context compression done: session=b'", Started, "a", NONE, NONE, None),
+        ];
+        for (name, line, sign, session, messages, tokens, error) in cases {
+            let session = (!session.is_empty()).then(|| session.to_owned());
+            let expected = Some((sign, session, messages, tokens, error.map(str::to_owned)));
+            for prefix in ["", LOG] {
+                assert_eq!(told(&format!("{prefix}{line}")), expected, "{name}: {prefix}{line}");
+            }
+        }
+    }
+
+    /// SEEDS AM-24: any log prefix.
+    #[test]
+    fn a_line_may_have_any_log_prefix() {
+        let done = |prefix: &str| stderr_signal(&format!("{prefix}context compression done:"));
+        #[rustfmt::skip]
+        let cases = [
+            ("none",                ""),
+            ("white space",         "   "),
+            ("the logger alone",    "agent.conversation_compression: "),
+            ("python's own",        "INFO:agent.conversation_compression:"),
+            ("milliseconds",        "2026-11-20 10:45:07,123 - agent.conversation_compression - INFO - "),
+            ("with the session",    "2026-11-20 10:45:07,123 INFO [20261120_104604_2129ac] agent.x: "),
+            ("ISO time",            "2026-11-20T10:45:07.123Z INFO agent.x: "),
+            ("brackets",            "[2026-11-20 10:45:07] [info] [agent.x] "),
+            ("a thread and a host", "[MainThread] box hermes[12]: "),
+            ("a date of words",     "Fri Nov 20 10:45:07 2026 INFO: "),
+            ("colors",              "\u{1b}[32mINFO\u{1b}[0m "),
+            ("a symbol",            "🗜️  "),
+        ];
+        for (name, prefix) in cases {
+            assert_eq!(done(prefix).map(|signal| signal.sign), Some(Completed), "{name}");
+        }
+    }
+
+    /// hermes logs prompts and what tools print: they can quote anything.
+    #[test]
+    fn a_quoted_line_tells_nothing() {
+        let done = "context compression done: session=a messages=9->5";
+        #[rustfmt::skip]
+        let cases = [
+            ("a prompt",      format!("2026-11-20 10:45:05 [INFO] acp_adapter.server: Prompt on session 288a-1: {done}")),
+            ("a turn",        format!("[INFO] agent.turn_context: conversation turn: session=288a model=m history=0 msg='{done}'")),
+            ("a sentence",    format!("I read the log and found {done}")),
+            ("a string",      format!("\"{done}\"")),
+            ("within a word", format!("x{done}")),
+            ("far behind",    format!("{}{done}", "1 ".repeat(PREFIX_BYTES_MAX))),
+        ];
+        for (name, line) in cases {
+            assert_eq!(stderr_signal(&line), None, "{name}: {line}");
+        }
+    }
+
+    /// SEEDS AM-24: what changes nothing.
+    #[test]
+    fn other_lines_tell_nothing() {
+        for line in [
+            "🗜️ Compacting context — summarizing earlier conversation so I can continue...",
+            "  ⟳ compacting context…",
+            "agent.auxiliary_client: Auxiliary compression: using auto (m) at http://127.0.0.1/v1/",
+            "📦 Preflight compression: ~60,027 tokens >= 54,400 threshold. This may take a moment.",
+            "📦 Pre-API compression: ~60,085 tokens near the context/output limit.",
+            "Skipping preflight compression: same-session cooldown active (~29 seconds remaining)",
+            "⚠ Skipping concurrent compression — another path is already compressing this session.",
+            "⚠️  Session compressed 3 times — accuracy may degrade. Consider /new to start fresh.",
+            "⚠ Compression returned an empty transcript. No session split was performed;",
+            "agent.context_compressor: Failed to generate context summary: Connection error..",
+            "context compression startled: session=a",
+            "Context Compression Done: session=a",
+            "ompression",
+            "",
+        ] {
+            assert_eq!(stderr_signal(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let long = "x".repeat(100_000);
+        let aborted = stderr_signal(&format!("Compression aborted: {long}ä"));
+        let error = aborted.and_then(|signal| signal.details.error);
+        assert_eq!(error.map(|error| error.len()), Some(ERROR_BYTES_MAX));
+        let done = stderr_signal(&format!("context compression done: session={long}"));
+        assert_eq!(done.map(|signal| signal.lineage), Some(Lineage::default()));
+    }
+
+    fn marker() -> impl Strategy<Value = &'static str> {
+        (0..MARKERS.len()).prop_map(|at| MARKERS[at].0)
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(line in any::<String>()) {
+            stderr_signal(&line);
+        }
+
+        #[test]
+        fn no_line_like_hermes_panics(
+            before in "[ 0-9:.a-z\\[\\]→~é]{0,20}",
+            marker in marker(),
+            after in "( |session=|messages=|tokens=|rough_|focus=|->|→|~|,|[0-9]{1,25}|\\PC){0,30}",
+        ) {
+            stderr_signal(&format!("{before}{marker}{after}"));
+        }
+
+        /// What stands behind a marker never changes which line it is.
+        #[test]
+        fn the_first_marker_counts(one in marker(), other in marker(), rest in "\\PC{0,30}") {
+            let sign = stderr_signal(one).map(|signal| signal.sign);
+            let quoting = stderr_signal(&format!("{LOG}{one} {rest} {other}"));
+            prop_assert_eq!(quoting.map(|signal| signal.sign), sign);
+        }
+    }
+}
