@@ -19,7 +19,7 @@ use greenroom_actors::{
         tree::Marker,
     },
     group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
-    profile::{Limits, Profile, Signals, Strategy},
+    profile::{Compacts, Limits, Profile, Signals},
     storage::{
         Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage, StorageHealth,
         Store, StoreError, Writes,
@@ -199,7 +199,8 @@ fn profile() -> Profile {
         cwd_roots: Vec::new(),
         auth_method: None,
         start_timeout: LONG,
-        compaction: Strategy::None,
+        compaction: Compacts::Not,
+        auto_compact: None,
         signals: Signals::default(),
         umask: None,
         no_new_privs: false,
@@ -209,7 +210,10 @@ fn profile() -> Profile {
 fn limits() -> Limits {
     Limits {
         running_groups: 1,
+        auto_compact: 0.0,
+        lock_ttl: Duration::from_secs(300),
         patience: Patience {
+            compaction_ms: 60_000,
             turn_ms: 60_000,
             idle_ms: 60_000,
             queue_max: 10,

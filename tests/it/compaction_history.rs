@@ -14,7 +14,7 @@ const SAYS_SO: &str = "[[compaction:in_progress:c{n}]][[compaction:completed:c{n
 #[test]
 fn a_record_has_its_fields() {
     let server = Server::usual();
-    server.complete("work", "[[usage:900:1000]]");
+    server.complete("work", "[[usage:800:1000]]");
     let words = "[[compaction:in_progress:c1]][[compaction:completed:c1:what was said]]";
     let task = server.compact_with("work", &format!("{words}[[usage:90:1000]]"));
     let task = server.finish_as(&task, "completed");

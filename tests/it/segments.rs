@@ -12,6 +12,9 @@ use crate::support::{Server, Setup, eventually, process};
 const STARTED: &str = "greenroom/segment_started";
 const ENDED: &str = "greenroom/segment_ended";
 
+/// The first and last words of an ordered compaction of an agent that says so.
+const SAYS_SO: &str = "[[compaction:in_progress:o{n}]][[compaction:completed:o{n}]]";
+
 /// A compaction of the agent's own.
 const COMPACTS: &str = "[[compaction:in_progress:c{n}]][[compaction:completed:c{n}]]";
 
@@ -151,6 +154,7 @@ fn rotation_in_mid_turn() {
 #[test]
 fn a_chain_is_one_line() {
     let mut server = Server::usual();
+    server.journal.script("on-compact", SAYS_SO);
     server.complete("work", "one");
     server.finish_as(&server.compact("work"), "completed");
     server.complete("work", &format!("{}{}[[reply:x]]", compacts(1), compacts(2)));
@@ -277,6 +281,7 @@ fn the_session_in_force_is_taken_up_after_a_death() {
 #[test]
 fn the_current_view() {
     let server = Server::usual();
+    server.journal.script("on-compact", SAYS_SO);
     server.complete("work", "[[reply:before]]");
     server.complete("work", &format!("[[reply:a]]{}[[reply:b]]", compacts(1)));
     assert_current_view(&server, 2);

@@ -56,20 +56,6 @@ fn the_prompt_after_a_cancel_fails() {
     assert_said(&server);
 }
 
-/// REAL-AGENTS, ARCHITECTURE 4: where retries are allowed, the turn that the wedge failed is made
-/// again in the new run, and is answered.
-#[test]
-fn the_victim_is_made_again() {
-    let setup = Setup::new().text("defaults", "retry", "no_output");
-    let server = setup.text("defaults", "retry_base", "50ms").start();
-    cancel_at_gate(&server, "[[wedge]][[reply:x]][[gate:never]]");
-    let victim = server.complete("work", "victim");
-    assert_eq!(victim["text"], "echo: victim");
-    assert_eq!(server.journal.times("victim"), 2);
-    assert_cured(&server);
-    assert_said(&server);
-}
-
 /// REAL-AGENTS: the cancelled prompt itself fails with -32603 (hermes in a compaction): its task is
 /// `cancelled`, and the next turn is not answered by the wedge.
 #[test]

@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use self::scene::Scene;
 use crate::{
-    Blocked, Cause, Compaction, CompactionId, CompactionStatus, CutBy, Event, Json, Origin,
-    Provenance, Run, RunId, RunPhase, SessionId, Settings, Source, Step, Strategy, Task, TaskId,
-    TaskKind, TaskState, Timestamp, Turn, Usage, Write, lifecycle::Recent,
+    Blocked, Cause, Compaction, CompactionId, CompactionStatus, CutBy, Details, Event, Json,
+    Origin, Provenance, Run, RunId, RunPhase, SessionId, Settings, Source, Step, StopReason,
+    Strategy, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Usage, Write, lifecycle::Recent,
 };
 
 /// How long an agent may take to answer a cancel before its process tree is ended.
@@ -525,7 +525,7 @@ impl Group {
                 }
                 self.run.iter_mut().for_each(|run| run.cancelled = true);
             }
-            Write::TurnSettled { task, .. } => self.replay_settlement(*task),
+            Write::TurnSettled { task, stop_reason } => self.replay_settlement(*task, *stop_reason),
             Write::SummaryGiven { .. } => {
                 if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
                     turn.opening = Some(first_seq);
@@ -591,11 +591,11 @@ impl Group {
             Write::LockBypassed { task, .. } => self.lock = Lock::Bypassed { task: *task },
             Write::LockLost { task } => self.lock = Lock::Lost { task: *task },
             Write::LockReleased { .. } => self.lock = Lock::Unasked,
+            Write::AgentWedged { .. } => self.run.iter_mut().for_each(|run| run.wedged = true),
             Write::TurnStarted { .. }
             | Write::AgentOutputRejected { .. }
             | Write::PermissionResolved { .. }
             | Write::SegmentEnded { .. }
-            | Write::AgentWedged { .. }
             | Write::StderrMatched { .. } => {}
         }
     }
@@ -623,12 +623,18 @@ impl Group {
         }
     }
 
-    fn replay_settlement(&mut self, task: TaskId) {
+    fn replay_settlement(&mut self, task: TaskId, stop_reason: StopReason) {
+        // It was cancelled once, and bore it.
+        let answered = !matches!(stop_reason, StopReason::Error | StopReason::Cancelled);
+        let is_well = answered && self.turn().is_some_and(|turn| turn.cut.is_none());
         self.head.compacting.measure(self.head.usage.as_ref());
         let carried = self.current.as_ref().is_some_and(|Current { task: own, turn }| {
             let heard = turn.as_ref().is_some_and(Turn::has_output);
             own.id == task && own.kind() == TaskKind::Turn && heard
         });
+        if is_well {
+            self.run.iter_mut().for_each(|run| run.cancelled = false);
+        }
         // A prompt that led nowhere may not have been read; the next one carries it again.
         if carried {
             self.head.lead_in = None;
@@ -652,8 +658,12 @@ impl Group {
                 compacting.count += 1;
                 compacting.last_source = Some(compaction.source);
                 compacting.last_completed_at = Some(at);
-                compacting.before = compaction.details.tokens_before.or(in_use);
                 (compacting.measured, compacting.failed_at) = (false, None);
+                let Details { tokens_before, tokens_after, .. } = compaction.details;
+                compacting.before = tokens_before.or(in_use);
+                if let Some(after) = tokens_after {
+                    compacting.weigh(after);
+                }
                 if compaction.leads {
                     self.head.lead_in.clone_from(&compaction.details.summary);
                 }

@@ -16,6 +16,8 @@ pub struct Run {
     pub outdated: bool,
     /// Whether a cancel was sent to it: hermes does not always survive one.
     pub cancelled: bool,
+    /// Whether it did not survive one, and is ended for that.
+    pub wedged: bool,
     /// Whether it told of a compaction by ACP: lesser detectors then only add to that.
     pub shows_acp: bool,
 }
@@ -23,7 +25,7 @@ pub struct Run {
 impl Run {
     /// A run that is being started.
     pub fn new(id: RunId, phase: RunPhase) -> Self {
-        Self { id, phase, outdated: false, cancelled: false, shows_acp: false }
+        Self { id, phase, outdated: false, cancelled: false, wedged: false, shows_acp: false }
     }
 }
 

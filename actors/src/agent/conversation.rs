@@ -39,6 +39,8 @@ const REJECTED_MAX: u32 = 10;
 const REJECTED_BYTES_MAX: usize = 64 << 10;
 /// One read takes no more than this.
 const READ_BYTES: usize = 256 << 10;
+/// How often stderr is read before a turn is settled: one that floods it is not waited for.
+const STDERR_READS_MAX: usize = 64;
 
 type Report = Pin<Box<dyn Future<Output = Result<(), MailboxError>>>>;
 
@@ -363,6 +365,7 @@ impl Conversation {
                     self.batch.push(Event::SessionOpened { run: self.run, id, opened });
                 }
                 None => {
+                    self.note_what_is_there();
                     let reply = acp::prompt_reply(outcome);
                     self.batch.push(Event::PromptAnswered { run: self.run, id, reply });
                 }
@@ -431,6 +434,23 @@ impl Conversation {
         if self.rejected == REJECTED_MAX {
             let why = format!("the agent wrote {REJECTED_MAX} lines in a row that are no message");
             self.end(ExitReason::Protocol, &why);
+        }
+    }
+
+    /// Takes in what is in the stderr pipe already: it was written before what comes next from
+    /// stdout, and belongs to the turn that that settles.
+    fn note_what_is_there(&mut self) {
+        if !self.profile.signals.hermes_stderr || self.stderr_pipe.ended {
+            return;
+        }
+        let mut bytes = [0; 16 << 10];
+        for _ in 0..STDERR_READS_MAX {
+            // From the pipe itself: the runtime may not have been told yet that there is something.
+            let Ok(count @ 1..) = rustix::io::read(&self.stderr_pipe.pipe, &mut bytes) else {
+                return;
+            };
+            self.stderr_pipe.buffer.extend_from_slice(&bytes[..count]);
+            self.note(Ok(count));
         }
     }
 

@@ -78,8 +78,7 @@ pub fn tell(group: &GroupId, write: &Write, at: Timestamp) {
         ),
         Write::AgentWedged { run, sign } => log::warn!(
             target: "greenroom::run", group:%, run:%, sign = &**sign;
-            "agent takes no prompts any more since it was cancelled: it is restarted, and its \
-             session taken up again"
+            "agent wedged by a cancel: it is restarted, and its session taken up again"
         ),
         Write::AgentOutputRejected { run, reason, .. } => log::warn!(
             target: "greenroom::run", group:%, run:%, reason; "agent output rejected"

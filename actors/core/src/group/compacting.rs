@@ -13,6 +13,8 @@ use crate::{
 const STREAK_MAX: u8 = 2;
 /// A compaction that freed less than one part in so many freed too little.
 const FREED_PART: u64 = 10;
+/// What an ordered compaction that failed says of the session (SEEDS DQ-12).
+const UNCHANGED: &str = "the session is unchanged";
 /// Why a compaction counts for nothing that lost its lock (SEEDS HL-11).
 const LOCK_LOST: &str = "its lock was taken over";
 /// After a failure none is ordered by itself for so long (SEEDS HL-14).
@@ -26,14 +28,19 @@ impl Compacting {
 
     /// Sees what the last completed compaction freed, once the agent told its usage again.
     pub(super) fn measure(&mut self, usage: Option<&Usage>) {
-        if !self.measured {
-            return;
+        if self.measured
+            && let Some(usage) = usage
+        {
+            self.weigh(usage.used);
         }
-        if let (Some(before), Some(usage)) = (self.before.take(), usage) {
-            let freed = before.saturating_sub(usage.used);
-            let too_little = freed.saturating_mul(FREED_PART) < before;
-            self.streak = if too_little { self.streak.saturating_add(1) } else { 0 };
-        }
+    }
+
+    /// Sees what the last completed compaction freed, if that was not seen before.
+    pub(super) fn weigh(&mut self, tokens_after: u64) {
+        let Some(before) = self.before.take() else { return };
+        let freed = before.saturating_sub(tokens_after);
+        let too_little = freed.saturating_mul(FREED_PART) < before;
+        self.streak = if too_little { self.streak.saturating_add(1) } else { 0 };
     }
 
     /// Whether the group may order a compaction by itself. The clock may have jumped back: then
@@ -195,15 +202,20 @@ impl Scene<'_> {
 
     /// States what became of a compaction, and what follows from that. It is in another state, or
     /// more is known of it.
-    fn put(&mut self, compaction: Compaction, provenance: Option<Provenance>) {
+    fn put(&mut self, mut compaction: Compaction, provenance: Option<Provenance>) {
         let before = self.group.recent.status(compaction.id);
         if before == Some(compaction.status) {
             return self.write(Write::CompactionUpdated(Box::new(compaction)));
         }
+        let ordered = self.orders(&compaction);
+        if compaction.status == CompactionStatus::Failed && ordered {
+            let why = compaction.details.error.take();
+            let why = why.unwrap_or_else(|| "the agent does not say why".into());
+            compaction.details.error = Some(format!("{why}; {UNCHANGED}"));
+        }
         if compaction.status != CompactionStatus::Completed {
             return self.write(Write::CompactionEnded(Box::new(compaction)));
         }
-        let ordered = self.orders(&compaction);
         let session = self.group.head.session.clone();
         let provenance = provenance
             .or_else(|| compaction.continuation())
@@ -437,7 +449,8 @@ impl Scene<'_> {
                     .clone()
                     .or_else(|| ending.error.take().map(|error| error.message));
                 let why = why.unwrap_or_else(|| "the agent did not finish it".into());
-                let message = format!("{why}; the session is unchanged");
+                let told = why.ends_with(UNCHANGED);
+                let message = if told { why } else { format!("{why}; {UNCHANGED}") };
                 ending.error = Some(TaskError { code: "compaction_failed".into(), message });
                 TaskState::Failed
             }

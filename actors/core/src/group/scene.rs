@@ -353,7 +353,7 @@ impl<'a> Scene<'a> {
         }
         let Some(turn) = self.group.turn() else { return };
         let mut settled = turn.answered(reply);
-        if wedged.is_some() {
+        if wedged.is_some() && turn.cut.is_none() {
             settled.state = TaskState::Failed;
             settled.ending.error.get_or_insert_with(|| TaskError {
                 code: "agent_wedged".into(),
@@ -371,11 +371,14 @@ impl<'a> Scene<'a> {
     /// By what a hermes shows that it lost track after a cancel: only another process cures that.
     fn wedged(&self, turn: &Turn, reply: &PromptReply) -> Option<&'static str> {
         let cancelled = self.group.run.as_ref().is_some_and(|run| run.cancelled);
-        if !cancelled || turn.cut.is_some() {
+        if !cancelled {
             return None;
         }
         match reply {
-            PromptReply::Failed { code: INTERNAL_ERROR, .. } if !turn.has_output() => {
+            // The cancelled prompt itself, or the next one.
+            PromptReply::Failed { code: INTERNAL_ERROR, .. }
+                if turn.cut.is_some() || !turn.has_output() =>
+            {
                 Some("internal_error_after_cancel")
             }
             PromptReply::Stopped { stop_reason: StopReason::EndTurn, .. }
@@ -395,9 +398,14 @@ impl<'a> Scene<'a> {
     }
 
     fn agent_exited(&mut self, run: RunId, exit: Exit) {
-        let Some(Run { phase, .. }) = self.group.run.clone().filter(|own| own.id == run) else {
+        let Some(Run { phase, wedged, .. }) = self.group.run.clone().filter(|own| own.id == run)
+        else {
             return;
         };
+        let mut exit = exit;
+        if wedged {
+            exit.detail = format!("it was wedged by a cancel: {}", exit.detail);
+        }
         let settled = self.group.turn().map(|turn| turn.abandoned(exit.reason, &exit.detail));
         let unsent = self.group.current.as_ref().map(|current| current.task.id);
         if settled.is_none() {
