@@ -96,7 +96,16 @@ impl Server {
 
     /// A hook for what must hold of the data that a server leaves, at every orderly end of one:
     /// it has exited by itself, or its test is over and did not fail.
-    fn left_behind(&self) {}
+    ///
+    /// I13: the log, folded again, gives every row.
+    fn left_behind(&self) {
+        let config = self.home.config();
+        let config = config.to_str().unwrap();
+        let verified = greenroom(&self.home, &["verify", "--config", config]).output().unwrap();
+        let told = String::from_utf8_lossy(&verified.stdout);
+        let failed = String::from_utf8_lossy(&verified.stderr);
+        assert!(verified.status.success(), "verify: {told}{failed}\n{}", self.log.tail());
+    }
 
     fn exit_status(&mut self) -> Option<ExitStatus> {
         self.child.as_mut().and_then(|child| child.try_wait().unwrap())

@@ -97,8 +97,11 @@ impl Compactions {
                 ensure!(news, "AM-13: {:?} is noted twice", self.provenance);
                 self.provenance = Some(provenance.current.clone());
             }
-            Write::RunReady { session, .. } => {
+            Write::RunReady { session, provenance, .. } => {
                 self.session = Some(session.clone());
+                if let Some(provenance) = provenance {
+                    self.provenance = Some(provenance.current.clone());
+                }
                 ensure!(self.segment_open, "AM-11: a session and no segment");
             }
             Write::ContextLost { .. } => (self.session, self.provenance) = (None, None),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use greenroom_core::{
     Cause, Compaction, CompactionId, CompactionStatus, CutBy, Group, Head, Origin, Run, RunPhase,
-    Settings, Source, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Write,
+    Settings, Source, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Write,
 };
 use serde::{Deserialize, Serialize};
 
@@ -182,7 +182,13 @@ impl Reference {
                 Cause::Deadline => CutBy::Deadline,
                 _ => CutBy::Shutdown,
             }),
-            Write::TurnSettled { .. } => self.measure(),
+            Write::TurnSettled { stop_reason, .. } => {
+                self.measure();
+                let borne = !matches!(stop_reason, StopReason::Error | StopReason::Cancelled);
+                if borne && self.turn.as_ref().is_some_and(|turn| turn.cut.is_none()) {
+                    self.run.iter_mut().for_each(|run| run.cancelled = false);
+                }
+            }
             Write::TaskEnded { task, record, .. } => {
                 if self.task(*task).state == TaskState::Running {
                     self.turn = None;
@@ -194,11 +200,13 @@ impl Reference {
                 *self.task(*task) = Task::clone(record);
             }
             Write::RunStarted { run, .. } => self.run = Some(Run::new(*run, RunPhase::Starting)),
-            Write::RunReady { session, .. } => {
+            Write::RunReady { session, provenance, .. } => {
                 self.head.session = Some(session.clone());
+                self.head.provenance = provenance.clone().or(self.head.provenance.take());
                 self.phase(RunPhase::Ready);
             }
             Write::RunStopping { .. } => self.phase(RunPhase::Stopping),
+            Write::AgentWedged { .. } => self.run.iter_mut().for_each(|run| run.wedged = true),
             Write::RunExited { .. } => self.run = None,
             Write::SegmentStarted { segment, session, provenance, .. } => {
                 self.head.segment = *segment;
@@ -224,7 +232,6 @@ impl Reference {
             | Write::LockBypassed { .. }
             | Write::LockLost { .. }
             | Write::LockReleased { .. }
-            | Write::AgentWedged { .. }
             | Write::StderrMatched { .. } => {}
         }
         self.head.compacting = written(&self.counted);
@@ -256,6 +263,9 @@ impl Reference {
                     failed_at: None,
                     ..counted.clone()
                 };
+                if let Some(after) = compaction.details.tokens_after {
+                    self.weigh(after);
+                }
                 if compaction.leads {
                     self.head.lead_in = compaction.details.summary.clone();
                 }
@@ -272,10 +282,13 @@ impl Reference {
     /// since.
     fn measure(&mut self) {
         let used = self.head.usage.as_ref().map(|usage| usage.used);
-        if !self.counted.measured {
-            return;
+        if let (true, Some(used)) = (self.counted.measured, used) {
+            self.weigh(used);
         }
-        if let (Some(before), Some(used)) = (self.counted.before.take(), used) {
+    }
+
+    fn weigh(&mut self, used: u64) {
+        if let Some(before) = self.counted.before.take() {
             let helped = u128::from(before.saturating_sub(used)) * 10 >= u128::from(before);
             self.counted.streak = if helped { 0 } else { self.counted.streak.saturating_add(1) };
         }
