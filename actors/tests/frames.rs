@@ -45,7 +45,12 @@ fn writes() -> impl Strategy<Value = Vec<Write>> {
                 session: SessionId(text.clone().into()),
                 prompt: Json::write(&[text]).unwrap(),
             },
-            3 => Write::SegmentStarted { segment: 1, session: SessionId(text.into()) },
+            3 => Write::SegmentStarted {
+                segment: 1,
+                parent: None,
+                session: SessionId(text.into()),
+                provenance: None,
+            },
             4 => Write::RunStopping { run },
             _ => {
                 let line = format!("{{\"n\":{}}}", serde_json::to_string(&text).unwrap());
@@ -81,7 +86,7 @@ fn plainly(first_seq: u64, writes: &[Write]) -> Vec<Plain> {
                 frames.push((write.kind().into(), acp::prompt_line(*id, session, prompt)));
             }
             _ if write.frames() == 0 => {}
-            _ => frames.push((write.kind().into(), serde_json::to_string(write).unwrap())),
+            _ => frames.push((write.kind().into(), write.payload())),
         }
     }
     (first_seq..).zip(frames).map(|(seq, (kind, payload))| (seq, kind, payload)).collect()

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Server, Setup};
+use crate::support::Server;
 
 /// Waits until the group has nothing to do, runs a turn, and checks that it was answered for real.
 #[track_caller]

@@ -33,7 +33,13 @@ impl Actor {
 
     /// The facts of one move as they would be stored, if it leads to any.
     pub fn play(&mut self, next: Move) -> Option<Writes> {
-        let (at, writes) = self.world.play(next).unwrap()?;
+        let (at, mut writes) = self.world.play(next).unwrap()?;
+        for write in &mut writes {
+            // The locks of the play are in no table; `locks.rs` is about those that are.
+            if let Write::LockReleased { fences, .. } = write {
+                *fences = false;
+            }
+        }
         (!writes.is_empty()).then(|| self.state(at, writes))
     }
 
@@ -60,6 +66,7 @@ impl Actor {
             queue_length: group.waiting().len() as u64,
             current_task: group.current().map(|task| task.id),
             current_run: group.run().map(|run| run.id),
+            is_compacting: group.active_compaction().is_some(),
         }
     }
 }

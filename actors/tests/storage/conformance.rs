@@ -9,7 +9,8 @@ use greenroom_actors::{
     },
 };
 use greenroom_core::{
-    Blocked, Group, RunId, SessionId, Task, TaskId, TaskKind, TaskState, Timestamp, Write,
+    Blocked, Compaction, Group, RunId, SessionId, Task, TaskId, TaskKind, TaskState, Timestamp,
+    Write,
     lock::{BootId, Uptime},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -22,6 +23,7 @@ use crate::{
 };
 
 const EVERYTHING: FrameFilter = FrameFilter {
+    view: None,
     after: 0,
     before: None,
     kind: None,
@@ -96,7 +98,7 @@ pub fn adopting_gives_the_next_epoch_and_the_open_tasks_in_order<E: Engine>() {
     let history = [SUBMIT, Move::Grant, READY, SUBMIT, SUBMIT, Move::Compact, ANSWER];
     commit(&mut store, &actor.play_all(&history));
     for epoch in 2..5 {
-        let Hydration { epoch: given, head, tasks, run } = store.adopt(1, UP).unwrap().unwrap();
+        let Hydration { epoch: given, head, tasks, run, .. } = store.adopt(1, UP).unwrap().unwrap();
         assert_eq!((given, &head), (epoch, actor.world.group.head()));
         let ordinals: Vec<u64> = tasks.iter().map(|task| task.ordinal).collect();
         assert_eq!(ordinals, [2, 3, 4], "the first one has ended");
@@ -140,6 +142,7 @@ pub fn a_terminal_state_is_not_written_over<E: Engine>() {
         stop_reason: None,
         error: None,
         interrupted: None,
+        findings: Vec::new(),
         record,
     };
     let again = actor.state(NOW, vec![again]);
@@ -160,7 +163,9 @@ pub fn a_second_living_run_and_a_second_open_segment_are_refused<E: Engine>() {
     let session = SessionId("fork".into());
     for segment in [1, 2] {
         let session = session.clone();
-        let fork = actor.state(NOW, vec![Write::SegmentStarted { segment, session }]);
+        let (parent, provenance) = (Some(segment), None);
+        let fork = Write::SegmentStarted { segment: segment + 1, parent, session, provenance };
+        let fork = actor.state(NOW, vec![fork]);
         refused(&mut store, fork);
     }
 }
@@ -234,18 +239,33 @@ pub fn any_history_is_read_back_as_it_was<E: Engine>() {
         .unwrap();
 }
 
+/// Compactions as far as a row holds them: what a run still waits to hear of them ends with it.
+fn shown(compactions: &[Compaction]) -> Vec<(String, Timestamp, Option<Timestamp>)> {
+    let text = |compaction| serde_json::to_string(compaction).unwrap();
+    compactions.iter().map(|own| (text(own), own.started_at, own.ended_at)).collect()
+}
+
 /// Holds what was stored against what happened.
 fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
     let (group, reference) = (&actor.world.group, &actor.world.reference);
-    let Some(Hydration { head, tasks: open, run, .. }) = store.adopt(actor.no, UP).unwrap() else {
+    let Some(Hydration { head, tasks: open, run, compactions, .. }) =
+        store.adopt(actor.no, UP).unwrap()
+    else {
         assert_eq!(group.head().created_at, None);
         return;
     };
     // The phase of a run and who cuts off a turn are not stored: the rules' own tests show that
     // they make no difference.
     assert_eq!(run.map(|run| run.id), reference.run().map(|run| run.id));
-    let restored = Group::restore(head, open, reference.run().cloned(), reference.turn().cloned());
-    assert_eq!(&restored, group);
+    let (kept, run) = (reference.kept(), reference.run().cloned());
+    assert_eq!(shown(&compactions), shown(&kept));
+    let restored = Group::restore(head, open, run, reference.turn().cloned(), kept);
+    assert_eq!(restored, reference.restore());
+    let stored = archive.compactions(actor.no, None, 10_000).unwrap();
+    let mut stored: Vec<_> = stored.into_iter().map(|(_, compaction)| compaction).collect();
+    stored.sort_by_key(|compaction| compaction.id);
+    let all: Vec<_> = reference.compactions().cloned().collect();
+    assert_eq!(shown(&stored), shown(&all));
     assert_eq!(archive.group(actor.no).unwrap(), Some(actor.standing()));
     let all: Vec<Task> = reference.tasks().cloned().collect();
     assert_eq!(tasks(archive, actor.no), all);
@@ -270,7 +290,10 @@ fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
         let after = task.seq_first.unwrap() - 1;
         let filter = FrameFilter { after, task: Some(task.id), ..EVERYTHING };
         let blocks = archive.blocks(actor.no, &filter).unwrap();
-        for frame in blocks.iter().flat_map(|b| b.frames()).filter(|frame| filter.takes(*frame)) {
+        let said = blocks
+            .iter()
+            .flat_map(|block| block.frames().filter(|frame| filter.takes(block, *frame)));
+        for frame in said {
             match acp::hear(frame.payload) {
                 Ok(acp::Heard::Notice(notice)) => heard.hear(&notice.fold),
                 Ok(acp::Heard::Permission(_) | acp::Heard::Request { .. })

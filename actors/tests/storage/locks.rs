@@ -5,7 +5,7 @@ use greenroom_actors::storage::{
     Archive, Granted, GroupNo, LockAsk, LockError, Store, StoreError, Writes,
 };
 use greenroom_core::{
-    SessionId, Timestamp, Write,
+    EndReason, SessionId, Timestamp, Write,
     lock::{BootId, Holder, Lease, Lock, LockKey, Now, TTL_MS_MAX, Ttl, Uptime},
 };
 use uuid::Uuid;
@@ -292,6 +292,9 @@ pub fn a_closed_segment_without_a_child_is_reopened<E: Engine>() {
     };
     assert_eq!(adopt(&mut store, 0), [(1, true)], "open as it was");
 
+    let nobodys = take(&mut store, "nobody", now(0));
+    let rotate = rotation(&mut actor, &nobodys);
+    store.lock_release(&nobodys).unwrap();
     let closed = Writes { writes: rotate.writes[..1].to_vec(), epoch: 2, ..rotate };
     commit(&mut store, &[closed]);
     assert_eq!(segments(&engine.archive()), [(1, false)]);

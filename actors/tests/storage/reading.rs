@@ -50,6 +50,7 @@ fn filters() -> impl Strategy<Value = FrameFilter> {
             kind: kind.map(str::to_owned),
             task: task.map(|task| TaskId(Uuid::from_u128(task))),
             segment,
+            view: None,
             descending,
             frames_max: u64::MAX,
             bytes_max: usize::MAX,
@@ -105,7 +106,7 @@ fn stored<E: Engine>(engine: &E, shapes: &[Shape]) -> (Vec<Block>, Vec<Plain>) {
 fn taken(blocks: &[Block], filter: &FrameFilter) -> Vec<(u64, String)> {
     let mut all = Vec::new();
     for block in blocks {
-        let mut frames: Vec<Frame> = block.frames().filter(|f| filter.takes(*f)).collect();
+        let mut frames: Vec<Frame> = block.frames().filter(|f| filter.takes(block, *f)).collect();
         if filter.descending {
             frames.reverse();
         }

@@ -105,7 +105,7 @@ impl Reference {
         self.tasks.values().filter(|task| !task.state.is_terminal()).cloned().collect()
     }
 
-    fn kept(&self) -> Vec<Compaction> {
+    pub fn kept(&self) -> Vec<Compaction> {
         let current =
             self.tasks.values().find(|task| task.claimed_at.is_some() && !task.state.is_terminal());
         let current = current.map(|task| task.id);
