@@ -141,6 +141,9 @@ fn task_of(fact: &Write) -> Option<TaskId> {
         | Write::LockBypassed { task, .. }
         | Write::LockLost { task }
         | Write::TaskEnded { task, .. } => Some(*task),
+        Write::CompactionStarted(compaction)
+        | Write::CompactionUpdated(compaction)
+        | Write::CompactionEnded(compaction) => compaction.task,
         _ => None,
     }
 }
