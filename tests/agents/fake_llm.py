@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """A model that answers on loopback, so that real agents run without network, key or cost.
 
-It owns the two wire formats that the agents in this folder speak: OpenAI chat completions (hermes)
-and OpenAI responses (codex), each streamed or in one piece. It refuses to be clever: what it
-answers depends only on the request in hand and on nothing that happened before, so a turn number
-in an answer proves what the *agent* remembered.
+It owns the three wire formats that the agents in this folder speak: OpenAI chat completions
+(hermes), OpenAI responses (codex) and Anthropic messages (claude), each streamed or in one piece.
+It refuses to be clever: what it answers depends only on the request in hand and on nothing that
+happened before, so a turn number in an answer proves what the *agent* remembered. The one thing
+that can be switched is how it answers when a summary is asked for.
 
 The answer to a turn is `[turn N] alpha bravo …`, where N counts the user messages in the request.
 Markers in the newest user message change it:
@@ -14,14 +15,19 @@ Markers in the newest user message change it:
     [[delay:MS]]    pause before each word after the first
     [[hold]]        send the first word, then wait for `POST /control/release`
     [[fail:CODE]]   answer HTTP CODE
-    [[tool:NAME {…}]]  call this tool; its result is then answered like any message
+    [[tokens:N]]    say that the prompt was N tokens long
+    [[tool:NAME {…}]]  call this tool; its result is answered like any message, tokens apart
 
-A request without tools, or for an answer by schema, is an agent's own errand (a title, a summary).
-It gets a fixed text and is no turn.
+A request for a summary of the conversation gets a fixed text, or what `/control/summaries` says.
+Any other without tools, or for an answer by schema, is an agent's own errand (a title). It gets a
+fixed text and is no turn.
 
     GET  /control/requests   what was asked, oldest first
-    GET  /control/stats      counts of turns, errands, failures, clients gone, other paths
+    GET  /control/stats      how many turns, summaries, errands, failures, clients gone, other paths
     POST /control/release    let every held answer go on
+    POST /control/summaries  {"answer": …} from now on: `text`, `fail` (HTTP 500), `drop` (the
+                             connection, without an answer) or `hold` (until a release, then text)
+    GET  /control/held       answers as soon as a summary is held
 
 Run alone it prints `{"url": "http://127.0.0.1:PORT"}` and serves until it is stopped.
 """
@@ -30,6 +36,7 @@ import argparse
 import itertools
 import json
 import re
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -37,27 +44,34 @@ from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MODEL = "fake-model"
-CONTEXT_TOKENS = 128_000
+CONTEXT_TOKENS = 64_000
 HOLD_S_MAX = 120
 REQUESTS_KEPT_MAX = 1_000
 ERRAND_TEXT = "A short note about the conversation so far."
+SUMMARY_TEXT = "<summary>A summary of what was said before.</summary>"  # claude looks for the tag
+SUMMARY_ASKED = re.compile(  # the words of hermes, codex and claude
+    "You are a summarization agent creating a context checkpoint"
+    "|You are performing a CONTEXT CHECKPOINT COMPACTION"
+    "|create a detailed summary of the conversation so far"
+)
+SUMMARY_ANSWERS = ("text", "fail", "drop", "hold")
 WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima".split()
-MARKER = re.compile(r"\[\[(say|reply|delay|hold|fail|tool)(?::(.*?))?\]\]", re.DOTALL)
+MARKER = re.compile(r"\[\[(say|reply|delay|hold|fail|tokens|tool)(?::(.*?))?\]\]", re.DOTALL)
 
 
 @dataclass
 class Request:
-    """One request, reduced to what both wire formats have in common."""
+    """One request, reduced to what the wire formats have in common."""
 
     wire: str
     stream: bool
-    errand: bool
+    kind: str
     users: list = field(default_factory=list)
     answers_tool: bool = False
     prompt_tokens: int = 0
 
     def markers(self):
-        newest = self.users[-1] if self.users and not self.errand else ""
+        newest = self.users[-1] if self.users and self.kind == "turn" else ""
         return dict(MARKER.findall(newest))
 
 
@@ -76,45 +90,58 @@ class Reply:
         return "".join(self.words)
 
 
-def text_of(content):
-    if isinstance(content, list):
-        return "\n".join(part.get("text") or "" for part in content)
-    return content or ""
-
-
 def is_person(text):
     """Agents put context of their own in user messages, wrapped in a tag; people do not."""
     return bool(text.strip()) and not text.lstrip().startswith(("<", "# AGENTS.md"))
 
 
-def is_errand(body):
+def said(content):
+    """What a person said in a user message; empty if it is the agent's own."""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return "\n".join(filter(is_person, (part.get("text") or "" for part in parts)))
+
+
+def kind_of(body, users):
+    if users and SUMMARY_ASKED.search(users[-1]):
+        return "summary"
     by_schema = body.get("response_format") or (body.get("text") or {}).get("format")
-    return bool(by_schema) or not body.get("tools")
+    return "errand" if by_schema or not body.get("tools") else "turn"
+
+
+def is_tool_result(entry):
+    """Whether the newest entry of a request gives the result of a tool."""
+    if entry.get("role") == "tool" or entry.get("type", "").endswith("_output"):
+        return True
+    parts = entry.get("content")
+    return isinstance(parts, list) and any(part.get("type") == "tool_result" for part in parts)
 
 
 def read_request(wire, body):
-    entries = body.get("messages" if wire == "chat" else "input") or []
+    entries = body.get("input" if wire == "responses" else "messages") or []
     if isinstance(entries, str):
         entries = [{"role": "user", "content": entries}]
-    texts = [text_of(entry.get("content")) for entry in entries if entry.get("role") == "user"]
-    newest = entries[-1] if entries else {}
+    users = [said(entry.get("content")) for entry in entries if entry.get("role") == "user"]
     return Request(
         wire=wire,
         stream=bool(body.get("stream")),
-        errand=is_errand(body),
-        users=[text for text in texts if is_person(text)],
-        answers_tool=newest.get("role") == "tool" or newest.get("type", "").endswith("_output"),
+        kind=kind_of(body, users),
+        users=list(filter(None, users)),
+        answers_tool=bool(entries) and is_tool_result(entries[-1]),
         prompt_tokens=max(1, len(json.dumps(body)) // 4),
     )
 
 
 def make_reply(request):
     markers = request.markers()
-    tool = None
+    tool, tokens = None, None
+    if not request.answers_tool:
+        tokens = int(markers.get("tokens") or 0)
     if "tool" in markers and not request.answers_tool:
         name, _, arguments = markers["tool"].partition(" ")
         tool = (name, arguments or "{}")
-    if request.errand:
+    if request.kind == "summary":
+        text = SUMMARY_TEXT
+    elif request.kind == "errand":
         text = ERRAND_TEXT
     else:
         count = int(markers.get("reply") or len(WORDS))
@@ -123,7 +150,7 @@ def make_reply(request):
     return Reply(
         words=[] if tool else re.findall(r"\S+\s*", text),
         tool=tool,
-        prompt_tokens=request.prompt_tokens,
+        prompt_tokens=tokens or request.prompt_tokens,
         delay_s=int(markers.get("delay") or 0) / 1000,
         hold="hold" in markers,
     )
@@ -230,10 +257,58 @@ class Responses:
         return kind, {"type": kind} | fields
 
 
+class Messages:
+    """Anthropic messages, one content block each: text or a tool use."""
+
+    def __init__(self, reply, number):
+        self.reply = reply
+        self.usage = {
+            "input_tokens": reply.prompt_tokens,
+            "output_tokens": max(1, len(reply.words)),
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+        }
+        self.block, self.stop_reason = {"type": "text", "text": reply.text}, "end_turn"
+        if reply.tool:
+            name, arguments = reply.tool
+            self.block = {"type": "tool_use", "id": f"toolu_{number}", "name": name}
+            self.block["input"] = json.loads(arguments)
+            self.stop_reason = "tool_use"
+        self.head = {"id": f"msg_{number}", "type": "message", "role": "assistant", "model": MODEL}
+
+    def whole(self):
+        end = {"stop_reason": self.stop_reason, "stop_sequence": None}
+        return self.head | end | {"content": [self.block], "usage": self.usage}
+
+    def events(self, paced):
+        blank = {"input": {}} if self.reply.tool else {"text": ""}
+        opened = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": self.usage}
+        yield self._event("message_start", message=self.head | opened)
+        yield self._event("content_block_start", index=0, content_block=self.block | blank)
+        if self.reply.tool:
+            yield self._delta(type="input_json_delta", partial_json=json.dumps(self.block["input"]))
+        else:
+            for word in paced:
+                yield self._delta(type="text_delta", text=word)
+        yield self._event("content_block_stop", index=0)
+        end = {"stop_reason": self.stop_reason, "stop_sequence": None}
+        yield self._event("message_delta", delta=end, usage=self.usage)
+        yield self._event("message_stop")
+
+    def _delta(self, **delta):
+        return self._event("content_block_delta", index=0, delta=delta)
+
+    @staticmethod
+    def _event(kind, **fields):
+        return kind, {"type": kind} | fields
+
+
 WIRES = {
     "/v1/chat/completions": ("chat", Chat),
     "/v1/responses": ("responses", Responses),
+    "/v1/messages": ("messages", Messages),
 }
+PLURALS = {"turn": "turns", "errand": "errands", "summary": "summaries"}
 
 
 class Model(ThreadingHTTPServer):
@@ -248,15 +323,36 @@ class Model(ThreadingHTTPServer):
         self.numbers = itertools.count(1)
         self.gate = threading.Condition()
         self.releases = 0
+        self.held = 0  # summaries that wait for a release
+        self.summaries = "text"
 
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
 
+    def handle_error(self, request, client_address):
+        """Says nothing of a client that is gone, as a killed agent is."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
     def release(self):
         with self.gate:
             self.releases += 1
             self.gate.notify_all()
+
+    def hold_summary(self):
+        """Waits for a release."""
+        with self.gate:
+            seen = self.releases
+            self.held += 1
+            self.gate.notify_all()
+            self.gate.wait_for(lambda: seen < self.releases, timeout=HOLD_S_MAX)
+            self.held -= 1
+
+    def until_held(self):
+        """Waits until a summary is held, and tells whether one is."""
+        with self.gate:
+            return self.gate.wait_for(lambda: self.held, timeout=HOLD_S_MAX)
 
     def paced(self, reply):
         """Yields the words of `reply`, first at once, the others in its tempo."""
@@ -277,12 +373,19 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_args):
         """Silent: the requests are in `/control/requests`."""
 
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
     def do_GET(self):
         path = self.path.partition("?")[0].rstrip("/")
         if path == "/control/requests":
             return self.send([asdict(request) for request in self.server.requests])
         if path == "/control/stats":
             return self.send(self.server.stats)
+        if path == "/control/held":
+            return self.send({"held": bool(self.server.until_held())})
         card = {"id": MODEL, "object": "model", "created": 0, "owned_by": "greenroom"}
         card["context_length"] = CONTEXT_TOKENS
         if path == "/v1/models":
@@ -297,12 +400,16 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/control/release":
             self.server.release()
             return self.send({})
+        if path == "/control/summaries":
+            return self.switch_summaries(json.loads(raw)["answer"])
+        if path == "/v1/messages/count_tokens":
+            return self.send({"input_tokens": max(1, len(raw) // 4)})
         if path not in WIRES:
             return self.not_here()
         wire, writer = WIRES[path]
         request = read_request(wire, json.loads(raw))
         self.server.requests.append(request)
-        self.server.stats["errands" if request.errand else "turns"] += 1
+        self.server.stats[PLURALS[request.kind]] += 1
         try:
             self.answer(request, writer)
         except (BrokenPipeError, ConnectionResetError):
@@ -310,8 +417,21 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         return None
 
+    def switch_summaries(self, answer):
+        if answer not in SUMMARY_ANSWERS:
+            return self.send_error_body(400, f"answer must be one of {SUMMARY_ANSWERS}")
+        self.server.summaries = answer
+        return self.send({})
+
     def answer(self, request, writer):
         failure = request.markers().get("fail")
+        how = self.server.summaries if request.kind == "summary" else "text"
+        if how == "hold":
+            self.server.hold_summary()
+        if how == "drop":
+            raise ConnectionResetError("asked to drop it")
+        if how == "fail":
+            failure = 500
         if failure is not None:
             self.server.stats["failures"] += 1
             return self.send_error_body(int(failure or 500), "asked to fail")

@@ -17,19 +17,21 @@ import time
 import urllib.parse
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 MARK = "GREENROOM_TEST_MARK"
 MODEL = "fake-model"
-CONTEXT_TOKENS = 128_000
+CONTEXT_TOKENS = 64_000  # the least that hermes accepts
+CLAUDE_CONTEXT_TOKENS = 100_000  # the least that claude accepts
 
 READY_S = 30
 STOP_S = 60  # above `drain_timeout` and the ladder behind it
 LEFTOVER_S = 5
-WAIT_S = 120
+WAIT_S = 60
 LOG_TAIL_LINES = 80
 
 
@@ -51,31 +53,40 @@ def binary():
 
 @dataclass(frozen=True)
 class Agent:
-    """A real agent: how to start it, and what differs between the two."""
+    """A real agent: how to start it, and in what it differs from the others.
+
+    `write_home` writes its own configuration and may return more variables for its environment.
+    From `full` tokens on it compacts by itself, at `nearly_full` not yet; hermes goes by those of
+    its own count between turns, and by the model's inside one.
+    """
 
     name: str
     command: str
     home_variable: str
     write_home: object
-    env: dict
-    shell_call: object
+    env: dict = field(default_factory=dict)
+    signals: tuple = ()
+    shell_call: object = None
+    full: int = 0
+    nearly_full: int = 0
 
     def profile(self, home, model_url, mark):
         """Writes the agent's own configuration to `home` and returns its profile as TOML."""
         home.mkdir(parents=True)
-        self.write_home(home, model_url)
-        env = {self.home_variable: str(home), MARK: mark} | self.env
+        more = self.write_home(home, model_url) or {}
+        env = {self.home_variable: str(home), MARK: mark} | self.env | more
         pairs = ", ".join(f"{key} = {json.dumps(value)}" for key, value in env.items())
         return (
             f"[agents.{self.name}]\n"
             f"command = {json.dumps(self.command)}\n"
             f"env = {{ {pairs} }}\n"
+            f"signals = {json.dumps(self.signals)}\n"
             "auto_compact = 0\n"
             'compaction = { strategy = "command", command = "/compact" }\n'
         )
 
 
-def write_hermes_home(home, model_url):
+def write_hermes_home(home, model_url, in_place=True):
     (home / "config.yaml").write_text(
         "model:\n"
         f"  default: {MODEL}\n"
@@ -83,6 +94,8 @@ def write_hermes_home(home, model_url):
         f"  base_url: {model_url}/v1\n"
         "  api_key: unused\n"
         f"  context_length: {CONTEXT_TOKENS}\n"
+        "compression:\n"
+        f"  in_place: {json.dumps(in_place)}\n"
     )
 
 
@@ -118,7 +131,13 @@ def write_codex_home(home, model_url):
         'name = "fake"\n'
         f'base_url = "{model_url}/v1"\n'
         'wire_api = "responses"\n'
+        "request_max_retries = 0\n"
+        "stream_max_retries = 0\n"
     )
+
+
+def write_claude_home(_home, model_url):
+    return {"ANTHROPIC_BASE_URL": model_url}
 
 
 def hermes_shell_call(command):
@@ -135,8 +154,12 @@ HERMES = Agent(
     command="hermes-acp",
     home_variable="HERMES_HOME",
     write_home=write_hermes_home,
-    env={},
+    signals=("hermes_meta", "hermes_stderr"),
     shell_call=hermes_shell_call,
+    full=60_000,
+)
+HERMES_ROTATING = replace(
+    HERMES, name="hermes-rotating", write_home=partial(write_hermes_home, in_place=False)
 )
 CODEX = Agent(
     name="codex",
@@ -145,8 +168,26 @@ CODEX = Agent(
     write_home=write_codex_home,
     env={"INITIAL_AGENT_MODE": "workspace-write"},  # asks the client, not a model, for approval
     shell_call=codex_shell_call,
+    full=60_000,
+    nearly_full=45_000,
 )
-AGENTS = [HERMES, CODEX]
+CLAUDE = Agent(
+    name="claude",
+    command="claude-agent-acp",
+    home_variable="CLAUDE_CONFIG_DIR",
+    write_home=write_claude_home,
+    env={
+        "ANTHROPIC_API_KEY": "unused",
+        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": str(CLAUDE_CONTEXT_TOKENS),
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_MAX_RETRIES": "0",
+        "DISABLE_AUTOUPDATER": "1",
+    },
+    full=95_000,
+    nearly_full=60_000,
+)
+AGENTS = [HERMES, CODEX]  # what every test of test_agents.py runs with
+PROFILES = [*AGENTS, HERMES_ROTATING, CLAUDE]
 
 
 # ---- processes ------------------------------------------------------------------------------
@@ -216,7 +257,16 @@ class Model:
     def turns(self):
         """The requests that were turns, oldest first."""
         requests = fetch("GET", self.url + "/control/requests").body
-        return [request for request in requests if not request["errand"]]
+        return [request for request in requests if request["kind"] == "turn"]
+
+    def answer_summaries(self, how):
+        """From now on: `text`, `fail`, `drop` or `hold`, as `fake_llm.py` explains."""
+        answer = fetch("POST", self.url + "/control/summaries", {"answer": how})
+        assert answer.status == 200, answer
+
+    def until_summary_held(self):
+        """Waits until an agent waits for a summary that is held back."""
+        assert fetch("GET", self.url + "/control/held", timeout=WAIT_S).body["held"]
 
     def stats(self):
         return fetch("GET", self.url + "/control/stats").body
@@ -301,7 +351,7 @@ class Events:
 class Server:
     """`greenroom serve` on a free port, over one data directory; it can be started again."""
 
-    def __init__(self, directory, model, agents):
+    def __init__(self, directory, model, agents, **defaults):
         self.mark = uuid.uuid4().hex
         self.directory = directory
         self.port = free_port()
@@ -309,13 +359,16 @@ class Server:
         self.config = directory / "greenroom.toml"
         self.process = None
         (directory / "home").mkdir()
+        defaults = {"agent": agents[0].name} | defaults
         profiles = [
             agent.profile(directory / agent.name, model.url, self.mark) for agent in agents
         ]
         self.config.write_text(
             f'[server]\nlisten = "127.0.0.1:{self.port}"\ndrain_timeout = "5s"\n\n'
             f"[storage]\nurl = {json.dumps(f'sqlite:{directory}/data/greenroom.db')}\n\n"
-            f'[defaults]\nagent = "{agents[0].name}"\n\n' + "\n".join(profiles)
+            "[defaults]\n"
+            + "".join(f"{key} = {json.dumps(value)}\n" for key, value in defaults.items())
+            + "\n".join(["", *profiles])
         )
 
     def start(self):
@@ -374,6 +427,14 @@ class Server:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
 
+    def until_hermes_logs(self, text):
+        """Waits until hermes has written `text` to its own log."""
+        log = self.directory / HERMES.name / "logs" / "agent.log"
+        deadline = time.monotonic() + READY_S
+        while text not in log.read_text(errors="replace"):
+            assert time.monotonic() < deadline, f"hermes does not log {text!r}"
+            time.sleep(0.05)
+
     def logged_pids(self, group):
         """Every `pid=` that the log names on a line about `group`."""
         word = re.compile(rf"(?<![\w.:@-]){re.escape(group)}(?![\w.:@-])")
@@ -414,15 +475,38 @@ class Server:
         """Waits until `task` is terminal and returns it."""
         return self.get(f"/v1/tasks/{task['id']}?wait={WAIT_S}", timeout=WAIT_S + READY_S)
 
-    def frames(self, group):
-        """The whole transcript, page by page."""
-        frames, cursor = [], ""
+    def order_compaction(self, group):
+        """Enqueues a compaction and returns its task at once."""
+        return self.post(f"/v1/groups/{group}/compactions", expect=(202,))
+
+    def compact(self, group):
+        """Runs a compaction to its end and returns its task."""
+        return self.settled(self.order_compaction(group))
+
+    def list(self, path, query=""):
+        """A whole list, page by page."""
+        items, cursor = [], ""
         while cursor is not None:
-            page = self.get(f"/v1/groups/{group}/frames?limit=1000{cursor}")
-            frames += page["items"]
+            page = self.get(f"{path}?limit=1000&{query}{cursor}")
+            items += page["items"]
             following = page["next_cursor"]
             cursor = following and f"&cursor={urllib.parse.quote(following)}"
-        return frames
+        return items
+
+    def frames(self, group):
+        """The whole transcript."""
+        return self.list(f"/v1/groups/{group}/frames")
+
+    def tasks(self, group, query):
+        return self.list(f"/v1/groups/{group}/tasks", query)
+
+    def compactions(self, group):
+        """The group's compactions, newest first."""
+        return self.list(f"/v1/groups/{group}/compactions")
+
+    def segments(self, group):
+        """The group's segments, oldest first."""
+        return self.list(f"/v1/groups/{group}/segments")
 
     @contextmanager
     def events(self, group, after=0):

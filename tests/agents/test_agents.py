@@ -9,34 +9,10 @@ import os
 import signal
 
 import pytest
-from rig import AGENTS, WAIT_S, Model, Server, command_of, leftovers, marked
+from rig import AGENTS, WAIT_S, command_of, leftovers, marked
 
 FIRST_TEXT = "good morning"
 WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima"
-
-
-@pytest.fixture
-def model():
-    model = Model()
-    yield model
-    model.stop()
-
-
-@pytest.fixture
-def server(tmp_path, model):
-    """A running server. At the end it must stop with code 0 and leave no process behind."""
-    server = Server(tmp_path, model, AGENTS)
-    try:
-        server.start()
-        yield server
-        model.release()
-        if server.is_running():
-            assert server.stop() == 0, "exit code after SIGTERM"
-        left = {pid: command_of(pid) for pid in leftovers(server.mark)}
-        assert not left, "processes that outlived the server"
-    finally:
-        server.end()
-        print(f"---- the server's log, its end ----\n{server.log_tail()}")
 
 
 @pytest.fixture(params=AGENTS, ids=[agent.name for agent in AGENTS])
@@ -207,19 +183,6 @@ def test_permission_is_refused_by_the_policy(server, agent, group, tmp_path):
     following = server.turn(group, f"and now? [[say:{FIRST_TEXT}]]")
     assert following["state"] == "completed", following
     assert following["text"].strip().endswith(FIRST_TEXT), following
-
-
-def test_ordered_compaction(server, model, agent, group):
-    for number in range(1, 7):  # hermes leaves a shorter conversation as it is
-        check_completed(server.turn(group, f"say on {number}"), f"[turn {number}] {WORDS}")
-    path = f"/v1/groups/{group}/compactions"
-    task = server.post(f"{path}?wait={WAIT_S}", expect=(200,), timeout=2 * WAIT_S)
-    assert (task["kind"], task["state"]) == ("compaction", "completed"), task
-
-    after = server.turn(group, f"and now? [[say:{FIRST_TEXT}]]")
-    assert after["state"] == "completed", after
-    assert after["text"].strip().endswith(FIRST_TEXT), after
-    assert model.stats()["errands"], "a summary was asked for"
 
 
 def test_both_agents_at_once(server, model):
