@@ -280,8 +280,8 @@ impl Scene<'_> {
         {
             self.rotate(EndReason::Reset, session, Some(given.clone()));
         }
-        let now = self.group.head.provenance.as_ref().map(|now| &now.current);
-        if now != Some(&given.current) && self.group.head.segment > 0 {
+        // A line on stderr names the session alone; the rest may follow.
+        if self.group.head.provenance.as_ref() != Some(&given) && self.group.head.segment > 0 {
             self.write(Write::ProvenanceNoted { provenance: given });
         }
     }

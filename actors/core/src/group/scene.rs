@@ -386,6 +386,15 @@ impl<'a> Scene<'a> {
             {
                 Some("prompt_queued_after_cancel")
             }
+            // It answered before it read the cancel, and will read it with no prompt in flight:
+            // hermes does not survive that.
+            PromptReply::Stopped { stop_reason, .. }
+                if self.terms.listens
+                    && turn.cut.is_some()
+                    && *stop_reason != StopReason::Cancelled =>
+            {
+                Some("answered_before_cancel")
+            }
             PromptReply::Failed { .. } | PromptReply::Stopped { .. } => None,
         }
     }
@@ -525,7 +534,14 @@ impl<'a> Scene<'a> {
     /// the turn calls for.
     pub(super) fn settle(&mut self, settled: Settlement) {
         let Some((task, turn)) = self.running() else { return };
-        let (task, has_answer) = (task.clone(), turn.has_answer());
+        // codex tells of a failed compaction in a message, and nothing else.
+        let text = turn.text().trim();
+        let is_excuse = self.group.recent.of(task.id).any(|own| {
+            let error = own.details.error.as_deref().map(str::trim);
+            own.status == CompactionStatus::Failed && error == Some(text)
+        });
+        let has_answer = turn.has_tools() || (turn.has_answer() && !is_excuse);
+        let task = task.clone();
         let mut settled = match task.kind() {
             TaskKind::Turn => settled,
             TaskKind::Compaction => self.settle_ordered(&task, settled),
