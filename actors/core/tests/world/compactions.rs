@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Compaction, CompactionId, CompactionStatus, EndReason, Group, Head, Origin, SessionId, TaskId,
-    TaskKind, Terms, Write,
+    Compaction, CompactionId, CompactionStatus, EndReason, Group, Head, Origin, Provenance,
+    SessionId, TaskId, TaskKind, Terms, Write,
 };
 
 use super::{Held, ensure};
@@ -15,7 +15,7 @@ pub struct Compactions {
     segment: u32,
     segment_open: bool,
     session: Option<SessionId>,
-    provenance: Option<String>,
+    provenance: Option<Provenance>,
     /// Of each compaction: where it stands, and the segment that it opened.
     seen: BTreeMap<CompactionId, (CompactionStatus, Option<u32>)>,
     active: Option<CompactionId>,
@@ -90,17 +90,17 @@ impl Compactions {
                 }
                 (self.segment, self.segment_open) = (*segment, true);
                 self.session = Some(session.clone());
-                self.provenance = provenance.as_ref().map(|own| own.current.clone());
+                self.provenance.clone_from(provenance);
             }
             Write::ProvenanceNoted { provenance } => {
-                let news = self.provenance.as_ref() != Some(&provenance.current);
+                let news = self.provenance.as_ref() != Some(provenance);
                 ensure!(news, "AM-13: {:?} is noted twice", self.provenance);
-                self.provenance = Some(provenance.current.clone());
+                self.provenance = Some(provenance.clone());
             }
             Write::RunReady { session, provenance, .. } => {
                 self.session = Some(session.clone());
                 if let Some(provenance) = provenance {
-                    self.provenance = Some(provenance.current.clone());
+                    self.provenance = Some(provenance.clone());
                 }
                 ensure!(self.segment_open, "AM-11: a session and no segment");
             }
@@ -256,8 +256,7 @@ impl Compactions {
         ensure!(self.segment == head.segment, "AM-11: {} is open", self.segment);
         ensure!(self.segment_open == (self.segment > 0), "AM-11: not exactly one is open");
         ensure!(self.session == head.session, "AM-11: {:?} is in force", self.session);
-        let known = head.provenance.as_ref().map(|known| &known.current);
-        ensure!(self.provenance.as_ref() == known, "AM-13: {:?} is known", self.provenance);
+        ensure!(self.provenance == head.provenance, "AM-13: {:?} is known", self.provenance);
         let completed = |status: &&(CompactionStatus, _)| status.0 == CompactionStatus::Completed;
         let count = self.seen.values().filter(completed).count() as u64;
         ensure!(count == head.compacting.count, "AM-23: {count}, not {}", head.compacting.count);
