@@ -138,7 +138,6 @@ pub struct Task {
     seq_first: Option<u64>,
     seq_last: Option<u64>,
     interrupted: Option<Interrupted>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     findings: Vec<Finding>,
     cancel_requested: bool,
     deadline_ms: Option<u64>,

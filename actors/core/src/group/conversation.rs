@@ -1,0 +1,227 @@
+//! What each event of an agent's run leads to: from its launch over its answers to its end.
+
+use super::{Current, scene::Scene};
+use crate::{
+    Answer, Continuity, Effect, EndReason, Exit, Fold, Json, Lines, Permission, PromptReply,
+    Provenance, Run, RunId, RunPhase, Said, SessionId, Stop, StopReason, TaskError, TaskId,
+    TaskKind, TaskState, Turn, Write,
+};
+
+/// JSON-RPC's code for an error inside the agent.
+const INTERNAL_ERROR: i64 = -32603;
+/// What a hermes that lost track answers to every prompt.
+const WEDGED_ANSWER: &str = "Queued for the next turn";
+
+impl Scene<'_> {
+    /// Starts an agent. After a compaction hermes restores what it compacted under the id that ACP
+    /// knows, and what goes on under its own.
+    pub(super) fn launch(&mut self) {
+        let run = RunId((self.fresh)());
+        let head = &self.group.head;
+        let agent = head.settings.agent.clone();
+        let own = head.provenance.as_ref().map(|known| SessionId(known.current.as_str().into()));
+        let session = head.session.clone().map(|session| own.unwrap_or(session));
+        self.write(Write::RunStarted { run, agent });
+        self.order(Effect::Launch { run, session });
+    }
+
+    /// START: everything that must be durable before the prompt's first byte (I7, SEEDS AM-2).
+    pub(super) fn start(&mut self, task: TaskId) {
+        let (Some(run), Some(session)) = (&self.group.run, self.group.head.session.clone()) else {
+            return;
+        };
+        let run = run.id;
+        let Some(record) = self.group.task(task) else { return };
+        let (attempt, prompt, kind) = (record.attempt + 1, record.prompt().clone(), record.kind());
+        self.write(Write::TaskStarted { task, attempt, run });
+        self.write(Write::TurnStarted { task, prompt: prompt.clone() });
+        let prompt = match &self.group.head.lead_in {
+            Some(summary) if kind == TaskKind::Turn => led(summary, &prompt),
+            Some(_) | None => prompt,
+        };
+        let id = self.group.head.last_seq + 1;
+        let sent = Write::PromptSent { id, session: session.clone(), prompt: prompt.clone() };
+        self.write(sent);
+        self.order(Effect::Prompt { run, id, session, prompt });
+        if kind == TaskKind::Compaction {
+            self.begin_ordered(task);
+        }
+    }
+
+    pub(super) fn agent_ready(
+        &mut self,
+        run: RunId,
+        pid: u32,
+        session: SessionId,
+        continuity: Continuity,
+        provenance: Option<Provenance>,
+    ) {
+        // A run that was told to end as it started takes no prompt any more.
+        let starting = |own: &Run| own.id == run && own.phase == RunPhase::Starting;
+        if !self.group.run.as_ref().is_some_and(starting) {
+            return;
+        }
+        let head = &self.group.head;
+        // A session that begins with a summary which no prompt carried to it has no more to lose.
+        if continuity == Continuity::Lost
+            && head.lead_in.is_none()
+            && let Some(lost) = head.session.clone()
+        {
+            self.write(Write::ContextLost { session: lost });
+        }
+        let head = &self.group.head;
+        let known = head.provenance.as_ref().map(|known| &*known.current);
+        let is_same = head.session.as_ref() == Some(&session) || known == Some(&*session.0);
+        if !is_same {
+            self.rotate(EndReason::AgentRestart, session.clone(), provenance.clone());
+        }
+        self.write(Write::RunReady { run, pid, session, continuity, provenance });
+        let Some(Current { task, turn: None }) = &self.group.current else { return };
+        let (task, needs_lock) = (task.id, self.group.needs_lock(task));
+        if needs_lock {
+            // The session is another, and so is its lock.
+            self.write(Write::TaskReleased { task });
+        } else {
+            self.start(task);
+        }
+    }
+
+    pub(super) fn reject_permission(&mut self, run: RunId, lines: Lines, permission: Permission) {
+        let task = self.group.turn_of(run);
+        let fold = Fold { output: true, ..Fold::default() };
+        self.write(Write::Said(Said { run, task, lines, fold }));
+        // A turn that is being cut off is answered as ACP says, not by the policy.
+        let cut = self.group.turn().is_some_and(|turn| turn.cut.is_some());
+        let (request, selected) = (permission.id, permission.reject.filter(|_| !cut));
+        self.write(Write::PermissionResolved {
+            request: request.clone(),
+            selected: selected.clone(),
+            resolved_by: "policy".into(),
+        });
+        self.order(Effect::Answer { run, answer: Answer { request, selected } });
+    }
+
+    pub(super) fn answered(&mut self, run: RunId, id: u64, reply: PromptReply) {
+        let Some(turn) = self.group.turn() else { return };
+        if turn.run != run || turn.prompt_id != id || turn.opening.is_some() {
+            return;
+        }
+        let wedged = self.wedged(turn, &reply);
+        if self.open_rotation(&reply) {
+            return;
+        }
+        let Some(turn) = self.group.turn() else { return };
+        let mut settled = turn.answered(reply);
+        if wedged.is_some() && turn.cut.is_none() {
+            settled.state = TaskState::Failed;
+            settled.ending.error.get_or_insert_with(|| TaskError {
+                code: "agent_wedged".into(),
+                message: "the agent did not take the prompt, and is being restarted; send it again"
+                    .into(),
+            });
+        }
+        self.settle(settled);
+        if let Some(sign) = wedged {
+            self.write(Write::AgentWedged { run, sign: sign.into() });
+            self.stop(Stop::Gently);
+        }
+    }
+
+    /// By what a hermes shows that it lost track after a cancel: only another process cures that.
+    fn wedged(&self, turn: &Turn, reply: &PromptReply) -> Option<&'static str> {
+        let cancelled = self.group.run.as_ref().is_some_and(|run| run.cancelled);
+        if !cancelled {
+            return None;
+        }
+        match reply {
+            // The cancelled prompt itself, or the next one.
+            PromptReply::Failed { code: INTERNAL_ERROR, .. }
+                if turn.cut.is_some() || !turn.has_output() =>
+            {
+                Some("internal_error_after_cancel")
+            }
+            PromptReply::Stopped { stop_reason: StopReason::EndTurn, .. }
+                if !turn.has_tools() && turn.text().trim_start().starts_with(WEDGED_ANSWER) =>
+            {
+                Some("prompt_queued_after_cancel")
+            }
+            // It answered before it read the cancel, and will read it with no prompt in flight:
+            // hermes does not survive that.
+            PromptReply::Stopped { stop_reason, .. }
+                if self.terms.listens
+                    && turn.cut.is_some()
+                    && *stop_reason != StopReason::Cancelled =>
+            {
+                Some("answered_before_cancel")
+            }
+            PromptReply::Failed { .. } | PromptReply::Stopped { .. } => None,
+        }
+    }
+
+    pub(super) fn agent_closed(&mut self, run: RunId) {
+        let ready = |own: &Run| own.id == run && own.phase == RunPhase::Ready;
+        if self.group.run.as_ref().is_some_and(ready) {
+            self.write(Write::RunStopping { run });
+        }
+    }
+
+    pub(super) fn agent_exited(&mut self, run: RunId, exit: Exit) {
+        let Some(Run { phase, wedged, .. }) = self.group.run.clone().filter(|own| own.id == run)
+        else {
+            return;
+        };
+        let mut exit = exit;
+        if wedged {
+            exit.detail = format!("it was wedged by a cancel: {}", exit.detail);
+        }
+        let settled = self.group.turn().map(|turn| turn.abandoned(exit.reason, &exit.detail));
+        let unsent = self.group.current.as_ref().map(|current| current.task.id);
+        if settled.is_none() {
+            self.strand();
+        }
+        if let Some(settled) = settled {
+            self.settle(settled);
+            self.write(Write::RunExited { run, exit });
+        } else if let Some(task) = unsent {
+            match phase {
+                RunPhase::Starting => {
+                    let error = start_failed(&exit);
+                    self.write(Write::RunExited { run, exit });
+                    self.end_unsent(task, TaskState::Failed, Some(error));
+                }
+                RunPhase::Ready | RunPhase::Stopping => {
+                    self.write(Write::RunExited { run, exit });
+                    self.launch();
+                }
+            }
+        } else {
+            self.write(Write::RunExited { run, exit });
+        }
+    }
+}
+
+/// The caller's prompt with the summary before it that the session does not know yet.
+fn led(summary: &str, prompt: &Json) -> Json {
+    let text = format!(
+        "This session continues an earlier one, which was summed up as follows:\n\n{summary}\n\n\
+         Go on from there with what comes next."
+    );
+    let Ok(blocks) = serde_json::from_str::<Vec<Json>>(prompt.as_str()) else {
+        return prompt.clone();
+    };
+    let Ok(lead) = Json::write(&serde_json::json!({ "type": "text", "text": text })) else {
+        return prompt.clone();
+    };
+    let blocks: Vec<Json> = std::iter::once(lead).chain(blocks).collect();
+    Json::write(&blocks).unwrap_or_else(|_| prompt.clone())
+}
+
+fn start_failed(exit: &Exit) -> TaskError {
+    let stderr = exit.stderr_tail.lines().last().unwrap_or_default();
+    let mut message = format!("the agent could not be started: {}", exit.detail);
+    if !stderr.is_empty() {
+        message.push_str("; its last words on stderr: ");
+        message.push_str(stderr);
+    }
+    TaskError { code: "agent_start_failed".into(), message }
+}
