@@ -71,7 +71,7 @@ fn the_example_profiles_load() {
     assert_eq!(hermes.auto_compact, Some(0.0));
     assert_eq!(hermes.start_timeout, Duration::from_secs(60));
     assert_eq!(config.agents["gemini"].auth_method.as_deref(), Some("gemini-api-key"));
-    assert_eq!(config.agents["gemini"].compaction, Compaction::None);
+    assert_eq!(config.agents["gemini"].compaction, Compaction::Rotate);
     assert!(config.agents.contains_key("codex") && config.agents.contains_key("demo"));
 }
 
@@ -300,7 +300,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 fn what_has_no_effect_yet_is_said() {
     let config = from(
         "[storage]\nretention_days = 7\n[limits]\nresident_agents = 4\n\
-         [defaults]\nauto_compact = 0.5\npermission_policy = 'allow'\non_interrupt = 'hold'\n\
+         [defaults]\npermission_policy = 'allow'\non_interrupt = 'hold'\nretry_base = '1s'\n\
          [agents.a]\ncommand = 'a'\nsignals = ['hermes_meta']\nauto_compact = 0.9\n\
          compaction = { strategy = 'rotate' }\n",
     )
@@ -309,11 +309,9 @@ fn what_has_no_effect_yet_is_said() {
     let expected = [
         "x.toml:2: retention_days in [storage]",
         "x.toml:4: resident_agents in [limits]",
-        "x.toml:6: auto_compact in [defaults]",
-        "x.toml:7: permission_policy in [defaults]",
-        "x.toml:8: on_interrupt in [defaults]",
-        "x.toml:12: auto_compact in [agents.a]",
-        "x.toml:13: strategy \"rotate\" of compaction in [agents.a]",
+        "x.toml:6: permission_policy in [defaults]",
+        "x.toml:7: on_interrupt in [defaults]",
+        "x.toml:8: retry_base in [defaults]",
     ]
     .map(|warning| format!("{warning}{suffix}"));
     assert_eq!(config.warnings, expected);
@@ -333,10 +331,8 @@ fn what_has_no_effect_yet_is_said() {
 fn what_asks_for_nothing_new_is_not_warned_of() {
     let config = from(
         "[storage]\nretention_days = 0\n\
-         [defaults]\nauto_compact = 0.0\npermission_policy = 'reject'\nretry = 'never'\n\
-         on_interrupt = 'continue'\n\
-         [agents.a]\ncommand = 'a'\nsignals = []\nauto_compact = 0\n\
-         compaction = { strategy = 'none' }\n",
+         [defaults]\npermission_policy = 'reject'\nretry = 'never'\n\
+         on_interrupt = 'continue'\n",
     );
     assert_eq!(config.unwrap().warnings, Vec::<String>::new());
 }
@@ -346,7 +342,7 @@ fn the_shipped_file_unchanged_is_not_warned_of() {
     assert_eq!(from(BUILTIN).unwrap(), Config::from_layers(None, &[], None).unwrap());
     let changed = BUILTIN.replace("queue = 1000", "queue = 999");
     let config = from(&changed).unwrap();
-    assert_eq!((config.limits.queue, config.warnings.len()), (999, 9));
+    assert_eq!((config.limits.queue, config.warnings.len()), (999, 6));
 }
 
 #[test]
