@@ -49,6 +49,9 @@ pub struct Compaction {
     /// Who told of its end.
     #[serde(skip)]
     ended_by: Vec<Source>,
+    /// How a detector saw it end that is not believed, or too late.
+    #[serde(skip)]
+    hearsay: Option<Sign>,
     /// Whether the prompt of another turn was sent since: what is seen then is seldom about it.
     #[serde(skip)]
     passed: bool,
@@ -151,24 +154,38 @@ impl Compaction {
             lineage: Lineage::default(),
             leads: false,
             ended_by: Vec::new(),
+            hearsay: None,
             passed: false,
         }
     }
 
-    /// Takes in what a detector saw. What is known already stays.
-    pub(crate) fn hear(&mut self, signal: &Signal, at: Timestamp) {
-        if !self.sources.contains(&signal.source) {
-            self.sources.push(signal.source);
+    /// Takes in what a detector saw, which decides where it stands if the detector is `believed`.
+    /// What is known already stays.
+    pub(crate) fn hear(&mut self, signal: &Signal, believed: bool, at: Timestamp) {
+        let Signal { source, sign, .. } = *signal;
+        if self.is_active() {
+            self.passed = false;
         }
-        self.key = self.key.take().or_else(|| signal.key.clone());
-        self.lineage.join(&signal.lineage);
-        self.details.join(&signal.details);
-        if !matches!(signal.sign, Sign::Started | Sign::Noted)
-            && !self.ended_by.contains(&signal.source)
-        {
-            self.ended_by.push(signal.source);
+        if !self.sources.contains(&source) {
+            self.sources.push(source);
         }
-        self.turn(Fate::Seen(signal.sign), at);
+        let goes_on = matches!(sign, Sign::Started | Sign::Noted);
+        if !goes_on && !self.ended_by.contains(&source) {
+            self.ended_by.push(source);
+        }
+        if believed || goes_on || sign == Sign::Completed {
+            self.key = self.key.take().or_else(|| signal.key.clone());
+            self.lineage.join(&signal.lineage);
+            self.details.join(&signal.details);
+        }
+        if believed {
+            self.turn(Fate::Seen(sign), at);
+        }
+        let is_open =
+            matches!(self.status, CompactionStatus::InProgress | CompactionStatus::Abandoned);
+        if !goes_on && is_open {
+            self.hearsay = self.hearsay.or(Some(sign));
+        }
     }
 
     /// Moves it on in its life.
@@ -185,8 +202,59 @@ impl Compaction {
         self.status == CompactionStatus::InProgress
     }
 
-    fn waits_for(&self, source: Source) -> bool {
-        self.sources.contains(&source) && !self.ended_by.contains(&source)
+    /// Whether it may be the one that a detector saw do this.
+    fn agrees(&self, sign: Sign) -> bool {
+        let goes_on = matches!(sign, Sign::Started | Sign::Noted);
+        let done = |sign| sign == Sign::Completed;
+        let heard = self.hearsay.is_none_or(|heard| goes_on || done(heard) == done(sign));
+        heard && self.status.agrees(sign)
+    }
+
+    /// Whether a detector saw it done.
+    fn is_done(&self) -> bool {
+        self.status == CompactionStatus::Completed || self.hearsay == Some(Sign::Completed)
+    }
+
+    /// Whether it led from this hermes session to another.
+    pub(crate) fn left(&self, session: &str) -> bool {
+        self.lineage.before.as_deref() == Some(session)
+            && self.lineage.after.as_deref().is_some_and(|after| after != session)
+    }
+
+    /// Whether the detector told of it, and not of its end. One that it saw begin it may see begin
+    /// again, as long as nobody knows better.
+    fn is_unfinished(&self, signal: &Signal) -> bool {
+        let waits =
+            self.sources.contains(&signal.source) && !self.ended_by.contains(&signal.source);
+        let ended_meanwhile = self.status == CompactionStatus::Completed && self.is_near(signal);
+        let is_left = signal.lineage.before.as_deref().is_some_and(|before| self.left(before));
+        let may_begin = self.is_active() || ended_meanwhile || is_left;
+        waits && (signal.sign != Sign::Started || may_begin)
+    }
+
+    /// Whether the detector may be about to tell of it.
+    fn is_untold(&self, signal: &Signal) -> bool {
+        !self.sources.contains(&signal.source) && (self.is_named(signal) || self.is_near(signal))
+    }
+
+    /// Whether the detector names a session that it is about.
+    fn is_named(&self, signal: &Signal) -> bool {
+        self.lineage.matches(&signal.lineage) == Some(true)
+    }
+
+    /// Whether the detector may still tell of it: what it sees in another turn is about one of that
+    /// turn, unless it is stderr, which may come late, and ACP told of this one already.
+    fn is_near(&self, signal: &Signal) -> bool {
+        let may_be_late = signal.source == Source::HermesStderr;
+        !self.passed || (may_be_late && self.sources.contains(&Source::Acp))
+    }
+
+    /// How well it fits what a detector tells of for the first time: by the session after it;
+    /// rather if it was not given up; by a session at all.
+    fn likeness(&self, signal: &Signal) -> (bool, bool, bool) {
+        let after = signal.lineage.after.is_some() && self.lineage.after == signal.lineage.after;
+        let given_up = self.status == CompactionStatus::Abandoned && self.hearsay.is_none();
+        (after, !given_up, self.is_named(signal))
     }
 }
 
@@ -283,6 +351,12 @@ impl Recent {
         }
     }
 
+    /// Whether one led to this hermes session of whose end the detector has not told yet.
+    pub fn is_ahead(&self, source: Source, session: &str) -> bool {
+        let leads = |own: &Compaction| own.lineage.after.as_deref() == Some(session);
+        self.0.iter().any(|own| leads(own) && !own.ended_by.contains(&source))
+    }
+
     /// The prompt of another turn was sent.
     pub fn pass(&mut self) {
         self.0.iter_mut().for_each(|compaction| compaction.passed = true);
@@ -293,37 +367,40 @@ impl Recent {
         self.0.clear();
     }
 
-    /// Which compaction a signal is about, if it is one of these.
+    /// Which compaction a signal is about, if it is one of these; if not `is_news`, it has to be
+    /// one that it names.
     ///
     /// Each detector tells of a run's compactions in their order. So a signal belongs to the one
     /// that its detector left unfinished, else to the first that it has not told of; unless names
-    /// or outcomes say otherwise.
-    pub fn meant_by(&self, signal: &Signal) -> Option<&Compaction> {
-        let source = signal.source;
+    /// or outcomes say otherwise. That is enough in whatever order the pipes are read, as long as
+    /// stderr lines that name no session are read before the next prompt is sent: later they pass
+    /// for that turn's, and count again, in a run that shows nothing by ACP.
+    pub fn meant_by(&self, signal: &Signal, is_news: bool) -> Option<&Compaction> {
         // An agent may begin what another detector saw to come to nothing, and complete the next
         // under the same name: the outcome counts for more.
-        let named = |own: &&Compaction| {
+        let has_key = |own: &&Compaction| {
             signal.key.is_some()
                 && own.key == signal.key
-                && (own.status.agrees(signal.sign) || own.ended_by.contains(&source))
+                && (own.agrees(signal.sign) || own.ended_by.contains(&signal.source))
         };
-        if let Some(named) = self.0.iter().rfind(named) {
-            return Some(named);
+        if let Some(keyed) = self.0.iter().rfind(has_key) {
+            return Some(keyed);
         }
         let may_be = |own: &&Compaction| {
-            own.status.agrees(signal.sign)
+            let named = own.lineage.matches(&signal.lineage);
+            own.agrees(signal.sign)
                 && (signal.key.is_none() || own.key.is_none())
-                && own.lineage.matches(&signal.lineage) != Some(false)
+                && named != Some(false)
+                && (is_news || named == Some(true))
         };
-        let begins = signal.sign == Sign::Started;
-        let unfinished = |own: &&Compaction| {
-            own.waits_for(source) && may_be(own) && (!begins || own.is_active())
-        };
-        let untold = |own: &&Compaction| {
-            !own.sources.contains(&source)
-                && may_be(own)
-                && (!own.passed || own.lineage.matches(&signal.lineage) == Some(true))
-        };
-        self.0.iter().rfind(unfinished).or_else(|| self.0.iter().find(untold))
+        let fits = || self.0.iter().filter(may_be);
+        let untold = || fits().filter(|own| own.is_untold(signal));
+        let unfinished = fits().filter(|own| own.is_unfinished(signal));
+        let unfinished = unfinished.max_by_key(|own| own.is_named(signal));
+        // Of equals the first; but hermes tells once, at a turn's end, of the last done in it.
+        unfinished.or_else(|| match signal.source {
+            Source::HermesMeta => untold().max_by_key(|own| (own.likeness(signal), own.is_done())),
+            _ => untold().rev().max_by_key(|own| own.likeness(signal)),
+        })
     }
 }

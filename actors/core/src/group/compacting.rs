@@ -161,36 +161,43 @@ impl Scene<'_> {
         }
     }
 
-    /// Takes in a signal; `may_open` says whether it may be about a compaction of which nothing
-    /// was heard before.
-    fn hear_signal(&mut self, signal: &Signal, provenance: Option<Provenance>, may_open: bool) {
-        let meant = self.group.recent.meant_by(signal);
-        let done = signal.sign == Sign::Completed && meant.is_none_or(|meant| self.orders(meant));
-        if done && self.lost_lock() {
+    /// Takes in a signal; `is_news` says whether it may be about a compaction of which nothing was
+    /// heard before, and not only about one that it names.
+    fn hear_signal(&mut self, signal: &Signal, provenance: Option<Provenance>, is_news: bool) {
+        let meant = self.group.recent.meant_by(signal, is_news).cloned();
+        let within = meant.as_ref().is_none_or(|meant| self.orders(meant));
+        if signal.sign == Sign::Completed && within && self.lost_lock() {
             let mut void = Signal { sign: Sign::Failed, ..signal.clone() };
             void.details.error = Some(LOCK_LOST.into());
-            return self.hear_signal(&void, None, may_open);
+            return self.hear_signal(&void, None, is_news);
         }
         if let Some(meant) = meant {
+            let believed = self.believes(signal, &meant.sources);
             let mut compaction = meant.clone();
-            compaction.hear(signal, self.now);
-            if compaction != *meant {
+            compaction.hear(signal, believed, self.now);
+            if compaction != meant {
                 self.put(compaction, provenance);
             }
-            return;
+        } else if signal.sign != Sign::Noted && is_news {
+            self.open(signal, provenance);
         }
-        // A run that shows its compactions by ACP shows all of them.
-        let outdone =
-            signal.source > Source::Acp && self.group.run.as_ref().is_some_and(|run| run.shows_acp);
-        if signal.sign == Sign::Noted || outdone || !may_open {
-            return;
-        }
+    }
+
+    /// Whether what a detector saw decides where a compaction stands, of which `sources` told. A
+    /// run that shows its compactions by ACP shows all of them, and others only add to that.
+    fn believes(&self, signal: &Signal, sources: &[Source]) -> bool {
+        let shows_acp = self.group.run.as_ref().is_some_and(|run| run.shows_acp);
+        let is_own = signal.sign != Sign::Completed && !sources.contains(&Source::Acp);
+        signal.source == Source::Acp || !shows_acp || is_own
+    }
+
+    /// A compaction of which nothing was heard before.
+    fn open(&mut self, signal: &Signal, provenance: Option<Provenance>) {
         self.strand();
-        let task = self.group.current.as_ref().filter(|current| current.turn.is_some());
-        let task = task.map(|current| current.task.id);
+        let task = self.running().map(|(task, _)| task.id);
         let (segment, id) = (self.group.head.segment, self.compaction_id());
         let mut compaction = Compaction::new(id, signal.source, task, segment, self.now);
-        compaction.hear(signal, self.now);
+        compaction.hear(signal, self.believes(signal, &[]), self.now);
         if compaction.is_active() {
             compaction.details.tokens_before =
                 compaction.details.tokens_before.or_else(|| self.tokens_in_use());
@@ -204,26 +211,49 @@ impl Scene<'_> {
     /// more is known of it.
     fn put(&mut self, mut compaction: Compaction, provenance: Option<Provenance>) {
         let before = self.group.recent.status(compaction.id);
-        if before == Some(compaction.status) {
-            return self.write(Write::CompactionUpdated(Box::new(compaction)));
-        }
+        let is_completed = compaction.status == CompactionStatus::Completed;
+        let known = self.group.head.provenance.as_ref().map(|known| &*known.current);
+        // Stderr may be that late that it tells of a session which others have already left.
+        let late = known.is_some_and(|now| self.group.recent.is_ahead(Source::HermesStderr, now));
+        let told = || compaction.continuation().filter(|_| !late);
+        let provenance = provenance.or_else(told).filter(|given| self.is_news(given));
         let ordered = self.orders(&compaction);
-        if compaction.status == CompactionStatus::Failed && ordered {
-            let why = compaction.details.error.take();
-            let why = why.unwrap_or_else(|| "the agent does not say why".into());
-            compaction.details.error = Some(format!("{why}; {UNCHANGED}"));
+        if before == Some(compaction.status) {
+            self.write(Write::CompactionUpdated(Box::new(compaction)));
+            if let Some(provenance) = provenance.filter(|_| self.group.head.segment > 0) {
+                self.write(Write::ProvenanceNoted { provenance });
+            }
+        } else if is_completed {
+            let session = self.group.head.session.clone();
+            let provenance = provenance.or_else(|| self.group.head.provenance.clone());
+            self.publish(compaction, session, provenance);
+            if ordered {
+                self.release_lock(true);
+            }
+        } else {
+            if compaction.status == CompactionStatus::Failed && ordered {
+                let why = compaction.details.error.take();
+                let why = why.unwrap_or_else(|| "the agent does not say why".into());
+                compaction.details.error = Some(format!("{why}; {UNCHANGED}"));
+            }
+            self.write(Write::CompactionEnded(Box::new(compaction)));
         }
-        if compaction.status != CompactionStatus::Completed {
-            return self.write(Write::CompactionEnded(Box::new(compaction)));
-        }
-        let session = self.group.head.session.clone();
-        let provenance = provenance
-            .or_else(|| compaction.continuation())
-            .or_else(|| self.group.head.provenance.clone());
-        self.publish(compaction, session, provenance);
-        if ordered {
-            self.release_lock(true);
-        }
+    }
+
+    /// Whether another of hermes' sessions is in force than is known, and not one that a compaction
+    /// led away from: the pipes are not read in step.
+    fn is_news(&self, given: &Provenance) -> bool {
+        let known = self.group.head.provenance.as_ref();
+        let is_past = self.group.recent.iter().any(|own| own.left(&given.current));
+        known.is_none_or(|known| known.current != given.current) && !is_past
+    }
+
+    /// Whether more is told of the session that is known to be in force: stderr names it alone.
+    fn is_more(&self, given: &Provenance) -> bool {
+        let known = self.group.head.provenance.as_ref();
+        known.is_some_and(|known| {
+            known.current == given.current && known.is_name_only() && !given.is_name_only()
+        })
     }
 
     /// A completed compaction: counted, and the segment rotated, in one breath (I4, AM-22).
@@ -262,10 +292,13 @@ impl Scene<'_> {
         if !self.group.lives(run) {
             return;
         }
+        let is_news = self.is_news(&given);
         let known = self.group.head.provenance.as_ref().map(|known| known.current.clone());
-        let is_other = known.as_ref() != Some(&given.current);
         if given.compacted {
-            let before = given.previous.clone().or(known.clone());
+            // Hermes may name the session of the turn's start, and others have told of more since.
+            let is_left = |own: &String| self.group.recent.iter().any(|past| past.left(own));
+            let previous = given.previous.clone().filter(|previous| !is_left(previous));
+            let before = previous.or(known.filter(|_| is_news));
             let signal = Signal {
                 source: Source::HermesMeta,
                 sign: Sign::Completed,
@@ -273,15 +306,14 @@ impl Scene<'_> {
                 lineage: Lineage { before, after: Some(given.current.clone()), either: None },
                 details: Details::default(),
             };
-            self.hear_signal(&signal, Some(given.clone()), is_other);
-        } else if is_other
+            self.hear_signal(&signal, Some(given.clone()), is_news);
+        } else if is_news
             && known.is_some()
             && let Some(session) = self.group.head.session.clone()
         {
             self.rotate(EndReason::Reset, session, Some(given.clone()));
         }
-        // A line on stderr names the session alone; the rest may follow.
-        if self.group.head.provenance.as_ref() != Some(&given) && self.group.head.segment > 0 {
+        if (self.is_news(&given) || self.is_more(&given)) && self.group.head.segment > 0 {
             self.write(Write::ProvenanceNoted { provenance: given });
         }
     }
@@ -527,8 +559,19 @@ impl Compaction {
     /// The hermes session that goes on after it, if a detector named it.
     fn continuation(&self) -> Option<Provenance> {
         let current = self.lineage.after.clone()?;
-        let given = crate::Json::write(&serde_json::json!({ "hermesSessionId": current })).ok()?;
+        let given = Provenance::name_only(&current)?;
         let previous = self.lineage.before.clone();
         Some(Provenance { current, previous, compacted: true, given })
+    }
+}
+
+impl Provenance {
+    /// What a line on stderr gives of it.
+    fn name_only(current: &str) -> Option<crate::Json> {
+        crate::Json::write(&serde_json::json!({ "hermesSessionId": current })).ok()
+    }
+
+    fn is_name_only(&self) -> bool {
+        Self::name_only(&self.current).as_ref() == Some(&self.given)
     }
 }

@@ -268,10 +268,10 @@ impl World {
 
     /// A database does not keep a run's phase and what it was seen to do, nor a prompt's id, nor
     /// who cut a turn off, nor the lock, nor compactions of the run that ended: none of them makes
-    /// a difference once the group has recovered, but for the words in which what was cut off
-    /// says why: its deadline, or somebody who cancelled it after that. Nothing of a past run is heard any more, so that no late signal can be about those
-    /// compactions; and the lock's row goes with its holder, so that a compaction which still waits
-    /// asks again.
+    /// a difference once the group has recovered, but for the words in which what was cut off says
+    /// why: its deadline, or somebody who cancelled it after that. Nothing of a past run is heard
+    /// any more, so that no late signal can be about those compactions; and the lock's row goes
+    /// with its holder, so that a compaction which still waits asks again.
     fn forgets_well(&self) -> Held {
         let recovered = |mut group: Group| {
             let mut fresh = || Uuid::from_u128(self.ids + 1);
