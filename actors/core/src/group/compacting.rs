@@ -4,9 +4,9 @@
 use super::{Compacting, Group, LOCK_RETRY_MS, Lock, scene::Scene};
 use crate::{
     Compaction, CompactionId, CompactionStatus, CutBy, Details, Effect, EndReason, Fate, Lineage,
-    Origin, PromptReply, Provenance, RunId, SUMMARY_BYTES_MAX, SessionId, Sign, Signal, Source,
-    StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState, Timestamp, Usage, Work,
-    Write, step::LockAnswer, turn::Settlement,
+    LockAnswer, Origin, PromptReply, Provenance, RunId, SUMMARY_BYTES_MAX, SessionId, Sign, Signal,
+    Source, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState, Timestamp, Usage,
+    Work, Write, turn::Settlement,
 };
 
 /// After so many compactions in a row that freed too little, none is ordered by itself (I12).
@@ -129,8 +129,8 @@ impl Scene<'_> {
         }
     }
 
-    /// HL-2: a compaction that loses its lock before it began is not begun. One that runs is told by
-    /// its end.
+    /// HL-2: a compaction that loses its lock before it began is not begun. One that runs is told
+    /// by its end.
     pub(super) fn lock_lost(&mut self, id: TaskId) {
         if !matches!(&self.group.lock, Lock::Held { task, .. } if *task == id) {
             return;

@@ -163,7 +163,8 @@ pub fn run(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
 }
 
 /// The columns of a segment in the order that [`segment`] reads them.
-pub const SEGMENT_COLUMNS: &str = "segment, session, opened_seq, opened_at, closed_seq, closed_at, end_reason, parent, provenance";
+pub const SEGMENT_COLUMNS: &str = "segment, session, opened_seq, opened_at, closed_seq, \
+     closed_at, end_reason, parent, provenance";
 
 /// Reads a segment from [`SEGMENT_COLUMNS`].
 pub fn segment(row: &Row<'_>) -> rusqlite::Result<SegmentRecord> {
