@@ -4,6 +4,7 @@
 //! time and fresh ids are arguments, and a decision is data (a [`Step`]) that an actor carries out.
 
 mod compaction;
+mod event;
 mod group;
 mod ids;
 mod json;
@@ -15,6 +16,7 @@ mod task;
 mod turn;
 
 pub use compaction::{Details, Lineage, Provenance, SUMMARY_BYTES_MAX, Sign, Signal, Source};
+pub use event::{Event, LockAnswer, Permission, PromptReply};
 pub use group::{Compacting, Expiry, Group, Head, Patience, Rejected, Status, Terms};
 pub use ids::{CompactionId, GroupId, InvalidId, RunId, SessionId, TaskId, Timestamp};
 pub use json::Json;
@@ -22,8 +24,7 @@ pub use lifecycle::{Compaction, CompactionStatus, Fate};
 pub use run::{Continuity, Exit, ExitReason, Run, RunPhase};
 pub use settings::Settings;
 pub use step::{
-    Answer, Effect, EndReason, Event, Fold, FrameKind, Kinds, Lines, LockAnswer, Permission,
-    PromptReply, Said, Step, Stop, Usage, Write,
+    Answer, Effect, EndReason, Fold, FrameKind, Kinds, Lines, Said, Step, Stop, Usage, Write,
 };
 pub use task::{
     Blocked, Cause, Ending, Finding, Interrupted, Origin, SideEffects, StopReason, Strategy, Task,

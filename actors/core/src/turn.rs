@@ -94,6 +94,11 @@ impl Turn {
         self.tools
     }
 
+    /// What the agent said was no sign of having taken the prompt in.
+    pub(crate) fn unhear(&mut self) {
+        self.output = false;
+    }
+
     /// Takes in what the agent said.
     pub fn hear(&mut self, fold: &Fold) {
         self.output |= fold.output;

@@ -4,16 +4,10 @@ use uuid::Uuid;
 
 use super::{Current, Expiry, Group, Rejected, Terms};
 use crate::{
-    Answer, Cause, CompactionId, CompactionStatus, Continuity, CutBy, Effect, EndReason, Ending,
-    Event, Exit, ExitReason, Finding, Fold, Json, Lines, Permission, PromptReply, Provenance, Run,
-    RunId, RunPhase, Said, SessionId, Settings, Step, Stop, StopReason, Task, TaskError, TaskId,
-    TaskKind, TaskState, Timestamp, Turn, Write, turn::Settlement,
+    Answer, CompactionId, CompactionStatus, Continuity, CutBy, Effect, EndReason, Event, Fold,
+    Json, Lines, Permission, Provenance, Run, RunId, RunPhase, Said, SessionId, Settings, Step,
+    Stop, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Write,
 };
-
-/// JSON-RPC's code for an error inside the agent.
-const INTERNAL_ERROR: i64 = -32603;
-/// What a hermes that lost track answers to every prompt.
-const WEDGED_ANSWER: &str = "Queued for the next turn";
 
 /// A group while an event is taken in: every fact is replayed as it is stated.
 pub(super) struct Scene<'a> {
@@ -80,7 +74,10 @@ impl<'a> Scene<'a> {
             Event::AgentClosed(run) => self.agent_closed(run),
             Event::AgentExited { run, exit } => self.agent_exited(run, exit),
             Event::Expired(expiry) => self.expired(expiry),
-            Event::Shutdown => self.shut_down(),
+            Event::Shutdown => {
+                self.shut_down();
+                return Ok(self.step);
+            }
             Event::Recovered => self.recovered(),
         }
         self.see_to_lock();
@@ -256,7 +253,7 @@ impl<'a> Scene<'a> {
 
     /// Starts an agent. After a compaction hermes restores what it compacted under the id that ACP
     /// knows, and what goes on under its own.
-    fn launch(&mut self) {
+    pub(super) fn launch(&mut self) {
         let run = RunId((self.fresh)());
         let head = &self.group.head;
         let agent = head.settings.agent.clone();
@@ -345,87 +342,6 @@ impl<'a> Scene<'a> {
         self.order(Effect::Answer { run, answer: Answer { request, selected } });
     }
 
-    fn answered(&mut self, run: RunId, id: u64, reply: PromptReply) {
-        let Some(turn) = self.group.turn() else { return };
-        if turn.run != run || turn.prompt_id != id || turn.opening.is_some() {
-            return;
-        }
-        let wedged = self.wedged(turn, &reply);
-        if self.open_rotation(&reply) {
-            return;
-        }
-        let Some(turn) = self.group.turn() else { return };
-        let mut settled = turn.answered(reply);
-        if wedged.is_some() {
-            settled.state = TaskState::Failed;
-            settled.ending.error.get_or_insert_with(|| TaskError {
-                code: "agent_wedged".into(),
-                message: "the agent did not take the prompt, and is being restarted; send it again"
-                    .into(),
-            });
-        }
-        self.settle(settled);
-        if let Some(sign) = wedged {
-            self.write(Write::AgentWedged { run, sign: sign.into() });
-            self.stop(Stop::Gently);
-        }
-    }
-
-    /// By what a hermes shows that it lost track after a cancel: only another process cures that.
-    fn wedged(&self, turn: &Turn, reply: &PromptReply) -> Option<&'static str> {
-        let cancelled = self.group.run.as_ref().is_some_and(|run| run.cancelled);
-        if !cancelled || turn.cut.is_some() {
-            return None;
-        }
-        match reply {
-            PromptReply::Failed { code: INTERNAL_ERROR, .. } if !turn.has_output() => {
-                Some("internal_error_after_cancel")
-            }
-            PromptReply::Stopped { stop_reason: StopReason::EndTurn, .. }
-                if !turn.has_tools() && turn.text().trim_start().starts_with(WEDGED_ANSWER) =>
-            {
-                Some("prompt_queued_after_cancel")
-            }
-            PromptReply::Failed { .. } | PromptReply::Stopped { .. } => None,
-        }
-    }
-
-    fn agent_closed(&mut self, run: RunId) {
-        let ready = |own: &Run| own.id == run && own.phase == RunPhase::Ready;
-        if self.group.run.as_ref().is_some_and(ready) {
-            self.write(Write::RunStopping { run });
-        }
-    }
-
-    fn agent_exited(&mut self, run: RunId, exit: Exit) {
-        let Some(Run { phase, .. }) = self.group.run.clone().filter(|own| own.id == run) else {
-            return;
-        };
-        let settled = self.group.turn().map(|turn| turn.abandoned(exit.reason, &exit.detail));
-        let unsent = self.group.current.as_ref().map(|current| current.task.id);
-        if settled.is_none() {
-            self.strand();
-        }
-        if let Some(settled) = settled {
-            self.settle(settled);
-            self.write(Write::RunExited { run, exit });
-        } else if let Some(task) = unsent {
-            match phase {
-                RunPhase::Starting => {
-                    let error = start_failed(&exit);
-                    self.write(Write::RunExited { run, exit });
-                    self.end_unsent(task, TaskState::Failed, Some(error));
-                }
-                RunPhase::Ready | RunPhase::Stopping => {
-                    self.write(Write::RunExited { run, exit });
-                    self.launch();
-                }
-            }
-        } else {
-            self.write(Write::RunExited { run, exit });
-        }
-    }
-
     fn expired(&mut self, expiry: Expiry) {
         match expiry {
             Expiry::Turn(task) if self.group.current().is_some_and(|own| own.id == task) => {
@@ -447,134 +363,15 @@ impl<'a> Scene<'a> {
         }
     }
 
-    pub(super) fn cut(&mut self, by: CutBy) {
-        let Some(task) = self.group.current().map(|task| task.id) else { return };
-        if self.group.turn().is_none_or(|turn| turn.cut.is_some()) {
-            return;
-        }
-        let cause = match by {
-            CutBy::Deadline => Cause::Deadline,
-            CutBy::Caller | CutBy::Shutdown => Cause::ServerRestart,
-        };
-        self.write(Write::TurnCut { task, cause });
-        // Its silence must not look like work until the ladder has ended it (AM-28).
-        self.strand();
-        self.call_off();
-    }
-
-    /// Has the agent give up the running prompt. If it answered that already and is opening another
-    /// session, there is none to give up.
-    fn call_off(&mut self) {
-        match self.group.turn() {
-            Some(Turn { opening: Some(_), .. }) => {
-                let stopped =
-                    PromptReply::Stopped { stop_reason: StopReason::Cancelled, tokens: None };
-                if let Some(settled) = self.group.turn().map(|turn| turn.answered(stopped)) {
-                    self.settle(settled);
-                }
-            }
-            Some(_) => self.order_cancel(),
-            None => {}
-        }
-    }
-
-    /// A task whose prompt was not sent keeps its place; the running one is cut off.
-    fn shut_down(&mut self) {
-        match &self.group.current {
-            Some(Current { task, turn: None }) => {
-                let task = task.id;
-                self.write(Write::TaskReleased { task });
-                self.stop(Stop::Firmly);
-            }
-            Some(_) => self.cut(CutBy::Shutdown),
-            None => {}
-        }
-        if self.group.turn().is_none() {
-            self.release_lock(false);
-        }
-    }
-
-    fn recovered(&mut self) {
-        let exit = Exit::unseen(
-            ExitReason::ServerRestart,
-            "greenroom, or its part for this group, was restarted",
-        );
-        match &self.group.current {
-            Some(Current { turn: Some(turn), .. }) => {
-                let settled = turn.abandoned(exit.reason, &exit.detail);
-                self.settle(settled);
-            }
-            Some(Current { task, turn: None }) => {
-                let task = task.id;
-                self.write(Write::TaskReleased { task });
-            }
-            None => {}
-        }
-        self.strand();
-        if let Some(run) = self.group.run.as_ref().map(|run| run.id) {
-            self.write(Write::RunExited { run, exit });
-        }
-    }
-
-    /// The order of SEEDS AM-3, in one step: a stranded compaction, the turn, its task, and what
-    /// the turn calls for.
-    pub(super) fn settle(&mut self, settled: Settlement) {
-        let Some((task, turn)) = self.running() else { return };
-        let (task, has_answer) = (task.clone(), turn.has_answer());
-        let mut settled = match task.kind() {
-            TaskKind::Turn => settled,
-            TaskKind::Compaction => self.settle_ordered(&task, settled),
-        };
-        let is_empty = settled.state == TaskState::Completed && !has_answer;
-        if task.kind() == TaskKind::Turn && is_empty {
-            settled.ending.findings.push(Finding::EmptyAnswer);
-        }
-        self.strand();
-        self.release_lock(false);
-        let Settlement { stop_reason, state, ending } = settled;
-        self.write(Write::TurnSettled { task: task.id, stop_reason });
-        self.end(task.id, state, ending);
-        if task.kind() == TaskKind::Turn {
-            self.order_compaction();
-        }
-    }
-
-    pub(super) fn end_unsent(&mut self, task: TaskId, state: TaskState, error: Option<TaskError>) {
-        self.end(task, state, Ending { error, ..Ending::default() });
-    }
-
-    fn end(&mut self, id: TaskId, state: TaskState, ending: Ending) {
-        if self.group.lock.task() == Some(id) {
-            self.release_lock(false);
-        }
-        let Some(task) = self.group.task(id) else { return };
-        let record = Box::new(Task {
-            state,
-            ended_at: Some(self.now),
-            seq_last: Some(self.group.head.last_seq + 1),
-            ending,
-            ..task.clone()
-        });
-        self.write(Write::TaskEnded {
-            task: id,
-            state,
-            stop_reason: record.ending.stop_reason,
-            error: record.ending.error.clone(),
-            interrupted: record.ending.interrupted.clone(),
-            findings: record.ending.findings.clone(),
-            record,
-        });
-    }
-
     /// A cancel is only ever sent while a prompt is in flight: an idle hermes does not survive it.
-    fn order_cancel(&mut self) {
+    pub(super) fn order_cancel(&mut self) {
         if let (Some(run), Some(session)) = (&self.group.run, &self.group.head.session) {
             let (run, session) = (run.id, session.clone());
             self.order(Effect::Cancel { run, session });
         }
     }
 
-    fn stop(&mut self, how: Stop) {
+    pub(super) fn stop(&mut self, how: Stop) {
         if let Some(Run { id: run, phase, .. }) = self.group.run.clone()
             && (phase != RunPhase::Stopping || how == Stop::Firmly)
         {
@@ -598,14 +395,4 @@ fn led(summary: &str, prompt: &Json) -> Json {
     };
     let blocks: Vec<Json> = std::iter::once(lead).chain(blocks).collect();
     Json::write(&blocks).unwrap_or_else(|_| prompt.clone())
-}
-
-fn start_failed(exit: &Exit) -> TaskError {
-    let stderr = exit.stderr_tail.lines().last().unwrap_or_default();
-    let mut message = format!("the agent could not be started: {}", exit.detail);
-    if !stderr.is_empty() {
-        message.push_str("; its last words on stderr: ");
-        message.push_str(stderr);
-    }
-    TaskError { code: "agent_start_failed".into(), message }
 }

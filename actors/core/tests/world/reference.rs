@@ -214,6 +214,7 @@ impl Reference {
             Write::CompactionStarted(compaction)
             | Write::CompactionUpdated(compaction)
             | Write::CompactionEnded(compaction) => self.compacted(compaction, at),
+            Write::AgentWedged { .. } => self.heard = false,
             Write::TurnStarted { .. }
             | Write::AgentOutputRejected { .. }
             | Write::PermissionResolved { .. }
@@ -224,7 +225,6 @@ impl Reference {
             | Write::LockBypassed { .. }
             | Write::LockLost { .. }
             | Write::LockReleased { .. }
-            | Write::AgentWedged { .. }
             | Write::StderrMatched { .. } => {}
         }
         self.head.compacting = written(&self.counted);
@@ -234,6 +234,9 @@ impl Reference {
         let before = self.compactions.insert(compaction.id, compaction.clone());
         if let Some(run) = &mut self.run {
             run.shows_acp |= compaction.sources.contains(&Source::Acp);
+            if compaction.leads {
+                run.left = self.head.session.clone();
+            }
         }
         if before.is_some_and(|before| before.status == compaction.status) {
             return;

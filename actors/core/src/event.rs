@@ -1,0 +1,196 @@
+//! What may happen to a group, as its actor tells the rules.
+
+use crate::{
+    Continuity, Exit, Expiry, Fold, Json, Lines, Provenance, RunId, SessionId, Settings, Signal,
+    StopReason, Task, TaskId,
+};
+
+/// Something that happened to a group.
+#[derive(Debug)]
+pub enum Event {
+    /// Somebody made the group, changed it, or revived it.
+    Configured(Settings),
+    /// Somebody asked for work. Its `ordinal` and `state` are set by the rules.
+    Submitted(Box<Task>),
+    /// Somebody wants a task called off.
+    CancelRequested(TaskId),
+    /// Somebody deleted the group.
+    Archived,
+    /// Somebody wants nothing of the deleted group kept.
+    PurgeOrdered,
+    /// Somebody wants it to claim no more work.
+    Paused,
+    /// Somebody wants it to go on.
+    Resumed,
+    /// Somebody wants its run ended now.
+    Stopped,
+    /// One of the server's slots is this group's for one task.
+    SlotGranted,
+    /// The lock for a compaction was asked for.
+    LockAnswered {
+        /// The compaction task.
+        task: TaskId,
+        /// The session whose lock was asked for; another may be in force by now.
+        key: SessionId,
+        /// Whether it has it.
+        answer: LockAnswer,
+    },
+    /// The lock of a compaction was taken over, or could not be kept.
+    LockLost {
+        /// The compaction task.
+        task: TaskId,
+    },
+    /// The agent takes prompts now.
+    AgentReady {
+        /// Which run.
+        run: RunId,
+        /// Its process.
+        pid: u32,
+        /// The session that it opened.
+        session: SessionId,
+        /// What became of the context.
+        continuity: Continuity,
+        /// Which of hermes' sessions it is.
+        provenance: Option<Provenance>,
+    },
+    /// The agent said something.
+    AgentSaid {
+        /// Which run.
+        run: RunId,
+        /// What it said.
+        lines: Lines,
+        /// What the rules need to know of it.
+        fold: Fold,
+    },
+    /// What the agent just said tells of a compaction.
+    Signalled {
+        /// Which run.
+        run: RunId,
+        /// What it tells.
+        signal: Box<Signal>,
+    },
+    /// What the agent just said tells which of hermes' sessions is in force.
+    ProvenanceGiven {
+        /// Which run.
+        run: RunId,
+        /// What it tells.
+        provenance: Provenance,
+    },
+    /// What the agent just said is about a session that it was not about before (SEEDS AM-13).
+    SessionNamed {
+        /// Which run.
+        run: RunId,
+        /// The session.
+        session: SessionId,
+    },
+    /// The agent wrote a line to stderr that its profile listens to.
+    StderrMatched {
+        /// Which run.
+        run: RunId,
+        /// The line.
+        line: String,
+        /// What it tells of a compaction.
+        signal: Box<Signal>,
+    },
+    /// The agent opened another session, or could not.
+    SessionOpened {
+        /// Which run.
+        run: RunId,
+        /// Which request.
+        id: u64,
+        /// The session, or what is wrong.
+        opened: Result<(SessionId, Option<Provenance>), String>,
+    },
+    /// The agent said something that is no protocol message.
+    OutputRejected {
+        /// Which run.
+        run: RunId,
+        /// What is wrong with it.
+        reason: String,
+        /// The line in base64.
+        bytes: String,
+    },
+    /// The agent asked for a permission.
+    PermissionAsked {
+        /// Which run.
+        run: RunId,
+        /// The request as it came.
+        lines: Lines,
+        /// What was asked.
+        permission: Permission,
+    },
+    /// The agent answered a prompt.
+    PromptAnswered {
+        /// Which run.
+        run: RunId,
+        /// Which prompt.
+        id: u64,
+        /// With what.
+        reply: PromptReply,
+    },
+    /// The agent closed its stdout: it says nothing more, and is not to be asked any more.
+    AgentClosed(RunId),
+    /// The run is over and nothing of its process tree is left.
+    AgentExited {
+        /// Which run.
+        run: RunId,
+        /// How.
+        exit: Exit,
+    },
+    /// Something took as long as [`crate::Group::patience`] allows.
+    Expired(Expiry),
+    /// The server shuts down and cannot wait for the running turn.
+    Shutdown,
+    /// The group was read back from the database after its server, or its actor, died; nothing of
+    /// its run is alive.
+    Recovered,
+}
+
+/// What came of the wish for a compaction's lock.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LockAnswer {
+    /// The group has it.
+    Taken {
+        /// Under which name.
+        holder: String,
+        /// The fencing token.
+        token: u64,
+    },
+    /// Somebody else has it.
+    Held {
+        /// Who.
+        holder: String,
+    },
+    /// There is no lock to be had, as the database does not know any (SEEDS HL-8).
+    Absent,
+    /// Nobody knows whether it is free (SEEDS HL-9).
+    Failed,
+}
+
+/// A permission that the agent asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Permission {
+    /// The request's JSON-RPC id.
+    pub id: Json,
+    /// The option that says no, if the agent offered one.
+    pub reject: Option<String>,
+}
+
+/// How the agent answered a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PromptReply {
+    /// It settled.
+    Stopped {
+        /// ACP's reason.
+        stop_reason: StopReason,
+        /// The token counts, as the agent gave them.
+        tokens: Option<Json>,
+    },
+    /// A JSON-RPC error.
+    Failed {
+        /// JSON-RPC's code.
+        code: i64,
+        /// The agent's words.
+        message: String,
+    },
+}

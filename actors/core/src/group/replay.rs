@@ -1,0 +1,249 @@
+//! How each fact changes a group's state, live and at recovery (I13). It decides nothing.
+
+use super::{Current, Group, Lock};
+use crate::{
+    Cause, Compaction, CompactionStatus, CutBy, Origin, Run, RunPhase, Source, Task, TaskId,
+    TaskKind, TaskState, Timestamp, Turn, Write,
+};
+
+impl Group {
+    /// Takes in one fact: the only place where the state changes (I13).
+    pub fn replay(&mut self, write: &Write, at: Timestamp) {
+        let first_seq = self.head.last_seq + 1;
+        self.head.last_seq += write.frames();
+        match write {
+            Write::GroupCreated(settings) => {
+                self.head.settings = settings.clone();
+                self.head.created_at = Some(at);
+            }
+            Write::GroupChanged(settings) => {
+                if let Some(run) = &mut self.run {
+                    run.outdated |= settings.moves(&self.head.settings);
+                }
+                self.head.settings = settings.clone();
+                self.head.archived = false;
+                self.head.compacting.allow();
+            }
+            Write::GroupArchived {} => self.head.archived = true,
+            Write::PurgeOrdered {} => self.head.purging = true,
+            Write::GroupPaused {} => self.head.paused = true,
+            Write::GroupResumed {} => self.head.paused = false,
+            Write::TaskQueued { record, .. } => {
+                self.head.tasks += 1;
+                if record.kind() == TaskKind::Compaction && record.origin != Origin::Auto {
+                    self.head.compacting.allow();
+                }
+                self.enqueue(Task::clone(record));
+            }
+            Write::TaskClaimed { task } => self.replay_claim(*task, at),
+            Write::TaskReleased { .. } => {
+                if let Some(Current { task, .. }) = self.current.take() {
+                    self.enqueue(Task { claimed_at: None, ..task });
+                }
+            }
+            Write::TaskStarted { task, attempt, run } => {
+                self.replay_claim(*task, at);
+                if let Some(current) = &mut self.current {
+                    current.task.state = TaskState::Running;
+                    current.task.attempt = *attempt;
+                    current.task.started_at = Some(at);
+                    current.task.run = Some(*run);
+                    current.task.segment = Some(self.head.segment);
+                    current.task.seq_first = Some(first_seq);
+                }
+            }
+            Write::PromptSent { id, .. } => {
+                if let Some(current) = &mut self.current
+                    && let Some(run) = &current.task.run
+                {
+                    current.turn = Some(Turn::new(*run, *id));
+                }
+                self.recent.pass();
+            }
+            Write::Said(said) => {
+                self.head.compacting.measured |= said.fold.usage.is_some();
+                self.head.usage = said.fold.usage.clone().or(self.head.usage.take());
+                if said.task.is_some()
+                    && let Some(Current { turn: Some(turn), .. }) = &mut self.current
+                {
+                    turn.hear(&said.fold);
+                }
+            }
+            Write::CancelRequested { .. } => {
+                if let Some(Current { task, turn: Some(turn) }) = &mut self.current {
+                    task.cancel_requested = true;
+                    turn.cut.get_or_insert(CutBy::Caller);
+                }
+                self.run.iter_mut().for_each(|run| run.cancelled = true);
+            }
+            Write::TurnCut { cause, .. } => {
+                if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
+                    turn.cut.get_or_insert(match cause {
+                        Cause::Deadline => CutBy::Deadline,
+                        Cause::AgentExited | Cause::ServerRestart | Cause::Protocol => {
+                            CutBy::Shutdown
+                        }
+                    });
+                }
+                self.run.iter_mut().for_each(|run| run.cancelled = true);
+            }
+            Write::TurnSettled { task, .. } => self.replay_settlement(*task),
+            Write::SummaryGiven { .. } => {
+                if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
+                    turn.opening = Some(first_seq);
+                }
+            }
+            Write::TaskEnded { task, .. } => {
+                if self.current.as_ref().is_some_and(|current| current.task.id == *task) {
+                    self.current = None;
+                } else {
+                    self.dequeue(*task);
+                }
+                if self.lock.task() == Some(*task) {
+                    self.lock = Lock::Unasked;
+                }
+            }
+            Write::RunStarted { run, .. } => {
+                self.run = Some(Run::new(*run, RunPhase::Starting));
+            }
+            Write::RunReady { session, .. } => {
+                self.head.session = Some(session.clone());
+                self.set_phase(RunPhase::Ready);
+            }
+            Write::RunStopping { .. } => self.set_phase(RunPhase::Stopping),
+            Write::RunExited { .. } => {
+                self.run = None;
+                self.recent.clear();
+            }
+            Write::SegmentStarted { segment, session, provenance, .. } => {
+                self.head.segment = *segment;
+                self.head.session = Some(session.clone());
+                self.head.provenance.clone_from(provenance);
+            }
+            Write::ProvenanceNoted { provenance } => {
+                self.head.provenance = Some(provenance.clone());
+            }
+            Write::ContextLost { .. } => {
+                self.head.session = None;
+                self.head.usage = None;
+                self.head.provenance = None;
+            }
+            Write::CompactionStarted(compaction)
+            | Write::CompactionUpdated(compaction)
+            | Write::CompactionEnded(compaction) => self.replay_compaction(compaction, at),
+            Write::LockAsked { task } => {
+                let (tries, count) = match self.lock {
+                    Lock::Refused { task: own, tries, count } if own == *task => (tries + 1, count),
+                    _ => (1, self.head.compacting.count),
+                };
+                self.lock = Lock::Asked { task: *task, tries, count };
+            }
+            Write::LockRefused { task, .. } => {
+                if let Lock::Asked { tries, count, .. } = self.lock {
+                    self.lock = Lock::Refused { task: *task, tries, count };
+                }
+            }
+            Write::LockTaken { task, key, holder, token } => {
+                let (key, holder) = (key.clone(), holder.clone());
+                self.lock = Lock::Held { task: *task, key, holder, token: *token };
+            }
+            Write::LockBypassed { task, .. } => self.lock = Lock::Bypassed { task: *task },
+            Write::LockLost { task } => self.lock = Lock::Lost { task: *task },
+            Write::LockReleased { .. } => self.lock = Lock::Unasked,
+            Write::AgentWedged { .. } => {
+                if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
+                    turn.unhear();
+                }
+            }
+            Write::TurnStarted { .. }
+            | Write::AgentOutputRejected { .. }
+            | Write::PermissionResolved { .. }
+            | Write::SegmentEnded { .. }
+            | Write::StderrMatched { .. } => {}
+        }
+    }
+
+    /// A compaction goes before waiting turns (I8), and a turn that lost its slot before those
+    /// that were accepted after it.
+    pub(super) fn enqueue(&mut self, task: Task) {
+        let rank = |task: &Task| (task.kind() == TaskKind::Turn, task.ordinal);
+        let place = self.waiting.partition_point(|other| rank(other) < rank(&task));
+        self.waiting_bytes += task.prompt().as_str().len();
+        self.waiting.insert(place, task);
+    }
+
+    fn dequeue(&mut self, id: TaskId) -> Option<Task> {
+        let place = self.position(id)?;
+        let task = self.waiting.remove(place)?;
+        self.waiting_bytes -= task.prompt().as_str().len();
+        Some(task)
+    }
+
+    fn replay_claim(&mut self, id: TaskId, at: Timestamp) {
+        if let Some(task) = self.dequeue(id) {
+            self.current =
+                Some(Current { task: Task { claimed_at: Some(at), ..task }, turn: None });
+        }
+    }
+
+    fn replay_settlement(&mut self, task: TaskId) {
+        self.head.compacting.measure(self.head.usage.as_ref());
+        let carried = self.current.as_ref().is_some_and(|Current { task: own, turn }| {
+            let heard = turn.as_ref().is_some_and(Turn::has_output);
+            own.id == task && own.kind() == TaskKind::Turn && heard
+        });
+        // A prompt that led nowhere may not have been read; the next one carries it again.
+        if carried {
+            self.head.lead_in = None;
+        }
+    }
+
+    fn replay_compaction(&mut self, compaction: &Compaction, at: Timestamp) {
+        let before = self.recent.status(compaction.id);
+        if let Some(run) = &mut self.run {
+            run.shows_acp |= compaction.sources.contains(&Source::Acp);
+            if compaction.leads {
+                run.left.clone_from(&self.head.session);
+            }
+        }
+        let compacting = &mut self.head.compacting;
+        match compaction.status {
+            status if before == Some(status) => {}
+            CompactionStatus::InProgress => {
+                compacting.last_source = Some(compaction.source);
+                compacting.last_started_at = Some(at);
+            }
+            CompactionStatus::Completed => {
+                let in_use = self.head.usage.as_ref().map(|usage| usage.used);
+                compacting.count += 1;
+                compacting.last_source = Some(compaction.source);
+                compacting.last_completed_at = Some(at);
+                compacting.before = compaction.details.tokens_before.or(in_use);
+                (compacting.measured, compacting.failed_at) = (false, None);
+                if compaction.leads {
+                    self.head.lead_in.clone_from(&compaction.details.summary);
+                }
+            }
+            CompactionStatus::Failed | CompactionStatus::Abandoned
+                if compaction.source == Source::Task =>
+            {
+                compacting.failed_at = Some(at);
+            }
+            CompactionStatus::Noop if compaction.source == Source::Task => {
+                compacting.streak = compacting.streak.saturating_add(1);
+            }
+            CompactionStatus::Failed
+            | CompactionStatus::Cancelled
+            | CompactionStatus::Abandoned
+            | CompactionStatus::Skipped
+            | CompactionStatus::Noop => {}
+        }
+        self.recent.put(compaction.clone());
+    }
+
+    fn set_phase(&mut self, phase: RunPhase) {
+        if let Some(run) = &mut self.run {
+            run.phase = phase;
+        }
+    }
+}
