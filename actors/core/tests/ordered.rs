@@ -463,9 +463,10 @@ fn an_answer_without_an_answer_is_a_finding() {
         let mut hand = Hand::in_turn();
         does(&mut hand);
         let step = hand.answer(StopReason::EndTurn);
-        let found = step.writes.iter().any(|write| {
-            matches!(write, Write::TaskEnded { findings, .. } if findings[..] == [Finding::EmptyAnswer])
-        });
+        let odd_ones = [Finding::EmptyAnswer];
+        let found = step.writes.iter().any(
+            |write| matches!(write, Write::TaskEnded { findings, .. } if findings[..] == odd_ones),
+        );
         assert_eq!(found, odd, "{name}");
     }
 }

@@ -195,8 +195,8 @@ impl Scene<'_> {
         }
     }
 
-    /// AM-13: a bare change of the session id. None is what is heard early of a session that is being
-    /// opened, nor what is heard late of the one that was left for it.
+    /// AM-13: a bare change of the session id. None is what is heard early of a session that is
+    /// being opened, nor what is heard late of the one that was left for it.
     pub(super) fn session_named(&mut self, run: RunId, session: SessionId) {
         let Some(run) = self.group.run.as_ref().filter(|own| own.id == run) else { return };
         let opening = self.group.turn().is_some_and(|turn| turn.opening.is_some());

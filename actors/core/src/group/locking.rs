@@ -79,8 +79,8 @@ impl Scene<'_> {
         }
     }
 
-    /// HL-2: a compaction that loses its lock before it began is not begun. One that runs is told by
-    /// its end.
+    /// HL-2: a compaction that loses its lock before it began is not begun. One that runs is told
+    /// by its end.
     pub(super) fn lock_lost(&mut self, id: TaskId) {
         if !matches!(&self.group.lock, Lock::Held { task, .. } if *task == id) {
             return;
