@@ -344,8 +344,9 @@ impl Recent {
             Some(own) => *own = compaction,
             None => {
                 self.0.push(compaction);
-                if self.0.len() > RECENT_MAX {
-                    self.0.remove(0);
+                let oldest = self.0.iter().position(|own| !own.is_active());
+                if let Some(oldest) = oldest.filter(|_| self.0.len() > RECENT_MAX) {
+                    self.0.remove(oldest);
                 }
             }
         }

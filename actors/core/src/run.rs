@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::RunId;
+use crate::{RunId, SessionId};
 
 /// The group's agent process: there is at most one (SEEDS AM-1).
 #[derive(Clone, Debug, PartialEq)]
@@ -20,12 +20,22 @@ pub struct Run {
     pub wedged: bool,
     /// Whether it told of a compaction by ACP: lesser detectors then only add to that.
     pub shows_acp: bool,
+    /// The session that a summary was carried out of: it may be heard of late.
+    pub left: Option<SessionId>,
 }
 
 impl Run {
     /// A run that is being started.
     pub fn new(id: RunId, phase: RunPhase) -> Self {
-        Self { id, phase, outdated: false, cancelled: false, wedged: false, shows_acp: false }
+        Self {
+            id,
+            phase,
+            outdated: false,
+            cancelled: false,
+            wedged: false,
+            shows_acp: false,
+            left: None,
+        }
     }
 }
 

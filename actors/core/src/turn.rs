@@ -79,6 +79,11 @@ impl Turn {
         self.output
     }
 
+    /// What the agent said was no sign of having taken the prompt in.
+    pub(crate) fn unhear(&mut self) {
+        self.output = false;
+    }
+
     /// The agent's message text so far.
     pub(crate) fn text(&self) -> &str {
         &self.text

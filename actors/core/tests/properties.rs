@@ -3,12 +3,12 @@
 
 mod world;
 
-use greenroom_core::{Continuity, ExitReason, StopReason};
+use greenroom_core::{Continuity, ExitReason, Sign, Source, StopReason};
 use proptest::{
     prelude::*,
     test_runner::{FileFailurePersistence, TestCaseError},
 };
-use world::{Move, World, moves};
+use world::{LockSaid, Move, Seen, Spoken, World, moves};
 
 const MOVES_MAX: usize = 200;
 /// Where the seeds of failures are kept, within the package.
@@ -51,11 +51,17 @@ proptest! {
 #[test]
 fn what_once_failed_holds() {
     use Move::{
-        Archive, Cancel, Compact, Configure, Crash, Exit, Grant, LateAsk, LateSay, Shutdown,
+        Archive, Cancel, Close, Compact, CompactByRotation, Configure, Crash, Exit, Grant, LateAsk,
+        LateSay, LoseLock, ReadyAs, Shutdown,
     };
+    use greenroom_core::Continuity::Lost;
     let submit = Move::Submit { bytes: 1 };
     let ready = Move::Ready(Continuity::Loaded);
     let answer = Move::Answer(StopReason::EndTurn);
+    let (lock, usage) = (Move::Lock(LockSaid::Taken), Move::Say(Spoken::Usage(100)));
+    let (called_off, expire) = (Move::Answer(StopReason::Cancelled), Move::Expire(0));
+    let acp = |sign| Move::Signal(Seen { source: Source::Acp, sign, key: 0, lineage: (0, 0) });
+    let (begun, done) = (acp(Sign::Started), acp(Sign::Completed));
     let (failed, other_agent) = (Exit(ExitReason::StartFailed), Configure(2));
     #[rustfmt::skip]
     let histories: &[(&str, &[Move])] = &[
@@ -70,6 +76,13 @@ fn what_once_failed_holds() {
         ("a delete repeats a cancel",               &[submit, Grant, ready, Cancel { back: 0 }, Archive, Archive]),
         ("the old agent gets the next turn",        &[submit, Grant, ready, other_agent, answer, submit, Grant]),
         ("the starting old agent gets it",          &[submit, Grant, other_agent, Cancel { back: 0 }, submit, Grant, ready]),
+        ("the session is another once claimed",     &[submit, Grant, Compact, ReadyAs(Lost, 1)]),
+        ("likewise, by a summary and at a close",   &[submit, Grant, submit, ReadyAs(Lost, 1), Close, CompactByRotation]),
+        ("a lock is lost before its use",           &[submit, Grant, ready, answer, Compact, lock, LoseLock]),
+        ("done without its lock, after its time",   &[submit, Grant, ready, called_off, CompactByRotation, lock, Grant, expire, LoseLock, done]),
+        ("cut off, then called off",                &[submit, Grant, ready, expire, Cancel { back: 0 }]),
+        ("likewise, and begun in between",          &[submit, Grant, ready, expire, begun, Cancel { back: 0 }]),
+        ("a shutdown with a lock, and no restart",  &[submit, Grant, ready, usage, Crash, lock, Shutdown, Compact]),
     ];
     for (name, history) in histories {
         let drained = played(history).and_then(|mut world| told(world.drain(false)));

@@ -15,6 +15,9 @@ use crate::storage::{LockAsk, LockError, chain, holder, lease};
 impl Group {
     /// Asks for a lock. The mailbox stays open: whoever has it may have it for minutes.
     pub(super) fn take_lock(&mut self, task: TaskId, key: &SessionId, ctx: &mut Context<Self>) {
+        if self.draining {
+            return;
+        }
         let ask = self.lock_ask(key);
         let ledger = self.shared.ledger.clone();
         let answer = async move {

@@ -41,9 +41,6 @@ impl Group {
     fn take_up(&mut self, found: Option<Found>) -> Vec<Event> {
         let Some(Found { hydration, turn }) = found else { return Vec::new() };
         let Hydration { epoch, head, tasks, run, compactions } = hydration;
-        let interrupted = run.is_some()
-            || !compactions.is_empty()
-            || tasks.iter().any(|task| task.claimed_at.is_some());
         self.epoch = epoch;
         self.place = Place {
             last_seq: head.last_seq,
@@ -54,8 +51,7 @@ impl Group {
         self.terms = None;
         self.core = greenroom_core::Group::restore(head, tasks, run, turn, compactions);
         self.status = self.core.status();
-        let recovered = interrupted.then_some(Event::Recovered);
-        recovered.into_iter().collect()
+        vec![Event::Recovered]
     }
 }
 

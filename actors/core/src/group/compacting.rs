@@ -318,9 +318,13 @@ impl Scene<'_> {
         }
     }
 
-    /// AM-13: a bare change of the session id.
+    /// AM-13: a bare change of the session id. None is what is heard early of a session that is
+    /// being opened, nor what is heard late of the one that was left for it.
     pub(super) fn session_named(&mut self, run: RunId, session: SessionId) {
-        if self.group.lives(run) && self.group.head.session.as_ref() != Some(&session) {
+        let Some(run) = self.group.run.as_ref().filter(|own| own.id == run) else { return };
+        let opening = self.group.turn().is_some_and(|turn| turn.opening.is_some());
+        let is_left = run.left.as_ref() == Some(&session);
+        if !opening && !is_left && self.group.head.session.as_ref() != Some(&session) {
             self.rotate(EndReason::AcpSessionIdChanged, session, None);
         }
     }

@@ -107,7 +107,9 @@ impl Scene<'_> {
             return;
         }
         let wedged = self.wedged(turn, &reply);
-        if self.open_rotation(&reply) {
+        if let Some(sign) = wedged {
+            self.write(Write::AgentWedged { run, sign: sign.into() });
+        } else if self.open_rotation(&reply) {
             return;
         }
         let Some(turn) = self.group.turn() else { return };
@@ -121,8 +123,7 @@ impl Scene<'_> {
             });
         }
         self.settle(settled);
-        if let Some(sign) = wedged {
-            self.write(Write::AgentWedged { run, sign: sign.into() });
+        if wedged.is_some() {
             self.stop(Stop::Gently);
         }
     }

@@ -153,7 +153,12 @@ impl Group {
             Write::LockBypassed { task, .. } => self.lock = Lock::Bypassed { task: *task },
             Write::LockLost { task } => self.lock = Lock::Lost { task: *task },
             Write::LockReleased { .. } => self.lock = Lock::Unasked,
-            Write::AgentWedged { .. } => self.run.iter_mut().for_each(|run| run.wedged = true),
+            Write::AgentWedged { .. } => {
+                self.run.iter_mut().for_each(|run| run.wedged = true);
+                if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
+                    turn.unhear();
+                }
+            }
             Write::TurnStarted { .. }
             | Write::AgentOutputRejected { .. }
             | Write::PermissionResolved { .. }
@@ -207,6 +212,9 @@ impl Group {
         let before = self.recent.status(compaction.id);
         if let Some(run) = &mut self.run {
             run.shows_acp |= compaction.sources.contains(&Source::Acp);
+            if compaction.leads {
+                run.left.clone_from(&self.head.session);
+            }
         }
         let compacting = &mut self.head.compacting;
         match compaction.status {

@@ -74,7 +74,10 @@ impl<'a> Scene<'a> {
             Event::AgentClosed(run) => self.agent_closed(run),
             Event::AgentExited { run, exit } => self.agent_exited(run, exit),
             Event::Expired(expiry) => self.expired(expiry),
-            Event::Shutdown => self.shut_down(),
+            Event::Shutdown => {
+                self.shut_down();
+                return Ok(self.step);
+            }
             Event::Recovered => self.recovered(),
         }
         self.see_to_lock();

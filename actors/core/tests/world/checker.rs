@@ -176,6 +176,7 @@ impl Checker {
             Write::AgentWedged { run, .. } => {
                 let off = self.called_off.contains(run);
                 ensure!(off, "{run} is said to be wedged, and nothing was called off");
+                self.output = false;
             }
             Write::TaskEnded { task, state, record, .. } => {
                 ensure!(self.in_flight != Some(*task), "AM-3: {task} ends before its turn");

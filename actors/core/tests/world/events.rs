@@ -16,6 +16,8 @@ impl World {
     /// Whether the move must lead to nothing at all.
     pub(super) fn means_nothing(&self, next: Move) -> bool {
         match next {
+            // After a shutdown, whatever comes makes it ask for its lock again.
+            _ if self.shut_down => false,
             Move::Grant => !self.group.wants_slot(),
             Move::AnswerAgain | Move::AnswerUnknown(_) => true,
             Move::LateSay | Move::LateAsk | Move::LateReady | Move::LateExit => true,

@@ -82,6 +82,8 @@ pub struct World {
     /// Runs that are over, and prompts that were answered.
     past_runs: Vec<RunId>,
     answered: Vec<(RunId, u64)>,
+    /// Whether the last thing that happened was a shutdown: nothing is asked for then.
+    shut_down: bool,
     ids: u128,
 }
 
@@ -124,6 +126,7 @@ impl Default for World {
             moves_at_claim: 0,
             past_runs: Vec::new(),
             answered: Vec::new(),
+            shut_down: false,
             ids: 0,
         }
     }
@@ -145,7 +148,10 @@ impl World {
             _ => {
                 let nothing = self.means_nothing(next);
                 let Some(event) = self.event(next) else { return Ok(None) };
+                let shut_down = matches!(next, Move::Shutdown);
+                self.shut_down |= shut_down;
                 let committed = self.take(event)?;
+                self.shut_down &= shut_down || committed.is_none();
                 let led_to = committed.as_ref().map_or(0, |(_, writes)| writes.len());
                 ensure!(!nothing || led_to == 0, "{next:?} means nothing and led to {committed:?}");
                 return Ok(committed);
@@ -158,6 +164,10 @@ impl World {
     /// and then never answers, nor heeds a cancel.
     pub fn drain(&mut self, silent: bool) -> Held<Vec<Committed>> {
         let mut committed = Vec::new();
+        // After a shutdown comes a start.
+        if self.shut_down {
+            committed.extend(self.play(Move::Crash)?);
+        }
         for _ in 0..300 {
             let Some(next) = self.next_in_order(silent) else { break };
             committed.extend(self.play(next)?);
@@ -396,7 +406,7 @@ impl World {
                 .patience(&self.terms.patience)
                 .any(|(expiry, _)| matches!(expiry, Expiry::Lock(task, _) if task == next.id));
             ensure!(
-                group.wants_slot() || asked || bounded,
+                group.wants_slot() || asked || bounded || self.shut_down,
                 "I12: {} waits, and for neither a slot nor a lock",
                 next.id
             );
@@ -443,6 +453,7 @@ impl World {
         self.past_runs.extend(self.agent.take().map(|agent| agent.run));
         self.leases.clear();
         self.lock_requests.clear();
+        self.shut_down = false;
         self.checker.forget_lock();
         self.group = self.reference.restore_forgetful();
         self.shadow = self.group.clone();

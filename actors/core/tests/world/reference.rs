@@ -206,7 +206,6 @@ impl Reference {
                 self.phase(RunPhase::Ready);
             }
             Write::RunStopping { .. } => self.phase(RunPhase::Stopping),
-            Write::AgentWedged { .. } => self.run.iter_mut().for_each(|run| run.wedged = true),
             Write::RunExited { .. } => self.run = None,
             Write::SegmentStarted { segment, session, provenance, .. } => {
                 self.head.segment = *segment;
@@ -222,6 +221,10 @@ impl Reference {
             Write::CompactionStarted(compaction)
             | Write::CompactionUpdated(compaction)
             | Write::CompactionEnded(compaction) => self.compacted(compaction, at),
+            Write::AgentWedged { .. } => {
+                self.heard = false;
+                self.run.iter_mut().for_each(|run| run.wedged = true);
+            }
             Write::TurnStarted { .. }
             | Write::AgentOutputRejected { .. }
             | Write::PermissionResolved { .. }
@@ -241,6 +244,9 @@ impl Reference {
         let before = self.compactions.insert(compaction.id, compaction.clone());
         if let Some(run) = &mut self.run {
             run.shows_acp |= compaction.sources.contains(&Source::Acp);
+            if compaction.leads {
+                run.left = self.head.session.clone();
+            }
         }
         if before.is_some_and(|before| before.status == compaction.status) {
             return;

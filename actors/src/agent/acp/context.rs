@@ -249,10 +249,6 @@ fn hermes_provenance(raw: &RawValue) -> Option<Provenance> {
         let current = hermes.current_hermes_session_id.and_then(key);
         current.or_else(|| hermes.hermes_session_id.and_then(key))
     })?;
-    // hermes may name the session of before the turn though it is still the same.
-    let previous = pick(|hermes| hermes.previous_hermes_session_id.and_then(key))
-        .filter(|previous| *previous != current)
-        .or_else(|| pick(|hermes| hermes.parent_hermes_session_id.and_then(key)));
     let reason = pick(|hermes| hermes.reason.and_then(key));
     let mode = pick(|hermes| {
         let compaction: HermesCompaction = hermes.compaction.and_then(object)?;
@@ -260,6 +256,12 @@ fn hermes_provenance(raw: &RawValue) -> Option<Provenance> {
     });
     let compacted =
         reason.as_deref() == Some("compression") || mode.as_deref() == Some("session_split");
+    // `previous` is the session of the turn's start: after two compactions in a turn it is not the
+    // one that was compacted last, and after none it is still the same.
+    let parent = pick(|hermes| hermes.parent_hermes_session_id.and_then(key));
+    let at_start = pick(|hermes| hermes.previous_hermes_session_id.and_then(key))
+        .filter(|previous| *previous != current);
+    let previous = if compacted { parent.or(at_start) } else { at_start.or(parent) };
     Some(Provenance { current, previous, compacted, given: json(raw) })
 }
 
@@ -457,7 +459,7 @@ mod tests {
         #[rustfmt::skip]
         let cases = [
             ("root",             r#"{"sessionProvenance":{"acpSessionId":"a","currentHermesSessionId":"a","rootHermesSessionId":"a","parentHermesSessionId":null,"sessionKind":"root","compressionDepth":0}}"#, Some(("a", None, false))),
-            ("rotated",          r#"{"sessionProvenance":{"acpSessionId":"a","currentHermesSessionId":"b","parentHermesSessionId":"p","previousHermesSessionId":"a","reason":"compression"}}"#, Some(("b", Some("a"), true))),
+            ("rotated",          r#"{"sessionProvenance":{"acpSessionId":"a","currentHermesSessionId":"b","parentHermesSessionId":"p","previousHermesSessionId":"a","reason":"compression"}}"#, Some(("b", Some("p"), true))),
             ("loaded later",     r#"{"sessionProvenance":{"currentHermesSessionId":"b","parentHermesSessionId":"p","sessionKind":"continuation"}}"#, Some(("b", Some("p"), false))),
             ("same as before",   r#"{"sessionProvenance":{"currentHermesSessionId":"b","previousHermesSessionId":"b","parentHermesSessionId":null}}"#, Some(("b", None, false))),
             ("another reason",   r#"{"sessionProvenance":{"currentHermesSessionId":"b","previousHermesSessionId":"a","reason":"branch"}}"#, Some(("b", Some("a"), false))),
