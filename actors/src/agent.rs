@@ -11,6 +11,7 @@ mod conversation;
 pub mod detector;
 pub mod hermes;
 mod opening;
+mod sessions;
 pub mod shim;
 mod stderr;
 mod stdin;
@@ -83,6 +84,8 @@ pub struct AgentReport(pub Vec<Event>);
 pub enum Order {
     /// Write a line to the agent.
     Send(String),
+    /// Write a prompt to the agent, for this session.
+    Prompt(String, SessionId),
     /// Have it open another session, by a request with this id.
     OpenSession(u64),
     /// End its process tree.
@@ -92,8 +95,9 @@ pub enum Order {
 }
 
 /// What the conversation with an agent heeds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Heed {
+    Prompted(SessionId),
     OpenSession(u64),
     Stop(Stop),
     Kill,
@@ -193,6 +197,10 @@ impl Handler<Order> for Agent {
         // Nobody heeds the orders of a run that is over.
         match order {
             Order::Send(line) => self.stdin.send(line),
+            Order::Prompt(line, session) => {
+                _ = self.orders.send(Heed::Prompted(session));
+                self.stdin.send(line);
+            }
             Order::OpenSession(id) => _ = self.orders.send(Heed::OpenSession(id)),
             Order::Stop(how) => _ = self.orders.send(Heed::Stop(how)),
             Order::Kill => _ = self.orders.send(Heed::Kill),

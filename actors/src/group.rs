@@ -356,7 +356,7 @@ impl Group {
         let (run, order) = match effect {
             Effect::Launch { run, session } => return self.launch(run, session, ctx),
             Effect::Prompt { run, id, session, prompt } => {
-                (run, Order::Send(acp::prompt_line(id, &session, &prompt)))
+                (run, Order::Prompt(acp::prompt_line(id, &session, &prompt), session))
             }
             Effect::Cancel { run, session } => (run, Order::Send(acp::cancel_line(&session))),
             Effect::OpenSession { run, id } => (run, Order::OpenSession(id)),
@@ -459,8 +459,11 @@ impl Group {
             Err(err) => {
                 log::error!(
                     target: "greenroom::group", group:% = group.id,
-                    err:% = crate::storage::chain(&err); "group could not be purged"
+                    err:% = crate::storage::chain(&err);
+                    "group could not be purged; it is tried again"
                 );
+                // Its successor finds the order in the database.
+                ctx.stop();
             }
         }));
     }

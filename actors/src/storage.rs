@@ -293,6 +293,10 @@ pub struct CurrentView {
     pub segment: u32,
     /// The task that ran when it was opened.
     pub task: Option<TaskId>,
+    /// Frames below this number came before the first session.
+    pub first_opened: u64,
+    /// No other frame of the view is below this number.
+    pub from: u64,
 }
 
 impl CurrentView {

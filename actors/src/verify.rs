@@ -23,6 +23,8 @@ use crate::{
 const PAGE: usize = 1000;
 /// How many bytes of frames are read at a time.
 const PAGE_BYTES: usize = 8 << 20;
+/// How much of a value is shown that differs.
+const SHOWN_BYTES_MAX: usize = 2_000;
 
 /// What the comparison of one group came to.
 #[derive(Debug)]
@@ -292,7 +294,8 @@ impl Refold {
 
     fn same<T: Debug + PartialEq>(&mut self, what: &str, folded: T, stored: T) {
         if folded != stored {
-            self.differ(format!("{what}: the log says {folded:?}, the row {stored:?}"));
+            let (folded, stored) = (shortened(&folded), shortened(&stored));
+            self.differ(format!("{what}: the log says {folded}, the row {stored}"));
         }
     }
 
@@ -372,4 +375,14 @@ impl Refold {
         let folded = self.runs.remove(&id);
         self.same(&format!("run {id}"), folded, Some(stored));
     }
+}
+
+/// A value in words that fit a terminal.
+fn shortened(value: &impl Debug) -> String {
+    let mut text = format!("{value:?}");
+    if text.len() > SHOWN_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(SHOWN_BYTES_MAX));
+        text.push('…');
+    }
+    text
 }

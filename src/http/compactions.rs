@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Worker, error::ApiError, frames::page_limit, view};
 
+/// A page ends when its summaries come to so many bytes.
+const PAGE_BYTES: usize = 8 << 20;
+
 /// Which compactions of a group.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,9 +51,19 @@ pub async fn list(
     ledger.read(move |archive| archive.group(no)).await?.ok_or(ApiError::NoSuchGroup)?;
     let found =
         ledger.read(move |archive| archive.compactions(no, query.cursor, limit + 1)).await?;
+    let limit = fitting(&found, limit);
     let page = view::Page::cut(found, limit, |(seq, _)| seq.to_string());
     let items = page.items.into_iter().map(|(_, record)| show(record, &group.id)).collect();
     Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
+}
+
+/// How many go into a page, by number and by the bytes of their summaries; one at least.
+fn fitting(found: &[(u64, Record)], limit: usize) -> usize {
+    let bytes = found.iter().scan(0, |bytes, (_, record)| {
+        *bytes += record.details.summary.as_ref().map_or(0, String::len);
+        Some(*bytes)
+    });
+    bytes.take_while(|bytes| *bytes <= PAGE_BYTES).count().clamp(1, limit)
 }
 
 fn show(record: Record, group: &GroupId) -> Compaction {

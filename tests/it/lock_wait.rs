@@ -264,3 +264,46 @@ fn drop_lock_tables(server: &Server) {
         database.execute_batch(&format!("DROP TABLE {name}")).unwrap();
     }
 }
+
+/// HL-2, I12: a compaction that waits for its lock with no agent running waits on, and runs, after
+/// a server that was stopped or killed.
+#[test]
+fn waits_on_without_an_agent() {
+    for kill in [false, true] {
+        let (mut server, session) = with_a_session(Setup::new());
+        server.post("/v1/groups/work/stop", &json!({})).expect(202);
+        server.wait_group("work", "no run", |group| group["current_run"].is_null());
+        let lock = server.take_lock(&session, "outside").expect_any(&[200, 201]);
+        let compaction = server.compact("work");
+        server.wait_group("work", "the wait", |group| group["blocked_by"] == "lock");
+        if kill {
+            server.kill();
+        } else {
+            server.terminate();
+            server.wait_exit();
+        }
+        server.boot();
+        server.release_lock(&lock);
+        server.finish_as(&compaction, "completed");
+    }
+}
+
+/// AM-13, I4: what an agent says late of sessions that it was taken out of moves nothing, and fills
+/// no context but their own.
+#[test]
+fn sessions_that_were_left_stay_left() {
+    let server = Setup::new().rotates().start();
+    server.complete("work", "one");
+    let first = server.session("work");
+    for turn in ["two", "three"] {
+        server.finish_as(&server.compact("work"), "completed");
+        server.complete("work", turn);
+    }
+    let last = server.session("work");
+    server.complete("work", &format!("[[session:{first}:late]][[reply:done]]"));
+    assert_eq!(server.session("work"), last);
+    assert_eq!(server.segments("work").len(), 3);
+    let text = server.complete("work", "four")["text"].clone();
+    assert!(!text.to_string().contains("late"), "{text}");
+    server.assert_compacted("work", 2);
+}

@@ -241,6 +241,9 @@ pub enum Write {
         task: TaskId,
         /// Who holds it.
         holder: String,
+        /// Whether that was said before: once is enough for a transcript.
+        #[serde(skip)]
+        again: bool,
     },
     /// The compaction has its lock.
     LockTaken {
@@ -337,6 +340,7 @@ impl Write {
             Self::RunStopping { .. }
             | Self::ProvenanceNoted { .. }
             | Self::LockAsked { .. }
+            | Self::LockRefused { again: true, .. }
             | Self::LockTaken { .. }
             | Self::LockReleased { .. } => 0,
             _ => 1,

@@ -5,6 +5,8 @@ use greenroom_core::{Event, Fold, FrameKind, Kinds, Lines, RunId};
 /// A batch is full with this many bytes, or lines. The agent's pipe then holds it back.
 const BYTES_MAX: usize = 1 << 20;
 const LINES_MAX: usize = 4096;
+/// Lines beyond that of what does not wait.
+const FEW_MAX: usize = 64;
 
 /// Events of one run, in order; lines without a meaning of their own share one.
 pub struct Batch {
@@ -33,6 +35,11 @@ impl Batch {
     /// Whether more may be read for it.
     pub fn has_room(&self) -> bool {
         self.bytes < BYTES_MAX && self.lines < LINES_MAX
+    }
+
+    /// Whether a few more lines are taken that nobody can hold back.
+    pub fn has_room_for_few(&self) -> bool {
+        self.lines < LINES_MAX + FEW_MAX
     }
 
     /// Whether there is nothing to report.

@@ -20,6 +20,7 @@ use super::{
     child::{Child, Keeper, TreeEvent},
     detector::{Detector, Seen},
     opening::{Next, Opening},
+    sessions::{About, Sessions},
     stderr::Stderr,
     stdin::Stdin,
 };
@@ -63,13 +64,9 @@ pub struct Conversation {
     opening: Option<Opening>,
     /// What tells of compactions.
     detector: Detector,
-    /// The session that the agent was last heard of, and the one that it was opened after.
-    session: Option<SessionId>,
-    left: Option<SessionId>,
+    sessions: Sessions,
     /// Where the agent works.
     cwd: PathBuf,
-    /// The request for another session that is not answered yet.
-    awaited: Option<u64>,
     first_line: Option<String>,
     start_by: Instant,
     pid: Option<u32>,
@@ -142,10 +139,8 @@ impl Conversation {
             report: None,
             opening: Some(opening),
             detector: Detector::new(start.profile.signals),
-            session: None,
-            left: None,
+            sessions: Sessions::default(),
             cwd,
-            awaited: None,
             first_line: Some(first_line),
             start_by: Instant::now() + start.profile.start_timeout,
             pid: None,
@@ -250,6 +245,10 @@ impl Conversation {
 
     /// Takes in what was read from stdout: whole lines, and at the end what is left.
     fn hear(&mut self, read: io::Result<usize>) {
+        // What was ordered before it was read says what it is about.
+        while let Ok(order) = self.orders.try_recv() {
+            self.obey(order);
+        }
         if !matches!(read, Ok(bytes) if bytes > 0) {
             let rest = self.stdout.buffer.split();
             if !rest.is_empty() {
@@ -359,8 +358,7 @@ impl Conversation {
                         self.open(next, provenance);
                     }
                 }
-                None if self.awaited == Some(id) => {
-                    self.awaited = None;
+                None if self.sessions.answered(id) => {
                     let opened = self.another_session(outcome);
                     self.batch.push(Event::SessionOpened { run: self.run, id, opened });
                 }
@@ -377,12 +375,13 @@ impl Conversation {
     /// segment that the boundary closes.
     fn notice(&mut self, line: &str, notice: Notice<'_>) {
         let run = self.run;
+        let moved = match self.sessions.about(notice.session.as_deref()) {
+            About::Own => None,
+            About::Other => return self.batch.say(line, notice.kind, Fold::default()),
+            About::Moved(session) => Some(session),
+        };
         self.batch.say(line, notice.kind, notice.fold);
-        if let Some(named) = notice.session
-            && self.is_another(&named)
-        {
-            let session = SessionId(named.as_ref().into());
-            self.session = Some(session.clone());
+        if let Some(session) = moved {
             self.batch.push(Event::SessionNamed { run, session });
         }
         let Some(clues) = notice.clues else { return };
@@ -395,20 +394,13 @@ impl Conversation {
         }
     }
 
-    /// Whether an update is about a session that is neither the one in force, nor the one that it
-    /// was opened after, nor the one that is being opened.
-    fn is_another(&self, named: &str) -> bool {
-        let is = |session: &Option<SessionId>| session.as_ref().is_some_and(|own| *own.0 == *named);
-        self.session.is_some() && self.awaited.is_none() && !is(&self.session) && !is(&self.left)
-    }
-
     fn another_session(
         &mut self,
         outcome: Result<&str, acp::RpcError>,
     ) -> Result<(SessionId, Option<Provenance>), String> {
         let result = outcome.map_err(|err| format!("the agent refused another session: {err}"))?;
         let session = acp::new_session(result)?;
-        self.left = self.session.replace(session.clone());
+        self.sessions.know(session.clone());
         Ok((session, self.detector.answer(result)))
     }
 
@@ -417,7 +409,7 @@ impl Conversation {
             Next::Ask(line) => self.stdin.send(line),
             Next::Ready(session, continuity) => {
                 self.opening = None;
-                self.session = Some(session.clone());
+                self.sessions.enter(session.clone());
                 let (run, pid) = (self.run, self.pid.unwrap_or_default());
                 let ready = Event::AgentReady { run, pid, session, continuity, provenance };
                 self.batch.push(ready);
@@ -468,7 +460,7 @@ impl Conversation {
         }
         for (line, signal) in matched {
             // Stderr never waits (SEEDS AM-40).
-            if self.batch.has_room() {
+            if self.batch.has_room_for_few() {
                 let (run, signal) = (self.run, signal.into());
                 self.batch.push(Event::StderrMatched { run, line, signal });
             } else {
@@ -497,8 +489,9 @@ impl Conversation {
 
     fn obey(&mut self, order: Heed) {
         match (order, self.ladder) {
+            (Heed::Prompted(session), _) => self.sessions.enter(session),
             (Heed::OpenSession(id), _) => {
-                self.awaited = Some(id);
+                self.sessions.ask(id);
                 self.stdin.send(acp::new_session_line(id, &self.cwd));
             }
             (Heed::Kill, _) => self.end(ExitReason::Stopped, "stopped by greenroom"),

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use greenroom_core::{
-    Event, LockAnswer, SessionId, TaskId,
+    Event, LockAnswer, Patience, SessionId, TaskId,
     lock::{Holder, Lease, LockKey, Ttl},
 };
 
 use super::Group;
-use crate::storage::{LockAsk, LockError, chain, holder, lease};
+use crate::storage::{
+    LockAsk, LockError, chain, holder,
+    lease::{self, Lost},
+};
 
 impl Group {
     /// Asks for a lock. The mailbox stays open: whoever has it may have it for minutes.
@@ -74,10 +77,19 @@ impl Group {
         else {
             return;
         };
-        // A compaction, its ladder, and as long again until it has its slot.
-        let life_max = Duration::from_millis(2 * self.shared.limits.patience.compaction_ms);
-        let kept = lease::keep(self.shared.ledger.clone(), lease, ttl, life_max);
-        let keeper = ctx.spawn(kept.into_actor(self).map(move |_, group, ctx| {
+        // A compaction and its ladder, once the turn of another group gave up its slot.
+        let Patience { turn_ms, compaction_ms, .. } = self.shared.limits.patience;
+        let life_max = Duration::from_millis(turn_ms.saturating_add(2 * compaction_ms));
+        let ledger = self.shared.ledger.clone();
+        let kept = async move {
+            let lost = lease::keep(ledger.clone(), lease.clone(), ttl, life_max).await;
+            log::warn!(key:% = lease.key, lost:?; "lease ends");
+            if !matches!(lost, Lost::Gone(_)) {
+                // It is not kept any more, and must not stand in anybody's way until it expires.
+                _ = ledger.lock_release(lease).await;
+            }
+        };
+        let keeper = ctx.spawn(kept.into_actor(self).map(move |(), group, ctx| {
             group.lease = None;
             group.hear(Event::LockLost { task }, ctx);
         }));

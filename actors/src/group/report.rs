@@ -64,7 +64,7 @@ pub fn tell(group: &GroupId, write: &Write, at: Timestamp) {
         Write::SegmentStarted { segment, session, .. } => log::info!(
             target: "greenroom::group", group:%, segment, session:%; "segment started"
         ),
-        Write::LockRefused { task, holder } => log::info!(
+        Write::LockRefused { task, holder, again: false } => log::info!(
             target: "greenroom::compaction", group:%, task:%, holder;
             "compaction waits for the session's lock"
         ),

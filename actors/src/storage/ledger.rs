@@ -21,7 +21,6 @@ pub struct Ledger {
     /// The one writer.
     pub purge: Recipient<Purge>,
     /// The one writer.
-    /// The one writer.
     pub lock_acquire: Recipient<LockAcquire>,
     /// The one writer.
     pub lock_refresh: Recipient<LockRefresh>,

@@ -16,7 +16,7 @@ const FREED_PART: u64 = 10;
 /// What an ordered compaction that failed says of the session (SEEDS DQ-12).
 const UNCHANGED: &str = "the session is unchanged";
 /// Why a compaction counts for nothing that lost its lock (SEEDS HL-11).
-const LOCK_LOST: &str = "its lock was taken over";
+const LOCK_LOST: &str = "its lock was lost";
 /// After a failure none is ordered by itself for so long (SEEDS HL-14).
 const COOLDOWN_MS: i64 = 600_000;
 
@@ -96,7 +96,8 @@ impl Scene<'_> {
         if task != id {
             return self.drop_lock(key, answer);
         }
-        let (waited_ms, done) = (tries * LOCK_RETRY_MS, count != self.group.head.compacting.count);
+        let (waited_ms, done) =
+            ((tries - 1) * LOCK_RETRY_MS, count != self.group.head.compacting.count);
         match answer {
             // HL-10: whoever had it before did the work.
             LockAnswer::Taken { holder, token } if done => {
@@ -110,7 +111,9 @@ impl Scene<'_> {
                 let why = format!("the session is being compacted by {holder:?} all the time");
                 self.skip(id, "lock_held", &why);
             }
-            LockAnswer::Held { holder } => self.write(Write::LockRefused { task: id, holder }),
+            LockAnswer::Held { holder } => {
+                self.write(Write::LockRefused { task: id, holder, again: tries > 1 });
+            }
             LockAnswer::Absent => {
                 let remedy = "the database has no table of locks: upgrade and restart whatever \
                               shares it";
@@ -137,7 +140,7 @@ impl Scene<'_> {
         }
         self.write(Write::LockLost { task: id });
         if self.group.turn().is_none() {
-            self.skip(id, "lock_lost", "its lock was taken over before it began");
+            self.skip(id, "lock_lost", "its lock was lost before it began");
         }
     }
 
@@ -408,7 +411,7 @@ impl Scene<'_> {
         let given = !turn.text().trim().is_empty();
         let (id, is_cut) = (task.id, turn.cut.is_some());
         let Some(run) = self.group.run.as_ref().map(|run| run.id) else { return false };
-        if !(rotates && answered && begun && given) || is_cut {
+        if !(rotates && answered && begun && given) || is_cut || self.lost_lock() {
             return false;
         }
         let request = self.group.head.last_seq + 1;
@@ -470,7 +473,12 @@ impl Scene<'_> {
                 (ending.error, ending.interrupted) = (None, None);
                 TaskState::Completed
             }
-            (_, TaskState::Cancelled | TaskState::Interrupted) => state,
+            (_, TaskState::Cancelled | TaskState::Interrupted) => {
+                if let Some(error) = &mut ending.error {
+                    error.message = format!("{}; {UNCHANGED}", error.message);
+                }
+                state
+            }
             (CompactionStatus::Noop | CompactionStatus::Skipped, _) => TaskState::Skipped,
             (CompactionStatus::Cancelled, _) => TaskState::Cancelled,
             (
@@ -510,6 +518,10 @@ impl Scene<'_> {
         let shows = self.terms.listens || self.group.run.as_ref().is_some_and(|run| run.shows_acp);
         let fate = match settled.state {
             TaskState::Completed if was_seen => Fate::Stranded,
+            TaskState::Completed if rotates && self.lost_lock() => {
+                compaction.details.error = Some(LOCK_LOST.into());
+                Fate::Seen(Sign::Failed)
+            }
             TaskState::Completed if rotates => {
                 compaction.details.error = Some("the agent gave no summary".into());
                 Fate::Seen(Sign::Failed)

@@ -119,6 +119,10 @@ impl Group {
                 self.recent.clear();
             }
             Write::SegmentStarted { segment, session, provenance, .. } => {
+                if self.head.session.as_ref() != Some(session) {
+                    // It was the other session's.
+                    self.head.usage = None;
+                }
                 self.head.segment = *segment;
                 self.head.session = Some(session.clone());
                 self.head.provenance.clone_from(provenance);

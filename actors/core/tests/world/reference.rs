@@ -208,6 +208,8 @@ impl Reference {
             Write::RunStopping { .. } => self.phase(RunPhase::Stopping),
             Write::RunExited { .. } => self.run = None,
             Write::SegmentStarted { segment, session, provenance, .. } => {
+                let stays = self.head.session.as_ref() == Some(session);
+                self.head.usage = self.head.usage.take().filter(|_| stays);
                 self.head.segment = *segment;
                 self.head.session = Some(session.clone());
                 self.head.provenance = provenance.clone();

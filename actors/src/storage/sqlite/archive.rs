@@ -212,29 +212,26 @@ impl Archive for SqliteArchive {
 
     fn current_view(&self, group: GroupNo) -> Result<CurrentView, StoreError> {
         // The block that opens a segment belongs to the task that ran then.
-        let sql = "SELECT segment, (SELECT task FROM blocks WHERE blocks.key <= (?1 << 36 | \
-                   opened_seq) AND blocks.key >= ?1 << 36 ORDER BY blocks.key DESC LIMIT 1) \
+        let sql = "SELECT segment, opened_seq, \
+                   (SELECT opened_seq FROM segments AS first \
+                    WHERE first.no = ?1 ORDER BY segment LIMIT 1), \
+                   (SELECT task FROM blocks WHERE blocks.key <= (?1 << 36 | opened_seq) \
+                    AND blocks.key >= ?1 << 36 ORDER BY blocks.key DESC LIMIT 1) \
                    FROM segments WHERE no = ?1 AND closed_seq IS NULL";
         let open = self.all(sql, &[&group], |row| {
-            let task = row.get::<_, Option<[u8; 16]>>(1)?;
-            let task = task.map(|id| TaskId(from_bytes(id)));
-            Ok(CurrentView { segment: row.get(0)?, task })
+            let task = row.get::<_, Option<[u8; 16]>>(3)?.map(|id| TaskId(from_bytes(id)));
+            let (from, first_opened) = (row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64);
+            Ok(CurrentView { segment: row.get(0)?, task, first_opened, from })
         })?;
-        Ok(open.first().copied().unwrap_or(CurrentView { segment: 0, task: None }))
+        let nothing = CurrentView { segment: 0, task: None, first_opened: u64::MAX, from: 0 };
+        let Some(view) = open.first().copied() else { return Ok(nothing) };
+        let task = view.task.map(|task| self.task(task)).transpose()?.flatten();
+        let began = task.and_then(|view| view.task.seq_first);
+        Ok(CurrentView { from: began.map_or(view.from, |began| began.min(view.from)), ..view })
     }
 
     fn blocks(&self, group: GroupNo, filter: &FrameFilter) -> Result<Vec<Block>, StoreError> {
         let read = || -> rusqlite::Result<_> {
-            // A block that begins before the first wanted frame may hold it.
-            let from: i64 = self
-                .0
-                .prepare_cached(
-                    "SELECT coalesce(max(key), ?1) FROM blocks WHERE key >= ?1 AND key <= ?2",
-                )?
-                .query_row([key(group, 0), key(group, filter.after.saturating_add(1))], |row| {
-                    row.get(0)
-                })?;
-            let to = filter.before.map_or(key(group + 1, 0), |before| key(group, before));
             let sql = format!(
                 "SELECT {} FROM blocks WHERE key >= ?1 AND key < ?2 \
                  AND (?3 IS NULL OR instr(kinds, ?3)) AND (?4 IS NULL OR task = ?4) \
@@ -247,25 +244,27 @@ impl Archive for SqliteArchive {
             let task = filter.task.as_ref().map(|id| id.0.as_bytes());
             let view = filter.view.map(|view| view.segment);
             let spans = filter.view.and_then(|view| view.task).map(|id| id.0.into_bytes());
-            let mut found = statement.query(params![
-                from,
-                to,
-                filter.kind,
-                task,
-                filter.segment,
-                view,
-                spans
-            ])?;
             let (mut blocks, mut frames, mut bytes) = (Vec::new(), 0, 0);
-            while frames < filter.frames_max && bytes < filter.bytes_max {
-                let Some(row) = found.next()? else { break };
-                let block = rows::block(row)?;
-                if filter.frames_max < u64::MAX {
-                    frames +=
-                        block.frames().filter(|frame| filter.takes(&block, *frame)).count() as u64;
+            for (from, to) in self.ranges(group, filter)? {
+                let mut found = statement.query(params![
+                    from,
+                    to,
+                    filter.kind,
+                    task,
+                    filter.segment,
+                    view,
+                    spans
+                ])?;
+                while frames < filter.frames_max && bytes < filter.bytes_max {
+                    let Some(row) = found.next()? else { break };
+                    let block = rows::block(row)?;
+                    if filter.frames_max < u64::MAX {
+                        let wanted = block.frames().filter(|frame| filter.takes(&block, *frame));
+                        frames += wanted.count() as u64;
+                    }
+                    bytes += block.text.len();
+                    blocks.push(block);
                 }
-                bytes += block.text.len();
-                blocks.push(block);
             }
             Ok(blocks)
         };
@@ -282,6 +281,53 @@ impl Archive for SqliteArchive {
 
     fn lock(&self, key: &LockKey) -> Result<Option<Lock>, LockError> {
         locks::get(&self.0, key)
+    }
+}
+
+impl SqliteArchive {
+    /// The keys between which the wanted blocks are, in the order in which they are read: a segment
+    /// is a small part of a long transcript.
+    fn ranges(&self, group: GroupNo, filter: &FrameFilter) -> rusqlite::Result<Vec<(i64, i64)>> {
+        let (least, most) = (filter.after.saturating_add(1), filter.before.unwrap_or(u64::MAX));
+        let mut wanted = match (filter.view, filter.segment) {
+            (Some(view), _) => vec![(least, most.min(view.first_opened)), (view.from, most)],
+            (None, Some(segment)) => {
+                let (opened, closed) = self.extent(group, segment)?;
+                vec![(opened, most.min(closed))]
+            }
+            (None, None) => vec![(least, most)],
+        };
+        if filter.descending {
+            wanted.reverse();
+        }
+        let mut start = self.0.prepare_cached(
+            "SELECT coalesce(max(key), ?1) FROM blocks WHERE key >= ?1 AND key <= ?2",
+        )?;
+        let keys = wanted.into_iter().map(|(from, to)| (from.max(least), to));
+        keys.filter(|(from, to)| from < to)
+            .map(|(from, to)| {
+                // A block that begins before the first wanted frame may hold it.
+                let from = start.query_row([key(group, 0), key(group, from)], |row| row.get(0))?;
+                let to = if to == u64::MAX { key(group + 1, 0) } else { key(group, to) };
+                Ok((from, to))
+            })
+            .collect()
+    }
+
+    /// The numbers of a segment's first frame, and of the first behind it.
+    fn extent(&self, group: GroupNo, segment: u32) -> rusqlite::Result<(u64, u64)> {
+        let mut found = self.0.prepare_cached(
+            "SELECT opened_seq, closed_seq FROM segments WHERE no = ? AND segment = ?",
+        )?;
+        // Segment 0 ends where the first one begins, and has no row.
+        let row = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?));
+        let extent = found.query_row([group, segment.max(1)], row).optional()?;
+        let after = |last: i64| last as u64 + 1;
+        Ok(match (segment, extent) {
+            (0, Some((opened, _))) => (0, opened as u64),
+            (_, Some((opened, closed))) => (opened as u64, closed.map_or(u64::MAX, after)),
+            (_, None) => (0, u64::MAX),
+        })
     }
 }
 
