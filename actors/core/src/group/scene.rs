@@ -313,8 +313,13 @@ impl<'a> Scene<'a> {
         let head = &self.group.head;
         let known = head.provenance.as_ref().map(|known| &*known.current);
         let is_same = head.session.as_ref() == Some(&session) || known == Some(&*session.0);
+        let given = provenance.as_ref().map(|given| &*given.current);
+        let is_reset = known.zip(given).is_some_and(|(known, given)| known != given);
         if !is_same {
             self.rotate(EndReason::AgentRestart, session.clone(), provenance.clone());
+        } else if is_reset {
+            // AM-13: hermes restored what it compacted, under the id that ACP knows.
+            self.rotate(EndReason::Reset, session.clone(), provenance.clone());
         }
         self.write(Write::RunReady { run, pid, session, continuity, provenance });
         let Some(Current { task, turn: None }) = &self.group.current else { return };
@@ -534,11 +539,12 @@ impl<'a> Scene<'a> {
     /// the turn calls for.
     pub(super) fn settle(&mut self, settled: Settlement) {
         let Some((task, turn)) = self.running() else { return };
-        // codex tells of a failed compaction in a message, and nothing else.
+        // codex tells of a failed compaction in a message, behind its warnings, and nothing else.
         let text = turn.text().trim();
         let is_excuse = self.group.recent.of(task.id).any(|own| {
             let error = own.details.error.as_deref().map(str::trim);
-            own.status == CompactionStatus::Failed && error == Some(text)
+            let ends_with = |error: &str| !error.is_empty() && text.ends_with(error);
+            own.status == CompactionStatus::Failed && error.is_some_and(ends_with)
         });
         let has_answer = turn.has_tools() || (turn.has_answer() && !is_excuse);
         let task = task.clone();
