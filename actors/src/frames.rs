@@ -54,11 +54,13 @@ impl Block {
     /// The frames in order.
     pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
         let text = std::str::from_utf8(&self.text).unwrap_or_default();
-        (self.first_seq..).zip(text.split('\n')).map(|(seq, payload)| Frame {
+        let seqs = self.first_seq..=self.last_seq();
+        seqs.zip(text.split('\n')).enumerate().map(|(at, (seq, payload))| Frame {
             seq,
             kind: match &self.kinds {
                 Kinds::All(kind) => kind,
-                Kinds::Each(kinds) => &kinds[usize::try_from(seq - self.first_seq).unwrap_or(0)],
+                // A stored block may have been damaged (SEEDS AM-18).
+                Kinds::Each(kinds) => kinds.get(at).map_or("", |kind| kind),
             },
             payload,
         })
@@ -101,7 +103,8 @@ pub fn pack(place: &mut Place, at: Timestamp, writes: &[Write]) -> Vec<Block> {
 }
 
 impl Place {
-    fn enter(&mut self, write: &Write) {
+    /// What is in force for the fact's own frame.
+    pub(crate) fn enter(&mut self, write: &Write) {
         match write {
             Write::SegmentStarted { segment, .. } => self.segment = *segment,
             Write::RunStarted { run, .. } => self.run = Some(*run),
@@ -112,7 +115,8 @@ impl Place {
         }
     }
 
-    fn leave(&mut self, write: &Write) {
+    /// What is in force after it.
+    pub(crate) fn leave(&mut self, write: &Write) {
         match write {
             Write::RunExited { .. } => self.run = None,
             Write::TaskEnded { task, .. } | Write::TaskReleased { task }
@@ -126,7 +130,7 @@ impl Place {
 }
 
 /// The task that a fact itself names.
-fn task_of(fact: &Write) -> Option<TaskId> {
+pub(crate) fn task_of(fact: &Write) -> Option<TaskId> {
     match fact {
         Write::TaskQueued { task, .. }
         | Write::TaskClaimed { task }

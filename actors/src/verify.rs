@@ -7,13 +7,13 @@ use std::{collections::BTreeMap, fmt::Debug};
 
 use greenroom_core::{
     Compaction, CompactionId, Ending, Exit, GroupId, Kinds, Lines, RunId, Said, SessionId,
-    Settings, Task, TaskId, TaskState, Timestamp, Write,
+    Settings, Task, TaskId, TaskKind, TaskState, Timestamp, Write,
 };
 use serde::Deserialize;
 
 use crate::{
     agent::acp,
-    frames::{Block, Frame},
+    frames::{self, Block, Frame, Place},
     storage::{
         Archive, FrameFilter, GroupNo, RunRecord, SegmentRecord, Standing, StoreError, TaskFilter,
     },
@@ -43,7 +43,12 @@ pub struct Verdict {
 ///
 /// The database's error. A record that cannot be understood is a difference (SEEDS AM-18).
 pub fn verify(archive: &dyn Archive, no: GroupNo) -> Result<Option<Verdict>, StoreError> {
-    let Some(standing) = archive.group(no)? else { return Ok(None) };
+    let Some(standing) = archive.group(no)? else {
+        let index = archive.group_index()?;
+        let known = index.groups.into_iter().find(|(own, ..)| *own == no);
+        let differences = vec!["the group's own row cannot be read".into()];
+        return Ok(known.map(|(_, group, _)| Verdict { group, frames: 0, differences }));
+    };
     let mut accepted = BTreeMap::new();
     loop {
         let after = accepted.values().map(|task: &Task| task.ordinal).max().unwrap_or_default();
@@ -94,6 +99,8 @@ struct Refold {
     runs: BTreeMap<RunId, Run>,
     segments: BTreeMap<u32, SegmentRecord>,
     compactions: BTreeMap<CompactionId, Compaction>,
+    /// What the next frame belongs to.
+    place: Place,
     seq: u64,
     differences: Vec<String>,
 }
@@ -107,6 +114,7 @@ impl Refold {
             runs: BTreeMap::new(),
             segments: BTreeMap::new(),
             compactions: BTreeMap::new(),
+            place: Place::default(),
             seq: 0,
             differences: Vec::new(),
         }
@@ -122,7 +130,8 @@ impl Refold {
                 self.differ(format!("I3: frame {} follows frame {}", frame.seq, self.seq));
             }
             self.seq = frame.seq;
-            if let Some(write) = self.read(block, frame) {
+            if let Some(write) = self.read(frame) {
+                self.belongs(block, &write);
                 self.take(write, block.at);
             }
             let segment = self.group.head().segment;
@@ -133,7 +142,19 @@ impl Refold {
         }
     }
 
-    fn read(&mut self, block: &Block, frame: Frame<'_>) -> Option<Write> {
+    /// A frame is stored under the run and the task that it belongs to.
+    fn belongs(&mut self, block: &Block, write: &Write) {
+        self.place.enter(write);
+        let task = match write {
+            Write::Said(said) => said.task.or(self.place.task),
+            fact => frames::task_of(fact).or(self.place.task),
+        };
+        let what = format!("run and task of frame {}", self.seq);
+        self.same(&what, (self.place.run, task), (block.run, block.task));
+        self.place.leave(write);
+    }
+
+    fn read(&mut self, frame: Frame<'_>) -> Option<Write> {
         match Write::read(frame.kind, frame.payload) {
             Some(Ok(write)) => return Some(self.complete(write)),
             Some(Err(err)) => {
@@ -145,7 +166,7 @@ impl Refold {
         if frame.kind == "session/prompt" {
             return self.prompt(frame);
         }
-        let run = block.run?;
+        let run = self.place.run?;
         let in_turn = self.group.turn().is_some_and(|turn| turn.run == run);
         let task = self.group.current().filter(|_| in_turn).map(|task| task.id);
         let kinds = Kinds::All(frame.kind.to_owned().into());
@@ -182,9 +203,13 @@ impl Refold {
         match write {
             Write::TaskQueued { task, kind, origin, .. } => {
                 let row = self.accepted.get(&task);
+                if let Some(stored) = row.map(Task::kind).filter(|stored| *stored != kind) {
+                    self.differ(format!("task {task} is a {stored:?}, the log says {kind:?}"));
+                }
+                let row = self.accepted.get(&task);
                 let record = match row {
                     Some(row) => Task {
-                        ordinal: row.ordinal,
+                        ordinal: self.group.head().tasks + 1,
                         metadata: row.metadata.clone(),
                         deadline_ms: row.deadline_ms,
                         ..Task::new(task, row.work.clone(), origin)
@@ -234,6 +259,10 @@ impl Refold {
                 let ended =
                     Task { ended_at: Some(at), seq_last: Some(self.seq), ..Task::clone(record) };
                 self.tasks.insert(*task, ended);
+            }
+            Write::TurnStarted { task, prompt } => {
+                let stored = self.accepted.get(task).map(|row| row.prompt().clone());
+                self.same(&format!("prompt of {task}"), Some(prompt.clone()), stored);
             }
             Write::RunStarted { run, agent } => {
                 let agent = agent.clone();
@@ -342,6 +371,11 @@ impl Refold {
         self.same("status", self.group.status(), standing.status);
         let waiting = self.group.waiting().len() as u64;
         self.same("queue length", waiting, standing.queue_length);
+        // Whether somebody else has the lock is in no frame.
+        let locks = self.group.waiting().any(|task| task.kind() == TaskKind::Compaction);
+        if !locks {
+            self.same("blocked_by", self.group.blocked_by(), standing.blocked_by);
+        }
         let current = self.group.current().map(|task| task.id);
         self.same("current task", current, standing.current_task);
         self.same("current run", self.group.run().map(|run| run.id), standing.current_run);

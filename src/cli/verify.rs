@@ -3,7 +3,10 @@
 use std::io::Write;
 
 use greenroom_actors::{
-    storage::{Archive as _, StoreError, chain, sqlite::Opener},
+    storage::{
+        Archive as _, StoreError, chain,
+        sqlite::{Opener, SqliteArchive},
+    },
     verify::{Verdict, verify},
 };
 use serde_json::json;
@@ -25,7 +28,8 @@ pub fn run(
 ) -> Result<Exit, CliError> {
     let failed = |err: StoreError| CliError::Storage(chain(&err));
     let archive = Opener::at(&config.storage.path).inspect().map_err(failed)?;
-    let damage = archive.damage().map_err(failed)?;
+    let mut damage = archive.damage().map_err(failed)?;
+    damage.extend(archive.at_one_moment(SqliteArchive::strays).map_err(failed)?.map_err(failed)?);
     let index = archive.group_index().map_err(failed)?;
     let wanted = |id: &str| group.is_none_or(|group| group == id);
     let chosen: Vec<_> =

@@ -33,4 +33,5 @@ mod snapshot;
 mod starts;
 mod support;
 mod turns;
+mod verify;
 mod wedge;

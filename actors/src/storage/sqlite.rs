@@ -226,7 +226,12 @@ fn write_failed(source: rusqlite::Error) -> StoreError {
 /// others with it (SEEDS AM-18).
 fn readable<T>(row: rusqlite::Result<T>) -> Option<rusqlite::Result<T>> {
     match row {
-        Err(err @ rusqlite::Error::FromSqlConversionFailure(..)) => {
+        Err(
+            err @ (rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::Utf8Error(..)),
+        ) => {
             log::error!(err:%; "stored row skipped: it cannot be understood");
             None
         }

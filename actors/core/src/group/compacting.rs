@@ -532,6 +532,11 @@ impl Scene<'_> {
                 compaction.details.error = Some(LOCK_LOST.into());
                 Fate::Seen(Sign::Failed)
             }
+            // No context is empty: opencode says that it is, and nothing else, if it failed.
+            TaskState::Completed if usage == Some(0) => {
+                compaction.details.error = Some("the agent does not tell what it did".into());
+                Fate::Seen(Sign::Failed)
+            }
             TaskState::Completed => {
                 compaction.details.tokens_after = usage;
                 Fate::Seen(Sign::Completed)

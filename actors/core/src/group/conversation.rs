@@ -72,8 +72,13 @@ impl Scene<'_> {
         let head = &self.group.head;
         let known = head.provenance.as_ref().map(|known| &*known.current);
         let is_same = head.session.as_ref() == Some(&session) || known == Some(&*session.0);
+        let given = provenance.as_ref().map(|given| &*given.current);
+        let is_reset = known.zip(given).is_some_and(|(known, given)| known != given);
         if !is_same {
             self.rotate(EndReason::AgentRestart, session.clone(), provenance.clone());
+        } else if is_reset {
+            // AM-13: hermes restored what it compacted, under the id that ACP knows.
+            self.rotate(EndReason::Reset, session.clone(), provenance.clone());
         }
         self.write(Write::RunReady { run, pid, session, continuity, provenance });
         let Some(Current { task, turn: None }) = &self.group.current else { return };

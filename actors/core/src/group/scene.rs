@@ -345,11 +345,12 @@ impl<'a> Scene<'a> {
     /// the turn calls for.
     pub(super) fn settle(&mut self, settled: Settlement) {
         let Some((task, turn)) = self.running() else { return };
-        // codex tells of a failed compaction in a message, and nothing else.
+        // codex tells of a failed compaction in a message, behind its warnings, and nothing else.
         let text = turn.text().trim();
         let is_excuse = self.group.recent.of(task.id).any(|own| {
             let error = own.details.error.as_deref().map(str::trim);
-            own.status == CompactionStatus::Failed && error == Some(text)
+            let ends_with = |error: &str| !error.is_empty() && text.ends_with(error);
+            own.status == CompactionStatus::Failed && error.is_some_and(ends_with)
         });
         let has_answer = turn.has_tools() || (turn.has_answer() && !is_excuse);
         let task = task.clone();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Compaction, RunId, TaskId,
+    Compaction, GroupId, RunId, TaskId,
     lock::{Lock, LockKey},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
@@ -51,6 +51,39 @@ impl SqliteArchive {
     pub fn damage(&self) -> Result<Vec<String>, StoreError> {
         let found = self.all("PRAGMA integrity_check", &[], |row| row.get::<_, String>(0))?;
         Ok(found.into_iter().filter(|line| line != "ok").collect())
+    }
+
+    /// Rows that are of no group, and groups that no list shows.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub fn strays(&self) -> Result<Vec<String>, StoreError> {
+        let text = |row: &Row<'_>| row.get::<_, String>(0);
+        let mut strays = self.all(
+            "SELECT id || ': has no row in heads' FROM groups LEFT JOIN heads USING (no) \
+                      WHERE heads.no IS NULL",
+            &[],
+            text,
+        )?;
+        let ids = self.all("SELECT id FROM groups", &[], text)?;
+        let nameless = ids.iter().filter(|id| id.parse::<GroupId>().is_err());
+        strays.extend(nameless.map(|id| format!("{id:?} is no name of a group")));
+        for (table, no) in [
+            ("heads", "no"),
+            ("runs", "no"),
+            ("segments", "no"),
+            ("tasks", "key >> 36"),
+            ("compactions", "key >> 36"),
+            ("blocks", "key >> 36"),
+        ] {
+            let sql = format!(
+                "SELECT '{table} of no group, numbered ' || no FROM \
+                 (SELECT DISTINCT {no} AS no FROM {table}) WHERE no NOT IN (SELECT no FROM groups)"
+            );
+            strays.extend(self.all(&sql, &[], text)?);
+        }
+        Ok(strays)
     }
 
     fn all<T>(
@@ -257,7 +290,7 @@ impl Archive for SqliteArchive {
                 ])?;
                 while frames < filter.frames_max && bytes < filter.bytes_max {
                     let Some(row) = found.next()? else { break };
-                    let block = rows::block(row)?;
+                    let Some(block) = readable(rows::block(row)).transpose()? else { continue };
                     if filter.frames_max < u64::MAX {
                         let wanted = block.frames().filter(|frame| filter.takes(&block, *frame));
                         frames += wanted.count() as u64;

@@ -183,11 +183,12 @@ pub fn segment(row: &Row<'_>) -> rusqlite::Result<SegmentRecord> {
 }
 
 /// The columns of a compaction in the order that [`compaction`] reads them.
-pub const COMPACTION_COLUMNS: &str = "key, record, started_at, ended_at";
+pub const COMPACTION_COLUMNS: &str = "key, record, started_at, ended_at, status";
 
 /// Reads a compaction, and the seq of its first frame, from [`COMPACTION_COLUMNS`].
 pub fn compaction(row: &Row<'_>) -> rusqlite::Result<(u64, Compaction)> {
     let mut record: Compaction = from_json(row, 1)?.ok_or_else(|| corrupt(1, "no record"))?;
+    record.status = from_word(row, 4)?;
     record.started_at = Timestamp(row.get(2)?);
     record.ended_at = row.get::<_, Option<i64>>(3)?.map(Timestamp);
     Ok((seq(row.get(0)?), record))
@@ -199,9 +200,14 @@ pub const BLOCK_COLUMNS: &str = "key, count, at, segment, run, task, kinds, text
 /// Reads a block from [`BLOCK_COLUMNS`].
 pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
     let kinds = row.get_ref(6)?.as_str()?;
+    let count: i64 = row.get(1)?;
+    let kinds_count = 1 + memchr::memchr_iter(b'\n', kinds.as_bytes()).count() as i64;
+    if !(1..1 << SEQ_BITS).contains(&count) || ![1, count].contains(&kinds_count) {
+        return Err(corrupt(1, "not so many frames"));
+    }
     Ok(Block {
         first_seq: seq(row.get(0)?),
-        count: row.get::<_, i64>(1)? as u64,
+        count: count as u64,
         at: Timestamp(row.get(2)?),
         segment: row.get(3)?,
         run: uuid(row, 4)?.map(RunId),
