@@ -11,7 +11,7 @@ mod conversation;
 pub mod detector;
 pub mod hermes;
 mod opening;
-mod sessions;
+pub mod sessions;
 pub mod shim;
 mod stderr;
 mod stdin;

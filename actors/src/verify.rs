@@ -12,7 +12,7 @@ use greenroom_core::{
 use serde::Deserialize;
 
 use crate::{
-    agent::acp,
+    agent::{acp, sessions::Reread},
     frames::{self, Block, Frame, Place},
     storage::{
         Archive, FrameFilter, GroupNo, RunRecord, SegmentRecord, Standing, StoreError, TaskFilter,
@@ -101,6 +101,7 @@ struct Refold {
     compactions: BTreeMap<CompactionId, Compaction>,
     /// What the next frame belongs to.
     place: Place,
+    reread: Reread,
     seq: u64,
     differences: Vec<String>,
 }
@@ -115,6 +116,7 @@ impl Refold {
             segments: BTreeMap::new(),
             compactions: BTreeMap::new(),
             place: Place::default(),
+            reread: Reread::default(),
             seq: 0,
             differences: Vec::new(),
         }
@@ -155,6 +157,7 @@ impl Refold {
     }
 
     fn read(&mut self, frame: Frame<'_>) -> Option<Write> {
+        let fold = self.reread.meaning(frame.kind, frame.payload);
         match Write::read(frame.kind, frame.payload) {
             Some(Ok(write)) => return Some(self.complete(write)),
             Some(Err(err)) => {
@@ -171,7 +174,6 @@ impl Refold {
         let task = self.group.current().filter(|_| in_turn).map(|task| task.id);
         let kinds = Kinds::All(frame.kind.to_owned().into());
         let lines = Lines { count: 1, kinds, text: frame.payload.to_owned().into() };
-        let fold = acp::meaning(frame.payload);
         Some(Write::Said(Said { run, task, lines, fold }))
     }
 

@@ -11,7 +11,7 @@ mod say;
 use std::borrow::Cow;
 
 use agent_client_protocol_schema::v1 as acp;
-use greenroom_core::{Fold, FrameKind, Json, Permission, Usage};
+use greenroom_core::{Fold, FrameKind, Json, Permission, SessionId, Usage};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -182,15 +182,34 @@ pub fn hear(line: &str) -> Result<Heard<'_>, NotHeard> {
     }
 }
 
-/// What the rules need to know of a message that was stored: the same as when it was said.
-pub fn meaning(line: &str) -> Fold {
+/// What the rules need to know of a message that was stored, said while `in_force` was: the same as
+/// when it was said.
+pub fn meaning(line: &str, in_force: Option<&SessionId>) -> Fold {
     match hear(line) {
-        Ok(Heard::Notice(notice)) => notice.fold,
+        Ok(Heard::Notice(notice)) => {
+            let (named, own) = (notice.session.as_deref(), in_force.map(|session| &*session.0));
+            let is_own = named.is_none() || own.is_none() || named == own;
+            if is_own { notice.fold } else { Fold::default() }
+        }
         Ok(Heard::Permission(_) | Heard::Request { .. }) => {
             Fold { output: true, ..Fold::default() }
         }
         Ok(Heard::Response { .. }) | Err(_) => Fold::default(),
     }
+}
+
+/// The session of a `session/prompt` line.
+pub fn prompted_session(line: &str) -> Option<SessionId> {
+    #[derive(Deserialize)]
+    struct Request {
+        params: Params,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Params {
+        session_id: SessionId,
+    }
+    serde_json::from_str::<Request>(line).ok().map(|request| request.params.session_id)
 }
 
 impl Notice<'_> {

@@ -371,8 +371,8 @@ impl Conversation {
         }
     }
 
-    /// A notification: kept first, and then what it tells of the context. The frame belongs to the
-    /// segment that the boundary closes.
+    /// A notification: kept first, and then what it tells of the context, so that the frame belongs
+    /// to the segment that the boundary closes. One that is about another session is said in that.
     fn notice(&mut self, line: &str, notice: Notice<'_>) {
         let run = self.run;
         let moved = match self.sessions.about(notice.session.as_deref()) {
@@ -380,10 +380,10 @@ impl Conversation {
             About::Other => return self.batch.say(line, notice.kind, Fold::default()),
             About::Moved(session) => Some(session),
         };
-        self.batch.say(line, notice.kind, notice.fold);
         if let Some(session) = moved {
             self.batch.push(Event::SessionNamed { run, session });
         }
+        self.batch.say(line, notice.kind, notice.fold);
         let Some(clues) = notice.clues else { return };
         let Seen { signal, provenance } = self.detector.update(*clues);
         if let Some(signal) = signal {

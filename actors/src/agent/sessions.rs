@@ -3,7 +3,9 @@
 
 use std::collections::VecDeque;
 
-use greenroom_core::SessionId;
+use greenroom_core::{EndReason, Fold, SessionId, Write};
+
+use super::acp;
 
 /// How many are remembered.
 const KNOWN_MAX: usize = 32;
@@ -69,6 +71,35 @@ impl Sessions {
         let session = SessionId(named.into());
         self.enter(session.clone());
         About::Moved(session)
+    }
+}
+
+/// Reads a run's frames as [`Sessions`] had them mean when they were said (I13).
+#[derive(Debug, Default)]
+pub struct Reread {
+    in_force: Option<SessionId>,
+    moves: bool,
+}
+
+impl Reread {
+    /// What the next frame means, if it is one that the agent said.
+    pub fn meaning(&mut self, kind: &str, payload: &str) -> Fold {
+        match Write::read(kind, payload) {
+            Some(Ok(Write::RunStarted { .. })) => self.in_force = None,
+            Some(Ok(Write::RunReady { session, .. })) => self.in_force = Some(session),
+            Some(Ok(Write::SegmentEnded { end_reason, .. })) => {
+                self.moves = end_reason == EndReason::AcpSessionIdChanged;
+            }
+            Some(Ok(Write::SegmentStarted { session, .. })) if self.moves => {
+                self.in_force = Some(session);
+            }
+            Some(_) => {}
+            None if kind == "session/prompt" => {
+                self.in_force = acp::prompted_session(payload).or(self.in_force.take());
+            }
+            None => return acp::meaning(payload, self.in_force.as_ref()),
+        }
+        Fold::default()
     }
 }
 

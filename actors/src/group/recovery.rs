@@ -6,7 +6,7 @@ use greenroom_core::{Event, Run, Task, TaskState, Turn};
 
 use super::Group;
 use crate::{
-    agent::{acp, tree},
+    agent::{sessions::Reread, tree},
     frames::Place,
     storage::{FrameFilter, GroupNo, Hydration, Ledger, StoreError},
 };
@@ -88,7 +88,7 @@ async fn find(ledger: Ledger, no: GroupNo) -> Result<Option<Found>, NotFound> {
 /// The running attempt, heard again from the frames that are durable: all that anybody saw of it.
 async fn hear_again(ledger: &Ledger, no: GroupNo, task: &Task) -> Result<Option<Turn>, StoreError> {
     let (Some(run), Some(first)) = (task.run, task.seq_first) else { return Ok(None) };
-    let mut turn = Turn::new(run, 0);
+    let (mut turn, mut reread) = (Turn::new(run, 0), Reread::default());
     let mut after = first - 1;
     loop {
         let filter = FrameFilter {
@@ -103,9 +103,8 @@ async fn hear_again(ledger: &Ledger, no: GroupNo, task: &Task) -> Result<Option<
         let seen = after;
         after = last.last_seq();
         for frame in blocks.iter().flat_map(|block| block.frames()) {
-            let said_by_agent = !frame.kind.starts_with("greenroom/");
-            if frame.seq > seen && said_by_agent && frame.kind != "session/prompt" {
-                turn.hear(&acp::meaning(frame.payload));
+            if frame.seq > seen {
+                turn.hear(&reread.meaning(frame.kind, frame.payload));
             }
         }
         if after <= seen {

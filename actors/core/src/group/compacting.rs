@@ -474,7 +474,10 @@ impl Scene<'_> {
                 TaskState::Completed
             }
             (_, TaskState::Cancelled | TaskState::Interrupted) => {
-                if let Some(error) = &mut ending.error {
+                // What an agent did by itself before it was cut off, nobody knows.
+                let rotates =
+                    matches!(task.work, Work::Compaction { strategy: Strategy::Rotate, .. });
+                if let Some(error) = ending.error.as_mut().filter(|_| rotates) {
                     error.message = format!("{}; {UNCHANGED}", error.message);
                 }
                 state
