@@ -4,6 +4,7 @@
 
 mod compacting;
 mod conversation;
+mod locking;
 mod replay;
 mod scene;
 
