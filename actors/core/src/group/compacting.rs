@@ -358,6 +358,7 @@ impl Scene<'_> {
     /// saw counts for more than what the agent answered.
     pub(super) fn settle_ordered(&mut self, task: &Task, settled: Settlement) -> Settlement {
         self.end_ordered(task, &settled);
+        self.measure_ordered(task);
         let own = || self.group.recent.of(task.id);
         let is_done = |own: &Compaction| own.status == CompactionStatus::Completed;
         let Some(outcome) = own().rfind(|own| is_done(own)).or_else(|| own().next_back()) else {
@@ -399,6 +400,20 @@ impl Scene<'_> {
             }
         };
         Settlement { stop_reason, state, ending }
+    }
+
+    /// Tells what the ordered compaction left in use, if the agent said so since.
+    fn measure_ordered(&mut self, task: &Task) {
+        let head = &self.group.head;
+        let used = head.usage.as_ref().filter(|_| head.compacting.measured).map(|now| now.used);
+        let done = self.group.recent.of(task.id).rfind(|own| {
+            own.status == CompactionStatus::Completed && own.details.tokens_after.is_none()
+        });
+        if let (Some(done), Some(_)) = (done, used) {
+            let mut compaction = done.clone();
+            compaction.details.tokens_after = used;
+            self.write(Write::CompactionUpdated(Box::new(compaction)));
+        }
     }
 
     /// Ends the ordered compaction if no detector saw its end.
