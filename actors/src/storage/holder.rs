@@ -9,7 +9,7 @@ use rustix::{
 };
 use uuid::Uuid;
 
-use crate::clock;
+use crate::{agent::tree, clock};
 
 /// A holder that nobody had, for one acquisition by this process.
 pub fn fresh() -> Holder {
@@ -31,7 +31,7 @@ fn own() -> Option<Process> {
     }
     let pid_ns = fs::metadata("/proc/self/ns/pid").ok()?.ino();
     let boot = clock::boot();
-    let start = started(pid)?;
+    let start = tree::start_time(pid).ok()?;
     (boot.0 != Uuid::nil()).then_some(Process { pid, start, pid_ns, boot })
 }
 
@@ -42,15 +42,7 @@ fn look(pid: u32) -> Sight {
     if test_kill_process(number) == Err(Errno::SRCH) {
         return Sight::Gone;
     }
-    started(pid).map_or(Sight::Unknown, Sight::Started)
-}
-
-/// When a process started, in clock ticks since the boot: field 22 of `/proc/<pid>/stat` (proc(5)).
-/// The name before the third field may itself hold brackets and spaces.
-fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let rest = &stat[memchr::memrchr(b')', &stat)? + 1..];
-    std::str::from_utf8(rest).ok()?.split_ascii_whitespace().nth(19)?.parse().ok()
+    tree::start_time(pid).map_or(Sight::Unknown, Sight::Started)
 }
 
 #[cfg(test)]
@@ -65,7 +57,8 @@ mod tests {
     fn a_holder_is_dead_once_its_process_is_gone() {
         let own = own().unwrap();
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-        let process = Process { pid: child.id(), start: started(child.id()).unwrap(), ..own };
+        let process =
+            Process { pid: child.id(), start: tree::start_time(child.id()).unwrap(), ..own };
         let held_by = |process: &Process| Holder::of(process, Uuid::nil());
         assert!(!is_dead(&held_by(&process)), "alive");
         let earlier = Process { start: process.start - 1, ..process };
