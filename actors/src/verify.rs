@@ -5,18 +5,16 @@
 
 use std::{collections::BTreeMap, fmt::Debug};
 
-use greenroom_core::{
-    Compaction, CompactionId, Ending, Exit, GroupId, Kinds, Lines, RunId, Said, SessionId,
-    Settings, Task, TaskId, TaskKind, TaskState, Timestamp, Write,
-};
-use serde::Deserialize;
-
 use crate::{
     agent::{acp, sessions::Reread},
     frames::{self, Block, Frame, Place},
     storage::{
         Archive, FrameFilter, GroupNo, RunRecord, SegmentRecord, Standing, StoreError, TaskFilter,
     },
+};
+use greenroom_core::{
+    Compaction, CompactionId, Ending, Exit, GroupId, Kinds, Lines, RunId, Said, Settings, Task,
+    TaskId, TaskKind, TaskState, Timestamp, Write,
 };
 
 /// How many rows are read at a time.
@@ -178,21 +176,8 @@ impl Refold {
     }
 
     fn prompt(&mut self, frame: Frame<'_>) -> Option<Write> {
-        #[derive(Deserialize)]
-        struct Request {
-            id: u64,
-            params: Params,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Params {
-            session_id: SessionId,
-            prompt: greenroom_core::Json,
-        }
-        match serde_json::from_str::<Request>(frame.payload) {
-            Ok(Request { id, params: Params { session_id: session, prompt } }) => {
-                Some(Write::PromptSent { id, session, prompt })
-            }
+        match acp::prompt_sent(frame.payload) {
+            Ok((id, session, prompt)) => Some(Write::PromptSent { id, session, prompt }),
             Err(err) => {
                 self.differ(format!("frame {} is no prompt: {err}", frame.seq));
                 None

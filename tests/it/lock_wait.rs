@@ -307,3 +307,22 @@ fn sessions_that_were_left_stay_left() {
     assert!(!text.to_string().contains("late"), "{text}");
     server.assert_compacted("work", 2);
 }
+
+/// HL-6, HL-7: a lock that was held for as long as one may be, while its compaction waits for a
+/// slot, is given back, and stands in nobody's way.
+#[test]
+fn a_lock_past_its_cap_is_given_back() {
+    let setup = Setup::new().set("limits", "running_groups", 1);
+    let setup = setup.text("defaults", "turn_timeout", "2s");
+    let (server, session) = with_a_session(setup.text("defaults", "compaction_timeout", "500ms"));
+    // It heeds no cancel, and keeps the only slot until the ladder has ended it.
+    server.submit("other", "[[ignore-cancel]][[gate:never]]");
+    server.journal.wait_gate("never");
+    let compaction = server.compact("work");
+    eventually("the lock is taken", &server.log, || {
+        (server.lock(&session).status == 200).then_some(())
+    });
+    let ended = server.finish_as(&compaction, "skipped");
+    assert_eq!(ended["error"]["code"], "lock_lost", "{ended}");
+    server.lock(&session).expect(404);
+}

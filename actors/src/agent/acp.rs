@@ -198,18 +198,25 @@ pub fn meaning(line: &str, in_force: Option<&SessionId>) -> Fold {
     }
 }
 
-/// The session of a `session/prompt` line.
-pub fn prompted_session(line: &str) -> Option<SessionId> {
+/// A `session/prompt` line, read again: its id, its session and its content blocks.
+///
+/// # Errors
+///
+/// The parse error if it is none.
+pub fn prompt_sent(line: &str) -> Result<(u64, SessionId, Json), serde_json::Error> {
     #[derive(Deserialize)]
     struct Request {
+        id: u64,
         params: Params,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Params {
         session_id: SessionId,
+        prompt: Json,
     }
-    serde_json::from_str::<Request>(line).ok().map(|request| request.params.session_id)
+    let Request { id, params: Params { session_id, prompt } } = serde_json::from_str(line)?;
+    Ok((id, session_id, prompt))
 }
 
 impl Notice<'_> {

@@ -95,7 +95,9 @@ impl Reread {
             }
             Some(_) => {}
             None if kind == "session/prompt" => {
-                self.in_force = acp::prompted_session(payload).or(self.in_force.take());
+                if let Ok((_, session, _)) = acp::prompt_sent(payload) {
+                    self.in_force = Some(session);
+                }
             }
             None => return acp::meaning(payload, self.in_force.as_ref()),
         }
