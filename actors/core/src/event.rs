@@ -5,8 +5,8 @@ use std::{borrow::Cow, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Continuity, Exit, Expiry, Json, Provenance, RunId, SessionId, Settings, Signal, StopReason,
-    Task, TaskId,
+    Choice, Continuity, Exit, Expiry, Json, PermissionId, PermissionOption, PermissionShown,
+    Provenance, RunId, SessionId, Settings, Signal, StopReason, Task, TaskId,
 };
 
 /// Something that happened to a group.
@@ -121,7 +121,16 @@ pub enum Event {
         /// The request as it came.
         lines: Lines,
         /// What was asked.
-        permission: Permission,
+        asked: Box<PermissionAsked>,
+    },
+    /// Somebody answered a permission.
+    PermissionAnswered {
+        /// Which.
+        permission: PermissionId,
+        /// With what.
+        choice: Choice,
+        /// Who.
+        by: Cow<'static, str>,
     },
     /// The agent answered a prompt.
     PromptAnswered {
@@ -147,7 +156,17 @@ pub enum Event {
     Shutdown,
     /// The group was read back from the database after its server, or its actor, died; nothing of
     /// its run is alive.
-    Recovered,
+    Recovered(Recovery),
+}
+
+/// What a group was read back after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recovery {
+    /// Its server died, or was stopped, or its actor died.
+    #[default]
+    Restart,
+    /// Something of it could not be stored.
+    Storage,
 }
 
 /// What came of the wish for a compaction's lock.
@@ -171,13 +190,17 @@ pub enum LockAnswer {
     Failed,
 }
 
-/// A permission that the agent asked for.
+/// A permission as the agent asks for it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Permission {
+pub struct PermissionAsked {
     /// The request's JSON-RPC id.
-    pub id: Json,
-    /// The option that says no, if the agent offered one.
-    pub reject: Option<String>,
+    pub request: Json,
+    /// The kind of the tool, as the agent says.
+    pub tool_kind: Option<String>,
+    /// The answers that it offers.
+    pub options: Vec<PermissionOption>,
+    /// What a person needs to see of it.
+    pub shown: PermissionShown,
 }
 
 /// How the agent answered a prompt.

@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cause, Compaction, Continuity, Exit, Finding, Fold, Interrupted, Json, Lines, Origin,
-    Provenance, RunId, SessionId, Settings, StopReason, Task, TaskError, TaskId, TaskKind,
-    TaskState,
+    Cause, Compaction, Continuity, Due, Exit, Finding, Fold, Interrupted, Json, Lines, Origin,
+    Permission, PermissionId, PermissionState, Provenance, RunId, SessionId, Settings, StopReason,
+    Task, TaskError, TaskId, TaskKind, TaskState,
 };
 
 /// A batch of the agent's messages as a fact.
@@ -21,6 +21,18 @@ pub struct Said {
     pub lines: Lines,
     /// What the rules know of it.
     pub fold: Fold,
+}
+
+/// Why a group is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Held {
+    /// A turn was cut off, and the agent's context could not be restored.
+    ContextLost,
+    /// A turn was cut off, and the group's owner wants to decide what follows.
+    Interrupted,
+    /// Two turns in a row were cut off.
+    InterruptedTwice,
 }
 
 /// Why a segment is not the open one any more.
@@ -54,8 +66,13 @@ pub enum Write {
     PurgeOrdered {},
     /// The group claims no more work.
     GroupPaused {},
-    /// The group goes on.
+    /// The group goes on: paused, held or in a crash loop no more.
     GroupResumed {},
+    /// The group claims no more work until somebody decided what becomes of it.
+    GroupHeld {
+        /// Why.
+        reason: Held,
+    },
     /// A task was accepted.
     TaskQueued {
         /// The task.
@@ -115,11 +132,17 @@ pub enum Write {
         /// The line in base64.
         bytes: String,
     },
-    /// A permission request was answered.
+    /// The agent wants a permission.
+    PermissionOpened(Box<Permission>),
+    /// A permission is decided on.
     PermissionResolved {
+        /// Which.
+        permission: PermissionId,
         /// The request's JSON-RPC id.
         request: Json,
-        /// The option chosen; absent: answered `cancelled`.
+        /// How.
+        state: PermissionState,
+        /// The option chosen; absent: answered `cancelled`, if at all.
         selected: Option<String>,
         /// Who chose.
         resolved_by: Cow<'static, str>,
@@ -142,6 +165,25 @@ pub enum Write {
         task: TaskId,
         /// Why the prompt stopped.
         stop_reason: StopReason,
+    },
+    /// The task's attempt came to nothing, and another one is made after a while.
+    TaskRetrying {
+        /// The task.
+        task: TaskId,
+        /// Which attempt it was, from 1.
+        attempt: u32,
+        /// What went wrong.
+        error: TaskError,
+        /// How long until the next one, milliseconds.
+        wait_ms: u64,
+        /// The same, so that it outlives a restart.
+        #[serde(skip)]
+        due: Due,
+    },
+    /// The task waited long enough for its next attempt.
+    BackoffEnded {
+        /// The task.
+        task: TaskId,
     },
     /// The task reached its terminal state.
     TaskEnded {
@@ -196,6 +238,18 @@ pub enum Write {
         #[serde(flatten)]
         exit: Exit,
     },
+    /// The agent fails again and again; its next run waits, unless a task's own backoff did.
+    AgentDegraded {
+        /// How many runs in a row ended without settling a turn.
+        runs: u32,
+        /// How long the next one waits, milliseconds.
+        wait_ms: u64,
+        /// The same, so that it outlives a restart.
+        #[serde(skip)]
+        due: Due,
+    },
+    /// The next run waited long enough.
+    LaunchAllowed {},
     /// The segment is closed for good.
     SegmentEnded {
         /// Its number.
@@ -338,6 +392,8 @@ impl Write {
         match self {
             Self::Said(said) => said.lines.count,
             Self::RunStopping { .. }
+            | Self::BackoffEnded { .. }
+            | Self::LaunchAllowed {}
             | Self::ProvenanceNoted { .. }
             | Self::LockAsked { .. }
             | Self::LockRefused { again: true, .. }
@@ -356,6 +412,7 @@ impl Write {
             Self::PurgeOrdered {} => "greenroom/purge_ordered",
             Self::GroupPaused {} => "greenroom/group_paused",
             Self::GroupResumed {} => "greenroom/group_resumed",
+            Self::GroupHeld { .. } => "greenroom/group_held",
             Self::TaskQueued { .. } => "greenroom/task_queued",
             Self::TaskClaimed { .. } => "greenroom/task_claimed",
             Self::TaskReleased { .. } => "greenroom/task_released",
@@ -364,15 +421,20 @@ impl Write {
             Self::PromptSent { .. } => "session/prompt",
             Self::Said(_) => "session/update",
             Self::AgentOutputRejected { .. } => "greenroom/agent_output_rejected",
+            Self::PermissionOpened(_) => "greenroom/permission_opened",
             Self::PermissionResolved { .. } => "greenroom/permission_resolved",
             Self::CancelRequested { .. } => "greenroom/cancel_requested",
             Self::TurnCut { .. } => "greenroom/turn_cut",
             Self::TurnSettled { .. } => "greenroom/turn_settled",
+            Self::TaskRetrying { .. } => "greenroom/task_retrying",
+            Self::BackoffEnded { .. } => "greenroom/backoff_ended",
             Self::TaskEnded { .. } => "greenroom/task_ended",
             Self::RunStarted { .. } => "greenroom/run_started",
             Self::RunReady { .. } => "greenroom/run_ready",
             Self::RunStopping { .. } => "greenroom/run_stopping",
             Self::RunExited { .. } => "greenroom/run_exited",
+            Self::AgentDegraded { .. } => "greenroom/agent_degraded",
+            Self::LaunchAllowed {} => "greenroom/launch_allowed",
             Self::SegmentEnded { .. } => "greenroom/segment_ended",
             Self::SegmentStarted { .. } => "greenroom/segment_started",
             Self::ProvenanceNoted { .. } => "greenroom/provenance_noted",

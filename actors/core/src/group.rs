@@ -5,7 +5,9 @@
 mod compacting;
 mod conversation;
 mod locking;
+mod permitting;
 mod replay;
+mod retrying;
 mod scene;
 
 use std::collections::VecDeque;
@@ -15,9 +17,10 @@ use uuid::Uuid;
 
 use self::scene::Scene;
 use crate::{
-    Blocked, Compaction, CompactionId, CutBy, Event, Json, Provenance, Run, RunId, RunPhase,
-    SessionId, Settings, Source, Step, Strategy, Task, TaskId, TaskKind, Timestamp, Turn, Usage,
-    lifecycle::Recent,
+    Blocked, Compaction, CompactionId, CutBy, Due, Event, Held, Json, OnInterrupt, Permission,
+    PermissionId, PermissionPolicy, Provenance, Retry, Run, RunId, RunPhase, SessionId, Settings,
+    Source, Step, Strategy, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Usage,
+    lifecycle::Recent, lock::Now, retry::CRASHES_MAX,
 };
 
 /// How long an agent may take to answer a cancel before its process tree is ended.
@@ -54,6 +57,14 @@ pub struct Head {
     pub compacting: Compacting,
     /// A summary that no prompt carried into its session yet.
     pub lead_in: Option<String>,
+    /// Why it claims no work until somebody decided what becomes of it, if so.
+    pub held: Option<Held>,
+    /// How many turns in a row were cut off.
+    pub interruptions: u32,
+    /// How many runs in a row ended without settling a turn.
+    pub crashes: u32,
+    /// Until when the next run waits, as there were too many of them.
+    pub launch_due: Option<Due>,
 }
 
 impl Head {
@@ -73,6 +84,10 @@ impl Head {
             provenance: None,
             compacting: Compacting::default(),
             lead_in: None,
+            held: None,
+            interruptions: 0,
+            crashes: 0,
+            launch_due: None,
         }
     }
 }
@@ -104,8 +119,12 @@ pub struct Group {
     head: Head,
     waiting: VecDeque<Task>,
     waiting_bytes: usize,
+    /// How many of the waiting tasks have to start by a certain time.
+    expiring: usize,
     current: Option<Current>,
     run: Option<Run>,
+    /// What the run asked for and nobody answered, in order.
+    permissions: Vec<Permission>,
     /// What the run told of compactions.
     recent: Recent,
     lock: Lock,
@@ -176,6 +195,12 @@ pub enum Rejected {
     /// A compaction waits or runs already; it is the one to wait for (SEEDS DQ-3).
     #[error("a compaction of the group waits or runs already")]
     AlreadyCompacting(TaskId),
+    /// The permission is decided on.
+    #[error("the permission is decided on")]
+    NotPending,
+    /// The permission does not offer that.
+    #[error("the permission has no such option")]
+    NoSuchOption,
 }
 
 /// What a group is doing, for people.
@@ -194,6 +219,10 @@ pub enum Status {
     Waiting,
     /// Told to claim no work.
     Paused,
+    /// Claims no work until somebody decided: a turn was cut off.
+    Held,
+    /// Its agent fails again and again.
+    Degraded,
     /// Deleted.
     Archived,
 }
@@ -209,6 +238,14 @@ pub enum Expiry {
     Compaction(CompactionId),
     /// A lock that somebody else holds, at the so-many-th refusal.
     Lock(TaskId, u64),
+    /// A permission that nobody answers.
+    Permission(PermissionId),
+    /// A task's wait for its next attempt, after this one.
+    Backoff(TaskId, u32),
+    /// The wait for the next run, after so many in a row that settled no turn.
+    Launch(u32),
+    /// A task that did not start yet.
+    Queued(TaskId),
     /// A resident agent with nothing to do, since the frame with this number.
     Idle(RunId, u64),
 }
@@ -222,6 +259,10 @@ pub struct Patience {
     pub compaction_ms: u64,
     /// An idle agent, milliseconds.
     pub idle_ms: u64,
+    /// A permission that nobody answers, milliseconds.
+    pub permission_ms: u64,
+    /// Until a failed attempt is made again for the first time, milliseconds.
+    pub retry_base_ms: u64,
     /// Waiting tasks.
     pub queue_max: usize,
     /// Bytes of waiting prompts.
@@ -235,6 +276,12 @@ pub struct Terms {
     pub patience: Patience,
     /// The share of the context window at which a compaction is ordered; 0: never.
     pub auto_compact: f64,
+    /// Which failed attempts are made again.
+    pub retry: Retry,
+    /// What becomes of the queue after a turn was cut off.
+    pub on_interrupt: OnInterrupt,
+    /// Who decides on what the agent asks for.
+    pub permissions: PermissionPolicy,
     /// How a compaction is ordered, and its prompt as content blocks; `None`: not at all.
     pub compaction: Option<(Strategy, Json)>,
     /// Whether the profile listens to more than ACP, so that a compaction of which nothing is
@@ -249,24 +296,27 @@ impl Group {
             head: Head::new(settings),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            expiring: 0,
             current: None,
             run: None,
+            permissions: Vec::new(),
             recent: Recent::default(),
             lock: Lock::Unasked,
         }
     }
 
     /// A group as it was stored: its `tasks` that are not terminal, in the order of acceptance,
-    /// its `run` and running `turn` if it has them, and of its `compactions` the active one and
-    /// those that were completed within the running turn.
+    /// its `run` and running `turn` if it has them, of its `compactions` the active one and those
+    /// that were completed within the running turn, and the `permissions` that nobody answered.
     pub fn restore(
         head: Head,
         tasks: Vec<Task>,
         run: Option<Run>,
         turn: Option<Turn>,
         compactions: impl IntoIterator<Item = Compaction>,
+        permissions: Vec<Permission>,
     ) -> Self {
-        let mut group = Self { head, run, ..Self::new(Settings::default()) };
+        let mut group = Self { head, run, permissions, ..Self::new(Settings::default()) };
         compactions.into_iter().for_each(|compaction| group.recent.put(compaction));
         for task in tasks {
             if task.claimed_at.is_some() {
@@ -324,10 +374,25 @@ impl Group {
 
     /// Whether a slot would let a task go on.
     pub fn wants_slot(&self) -> bool {
-        let stands_still = self.head.paused || self.head.archived;
-        self.current.is_none()
-            && !stands_still
-            && self.waiting.front().is_some_and(|next| !self.needs_lock(next))
+        let may_go = |next| !self.backs_off(next) && !self.needs_lock(next);
+        self.current.is_none() && !self.stands_still() && self.waiting.front().is_some_and(may_go)
+    }
+
+    /// Whether it claims no work until somebody says so.
+    fn stands_still(&self) -> bool {
+        self.head.paused || self.head.archived || self.head.held.is_some()
+    }
+
+    /// Whether `task` waits for its next attempt, or for the next run. Of the two waits, a task that
+    /// is made again has only its own (ARCHITECTURE 4).
+    fn backs_off(&self, task: &Task) -> bool {
+        let launches = self.run.is_none() && task.state != TaskState::Retrying;
+        task.retry_at.is_some() || (launches && self.head.launch_due.is_some())
+    }
+
+    /// The permissions that nobody answered yet, the oldest first.
+    pub fn permissions(&self) -> &[Permission] {
+        &self.permissions
     }
 
     /// Whether `task` waits for the session's lock. A compaction with nothing to do needs none.
@@ -387,7 +452,9 @@ impl Group {
             Some(Current { task, .. }) if task.kind() == TaskKind::Compaction => Status::Compacting,
             Some(_) if self.recent.active().is_some() => Status::Compacting,
             Some(_) => Status::Running,
+            None if self.head.held.is_some() => Status::Held,
             None if self.head.paused => Status::Paused,
+            None if self.head.crashes >= CRASHES_MAX => Status::Degraded,
             None if self.waiting.is_empty() => Status::Idle,
             None => Status::Waiting,
         }
@@ -395,20 +462,23 @@ impl Group {
 
     /// What the next task waits for, if any task waits.
     pub fn blocked_by(&self) -> Option<Blocked> {
-        match &self.current {
-            Some(Current { turn: None, .. }) => Some(Blocked::Agent),
-            Some(_) if !self.waiting.is_empty() => Some(Blocked::Turn),
-            None if !self.waiting.is_empty() && self.head.paused => Some(Blocked::Paused),
-            None if self.waiting.front().is_some_and(|next| self.needs_lock(next)) => {
-                Some(Blocked::Lock)
-            }
-            None if !self.waiting.is_empty() => Some(Blocked::Slot),
-            Some(_) | None => None,
-        }
+        let Some(next) = self.waiting.front() else {
+            let starts = self.current.as_ref().is_some_and(|current| current.turn.is_none());
+            return starts.then_some(Blocked::Agent);
+        };
+        Some(match &self.current {
+            Some(Current { turn: None, .. }) => Blocked::Agent,
+            Some(_) => Blocked::Turn,
+            None if self.head.held.is_some() => Blocked::Held,
+            None if self.head.paused => Blocked::Paused,
+            None if self.backs_off(next) => Blocked::Backoff,
+            None if self.needs_lock(next) => Blocked::Lock,
+            None => Blocked::Slot,
+        })
     }
 
     /// What is now bounded in time, and by how many milliseconds from the moment it became so.
-    pub fn patience(&self, limits: &Patience) -> impl Iterator<Item = (Expiry, u64)> {
+    pub fn patience(&self, limits: &Patience, now: Now) -> impl Iterator<Item = (Expiry, u64)> {
         let ready = self.run.as_ref().filter(|run| run.phase == RunPhase::Ready);
         let active = self.recent.active().map(|active| active.id);
         let task = ready.and(self.current.as_ref()).and_then(|Current { task, turn }| {
@@ -423,14 +493,34 @@ impl Group {
             Some((Expiry::Turn(task.id), task.deadline_ms.unwrap_or(limit)))
         });
         let idle = ready
-            .filter(|_| self.current.is_none() && active.is_none())
+            .filter(|_| self.current.is_none() && active.is_none() && self.permissions.is_empty())
             .map(|run| (Expiry::Idle(run.id, self.head.last_seq), limits.idle_ms));
         let lock = match self.lock {
             Lock::Refused { task, tries, .. } => Some((Expiry::Lock(task, tries), LOCK_RETRY_MS)),
             _ => None,
         };
         let compaction = active.map(|id| (Expiry::Compaction(id), limits.compaction_ms));
-        [compaction, task, idle, lock].into_iter().flatten()
+        let launch = self.head.launch_due.filter(|_| self.run.is_none());
+        let launch = launch.map(|due| (Expiry::Launch(self.head.crashes), due.left_ms(now)));
+        // A turn that is made again is the oldest, and only a compaction goes before it.
+        let backoff = self.waiting.iter().take(2).filter_map(move |task| {
+            Some((Expiry::Backoff(task.id, task.attempt), task.retry_at?.left_ms(now)))
+        });
+        let permission_ms = limits.permission_ms;
+        let permissions = self
+            .permissions
+            .iter()
+            .map(move |own| (Expiry::Permission(own.permission), permission_ms));
+        let bounds = [compaction, task, idle, lock, launch, self.next_to_expire(now)];
+        bounds.into_iter().flatten().chain(backoff).chain(permissions)
+    }
+
+    /// The task that has to start next, and in how many milliseconds.
+    fn next_to_expire(&self, now: Now) -> Option<(Expiry, u64)> {
+        let unsent = self.current.iter().filter(|own| own.turn.is_none()).map(|own| &own.task);
+        let waiting = self.waiting.iter().take(if self.expiring > 0 { usize::MAX } else { 0 });
+        let left = |task: &Task| Some((Expiry::Queued(task.id), task.expires?.left_ms(now)));
+        unsent.chain(waiting).filter_map(left).min_by_key(|(_, left)| *left)
     }
 
     /// Decides what `event` leads to, and takes it in. `fresh` names what it brings into being.
@@ -441,7 +531,7 @@ impl Group {
     pub fn apply(
         &mut self,
         event: Event,
-        now: Timestamp,
+        now: Now,
         terms: &Terms,
         fresh: &mut dyn FnMut() -> Uuid,
     ) -> Result<Step, Rejected> {

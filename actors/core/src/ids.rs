@@ -74,6 +74,12 @@ uuid_id!(
     "cmp_",
     "compaction"
 );
+uuid_id!(
+    /// One permission that an agent asked for: `prm_` and a UUIDv7.
+    PermissionId,
+    "prm_",
+    "permission"
+);
 
 /// A group's stable name, given by its users: `^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$`, so that the
 /// channel ids of chat systems fit.

@@ -4,6 +4,7 @@
 //! time and fresh ids are arguments, and a decision is data (a [`Step`]) that an actor carries out.
 
 mod compaction;
+mod due;
 mod event;
 mod fact;
 mod group;
@@ -11,6 +12,8 @@ mod ids;
 mod json;
 mod lifecycle;
 pub mod lock;
+mod permission;
+mod retry;
 mod run;
 mod settings;
 mod step;
@@ -18,14 +21,24 @@ mod task;
 mod turn;
 
 pub use compaction::{Details, Lineage, Provenance, SUMMARY_BYTES_MAX, Sign, Signal, Source};
-pub use event::{Event, Fold, FrameKind, Kinds, Lines, LockAnswer, Permission, PromptReply, Usage};
-pub use fact::{EndReason, Said, Write};
+pub use due::Due;
+pub use event::{
+    Event, Fold, FrameKind, Kinds, Lines, LockAnswer, PermissionAsked, PromptReply, Recovery, Usage,
+};
+pub use fact::{EndReason, Held, Said, Write};
 pub use group::{Compacting, Expiry, Group, Head, Patience, Rejected, Status, Terms};
-pub use ids::{CompactionId, GroupId, InvalidId, RunId, SessionId, TaskId, Timestamp};
+pub use ids::{
+    CompactionId, GroupId, InvalidId, PermissionId, RunId, SessionId, TaskId, Timestamp,
+};
 pub use json::Json;
 pub use lifecycle::{Compaction, CompactionStatus, Fate};
+pub use permission::{
+    Choice, Permission, PermissionOption, PermissionPolicy, PermissionShown, PermissionState,
+    Policy, TOOL_KINDS,
+};
+pub use retry::Retry;
 pub use run::{Continuity, Exit, ExitReason, Run, RunPhase};
-pub use settings::Settings;
+pub use settings::{OnInterrupt, Settings};
 pub use step::{Answer, Effect, Step, Stop};
 pub use task::{
     Blocked, Cause, Ending, Finding, Interrupted, Origin, SideEffects, StopReason, Strategy, Task,

@@ -131,12 +131,12 @@ impl<'de> Deserialize<'de> for Ttl {
 }
 
 /// One boot of one machine, by the kernel's own name for it; nil where that is not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootId(pub Uuid);
 
 /// A moment that no jump of the wall clock moves, the same for all processes of the machine
 /// (RELIABILITY F27).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uptime {
     /// The boot that is counted from. Moments of two boots cannot be compared.
     pub boot: BootId,
@@ -145,7 +145,7 @@ pub struct Uptime {
 }
 
 /// A moment on both clocks: leases are measured by one and shown by the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Now {
     /// The wall clock.
     pub wall: Timestamp,

@@ -18,6 +18,8 @@ pub struct Run {
     pub cancelled: bool,
     /// Whether it did not survive one, and is ended for that.
     pub wedged: bool,
+    /// Whether it settled a turn.
+    pub settled: bool,
     /// Whether it told of a compaction by ACP: lesser detectors then only add to that.
     pub shows_acp: bool,
     /// The session that a summary was carried out of: it may be heard of late.
@@ -33,6 +35,7 @@ impl Run {
             outdated: false,
             cancelled: false,
             wedged: false,
+            settled: false,
             shows_acp: false,
             left: None,
         }
@@ -98,6 +101,16 @@ impl Exit {
     }
 }
 
+impl ExitReason {
+    /// Whether the agent is to blame, and not greenroom.
+    pub(crate) fn is_crash(self) -> bool {
+        match self {
+            Self::StartFailed | Self::Exited | Self::Protocol => true,
+            Self::Stopped | Self::ServerRestart | Self::Storage => false,
+        }
+    }
+}
+
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -112,4 +125,6 @@ pub enum ExitReason {
     Protocol,
     /// The server that held it is gone.
     ServerRestart,
+    /// What it did could not be stored, and greenroom ended it.
+    Storage,
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Json;
+use crate::{Json, PermissionPolicy};
 
 /// A group's own settings; what is absent follows the server's defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -15,12 +15,25 @@ pub struct Settings {
     pub title: Option<String>,
     /// The share of the context window at which a compaction is ordered; 0 turns it off.
     pub auto_compact: Option<f64>,
-    /// `ask`, `allow` or `reject`.
-    pub permission_policy: Option<String>,
-    /// `auto`, `hold` or `continue`.
-    pub on_interrupt: Option<String>,
+    /// Who decides on what its agent asks for.
+    pub permission_policy: Option<PermissionPolicy>,
+    /// What becomes of its queue after a turn was cut off.
+    pub on_interrupt: Option<OnInterrupt>,
     /// Whatever the caller keeps with the group.
     pub metadata: Option<Json>,
+}
+
+/// What becomes of a group's queue after a turn was cut off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnInterrupt {
+    /// It goes on if the session could be taken up again; but not after two in a row.
+    #[default]
+    Auto,
+    /// It waits for somebody to decide.
+    Hold,
+    /// It goes on, with an empty context if need be.
+    Continue,
 }
 
 impl Settings {

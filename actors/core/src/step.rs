@@ -109,6 +109,7 @@ impl From<ExitReason> for StopReason {
         match reason {
             ExitReason::Protocol => Self::Protocol,
             ExitReason::ServerRestart => Self::ServerRestart,
+            ExitReason::Storage => Self::Storage,
             ExitReason::StartFailed | ExitReason::Exited | ExitReason::Stopped => {
                 Self::ProcessExited
             }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Json, RunId, TaskId, Timestamp, Usage};
+use crate::{Due, Json, RunId, TaskId, Timestamp, Usage, lock::Now};
 
-/// One unit of work: asked for, queued, run at most once, and kept for good.
+/// One unit of work: asked for, queued, and kept for good. What an agent may have begun of it is
+/// never begun again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
     /// Its name.
@@ -21,10 +22,16 @@ pub struct Task {
     pub metadata: Option<Json>,
     /// How long one attempt may take, in milliseconds; absent: the server's `turn_timeout`.
     pub deadline_ms: Option<u64>,
+    /// By when it has to start, if its caller said so.
+    pub expires: Option<Due>,
+    /// The ended task that somebody wants again with this one.
+    pub retry_of: Option<TaskId>,
     /// Where it stands.
     pub state: TaskState,
-    /// How often its prompt was sent.
+    /// Which attempt it is at, from 1; 0 before the first. One whose agent did not start counts.
     pub attempt: u32,
+    /// Until when its next attempt waits.
+    pub retry_at: Option<Due>,
     /// Whether somebody asked to cancel it. A request is not an outcome (I9).
     pub cancel_requested: bool,
     /// When it was accepted.
@@ -57,8 +64,11 @@ impl Task {
             origin,
             metadata: None,
             deadline_ms: None,
+            expires: None,
+            retry_of: None,
             state: TaskState::Queued,
             attempt: 0,
+            retry_at: None,
             cancel_requested: false,
             created_at: Timestamp::default(),
             claimed_at: None,
@@ -70,6 +80,11 @@ impl Task {
             seq_last: None,
             ending: Ending::default(),
         }
+    }
+
+    /// Whether it waited for longer than its caller wants it to.
+    pub(crate) fn is_expired(&self, now: Now) -> bool {
+        self.expires.is_some_and(|expires| expires.left_ms(now) == 0)
     }
 
     /// The kind that the API names.
@@ -149,6 +164,8 @@ pub enum TaskState {
     Queued,
     /// Its prompt was committed to be sent.
     Running,
+    /// Its last attempt came to nothing, and the next one is due in a while.
+    Retrying,
     /// The prompt was answered.
     Completed,
     /// The agent answered with an error, or could not be started.
@@ -164,7 +181,7 @@ pub enum TaskState {
 impl TaskState {
     /// Whether nothing will change it any more.
     pub fn is_terminal(self) -> bool {
-        !matches!(self, Self::Queued | Self::Running)
+        !matches!(self, Self::Queued | Self::Running | Self::Retrying)
     }
 }
 
@@ -178,8 +195,13 @@ pub enum Blocked {
     Slot,
     /// The agent's start.
     Agent,
+    /// The wait before its next attempt, or before the next start of an agent that fails again
+    /// and again.
+    Backoff,
     /// Somebody who paused the group.
     Paused,
+    /// Somebody who has to decide, as the context is lost.
+    Held,
     /// Somebody else who compacts the session.
     Lock,
 }
@@ -246,6 +268,8 @@ pub enum Cause {
     Deadline,
     /// The agent broke the protocol.
     Protocol,
+    /// What it did could not be stored.
+    Storage,
 }
 
 /// What the agent may have done before it was cut off.
@@ -289,4 +313,7 @@ pub enum StopReason {
     /// The agent broke the protocol.
     #[serde(rename = "_protocol")]
     Protocol,
+    /// What it did could not be stored.
+    #[serde(rename = "_storage")]
+    Storage,
 }

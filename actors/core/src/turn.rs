@@ -52,7 +52,14 @@ pub(crate) struct Settlement {
     pub stop_reason: StopReason,
     pub state: TaskState,
     pub ending: Ending,
+    /// Whether the attempt may be made again: its end was seen, the agent gave no sign of having
+    /// taken the prompt in, and nobody wanted it to end (ARCHITECTURE 4).
+    pub repeatable: bool,
 }
+
+/// JSON-RPC and ACP errors that another attempt would meet again: a login is needed, or the request
+/// itself is refused.
+const LASTING_ERRORS: [i64; 4] = [-32000, -32600, -32601, -32602];
 
 impl Turn {
     /// The attempt as it begins.
@@ -125,6 +132,11 @@ impl Turn {
     /// that came too late to matter (RELIABILITY 2: cancel × response).
     pub(crate) fn answered(&self, reply: PromptReply) -> Settlement {
         let mut ending = self.heard();
+        let lasting = match &reply {
+            PromptReply::Failed { code, .. } => LASTING_ERRORS.contains(code),
+            PromptReply::Stopped { .. } => true,
+        };
+        let repeatable = !lasting && self.may_repeat();
         let (stop_reason, state) = match (reply, self.cut) {
             (PromptReply::Stopped { stop_reason: StopReason::Cancelled, tokens }, cut) => {
                 ending.tokens = tokens;
@@ -144,11 +156,17 @@ impl Turn {
             }
         };
         ending.stop_reason = Some(stop_reason);
-        Settlement { stop_reason, state, ending }
+        Settlement { stop_reason, state, ending, repeatable }
+    }
+
+    /// Whether nothing but the way it ended stands against making it again.
+    pub(crate) fn may_repeat(&self) -> bool {
+        self.cut.is_none() && !self.output
     }
 
     /// How the turn is over when its run ended under it, after everything that the agent said was
-    /// read; or when nobody can know that, which [`ExitReason::ServerRestart`] says.
+    /// read; or when nobody can know that, which [`ExitReason::ServerRestart`] and
+    /// [`ExitReason::Storage`] say.
     pub(crate) fn abandoned(&self, reason: ExitReason, detail: &str) -> Settlement {
         let mut ending = self.heard();
         let (stop_reason, state) = match self.cut {
@@ -157,6 +175,7 @@ impl Turn {
                 let (cause, code) = match reason {
                     ExitReason::Protocol => (Cause::Protocol, "protocol_violation"),
                     ExitReason::ServerRestart => (Cause::ServerRestart, "server_restarted"),
+                    ExitReason::Storage => (Cause::Storage, "storage_failed"),
                     ExitReason::StartFailed | ExitReason::Exited | ExitReason::Stopped => {
                         (Cause::AgentExited, "agent_exited")
                     }
@@ -169,7 +188,8 @@ impl Turn {
             }
         };
         ending.stop_reason = Some(stop_reason);
-        Settlement { stop_reason, state, ending }
+        let repeatable = reason == ExitReason::Exited && self.may_repeat();
+        Settlement { stop_reason, state, ending, repeatable }
     }
 
     fn called_off(
@@ -198,7 +218,7 @@ impl Turn {
         let open = self.unnamed_tools || !self.open_tools.is_empty();
         let side_effects = match (open, self.output, cause) {
             (true, _, _) => SideEffects::Possible,
-            (false, false, Cause::ServerRestart) => SideEffects::Unknown,
+            (false, false, Cause::ServerRestart | Cause::Storage) => SideEffects::Unknown,
             (false, _, _) => SideEffects::NoneObserved,
         };
         Interrupted { cause, side_effects, open_tools: self.open_tools.iter().cloned().collect() }

@@ -73,7 +73,7 @@ impl Scene<'_> {
         if let Some(meant) = meant {
             let believed = self.believes(signal, &meant.sources);
             let mut compaction = meant.clone();
-            compaction.hear(signal, believed, self.now);
+            compaction.hear(signal, believed, self.now.wall);
             if compaction != meant {
                 self.put(compaction, provenance);
             }
@@ -95,8 +95,8 @@ impl Scene<'_> {
         self.strand();
         let task = self.running().map(|(task, _)| task.id);
         let (segment, id) = (self.group.head.segment, self.compaction_id());
-        let mut compaction = Compaction::new(id, signal.source, task, segment, self.now);
-        compaction.hear(signal, self.believes(signal, &[]), self.now);
+        let mut compaction = Compaction::new(id, signal.source, task, segment, self.now.wall);
+        compaction.hear(signal, self.believes(signal, &[]), self.now.wall);
         if compaction.is_active() {
             compaction.details.tokens_before =
                 compaction.details.tokens_before.or_else(|| self.tokens_in_use());
@@ -233,7 +233,7 @@ impl Scene<'_> {
     pub(super) fn strand(&mut self) {
         let Some(active) = self.group.recent.active() else { return };
         let mut compaction = active.clone();
-        compaction.turn(Fate::Stranded, self.now);
+        compaction.turn(Fate::Stranded, self.now.wall);
         self.put(compaction, None);
     }
 
@@ -264,7 +264,7 @@ impl Scene<'_> {
     pub(super) fn begin_ordered(&mut self, task: TaskId) {
         self.strand();
         let (id, segment) = (self.compaction_id(), self.group.head.segment);
-        let mut compaction = Compaction::new(id, Source::Task, Some(task), segment, self.now);
+        let mut compaction = Compaction::new(id, Source::Task, Some(task), segment, self.now.wall);
         compaction.details.tokens_before = self.tokens_in_use();
         self.write(Write::CompactionStarted(Box::new(compaction)));
     }
@@ -287,8 +287,8 @@ impl Scene<'_> {
         error: Option<TaskError>,
     ) {
         let (id, segment) = (self.compaction_id(), self.group.head.segment);
-        let mut compaction = Compaction::new(id, Source::Task, Some(task), segment, self.now);
-        (compaction.status, compaction.ended_at) = (status, Some(self.now));
+        let mut compaction = Compaction::new(id, Source::Task, Some(task), segment, self.now.wall);
+        (compaction.status, compaction.ended_at) = (status, Some(self.now.wall));
         compaction.details.error = error.as_ref().map(|error| error.message.clone());
         self.write(Write::CompactionEnded(Box::new(compaction)));
         self.end_unsent(task, TaskState::Skipped, error);
@@ -341,13 +341,13 @@ impl Scene<'_> {
         match opened.and_then(|opened| if self.lost_lock() { Err(lost()) } else { Ok(opened) }) {
             Ok((session, provenance)) => {
                 compaction.leads = true;
-                compaction.turn(Fate::Seen(Sign::Completed), self.now);
+                compaction.turn(Fate::Seen(Sign::Completed), self.now.wall);
                 self.publish(compaction, Some(session), provenance);
                 self.release_lock(true);
             }
             Err(why) => {
                 compaction.details.error = Some(why);
-                compaction.turn(Fate::Seen(Sign::Failed), self.now);
+                compaction.turn(Fate::Seen(Sign::Failed), self.now.wall);
                 self.put(compaction, None);
             }
         }
@@ -364,7 +364,7 @@ impl Scene<'_> {
         let Some(outcome) = own().rfind(|own| is_done(own)).or_else(|| own().next_back()) else {
             return settled;
         };
-        let Settlement { stop_reason, state, mut ending } = settled;
+        let Settlement { stop_reason, state, mut ending, repeatable } = settled;
         let state = match (outcome.status, state) {
             (CompactionStatus::Completed, _) => {
                 (ending.error, ending.interrupted) = (None, None);
@@ -399,7 +399,7 @@ impl Scene<'_> {
                 TaskState::Failed
             }
         };
-        Settlement { stop_reason, state, ending }
+        Settlement { stop_reason, state, ending, repeatable }
     }
 
     /// Tells what the ordered compaction left in use, if the agent said so since.
@@ -463,10 +463,11 @@ impl Scene<'_> {
             }
             TaskState::Queued
             | TaskState::Running
+            | TaskState::Retrying
             | TaskState::Interrupted
             | TaskState::Skipped => Fate::Stranded,
         };
-        compaction.turn(fate, self.now);
+        compaction.turn(fate, self.now.wall);
         self.put(compaction, None);
     }
 
@@ -480,7 +481,7 @@ impl Scene<'_> {
                 && usage.size > 0
                 && usage.used as f64 >= self.terms.auto_compact * usage.size as f64
         });
-        let may = head.compacting.allows(self.now) && !head.archived && head.session.is_some();
+        let may = head.compacting.allows(self.now.wall) && !head.archived && head.session.is_some();
         if !is_full || !may || self.group.compaction().is_some() {
             return;
         }

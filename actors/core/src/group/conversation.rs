@@ -2,9 +2,8 @@
 
 use super::{Current, scene::Scene};
 use crate::{
-    Answer, Continuity, Effect, EndReason, Exit, Fold, Json, Lines, Permission, PromptReply,
-    Provenance, Run, RunId, RunPhase, Said, SessionId, Stop, StopReason, TaskError, TaskId,
-    TaskKind, TaskState, Turn, Write,
+    Continuity, Effect, EndReason, Exit, Json, PromptReply, Provenance, Run, RunId, RunPhase,
+    SessionId, Stop, StopReason, TaskError, TaskId, TaskKind, TaskState, Turn, Write,
 };
 
 /// JSON-RPC's code for an error inside the agent.
@@ -27,6 +26,9 @@ impl Scene<'_> {
 
     /// START: everything that must be durable before the prompt's first byte (I7, SEEDS AM-2).
     pub(super) fn start(&mut self, task: TaskId) {
+        if self.group.task(task).is_some_and(|task| task.is_expired(self.now)) {
+            return self.task_expired(task);
+        }
         let (Some(run), Some(session)) = (&self.group.run, self.group.head.session.clone()) else {
             return;
         };
@@ -81,6 +83,7 @@ impl Scene<'_> {
             self.rotate(EndReason::Reset, session.clone(), provenance.clone());
         }
         self.write(Write::RunReady { run, pid, session, continuity, provenance });
+        self.hold_after_loss(continuity);
         let Some(Current { task, turn: None }) = &self.group.current else { return };
         let (task, needs_lock) = (task.id, self.group.needs_lock(task));
         if needs_lock {
@@ -89,21 +92,6 @@ impl Scene<'_> {
         } else {
             self.start(task);
         }
-    }
-
-    pub(super) fn reject_permission(&mut self, run: RunId, lines: Lines, permission: Permission) {
-        let task = self.group.turn_of(run);
-        let fold = Fold { output: true, ..Fold::default() };
-        self.write(Write::Said(Said { run, task, lines, fold }));
-        // A turn that is being cut off is answered as ACP says, not by the policy.
-        let cut = self.group.turn().is_some_and(|turn| turn.cut.is_some());
-        let (request, selected) = (permission.id, permission.reject.filter(|_| !cut));
-        self.write(Write::PermissionResolved {
-            request: request.clone(),
-            selected: selected.clone(),
-            resolved_by: "policy".into(),
-        });
-        self.order(Effect::Answer { run, answer: Answer { request, selected } });
     }
 
     pub(super) fn answered(&mut self, run: RunId, id: u64, reply: PromptReply) {
@@ -121,10 +109,10 @@ impl Scene<'_> {
         let mut settled = turn.answered(reply);
         if wedged.is_some() && turn.cut.is_none() {
             settled.state = TaskState::Failed;
+            settled.repeatable = turn.may_repeat();
             settled.ending.error.get_or_insert_with(|| TaskError {
                 code: "agent_wedged".into(),
-                message: "the agent did not take the prompt, and is being restarted; send it again"
-                    .into(),
+                message: "the agent did not take the prompt, and is being restarted".into(),
             });
         }
         self.settle(settled);
@@ -180,6 +168,7 @@ impl Scene<'_> {
         if wedged {
             exit.detail = format!("it was wedged by a cancel: {}", exit.detail);
         }
+        self.void_permissions();
         let settled = self.group.turn().map(|turn| turn.abandoned(exit.reason, &exit.detail));
         let unsent = self.group.current.as_ref().map(|current| current.task.id);
         if settled.is_none() {
@@ -187,21 +176,21 @@ impl Scene<'_> {
         }
         if let Some(settled) = settled {
             self.settle(settled);
-            self.write(Write::RunExited { run, exit });
+            self.run_exited(run, exit);
         } else if let Some(task) = unsent {
             match phase {
                 RunPhase::Starting => {
                     let error = start_failed(&exit);
-                    self.write(Write::RunExited { run, exit });
-                    self.end_unsent(task, TaskState::Failed, Some(error));
+                    self.run_exited(run, exit);
+                    self.retry_unsent(task, error);
                 }
                 RunPhase::Ready | RunPhase::Stopping => {
-                    self.write(Write::RunExited { run, exit });
+                    self.run_exited(run, exit);
                     self.launch();
                 }
             }
         } else {
-            self.write(Write::RunExited { run, exit });
+            self.run_exited(run, exit);
         }
     }
 }

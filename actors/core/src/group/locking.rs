@@ -8,7 +8,7 @@ impl Scene<'_> {
     /// Asks for the lock that the next compaction needs, and gives back one that it does not.
     pub(super) fn see_to_lock(&mut self) {
         let group = &self.group;
-        let stands_still = group.head.paused || group.head.archived;
+        let stands_still = group.stands_still();
         let session = group.head.session.clone();
         if let Lock::Held { key, .. } = &group.lock
             && group.current.is_none()
@@ -19,7 +19,7 @@ impl Scene<'_> {
         let group = &self.group;
         let (Some(next), Some(key)) = (group.waiting.front(), session) else { return };
         let free = !stands_still && group.current.is_none() && group.lock == Lock::Unasked;
-        if free && group.needs_lock(next) {
+        if free && !group.backs_off(next) && group.needs_lock(next) {
             let task = next.id;
             self.ask_for_lock(task, key);
         }

@@ -2,8 +2,8 @@
 
 use super::{Current, Group, Lock};
 use crate::{
-    Cause, Compaction, CompactionStatus, CutBy, Details, Origin, Run, RunPhase, Source, StopReason,
-    Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Write,
+    Cause, Compaction, CompactionStatus, CutBy, Details, OnInterrupt, Origin, Run, RunPhase,
+    Source, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Write,
 };
 
 impl Group {
@@ -23,11 +23,20 @@ impl Group {
                 self.head.settings = settings.clone();
                 self.head.archived = false;
                 self.head.compacting.allow();
+                self.let_start();
+                if settings.on_interrupt == Some(OnInterrupt::Continue) {
+                    self.let_go_on();
+                }
             }
             Write::GroupArchived {} => self.head.archived = true,
             Write::PurgeOrdered {} => self.head.purging = true,
             Write::GroupPaused {} => self.head.paused = true,
-            Write::GroupResumed {} => self.head.paused = false,
+            Write::GroupResumed {} => {
+                self.head.paused = false;
+                self.let_start();
+                self.let_go_on();
+            }
+            Write::GroupHeld { reason } => self.head.held = Some(*reason),
             Write::TaskQueued { record, .. } => {
                 self.head.tasks += 1;
                 if record.kind() == TaskKind::Compaction && record.origin != Origin::Auto {
@@ -80,9 +89,10 @@ impl Group {
                 if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
                     turn.cut.get_or_insert(match cause {
                         Cause::Deadline => CutBy::Deadline,
-                        Cause::AgentExited | Cause::ServerRestart | Cause::Protocol => {
-                            CutBy::Shutdown
-                        }
+                        Cause::AgentExited
+                        | Cause::ServerRestart
+                        | Cause::Protocol
+                        | Cause::Storage => CutBy::Shutdown,
                     });
                 }
                 self.run.iter_mut().for_each(|run| run.cancelled = true);
@@ -93,7 +103,39 @@ impl Group {
                     turn.opening = Some(first_seq);
                 }
             }
-            Write::TaskEnded { task, .. } => {
+            Write::TaskRetrying { task, attempt, due, .. } => {
+                if let Some(Current { task, .. }) = self.current.take() {
+                    self.enqueue(Task {
+                        state: TaskState::Retrying,
+                        attempt: *attempt,
+                        claimed_at: None,
+                        retry_at: Some(*due),
+                        ..task
+                    });
+                }
+                if self.lock.task() == Some(*task) {
+                    self.lock = Lock::Unasked;
+                }
+            }
+            Write::BackoffEnded { task } => {
+                if let Some(task) = self.waiting.iter_mut().find(|own| own.id == *task) {
+                    task.retry_at = None;
+                }
+            }
+            Write::AgentDegraded { due, .. } => self.head.launch_due = Some(*due),
+            Write::LaunchAllowed {} => self.head.launch_due = None,
+            Write::PermissionOpened(permission) => {
+                self.permissions.push(crate::Permission::clone(permission));
+            }
+            Write::PermissionResolved { permission, .. } => {
+                self.permissions.retain(|own| own.permission != *permission);
+            }
+            Write::TaskEnded { task, state, stop_reason, .. } => {
+                match (state, stop_reason) {
+                    (TaskState::Interrupted, _) => self.head.interruptions += 1,
+                    (_, Some(_)) => self.head.interruptions = 0,
+                    (_, None) => {}
+                }
                 if self.current.as_ref().is_some_and(|current| current.task.id == *task) {
                     self.current = None;
                 } else {
@@ -114,8 +156,9 @@ impl Group {
                 self.set_phase(RunPhase::Ready);
             }
             Write::RunStopping { .. } => self.set_phase(RunPhase::Stopping),
-            Write::RunExited { .. } => {
-                self.run = None;
+            Write::RunExited { exit, .. } => {
+                let settled = self.run.take().is_some_and(|run| run.settled);
+                self.head.crashes += u32::from(!settled && exit.reason.is_crash());
                 self.recent.clear();
             }
             Write::SegmentStarted { segment, session, provenance, .. } => {
@@ -165,7 +208,6 @@ impl Group {
             }
             Write::TurnStarted { .. }
             | Write::AgentOutputRejected { .. }
-            | Write::PermissionResolved { .. }
             | Write::SegmentEnded { .. }
             | Write::StderrMatched { .. } => {}
         }
@@ -177,13 +219,25 @@ impl Group {
         let rank = |task: &Task| (task.kind() == TaskKind::Turn, task.ordinal);
         let place = self.waiting.partition_point(|other| rank(other) < rank(&task));
         self.waiting_bytes += task.prompt().as_str().len();
+        self.expiring += usize::from(task.expires.is_some());
         self.waiting.insert(place, task);
+    }
+
+    /// Somebody acted: the next run need not wait any more.
+    fn let_start(&mut self) {
+        (self.head.crashes, self.head.launch_due) = (0, None);
+    }
+
+    /// Somebody decided: what was cut off does not hold up the queue any more.
+    fn let_go_on(&mut self) {
+        (self.head.held, self.head.interruptions) = (None, 0);
     }
 
     fn dequeue(&mut self, id: TaskId) -> Option<Task> {
         let place = self.position(id)?;
         let task = self.waiting.remove(place)?;
         self.waiting_bytes -= task.prompt().as_str().len();
+        self.expiring -= usize::from(task.expires.is_some());
         Some(task)
     }
 
@@ -203,6 +257,20 @@ impl Group {
             let heard = turn.as_ref().is_some_and(Turn::has_output);
             own.id == task && own.kind() == TaskKind::Turn && heard
         });
+        // By its answer: how else a turn ends says nothing of what its agent can do.
+        let is_answer = matches!(
+            stop_reason,
+            StopReason::EndTurn
+                | StopReason::MaxTokens
+                | StopReason::MaxTurnRequests
+                | StopReason::Refusal
+                | StopReason::Cancelled
+                | StopReason::Error
+        );
+        if is_answer {
+            self.run.iter_mut().for_each(|run| run.settled = true);
+            self.let_start();
+        }
         if is_well {
             self.run.iter_mut().for_each(|run| run.cancelled = false);
         }

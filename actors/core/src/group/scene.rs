@@ -2,17 +2,18 @@
 
 use uuid::Uuid;
 
-use super::{Current, Expiry, Group, Rejected, Terms};
+use super::{Current, Expiry, Group, Rejected, Terms, retrying::exhausted};
 use crate::{
     Cause, CompactionId, CompactionStatus, CutBy, Effect, Ending, Event, Exit, ExitReason, Finding,
-    PromptReply, Run, RunPhase, Said, Settings, Step, Stop, StopReason, Task, TaskError, TaskId,
-    TaskKind, TaskState, Timestamp, Turn, Write, turn::Settlement,
+    PromptReply, Recovery, Retry, Run, RunPhase, Said, Settings, Step, Stop, StopReason, Task,
+    TaskError, TaskId, TaskKind, TaskState, Turn, Write, lock::Now, retry::Failure,
+    turn::Settlement,
 };
 
 /// A group while an event is taken in: every fact is replayed as it is stated.
 pub(super) struct Scene<'a> {
     pub(super) group: &'a mut Group,
-    pub(super) now: Timestamp,
+    pub(super) now: Now,
     pub(super) terms: &'a Terms,
     pub(super) fresh: &'a mut dyn FnMut() -> Uuid,
     step: Step,
@@ -22,7 +23,7 @@ impl<'a> Scene<'a> {
     /// The scene of one event.
     pub(super) fn new(
         group: &'a mut Group,
-        now: Timestamp,
+        now: Now,
         terms: &'a Terms,
         fresh: &'a mut dyn FnMut() -> Uuid,
     ) -> Self {
@@ -43,8 +44,8 @@ impl<'a> Scene<'a> {
             Event::CancelRequested(task) => self.cancel(task)?,
             Event::Archived => self.archive(),
             Event::PurgeOrdered => self.order_purge(),
-            Event::Paused => self.pause(true)?,
-            Event::Resumed => self.pause(false)?,
+            Event::Paused => self.pause()?,
+            Event::Resumed => self.resume()?,
             Event::Stopped => self.stop_run()?,
             Event::SlotGranted => self.claim(),
             Event::LockAnswered { task, key, answer } => self.lock_answered(task, key, answer),
@@ -67,8 +68,11 @@ impl<'a> Scene<'a> {
             Event::OutputRejected { run, reason, bytes } => {
                 self.write(Write::AgentOutputRejected { run, reason, bytes });
             }
-            Event::PermissionAsked { run, lines, permission } => {
-                self.reject_permission(run, lines, permission);
+            Event::PermissionAsked { run, lines, asked } => {
+                self.permission_asked(run, lines, *asked);
+            }
+            Event::PermissionAnswered { permission, choice, by } => {
+                self.permission_answered(permission, choice, by)?;
             }
             Event::PromptAnswered { run, id, reply } => self.answered(run, id, reply),
             Event::AgentClosed(run) => self.agent_closed(run),
@@ -78,14 +82,14 @@ impl<'a> Scene<'a> {
                 self.shut_down();
                 return Ok(self.step);
             }
-            Event::Recovered => self.recovered(),
+            Event::Recovered(recovery) => self.recovered(recovery),
         }
         self.see_to_lock();
         Ok(self.step)
     }
 
     pub(super) fn write(&mut self, write: Write) {
-        self.group.replay(&write, self.now);
+        self.group.replay(&write, self.now.wall);
         self.step.writes.push(write);
     }
 
@@ -155,7 +159,7 @@ impl<'a> Scene<'a> {
         let record = Box::new(Task {
             ordinal: self.group.head.tasks + 1,
             state: TaskState::Queued,
-            created_at: self.now,
+            created_at: self.now.wall,
             ..task
         });
         let (task, kind, origin) = (record.id, record.kind(), record.origin);
@@ -193,13 +197,24 @@ impl<'a> Scene<'a> {
         self.stop(Stop::Firmly);
     }
 
-    fn pause(&mut self, paused: bool) -> Result<(), Rejected> {
-        if self.group.head.archived {
+    fn pause(&mut self) -> Result<(), Rejected> {
+        let head = &self.group.head;
+        if head.archived {
             return Err(Rejected::Archived);
         }
+        if head.created_at.is_some() && !head.paused {
+            self.write(Write::GroupPaused {});
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Rejected> {
         let head = &self.group.head;
-        if head.created_at.is_some() && head.paused != paused {
-            self.write(if paused { Write::GroupPaused {} } else { Write::GroupResumed {} });
+        if head.archived {
+            return Err(Rejected::Archived);
+        }
+        if head.paused || head.held.is_some() || head.crashes > 0 {
+            self.write(Write::GroupResumed {});
         }
         Ok(())
     }
@@ -232,6 +247,9 @@ impl<'a> Scene<'a> {
         }
         let Some(next) = self.group.waiting.front() else { return };
         let task = next.id;
+        if next.is_expired(self.now) {
+            return self.task_expired(task);
+        }
         if !self.group.has_work(next) {
             return self.end_idle(task, CompactionStatus::Noop, None);
         }
@@ -268,6 +286,10 @@ impl<'a> Scene<'a> {
             }
             Expiry::Compaction(id) => self.compaction_expired(id),
             Expiry::Lock(task, tries) => self.lock_expired(task, tries),
+            Expiry::Permission(id) => self.permission_expired(id),
+            Expiry::Backoff(task, attempt) => self.backoff_ended(task, attempt),
+            Expiry::Launch(crashes) => self.launch_allowed(crashes),
+            Expiry::Queued(task) => self.task_expired(task),
             Expiry::Turn(_) | Expiry::Cancel(_) | Expiry::Idle(..) => {}
         }
     }
@@ -298,7 +320,10 @@ impl<'a> Scene<'a> {
                     self.settle(settled);
                 }
             }
-            Some(_) => self.order_cancel(),
+            Some(_) => {
+                self.order_cancel();
+                self.cancel_permissions();
+            }
             None => {}
         }
     }
@@ -319,11 +344,17 @@ impl<'a> Scene<'a> {
         }
     }
 
-    fn recovered(&mut self) {
-        let exit = Exit::unseen(
-            ExitReason::ServerRestart,
-            "greenroom, or its part for this group, was restarted",
-        );
+    fn recovered(&mut self, recovery: Recovery) {
+        let exit = match recovery {
+            Recovery::Restart => Exit::unseen(
+                ExitReason::ServerRestart,
+                "greenroom, or its part for this group, was restarted",
+            ),
+            Recovery::Storage => {
+                Exit::unseen(ExitReason::Storage, "what it did could not be stored")
+            }
+        };
+        self.void_permissions();
         match &self.group.current {
             Some(Current { turn: Some(turn), .. }) => {
                 let settled = turn.abandoned(exit.reason, &exit.detail);
@@ -337,13 +368,15 @@ impl<'a> Scene<'a> {
         }
         self.strand();
         if let Some(run) = self.group.run.as_ref().map(|run| run.id) {
-            self.write(Write::RunExited { run, exit });
+            self.run_exited(run, exit);
         }
     }
 
-    /// The order of SEEDS AM-3, in one step: a stranded compaction, the turn, its task, and what
-    /// the turn calls for.
+    /// The order of SEEDS AM-3, in one step: open permissions, a stranded compaction, the turn, its
+    /// task, and what the turn calls for.
     pub(super) fn settle(&mut self, settled: Settlement) {
+        let Some(task) = self.running().map(|(task, _)| task.id) else { return };
+        self.void_permissions_of(task);
         let Some((task, turn)) = self.running() else { return };
         // codex tells of a failed compaction in a message, behind its warnings, and nothing else.
         let text = turn.text().trim();
@@ -365,9 +398,24 @@ impl<'a> Scene<'a> {
         }
         self.strand();
         self.release_lock(false);
-        let Settlement { stop_reason, state, ending } = settled;
+        let Settlement { stop_reason, mut state, mut ending, repeatable } = settled;
         self.write(Write::TurnSettled { task: task.id, stop_reason });
+        // What an agent did on a command that it answers only in the end, nobody knows.
+        if repeatable
+            && task.kind() == TaskKind::Turn
+            && let Some(error) = &ending.error
+        {
+            if self.retry(task.id, task.attempt, Failure::NoOutput, error) {
+                return;
+            }
+            if self.terms.retry == Retry::NoOutput {
+                (state, ending) = exhausted(ending, task.attempt);
+            }
+        }
         self.end(task.id, state, ending);
+        if state == TaskState::Interrupted {
+            self.hold_after_interruption();
+        }
         if task.kind() == TaskKind::Turn {
             self.order_compaction();
         }
@@ -384,7 +432,7 @@ impl<'a> Scene<'a> {
         let Some(task) = self.group.task(id) else { return };
         let record = Box::new(Task {
             state,
-            ended_at: Some(self.now),
+            ended_at: Some(self.now.wall),
             seq_last: Some(self.group.head.last_seq + 1),
             ending,
             ..task.clone()

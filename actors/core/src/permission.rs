@@ -1,0 +1,236 @@
+//! What an agent may do only if somebody lets it: who decides, and what their word comes to.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{Json, PermissionId, RunId, TaskId, Timestamp};
+
+/// The kinds of tool calls that ACP tells apart.
+pub const TOOL_KINDS: [&str; 10] = [
+    "read",
+    "edit",
+    "delete",
+    "move",
+    "search",
+    "execute",
+    "think",
+    "fetch",
+    "switch_mode",
+    "other",
+];
+
+/// The kind of a tool call that the agent gives no kind.
+const OTHER: &str = "other";
+
+/// Who decides on a permission.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// A person, through the inbox.
+    #[default]
+    Ask,
+    /// Everything is allowed.
+    Allow,
+    /// Nothing is allowed.
+    Reject,
+}
+
+/// Who decides, by the kind of tool. Written as a policy's word, or as an object of such words:
+/// `default`, and ACP's tool kinds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PermissionPolicy {
+    /// For a kind that is not named.
+    pub default: Policy,
+    /// For single kinds of tools.
+    pub kinds: BTreeMap<String, Policy>,
+}
+
+impl PermissionPolicy {
+    /// Who decides on a tool call of this kind.
+    pub fn on(&self, kind: Option<&str>) -> Policy {
+        self.kinds.get(kind.unwrap_or(OTHER)).copied().unwrap_or(self.default)
+    }
+}
+
+impl From<Policy> for PermissionPolicy {
+    fn from(default: Policy) -> Self {
+        Self { default, kinds: BTreeMap::new() }
+    }
+}
+
+impl Serialize for PermissionPolicy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.kinds.is_empty() {
+            return self.default.serialize(serializer);
+        }
+        let default = std::iter::once(("default", &self.default));
+        let kinds = self.kinds.iter().map(|(kind, policy)| (&**kind, policy));
+        serializer.collect_map(default.chain(kinds))
+    }
+}
+
+impl<'de> Deserialize<'de> for PermissionPolicy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PolicyVisitor)
+    }
+}
+
+struct PolicyVisitor;
+
+impl<'de> de::Visitor<'de> for PolicyVisitor {
+    type Value = PermissionPolicy;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ask, allow, reject, or an object of these for default and kinds of tools")
+    }
+
+    fn visit_str<E: de::Error>(self, word: &str) -> Result<PermissionPolicy, E> {
+        Policy::deserialize(de::value::StrDeserializer::new(word)).map(Into::into)
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<PermissionPolicy, A::Error> {
+        let mut policy = PermissionPolicy::default();
+        while let Some((kind, own)) = map.next_entry::<String, Policy>()? {
+            if kind == "default" {
+                policy.default = own;
+            } else if TOOL_KINDS.contains(&&*kind) {
+                policy.kinds.insert(kind, own);
+            } else {
+                return Err(de::Error::unknown_field(&kind, &TOOL_KINDS));
+            }
+        }
+        Ok(policy)
+    }
+}
+
+/// One of the answers that the agent offers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PermissionOption {
+    /// The agent's name for it.
+    pub id: String,
+    /// ACP's word for what it means: `allow_once`, `allow_always`, `reject_once`, `reject_always`,
+    /// or one that ACP does not know yet.
+    pub kind: String,
+}
+
+/// A permission that the agent asked for, and that nobody answered yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Permission {
+    /// greenroom's name for it.
+    pub permission: PermissionId,
+    /// The run that asked, and that an answer goes to.
+    pub run: RunId,
+    /// The turn within which it asked.
+    pub task: Option<TaskId>,
+    /// The request's JSON-RPC id.
+    pub request: Json,
+    /// The kind of the tool, as the agent says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_kind: Option<String>,
+    /// The answers that the agent offers.
+    pub options: Vec<PermissionOption>,
+    /// When the answer is no if nobody gave one by then, by the wall clock as it was.
+    #[serde(skip)]
+    pub expires_at: Timestamp,
+    /// What a person needs to see to decide.
+    #[serde(skip)]
+    pub shown: Option<Box<PermissionShown>>,
+}
+
+/// What a person needs to see of a permission, as the agent gave it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PermissionShown {
+    /// ACP's `toolCall`.
+    pub tool_call: Json,
+    /// ACP's `options`.
+    pub options: Json,
+}
+
+/// Where a permission stands. All but the first are final.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PermissionState {
+    /// Nobody answered it yet.
+    Pending,
+    /// One of its options was chosen.
+    Selected,
+    /// It was answered `cancelled`.
+    Cancelled,
+    /// Nobody answered it in time, and so the answer was no.
+    Expired,
+    /// What it was asked for is over; no answer means anything any more.
+    Void,
+}
+
+/// What somebody answers to a permission.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// One of its options, by the agent's name for it.
+    Select(String),
+    /// `cancelled`.
+    Cancel,
+}
+
+/// The option that says yes: once, rather than for good.
+pub(crate) fn allowing(options: &[PermissionOption]) -> Option<String> {
+    first(options, ["allow_once", "allow_always"])
+}
+
+/// The option that says no: once, rather than for good.
+pub(crate) fn rejecting(options: &[PermissionOption]) -> Option<String> {
+    first(options, ["reject_once", "reject_always"])
+}
+
+fn first(options: &[PermissionOption], kinds: [&str; 2]) -> Option<String> {
+    let of = |kind: &str| options.iter().find(|option| option.kind == kind);
+    kinds.into_iter().find_map(of).map(|option| option.id.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn options(kinds: &[&str]) -> Vec<PermissionOption> {
+        let option =
+            |kind: &&str| PermissionOption { id: format!("id-{kind}"), kind: (*kind).into() };
+        kinds.iter().map(option).collect()
+    }
+
+    #[test]
+    fn once_comes_before_for_good() {
+        #[rustfmt::skip]
+        let cases = [
+            (&["allow_always", "allow_once", "reject_always", "reject_once"][..], Some("id-allow_once"),   Some("id-reject_once")),
+            (&["reject_always", "allow_always"],                                  Some("id-allow_always"), Some("id-reject_always")),
+            (&["something_else"],                                                 None,                    None),
+            (&[],                                                                 None,                    None),
+        ];
+        for (kinds, allow, reject) in cases {
+            let options = options(kinds);
+            assert_eq!(allowing(&options).as_deref(), allow, "{kinds:?}");
+            assert_eq!(rejecting(&options).as_deref(), reject, "{kinds:?}");
+        }
+    }
+
+    #[test]
+    fn a_policy_is_a_word_or_an_object_of_words() {
+        let read = |text: &str| serde_json::from_str::<PermissionPolicy>(text);
+        let word = read(r#""reject""#).unwrap();
+        assert_eq!((word.on(Some("read")), word.on(None)), (Policy::Reject, Policy::Reject));
+        let object = read(r#"{"default":"reject","read":"allow","other":"ask"}"#).unwrap();
+        let on = |kind| object.on(kind);
+        assert_eq!(
+            (on(Some("read")), on(Some("execute")), on(Some("other")), on(None)),
+            (Policy::Allow, Policy::Reject, Policy::Ask, Policy::Ask)
+        );
+        for policy in [word, object] {
+            let text = serde_json::to_string(&policy).unwrap();
+            assert_eq!(read(&text).unwrap(), policy, "{text}");
+        }
+        for bad in [r#""yes""#, r#"{"shell":"allow"}"#, r#"{"read":"yes"}"#, "1", "null"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}
