@@ -14,8 +14,8 @@ pub mod sqlite;
 use std::{collections::BTreeMap, sync::Arc};
 
 use greenroom_core::{
-    Blocked, Compaction, EndReason, Exit, GroupId, Head, Provenance, Run, RunId, SessionId, Status,
-    Task, TaskId, TaskKind, TaskState, Timestamp, Write,
+    Blocked, Compaction, EndReason, Exit, GroupId, Head, Permission, PermissionId, PermissionState,
+    Provenance, Run, RunId, SessionId, Status, Task, TaskId, TaskKind, TaskState, Timestamp, Write,
     lock::{Holder, Lease, Lock, LockKey, Now, Uptime},
 };
 
@@ -133,6 +133,8 @@ pub struct Hydration {
     /// The compaction that nobody saw to end, and those that were completed within the running
     /// task.
     pub compactions: Vec<Compaction>,
+    /// The permissions that nobody answered.
+    pub permissions: Vec<Permission>,
 }
 
 /// The writing side.
@@ -273,6 +275,38 @@ pub struct SegmentRecord {
     pub closed: Option<(u64, Timestamp, EndReason)>,
 }
 
+/// A permission as it is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PermissionRecord {
+    /// The group whose agent asked.
+    pub group: GroupId,
+    /// What it asked for.
+    pub permission: Permission,
+    /// When it was stored.
+    pub opened_at: Timestamp,
+    /// Where it stands.
+    pub state: PermissionState,
+    /// The option that was chosen.
+    pub selected: Option<String>,
+    /// Who chose.
+    pub resolved_by: Option<String>,
+    /// When it was decided on.
+    pub resolved_at: Option<Timestamp>,
+}
+
+/// Which permissions to list.
+#[derive(Clone, Debug, Default)]
+pub struct PermissionFilter {
+    /// Only this group's.
+    pub group: Option<GroupNo>,
+    /// Only those that stand so.
+    pub state: Option<PermissionState>,
+    /// Only those asked for after this one.
+    pub after: Option<PermissionId>,
+    /// At most so many.
+    pub limit: usize,
+}
+
 /// A group as somebody who joins late needs it, in one consistent cut.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -282,6 +316,8 @@ pub struct Snapshot {
     pub segments: Vec<SegmentRecord>,
     /// The task that has its slot.
     pub current_task: Option<TaskView>,
+    /// The permissions that nobody answered.
+    pub permissions: Vec<PermissionRecord>,
 }
 
 /// What is shown of a transcript as the context that is in force (SEEDS AM-15): the open segment,
@@ -411,6 +447,12 @@ pub trait Archive: Send + 'static {
         before: Option<u64>,
         limit: usize,
     ) -> Result<Vec<(u64, Compaction)>, StoreError>;
+
+    /// One permission.
+    fn permission(&self, id: PermissionId) -> Result<Option<PermissionRecord>, StoreError>;
+
+    /// Permissions in the order in which they were asked for.
+    fn permissions(&self, filter: &PermissionFilter) -> Result<Vec<PermissionRecord>, StoreError>;
 
     /// All that somebody who joins late needs.
     fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError>;

@@ -13,7 +13,7 @@ use actix::{
     Actor, ActorFutureExt as _, Addr, Arbiter, AsyncContext as _, AtomicResponse, Context, Handler,
     Message, MessageResponse, ResponseFuture, WrapFuture as _,
 };
-use greenroom_core::GroupId;
+use greenroom_core::{GroupId, Recovery};
 use tokio::{sync::broadcast, time::timeout};
 
 use crate::{
@@ -142,7 +142,7 @@ impl Supervisor {
             }
             None => return None,
         };
-        Some(self.start(id.clone(), no, Arc::default(), REBUILD))
+        Some(self.start(id.clone(), no, Arc::default(), REBUILD, Recovery::Restart))
     }
 
     /// Stops listening to status changes when nobody has wanted to know of them for a while.
@@ -167,6 +167,7 @@ impl Supervisor {
         no: GroupNo,
         feed: Arc<Feed>,
         patience: Duration,
+        recovery: Recovery,
     ) -> GroupHandle {
         let arbiter = &self.arbiters[no as usize % self.arbiters.len()];
         self.last_incarnation += 1;
@@ -175,7 +176,7 @@ impl Supervisor {
         let (shared, for_actor) = (self.shared.clone(), (id.clone(), feed.clone()));
         let addr = Group::start_in_arbiter(&arbiter.handle(), move |_| {
             let (id, feed) = for_actor;
-            Group::new(id, no, incarnation, draining, shared, feed)
+            Group::new(id, no, (incarnation, recovery), draining, shared, feed)
         });
         let handle = GroupHandle { id: id.clone(), no, addr, feed };
         let entry =
@@ -205,7 +206,7 @@ impl Handler<Boot> for Supervisor {
             let count = groups.len();
             for (no, id, busy) in groups {
                 if busy {
-                    supervisor.start(id, no, Arc::default(), REBUILD);
+                    supervisor.start(id, no, Arc::default(), REBUILD, Recovery::Restart);
                 } else {
                     supervisor.dormant.insert(id, no);
                 }
@@ -227,7 +228,7 @@ impl Handler<GroupDied> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, died: GroupDied, ctx: &mut Self::Context) {
-        let GroupDied { group: id, incarnation } = died;
+        let GroupDied { group: id, incarnation, recovery } = died;
         // Its mailbox may still be open: the actor tells of its end while it is being dropped.
         let entry = self.groups.get(&id).filter(|entry| entry.incarnation == incarnation);
         let Some(entry) = entry else { return };
@@ -242,7 +243,7 @@ impl Handler<GroupDied> for Supervisor {
         );
         ctx.run_later(wait, move |supervisor, _| {
             if supervisor.groups.contains_key(&id) {
-                supervisor.start(id, no, feed, patience);
+                supervisor.start(id, no, feed, patience, recovery);
             }
         });
     }

@@ -204,6 +204,8 @@ pub enum Blocked {
     Held,
     /// Somebody else who compacts the session.
     Lock,
+    /// The database, which fails.
+    Storage,
 }
 
 /// How a task ended; empty while it has not.

@@ -5,13 +5,13 @@
 //! Of a line that is only passed on, no more is parsed than the rules need; it stays raw text.
 
 mod answer;
+mod ask;
 mod context;
 mod say;
 
 use std::borrow::Cow;
 
-use agent_client_protocol_schema::v1 as acp;
-use greenroom_core::{Fold, FrameKind, Json, Permission, SessionId, Usage};
+use greenroom_core::{Fold, FrameKind, Json, PermissionAsked, SessionId, Usage};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -43,7 +43,7 @@ pub enum Heard<'a> {
         outcome: Result<&'a str, RpcError>,
     },
     /// The agent wants a permission.
-    Permission(Permission),
+    Permission(Box<PermissionAsked>),
     /// A request for something that greenroom does not offer.
     Request {
         /// JSON-RPC's id, to be answered with.
@@ -162,8 +162,7 @@ pub fn hear(line: &str) -> Result<Heard<'_>, NotHeard> {
         }
         (Some(method), None) => Ok(Heard::Notice(Notice::bare(kind(&method)))),
         (Some(method), Some(id)) if method == "session/request_permission" => {
-            let id = json(id);
-            Ok(Heard::Permission(Permission { id, reject: reject_option(envelope.params) }))
+            Ok(Heard::Permission(Box::new(ask::permission(json(id), envelope.params))))
         }
         (Some(method), Some(id)) => Ok(Heard::Request {
             id: id.get(),
@@ -270,19 +269,6 @@ fn fold(update: Update<'_>, fold: &mut Fold) {
         }
         _ => {}
     }
-}
-
-/// The option that says no: once, if there is that choice.
-fn reject_option(params: Option<&RawValue>) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Options {
-        options: Vec<acp::PermissionOption>,
-    }
-    let Options { options } = serde_json::from_str(params?.get()).ok()?;
-    let of = |wanted| options.iter().find(|option| option.kind == wanted);
-    let option = of(acp::PermissionOptionKind::RejectOnce)
-        .or_else(|| of(acp::PermissionOptionKind::RejectAlways))?;
-    Some(option.option_id.to_string())
 }
 
 fn kind(method: &str) -> FrameKind {
@@ -420,26 +406,5 @@ mod tests {
         let line = request("x\\n\\\"y");
         let Ok(Heard::Request { kind, private, .. }) = hear(&line) else { panic!() };
         assert_eq!((&*kind, private), ("agent/unnamed", false));
-    }
-
-    #[test]
-    fn a_permission_is_refused_by_the_mildest_option() {
-        let ask = |kinds: &[&str]| {
-            let option = |(at, kind): (usize, &&str)| {
-                format!(r#"{{"optionId":"o{at}","name":"n","kind":"{kind}"}}"#)
-            };
-            let options: Vec<_> = kinds.iter().enumerate().map(option).collect();
-            let options = options.join(",");
-            let line = format!(
-                r#"{{"id":0,"method":"session/request_permission","params":{{"options":[{options}]}}}}"#
-            );
-            match hear(&line) {
-                Ok(Heard::Permission(permission)) => permission.reject,
-                other => panic!("{other:?}"),
-            }
-        };
-        assert_eq!(ask(&["reject_always", "reject_once"]).as_deref(), Some("o1"));
-        assert_eq!(ask(&["allow_once", "reject_always"]).as_deref(), Some("o1"));
-        assert_eq!(ask(&["allow_once", "allow_always"]), None);
     }
 }

@@ -337,9 +337,9 @@ impl Conversation {
                     self.notice(line, notice);
                 }
             }
-            acp::Heard::Permission(permission) => {
+            acp::Heard::Permission(asked) => {
                 let lines = single(line, "session/request_permission".into());
-                self.batch.push(Event::PermissionAsked { run: self.run, lines, permission });
+                self.batch.push(Event::PermissionAsked { run: self.run, lines, asked });
             }
             acp::Heard::Request { id, kind, private } => {
                 self.stdin.send(acp::refusal_line(id));

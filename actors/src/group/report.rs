@@ -50,6 +50,31 @@ pub fn tell(group: &GroupId, write: &Write, at: Timestamp) {
             stderr_dropped = exit.stderr_dropped;
             "run exited"
         ),
+        Write::TaskRetrying { task, attempt, error, wait_ms, .. } => log::info!(
+            target: "greenroom::task",
+            group:%, task:%, attempt, error = error.message, wait_ms;
+            "attempt failed before it began anything; another one is made"
+        ),
+        Write::GroupHeld { reason } => log::warn!(
+            target: "greenroom::group", group:%, reason:% = word(reason);
+            "group held: a turn was cut off; resume it once somebody decided what follows"
+        ),
+        Write::AgentDegraded { runs, wait_ms, .. } => log::warn!(
+            target: "greenroom::run", group:%, runs, wait_ms;
+            "agent fails again and again; the next run waits"
+        ),
+        Write::PermissionOpened(permission) => log::info!(
+            target: "greenroom::permission",
+            group:%, permission:% = permission.permission, task:% = or_none(permission.task),
+            tool = permission.tool_kind.as_deref().unwrap_or("none");
+            "permission opened"
+        ),
+        Write::PermissionResolved { permission, state, selected, resolved_by, .. } => log::info!(
+            target: "greenroom::permission",
+            group:%, permission:%, state:% = word(state),
+            selected = selected.as_deref().unwrap_or("none"), by = &**resolved_by;
+            "permission resolved"
+        ),
         Write::ContextLost { session } => log::warn!(
             target: "greenroom::group", group:%, session:%;
             "context lost: the agent could not take its session up again and starts afresh"

@@ -36,8 +36,8 @@ impl Scene<'_> {
         let Some(record) = self.group.task(task) else { return };
         let attempt = record.attempt + 1;
         if !self.retry(task, attempt, Failure::Undelivered, &error) {
-            let error = given_up(error, attempt);
-            self.end_unsent(task, TaskState::Failed, Some(error));
+            let error = Some(given_up(error, attempt));
+            self.end(task, attempt, TaskState::Failed, Ending { error, ..Ending::default() });
         }
     }
 
