@@ -30,6 +30,14 @@ fn every_command_parses() {
         "watch",
         "watch work",
         "cancel tsk_1",
+        "retry tsk_1",
+        "pause work",
+        "resume work",
+        "stop work",
+        "permissions",
+        "permissions --group work",
+        "permissions answer prm_1 allow",
+        "permissions cancel prm_1",
         "check-config --config x.toml",
     ];
     for args in cases {
@@ -47,6 +55,9 @@ fn wrong_usage_exits_2() {
         "turn work a b",
         "serve --log-format xml",
         "cancel",
+        "permissions answer prm_1",
+        "permissions --group work cancel prm_1",
+        "resume",
     ];
     for args in cases {
         assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args}");
