@@ -4,6 +4,8 @@
 //! groups, becomes one transaction: that is worth more than a laxer sync.
 
 mod actor;
+mod fault;
+mod health;
 pub mod holder;
 pub mod lease;
 mod ledger;
@@ -20,7 +22,9 @@ use greenroom_core::{
 };
 
 pub use self::{
-    actor::{Adopt, Commit, Purge, Storage, StorageHealth},
+    actor::{Adopt, Commit, Found, Purge, Storage},
+    fault::{Failing, Fault},
+    health::{Sizes, StorageHealth},
     ledger::Ledger,
     lock::{Granted, LockAcquire, LockAsk, LockError, LockRefresh, LockRelease},
     reader::{Query, Reader},
@@ -45,6 +49,21 @@ pub enum StoreError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// The database does not work, and nothing was tried: whoever finds out that it works again
+    /// is at it already.
+    #[error("the database does not work: {}", .0.word())]
+    Unavailable(Fault),
+    /// The database cannot be used at all, and was left as it is.
+    #[error("cannot use {file}: {why}; nothing was changed")]
+    Unusable {
+        /// The file or directory.
+        file: String,
+        /// What to do, or what is wrong.
+        why: String,
+        /// The words of whoever found out.
+        #[source]
+        source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    },
     /// The database found one group's facts to break a rule of the schema; none of them is stored.
     #[error("the facts break a rule of the schema")]
     Refused(#[source] Arc<dyn std::error::Error + Send + Sync>),
@@ -66,6 +85,26 @@ pub enum StoreError {
     /// The storage actor is gone.
     #[error("storage has stopped")]
     Stopped,
+}
+
+impl StoreError {
+    /// What is wrong with the database, if that is what the error says.
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Database { source, .. } => {
+                let broken = source.downcast_ref::<fault::Broken>();
+                Some(broken.map_or(Fault::Other, |broken| broken.fault))
+            }
+            Self::Unavailable(fault) => Some(*fault),
+            _ => None,
+        }
+    }
+
+    /// How loud to log it for one group or request: the storage actor says once that the database
+    /// does not work, and everybody else need not.
+    pub fn level(&self) -> log::Level {
+        if self.fault().is_some() { log::Level::Debug } else { log::Level::Error }
+    }
 }
 
 /// One group's facts, all of them durable together or none.
@@ -165,12 +204,37 @@ pub trait Store: Send + 'static {
     /// The database's error; then nothing was deleted.
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError>;
 
-    /// Writes something that changes nothing, to see whether the database works.
+    /// Makes something durable that changes nothing and needs room, to see whether the database
+    /// works. Waits for nobody.
     ///
     /// # Errors
     ///
     /// The database's error.
     fn probe(&mut self) -> Result<(), StoreError>;
+
+    /// Looks whether the files are those that were opened, and how large they are. Cheap enough
+    /// for every second; it also shortens a write-ahead log that nobody else shortened.
+    ///
+    /// # Errors
+    ///
+    /// A database error with [`Fault::Replaced`], or the database's error.
+    fn check(&mut self) -> Result<Sizes, StoreError> {
+        Ok(Sizes::default())
+    }
+
+    /// Gives a few free pages back to the file system; takes milliseconds. Whether there are more.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn shrink(&mut self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    /// The file that an operator knows the database by.
+    fn file(&self) -> String {
+        String::new()
+    }
 
     /// Forgets idempotency keys from before `before`.
     ///
