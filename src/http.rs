@@ -28,6 +28,7 @@ use actix_web::{
 };
 use greenroom_actors::{
     group::Shared,
+    storage::StoreError,
     supervisor::{Find, GroupHandle, Supervisor},
 };
 use greenroom_core::{Blocked, GroupId};
@@ -96,9 +97,15 @@ impl Worker {
         blocked_by.map(|blocked_by| if fails { Blocked::Storage } else { blocked_by })
     }
 
-    /// Refuses work while the server shuts down.
+    /// Refuses work while the server shuts down, or could not keep it.
     fn take_work(&self) -> Result<(), ApiError> {
-        if *self.edge.phase.borrow() == Phase::Serving { Ok(()) } else { Err(ApiError::Draining) }
+        if *self.edge.phase.borrow() != Phase::Serving {
+            return Err(ApiError::Draining);
+        }
+        match self.edge.shared.ledger.health.failing() {
+            Some(failing) => Err(StoreError::Unavailable(failing.fault).into()),
+            None => Ok(()),
+        }
     }
 }
 

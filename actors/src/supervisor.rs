@@ -14,7 +14,10 @@ use actix::{
     Message, MessageResponse, ResponseFuture, WrapFuture as _,
 };
 use greenroom_core::{GroupId, Recovery};
-use tokio::{sync::broadcast, time::timeout};
+use tokio::{
+    sync::broadcast,
+    time::{sleep, timeout},
+};
 
 use crate::{
     clock,
@@ -241,11 +244,17 @@ impl Handler<GroupDied> for Supervisor {
             target: "greenroom::supervisor", group:% = id, after_ms = wait.as_millis();
             "group actor ended; it is rebuilt from the database"
         );
-        ctx.run_later(wait, move |supervisor, _| {
+        let health = self.shared.ledger.health.clone();
+        let rested = async move {
+            sleep(wait).await;
+            // What it would believe of a database that fails would not be so.
+            health.until_good().await;
+        };
+        ctx.spawn(rested.into_actor(self).map(move |(), supervisor, _| {
             if supervisor.groups.contains_key(&id) {
                 supervisor.start(id, no, feed, patience, recovery);
             }
-        });
+        }));
     }
 }
 
