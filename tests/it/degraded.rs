@@ -64,7 +64,7 @@ fn waits_longer_and_holds_no_slot() {
     server.wait_status("bad", "degraded");
     eventually("another's whole turn in one wait", &server.log, || {
         let before = server.list("bad", "runs").len();
-        let head = server.list("bad", "tasks?state=queued").into_iter().next_back()?;
+        let head = server.list("bad", "tasks?state=queued").into_iter().next()?;
         server.complete("other", "fine");
         let now = server.task(&head);
         (now["state"] == "queued" && before == server.list("bad", "runs").len()).then_some(())

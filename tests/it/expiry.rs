@@ -33,14 +33,14 @@ fn assert_expired(server: &Server, task: &Value, prompt: &str) -> Value {
 #[test]
 fn in_the_queue() {
     let server = Server::usual();
-    let running = expiring(&server, "work", "[[gate:go]]", 1_000);
+    let running = expiring(&server, "work", "[[gate:go]]", 2_000);
     server.journal.wait_gate("go");
     let before = server.submit("work", "before");
-    let late = expiring(&server, "work", "late", 1_500);
+    let late = expiring(&server, "work", "late", 2_500);
     let behind = server.submit("work", "behind");
     let ended = assert_expired(&server, &late, "late");
     let waited = millis(&ended["ended_at"]) - millis(&ended["created_at"]);
-    assert!(1_400 <= waited, "it had {waited} ms");
+    assert!(2_400 <= waited, "it had {waited} ms");
     assert_eq!(server.task(&running)["state"], "running");
     assert_eq!(server.group("work")["queue_length"], 2);
     server.journal.open_gate("go");

@@ -37,11 +37,11 @@ fn assert_held(server: &Server, tasks: &[&Value]) {
     }
 }
 
-/// API 1, 4: `auto` is the default; PUT sets another for one group; others are refused.
+/// API 2, 4: PUT sets another for one group, over a restart too; words that are none are refused.
 #[test]
 fn is_set_by_group() {
-    let server = Setup::new().text("defaults", "on_interrupt", "continue").start();
-    assert_eq!(server.make("work", "scripted", "")["on_interrupt"], "continue");
+    let mut server = Setup::new().text("defaults", "on_interrupt", "hold").start();
+    server.make("work", "scripted", "");
     for word in ["hold", "auto", "continue"] {
         let changed = server.put("/v1/groups/work", &json!({ "on_interrupt": word })).expect(200);
         assert_eq!(changed["on_interrupt"], word);
@@ -49,8 +49,21 @@ fn is_set_by_group() {
     let problem = server.put("/v1/groups/work", &json!({ "on_interrupt": "stop" }));
     let problem = problem.problem(400, "invalid-body");
     assert!(problem.to_string().contains("on_interrupt"), "{problem}");
-    let server = Server::usual();
-    assert_eq!(server.make("work", "scripted", "")["on_interrupt"], "auto");
+    server.kill_and_boot();
+    assert_eq!(server.group("work")["on_interrupt"], "continue");
+    cut(&server, "work");
+    server.complete("work", "the group's word counts");
+    cut(&server, "other");
+    let waiting = server.submit("other", "the default counts");
+    server.wait_blocked(&waiting, "held");
+}
+
+/// API 4: `auto` is the default.
+#[test]
+fn auto_is_the_default() {
+    let server = forgetful("");
+    cut(&server, "work");
+    assert_held(&server, &[&server.submit("work", "next")]);
 }
 
 /// RELIABILITY 1, I16: under `auto` an interruption whose context is lost holds the group: it is

@@ -8,10 +8,14 @@ use crate::support::{Server, Setup, eventually, process};
 
 /// Checks what is said of a turn that was cut off, and that it was sent once and settled once.
 #[track_caller]
-fn assert_cut(server: &Server, task: &Value, cause: &str, side_effects: &[&str]) {
+fn assert_cut(server: &Server, task: &Value, stop_reason: &str, side_effects: &[&str]) {
     let tail = server.log.tail();
     assert_eq!(task["state"], "interrupted", "{task}\n{tail}");
-    assert_eq!(task["stop_reason"], format!("_{cause}"), "{task}");
+    assert_eq!(task["stop_reason"], stop_reason, "{task}");
+    let cause = match stop_reason {
+        "_process_exited" => "agent_exited",
+        other => other.trim_start_matches('_'),
+    };
     assert_eq!(task["interrupted"]["cause"], cause, "{task}");
     let said = task["interrupted"]["side_effects"].as_str().unwrap_or_default();
     assert!(side_effects.contains(&said), "{side_effects:?}: {task}");
@@ -44,7 +48,7 @@ fn the_agent_ends() {
         let next = server.submit(group, "next");
         server.journal.open_gate(group);
         let task = server.finish(&task);
-        assert_cut(&server, &task, "process_exited", &["none_observed"]);
+        assert_cut(&server, &task, "_process_exited", &["none_observed"]);
         assert_eq!(task["text"], "said", "what came before the end was read");
         server.finish_as(&next, "completed");
     }
@@ -54,7 +58,7 @@ fn the_agent_ends() {
         server.journal.wait_gate(group);
         kill_agent(&server, signal);
         let task = server.finish(&task);
-        assert_cut(&server, &task, "process_exited", &["none_observed"]);
+        assert_cut(&server, &task, "_process_exited", &["none_observed"]);
         server.finish_as(&next, "completed");
     }
     let sessions = server.journal.events_named("new");
@@ -67,7 +71,7 @@ fn the_agent_ends() {
 fn the_agent_ends_in_silence() {
     let server = Server::usual();
     let task = server.turn("work", "[[die:1]]");
-    assert_cut(&server, &task, "process_exited", &["unknown", "none_observed"]);
+    assert_cut(&server, &task, "_process_exited", &["unknown", "none_observed"]);
     server.complete("work", "next");
 }
 
@@ -80,13 +84,13 @@ fn open_tools_are_named() {
     let died = server.submit("died", &format!("{words}[[gate:died]][[die:1]]"));
     server.journal.open_gate("died");
     let died = server.finish(&died);
-    assert_cut(&server, &died, "process_exited", &["possible"]);
+    assert_cut(&server, &died, "_process_exited", &["possible"]);
     let killed = server.submit("killed", &format!("{words}[[gate:killed]]"));
     server.journal.wait_gate("killed");
     server.wait_frame("killed", "the last output", |frame| frame.to_string().contains("\"x\""));
     server.kill_and_boot();
     let killed = server.finish(&killed);
-    assert_cut(&server, &killed, "server_restart", &["possible"]);
+    assert_cut(&server, &killed, "_server_restart", &["possible"]);
     for task in [&died, &killed] {
         let calls = server.task_frames(task, "session/update");
         let calls = calls.iter().filter_map(|frame| {
@@ -109,11 +113,26 @@ fn the_deadline() {
     let task = server.post("/v1/groups/work/turns", &body).expect(202);
     let next = server.submit("work", "next");
     let task = server.finish(&task);
-    assert_cut(&server, &task, "deadline", &["none_observed"]);
+    assert_cut(&server, &task, "_deadline", &["none_observed"]);
     assert_eq!(task["text"], "said");
     server.finish_as(&next, "completed");
     assert_eq!(server.journal.events_named("cancel").len(), 1);
     assert_eq!(server.journal.events_named("start").len(), 1, "the agent listened");
+}
+
+/// F6: an agent that does not hear of the deadline is ended by the ladder, and the next turn runs in
+/// a new run, in the same session.
+#[test]
+fn the_deadline_of_a_deaf_agent() {
+    let server = Server::usual();
+    let prompt = "[[ignore-cancel]][[reply:said]][[gate:never]]";
+    let body = json!({ "prompt": prompt, "deadline_ms": 300 });
+    let task = server.post("/v1/groups/work/turns", &body).expect(202);
+    let next = server.submit("work", "next");
+    assert_cut(&server, &server.finish(&task), "_deadline", &["none_observed"]);
+    server.finish_as(&next, "completed");
+    assert_eq!(server.journal.events_named("start").len(), 2);
+    assert_eq!(server.journal.events_named("new").len(), 1, "the session was restored");
 }
 
 /// F12, F13: an agent that breaks the protocol is ended.
@@ -128,7 +147,7 @@ fn the_protocol() {
         let task = server.submit(group, &format!("[[reply:said]]{word}[[gate:never]]"));
         let next = server.submit(group, "next");
         let task = server.finish(&task);
-        assert_cut(&server, &task, "protocol", &["none_observed"]);
+        assert_cut(&server, &task, "_protocol", &["none_observed"]);
         assert_eq!(task["text"], "said");
         server.finish_as(&next, "completed");
     }
@@ -147,12 +166,12 @@ fn the_server_is_killed() {
     server.wait_frame("spoke", "the output", |frame| frame.to_string().contains("\"said\""));
     server.wait_pending("asked", 1);
     server.kill_and_boot();
-    assert_cut(&server, &server.finish(&silent), "server_restart", &["unknown"]);
+    assert_cut(&server, &server.finish(&silent), "_server_restart", &["unknown"]);
     let spoke = server.finish(&spoke);
-    assert_cut(&server, &spoke, "server_restart", &["none_observed"]);
+    assert_cut(&server, &spoke, "_server_restart", &["none_observed"]);
     assert_eq!(spoke["text"], "said");
     let any = ["unknown", "none_observed", "possible"];
-    assert_cut(&server, &server.finish(&asked), "server_restart", &any);
+    assert_cut(&server, &server.finish(&asked), "_server_restart", &any);
     for task in &waiting {
         server.finish_as(task, "completed");
     }

@@ -138,8 +138,9 @@ fn retry_and_cancel() {
         let state = assert_one_outcome(&server, &task, &prompt);
         assert_agrees(reply.status, &state);
         assert!(server.task(&task)["attempt"].as_u64().unwrap() <= 3);
+        // So that the deaths are no crash loop.
+        server.complete("work", "between the races");
     }
-    server.complete("work", "after the races");
     server.journal.assert_one_at_a_time();
 }
 
@@ -254,6 +255,47 @@ fn two_retries_at_once() {
     assert_ne!(one["id"], other["id"]);
     server.finish_as(&one, "completed");
     server.finish_as(&other, "completed");
+}
+
+/// Answer × answer: of ten clients one is taken at its word, and nine are told.
+#[test]
+fn ten_answers_at_once() {
+    let server = Setup::new().asks().start();
+    for _ in 0..5 {
+        let (task, permission) = server.asked("work", "[[permission]]");
+        let options = ["always", "once", "never", "not-now", "cancel"];
+        let barrier = Barrier::new(10);
+        let answer = &|option| {
+            barrier.wait();
+            let body = match option {
+                "cancel" => json!({ "cancel": true }),
+                option => json!({ "option_id": option }),
+            };
+            (option, server.answer_with(&permission, &body).status)
+        };
+        let answers: Vec<(&str, u16)> = thread::scope(|scope| {
+            let clients: Vec<_> = options
+                .into_iter()
+                .cycle()
+                .take(10)
+                .map(|option| scope.spawn(move || answer(option)))
+                .collect();
+            clients.into_iter().map(|client| client.join().unwrap()).collect()
+        });
+        let won: Vec<&str> = answers
+            .iter()
+            .filter(|(_, status)| *status == 200)
+            .map(|(option, _)| *option)
+            .collect();
+        assert_eq!(won.len(), 1, "{answers:?}");
+        assert!(answers.iter().all(|(_, status)| [200, 409].contains(status)), "{answers:?}");
+        let said = match won[0] {
+            "cancel" => "permission: cancelled -".to_owned(),
+            option => format!("permission: selected {option}"),
+        };
+        assert_eq!(server.finish_as(&task, "completed")["text"], said, "{answers:?}");
+    }
+    assert_eq!(server.journal.events_named("permission").len(), 5);
 }
 
 /// Answer × answer × deadline × death of a permission: exactly one of them counts, every other is
