@@ -79,7 +79,12 @@ pub async fn list(
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
     let group = match &query.group {
-        Some(group) => Some(worker.find(group, false).await?.no),
+        Some(group) => match worker.find(group, false).await {
+            Ok(group) => Some(group.no),
+            // Nothing is asked for in a group that is not there.
+            Err(ApiError::NoSuchGroup) => return Ok(HttpResponse::Ok().json(nothing())),
+            Err(err) => return Err(err),
+        },
         None => None,
     };
     let filter =
@@ -88,6 +93,10 @@ pub async fn list(
     let page = view::Page::cut(found, limit, |own| own.permission.permission.to_string());
     let items = page.items.into_iter().map(Permission::from).collect();
     Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
+}
+
+fn nothing() -> view::Page<Permission> {
+    view::Page { items: Vec::new(), next_cursor: None }
 }
 
 /// Answers a permission. The first answer wins.

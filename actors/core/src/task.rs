@@ -263,6 +263,7 @@ pub struct Interrupted {
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// The agent's process ended.
+    #[serde(rename = "process_exited", alias = "agent_exited")]
     AgentExited,
     /// The server died, or was stopped and could not wait longer.
     ServerRestart,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Compaction, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskState,
+    Compaction, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskKind, TaskState,
     lock::{Lock, LockKey},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
@@ -398,13 +398,18 @@ impl SqliteArchive {
         let position = if queued && task.claimed_at.is_none() {
             let sql = "SELECT count(*) FROM tasks WHERE key >= ?1 AND key < ?2 \
                        AND state IN ('queued', 'retrying') AND claimed_at IS NULL \
-                       AND (CASE WHEN ?4 THEN key < ?3 AND kind = 'compaction' \
-                            ELSE key < ?3 OR kind = 'compaction' END)";
+                       AND (CASE ?4 WHEN 0 THEN 0 \
+                            WHEN 1 THEN key < ?3 AND kind = 'compaction' OR state = 'retrying' \
+                            ELSE key < ?3 OR kind = 'compaction' OR state = 'retrying' END)";
             let at = key(group, task.ordinal);
-            let compaction = task.kind() == greenroom_core::TaskKind::Compaction;
+            let rank = match (task.state, task.kind()) {
+                (TaskState::Retrying, _) => 0,
+                (_, TaskKind::Compaction) => 1,
+                (_, TaskKind::Turn) => 2,
+            };
             let range = (key(group, 0), key(group + 1, 0));
             let counted =
-                self.all(sql, &[&range.0, &range.1, &at, &compaction], |row| row.get::<_, i64>(0))?;
+                self.all(sql, &[&range.0, &range.1, &at, &rank], |row| row.get::<_, i64>(0))?;
             counted.first().map(|count| *count as u64)
         } else {
             None
