@@ -39,8 +39,8 @@ fn lists_what_is_pending() {
     assert!(!said.contains(id(&first)) && said.contains(id(&second)), "{said}");
 }
 
-/// API 5: `permissions answer ID OPTION` and `permissions cancel ID` answer; what the server refuses
-/// is said, with exit code 5.
+/// API 5: `permissions answer ID OPTION` and `permissions cancel ID` answer; what the server
+/// refuses is said, with exit code 5.
 #[test]
 fn answers() {
     let server = asking();

@@ -102,8 +102,8 @@ fn somebody_sees_to_it() {
     }
 }
 
-/// ARCHITECTURE 4: a task's retries wait for their own backoff alone; the task behind them finds the
-/// group degraded.
+/// ARCHITECTURE 4: a task's retries wait for their own backoff alone; the task behind them finds
+/// the group degraded.
 #[test]
 fn retries_have_their_own_backoff() {
     let server = Setup::new().retries("10ms").crashing().start();

@@ -99,6 +99,19 @@ fn in_a_paused_group() {
     server.complete("work", "next");
 }
 
+/// I12: so do those of a group that is held.
+#[test]
+fn in_a_held_group() {
+    let server = Setup::new().text("defaults", "on_interrupt", "hold").start();
+    server.finish_as(&server.submit("work", "[[reply:x]][[die:1]]"), "interrupted");
+    server.wait_status("work", "held");
+    let late = expiring(&server, "work", "late", 200);
+    assert_expired(&server, &late, "late");
+    server.wait_status("work", "held");
+    server.resume("work");
+    server.complete("work", "next");
+}
+
 /// I2: the time runs on while the server is down.
 #[test]
 fn over_a_restart() {

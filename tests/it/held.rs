@@ -1,4 +1,5 @@
-//! `on_interrupt`: whether a group goes on after an interruption, or is held until somebody decides.
+//! `on_interrupt`: whether a group goes on after an interruption, or is held until somebody
+//! decides.
 
 use serde_json::{Value, json};
 

@@ -120,8 +120,8 @@ fn the_deadline() {
     assert_eq!(server.journal.events_named("start").len(), 1, "the agent listened");
 }
 
-/// F6: an agent that does not hear of the deadline is ended by the ladder, and the next turn runs in
-/// a new run, in the same session.
+/// F6: an agent that does not hear of the deadline is ended by the ladder, and the next turn runs
+/// in a new run, in the same session.
 #[test]
 fn the_deadline_of_a_deaf_agent() {
     let server = Server::usual();

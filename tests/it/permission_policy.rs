@@ -1,5 +1,5 @@
-//! Who answers a permission: a person, or a word in the configuration or of the group, for all tools
-//! or by their kind.
+//! Who answers a permission: a person, or a word in the configuration or of the group, for all
+//! tools or by their kind.
 
 use serde_json::json;
 
@@ -23,7 +23,7 @@ fn assert_asks(server: &Server, group: &str, word: &str) {
 }
 
 /// C22, API 4: `allow` selects the first `allow_once`, else `allow_always`; `reject` the first
-/// `reject_once`, else `reject_always`, else none. Nothing of it is ever pending, all of it is kept.
+/// `reject_once`, else `reject_always`, else none. All of it is kept, nothing is ever pending.
 #[test]
 fn words_for_all_tools() {
     for (policy, cases) in [

@@ -283,6 +283,35 @@ fn the_server_is_killed() {
     assert!(server.permissions("state=pending").is_empty());
 }
 
+/// F4: a permission that nobody answers in the drain ends with its turn; the exit code is 0.
+#[test]
+fn the_server_drains() {
+    let mut server = Setup::new().asks().text("server", "drain_timeout", "1s").start();
+    let (task, permission) = server.asked("work", "[[permission]]");
+    server.terminate();
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    server.boot();
+    let ended = server.finish(&task);
+    assert!(["interrupted", "cancelled"].contains(&ended["state"].as_str().unwrap()), "{ended}");
+    assert!(server.permissions("state=pending").is_empty());
+    server.answer(&permission, "once").expect_any(&[409, 410]);
+    assert_eq!(server.journal.times("[[permission]]"), 1);
+}
+
+/// DQ-11: what is asked in the drain can be answered in it, and its turn completes.
+#[test]
+fn answered_in_the_drain() {
+    let mut server = Setup::new().asks().text("server", "drain_timeout", "25s").start();
+    let (task, permission) = server.asked("work", "[[permission]]");
+    server.terminate();
+    server.log.wait("the drain", |line| line.contains("draining"));
+    server.answer(&permission, "once").expect(200);
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    server.boot();
+    assert_eq!(server.finish_as(&task, "completed")["text"], "permission: selected once");
+    assert_resolved(&server, &permission, "selected", Some("once"));
+}
+
 /// AM-4: what was answered stays answered over a restart.
 #[test]
 fn an_answer_is_durable() {
