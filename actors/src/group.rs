@@ -24,8 +24,8 @@ use actix::{
     SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Effect, Event, Expiry, GroupId, Recovery, Rejected, RunId, Status, Step, Task, TaskId, Terms,
-    Write, lock::Now,
+    Blocked, Effect, Event, Expiry, GroupId, Recovery, Rejected, RunId, Status, Step, Task, TaskId,
+    TaskState, Terms, Write, lock::Now,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -493,8 +493,8 @@ impl Group {
         let position = self.core.position(id);
         let blocked_by = match position {
             Some(0) => self.core.blocked_by(),
-            Some(_) => Some(greenroom_core::Blocked::Turn),
-            None if task.started_at.is_none() => Some(greenroom_core::Blocked::Agent),
+            Some(_) => self.core.blocked_by().map(Blocked::behind),
+            None if task.state != TaskState::Running => Some(Blocked::Agent),
             None => None,
         };
         let position = position.map(|place| place as u64);

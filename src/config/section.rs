@@ -227,7 +227,10 @@ impl<'a> Section<'a> {
             .into_iter()
             .map(|(name, item)| match item.value {
                 Value::Text(text) => Ok((name, (text, item.at))),
-                _ => Err(self.wrong_kind(key, &item, "a table of strings")),
+                _ => {
+                    let expected = format!("a table of strings, also for {name:?}");
+                    Err(self.wrong_kind(key, &item, &expected))
+                }
             })
             .collect()
     }

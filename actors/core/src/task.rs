@@ -82,9 +82,10 @@ impl Task {
         }
     }
 
-    /// Whether it waited for longer than its caller wants it to.
-    pub(crate) fn is_expired(&self, now: Now) -> bool {
-        self.expires.is_some_and(|expires| expires.left_ms(now) == 0)
+    /// How many milliseconds are left until it has to have started, if it has to and did not.
+    pub(crate) fn start_within(&self, now: Now) -> Option<u64> {
+        let expires = self.expires.filter(|_| self.started_at.is_none());
+        expires.map(|expires| expires.left_ms(now))
     }
 
     /// The kind that the API names.
@@ -208,6 +209,16 @@ pub enum Blocked {
     Storage,
 }
 
+impl Blocked {
+    /// What a task waits for that stands behind one which waits for this.
+    pub fn behind(self) -> Self {
+        match self {
+            Self::Held | Self::Paused | Self::Storage => self,
+            Self::Turn | Self::Slot | Self::Agent | Self::Backoff | Self::Lock => Self::Turn,
+        }
+    }
+}
+
 /// How a task ended; empty while it has not.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ending {
@@ -263,7 +274,6 @@ pub struct Interrupted {
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// The agent's process ended.
-    #[serde(rename = "process_exited", alias = "agent_exited")]
     AgentExited,
     /// The server died, or was stopped and could not wait longer.
     ServerRestart,

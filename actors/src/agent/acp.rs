@@ -43,7 +43,12 @@ pub enum Heard<'a> {
         outcome: Result<&'a str, RpcError>,
     },
     /// The agent wants a permission.
-    Permission(Box<PermissionAsked>),
+    Permission {
+        /// What for.
+        asked: Box<PermissionAsked>,
+        /// The tool call that it is for.
+        tool: Option<String>,
+    },
     /// A request for something that greenroom does not offer.
     Request {
         /// JSON-RPC's id, to be answered with.
@@ -64,6 +69,8 @@ pub struct Notice<'a> {
     pub fold: Fold,
     /// The ACP session that it is about: a bare change of it rotates (SEEDS AM-13).
     pub session: Option<Cow<'a, str>>,
+    /// The tool call that it is about, and of what kind that is.
+    pub tool_kind: Option<Box<(String, String)>>,
     /// What it tells of the agent's context. Few tell anything, so it is not kept inline.
     pub clues: Option<Box<Clues>>,
 }
@@ -118,6 +125,8 @@ struct Update<'a> {
     #[serde(borrow)]
     cost: Option<&'a RawValue>,
     tool_call_id: Option<String>,
+    #[serde(borrow)]
+    kind: Option<&'a RawValue>,
     status: Option<String>,
     #[serde(rename = "_meta", borrow)]
     meta: Option<&'a RawValue>,
@@ -162,7 +171,7 @@ pub fn hear(line: &str) -> Result<Heard<'_>, NotHeard> {
         }
         (Some(method), None) => Ok(Heard::Notice(Notice::bare(kind(&method)))),
         (Some(method), Some(id)) if method == "session/request_permission" => {
-            Ok(Heard::Permission(Box::new(ask::permission(json(id), envelope.params))))
+            Ok(ask::permission(json(id), envelope.params))
         }
         (Some(method), Some(id)) => Ok(Heard::Request {
             id: id.get(),
@@ -190,7 +199,7 @@ pub fn meaning(line: &str, in_force: Option<&SessionId>) -> Fold {
             let is_own = named.is_none() || own.is_none() || named == own;
             if is_own { notice.fold } else { Fold::default() }
         }
-        Ok(Heard::Permission(_) | Heard::Request { .. }) => {
+        Ok(Heard::Permission { .. } | Heard::Request { .. }) => {
             Fold { output: true, ..Fold::default() }
         }
         Ok(Heard::Response { .. }) | Err(_) => Fold::default(),
@@ -220,7 +229,7 @@ pub fn prompt_sent(line: &str) -> Result<(u64, SessionId, Json), serde_json::Err
 
 impl Notice<'_> {
     fn bare(kind: FrameKind) -> Self {
-        Self { kind, fold: Fold::default(), session: None, clues: None }
+        Self { kind, fold: Fold::default(), session: None, tool_kind: None, clues: None }
     }
 }
 
@@ -236,6 +245,8 @@ fn update(params: Option<&RawValue>) -> Notice<'_> {
         if update.meta.is_some() || context::may_tell(&update.session_update) {
             notice.clues = context::clues(&update.session_update, update.meta, raw).map(Box::new);
         }
+        let told = update.tool_call_id.clone().zip(update.kind.and_then(text));
+        notice.tool_kind = told.map(|(tool, kind)| Box::new((tool, kind.into_owned())));
         fold(update, &mut notice.fold);
     }
     notice

@@ -28,7 +28,11 @@ impl Group {
                     self.let_go_on();
                 }
             }
-            Write::GroupArchived {} => self.head.archived = true,
+            Write::GroupArchived {} => {
+                self.head.archived = true;
+                self.let_start();
+                self.let_go_on();
+            }
             Write::PurgeOrdered {} => self.head.purging = true,
             Write::GroupPaused {} => self.head.paused = true,
             Write::GroupResumed {} => {

@@ -3,8 +3,7 @@
 
 use super::{Current, Group, scene::Scene};
 use crate::{
-    Continuity, Due, Ending, Exit, Held, OnInterrupt, RunId, Task, TaskError, TaskId, TaskState,
-    Write,
+    Continuity, Due, Ending, Exit, Held, OnInterrupt, RunId, TaskError, TaskId, TaskState, Write,
     retry::{Failure, backoff_ms, crash_wait_ms},
 };
 
@@ -50,8 +49,7 @@ impl Scene<'_> {
 
     /// The task waited for longer than its caller wants it to.
     pub(super) fn task_expired(&mut self, id: TaskId) {
-        let unsent = |own: &Task| own.expires.is_some() && own.state != TaskState::Running;
-        if !self.group.task(id).is_some_and(unsent) {
+        if self.group.task(id).and_then(|task| task.start_within(self.now)).is_none() {
             return;
         }
         let message = "it did not start within the time that its caller gave it".into();

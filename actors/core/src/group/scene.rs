@@ -247,7 +247,7 @@ impl<'a> Scene<'a> {
         }
         let Some(next) = self.group.waiting.front() else { return };
         let task = next.id;
-        if next.is_expired(self.now) {
+        if next.start_within(self.now) == Some(0) {
             return self.task_expired(task);
         }
         if !self.group.has_work(next) {

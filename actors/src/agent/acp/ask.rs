@@ -4,11 +4,11 @@ use greenroom_core::{Json, PermissionAsked, PermissionOption, PermissionShown};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::json;
+use super::{Heard, json};
 
 /// A `session/request_permission` with this JSON-RPC id. What cannot be understood of it is left
 /// out: somebody has to answer all the same.
-pub fn permission(request: Json, params: Option<&RawValue>) -> PermissionAsked {
+pub fn permission<'a>(request: Json, params: Option<&RawValue>) -> Heard<'a> {
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Params<'a> {
@@ -22,23 +22,28 @@ pub fn permission(request: Json, params: Option<&RawValue>) -> PermissionAsked {
     let shown = |raw: Option<&RawValue>, none: &str| {
         raw.map_or_else(|| Json::parse(none.into()).unwrap_or_else(|_| super::null()), json)
     };
-    PermissionAsked {
+    let ToolCall { tool_call_id, kind } = tool_call.and_then(tool).unwrap_or_default();
+    let asked = PermissionAsked {
         request,
-        tool_kind: tool_call.and_then(tool_kind),
+        tool_kind: kind,
         options: options.map(offered).unwrap_or_default(),
         shown: PermissionShown {
             tool_call: shown(tool_call, "null"),
             options: shown(options, "[]"),
         },
-    }
+    };
+    Heard::Permission { asked: Box::new(asked), tool: tool_call_id }
 }
 
-fn tool_kind(tool_call: &RawValue) -> Option<String> {
-    #[derive(Deserialize)]
-    struct ToolCall {
-        kind: Option<String>,
-    }
-    serde_json::from_str::<ToolCall>(tool_call.get()).ok()?.kind
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ToolCall {
+    tool_call_id: Option<String>,
+    kind: Option<String>,
+}
+
+fn tool(tool_call: &RawValue) -> Option<ToolCall> {
+    serde_json::from_str(tool_call.get()).ok()
 }
 
 fn offered(options: &RawValue) -> Vec<PermissionOption> {
@@ -62,7 +67,10 @@ mod tests {
 
     fn asked(params: &str) -> PermissionAsked {
         let params = RawValue::from_string(params.to_owned()).unwrap();
-        permission(Json::parse("7".into()).unwrap(), Some(&params))
+        match permission(Json::parse("7".into()).unwrap(), Some(&params)) {
+            Heard::Permission { asked, .. } => *asked,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Compaction, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskKind, TaskState,
+    Blocked, Compaction, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskKind,
+    TaskState,
     lock::{Lock, LockKey},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
@@ -416,8 +417,8 @@ impl SqliteArchive {
         };
         let blocked_by = match position {
             Some(0) => standing.blocked_by,
-            Some(_) => Some(greenroom_core::Blocked::Turn),
-            None if queued => Some(greenroom_core::Blocked::Agent),
+            Some(_) => standing.blocked_by.map(Blocked::behind),
+            None if queued => Some(Blocked::Agent),
             None => None,
         };
         Ok(TaskView { task, group: standing.id.clone(), position, blocked_by })
