@@ -8,7 +8,7 @@ use proptest::{
     prelude::*,
     test_runner::{FileFailurePersistence, TestCaseError},
 };
-use world::{LockSaid, Move, Seen, Spoken, World, moves};
+use world::{Drain, LockSaid, Move, Seen, Spoken, World, moves};
 
 const MOVES_MAX: usize = 200;
 /// Where the seeds of failures are kept, within the package.
@@ -37,13 +37,20 @@ proptest! {
     /// reaches its end, I12 nothing waits for ever while agents answer.
     #[test]
     fn whatever_happens_the_invariants_hold(history in moves(MOVES_MAX)) {
-        told(played(&history)?.drain(false))?;
+        told(played(&history)?.drain(Drain::Answers))?;
     }
 
     /// I12: likewise if the agent never answers again, nor heeds a cancel.
     #[test]
     fn a_silent_agent_holds_up_nothing_for_ever(history in moves(60)) {
-        told(played(&history)?.drain(true))?;
+        told(played(&history)?.drain(Drain::Silent))?;
+    }
+
+    /// I12: an agent that always fails is started a bounded number of times, and then nothing waits.
+    #[test]
+    fn an_agent_that_always_fails_has_an_end(history in moves(60), starts in any::<bool>()) {
+        let agent = if starts { Drain::DiesOfPrompts } else { Drain::NeverStarts };
+        told(played(&history)?.drain(agent))?;
     }
 }
 
@@ -85,7 +92,7 @@ fn what_once_failed_holds() {
         ("a shutdown with a lock, and no restart",  &[submit, Grant, ready, usage, Crash, lock, Shutdown, Compact]),
     ];
     for (name, history) in histories {
-        let drained = played(history).and_then(|mut world| told(world.drain(false)));
+        let drained = played(history).and_then(|mut world| told(world.drain(Drain::Answers)));
         assert!(drained.is_ok(), "{name}: {drained:?}");
     }
 }
