@@ -519,7 +519,7 @@ impl Group {
     fn next_to_expire(&self, now: Now) -> Option<(Expiry, u64)> {
         let unsent = self.current.iter().filter(|own| own.turn.is_none()).map(|own| &own.task);
         let waiting = self.waiting.iter().take(if self.expiring > 0 { usize::MAX } else { 0 });
-        let left = |task: &Task| Some((Expiry::Queued(task.id), task.expires?.left_ms(now)));
+        let left = |task: &Task| Some((Expiry::Queued(task.id), task.start_due()?.left_ms(now)));
         unsent.chain(waiting).filter_map(left).min_by_key(|(_, left)| *left)
     }
 

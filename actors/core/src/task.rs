@@ -22,7 +22,7 @@ pub struct Task {
     pub metadata: Option<Json>,
     /// How long one attempt may take, in milliseconds; absent: the server's `turn_timeout`.
     pub deadline_ms: Option<u64>,
-    /// By when it has to start, if its caller said so.
+    /// By when it has to start, if its caller said so. Once a prompt of it was sent, it did.
     pub expires: Option<Due>,
     /// The ended task that somebody wants again with this one.
     pub retry_of: Option<TaskId>,
@@ -82,9 +82,14 @@ impl Task {
         }
     }
 
+    /// By when it has to start, if no prompt of it was ever sent.
+    pub(crate) fn start_due(&self) -> Option<Due> {
+        self.expires.filter(|_| self.started_at.is_none())
+    }
+
     /// Whether it waited for longer than its caller wants it to.
     pub(crate) fn is_expired(&self, now: Now) -> bool {
-        self.expires.is_some_and(|expires| expires.left_ms(now) == 0)
+        self.start_due().is_some_and(|due| due.left_ms(now) == 0)
     }
 
     /// The kind that the API names.

@@ -36,8 +36,8 @@ impl Scene<'_> {
         let Some(record) = self.group.task(task) else { return };
         let attempt = record.attempt + 1;
         if !self.retry(task, attempt, Failure::Undelivered, &error) {
-            let error = given_up(error, attempt);
-            self.end_unsent(task, TaskState::Failed, Some(error));
+            let ending = Ending { error: Some(given_up(error, attempt)), ..Ending::default() };
+            self.end_at(task, attempt, TaskState::Failed, ending);
         }
     }
 
@@ -50,8 +50,7 @@ impl Scene<'_> {
 
     /// The task waited for longer than its caller wants it to.
     pub(super) fn task_expired(&mut self, id: TaskId) {
-        let unsent = |own: &Task| own.expires.is_some() && own.state != TaskState::Running;
-        if !self.group.task(id).is_some_and(unsent) {
+        if self.group.task(id).and_then(Task::start_due).is_none() {
             return;
         }
         let message = "it did not start within the time that its caller gave it".into();

@@ -426,12 +426,19 @@ impl<'a> Scene<'a> {
     }
 
     fn end(&mut self, id: TaskId, state: TaskState, ending: Ending) {
+        let Some(attempt) = self.group.task(id).map(|task| task.attempt) else { return };
+        self.end_at(id, attempt, state, ending);
+    }
+
+    /// Ends the task at this attempt.
+    pub(super) fn end_at(&mut self, id: TaskId, attempt: u32, state: TaskState, ending: Ending) {
         if self.group.lock.task() == Some(id) {
             self.release_lock(false);
         }
         let Some(task) = self.group.task(id) else { return };
         let record = Box::new(Task {
             state,
+            attempt,
             ended_at: Some(self.now.wall),
             seq_last: Some(self.group.head.last_seq + 1),
             ending,
