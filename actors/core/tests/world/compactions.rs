@@ -117,7 +117,7 @@ impl Compactions {
             Write::RunExited { run, .. } => {
                 ensure!(self.active.is_none(), "AM-28: {run} is over and one is active");
             }
-            Write::TaskEnded { task, .. } => {
+            Write::TaskEnded { task, .. } | Write::TaskRetrying { task, .. } => {
                 ensure!(self.lock_holder() != Some(*task), "HL-7: {task} ended with its lock");
                 if matches!(self.lock, Lock::Bypassed(own) | Lock::Lost(own) if own == *task) {
                     self.lock = Lock::None;
