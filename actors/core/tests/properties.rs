@@ -6,9 +6,10 @@ mod world;
 use greenroom_core::{Continuity, ExitReason, Sign, Source, StopReason};
 use proptest::{
     prelude::*,
+    sample::select,
     test_runner::{FileFailurePersistence, TestCaseError},
 };
-use world::{Drain, LockSaid, Move, Seen, Spoken, World, moves};
+use world::{Drain, LockSaid, Move, Seen, Spoken, World, moves, situations::situations};
 
 const MOVES_MAX: usize = 200;
 /// Where the seeds of failures are kept, within the package.
@@ -26,32 +27,80 @@ fn played(history: &[Move]) -> Result<World, TestCaseError> {
     Ok(world)
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 2_000,
+/// Up to so many moves from one of the situations on.
+fn histories(most: usize) -> impl Strategy<Value = Vec<Move>> {
+    let given = select(situations()).prop_map(|(_, given)| given);
+    (given, moves(most)).prop_map(|(given, moves)| [given, moves].concat())
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(REGRESSIONS))),
         ..ProptestConfig::default()
-    })]
+    }
+}
+
+proptest! {
+    #![proptest_config(config(1_200))]
 
     /// Every statement of the checker, and: I13 replay = live = restore, I2 each accepted task
     /// reaches its end, I12 nothing waits for ever while agents answer.
     #[test]
-    fn whatever_happens_the_invariants_hold(history in moves(MOVES_MAX)) {
+    fn whatever_happens_the_invariants_hold(history in histories(MOVES_MAX)) {
         told(played(&history)?.drain(Drain::Answers))?;
     }
+}
+
+proptest! {
+    #![proptest_config(config(400))]
 
     /// I12: likewise if the agent never answers again, nor heeds a cancel.
     #[test]
-    fn a_silent_agent_holds_up_nothing_for_ever(history in moves(60)) {
+    fn a_silent_agent_holds_up_nothing_for_ever(history in histories(60)) {
         told(played(&history)?.drain(Drain::Silent))?;
     }
 
     /// I12: an agent that always fails is started a bounded number of times, and then nothing waits.
     #[test]
-    fn an_agent_that_always_fails_has_an_end(history in moves(60), starts in any::<bool>()) {
+    fn an_agent_that_always_fails_has_an_end(history in histories(60), starts in any::<bool>()) {
         let agent = if starts { Drain::DiesOfPrompts } else { Drain::NeverStarts };
         told(played(&history)?.drain(agent))?;
     }
+}
+
+/// What the situations are called is where they lead: `select` must not draw from another.
+#[test]
+fn the_situations_are_what_they_are_called() {
+    use greenroom_core::Status as S;
+    let statuses: Vec<_> = situations()
+        .into_iter()
+        .map(|(name, given)| {
+            let mut world = World::default();
+            for next in given {
+                world.play(next).unwrap_or_else(|why| panic!("{name}: {next:?}: {why}"));
+            }
+            (name, world.group.status(), world.group.blocked_by())
+        })
+        .collect();
+    use greenroom_core::Blocked as B;
+    #[rustfmt::skip]
+    let expected = [
+        ("nothing yet",                  S::Idle,       None),
+        ("idle",                         S::Idle,       None),
+        ("in a turn",                    S::Running,    Some(B::Turn)),
+        ("in a turn that is asked for",  S::Running,    Some(B::Turn)),
+        ("the sixth run in a row",       S::Starting,   Some(B::Agent)),
+        ("degraded",                     S::Degraded,   Some(B::Backoff)),
+        ("an attempt backs off",         S::Waiting,    Some(B::Backoff)),
+        ("a second attempt starts",      S::Starting,   Some(B::Agent)),
+        ("the fifth attempt",            S::Waiting,    Some(B::Slot)),
+        ("held",                         S::Held,       Some(B::Held)),
+        ("once cut off",                 S::Waiting,    Some(B::Slot)),
+        ("compacting",                   S::Compacting, Some(B::Turn)),
+        ("expires soon",                 S::Running,    Some(B::Turn)),
+    ];
+    assert_eq!(statuses, expected);
 }
 
 /// Histories that broke a statement once, and stay told from then on.

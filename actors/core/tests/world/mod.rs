@@ -18,6 +18,7 @@ mod moves;
 mod permissions;
 mod reference;
 mod rest;
+pub mod situations;
 mod spoken;
 
 use greenroom_core::{

@@ -21,7 +21,7 @@ pub fn settings(number: u8) -> Settings {
         agent: if number < 2 { "one" } else { "two" }.into(),
         cwd: Some(if number == 3 { "/b" } else { "/a" }.into()),
         title: (number == 1).then(|| "titled".to_owned()),
-        on_interrupt: ON_INTERRUPT.get(usize::from(more % 4)).copied(),
+        on_interrupt: ON_INTERRUPT.get(usize::from(more % 4).wrapping_sub(1)).copied(),
         permission_policy: (more / 4 % 4 > 0).then(|| policy(more / 4)),
         ..Settings::default()
     }
