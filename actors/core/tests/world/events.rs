@@ -22,7 +22,7 @@ impl World {
             Move::AnswerAgain | Move::AnswerUnknown(_) => true,
             Move::LateSay | Move::LateAsk | Move::LateReady | Move::LateExit => true,
             Move::LateSignal(_) | Move::LateProvenance(_) | Move::LateName => true,
-            Move::LateOpen | Move::LateClose => true,
+            Move::LateOpen | Move::LateClose | Move::LateAnswer => true,
             _ => false,
         }
     }
@@ -93,6 +93,7 @@ impl World {
                 reason => reason,
             };
             self.past_runs.push(agent.run);
+            self.owed.extend(agent.prompts.iter().map(|id| (agent.run, *id)));
             return Some(Event::AgentExited { run: agent.run, exit: exit(reason) });
         }
         let agent = self.agent.as_mut().filter(|agent| agent.speaks())?;
@@ -145,8 +146,12 @@ impl World {
 
     /// What is heard of a run, or of a prompt, that is over.
     fn late(&mut self, next: Move) -> Option<Event> {
-        if matches!(next, Move::AnswerAgain) {
-            let (run, id) = *self.answered.last()?;
+        let past = match next {
+            Move::AnswerAgain => Some(*self.answered.last()?),
+            Move::LateAnswer => Some(*self.owed.last()?),
+            _ => None,
+        };
+        if let Some((run, id)) = past {
             let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
             return Some(Event::PromptAnswered { run, id, reply });
         }

@@ -93,6 +93,8 @@ pub struct World {
     /// Runs that are over, and prompts that were answered.
     past_runs: Vec<RunId>,
     answered: Vec<(RunId, u64)>,
+    /// Prompts that a run owed an answer when it ended.
+    owed: Vec<(RunId, u64)>,
     /// Whether the last thing that happened was a shutdown: nothing is asked for then.
     shut_down: bool,
     ids: u128,
@@ -140,6 +142,7 @@ impl Default for World {
             moves_at_claim: 0,
             past_runs: Vec::new(),
             answered: Vec::new(),
+            owed: Vec::new(),
             shut_down: false,
             ids: 0,
         }

@@ -84,6 +84,8 @@ pub enum Move {
     Exit(ExitReason),
     /// A run that is over is heard of once more.
     LateSay,
+    /// Likewise: it answers the prompt that it owed an answer.
+    LateAnswer,
     /// Likewise.
     LateAsk,
     /// Likewise.
@@ -255,15 +257,16 @@ fn next() -> impl Strategy<Value = Move> {
             2 => ExitReason::Stopped,
             _ => ExitReason::Exited,
         }),
-        99 => match detail % 9 {
+        99 => match detail % 10 {
             0 => Move::LateSay,
             1 => Move::LateAsk,
             2 => Move::LateReady,
             3 => Move::LateExit,
-            4 => Move::LateSignal(seen(detail / 9, more)),
+            4 => Move::LateSignal(seen(detail / 10, more)),
             5 => Move::LateProvenance(more),
             6 => Move::LateName,
             7 => Move::LateOpen,
+            8 => Move::LateAnswer,
             _ => Move::LateClose,
         },
         100..116 => Move::Signal(seen(detail, more)),
