@@ -1,13 +1,18 @@
 //! Random play: whatever callers, agents and crashes do to a group, the invariants hold at every
 //! step. The statements, by name, are in `world/checker.rs`.
 
+#![allow(clippy::unwrap_used)]
+
 mod world;
 
-use greenroom_core::{Continuity, ExitReason, Sign, Source, StopReason};
+use std::collections::BTreeSet;
+
+use greenroom_core::{Continuity, ExitReason, Sign, Source, StopReason, Write};
 use proptest::{
     prelude::*,
     sample::select,
-    test_runner::{FileFailurePersistence, TestCaseError},
+    strategy::ValueTree,
+    test_runner::{FileFailurePersistence, TestCaseError, TestRunner},
 };
 use world::{Drain, LockSaid, Move, Seen, Spoken, World, moves, situations::situations};
 
@@ -69,6 +74,62 @@ proptest! {
     }
 }
 
+/// What one fact shows of the rules, beside its kind.
+fn reached(fact: &Write) -> String {
+    let kind = fact.kind().trim_start_matches("greenroom/");
+    match fact {
+        Write::GroupHeld { reason } => format!("{kind} {reason:?}"),
+        Write::PermissionResolved { state, resolved_by, .. } => {
+            format!("{kind} {state:?} {resolved_by}")
+        }
+        Write::TaskStarted { attempt, .. } => format!("{kind} {attempt}"),
+        Write::TaskRetrying { attempt, error, .. } => format!("{kind} {} {attempt}", error.code),
+        Write::TaskEnded { state, error, .. } => {
+            format!("{kind} {state:?} {}", error.as_ref().map_or("", |error| &error.code))
+        }
+        Write::RunReady { continuity, .. } => format!("{kind} {continuity:?}"),
+        Write::RunExited { exit, .. } => format!("{kind} {:?}", exit.reason),
+        _ => kind.to_owned(),
+    }
+}
+
+/// The statements are worth what the histories reach.
+#[test]
+fn random_histories_reach_everything() {
+    let (mut runner, mut all) = (TestRunner::deterministic(), BTreeSet::new());
+    for _ in 0..400 {
+        let history = histories(MOVES_MAX).new_tree(&mut runner).unwrap().current();
+        let mut world = World::default();
+        let mut play = |next| world.play(next).unwrap().map(|(_, writes)| writes);
+        let facts = history.into_iter().filter_map(&mut play).flatten();
+        all.extend(facts.map(|fact| reached(&fact)));
+    }
+    #[rustfmt::skip]
+    let wanted = [
+        "agent_degraded", "agent_wedged", "backoff_ended", "cancel_requested", "context_lost",
+        "group_held ContextLost", "group_held Interrupted", "group_held InterruptedTwice",
+        "group_resumed", "launch_allowed", "lock_asked", "lock_bypassed", "lock_lost",
+        "permission_opened", "permission_resolved Cancelled cancel",
+        "permission_resolved Cancelled policy", "permission_resolved Cancelled somebody",
+        "permission_resolved Expired deadline", "permission_resolved Selected policy",
+        "permission_resolved Selected somebody", "permission_resolved Void run_ended",
+        "permission_resolved Void settlement", "run_exited Exited", "run_exited Protocol",
+        "run_exited ServerRestart", "run_exited StartFailed", "run_exited Stopped",
+        "run_exited Storage", "run_ready Lost", "task_ended Cancelled ", "task_ended Completed ",
+        "task_ended Failed agent_error", "task_ended Failed agent_exited",
+        "task_ended Failed agent_start_failed", "task_ended Failed expired",
+        "task_ended Interrupted agent_exited", "task_ended Interrupted deadline",
+        "task_ended Interrupted protocol_violation", "task_ended Interrupted server_restarted",
+        "task_ended Interrupted storage_failed", "task_ended Skipped ", "task_released",
+        "task_retrying agent_error 1", "task_retrying agent_exited 1",
+        "task_retrying agent_start_failed 1", "task_retrying agent_start_failed 5",
+        "task_retrying agent_wedged 1", "task_started 1", "task_started 2", "task_started 5",
+        "task_started 6", "turn_cut",
+    ];
+    let missed: Vec<_> = wanted.iter().filter(|wanted| !all.contains(**wanted)).collect();
+    assert!(missed.is_empty(), "never reached: {missed:?}\nreached: {all:#?}");
+}
+
 /// What the situations are called is where they lead: `select` must not draw from another.
 #[test]
 fn the_situations_are_what_they_are_called() {
@@ -95,6 +156,8 @@ fn the_situations_are_what_they_are_called() {
         ("an attempt backs off",         S::Waiting,    Some(B::Backoff)),
         ("a second attempt starts",      S::Starting,   Some(B::Agent)),
         ("the fifth attempt",            S::Waiting,    Some(B::Slot)),
+        ("the last attempt",             S::Running,    None),
+        ("behind a cancel",              S::Running,    None),
         ("held",                         S::Held,       Some(B::Held)),
         ("once cut off",                 S::Waiting,    Some(B::Slot)),
         ("compacting",                   S::Compacting, Some(B::Turn)),

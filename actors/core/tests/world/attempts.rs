@@ -61,6 +61,8 @@ pub struct Attempts {
     launch_due: Option<Due>,
     /// The wait that has to be stated right behind the end of the run.
     degraded: Option<(u32, u64)>,
+    /// In this step: the agent lost track after a cancel.
+    wedged: bool,
     launches: usize,
     archived: bool,
     paused: bool,
@@ -101,7 +103,7 @@ impl Attempts {
     pub fn begin(&mut self, terms: &Terms, happened: Happened, now: Now) {
         (self.happened, self.now) = (happened, now);
         self.terms = Some(terms.clone());
-        (self.settled, self.holds) = (None, None);
+        (self.settled, self.holds, self.wedged) = (None, None, false);
     }
 
     /// How often an agent was started.
@@ -188,6 +190,7 @@ impl Attempts {
                 self.sent.iter_mut().for_each(|sent| sent.output |= said.fold.output);
             }
             Write::AgentWedged { .. } => {
+                self.wedged = true;
                 self.sent.iter_mut().for_each(|sent| sent.output = false);
             }
             Write::CancelRequested { .. } | Write::TurnCut { .. } => {
@@ -267,6 +270,8 @@ impl Attempts {
             (self.failures, self.launch_due) = (0, None);
         }
         let failed = match self.happened {
+            // It only said that it did not take the prompt.
+            _ if self.wedged => true,
             Happened::Failed(code) => ![-32000, -32600, -32601, -32602].contains(&code),
             Happened::Exited(_, reason) => reason == ExitReason::Exited,
             _ => false,

@@ -286,7 +286,7 @@ fn next() -> impl Strategy<Value = Move> {
             back: more % 4,
             choice: match detail % 8 {
                 0 => Chosen::Unknown,
-                1 => Chosen::Cancel,
+                1 | 2 => Chosen::Cancel,
                 option => Chosen::Option(option),
             },
         },

@@ -44,6 +44,8 @@ pub fn situations() -> Vec<(&'static str, Vec<Move>)> {
     let then = |first: &[Move], rest: &[Move]| [first, rest].concat();
     let backs_off = with(AUTO, &then(IN_TURN, &[SUBMIT, DIES]));
     let again = Move::ExpireA(Bound::Backoff);
+    let fifth = with(AUTO, &then(&[SUBMIT], &[Move::Grant, FAILS, again].repeat(4)));
+    let sixth = then(&fifth, &[Move::Grant, FAILS, again, Move::Grant, READY]);
     vec![
         ("nothing yet", vec![]),
         ("idle", IDLE.to_vec()),
@@ -53,7 +55,9 @@ pub fn situations() -> Vec<(&'static str, Vec<Move>)> {
         ("degraded", degraded),
         ("an attempt backs off", backs_off.clone()),
         ("a second attempt starts", then(&backs_off, &[again, Move::Grant])),
-        ("the fifth attempt", with(AUTO, &then(&[SUBMIT], &[Move::Grant, FAILS, again].repeat(4)))),
+        ("the fifth attempt", fifth),
+        ("the last attempt", sixth),
+        ("behind a cancel", then(IN_TURN, &[CANCEL, CONFIRM, SUBMIT, Move::Grant])),
         ("held", with(HOLDS, &then(IN_TURN, &[SUBMIT, SAY, DIES]))),
         ("once cut off", with(AUTO, &then(IN_TURN, &[SUBMIT, SAY, DIES]))),
         ("compacting", then(IDLE, &[Move::Compact, LOCKED, Move::Grant, SUBMIT])),
