@@ -1,6 +1,7 @@
 //! The command line: what a person or a script types, and the exit code they get.
 
 mod lists;
+mod permissions;
 pub mod render;
 mod turn;
 mod verify;
@@ -101,6 +102,35 @@ enum Command {
     Cancel {
         /// The task's id, as `tasks` prints it
         task: String,
+    },
+    /// Make an ended task again, as a new one: failed, interrupted or cancelled
+    Retry {
+        /// The task's id, as `tasks` prints it
+        task: String,
+    },
+    /// Let a group claim no more work; what runs goes on
+    Pause {
+        /// The group
+        group: String,
+    },
+    /// Let a group go on that is paused, held or degraded
+    Resume {
+        /// The group
+        group: String,
+    },
+    /// End a group's agent now; the task in it is cancelled
+    Stop {
+        /// The group
+        group: String,
+    },
+    /// List what agents want to be allowed, or answer it
+    #[command(args_conflicts_with_subcommands = true)]
+    Permissions {
+        /// Only this group's
+        #[arg(long)]
+        group: Option<String>,
+        #[command(subcommand)]
+        answer: Option<permissions::Answer>,
     },
     /// Say what is wrong with the configuration; with --json, print it as it counts
     CheckConfig {
@@ -220,6 +250,20 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
             watch::watch(&remote.client()?, group.as_deref(), remote.json, &mut out)
         }
         Command::Cancel { task } => turn::cancel(&remote.client()?, &task, remote.json, &mut out),
+        Command::Retry { task } => turn::retry(&remote.client()?, &task, remote.json, &mut out),
+        Command::Pause { group } => {
+            lists::control(&remote.client()?, &group, "pause", remote.json, &mut out)
+        }
+        Command::Resume { group } => {
+            lists::control(&remote.client()?, &group, "resume", remote.json, &mut out)
+        }
+        Command::Stop { group } => {
+            lists::control(&remote.client()?, &group, "stop", remote.json, &mut out)
+        }
+        Command::Permissions { group, answer } => match answer {
+            Some(answer) => permissions::answer(&remote.client()?, &answer, remote.json, &mut out),
+            None => permissions::list(&remote.client()?, group.as_deref(), remote.json, &mut out),
+        },
         Command::CheckConfig { file } => check_config(&file, remote.json, &mut out),
         Command::Verify { group, file } => {
             let config = Config::load(file.config.as_deref(), None)?;

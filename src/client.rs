@@ -105,7 +105,10 @@ impl Client {
         let mut cursor: Option<String> = None;
         loop {
             let page = match &cursor {
-                Some(cursor) => self.get(&format!("{path}?cursor={}", encode(cursor)))?,
+                Some(cursor) => {
+                    let joint = if path.contains('?') { '&' } else { '?' };
+                    self.get(&format!("{path}{joint}cursor={}", encode(cursor)))?
+                }
                 None => self.get(path)?,
             };
             items.extend(page["items"].as_array().into_iter().flatten().cloned());

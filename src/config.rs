@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use greenroom_core::{OnInterrupt, PermissionPolicy, Policy, Retry, TOOL_KINDS};
 use serde::{Serialize, Serializer};
 
 pub use self::agent::{Agent, Compaction, Signal};
@@ -100,33 +101,6 @@ pub struct Defaults {
     pub lock_ttl: Duration,
     #[serde(serialize_with = "duration")]
     pub idle_timeout: Duration,
-}
-
-/// Who answers an agent's request for permission.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PermissionPolicy {
-    Ask,
-    Allow,
-    Reject,
-}
-
-/// What becomes of the queue after an interruption that lost the context.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnInterrupt {
-    Auto,
-    Hold,
-    Continue,
-}
-
-/// Which failed attempts are made again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Retry {
-    NoOutput,
-    Undelivered,
-    Never,
 }
 
 /// What is wrong with the configuration, and where.
@@ -286,14 +260,7 @@ fn defaults(
     Ok(Defaults {
         agent,
         auto_compact: section.share("auto_compact", &auto_compact)?,
-        permission_policy: section.choice(
-            "permission_policy",
-            &[
-                ("ask", PermissionPolicy::Ask),
-                ("allow", PermissionPolicy::Allow),
-                ("reject", PermissionPolicy::Reject),
-            ],
-        )?,
+        permission_policy: permission_policy(&mut section)?,
         permission_timeout: section.duration("permission_timeout", LEAST..=DURATION_MAX)?,
         on_interrupt: section.choice(
             "on_interrupt",
@@ -317,6 +284,30 @@ fn defaults(
         lock_ttl: section.duration("lock_ttl", LEAST..=LOCK_TTL_MAX)?,
         idle_timeout: section.duration("idle_timeout", Duration::ZERO..=DURATION_MAX)?,
     })
+}
+
+/// A word, or a table of words: `default`, and the kinds of tools that ACP tells apart.
+fn permission_policy(section: &mut Section<'_>) -> Result<PermissionPolicy, ConfigError> {
+    const KEY: &str = "permission_policy";
+    const WORDS: [(&str, Policy); 3] =
+        [("ask", Policy::Ask), ("allow", Policy::Allow), ("reject", Policy::Reject)];
+    if !section.is_table(KEY) {
+        return section.choice(KEY, &WORDS).map(PermissionPolicy::from);
+    }
+    let mut policy = PermissionPolicy::default();
+    for (kind, (word, at)) in section.text_table(KEY)? {
+        let own = section.one_of(KEY, &word, &at, &WORDS)?;
+        if kind == "default" {
+            policy.default = own;
+        } else if TOOL_KINDS.contains(&kind.as_str()) {
+            policy.kinds.insert(kind, own);
+        } else {
+            let kinds = TOOL_KINDS.join(", ");
+            let problem = format!("has no kind of tool {kind:?}; there are default, {kinds}");
+            return Err(section.bad(&at, KEY, problem));
+        }
+    }
+    Ok(policy)
 }
 
 fn duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -8,6 +8,7 @@ mod frames;
 mod groups;
 mod guard;
 mod locks;
+mod permissions;
 mod runs;
 mod segments;
 mod snapshot;
@@ -27,9 +28,10 @@ use actix_web::{
 };
 use greenroom_actors::{
     group::Shared,
+    storage::StoreError,
     supervisor::{Find, GroupHandle, Supervisor},
 };
-use greenroom_core::GroupId;
+use greenroom_core::{Blocked, GroupId};
 use tokio::sync::watch;
 
 use self::error::ApiError;
@@ -89,9 +91,21 @@ impl Worker {
         Ok(handle)
     }
 
-    /// Refuses work while the server shuts down.
+    /// What stands before a task: the database, while it fails, before all else.
+    fn blocked_by(&self, blocked_by: Option<Blocked>) -> Option<Blocked> {
+        let fails = !self.edge.shared.ledger.health.is_good();
+        blocked_by.map(|blocked_by| if fails { Blocked::Storage } else { blocked_by })
+    }
+
+    /// Refuses work while the server shuts down, or could not keep it.
     fn take_work(&self) -> Result<(), ApiError> {
-        if *self.edge.phase.borrow() == Phase::Serving { Ok(()) } else { Err(ApiError::Draining) }
+        if *self.edge.phase.borrow() != Phase::Serving {
+            return Err(ApiError::Draining);
+        }
+        match self.edge.shared.ledger.health.failing() {
+            Some(failing) => Err(StoreError::Unavailable(failing.fault).into()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -127,6 +141,9 @@ fn table(routes: &mut ServiceConfig) {
         .service(at("/v1/groups/{group}/tasks",          [get(tasks::list)]))
         .service(at("/v1/tasks/{task}",                  [get(tasks::get)]))
         .service(at("/v1/tasks/{task}/cancel",           [post(tasks::cancel)]))
+        .service(at("/v1/tasks/{task}/retry",            [post(tasks::retry)]))
+        .service(at("/v1/permissions",                   [get(permissions::list)]))
+        .service(at("/v1/permissions/{permission}",      [post(permissions::answer)]))
         .service(at("/v1/groups/{group}/frames",         [get(frames::list)]))
         .service(at("/v1/groups/{group}/events",         [get(events::group)]))
         .service(at("/v1/events",                        [get(events::all)]))

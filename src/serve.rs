@@ -236,11 +236,16 @@ fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
             turn_ms: u64::try_from(config.defaults.turn_timeout.as_millis())?,
             compaction_ms: u64::try_from(config.defaults.compaction_timeout.as_millis())?,
             idle_ms: u64::try_from(config.defaults.idle_timeout.as_millis())?,
+            permission_ms: u64::try_from(config.defaults.permission_timeout.as_millis())?,
+            retry_base_ms: u64::try_from(config.defaults.retry_base.as_millis())?,
             queue_max: usize::try_from(config.limits.queue)?,
             queue_bytes_max: QUEUE_BYTES_MAX,
         },
         auto_compact: config.defaults.auto_compact,
         lock_ttl: config.defaults.lock_ttl,
+        retry: config.defaults.retry,
+        on_interrupt: config.defaults.on_interrupt,
+        permissions: config.defaults.permission_policy.clone(),
         drain: config.server.drain_timeout,
     })
 }

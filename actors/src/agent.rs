@@ -15,6 +15,7 @@ pub mod sessions;
 pub mod shim;
 mod stderr;
 mod stdin;
+mod tools;
 pub mod tree;
 
 use std::{

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    sync::LazyLock,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -32,10 +33,14 @@ pub fn moment() -> Now {
     Now { wall: now(), up: Uptime { boot: boot(), ms } }
 }
 
-/// The boot that the machine is in; nil where the kernel does not tell.
+/// The boot that the machine is in; nil where the kernel does not tell. No process outlives it, so
+/// that it is asked for once.
 pub fn boot() -> BootId {
-    let named = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    BootId(Uuid::try_parse(named.trim()).unwrap_or_default())
+    static BOOT: LazyLock<BootId> = LazyLock::new(|| {
+        let named = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        BootId(Uuid::try_parse(named.trim()).unwrap_or_default())
+    });
+    *BOOT
 }
 
 /// A task id that nobody had.

@@ -119,7 +119,9 @@ impl Place {
     pub(crate) fn leave(&mut self, write: &Write) {
         match write {
             Write::RunExited { .. } => self.run = None,
-            Write::TaskEnded { task, .. } | Write::TaskReleased { task }
+            Write::TaskEnded { task, .. }
+            | Write::TaskReleased { task }
+            | Write::TaskRetrying { task, .. }
                 if self.task == Some(*task) =>
             {
                 self.task = None;
@@ -141,10 +143,12 @@ pub(crate) fn task_of(fact: &Write) -> Option<TaskId> {
         | Write::TurnCut { task, .. }
         | Write::TurnSettled { task, .. }
         | Write::SummaryGiven { task }
+        | Write::TaskRetrying { task, .. }
         | Write::LockRefused { task, .. }
         | Write::LockBypassed { task, .. }
         | Write::LockLost { task }
         | Write::TaskEnded { task, .. } => Some(*task),
+        Write::PermissionOpened(permission) => permission.task,
         Write::CompactionStarted(compaction)
         | Write::CompactionUpdated(compaction)
         | Write::CompactionEnded(compaction) => compaction.task,

@@ -24,14 +24,14 @@ use actix::{
     SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Effect, Event, Expiry, GroupId, Rejected, RunId, Status, Step, Task, TaskId, Terms, Timestamp,
-    Write,
+    Blocked, Effect, Event, Expiry, GroupId, Recovery, Rejected, RunId, Status, Step, Task, TaskId,
+    TaskState, Terms, Write, lock::Now,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use self::message::{
-    Accepted, Archive, Await, Cancel, Configure, Control, Cut, Demand, Drain, GroupError, Halt,
-    KeyHashes, Patch, Submit,
+    Accepted, Archive, Await, Cancel, Configure, Control, Cut, Decide, Demand, Drain, GroupError,
+    Halt, KeyHashes, Patch, Submit,
 };
 pub use self::news::{Change, Forget, GroupDied, StatusChanged};
 use crate::{
@@ -104,20 +104,24 @@ pub struct Group {
     timer: Option<(SpawnHandle, Instant)>,
     /// What is bounded now, and until when.
     due: Vec<(Expiry, Instant)>,
-    _obituary: Obituary,
+    /// What it reads itself back after.
+    recovery: Recovery,
+    obituary: Obituary,
 }
 
 /// Tells the supervisor when the actor is dropped: also by a panic, which actix says nothing of.
 struct Obituary {
     group: GroupId,
     incarnation: u64,
+    /// What its successor reads the group back after.
+    recovery: Recovery,
     reader: Recipient<GroupDied>,
 }
 
 impl Drop for Obituary {
     fn drop(&mut self) {
-        let (group, incarnation) = (self.group.clone(), self.incarnation);
-        self.reader.do_send(GroupDied { group, incarnation });
+        let Self { incarnation, recovery, .. } = *self;
+        self.reader.do_send(GroupDied { group: self.group.clone(), incarnation, recovery });
     }
 }
 
@@ -133,17 +137,22 @@ impl Drop for AgentHandle {
 type Progress = LocalBoxActorFuture<Group, Result<(), GroupError>>;
 
 impl Group {
-    /// The actor of a group, which reads itself back from the database when it starts. One that
-    /// is `draining` claims no work from the beginning.
+    /// The actor of a group, which reads itself back from the database when it starts, after its
+    /// last one ended by `recovery`. One that is `draining` claims no work from the beginning.
     pub fn new(
         id: GroupId,
         no: GroupNo,
-        incarnation: u64,
+        (incarnation, recovery): (u64, Recovery),
         draining: bool,
         shared: Arc<Shared>,
         feed: Arc<Feed>,
     ) -> Self {
-        let obituary = Obituary { group: id.clone(), incarnation, reader: shared.died.clone() };
+        let obituary = Obituary {
+            group: id.clone(),
+            incarnation,
+            recovery: Recovery::Restart,
+            reader: shared.died.clone(),
+        };
         let core = greenroom_core::Group::new(greenroom_core::Settings {
             agent: shared.default_agent.clone(),
             ..greenroom_core::Settings::default()
@@ -167,14 +176,15 @@ impl Group {
             status: Status::Idle,
             timer: None,
             due: Vec::new(),
-            _obituary: obituary,
+            recovery,
+            obituary,
         }
     }
 
     /// Takes in events, one commit for all that follows from them. An event that the core rejects
     /// ends the row; what the earlier ones led to is stored all the same.
     fn advance(&mut self, events: Vec<Event>, ctx: &mut Context<Self>) -> Progress {
-        let at = clock::now();
+        let at = clock::moment();
         let mut step = Step::default();
         let mut refused = Ok(());
         for event in events {
@@ -193,7 +203,7 @@ impl Group {
 
     /// Takes in one event. All that one commit stores has one time, `at`: live and in the database
     /// (I13).
-    fn apply(&mut self, event: Event, at: Timestamp) -> Result<Step, Rejected> {
+    fn apply(&mut self, event: Event, at: Now) -> Result<Step, Rejected> {
         let terms = self.terms.take().unwrap_or_else(|| self.new_terms());
         let step = self.core.apply(event, at, &terms, &mut clock::fresh);
         let changes =
@@ -211,13 +221,19 @@ impl Group {
         Terms {
             patience: limits.patience,
             auto_compact: settings.auto_compact.or(of_profile).unwrap_or(limits.auto_compact),
+            retry: limits.retry,
+            on_interrupt: settings.on_interrupt.unwrap_or(limits.on_interrupt),
+            permissions: settings
+                .permission_policy
+                .clone()
+                .unwrap_or_else(|| limits.permissions.clone()),
             compaction: profile.and_then(|profile| profile.compaction.order(None)),
             listens: profile.is_some_and(|profile| profile.signals.any()),
         }
     }
 
     /// Gives the slot back after each task, takes one if one is free, and else stands in line.
-    fn use_slot(&mut self, step: &mut Step, at: Timestamp, ctx: &mut Context<Self>) {
+    fn use_slot(&mut self, step: &mut Step, at: Now, ctx: &mut Context<Self>) {
         loop {
             if self.core.current().is_none() {
                 self.slot = None;
@@ -252,7 +268,8 @@ impl Group {
 
     /// Makes a step's facts durable, and then carries out its orders and shows it. If they cannot
     /// be stored the actor stops: what it believes is not what the database knows.
-    fn store(&mut self, step: Step, at: Timestamp, key: Option<KeyUse>) -> Progress {
+    fn store(&mut self, step: Step, at: Now, key: Option<KeyUse>) -> Progress {
+        let at = at.wall;
         let Step { writes, effects } = step;
         if writes.is_empty() && key.is_none() {
             return Box::pin(actix::fut::ready(()).map(move |(), group: &mut Self, ctx| {
@@ -285,6 +302,7 @@ impl Group {
                     err:% = crate::storage::chain(&err);
                     "group stops: its facts could not be stored"
                 );
+                group.obituary.recovery = Recovery::Storage;
                 ctx.stop();
                 Err(GroupError::Storage(err))
             }
@@ -404,7 +422,8 @@ impl Group {
     /// One timer for whatever is bounded now, for the earliest of it. One that is armed for an
     /// earlier moment stays: a turn that settles in time costs none.
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
-        let bounds = self.core.patience(&self.shared.limits.patience).map(|(expiry, ms)| {
+        let now = clock::moment();
+        let bounds = self.core.patience(&self.shared.limits.patience, now).map(|(expiry, ms)| {
             let known = self.due.iter().find(|(same, _)| *same == expiry);
             known.copied().unwrap_or_else(|| (expiry, Instant::now() + Duration::from_millis(ms)))
         });
@@ -474,8 +493,8 @@ impl Group {
         let position = self.core.position(id);
         let blocked_by = match position {
             Some(0) => self.core.blocked_by(),
-            Some(_) => Some(greenroom_core::Blocked::Turn),
-            None if task.started_at.is_none() => Some(greenroom_core::Blocked::Agent),
+            Some(_) => self.core.blocked_by().map(Blocked::behind),
+            None if task.state != TaskState::Running => Some(Blocked::Agent),
             None => None,
         };
         let position = position.map(|place| place as u64);

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use greenroom_core::{Json, Patience, Strategy};
+use greenroom_core::{Json, OnInterrupt, Patience, PermissionPolicy, Retry, Strategy};
 
 /// What an agent is asked whose session is to go on in another one.
 const SUMMARY_REQUEST: &str = "\
@@ -126,6 +126,12 @@ pub struct Limits {
     pub auto_compact: f64,
     /// How long a compaction's lock is leased for at a time.
     pub lock_ttl: Duration,
+    /// Which failed attempts are made again.
+    pub retry: Retry,
+    /// What becomes of a queue after a turn was cut off, unless its group says otherwise.
+    pub on_interrupt: OnInterrupt,
+    /// Who decides on what agents ask for, unless their group says otherwise.
+    pub permissions: PermissionPolicy,
     /// From a shutdown's begin until running turns are cut off.
     pub drain: Duration,
 }

@@ -4,6 +4,8 @@
 //! groups, becomes one transaction: that is worth more than a laxer sync.
 
 mod actor;
+mod fault;
+mod health;
 pub mod holder;
 pub mod lease;
 mod ledger;
@@ -14,13 +16,15 @@ pub mod sqlite;
 use std::{collections::BTreeMap, sync::Arc};
 
 use greenroom_core::{
-    Blocked, Compaction, EndReason, Exit, GroupId, Head, Provenance, Run, RunId, SessionId, Status,
-    Task, TaskId, TaskKind, TaskState, Timestamp, Write,
+    Blocked, Compaction, EndReason, Exit, GroupId, Head, Permission, PermissionId, PermissionState,
+    Provenance, Run, RunId, SessionId, Status, Task, TaskId, TaskKind, TaskState, Timestamp, Write,
     lock::{Holder, Lease, Lock, LockKey, Now, Uptime},
 };
 
 pub use self::{
-    actor::{Adopt, Commit, Purge, Storage, StorageHealth},
+    actor::{Adopt, Commit, Found, Purge, Storage},
+    fault::{Failing, Fault},
+    health::{Sizes, StorageHealth},
     ledger::Ledger,
     lock::{Granted, LockAcquire, LockAsk, LockError, LockRefresh, LockRelease},
     reader::{Query, Reader},
@@ -45,6 +49,21 @@ pub enum StoreError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// The database does not work, and nothing was tried: whoever finds out that it works again
+    /// is at it already.
+    #[error("the database does not work: {}", .0.word())]
+    Unavailable(Fault),
+    /// The database cannot be used at all, and was left as it is.
+    #[error("cannot use {file}: {why}; nothing was changed")]
+    Unusable {
+        /// The file or directory.
+        file: String,
+        /// What to do, or what is wrong.
+        why: String,
+        /// The words of whoever found out.
+        #[source]
+        source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    },
     /// The database found one group's facts to break a rule of the schema; none of them is stored.
     #[error("the facts break a rule of the schema")]
     Refused(#[source] Arc<dyn std::error::Error + Send + Sync>),
@@ -66,6 +85,26 @@ pub enum StoreError {
     /// The storage actor is gone.
     #[error("storage has stopped")]
     Stopped,
+}
+
+impl StoreError {
+    /// What is wrong with the database, if that is what the error says.
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Database { source, .. } => {
+                let broken = source.downcast_ref::<fault::Broken>();
+                Some(broken.map_or(Fault::Other, |broken| broken.fault))
+            }
+            Self::Unavailable(fault) => Some(*fault),
+            _ => None,
+        }
+    }
+
+    /// How loud to log it for one group or request: the storage actor says once that the database
+    /// does not work, and everybody else need not.
+    pub fn level(&self) -> log::Level {
+        if self.fault().is_some() { log::Level::Debug } else { log::Level::Error }
+    }
 }
 
 /// One group's facts, all of them durable together or none.
@@ -133,6 +172,8 @@ pub struct Hydration {
     /// The compaction that nobody saw to end, and those that were completed within the running
     /// task.
     pub compactions: Vec<Compaction>,
+    /// The permissions that nobody answered.
+    pub permissions: Vec<Permission>,
 }
 
 /// The writing side.
@@ -163,12 +204,37 @@ pub trait Store: Send + 'static {
     /// The database's error; then nothing was deleted.
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError>;
 
-    /// Writes something that changes nothing, to see whether the database works.
+    /// Makes something durable that changes nothing and needs room, to see whether the database
+    /// works. Waits for nobody.
     ///
     /// # Errors
     ///
     /// The database's error.
     fn probe(&mut self) -> Result<(), StoreError>;
+
+    /// Looks whether the files are those that were opened, and how large they are. Cheap enough
+    /// for every second; it also shortens a write-ahead log that nobody else shortened.
+    ///
+    /// # Errors
+    ///
+    /// A database error with [`Fault::Replaced`], or the database's error.
+    fn check(&mut self) -> Result<Sizes, StoreError> {
+        Ok(Sizes::default())
+    }
+
+    /// Gives a few free pages back to the file system; takes milliseconds. Whether there are more.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn shrink(&mut self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    /// The file that an operator knows the database by.
+    fn file(&self) -> String {
+        String::new()
+    }
 
     /// Forgets idempotency keys from before `before`.
     ///
@@ -273,6 +339,38 @@ pub struct SegmentRecord {
     pub closed: Option<(u64, Timestamp, EndReason)>,
 }
 
+/// A permission as it is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PermissionRecord {
+    /// The group whose agent asked.
+    pub group: GroupId,
+    /// What it asked for.
+    pub permission: Permission,
+    /// When it was stored.
+    pub opened_at: Timestamp,
+    /// Where it stands.
+    pub state: PermissionState,
+    /// The option that was chosen.
+    pub selected: Option<String>,
+    /// Who chose.
+    pub resolved_by: Option<String>,
+    /// When it was decided on.
+    pub resolved_at: Option<Timestamp>,
+}
+
+/// Which permissions to list.
+#[derive(Clone, Debug, Default)]
+pub struct PermissionFilter {
+    /// Only this group's.
+    pub group: Option<GroupNo>,
+    /// Only those that stand so.
+    pub state: Option<PermissionState>,
+    /// Only those asked for after this one.
+    pub after: Option<PermissionId>,
+    /// At most so many.
+    pub limit: usize,
+}
+
 /// A group as somebody who joins late needs it, in one consistent cut.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -282,6 +380,8 @@ pub struct Snapshot {
     pub segments: Vec<SegmentRecord>,
     /// The task that has its slot.
     pub current_task: Option<TaskView>,
+    /// The permissions that nobody answered.
+    pub permissions: Vec<PermissionRecord>,
 }
 
 /// What is shown of a transcript as the context that is in force (SEEDS AM-15): the open segment,
@@ -411,6 +511,12 @@ pub trait Archive: Send + 'static {
         before: Option<u64>,
         limit: usize,
     ) -> Result<Vec<(u64, Compaction)>, StoreError>;
+
+    /// One permission.
+    fn permission(&self, id: PermissionId) -> Result<Option<PermissionRecord>, StoreError>;
+
+    /// Permissions in the order in which they were asked for.
+    fn permissions(&self, filter: &PermissionFilter) -> Result<Vec<PermissionRecord>, StoreError>;
 
     /// All that somebody who joins late needs.
     fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError>;

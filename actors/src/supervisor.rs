@@ -13,8 +13,11 @@ use actix::{
     Actor, ActorFutureExt as _, Addr, Arbiter, AsyncContext as _, AtomicResponse, Context, Handler,
     Message, MessageResponse, ResponseFuture, WrapFuture as _,
 };
-use greenroom_core::GroupId;
-use tokio::{sync::broadcast, time::timeout};
+use greenroom_core::{GroupId, Recovery};
+use tokio::{
+    sync::broadcast,
+    time::{sleep, timeout},
+};
 
 use crate::{
     clock,
@@ -142,7 +145,7 @@ impl Supervisor {
             }
             None => return None,
         };
-        Some(self.start(id.clone(), no, Arc::default(), REBUILD))
+        Some(self.start(id.clone(), no, Arc::default(), REBUILD, Recovery::Restart))
     }
 
     /// Stops listening to status changes when nobody has wanted to know of them for a while.
@@ -167,6 +170,7 @@ impl Supervisor {
         no: GroupNo,
         feed: Arc<Feed>,
         patience: Duration,
+        recovery: Recovery,
     ) -> GroupHandle {
         let arbiter = &self.arbiters[no as usize % self.arbiters.len()];
         self.last_incarnation += 1;
@@ -175,7 +179,7 @@ impl Supervisor {
         let (shared, for_actor) = (self.shared.clone(), (id.clone(), feed.clone()));
         let addr = Group::start_in_arbiter(&arbiter.handle(), move |_| {
             let (id, feed) = for_actor;
-            Group::new(id, no, incarnation, draining, shared, feed)
+            Group::new(id, no, (incarnation, recovery), draining, shared, feed)
         });
         let handle = GroupHandle { id: id.clone(), no, addr, feed };
         let entry =
@@ -205,7 +209,7 @@ impl Handler<Boot> for Supervisor {
             let count = groups.len();
             for (no, id, busy) in groups {
                 if busy {
-                    supervisor.start(id, no, Arc::default(), REBUILD);
+                    supervisor.start(id, no, Arc::default(), REBUILD, Recovery::Restart);
                 } else {
                     supervisor.dormant.insert(id, no);
                 }
@@ -227,7 +231,7 @@ impl Handler<GroupDied> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, died: GroupDied, ctx: &mut Self::Context) {
-        let GroupDied { group: id, incarnation } = died;
+        let GroupDied { group: id, incarnation, recovery } = died;
         // Its mailbox may still be open: the actor tells of its end while it is being dropped.
         let entry = self.groups.get(&id).filter(|entry| entry.incarnation == incarnation);
         let Some(entry) = entry else { return };
@@ -240,11 +244,17 @@ impl Handler<GroupDied> for Supervisor {
             target: "greenroom::supervisor", group:% = id, after_ms = wait.as_millis();
             "group actor ended; it is rebuilt from the database"
         );
-        ctx.run_later(wait, move |supervisor, _| {
+        let health = self.shared.ledger.health.clone();
+        let rested = async move {
+            sleep(wait).await;
+            // What it would believe of a database that fails would not be so.
+            health.until_good().await;
+        };
+        ctx.spawn(rested.into_actor(self).map(move |(), supervisor, _| {
             if supervisor.groups.contains_key(&id) {
-                supervisor.start(id, no, feed, patience);
+                supervisor.start(id, no, feed, patience, recovery);
             }
-        });
+        }));
     }
 }
 

@@ -199,6 +199,8 @@ impl Refold {
                         ordinal: self.group.head().tasks + 1,
                         metadata: row.metadata.clone(),
                         deadline_ms: row.deadline_ms,
+                        expires: row.expires,
+                        retry_of: row.retry_of,
                         ..Task::new(task, row.work.clone(), origin)
                     },
                     None => {
@@ -209,7 +211,16 @@ impl Refold {
                 };
                 Write::TaskQueued { task, kind, origin, record: Box::new(record) }
             }
-            Write::TaskEnded { task, state, stop_reason, error, interrupted, findings, .. } => {
+            Write::TaskEnded {
+                task,
+                attempt,
+                state,
+                stop_reason,
+                error,
+                interrupted,
+                findings,
+                ..
+            } => {
                 let open = self.group.task(task).cloned();
                 let heard = self
                     .group
@@ -222,7 +233,8 @@ impl Refold {
                     findings: findings.clone(),
                     ..heard.map(greenroom_core::Turn::heard).unwrap_or_default()
                 };
-                let record = open.map(|open| Task { state, ending, ..open });
+                let record =
+                    open.map(|open| Task { attempt, state, ending, retry_at: None, ..open });
                 let record = record.map_or_else(
                     || {
                         self.differ(format!("I9: {task} ended and was not open"));
@@ -234,7 +246,16 @@ impl Refold {
                     },
                     Box::new,
                 );
-                Write::TaskEnded { task, state, stop_reason, error, interrupted, findings, record }
+                Write::TaskEnded {
+                    task,
+                    attempt,
+                    state,
+                    stop_reason,
+                    error,
+                    interrupted,
+                    findings,
+                    record,
+                }
             }
             write => write,
         }
@@ -353,6 +374,8 @@ impl Refold {
 
     fn compare_head(&mut self, standing: &Standing) {
         let mut head = self.group.head().clone();
+        // Until when the next run waits is in no frame, nor that it waited long enough.
+        head.launch_due = standing.head.launch_due;
         head.provenance.clone_from(&standing.head.provenance);
         self.same("head", head, standing.head.clone());
         self.same("status", self.group.status(), standing.status);
@@ -385,6 +408,8 @@ impl Refold {
             if task.state == TaskState::Queued {
                 task.ending = stored.ending.clone();
             }
+            // Likewise a task's own wait.
+            task.retry_at = stored.retry_at.filter(|_| task.state == TaskState::Retrying);
             self.same(&format!("task {id}"), task, stored);
         }
         self.same("tasks without a row", folded.into_keys().collect(), Vec::new());

@@ -28,7 +28,7 @@ use greenroom_actors::{
     supervisor::{Boot, Find, GroupHandle, Supervisor},
 };
 use greenroom_core::{
-    Patience, Task, TaskState, Timestamp,
+    OnInterrupt, Patience, Policy, Retry, Task, TaskState, Timestamp,
     lock::{Holder, Lease, Lock, Now, Uptime},
 };
 use tempfile::TempDir;
@@ -216,10 +216,15 @@ fn limits() -> Limits {
             compaction_ms: 60_000,
             turn_ms: 60_000,
             idle_ms: 60_000,
+            permission_ms: 60_000,
+            retry_base_ms: 1,
             queue_max: 10,
             queue_bytes_max: 1 << 20,
         },
         drain: LONG,
+        retry: Retry::Never,
+        on_interrupt: OnInterrupt::Continue,
+        permissions: Policy::Reject.into(),
     }
 }
 

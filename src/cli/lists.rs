@@ -1,8 +1,8 @@
-//! `greenroom groups` and `greenroom tasks`.
+//! `greenroom groups` and `greenroom tasks`, and what is done to a whole group.
 
 use std::io::Write;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::render::{cell, json_line, table};
 use super::{CliError, Exit};
@@ -53,6 +53,23 @@ pub fn tasks(
         })
         .collect();
     table(out, ["TASK", "KIND", "STATE", "CREATED", "PROMPT"], &rows)?;
+    Ok(Exit::Done)
+}
+
+/// Pauses, resumes or stops a group, and says how it stands then.
+pub fn control(
+    client: &Client,
+    group: &str,
+    what: &str,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
+    let group = client.post(&format!("/v1/groups/{}/{what}", encode(group)), &json!({}))?;
+    if json {
+        json_line(out, &group)?;
+    } else {
+        writeln!(out, "{} is {}", cell(&group["id"]), status(&group))?;
+    }
     Ok(Exit::Done)
 }
 

@@ -30,11 +30,61 @@ fn every_command_parses() {
         "watch",
         "watch work",
         "cancel tsk_1",
+        "retry tsk_1",
+        "pause work",
+        "resume work",
+        "stop work",
+        "permissions",
+        "permissions --group work",
+        "permissions answer prm_1 allow",
+        "permissions cancel prm_1",
         "check-config --config x.toml",
     ];
     for args in cases {
         parse(args).unwrap_or_else(|error| panic!("{args}: {error}"));
     }
+}
+
+#[test]
+fn permissions_are_listed_and_answered() {
+    let pending = json!({
+        "id": "prm_1", "group": "work", "expires_at": "2026-01-01T00:00:00.000Z",
+        "tool_call": { "title": "Run rm\u{1b}[2J" },
+        "options": [{ "optionId": "yes" }, { "optionId": "no" }],
+    });
+    let page = |next: Option<&str>| json!({ "items": [pending.clone()], "next_cursor": next });
+    let answers = [
+        page(Some("c 1")),
+        page(None),
+        json!({ "id": "prm_1", "state": "selected" }),
+        json!({ "id": "prm_1", "state": "cancelled" }),
+    ];
+    let replies = answers.iter().map(|answer| Reply::json(200, &answer.to_string()));
+    let server = Server::start(replies.collect());
+    let client = Client::new(server.url(), None).unwrap();
+    let mut out = Vec::new();
+    permissions::list(&client, Some("a b"), false, &mut out).unwrap();
+    let answered = permissions::Answer::Answer { permission: "prm_1".into(), option: "yes".into() };
+    permissions::answer(&client, &answered, false, &mut out).unwrap();
+    let cancelled = permissions::Answer::Cancel { permission: "prm_1".into() };
+    permissions::answer(&client, &cancelled, false, &mut out).unwrap();
+    let out = String::from_utf8(out).unwrap();
+    let row = "prm_1       work   2026-01-01T00:00:00.000Z  yes no   Run rm";
+    assert!(out.contains(row) && !out.contains('\u{1b}'), "{out:?}");
+    assert!(out.ends_with("prm_1 is selected\nprm_1 is cancelled\n"), "{out}");
+    let asked = server.requests();
+    let lines: Vec<&str> = asked.iter().map(|request| request.lines().next().unwrap()).collect();
+    assert_eq!(
+        lines,
+        [
+            "GET /v1/permissions?state=pending&group=a%20b HTTP/1.1",
+            "GET /v1/permissions?state=pending&group=a%20b&cursor=c%201 HTTP/1.1",
+            "POST /v1/permissions/prm_1 HTTP/1.1",
+            "POST /v1/permissions/prm_1 HTTP/1.1",
+        ]
+    );
+    assert!(asked[2].ends_with(r#"{"option_id":"yes"}"#), "{}", asked[2]);
+    assert!(asked[3].ends_with(r#"{"cancel":true}"#), "{}", asked[3]);
 }
 
 #[test]
@@ -47,6 +97,9 @@ fn wrong_usage_exits_2() {
         "turn work a b",
         "serve --log-format xml",
         "cancel",
+        "permissions answer prm_1",
+        "permissions --group work cancel prm_1",
+        "resume",
     ];
     for args in cases {
         assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args}");

@@ -90,6 +90,22 @@ pub fn cancel(
     Ok(Exit::Done)
 }
 
+/// Has an ended task made again, as a new one.
+pub fn retry(
+    client: &Client,
+    task: &str,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
+    let task = client.post(&format!("/v1/tasks/{}/retry", encode(task)), &json!({}))?;
+    if json {
+        json_line(out, &task)?;
+    } else {
+        writeln!(out, "{}", cell(&task["id"]))?;
+    }
+    Ok(Exit::Done)
+}
+
 /// The agent's words on their way to the reader.
 struct Answer<'a, W> {
     out: &'a mut W,

@@ -61,6 +61,11 @@ impl<'a> Section<'a> {
         self.table.contains_key(key)
     }
 
+    /// Whether the value of `key` is a table.
+    pub fn is_table(&self, key: &str) -> bool {
+        matches!(self.table.get(key), Some(Entry { value: Value::Table(_), .. }))
+    }
+
     /// Takes a key that may be absent.
     pub fn take_if(&mut self, key: &str) -> Option<Entry> {
         self.table.remove(key)
@@ -169,7 +174,8 @@ impl<'a> Section<'a> {
         self.one_of(key, &text, &at, words)
     }
 
-    fn one_of<T: Copy>(
+    /// What `text`, which stands `at`, means: one of `words`.
+    pub fn one_of<T: Copy>(
         &self,
         key: &str,
         text: &str,
@@ -221,7 +227,10 @@ impl<'a> Section<'a> {
             .into_iter()
             .map(|(name, item)| match item.value {
                 Value::Text(text) => Ok((name, (text, item.at))),
-                _ => Err(self.wrong_kind(key, &item, "a table of strings")),
+                _ => {
+                    let expected = format!("a table of strings, also for {name:?}");
+                    Err(self.wrong_kind(key, &item, &expected))
+                }
             })
             .collect()
     }

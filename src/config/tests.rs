@@ -39,7 +39,7 @@ fn the_built_in_file_has_the_documented_defaults() {
         Defaults {
             agent: "demo".into(),
             auto_compact: 0.85,
-            permission_policy: PermissionPolicy::Ask,
+            permission_policy: PermissionPolicy::from(Policy::Ask),
             permission_timeout: minutes(10),
             on_interrupt: OnInterrupt::Auto,
             retry: Retry::NoOutput,
@@ -297,43 +297,47 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
+fn a_permission_policy_is_a_word_or_a_table_of_words() {
+    let policy = |value: &str| from(&format!("[defaults]\npermission_policy = {value}\n"));
+    let own = policy("{ default = 'reject', read = 'allow' }").unwrap().defaults.permission_policy;
+    let on = |kind| own.on(Some(kind));
+    assert_eq!((on("read"), on("execute")), (Policy::Allow, Policy::Reject));
+    for (value, wrong) in [
+        ("'yes'", "must be one of \"ask\", \"allow\", \"reject\", found \"yes\""),
+        ("{ read = 'yes' }", "found \"yes\""),
+        ("{ shell = 'allow' }", "has no kind of tool \"shell\""),
+        ("{ read = 1 }", "must be a table of strings"),
+        ("1", "must be a string"),
+    ] {
+        let problem = problem(policy(value));
+        assert!(problem.starts_with("x.toml:2: ") && problem.contains(wrong), "{problem}");
+    }
+}
+
+#[test]
 fn what_has_no_effect_yet_is_said() {
     let config = from(
         "[storage]\nretention_days = 7\n[limits]\nresident_agents = 4\n\
-         [defaults]\npermission_policy = 'allow'\non_interrupt = 'hold'\nretry_base = '1s'\n\
          [agents.a]\ncommand = 'a'\nsignals = ['hermes_meta']\nauto_compact = 0.9\n\
          compaction = { strategy = 'rotate' }\n",
     )
     .unwrap();
     let suffix = " has no effect in this version yet";
-    let expected = [
-        "x.toml:2: retention_days in [storage]",
-        "x.toml:4: resident_agents in [limits]",
-        "x.toml:6: permission_policy in [defaults]",
-        "x.toml:7: on_interrupt in [defaults]",
-        "x.toml:8: retry_base in [defaults]",
-    ]
-    .map(|warning| format!("{warning}{suffix}"));
+    let expected =
+        ["x.toml:2: retention_days in [storage]", "x.toml:4: resident_agents in [limits]"]
+            .map(|warning| format!("{warning}{suffix}"));
     assert_eq!(config.warnings, expected);
 
-    let config =
-        from_env(&[("GREENROOM_DEFAULTS_RETRY", "undelivered"), ("GREENROOM_SEVER_X", "1")]);
+    let config = from_env(&[("GREENROOM_SEVER_X", "1")]);
     let expected = [
-        "environment variable GREENROOM_SEVER_X: is not a key of the configuration, and was \
-         ignored",
-        "environment variable GREENROOM_DEFAULTS_RETRY: retry in [defaults] has no effect in this \
-         version yet",
+        "environment variable GREENROOM_SEVER_X: is not a key of the configuration, and was ignored",
     ];
     assert_eq!(config.unwrap().warnings, expected);
 }
 
 #[test]
 fn what_asks_for_nothing_new_is_not_warned_of() {
-    let config = from(
-        "[storage]\nretention_days = 0\n\
-         [defaults]\npermission_policy = 'reject'\nretry = 'never'\n\
-         on_interrupt = 'continue'\n",
-    );
+    let config = from("[storage]\nretention_days = 0\n");
     assert_eq!(config.unwrap().warnings, Vec::<String>::new());
 }
 
@@ -342,7 +346,7 @@ fn the_shipped_file_unchanged_is_not_warned_of() {
     assert_eq!(from(BUILTIN).unwrap(), Config::from_layers(None, &[], None).unwrap());
     let changed = BUILTIN.replace("queue = 1000", "queue = 999");
     let config = from(&changed).unwrap();
-    assert_eq!((config.limits.queue, config.warnings.len()), (999, 6));
+    assert_eq!((config.limits.queue, config.warnings.len()), (999, 1));
 }
 
 #[test]

@@ -5,29 +5,20 @@
 use super::source::{Entry, Table, Value};
 
 /// (section, key, value that asks for nothing this version would not do anyway).
-const KEYS: [(&str, &str, Idle); 7] = [
-    ("storage", "retention_days", Idle::Zero),
-    ("limits", "resident_agents", Idle::Never),
-    ("defaults", "permission_policy", Idle::Word("reject")),
-    ("defaults", "permission_timeout", Idle::Never),
-    ("defaults", "on_interrupt", Idle::Word("continue")),
-    ("defaults", "retry", Idle::Word("never")),
-    ("defaults", "retry_base", Idle::Never),
-];
+const KEYS: [(&str, &str, Idle); 2] =
+    [("storage", "retention_days", Idle::Zero), ("limits", "resident_agents", Idle::Never)];
 
 /// When a key that was set asks for nothing.
 #[derive(Clone, Copy)]
 enum Idle {
     Never,
     Zero,
-    Word(&'static str),
 }
 
 impl Idle {
     fn holds(self, value: &Value) -> bool {
         match (self, value) {
             (Idle::Zero, Value::Integer(number)) => *number == 0,
-            (Idle::Word(word), Value::Text(text)) => word == text,
             _ => false,
         }
     }

@@ -38,6 +38,15 @@ pub enum ApiError {
     /// No such task.
     #[error("there is no such task")]
     NoSuchTask,
+    /// No such permission.
+    #[error("there is no such permission")]
+    NoSuchPermission,
+    /// What the permission was for is over.
+    #[error("what the permission was asked for is over; no answer reaches the agent any more")]
+    VoidPermission,
+    /// The task is not to be had again.
+    #[error("only a task that failed, was interrupted or was cancelled can be made again")]
+    NotRetryable,
     /// Nobody holds the lock.
     #[error("nobody holds this lock")]
     NoSuchLock,
@@ -125,6 +134,9 @@ impl ApiError {
                 ("group-not-found", "No such group")
             }
             Self::NoSuchTask => ("task-not-found", "No such task"),
+            Self::NoSuchPermission => ("permission-not-found", "No such permission"),
+            Self::VoidPermission => ("void", "Permission void"),
+            Self::NotRetryable => ("not-retryable", "Not retryable"),
             Self::NoSuchLock => ("lock-not-found", "No such lock"),
             Self::InvalidKey(_) => ("invalid-key", "Invalid key"),
             Self::WrongMethod => ("method-not-allowed", "Method not allowed"),
@@ -148,6 +160,8 @@ impl ApiError {
                 Rejected::Archived | Rejected::Purging => ("group-archived", "Group deleted"),
                 Rejected::AlreadyTerminal => ("already-terminal", "Already ended"),
                 Rejected::AlreadyCompacting(_) => ("already-compacting", "Already compacting"),
+                Rejected::NotPending => ("already-resolved", "Already resolved"),
+                Rejected::NoSuchOption => ("invalid-body", "Invalid body"),
             },
             Self::Group(GroupError::KeyConflict) => {
                 ("idempotency-conflict", "Idempotency key reused")
@@ -183,7 +197,10 @@ impl ResponseError for ApiError {
             | Self::NoSuchGroup
             | Self::NoSuchTask
             | Self::NoSuchLock
+            | Self::NoSuchPermission
             | Self::Group(GroupError::Unknown) => StatusCode::NOT_FOUND,
+            Self::VoidPermission => StatusCode::GONE,
+            Self::NotRetryable => StatusCode::CONFLICT,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -198,7 +215,9 @@ impl ResponseError for ApiError {
             | Self::UnknownAgent(_)
             | Self::InvalidCwd(_)
             | Self::BadHost
-            | Self::Group(GroupError::UnknownAgent(_)) => StatusCode::BAD_REQUEST,
+            | Self::Group(
+                GroupError::UnknownAgent(_) | GroupError::Rejected(Rejected::NoSuchOption),
+            ) => StatusCode::BAD_REQUEST,
             Self::Group(GroupError::Rejected(Rejected::QueueFull)) => StatusCode::TOO_MANY_REQUESTS,
             Self::Group(GroupError::Rejected(_) | GroupError::CompactionUnsupported)
             | Self::Lock(LockError::Held { .. } | LockError::Lost) => StatusCode::CONFLICT,
@@ -225,6 +244,7 @@ impl ResponseError for ApiError {
         let (slug, title) = self.slug();
         let field = match self {
             Self::InvalidBody { field, .. } => field.as_deref(),
+            Self::Group(GroupError::Rejected(Rejected::NoSuchOption)) => Some("option_id"),
             _ => None,
         };
         let (holder, expires_at) = match self {

@@ -6,8 +6,11 @@ use actix_web::{
     HttpResponse,
     web::{Data, Path, Query},
 };
-use greenroom_actors::group::{Archive, Configure, Control, Patch};
-use greenroom_core::Json;
+use greenroom_actors::{
+    group::{Archive, Configure, Control, Patch},
+    storage::{GroupNo, Standing},
+};
+use greenroom_core::{Json, OnInterrupt, PermissionPolicy};
 use serde::Deserialize;
 
 use super::{Worker, body::Body, error::ApiError, frames::page_limit, view};
@@ -42,35 +45,17 @@ pub struct GroupRequest {
     metadata: Option<Json>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum PermissionPolicy {
-    Ask,
-    Allow,
-    Reject,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum OnInterrupt {
-    Auto,
-    Hold,
-    Continue,
-}
-
 /// Lists groups in the order in which they were made.
 pub async fn list(
     worker: Data<Worker>,
     Query(query): Query<GroupQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let phase = *worker.edge.phase.borrow();
     let groups = worker.edge.shared.ledger.read(move |archive| {
         archive.groups(query.status.as_deref(), query.cursor.unwrap_or_default(), limit + 1)
     });
     let page = view::Page::cut(groups.await?, limit, |(no, _)| no.to_string());
-    let show = |(no, standing)| view::Group::new(standing, phase, &worker.edge.shared.own_dir(no));
-    let items = page.items.into_iter().map(show);
+    let items = page.items.into_iter().map(|(no, standing)| worker.group(no, standing));
     let page = view::Page { items: items.collect(), next_cursor: page.next_cursor };
     Ok(HttpResponse::Ok().json(page))
 }
@@ -81,11 +66,17 @@ pub async fn get(worker: Data<Worker>, group: Path<String>) -> Result<HttpRespon
     Ok(HttpResponse::Ok().json(show(&worker, no).await?))
 }
 
-async fn show(worker: &Worker, no: u32) -> Result<view::Group, ApiError> {
+async fn show(worker: &Worker, no: GroupNo) -> Result<view::Group, ApiError> {
     let standing = worker.edge.shared.ledger.read(move |archive| archive.group(no)).await?;
-    let phase = *worker.edge.phase.borrow();
-    let own_dir = worker.edge.shared.own_dir(no);
-    Ok(view::Group::new(standing.ok_or(ApiError::NoSuchGroup)?, phase, &own_dir))
+    Ok(worker.group(no, standing.ok_or(ApiError::NoSuchGroup)?))
+}
+
+impl Worker {
+    /// A group as the contract shows it.
+    pub fn group(&self, no: GroupNo, mut standing: Standing) -> view::Group {
+        standing.blocked_by = self.blocked_by(standing.blocked_by);
+        view::Group::new(standing, *self.edge.phase.borrow(), &self.edge.shared.own_dir(no))
+    }
 }
 
 /// Makes a group, changes it, or revives it.
@@ -119,34 +110,13 @@ async fn patch(worker: &Worker, group: &str, request: GroupRequest) -> Result<Pa
         None => None,
         Some(cwd) => Some(check_cwd(worker, group, request.agent.as_deref(), &cwd).await?),
     };
-    let set_without_effect = [
-        ("auto_compact", request.auto_compact.is_some_and(|share| share > 0.0)),
-        ("permission_policy", request.permission_policy.is_some()),
-        ("on_interrupt", request.on_interrupt.is_some()),
-    ];
-    for (setting, _) in set_without_effect.into_iter().filter(|(_, set)| *set) {
-        log::warn!(
-            target: "greenroom::group", group, setting;
-            "setting has no effect in this version"
-        );
-    }
-    let policy = |policy| match policy {
-        PermissionPolicy::Ask => "ask",
-        PermissionPolicy::Allow => "allow",
-        PermissionPolicy::Reject => "reject",
-    };
-    let on_interrupt = |choice| match choice {
-        OnInterrupt::Auto => "auto",
-        OnInterrupt::Hold => "hold",
-        OnInterrupt::Continue => "continue",
-    };
     Ok(Patch {
         agent: request.agent,
         cwd,
         title: request.title,
         auto_compact: request.auto_compact,
-        permission_policy: request.permission_policy.map(|word| policy(word).to_owned()),
-        on_interrupt: request.on_interrupt.map(|word| on_interrupt(word).to_owned()),
+        permission_policy: request.permission_policy,
+        on_interrupt: request.on_interrupt,
         metadata: request.metadata,
     })
 }

@@ -7,7 +7,7 @@ use actix_web::{
 use greenroom_core::Usage;
 use serde::Serialize;
 
-use super::{Worker, error::ApiError, segments::Segment, view};
+use super::{Worker, error::ApiError, permissions::Permission, segments::Segment, view};
 
 /// The cut. Its group's `last_seq` is where to go on reading frames or events.
 #[derive(Serialize)]
@@ -15,8 +15,7 @@ struct Snapshot {
     last_seq: u64,
     segments: Vec<Segment>,
     current_task: Option<view::Task>,
-    /// This version answers every permission at once, by its policy.
-    permissions: [(); 0],
+    permissions: Vec<Permission>,
     compaction: Option<view::Compacting>,
     usage: Option<Usage>,
     group: view::Group,
@@ -29,14 +28,12 @@ pub async fn get(worker: Data<Worker>, group: Path<String>) -> Result<HttpRespon
     let found = ledger.read(move |archive| archive.snapshot(no)).await?;
     let found = found.ok_or(ApiError::NoSuchGroup)?;
     let last_seq = found.standing.head.last_seq;
-    let phase = *worker.edge.phase.borrow();
-    let own_dir = worker.edge.shared.own_dir(no);
-    let group = view::Group::new(found.standing, phase, &own_dir);
+    let group = worker.group(no, found.standing);
     Ok(HttpResponse::Ok().json(Snapshot {
         last_seq,
         segments: found.segments.into_iter().map(Segment::from).collect(),
-        current_task: found.current_task.map(|task| view::Task::new(task, false)),
-        permissions: [],
+        current_task: found.current_task.map(|task| worker.shown(task, false)),
+        permissions: found.permissions.into_iter().map(Permission::from).collect(),
         compaction: group.compaction,
         usage: group.usage.clone(),
         group,

@@ -16,9 +16,11 @@ use super::{
     Worker,
     body::Body,
     error::ApiError,
-    view,
     wait::{self, Wait},
 };
+
+/// The longest that a caller may give a task: 366 days.
+const MS_MAX: u64 = 366 * 24 * 60 * 60 * 1000;
 
 /// A turn to enqueue.
 #[derive(Deserialize)]
@@ -27,6 +29,7 @@ pub struct TurnRequest {
     prompt: Prompt,
     metadata: Option<Json>,
     deadline_ms: Option<u64>,
+    expires_in_ms: Option<u64>,
 }
 
 /// Plain text, or ACP content blocks as they are.
@@ -59,13 +62,15 @@ pub async fn submit_turn(
     Query(Wait { wait }): Query<Wait>,
     body: Body<TurnRequest>,
 ) -> Result<HttpResponse, ApiError> {
-    let TurnRequest { prompt: Prompt(prompt), metadata, deadline_ms } = body.value;
-    if deadline_ms == Some(0) {
-        let (field, detail) = (Some("deadline_ms".into()), "deadline_ms is at least 1".into());
-        return Err(ApiError::InvalidBody { field, detail });
+    let TurnRequest { prompt: Prompt(prompt), metadata, deadline_ms, expires_in_ms } = body.value;
+    for (field, ms) in [("deadline_ms", deadline_ms), ("expires_in_ms", expires_in_ms)] {
+        if ms.is_some_and(|ms| !(1..=MS_MAX).contains(&ms)) {
+            let detail = format!("{field} is from 1 to {MS_MAX}");
+            return Err(ApiError::InvalidBody { field: Some(field.into()), detail });
+        }
     }
     let demand = Demand::Turn(prompt);
-    let submit = Submit { demand, metadata, deadline_ms, key: body.key, wait: false };
+    let submit = Submit { metadata, deadline_ms, expires_in_ms, ..Submit::new(demand, body.key) };
     submit_task(&worker, &group, true, wait, submit).await
 }
 
@@ -77,11 +82,12 @@ pub async fn submit_compaction(
     body: Body<CompactionRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let demand = Demand::Compaction(body.value.focus);
-    let submit = Submit { demand, metadata: None, deadline_ms: None, key: body.key, wait: false };
+    let submit = Submit::new(demand, body.key);
     submit_task(&worker, &group, false, wait, submit).await
 }
 
-async fn submit_task(
+/// Hands a task to its group.
+pub async fn submit_task(
     worker: &Worker,
     group: &str,
     create: bool,
@@ -100,5 +106,5 @@ async fn submit_task(
         HttpResponse::Accepted()
     };
     answer.insert_header((header::LOCATION, format!("/v1/tasks/{}", view.task.id)));
-    Ok(answer.json(view::Task::new(view, deduplicated)))
+    Ok(answer.json(worker.shown(view, deduplicated)))
 }

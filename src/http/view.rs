@@ -7,8 +7,9 @@ use greenroom_actors::{
     storage::{Standing, TaskView},
 };
 use greenroom_core::{
-    Blocked, Finding, GroupId, Interrupted, Json, Origin, RunId, SessionId, Source, Status,
-    StopReason, TaskError, TaskId, TaskKind, TaskState, Timestamp, Usage, Work,
+    Blocked, Due, Finding, GroupId, Interrupted, Json, OnInterrupt, Origin, PermissionPolicy,
+    RunId, SessionId, Source, Status, StopReason, TaskError, TaskId, TaskKind, TaskState,
+    Timestamp, Usage, Work,
 };
 use serde::{Serialize, Serializer};
 
@@ -44,8 +45,8 @@ pub struct Group {
     cwd: String,
     title: Option<String>,
     auto_compact: Option<f64>,
-    permission_policy: Option<String>,
-    on_interrupt: Option<String>,
+    permission_policy: Option<PermissionPolicy>,
+    on_interrupt: Option<OnInterrupt>,
     metadata: Option<Json>,
     created_at: Option<Time>,
 }
@@ -109,6 +110,8 @@ pub fn status(status: Status, phase: Phase) -> &'static str {
         Status::Compacting => "compacting",
         Status::Waiting => "waiting",
         Status::Paused => "paused",
+        Status::Held => "held",
+        Status::Degraded => "degraded",
     }
 }
 
@@ -141,6 +144,8 @@ pub struct Task {
     findings: Vec<Finding>,
     cancel_requested: bool,
     deadline_ms: Option<u64>,
+    expires_at: Option<Time>,
+    retry_at: Option<Time>,
     created_at: Time,
     started_at: Option<Time>,
     ended_at: Option<Time>,
@@ -194,11 +199,13 @@ impl Task {
             findings: ending.findings,
             cancel_requested: task.cancel_requested,
             deadline_ms: task.deadline_ms,
+            expires_at: task.expires.as_ref().map(Due::shown).map(Time),
+            retry_at: task.retry_at.as_ref().map(Due::shown).map(Time),
             created_at: Time(task.created_at),
             started_at: task.started_at.map(Time),
             ended_at: task.ended_at.map(Time),
             deduplicated,
-            retry_of: None,
+            retry_of: task.retry_of,
             metadata: task.metadata,
         }
     }

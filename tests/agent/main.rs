@@ -2,8 +2,8 @@
 //!
 //! It owns a control directory (`SCRIPT_DIR`, else the working directory) with its sessions, the
 //! gates that tests open, and `journal.jsonl`, the fsynced ground truth of what it received. It
-//! keeps ACP's rules except where a word or a switch says to break one. Prompt words: `turn.rs`
-//! and `signals.rs`. Switches in its arguments: [`Switches`].
+//! keeps ACP's rules except where a word or a switch says to break one. Prompt words: `turn.rs`,
+//! `asks.rs` and `signals.rs`. Switches in its arguments: [`Switches`].
 //!
 //! What no caller words is scripted by files in the control directory, read each time anew:
 //! `on-compact` for a `/compact` and `on-summary` for a request to summarize, where these bring no
@@ -21,6 +21,7 @@ use std::{env, fs, process, thread};
 
 use serde_json::{Value, json};
 
+mod asks;
 mod sessions;
 mod signals;
 mod switches;
@@ -74,6 +75,9 @@ fn main() {
     agent.note("start", json!({ "args": arguments }));
     if let Some(code) = agent.switches.exit_at_start {
         agent.leave(code);
+    }
+    if agent.switches.exit_until.as_ref().is_some_and(|gate| !agent.directory.join(gate).exists()) {
+        agent.leave(1);
     }
     for line in io::stdin().lock().split(b'\n') {
         let Ok(line) = line else { break };
@@ -263,6 +267,13 @@ impl Agent {
             eprintln!("scripted-agent: the journal cannot be written");
             process::exit(74);
         }
+    }
+
+    /// How many prompts of just this text are in the journal, whoever received them.
+    fn received(&self, text: &str) -> usize {
+        let journal = fs::read_to_string(self.directory.join("journal.jsonl")).unwrap_or_default();
+        let events = journal.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|event| event["event"] == "prompt" && event["text"] == text).count()
     }
 
     fn leave(&self, code: i32) -> ! {

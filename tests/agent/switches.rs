@@ -21,6 +21,8 @@ pub struct Switches {
     pub hermes: bool,
     /// `--exit-at-start CODE`: exits before it reads anything.
     pub exit_at_start: Option<i32>,
+    /// `--exit-until NAME`: exits with 1 before it reads anything, until the gate is open.
+    pub exit_until: Option<String>,
     /// `--first-turn-marker`: the first turn of a session without history begins with a chunk
     /// `[first turn]`, so that a lost context shows.
     pub first_turn_marker: bool,
@@ -42,6 +44,10 @@ impl Switches {
                 "--gate-initialize" => {
                     let gate = arguments.next().ok_or("--gate-initialize wants a name")?;
                     switches.gate_initialize = Some(gate);
+                }
+                "--exit-until" => {
+                    let gate = arguments.next().ok_or("--exit-until wants a name")?;
+                    switches.exit_until = Some(gate);
                 }
                 "--exit-at-start" => {
                     let code = arguments.next().and_then(|code| code.parse().ok());

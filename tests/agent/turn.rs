@@ -12,13 +12,12 @@
 //! | `usage:USED:SIZE` | a `usage_update` |
 //! | `tokens:IN:OUT` | the answer carries this usage |
 //! | `tool` · `tool:open` | a tool call that completes · that stays open |
-//! | `permission` | asks with all four kinds of options, and reports the outcome |
-//! | `permission:always` · `permission:none` | without `reject_once` · without any reject |
+//! | `update:KIND` | the least update of that kind, for the kinds that no other word sends |
 //! | `gate:NAME` | waits for the file NAME in the control directory |
 //! | `ignore-cancel` | from here on |
 //! | `die:CODE` · `abort` | the process ends at once |
 //! | `error:CODE:MESSAGE` · `refuse` | the answer is an error · `refusal` |
-//! | `fs` · `unknown-request` | asks what the client must refuse, and reports the error's code |
+//! | `times:N:WORD` | that word, while at most N prompts of just this text were ever received |
 //! | `garbage` · `garbage-run:N` · `utf8` | lines that are not JSON · not UTF-8 |
 //! | `crlf` | a chunk whose line ends in CR LF |
 //! | `huge-line:BYTES` · `deep:N` | a valid update of that length · nested that deep |
@@ -34,7 +33,7 @@
 //! | `on-cancel:WORD` | when cancelled: performs that word before the answer |
 //! | `wedge` · `wedge:now` | a cancel wedges the session after this turn · with this turn |
 //!
-//! Words that tell of compactions are in `signals.rs`.
+//! Words that ask the client are in `asks.rs`, those that tell of compactions in `signals.rs`.
 //!
 //! `/compact` at the beginning says `Compacted.` after its words, and a request for a summary (not
 //! the first prompt of its session, with `summar` outside of words) says `The summary.`, unless a
@@ -50,6 +49,7 @@ use std::{env, io, mem, process, thread};
 
 use serde_json::{Value, json};
 
+use crate::asks::Asks;
 use crate::wedge::Wedge;
 use crate::words::{error_of, parted, plain, two_numbers, words};
 use crate::{Agent, INVALID_PARAMS, lock};
@@ -119,6 +119,9 @@ pub struct Turn {
     usage: Option<Value>,
     late: Option<Duration>,
     answered: bool,
+    /// How often a prompt of this text has been received, this one included; 0 if no word asks.
+    received: usize,
+    pub asks: Asks,
 }
 
 impl Turn {
@@ -139,10 +142,12 @@ impl Turn {
             usage: None,
             late: None,
             answered: false,
+            received: 0,
+            asks: Asks::default(),
         }
     }
 
-    pub fn agent(&self) -> &Agent {
+    pub fn agent(&self) -> &Arc<Agent> {
         &self.agent
     }
 
@@ -152,6 +157,9 @@ impl Turn {
 
     /// Plays the prompt and answers it.
     pub fn play(mut self, text: &str) {
+        if text.contains("[[times:") {
+            self.received = self.agent.received(text);
+        }
         let first = self.agent.history(&self.session).is_some_and(|history| history.is_empty());
         self.agent.remember(&self.session, &chunk("user_message_chunk", text));
         if first && self.agent.switches.first_turn_marker {
@@ -209,7 +217,17 @@ impl Turn {
                 None => return Some(unknown(name, argument)),
             },
             "tool" => self.tool(argument),
-            "permission" => self.permission(argument),
+            "update" => match update(argument) {
+                Some(update) => self.update(&update),
+                None => return Some(unknown(name, argument)),
+            },
+            "times" => match argument.split_once(':').map(|(most, word)| (most.parse(), word)) {
+                Some((Ok(most), word)) => {
+                    let (name, argument) = parted(word);
+                    return if self.received <= most { self.perform(name, argument) } else { None };
+                }
+                _ => return Some(unknown(name, argument)),
+            },
             "gate" => {
                 let open = self.agent.wait_at_gate(argument, || self.is_cancelled());
                 return (!open).then(|| self.stop("cancelled"));
@@ -224,10 +242,6 @@ impl Turn {
                 return Some(Answer::Error { code, message: message.to_owned() });
             }
             "refuse" => return Some(self.stop("refusal")),
-            "fs" => self.ask_what_must_fail("fs", "fs/read_text_file", json!({ "path": "/x" })),
-            "unknown-request" => {
-                self.ask_what_must_fail("unknown-request", "scripted/unknown", json!({}));
-            }
             "garbage" => self.agent.write(b"this line is not JSON\n"),
             "garbage-run" => {
                 for number in 1..=argument.parse().unwrap_or(1) {
@@ -259,6 +273,7 @@ impl Turn {
             "on-cancel" => self.on_cancel.push(argument.to_owned()),
             "wedge" if argument == "now" => self.wedging = Some(Wedging::This),
             "wedge" => self.wedging = Some(Wedging::Next),
+            _ if self.ask(name, argument) => {}
             _ => return self.signal(name, argument),
         }
         None
@@ -343,7 +358,7 @@ impl Turn {
         !self.ignores_cancel && self.cancelled.load(Ordering::SeqCst)
     }
 
-    fn reply(&self, text: &str) {
+    pub fn reply(&self, text: &str) {
         let update = chunk("agent_message_chunk", text);
         self.agent.remember(&self.session, &update);
         self.update(&update);
@@ -395,7 +410,7 @@ impl Turn {
         self.agent.write(format!("{head},\"_meta\":{{\"deep\":{nested}}}{tail}\n").as_bytes());
     }
 
-    fn tool(&self, argument: &str) {
+    fn tool(&mut self, argument: &str) {
         let id = format!("tool-{}", self.agent.number());
         self.update(&json!({
             "sessionUpdate": "tool_call",
@@ -404,6 +419,7 @@ impl Turn {
             "kind": "execute",
             "status": "in_progress",
         }));
+        self.asks.last_tool.clone_from(&id);
         if argument != "open" {
             self.update(&json!({
                 "sessionUpdate": "tool_call_update",
@@ -412,42 +428,27 @@ impl Turn {
             }));
         }
     }
-
-    fn permission(&self, argument: &str) {
-        let option = |id: &str, kind: &str| json!({ "optionId": id, "name": id, "kind": kind });
-        let allow = [option("always", "allow_always"), option("once", "allow_once")];
-        let reject = [option("never", "reject_always"), option("not-now", "reject_once")];
-        let options: Vec<Value> = match argument {
-            "none" => allow.to_vec(),
-            "always" => allow.iter().chain(&reject[..1]).cloned().collect(),
-            _ => allow.iter().chain(&reject).cloned().collect(),
-        };
-        let tool_call = json!({ "toolCallId": format!("tool-{}", self.agent.number()) });
-        let params = json!({
-            "sessionId": self.session,
-            "toolCall": tool_call,
-            "options": options,
-        });
-        let Ok(response) = self.agent.ask("session/request_permission", &params).recv() else {
-            return;
-        };
-        let outcome = &response["result"]["outcome"];
-        self.agent.note("permission", json!({ "response": response }));
-        let word = outcome["outcome"].as_str().unwrap_or("no outcome");
-        let option = outcome["optionId"].as_str().unwrap_or("-");
-        self.reply(&format!("permission: {word} {option}"));
-    }
-
-    fn ask_what_must_fail(&self, word: &str, method: &str, mut params: Value) {
-        params["sessionId"] = json!(self.session);
-        if let Ok(response) = self.agent.ask(method, &params).recv() {
-            self.reply(&format!("{word}: {}", response["error"]["code"]));
-        }
-    }
 }
 
 pub fn chunk(kind: &str, text: &str) -> Value {
     json!({ "sessionUpdate": kind, "content": { "type": "text", "text": text } })
+}
+
+/// The least update of a kind, as ACP's schema has it.
+fn update(kind: &str) -> Option<Value> {
+    let mut update = match kind {
+        "plan" => {
+            json!({ "entries": [{ "content": "do", "priority": "low", "status": "pending" }] })
+        }
+        "tool_call_update" => json!({ "toolCallId": "earlier", "status": "completed" }),
+        "available_commands_update" => json!({ "availableCommands": [] }),
+        "current_mode_update" => json!({ "currentModeId": "code" }),
+        "config_option_update" => json!({ "configOptions": [] }),
+        "session_info_update" => json!({ "title": "scripted" }),
+        _ => return None,
+    };
+    update["sessionUpdate"] = json!(kind);
+    Some(update)
 }
 
 pub fn unknown(name: &str, argument: &str) -> Answer {

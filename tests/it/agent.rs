@@ -5,6 +5,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
+use agent_client_protocol_schema::v1::SessionUpdate;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -224,6 +225,72 @@ fn asks_and_reports() {
         assert_eq!(text(&agent.message()), report);
     }
     agent.until_response(id);
+}
+
+/// Permissions of other forms, for tools of a kind, and several at a time.
+#[test]
+fn asks_in_other_forms() {
+    let (mut agent, session) = Driver::ready();
+    let words = "[[tool:open]][[permission-open:none:known]][[permission-open:lasting:edit]]";
+    let id = agent.prompt(&session, &format!("{words}[[await-permissions]][[reply:all]]"));
+    let tool = agent.message()["params"]["update"]["toolCallId"].clone();
+    let requests = [agent.message(), agent.message()];
+    let offered = requests.each_ref().map(|request| {
+        let options = request["params"]["options"].as_array().unwrap().iter();
+        options.map(|option| option["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    });
+    assert_eq!(offered[0], ["allow_always", "allow_once"]);
+    assert_eq!(offered[1], ["allow_always", "reject_always"]);
+    assert_eq!(requests[0]["params"]["toolCall"], json!({ "toolCallId": tool }));
+    assert_eq!(requests[1]["params"]["toolCall"]["kind"], "edit");
+    for request in &requests {
+        let outcome = json!({ "outcome": { "outcome": "cancelled" } });
+        agent.send(&json!({ "jsonrpc": "2.0", "id": request["id"], "result": outcome }));
+    }
+    assert_eq!(text(&agent.until_response(id)[0]), "all");
+    let answered = agent.journal.events_named("permission");
+    assert_eq!(answered.len(), 2, "{answered:?}");
+    assert!(answered.iter().any(|event| event["tool"] == tool), "{answered:?}");
+    let said = agent.play(&session, "[[unknown-request:open]]");
+    assert_eq!(said[0]["method"], "scripted/unknown");
+    assert_eq!(said.len(), 2, "it went on");
+}
+
+/// Words for some attempts only, the least updates, and a start that fails until it does not.
+#[test]
+fn changes_its_mind() {
+    let (mut agent, session) = Driver::ready();
+    let prompt = "[[times:2:error:-32603:not yet]][[times:1:reply:no]][[reply:now]]";
+    for _ in 0..2 {
+        assert_eq!(agent.play(&session, prompt)[0]["error"]["message"], "not yet");
+    }
+    let said = agent.play(&session, prompt);
+    assert_eq!((text(&said[0]), said.len()), ("now", 2));
+    let other = agent.play(&session, "[[times:1:reply:first]][[times:x:reply:y]]");
+    assert_eq!(text(&other[0]), "first", "each prompt counts by itself");
+    assert_eq!(other[1]["error"]["code"], -32602);
+    for kind in [
+        "plan",
+        "tool_call_update",
+        "available_commands_update",
+        "current_mode_update",
+        "config_option_update",
+        "session_info_update",
+    ] {
+        let said = agent.play(&session, &format!("[[update:{kind}]]"));
+        let update = &said[0]["params"]["update"];
+        assert_eq!(update["sessionUpdate"], kind);
+        let parsed: Result<SessionUpdate, _> = serde_json::from_value(update.clone());
+        assert!(parsed.is_ok(), "{update}: {parsed:?}");
+    }
+    assert_eq!(agent.play(&session, "[[update:else]]")[0]["error"]["code"], -32602);
+    let mut closed = Driver::start(&["--exit-until", "open"]);
+    assert_eq!(closed.exit_code(), Some(1));
+    let directory = std::mem::replace(&mut closed.directory, TempDir::new().unwrap());
+    closed.journal.open_gate("open");
+    let mut open = Driver::start_in(directory, &["--exit-until", "open"]);
+    let answered = open.call("initialize", json!({ "protocolVersion": 1 }));
+    assert_eq!(answered["result"]["protocolVersion"], 1);
 }
 
 /// Gates, cancel, and the refusal of a second prompt; all of it is in the journal.

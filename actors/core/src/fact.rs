@@ -189,6 +189,9 @@ pub enum Write {
     TaskEnded {
         /// The task.
         task: TaskId,
+        /// Which attempt was its last, from 1; 0 if there was none.
+        #[serde(default)]
+        attempt: u32,
         /// Which.
         state: TaskState,
         /// Why the prompt stopped, if one was sent.

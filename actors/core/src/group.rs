@@ -509,8 +509,8 @@ impl Group {
         let compaction = active.map(|id| (Expiry::Compaction(id), limits.compaction_ms));
         let launch = self.head.launch_due.filter(|_| self.run.is_none());
         let launch = launch.map(|due| (Expiry::Launch(self.head.crashes), due.left_ms(now)));
-        // A turn that is made again is the oldest, and only a compaction goes before it.
-        let backoff = self.waiting.iter().take(2).filter_map(move |task| {
+        // What is made again goes first, and nothing else begins before it.
+        let backoff = self.waiting.front().and_then(|task| {
             Some((Expiry::Backoff(task.id, task.attempt), task.retry_at?.left_ms(now)))
         });
         let permission_ms = limits.permission_ms;
@@ -518,15 +518,15 @@ impl Group {
             .permissions
             .iter()
             .map(move |own| (Expiry::Permission(own.permission), permission_ms));
-        let bounds = [compaction, task, idle, lock, launch, self.next_to_expire(now)];
-        bounds.into_iter().flatten().chain(backoff).chain(permissions)
+        let bounds = [compaction, task, idle, lock, launch, backoff, self.next_to_expire(now)];
+        bounds.into_iter().flatten().chain(permissions)
     }
 
     /// The task that has to start next, and in how many milliseconds.
     fn next_to_expire(&self, now: Now) -> Option<(Expiry, u64)> {
         let unsent = self.current.iter().filter(|own| own.turn.is_none()).map(|own| &own.task);
         let waiting = self.waiting.iter().take(if self.expiring > 0 { usize::MAX } else { 0 });
-        let left = |task: &Task| Some((Expiry::Queued(task.id), task.start_due()?.left_ms(now)));
+        let left = |task: &Task| Some((Expiry::Queued(task.id), task.start_within(now)?));
         unsent.chain(waiting).filter_map(left).min_by_key(|(_, left)| *left)
     }
 

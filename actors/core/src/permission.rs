@@ -97,7 +97,9 @@ impl<'de> de::Visitor<'de> for PolicyVisitor {
             } else if TOOL_KINDS.contains(&&*kind) {
                 policy.kinds.insert(kind, own);
             } else {
-                return Err(de::Error::unknown_field(&kind, &TOOL_KINDS));
+                let kinds = TOOL_KINDS.join(", ");
+                let wrong = format!("no kind of tool {kind:?}; there are default, {kinds}");
+                return Err(de::Error::custom(wrong));
             }
         }
         Ok(policy)

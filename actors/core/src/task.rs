@@ -22,7 +22,7 @@ pub struct Task {
     pub metadata: Option<Json>,
     /// How long one attempt may take, in milliseconds; absent: the server's `turn_timeout`.
     pub deadline_ms: Option<u64>,
-    /// By when it has to start, if its caller said so. Once a prompt of it was sent, it did.
+    /// By when it has to start, if its caller said so.
     pub expires: Option<Due>,
     /// The ended task that somebody wants again with this one.
     pub retry_of: Option<TaskId>,
@@ -82,14 +82,10 @@ impl Task {
         }
     }
 
-    /// By when it has to start, if no prompt of it was ever sent.
-    pub(crate) fn start_due(&self) -> Option<Due> {
-        self.expires.filter(|_| self.started_at.is_none())
-    }
-
-    /// Whether it waited for longer than its caller wants it to.
-    pub(crate) fn is_expired(&self, now: Now) -> bool {
-        self.start_due().is_some_and(|due| due.left_ms(now) == 0)
+    /// How many milliseconds are left until it has to have started, if it has to and did not.
+    pub(crate) fn start_within(&self, now: Now) -> Option<u64> {
+        let expires = self.expires.filter(|_| self.started_at.is_none());
+        expires.map(|expires| expires.left_ms(now))
     }
 
     /// The kind that the API names.
@@ -209,6 +205,18 @@ pub enum Blocked {
     Held,
     /// Somebody else who compacts the session.
     Lock,
+    /// The database, which fails.
+    Storage,
+}
+
+impl Blocked {
+    /// What a task waits for that stands behind one which waits for this.
+    pub fn behind(self) -> Self {
+        match self {
+            Self::Held | Self::Paused | Self::Storage => self,
+            Self::Turn | Self::Slot | Self::Agent | Self::Backoff | Self::Lock => Self::Turn,
+        }
+    }
 }
 
 /// How a task ended; empty while it has not.

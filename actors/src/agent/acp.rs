@@ -5,13 +5,13 @@
 //! Of a line that is only passed on, no more is parsed than the rules need; it stays raw text.
 
 mod answer;
+mod ask;
 mod context;
 mod say;
 
 use std::borrow::Cow;
 
-use agent_client_protocol_schema::v1 as acp;
-use greenroom_core::{Fold, FrameKind, Json, Permission, SessionId, Usage};
+use greenroom_core::{Fold, FrameKind, Json, PermissionAsked, SessionId, Usage};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -43,7 +43,12 @@ pub enum Heard<'a> {
         outcome: Result<&'a str, RpcError>,
     },
     /// The agent wants a permission.
-    Permission(Permission),
+    Permission {
+        /// What for.
+        asked: Box<PermissionAsked>,
+        /// The tool call that it is for.
+        tool: Option<String>,
+    },
     /// A request for something that greenroom does not offer.
     Request {
         /// JSON-RPC's id, to be answered with.
@@ -64,6 +69,8 @@ pub struct Notice<'a> {
     pub fold: Fold,
     /// The ACP session that it is about: a bare change of it rotates (SEEDS AM-13).
     pub session: Option<Cow<'a, str>>,
+    /// The tool call that it is about, and of what kind that is.
+    pub tool_kind: Option<Box<(String, String)>>,
     /// What it tells of the agent's context. Few tell anything, so it is not kept inline.
     pub clues: Option<Box<Clues>>,
 }
@@ -118,6 +125,8 @@ struct Update<'a> {
     #[serde(borrow)]
     cost: Option<&'a RawValue>,
     tool_call_id: Option<String>,
+    #[serde(borrow)]
+    kind: Option<&'a RawValue>,
     status: Option<String>,
     #[serde(rename = "_meta", borrow)]
     meta: Option<&'a RawValue>,
@@ -162,8 +171,7 @@ pub fn hear(line: &str) -> Result<Heard<'_>, NotHeard> {
         }
         (Some(method), None) => Ok(Heard::Notice(Notice::bare(kind(&method)))),
         (Some(method), Some(id)) if method == "session/request_permission" => {
-            let id = json(id);
-            Ok(Heard::Permission(Permission { id, reject: reject_option(envelope.params) }))
+            Ok(ask::permission(json(id), envelope.params))
         }
         (Some(method), Some(id)) => Ok(Heard::Request {
             id: id.get(),
@@ -191,7 +199,7 @@ pub fn meaning(line: &str, in_force: Option<&SessionId>) -> Fold {
             let is_own = named.is_none() || own.is_none() || named == own;
             if is_own { notice.fold } else { Fold::default() }
         }
-        Ok(Heard::Permission(_) | Heard::Request { .. }) => {
+        Ok(Heard::Permission { .. } | Heard::Request { .. }) => {
             Fold { output: true, ..Fold::default() }
         }
         Ok(Heard::Response { .. }) | Err(_) => Fold::default(),
@@ -221,7 +229,7 @@ pub fn prompt_sent(line: &str) -> Result<(u64, SessionId, Json), serde_json::Err
 
 impl Notice<'_> {
     fn bare(kind: FrameKind) -> Self {
-        Self { kind, fold: Fold::default(), session: None, clues: None }
+        Self { kind, fold: Fold::default(), session: None, tool_kind: None, clues: None }
     }
 }
 
@@ -237,6 +245,8 @@ fn update(params: Option<&RawValue>) -> Notice<'_> {
         if update.meta.is_some() || context::may_tell(&update.session_update) {
             notice.clues = context::clues(&update.session_update, update.meta, raw).map(Box::new);
         }
+        let told = update.tool_call_id.clone().zip(update.kind.and_then(text));
+        notice.tool_kind = told.map(|(tool, kind)| Box::new((tool, kind.into_owned())));
         fold(update, &mut notice.fold);
     }
     notice
@@ -270,19 +280,6 @@ fn fold(update: Update<'_>, fold: &mut Fold) {
         }
         _ => {}
     }
-}
-
-/// The option that says no: once, if there is that choice.
-fn reject_option(params: Option<&RawValue>) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Options {
-        options: Vec<acp::PermissionOption>,
-    }
-    let Options { options } = serde_json::from_str(params?.get()).ok()?;
-    let of = |wanted| options.iter().find(|option| option.kind == wanted);
-    let option = of(acp::PermissionOptionKind::RejectOnce)
-        .or_else(|| of(acp::PermissionOptionKind::RejectAlways))?;
-    Some(option.option_id.to_string())
 }
 
 fn kind(method: &str) -> FrameKind {
@@ -420,26 +417,5 @@ mod tests {
         let line = request("x\\n\\\"y");
         let Ok(Heard::Request { kind, private, .. }) = hear(&line) else { panic!() };
         assert_eq!((&*kind, private), ("agent/unnamed", false));
-    }
-
-    #[test]
-    fn a_permission_is_refused_by_the_mildest_option() {
-        let ask = |kinds: &[&str]| {
-            let option = |(at, kind): (usize, &&str)| {
-                format!(r#"{{"optionId":"o{at}","name":"n","kind":"{kind}"}}"#)
-            };
-            let options: Vec<_> = kinds.iter().enumerate().map(option).collect();
-            let options = options.join(",");
-            let line = format!(
-                r#"{{"id":0,"method":"session/request_permission","params":{{"options":[{options}]}}}}"#
-            );
-            match hear(&line) {
-                Ok(Heard::Permission(permission)) => permission.reject,
-                other => panic!("{other:?}"),
-            }
-        };
-        assert_eq!(ask(&["reject_always", "reject_once"]).as_deref(), Some("o1"));
-        assert_eq!(ask(&["allow_once", "reject_always"]).as_deref(), Some("o1"));
-        assert_eq!(ask(&["allow_once", "allow_always"]), None);
     }
 }

@@ -23,6 +23,7 @@ use super::{
     sessions::{About, Sessions},
     stderr::Stderr,
     stdin::Stdin,
+    tools::Tools,
 };
 use crate::profile::Profile;
 
@@ -65,6 +66,7 @@ pub struct Conversation {
     /// What tells of compactions.
     detector: Detector,
     sessions: Sessions,
+    tools: Tools,
     /// Where the agent works.
     cwd: PathBuf,
     first_line: Option<String>,
@@ -140,6 +142,7 @@ impl Conversation {
             opening: Some(opening),
             detector: Detector::new(start.profile.signals),
             sessions: Sessions::default(),
+            tools: Tools::default(),
             cwd,
             first_line: Some(first_line),
             start_by: Instant::now() + start.profile.start_timeout,
@@ -337,9 +340,11 @@ impl Conversation {
                     self.notice(line, notice);
                 }
             }
-            acp::Heard::Permission(permission) => {
+            acp::Heard::Permission { mut asked, tool } => {
+                let known = tool.as_deref().and_then(|tool| self.tools.kind(tool));
+                asked.tool_kind = asked.tool_kind.or_else(|| known.map(str::to_owned));
                 let lines = single(line, "session/request_permission".into());
-                self.batch.push(Event::PermissionAsked { run: self.run, lines, permission });
+                self.batch.push(Event::PermissionAsked { run: self.run, lines, asked });
             }
             acp::Heard::Request { id, kind, private } => {
                 self.stdin.send(acp::refusal_line(id));
@@ -384,6 +389,9 @@ impl Conversation {
             self.batch.push(Event::SessionNamed { run, session });
         }
         self.batch.say(line, notice.kind, notice.fold);
+        if let Some((tool, kind)) = notice.tool_kind.map(|told| *told) {
+            self.tools.tell(tool, kind);
+        }
         let Some(clues) = notice.clues else { return };
         let Seen { signal, provenance } = self.detector.update(*clues);
         if let Some(signal) = signal {

@@ -5,7 +5,8 @@ use actix::{
     WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Blocked, Event, Json, Origin, Rejected, Settings, Step, Stop, Task, TaskId, Work,
+    Blocked, Choice, Due, Event, Json, OnInterrupt, Origin, PermissionId, PermissionPolicy,
+    Rejected, Settings, Step, Stop, Task, TaskId, Work,
 };
 use tokio::sync::oneshot;
 
@@ -57,10 +58,19 @@ pub struct Submit {
     pub metadata: Option<Json>,
     /// How long one attempt may take, milliseconds.
     pub deadline_ms: Option<u64>,
+    /// How long it may wait for its start, milliseconds.
+    pub expires_in_ms: Option<u64>,
     /// What identifies the request, if its caller wants it carried out once.
     pub key: Option<KeyHashes>,
     /// Whether the caller waits for the task's end; see [`Accepted::end`].
     pub wait: bool,
+}
+
+impl Submit {
+    /// A wish for this, and nothing else said about it.
+    pub fn new(demand: Demand, key: Option<KeyHashes>) -> Self {
+        Self { demand, metadata: None, deadline_ms: None, expires_in_ms: None, key, wait: false }
+    }
 }
 
 /// An idempotency key in use: SHA-256 of caller, method, path and key, and of the body.
@@ -79,6 +89,8 @@ pub enum Demand {
     Turn(Json),
     /// A compaction, and what its summary should keep in view.
     Compaction(Option<String>),
+    /// What an ended task was to do.
+    Again(TaskId, Work),
 }
 
 /// A task that is durable.
@@ -103,6 +115,18 @@ pub struct Await(pub TaskId);
 #[rtype(result = "Result<(), GroupError>")]
 pub struct Cancel(pub TaskId);
 
+/// Decide on a permission. The first answer wins.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), GroupError>")]
+pub struct Decide {
+    /// Which one.
+    pub permission: PermissionId,
+    /// How.
+    pub choice: Choice,
+    /// Who decides.
+    pub by: &'static str,
+}
+
 /// Make the group, change it, or revive it. Answers whether it is new.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<bool, GroupError>")]
@@ -119,10 +143,10 @@ pub struct Patch {
     pub title: Option<String>,
     /// A share of the context window.
     pub auto_compact: Option<f64>,
-    /// A policy's word.
-    pub permission_policy: Option<String>,
-    /// A policy's word.
-    pub on_interrupt: Option<String>,
+    /// Who decides on what its agent asks for.
+    pub permission_policy: Option<PermissionPolicy>,
+    /// What becomes of its queue after a turn was cut off.
+    pub on_interrupt: Option<OnInterrupt>,
     /// Whatever the caller keeps with the group.
     pub metadata: Option<Json>,
 }
@@ -206,14 +230,19 @@ impl Group {
         let refuse = |err| -> LocalBoxActorFuture<Self, Result<Accepted, GroupError>> {
             Box::pin(actix::fut::ready(Err(err)))
         };
-        let work = match self.work(submit.demand) {
+        let (work, retry_of) = match self.work(submit.demand) {
             Ok(work) => work,
             Err(err) => return refuse(err),
         };
-        let id = clock::task_id();
-        let (metadata, deadline_ms) = (submit.metadata, submit.deadline_ms);
-        let task = Task { metadata, deadline_ms, ..Task::new(id, work, Origin::Api) };
-        let at = clock::now();
+        let (id, at) = (clock::task_id(), clock::moment());
+        let origin = if retry_of.is_some() { Origin::Retry } else { Origin::Api };
+        let task = Task {
+            metadata: submit.metadata,
+            deadline_ms: submit.deadline_ms,
+            expires: submit.expires_in_ms.map(|ms| Due::after(at, ms)),
+            retry_of,
+            ..Task::new(id, work, origin)
+        };
         let mut step = match self.apply(Event::Submitted(Box::new(task)), at) {
             Ok(step) => step,
             Err(Rejected::AlreadyCompacting(id)) => {
@@ -247,10 +276,17 @@ impl Group {
         end
     }
 
-    fn work(&self, demand: Demand) -> Result<Work, GroupError> {
-        let focus = match demand {
-            Demand::Turn(prompt) => return Ok(Work::Turn { prompt }),
-            Demand::Compaction(focus) => focus,
+    /// What is to be done, and the ended task that it was before.
+    fn work(&self, demand: Demand) -> Result<(Work, Option<TaskId>), GroupError> {
+        let (focus, retry_of) = match demand {
+            Demand::Turn(prompt) => return Ok((Work::Turn { prompt }, None)),
+            Demand::Again(task, Work::Turn { prompt }) => {
+                return Ok((Work::Turn { prompt }, Some(task)));
+            }
+            Demand::Again(task, Work::Compaction { focus, .. }) => {
+                (focus.map(|focus| (*focus).to_owned()), Some(task))
+            }
+            Demand::Compaction(focus) => (focus, None),
         };
         if self.core.head().created_at.is_none() {
             return Err(GroupError::Unknown);
@@ -260,7 +296,7 @@ impl Group {
         let profile = profile.ok_or_else(|| GroupError::UnknownAgent(agent.clone()))?;
         let order = profile.compaction.order(focus.as_deref());
         let (strategy, prompt) = order.ok_or(GroupError::CompactionUnsupported)?;
-        Ok(Work::Compaction { focus: focus.map(Into::into), prompt, strategy })
+        Ok((Work::Compaction { focus: focus.map(Into::into), prompt, strategy }, retry_of))
     }
 
     /// A task that was over as soon as it was accepted.
@@ -295,6 +331,16 @@ impl Handler<Cancel> for Group {
 
     fn handle(&mut self, Cancel(task): Cancel, ctx: &mut Context<Self>) -> Self::Result {
         AtomicResponse::new(self.advance(vec![Event::CancelRequested(task)], ctx))
+    }
+}
+
+impl Handler<Decide> for Group {
+    type Result = Answer<()>;
+
+    fn handle(&mut self, decide: Decide, ctx: &mut Context<Self>) -> Self::Result {
+        let Decide { permission, choice, by } = decide;
+        let answered = Event::PermissionAnswered { permission, choice, by: by.into() };
+        AtomicResponse::new(self.advance(vec![answered], ctx))
     }
 }
 

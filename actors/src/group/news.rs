@@ -1,7 +1,7 @@
 //! What a group tells its parent.
 
 use actix::Message;
-use greenroom_core::{Blocked, GroupId, Status, TaskId, Timestamp};
+use greenroom_core::{Blocked, GroupId, Recovery, Status, TaskId, Timestamp};
 
 /// A group's actor ended.
 #[derive(Debug, Message)]
@@ -11,6 +11,8 @@ pub struct GroupDied {
     pub group: GroupId,
     /// Which of the group's actors it was.
     pub incarnation: u64,
+    /// What its successor reads the group back after.
+    pub recovery: Recovery,
 }
 
 /// A group is no more.

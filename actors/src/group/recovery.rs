@@ -40,7 +40,7 @@ impl Group {
 
     fn take_up(&mut self, found: Option<Found>) -> Vec<Event> {
         let Some(Found { hydration, turn }) = found else { return Vec::new() };
-        let Hydration { epoch, head, tasks, run, compactions } = hydration;
+        let Hydration { epoch, head, tasks, run, compactions, permissions } = hydration;
         self.epoch = epoch;
         self.place = Place {
             last_seq: head.last_seq,
@@ -49,9 +49,10 @@ impl Group {
             task: tasks.iter().find(|task| task.claimed_at.is_some()).map(|task| task.id),
         };
         self.terms = None;
-        self.core = greenroom_core::Group::restore(head, tasks, run, turn, compactions);
+        self.core =
+            greenroom_core::Group::restore(head, tasks, run, turn, compactions, permissions);
         self.status = self.core.status();
-        vec![Event::Recovered]
+        vec![Event::Recovered(self.recovery)]
     }
 }
 

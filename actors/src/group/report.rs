@@ -1,6 +1,6 @@
 //! What the logs tell of a group: one line an event, so that a person can follow it.
 
-use greenroom_core::{Compaction, CompactionStatus, GroupId, Status, Task, Timestamp, Write};
+use greenroom_core::{Compaction, CompactionStatus, GroupId, Held, Status, Task, Timestamp, Write};
 
 use crate::{storage::Standing, word::word};
 
@@ -49,6 +49,36 @@ pub fn tell(group: &GroupId, write: &Write, at: Timestamp) {
             reason:% = word(&exit.reason), detail = exit.detail,
             stderr_dropped = exit.stderr_dropped;
             "run exited"
+        ),
+        Write::TaskRetrying { task, attempt, error, wait_ms, .. } => log::info!(
+            target: "greenroom::task",
+            group:%, task:%, attempt, error = error.message, wait_ms;
+            "attempt failed before it began anything; another one is made"
+        ),
+        Write::GroupHeld { reason } => {
+            // A lost context was warned of right before.
+            let level =
+                if *reason == Held::ContextLost { log::Level::Info } else { log::Level::Warn };
+            log::log!(
+                target: "greenroom::group", level, group:%, reason:% = word(reason);
+                "group held: a turn was cut off; resume it once somebody decided what follows"
+            );
+        }
+        Write::AgentDegraded { runs, wait_ms, .. } => log::warn!(
+            target: "greenroom::run", group:%, runs, wait_ms;
+            "agent fails again and again; the next run waits"
+        ),
+        Write::PermissionOpened(permission) => log::info!(
+            target: "greenroom::permission",
+            group:%, permission:% = permission.permission, task:% = or_none(permission.task),
+            tool = permission.tool_kind.as_deref().unwrap_or("none");
+            "permission opened"
+        ),
+        Write::PermissionResolved { permission, state, selected, resolved_by, .. } => log::info!(
+            target: "greenroom::permission",
+            group:%, permission:%, state:% = word(state),
+            selected = selected.as_deref().unwrap_or("none"), by = &**resolved_by;
+            "permission resolved"
         ),
         Write::ContextLost { session } => log::warn!(
             target: "greenroom::group", group:%, session:%;

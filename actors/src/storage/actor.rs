@@ -1,47 +1,33 @@
 //! The actor that commits: group commit, and one clear word when the database fails.
+//!
+//! It is fail-stop. From the first failure on nothing touches the database but a trial write each
+//! second, and everything else is refused at once; one line in the log says so, and one when it is
+//! over.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
-};
+use std::time::{Duration, Instant};
 
 use actix::{Actor, AsyncContext as _, Context, Handler, Message};
 use greenroom_core::Timestamp;
 use tokio::sync::oneshot;
 
-use super::{GroupNo, Hydration, LockError, Store, StoreError, Writes};
+use super::{
+    Fault, GroupNo, Hydration, LockError, StorageHealth, Store, StoreError, Writes, chain,
+};
 use crate::clock;
 
 /// How long an idempotency key is kept. The contract says at least 24 h.
 const KEY_MS: i64 = 48 * 60 * 60 * 1000;
 /// How long after a failure the database is tried again.
-const PROBE: std::time::Duration = std::time::Duration::from_secs(1);
+const PROBE: Duration = Duration::from_secs(1);
+/// How often the files are looked at.
+const CHECK: Duration = Duration::from_secs(1);
+/// Between two steps of giving free pages back, while nobody commits.
+const SHRINK: Duration = Duration::from_millis(100);
 /// How often old keys are looked for.
-const HOUSEKEEPING: std::time::Duration = std::time::Duration::from_secs(3600);
-
-/// Whether the last commit worked, and what was committed so far; for anybody to look at.
-#[derive(Clone, Debug, Default)]
-pub struct StorageHealth(Arc<Figures>);
-
-#[derive(Debug, Default)]
-struct Figures {
-    failing: AtomicBool,
-    commits: AtomicU64,
-    transactions: AtomicU64,
-}
-
-impl StorageHealth {
-    /// Whether the last transaction was durable.
-    pub fn is_good(&self) -> bool {
-        !self.0.failing.load(Ordering::Relaxed)
-    }
-
-    /// How many groups' commits there were, and in how many transactions.
-    pub fn totals(&self) -> (u64, u64) {
-        let of = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
-        (of(&self.0.commits), of(&self.0.transactions))
-    }
-}
+const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// What the process ends with when a sync failed: EX_SOFTWARE of sysexits.h, which no service
+/// manager takes for a wrong configuration.
+const EXIT_UNSYNCED: i32 = 70;
 
 /// Makes one group's writes durable; `done` is told. Sent without waiting: a group has at most
 /// one commit under way.
@@ -64,6 +50,11 @@ pub struct Adopt(pub GroupNo);
 #[rtype(result = "Result<(), StoreError>")]
 pub struct Purge(pub GroupNo);
 
+/// Somebody else met this error of the database: a reader, or whoever moves the write-ahead log.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Found(pub StoreError);
+
 /// Commit what was pushed, now that the mailbox is drained.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -74,12 +65,24 @@ pub struct Storage<S> {
     pub(super) store: S,
     health: StorageHealth,
     waiting: Vec<Commit>,
+    /// Since when the database fails.
+    failed: Option<Instant>,
+    /// Transactions there were when it was last looked whether anybody commits.
+    seen: u64,
 }
 
 impl<S: Store + Unpin> Storage<S> {
     /// The one writer of `store`.
     pub fn new(store: S, health: StorageHealth) -> Self {
-        Self { store, health, waiting: Vec::new() }
+        Self { store, health, waiting: Vec::new(), failed: None, seen: 0 }
+    }
+
+    /// What everybody is told while the database fails.
+    pub(super) fn refusal(&self) -> Result<(), StoreError> {
+        match self.health.failing() {
+            Some(failing) => Err(StoreError::Unavailable(failing.fault)),
+            None => Ok(()),
+        }
     }
 
     fn flush(&mut self, ctx: &mut Context<Self>) {
@@ -98,52 +101,143 @@ impl<S: Store + Unpin> Storage<S> {
     /// One transaction for all. If it fails and one group's facts may be the reason, each group
     /// gets a transaction of its own, so that none is felt by another (I15).
     fn commit(&mut self, batch: &[Writes], ctx: &mut Context<Self>) -> Vec<Result<(), StoreError>> {
+        let all = |err: &StoreError| batch.iter().map(|_| Err(err.clone())).collect();
+        if let Err(refusal) = self.refusal() {
+            return all(&refusal);
+        }
         let mut answers = self.store.commit(batch);
         if let Err(err) = &answers
             && batch.len() > 1
+            && err.fault().is_none_or(Fault::may_be_one_groups)
         {
-            log::warn!(groups = batch.len(), err:% = crate::storage::chain(err); "commit split");
+            log::warn!(groups = batch.len(), err:% = chain(err); "commit split");
             answers = batch
                 .chunks(1)
                 .map(|one| self.store.commit(one).map_or_else(Err, |mut sole| sole.remove(0)))
                 .map(Ok)
                 .collect();
         }
-        let figures = &self.health.0;
-        figures.transactions.fetch_add(1, Ordering::Relaxed);
-        figures.commits.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        let answers =
-            answers.unwrap_or_else(|err| batch.iter().map(|_| Err(err.clone())).collect());
-        for err in answers.iter().filter_map(|answer| answer.as_ref().err()) {
-            let err = crate::storage::chain(err);
-            log::error!(err:%; "commit failed; nothing of it is stored");
+        self.health.committed(batch.len() as u64);
+        let answers = answers.unwrap_or_else(|err| all(&err));
+        let errors = || answers.iter().filter_map(|answer| answer.as_ref().err());
+        for err in errors().filter(|err| err.fault().is_none()) {
+            log::error!(err:% = chain(err); "commit failed; nothing of it is stored");
         }
-        let broken = |answer: &&Result<_, _>| matches!(answer, Err(StoreError::Database { .. }));
-        self.note(answers.iter().find(broken).is_none_or(Result::is_ok), ctx);
+        let broken = errors().find(|err| err.fault().is_some()).cloned();
+        self.note(broken.as_ref(), ctx);
         answers
     }
 
     /// Keeps in mind whether the database works. While it does not it is tried every second: nobody
     /// may have anything to write until somebody says that it is ready again.
-    pub(super) fn note(&mut self, works: bool, ctx: &mut Context<Self>) {
-        let failed_before = self.health.0.failing.swap(!works, Ordering::Relaxed);
-        if works && failed_before {
-            log::info!(target: "greenroom::storage", "storage works again");
+    pub(super) fn note(&mut self, broken: Option<&StoreError>, ctx: &mut Context<Self>) {
+        match broken.and_then(|err| Some((err, err.fault()?))) {
+            Some((err, fault)) => self.fail(err, fault, ctx),
+            None if broken.is_none() => self.work(),
+            None => {}
         }
-        if !works && !failed_before {
+    }
+
+    fn fail(&mut self, err: &StoreError, fault: Fault, ctx: &mut Context<Self>) {
+        if !self.health.fail(fault) {
+            return;
+        }
+        log::error!(
+            target: "greenroom::storage",
+            file:% = self.store.file(), fault = fault.word(), err:% = chain(err),
+            remedy = fault.remedy();
+            "storage failed; nothing is accepted or started until it works"
+        );
+        if fault == Fault::Unsynced {
+            unsynced();
+        }
+        if self.failed.is_none() {
+            self.failed = Some(Instant::now());
             ctx.run_later(PROBE, Self::probe);
         }
     }
 
-    fn probe(&mut self, ctx: &mut Context<Self>) {
-        if self.health.is_good() {
+    fn work(&mut self) {
+        if !self.health.work() {
             return;
         }
-        match self.store.probe() {
-            Ok(()) => self.note(true, ctx),
-            Err(_) => _ = ctx.run_later(PROBE, Self::probe),
+        let down = self.failed.take().map_or(Duration::ZERO, |since| since.elapsed());
+        log::info!(
+            target: "greenroom::storage", down_ms = down.as_millis();
+            "storage works again"
+        );
+    }
+
+    fn probe(&mut self, ctx: &mut Context<Self>) {
+        let Some(failing) = self.health.failing() else { return };
+        if failing.fault.heals() {
+            match self.store.check().and_then(|_| self.store.probe()) {
+                Ok(()) => return self.work(),
+                Err(err) => self.note(Some(&err), ctx),
+            }
+        }
+        ctx.run_later(PROBE, Self::probe);
+    }
+
+    /// Looks at the files, and begins to give free pages back if nobody commits.
+    fn check(&mut self, ctx: &mut Context<Self>) {
+        if !self.health.is_good() {
+            return;
+        }
+        match self.store.check() {
+            Ok(sizes) => self.health.measured(sizes),
+            Err(err) => return self.note(Some(&err), ctx),
+        }
+        if self.is_quiet() {
+            self.shrink(ctx);
         }
     }
+
+    fn shrink(&mut self, ctx: &mut Context<Self>) {
+        if !self.health.is_good() || !self.is_quiet() {
+            return;
+        }
+        match self.store.shrink() {
+            Ok(true) => {
+                // The checkpointer moves what was written for it.
+                self.health.committed(0);
+                self.seen = self.health.totals().1;
+                ctx.run_later(SHRINK, Self::shrink);
+            }
+            Ok(false) => {}
+            Err(err) => self.note(Some(&err), ctx),
+        }
+    }
+
+    /// Whether nobody committed since the last look.
+    fn is_quiet(&mut self) -> bool {
+        let (_, transactions) = self.health.totals();
+        std::mem::replace(&mut self.seen, transactions) == transactions
+    }
+
+    fn keep_house(&mut self) {
+        let now = clock::moment();
+        if !self.health.is_good() {
+            return;
+        }
+        if let Err(err) = self.store.forget_keys(Timestamp(now.wall.0 - KEY_MS)) {
+            log::warn!(err:% = chain(&err); "old idempotency keys are kept");
+        }
+        match self.store.forget_locks(now.up) {
+            Ok(_) | Err(LockError::Absent) => {}
+            Err(err) => {
+                log::warn!(err:% = chain(&err); "old leases are kept");
+            }
+        }
+    }
+}
+
+/// Ends the process: after a sync that failed, the kernel may take for clean what never came to
+/// the disk, and only a new reading of the files tells what did (RELIABILITY F20). The shims kill
+/// their trees.
+pub(super) fn unsynced() -> ! {
+    log::logger().flush();
+    std::process::exit(EXIT_UNSYNCED)
 }
 
 impl<S: Store + Unpin> Actor for Storage<S> {
@@ -151,18 +245,9 @@ impl<S: Store + Unpin> Actor for Storage<S> {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(1024);
-        ctx.run_interval(HOUSEKEEPING, |storage, _| {
-            let now = clock::moment();
-            if let Err(err) = storage.store.forget_keys(Timestamp(now.wall.0 - KEY_MS)) {
-                log::warn!(err:% = crate::storage::chain(&err); "old idempotency keys are kept");
-            }
-            match storage.store.forget_locks(now.up) {
-                Ok(_) | Err(LockError::Absent) => {}
-                Err(err) => {
-                    log::warn!(err:% = crate::storage::chain(&err); "old leases are kept");
-                }
-            }
-        });
+        self.check(ctx);
+        ctx.run_interval(CHECK, Self::check);
+        ctx.run_interval(HOUSEKEEPING, |storage, _| storage.keep_house());
     }
 }
 
@@ -191,8 +276,9 @@ impl<S: Store + Unpin> Handler<Adopt> for Storage<S> {
 
     fn handle(&mut self, Adopt(group): Adopt, ctx: &mut Self::Context) -> Self::Result {
         self.flush(ctx);
+        self.refusal()?;
         let adopted = self.store.adopt(group, clock::moment().up);
-        self.note(adopted.is_ok(), ctx);
+        self.note(adopted.as_ref().err(), ctx);
         adopted
     }
 }
@@ -202,6 +288,23 @@ impl<S: Store + Unpin> Handler<Purge> for Storage<S> {
 
     fn handle(&mut self, Purge(group): Purge, ctx: &mut Self::Context) -> Self::Result {
         self.flush(ctx);
-        self.store.purge(group)
+        self.refusal()?;
+        let purged = self.store.purge(group);
+        self.note(purged.as_ref().err(), ctx);
+        purged
+    }
+}
+
+impl<S: Store + Unpin> Handler<Found> for Storage<S> {
+    type Result = ();
+
+    /// A reader that fails by itself (a question that makes no sense, a limit of its own) says
+    /// nothing about the writer; a damaged file does.
+    fn handle(&mut self, Found(err): Found, ctx: &mut Self::Context) {
+        match err.fault() {
+            Some(Fault::Corrupt | Fault::Replaced | Fault::Unsynced) => self.note(Some(&err), ctx),
+            Some(_) if !self.health.is_good() => {}
+            _ => log::error!(err:% = chain(&err); "the database could not be read"),
+        }
     }
 }

@@ -5,7 +5,7 @@ use greenroom_core::lock::{Lease, Lock, LockKey};
 use tokio::sync::oneshot;
 
 use super::{
-    Adopt, Archive, Commit, Granted, GroupNo, Hydration, LockAcquire, LockAsk, LockError,
+    Adopt, Archive, Commit, Found, Granted, GroupNo, Hydration, LockAcquire, LockAsk, LockError,
     LockRefresh, LockRelease, Purge, Query, Reader, Storage, StorageHealth, Store, StoreError,
     Writes, holder,
 };
@@ -26,6 +26,8 @@ pub struct Ledger {
     pub lock_refresh: Recipient<LockRefresh>,
     /// The one writer.
     pub lock_release: Recipient<LockRelease>,
+    /// The one writer, who says for all that the database fails.
+    pub found: Recipient<Found>,
     /// The readers.
     pub query: Recipient<Query>,
     /// How the writer is.
@@ -49,9 +51,18 @@ impl Ledger {
             purge: writer.clone().recipient(),
             lock_acquire: writer.clone().recipient(),
             lock_refresh: writer.clone().recipient(),
-            lock_release: writer.recipient(),
+            lock_release: writer.clone().recipient(),
+            found: writer.recipient(),
             query: readers.recipient(),
             health,
+        }
+    }
+
+    /// Refuses at once while the database fails: the writer may be waiting for it.
+    fn is_open(&self) -> Result<(), StoreError> {
+        match self.health.failing() {
+            Some(failing) => Err(StoreError::Unavailable(failing.fault)),
+            None => Ok(()),
         }
     }
 
@@ -61,6 +72,7 @@ impl Ledger {
     ///
     /// Whatever kept them from being stored; then none of them is.
     pub async fn commit(&self, writes: Writes) -> Result<Writes, StoreError> {
+        self.is_open()?;
         let (done, answer) = oneshot::channel();
         self.commit.do_send(Commit { writes, done });
         answer.await.unwrap_or(Err(StoreError::Stopped))
@@ -72,6 +84,7 @@ impl Ledger {
     ///
     /// The database's error.
     pub async fn adopt(&self, group: GroupNo) -> Result<Option<Hydration>, StoreError> {
+        self.is_open()?;
         self.adopt.send(Adopt(group)).await.unwrap_or(Err(StoreError::Stopped))
     }
 
@@ -81,6 +94,7 @@ impl Ledger {
     ///
     /// The database's error.
     pub async fn purge(&self, group: GroupNo) -> Result<(), StoreError> {
+        self.is_open()?;
         self.purge.send(Purge(group)).await.unwrap_or(Err(StoreError::Stopped))
     }
 
@@ -90,6 +104,7 @@ impl Ledger {
     ///
     /// [`LockError::Held`], [`LockError::Absent`], or the database's error.
     pub async fn lock_acquire(&self, ask: LockAsk) -> Result<Granted, LockError> {
+        self.is_open()?;
         self.lock_acquire.send(LockAcquire(ask)).await.unwrap_or(Err(StoreError::Stopped.into()))
     }
 
@@ -99,6 +114,7 @@ impl Ledger {
     ///
     /// [`LockError::Held`], [`LockError::Lost`], [`LockError::Absent`], or the database's error.
     pub async fn lock_refresh(&self, lease: Lease) -> Result<Lock, LockError> {
+        self.is_open()?;
         self.lock_refresh.send(LockRefresh(lease)).await.unwrap_or(Err(StoreError::Stopped.into()))
     }
 
@@ -108,6 +124,7 @@ impl Ledger {
     ///
     /// [`LockError::Absent`], or the database's error.
     pub async fn lock_release(&self, lease: Lease) -> Result<bool, LockError> {
+        self.is_open()?;
         self.lock_release.send(LockRelease(lease)).await.unwrap_or(Err(StoreError::Stopped.into()))
     }
 
@@ -137,6 +154,10 @@ impl Ledger {
             // Whoever asked may have left.
             _ = done.send(archive.map_err(StoreError::clone).and_then(ask));
         })));
-        answer.await.unwrap_or(Err(StoreError::Stopped))
+        let answer = answer.await.unwrap_or(Err(StoreError::Stopped));
+        if let Err(err @ StoreError::Database { .. }) = &answer {
+            self.found.do_send(Found(err.clone()));
+        }
+        answer
     }
 }

@@ -85,14 +85,16 @@ pub struct LockRefresh(pub Lease);
 pub struct LockRelease(pub Lease);
 
 impl<S: Store + Unpin> Storage<S> {
-    /// Answers, and keeps in mind whether the database works.
-    fn answer<T>(
+    /// Asks the store if it works, and keeps in mind whether it does.
+    fn ask<T>(
         &mut self,
-        answer: Result<T, LockError>,
         ctx: &mut actix::Context<Self>,
+        ask: impl FnOnce(&mut S) -> Result<T, LockError>,
     ) -> Result<T, LockError> {
-        if let Err(LockError::Store(StoreError::Database { .. })) = &answer {
-            self.note(false, ctx);
+        self.refusal()?;
+        let answer = ask(&mut self.store);
+        if let Err(LockError::Store(err)) = &answer {
+            self.note(Some(err), ctx);
         }
         answer
     }
@@ -102,8 +104,7 @@ impl<S: Store + Unpin> Handler<LockAcquire> for Storage<S> {
     type Result = Result<Granted, LockError>;
 
     fn handle(&mut self, LockAcquire(ask): LockAcquire, ctx: &mut Self::Context) -> Self::Result {
-        let granted = self.store.lock_acquire(&ask, clock::moment(), &holder::is_dead);
-        self.answer(granted, ctx)
+        self.ask(ctx, |store| store.lock_acquire(&ask, clock::moment(), &holder::is_dead))
     }
 }
 
@@ -111,8 +112,7 @@ impl<S: Store + Unpin> Handler<LockRefresh> for Storage<S> {
     type Result = Result<Lock, LockError>;
 
     fn handle(&mut self, LockRefresh(lease): LockRefresh, ctx: &mut Self::Context) -> Self::Result {
-        let refreshed = self.store.lock_refresh(&lease, clock::moment());
-        self.answer(refreshed, ctx)
+        self.ask(ctx, |store| store.lock_refresh(&lease, clock::moment()))
     }
 }
 
@@ -120,7 +120,6 @@ impl<S: Store + Unpin> Handler<LockRelease> for Storage<S> {
     type Result = Result<bool, LockError>;
 
     fn handle(&mut self, LockRelease(lease): LockRelease, ctx: &mut Self::Context) -> Self::Result {
-        let released = self.store.lock_release(&lease);
-        self.answer(released, ctx)
+        self.ask(ctx, |store| store.lock_release(&lease))
     }
 }

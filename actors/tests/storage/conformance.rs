@@ -296,7 +296,7 @@ fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
         for frame in said {
             match acp::hear(frame.payload) {
                 Ok(acp::Heard::Notice(notice)) => heard.hear(&notice.fold),
-                Ok(acp::Heard::Permission(_) | acp::Heard::Request { .. })
+                Ok(acp::Heard::Permission { .. } | acp::Heard::Request { .. })
                     if frame.kind == "session/request_permission" =>
                 {
                     let asked = greenroom_core::Fold { output: true, ..Default::default() };

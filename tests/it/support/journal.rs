@@ -69,7 +69,12 @@ impl Journal {
         u32::try_from(pid.unwrap()).unwrap()
     }
 
-    /// Opens a gate, for good.
+    /// Closes a gate that was opened.
+    pub fn close_gate(&self, name: &str) {
+        fs::remove_file(self.directory.join(name)).unwrap();
+    }
+
+    /// Opens a gate, until somebody closes it.
     pub fn open_gate(&self, name: &str) {
         fs::write(self.directory.join(name), "").unwrap();
     }

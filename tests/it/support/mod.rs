@@ -4,9 +4,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+mod attempts;
 mod compaction;
 pub mod hermes;
 pub mod http;
+mod inbox;
 pub mod journal;
 pub mod log;
 pub mod process;
@@ -14,6 +16,7 @@ pub mod server;
 pub mod setup;
 pub mod sse;
 
+pub use attempts::millis;
 pub use journal::Journal;
 pub use log::Log;
 pub use server::Server;

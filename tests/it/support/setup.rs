@@ -49,6 +49,22 @@ impl Setup {
         self.set(section, key, format_args!("{value:?}"))
     }
 
+    /// Leaves a key to its default.
+    pub fn unset(mut self, section: &str, key: &str) -> Self {
+        self.sections.entry(section.to_owned()).or_default().remove(key);
+        self
+    }
+
+    /// Lets attempts without output be made again, the first time after so long.
+    pub fn retries(self, base: &str) -> Self {
+        self.text("defaults", "retry", "no_output").text("defaults", "retry_base", base)
+    }
+
+    /// Leaves permissions to whoever answers.
+    pub fn asks(self) -> Self {
+        self.text("defaults", "permission_policy", "ask")
+    }
+
     /// Adds a profile: the scripted agent with these arguments.
     ///
     /// It compacts by `/compact`.

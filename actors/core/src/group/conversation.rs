@@ -26,7 +26,8 @@ impl Scene<'_> {
 
     /// START: everything that must be durable before the prompt's first byte (I7, SEEDS AM-2).
     pub(super) fn start(&mut self, task: TaskId) {
-        if self.group.task(task).is_some_and(|task| task.is_expired(self.now)) {
+        let left = self.group.task(task).and_then(|task| task.start_within(self.now));
+        if left == Some(0) {
             return self.task_expired(task);
         }
         let (Some(run), Some(session)) = (&self.group.run, self.group.head.session.clone()) else {

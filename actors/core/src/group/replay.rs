@@ -28,7 +28,11 @@ impl Group {
                     self.let_go_on();
                 }
             }
-            Write::GroupArchived {} => self.head.archived = true,
+            Write::GroupArchived {} => {
+                self.head.archived = true;
+                self.let_start();
+                self.let_go_on();
+            }
             Write::PurgeOrdered {} => self.head.purging = true,
             Write::GroupPaused {} => self.head.paused = true,
             Write::GroupResumed {} => {
@@ -213,10 +217,13 @@ impl Group {
         }
     }
 
-    /// A compaction goes before waiting turns (I8), and a turn that lost its slot before those
-    /// that were accepted after it.
+    /// What began goes on first; then a compaction before waiting turns (I8), and a turn that lost
+    /// its slot before those that were accepted after it.
     pub(super) fn enqueue(&mut self, task: Task) {
-        let rank = |task: &Task| (task.kind() == TaskKind::Turn, task.ordinal);
+        let rank = |task: &Task| {
+            let began = task.state == TaskState::Retrying;
+            (!began, task.kind() == TaskKind::Turn, task.ordinal)
+        };
         let place = self.waiting.partition_point(|other| rank(other) < rank(&task));
         self.waiting_bytes += task.prompt().as_str().len();
         self.expiring += usize::from(task.expires.is_some());

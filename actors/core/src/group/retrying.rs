@@ -3,8 +3,7 @@
 
 use super::{Current, Group, scene::Scene};
 use crate::{
-    Continuity, Due, Ending, Exit, Held, OnInterrupt, RunId, Task, TaskError, TaskId, TaskState,
-    Write,
+    Continuity, Due, Ending, Exit, Held, OnInterrupt, RunId, TaskError, TaskId, TaskState, Write,
     retry::{Failure, backoff_ms, crash_wait_ms},
 };
 
@@ -36,8 +35,8 @@ impl Scene<'_> {
         let Some(record) = self.group.task(task) else { return };
         let attempt = record.attempt + 1;
         if !self.retry(task, attempt, Failure::Undelivered, &error) {
-            let ending = Ending { error: Some(given_up(error, attempt)), ..Ending::default() };
-            self.end_at(task, attempt, TaskState::Failed, ending);
+            let error = Some(given_up(error, attempt));
+            self.end(task, attempt, TaskState::Failed, Ending { error, ..Ending::default() });
         }
     }
 
@@ -50,7 +49,7 @@ impl Scene<'_> {
 
     /// The task waited for longer than its caller wants it to.
     pub(super) fn task_expired(&mut self, id: TaskId) {
-        if self.group.task(id).and_then(Task::start_due).is_none() {
+        if self.group.task(id).and_then(|task| task.start_within(self.now)).is_none() {
             return;
         }
         let message = "it did not start within the time that its caller gave it".into();

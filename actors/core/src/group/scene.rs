@@ -248,7 +248,7 @@ impl<'a> Scene<'a> {
         }
         let Some(next) = self.group.waiting.front() else { return };
         let task = next.id;
-        if next.is_expired(self.now) {
+        if next.start_within(self.now) == Some(0) {
             return self.task_expired(task);
         }
         if !self.group.has_work(next) {
@@ -413,7 +413,7 @@ impl<'a> Scene<'a> {
                 (state, ending) = exhausted(ending, task.attempt);
             }
         }
-        self.end(task.id, state, ending);
+        self.end(task.id, task.attempt, state, ending);
         if state == TaskState::Interrupted {
             self.hold_after_interruption();
         }
@@ -423,16 +423,11 @@ impl<'a> Scene<'a> {
     }
 
     pub(super) fn end_unsent(&mut self, task: TaskId, state: TaskState, error: Option<TaskError>) {
-        self.end(task, state, Ending { error, ..Ending::default() });
+        let Some(attempt) = self.group.task(task).map(|task| task.attempt) else { return };
+        self.end(task, attempt, state, Ending { error, ..Ending::default() });
     }
 
-    fn end(&mut self, id: TaskId, state: TaskState, ending: Ending) {
-        let Some(attempt) = self.group.task(id).map(|task| task.attempt) else { return };
-        self.end_at(id, attempt, state, ending);
-    }
-
-    /// Ends the task at this attempt.
-    pub(super) fn end_at(&mut self, id: TaskId, attempt: u32, state: TaskState, ending: Ending) {
+    pub(super) fn end(&mut self, id: TaskId, attempt: u32, state: TaskState, ending: Ending) {
         if self.group.lock.task() == Some(id) {
             self.release_lock(false);
         }
@@ -440,6 +435,7 @@ impl<'a> Scene<'a> {
         let record = Box::new(Task {
             state,
             attempt,
+            retry_at: None,
             ended_at: Some(self.now.wall),
             seq_last: Some(self.group.head.last_seq + 1),
             ending,
@@ -447,6 +443,7 @@ impl<'a> Scene<'a> {
         });
         self.write(Write::TaskEnded {
             task: id,
+            attempt,
             state,
             stop_reason: record.ending.stop_reason,
             error: record.ending.error.clone(),

@@ -3,20 +3,22 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Compaction, GroupId, RunId, TaskId,
+    Blocked, Compaction, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskKind,
+    TaskState,
     lock::{Lock, LockKey},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 
 use super::{
-    failed, locks, readable,
+    failed, locks, permissions, readable,
     rows::{self, key},
 };
 use crate::{
     frames::Block,
     storage::{
-        Archive, CurrentView, FrameFilter, GroupIndex, GroupNo, KeyUse, LockError, RunRecord,
-        SegmentRecord, Snapshot, Standing, StoreError, TaskFilter, TaskView,
+        Archive, CurrentView, FrameFilter, GroupIndex, GroupNo, KeyUse, LockError,
+        PermissionFilter, PermissionRecord, RunRecord, SegmentRecord, Snapshot, Standing,
+        StoreError, TaskFilter, TaskView,
     },
     word::word,
 };
@@ -75,6 +77,7 @@ impl SqliteArchive {
             ("segments", "no"),
             ("tasks", "key >> 36"),
             ("compactions", "key >> 36"),
+            ("permissions", "key >> 36"),
             ("blocks", "key >> 36"),
         ] {
             let sql = format!(
@@ -105,6 +108,7 @@ impl Archive for SqliteArchive {
     fn group_index(&self) -> Result<GroupIndex, StoreError> {
         let sql = "SELECT groups.no, id, purging OR current_run IS NOT NULL \
                    OR status NOT IN ('idle', 'paused', 'archived') \
+                   OR status = 'paused' AND queue_length > 0 \
                    FROM groups JOIN heads USING (no)";
         let rows = self.all(sql, &[], |row| {
             Ok((row.get::<_, GroupNo>(0)?, row.get::<_, String>(1)?, row.get(2)?))
@@ -234,12 +238,28 @@ impl Archive for SqliteArchive {
         self.all(&sql, &[&key(group, 0), &to, &(limit as i64)], rows::compaction)
     }
 
+    fn permission(&self, id: PermissionId) -> Result<Option<PermissionRecord>, StoreError> {
+        permissions::get(&self.0, id).map_err(failed("was read"))
+    }
+
+    fn permissions(&self, filter: &PermissionFilter) -> Result<Vec<PermissionRecord>, StoreError> {
+        permissions::list(&self.0, filter).map_err(failed("was read"))
+    }
+
     fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError> {
         self.at_one_moment(|this| {
             let Some(standing) = this.group(group)? else { return Ok(None) };
             let segments = this.segments(group, 0, usize::MAX >> 1)?;
             let current_task = standing.current_task.map(|task| this.task(task)).transpose()?;
-            Ok(Some(Snapshot { standing, segments, current_task: current_task.flatten() }))
+            let pending = PermissionFilter {
+                group: Some(group),
+                state: Some(PermissionState::Pending),
+                limit: usize::MAX >> 1,
+                ..PermissionFilter::default()
+            };
+            let permissions = this.permissions(&pending)?;
+            let current_task = current_task.flatten();
+            Ok(Some(Snapshot { standing, segments, current_task, permissions }))
         })?
     }
 
@@ -375,25 +395,30 @@ impl SqliteArchive {
         standing: &Standing,
         task: greenroom_core::Task,
     ) -> Result<TaskView, StoreError> {
-        let queued = task.state == greenroom_core::TaskState::Queued;
+        let queued = matches!(task.state, TaskState::Queued | TaskState::Retrying);
         let position = if queued && task.claimed_at.is_none() {
             let sql = "SELECT count(*) FROM tasks WHERE key >= ?1 AND key < ?2 \
-                       AND state = 'queued' AND claimed_at IS NULL \
-                       AND (CASE WHEN ?4 THEN key < ?3 AND kind = 'compaction' \
-                            ELSE key < ?3 OR kind = 'compaction' END)";
+                       AND state IN ('queued', 'retrying') AND claimed_at IS NULL \
+                       AND (CASE ?4 WHEN 0 THEN 0 \
+                            WHEN 1 THEN key < ?3 AND kind = 'compaction' OR state = 'retrying' \
+                            ELSE key < ?3 OR kind = 'compaction' OR state = 'retrying' END)";
             let at = key(group, task.ordinal);
-            let compaction = task.kind() == greenroom_core::TaskKind::Compaction;
+            let rank = match (task.state, task.kind()) {
+                (TaskState::Retrying, _) => 0,
+                (_, TaskKind::Compaction) => 1,
+                (_, TaskKind::Turn) => 2,
+            };
             let range = (key(group, 0), key(group + 1, 0));
             let counted =
-                self.all(sql, &[&range.0, &range.1, &at, &compaction], |row| row.get::<_, i64>(0))?;
+                self.all(sql, &[&range.0, &range.1, &at, &rank], |row| row.get::<_, i64>(0))?;
             counted.first().map(|count| *count as u64)
         } else {
             None
         };
         let blocked_by = match position {
             Some(0) => standing.blocked_by,
-            Some(_) => Some(greenroom_core::Blocked::Turn),
-            None if queued => Some(greenroom_core::Blocked::Agent),
+            Some(_) => standing.blocked_by.map(Blocked::behind),
+            None if queued => Some(Blocked::Agent),
             None => None,
         };
         Ok(TaskView { task, group: standing.id.clone(), position, blocked_by })

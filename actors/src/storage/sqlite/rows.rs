@@ -1,8 +1,8 @@
 //! How values are written into columns and read back.
 
 use greenroom_core::{
-    Compaction, Exit, GroupId, Head, Json, Kinds, RunId, SessionId, Task, TaskId, TaskKind,
-    Timestamp, Work,
+    Compaction, Exit, GroupId, Head, Json, Kinds, Permission, PermissionShown, RunId, SessionId,
+    Task, TaskId, TaskKind, Timestamp, Work,
 };
 use rusqlite::{
     Row,
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     frames::Block,
-    storage::{GroupNo, RunRecord, SegmentRecord, Standing},
+    storage::{GroupNo, PermissionRecord, RunRecord, SegmentRecord, Standing},
 };
 
 /// Bits of a key that are the seq, or the ordinal, within the group.
@@ -49,7 +49,7 @@ pub fn int(number: u64) -> i64 {
 pub const TASK_COLUMNS: &str = "key, id, kind, origin, prompt, focus, metadata, deadline_ms, \
      created_at, state, claimed_at, attempt, cancel_requested, started_at, ended_at, run, segment, \
      seq_first, seq_last, stop_reason, error, interrupted, text, text_truncated, usage, tokens, \
-     strategy, findings";
+     strategy, findings, expires, retry_at, retry_of";
 
 /// Reads a task from [`TASK_COLUMNS`].
 pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
@@ -69,10 +69,13 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
         origin: from_word(row, 3)?,
         metadata: raw_json(row, 6)?,
         deadline_ms: row.get::<_, Option<i64>>(7)?.map(|ms| ms as u64),
+        expires: from_json(row, 28)?,
+        retry_of: uuid(row, 30)?.map(TaskId),
         created_at: Timestamp(row.get(8)?),
         state: from_word(row, 9)?,
         claimed_at: row.get::<_, Option<i64>>(10)?.map(Timestamp),
         attempt: row.get(11)?,
+        retry_at: from_json(row, 29)?,
         cancel_requested: row.get(12)?,
         started_at: row.get::<_, Option<i64>>(13)?.map(Timestamp),
         ended_at: row.get::<_, Option<i64>>(14)?.map(Timestamp),
@@ -96,8 +99,8 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
 /// The columns of a group in the order that [`standing`] reads them.
 pub const GROUP_COLUMNS: &str = "groups.no, id, settings, created_at, last_seq, heads.tasks, \
      session, segment, usage, paused, archived, purging, status, blocked_by, queue_length, \
-     current_task, current_run, provenance, compacting, lead_in, \
-     is_compacting";
+     current_task, current_run, provenance, compacting, lead_in, is_compacting, held, \
+     interruptions, crashes, launch_due";
 
 /// Reads a group from [`GROUP_COLUMNS`].
 pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
@@ -119,6 +122,10 @@ pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
             provenance: from_json(row, 17)?,
             compacting: from_json(row, 18)?.unwrap_or_default(),
             lead_in: row.get(19)?,
+            held: optional_word(row, 21)?,
+            interruptions: row.get(22)?,
+            crashes: row.get(23)?,
+            launch_due: from_json(row, 24)?,
         },
         status: from_word(row, 12)?,
         blocked_by: optional_word(row, 13)?,
@@ -192,6 +199,34 @@ pub fn compaction(row: &Row<'_>) -> rusqlite::Result<(u64, Compaction)> {
     record.started_at = Timestamp(row.get(2)?);
     record.ended_at = row.get::<_, Option<i64>>(3)?.map(Timestamp);
     Ok((seq(row.get(0)?), record))
+}
+
+/// The columns of a permission in the order that [`permission`] reads them.
+pub const PERMISSION_COLUMNS: &str = "key, record, tool_call, options, opened_at, expires_at, \
+     state, selected, resolved_by, resolved_at, \
+     (SELECT id FROM groups WHERE groups.no = permissions.key >> 36)";
+
+/// Reads a permission, and the seq of its frame, from [`PERMISSION_COLUMNS`].
+pub fn permission(row: &Row<'_>) -> rusqlite::Result<(u64, PermissionRecord)> {
+    let key: i64 = row.get(0)?;
+    let tool_call = raw_json(row, 2)?.ok_or_else(|| corrupt(2, "no tool call"))?;
+    let options = raw_json(row, 3)?.ok_or_else(|| corrupt(3, "no options"))?;
+    let permission: Permission = from_json(row, 1)?.ok_or_else(|| corrupt(1, "no record"))?;
+    let group: String = row.get(10)?;
+    let record = PermissionRecord {
+        group: group.parse().map_err(|_| corrupt(10, "no group id"))?,
+        permission: Permission {
+            expires_at: Timestamp(row.get(5)?),
+            shown: Some(Box::new(PermissionShown { tool_call, options })),
+            ..permission
+        },
+        opened_at: Timestamp(row.get(4)?),
+        state: from_word(row, 6)?,
+        selected: row.get(7)?,
+        resolved_by: row.get(8)?,
+        resolved_at: row.get::<_, Option<i64>>(9)?.map(Timestamp),
+    };
+    Ok((seq(key), record))
 }
 
 /// The columns of a block in the order that [`block`] reads them.

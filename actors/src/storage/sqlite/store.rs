@@ -8,7 +8,7 @@ use greenroom_core::{
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    Failure, failed, locks, readable,
+    Failure, failed, locks, permissions, readable,
     rows::{self, int, json, key, ms},
     write_failed,
 };
@@ -74,7 +74,7 @@ impl Store for SqliteStore {
                  (SELECT id FROM tasks WHERE key >= ? AND key < ?)",
                 [from, to],
             )?;
-            for table in ["blocks", "tasks", "compactions"] {
+            for table in ["blocks", "tasks", "compactions", "permissions"] {
                 let sql = format!("DELETE FROM {table} WHERE key >= ? AND key < ?");
                 transaction.execute(&sql, [from, to])?;
             }
@@ -132,9 +132,10 @@ fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> rusqlite::Result<Hy
     // Each half in the words of the index that finds it.
     let sql = format!(
         "SELECT {columns} FROM tasks \
-         WHERE key >= ?1 AND key < ?2 AND state = 'queued' AND claimed_at IS NULL \
-         UNION ALL SELECT {columns} FROM tasks \
-         WHERE key >> 36 = ?3 AND claimed_at IS NOT NULL AND state IN ('queued', 'running') \
+         WHERE key >= ?1 AND key < ?2 AND state IN ('queued', 'retrying') \
+         AND claimed_at IS NULL UNION ALL SELECT {columns} FROM tasks \
+         WHERE key >> 36 = ?3 AND claimed_at IS NOT NULL \
+         AND state IN ('queued', 'retrying', 'running') \
          ORDER BY key",
         columns = rows::TASK_COLUMNS
     );
@@ -154,7 +155,8 @@ fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> rusqlite::Result<Hy
     let run = standing.current_run.map(|id| Run::new(id, RunPhase::Stopping));
     let running = tasks.iter().find(|task| task.state == TaskState::Running);
     let compactions = compactions(conn, group, running)?;
-    Ok(Hydration { epoch, head: standing.head, tasks, run, compactions })
+    let permissions = permissions::pending(conn, group)?;
+    Ok(Hydration { epoch, head: standing.head, tasks, run, compactions, permissions })
 }
 
 /// The compaction that nobody saw to end, and those that were completed within `running`.
@@ -267,6 +269,7 @@ fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
         .prepare_cached(
             "UPDATE heads SET last_seq = ?, tasks = ?, session = ?, segment = ?, usage = ?, \
              paused = ?, archived = ?, purging = ?, provenance = ?, compacting = ?, lead_in = ?, \
+             held = ?, interruptions = ?, crashes = ?, launch_due = ?, \
              status = ?, blocked_by = ?, queue_length = ?, \
              current_task = ?, current_run = ?, is_compacting = ? \
              WHERE no = ? AND epoch = ?",
@@ -283,6 +286,10 @@ fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
             head.provenance.as_ref().map(json),
             json(&head.compacting),
             head.lead_in,
+            head.held.as_ref().map(word),
+            head.interruptions,
+            head.crashes,
+            head.launch_due.as_ref().map(json),
             word(&standing.status),
             standing.blocked_by.as_ref().map(word),
             int(standing.queue_length),
@@ -319,7 +326,25 @@ fn store_fact(
             conn.prepare_cached("UPDATE tasks SET cancel_requested = 1 WHERE id = ?")?
                 .execute(params![task.0.as_bytes()])?;
         }
+        Write::TaskRetrying { task, attempt, due, .. } => {
+            conn.prepare_cached(
+                "UPDATE tasks SET state = 'retrying', attempt = ?, claimed_at = NULL, \
+                 retry_at = ? WHERE id = ?",
+            )?
+            .execute(params![attempt, json(due), task.0.as_bytes()])?;
+        }
+        Write::BackoffEnded { task } => {
+            conn.prepare_cached("UPDATE tasks SET retry_at = NULL WHERE id = ?")?
+                .execute(params![task.0.as_bytes()])?;
+        }
         Write::TaskEnded { record, .. } => end_task(conn, record)?,
+        Write::PermissionOpened(permission) => {
+            permissions::open(conn, group, first_seq, writes.at, permission)?;
+        }
+        Write::PermissionResolved { permission, state, selected, resolved_by, .. } => {
+            let selected = selected.as_deref();
+            permissions::resolve(conn, *permission, writes.at, *state, selected, resolved_by)?;
+        }
         Write::RunStarted { run, agent } => {
             conn.prepare_cached(
                 "INSERT INTO runs (id, no, agent, started_at) VALUES (?, ?, ?, ?)",
@@ -403,11 +428,13 @@ fn store_fact(
         | Write::PurgeOrdered {}
         | Write::GroupPaused {}
         | Write::GroupResumed {}
+        | Write::GroupHeld { .. }
+        | Write::AgentDegraded { .. }
+        | Write::LaunchAllowed {}
         | Write::TurnStarted { .. }
         | Write::PromptSent { .. }
         | Write::Said(_)
         | Write::AgentOutputRejected { .. }
-        | Write::PermissionResolved { .. }
         | Write::TurnCut { .. }
         | Write::TurnSettled { .. }
         | Write::RunStopping { .. }
@@ -492,8 +519,9 @@ fn insert_task(
     };
     conn.prepare_cached(
         "INSERT INTO tasks (key, id, kind, origin, prompt, focus, metadata, deadline_ms, \
-         created_at, state, claimed_at, started_at, attempt, run, segment, seq_first, strategy) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, ?13, ?14, ?15, ?16)",
+         created_at, state, claimed_at, started_at, attempt, run, segment, seq_first, strategy, \
+         expires, retry_of) VALUES \
+         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
     )?
     .execute(params![
         key(group, task.ordinal),
@@ -512,6 +540,8 @@ fn insert_task(
         begun.map(|begun| begun.segment),
         begun.map(|begun| int(begun.first_seq)),
         strategy,
+        task.expires.as_ref().map(json),
+        task.retry_of.as_ref().map(|id| id.0.as_bytes()),
     ])?;
     Ok(())
 }
@@ -522,8 +552,8 @@ fn end_task(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
     let changed = conn
         .prepare_cached(
             "UPDATE tasks SET state = ?, ended_at = ?, seq_last = ?, stop_reason = ?, error = ?, \
-             interrupted = ?, text = ?, text_truncated = ?, usage = ?, tokens = ?, findings = ? \
-             WHERE id = ? AND state IN ('queued', 'running')",
+             interrupted = ?, text = ?, text_truncated = ?, usage = ?, tokens = ?, findings = ?, \
+             attempt = ?, retry_at = ? WHERE id = ? AND state IN ('queued', 'retrying', 'running')",
         )?
         .execute(params![
             word(&task.state),
@@ -537,6 +567,8 @@ fn end_task(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
             ending.usage.as_ref().map(json),
             ending.tokens.as_ref().map(|json| json.as_str()),
             (!ending.findings.is_empty()).then(|| json(&ending.findings)),
+            task.attempt,
+            task.retry_at.as_ref().map(json),
             task.id.0.as_bytes(),
         ])?;
     if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }

@@ -1,0 +1,117 @@
+//! How the database is, for anybody to look at and to wait for.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicI64, AtomicU64, Ordering},
+};
+use std::thread::Thread;
+
+use greenroom_core::Timestamp;
+use tokio::sync::watch;
+
+use super::{Failing, Fault};
+use crate::clock;
+
+/// Whether the database works, and what was committed so far; for anybody to look at.
+#[derive(Clone, Debug, Default)]
+pub struct StorageHealth(Arc<Figures>);
+
+#[derive(Debug, Default)]
+struct Figures {
+    failing: watch::Sender<Option<Failing>>,
+    commits: AtomicU64,
+    transactions: AtomicU64,
+    database_bytes: AtomicU64,
+    log_bytes: AtomicU64,
+    /// Milliseconds since the epoch; 0 if there was none.
+    checkpoint: AtomicI64,
+    /// Sleeps while nothing is committed.
+    checkpointer: OnceLock<Thread>,
+}
+
+/// How large the database's files are, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// The database itself.
+    pub database: u64,
+    /// Its write-ahead log.
+    pub log: u64,
+}
+
+impl StorageHealth {
+    /// Whether the last transaction was durable. While it is not, nothing but a trial write
+    /// touches the database, and every other write is refused at once.
+    pub fn is_good(&self) -> bool {
+        self.0.failing.borrow().is_none()
+    }
+
+    /// Since when it fails, and why.
+    pub fn failing(&self) -> Option<Failing> {
+        *self.0.failing.borrow()
+    }
+
+    /// Waits until the database works; returns at once if it does. Cancel safe.
+    pub async fn until_good(&self) {
+        // An error says that the sender is gone, and `self` holds it.
+        _ = self.0.failing.subscribe().wait_for(Option::is_none).await;
+    }
+
+    /// How many groups' commits there were, and in how many transactions.
+    pub fn totals(&self) -> (u64, u64) {
+        let of = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        (of(&self.0.commits), of(&self.0.transactions))
+    }
+
+    /// How large the files were when they were last looked at, at most a second or so ago.
+    pub fn sizes(&self) -> Sizes {
+        let of = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        Sizes { database: of(&self.0.database_bytes), log: of(&self.0.log_bytes) }
+    }
+
+    /// When all of the write-ahead log was last moved into the database, by the wall clock.
+    pub fn last_checkpoint(&self) -> Option<Timestamp> {
+        let at = self.0.checkpoint.load(Ordering::Relaxed);
+        (at != 0).then_some(Timestamp(at))
+    }
+
+    /// Takes in that it fails. True if it did not before: then somebody should say so.
+    pub(super) fn fail(&self, fault: Fault) -> bool {
+        let failing = Failing { fault, since: clock::now() };
+        self.0.failing.send_if_modified(|state| {
+            let fresh = state.is_none();
+            // One that does not heal stands over one that does.
+            if fresh || state.is_some_and(|state| state.fault.heals() && !fault.heals()) {
+                *state = Some(failing);
+                return true;
+            }
+            false
+        })
+    }
+
+    /// Takes in that it works. True if it did not before: then somebody should say so.
+    pub(super) fn work(&self) -> bool {
+        self.0.failing.send_if_modified(|state| state.take().is_some())
+    }
+
+    pub(super) fn committed(&self, groups: u64) {
+        self.0.transactions.fetch_add(1, Ordering::Relaxed);
+        self.0.commits.fetch_add(groups, Ordering::Relaxed);
+        if let Some(checkpointer) = self.0.checkpointer.get() {
+            checkpointer.unpark();
+        }
+    }
+
+    pub(super) fn measured(&self, sizes: Sizes) {
+        self.0.database_bytes.store(sizes.database, Ordering::Relaxed);
+        self.0.log_bytes.store(sizes.log, Ordering::Relaxed);
+    }
+
+    pub(super) fn checkpointed(&self) {
+        self.0.checkpoint.store(clock::now().0, Ordering::Relaxed);
+    }
+
+    /// Names the thread that is woken by the first commit after a quiet time.
+    pub(super) fn wake(&self, checkpointer: Thread) {
+        _ = self.0.checkpointer.set(checkpointer);
+    }
+}

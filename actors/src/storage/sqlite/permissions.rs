@@ -1,0 +1,98 @@
+//! The rows of permissions: what agents asked for, and what became of it.
+
+use greenroom_core::{Permission, PermissionId, PermissionState, Timestamp};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::{
+    readable,
+    rows::{self, json, key},
+};
+use crate::{
+    storage::{GroupNo, PermissionFilter, PermissionRecord},
+    word::word,
+};
+
+/// Stores a permission that was asked for in the frame `seq`.
+pub fn open(
+    conn: &Connection,
+    group: GroupNo,
+    seq: u64,
+    at: Timestamp,
+    permission: &Permission,
+) -> rusqlite::Result<()> {
+    let shown = permission.shown.as_deref();
+    conn.prepare_cached(
+        "INSERT INTO permissions (key, id, task, record, tool_call, options, opened_at, \
+         expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )?
+    .execute(params![
+        key(group, seq),
+        permission.permission.0.as_bytes(),
+        permission.task.as_ref().map(|id| id.0.as_bytes()),
+        json(permission),
+        shown.map_or("null", |shown| shown.tool_call.as_str()),
+        shown.map_or("[]", |shown| shown.options.as_str()),
+        at.0,
+        permission.expires_at.0,
+    ])?;
+    Ok(())
+}
+
+/// Stores what became of a permission, once.
+pub fn resolve(
+    conn: &Connection,
+    id: PermissionId,
+    at: Timestamp,
+    state: PermissionState,
+    selected: Option<&str>,
+    resolved_by: &str,
+) -> rusqlite::Result<()> {
+    let changed = conn
+        .prepare_cached(
+            "UPDATE permissions SET state = ?, selected = ?, resolved_by = ?, resolved_at = ? \
+             WHERE id = ? AND state = 'pending'",
+        )?
+        .execute(params![word(&state), selected, resolved_by, at.0, id.0.as_bytes()])?;
+    if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }
+}
+
+/// Those of a group that nobody answered, the oldest first.
+pub fn pending(conn: &Connection, group: GroupNo) -> rusqlite::Result<Vec<Permission>> {
+    let sql = format!(
+        "SELECT {} FROM permissions WHERE state = 'pending' AND key >= ? AND key < ? ORDER BY key",
+        rows::PERMISSION_COLUMNS
+    );
+    let mut statement = conn.prepare_cached(&sql)?;
+    let found = statement.query_map([key(group, 0), key(group + 1, 0)], rows::permission)?;
+    found.filter_map(readable).map(|found| found.map(|(_, record)| record.permission)).collect()
+}
+
+/// One permission.
+pub fn get(conn: &Connection, id: PermissionId) -> rusqlite::Result<Option<PermissionRecord>> {
+    let sql = format!("SELECT {} FROM permissions WHERE id = ?", rows::PERMISSION_COLUMNS);
+    let mut statement = conn.prepare_cached(&sql)?;
+    let found = statement.query_row([id.0.as_bytes()], rows::permission).optional()?;
+    Ok(found.map(|(_, record)| record))
+}
+
+/// Permissions in the order in which they were asked for: their ids grow with time.
+pub fn list(
+    conn: &Connection,
+    filter: &PermissionFilter,
+) -> rusqlite::Result<Vec<PermissionRecord>> {
+    let sql = format!(
+        "SELECT {} FROM permissions WHERE id > ?1 AND key >= ?2 AND key < ?3 \
+         AND (?4 IS NULL OR state = ?4) ORDER BY id LIMIT ?5",
+        rows::PERMISSION_COLUMNS
+    );
+    let after = filter.after.map_or([0; 16], |id| id.0.into_bytes());
+    let (from, to) = match filter.group {
+        Some(group) => (key(group, 0), key(group + 1, 0)),
+        None => (0, i64::MAX),
+    };
+    let state = filter.state.as_ref().map(word);
+    let mut statement = conn.prepare_cached(&sql)?;
+    let found = statement
+        .query_map(params![after, from, to, state, filter.limit as i64], rows::permission)?;
+    found.filter_map(readable).map(|found| found.map(|(_, record)| record)).collect()
+}

@@ -1,0 +1,283 @@
+//! `on_interrupt`: whether a group goes on after an interruption, or is held until somebody
+//! decides.
+
+use serde_json::{Value, json};
+
+use crate::support::{Server, Setup};
+
+const LOST: &str = "greenroom/context_lost";
+
+/// Runs a turn that is cut off after it said something.
+#[track_caller]
+fn cut(server: &Server, group: &str) -> Value {
+    let task = server.submit(group, "[[reply:x]][[die:1]]");
+    server.finish_as(&task, "interrupted")
+}
+
+/// A server with a group `work` whose agent cannot restore a session, and which had a turn.
+#[track_caller]
+fn forgetful(on_interrupt: &str) -> Server {
+    let server = Setup::new().forgetful().start();
+    server.make("work", "forgetful", on_interrupt);
+    server.complete("work", "[[reply:zero]]");
+    server
+}
+
+/// Checks that the group is held and that these tasks wait for that.
+#[track_caller]
+fn assert_held(server: &Server, tasks: &[&Value]) {
+    server.wait_status("work", "held");
+    for task in tasks {
+        let task = server.wait_blocked(task, "held");
+        assert_eq!((&task["state"], &task["started_at"]), (&json!("queued"), &json!(null)));
+    }
+    let group = server.group("work");
+    assert_eq!(group["queue_length"], tasks.len(), "{group}");
+    if !tasks.is_empty() {
+        assert_eq!(group["blocked_by"], "held", "{group}");
+    }
+}
+
+/// API 2, 4: PUT sets another for one group, over a restart too; words that are none are refused.
+#[test]
+fn is_set_by_group() {
+    let mut server = Setup::new().text("defaults", "on_interrupt", "hold").start();
+    server.make("work", "scripted", "");
+    for word in ["hold", "auto", "continue"] {
+        let changed = server.put("/v1/groups/work", &json!({ "on_interrupt": word })).expect(200);
+        assert_eq!(changed["on_interrupt"], word);
+    }
+    let problem = server.put("/v1/groups/work", &json!({ "on_interrupt": "stop" }));
+    let problem = problem.problem(400, "invalid-body");
+    assert!(problem.to_string().contains("on_interrupt"), "{problem}");
+    server.kill_and_boot();
+    assert_eq!(server.group("work")["on_interrupt"], "continue");
+    cut(&server, "work");
+    server.complete("work", "the group's word counts");
+    cut(&server, "other");
+    let waiting = server.submit("other", "the default counts");
+    server.wait_blocked(&waiting, "held");
+}
+
+/// API 4: `auto` is the default.
+#[test]
+fn auto_is_the_default() {
+    let server = forgetful("");
+    cut(&server, "work");
+    assert_held(&server, &[&server.submit("work", "next")]);
+}
+
+/// RELIABILITY 1, I16: under `auto` an interruption whose context is lost holds the group: it is
+/// said once, what waits keeps its order, and `resume` lets it go on in a new session.
+#[test]
+fn auto_holds_when_the_context_is_lost() {
+    let server = forgetful("auto");
+    let dead = server.submit("work", "[[reply:x]][[gate:go]][[die:1]]");
+    let waiting = ["one", "two", "three"].map(|text| server.submit("work", text));
+    server.journal.open_gate("go");
+    server.finish_as(&dead, "interrupted");
+    assert_held(&server, &waiting.each_ref());
+    assert_eq!(server.frames_of_kind("work", LOST).len(), 1);
+    let warned = |line: &str| {
+        let lower = line.to_lowercase();
+        line.contains("WARN") && line.contains("group=work") && lower.contains("context")
+    };
+    server.log.wait("a warning of the lost context", warned);
+    let later = server.submit("work", "four");
+    assert_eq!((&later["state"], &later["blocked_by"]), (&json!("queued"), &json!("held")));
+    // Another group's whole turn: time in which a wrong start would show.
+    server.complete("other", "fine");
+    assert_eq!(server.journal.times("one"), 0);
+    let warnings = server.log.lines().iter().filter(|line| warned(line)).count();
+    assert_eq!(warnings, 1, "{}", server.log.tail());
+    server.resume("work");
+    for task in waiting.iter().chain([&later]) {
+        server.finish_as(task, "completed");
+    }
+    let prompts = server.journal.events_named("prompt");
+    let of_work: Vec<&str> = prompts.iter().filter_map(|event| event["text"].as_str()).collect();
+    assert_eq!(of_work[3..], ["one", "two", "three", "four"], "{of_work:?}");
+    assert_ne!(prompts[3]["session"], prompts[0]["session"], "a new session");
+    assert_eq!(server.frames_of_kind("work", LOST).len(), 1);
+    server.wait_status("work", "idle");
+}
+
+/// RELIABILITY 1: nothing waits when the context is lost: the next turn is taken, and held.
+#[test]
+fn auto_holds_the_next_turn() {
+    let server = forgetful("auto");
+    cut(&server, "work");
+    let next = server.submit("work", "next");
+    assert_held(&server, &[&next]);
+    assert_eq!(server.journal.times("next"), 0);
+    server.resume("work");
+    server.finish_as(&next, "completed");
+}
+
+/// RELIABILITY 1: an interruption whose session is restored does not hold the group.
+#[test]
+fn auto_goes_on_with_its_context() {
+    let server = Server::usual();
+    cut(&server, "work");
+    server.complete("work", "next");
+    assert!(server.frames_of_kind("work", LOST).is_empty());
+}
+
+/// RELIABILITY 1: two interruptions in a row hold the group, also with the session restored; a turn
+/// that completes between them begins the count anew.
+#[test]
+fn auto_holds_after_two_in_a_row() {
+    let server = Server::usual();
+    for _ in 0..3 {
+        cut(&server, "work");
+        server.complete("work", "between");
+    }
+    let dead = ["one", "two"]
+        .map(|name| server.submit("work", &format!("{name}[[reply:x]][[gate:go]][[die:1]]")));
+    let waiting = server.submit("work", "waiting");
+    server.journal.open_gate("go");
+    dead.iter().for_each(|task| drop(server.finish_as(task, "interrupted")));
+    assert_held(&server, &[&waiting]);
+    assert!(server.frames_of_kind("work", LOST).is_empty(), "no context was lost");
+    server.log.wait("a warning", |line| {
+        line.contains("WARN") && line.contains("group=work") && line.contains("held")
+    });
+    server.resume("work");
+    server.finish_as(&waiting, "completed");
+    cut(&server, "work");
+    server.complete("work", "one interruption after the resume does not hold");
+}
+
+/// API 4: under `continue` the group goes on in an empty context, which is said.
+#[test]
+fn continue_goes_on() {
+    let server = forgetful("continue");
+    cut(&server, "work");
+    cut(&server, "work");
+    server.complete("work", "next");
+    assert_eq!(server.frames_of_kind("work", LOST).len(), 2);
+}
+
+/// API 4: under `hold` every interruption holds, whatever its cause, with the session restored.
+#[test]
+fn hold_holds_after_any() {
+    for (word, stop_reason) in [
+        ("[[reply:x]][[die:1]]", "_process_exited"),
+        ("[[garbage-run:10]][[gate:never]]", "_protocol"),
+        ("[[gate:never]]", "_deadline"),
+    ] {
+        let server = Setup::new().text("defaults", "on_interrupt", "hold").start();
+        server.complete("work", "zero");
+        let mut body = json!({ "prompt": word });
+        if stop_reason == "_deadline" {
+            body["deadline_ms"] = json!(500);
+        }
+        let dead = server.post("/v1/groups/work/turns", &body).expect(202);
+        let waiting = server.submit("work", "waiting");
+        let dead = server.finish_as(&dead, "interrupted");
+        assert_eq!(dead["stop_reason"], stop_reason, "{dead}");
+        assert_held(&server, &[&waiting]);
+        server.complete("other", "fine");
+        assert_eq!(server.journal.times("waiting"), 0, "{word}");
+        server.resume("work");
+        server.finish_as(&waiting, "completed");
+        assert!(server.frames_of_kind("work", LOST).is_empty(), "{word}");
+    }
+}
+
+/// API 4: what is no interruption holds nobody: a failure, a cancel, an attempt that is made again.
+#[test]
+fn hold_is_for_interruptions() {
+    let setup = Setup::new().retries("10ms").text("defaults", "on_interrupt", "hold");
+    let server = setup.start();
+    server.turn("work", "[[error:-32602:no]]");
+    let cancelled = server.submit("work", "[[on-cancel:die:1]][[gate:off]]");
+    server.journal.wait_gate("off");
+    server.cancel(&cancelled).expect(202);
+    server.finish_as(&cancelled, "cancelled");
+    server.complete("work", "[[times:1:die:1]][[reply:made again]]");
+    server.complete("work", "next");
+    server.wait_status("work", "idle");
+}
+
+/// RELIABILITY 1: kill -9 of the server under a running turn is an interruption like any other.
+#[test]
+fn a_crash_of_the_server_counts() {
+    let mut server = forgetful("auto");
+    server.make("held", "scripted", "hold");
+    server.make("kept", "scripted", "auto");
+    let groups = ["work", "held", "kept"];
+    let running = groups.map(|group| server.submit(group, &format!("[[reply:x]][[gate:{group}]]")));
+    let waiting = groups.map(|group| server.submit(group, "waiting"));
+    groups.iter().for_each(|group| server.journal.wait_gate(group));
+    server.kill_and_boot();
+    running.iter().for_each(|task| drop(server.finish_as(task, "interrupted")));
+    for place in [0, 1] {
+        server.wait_blocked(&waiting[place], "held");
+        server.wait_status(groups[place], "held");
+    }
+    server.finish_as(&waiting[2], "completed");
+    for place in [0, 1] {
+        server.resume(groups[place]);
+        server.finish_as(&waiting[place], "completed");
+    }
+    assert_eq!(server.frames_of_kind("work", LOST).len(), 1);
+    assert!(server.frames_of_kind("held", LOST).is_empty());
+}
+
+/// I2, AM-4: a held group is held after the next start, with its queue.
+#[test]
+fn survives_a_restart() {
+    let mut server = forgetful("auto");
+    let dead = server.submit("work", "[[reply:x]][[gate:go]][[die:1]]");
+    let waiting = ["one", "two"].map(|text| server.submit("work", text));
+    server.journal.open_gate("go");
+    server.finish_as(&dead, "interrupted");
+    for end in ["kill", "terminate"] {
+        assert_held(&server, &waiting.each_ref());
+        if end == "kill" {
+            server.kill();
+        } else {
+            server.terminate();
+            assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+        }
+        server.boot();
+        server.complete(&format!("after-{end}"), "fine");
+    }
+    assert_held(&server, &waiting.each_ref());
+    assert_eq!(server.journal.times("one"), 0);
+    server.resume("work");
+    waiting.iter().for_each(|task| drop(server.finish_as(task, "completed")));
+    assert_eq!(server.frames_of_kind("work", LOST).len(), 1, "said once");
+}
+
+/// API 2: what waits in a held group can be cancelled, and the group deleted.
+#[test]
+fn a_held_group_obeys() {
+    let server = forgetful("hold");
+    cut(&server, "work");
+    let waiting = ["one", "two"].map(|text| server.submit("work", text));
+    assert_held(&server, &waiting.each_ref());
+    server.cancel(&waiting[0]).expect(202);
+    server.finish_as(&waiting[0], "cancelled");
+    assert_held(&server, &[&waiting[1]]);
+    server.delete("/v1/groups/work").expect(202);
+    server.finish_as(&waiting[1], "cancelled");
+    server.wait_status("work", "archived");
+    server.put("/v1/groups/work", &json!({})).expect_any(&[200, 201]);
+    server.complete("work", "revived");
+}
+
+/// I16: an idle agent whose session cannot be restored was not interrupted: the loss is said, and
+/// the group goes on; so after a restart.
+#[test]
+fn a_loss_without_interruption_holds_nobody() {
+    let mut server = forgetful("auto");
+    server.post("/v1/groups/work/stop", &json!({})).expect(202);
+    server.wait_group("work", "no run", |group| group["current_run"].is_null());
+    server.complete("work", "one");
+    assert_eq!(server.frames_of_kind("work", LOST).len(), 1);
+    server.kill_and_boot();
+    server.complete("work", "two");
+    assert_eq!(server.frames_of_kind("work", LOST).len(), 2);
+}

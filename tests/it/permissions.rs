@@ -1,0 +1,342 @@
+//! The inbox: what an agent asks stays until somebody answers it, or it is void.
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::server::{encode, id};
+use crate::support::{Server, Setup, millis, process};
+
+const OPENED: &str = "greenroom/permission_opened";
+const RESOLVED: &str = "greenroom/permission_resolved";
+
+/// A server whose permissions wait for somebody.
+#[track_caller]
+fn asking() -> Server {
+    Setup::new().asks().start()
+}
+
+/// Checks what became of a permission, over HTTP and in the transcript.
+#[track_caller]
+fn assert_resolved(server: &Server, permission: &Value, state: &str, selected: Option<&str>) {
+    let now = server.permission(permission);
+    let tail = server.log.tail();
+    assert_eq!((&now["state"], &now["selected"]), (&json!(state), &json!(selected)), "{now}{tail}");
+    assert!(now["resolved_by"].is_string(), "{now}");
+    for name in ["group", "task", "tool_call", "options", "opened_at", "expires_at"] {
+        assert_eq!(now[name], permission[name], "{name}");
+    }
+    let group = permission["group"].as_str().unwrap();
+    for kind in [OPENED, RESOLVED] {
+        let frames = server.frames_of_kind(group, kind);
+        let own = frames.iter().filter(|frame| frame.to_string().contains(id(permission)));
+        assert_eq!(own.count(), 1, "{kind}: {frames:?}");
+    }
+    let pending = server.permissions("state=pending");
+    assert!(pending.iter().all(|one| one["id"] != permission["id"]), "{pending:?}");
+}
+
+/// API 2, AM-7: what is asked is pending, in the inbox and in the transcript, until it is answered;
+/// the agent is given the answer.
+#[test]
+fn asked_and_answered() {
+    let server = asking();
+    let (task, permission) = server.asked("work", "[[permission::execute]]");
+    assert!(id(&permission).starts_with("prm_"), "{permission}");
+    assert_eq!((&permission["group"], &permission["task"]), (&json!("work"), &task["id"]));
+    assert_eq!(permission["state"], "pending");
+    assert_eq!(permission["tool_call"]["kind"], "execute");
+    let ids: Vec<&str> = permission["options"].as_array().unwrap().iter().map(option_id).collect();
+    assert_eq!(ids, ["always", "once", "never", "not-now"], "as the agent offered them");
+    for name in ["selected", "resolved_by"] {
+        assert_eq!(permission.get(name), Some(&json!(null)), "{name} of {permission}");
+    }
+    let open_ms = millis(&permission["expires_at"]) - millis(&permission["opened_at"]);
+    assert!((599_000..=601_000).contains(&open_ms), "{open_ms} ms, not 10 minutes");
+    assert_eq!(server.task(&task)["state"], "running");
+    let request = &server.frames_of_kind("work", "session/request_permission")[0];
+    assert_eq!(request["payload"]["params"]["options"], permission["options"]);
+    let opened = &server.frames_of_kind("work", OPENED)[0];
+    assert!(opened.to_string().contains(id(&permission)), "{opened}");
+    assert_eq!(opened["task"], task["id"]);
+    let answered = server.answer(&permission, "once").expect(200);
+    assert_eq!((&answered["id"], &answered["state"]), (&permission["id"], &json!("selected")));
+    assert_eq!(answered["selected"], "once");
+    assert_eq!(server.finish_as(&task, "completed")["text"], "permission: selected once");
+    assert_resolved(&server, &permission, "selected", Some("once"));
+    let order = server.frames("work").into_iter().map(|frame| frame["kind"].clone());
+    let order: Vec<Value> = order.filter(|kind| kind.as_str().unwrap().contains("perm")).collect();
+    assert_eq!(order, ["session/request_permission", OPENED, RESOLVED]);
+}
+
+fn option_id(option: &Value) -> &str {
+    option["optionId"].as_str().unwrap()
+}
+
+/// API 2: an option that says no is an answer like any other; `cancel` selects none.
+#[test]
+fn every_answer_reaches_the_agent() {
+    let server = asking();
+    for option in ["always", "never", "not-now"] {
+        let (task, permission) = server.asked("work", "[[permission]]");
+        server.answer(&permission, option).expect(200);
+        let said = format!("permission: selected {option}");
+        assert_eq!(server.finish_as(&task, "completed")["text"], said);
+        assert_resolved(&server, &permission, "selected", Some(option));
+    }
+    let (task, permission) = server.asked("work", "[[permission]]");
+    let answered = server.answer_with(&permission, &json!({ "cancel": true })).expect(200);
+    assert_eq!(answered["state"], "cancelled", "{answered}");
+    assert_eq!(server.finish_as(&task, "completed")["text"], "permission: cancelled -");
+    assert_resolved(&server, &permission, "cancelled", None);
+}
+
+/// API 2: the second answer is 409 `already-resolved`, also one that says the same, and changes
+/// nothing.
+#[test]
+fn the_first_answer_counts() {
+    let server = asking();
+    let (task, permission) = server.asked("work", "[[permission]][[gate:go]]");
+    server.answer(&permission, "once").expect(200);
+    for body in [json!({ "option_id": "never" }), json!({ "option_id": "once" })] {
+        server.answer_with(&permission, &body).problem(409, "already-resolved");
+    }
+    let cancel = json!({ "cancel": true });
+    server.answer_with(&permission, &cancel).problem(409, "already-resolved");
+    server.journal.open_gate("go");
+    assert_eq!(server.finish_as(&task, "completed")["text"], "permission: selected once");
+    server.answer(&permission, "never").problem(409, "already-resolved");
+    assert_resolved(&server, &permission, "selected", Some("once"));
+    assert_eq!(server.journal.events_named("permission").len(), 1);
+}
+
+/// API 2: what is no answer is refused, and leaves the permission pending.
+#[test]
+fn what_is_no_answer() {
+    let server = asking();
+    let (_, permission) = server.asked("work", "[[permission]]");
+    let problem = server.answer(&permission, "nobody").any_problem(400);
+    assert!(problem.to_string().contains("option"), "{problem}");
+    for (body, field) in [
+        (json!({}), ""),
+        (json!({ "option_id": 5 }), "option_id"),
+        (json!({ "option_id": null }), ""),
+        (json!({ "cancel": false }), "cancel"),
+        (json!({ "cancel": "yes" }), "cancel"),
+        (json!({ "option_id": "once", "cancel": true }), ""),
+        (json!({ "option_id": "once", "remember": true }), "remember"),
+    ] {
+        let problem = server.answer_with(&permission, &body).problem(400, "invalid-body");
+        assert!(problem.to_string().contains(field), "{body}: {problem}");
+    }
+    for unknown in ["prm_01890000-0000-7000-8000-000000000000", "nonsense", "prm_", "tsk_1"] {
+        let body = json!({ "option_id": "once" });
+        server.post(&format!("/v1/permissions/{unknown}"), &body).any_problem(404);
+    }
+    assert_eq!(server.permission(&permission), permission, "still pending");
+    assert!(server.journal.events_named("permission").is_empty());
+}
+
+/// API 2: several are open at once; each answer goes to the request that it is for.
+#[test]
+fn several_at_once() {
+    let server = asking();
+    let ask = "[[permission-open]][[permission-open]][[permission-open]]";
+    let task = server.submit("work", &format!("{ask}[[await-permissions]][[reply:all]]"));
+    let pending = server.wait_pending("work", 3);
+    let answers = [(2, "once"), (0, "never"), (1, "always")];
+    for (place, option) in answers {
+        server.answer(&pending[place], option).expect(200);
+    }
+    for (place, option) in answers {
+        let outcome = server.wait_outcome(&pending[place]);
+        assert_eq!(outcome, json!({ "outcome": "selected", "optionId": option }));
+        assert_resolved(&server, &pending[place], "selected", Some(option));
+    }
+    assert_eq!(server.finish_as(&task, "completed")["text"], "all");
+}
+
+/// API 2: lists select by group and state, and come in pages.
+#[test]
+fn listed_by_group_state_and_page() {
+    let server = asking();
+    let ask = "[[permission-open]][[permission-open]][[permission-open]]";
+    let task = server.submit("a", &format!("{ask}[[await-permissions]]"));
+    server.asked("b", "[[permission]]");
+    let of_a = server.wait_pending("a", 3);
+    assert_eq!(server.permissions("state=pending").len(), 4);
+    assert_eq!(server.permissions("group=nobody").len(), 0);
+    let mut seen = Vec::new();
+    let mut query = "group=a&state=pending&limit=2".to_owned();
+    loop {
+        let page = server.get(&format!("/v1/permissions?{query}")).expect(200);
+        let items = page["items"].as_array().unwrap();
+        assert!(items.len() <= 2, "{page}");
+        seen.extend(items.iter().cloned());
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        query = format!("group=a&state=pending&limit=2&cursor={}", encode(next));
+    }
+    assert_eq!(seen, of_a);
+    for permission in &of_a {
+        server.answer(permission, "once").expect(200);
+    }
+    server.finish_as(&task, "completed");
+    assert_eq!(server.permissions("group=a&state=pending").len(), 0);
+    assert_eq!(server.permissions("group=a&state=selected").len(), 3);
+    assert_eq!(server.permissions("group=b&state=selected").len(), 0);
+    for query in ["limit=0", "limit=1001", "limit=x"] {
+        server.get(&format!("/v1/permissions?{query}")).any_problem(400);
+    }
+}
+
+/// API 2: the snapshot has what is pending, as the inbox shows it.
+#[test]
+fn in_the_snapshot() {
+    let server = asking();
+    let (task, permission) = server.asked("work", "[[permission]]");
+    let inbox = || {
+        let snapshot = server.get("/v1/groups/work/snapshot").expect(200);
+        let found =
+            snapshot.as_object().unwrap().iter().find(|(name, _)| name.ends_with("permissions"));
+        found.expect("the pending permissions").1.clone()
+    };
+    assert_eq!(inbox(), json!([permission]));
+    server.answer(&permission, "once").expect(200);
+    assert_eq!(inbox(), json!([]));
+    server.finish_as(&task, "completed");
+}
+
+/// AM-7, C22: nobody answers in time: the permission is `expired`, and the agent is told no.
+#[test]
+fn nobody_answers() {
+    let server = Setup::new().asks().text("defaults", "permission_timeout", "300ms").start();
+    for (form, selected, said) in [
+        ("", Some("not-now"), "permission: selected not-now"),
+        (":always", Some("never"), "permission: selected never"),
+        (":none", None, "permission: cancelled -"),
+    ] {
+        let task = server.complete("work", &format!("[[permission{form}]]"));
+        assert_eq!(task["text"], said);
+        let kept = server.permissions("group=work&state=expired");
+        let permission = kept.into_iter().find(|one| one["task"] == task["id"]).unwrap();
+        let waited = millis(&task["ended_at"]) - millis(&permission["opened_at"]);
+        assert!(240 <= waited, "after {waited} ms");
+        assert_resolved(&server, &permission, "expired", selected);
+        server.answer(&permission, "once").problem(409, "already-resolved");
+    }
+}
+
+/// ARCHITECTURE 4: a cancel of the task answers all that are open with `cancelled`.
+#[test]
+fn the_task_is_cancelled() {
+    let server = asking();
+    let task = server.submit("work", "[[permission-open]][[permission-open]][[permission]]");
+    let pending = server.wait_pending("work", 3);
+    server.cancel(&task).expect(202);
+    server.finish_as(&task, "cancelled");
+    for permission in &pending {
+        assert_eq!(server.wait_outcome(permission), json!({ "outcome": "cancelled" }));
+        assert_resolved(&server, permission, "cancelled", None);
+        server.answer(permission, "once").problem(409, "already-resolved");
+    }
+    assert_eq!(server.journal.events_named("cancel").len(), 1);
+    assert_eq!(server.journal.events_named("start").len(), 1, "nobody was killed");
+}
+
+/// ARCHITECTURE 4, AM-3: what is open when its turn settles is `void`, before the settlement, and
+/// the agent is answered.
+#[test]
+fn the_turn_settles() {
+    let server = asking();
+    let (task, permission) = server.asked("work", "[[permission-open]][[gate:go]]");
+    server.journal.open_gate("go");
+    server.finish_as(&task, "completed");
+    assert_eq!(server.wait_outcome(&permission), json!({ "outcome": "cancelled" }));
+    assert_resolved(&server, &permission, "void", None);
+    server.answer(&permission, "once").problem(410, "void");
+    let place = |kind: &str| server.task_frames(&task, kind)[0]["seq"].as_u64().unwrap();
+    assert!(place(RESOLVED) < place("greenroom/turn_settled"));
+}
+
+/// ARCHITECTURE 4, I7: an agent that dies leaves it `void`; having asked, it is not run again.
+#[test]
+fn the_agent_dies() {
+    let server = Setup::new().asks().retries("10ms").start();
+    let (task, permission) = server.asked("work", "[[permission]]");
+    process::signal(server.journal.agent_pid(), Signal::KILL);
+    let cut = server.finish_as(&task, "interrupted");
+    assert_eq!(cut["stop_reason"], "_process_exited", "{cut}");
+    assert_resolved(&server, &permission, "void", None);
+    server.answer(&permission, "once").problem(410, "void");
+    server.assert_attempts(&task, 1);
+}
+
+/// RELIABILITY 1: so does the end of the server; the turn is `interrupted`.
+#[test]
+fn the_server_is_killed() {
+    let mut server = asking();
+    let (task, permission) = server.asked("work", "[[permission]]");
+    server.kill_and_boot();
+    let cut = server.finish_as(&task, "interrupted");
+    assert_eq!(cut["stop_reason"], "_server_restart", "{cut}");
+    assert_resolved(&server, &permission, "void", None);
+    server.answer(&permission, "once").problem(410, "void");
+    assert!(server.permissions("state=pending").is_empty());
+}
+
+/// F4: a permission that nobody answers in the drain ends with its turn; the exit code is 0.
+#[test]
+fn the_server_drains() {
+    let mut server = Setup::new().asks().text("server", "drain_timeout", "1s").start();
+    let (task, permission) = server.asked("work", "[[permission]]");
+    server.terminate();
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    server.boot();
+    let ended = server.finish(&task);
+    assert!(["interrupted", "cancelled"].contains(&ended["state"].as_str().unwrap()), "{ended}");
+    assert!(server.permissions("state=pending").is_empty());
+    server.answer(&permission, "once").expect_any(&[409, 410]);
+    assert_eq!(server.journal.times("[[permission]]"), 1);
+}
+
+/// DQ-11: what is asked in the drain can be answered in it, and its turn completes.
+#[test]
+fn answered_in_the_drain() {
+    let mut server = Setup::new().asks().text("server", "drain_timeout", "25s").start();
+    let (task, permission) = server.asked("work", "[[permission]]");
+    server.terminate();
+    server.log.wait("the drain", |line| line.contains("draining"));
+    server.answer(&permission, "once").expect(200);
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    server.boot();
+    assert_eq!(server.finish_as(&task, "completed")["text"], "permission: selected once");
+    assert_resolved(&server, &permission, "selected", Some("once"));
+}
+
+/// AM-4: what was answered stays answered over a restart.
+#[test]
+fn an_answer_is_durable() {
+    let mut server = asking();
+    let (_, permission) = server.asked("work", "[[permission]][[gate:never]]");
+    let answered = server.answer(&permission, "never").expect(200);
+    server.kill_and_boot();
+    assert_eq!(server.permission(&permission), answered);
+    server.answer(&permission, "once").problem(409, "already-resolved");
+}
+
+/// API 2: the end of the group ends what it asked; a purge forgets it.
+#[test]
+fn the_group_is_deleted() {
+    let server = asking();
+    let (task, permission) = server.asked("work", "[[permission]]");
+    server.delete("/v1/groups/work").expect(202);
+    server.finish_as(&task, "cancelled");
+    assert!(server.permissions("state=pending").is_empty());
+    let state = server.permission(&permission)["state"].clone();
+    assert!(["cancelled", "void"].contains(&state.as_str().unwrap()), "{state}");
+    server.answer(&permission, "once").expect_any(&[409, 410]);
+    server.wait_status("work", "archived");
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    server.wait_purged("work");
+    server.answer(&permission, "once").any_problem(404);
+    assert!(server.permissions("group=work").is_empty());
+}

@@ -1,0 +1,139 @@
+//! What tests of attempts, interruptions and held groups ask of a server.
+
+use std::process::{Output, Stdio};
+
+use serde_json::{Value, json};
+
+use super::http::Reply;
+use super::server::{TERMINAL, greenroom, id};
+use super::{Server, Setup, eventually};
+
+/// Milliseconds since 1970 of a time as the API shows it: RFC 3339, UTC, with milliseconds.
+#[track_caller]
+pub fn millis(time: &Value) -> i64 {
+    let text = time.as_str().unwrap_or_else(|| panic!("no time: {time}"));
+    assert!(text.len() == 24 && text.ends_with('Z'), "not UTC with milliseconds: {text}");
+    let number = |from: usize, to: usize| text[from..to].parse::<i64>().unwrap();
+    let (year, month, day) = (number(0, 4), number(5, 7), number(8, 10));
+    // March is the first month of a year whose last day may be the leap day.
+    let (year, month) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day;
+    let since_1970 = days - 719_469;
+    let seconds = number(11, 13) * 3_600 + number(14, 16) * 60 + number(17, 19);
+    (since_1970 * 86_400 + seconds) * 1_000 + number(20, 23)
+}
+
+impl Setup {
+    /// Adds a profile whose agents can restore no session.
+    pub fn forgetful(self) -> Self {
+        self.agent("forgetful", &["--no-resume", "--no-load"])
+    }
+
+    /// Adds a profile whose agents exit at their start, with 1, until the gate `open` is open.
+    pub fn crashing(self) -> Self {
+        self.agent("crashing", &["--exit-until", "open"])
+    }
+}
+
+impl Server {
+    /// Makes the group, with this agent and, unless it is empty, this `on_interrupt`.
+    #[track_caller]
+    pub fn make(&self, group: &str, agent: &str, on_interrupt: &str) -> Value {
+        let mut body = json!({ "agent": agent });
+        if !on_interrupt.is_empty() {
+            body["on_interrupt"] = json!(on_interrupt);
+        }
+        self.put(&format!("/v1/groups/{group}"), &body).expect(201)
+    }
+
+    /// Waits until the task, which has not ended, waits for this.
+    #[track_caller]
+    pub fn wait_blocked(&self, task: &Value, by: &str) -> Value {
+        eventually(&format!("a task that is blocked by {by}"), &self.log, || {
+            let task = self.task(task);
+            let ended = TERMINAL.contains(&task["state"].as_str().unwrap());
+            assert!(!ended, "ended, not blocked by {by}: {task}\n{}", self.log.tail());
+            (task["blocked_by"] == by).then_some(task)
+        })
+    }
+
+    /// Waits until the task stands between two attempts.
+    #[track_caller]
+    pub fn wait_retrying(&self, task: &Value) -> Value {
+        let waiting = self.wait_blocked(task, "backoff");
+        assert_eq!(waiting["state"], "retrying", "{waiting}");
+        waiting
+    }
+
+    /// Waits until the group has this status.
+    #[track_caller]
+    pub fn wait_status(&self, group: &str, status: &str) -> Value {
+        self.wait_group(group, status, |group| group["status"] == status)
+    }
+
+    /// Waits until nothing is left of the group.
+    #[track_caller]
+    pub fn wait_purged(&self, group: &str) {
+        eventually("the purge", &self.log, || {
+            (self.get(&format!("/v1/groups/{group}")).status == 404).then_some(())
+        });
+    }
+
+    #[track_caller]
+    pub fn resume(&self, group: &str) {
+        self.post(&format!("/v1/groups/{group}/resume"), &json!({})).expect(202);
+    }
+
+    /// Asks for a task to be done again.
+    #[track_caller]
+    pub fn retry(&self, task: &Value) -> Reply {
+        self.post(&format!("/v1/tasks/{}/retry", id(task)), &json!({}))
+    }
+
+    /// The task's frames of one kind, in order.
+    #[track_caller]
+    pub fn task_frames(&self, task: &Value, kind: &str) -> Vec<Value> {
+        let mut frames = self.frames_of_kind(task["group"].as_str().unwrap(), kind);
+        frames.retain(|frame| frame["task"] == task["id"]);
+        frames
+    }
+
+    /// Checks that the task, which has ended, took so many attempts: each was started, sent once
+    /// and settled before the next, and the task ended once (I7, I9).
+    #[track_caller]
+    pub fn assert_attempts(&self, task: &Value, attempts: usize) {
+        let ended = self.task(task);
+        let tail = self.log.tail();
+        assert_eq!(ended["attempt"], attempts, "{ended}\n{tail}");
+        let mut told = Vec::new();
+        for frame in self.frames(task["group"].as_str().unwrap()) {
+            let kind = frame["kind"].as_str().unwrap().to_owned();
+            let counts = ["session/prompt", "greenroom/turn_started", "greenroom/turn_settled"];
+            if frame["task"] == task["id"] && counts.contains(&kind.as_str()) {
+                told.push(kind);
+            }
+        }
+        let one = ["greenroom/turn_started", "session/prompt", "greenroom/turn_settled"];
+        let expected: Vec<&str> = (0..attempts).flat_map(|_| one).collect();
+        assert_eq!(told, expected, "{ended}\n{tail}");
+        assert_eq!(self.task_frames(task, "greenroom/task_ended").len(), 1, "{ended}\n{tail}");
+    }
+
+    /// Runs the command line against this server, to its end.
+    #[track_caller]
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        let mut command = greenroom(&self.home, arguments);
+        command.env("GREENROOM_URL", format!("http://{}", self.address()));
+        command.stdout(Stdio::piped()).output().unwrap()
+    }
+
+    /// [`Self::cli`] that must succeed; gives what it printed.
+    #[track_caller]
+    pub fn cli_says(&self, arguments: &[&str]) -> String {
+        let output = self.cli(arguments);
+        let (said, failed) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{arguments:?}: {}: {said}{failed}", output.status);
+        said.into_owned()
+    }
+}
