@@ -41,6 +41,8 @@ pub struct Head {
     pub tasks: u64,
     /// The session in force.
     pub session: Option<SessionId>,
+    /// Whether no prompt was sent in that session yet: then nothing is lost with it.
+    pub unspoken: bool,
     /// The open segment; 0 before the first session.
     pub segment: u32,
     /// The context usage last reported.
@@ -76,6 +78,7 @@ impl Head {
             last_seq: 0,
             tasks: 0,
             session: None,
+            unspoken: false,
             segment: 0,
             usage: None,
             paused: false,

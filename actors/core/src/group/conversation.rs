@@ -65,12 +65,15 @@ impl Scene<'_> {
             return;
         }
         let head = &self.group.head;
-        // A session that begins with a summary which no prompt carried to it has no more to lose.
-        if continuity == Continuity::Lost
-            && head.lead_in.is_none()
-            && let Some(lost) = head.session.clone()
-        {
-            self.write(Write::ContextLost { session: lost });
+        // A session in which nothing was said yet, but for a summary at most that is said again, has
+        // nothing to lose.
+        let lost = head
+            .session
+            .clone()
+            .filter(|_| continuity == Continuity::Lost && head.lead_in.is_none() && !head.unspoken);
+        let is_lost = lost.is_some();
+        if let Some(session) = lost {
+            self.write(Write::ContextLost { session });
         }
         let head = &self.group.head;
         let known = head.provenance.as_ref().map(|known| &*known.current);
@@ -84,7 +87,9 @@ impl Scene<'_> {
             self.rotate(EndReason::Reset, session.clone(), provenance.clone());
         }
         self.write(Write::RunReady { run, pid, session, continuity, provenance });
-        self.hold_after_loss(continuity);
+        if is_lost {
+            self.hold_after_loss();
+        }
         let Some(Current { task, turn: None }) = &self.group.current else { return };
         let (task, needs_lock) = (task.id, self.group.needs_lock(task));
         if needs_lock {

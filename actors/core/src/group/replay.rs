@@ -66,6 +66,7 @@ impl Group {
                 }
             }
             Write::PromptSent { id, .. } => {
+                self.head.unspoken = false;
                 if let Some(current) = &mut self.current
                     && let Some(run) = &current.task.run
                 {
@@ -169,6 +170,7 @@ impl Group {
                 if self.head.session.as_ref() != Some(session) {
                     // It was the other session's.
                     self.head.usage = None;
+                    self.head.unspoken = true;
                 }
                 self.head.segment = *segment;
                 self.head.session = Some(session.clone());

@@ -3,7 +3,7 @@
 
 use super::{Current, Group, scene::Scene};
 use crate::{
-    Continuity, Due, Ending, Exit, Held, OnInterrupt, RunId, TaskError, TaskId, TaskState, Write,
+    Due, Ending, Exit, Held, OnInterrupt, RunId, TaskError, TaskId, TaskState, Write,
     retry::{Failure, backoff_ms, crash_wait_ms},
 };
 
@@ -87,12 +87,12 @@ impl Scene<'_> {
 
     /// The agent could not take its session up again: what was cut off, or is about to be made
     /// again, was meant for a context that is gone.
-    pub(super) fn hold_after_loss(&mut self, continuity: Continuity) {
+    pub(super) fn hold_after_loss(&mut self) {
         let Group { head, current, .. } = &*self.group;
         let is_again = |own: &Current| own.task.state == TaskState::Retrying;
         let was_cut_off = head.interruptions > 0 || current.as_ref().is_some_and(is_again);
         let holds = self.terms.on_interrupt != OnInterrupt::Continue;
-        if continuity == Continuity::Lost && was_cut_off && holds {
+        if was_cut_off && holds {
             self.hold(Held::ContextLost);
         }
     }

@@ -1,6 +1,7 @@
 -- Attempts that are made again, groups that wait for a decision, tasks that expire, and the
 -- permissions that agents ask for. Moments that outlive a restart are kept as JSON, by both clocks.
 
+ALTER TABLE heads ADD COLUMN unspoken INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE heads ADD COLUMN held TEXT;
 ALTER TABLE heads ADD COLUMN interruptions INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE heads ADD COLUMN crashes INTEGER NOT NULL DEFAULT 0;

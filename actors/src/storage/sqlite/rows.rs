@@ -100,7 +100,7 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
 pub const GROUP_COLUMNS: &str = "groups.no, id, settings, created_at, last_seq, heads.tasks, \
      session, segment, usage, paused, archived, purging, status, blocked_by, queue_length, \
      current_task, current_run, provenance, compacting, lead_in, is_compacting, held, \
-     interruptions, crashes, launch_due";
+     interruptions, crashes, launch_due, unspoken";
 
 /// Reads a group from [`GROUP_COLUMNS`].
 pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
@@ -126,6 +126,7 @@ pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
             interruptions: row.get(22)?,
             crashes: row.get(23)?,
             launch_due: from_json(row, 24)?,
+            unspoken: row.get(25)?,
         },
         status: from_word(row, 12)?,
         blocked_by: optional_word(row, 13)?,

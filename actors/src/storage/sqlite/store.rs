@@ -269,7 +269,7 @@ fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
         .prepare_cached(
             "UPDATE heads SET last_seq = ?, tasks = ?, session = ?, segment = ?, usage = ?, \
              paused = ?, archived = ?, purging = ?, provenance = ?, compacting = ?, lead_in = ?, \
-             held = ?, interruptions = ?, crashes = ?, launch_due = ?, \
+             held = ?, interruptions = ?, crashes = ?, launch_due = ?, unspoken = ?, \
              status = ?, blocked_by = ?, queue_length = ?, \
              current_task = ?, current_run = ?, is_compacting = ? \
              WHERE no = ? AND epoch = ?",
@@ -290,6 +290,7 @@ fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
             head.interruptions,
             head.crashes,
             head.launch_due.as_ref().map(json),
+            head.unspoken,
             word(&standing.status),
             standing.blocked_by.as_ref().map(word),
             int(standing.queue_length),
