@@ -386,6 +386,11 @@ impl Group {
         self.head.paused || self.head.archived || self.head.held.is_some()
     }
 
+    /// Whether the next task would use a lock soon.
+    fn may_lock(&self) -> bool {
+        !self.stands_still() && self.waiting.front().is_some_and(|next| !self.backs_off(next))
+    }
+
     /// Whether `task` waits for its next attempt, or for the next run. Of the two waits, a task that
     /// is made again has only its own (ARCHITECTURE 4).
     fn backs_off(&self, task: &Task) -> bool {
@@ -499,7 +504,9 @@ impl Group {
             .filter(|_| self.current.is_none() && active.is_none() && self.permissions.is_empty())
             .map(|run| (Expiry::Idle(run.id, self.head.last_seq), limits.idle_ms));
         let lock = match self.lock {
-            Lock::Refused { task, tries, .. } => Some((Expiry::Lock(task, tries), LOCK_RETRY_MS)),
+            Lock::Refused { task, tries, .. } if self.may_lock() => {
+                Some((Expiry::Lock(task, tries), LOCK_RETRY_MS))
+            }
             _ => None,
         };
         let compaction = active.map(|id| (Expiry::Compaction(id), limits.compaction_ms));

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use greenroom_core::{
-    Continuity, Effect, Event, Exit, ExitReason, Group, Json, Origin, Patience, PromptReply, RunId,
-    SessionId, Settings, Step, StopReason, Task, TaskId, TaskState, Terms, Timestamp, Work,
+    Continuity, Effect, Event, Exit, ExitReason, Group, Json, OnInterrupt, Origin, Patience,
+    PermissionPolicy, PromptReply, Retry, RunId, SessionId, Settings, Step, StopReason, Task,
+    TaskId, TaskState, Terms, Work, lock::Now,
 };
 use uuid::Uuid;
 
@@ -11,13 +12,23 @@ const LIMITS: Patience = Patience {
     turn_ms: 1_000,
     compaction_ms: 1_000,
     idle_ms: 1_000,
+    permission_ms: 1_000,
+    retry_base_ms: 1_000,
     queue_max: 9,
     queue_bytes_max: 999,
 };
 
 fn apply(group: &mut Group, fresh: RunId, event: Event) -> Step {
-    let terms = Terms { patience: LIMITS, auto_compact: 0.0, compaction: None, listens: false };
-    group.apply(event, Timestamp(1), &terms, &mut || fresh.0).unwrap()
+    let terms = Terms {
+        patience: LIMITS,
+        auto_compact: 0.0,
+        retry: Retry::Never,
+        on_interrupt: OnInterrupt::Auto,
+        permissions: PermissionPolicy::default(),
+        compaction: None,
+        listens: false,
+    };
+    group.apply(event, Now::default(), &terms, &mut || fresh.0).unwrap()
 }
 
 fn submitted(number: u128) -> Event {

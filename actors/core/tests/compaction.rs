@@ -4,7 +4,7 @@
 mod hand;
 
 use greenroom_core::{
-    CompactionStatus as C, Continuity, EndReason, Event, Exit, ExitReason, Expiry, Group,
+    CompactionStatus as C, Continuity, EndReason, Event, Exit, ExitReason, Expiry, Group, Recovery,
     SessionId, Sign, Signal, Source, StopReason, Strategy, Write,
 };
 use hand::{Hand, hermes, kinds, signal};
@@ -169,8 +169,8 @@ fn am_28_every_end_clears_it() {
         let tasks = group.current().into_iter().chain(group.waiting()).cloned().collect();
         let (run, turn) = (group.run().cloned(), group.turn().cloned());
         let active = group.active_compaction().cloned();
-        hand.group = Group::restore(group.head().clone(), tasks, run, turn, active);
-        hand.apply(Event::Recovered);
+        hand.group = Group::restore(group.head().clone(), tasks, run, turn, active, Vec::new());
+        hand.apply(Event::Recovered(Recovery::Restart));
     };
     let too_long: Ends = |hand| {
         hand.expire(|expiry| matches!(expiry, Expiry::Compaction(_)));

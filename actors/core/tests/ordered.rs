@@ -40,7 +40,7 @@ fn dq_3_a_second_compaction_is_the_first() {
     };
     let offer = |hand: &mut Hand| {
         let mut fresh = || uuid::Uuid::nil();
-        hand.group.apply(second(), hand.now, &hand.terms, &mut fresh).map(|_| ())
+        hand.group.apply(second(), hand.moment(), &hand.terms, &mut fresh).map(|_| ())
     };
     let same = Err(greenroom_core::Rejected::AlreadyCompacting(first));
     assert_eq!(offer(&mut hand), same, "it waits");

@@ -3,9 +3,9 @@
 
 use greenroom_core::{
     CompactionStatus, Continuity, Details, Effect, EndReason, Event, Finding, Fold, FrameKind,
-    Group, Json, Kinds, Lineage, Lines, LockAnswer, Origin, Patience, PromptReply, Provenance,
-    RunId, SessionId, Settings, Sign, Signal, Source, StopReason, Strategy, Task, TaskId,
-    TaskState, Terms, Timestamp, Usage, Work, Write,
+    Group, Json, Kinds, Lineage, Lines, LockAnswer, OnInterrupt, Origin, Patience,
+    PermissionPolicy, PromptReply, Provenance, Retry, RunId, SessionId, Settings, Sign, Signal,
+    Source, StopReason, Strategy, Task, TaskId, TaskState, Terms, Usage, Work, Write, lock::Now,
 };
 use uuid::Uuid;
 
@@ -13,6 +13,8 @@ const LIMITS: Patience = Patience {
     turn_ms: 1_000,
     compaction_ms: 1_000,
     idle_ms: 1_000,
+    permission_ms: 1_000,
+    retry_base_ms: 1_000,
     queue_max: 9,
     queue_bytes_max: 999,
 };
@@ -37,13 +39,21 @@ impl Play {
     }
 
     fn apply(&mut self, event: Event) {
-        let terms = Terms { patience: LIMITS, auto_compact: 0.0, compaction: None, listens: false };
+        let terms = Terms {
+            patience: LIMITS,
+            auto_compact: 0.0,
+            retry: Retry::Never,
+            on_interrupt: OnInterrupt::Auto,
+            permissions: PermissionPolicy::default(),
+            compaction: None,
+            listens: false,
+        };
         let mut ids = self.fresh;
         let mut fresh = || {
             ids += 1;
             Uuid::from_u128(ids)
         };
-        let step = self.group.apply(event, Timestamp(1), &terms, &mut fresh).unwrap();
+        let step = self.group.apply(event, Now::default(), &terms, &mut fresh).unwrap();
         self.fresh = ids;
         self.facts.extend(step.writes);
         for effect in step.effects {

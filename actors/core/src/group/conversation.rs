@@ -192,11 +192,21 @@ impl Scene<'_> {
                 }
                 RunPhase::Ready | RunPhase::Stopping => {
                     self.run_exited(run, exit);
-                    self.launch();
+                    self.launch_again(task);
                 }
             }
         } else {
             self.run_exited(run, exit);
+        }
+    }
+
+    /// Starts the next run for a task that waited for the end of the last one; unless there were too
+    /// many of them: then it waits in its old place.
+    fn launch_again(&mut self, id: TaskId) {
+        if self.group.current().is_some_and(|task| self.group.backs_off(task)) {
+            self.write(Write::TaskReleased { task: id });
+        } else {
+            self.launch();
         }
     }
 }

@@ -8,18 +8,17 @@ impl Scene<'_> {
     /// Asks for the lock that the next compaction needs, and gives back one that it does not.
     pub(super) fn see_to_lock(&mut self) {
         let group = &self.group;
-        let stands_still = group.stands_still();
         let session = group.head.session.clone();
         if let Lock::Held { key, .. } = &group.lock
             && group.current.is_none()
-            && (stands_still || session.as_ref() != Some(key))
+            && (!group.may_lock() || session.as_ref() != Some(key))
         {
             self.release_lock(false);
         }
         let group = &self.group;
         let (Some(next), Some(key)) = (group.waiting.front(), session) else { return };
-        let free = !stands_still && group.current.is_none() && group.lock == Lock::Unasked;
-        if free && !group.backs_off(next) && group.needs_lock(next) {
+        let free = group.may_lock() && group.current.is_none() && group.lock == Lock::Unasked;
+        if free && group.needs_lock(next) {
             let task = next.id;
             self.ask_for_lock(task, key);
         }
@@ -33,7 +32,9 @@ impl Scene<'_> {
     /// The wait for a lock that somebody else holds has lasted another moment.
     pub(super) fn lock_expired(&mut self, id: TaskId, at_try: u64) {
         match (&self.group.lock, self.group.head.session.clone()) {
-            (Lock::Refused { task, tries, .. }, Some(key)) if (*task, *tries) == (id, at_try) => {
+            (Lock::Refused { task, tries, .. }, Some(key))
+                if (*task, *tries) == (id, at_try) && self.group.may_lock() =>
+            {
                 self.ask_for_lock(id, key);
             }
             _ => {}

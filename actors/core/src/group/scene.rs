@@ -237,6 +237,7 @@ impl<'a> Scene<'a> {
             self.end_unsent(task, TaskState::Cancelled, None);
         } else if !asked {
             self.write(Write::CancelRequested { task });
+            self.cancel_permissions();
         }
     }
 

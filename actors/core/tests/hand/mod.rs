@@ -3,9 +3,10 @@
 
 use greenroom_core::{
     Compaction, CompactionStatus, Continuity, Details, Effect, Event, Expiry, Fold, Group, Json,
-    Kinds, Lineage, Lines, LockAnswer, Origin, Patience, PromptReply, Provenance, RunId, SessionId,
-    Settings, Sign, Signal, Source, Step, StopReason, Strategy, Task, TaskId, TaskState, Terms,
-    Timestamp, Usage, Work, Write,
+    Kinds, Lineage, Lines, LockAnswer, OnInterrupt, Origin, Patience, PermissionPolicy,
+    PromptReply, Provenance, Retry, RunId, SessionId, Settings, Sign, Signal, Source, Step,
+    StopReason, Strategy, Task, TaskId, TaskState, Terms, Timestamp, Usage, Work, Write,
+    lock::{Now, Uptime},
 };
 use uuid::Uuid;
 
@@ -13,6 +14,8 @@ pub const PATIENCE: Patience = Patience {
     turn_ms: 60_000,
     compaction_ms: 3_000,
     idle_ms: 5_000,
+    permission_ms: 20_000,
+    retry_base_ms: 5_000,
     queue_max: 9,
     queue_bytes_max: 9_999,
 };
@@ -22,6 +25,8 @@ pub struct Hand {
     pub group: Group,
     pub terms: Terms,
     pub now: Timestamp,
+    /// The clock that nobody sets.
+    pub up_ms: u64,
     pub writes: Vec<Write>,
     pub effects: Vec<Effect>,
     ids: u128,
@@ -32,8 +37,9 @@ impl Hand {
         let compaction = Some((Strategy::Command, blocks("/compact")));
         Self {
             group: Group::new(Settings::default()),
-            terms: Terms { patience: PATIENCE, auto_compact: 0.8, compaction, listens: false },
+            terms: terms(0.8, compaction),
             now: Timestamp(1_000_000),
+            up_ms: 1_000,
             writes: Vec::new(),
             effects: Vec::new(),
             ids: 0,
@@ -73,13 +79,19 @@ impl Hand {
         self.effects.clear();
     }
 
+    /// Both clocks.
+    pub fn moment(&self) -> Now {
+        Now { wall: self.now, up: Uptime { ms: self.up_ms, ..Uptime::default() } }
+    }
+
     pub fn apply(&mut self, event: Event) -> Step {
+        let now = self.moment();
         let ids = &mut self.ids;
         let mut fresh = || {
             *ids += 1;
             Uuid::from_u128(*ids)
         };
-        let step = self.group.apply(event, self.now, &self.terms, &mut fresh).unwrap();
+        let step = self.group.apply(event, now, &self.terms, &mut fresh).unwrap();
         self.writes.extend(step.writes.iter().cloned());
         self.effects.extend(step.effects.iter().cloned());
         step
@@ -206,7 +218,8 @@ impl Hand {
 
     /// Lets the bound that `which` picks run out.
     pub fn expire(&mut self, which: impl Fn(&Expiry) -> bool) -> Step {
-        let mut bounds = self.group.patience(&self.terms.patience).map(|(expiry, _)| expiry);
+        let now = self.moment();
+        let mut bounds = self.group.patience(&self.terms.patience, now).map(|(expiry, _)| expiry);
         let expiry = bounds.find(which).expect("it is bounded");
         drop(bounds);
         self.apply(Event::Expired(expiry))
@@ -250,6 +263,19 @@ impl Hand {
     /// The compaction that the group ordered by itself, if it waits.
     pub fn ordered(&self) -> Option<TaskId> {
         self.group.waiting().find(|task| task.origin == Origin::Auto).map(|task| task.id)
+    }
+}
+
+/// What the settings and the profile come to, with nothing made again.
+pub fn terms(auto_compact: f64, compaction: Option<(Strategy, Json)>) -> Terms {
+    Terms {
+        patience: PATIENCE,
+        auto_compact,
+        retry: Retry::Never,
+        on_interrupt: OnInterrupt::Continue,
+        permissions: PermissionPolicy::default(),
+        compaction,
+        listens: false,
     }
 }
 

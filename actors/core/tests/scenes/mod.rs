@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    CompactionStatus, Continuity, Details, Event, Group, Json, Lineage, Origin, Patience,
-    PromptReply, Provenance, RunId, SessionId, Settings, Sign, Signal, Source, StopReason, Task,
-    TaskId, Terms, Timestamp, Work, Write,
+    CompactionStatus, Continuity, Details, Event, Group, Json, Lineage, OnInterrupt, Origin,
+    Patience, PermissionPolicy, PromptReply, Provenance, Retry, RunId, SessionId, Settings, Sign,
+    Signal, Source, StopReason, Task, TaskId, Terms, Work, Write, lock::Now,
 };
 use uuid::Uuid;
 
@@ -321,17 +321,27 @@ impl Reader {
             turn_ms: 1,
             compaction_ms: 1,
             idle_ms: 1,
+            permission_ms: 1,
+            retry_base_ms: 1,
             queue_max: 9,
             queue_bytes_max: 999,
         };
-        let terms = Terms { patience, auto_compact: 0.0, compaction: None, listens: true };
+        let terms = Terms {
+            patience,
+            auto_compact: 0.0,
+            retry: Retry::Never,
+            on_interrupt: OnInterrupt::Auto,
+            permissions: PermissionPolicy::default(),
+            compaction: None,
+            listens: true,
+        };
         let ids = &mut self.ids;
         let mut fresh = || {
             *ids += 1;
             // The first is the run's.
             Uuid::from_u128(if *ids == 12 { 1 } else { *ids })
         };
-        let step = self.group.apply(event, Timestamp(1), &terms, &mut fresh);
+        let step = self.group.apply(event, Now::default(), &terms, &mut fresh);
         let step = step.unwrap_or_else(|rejected| unreachable!("{rejected}"));
         let rotates = |write: &&Write| matches!(write, Write::SegmentStarted { .. });
         self.rotations += step.writes.iter().filter(rotates).count() as u64;

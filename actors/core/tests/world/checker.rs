@@ -3,11 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
-    Effect, Finding, Group, Head, Json, RunId, RunPhase, TaskId, TaskKind, TaskState, Terms, Work,
-    Write,
+    Choice, Effect, Finding, Group, Head, Json, PermissionId, PermissionOption, Rejected, RunId,
+    RunPhase, TaskId, TaskKind, TaskState, Terms, Work, Write, lock::Now,
 };
 
-use super::{Held, LIMITS, compactions::Compactions, ensure};
+use super::{
+    Held, LIMITS,
+    attempts::{Attempts, Happened},
+    compactions::Compactions,
+    ensure,
+    permissions::Permissions,
+};
 
 /// What was seen of a group so far.
 #[derive(Default)]
@@ -21,8 +27,10 @@ pub struct Checker {
     runs: BTreeSet<RunId>,
     run: Option<RunId>,
     compactions: Compactions,
+    attempts: Attempts,
+    permissions: Permissions,
+    terms: Option<Terms>,
     archived: bool,
-    paused: bool,
     /// What the next fact has to be, if the last one is never alone.
     next: Option<Next>,
     /// Prompts ordered to be sent.
@@ -42,7 +50,8 @@ pub struct Checker {
 enum Next {
     TurnStarted(TaskId),
     PromptSent(TaskId),
-    TaskEnded(TaskId),
+    /// Its task ends, or is made again.
+    Ends(TaskId),
 }
 
 struct Seen {
@@ -71,9 +80,38 @@ impl Checker {
         self.compactions.forget_lock();
     }
 
+    /// What was seen of attempts.
+    pub fn attempts(&self) -> &Attempts {
+        &self.attempts
+    }
+
+    /// How often an agent was started.
+    pub fn launches(&self) -> usize {
+        self.attempts.launches()
+    }
+
+    /// Whether the task waits for its next attempt, or for the next run.
+    pub fn backs_off(&self, task: TaskId) -> bool {
+        self.attempts.backs_off(task)
+    }
+
+    /// The permission that was opened so many before the last.
+    pub fn permission(&self, back: usize) -> Option<(PermissionId, &[PermissionOption])> {
+        self.permissions.nth_last(back)
+    }
+
+    /// See [`Permissions::decided`].
+    pub fn decided(&self, id: PermissionId, choice: &Choice, rejected: Option<Rejected>) -> Held {
+        self.permissions.decided(id, choice, rejected)
+    }
+
     /// A step begins.
-    pub fn begin(&mut self, terms: &Terms) {
+    pub fn begin(&mut self, terms: &Terms, happened: Happened, now: Now) {
         self.compactions.begin(terms);
+        let dead = matches!(happened, Happened::Exited(..) | Happened::Recovered);
+        self.permissions.begin(dead);
+        self.attempts.begin(terms, happened, now);
+        self.terms = Some(terms.clone());
     }
 
     /// Takes in one fact.
@@ -83,12 +121,13 @@ impl Checker {
         self.follows(write)?;
         let compacts = |task: &TaskId| self.tasks[task].kind == TaskKind::Compaction;
         self.compactions.fact(write, self.in_flight.filter(compacts))?;
+        let terms = self.terms.as_ref().unwrap_or_else(|| unreachable!("a step began"));
+        self.permissions.fact(write, self.in_flight, terms)?;
+        self.attempts.fact(write)?;
         match write {
             Write::GroupArchived {} => self.archived = true,
             Write::PurgeOrdered {} => ensure!(self.archived, "a group is purged that is in use"),
             Write::GroupCreated(_) | Write::GroupChanged(_) => self.archived = false,
-            Write::GroupPaused {} => self.paused = true,
-            Write::GroupResumed {} => self.paused = false,
             Write::TaskQueued { task, kind, record, .. } => {
                 let ordinal = self.tasks.len() as u64 + 1;
                 ensure!(!self.archived, "{task} was accepted by a deleted group");
@@ -113,12 +152,11 @@ impl Checker {
                 ensure!(self.holder.take() == Some(*task), "I1: {task} had no slot");
                 ensure!(self.in_flight.is_none(), "I7: {task} was released with its prompt sent");
             }
-            Write::TaskStarted { task, attempt, run } => {
+            Write::TaskStarted { task, run, .. } => {
                 if self.holder != Some(*task) {
                     self.claimed(*task)?;
                 }
                 ensure!(self.in_flight.is_none(), "I1: {task} starts beside another");
-                ensure!(*attempt == 1, "I7: attempt {attempt} of {task}, and no retry is due");
                 ensure!(self.run == Some(*run), "I7: {task} starts in {run}, which does not live");
                 if self.seen(*task)?.kind == TaskKind::Compaction {
                     self.compactions.starts(*task)?;
@@ -171,12 +209,19 @@ impl Checker {
                 if self.output && self.seen(*task)?.kind == TaskKind::Turn {
                     self.compactions.lead_in = None;
                 }
-                self.next = Some(Next::TaskEnded(*task));
+                self.next = Some(Next::Ends(*task));
             }
             Write::AgentWedged { run, .. } => {
                 let off = self.called_off.contains(run);
                 ensure!(off, "{run} is said to be wedged, and nothing was called off");
                 self.output = false;
+            }
+            Write::TaskRetrying { task, .. } => {
+                ensure!(self.in_flight.is_none(), "AM-3: {task} is made again before its turn");
+                ensure!(self.holder.take() == Some(*task), "I1: {task} had no slot");
+                let seen = self.seen(*task)?;
+                (seen.prompt_id, seen.sent) = (None, None);
+                ensure!(!seen.ended, "I9: {task} ended, and is made again");
             }
             Write::TaskEnded { task, state, record, .. } => {
                 ensure!(self.in_flight != Some(*task), "AM-3: {task} ends before its turn");
@@ -223,7 +268,9 @@ impl Checker {
         let Some(next) = self.next.take() else { return Ok(()) };
         let so = match (next, write) {
             (Next::TurnStarted(own), Write::TurnStarted { task, .. })
-            | (Next::TaskEnded(own), Write::TaskEnded { task, .. }) => own == *task,
+            | (Next::Ends(own), Write::TaskEnded { task, .. } | Write::TaskRetrying { task, .. }) => {
+                own == *task
+            }
             (Next::PromptSent(own), Write::PromptSent { .. }) => self.holder == Some(own),
             _ => false,
         };
@@ -239,7 +286,6 @@ impl Checker {
         let before = self.holder.replace(task);
         ensure!(before.is_none(), "I1, DQ-1: {task} has the slot beside {before:?}");
         ensure!(!self.archived, "{task} starts in a deleted group");
-        ensure!(!self.paused, "{task} starts in a paused group");
         let own = self.tasks.get(&task).ok_or_else(|| format!("I2: {task} was never accepted"))?;
         ensure!(!own.ended, "I9: {task} starts after its end");
         let rank = |seen: &Seen| (seen.kind != TaskKind::Compaction, seen.ordinal);
@@ -262,6 +308,9 @@ impl Checker {
         closed: bool,
     ) -> Held {
         self.compactions.step()?;
+        self.permissions.step(effects)?;
+        self.permissions.as_decided(writes)?;
+        self.attempts.step()?;
         ensure!(self.next.is_none(), "AM-2, AM-3: the step ends before {:?}", self.next);
         for effect in effects {
             let run = match effect {
@@ -317,12 +366,6 @@ impl Checker {
         for write in writes {
             let ordered = match write {
                 Write::PromptSent { id, .. } => self.ordered.contains(id),
-                Write::PermissionResolved { request, selected, .. } => {
-                    effects.iter().any(|effect| {
-                        matches!(effect, Effect::Answer { answer, .. }
-                        if answer.request == *request && answer.selected == *selected)
-                    })
-                }
                 Write::RunStarted { .. } => {
                     effects.iter().any(|effect| matches!(effect, Effect::Launch { .. }))
                 }
@@ -384,6 +427,8 @@ impl Checker {
         );
         ensure!(!self.archived || group.waiting().len() == 0, "a deleted group has work waiting");
         self.compactions.at_rest(group)?;
+        self.permissions.at_rest(group)?;
+        self.attempts.at_rest(group)?;
         ensure!(head.created_at.is_some() || self.seq == 0, "facts of a group that is none");
         Ok(())
     }

@@ -117,7 +117,7 @@ impl Compactions {
             Write::RunExited { run, .. } => {
                 ensure!(self.active.is_none(), "AM-28: {run} is over and one is active");
             }
-            Write::TaskEnded { task, .. } => {
+            Write::TaskEnded { task, .. } | Write::TaskRetrying { task, .. } => {
                 ensure!(self.lock_holder() != Some(*task), "HL-7: {task} ended with its lock");
                 if matches!(self.lock, Lock::Bypassed(own) | Lock::Lost(own) if own == *task) {
                     self.lock = Lock::None;
@@ -234,7 +234,9 @@ impl Compactions {
     ) -> Held {
         let settled =
             |write: &Write| matches!(write, Write::TurnSettled { task, .. } if turn(*task));
-        let settled = writes.iter().position(settled);
+        let again = |place: &usize| matches!(writes[place + 1], Write::TaskRetrying { .. });
+        let settled = writes.iter().position(settled).filter(|place| !again(place));
+        let held = writes.iter().any(|write| matches!(write, Write::GroupHeld { .. }));
         let auto = writes.iter().position(|write| {
             matches!(
                 write,
@@ -245,7 +247,7 @@ impl Compactions {
             self.auto_compact > 0.0 && usage.used as f64 >= self.auto_compact * usage.size as f64
         });
         let may = rested && !pending && !head.archived && head.session.is_some();
-        let due = settled.filter(|_| full && may).map(|settled| settled + 2);
+        let due = settled.filter(|_| full && may).map(|settled| settled + 2 + usize::from(held));
         ensure!(auto == due, "DQ-4, DQ-6: due is {due:?}, ordered {auto:?} ({full}, {may})");
         Ok(())
     }

@@ -1,15 +1,15 @@
 //! What a move is to the rules: the event, if the world is such that it can happen.
 
 use greenroom_core::{
-    Continuity, Event, ExitReason, Kinds, Lines, LockAnswer, Origin, Permission, PromptReply,
-    SessionId, Signal, Source, StopReason, Strategy, Task, TaskId, Work,
+    Choice, Continuity, Due, Event, ExitReason, Expiry, LockAnswer, Origin, PromptReply, SessionId,
+    Signal, Source, StopReason, Strategy, Task, TaskId, Work,
 };
 use uuid::Uuid;
 
 use super::{
     World,
-    moves::{LockSaid, Move, Seen, Spoken},
-    spoken::{exit, number, provenance, settings, text},
+    moves::{Bound, Chosen, LockSaid, Move, Seen, Spoken},
+    spoken::{asked, exit, provenance, request, settings, text},
 };
 
 impl World {
@@ -22,17 +22,23 @@ impl World {
             Move::AnswerAgain | Move::AnswerUnknown(_) => true,
             Move::LateSay | Move::LateAsk | Move::LateReady | Move::LateExit => true,
             Move::LateSignal(_) | Move::LateProvenance(_) | Move::LateName => true,
-            Move::LateOpen | Move::LateClose => true,
+            Move::LateOpen | Move::LateClose | Move::LateAnswer => true,
             _ => false,
         }
     }
 
     pub(super) fn event(&mut self, next: Move) -> Option<Event> {
         Some(match next {
-            Move::Crash | Move::Clock(_) | Move::Terms(_) => return None,
+            Move::Crash | Move::Unstored | Move::Reboot(_) => return None,
+            Move::Clock(_) | Move::Wait(_) | Move::Terms(..) => return None,
             Move::Submit { bytes } => {
                 let prompt = text(&"p".repeat(usize::from(bytes)));
                 Event::Submitted(self.offer(Work::Turn { prompt }))
+            }
+            Move::SubmitWithin { ms } => {
+                let mut task = self.offer(Work::Turn { prompt: text("soon") });
+                task.expires = Some(Due::after(self.moment(), u64::from(ms) * 10));
+                Event::Submitted(task)
             }
             Move::Compact => self.compact(Strategy::Command),
             Move::CompactByRotation => self.compact(Strategy::Rotate),
@@ -47,10 +53,14 @@ impl World {
             Move::Configure(number) => Event::Configured(settings(number)),
             Move::Grant => Event::SlotGranted,
             Move::Expire(which) => {
-                let bounds: Vec<_> = self.group.patience(&self.terms.patience).collect();
-                let (expiry, _) = bounds.get(usize::from(which) % bounds.len().max(1))?;
-                Event::Expired(*expiry)
+                let bounds = self.bounds();
+                self.expire(*bounds.get(usize::from(which) % bounds.len().max(1))?)
             }
+            Move::ExpireA(kind) => {
+                let bounds = self.bounds();
+                self.expire(*bounds.iter().find(|(expiry, _)| bound(expiry) == kind)?)
+            }
+            Move::Decide { back, choice } => self.decide(back, choice)?,
             Move::Shutdown => Event::Shutdown,
             Move::Lock(said) => self.lock(said)?,
             Move::LoseLock => {
@@ -83,6 +93,7 @@ impl World {
                 reason => reason,
             };
             self.past_runs.push(agent.run);
+            self.owed.extend(agent.prompts.iter().map(|id| (agent.run, *id)));
             return Some(Event::AgentExited { run: agent.run, exit: exit(reason) });
         }
         let agent = self.agent.as_mut().filter(|agent| agent.speaks())?;
@@ -108,20 +119,17 @@ impl World {
                 let session = in_force.unwrap_or_else(|| SessionId(format!("n{number}").into()));
                 Event::SessionNamed { run, session }
             }
-            Move::Ask { can_refuse } => {
-                let reject = can_refuse.then(|| "no".to_owned());
-                let id = number(self.now.0);
-                let line = r#"{"jsonrpc":"2.0","id":1,"method":"session/request_permission"}"#;
-                let kinds = Kinds::All("session/request_permission".into());
-                let lines = Lines { count: 1, kinds, text: line.to_owned().into() };
-                Event::PermissionAsked { run, lines, permission: Permission { id, reject } }
+            Move::Ask(what) => {
+                agent.requests += i64::from(!what.again || agent.requests == 0);
+                let (lines, asked) = (request(), Box::new(asked(what, agent.requests)));
+                Event::PermissionAsked { run, lines, asked }
             }
             Move::Answer(stop_reason) => {
                 let reply = PromptReply::Stopped { stop_reason, tokens: None };
                 self.answer(reply)?
             }
-            Move::AnswerError => {
-                self.answer(PromptReply::Failed { code: -32603, message: "broken".into() })?
+            Move::AnswerError(code) => {
+                self.answer(PromptReply::Failed { code, message: "broken".into() })?
             }
             Move::AnswerUnknown(id) => {
                 let id = 1_000_000 + u64::from(id);
@@ -138,8 +146,12 @@ impl World {
 
     /// What is heard of a run, or of a prompt, that is over.
     fn late(&mut self, next: Move) -> Option<Event> {
-        if matches!(next, Move::AnswerAgain) {
-            let (run, id) = *self.answered.last()?;
+        let past = match next {
+            Move::AnswerAgain => Some(*self.answered.last()?),
+            Move::LateAnswer => Some(*self.owed.last()?),
+            _ => None,
+        };
+        if let Some((run, id)) = past {
             let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
             return Some(Event::PromptAnswered { run, id, reply });
         }
@@ -149,8 +161,8 @@ impl World {
         Some(match next {
             Move::LateSay => Event::AgentSaid { run, lines, fold },
             Move::LateAsk => {
-                let permission = Permission { id: number(0), reject: None };
-                Event::PermissionAsked { run, lines, permission }
+                let what = super::moves::Asked { options: 0, tool: 0, again: false };
+                Event::PermissionAsked { run, lines, asked: Box::new(asked(what, 0)) }
             }
             Move::LateReady => Event::AgentReady {
                 run,
@@ -177,6 +189,25 @@ impl World {
             Move::LateClose => Event::AgentClosed(run),
             _ => return None,
         })
+    }
+
+    /// What is bounded took its time: that much passes.
+    fn expire(&mut self, (expiry, ms): (Expiry, u64)) -> Event {
+        self.pass(ms);
+        Event::Expired(expiry)
+    }
+
+    fn decide(&mut self, back: u8, choice: Chosen) -> Option<Event> {
+        let (permission, options) = self.checker.permission(usize::from(back))?;
+        let choice = match choice {
+            Chosen::Cancel => Choice::Cancel,
+            Chosen::Unknown => Choice::Select("no such option".into()),
+            Chosen::Option(number) if options.is_empty() => Choice::Select(format!("{number}")),
+            Chosen::Option(number) => {
+                Choice::Select(options[usize::from(number) % options.len()].id.clone())
+            }
+        };
+        Some(Event::PermissionAnswered { permission, choice, by: "somebody".into() })
     }
 
     /// Stderr is a pipe of its own: it is read on after stdout was closed.
@@ -248,5 +279,20 @@ impl World {
         let (run, id) = (agent.run, agent.prompts.remove(0));
         self.answered.push((run, id));
         Some(Event::PromptAnswered { run, id, reply })
+    }
+}
+
+/// What kind of bound it is.
+pub(super) fn bound(expiry: &Expiry) -> Bound {
+    match expiry {
+        Expiry::Turn(_) => Bound::Turn,
+        Expiry::Cancel(_) => Bound::Cancel,
+        Expiry::Compaction(_) => Bound::Compaction,
+        Expiry::Lock(..) => Bound::Lock,
+        Expiry::Permission(_) => Bound::Permission,
+        Expiry::Backoff(..) => Bound::Backoff,
+        Expiry::Launch(_) => Bound::Launch,
+        Expiry::Queued(_) => Bound::Queued,
+        Expiry::Idle(..) => Bound::Idle,
     }
 }

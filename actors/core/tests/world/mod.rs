@@ -9,22 +9,29 @@
     reason = "each test crate that includes this module uses a part of it"
 )]
 
+mod attempts;
 mod checker;
 mod compactions;
+mod drain;
 mod events;
 mod moves;
+mod permissions;
 mod reference;
+mod rest;
+pub mod situations;
 mod spoken;
 
 use greenroom_core::{
-    CompactionStatus, Continuity, Effect, Event, ExitReason, Expiry, Group, Patience, RunId,
-    RunPhase, SessionId, Step, StopReason, Strategy, TaskId, TaskState, Terms, Timestamp, Write,
+    Effect, Event, Expiry, Group, Patience, Recovery, Rejected, RunId, SessionId, Step, Task,
+    TaskId, TaskState, Terms, Timestamp, Write,
+    lock::{BootId, Now, Uptime},
 };
 use uuid::Uuid;
 
-use self::checker::Checker;
+use self::{attempts::Happened, checker::Checker};
 pub use self::{
-    moves::{LockSaid, Move, Seen, Spoken, moves},
+    drain::Drain,
+    moves::{Asked, Bound, Chosen, LockSaid, Move, Seen, Spoken, moves},
     reference::Reference,
     spoken::settings,
 };
@@ -46,6 +53,8 @@ pub const LIMITS: Patience = Patience {
     turn_ms: 60_000,
     compaction_ms: 3_000,
     idle_ms: 5_000,
+    permission_ms: 20_000,
+    retry_base_ms: 700,
     queue_max: 6,
     queue_bytes_max: 400,
 };
@@ -62,9 +71,11 @@ pub struct World {
     pub group: Group,
     /// What a database would hold of it.
     pub reference: Reference,
-    /// The clock, which may jump.
+    /// The wall clock, which may jump.
     pub now: Timestamp,
-    /// The group's settings and its agent's profile.
+    /// The clock that nobody sets; it begins anew at each boot.
+    up: Uptime,
+    /// What the server's configuration and the agent's profile come to.
     terms: Terms,
     /// The group as it comes out of its facts alone (I13).
     shadow: Group,
@@ -82,6 +93,8 @@ pub struct World {
     /// Runs that are over, and prompts that were answered.
     past_runs: Vec<RunId>,
     answered: Vec<(RunId, u64)>,
+    /// Prompts that a run owed an answer when it ended.
+    owed: Vec<(RunId, u64)>,
     /// Whether the last thing that happened was a shutdown: nothing is asked for then.
     shut_down: bool,
     ids: u128,
@@ -100,6 +113,8 @@ struct Agent {
     prompts: Vec<u64>,
     /// Sessions that it was asked to open.
     opening: Vec<u64>,
+    /// The number of its last request for a permission.
+    requests: i64,
 }
 
 impl Agent {
@@ -116,7 +131,8 @@ impl Default for World {
             shadow: group.clone(),
             group,
             now: Timestamp(1_000),
-            terms: terms(0),
+            up: Uptime { boot: BootId(Uuid::from_u128(1)), ms: 50 },
+            terms: spoken::terms(0, 12),
             checker: Checker::default(),
             agent: None,
             offered: Vec::new(),
@@ -126,6 +142,7 @@ impl Default for World {
             moves_at_claim: 0,
             past_runs: Vec::new(),
             answered: Vec::new(),
+            owed: Vec::new(),
             shut_down: false,
             ids: 0,
         }
@@ -138,74 +155,68 @@ impl World {
         Self { ids: from, ..Self::default() }
     }
 
+    /// Both clocks.
+    pub fn moment(&self) -> Now {
+        Now { wall: self.now, up: self.up }
+    }
+
+    /// What the settings and the profile come to: what a caller sets goes before.
+    fn terms(&self) -> Terms {
+        let mut terms = self.terms.clone();
+        let settings = &self.group.head().settings;
+        terms.on_interrupt = settings.on_interrupt.unwrap_or(terms.on_interrupt);
+        terms.permissions = settings.permission_policy.clone().unwrap_or(terms.permissions);
+        terms
+    }
+
+    /// What is bounded in time now.
+    pub fn bounds(&self) -> Vec<(Expiry, u64)> {
+        self.group.patience(&LIMITS, self.moment()).collect()
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now.0 += ms as i64;
+        self.up.ms += ms;
+    }
+
     /// Makes one move, if the world is such that it can happen.
     pub fn play(&mut self, next: Move) -> Held<Option<Committed>> {
-        self.now.0 += 1;
+        self.pass(1);
         match next {
             Move::Clock(jump) => self.now.0 += i64::from(jump) * 10_000,
-            Move::Terms(number) => self.terms = terms(number),
-            Move::Crash => return self.crash(),
-            _ => {
-                let nothing = self.means_nothing(next);
-                let Some(event) = self.event(next) else { return Ok(None) };
-                let shut_down = matches!(next, Move::Shutdown);
-                self.shut_down |= shut_down;
-                let committed = self.take(event)?;
-                self.shut_down &= shut_down || committed.is_none();
-                let led_to = committed.as_ref().map_or(0, |(_, writes)| writes.len());
-                ensure!(!nothing || led_to == 0, "{next:?} means nothing and led to {committed:?}");
-                return Ok(committed);
+            Move::Wait(long) => self.pass([1, 1_000, 10_000, 120_000][usize::from(long % 4)]),
+            Move::Terms(number, more) => self.terms = spoken::terms(number, more),
+            Move::Crash => return self.crash(Recovery::Restart),
+            Move::Unstored => return self.crash(Recovery::Storage),
+            Move::Reboot(jump) => {
+                self.now.0 += i64::from(jump) * 1_000;
+                let boot = BootId(Uuid::from_u128(self.up.boot.0.as_u128() + 1));
+                self.up = Uptime { boot, ms: 3 };
+                return self.crash(Recovery::Restart);
             }
+            _ => return self.play_event(next),
         }
         Ok(None)
     }
 
-    /// Lets the world do what it should until nothing is left to do (I12). A `silent` agent starts
-    /// and then never answers, nor heeds a cancel.
-    pub fn drain(&mut self, silent: bool) -> Held<Vec<Committed>> {
-        let mut committed = Vec::new();
-        // After a shutdown comes a start.
-        if self.shut_down {
-            committed.extend(self.play(Move::Crash)?);
-        }
-        for _ in 0..300 {
-            let Some(next) = self.next_in_order(silent) else { break };
-            committed.extend(self.play(next)?);
-        }
-        ensure!(self.group.waiting().len() == 0, "I12: tasks wait for ever: {:?}", self.group);
-        ensure!(self.group.current().is_none(), "I12: a task hangs for ever: {:?}", self.group);
-        let active = self.group.active_compaction();
-        ensure!(active.is_none(), "I5, I12: a compaction hangs for ever: {active:?}");
-        ensure!(self.leases.is_empty(), "HL-7: a lock is held for ever: {:?}", self.leases);
-        self.checker.all_ended()?;
+    fn play_event(&mut self, next: Move) -> Held<Option<Committed>> {
+        let nothing = self.means_nothing(next);
+        let something = matches!(next, Move::Grant) && self.group.wants_slot();
+        let Some(event) = self.event(next) else { return Ok(None) };
+        let expiry = match event {
+            Event::Expired(expiry) => Some(expiry),
+            _ => None,
+        };
+        let shut_down = matches!(next, Move::Shutdown);
+        self.shut_down |= shut_down;
+        let committed = self.take(event)?;
+        self.shut_down &= shut_down || committed.is_none();
+        let led_to = committed.as_ref().map_or(0, |(_, writes)| writes.len());
+        ensure!(!nothing || led_to == 0, "{next:?} means nothing and led to {committed:?}");
+        ensure!(!something || led_to > 0, "I12: a slot was wanted, and is not used");
+        let again = self.bounds().iter().any(|(bound, _)| Some(*bound) == expiry);
+        ensure!(!again, "I12: {expiry:?} ran out, and bounds as before: {:?}", self.group);
         Ok(committed)
-    }
-
-    fn next_in_order(&self, silent: bool) -> Option<Move> {
-        match &self.agent {
-            Some(agent) if agent.told_to_end || agent.closed => {
-                return Some(Move::Exit(ExitReason::Stopped));
-            }
-            Some(agent) if !agent.ready => return Some(Move::Ready(Continuity::New)),
-            Some(agent) if !agent.prompts.is_empty() && !silent => {
-                return Some(Move::Answer(StopReason::EndTurn));
-            }
-            Some(agent) if !agent.opening.is_empty() && !silent => return Some(Move::Open(true)),
-            Some(_) | None => {}
-        }
-        if !self.lock_requests.is_empty() {
-            return Some(Move::Lock(LockSaid::Taken));
-        }
-        if self.group.wants_slot() {
-            return Some(Move::Grant);
-        }
-        if self.group.head().paused && self.group.waiting().len() > 0 {
-            return Some(Move::Resume);
-        }
-        // An idle agent may stay; anything else that is bounded in time gets that time.
-        let ends = |(expiry, _): &(Expiry, u64)| !matches!(expiry, Expiry::Idle(..));
-        let place = self.group.patience(&self.terms.patience).position(|bound| ends(&bound))?;
-        Some(Move::Expire(place as u8))
     }
 
     fn take(&mut self, event: Event) -> Held<Option<Committed>> {
@@ -216,8 +227,20 @@ impl World {
             ids += 1;
             Uuid::from_u128(ids)
         };
-        let applied = self.group.apply(event, self.now, &self.terms, &mut fresh);
+        let (now, terms) = (self.moment(), self.terms());
+        let happened = Happened::from(&event);
+        let answered = match &event {
+            Event::PermissionAnswered { permission, choice, .. } => {
+                Some((*permission, choice.clone()))
+            }
+            _ => None,
+        };
+        let applied = self.group.apply(event, now, &terms, &mut fresh);
         self.ids = ids;
+        let rejected = applied.as_ref().err().copied();
+        if let Some((permission, choice)) = answered {
+            self.checker.decided(permission, &choice, rejected)?;
+        }
         let step = match applied {
             Ok(step) => step,
             Err(rejected) => {
@@ -225,6 +248,7 @@ impl World {
                 return Ok(None);
             }
         };
+        self.checker.begin(&terms, happened, now);
         let place = |group: &Group| {
             let settings = &group.head().settings;
             (settings.agent.clone(), settings.cwd.clone())
@@ -237,7 +261,6 @@ impl World {
     }
 
     fn commit(&mut self, Step { writes, effects }: Step) -> Held<Committed> {
-        self.checker.begin(&self.terms);
         for write in &writes {
             self.shadow.replay(write, self.now);
             self.reference.store(write, self.now);
@@ -246,7 +269,7 @@ impl World {
         }
         let (shadow, live) = (&self.shadow, &self.group);
         ensure!(shadow == live, "I13: replay is not live:\n  replayed {shadow:?}\n  live {live:?}");
-        let (stored, live) = (self.reference.restore(), kept(live));
+        let (stored, live) = (kept(&self.reference.restore()), kept(live));
         ensure!(
             stored == live,
             "I13: restore is not live:\n  restored {stored:?}\n  live {live:?}"
@@ -276,48 +299,6 @@ impl World {
         Ok(())
     }
 
-    /// A database does not keep a run's phase and what it was seen to do, nor a prompt's id, nor
-    /// who cut a turn off, nor the lock, nor compactions of the run that ended: none of them makes
-    /// a difference once the group has recovered, but for the words in which what was cut off says
-    /// why: its deadline, or somebody who cancelled it after that. Nothing of a past run is heard
-    /// any more, so that no late signal can be about those compactions; and the lock's row goes
-    /// with its holder, so that a compaction which still waits asks again.
-    fn forgets_well(&self) -> Held {
-        let recovered = |mut group: Group| {
-            let mut fresh = || Uuid::from_u128(self.ids + 1);
-            let step = group.apply(Event::Recovered, self.now, &self.terms, &mut fresh);
-            let step = step.map_err(|rejected| rejected.to_string())?;
-            let outcome = |write: &Write| match write {
-                Write::TaskEnded {
-                    task,
-                    state: TaskState::Cancelled | TaskState::Interrupted,
-                    ..
-                } => Some(format!("{task} cut off")),
-                Write::TaskEnded { task, state, .. } => Some(format!("{task} {state:?}")),
-                Write::CompactionEnded(own)
-                    if matches!(
-                        own.status,
-                        CompactionStatus::Cancelled | CompactionStatus::Abandoned
-                    ) =>
-                {
-                    Some(format!("{} cut off", own.id))
-                }
-                Write::CompactionEnded(own) => Some(format!("{} {:?}", own.id, own.status)),
-                Write::LockAsked { .. } | Write::LockReleased { .. } => None,
-                other => Some(other.kind().to_owned()),
-            };
-            let outcomes: Vec<String> = step.writes.iter().filter_map(outcome).collect();
-            Held::Ok((kept(&group), outcomes))
-        };
-        let live = recovered(self.group.clone())?;
-        let forgetful = recovered(self.reference.restore_forgetful())?;
-        ensure!(
-            live == forgetful,
-            "I13: what is not stored makes a difference:\n  {forgetful:?}\n  {live:?}"
-        );
-        Ok(())
-    }
-
     fn perform(&mut self, effect: Effect) -> Held {
         let own = self.agent.as_ref().map(|agent| agent.run);
         match effect {
@@ -332,6 +313,7 @@ impl World {
                     closed: false,
                     prompts: Vec::new(),
                     opening: Vec::new(),
+                    requests: 0,
                 });
             }
             Effect::Prompt { run, id, .. } => {
@@ -369,87 +351,9 @@ impl World {
         Ok(())
     }
 
-    /// What holds between two events: whatever waits has somebody who ends the wait (I12).
-    fn at_rest(&self) -> Held {
-        self.checker.at_rest(&self.group)?;
-        let (group, agent) = (&self.group, self.agent.as_ref());
-        let run = group.run();
-        ensure!(
-            run.map(|run| run.id) == agent.map(|agent| agent.run),
-            "the group believes in run {run:?}, which is not the one that lives"
-        );
-        let stopping = run.is_some_and(|run| run.phase == RunPhase::Stopping);
-        let ends = agent
-            .is_some_and(|agent| agent.told_to_end || (agent.closed && (agent.ready || stopping)));
-        ensure!(stopping == ends, "a run that is to end is ending, and no other: {run:?}");
-        let held: Vec<_> = group.lease().into_iter().collect();
-        let given = self.leases.iter().map(|(key, holder, token)| (key, holder.as_str(), *token));
-        ensure!(
-            held == given.collect::<Vec<_>>(),
-            "HL-7: {held:?} is held, and given are {:?}",
-            self.leases
-        );
-        self.waits_end()?;
-        self.bounds_hold()
-    }
-
-    fn waits_end(&self) -> Held {
-        let group = &self.group;
-        if let Some(current) = group.current() {
-            let ready = group.run().is_some_and(|run| run.phase == RunPhase::Ready);
-            ensure!(group.run().is_some(), "I12: {} has no run to wait for", current.id);
-            let in_flight = self.checker.in_flight().is_some();
-            ensure!(in_flight || !ready, "I12: {} is not started", current.id);
-        } else if let Some(next) = group.waiting().next().filter(|_| !group.head().paused) {
-            let asked = self.lock_requests.iter().any(|(task, _)| *task == next.id);
-            let bounded = group
-                .patience(&self.terms.patience)
-                .any(|(expiry, _)| matches!(expiry, Expiry::Lock(task, _) if task == next.id));
-            ensure!(
-                group.wants_slot() || asked || bounded || self.shut_down,
-                "I12: {} waits, and for neither a slot nor a lock",
-                next.id
-            );
-        } else {
-            ensure!(!group.wants_slot(), "a slot is wanted for nothing");
-        }
-        Ok(())
-    }
-
-    fn bounds_hold(&self) -> Held {
-        let (group, run) = (&self.group, self.group.run());
-        let bounds: Vec<_> = group.patience(&self.terms.patience).collect();
-        let ready = run.is_some_and(|run| run.phase == RunPhase::Ready);
-        ensure!(!ready || !bounds.is_empty(), "I12: a ready run has no deadline: {group:?}");
-        let active = group.active_compaction().map(|active| active.id);
-        let bounded = |id| bounds.iter().any(|(expiry, _)| *expiry == Expiry::Compaction(id));
-        ensure!(active.is_none_or(bounded), "AM-28: {active:?} has no deadline");
-        for (expiry, _) in bounds {
-            match expiry {
-                Expiry::Turn(task) | Expiry::Cancel(task) => {
-                    let runs = self.checker.in_flight() == Some(task);
-                    ensure!(runs, "a deadline for {task}, which does not run");
-                }
-                Expiry::Idle(id, seq) => {
-                    let idle = group.current().is_none() && group.head().last_seq == seq;
-                    let own = run.is_some_and(|run| run.id == id);
-                    ensure!(idle && own && active.is_none(), "{id} is not idle at {seq}");
-                }
-                Expiry::Compaction(id) => {
-                    ensure!(active == Some(id), "a deadline for {id}, which is over");
-                }
-                Expiry::Lock(task, _) => {
-                    let waits = group.waiting().any(|waiting| waiting.id == task);
-                    ensure!(waits, "HL-2: {task} does not wait for its lock");
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The server dies at this very point; another one reads the group back. Its locks went with
     /// it.
-    fn crash(&mut self) -> Held<Option<Committed>> {
+    fn crash(&mut self, recovery: Recovery) -> Held<Option<Committed>> {
         self.past_runs.extend(self.agent.take().map(|agent| agent.run));
         self.leases.clear();
         self.lock_requests.clear();
@@ -462,31 +366,24 @@ impl World {
         if !used && !active && self.group.waiting().len() == 0 {
             return Ok(None);
         }
-        let committed = self.take(Event::Recovered)?;
+        let committed = self.take(Event::Recovered(recovery))?;
         let left = (self.group.run(), self.group.current(), self.group.active_compaction());
         ensure!(left == (None, None, None), "RELIABILITY 1: alive after a restart: {left:?}");
+        let open = self.group.permissions();
+        ensure!(open.is_empty(), "RELIABILITY 1: permissions outlive their run: {open:?}");
         Ok(committed)
     }
 }
 
 /// As much of a group as a database can give back: neither its lock, nor what became of the run's
-/// other compactions.
+/// other compactions. Which of a task's attempts one was in, its row does not tell.
 fn kept(group: &Group) -> Group {
     let tasks = group.current().into_iter().chain(group.waiting()).cloned().collect();
-    let current = group.current().map(|task| task.id);
+    let first = |task: &&Task| task.attempt < 2 && task.state != TaskState::Retrying;
+    let current = group.current().filter(first).map(|task| task.id);
     let compactions = group.compactions().filter(|own| reference::is_kept(own, current));
     let compactions = compactions.map(reference::as_stored);
     let (run, turn) = (group.run().cloned(), group.turn().cloned());
-    Group::restore(group.head().clone(), tasks, run, turn, compactions)
-}
-
-/// Some of what a profile and the settings may come to.
-fn terms(number: u8) -> Terms {
-    let strategy = if number & 1 == 0 { Strategy::Command } else { Strategy::Rotate };
-    Terms {
-        patience: LIMITS,
-        auto_compact: if number & 6 == 6 { 0.0 } else { 0.5 },
-        compaction: (number & 24 != 24).then(|| (strategy, spoken::text("/a"))),
-        listens: number & 32 != 0,
-    }
+    let permissions = group.permissions().to_vec();
+    Group::restore(group.head().clone(), tasks, run, turn, compactions, permissions)
 }

@@ -8,6 +8,8 @@ use proptest::{collection::vec, prelude::*};
 pub enum Move {
     /// A caller asks for a turn.
     Submit { bytes: u8 },
+    /// A caller asks for a turn that has to start within so many times ten milliseconds.
+    SubmitWithin { ms: u8 },
     /// A caller asks for a compaction by the agent's own command.
     Compact,
     /// A caller asks for a compaction by a summary and another session.
@@ -25,17 +27,25 @@ pub enum Move {
     /// A caller makes, changes or revives the group.
     Configure(u8),
     /// The profile, or the server's configuration, is another.
-    Terms(u8),
+    Terms(u8, u8),
     /// The server has a slot, wanted or not.
     Grant,
     /// One of the things that are bounded in time took that time.
     Expire(u8),
+    /// The first thing of this kind that is bounded in time took that time.
+    ExpireA(Bound),
     /// The server shuts down.
     Shutdown,
     /// The server dies.
     Crash,
+    /// Something could not be stored, and the group is read back.
+    Unstored,
+    /// The machine is rebooted, and its clock is set by so many seconds meanwhile.
+    Reboot(i8),
     /// Somebody sets the clock by so many times ten seconds.
     Clock(i8),
+    /// A millisecond, a second, ten or two minutes pass.
+    Wait(u8),
     /// The lock that was asked for is answered.
     Lock(LockSaid),
     /// The lock that the group holds is taken over.
@@ -57,11 +67,13 @@ pub enum Move {
     /// A message is about a session with another id, or the one in force.
     NameSession(u8),
     /// The agent asks for a permission.
-    Ask { can_refuse: bool },
+    Ask(Asked),
+    /// Somebody answers the permission that was opened so many before the last.
+    Decide { back: u8, choice: Chosen },
     /// The agent answers its prompt.
     Answer(StopReason),
     /// The agent answers its prompt with an error.
-    AnswerError,
+    AnswerError(i64),
     /// The agent answers a prompt for the second time.
     AnswerAgain,
     /// The agent answers what nobody asked.
@@ -72,6 +84,8 @@ pub enum Move {
     Exit(ExitReason),
     /// A run that is over is heard of once more.
     LateSay,
+    /// Likewise: it answers the prompt that it owed an answer.
+    LateAnswer,
     /// Likewise.
     LateAsk,
     /// Likewise.
@@ -89,6 +103,44 @@ pub enum Move {
     /// Likewise.
     LateClose,
 }
+
+/// A permission that an agent asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// Which options it offers.
+    pub options: u8,
+    /// The kind of tool; 0: not told.
+    pub tool: u8,
+    /// Whether it is the request before, once more.
+    pub again: bool,
+}
+
+/// What somebody answers to a permission.
+#[derive(Clone, Copy, Debug)]
+pub enum Chosen {
+    /// One of its options.
+    Option(u8),
+    /// An option that it does not offer.
+    Unknown,
+    Cancel,
+}
+
+/// What may be bounded in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    Turn,
+    Cancel,
+    Compaction,
+    Lock,
+    Permission,
+    Backoff,
+    Launch,
+    Queued,
+    Idle,
+}
+
+/// How an agent answers a prompt with an error: JSON-RPC's codes, ACP's and others.
+const CODES: [i64; 8] = [-32603, -32000, -32600, -32601, -32602, -32700, -32001, 1];
 
 /// What an agent says.
 #[derive(Clone, Copy, Debug)]
@@ -156,7 +208,7 @@ fn seen(detail: u8, more: u8) -> Seen {
 
 /// Weighted so that turns start and end, and everything else happens in between.
 fn next() -> impl Strategy<Value = Move> {
-    (0_u8..150, any::<u8>(), any::<u8>()).prop_map(|(which, detail, more)| match which {
+    (0_u8..165, any::<u8>(), any::<u8>()).prop_map(|(which, detail, more)| match which {
         0..12 => Move::Submit { bytes: detail },
         12..18 => Move::Compact,
         18..24 => Move::Cancel { back: detail % 8 },
@@ -170,8 +222,9 @@ fn next() -> impl Strategy<Value = Move> {
         28..42 => Move::Grant,
         42..47 => Move::Expire(detail % 4),
         47 => Move::Shutdown,
-        48..50 => Move::Crash,
-        50 => Move::Clock(detail as i8),
+        48 => Move::Crash,
+        49 => [Move::Crash, Move::Unstored, Move::Reboot(more as i8)][usize::from(detail % 3)],
+        50 => [Move::Clock(more as i8), Move::Wait(more)][usize::from(detail % 2)],
         51..64 => match (detail % 4, more % 4) {
             (0, 0) => Move::Ready(Continuity::Lost),
             (1, 0) => Move::Ready(Continuity::Resumed),
@@ -188,13 +241,15 @@ fn next() -> impl Strategy<Value = Move> {
             _ => [Spoken::Mode, Spoken::Queued][usize::from(more % 2)],
         }),
         75 => Move::SayNonsense,
-        76..79 => Move::Ask { can_refuse: detail.is_multiple_of(2) },
+        76..79 | 150..152 => {
+            Move::Ask(Asked { options: detail, tool: more % 3, again: more.is_multiple_of(8) })
+        }
         79..91 => Move::Answer(match detail % 4 {
             0 => StopReason::Cancelled,
             1 => StopReason::MaxTokens,
             _ => StopReason::EndTurn,
         }),
-        91..93 => Move::AnswerError,
+        91..93 => Move::AnswerError(CODES[usize::from(detail % 8)]),
         93 => [Move::AnswerAgain, Move::AnswerUnknown(more)][usize::from(detail % 2)],
         94..99 => Move::Exit(match detail % 4 {
             0 => ExitReason::StartFailed,
@@ -202,15 +257,16 @@ fn next() -> impl Strategy<Value = Move> {
             2 => ExitReason::Stopped,
             _ => ExitReason::Exited,
         }),
-        99 => match detail % 9 {
+        99 => match detail % 10 {
             0 => Move::LateSay,
             1 => Move::LateAsk,
             2 => Move::LateReady,
             3 => Move::LateExit,
-            4 => Move::LateSignal(seen(detail / 9, more)),
+            4 => Move::LateSignal(seen(detail / 10, more)),
             5 => Move::LateProvenance(more),
             6 => Move::LateName,
             7 => Move::LateOpen,
+            8 => Move::LateAnswer,
             _ => Move::LateClose,
         },
         100..116 => Move::Signal(seen(detail, more)),
@@ -225,7 +281,20 @@ fn next() -> impl Strategy<Value = Move> {
         132 => Move::LoseLock,
         133..139 => Move::CompactByRotation,
         139..145 => Move::Open(!detail.is_multiple_of(4)),
-        145..147 => Move::Terms(detail),
+        145..147 => Move::Terms(detail, more),
+        152..157 => Move::Decide {
+            back: more % 4,
+            choice: match detail % 8 {
+                0 => Chosen::Unknown,
+                1 | 2 => Chosen::Cancel,
+                option => Chosen::Option(option),
+            },
+        },
+        157..160 => Move::SubmitWithin { ms: detail },
+        160 => Move::Resume,
+        161..163 => Move::AnswerError(CODES[0]),
+        163 => Move::ExpireA([Bound::Backoff, Bound::Launch][usize::from(detail % 2)]),
+        164 => Move::Exit([ExitReason::Exited, ExitReason::StartFailed][usize::from(detail % 2)]),
         147 => Move::Close,
         _ => Move::Exit(ExitReason::Stopped),
     })

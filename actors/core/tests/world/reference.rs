@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Cause, Compaction, CompactionId, CompactionStatus, CutBy, Group, Head, Origin, Run, RunPhase,
-    Settings, Source, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Write,
+    Cause, Compaction, CompactionId, CompactionStatus, CutBy, ExitReason, Group, Head, OnInterrupt,
+    Origin, Permission, Run, RunPhase, Settings, Source, StopReason, Task, TaskId, TaskKind,
+    TaskState, Timestamp, Turn, Write,
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,8 @@ pub struct Reference {
     turn: Option<Turn>,
     /// Whether that attempt had output.
     heard: bool,
+    /// The permissions that nobody answered, in order.
+    permissions: Vec<Permission>,
 }
 
 /// [`greenroom_core::Compacting`] as it is written down.
@@ -50,7 +53,13 @@ impl Reference {
             run: None,
             turn: None,
             heard: false,
+            permissions: Vec::new(),
         }
+    }
+
+    /// The permissions that nobody answered, in order.
+    pub fn permissions(&self) -> &[Permission] {
+        &self.permissions
     }
 
     /// What is kept beside tasks and run.
@@ -87,7 +96,8 @@ impl Reference {
     /// The group, with all that was ever stated.
     pub fn restore(&self) -> Group {
         let (run, turn) = (self.run.clone(), self.turn.clone());
-        Group::restore(self.head.clone(), self.open(), run, turn, self.kept())
+        let permissions = self.permissions.clone();
+        Group::restore(self.head.clone(), self.open(), run, turn, self.kept(), permissions)
     }
 
     /// The group as a database gives it back, which keeps of a run only its name, and of an
@@ -98,7 +108,8 @@ impl Reference {
             (turn.prompt_id, turn.cut, turn.opening) = (0, None, None);
             turn
         });
-        Group::restore(self.head.clone(), self.open(), run, turn, self.kept())
+        let permissions = self.permissions.clone();
+        Group::restore(self.head.clone(), self.open(), run, turn, self.kept(), permissions)
     }
 
     fn open(&self) -> Vec<Task> {
@@ -135,11 +146,19 @@ impl Reference {
                 self.head.settings = settings.clone();
                 self.head.archived = false;
                 (self.counted.streak, self.counted.failed_at) = (0, None);
+                self.begins_afresh();
+                if settings.on_interrupt == Some(OnInterrupt::Continue) {
+                    (self.head.held, self.head.interruptions) = (None, 0);
+                }
             }
             Write::GroupArchived {} => self.head.archived = true,
             Write::PurgeOrdered {} => self.head.purging = true,
             Write::GroupPaused {} => self.head.paused = true,
-            Write::GroupResumed {} => self.head.paused = false,
+            Write::GroupResumed {} => {
+                self.begins_afresh();
+                (self.head.paused, self.head.held, self.head.interruptions) = (false, None, 0);
+            }
+            Write::GroupHeld { reason } => self.head.held = Some(*reason),
             Write::TaskQueued { kind, origin, record, .. } => {
                 self.head.tasks += 1;
                 self.tasks.insert(record.ordinal, Task::clone(record));
@@ -182,20 +201,44 @@ impl Reference {
                 Cause::Deadline => CutBy::Deadline,
                 _ => CutBy::Shutdown,
             }),
-            Write::TurnSettled { stop_reason, .. } => {
+            Write::TurnSettled { task, stop_reason } => {
                 self.measure();
+                let own_end = matches!(
+                    stop_reason,
+                    StopReason::ProcessExited
+                        | StopReason::ServerRestart
+                        | StopReason::Deadline
+                        | StopReason::Protocol
+                        | StopReason::Storage
+                );
+                if !own_end {
+                    self.run.iter_mut().for_each(|run| run.settled = true);
+                    self.begins_afresh();
+                }
+                // A prompt that was not heard carried nothing over.
+                if self.task(*task).kind() == TaskKind::Turn && self.heard {
+                    self.head.lead_in = None;
+                }
                 let borne = !matches!(stop_reason, StopReason::Error | StopReason::Cancelled);
                 if borne && self.turn.as_ref().is_some_and(|turn| turn.cut.is_none()) {
                     self.run.iter_mut().for_each(|run| run.cancelled = false);
                 }
             }
+            Write::TaskRetrying { task, attempt, due, .. } => {
+                let task = self.task(*task);
+                (task.state, task.attempt) = (TaskState::Retrying, *attempt);
+                (task.claimed_at, task.retry_at) = (None, Some(*due));
+                self.turn = None;
+            }
+            Write::BackoffEnded { task } => self.task(*task).retry_at = None,
             Write::TaskEnded { task, record, .. } => {
                 if self.task(*task).state == TaskState::Running {
                     self.turn = None;
-                    // A prompt that was not heard carried nothing over.
-                    if record.kind() == TaskKind::Turn && self.heard {
-                        self.head.lead_in = None;
-                    }
+                }
+                if record.state == TaskState::Interrupted {
+                    self.head.interruptions += 1;
+                } else if record.ending.stop_reason.is_some() {
+                    self.head.interruptions = 0;
                 }
                 *self.task(*task) = Task::clone(record);
             }
@@ -206,7 +249,20 @@ impl Reference {
                 self.phase(RunPhase::Ready);
             }
             Write::RunStopping { .. } => self.phase(RunPhase::Stopping),
-            Write::RunExited { .. } => self.run = None,
+            Write::RunExited { exit, .. } => {
+                let own_end = matches!(
+                    exit.reason,
+                    ExitReason::StartFailed | ExitReason::Exited | ExitReason::Protocol
+                );
+                let settled = self.run.take().is_some_and(|run| run.settled);
+                self.head.crashes += u32::from(own_end && !settled);
+            }
+            Write::AgentDegraded { due, .. } => self.head.launch_due = Some(*due),
+            Write::LaunchAllowed {} => self.head.launch_due = None,
+            Write::PermissionOpened(own) => self.permissions.push(Permission::clone(own)),
+            Write::PermissionResolved { permission, .. } => {
+                self.permissions.retain(|own| own.permission != *permission);
+            }
             Write::SegmentStarted { segment, session, provenance, .. } => {
                 let stays = self.head.session.as_ref() == Some(session);
                 self.head.usage = self.head.usage.take().filter(|_| stays);
@@ -229,7 +285,6 @@ impl Reference {
             }
             Write::TurnStarted { .. }
             | Write::AgentOutputRejected { .. }
-            | Write::PermissionResolved { .. }
             | Write::SegmentEnded { .. }
             | Write::LockAsked { .. }
             | Write::LockRefused { .. }
@@ -240,6 +295,11 @@ impl Reference {
             | Write::StderrMatched { .. } => {}
         }
         self.head.compacting = written(&self.counted);
+    }
+
+    /// Somebody acted, or the agent showed that it works: no launch waits any more.
+    fn begins_afresh(&mut self) {
+        (self.head.crashes, self.head.launch_due) = (0, None);
     }
 
     fn compacted(&mut self, compaction: &Compaction, at: Timestamp) {

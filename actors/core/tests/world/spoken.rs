@@ -1,23 +1,90 @@
 //! What agents and callers say, as the rules get to see it.
 
 use greenroom_core::{
-    Details, Exit, ExitReason, Fold, Json, Kinds, Lineage, Lines, Provenance, Settings, Signal,
-    Source, Usage,
+    Details, Exit, ExitReason, Fold, Json, Kinds, Lineage, Lines, OnInterrupt, PermissionAsked,
+    PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance, Retry, Settings,
+    Signal, Source, Strategy, Terms, Usage,
 };
 
-use super::moves::{Seen, Spoken};
+use super::{
+    LIMITS,
+    moves::{Asked, Seen, Spoken},
+};
 
 /// What a hermes says that lost track after a cancel.
 const QUEUED: &str = "Queued for the next turn. (1 queued)";
 
 /// One of a few settings; the agent and the directory differ.
 pub fn settings(number: u8) -> Settings {
-    let number = number % 4;
+    let (number, more) = (number % 4, number / 4);
     Settings {
         agent: if number < 2 { "one" } else { "two" }.into(),
         cwd: Some(if number == 3 { "/b" } else { "/a" }.into()),
         title: (number == 1).then(|| "titled".to_owned()),
+        on_interrupt: ON_INTERRUPT.get(usize::from(more % 4).wrapping_sub(1)).copied(),
+        permission_policy: (more / 4 % 4 > 0).then(|| policy(more / 4)),
         ..Settings::default()
+    }
+}
+
+const ON_INTERRUPT: [OnInterrupt; 3] =
+    [OnInterrupt::Continue, OnInterrupt::Hold, OnInterrupt::Auto];
+
+fn policy(number: u8) -> PermissionPolicy {
+    let edits = |default, edits| {
+        let kinds = [("edit".to_owned(), edits), ("other".to_owned(), Policy::Ask)];
+        PermissionPolicy { default, kinds: kinds.into() }
+    };
+    match number % 4 {
+        0 => Policy::Ask.into(),
+        1 => edits(Policy::Allow, Policy::Reject),
+        2 => edits(Policy::Reject, Policy::Allow),
+        _ => Policy::Allow.into(),
+    }
+}
+
+/// Some of what a profile and the settings may come to.
+pub fn terms(number: u8, more: u8) -> Terms {
+    let strategy = if number & 1 == 0 { Strategy::Command } else { Strategy::Rotate };
+    let retries = [Retry::NoOutput, Retry::NoOutput, Retry::Undelivered, Retry::Never];
+    Terms {
+        patience: LIMITS,
+        auto_compact: if number & 6 == 6 { 0.0 } else { 0.5 },
+        retry: retries[usize::from(more % 4)],
+        on_interrupt: *ON_INTERRUPT.get(usize::from(more / 4 % 4)).unwrap_or(&OnInterrupt::Auto),
+        permissions: policy(more / 16),
+        compaction: (number & 24 != 24).then(|| (strategy, text("/a"))),
+        listens: number & 32 != 0,
+    }
+}
+
+/// A request as it came.
+pub fn request() -> Lines {
+    let line = r#"{"jsonrpc":"2.0","id":1,"method":"session/request_permission"}"#;
+    let kinds = Kinds::All("session/request_permission".into());
+    Lines { count: 1, kinds, text: line.to_owned().into() }
+}
+
+/// The request of this number.
+pub fn asked(what: Asked, request: i64) -> PermissionAsked {
+    let kinds: &[&str] = match what.options % 6 {
+        0 => &["allow_once", "reject_once"],
+        1 => &["reject_always", "allow_always", "reject_once", "allow_once"],
+        2 => &["allow_always"],
+        3 => &["reject_always"],
+        4 => &["something_else", "reject_once"],
+        _ => &[],
+    };
+    let option = |kind: &&str| PermissionOption { id: format!("o-{kind}"), kind: (*kind).into() };
+    let tool_kind = ["edit", "read"].get(usize::from(what.tool).wrapping_sub(1));
+    PermissionAsked {
+        request: number(request),
+        tool_kind: tool_kind.map(|kind| (*kind).to_owned()),
+        options: kinds.iter().map(option).collect(),
+        shown: PermissionShown {
+            tool_call: json("{}".into()),
+            options: Json::write(&kinds).unwrap_or_else(|err| unreachable!("{err}")),
+        },
     }
 }
 
