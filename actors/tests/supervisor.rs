@@ -230,7 +230,7 @@ fn limits() -> Limits {
 
 fn turn() -> Submit {
     let demand = Demand::Turn(acp::text_prompt("hello").unwrap());
-    Submit { demand, metadata: None, deadline_ms: None, key: None, wait: false }
+    Submit::new(demand, None)
 }
 
 /// I15, RELIABILITY F3: a panic costs its group an actor, and nothing else; the slot comes back.
