@@ -27,6 +27,7 @@ use actix_web::{
 };
 use greenroom_actors::{
     group::Shared,
+    storage::StoreError,
     supervisor::{Find, GroupHandle, Supervisor},
 };
 use greenroom_core::GroupId;
@@ -89,9 +90,20 @@ impl Worker {
         Ok(handle)
     }
 
-    /// Refuses work while the server shuts down.
+    /// Refuses work while the server shuts down, or cannot store it.
     fn take_work(&self) -> Result<(), ApiError> {
-        if *self.edge.phase.borrow() == Phase::Serving { Ok(()) } else { Err(ApiError::Draining) }
+        if *self.edge.phase.borrow() != Phase::Serving {
+            return Err(ApiError::Draining);
+        }
+        self.can_store()
+    }
+
+    /// Refuses a change while it could not be stored: then the group's actor may be gone, too.
+    fn can_store(&self) -> Result<(), ApiError> {
+        match self.edge.shared.ledger.health.failing() {
+            Some(failing) => Err(StoreError::Unavailable(failing.fault).into()),
+            None => Ok(()),
+        }
     }
 }
 
