@@ -10,6 +10,7 @@ mod locks;
 mod rows;
 mod store;
 mod upkeep;
+mod wal;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -39,6 +40,9 @@ const LOG_BYTES_KEPT: u32 = 32 << 20;
 /// How long a lock that another program holds on the database is waited out.
 const BUSY: Duration = Duration::from_secs(5);
 
+/// The file by whose lock a data directory is one server's.
+const LOCK: &str = "greenroom.lock";
+
 /// A data directory that is this process's alone, and the database in it.
 #[derive(Debug)]
 pub struct Database {
@@ -61,7 +65,7 @@ impl Database {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(cannot_make(dir))?;
         let dir = dir.canonicalize().map_err(cannot_make(dir))?;
         let path = dir.join(path.file_name().unwrap_or_else(|| "greenroom.db".as_ref()));
-        let lock = dir.join("greenroom.lock");
+        let lock = dir.join(LOCK);
         let all = [lock.clone(), path.clone(), files::beside(&path, "-wal")];
         files::warn_of_open(&dir, &all);
         let private = |path: &Path| {
@@ -72,6 +76,7 @@ impl Database {
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StoreError::InUse(dir.display().to_string()))?;
         files::refuse_remains(&path)?;
+        refuse_damaged_log(&path)?;
         private(&path)?;
         let database = Self { path, _lock: lock };
         database.begin().map_err(unusable(&database.path))?;
@@ -173,6 +178,12 @@ impl Opener {
     fn for_repair(&self) -> Result<Connection, StoreError> {
         // SQLite would delete the log of an empty database.
         files::refuse_remains(&self.0)?;
+        // And it would leave out what stands behind damage in the log, and delete that, too.
+        let lock = File::open(self.0.with_file_name(LOCK));
+        let held = |lock: &File| rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared);
+        if lock.as_ref().is_ok_and(|lock| held(lock).is_ok()) {
+            refuse_damaged_log(&self.0)?;
+        }
         let open = || {
             let conn =
                 connect(&self.0, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed("opened"))?;
@@ -200,6 +211,22 @@ fn connect(path: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
     conn.busy_timeout(BUSY)?;
     conn.set_prepared_statement_cache_capacity(64);
     Ok(conn)
+}
+
+/// Refuses to open a database of whose log SQLite would leave out commits that were synced
+/// (RELIABILITY F24).
+fn refuse_damaged_log(database: &Path) -> Result<(), StoreError> {
+    let log = files::beside(database, "-wal");
+    let file = log.display().to_string();
+    let why = match wal::damage(&log) {
+        Ok(None) => return Ok(()),
+        Ok(Some(at)) => format!(
+            "it is damaged at byte {at}, and commits stand behind that; keep it, and restore a \
+             backup"
+        ),
+        Err(err) => return Err(cannot_make(&log)(err)),
+    };
+    Err(StoreError::Unusable { file, why, source: None })
 }
 
 /// How many migrations the database has had, if they are known here.

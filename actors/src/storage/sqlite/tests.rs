@@ -311,3 +311,49 @@ fn a_database_that_was_removed_is_missed() {
         }
     }
 }
+
+/// RELIABILITY F24: a byte that changed hides the commits behind it; a log that ends in the middle
+/// of its last commit, or whose last commit has holes, or that began anew, is as SQLite left it.
+#[test]
+fn a_damaged_log_is_told_from_a_torn_one() {
+    let bed = Bed::new();
+    checkpoint(&bed.store.0, Mode::Truncate).unwrap();
+    let mut ends = Vec::new();
+    for key in 0..5 {
+        bed.fill(key..key + 1);
+        ends.push(usize::try_from(bed.bytes("-wal")).unwrap());
+    }
+    let whole = fs::read(bed.file("-wal")).unwrap();
+    let path = bed.dir.path().join("log");
+    let damage = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        wal::damage(&path).unwrap()
+    };
+    assert_eq!(damage(&whole), None);
+    assert_eq!(wal::damage(&bed.dir.path().join("none")).unwrap(), None);
+    for at in (0..whole.len()).step_by(997).chain(24..64) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        let found = damage(&bytes);
+        // A header that says of itself that it is none, or has other salts, hides everything.
+        let telling = !(0..4).contains(&at) && !(8..24).contains(&at);
+        if at < ends[3] && telling {
+            let frame = found.unwrap_or_else(|| panic!("byte {at} of {}", whole.len()));
+            assert!(frame <= at.max(HEADER) as u64 && at as u64 <= frame + 4120, "{at}: {frame}");
+        } else {
+            assert!(found.is_none() || at < HEADER, "byte {at} is of the last commit");
+        }
+        assert_eq!(damage(&whole[..at]), None, "torn at {at}");
+        let mut holed = whole.clone();
+        let hole = ends[3].max(at)..whole.len().min(ends[3].max(at) + 512);
+        holed[hole].fill(0);
+        assert_eq!(damage(&holed), None, "a hole in the last commit at {at}");
+    }
+    checkpoint(&bed.store.0, Mode::Restart).unwrap();
+    bed.fill(5..6);
+    let anew = fs::read(bed.file("-wal")).unwrap();
+    assert_eq!(anew.len(), whole.len(), "old frames stand behind the latest ones");
+    assert_eq!(damage(&anew), None);
+}
+
+const HEADER: usize = 32;
