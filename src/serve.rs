@@ -106,7 +106,7 @@ async fn serve(
     .run();
     let handle = server.handle();
     let answering = actix_rt::spawn(server);
-    let groups = supervisor.send(Boot).await?.map_err(|err| chain(&err))?;
+    let groups = supervisor.send(Boot).await?.map_err(|err| chain(&database.refusal(err)))?;
     log::info!(
         target: "greenroom",
         address:%, database:% = database.path().display(), groups,
@@ -185,8 +185,9 @@ fn start_actors(
 
 fn start_storage(database: &Database) -> Result<Ledger, Box<dyn Error>> {
     let health = StorageHealth::default();
-    let store = database.store()?;
-    let checkpointer = database.checkpointer(Rhythm::default())?;
+    let refused = |err| chain(&database.refusal(err));
+    let store = database.store().map_err(refused)?;
+    let checkpointer = database.checkpointer(Rhythm::default()).map_err(refused)?;
     let writer = {
         let health = health.clone();
         let arbiter = Arbiter::new();

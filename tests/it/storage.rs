@@ -125,11 +125,16 @@ fn no_room_to_write() {
     let ignored = agent.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
     let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
     assert_eq!(ignored & (1 << 24), 0, "SIGXFSZ is ignored in an agent");
+    let running = server.submit("other", "[[gate:go]]");
+    server.journal.wait_gate("go");
     limit_file_size(&server, Some(1));
     server.post(TURNS, &json!({ "prompt": "refused" })).problem(503, "storage-unavailable");
     assert_stopped(&server, "io_error");
     limit_file_size(&server, None);
     assert_recovers(&server);
+    // Nothing of it had to be stored meanwhile, so it went on.
+    server.journal.open_gate("go");
+    server.finish_as(&running, "completed");
 }
 
 /// F19: ENOSPC for some writes in a row, as a disk gives it that somebody then makes room on.
@@ -226,14 +231,17 @@ fn a_damaged_database_is_refused() {
     move_log(&server);
     let file = server.home.data().join("greenroom.db");
     let whole = fs::read(&file).unwrap();
-    let mut damaged = whole.clone();
-    damaged[..100].fill(0xA5);
-    fs::write(&file, &damaged).unwrap();
-    let said = refuses(&server.home);
-    for words in ["greenroom.db", "damaged", "restore a backup", "nothing was changed"] {
-        assert!(said.contains(words), "{words:?} is missing in {said}");
+    // The header; everything behind the page with the schema.
+    for place in [0..100, 4096..whole.len()] {
+        let mut damaged = whole.clone();
+        damaged[place.clone()].fill(0xA5);
+        fs::write(&file, &damaged).unwrap();
+        let said = refuses(&server.home);
+        for words in ["greenroom.db", "damaged", "restore a backup", "nothing was changed"] {
+            assert!(said.contains(words), "{words:?} is missing in {said}");
+        }
+        assert!(fs::read(&file).unwrap() == damaged, "{place:?}");
     }
-    assert_eq!(fs::read(&file).unwrap(), damaged);
     fs::write(&file, &whole).unwrap();
     server.boot();
     server.finish_as(&task, "completed");

@@ -92,6 +92,11 @@ impl Database {
         migrate(&mut self.writer()?)
     }
 
+    /// What to tell whoever started a server that met `err` before it served anybody.
+    pub fn refusal(&self, err: StoreError) -> StoreError {
+        unusable(&self.path)(err)
+    }
+
     /// The data directory, absolute.
     pub fn dir(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("/"))
