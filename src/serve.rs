@@ -21,13 +21,13 @@ use greenroom_actors::{
     group::Shared,
     profile::{self, Compacts, Limits, Profile},
     storage::{
-        Ledger, Reader, Storage, StorageHealth, StoreError, chain,
-        sqlite::{Database, SqliteStore},
+        Ledger, Reader, Storage, StorageHealth, WORK_DIR, chain,
+        sqlite::{Database, Rhythm, SqliteStore},
     },
     supervisor::{Boot, ShutDown, Supervisor},
 };
 use greenroom_core::Patience;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -66,11 +66,13 @@ struct CannotListen {
 pub fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let address = config.server.listen;
     let listener = TcpListener::bind(address).map_err(|source| CannotListen { address, source })?;
+    let system = System::new();
+    system.block_on(async { outlive_file_size_limit() })?;
     let database = Database::open(&config.storage.path).map_err(|err| chain(&err))?;
     raise_open_files();
     tree::become_subreaper()?;
     sweep(&database)?;
-    System::new().block_on(serve(config, listener, database))
+    system.block_on(serve(config, listener, database))
 }
 
 async fn serve(
@@ -104,7 +106,7 @@ async fn serve(
     .run();
     let handle = server.handle();
     let answering = actix_rt::spawn(server);
-    let groups = supervisor.send(Boot).await?.map_err(|err| chain(&err))?;
+    let groups = supervisor.send(Boot).await?.map_err(|err| chain(&database.refusal(err)))?;
     log::info!(
         target: "greenroom",
         address:%, database:% = database.path().display(), groups,
@@ -168,7 +170,7 @@ fn start_actors(
             nursery,
             profiles,
             limits,
-            work_dir: data.join("work"),
+            work_dir: data.join(WORK_DIR),
             default_agent: config.defaults.agent.clone(),
             status: address.clone().recipient(),
             watched: AtomicBool::new(false),
@@ -181,9 +183,11 @@ fn start_actors(
     Ok((supervisor, made.ok_or("the supervisor was not made")?))
 }
 
-fn start_storage(database: &Database) -> Result<Ledger, StoreError> {
+fn start_storage(database: &Database) -> Result<Ledger, Box<dyn Error>> {
     let health = StorageHealth::default();
-    let store = database.store()?;
+    let refused = |err| chain(&database.refusal(err));
+    let store = database.store().map_err(refused)?;
+    let checkpointer = database.checkpointer(Rhythm::default()).map_err(refused)?;
     let writer = {
         let health = health.clone();
         let arbiter = Arbiter::new();
@@ -193,6 +197,7 @@ fn start_storage(database: &Database) -> Result<Ledger, StoreError> {
     };
     let opener = database.opener();
     let readers = SyncArbiter::start(READERS, move || Reader::new(opener.archive()));
+    checkpointer.start(health.clone(), writer.clone().recipient())?;
     Ok(Ledger::new(writer, readers, health))
 }
 
@@ -256,6 +261,13 @@ fn sweep(database: &Database) -> io::Result<()> {
     if !pids.is_empty() {
         log::warn!(target: "greenroom", pids:?; "leftover processes of an earlier server killed");
     }
+    Ok(())
+}
+
+/// Lets a write beyond the limit of file sizes be an error like any other (RELIABILITY F19). The
+/// signal is caught, not ignored: so agents, which are exec'd, have it as it was.
+fn outlive_file_size_limit() -> io::Result<()> {
+    let _caught_from_now_on = signal(SignalKind::from_raw(Number::XFSZ.as_raw()))?;
     Ok(())
 }
 

@@ -297,8 +297,8 @@ impl Group {
                 Ok(())
             }
             Err(err) => {
-                log::error!(
-                    target: "greenroom::group", group:% = group.id,
+                log::log!(
+                    target: "greenroom::group", err.level(), group:% = group.id,
                     err:% = crate::storage::chain(&err);
                     "group stops: its facts could not be stored"
                 );
@@ -476,8 +476,8 @@ impl Group {
                 ctx.stop();
             }
             Err(err) => {
-                log::error!(
-                    target: "greenroom::group", group:% = group.id,
+                log::log!(
+                    target: "greenroom::group", err.level(), group:% = group.id,
                     err:% = crate::storage::chain(&err);
                     "group could not be purged; it is tried again"
                 );

@@ -31,6 +31,10 @@ pub use self::{
 };
 use crate::frames::{Block, Frame};
 
+/// Where, below the data directory, the agents of groups work if nobody says where: each in a
+/// directory that has its group's number for a name.
+pub const WORK_DIR: &str = "work";
+
 /// A group's number in the database.
 pub type GroupNo = u32;
 

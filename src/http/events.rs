@@ -156,7 +156,8 @@ impl FrameReader {
             let blocks = archive.blocks(no, &filter)?;
             Ok(Chunk::encode(&id, &blocks, cursor).filter(|chunk| chunk.last_seq > cursor))
         });
-        read.await.map_err(|err| log::error!(err:%; "event stream ended: frames unreadable"))
+        read.await
+            .map_err(|err| log::log!(err.level(), err:%; "event stream ended: frames unreadable"))
     }
 }
 

@@ -42,6 +42,7 @@ mod segments;
 mod sessions;
 mod snapshot;
 mod starts;
+mod storage;
 mod support;
 mod turns;
 mod verify;

@@ -299,10 +299,12 @@ impl<S: Store + Unpin> Handler<Found> for Storage<S> {
     type Result = ();
 
     /// A reader that fails by itself (a question that makes no sense, a limit of its own) says
-    /// nothing about the writer; a damaged file does.
+    /// nothing about the writer; a file that is damaged or cannot be read does.
     fn handle(&mut self, Found(err): Found, ctx: &mut Self::Context) {
         match err.fault() {
-            Some(Fault::Corrupt | Fault::Replaced | Fault::Unsynced) => self.note(Some(&err), ctx),
+            Some(Fault::Corrupt | Fault::Replaced | Fault::Unsynced | Fault::Io) => {
+                self.note(Some(&err), ctx);
+            }
             Some(_) if !self.health.is_good() => {}
             _ => log::error!(err:% = chain(&err); "the database could not be read"),
         }

@@ -5,6 +5,7 @@
 
 mod actor;
 mod conformance;
+mod fail_stop;
 mod lease;
 mod locks;
 mod reading;

@@ -114,12 +114,15 @@ pub struct Home {
     directory: TempDir,
     port: Port,
     pub environment: Vec<(String, String)>,
+    /// A command that `greenroom serve` is started with, such as `strace …`; it must keep the pid.
+    pub wrapper: Vec<String>,
 }
 
 impl Home {
     fn new(setup: Setup) -> Self {
         let directory = TempDir::with_prefix("greenroom-it-").unwrap();
-        let home = Self { directory, port: Port::take(), environment: setup.environment.clone() };
+        let environment = setup.environment.clone();
+        let home = Self { directory, port: Port::take(), environment, wrapper: Vec::new() };
         let listen = home.address().to_string();
         let setup = setup.text("server", "listen", &listen);
         fs::create_dir(home.script()).unwrap();

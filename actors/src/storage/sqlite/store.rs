@@ -8,23 +8,27 @@ use greenroom_core::{
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    Failure, failed, locks, permissions, readable,
+    Failure, failed,
+    files::Files,
+    locks, permissions, readable,
     rows::{self, int, json, key, ms},
-    write_failed,
+    upkeep, write_failed,
 };
 use crate::{
     frames::Block,
-    storage::{Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Store, StoreError, Writes},
+    storage::{
+        Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Sizes, Store, StoreError, Writes,
+    },
     word::word,
 };
 
-/// The writing side of a SQLite database.
+/// The writing side of a SQLite database, and the files that it has open, if it looks after them.
 #[derive(Debug)]
-pub struct SqliteStore(pub(super) Connection);
+pub struct SqliteStore(pub(super) Connection, pub(super) Option<Files>);
 
 impl SqliteStore {
-    pub(super) fn new(conn: Connection) -> Self {
-        Self(conn)
+    pub(super) fn new(conn: Connection, files: Option<Files>) -> Self {
+        Self(conn, files)
     }
 }
 
@@ -88,11 +92,19 @@ impl Store for SqliteStore {
     }
 
     fn probe(&mut self) -> Result<(), StoreError> {
-        let write = || -> rusqlite::Result<()> {
-            let version: u32 = self.0.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            self.0.pragma_update(None, "user_version", version)
-        };
-        write().map_err(failed("was tried"))
+        upkeep::probe(&mut self.0)
+    }
+
+    fn check(&mut self) -> Result<Sizes, StoreError> {
+        self.1.as_ref().map_or(Ok(Sizes::default()), |files| upkeep::check(&self.0, files))
+    }
+
+    fn shrink(&mut self) -> Result<bool, StoreError> {
+        upkeep::shrink(&self.0)
+    }
+
+    fn file(&self) -> String {
+        self.1.as_ref().map_or_else(String::new, |files| files.database().display().to_string())
     }
 
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
