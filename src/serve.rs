@@ -20,6 +20,7 @@ use greenroom_actors::{
     },
     group::Shared,
     profile::{self, Compacts, Limits, Profile},
+    residents::Residents,
     storage::{
         Ledger, Reader, Storage, StorageHealth, StoreError, chain,
         sqlite::{Database, SqliteStore},
@@ -67,20 +68,21 @@ pub fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let address = config.server.listen;
     let listener = TcpListener::bind(address).map_err(|source| CannotListen { address, source })?;
     let database = Database::open(&config.storage.path).map_err(|err| chain(&err))?;
-    raise_open_files();
+    let open_files = raise_open_files();
     tree::become_subreaper()?;
     sweep(&database)?;
-    System::new().block_on(serve(config, listener, database))
+    System::new().block_on(serve(config, listener, database, open_files))
 }
 
 async fn serve(
     config: Config,
     listener: TcpListener,
     database: Database,
+    open_files: Option<u64>,
 ) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let mut signals = Signals::new()?;
-    let (supervisor, shared) = start_actors(&config, &database)?;
+    let (supervisor, shared) = start_actors(&config, &database, open_files)?;
     let (phase, on_phase) = watch::channel(Phase::Serving);
     let edge = Edge {
         shared,
@@ -144,6 +146,7 @@ async fn shut_down(
 fn start_actors(
     config: &Config,
     database: &Database,
+    open_files: Option<u64>,
 ) -> Result<(Addr<Supervisor>, Arc<Shared>), Box<dyn Error>> {
     let ledger = start_storage(database)?;
     let data = database.dir().to_path_buf();
@@ -153,6 +156,8 @@ fn start_actors(
         heartbeat: Heartbeat::start(HEARTBEAT_EVERY)?,
         data: Marker::data(data.display()),
         line_bytes_max: usize::try_from(config.limits.line)?,
+        open_files,
+        residents: Residents::start(usize::try_from(config.limits.resident_agents)?),
     };
     let profiles = profiles(config);
     let limits = limits(config)?;
@@ -223,6 +228,13 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
             },
             umask: agent.umask,
             no_new_privs: agent.no_new_privs,
+            rlimits: profile::Rlimits {
+                open_files: agent.rlimits.open_files.map(u64::from),
+                processes: agent.rlimits.processes.map(u64::from),
+                core_bytes: agent.rlimits.core_size.unwrap_or(0),
+                file_bytes: agent.rlimits.file_size,
+                cpu_seconds: agent.rlimits.cpu_seconds,
+            },
         };
         (name.clone(), Arc::new(profile))
     };
@@ -230,8 +242,11 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
 }
 
 fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
+    let config::Limits { running_groups, resident_agents, .. } = config.limits;
     Ok(Limits {
-        running_groups: usize::try_from(config.limits.running_groups)?,
+        // A task with a slot then never waits for a busy agent to end, but for an idle one: who runs
+        // next is decided in one line, that of the slots (SEEDS DQ-10).
+        running_groups: usize::try_from(running_groups.min(resident_agents))?,
         patience: Patience {
             turn_ms: u64::try_from(config.defaults.turn_timeout.as_millis())?,
             compaction_ms: u64::try_from(config.defaults.compaction_timeout.as_millis())?,
@@ -255,12 +270,14 @@ fn sweep(database: &Database) -> io::Result<()> {
 }
 
 /// As many open files as the system lets this process have: each agent takes five, each reader one.
-fn raise_open_files() {
+/// Gives the limit from before, which is the agents'.
+fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(err) = setrlimit(Resource::Nofile, raised) {
         log::warn!(target: "greenroom", err:%; "the limit of open files stays as it is");
     }
+    limit.current
 }
 
 /// What tells the server to stop.

@@ -5,9 +5,8 @@
 use super::source::{Entry, Table, Value};
 
 /// (section, key, value that asks for nothing this version would not do anyway).
-const KEYS: [(&str, &str, Idle); 7] = [
+const KEYS: [(&str, &str, Idle); 6] = [
     ("storage", "retention_days", Idle::Zero),
-    ("limits", "resident_agents", Idle::Never),
     ("defaults", "permission_policy", Idle::Word("reject")),
     ("defaults", "permission_timeout", Idle::Never),
     ("defaults", "on_interrupt", Idle::Word("continue")),

@@ -36,6 +36,7 @@ pub async fn status(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
     let shared = &worker.edge.shared;
     let (groups, queued) = shared.ledger.read(|archive| archive.census()).await?;
     let total = shared.limits.running_groups;
+    let resident = shared.nursery.residents.census().await?;
     let (commits, transactions) = shared.ledger.health.totals();
     let phase = match *worker.edge.phase.borrow() {
         Phase::Serving => "serving",
@@ -47,6 +48,9 @@ pub async fn status(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
         "uptime_ms": u64::try_from(worker.edge.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         "groups": groups,
         "slots": { "total": total, "used": total - shared.slots.available_permits().min(total) },
+        "resident": {
+            "count": resident.count, "cap": resident.max, "waiting": resident.waiting,
+        },
         "queue_depth": queued,
         "storage": {
             "state": if shared.ledger.health.is_good() { "ok" } else { "failing" },

@@ -25,6 +25,7 @@ mod lock_wait;
 mod locks;
 mod logs;
 mod queue;
+mod residents;
 mod restart;
 mod rotate;
 mod segments;

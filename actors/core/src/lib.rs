@@ -11,6 +11,7 @@ mod ids;
 mod json;
 mod lifecycle;
 pub mod lock;
+pub mod residents;
 mod run;
 mod settings;
 mod step;

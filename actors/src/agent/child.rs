@@ -46,6 +46,7 @@ use super::{
     shim::{HEARTBEAT, KILL, LAUNCH, Spec, TERMINATE},
     tree::{self, Marker},
 };
+use crate::profile::Rlimits;
 
 /// Time between two heartbeats: a third of the silence that a shim bears.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
@@ -71,6 +72,9 @@ pub struct Launch {
     pub cwd: PathBuf,
     pub umask: Option<u32>,
     pub no_new_privs: bool,
+    pub rlimits: Rlimits,
+    /// The soft limit of open files, if `rlimits` names none; `None`: unlimited.
+    pub open_files: Option<u64>,
     /// By these its processes are found when all else failed; see [`Marker::run`] and
     /// [`Marker::data`].
     pub run: Marker,
@@ -170,13 +174,18 @@ fn order(shim: &UnixStream, order: u8) -> bool {
 
 /// Starts an agent. Whether it runs is told by the first event of [`Child::keeper`].
 ///
-/// Call it inside a tokio runtime; the tree lives no longer than that runtime.
+/// Call it inside a tokio runtime; the tree lives no longer than that runtime. `held` is dropped when
+/// nothing of the tree is left, or it cannot be started.
 ///
 /// # Errors
 ///
 /// The shim cannot be started, no descriptor is left, or the launch is not valid UTF-8. No process
 /// is left behind.
-pub fn spawn(launch: Launch, heartbeat: &Heartbeat) -> io::Result<Child> {
+pub fn spawn(
+    launch: Launch,
+    heartbeat: &Heartbeat,
+    held: impl Send + 'static,
+) -> io::Result<Child> {
     let markers = [launch.run.entry(), launch.data.entry()];
     let spec = spec(&launch)?;
     let (stdin, to_agent) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -208,7 +217,11 @@ pub fn spawn(launch: Launch, heartbeat: &Heartbeat) -> io::Result<Child> {
         stderr: Receiver::from_owned_fd(errors)?,
         keeper: Keeper { orders, events },
     };
-    tokio::spawn(watch(Reports::of(control), shim, ordered, happened, launch.run));
+    let watched = watch(Reports::of(control), shim, ordered, happened, launch.run);
+    tokio::spawn(async move {
+        let _held = held;
+        watched.await;
+    });
     Ok(child)
 }
 
@@ -223,6 +236,8 @@ fn spec(launch: &Launch) -> io::Result<OwnedFd> {
         cwd: launch.cwd.clone(),
         umask: launch.umask,
         no_new_privs: launch.no_new_privs,
+        rlimits: launch.rlimits.clone(),
+        open_files: launch.open_files,
     };
     let mut file = File::from(memfd_create("launch", MemfdFlags::CLOEXEC)?);
     file.write_all(&serde_json::to_vec(&spec)?)?;

@@ -60,6 +60,13 @@ impl Setup {
             .set(&section, "compaction", "{ strategy = \"command\", command = \"/compact\" }")
     }
 
+    /// Adds a profile: the scripted agent, of which nothing but SIGKILL makes an end.
+    pub fn deaf_agent(self, name: &str) -> Self {
+        let script = format!("trap '' TERM; exec {} --outlives-eof", scripted_agent().display());
+        let section = format!("agents.{name}");
+        self.agent(name, &["-c", &script]).text(&section, "command", "/bin/sh")
+    }
+
     /// What also tells of a compaction, for the profile `scripted`.
     pub fn signals(self, signals: &[&str]) -> Self {
         self.set(&format!("agents.{SCRIPTED}"), "signals", format_args!("{signals:?}"))
