@@ -225,32 +225,14 @@ async fn limits_are_the_profiles() {
         file_bytes: Some(1 << 30),
         cpu_seconds: Some(600),
     };
-    #[rustfmt::skip]
     // What /proc shows: name, soft limit, hard limit.
     type Shown<'a> = (&'a str, &'a str, &'a str);
+    #[rustfmt::skip]
     let cases: [(Rlimits, Option<u64>, &[Shown<'_>]); 3] = [
-        (
-            Rlimits::default(),
-            Some(333),
-            &[("open files", "333", &hard), ("core file size", "0", "0")],
-        ),
-        (
-            Rlimits::default(),
-            None,
-            &[("open files", &hard, &hard), ("cpu time", "unlimited", "unlimited")],
-        ),
-        (
-            some,
-            Some(333),
-            &[
-                ("open files", "77", "77"),
-                ("processes", "30000", "30000"),
-                ("core file size", "1048576", "1048576"),
-                ("file size", "1073741824", "1073741824"),
-                ("cpu time", "600", "600"),
-                ("address space", "unlimited", "unlimited"),
-            ],
-        ),
+        (Rlimits::default(), Some(333), &[("open files", "333", &hard), ("core file size", "0", "0")]),
+        (Rlimits::default(), None,      &[("open files", &hard, &hard), ("cpu time", "unlimited", "unlimited")]),
+        (some,               Some(333), &[("open files", "77", "77"), ("processes", "30000", "30000"), ("core file size", "1048576", "1048576"),
+                                          ("file size", "1073741824", "1073741824"), ("cpu time", "600", "600"), ("address space", "unlimited", "unlimited")]),
     ];
     for (rlimits, open_files, expected) in cases {
         let launch = Launch { rlimits, open_files, ..sh("echo ready; read line") };

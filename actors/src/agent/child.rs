@@ -38,7 +38,7 @@ use tokio::{
     },
     process::{Child as ShimChild, Command},
     sync::mpsc,
-    time::sleep_until,
+    time::{sleep, sleep_until},
 };
 
 pub use super::shim::TreeEvent;
@@ -55,6 +55,10 @@ const PIPE_BYTES: usize = 1024 * 1024;
 /// After a kill, or the end of the main process, the tree has this long to be gone; then the shim
 /// is hung, or was stopped by its own agent, and is killed too.
 const SHIM_MAX: Duration = Duration::from_secs(5);
+/// If what a killed shim left could not be looked for, or not be killed, that is tried again at this
+/// interval, for so long. No other run of the group begins before.
+const CLEAR_AGAIN: Duration = Duration::from_millis(500);
+const CLEAR_MAX: Duration = Duration::from_secs(60);
 /// The longest report of a shim. What is longer comes from something that is no shim.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
 
@@ -318,17 +322,27 @@ async fn passed(deadline: Option<Instant>) {
 /// Ends what a killed shim left: the agent is dead by its parent-death signal, and what it started
 /// was adopted by the server, if that is a subreaper, else by init.
 async fn clear(run: Marker) {
-    let sweep = move || {
-        let marked = tree::sweep(&run);
-        for swept in [marked, tree::sweep_adopted()] {
-            match swept {
-                Ok(pids) => log::warn!(run = run.entry().1, pids:?; "shim died; killed the rest"),
-                Err(err) => log::error!(run = run.entry().1, err:%; "cannot clear up after shim"),
+    let give_up = Instant::now() + CLEAR_MAX;
+    loop {
+        let run = run.clone();
+        // A look through all of /proc blocks for milliseconds.
+        let cleared = tokio::task::spawn_blocking(move || {
+            let (marked, adopted) = (tree::sweep(&run), tree::sweep_adopted());
+            for swept in [&marked, &adopted] {
+                let run = run.entry().1;
+                match swept {
+                    Ok(pids) => log::warn!(run, pids:?; "shim died; killed the rest"),
+                    Err(err) => log::error!(run, err:%; "cannot clear up after shim"),
+                }
             }
+            marked.is_ok() && adopted.is_ok()
+        });
+        // The task cannot fail but by a panic.
+        if cleared.await.unwrap_or(true) || give_up < Instant::now() {
+            return;
         }
-    };
-    // A look through all of /proc blocks for milliseconds. The task cannot fail but by a panic.
-    let _ = tokio::task::spawn_blocking(sweep).await;
+        sleep(CLEAR_AGAIN).await;
+    }
 }
 
 /// The lines that a shim sends.
