@@ -161,6 +161,13 @@ fn start_actors(
     };
     let profiles = profiles(config);
     let limits = limits(config)?;
+    let config::Limits { running_groups, resident_agents, .. } = config.limits;
+    if resident_agents < running_groups {
+        log::warn!(
+            target: "greenroom", running_groups, resident_agents;
+            "no more tasks run at once than resident_agents allows agents"
+        );
+    }
     let slots = Arc::new(tokio::sync::Semaphore::new(limits.running_groups));
     let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
     let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();

@@ -358,6 +358,47 @@ async fn all_die_when_the_keeper_is_dropped() {
     eventually_none_runs(&brood).await;
 }
 
+/// What is held for a tree is given back when nothing of it is left, however it ends: its place
+/// among the residents is.
+#[tokio::test]
+async fn what_is_held_is_dropped_when_nothing_is_left() {
+    struct Held(Vec<Process>, mpsc::Sender<bool>, mpsc::Receiver<Vec<Process>>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.extend(self.2.try_iter().flatten());
+            // Whoever waited for it may have failed.
+            let _ = self.1.send(!self.0.is_empty() && !self.0.iter().copied().any(runs));
+        }
+    }
+    become_subreaper().expect("become a subreaper");
+    for end in ["drop", "kill", "shim"] {
+        let ((dropped, was), (tell, told)) = (mpsc::channel(), mpsc::channel());
+        let heartbeat = Heartbeat::start(SOON).expect("start the heartbeat");
+        let launch = sh(&[BROOD, DEAF].concat());
+        let child = spawn(launch, &heartbeat, Held(Vec::new(), dropped, told)).expect("start");
+        let (_stdin, stdout, _stderr, mut keeper) = parts(child);
+        let (brood, _stdout) = brood(stdout).await;
+        let agent = started(&mut keeper).await;
+        tell.send(brood).expect("it is still held");
+        assert!(was.try_recv().is_err(), "{end}: it is held while they live");
+        match end {
+            "drop" => drop(keeper),
+            "kill" => keeper.kill(),
+            _ => Process::now(parent(agent.pid))
+                .and_then(|shim| shim.signal(Signal::KILL))
+                .expect("kill"),
+        }
+        let was = tokio::task::spawn_blocking(move || was.recv_timeout(SOON));
+        assert_eq!(was.await.expect("wait for it"), Ok(true), "{end}");
+    }
+    // One that cannot be started holds nothing.
+    let ((dropped, was), (_tell, told)) = (mpsc::channel(), mpsc::channel());
+    let heartbeat = Heartbeat::start(SOON).expect("start the heartbeat");
+    let launch = Launch { shim: "/no/such/shim".into(), ..sh("") };
+    spawn(launch, &heartbeat, Held(Vec::new(), dropped, told)).expect_err("there is no such shim");
+    was.try_recv().expect("it was dropped");
+}
+
 /// Also those that the server cannot know by their mark: it adopts them.
 #[tokio::test]
 async fn all_die_when_the_shim_is_killed() {
