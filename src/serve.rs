@@ -251,8 +251,8 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
 fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
     let config::Limits { running_groups, resident_agents, .. } = config.limits;
     Ok(Limits {
-        // A task with a slot then never waits for a busy agent to end, but for an idle one: who runs
-        // next is decided in one line, that of the slots (SEEDS DQ-10).
+        // A task with a slot then never waits for a busy agent to end, but for an idle one: who
+        // runs next is decided in one line, that of the slots (SEEDS DQ-10).
         running_groups: usize::try_from(running_groups.min(resident_agents))?,
         patience: Patience {
             turn_ms: u64::try_from(config.defaults.turn_timeout.as_millis())?,
@@ -291,6 +291,9 @@ fn raise_open_files() -> Option<u64> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Nobody waits for it. Where it is ignored, as whoever started the server may have it,
+    /// children vanish unread, and their process ids may be others' when they are signalled.
+    _child: Signal,
 }
 
 impl Signals {
@@ -298,6 +301,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _child: signal(SignalKind::child())?,
         })
     }
 

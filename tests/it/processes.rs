@@ -1,5 +1,6 @@
 //! Agents, keepers and servers that die or stand still, in mid-turn (RELIABILITY 3).
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -148,8 +149,8 @@ fn a_killed_server_leaves_nothing_of_many_groups() {
     within(ORPHANED, "the end of all processes", &server.log, || doomed.all_gone().then_some(()));
 }
 
-/// I10, F9: server and keeper killed at the same moment: the agent dies with its keeper, and what it
-/// had started is found at the next boot by its mark, before anything runs.
+/// I10, F9: server and keeper killed at the same moment: the agent dies with its keeper, and what
+/// it had started is found at the next boot by its mark, before anything runs.
 #[test]
 fn leftovers_are_swept_at_boot() {
     let mut server = Server::usual();
@@ -170,6 +171,35 @@ fn leftovers_are_swept_at_boot() {
     server.log.wait("the sweep", |line| line.contains("leftover processes of an earlier server"));
     server.finish_as(&cut, "interrupted");
     server.complete("work", "next");
+}
+
+/// C13: whoever starts the server may ignore signals, as `nohup` does. Its agents do not, and the
+/// server learns of its children's ends all the same.
+#[test]
+fn a_server_that_was_started_with_signals_ignored() {
+    let setup = Setup::new().under(&["env", "--ignore-signal=CHLD,HUP,USR1,XFSZ"]);
+    let server = setup.start();
+    let ignored = |pid: u32, signal: Signal| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+        u64::from_str_radix(mask, 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
+    };
+    assert!(ignored(server.pid(), Signal::HUP), "it was started so");
+    assert!(!ignored(server.pid(), Signal::CHILD));
+    let (cut, agent) = at_gate(&server, "work", "[[reply:a]]");
+    for signal in [Signal::CHILD, Signal::HUP, Signal::USR1, Signal::XFSZ] {
+        assert!(!ignored(agent, signal), "{signal:?}");
+    }
+    let keeper = process::parent(agent);
+    process::signal(keeper, Signal::KILL);
+    server.finish_as(&cut, "interrupted");
+    let died = server.submit("work", "[[reply:a]][[die:3]]");
+    server.finish_as(&died, "interrupted");
+    let exits = server.frames_of_kind("work", "greenroom/run_exited");
+    assert_eq!(exits[1]["payload"]["code"], 3, "{exits:?}");
+    eventually("the keeper reaped", &server.log, || {
+        (!fs::exists(format!("/proc/{keeper}")).unwrap()).then_some(())
+    });
 }
 
 /// F15: an agent that does not read its stdin is ended after ten seconds; other groups do not wait

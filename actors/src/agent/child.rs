@@ -55,8 +55,8 @@ const PIPE_BYTES: usize = 1024 * 1024;
 /// After a kill, or the end of the main process, the tree has this long to be gone; then the shim
 /// is hung, or was stopped by its own agent, and is killed too.
 const SHIM_MAX: Duration = Duration::from_secs(5);
-/// If what a killed shim left could not be looked for, or not be killed, that is tried again at this
-/// interval, for so long. No other run of the group begins before.
+/// If what a killed shim left could not be looked for, or not be killed, that is tried again at
+/// this interval, for so long. No other run of the group begins before.
 const CLEAR_AGAIN: Duration = Duration::from_millis(500);
 const CLEAR_MAX: Duration = Duration::from_secs(60);
 /// The longest report of a shim. What is longer comes from something that is no shim.
@@ -178,8 +178,8 @@ fn order(shim: &UnixStream, order: u8) -> bool {
 
 /// Starts an agent. Whether it runs is told by the first event of [`Child::keeper`].
 ///
-/// Call it inside a tokio runtime; the tree lives no longer than that runtime. `held` is dropped when
-/// nothing of the tree is left, or it cannot be started.
+/// Call it inside a tokio runtime; the tree lives no longer than that runtime. `held` is dropped
+/// when nothing of the tree is left, or it cannot be started.
 ///
 /// # Errors
 ///

@@ -224,14 +224,19 @@ fn start(spec: &Spec, streams: [OwnedFd; 3]) -> io::Result<Process> {
         .stdout(stdout)
         .stderr(stderr);
     let shim = getpid();
-    let die_with_shim = move || {
+    let cpu = spec.rlimits.cpu_seconds;
+    let last_steps = move || {
+        // Not in the shim, which lives as long as all that the agent starts.
+        if cpu.is_some() {
+            setrlimit(Resource::Cpu, Rlimit { current: cpu, maximum: cpu })?;
+        }
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // A shim that died before the signal was set would not be noticed.
         if getppid() == Some(shim) { Ok(()) } else { Err(Errno::SRCH.into()) }
     };
-    // SAFETY: between fork and exec it makes two system calls and neither allocates nor locks;
+    // SAFETY: between fork and exec it makes a few system calls and neither allocates nor locks;
     // and the shim has one thread, so that no lock can be held by another.
-    unsafe { command.pre_exec(die_with_shim) };
+    unsafe { command.pre_exec(last_steps) };
     // The child is reaped by `Keeper::reap`, with all others.
     Process::now(command.spawn()?.id())
 }
@@ -245,13 +250,16 @@ fn limit(spec: &Spec) -> Result<(), String> {
         ("processes", Resource::Nproc, limits.processes),
         ("core_size", Resource::Core, Some(limits.core_bytes)),
         ("file_size", Resource::Fsize, limits.file_bytes),
-        ("cpu_time", Resource::Cpu, limits.cpu_seconds),
     ];
     for (key, resource, most) in set {
         if most.is_some() {
             let limit = Rlimit { current: most, maximum: most };
             setrlimit(resource, limit).map_err(|err| refused(key, resource, most, err))?;
         }
+    }
+    let most = getrlimit(Resource::Cpu).maximum;
+    if limits.cpu_seconds.zip(most).is_some_and(|(wanted, most)| most < wanted) {
+        return Err(refused("cpu_time", Resource::Cpu, limits.cpu_seconds, Errno::PERM));
     }
     if limits.open_files.is_none() {
         let maximum = getrlimit(Resource::Nofile).maximum;

@@ -1,5 +1,6 @@
 //! The real server as a child process, and the requests that most tests send.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -334,7 +335,10 @@ pub fn serve(home: &Home) -> Child {
 
 /// The command `greenroom` with these arguments, in the directory, with its stderr in a pipe.
 pub fn greenroom(home: &Home, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    let program = binary();
+    let mut words = home.wrapper.iter().map(OsStr::new).chain([program.as_os_str()]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words);
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("GREENROOM_") || text.starts_with("RUST_LOG") {

@@ -23,13 +23,14 @@ pub const SCRIPTED: &str = "scripted";
 pub struct Setup {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
 }
 
 impl Setup {
     /// One profile, `scripted`, which is the default; permissions are rejected, and nothing is
     /// retried, so that no test waits for a backoff.
     pub fn new() -> Self {
-        Self { sections: BTreeMap::new(), environment: Vec::new() }
+        Self { sections: BTreeMap::new(), environment: Vec::new(), wrapper: Vec::new() }
             .text("storage", "url", "sqlite:data/greenroom.db")
             .text("defaults", "agent", SCRIPTED)
             .text("defaults", "permission_policy", "reject")
@@ -88,6 +89,12 @@ impl Setup {
         self
     }
 
+    /// Has another program, with these arguments, run the server.
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// Writes the configuration into a fresh directory.
     pub fn home(self) -> Home {
         Home::new(self)
@@ -105,12 +112,14 @@ pub struct Home {
     directory: TempDir,
     port: Port,
     pub environment: Vec<(String, String)>,
+    pub wrapper: Vec<String>,
 }
 
 impl Home {
     fn new(setup: Setup) -> Self {
         let directory = TempDir::with_prefix("greenroom-it-").unwrap();
-        let home = Self { directory, port: Port::take(), environment: setup.environment.clone() };
+        let (environment, wrapper) = (setup.environment.clone(), setup.wrapper.clone());
+        let home = Self { directory, port: Port::take(), environment, wrapper };
         let listen = home.address().to_string();
         let setup = setup.text("server", "listen", &listen);
         fs::create_dir(home.script()).unwrap();
