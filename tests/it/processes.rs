@@ -206,12 +206,12 @@ fn a_server_that_was_started_with_signals_ignored() {
 /// for that.
 #[test]
 fn an_agent_that_does_not_read_is_ended() {
-    let server = Setup::new().text("server", "max_body", "8MiB").start();
+    let server = Setup::new().text("server", "max_body", "4MiB").start();
     server.complete("deaf", "x");
     let agent = server.journal.agent_pid();
     process::signal(agent, Signal::STOP);
     // More than the pipe holds.
-    let task = server.submit("deaf", &"x".repeat(6 << 20));
+    let task = server.submit("deaf", &"x".repeat(2 << 20));
     server.complete("other", "y");
     assert_eq!(server.group("deaf")["status"], "running");
     let ended = server.finish_as(&task, "interrupted");
