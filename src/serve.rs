@@ -20,6 +20,7 @@ use greenroom_actors::{
     },
     group::Shared,
     profile::{self, Compacts, Limits, Profile},
+    residents::Residents,
     storage::{
         Ledger, Reader, Storage, StorageHealth, WORK_DIR, chain,
         sqlite::{Database, Rhythm, SqliteStore},
@@ -69,20 +70,21 @@ pub fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let system = System::new();
     system.block_on(async { outlive_file_size_limit() })?;
     let database = Database::open(&config.storage.path).map_err(|err| chain(&err))?;
-    raise_open_files();
+    let open_files = raise_open_files();
     tree::become_subreaper()?;
     sweep(&database)?;
-    system.block_on(serve(config, listener, database))
+    system.block_on(serve(config, listener, database, open_files))
 }
 
 async fn serve(
     config: Config,
     listener: TcpListener,
     database: Database,
+    open_files: Option<u64>,
 ) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let mut signals = Signals::new()?;
-    let (supervisor, shared) = start_actors(&config, &database)?;
+    let (supervisor, shared) = start_actors(&config, &database, open_files)?;
     let (phase, on_phase) = watch::channel(Phase::Serving);
     let edge = Edge {
         shared,
@@ -146,6 +148,7 @@ async fn shut_down(
 fn start_actors(
     config: &Config,
     database: &Database,
+    open_files: Option<u64>,
 ) -> Result<(Addr<Supervisor>, Arc<Shared>), Box<dyn Error>> {
     let ledger = start_storage(database)?;
     let data = database.dir().to_path_buf();
@@ -155,9 +158,18 @@ fn start_actors(
         heartbeat: Heartbeat::start(HEARTBEAT_EVERY)?,
         data: Marker::data(data.display()),
         line_bytes_max: usize::try_from(config.limits.line)?,
+        open_files,
+        residents: Residents::start(usize::try_from(config.limits.resident_agents)?),
     };
     let profiles = profiles(config);
     let limits = limits(config)?;
+    let config::Limits { running_groups, resident_agents, .. } = config.limits;
+    if resident_agents < running_groups {
+        log::warn!(
+            target: "greenroom", running_groups, resident_agents;
+            "no more tasks run at once than resident_agents allows agents"
+        );
+    }
     let slots = Arc::new(tokio::sync::Semaphore::new(limits.running_groups));
     let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
     let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
@@ -228,6 +240,13 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
             },
             umask: agent.umask,
             no_new_privs: agent.no_new_privs,
+            rlimits: profile::Rlimits {
+                open_files: agent.rlimits.open_files.map(u64::from),
+                processes: agent.rlimits.processes.map(u64::from),
+                core_bytes: agent.rlimits.core_size.unwrap_or(0),
+                file_bytes: agent.rlimits.file_size,
+                cpu_seconds: agent.rlimits.cpu_seconds,
+            },
         };
         (name.clone(), Arc::new(profile))
     };
@@ -235,8 +254,11 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
 }
 
 fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
+    let config::Limits { running_groups, resident_agents, .. } = config.limits;
     Ok(Limits {
-        running_groups: usize::try_from(config.limits.running_groups)?,
+        // A task with a slot then never waits for a busy agent to end, but for an idle one: who
+        // runs next is decided in one line, that of the slots (SEEDS DQ-10).
+        running_groups: usize::try_from(running_groups.min(resident_agents))?,
         patience: Patience {
             turn_ms: u64::try_from(config.defaults.turn_timeout.as_millis())?,
             compaction_ms: u64::try_from(config.defaults.compaction_timeout.as_millis())?,
@@ -272,18 +294,23 @@ fn outlive_file_size_limit() -> io::Result<()> {
 }
 
 /// As many open files as the system lets this process have: each agent takes five, each reader one.
-fn raise_open_files() {
+/// Gives the limit from before, which is the agents'.
+fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(err) = setrlimit(Resource::Nofile, raised) {
         log::warn!(target: "greenroom", err:%; "the limit of open files stays as it is");
     }
+    limit.current
 }
 
 /// What tells the server to stop.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Nobody waits for it. Where it is ignored, as whoever started the server may have it,
+    /// children vanish unread, and their process ids may be others' when they are signalled.
+    _child: Signal,
 }
 
 impl Signals {
@@ -291,6 +318,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _child: signal(SignalKind::child())?,
         })
     }
 

@@ -9,6 +9,7 @@ mod message;
 mod news;
 mod recovery;
 mod report;
+mod residency;
 
 use std::{
     collections::HashMap,
@@ -40,6 +41,7 @@ use crate::{
     feed::{self, Feed},
     frames::{self, Place},
     profile::{Limits, Profile},
+    residents::{Needed, Wish},
     storage::{GroupNo, KeyUse, Ledger, Standing, StoreError, TaskView, Writes},
 };
 
@@ -126,11 +128,14 @@ impl Drop for Obituary {
 }
 
 /// A run's actor. Dropping the handle has its process tree killed, so that none outlives its group.
-struct AgentHandle(Addr<Agent>);
+struct AgentHandle {
+    agent: Addr<Agent>,
+    needed: Needed,
+}
 
 impl Drop for AgentHandle {
     fn drop(&mut self) {
-        self.0.do_send(Order::Kill);
+        self.agent.do_send(Order::Kill);
     }
 }
 
@@ -366,6 +371,7 @@ impl Group {
                 self.purge(ctx);
             }
         }
+        self.see_to_residency();
         self.see_to_lease(ctx);
         self.set_timer(ctx);
     }
@@ -388,7 +394,7 @@ impl Group {
         if let Some((own, agent)) = &self.agent
             && *own == run
         {
-            agent.0.do_send(order);
+            agent.agent.do_send(order);
         }
     }
 
@@ -415,8 +421,11 @@ impl Group {
             cwd: settings.cwd.clone().map(Into::into),
             session,
         };
-        let agent = Agent::new(start, self.shared.nursery.clone(), ctx.address().recipient());
-        self.agent = Some((run, AgentHandle(agent.start())));
+        let needed = Needed::default();
+        let wish = Wish { needed: needed.clone(), group: ctx.address().recipient() };
+        let nursery = self.shared.nursery.clone();
+        let agent = Agent::new(start, nursery, wish, ctx.address().recipient()).start();
+        self.agent = Some((run, AgentHandle { agent, needed }));
     }
 
     /// One timer for whatever is bounded now, for the earliest of it. One that is armed for an

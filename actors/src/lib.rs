@@ -9,6 +9,7 @@ pub mod feed;
 pub mod frames;
 pub mod group;
 pub mod profile;
+pub mod residents;
 pub mod storage;
 pub mod supervisor;
 pub mod verify;

@@ -19,7 +19,8 @@ use greenroom_actors::{
         tree::Marker,
     },
     group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
-    profile::{Compacts, Limits, Profile, Signals},
+    profile::{Compacts, Limits, Profile, Rlimits, Signals},
+    residents::Residents,
     storage::{
         Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage, StorageHealth,
         Store, StoreError, Writes,
@@ -140,6 +141,8 @@ impl World {
                     heartbeat: Heartbeat::start(HEARTBEAT_EVERY).unwrap(),
                     data: Marker::data(dir.path().display()),
                     line_bytes_max: 1 << 20,
+                    open_files: None,
+                    residents: Residents::start(1),
                 },
                 profiles: HashMap::from([("absent".into(), Arc::new(profile()))]),
                 limits: limits(),
@@ -204,6 +207,7 @@ fn profile() -> Profile {
         signals: Signals::default(),
         umask: None,
         no_new_privs: false,
+        rlimits: Rlimits::default(),
     }
 }
 

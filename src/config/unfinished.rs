@@ -5,13 +5,11 @@
 use super::source::{Entry, Table, Value};
 
 /// (section, key, value that asks for nothing this version would not do anyway).
-const KEYS: [(&str, &str, Idle); 2] =
-    [("storage", "retention_days", Idle::Zero), ("limits", "resident_agents", Idle::Never)];
+const KEYS: [(&str, &str, Idle); 1] = [("storage", "retention_days", Idle::Zero)];
 
 /// When a key that was set asks for nothing.
 #[derive(Clone, Copy)]
 enum Idle {
-    Never,
     Zero,
 }
 

@@ -26,6 +26,7 @@ pub async fn status(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
     let (groups, queued) = census.unzip();
     let total = shared.limits.running_groups;
     let health = &shared.ledger.health;
+    let resident = shared.nursery.residents.census().await?;
     let phase = match *worker.edge.phase.borrow() {
         Phase::Serving => "serving",
         Phase::Draining | Phase::Closing => "draining",
@@ -36,6 +37,9 @@ pub async fn status(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
         "uptime_ms": u64::try_from(worker.edge.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         "groups": groups,
         "slots": { "total": total, "used": total - shared.slots.available_permits().min(total) },
+        "resident": {
+            "count": resident.count, "cap": resident.max, "waiting": resident.waiting,
+        },
         "queue_depth": queued,
         "storage": storage(health),
     })))

@@ -87,6 +87,9 @@ fn main() {
             Err(err) => agent.note("unreadable", json!({ "line": line, "error": err.to_string() })),
         }
     }
+    if agent.switches.outlives_eof {
+        agent.wait_at_gate("outlived-eof", || false);
+    }
     agent.leave(0);
 }
 

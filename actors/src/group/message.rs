@@ -430,7 +430,7 @@ impl Handler<Halt> for Group {
     fn handle(&mut self, _: Halt, _: &mut Context<Self>) -> Self::Result {
         let Some((_, agent)) = &self.agent else { return Box::pin(std::future::ready(())) };
         let how = if self.core.current().is_some() { Stop::Firmly } else { Stop::Gently };
-        agent.0.do_send(crate::agent::Order::Stop(how));
+        agent.agent.do_send(crate::agent::Order::Stop(how));
         let (done, end) = oneshot::channel();
         self.halted.push(done);
         Box::pin(async { _ = end.await })
