@@ -34,7 +34,7 @@
 //! | `on-cancel:WORD` | when cancelled: performs that word before the answer |
 //! | `wedge` · `wedge:now` | a cancel wedges the session after this turn · with this turn |
 //!
-//! Words that tell of compactions are in `signals.rs`.
+//! Words that tell of compactions are in `signals.rs`, worse manners in `misbehave.rs`.
 //!
 //! `/compact` at the beginning says `Compacted.` after its words, and a request for a summary (not
 //! the first prompt of its session, with `summar` outside of words) says `The summary.`, unless a
@@ -259,7 +259,7 @@ impl Turn {
             "on-cancel" => self.on_cancel.push(argument.to_owned()),
             "wedge" if argument == "now" => self.wedging = Some(Wedging::This),
             "wedge" => self.wedging = Some(Wedging::Next),
-            _ => return self.signal(name, argument),
+            _ => return self.misbehave(name, argument),
         }
         None
     }
@@ -339,7 +339,7 @@ impl Turn {
         result
     }
 
-    fn is_cancelled(&self) -> bool {
+    pub fn is_cancelled(&self) -> bool {
         !self.ignores_cancel && self.cancelled.load(Ordering::SeqCst)
     }
 
