@@ -87,6 +87,7 @@ fn main() {
             Err(err) => agent.note("unreadable", json!({ "line": line, "error": err.to_string() })),
         }
     }
+    agent.listen();
     agent.leave(0);
 }
 

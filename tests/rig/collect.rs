@@ -39,7 +39,8 @@ fn values(client: &Client<'_>, path: &str) -> Option<Vec<Value>> {
 /// The tasks that there are now; `None` if the server did not live long enough to tell.
 pub fn audit(stage: &Stage) -> Option<Audit> {
     let client = stage.client();
-    let mut audit = Audit { life: stage.life(), at: stage.now(), tasks: BTreeMap::new() };
+    let (life, at) = (stage.life(), stage.now());
+    let mut audit = Audit { life, at, until: 0, tasks: BTreeMap::new() };
     for group in &stage.plan.groups {
         let path = format!("/v1/groups/{}", group.name);
         // A group that nobody has made yet has no tasks.
@@ -48,6 +49,7 @@ pub fn audit(stage: &Stage) -> Option<Audit> {
             audit.tasks.insert(group.name.clone(), tasks);
         }
     }
+    audit.until = stage.now();
     stage.address().map(|_| audit)
 }
 
@@ -57,9 +59,11 @@ pub fn collect(stage: &Stage, group: &str) -> Result<Group> {
     let path = format!("/v1/groups/{group}");
     let gone = |what: &str| format!("{what} of {group} cannot be read in the end");
     let all = |what: &str| values(&client, &format!("{path}/{what}")).ok_or_else(|| gone(what));
+    let read_at = stage.now();
     let shown = client.read(&path).ok_or_else(|| gone("state"))?;
     let frames = list(&client, &format!("{path}/frames")).ok_or_else(|| gone("frames"))?;
     Ok(Group {
+        read_at,
         shown: from_str(&shown)?,
         tasks: all("tasks")?,
         frames: frames.iter().map(|frame| Frame::read(frame)).collect::<Result<_>>()?,

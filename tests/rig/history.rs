@@ -89,6 +89,8 @@ impl Frame {
 /// All that the server has of one group in the end.
 #[derive(Clone, Debug, Default)]
 pub struct Group {
+    /// When its frames were read, in microseconds since the run began.
+    pub read_at: u64,
     pub shown: Value,
     pub tasks: Vec<Value>,
     pub frames: Vec<Frame>,
@@ -101,6 +103,8 @@ pub struct Group {
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub life: usize,
+    /// When, in microseconds since the run began.
+    pub at: u64,
     pub group: String,
     pub seq: u64,
     pub text: String,
@@ -112,6 +116,8 @@ pub struct Audit {
     pub life: usize,
     /// When it was begun, in microseconds since the run began.
     pub at: u64,
+    /// When all of it was read.
+    pub until: u64,
     /// By group.
     pub tasks: BTreeMap<String, Vec<Value>>,
 }

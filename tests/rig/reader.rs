@@ -48,7 +48,8 @@ fn stream(stage: &Stage, address: SocketAddr, group: &str, cursor: &mut u64) -> 
         if let Some(number) = text.strip_prefix("id: ") {
             id = number.parse().ok();
         } else if let (Some(data), Some(seq), true) = (text.strip_prefix("data: "), id, is_ok) {
-            let seen = Seen { life, group: group.to_owned(), seq, text: data.to_owned() };
+            let (group, text) = (group.to_owned(), data.to_owned());
+            let seen = Seen { life, at: stage.now(), group, seq, text };
             stage.record().seen.push(seen);
             *cursor = seq;
             id = None;

@@ -7,7 +7,7 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
-use rustix::process::{Rlimit, Signal};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit};
 use serde_json::{Value, from_str, json};
 
 use crate::Result;
@@ -90,8 +90,7 @@ fn lives<'scope>(stage: &'scope Stage, scope: &'scope Scope<'scope, '_>) -> Resu
                     second_server(stage, number);
                 }
                 let proof = strike(stage, &mut server, &life.fault);
-                let memory = server.memory();
-                stage.record().memory = stage.record().memory.max(memory);
+                weigh(stage, &server);
                 // Nobody learns that it is gone before it is.
                 let killed = server.kill();
                 stage.set_address(None);
@@ -198,8 +197,9 @@ fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<St
         Fault::Descriptors { after, spare } => {
             wait(server, *after)?;
             let limit = server.descriptors()? + spare;
-            let maximum = server.limit_descriptors(Rlimit { current: Some(limit), maximum: None });
-            let before = maximum?;
+            // Its maximum is this program's, which started it.
+            let maximum = getrlimit(Resource::Nofile).maximum;
+            let before = server.limit_descriptors(Rlimit { current: Some(limit), maximum })?;
             let taken = exhaust(stage, server, limit)?;
             still_there(server, EFFECT)?;
             server.limit_descriptors(before)?;
@@ -207,6 +207,13 @@ fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<St
             Ok(taken.then(|| format!("all of {limit} descriptors were taken")))
         }
     }
+}
+
+/// Keeps the most memory that any server had.
+fn weigh(stage: &Stage, server: &Server) {
+    let memory = server.memory();
+    let mut record = stage.record();
+    record.memory = record.memory.max(memory);
 }
 
 /// A server that must outlive its fault.
@@ -334,8 +341,7 @@ fn last_life(stage: &Stage) -> Result<()> {
         stage.record().groups.insert(group.name.clone(), found);
     }
     runs_left_nothing(stage);
-    let memory = server.memory();
-    stage.record().memory = stage.record().memory.max(memory);
+    weigh(stage, &server);
     server.send(Signal::TERM)?;
     let ended = server.wait_exit(PATIENCE)?;
     if ended.and_then(|status| status.code()) != Some(0) {

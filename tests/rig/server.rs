@@ -17,6 +17,9 @@ use crate::plan::Fault;
 /// How long a start, or an end that was asked for, may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the tracer may take to write down what it saw.
+const TRACED: Duration = Duration::from_secs(5);
+
 const POLL: Duration = Duration::from_millis(5);
 
 /// One life of the server. Dropping it kills it.
@@ -128,10 +131,19 @@ impl Server {
 
     /// Whether SIGKILL ended it at the sync that strace was told of.
     pub fn died_at_its_sync(&mut self) -> Result<bool> {
-        let killed = self.exited()?.is_some_and(|status| status.signal() == Some(9));
-        let trace = self.traced();
-        let at_sync = trace.lines().rev().find(|line| line.contains("sync("));
-        Ok(killed && at_sync.is_some_and(|line| line.ends_with("= ?")))
+        if self.exited()?.is_none_or(|status| status.signal() != Some(9)) {
+            return Ok(false);
+        }
+        // The tracer may still be writing down how it went: the call that never returned.
+        let start = Instant::now();
+        let cut_off = |line: &str| line.contains("sync") && line.ends_with("= ?");
+        while !self.traced().lines().any(cut_off) {
+            if TRACED < start.elapsed() {
+                return Ok(false);
+            }
+            thread::sleep(POLL);
+        }
+        Ok(true)
     }
 
     /// How many calls strace let fail.

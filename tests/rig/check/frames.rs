@@ -20,7 +20,10 @@ pub fn frames_stay(history: &History) -> Vec<String> {
     }
     let mut seen_before: HashSet<(&str, u64)> = HashSet::new();
     for seen in &history.seen {
-        if !history.groups.contains_key(&seen.group) {
+        let Some(group) = history.groups.get(&seen.group) else { continue };
+        // What came when everything had been read: the end of a run at the server's own.
+        let last = group.frames.last().map_or(0, |frame| frame.seq);
+        if last < seen.seq && group.read_at < seen.at {
             continue;
         }
         let key = (seen.group.as_str(), seen.seq);

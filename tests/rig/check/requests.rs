@@ -50,7 +50,7 @@ fn sights(history: &History) -> Vec<(u64, u64, &Value)> {
         }
     }
     for audit in &history.audits {
-        sights.extend(audit.tasks.values().flatten().map(|task| (audit.at, audit.at, task)));
+        sights.extend(audit.tasks.values().flatten().map(|task| (audit.at, audit.until, task)));
     }
     let end = u64::MAX;
     let last = history.groups.values().flat_map(|group| &group.tasks);
@@ -61,10 +61,8 @@ fn sights(history: &History) -> Vec<(u64, u64, &Value)> {
 
 /// I9: an outcome that anybody saw is the outcome for ever after.
 pub fn one_outcome(history: &History) -> Vec<String> {
-    let outcome = |task: &Value| {
-        ["state", "stop_reason", "error", "text", "ended_at", "interrupted"]
-            .map(|name| task[name].clone())
-    };
+    const OUTCOME: [&str; 6] = ["state", "stop_reason", "error", "text", "ended_at", "interrupted"];
+    let outcome = |task: &Value| OUTCOME.map(|name| task[name].clone());
     let mut over: HashMap<&str, (u64, &Value)> = HashMap::new();
     let mut wrong = Vec::new();
     for (sent, answered, task) in sights(history) {
@@ -73,7 +71,11 @@ pub fn one_outcome(history: &History) -> Vec<String> {
             && *before < sent
             && outcome(was) != outcome(task)
         {
-            wrong.push(format!("its outcome changed: {was} became {task}"));
+            let changed = OUTCOME.iter().filter(|name| was[**name] != task[**name]);
+            let changed =
+                changed.map(|name| format!("{name} was {} and is {}", was[*name], task[*name]));
+            let changed = changed.collect::<Vec<_>>().join(", ");
+            wrong.push(format!("the outcome of {id} changed: {changed}"));
         }
         if is_over(task) {
             let first = over.get(id).is_none_or(|(before, _)| answered < *before);
