@@ -26,6 +26,7 @@ pub struct Summary {
     damaged: usize,
     states: BTreeMap<String, usize>,
     frames: usize,
+    refused: usize,
     took: Duration,
 }
 
@@ -60,6 +61,7 @@ impl Summary {
         self.stuck += history.stuck.len();
         self.damaged += history.damage.len();
         self.accepted += accepted.len();
+        self.refused += history.exchanges.iter().filter(|one| one.status == 429).count();
         self.frames += history.groups.values().map(|group| group.frames.len()).sum::<usize>();
         println!(
             "seed {seed}: {}; {} accepted: {}; {} violations, {:.1} s",
@@ -129,7 +131,9 @@ fn keep(history: &History, file: &std::path::Path) -> Result<()> {
 impl fmt::Display for Summary {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "{} seeds; {}", self.seeds, listed(&self.faults))?;
-        writeln!(out, "{} tasks accepted; in the end {}", self.accepted, listed(&self.states))?;
+        let (accepted, refused) = (self.accepted, self.refused);
+        writeln!(out, "{accepted} tasks accepted, {refused} refused as the queue was full")?;
+        writeln!(out, "in the end {}", listed(&self.states))?;
         writeln!(
             out,
             "{} acknowledged tasks lost, {} run twice, {} orphans, {} stuck, {} differences in \

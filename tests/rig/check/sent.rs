@@ -138,13 +138,20 @@ fn again(
         return None;
     }
     let run = first.frame.run.as_deref().unwrap_or_default();
-    let end =
-        group.frames.iter().find(|frame| frame.is("run_exited") && frame.payload["run"] == run);
-    match end.map(|end| text(&end.payload, "reason")) {
-        None => Some(format!("though nobody saw {run} end")),
-        Some("server_restart") => Some("after the server that sent it was gone".to_owned()),
-        Some(_) => None,
-    }
+    let exited = |frame: &&Frame| frame.is("run_exited") && frame.payload["run"] == run;
+    let Some(end) = group.frames.iter().find(exited) else {
+        return Some(format!("though nobody saw {run} end"));
+    };
+    let crashed = text(&end.payload, "reason") == "server_restart";
+    // An attempt that the server saw end while it lived may be made again by the next one.
+    let over = between.clone().any(|frame| frame.seq < end.seq && ends_attempt(frame));
+    (crashed && !over).then(|| "after the server that sent it was gone".to_owned())
+}
+
+fn ends_attempt(frame: &Frame) -> bool {
+    let settled = frame.is("turn_settled") && frame.payload["stop_reason"] != "_server_restart";
+    let own = frame.kind.strip_prefix("greenroom/").unwrap_or_default();
+    settled || own.contains("retr") || own.contains("attempt")
 }
 
 fn is_output(frame: &Frame) -> bool {
@@ -214,17 +221,20 @@ pub fn lost_context_is_said(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
     for (name, all) in sent(history).0 {
         let Some(group) = history.groups.get(name) else { continue };
-        let mut before: Option<u64> = None;
+        let mut before: Option<(u64, &str)> = None;
         for one in &all {
             let Some(receipt) = &one.receipt else { continue };
-            if let Some(before) = before.filter(|_| receipt.event["first"] == true) {
-                let between = |frame: &&Frame| (before..one.frame.seq).contains(&frame.seq);
+            let session = text(receipt.event, "session");
+            // In the session of before it is the agent that forgot.
+            let is_fresh = receipt.event["first"] == true;
+            if let Some((last, _)) = before.filter(|(_, other)| is_fresh && *other != session) {
+                let between = |frame: &&Frame| (last..one.frame.seq).contains(&frame.seq);
                 let says = |frame: &Frame| SAYS.iter().any(|fact| frame.is(fact));
                 if !group.frames.iter().filter(between).any(says) {
                     wrong.push(format!("{name}: frame {} has no context", one.frame.seq));
                 }
             }
-            before = Some(one.frame.seq);
+            before = Some((one.frame.seq, session));
         }
     }
     wrong
