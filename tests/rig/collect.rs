@@ -43,14 +43,18 @@ pub fn audit(stage: &Stage) -> Option<Audit> {
     let mut audit = Audit { life, at, until: 0, tasks: BTreeMap::new() };
     for group in &stage.plan.groups {
         let path = format!("/v1/groups/{}", group.name);
-        // A group that nobody has made yet has no tasks.
-        if client.read(&path).is_some() {
-            let tasks = values(&client, &format!("{path}/tasks"))?;
-            audit.tasks.insert(group.name.clone(), tasks);
+        match client.get(&path)? {
+            (200, _) => {
+                let tasks = values(&client, &format!("{path}/tasks"))?;
+                audit.tasks.insert(group.name.clone(), tasks);
+            }
+            // Nobody has made it yet.
+            (404, _) => {}
+            _ => return None,
         }
     }
     audit.until = stage.now();
-    stage.address().map(|_| audit)
+    Some(audit)
 }
 
 /// Everything that is kept of one group.

@@ -140,13 +140,28 @@ impl Client<'_> {
         Some(exchange)
     }
 
-    /// Reads without leaving a trace in the history: the answer's text, if it was 200.
-    pub fn read(&self, path: &str) -> Option<String> {
+    /// Reads without leaving a trace in the history: the answer's status and text, if there is one.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let url = format!("http://{}{path}", self.stage.address()?);
         let response = self.agent.run(Request::get(url).body(()).ok()?).ok()?;
         let (parts, mut body) = response.into_parts();
         let bytes = body.with_config().limit(u64::MAX).read_to_vec().ok()?;
-        (parts.status.as_u16() == 200).then(|| String::from_utf8_lossy(&bytes).into_owned())
+        Some((parts.status.as_u16(), String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Reads likewise: the answer's text, if it was 200.
+    pub fn read(&self, path: &str) -> Option<String> {
+        self.get(path).filter(|(status, _)| *status == 200).map(|(_, text)| text)
+    }
+
+    /// The seconds of the day by the server's clock.
+    pub fn clock(&self) -> Option<u64> {
+        let url = format!("http://{}/healthz", self.stage.address()?);
+        let response = self.agent.run(Request::get(url).body(()).ok()?).ok()?;
+        let date = response.headers().get("date")?.to_str().ok()?.to_owned();
+        let time = date.split(' ').find(|word| word.contains(':'))?;
+        let parts = time.split(':').map(|part| part.parse::<u64>().ok());
+        parts.collect::<Option<Vec<_>>>().map(|parts| parts.iter().fold(0, |sum, n| sum * 60 + n))
     }
 
     fn exchange(&self, address: SocketAddr, ask: &Ask) -> Result<(u16, Value), ureq::Error> {
