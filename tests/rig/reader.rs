@@ -62,9 +62,8 @@ fn stream(stage: &Stage, address: SocketAddr, group: &str, cursor: &mut u64) -> 
 fn open(address: SocketAddr, group: &str, cursor: u64) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&address, LOOK)?;
     stream.set_read_timeout(Some(LOOK))?;
-    let request = format!(
-        "GET /v1/groups/{group}/events HTTP/1.0\r\nHost: {address}\r\nLast-Event-ID: {cursor}\r\n\r\n"
-    );
+    let mut request = format!("GET /v1/groups/{group}/events HTTP/1.0\r\nHost: {address}\r\n");
+    request.push_str(&format!("Last-Event-ID: {cursor}\r\n\r\n"));
     stream.write_all(request.as_bytes())?;
     Ok(stream)
 }

@@ -106,9 +106,13 @@ fn sound() -> History {
     };
     let exchanges = vec![submitted(10, "k1", &tasks[0]), submitted(20, "k2", &tasks[1])];
     let compaction = json!({ "status": "completed" });
+    let segment = |number: u64, parent: Option<u64>, opened: u64, closed: Option<u64>, why| {
+        json!({ "segment": number, "parent": parent, "opened_seq": opened, "closed_seq": closed,
+                "end_reason": why })
+    };
     let segments = vec![
-        json!({ "segment": 1, "parent": null, "opened_seq": 4, "closed_seq": 14, "end_reason": "compaction" }),
-        json!({ "segment": 2, "parent": 1, "opened_seq": 17, "closed_seq": null, "end_reason": null }),
+        segment(1, None, 4, Some(14), Some("compaction")),
+        segment(2, Some(1), 17, None, None),
     ];
     let work = Group {
         read_at: 200,
