@@ -4,6 +4,7 @@
 //! While a commit is under way the mailbox is closed, so nobody is answered from a state that is
 //! not durable yet.
 
+mod item;
 mod lock;
 mod message;
 mod news;
@@ -30,6 +31,7 @@ use greenroom_core::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use self::item::Item;
 pub use self::message::{
     Accepted, Archive, Await, Cancel, Configure, Control, Cut, Decide, Demand, Drain, GroupError,
     Halt, KeyHashes, Patch, Submit,
@@ -259,16 +261,19 @@ impl Group {
     fn stand_in_line(&mut self, ctx: &mut Context<Self>) {
         self.waits_for_slot = true;
         let slot = self.shared.slots.clone().acquire_owned();
-        ctx.spawn(slot.into_actor(self).map(|slot, group, ctx| {
-            group.waits_for_slot = false;
-            let Ok(slot) = slot else { return };
-            if group.draining || !group.core.wants_slot() {
-                return;
-            }
-            group.slot = Some(slot);
-            let progress = group.advance(vec![Event::SlotGranted], ctx);
-            ctx.wait(progress.map(|_, _, _| ()));
+        ctx.spawn(slot.into_actor(self).map(|slot, group, ctx| match slot {
+            Ok(slot) => ctx.address().do_send(Item::Slot(slot)),
+            Err(_) => group.waits_for_slot = false,
         }));
+    }
+
+    fn take_slot(&mut self, slot: OwnedSemaphorePermit) -> Vec<Event> {
+        self.waits_for_slot = false;
+        if self.draining || !self.core.wants_slot() {
+            return Vec::new();
+        }
+        self.slot = Some(slot);
+        vec![Event::SlotGranted]
     }
 
     /// Makes a step's facts durable, and then carries out its orders and shows it. If they cannot
@@ -444,21 +449,22 @@ impl Group {
             None => {}
         }
         let left = due.saturating_duration_since(Instant::now());
-        self.timer = Some((ctx.run_later(left, Self::on_timer), due));
+        let ring = |_: &mut Self, ctx: &mut Context<Self>| ctx.address().do_send(Item::Timer);
+        self.timer = Some((ctx.run_later(left, ring), due));
     }
 
-    fn on_timer(&mut self, ctx: &mut Context<Self>) {
+    /// What is due; called when the timer went off.
+    fn expired(&mut self, ctx: &mut Context<Self>) -> Vec<Event> {
         self.timer = None;
         let now = Instant::now();
         let expired =
             |(expiry, due): &(Expiry, Instant)| (*due <= now).then_some(Event::Expired(*expiry));
         let events: Vec<Event> = self.due.iter().filter_map(expired).collect();
         if events.is_empty() {
-            return self.set_timer(ctx);
+            self.set_timer(ctx);
         }
         self.due.retain(|(_, due)| *due > now);
-        let progress = self.advance(events, ctx);
-        ctx.wait(progress.map(|_, _, _| ()));
+        events
     }
 
     fn purge(&mut self, ctx: &mut Context<Self>) {

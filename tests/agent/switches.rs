@@ -28,6 +28,8 @@ pub struct Switches {
     /// `--first-turn-marker`: the first turn of a session without history begins with a chunk
     /// `[first turn]`, so that a lost context shows.
     pub first_turn_marker: bool,
+    /// `--journal-output`: what an attempt may have shown is in the journal before it is written.
+    pub journal_output: bool,
 }
 
 impl Switches {
@@ -43,6 +45,7 @@ impl Switches {
                 "--wrong-version" => switches.wrong_version = true,
                 "--hermes" => switches.hermes = true,
                 "--outlives-eof" => switches.outlives_eof = true,
+                "--journal-output" => switches.journal_output = true,
                 "--first-turn-marker" => switches.first_turn_marker = true,
                 "--gate-initialize" => {
                     let gate = arguments.next().ok_or("--gate-initialize wants a name")?;

@@ -80,6 +80,26 @@ fn a_sound_database_differs_in_nothing() {
     assert_sound(&server.home, &[], "5 groups, ");
 }
 
+/// I13: what a run that is being stopped still says belongs to no task, also when the next one is
+/// claimed and waits for it to end.
+#[test]
+fn a_late_word_while_the_next_task_is_claimed() {
+    let server = Setup::new().text("defaults", "idle_timeout", "0s").start();
+    server.complete("work", "[[deaf]][[reply:x]][[answer]][[gate:late]][[reply:late]]");
+    let next = server.submit("work", "next");
+    server.journal.wait_gate("late");
+    server.wait_frame("work", "the claim", |frame| {
+        frame["kind"] == "greenroom/task_claimed" && frame["payload"]["task"] == next["id"]
+    });
+    server.journal.open_gate("late");
+    let late = server.wait_frame("work", "the late word", |frame| {
+        frame["payload"]["params"]["update"]["content"]["text"] == "late"
+    });
+    assert_eq!(late["task"], Value::Null, "{late}");
+    assert_sound(&server.home, &[], "1 groups, ");
+    server.finish_as(&next, "completed");
+}
+
 #[test]
 fn the_answer_is_for_programs_as_well() {
     let mut server = Server::usual();
