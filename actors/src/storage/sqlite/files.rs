@@ -13,9 +13,10 @@ use crate::storage::{Sizes, StoreError, WORK_DIR};
 /// The database, its write-ahead log, and the log's index.
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
-/// The path of a file that SQLite keeps beside the database.
+/// The path of a file that SQLite keeps beside the database: beside what a link leads to.
 pub fn beside(database: &Path, suffix: &str) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
+    let real = database.canonicalize().unwrap_or_else(|_| database.to_owned());
+    let mut name = real.into_os_string();
     name.push(suffix);
     name.into()
 }

@@ -312,6 +312,19 @@ fn a_database_that_was_removed_is_missed() {
     }
 }
 
+/// The files of a database that is a link are beside what it leads to.
+#[test]
+fn a_database_may_be_a_link() {
+    let bed = Bed::new();
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("greenroom.db");
+    let file = bed.database.path().to_owned();
+    drop(bed.store);
+    std::os::unix::fs::symlink(file, &link).unwrap();
+    let mut store = Database::open(&link).unwrap().store().unwrap();
+    assert!(store.check().unwrap().database > 0);
+}
+
 /// RELIABILITY F24: a byte that changed hides the commits behind it; a log that ends in the middle
 /// of its last commit, or whose last commit has holes, or that began anew, is as SQLite left it.
 #[test]
