@@ -189,9 +189,23 @@ fn a_failed_sync_of_a_checkpoint_ends_the_process() {
     let mut server = Server::usual();
     let task = server.complete("work", "before");
     server.kill();
-    inject(&mut server.home, "greenroom.db", "inject=fdatasync:error=EIO");
+    // The first one after the start is let through, or the start might not come to its end.
+    inject(&mut server.home, "greenroom.db", "inject=fdatasync:error=EIO:when=2+");
     server.boot();
-    server.submit("work", "more");
+    let mut seen = Value::Null;
+    eventually("the fault", &server.log, || {
+        let Ok(status) = server.try_request("GET", "/v1/status", &[], None) else {
+            return Some(());
+        };
+        let last = status.json()["storage"]["last_checkpoint_at"].clone();
+        if last != seen {
+            seen = last;
+            let (json, body) = ([("Content-Type", "application/json")], b"{\"prompt\": \"more\"}");
+            server.try_request("POST", TURNS, &json, Some(body)).err()?;
+            return Some(());
+        }
+        None
+    });
     assert_eq!(server.wait_exit().code(), Some(70), "{}", server.log.tail());
     let line = server.log.wait("why", |line| line.contains("storage failed"));
     assert!(line.contains("write-ahead log") && line.contains("sync_failed"), "{line}");

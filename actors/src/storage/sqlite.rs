@@ -205,9 +205,14 @@ impl Opener {
     ///
     /// [`StoreError::Database`].
     pub fn archive(&self) -> Result<SqliteArchive, StoreError> {
-        connect(&self.0, OpenFlags::SQLITE_OPEN_READ_ONLY)
-            .map(SqliteArchive::new)
-            .map_err(failed("opened"))
+        let open = || -> rusqlite::Result<_> {
+            let conn = connect(&self.0, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            // SQLite opens the log with the first read, and makes one if it was removed meanwhile
+            // (RELIABILITY F25): so that is now.
+            conn.pragma_query_value(None, "schema_version", |_| Ok(()))?;
+            Ok(SqliteArchive::new(conn))
+        };
+        open().map_err(failed("opened"))
     }
 }
 

@@ -94,8 +94,9 @@ pub fn warn_of_open(dir: &Path, files: &[PathBuf]) {
         let Ok(found) = fs::metadata(path) else { continue };
         let mode = found.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
+            let mode = format_args!("{mode:04o}");
             log::warn!(
-                target: "greenroom::storage", path:% = path.display(), mode:% = format_args!("{mode:04o}");
+                target: "greenroom::storage", path:% = path.display(), mode:%;
                 "other users of this machine may open what only greenroom should"
             );
         }
