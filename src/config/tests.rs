@@ -299,7 +299,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 #[test]
 fn what_has_no_effect_yet_is_said() {
     let config = from(
-        "[storage]\nretention_days = 7\n[limits]\nresident_agents = 4\n\
+        "[limits]\nresident_agents = 4\n\
          [defaults]\npermission_policy = 'allow'\non_interrupt = 'hold'\nretry_base = '1s'\n\
          [agents.a]\ncommand = 'a'\nsignals = ['hermes_meta']\nauto_compact = 0.9\n\
          compaction = { strategy = 'rotate' }\n",
@@ -307,11 +307,10 @@ fn what_has_no_effect_yet_is_said() {
     .unwrap();
     let suffix = " has no effect in this version yet";
     let expected = [
-        "x.toml:2: retention_days in [storage]",
-        "x.toml:4: resident_agents in [limits]",
-        "x.toml:6: permission_policy in [defaults]",
-        "x.toml:7: on_interrupt in [defaults]",
-        "x.toml:8: retry_base in [defaults]",
+        "x.toml:2: resident_agents in [limits]",
+        "x.toml:4: permission_policy in [defaults]",
+        "x.toml:5: on_interrupt in [defaults]",
+        "x.toml:6: retry_base in [defaults]",
     ]
     .map(|warning| format!("{warning}{suffix}"));
     assert_eq!(config.warnings, expected);
@@ -330,7 +329,7 @@ fn what_has_no_effect_yet_is_said() {
 #[test]
 fn what_asks_for_nothing_new_is_not_warned_of() {
     let config = from(
-        "[storage]\nretention_days = 0\n\
+        "[storage]\nretention_days = 7\n\
          [defaults]\npermission_policy = 'reject'\nretry = 'never'\n\
          on_interrupt = 'continue'\n",
     );
@@ -342,7 +341,7 @@ fn the_shipped_file_unchanged_is_not_warned_of() {
     assert_eq!(from(BUILTIN).unwrap(), Config::from_layers(None, &[], None).unwrap());
     let changed = BUILTIN.replace("queue = 1000", "queue = 999");
     let config = from(&changed).unwrap();
-    assert_eq!((config.limits.queue, config.warnings.len()), (999, 6));
+    assert_eq!((config.limits.queue, config.warnings.len()), (999, 5));
 }
 
 #[test]

@@ -5,8 +5,7 @@
 use super::source::{Entry, Table, Value};
 
 /// (section, key, value that asks for nothing this version would not do anyway).
-const KEYS: [(&str, &str, Idle); 7] = [
-    ("storage", "retention_days", Idle::Zero),
+const KEYS: [(&str, &str, Idle); 6] = [
     ("limits", "resident_agents", Idle::Never),
     ("defaults", "permission_policy", Idle::Word("reject")),
     ("defaults", "permission_timeout", Idle::Never),
@@ -19,14 +18,12 @@ const KEYS: [(&str, &str, Idle); 7] = [
 #[derive(Clone, Copy)]
 enum Idle {
     Never,
-    Zero,
     Word(&'static str),
 }
 
 impl Idle {
     fn holds(self, value: &Value) -> bool {
         match (self, value) {
-            (Idle::Zero, Value::Integer(number)) => *number == 0,
             (Idle::Word(word), Value::Text(text)) => word == text,
             _ => false,
         }

@@ -16,8 +16,8 @@ use uuid::Uuid;
 use self::scene::Scene;
 use crate::{
     Blocked, Compaction, CompactionId, CutBy, Event, Json, Provenance, Run, RunId, RunPhase,
-    SessionId, Settings, Source, Step, Strategy, Task, TaskId, TaskKind, Timestamp, Turn, Usage,
-    lifecycle::Recent,
+    SessionId, Settings, Source, Step, Strategy, Task, TaskId, TaskKind, TaskState, Timestamp,
+    Turn, Usage, lifecycle::Recent,
 };
 
 /// How long an agent may take to answer a cancel before its process tree is ended.
@@ -26,7 +26,9 @@ const CANCEL_MS: u64 = 10_000;
 const LOCK_RETRY_MS: u64 = 1_000;
 
 /// What is kept of a group beside its tasks and its run.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// A log that is cut begins with it: a field that an earlier version did not write needs a default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Head {
     /// What callers set.
     pub settings: Settings,
@@ -311,6 +313,17 @@ impl Group {
     pub fn task(&self, id: TaskId) -> Option<&Task> {
         let current = self.current().filter(|task| task.id == id);
         current.or_else(|| self.waiting.get(self.position(id)?))
+    }
+
+    /// Whether nothing has begun that is not over: the state is then all that [`Group::restore`]
+    /// takes, and a log may be cut there. An agent may be resident, and tasks may wait that have
+    /// not been started.
+    pub fn is_between_tasks(&self) -> bool {
+        let untouched = |task: &Task| task.state == TaskState::Queued && task.started_at.is_none();
+        self.current.is_none()
+            && self.recent.active().is_none()
+            && self.lock == Lock::Unasked
+            && self.waiting.iter().all(untouched)
     }
 
     /// How many tasks stand before a waiting one. The newest is looked at first: it is the one that

@@ -9,11 +9,11 @@ use actix::{Actor, AsyncContext as _, Context, Handler, Message};
 use greenroom_core::Timestamp;
 use tokio::sync::oneshot;
 
-use super::{GroupNo, Hydration, LockError, Store, StoreError, Writes};
+use super::{Cut, GroupNo, Hydration, LockError, Store, StoreError, Swept, Writes};
 use crate::clock;
 
 /// How long an idempotency key is kept. The contract says at least 24 h.
-const KEY_MS: i64 = 48 * 60 * 60 * 1000;
+pub(crate) const KEY_MS: i64 = 48 * 60 * 60 * 1000;
 /// How long after a failure the database is tried again.
 const PROBE: std::time::Duration = std::time::Duration::from_secs(1);
 /// How often old keys are looked for.
@@ -63,6 +63,15 @@ pub struct Adopt(pub GroupNo);
 #[derive(Debug, Message)]
 #[rtype(result = "Result<(), StoreError>")]
 pub struct Purge(pub GroupNo);
+
+impl Message for Cut {
+    type Result = Result<bool, StoreError>;
+}
+
+/// Deletes some frames of a cut log; see [`Store::sweep`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Swept, StoreError>")]
+pub struct Sweep(pub GroupNo);
 
 /// Commit what was pushed, now that the mailbox is drained.
 #[derive(Message)]
@@ -203,5 +212,24 @@ impl<S: Store + Unpin> Handler<Purge> for Storage<S> {
     fn handle(&mut self, Purge(group): Purge, ctx: &mut Self::Context) -> Self::Result {
         self.flush(ctx);
         self.store.purge(group)
+    }
+}
+
+impl<S: Store + Unpin> Handler<Cut> for Storage<S> {
+    type Result = Result<bool, StoreError>;
+
+    fn handle(&mut self, cut: Cut, ctx: &mut Self::Context) -> Self::Result {
+        self.flush(ctx);
+        self.store.forget_keys(cut.keys_before)?;
+        self.store.cut(&cut)
+    }
+}
+
+impl<S: Store + Unpin> Handler<Sweep> for Storage<S> {
+    type Result = Result<Swept, StoreError>;
+
+    fn handle(&mut self, Sweep(group): Sweep, ctx: &mut Self::Context) -> Self::Result {
+        self.flush(ctx);
+        self.store.sweep(group)
     }
 }

@@ -3,6 +3,7 @@
 //! This module and those below it alone name rusqlite.
 
 mod archive;
+mod cuts;
 mod locks;
 mod rows;
 mod store;
@@ -23,7 +24,11 @@ pub use self::{archive::SqliteArchive, store::SqliteStore};
 use super::StoreError;
 
 /// Numbered migrations: the database's version is how many of them it has had.
-const MIGRATIONS: [&str; 1] = [include_str!("sqlite/0001.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("sqlite/0001.sql"),
+    include_str!("sqlite/0002.sql"),
+    include_str!("sqlite/0003.sql"),
+];
 /// Pages of the write-ahead log, 16 MiB, from which a commit moves them into the database. Four
 /// times SQLite's own limit: a page that is written again and again is moved once. More would
 /// lengthen the start after a crash, which reads the log.
