@@ -21,6 +21,7 @@ use greenroom_actors::{
     group::Shared,
     profile::{self, Compacts, Limits, Profile},
     residents::Residents,
+    retention,
     storage::{
         Ledger, Reader, Storage, StorageHealth, WORK_DIR, chain,
         sqlite::{Database, Rhythm, SqliteStore},
@@ -85,6 +86,7 @@ async fn serve(
     let started = Instant::now();
     let mut signals = Signals::new()?;
     let (supervisor, shared) = start_actors(&config, &database, open_files)?;
+    let ledger = shared.ledger.clone();
     let (phase, on_phase) = watch::channel(Phase::Serving);
     let edge = Edge {
         shared,
@@ -115,7 +117,12 @@ async fn serve(
         ms = started.elapsed().as_millis();
         "ready; no tokens are configured, so only this machine is served"
     );
+    let days = config.storage.retention_days;
+    let retention = (days > 0).then(|| actix_rt::spawn(retention::keep(ledger, days)));
     let end = signals.next().await;
+    if let Some(retention) = retention {
+        retention.abort();
+    }
     log::info!(target: "greenroom", signal = end; "draining: running turns may finish");
     actix_rt::spawn(async move {
         // Some programs that stop others send their signal twice at once.

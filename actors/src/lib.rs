@@ -4,12 +4,15 @@
 //! its orders.
 
 pub mod agent;
+pub mod base;
 pub mod clock;
 pub mod feed;
 pub mod frames;
 pub mod group;
 pub mod profile;
+mod refold;
 pub mod residents;
+pub mod retention;
 pub mod storage;
 pub mod supervisor;
 pub mod verify;

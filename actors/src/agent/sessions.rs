@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use greenroom_core::{EndReason, Fold, SessionId, Write};
+use serde::{Deserialize, Serialize};
 
 use super::acp;
 
@@ -75,7 +76,7 @@ impl Sessions {
 }
 
 /// Reads a run's frames as [`Sessions`] had them mean when they were said (I13).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reread {
     in_force: Option<SessionId>,
     moves: bool,

@@ -11,12 +11,13 @@ use greenroom_core::Timestamp;
 use tokio::sync::oneshot;
 
 use super::{
-    Fault, GroupNo, Hydration, LockError, StorageHealth, Store, StoreError, Writes, chain,
+    Cut, Fault, GroupNo, Hydration, LockError, StorageHealth, Store, StoreError, Swept, Writes,
+    chain,
 };
 use crate::clock;
 
 /// How long an idempotency key is kept. The contract says at least 24 h.
-const KEY_MS: i64 = 48 * 60 * 60 * 1000;
+pub(crate) const KEY_MS: i64 = 48 * 60 * 60 * 1000;
 /// How long after a failure the database is tried again.
 const PROBE: Duration = Duration::from_secs(1);
 /// How often the files are looked at.
@@ -54,6 +55,14 @@ pub struct Purge(pub GroupNo);
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Found(pub StoreError);
+impl Message for Cut {
+    type Result = Result<bool, StoreError>;
+}
+
+/// Deletes some frames of a cut log; see [`Store::sweep`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Swept, StoreError>")]
+pub struct Sweep(pub GroupNo);
 
 /// Commit what was pushed, now that the mailbox is drained.
 #[derive(Message)]
@@ -308,5 +317,24 @@ impl<S: Store + Unpin> Handler<Found> for Storage<S> {
             Some(_) if !self.health.is_good() => {}
             _ => log::error!(err:% = chain(&err); "the database could not be read"),
         }
+    }
+}
+
+impl<S: Store + Unpin> Handler<Cut> for Storage<S> {
+    type Result = Result<bool, StoreError>;
+
+    fn handle(&mut self, cut: Cut, ctx: &mut Self::Context) -> Self::Result {
+        self.flush(ctx);
+        self.store.forget_keys(cut.keys_before)?;
+        self.store.cut(&cut)
+    }
+}
+
+impl<S: Store + Unpin> Handler<Sweep> for Storage<S> {
+    type Result = Result<Swept, StoreError>;
+
+    fn handle(&mut self, Sweep(group): Sweep, ctx: &mut Self::Context) -> Self::Result {
+        self.flush(ctx);
+        self.store.sweep(group)
     }
 }

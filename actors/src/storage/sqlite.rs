@@ -5,6 +5,7 @@
 mod archive;
 mod backup;
 pub mod checkpoint;
+mod cuts;
 mod files;
 mod locks;
 mod permissions;
@@ -35,7 +36,11 @@ pub use self::{
 use super::{Fault, StoreError, fault::Broken};
 
 /// Numbered migrations: the database's version is how many of them it has had.
-const MIGRATIONS: [&str; 2] = [include_str!("sqlite/0001.sql"), include_str!("sqlite/0002.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("sqlite/0001.sql"),
+    include_str!("sqlite/0002.sql"),
+    include_str!("sqlite/0003.sql"),
+];
 /// To how many bytes the log's file is cut when it begins anew after it grew, as under a backup.
 const LOG_BYTES_KEPT: u32 = 32 << 20;
 /// How long a lock that another program holds on the database is waited out.

@@ -8,7 +8,7 @@ use greenroom_core::{
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    Failure, failed,
+    Failure, cuts, failed,
     files::Files,
     locks, permissions, readable,
     rows::{self, int, json, key, ms},
@@ -17,7 +17,8 @@ use super::{
 use crate::{
     frames::Block,
     storage::{
-        Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Sizes, Store, StoreError, Writes,
+        Cut, Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Sizes, Store, StoreError,
+        Swept, Writes,
     },
     word::word,
 };
@@ -83,7 +84,7 @@ impl Store for SqliteStore {
                 transaction.execute(&sql, [from, to])?;
             }
             locks::forget_group(&transaction, group)?;
-            for table in ["runs", "segments", "heads", "groups"] {
+            for table in ["runs", "segments", "bases", "heads", "groups"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE no = ?"), [group])?;
             }
             transaction.commit()
@@ -111,6 +112,14 @@ impl Store for SqliteStore {
         self.0
             .execute("DELETE FROM idempotency WHERE at < ?", [before.0])
             .map_err(failed("deleted old keys"))
+    }
+
+    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
+        cuts::cut(&mut self.0, cut).map_err(failed("cut a log"))
+    }
+
+    fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
+        cuts::sweep(&mut self.0, group).map_err(failed("deleted old frames"))
     }
 
     fn lock_acquire(
