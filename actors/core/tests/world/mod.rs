@@ -95,6 +95,8 @@ pub struct World {
     answered: Vec<(RunId, u64)>,
     /// Prompts that a run owed an answer when it ended.
     owed: Vec<(RunId, u64)>,
+    /// What was bounded in time and is not any more.
+    gone: Vec<Expiry>,
     /// Whether the last thing that happened was a shutdown: nothing is asked for then.
     shut_down: bool,
     ids: u128,
@@ -143,6 +145,7 @@ impl Default for World {
             past_runs: Vec::new(),
             answered: Vec::new(),
             owed: Vec::new(),
+            gone: Vec::new(),
             shut_down: false,
             ids: 0,
         }
@@ -209,7 +212,12 @@ impl World {
         };
         let shut_down = matches!(next, Move::Shutdown);
         self.shut_down |= shut_down;
+        let before = self.bounds();
         let committed = self.take(event, next)?;
+        let after = self.bounds();
+        let is_gone = |(bound, _): &&(Expiry, u64)| after.iter().all(|(own, _)| own != bound);
+        self.gone.extend(before.iter().filter(is_gone).map(|(bound, _)| *bound));
+        self.gone.drain(..self.gone.len().saturating_sub(8));
         self.shut_down &= shut_down || committed.is_none();
         let led_to = committed.as_ref().map_or(0, |(_, writes)| writes.len());
         ensure!(!nothing || led_to == 0, "{next:?} means nothing and led to {committed:?}");
