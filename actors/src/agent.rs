@@ -85,7 +85,19 @@ pub struct Start {
 /// reaches the agent's pipe.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct AgentReport(pub Vec<Event>);
+pub struct AgentReport {
+    /// What happened.
+    pub events: Vec<Event>,
+    /// The session that was in force, as far as the run knew, when the first of it was read.
+    pub under: Option<SessionId>,
+}
+
+impl AgentReport {
+    /// Something that is about no session.
+    pub fn of(event: Event) -> Self {
+        Self { events: vec![event], under: None }
+    }
+}
 
 /// An order from the group.
 #[derive(Debug, Message)]
@@ -188,7 +200,7 @@ impl Agent {
     /// Reports a run that came to no process.
     fn end(&self, exit: Exit, ctx: &mut Context<Self>) {
         let exited = Event::AgentExited { run: self.start.run, exit };
-        self.group.do_send(AgentReport(vec![exited]));
+        self.group.do_send(AgentReport::of(exited));
         ctx.stop();
     }
 }

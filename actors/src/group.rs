@@ -38,7 +38,7 @@ pub use self::message::{
 };
 pub use self::news::{Change, Forget, GroupDied, StatusChanged};
 use crate::{
-    agent::{Agent, AgentReport, Nursery, Order, Start, acp},
+    agent::{Agent, AgentReport, Nursery, Order, Start, acp, sessions::Reread},
     clock,
     feed::{self, Feed},
     frames::{self, Place},
@@ -92,6 +92,8 @@ pub struct Group {
     terms: Option<Terms>,
     /// What the next frame belongs to.
     place: Place,
+    /// Which session the next one is said in.
+    reread: Reread,
     shared: Arc<Shared>,
     feed: Arc<Feed>,
     /// Held exactly while the core has a current task.
@@ -171,6 +173,7 @@ impl Group {
             core,
             terms: None,
             place: Place::default(),
+            reread: Reread::default(),
             shared,
             feed,
             slot: None,
@@ -213,6 +216,7 @@ impl Group {
     fn apply(&mut self, event: Event, at: Now) -> Result<Step, Rejected> {
         let terms = self.terms.take().unwrap_or_else(|| self.new_terms());
         let step = self.core.apply(event, at, &terms, &mut clock::fresh);
+        step.iter().flat_map(|step| &step.writes).for_each(|write| self.reread.take(write));
         let changes =
             |write: &Write| matches!(write, Write::GroupCreated(_) | Write::GroupChanged(_));
         let stale = step.as_ref().is_ok_and(|step| step.writes.iter().any(changes));
@@ -415,7 +419,7 @@ impl Group {
             let exit =
                 greenroom_core::Exit::unseen(greenroom_core::ExitReason::StartFailed, detail);
             let exited = Event::AgentExited { run, exit };
-            return ctx.notify(AgentReport(vec![exited]));
+            return ctx.notify(AgentReport::of(exited));
         };
         let own_dir = self.shared.own_dir(self.no);
         let start = Start {

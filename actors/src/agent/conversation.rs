@@ -66,6 +66,8 @@ pub struct Conversation {
     /// What tells of compactions.
     detector: Detector,
     sessions: Sessions,
+    /// The session in force when the batch was begun.
+    under: Option<SessionId>,
     tools: Tools,
     /// Where the agent works.
     cwd: PathBuf,
@@ -142,6 +144,7 @@ impl Conversation {
             opening: Some(opening),
             detector: Detector::new(start.profile.signals),
             sessions: Sessions::default(),
+            under: None,
             tools: Tools::default(),
             cwd,
             first_line: Some(first_line),
@@ -161,7 +164,9 @@ impl Conversation {
         while !self.is_over() {
             if self.report.is_none() && !self.batch.is_empty() {
                 let events = self.batch.take();
-                self.report = Some(Box::pin(self.group.send(AgentReport(events))));
+                let known = self.sessions.in_force().cloned();
+                let under = std::mem::replace(&mut self.under, known);
+                self.report = Some(Box::pin(self.group.send(AgentReport { events, under })));
             }
             match self.wake().await {
                 Wake::Stdout(read) => self.hear(read),
@@ -190,7 +195,7 @@ impl Conversation {
         let exit = self.exit();
         let exited = Event::AgentExited { run: self.run, exit };
         // If the group's actor is gone, its successor finds the run in the database.
-        _ = self.group.send(AgentReport(vec![exited])).await;
+        _ = self.group.send(AgentReport::of(exited)).await;
     }
 
     fn is_over(&self) -> bool {

@@ -398,11 +398,16 @@ impl Handler<Archive> for Group {
 impl Handler<AgentReport> for Group {
     type Result = AtomicResponse<Self, ()>;
 
-    fn handle(
-        &mut self,
-        AgentReport(events): AgentReport,
-        ctx: &mut Context<Self>,
-    ) -> Self::Result {
+    fn handle(&mut self, report: AgentReport, ctx: &mut Context<Self>) -> Self::Result {
+        let AgentReport { mut events, under } = report;
+        if under.as_ref() != self.reread.in_force() {
+            // The prompt of another session was committed, and the run did not know yet.
+            for event in &mut events {
+                if let Event::AgentSaid { lines, fold, .. } = event {
+                    *fold = self.reread.meaning_of(lines);
+                }
+            }
+        }
         // A failed commit stops this actor; the agent learns of it by its report's end.
         AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
     }
