@@ -22,8 +22,8 @@ use greenroom_actors::{
     profile::{Compacts, Limits, Profile, Rlimits, Signals},
     residents::Residents,
     storage::{
-        Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage, StorageHealth,
-        Store, StoreError, Writes,
+        Cut, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage,
+        StorageHealth, Store, StoreError, Swept, Writes,
         sqlite::{Database, SqliteStore},
     },
     supervisor::{Boot, Find, GroupHandle, Supervisor},
@@ -58,6 +58,14 @@ impl Store for Flaky {
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
         self.store.purge(group)
+    }
+
+    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
+        self.store.cut(cut)
+    }
+
+    fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
+        self.store.sweep(group)
     }
 
     fn probe(&mut self) -> Result<(), StoreError> {

@@ -325,8 +325,10 @@ impl<S: Store + Unpin> Handler<Cut> for Storage<S> {
 
     fn handle(&mut self, cut: Cut, ctx: &mut Self::Context) -> Self::Result {
         self.flush(ctx);
-        self.store.forget_keys(cut.keys_before)?;
-        self.store.cut(&cut)
+        self.refusal()?;
+        let done = self.store.forget_keys(cut.keys_before).and_then(|_| self.store.cut(&cut));
+        self.note(done.as_ref().err(), ctx);
+        done
     }
 }
 
@@ -335,6 +337,9 @@ impl<S: Store + Unpin> Handler<Sweep> for Storage<S> {
 
     fn handle(&mut self, Sweep(group): Sweep, ctx: &mut Self::Context) -> Self::Result {
         self.flush(ctx);
-        self.store.sweep(group)
+        self.refusal()?;
+        let swept = self.store.sweep(group);
+        self.note(swept.as_ref().err(), ctx);
+        swept
     }
 }

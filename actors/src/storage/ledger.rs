@@ -110,6 +110,7 @@ impl Ledger {
     ///
     /// The database's error.
     pub async fn cut(&self, cut: Cut) -> Result<bool, StoreError> {
+        self.is_open()?;
         self.cut.send(cut).await.unwrap_or(Err(StoreError::Stopped))
     }
 
@@ -119,6 +120,7 @@ impl Ledger {
     ///
     /// The database's error.
     pub async fn sweep(&self, group: GroupNo) -> Result<Swept, StoreError> {
+        self.is_open()?;
         self.sweep.send(Sweep(group)).await.unwrap_or(Err(StoreError::Stopped))
     }
 

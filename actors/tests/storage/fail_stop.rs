@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use actix::{Actor as _, Arbiter, SyncArbiter};
 use greenroom_actors::storage::{
-    Fault, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage, StorageHealth,
-    Store, StoreError, Writes,
+    Cut, Fault, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage,
+    StorageHealth, Store, StoreError, Swept, Writes,
     sqlite::{Database, SqliteStore},
 };
 use greenroom_core::{
@@ -49,6 +49,14 @@ impl Store for Faulty {
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
         self.ask()?.purge(group)
+    }
+
+    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
+        self.ask()?.cut(cut)
+    }
+
+    fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
+        self.ask()?.sweep(group)
     }
 
     fn probe(&mut self) -> Result<(), StoreError> {
