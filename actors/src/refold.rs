@@ -171,7 +171,7 @@ impl Refold {
     fn belongs(&mut self, block: &Block, write: &Write) {
         self.place.enter(write);
         let task = match write {
-            Write::Said(said) => said.task.or(self.place.task),
+            Write::Said(said) => said.task,
             fact => frames::task_of(fact).or(self.place.task),
         };
         let what = format!("run and task of frame {}", self.seq);
