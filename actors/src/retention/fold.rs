@@ -104,12 +104,13 @@ impl Fold {
         };
         let blocks = archive.blocks(self.no, &filter)?;
         self.read_tasks(archive, &blocks)?;
-        let is_end = blocks.is_empty();
-        for block in blocks {
+        // What is read begins with the block that holds the last frame read before.
+        let before = self.refold.seq;
+        for block in blocks.iter().filter(|block| before < block.last_seq()) {
             if block.at > self.horizon || block.last_seq() > self.last {
                 return Ok(self.end());
             }
-            self.refold.block(&block);
+            self.refold.block(block);
             if let Some(difference) = self.refold.differences.pop() {
                 return Ok(Found::Differs(difference));
             }
@@ -120,7 +121,7 @@ impl Fold {
                 }
             }
         }
-        Ok(if is_end { self.end() } else { Found::More(Box::new(self)) })
+        Ok(if self.refold.seq == before { self.end() } else { Found::More(Box::new(self)) })
     }
 
     /// Reads the rows of the tasks that are accepted in `blocks`.
