@@ -169,6 +169,10 @@ fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<St
             }
             let ended = server.wait_exit(3 * EFFECT)?;
             let failed = server.failed_calls();
+            if matches!(fault, Fault::SyncError { .. }) && 0 < failed && ended.is_none() {
+                let what = "F20: a sync failed, and the server goes on";
+                stage.record().stuck.push(what.to_owned());
+            }
             Ok((0 < failed).then(|| match ended {
                 Some(ended) => format!("{failed} calls failed, and the server ended: {ended}"),
                 None => format!("{failed} calls failed"),
