@@ -26,6 +26,7 @@ mod locks;
 mod logs;
 mod queue;
 mod restart;
+mod retention;
 mod rotate;
 mod segments;
 mod sessions;
