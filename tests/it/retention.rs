@@ -209,7 +209,7 @@ fn a_cursor_below_what_is_kept_gets_a_gap() {
     }
     let open = server.events("work", "?after=1");
     let task = server.complete("work", "[[reply:new]]");
-    let live = open.until_task_ended(&task);
+    let live = open.until_task_ended(&task["id"]);
     let ids: Vec<u64> = live.iter().filter_map(|event| event.id).collect();
     assert_eq!(ids, (kept_from..kept_from + ids.len() as u64).collect::<Vec<_>>());
     let replayed = server.events("work", "").until_synced();
@@ -348,7 +348,8 @@ fn a_changed_base_is_found() {
         ("UPDATE bases SET state = '{'",                                                 "cannot be read"),
         ("UPDATE bases SET state = json_set(state, '$.head.tasks', 1)",                  "task tsk_"),
         ("UPDATE bases SET state = json_set(state, '$.head.compacting.count', 7)",       "head"),
-        ("UPDATE bases SET state = json_set(state, '$.head.session', 'x')",              "cannot be read"),
+        ("UPDATE bases SET state = json_set(state, '$.head.settings.agent', 'x')",       "head"),
+        ("UPDATE bases SET state = json_set(state, '$.run', 'x')",                       "cannot be read"),
         ("DELETE FROM bases",                                                            "follows frame 0"),
         ("UPDATE segments SET end_reason = 'reset' WHERE segment = 1",                   "segments before the cut"),
         ("UPDATE segments SET closed_seq = closed_seq + 1 WHERE segment = 1",            "segments before the cut"),
