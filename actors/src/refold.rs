@@ -1,5 +1,5 @@
-//! A group's log folded by the rules' own `replay`: from nothing, or from the [`Base`] that retention
-//! left (I13).
+//! A group's log folded by the rules' own `replay`: from nothing, or from the [`Base`] that
+//! retention left (I13).
 //!
 //! Owns the fold, and notices where the log contradicts itself. What comes out of it is compared
 //! with the rows by [`verify`](crate::verify), and kept as a base by

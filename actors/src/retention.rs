@@ -153,7 +153,7 @@ async fn sweep(ledger: &Ledger, no: GroupNo, deleted: &mut Deleted) -> Result<()
 /// is believed at once (RELIABILITY F27).
 #[derive(Debug, Default)]
 struct Calendar {
-    /// By how much the wall clock was ahead of the one that nobody sets, at each of the last passes.
+    /// By how much the wall clock was ahead of the one that nobody sets, at the last passes.
     ahead_ms: VecDeque<i64>,
 }
 

@@ -36,6 +36,7 @@ mod queue;
 mod races;
 mod residents;
 mod restart;
+mod retention;
 mod retry;
 mod retry_starts;
 mod retry_task;

@@ -88,7 +88,7 @@ fn differences(archive: &impl Archive, no: u32) -> Vec<String> {
 /// may be the last that goes: the log that is left verifies, its frames are those above the cut,
 /// and neither what is open nor what a group's next actor reads is touched.
 pub fn any_history_may_be_cut_anywhere<E: Engine>() {
-    let config = ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() };
+    let config = ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() };
     let (played, cuts, resident) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let count = |counter: &Cell<u32>, counts| counter.set(counter.get() + u32::from(counts));
     let part = (moves(60), 0..=10_u64, 0..3_usize);
@@ -105,10 +105,7 @@ pub fn any_history_may_be_cut_anywhere<E: Engine>() {
                 let same: Vec<_> = history.iter().filter_map(|next| twin.play(*next)).collect();
                 commit(&mut store, &writes);
                 commit(&mut uncut_store, &same);
-                // The model's agent says what no agent could say; then the log is not sound.
-                if !differences(&uncut.archive(), 7).is_empty() {
-                    return Ok(());
-                }
+                prop_assert_eq!(differences(&uncut.archive(), 7), Vec::<String>::new());
                 let before = restored(&mut store, &mut actor);
                 let last = actor.world.group.head().last_seq * share / 10;
                 cut(&mut store, &archive, 7, LATE, last).map_err(TestCaseError::fail)?;
@@ -129,7 +126,7 @@ pub fn any_history_may_be_cut_anywhere<E: Engine>() {
         })
         .unwrap();
     let (played, cuts, resident) = (played.get(), cuts.get(), resident.get());
-    let enough = played > 50 && cuts > 25 && resident > 5;
+    let enough = played > 40 && cuts > 20 && resident > 0;
     assert!(enough, "{cuts} of {played} were cut, {resident} of them under a living run");
 }
 

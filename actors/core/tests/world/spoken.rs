@@ -142,7 +142,7 @@ impl Spoken {
     pub fn lines(self) -> (Lines, Fold) {
         let update = |fields: &str| {
             format!(
-                r#"{{"jsonrpc":"2.0","method":"session/update","params":{{"sessionId":"s","update":{fields}}}}}"#
+                r#"{{"jsonrpc":"2.0","method":"session/update","params":{{"update":{fields}}}}}"#
             )
         };
         let tool = |id: u8, begun: bool| {

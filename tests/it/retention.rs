@@ -1,0 +1,373 @@
+//! `storage.retention_days`: what is old and over is deleted, whatever else goes on. Time passes in
+//! the database of a stopped server: all that it holds becomes older.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+
+use crate::support::server::{greenroom, id};
+use crate::support::{PATIENCE, Server, Setup, eventually};
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// A server that keeps transcripts for a week.
+fn weekly() -> Server {
+    Setup::new().set("storage", "retention_days", 7).start()
+}
+
+/// Stops the server, and starts it again when so many days have passed and retention has been at
+/// work.
+#[track_caller]
+fn sleep_days(server: &mut Server, days: i64) {
+    server.terminate();
+    server.wait_exit();
+    make_older(server, days);
+    server.boot();
+    wait_pass(server);
+}
+
+/// Waits for the end of the pass that a server makes when it has started; gives what it says.
+#[track_caller]
+fn wait_pass(server: &Server) -> String {
+    let seen = |line: &String| line.contains("old transcripts deleted");
+    let pass = eventually("a pass of retention", &server.log, || {
+        let lines = server.log.lines();
+        let started = lines.iter().rposition(|line| line == "--- start ---")?;
+        lines[started..].iter().find(|line| seen(line)).cloned()
+    });
+    assert!(pass.contains("INFO greenroom::retention"), "{pass}");
+    pass
+}
+
+/// Moves all that the stopped server's database holds into the past.
+fn make_older(server: &Server, days: i64) {
+    let ms = days * DAY_MS;
+    let columns = [
+        ("blocks", "at"),
+        ("groups", "created_at"),
+        ("tasks", "created_at"),
+        ("tasks", "claimed_at"),
+        ("tasks", "started_at"),
+        ("tasks", "ended_at"),
+        ("runs", "started_at"),
+        ("runs", "ready_at"),
+        ("runs", "ended_at"),
+        ("segments", "opened_at"),
+        ("segments", "closed_at"),
+        ("compactions", "started_at"),
+        ("compactions", "ended_at"),
+        ("idempotency", "at"),
+    ];
+    let database = server.writable_database();
+    for (table, column) in columns {
+        let sql = format!("UPDATE {table} SET {column} = {column} - {ms}");
+        database.execute(&sql, []).unwrap();
+    }
+    // What a base holds of times, for a log that was cut already.
+    let state = ["head.created_at", "segment.opened[1]", "newest_at"];
+    let head = ["last_started_at", "last_completed_at", "failed_at"];
+    let in_base = head.map(|name| format!("head.compacting.{name}"));
+    let in_base = state.map(str::to_owned).into_iter().chain(in_base);
+    let paths = in_base.map(|path| ("bases", "state", path));
+    for (table, column, path) in
+        paths.chain(head.map(|name| ("heads", "compacting", name.to_owned())))
+    {
+        let sql = format!(
+            "UPDATE {table} SET {column} = json_replace({column}, '$.{path}', \
+             json_extract({column}, '$.{path}') - {ms}) \
+             WHERE json_type({column}, '$.{path}') = 'integer'"
+        );
+        database.execute(&sql, []).unwrap();
+    }
+}
+
+#[track_caller]
+fn first_and_last(server: &Server, group: &str) -> (u64, u64) {
+    let seqs: Vec<u64> =
+        server.frames(group).iter().map(|frame| frame["seq"].as_u64().unwrap()).collect();
+    let (first, last) = (*seqs.first().unwrap(), *seqs.last().unwrap());
+    assert_eq!(seqs, (first..=last).collect::<Vec<_>>(), "I3");
+    (first, last)
+}
+
+fn last_seq(server: &Server, group: &str) -> u64 {
+    server.group(group)["last_seq"].as_u64().unwrap()
+}
+
+#[track_caller]
+fn assert_sound(server: &Server) {
+    let config = server.home.config();
+    let ended = greenroom(&server.home, &["verify", "--config", config.to_str().unwrap()])
+        .output()
+        .unwrap();
+    let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+    assert!(ended.status.success(), "{told}");
+}
+
+/// API 4, I3, I13: old work is gone, what is kept of its group is not, and work goes on.
+#[test]
+fn old_work_is_deleted_and_the_group_goes_on() {
+    let mut server = weekly();
+    let path = "/v1/groups/work/turns";
+    let old = server.post_once("key", path, &json!({ "prompt": "[[reply:one]]" })).expect(202);
+    server.finish_as(&old, "completed");
+    server.finish_as(&server.compact("work"), "completed");
+    server.complete("work", "[[reply:two]]");
+    server.complete("other", "[[reply:x]]");
+    server.terminate();
+    server.wait_exit();
+    server.boot();
+    let young = wait_pass(&server);
+    assert!(young.contains("groups=0 tasks=0 frames=0"), "{young}");
+    let before = server.group("work");
+    let segments = server.get("/v1/groups/work/segments").expect(200);
+    sleep_days(&mut server, 8);
+
+    assert_eq!(server.frames("work"), Vec::<Value>::new());
+    server.get(&format!("/v1/tasks/{}", id(&old))).expect(404);
+    for list in ["tasks", "runs", "compactions"] {
+        let items = &server.get(&format!("/v1/groups/work/{list}")).expect(200)["items"];
+        assert_eq!(items, &json!([]), "{list}");
+    }
+    let after = server.group("work");
+    for kept in ["last_seq", "session_id", "segment", "metadata"] {
+        assert_eq!(after[kept], before[kept], "{kept}");
+    }
+    assert_eq!(after["compaction"]["count"], 1);
+    let lineage = server.get("/v1/groups/work/segments").expect(200);
+    let numbers = |list: &Value| list["items"].as_array().unwrap().len();
+    assert_eq!(numbers(&lineage), numbers(&segments));
+    assert_sound(&server);
+
+    // Its key is forgotten: it makes another task, and brings no dead one back.
+    let again = server.post_once("key", path, &json!({ "prompt": "[[reply:one]]" })).expect(202);
+    assert_ne!(id(&again), id(&old));
+    let ended = server.finish_as(&again, "completed");
+    assert_eq!((&ended["text"], &ended["deduplicated"]), (&json!("one"), &json!(false)));
+    let (first, last) = first_and_last(&server, "work");
+    assert_eq!(first, before["last_seq"].as_u64().unwrap() + 1);
+    assert_eq!(last, last_seq(&server, "work"));
+    assert_eq!(server.frames_where("work", "&after=2"), server.frames("work"));
+    let current = server.frames_where("work", "&segment=current");
+    assert_eq!(current, server.frames("work"), "the open segment began before the cut");
+    let back = server.frames_where("work", "&order=desc");
+    assert_eq!(back.last().unwrap()["seq"], first);
+    server.get("/v1/groups/work/snapshot").expect(200);
+    server.kill_and_boot();
+    server.complete("work", "[[reply:three]]");
+    assert_sound(&server);
+}
+
+/// What is younger stays whole, and what waits is not over: its row stays, however old.
+#[test]
+fn young_work_and_waiting_work_stay() {
+    let mut server = weekly();
+    let old = server.complete("work", "[[reply:old]]");
+    server.post("/v1/groups/work/pause", &json!({})).expect_any(&[200, 202]);
+    let waiting = server.submit("work", "[[reply:waited]]");
+    sleep_days(&mut server, 5);
+    server.get(&format!("/v1/tasks/{}", id(&old))).expect(200);
+    server.complete("other", "[[reply:young]]");
+    let before = server.frames("other");
+    sleep_days(&mut server, 5);
+
+    server.get(&format!("/v1/tasks/{}", id(&old))).expect(404);
+    assert_eq!(server.frames("other").first().unwrap()["seq"], before[0]["seq"]);
+    assert!(server.frames("other").len() > before.len(), "and the end of its run");
+    assert_eq!(server.task(&waiting)["state"], "queued");
+    assert_sound(&server);
+    server.post("/v1/groups/work/resume", &json!({})).expect_any(&[200, 202]);
+    let ended = server.finish_as(&waiting, "completed");
+    assert_eq!(ended["text"], "waited");
+    assert_sound(&server);
+    // Cut a second time, from a base.
+    sleep_days(&mut server, 8);
+    server.get(&format!("/v1/tasks/{}", id(&waiting))).expect(404);
+    server.complete("work", "[[reply:new]]");
+    assert_sound(&server);
+}
+
+/// API, Server-Sent Events: a cursor below what is kept is told where the stream goes on.
+#[test]
+fn a_cursor_below_what_is_kept_gets_a_gap() {
+    let mut server = weekly();
+    server.complete("work", "[[reply:old]]");
+    sleep_days(&mut server, 8);
+    let kept_from = last_seq(&server, "work") + 1;
+    for (query, headers) in [
+        ("", None),
+        ("?after=2", None),
+        ("?after=999999", None),
+        ("", Some(("Last-Event-ID", "3"))),
+    ] {
+        let events = server.events_with("work", query, headers.as_slice()).until_synced();
+        let names: Vec<&str> = events.iter().map(|event| &*event.event).collect();
+        assert_eq!(names, ["greenroom/gap", "greenroom/synced"], "{query}");
+        assert_eq!((events[0].id, events[0].frame()), (None, json!({ "earliest": kept_from })));
+    }
+    let open = server.events("work", "?after=1");
+    let task = server.complete("work", "[[reply:new]]");
+    let live = open.until_task_ended(&task["id"]);
+    let ids: Vec<u64> = live.iter().filter_map(|event| event.id).collect();
+    assert_eq!(ids, (kept_from..kept_from + ids.len() as u64).collect::<Vec<_>>());
+    let replayed = server.events("work", "").until_synced();
+    assert_eq!(replayed[0].event, "greenroom/gap");
+    assert_eq!(replayed[1].id, Some(kept_from));
+    let query = format!("?after={}", kept_from - 1);
+    let exact = server.events("work", &query).until_synced();
+    assert_eq!(exact[0].id, Some(kept_from), "nothing is missing, so no gap is told");
+}
+
+/// RELIABILITY 2, resume × retention: the log is cut while a slow reader is far behind.
+#[test]
+fn a_slow_reader_is_told_when_the_log_is_cut_under_it() {
+    let server = Server::usual();
+    server.complete("work", "[[chunks:60000:400]]");
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    let host = server.address();
+    write!(stream, "GET /v1/groups/work/events HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
+    // The head has come: the server sends as much as the sockets hold.
+    stream.read_exact(&mut [0; 12]).unwrap();
+
+    // What retention writes when it cuts a log: all but the last block.
+    let database = server.writable_database();
+    let cut = "INSERT INTO bases SELECT no, (SELECT max(key) FROM blocks) - (no << 36) - 1, '' \
+               FROM groups RETURNING seq";
+    let cut_at: u64 =
+        database.query_row(cut, [], |row| row.get::<_, i64>(0)).unwrap().try_into().unwrap();
+
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut text, mut buffer) = (String::new(), vec![0; 1 << 20]);
+    let sign = "event: greenroom/synced";
+    while !text.contains(sign) {
+        let read = stream.read(&mut buffer).expect("the slow reader is served to the end");
+        assert_ne!(read, 0, "the stream ended\n{}", server.log.tail());
+        text.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    let gaps: Vec<usize> = text.match_indices("event: greenroom/gap").map(|(at, _)| at).collect();
+    assert_eq!(gaps.len(), 1, "sockets hold less than 30 MB");
+    let (read, rest) = text.split_at(gaps[0]);
+    let ids = |text: &str| -> Vec<u64> {
+        let ids = text.lines().filter_map(|line| line.strip_prefix("id: "));
+        ids.map(|id| id.parse().unwrap()).collect()
+    };
+    let (read, resumed) = (ids(read), ids(rest));
+    assert_eq!(read, (1..=read.len() as u64).collect::<Vec<_>>());
+    assert!((read.len() as u64) < cut_at);
+    assert_eq!(resumed, (cut_at + 1..=last_seq(&server, "work")).collect::<Vec<_>>());
+    assert!(rest.contains(&format!("data: {{\"earliest\":{}}}", cut_at + 1)));
+    database.execute("DELETE FROM bases", []).unwrap();
+}
+
+/// RELIABILITY 1 of retention: killed at any moment of a pass, the database says the same, and the
+/// next pass does the rest.
+#[test]
+fn kills_in_the_middle_of_a_pass() {
+    const GROUPS: usize = 6;
+    let mut server = weekly();
+    let tasks: Vec<Value> = (0..GROUPS)
+        .flat_map(|group| (0..25).map(move |_| format!("group-{group}")))
+        .map(|group| server.submit(&group, "[[reply:old]]"))
+        .collect();
+    tasks.iter().for_each(|task| _ = server.finish_as(task, "completed"));
+    server.terminate();
+    server.wait_exit();
+    make_older(&server, 8);
+    let rows = |server: &Server, sql: &str| -> i64 {
+        server.database().query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let cut = |server: &Server| rows(server, "SELECT count(*) FROM bases");
+    for more in 1..=3 {
+        let before = cut(&server);
+        server.boot();
+        eventually("a log to be cut", &server.log, || {
+            let goal = (before + more).min(GROUPS as i64);
+            (cut(&server) >= goal).then_some(())
+        });
+        server.kill();
+        assert_sound(&server);
+    }
+    server.boot();
+    wait_pass(&server);
+    assert_eq!(cut(&server), GROUPS as i64);
+    let left = "SELECT count(*) FROM blocks JOIN bases ON key >> 36 = no \
+                WHERE key <= (no << 36 | seq)";
+    assert_eq!(rows(&server, left), 0);
+    assert_eq!(rows(&server, "SELECT count(*) FROM tasks"), 0);
+    for group in 0..GROUPS {
+        server.complete(&format!("group-{group}"), "[[reply:new]]");
+    }
+    assert_sound(&server);
+}
+
+/// AM-18: a log that contradicts itself is kept as it is, and somebody is told.
+#[test]
+fn a_log_that_is_not_sound_is_not_cut() {
+    let mut server = weekly();
+    server.complete("broken", "[[reply:old]]");
+    server.complete("sound", "[[reply:old]]");
+    server.terminate();
+    server.wait_exit();
+    make_older(&server, 8);
+    let database = server.writable_database();
+    let one = "SELECT min(key) FROM blocks WHERE kinds = 'session/update' AND key >> 36 = \
+               (SELECT no FROM groups WHERE id = 'broken')";
+    let broken = format!("UPDATE blocks SET segment = 9 WHERE key = ({one})");
+    assert_eq!(database.execute(&broken, []).unwrap(), 1);
+    server.boot();
+    wait_pass(&server);
+    assert_eq!(server.frames("broken")[0]["seq"], 1);
+    assert_eq!(server.frames("sound"), Vec::<Value>::new());
+    let told = server.log.wait("a warning", |line| line.contains("its log contradicts itself"));
+    assert!(told.contains("WARN") && told.contains("group=broken"), "{told}");
+    let mended = broken.replace("segment = 9", "segment = 1");
+    assert_eq!(database.execute(&mended, []).unwrap(), 1);
+}
+
+/// I13: a base that was changed is found, and what is missing behind it.
+#[test]
+fn a_changed_base_is_found() {
+    let mut server = weekly();
+    server.complete("work", "[[reply:old]]");
+    server.finish_as(&server.compact("work"), "completed");
+    server.complete("work", "[[reply:old]]");
+    sleep_days(&mut server, 8);
+    server.complete("work", "[[reply:new]]");
+    server.terminate();
+    server.wait_exit();
+    let file = server.home.data().join("greenroom.db");
+    // Whatever is in the log is moved into the file when its last user leaves.
+    drop(server.writable_database());
+    let sound = fs::read(&file).unwrap();
+    #[rustfmt::skip]
+    let cases = [
+        ("UPDATE bases SET seq = seq - 1",                                               "the log was cut"),
+        ("UPDATE bases SET seq = seq + 1",                                               "the log was cut"),
+        ("UPDATE bases SET state = '{'",                                                 "cannot be read"),
+        ("UPDATE bases SET state = json_set(state, '$.head.tasks', 1)",                  "task tsk_"),
+        ("UPDATE bases SET state = json_set(state, '$.head.compacting.count', 7)",       "head"),
+        ("UPDATE bases SET state = json_set(state, '$.head.settings.agent', 'x')",       "head"),
+        ("UPDATE bases SET state = json_set(state, '$.run', 'x')",                       "cannot be read"),
+        ("DELETE FROM bases",                                                            "follows frame 0"),
+        ("UPDATE segments SET end_reason = 'reset' WHERE segment = 1",                   "segments before the cut"),
+        ("UPDATE segments SET closed_seq = closed_seq + 1 WHERE segment = 1",            "segments before the cut"),
+        ("UPDATE segments SET session = 'x' WHERE segment = 2",                          "segment 2"),
+        ("DELETE FROM segments WHERE segment = 1",                                       "number of segments"),
+        ("INSERT INTO bases VALUES (99, 1, '{}')",                                       "bases of no group, numbered 99"),
+    ];
+    for (sql, holds) in cases {
+        assert!(server.writable_database().execute(sql, []).unwrap() > 0, "{sql}");
+        let config = server.home.config();
+        let verify = ["verify", "--config", config.to_str().unwrap()];
+        let ended =
+            greenroom(&server.home, &verify).stdout(std::process::Stdio::piped()).output().unwrap();
+        let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+        assert!(ended.status.code() == Some(1) && told.contains(holds), "{sql}: {told}");
+        for end in ["-wal", "-shm"] {
+            fs::remove_file(server.home.data().join(format!("greenroom.db{end}"))).ok();
+        }
+        fs::write(&file, &sound).unwrap();
+    }
+}
