@@ -138,7 +138,7 @@ fn every_error_names_its_file_and_line() {
         ("[limits]\nqueue = '1'", "x.toml:2: queue in [limits] must be an integer, found a string"),
         ("[limits]\nqueue = 1.5", "x.toml:2: queue in [limits] must be an integer, found a number"),
         ("[defaults]\nauto_compact = true", "x.toml:2: auto_compact in [defaults] must be a number from 0 to 1, found a boolean"),
-        ("[agents.a]\ncommand = 'a'\nenv = { A = 1 }", "x.toml:3: env in [agents.a] must be a table of strings, found an integer"),
+        ("[agents.a]\ncommand = 'a'\nenv = { A = 1 }", "x.toml:3: env in [agents.a] must be a table of strings, also for \"A\", found an integer"),
         ("[agents.a]\ncommand = 'a'\nno_new_privs = 'yes'", "x.toml:3: no_new_privs in [agents.a] must be true or false, found a string"),
         // Ranges, both sides.
         ("[limits]\nrunning_groups = 0", "x.toml:2: running_groups in [limits] must be from 1 to 1000000, found 0"),
@@ -332,9 +332,9 @@ fn a_permission_policy_is_a_word_or_a_table_of_words() {
 #[test]
 fn a_variable_that_is_no_key_is_said() {
     let config = from_env(&[("GREENROOM_SEVER_X", "1")]).unwrap();
-    let expected = "environment variable GREENROOM_SEVER_X: is not a key of the configuration, and was \
-                    ignored";
-    assert_eq!(config.warnings, [expected]);
+    let ignored = "environment variable GREENROOM_SEVER_X: is not a key of the configuration, and \
+                   was ignored";
+    assert_eq!(config.warnings, [ignored]);
 }
 
 #[test]

@@ -33,8 +33,8 @@
 //! | `on-cancel:WORD` | when cancelled: performs that word before the answer |
 //! | `wedge` · `wedge:now` | a cancel wedges the session after this turn · with this turn |
 //!
-//! Words that ask the client are in `asks.rs`, those that tell of compactions in `signals.rs`, worse
-//! manners in `misbehave.rs`.
+//! Words that ask the client are in `asks.rs`, those that tell of compactions in `signals.rs`,
+//! worse manners in `misbehave.rs`.
 //!
 //! `/compact` at the beginning says `Compacted.` after its words, and a request for a summary (not
 //! the first prompt of its session, with `summar` outside of words) says `The summary.`, unless a

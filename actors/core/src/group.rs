@@ -405,8 +405,8 @@ impl Group {
         !self.stands_still() && self.waiting.front().is_some_and(|next| !self.backs_off(next))
     }
 
-    /// Whether `task` waits for its next attempt, or for the next run. Of the two waits, a task that
-    /// is made again has only its own (ARCHITECTURE 4).
+    /// Whether `task` waits for its next attempt, or for the next run. Of the two waits, a task
+    /// that is made again has only its own (ARCHITECTURE 4).
     fn backs_off(&self, task: &Task) -> bool {
         let launches = self.run.is_none() && task.state != TaskState::Retrying;
         task.retry_at.is_some() || (launches && self.head.launch_due.is_some())

@@ -66,7 +66,7 @@ proptest! {
         told(played(&history)?.drain(Drain::Silent))?;
     }
 
-    /// I12: an agent that always fails is started a bounded number of times, and then nothing waits.
+    /// I12: an agent that always fails is started a bounded number of times; then nothing waits.
     #[test]
     fn an_agent_that_always_fails_has_an_end(history in histories(60), starts in any::<bool>()) {
         let agent = if starts { Drain::DiesOfPrompts } else { Drain::NeverStarts };

@@ -80,8 +80,8 @@ impl Sessions {
     }
 }
 
-/// Reads a run's frames as [`Sessions`] had them mean when they were said (I13). It is the word that
-/// counts: the run may learn of a prompt a moment after it was committed.
+/// Reads a run's frames as [`Sessions`] had them mean when they were said (I13). It is the word
+/// that counts: the run may learn of a prompt a moment after it was committed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reread {
     in_force: Option<SessionId>,

@@ -65,8 +65,8 @@ impl Scene<'_> {
             return;
         }
         let head = &self.group.head;
-        // A session in which nothing was said yet, but for a summary at most that is said again, has
-        // nothing to lose.
+        // A session in which nothing was said yet, but for a summary at most that is said again,
+        // has nothing to lose.
         let lost = head
             .session
             .clone()
@@ -200,8 +200,8 @@ impl Scene<'_> {
         }
     }
 
-    /// Starts the next run for a task that waited for the end of the last one; unless there were too
-    /// many of them: then it waits in its old place.
+    /// Starts the next run for a task that waited for the end of the last one; unless there were
+    /// too many of them: then it waits in its old place.
     fn launch_again(&mut self, id: TaskId) {
         if self.group.current().is_some_and(|task| self.group.backs_off(task)) {
             self.write(Write::TaskReleased { task: id });

@@ -8,8 +8,8 @@ use crate::{
 };
 
 impl Scene<'_> {
-    /// Has `task` made again whose `attempt` failed so, if it may be. Then it waits in its old place
-    /// and holds no slot.
+    /// Has `task` made again whose `attempt` failed so, if it may be. Then it waits in its old
+    /// place and holds no slot.
     pub(super) fn retry(
         &mut self,
         task: TaskId,

@@ -272,9 +272,8 @@ impl Checker {
         let Some(next) = self.next.take() else { return Ok(()) };
         let so = match (next, write) {
             (Next::TurnStarted(own), Write::TurnStarted { task, .. })
-            | (Next::Ends(own), Write::TaskEnded { task, .. } | Write::TaskRetrying { task, .. }) => {
-                own == *task
-            }
+            | (Next::Ends(own), Write::TaskEnded { task, .. })
+            | (Next::Ends(own), Write::TaskRetrying { task, .. }) => own == *task,
             (Next::PromptSent(own), Write::PromptSent { .. }) => self.holder == Some(own),
             _ => false,
         };
