@@ -21,8 +21,8 @@ use greenroom_actors::{
     group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
     profile::{Compacts, Limits, Profile, Signals},
     storage::{
-        Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage, StorageHealth,
-        Store, StoreError, Writes,
+        Cut, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage,
+        StorageHealth, Store, StoreError, Swept, Writes,
         sqlite::{Database, SqliteStore},
     },
     supervisor::{Boot, Find, GroupHandle, Supervisor},
@@ -68,6 +68,14 @@ impl Store for Flaky {
 
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
         self.store.forget_keys(before)
+    }
+
+    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
+        self.store.cut(cut)
+    }
+
+    fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
+        self.store.sweep(group)
     }
 
     fn lock_acquire(
