@@ -341,7 +341,7 @@ fn the_shipped_file_unchanged_is_not_warned_of() {
     assert_eq!(from(BUILTIN).unwrap(), Config::from_layers(None, &[], None).unwrap());
     let changed = BUILTIN.replace("queue = 1000", "queue = 999");
     let config = from(&changed).unwrap();
-    assert_eq!((config.limits.queue, config.warnings.len()), (999, 5));
+    assert_eq!((config.limits.queue, config.warnings.len()), (999, 6));
 }
 
 #[test]
