@@ -117,11 +117,7 @@ impl Refold {
 
     /// Whether the log may be cut behind the last frame.
     pub fn may_be_cut(&self) -> bool {
-        // A segment is closed and the next one opened by two frames.
-        let is_closed = |segment: &SegmentRecord| segment.closed.is_some();
-        self.differences.is_empty()
-            && self.group.is_between_tasks()
-            && self.segments.values().next_back().is_none_or(|last| !is_closed(last))
+        self.differences.is_empty() && self.group.is_between_tasks()
     }
 
     /// Cuts the log behind the last frame: what it came to, and what ended since the last cut and

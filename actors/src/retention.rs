@@ -15,7 +15,7 @@ use std::{
 };
 
 use greenroom_core::{Timestamp, lock::Now};
-use tokio::time::{interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use self::fold::{Fold, Found};
 use crate::{
@@ -46,6 +46,7 @@ pub struct Deleted {
 pub async fn keep(ledger: Ledger, days: u32) {
     let mut calendar = Calendar::default();
     let mut hours = interval(EVERY);
+    hours.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         hours.tick().await;
         let now = calendar.read(clock::moment());
@@ -127,7 +128,11 @@ async fn cut_group(
                     continue 'again;
                 }
                 Found::Nothing => return Ok(None),
-                Found::Differs(difference) => return Ok(Some(difference)),
+                Found::Differs(difference) => {
+                    // A group that is purged meanwhile is no contradiction.
+                    let group = ledger.read(move |archive| archive.group(no)).await?;
+                    return Ok(group.map(|_| difference));
+                }
             }
         }
     }

@@ -79,6 +79,14 @@ impl Store for Flaky {
         self.store.forget_keys(before)
     }
 
+    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
+        self.store.cut(cut)
+    }
+
+    fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
+        self.store.sweep(group)
+    }
+
     fn lock_acquire(
         &mut self,
         ask: &LockAsk,

@@ -14,8 +14,8 @@ use crate::{
 /// What is read at a time: a reading thread is not kept from others for longer.
 const PAGE_BYTES: usize = 1 << 20;
 /// A cut deletes no more ended tasks, runs and compactions than this, and no more bytes of what
-/// tasks were asked and answered; those of the task that goes over are still deleted. All of them
-/// go in one transaction.
+/// tasks were asked and answered, in one transaction; those of the task that goes over are still
+/// deleted.
 const ENDED_MAX: usize = 100;
 const ENDED_BYTES_MAX: usize = 1 << 20;
 

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use greenroom_actors::{
+    agent::sessions::Reread,
     base::Ended,
     frames::Block,
     retention::fold::{Fold, Found},
@@ -221,6 +222,8 @@ pub fn only_what_is_old_enough_is_cut<E: Engine>() {
     let kept = archive.blocks(7, &everything()).unwrap();
     assert!(kept.first().unwrap().at > ahead && kept.last().unwrap().at == newest, "{kept:?}");
     assert_eq!(archive.tasks(7, &ALL_TASKS).unwrap().len(), 2);
+    let base = archive.base(7).unwrap().unwrap().read().unwrap();
+    assert_ne!(base.reread, Reread::default(), "the run lives, and its session is in force");
     assert_eq!(differences(&archive, 7), Vec::<String>::new());
     cut(&mut store, &archive, 7, Timestamp(ahead.0 + 1_000), u64::MAX).unwrap();
     assert!(archive.blocks(7, &everything()).unwrap().is_empty(), "all of it");
