@@ -156,12 +156,8 @@ impl Group {
         shared: Arc<Shared>,
         feed: Arc<Feed>,
     ) -> Self {
-        let obituary = Obituary {
-            group: id.clone(),
-            incarnation,
-            recovery: Recovery::Restart,
-            reader: shared.died.clone(),
-        };
+        let obituary =
+            Obituary { group: id.clone(), incarnation, recovery, reader: shared.died.clone() };
         let core = greenroom_core::Group::new(greenroom_core::Settings {
             agent: shared.default_agent.clone(),
             ..greenroom_core::Settings::default()

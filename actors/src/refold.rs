@@ -252,8 +252,13 @@ impl Refold {
                     findings: findings.clone(),
                     ..heard.map(greenroom_core::Turn::heard).unwrap_or_default()
                 };
-                let record =
-                    open.map(|open| Task { attempt, state, ending, retry_at: None, ..open });
+                let record = open.map(|open| Task {
+                    attempt: if attempt == 0 { open.attempt } else { attempt },
+                    state,
+                    ending,
+                    retry_at: None,
+                    ..open
+                });
                 let record = record.map_or_else(
                     || {
                         self.differ(format!("I9: {task} ended and was not open"));

@@ -60,14 +60,6 @@ impl Store for Flaky {
         self.store.purge(group)
     }
 
-    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
-        self.store.cut(cut)
-    }
-
-    fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
-        self.store.sweep(group)
-    }
-
     fn probe(&mut self) -> Result<(), StoreError> {
         if self.broken.load(Ordering::SeqCst) {
             return Err(StoreError::Stopped);

@@ -193,7 +193,9 @@ fn wait(client: &Client, id: &str) -> Result<Value, CliError> {
         match client.get_waiting(&path, WAIT) {
             Ok(task) if is_terminal(&task) => return Ok(task),
             Ok(_) => failures = 0,
-            Err(ClientError::Unreachable { .. }) if failures < RECONNECTS => {
+            Err(ClientError::Unreachable { .. } | ClientError::Problem { status: 503, .. })
+                if failures < RECONNECTS =>
+            {
                 failures += 1;
                 thread::sleep(RECONNECT_PAUSE);
             }

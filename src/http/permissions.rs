@@ -111,6 +111,7 @@ pub async fn answer(
     if record.state != PermissionState::Pending {
         return Err(over(record.state));
     }
+    worker.can_store()?;
     let group = worker.find(record.group.as_str(), false).await?;
     match group.addr.send(Decide { permission: id, choice, by: "api" }).await? {
         Ok(()) => Ok(HttpResponse::Ok().json(Permission::from(worker.permission(id).await?))),

@@ -9,7 +9,7 @@
 //! | `permission-open` and the same forms | asks, and goes on without the answer |
 //! | `await-permissions` | waits for the answers to those |
 //! | `fs` · `unknown-request` | asks what the client must refuse, and reports the error's code |
-//! | `unknown-request:open` | the same, and goes on without the answer |
+//! | `fs:open` · `unknown-request:open` | the same, and goes on without the answer |
 //!
 //! Forms: `always` is without `reject_once`, `none` without any reject, `lasting` without any
 //! `_once`. Each answer is in the journal as `permission`, with its `tool` call's id.
@@ -56,6 +56,10 @@ impl Turn {
             }
             "await-permissions" => {
                 mem::take(&mut self.asks.open).into_iter().for_each(|open| drop(open.join()));
+            }
+            "fs" if argument == "open" => {
+                let params = json!({ "sessionId": self.session(), "path": "/x" });
+                drop(self.agent().ask("fs/read_text_file", &params));
             }
             "fs" => self.ask_what_must_fail("fs", "fs/read_text_file", json!({ "path": "/x" })),
             "unknown-request" if argument == "open" => {

@@ -104,6 +104,7 @@ fn any_output_forbids_it() {
         "compaction:in_progress:c1",
         "permission-open",
         "unknown-request:open",
+        "fs:open",
     ]
     .into_iter()
     .enumerate()

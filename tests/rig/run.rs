@@ -377,7 +377,7 @@ fn rest(stage: &Stage) {
                 client.read(&path).and_then(|shown| from_str(&shown).ok()).unwrap_or_default();
             match text(&shown, "status") {
                 "idle" | "archived" if shown["queue_length"] == 0 => continue,
-                "held" | "paused" => {
+                "held" | "paused" | "degraded" => {
                     client.send(&Ask::post(format!("{path}/resume"), json!({})));
                 }
                 _ => {}

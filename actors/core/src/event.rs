@@ -114,6 +114,14 @@ pub enum Event {
         /// The line in base64.
         bytes: String,
     },
+    /// The agent asked for something that is refused, and of which readers see the name alone
+    /// (SEEDS AM-6).
+    RequestRefused {
+        /// Which run.
+        run: RunId,
+        /// What it asked for.
+        method: String,
+    },
     /// The agent asked for a permission.
     PermissionAsked {
         /// Which run.

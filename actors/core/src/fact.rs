@@ -132,6 +132,13 @@ pub enum Write {
         /// The line in base64.
         bytes: String,
     },
+    /// The agent asked for something that greenroom does not offer. Whatever it asked, it had begun.
+    RequestRefused {
+        /// The run that asked.
+        run: RunId,
+        /// What for.
+        method: String,
+    },
     /// The agent wants a permission.
     PermissionOpened(Box<Permission>),
     /// A permission is decided on.
@@ -189,7 +196,8 @@ pub enum Write {
     TaskEnded {
         /// The task.
         task: TaskId,
-        /// Which attempt was its last, from 1; 0 if there was none.
+        /// Which attempt was its last, from 1; 0 if there was none, or in a frame that does not
+        /// tell.
         #[serde(default)]
         attempt: u32,
         /// Which.
@@ -424,6 +432,7 @@ impl Write {
             Self::PromptSent { .. } => "session/prompt",
             Self::Said(_) => "session/update",
             Self::AgentOutputRejected { .. } => "greenroom/agent_output_rejected",
+            Self::RequestRefused { .. } => "greenroom/request_refused",
             Self::PermissionOpened(_) => "greenroom/permission_opened",
             Self::PermissionResolved { .. } => "greenroom/permission_resolved",
             Self::CancelRequested { .. } => "greenroom/cancel_requested",

@@ -169,6 +169,7 @@ impl Turn {
     /// [`ExitReason::Storage`] say.
     pub(crate) fn abandoned(&self, reason: ExitReason, detail: &str) -> Settlement {
         let mut ending = self.heard();
+        let repeatable = reason == ExitReason::Exited && self.may_repeat();
         let (stop_reason, state) = match self.cut {
             Some(cut) => self.called_off(Some(cut), reason.into(), &mut ending),
             None => {
@@ -180,15 +181,17 @@ impl Turn {
                         (Cause::AgentExited, "agent_exited")
                     }
                 };
-                let message =
-                    format!("the turn was cut off and is not run again by itself: {detail}");
+                let message = if repeatable {
+                    format!("the agent ended before it gave any output: {detail}")
+                } else {
+                    format!("the turn was cut off and is not run again by itself: {detail}")
+                };
                 ending.error = Some(TaskError { code: code.into(), message });
                 ending.interrupted = Some(self.interrupted(cause));
                 (reason.into(), TaskState::Interrupted)
             }
         };
         ending.stop_reason = Some(stop_reason);
-        let repeatable = reason == ExitReason::Exited && self.may_repeat();
         Settlement { stop_reason, state, ending, repeatable }
     }
 

@@ -354,7 +354,9 @@ impl Conversation {
             acp::Heard::Request { id, kind, private } => {
                 self.stdin.send(acp::refusal_line(id));
                 if private {
-                    log::warn!(run:% = self.run, method = &*kind; "agent request refused");
+                    let (run, method) = (self.run, kind.into_owned());
+                    log::warn!(run:%, method; "agent request refused");
+                    self.batch.push(Event::RequestRefused { run, method });
                 } else {
                     let fold = Fold { output: true, ..Fold::default() };
                     self.batch.say(line, kind, fold);

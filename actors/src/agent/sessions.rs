@@ -92,6 +92,9 @@ impl Reread {
     /// What the next frame means, if it is one that the agent said.
     pub fn meaning(&mut self, kind: &str, payload: &str) -> Fold {
         match Write::read(kind, payload) {
+            Some(Ok(Write::RequestRefused { .. })) => {
+                return Fold { output: true, ..Fold::default() };
+            }
             Some(Ok(write)) => self.take(&write),
             Some(Err(_)) => {}
             None if kind == "session/prompt" => {

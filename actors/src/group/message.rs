@@ -414,10 +414,14 @@ impl Handler<AgentReport> for Group {
 }
 
 impl Handler<Drain> for Group {
-    type Result = ();
+    type Result = AtomicResponse<Self, ()>;
 
-    fn handle(&mut self, _: Drain, _: &mut Context<Self>) {
+    fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) -> Self::Result {
         self.draining = true;
+        // What did not start yet starts after the next start of the server (SEEDS DQ-11).
+        let unsent = self.core.current().is_some() && self.core.turn().is_none();
+        let events = if unsent { vec![Event::Shutdown] } else { Vec::new() };
+        AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
     }
 }
 

@@ -2,7 +2,7 @@
 //! process or just now by a panic.
 
 use actix::{ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
-use greenroom_core::{Event, Run, Task, TaskState, Turn};
+use greenroom_core::{Event, Recovery, Run, Task, TaskState, Turn};
 
 use super::Group;
 use crate::{
@@ -38,7 +38,11 @@ impl Group {
                     Vec::new()
                 }
             };
-            group.advance(events, ctx).map(|_, _, _| ())
+            group.advance(events, ctx).map(|done, group, _| {
+                if done.is_ok() {
+                    group.obituary.recovery = Recovery::Restart;
+                }
+            })
         }));
     }
 

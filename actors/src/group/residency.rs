@@ -16,9 +16,11 @@ impl Group {
         }
     }
 
-    /// A compaction that the agent makes by itself is work, too.
+    /// A compaction that the agent makes by itself is work, too, and so is a question to somebody.
     fn use_of_run(&self) -> Option<Use> {
-        let has_work = self.core.current().is_some() || self.core.active_compaction().is_some();
+        let has_work = self.core.current().is_some()
+            || self.core.active_compaction().is_some()
+            || !self.core.permissions().is_empty();
         Some(match self.core.run()?.phase {
             RunPhase::Stopping => Use::Going,
             RunPhase::Starting | RunPhase::Ready if has_work => Use::Busy,

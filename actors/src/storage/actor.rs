@@ -115,11 +115,13 @@ impl<S: Store + Unpin> Storage<S> {
             return all(&refusal);
         }
         let mut answers = self.store.commit(batch);
+        let mut split = false;
         if let Err(err) = &answers
             && batch.len() > 1
             && err.fault().is_none_or(Fault::may_be_one_groups)
         {
             log::warn!(groups = batch.len(), err:% = chain(err); "commit split");
+            split = true;
             answers = batch
                 .chunks(1)
                 .map(|one| self.store.commit(one).map_or_else(Err, |mut sole| sole.remove(0)))
@@ -129,10 +131,15 @@ impl<S: Store + Unpin> Storage<S> {
         self.health.committed(batch.len() as u64);
         let answers = answers.unwrap_or_else(|err| all(&err));
         let errors = || answers.iter().filter_map(|answer| answer.as_ref().err());
-        for err in errors().filter(|err| err.fault().is_none()) {
+        // If others' facts were stored, it is not the database that is at fault (I15).
+        let works = split && answers.iter().any(Result::is_ok);
+        let broken = |err: &&StoreError| {
+            err.fault().is_some_and(|fault| !(works && fault.may_be_one_groups()))
+        };
+        for err in errors().filter(|err| !broken(err)) {
             log::error!(err:% = chain(err); "commit failed; nothing of it is stored");
         }
-        let broken = errors().find(|err| err.fault().is_some()).cloned();
+        let broken = errors().find(broken).cloned();
         self.note(broken.as_ref(), ctx);
         answers
     }
@@ -148,7 +155,8 @@ impl<S: Store + Unpin> Storage<S> {
     }
 
     fn fail(&mut self, err: &StoreError, fault: Fault, ctx: &mut Context<Self>) {
-        if !self.health.fail(fault) {
+        // Whatever failed before: a sync that failed ends the process.
+        if !self.health.fail(fault) && fault != Fault::Unsynced {
             return;
         }
         log::error!(
@@ -224,18 +232,22 @@ impl<S: Store + Unpin> Storage<S> {
         std::mem::replace(&mut self.seen, transactions) == transactions
     }
 
-    fn keep_house(&mut self) {
+    fn keep_house(&mut self, ctx: &mut Context<Self>) {
         let now = clock::moment();
         if !self.health.is_good() {
             return;
         }
         if let Err(err) = self.store.forget_keys(Timestamp(now.wall.0 - KEY_MS)) {
             log::warn!(err:% = chain(&err); "old idempotency keys are kept");
+            return self.note(Some(&err), ctx);
         }
         match self.store.forget_locks(now.up) {
             Ok(_) | Err(LockError::Absent) => {}
             Err(err) => {
                 log::warn!(err:% = chain(&err); "old leases are kept");
+                if let LockError::Store(err) = err {
+                    self.note(Some(&err), ctx);
+                }
             }
         }
     }
@@ -256,7 +268,7 @@ impl<S: Store + Unpin> Actor for Storage<S> {
         ctx.set_mailbox_capacity(1024);
         self.check(ctx);
         ctx.run_interval(CHECK, Self::check);
-        ctx.run_interval(HOUSEKEEPING, |storage, _| storage.keep_house());
+        ctx.run_interval(HOUSEKEEPING, Self::keep_house);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Current, Group, Lock};
 use crate::{
-    Cause, Compaction, CompactionStatus, CutBy, Details, OnInterrupt, Origin, Run, RunPhase,
+    Cause, Compaction, CompactionStatus, CutBy, Details, Fold, OnInterrupt, Origin, Run, RunPhase,
     Source, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Write,
 };
 
@@ -129,6 +129,13 @@ impl Group {
             }
             Write::AgentDegraded { due, .. } => self.head.launch_due = Some(*due),
             Write::LaunchAllowed {} => self.head.launch_due = None,
+            Write::RequestRefused { run, .. } => {
+                if let Some(Current { turn: Some(turn), .. }) = &mut self.current
+                    && turn.run == *run
+                {
+                    turn.hear(&Fold { output: true, ..Fold::default() });
+                }
+            }
             Write::PermissionOpened(permission) => {
                 self.permissions.push(crate::Permission::clone(permission));
             }

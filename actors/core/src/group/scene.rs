@@ -37,6 +37,7 @@ impl<'a> Scene<'a> {
             Event::AgentSaid { run, .. }
             | Event::OutputRejected { run, .. }
             | Event::StderrMatched { run, .. }
+            | Event::RequestRefused { run, .. }
             | Event::PermissionAsked { run, .. }
                 if !self.group.lives(run) => {}
             Event::Configured(settings) => self.configure(settings)?,
@@ -67,6 +68,9 @@ impl<'a> Scene<'a> {
             }
             Event::OutputRejected { run, reason, bytes } => {
                 self.write(Write::AgentOutputRejected { run, reason, bytes });
+            }
+            Event::RequestRefused { run, method } => {
+                self.write(Write::RequestRefused { run, method });
             }
             Event::PermissionAsked { run, lines, asked } => {
                 self.permission_asked(run, lines, *asked);
@@ -213,7 +217,8 @@ impl<'a> Scene<'a> {
         if head.archived {
             return Err(Rejected::Archived);
         }
-        if head.paused || head.held.is_some() || head.crashes > 0 {
+        let waits = head.paused || head.held.is_some();
+        if waits || head.crashes > 0 || head.interruptions > 0 {
             self.write(Write::GroupResumed {});
         }
         Ok(())

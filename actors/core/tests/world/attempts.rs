@@ -196,6 +196,9 @@ impl Attempts {
             Write::Said(said) => {
                 self.sent.iter_mut().for_each(|sent| sent.output |= said.fold.output);
             }
+            Write::RequestRefused { .. } => {
+                self.sent.iter_mut().for_each(|sent| sent.output = true);
+            }
             Write::AgentWedged { .. } => {
                 self.wedged = true;
                 self.sent.iter_mut().for_each(|sent| sent.output = false);

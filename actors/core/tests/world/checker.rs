@@ -203,6 +203,10 @@ impl Checker {
                 self.output |= said.fold.output;
                 self.answer |= said.fold.answer;
             }
+            Write::RequestRefused { run, .. } => {
+                ensure!(self.run == Some(*run), "{run} asks and does not live");
+                self.output = true;
+            }
             Write::AgentOutputRejected { run, .. } => {
                 ensure!(self.run == Some(*run), "{run} speaks and does not live");
             }

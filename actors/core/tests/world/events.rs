@@ -108,6 +108,7 @@ impl World {
                 let (lines, fold) = spoken.lines();
                 Event::AgentSaid { run, lines, fold }
             }
+            Move::AskUnoffered => Event::RequestRefused { run, method: "fs/read_text_file".into() },
             Move::SayNonsense => {
                 let (reason, bytes) = ("no JSON".into(), "eA==".into());
                 Event::OutputRejected { run, reason, bytes }

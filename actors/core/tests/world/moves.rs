@@ -60,6 +60,8 @@ pub enum Move {
     Say(Spoken),
     /// The agent writes something that is no message.
     SayNonsense,
+    /// The agent asks for what greenroom does not offer.
+    AskUnoffered,
     /// A message, or a line on stderr, tells of a compaction.
     Signal(Seen),
     /// A message tells which of hermes' sessions is in force.
@@ -242,7 +244,7 @@ fn next() -> impl Strategy<Value = Move> {
             5 => Spoken::ToolEnds(more % 3),
             _ => [Spoken::Mode, Spoken::Queued][usize::from(more % 2)],
         }),
-        75 => Move::SayNonsense,
+        75 => [Move::SayNonsense, Move::AskUnoffered][usize::from(more % 2)],
         76..79 | 150..152 => {
             Move::Ask(Asked { options: detail, tool: more % 3, again: more.is_multiple_of(8) })
         }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Cause, Compaction, CompactionId, CompactionStatus, CutBy, ExitReason, Group, Head, OnInterrupt,
-    Origin, Permission, Run, RunPhase, Settings, Source, StopReason, Task, TaskId, TaskKind,
-    TaskState, Timestamp, Turn, Write,
+    Cause, Compaction, CompactionId, CompactionStatus, CutBy, ExitReason, Fold, Group, Head,
+    OnInterrupt, Origin, Permission, Run, RunPhase, Settings, Source, StopReason, Task, TaskId,
+    TaskKind, TaskState, Timestamp, Turn, Write,
 };
 use serde::{Deserialize, Serialize};
 
@@ -196,6 +196,12 @@ impl Reference {
                 if let (Some(_), Some(turn)) = (said.task, &mut self.turn) {
                     turn.hear(&said.fold);
                     self.heard |= said.fold.output;
+                }
+            }
+            Write::RequestRefused { run, .. } => {
+                if let Some(turn) = self.turn.as_mut().filter(|turn| turn.run == *run) {
+                    turn.hear(&Fold { output: true, ..Fold::default() });
+                    self.heard = true;
                 }
             }
             Write::CancelRequested { task } => {

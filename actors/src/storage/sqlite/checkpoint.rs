@@ -98,11 +98,16 @@ pub struct Checkpointer {
     rhythm: Rhythm,
     /// Whether somebody was told that it cannot be done.
     warned: bool,
+    /// When commits may be made to wait for readers again, after those that read for long.
+    again_at: Option<Instant>,
 }
+
+/// So long nobody is waited for once it was in vain: a backup reads for seconds.
+const AFTER_BUSY: Duration = Duration::from_secs(10);
 
 impl Checkpointer {
     pub(super) fn new(conn: Connection, rhythm: Rhythm) -> Self {
-        Self { conn, rhythm, warned: false }
+        Self { conn, rhythm, warned: false, again_at: None }
     }
 
     /// Works until the process ends; what makes the database unusable goes to `found`.
@@ -159,7 +164,7 @@ impl Checkpointer {
     }
 
     /// Moves what is due. Whether all was moved just now.
-    fn tidy(&self, quiet: Duration) -> Result<bool, StoreError> {
+    fn tidy(&mut self, quiet: Duration) -> Result<bool, StoreError> {
         let Log { pages, moved, .. } = checkpoint(&self.conn, Mode::Noop)?;
         if self.rhythm.idle <= quiet {
             return checkpoint(&self.conn, Mode::Truncate).map(Log::is_done);
@@ -172,7 +177,14 @@ impl Checkpointer {
         if pages < MOVED_FROM_PAGES {
             return Ok(done);
         }
+        // Somebody reads for long, and would be waited for in vain, with all commits behind.
+        if self.again_at.is_some_and(|at| Instant::now() < at) {
+            return Ok(false);
+        }
         // Little is left to move, and only for that the commits wait.
-        checkpoint(&self.conn, Mode::Restart).map(Log::is_done)
+        let restarted = checkpoint(&self.conn, Mode::Restart).map(Log::is_done);
+        let busy = matches!(&restarted, Ok(false) | Err(_));
+        self.again_at = busy.then(|| Instant::now() + AFTER_BUSY);
+        restarted
     }
 }

@@ -39,6 +39,13 @@ pub enum Changed {
     Hidden(PathBuf, #[source] io::Error),
 }
 
+impl Changed {
+    /// Whether it is not known to be another.
+    pub fn is_hidden(&self) -> bool {
+        matches!(self, Self::Hidden(..))
+    }
+}
+
 impl Files {
     /// The files that have the names now; called just after they were opened, in a directory that
     /// is this process's alone.

@@ -80,9 +80,14 @@ pub fn list(
     conn: &Connection,
     filter: &PermissionFilter,
 ) -> rusqlite::Result<Vec<PermissionRecord>> {
+    // In the words of the index of those that nobody answered: they are few, and asked for often.
+    let state = match filter.state {
+        Some(PermissionState::Pending) => "state = 'pending' AND ?4 = ?4",
+        _ => "(?4 IS NULL OR state = ?4)",
+    };
     let sql = format!(
-        "SELECT {} FROM permissions WHERE id > ?1 AND key >= ?2 AND key < ?3 \
-         AND (?4 IS NULL OR state = ?4) ORDER BY id LIMIT ?5",
+        "SELECT {} FROM permissions WHERE {state} AND +id > ?1 AND key >= ?2 AND key < ?3 \
+         ORDER BY id LIMIT ?5",
         rows::PERMISSION_COLUMNS
     );
     let after = filter.after.map_or([0; 16], |id| id.0.into_bytes());

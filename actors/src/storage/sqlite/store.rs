@@ -443,6 +443,7 @@ fn store_fact(
         | Write::PromptSent { .. }
         | Write::Said(_)
         | Write::AgentOutputRejected { .. }
+        | Write::RequestRefused { .. }
         | Write::TurnCut { .. }
         | Write::TurnSettled { .. }
         | Write::RunStopping { .. }

@@ -56,7 +56,9 @@ pub fn check(conn: &Connection, files: &Files) -> Result<Sizes, StoreError> {
         } else {
             ""
         };
-        broken("looked at its files", Fault::Replaced, format!("{}{saved}", chain(&changed)))
+        // A file that cannot be looked at may be the same all the while.
+        let fault = if changed.is_hidden() { Fault::Io } else { Fault::Replaced };
+        broken("looked at its files", fault, format!("{}{saved}", chain(&changed)))
     })?;
     if LOG_PAGES_MAX * PAGE_BYTES <= sizes.log {
         let Log { pages, moved, .. } = checkpoint(conn, Mode::Noop)?;
