@@ -28,7 +28,7 @@ use actix::{
     Recipient, WrapFuture as _,
 };
 use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId, SessionId, Stop};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use self::{
     child::{Heartbeat, Launch},
@@ -71,6 +71,8 @@ pub struct Start {
     pub own_dir: PathBuf,
     /// The session to take up again.
     pub session: Option<SessionId>,
+    /// Dropped with the run's actor: also by a panic, which actix says nothing of.
+    pub lives: oneshot::Sender<()>,
 }
 
 /// What happened in a run, in order. Answered once it is durable: that is the back-pressure that

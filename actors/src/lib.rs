@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod clock;
+mod failpoint;
 pub mod feed;
 pub mod frames;
 pub mod group;
@@ -12,4 +13,5 @@ pub mod profile;
 pub mod storage;
 pub mod supervisor;
 pub mod verify;
+pub mod vital;
 mod word;

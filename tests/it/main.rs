@@ -38,6 +38,7 @@ mod retry;
 mod retry_starts;
 mod retry_task;
 mod rotate;
+mod scale;
 mod segments;
 mod sessions;
 mod snapshot;

@@ -10,6 +10,7 @@ use tokio::{
     io::AsyncReadExt as _,
     net::unix::pipe::Receiver,
     sync::mpsc,
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 
@@ -39,8 +40,8 @@ const DRAINS_MAX: u32 = 5;
 const REJECTED_MAX: u32 = 10;
 /// Of a rejected line, no more than this is kept.
 const REJECTED_BYTES_MAX: usize = 64 << 10;
-/// One read takes no more than this.
-const READ_BYTES: usize = 256 << 10;
+/// One read takes no more than this: other groups of the same thread wait while it is heard.
+const READ_BYTES: usize = 32 << 10;
 /// How often stderr is read before a turn is settled: one that floods it is not waited for.
 const STDERR_READS_MAX: usize = 64;
 
@@ -111,6 +112,13 @@ enum Wake {
     DrainedLong,
 }
 
+impl Wake {
+    /// Whether it takes its time, and there may be more of it.
+    fn is_long(&self) -> bool {
+        matches!(self, Self::Stdout(Ok(bytes)) | Self::Stderr(Ok(bytes)) if *bytes >= READ_BYTES / 4)
+    }
+}
+
 impl Conversation {
     /// The loop for a `child` that was spawned in `cwd`.
     pub fn new(
@@ -157,13 +165,17 @@ impl Conversation {
     }
 
     /// Holds the conversation until nothing of the process tree is left, and reports that last.
+    ///
+    /// Gives way after each long read: a flood would keep the thread from other groups (I15).
     pub async fn hold(mut self) {
         while !self.is_over() {
             if self.report.is_none() && !self.batch.is_empty() {
                 let events = self.batch.take();
                 self.report = Some(Box::pin(self.group.send(AgentReport(events))));
             }
-            match self.wake().await {
+            let wake = self.wake().await;
+            let long = wake.is_long();
+            match wake {
                 Wake::Stdout(read) => self.hear(read),
                 Wake::Stderr(read) => self.note(read),
                 Wake::Tree(event) => self.watch(event),
@@ -185,6 +197,9 @@ impl Conversation {
                     self.end(ExitReason::StartFailed, &why);
                 }
                 Wake::DrainedLong => self.drain(),
+            }
+            if long {
+                yield_now().await;
             }
         }
         let exit = self.exit();

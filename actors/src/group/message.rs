@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::Group;
 use crate::{
     agent::AgentReport,
-    clock,
+    clock, failpoint,
     storage::{KeyUse, StoreError, TaskView},
 };
 
@@ -403,6 +403,7 @@ impl Handler<AgentReport> for Group {
         AgentReport(events): AgentReport,
         ctx: &mut Context<Self>,
     ) -> Self::Result {
+        failpoint::pass("group", &self.id);
         // A failed commit stops this actor; the agent learns of it by its report's end.
         AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
     }
