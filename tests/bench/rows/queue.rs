@@ -73,9 +73,9 @@ pub fn drain(scale: &Scale) -> Result<Vec<Line>> {
 /// almost empty.
 fn drained(scale: &Scale, request: &[u8]) -> Result<(Line, (f64, f64))> {
     let server = Server::start(Setup { queue: 1_000_000, ..Setup::default() })?;
-    let mut client = server.connect()?;
-    client.exchange(&http::turn(GROUP, "hang", 0))?;
+    server.connect()?.exchange(&http::turn(GROUP, "hang", 0))?;
     crowd::spread(server.address(), vec![request.to_vec(); scale.queue])?;
+    let mut client = server.connect()?;
     let read = read(&mut client, scale)?;
     // Ends the turn that never ends, and its agent: the queue then goes on with another one.
     client.exchange(&http::post(&format!("/v1/groups/{GROUP}/stop")))?;
