@@ -1,5 +1,6 @@
 //! The command line: what a person or a script types, and the exit code they get.
 
+mod backup;
 mod lists;
 mod permissions;
 pub mod render;
@@ -144,6 +145,14 @@ enum Command {
         #[command(flatten)]
         file: ConfigFile,
     },
+    /// Copy the database, also while a server writes to it; FILE is complete or is not there
+    Backup {
+        /// Where to; it must not exist
+        #[arg(value_name = "FILE")]
+        target: PathBuf,
+        #[command(flatten)]
+        file: ConfigFile,
+    },
     /// Be an ACP agent on stdio that needs no model, to try things with
     DemoAgent,
 }
@@ -268,6 +277,10 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
         Command::Verify { group, file } => {
             let config = Config::load(file.config.as_deref(), None)?;
             verify::run(&config, group.as_deref(), remote.json, &mut out)
+        }
+        Command::Backup { target, file } => {
+            let config = Config::load(file.config.as_deref(), None)?;
+            backup::run(&config, &target, remote.json, &mut out)
         }
         Command::DemoAgent => {
             demo_agent::run()?;

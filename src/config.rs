@@ -7,7 +7,6 @@ mod agent;
 mod layers;
 mod section;
 mod source;
-mod unfinished;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -43,7 +42,7 @@ pub struct Config {
     pub limits: Limits,
     pub defaults: Defaults,
     pub agents: BTreeMap<String, Agent>,
-    /// What the operator set and this version does not do; to be logged at `warn`.
+    /// What looks like a slip; to be logged at `warn`.
     #[serde(skip)]
     pub warnings: Vec<String>,
 }
@@ -150,12 +149,11 @@ impl Config {
         if let Some((name, text)) = file.filter(|(_, text)| *text != BUILTIN) {
             overlay(&mut layers, &known, Lines::file(name, text).parse()?)?;
         }
-        let mut warnings = overlay_environment(&mut layers, &known, environment)?;
+        let warnings = overlay_environment(&mut layers, &known, environment)?;
         if let Some(listen) = listen {
             let at = Origin::Flag("--listen");
             set(&mut layers, "server", "listen", at, Value::Text(listen.to_owned()));
         }
-        warnings.extend(unfinished::warnings(&layers));
         let mut section = |name: &'static str| {
             let entry = layers.remove(name).ok_or_else(|| {
                 let problem = format!("[{name}] is missing");

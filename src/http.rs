@@ -97,11 +97,16 @@ impl Worker {
         blocked_by.map(|blocked_by| if fails { Blocked::Storage } else { blocked_by })
     }
 
-    /// Refuses work while the server shuts down, or could not keep it.
+    /// Refuses work while the server shuts down, or cannot store it.
     fn take_work(&self) -> Result<(), ApiError> {
         if *self.edge.phase.borrow() != Phase::Serving {
             return Err(ApiError::Draining);
         }
+        self.can_store()
+    }
+
+    /// Refuses a change while it could not be stored: then the group's actor may be gone, too.
+    fn can_store(&self) -> Result<(), ApiError> {
         match self.edge.shared.ledger.health.failing() {
             Some(failing) => Err(StoreError::Unavailable(failing.fault).into()),
             None => Ok(()),

@@ -20,14 +20,16 @@ use greenroom_actors::{
     },
     group::Shared,
     profile::{self, Compacts, Limits, Profile},
+    residents::Residents,
+    retention,
     storage::{
-        Ledger, Reader, Storage, StorageHealth, StoreError, chain,
-        sqlite::{Database, SqliteStore},
+        Ledger, Reader, Storage, StorageHealth, WORK_DIR, chain,
+        sqlite::{Database, Rhythm, SqliteStore},
     },
     supervisor::{Boot, ShutDown, Supervisor},
 };
 use greenroom_core::Patience;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -66,21 +68,25 @@ struct CannotListen {
 pub fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let address = config.server.listen;
     let listener = TcpListener::bind(address).map_err(|source| CannotListen { address, source })?;
+    let system = System::new();
+    system.block_on(async { outlive_file_size_limit() })?;
     let database = Database::open(&config.storage.path).map_err(|err| chain(&err))?;
-    raise_open_files();
+    let open_files = raise_open_files();
     tree::become_subreaper()?;
     sweep(&database)?;
-    System::new().block_on(serve(config, listener, database))
+    system.block_on(serve(config, listener, database, open_files))
 }
 
 async fn serve(
     config: Config,
     listener: TcpListener,
     database: Database,
+    open_files: Option<u64>,
 ) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let mut signals = Signals::new()?;
-    let (supervisor, shared) = start_actors(&config, &database)?;
+    let (supervisor, shared) = start_actors(&config, &database, open_files)?;
+    let ledger = shared.ledger.clone();
     let (phase, on_phase) = watch::channel(Phase::Serving);
     let edge = Edge {
         shared,
@@ -104,14 +110,19 @@ async fn serve(
     .run();
     let handle = server.handle();
     let answering = actix_rt::spawn(server);
-    let groups = supervisor.send(Boot).await?.map_err(|err| chain(&err))?;
+    let groups = supervisor.send(Boot).await?.map_err(|err| chain(&database.refusal(err)))?;
     log::info!(
         target: "greenroom",
         address:%, database:% = database.path().display(), groups,
         ms = started.elapsed().as_millis();
         "ready; no tokens are configured, so only this machine is served"
     );
+    let days = config.storage.retention_days;
+    let retention = (days > 0).then(|| actix_rt::spawn(retention::keep(ledger, days)));
     let end = signals.next().await;
+    if let Some(retention) = retention {
+        retention.abort();
+    }
     log::info!(target: "greenroom", signal = end; "draining: running turns may finish");
     actix_rt::spawn(async move {
         // Some programs that stop others send their signal twice at once.
@@ -144,6 +155,7 @@ async fn shut_down(
 fn start_actors(
     config: &Config,
     database: &Database,
+    open_files: Option<u64>,
 ) -> Result<(Addr<Supervisor>, Arc<Shared>), Box<dyn Error>> {
     let ledger = start_storage(database)?;
     let data = database.dir().to_path_buf();
@@ -153,9 +165,18 @@ fn start_actors(
         heartbeat: Heartbeat::start(HEARTBEAT_EVERY)?,
         data: Marker::data(data.display()),
         line_bytes_max: usize::try_from(config.limits.line)?,
+        open_files,
+        residents: Residents::start(usize::try_from(config.limits.resident_agents)?),
     };
     let profiles = profiles(config);
     let limits = limits(config)?;
+    let config::Limits { running_groups, resident_agents, .. } = config.limits;
+    if resident_agents < running_groups {
+        log::warn!(
+            target: "greenroom", running_groups, resident_agents;
+            "no more tasks run at once than resident_agents allows agents"
+        );
+    }
     let slots = Arc::new(tokio::sync::Semaphore::new(limits.running_groups));
     let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
     let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
@@ -168,7 +189,7 @@ fn start_actors(
             nursery,
             profiles,
             limits,
-            work_dir: data.join("work"),
+            work_dir: data.join(WORK_DIR),
             default_agent: config.defaults.agent.clone(),
             status: address.clone().recipient(),
             watched: AtomicBool::new(false),
@@ -181,9 +202,11 @@ fn start_actors(
     Ok((supervisor, made.ok_or("the supervisor was not made")?))
 }
 
-fn start_storage(database: &Database) -> Result<Ledger, StoreError> {
+fn start_storage(database: &Database) -> Result<Ledger, Box<dyn Error>> {
     let health = StorageHealth::default();
-    let store = database.store()?;
+    let refused = |err| chain(&database.refusal(err));
+    let store = database.store().map_err(refused)?;
+    let checkpointer = database.checkpointer(Rhythm::default()).map_err(refused)?;
     let writer = {
         let health = health.clone();
         let arbiter = Arbiter::new();
@@ -193,6 +216,7 @@ fn start_storage(database: &Database) -> Result<Ledger, StoreError> {
     };
     let opener = database.opener();
     let readers = SyncArbiter::start(READERS, move || Reader::new(opener.archive()));
+    checkpointer.start(health.clone(), writer.clone().recipient())?;
     Ok(Ledger::new(writer, readers, health))
 }
 
@@ -223,6 +247,13 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
             },
             umask: agent.umask,
             no_new_privs: agent.no_new_privs,
+            rlimits: profile::Rlimits {
+                open_files: agent.rlimits.open_files.map(u64::from),
+                processes: agent.rlimits.processes.map(u64::from),
+                core_bytes: agent.rlimits.core_size.unwrap_or(0),
+                file_bytes: agent.rlimits.file_size,
+                cpu_seconds: agent.rlimits.cpu_seconds,
+            },
         };
         (name.clone(), Arc::new(profile))
     };
@@ -230,8 +261,11 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
 }
 
 fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
+    let config::Limits { running_groups, resident_agents, .. } = config.limits;
     Ok(Limits {
-        running_groups: usize::try_from(config.limits.running_groups)?,
+        // A task with a slot then never waits for a busy agent to end, but for an idle one: who
+        // runs next is decided in one line, that of the slots (SEEDS DQ-10).
+        running_groups: usize::try_from(running_groups.min(resident_agents))?,
         patience: Patience {
             turn_ms: u64::try_from(config.defaults.turn_timeout.as_millis())?,
             compaction_ms: u64::try_from(config.defaults.compaction_timeout.as_millis())?,
@@ -259,19 +293,31 @@ fn sweep(database: &Database) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets a write beyond the limit of file sizes be an error like any other (RELIABILITY F19). The
+/// signal is caught, not ignored: so agents, which are exec'd, have it as it was.
+fn outlive_file_size_limit() -> io::Result<()> {
+    let _caught_from_now_on = signal(SignalKind::from_raw(Number::XFSZ.as_raw()))?;
+    Ok(())
+}
+
 /// As many open files as the system lets this process have: each agent takes five, each reader one.
-fn raise_open_files() {
+/// Gives the limit from before, which is the agents'.
+fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(err) = setrlimit(Resource::Nofile, raised) {
         log::warn!(target: "greenroom", err:%; "the limit of open files stays as it is");
     }
+    limit.current
 }
 
 /// What tells the server to stop.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Nobody waits for it. Where it is ignored, as whoever started the server may have it,
+    /// children vanish unread, and their process ids may be others' when they are signalled.
+    _child: Signal,
 }
 
 impl Signals {
@@ -279,6 +325,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _child: signal(SignalKind::child())?,
         })
     }
 

@@ -11,6 +11,7 @@ mod conversation;
 pub mod detector;
 pub mod hermes;
 mod opening;
+mod pipe;
 pub mod sessions;
 pub mod shim;
 mod stderr;
@@ -36,7 +37,10 @@ use self::{
     stdin::Stdin,
     tree::Marker,
 };
-use crate::profile::Profile;
+use crate::{
+    profile::Profile,
+    residents::{Residency, Residents, Wish},
+};
 
 /// Variables that every agent gets from the server's environment, beside `LC_*`.
 const BASICS: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR"];
@@ -54,6 +58,11 @@ pub struct Nursery {
     pub data: Marker,
     /// One line from an agent, bytes.
     pub line_bytes_max: usize,
+    /// Open files that an agent gets which its profile says nothing of: the server's own limit from
+    /// before it was raised, as programs that use select(2) break above 1024. `None`: unlimited.
+    pub open_files: Option<u64>,
+    /// The places for their processes.
+    pub residents: Residents,
 }
 
 /// One run to start.
@@ -79,7 +88,19 @@ pub struct Start {
 /// reaches the agent's pipe.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct AgentReport(pub Vec<Event>);
+pub struct AgentReport {
+    /// What happened.
+    pub events: Vec<Event>,
+    /// The session that was in force, as far as the run knew, when the first of it was read.
+    pub under: Option<SessionId>,
+}
+
+impl AgentReport {
+    /// Something that is about no session.
+    pub fn of(event: Event) -> Self {
+        Self { events: vec![event], under: None }
+    }
+}
 
 /// An order from the group.
 #[derive(Debug, Message)]
@@ -97,6 +118,8 @@ pub enum Order {
     Kill,
 }
 
+type Heeds = mpsc::UnboundedReceiver<Heed>;
+
 /// What the conversation with an agent heeds.
 #[derive(Debug)]
 enum Heed {
@@ -110,17 +133,19 @@ enum Heed {
 pub struct Agent {
     start: Start,
     nursery: Nursery,
+    wish: Option<Wish>,
     group: Recipient<AgentReport>,
     stdin: Rc<Stdin>,
     orders: mpsc::UnboundedSender<Heed>,
-    heeds: Option<mpsc::UnboundedReceiver<Heed>>,
+    heeds: Option<Heeds>,
 }
 
 impl Agent {
-    /// A run that is spawned when the actor starts.
-    pub fn new(start: Start, nursery: Nursery, group: Recipient<AgentReport>) -> Self {
+    /// A run that asks for its place when the actor starts, and is spawned when it has it.
+    pub fn new(start: Start, nursery: Nursery, wish: Wish, group: Recipient<AgentReport>) -> Self {
         let (orders, heeds) = mpsc::unbounded_channel();
-        Self { start, nursery, group, stdin: Rc::default(), orders, heeds: Some(heeds) }
+        let (stdin, wish, heeds) = (Rc::default(), Some(wish), Some(heeds));
+        Self { start, nursery, wish, group, stdin, orders, heeds }
     }
 
     /// `greenroom` is this very binary; another name is looked up at the spawn.
@@ -131,7 +156,8 @@ impl Agent {
         }
     }
 
-    fn spawn(&self, cwd: PathBuf) -> std::io::Result<child::Child> {
+    /// The process has the run's place until nothing of its tree is left.
+    fn spawn(&self, cwd: PathBuf, residency: Residency) -> std::io::Result<child::Child> {
         let profile = &self.start.profile;
         child::spawn(
             Launch {
@@ -143,12 +169,66 @@ impl Agent {
                 cwd,
                 umask: profile.umask,
                 no_new_privs: profile.no_new_privs,
+                rlimits: profile.rlimits.clone(),
+                open_files: self.nursery.open_files,
                 run: Marker::run(self.start.run),
                 data: self.nursery.data.clone(),
             },
             &self.nursery.heartbeat,
+            residency,
         )
     }
+
+    /// Starts the process and holds the conversation with it.
+    fn begin(&mut self, residency: Residency, heeds: Heeds, ctx: &mut Context<Self>) {
+        let spawned =
+            self.start.working_dir().and_then(|cwd| Ok((self.spawn(cwd.clone(), residency)?, cwd)));
+        match spawned {
+            Ok((child, cwd)) => {
+                let conversation = Conversation::new(
+                    &self.start,
+                    cwd,
+                    child,
+                    self.stdin.clone(),
+                    heeds,
+                    self.group.clone(),
+                    self.nursery.line_bytes_max,
+                );
+                ctx.spawn(conversation.hold().into_actor(self).map(|(), _, ctx| ctx.stop()));
+            }
+            Err(err) => self.end(Exit::unseen(ExitReason::StartFailed, err.to_string()), ctx),
+        }
+    }
+
+    /// Reports a run that came to no process.
+    fn end(&self, exit: Exit, ctx: &mut Context<Self>) {
+        let exited = Event::AgentExited { run: self.start.run, exit };
+        self.group.do_send(AgentReport::of(exited));
+        ctx.stop();
+    }
+}
+
+/// Waits for the run's place; `Err` if it is told to end before. No process's time runs meanwhile.
+async fn place(granted: oneshot::Receiver<()>, mut heeds: Heeds) -> Result<Heeds, Exit> {
+    let told_to_end = async {
+        while let Some(heed) = heeds.recv().await {
+            if matches!(heed, Heed::Stop(_) | Heed::Kill) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = told_to_end => {
+            let why = "stopped by greenroom while it waited for a place among resident_agents";
+            return Err(Exit::unseen(ExitReason::Stopped, why));
+        }
+        granted = granted => granted.map_err(|_| {
+            let why = "nobody gives out the places for agents any more";
+            Exit::unseen(ExitReason::StartFailed, why)
+        })?,
+    }
+    Ok(heeds)
 }
 
 impl Start {
@@ -167,29 +247,12 @@ impl Actor for Agent {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let Some(heeds) = self.heeds.take() else { return };
-        let spawned = self.start.working_dir().and_then(|cwd| Ok((self.spawn(cwd.clone())?, cwd)));
-        match spawned {
-            Ok((child, cwd)) => {
-                let line_bytes_max = self.nursery.line_bytes_max;
-                let conversation = Conversation::new(
-                    &self.start,
-                    cwd,
-                    child,
-                    self.stdin.clone(),
-                    heeds,
-                    self.group.clone(),
-                    line_bytes_max,
-                );
-                ctx.spawn(conversation.hold().into_actor(self).map(|(), _, ctx| ctx.stop()));
-            }
-            Err(err) => {
-                let exit = Exit::unseen(ExitReason::StartFailed, err.to_string());
-                let exited = Event::AgentExited { run: self.start.run, exit };
-                self.group.do_send(AgentReport(vec![exited]));
-                ctx.stop();
-            }
-        }
+        let (Some(heeds), Some(wish)) = (self.heeds.take(), self.wish.take()) else { return };
+        let (residency, granted) = self.nursery.residents.enter(self.start.run, wish);
+        ctx.spawn(place(granted, heeds).into_actor(self).map(|placed, agent, ctx| match placed {
+            Ok(heeds) => agent.begin(residency, heeds, ctx),
+            Err(exit) => agent.end(exit, ctx),
+        }));
     }
 }
 

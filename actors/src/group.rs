@@ -4,11 +4,13 @@
 //! While a commit is under way the mailbox is closed, so nobody is answered from a state that is
 //! not durable yet.
 
+mod item;
 mod lock;
 mod message;
 mod news;
 mod recovery;
 mod report;
+mod residency;
 
 use std::{
     collections::HashMap,
@@ -29,17 +31,19 @@ use greenroom_core::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use self::item::Item;
 pub use self::message::{
     Accepted, Archive, Await, Cancel, Configure, Control, Cut, Decide, Demand, Drain, GroupError,
     Halt, KeyHashes, Patch, Submit,
 };
 pub use self::news::{Change, Forget, GroupDied, StatusChanged};
 use crate::{
-    agent::{Agent, AgentReport, Nursery, Order, Start, acp},
+    agent::{Agent, AgentReport, Nursery, Order, Start, acp, sessions::Reread},
     clock,
     feed::{self, Feed},
     frames::{self, Place},
     profile::{Limits, Profile},
+    residents::{Needed, Wish},
     storage::{GroupNo, KeyUse, Ledger, Standing, StoreError, TaskView, Writes},
 };
 
@@ -88,6 +92,8 @@ pub struct Group {
     terms: Option<Terms>,
     /// What the next frame belongs to.
     place: Place,
+    /// Which session the next one is said in.
+    reread: Reread,
     shared: Arc<Shared>,
     feed: Arc<Feed>,
     /// Held exactly while the core has a current task.
@@ -126,11 +132,14 @@ impl Drop for Obituary {
 }
 
 /// A run's actor. Dropping the handle has its process tree killed, so that none outlives its group.
-struct AgentHandle(Addr<Agent>);
+struct AgentHandle {
+    agent: Addr<Agent>,
+    needed: Needed,
+}
 
 impl Drop for AgentHandle {
     fn drop(&mut self) {
-        self.0.do_send(Order::Kill);
+        self.agent.do_send(Order::Kill);
     }
 }
 
@@ -164,6 +173,7 @@ impl Group {
             core,
             terms: None,
             place: Place::default(),
+            reread: Reread::default(),
             shared,
             feed,
             slot: None,
@@ -206,6 +216,7 @@ impl Group {
     fn apply(&mut self, event: Event, at: Now) -> Result<Step, Rejected> {
         let terms = self.terms.take().unwrap_or_else(|| self.new_terms());
         let step = self.core.apply(event, at, &terms, &mut clock::fresh);
+        step.iter().flat_map(|step| &step.writes).for_each(|write| self.reread.take(write));
         let changes =
             |write: &Write| matches!(write, Write::GroupCreated(_) | Write::GroupChanged(_));
         let stale = step.as_ref().is_ok_and(|step| step.writes.iter().any(changes));
@@ -254,16 +265,19 @@ impl Group {
     fn stand_in_line(&mut self, ctx: &mut Context<Self>) {
         self.waits_for_slot = true;
         let slot = self.shared.slots.clone().acquire_owned();
-        ctx.spawn(slot.into_actor(self).map(|slot, group, ctx| {
-            group.waits_for_slot = false;
-            let Ok(slot) = slot else { return };
-            if group.draining || !group.core.wants_slot() {
-                return;
-            }
-            group.slot = Some(slot);
-            let progress = group.advance(vec![Event::SlotGranted], ctx);
-            ctx.wait(progress.map(|_, _, _| ()));
+        ctx.spawn(slot.into_actor(self).map(|slot, group, ctx| match slot {
+            Ok(slot) => ctx.address().do_send(Item::Slot(slot)),
+            Err(_) => group.waits_for_slot = false,
         }));
+    }
+
+    fn take_slot(&mut self, slot: OwnedSemaphorePermit) -> Vec<Event> {
+        self.waits_for_slot = false;
+        if self.draining || !self.core.wants_slot() {
+            return Vec::new();
+        }
+        self.slot = Some(slot);
+        vec![Event::SlotGranted]
     }
 
     /// Makes a step's facts durable, and then carries out its orders and shows it. If they cannot
@@ -297,8 +311,8 @@ impl Group {
                 Ok(())
             }
             Err(err) => {
-                log::error!(
-                    target: "greenroom::group", group:% = group.id,
+                log::log!(
+                    target: "greenroom::group", err.level(), group:% = group.id,
                     err:% = crate::storage::chain(&err);
                     "group stops: its facts could not be stored"
                 );
@@ -366,6 +380,7 @@ impl Group {
                 self.purge(ctx);
             }
         }
+        self.see_to_residency();
         self.see_to_lease(ctx);
         self.set_timer(ctx);
     }
@@ -388,7 +403,7 @@ impl Group {
         if let Some((own, agent)) = &self.agent
             && *own == run
         {
-            agent.0.do_send(order);
+            agent.agent.do_send(order);
         }
     }
 
@@ -404,7 +419,7 @@ impl Group {
             let exit =
                 greenroom_core::Exit::unseen(greenroom_core::ExitReason::StartFailed, detail);
             let exited = Event::AgentExited { run, exit };
-            return ctx.notify(AgentReport(vec![exited]));
+            return ctx.notify(AgentReport::of(exited));
         };
         let own_dir = self.shared.own_dir(self.no);
         let (lives, died) = oneshot::channel();
@@ -418,8 +433,11 @@ impl Group {
             lives,
         };
         ctx.spawn(died.into_actor(self).map(move |_, _, ctx| ctx.notify(AgentDied(run))));
-        let agent = Agent::new(start, self.shared.nursery.clone(), ctx.address().recipient());
-        self.agent = Some((run, AgentHandle(agent.start())));
+        let needed = Needed::default();
+        let wish = Wish { needed: needed.clone(), group: ctx.address().recipient() };
+        let nursery = self.shared.nursery.clone();
+        let agent = Agent::new(start, nursery, wish, ctx.address().recipient()).start();
+        self.agent = Some((run, AgentHandle { agent, needed }));
     }
 
     /// One timer for whatever is bounded now, for the earliest of it. One that is armed for an
@@ -438,21 +456,22 @@ impl Group {
             None => {}
         }
         let left = due.saturating_duration_since(Instant::now());
-        self.timer = Some((ctx.run_later(left, Self::on_timer), due));
+        let ring = |_: &mut Self, ctx: &mut Context<Self>| ctx.address().do_send(Item::Timer);
+        self.timer = Some((ctx.run_later(left, ring), due));
     }
 
-    fn on_timer(&mut self, ctx: &mut Context<Self>) {
+    /// What is due; called when the timer went off.
+    fn expired(&mut self, ctx: &mut Context<Self>) -> Vec<Event> {
         self.timer = None;
         let now = Instant::now();
         let expired =
             |(expiry, due): &(Expiry, Instant)| (*due <= now).then_some(Event::Expired(*expiry));
         let events: Vec<Event> = self.due.iter().filter_map(expired).collect();
         if events.is_empty() {
-            return self.set_timer(ctx);
+            self.set_timer(ctx);
         }
         self.due.retain(|(_, due)| *due > now);
-        let progress = self.advance(events, ctx);
-        ctx.wait(progress.map(|_, _, _| ()));
+        events
     }
 
     fn purge(&mut self, ctx: &mut Context<Self>) {
@@ -479,8 +498,8 @@ impl Group {
                 ctx.stop();
             }
             Err(err) => {
-                log::error!(
-                    target: "greenroom::group", group:% = group.id,
+                log::log!(
+                    target: "greenroom::group", err.level(), group:% = group.id,
                     err:% = crate::storage::chain(&err);
                     "group could not be purged; it is tried again"
                 );

@@ -4,12 +4,16 @@
 //! its orders.
 
 pub mod agent;
+pub mod base;
 pub mod clock;
 mod failpoint;
 pub mod feed;
 pub mod frames;
 pub mod group;
 pub mod profile;
+mod refold;
+pub mod residents;
+pub mod retention;
 pub mod storage;
 pub mod supervisor;
 pub mod verify;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use greenroom_core::{Json, OnInterrupt, Patience, PermissionPolicy, Retry, Strategy};
+use serde::{Deserialize, Serialize};
 
 /// What an agent is asked whose session is to go on in another one.
 const SUMMARY_REQUEST: &str = "\
@@ -43,6 +44,24 @@ pub struct Profile {
     pub umask: Option<u32>,
     /// Whether the agent may never gain privileges by exec.
     pub no_new_privs: bool,
+    /// What each of its processes may use.
+    pub rlimits: Rlimits,
+}
+
+/// Limits of the system for each process of an agent (setrlimit(2)); `None` leaves one as the
+/// server has it. There is none of the address space: V8 reserves far more than it uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimits {
+    /// Open files. `None`: as many as the server was started with.
+    pub open_files: Option<u64>,
+    /// Processes and threads of the user that the agent runs as, all of them counted.
+    pub processes: Option<u64>,
+    /// Bytes of a core file, which holds all that the agent knows.
+    pub core_bytes: u64,
+    /// Bytes of a file that it writes.
+    pub file_bytes: Option<u64>,
+    /// Seconds of processor time.
+    pub cpu_seconds: Option<u64>,
 }
 
 impl Profile {

@@ -21,15 +21,25 @@ use greenroom_core::{
     lock::{Holder, Lease, Lock, LockKey, Now, Uptime},
 };
 
+pub(crate) use self::actor::KEY_MS;
 pub use self::{
-    actor::{Adopt, Commit, Found, Purge, Storage},
+    actor::{Adopt, Commit, Found, Purge, Storage, Sweep},
     fault::{Failing, Fault},
     health::{Sizes, StorageHealth},
     ledger::Ledger,
     lock::{Granted, LockAcquire, LockAsk, LockError, LockRefresh, LockRelease},
     reader::{Query, Reader},
 };
-use crate::frames::{Block, Frame};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    base::Ended,
+    frames::{Block, Frame},
+};
+
+/// Where, below the data directory, the agents of groups work if nobody says where: each in a
+/// directory that has its group's number for a name.
+pub const WORK_DIR: &str = "work";
 
 /// A group's number in the database.
 pub type GroupNo = u32;
@@ -158,6 +168,39 @@ pub struct KeyUse {
     pub task: TaskId,
 }
 
+/// What a group's log came to, in the words of whoever cut it: see [`crate::base::Base`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredBase {
+    /// The last frame that it covers.
+    pub seq: u64,
+    /// All the rest, JSON.
+    pub state: String,
+}
+
+/// A group's log is to be kept from behind a frame on.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    /// The group.
+    pub group: GroupNo,
+    /// What the log came to there. It is the last frame of a block.
+    pub base: StoredBase,
+    /// What ended up to there.
+    pub ended: Ended,
+    /// Idempotency keys from before this moment are forgotten first: none may outlive its task.
+    pub keys_before: Timestamp,
+}
+
+/// What one transaction deleted of a group's frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Swept {
+    /// How many frames.
+    pub frames: u64,
+    /// How many bytes they had.
+    pub bytes: u64,
+    /// Whether there may be more.
+    pub more: bool,
+}
+
 /// Everything that a group's actor needs to go on where the last one stopped.
 #[derive(Debug)]
 pub struct Hydration {
@@ -243,6 +286,23 @@ pub trait Store: Send + 'static {
     /// The database's error.
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError>;
 
+    /// Cuts a group's log: from now on nobody sees a frame up to the base, and the rows of what
+    /// ended up to there are gone. `false`, and nothing done, if the group is no more, or its log
+    /// was cut there or later already.
+    ///
+    /// # Errors
+    ///
+    /// The database's error; then nothing was cut.
+    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError>;
+
+    /// Deletes some of the frames that nobody sees since a group's log was cut, few enough that
+    /// commits do not wait for long.
+    ///
+    /// # Errors
+    ///
+    /// The database's error; then nothing was deleted.
+    fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError>;
+
     /// Gives a lock to whoever asks, if nobody else has it: see [`greenroom_core::lock::acquire`].
     /// `is_dead` says whether a holder's process is provably gone.
     ///
@@ -323,7 +383,7 @@ pub struct RunRecord {
 }
 
 /// A stretch of a transcript in which one context is in force.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SegmentRecord {
     /// Its number, from 1.
     pub segment: u32,
@@ -526,6 +586,12 @@ pub trait Archive: Send + 'static {
 
     /// Blocks that hold frames of a group; the caller picks the frames out of them.
     fn blocks(&self, group: GroupNo, filter: &FrameFilter) -> Result<Vec<Block>, StoreError>;
+
+    /// What a group's log came to where it was cut; `None` if all of it is kept.
+    fn base(&self, group: GroupNo) -> Result<Option<StoredBase>, StoreError>;
+
+    /// The first frame that is kept of a group's log, or will be the first.
+    fn earliest_seq(&self, group: GroupNo) -> Result<u64, StoreError>;
 
     /// What a key was used for.
     fn key(&self, key: &[u8; 32]) -> Result<Option<KeyUse>, StoreError>;

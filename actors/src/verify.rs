@@ -1,28 +1,25 @@
-//! Whether a group's rows are what its log says: the log is folded again, by the rules' own
-//! `replay`, and every derived row compared (I13).
+//! Whether a group's rows are what its log says: the log is folded again, and every derived row
+//! compared (I13).
 //!
 //! Owns the comparison. It writes nothing, and repairs nothing.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::collections::BTreeMap;
+
+use greenroom_core::{GroupId, Task, TaskKind, TaskState};
 
 use crate::{
-    agent::{acp, sessions::Reread},
-    frames::{self, Block, Frame, Place},
+    base::ClosedSegments,
+    refold::{Permission, Refold, Run},
     storage::{
-        Archive, FrameFilter, GroupNo, RunRecord, SegmentRecord, Standing, StoreError, TaskFilter,
+        Archive, FrameFilter, GroupNo, PermissionFilter, PermissionRecord, RunRecord,
+        SegmentRecord, Standing, StoreError, StoredBase, TaskFilter,
     },
-};
-use greenroom_core::{
-    Compaction, CompactionId, Ending, Exit, GroupId, Kinds, Lines, RunId, Said, Settings, Task,
-    TaskId, TaskKind, TaskState, Timestamp, Write,
 };
 
 /// How many rows are read at a time.
 const PAGE: usize = 1000;
 /// How many bytes of frames are read at a time.
 const PAGE_BYTES: usize = 8 << 20;
-/// How much of a value is shown that differs.
-const SHOWN_BYTES_MAX: usize = 2_000;
 
 /// What the comparison of one group came to.
 #[derive(Debug)]
@@ -57,7 +54,18 @@ pub fn verify(archive: &dyn Archive, no: GroupNo) -> Result<Option<Verdict>, Sto
         }
         accepted.extend(page.into_iter().map(|view| (view.task.id, view.task)));
     }
-    let mut refold = Refold::new(accepted);
+    let base = archive.base(no)?;
+    let cut = base.as_ref().map_or(0, |stored| stored.seq);
+    let (base, unread) = match base.as_ref().map(StoredBase::read) {
+        None => (None, None),
+        Some(Ok(base)) => (Some(base), None),
+        Some(Err(err)) => (None, Some(format!("the base of frame {cut} cannot be read: {err}"))),
+    };
+    let mut refold = Refold::new(base, accepted);
+    refold.differences.extend(unread);
+    let what = "the frame at which the log was cut";
+    refold.same(what, refold.seq, cut);
+    refold.seq = cut;
     loop {
         let filter = FrameFilter {
             after: refold.seq,
@@ -75,267 +83,10 @@ pub fn verify(archive: &dyn Archive, no: GroupNo) -> Result<Option<Verdict>, Sto
     }
     refold.compare(archive, no, &standing)?;
     let Refold { seq, differences, .. } = refold;
-    Ok(Some(Verdict { group: standing.id, frames: seq, differences }))
-}
-
-/// A run as its frames tell of it.
-#[derive(Debug, PartialEq)]
-struct Run {
-    agent: String,
-    pid: Option<u32>,
-    started_at: Timestamp,
-    ready_at: Option<Timestamp>,
-    ended: Option<(Timestamp, Exit)>,
-}
-
-/// The log, folded so far.
-struct Refold {
-    group: greenroom_core::Group,
-    /// The tasks' rows: what callers gave is in no frame but these.
-    accepted: BTreeMap<TaskId, Task>,
-    tasks: BTreeMap<TaskId, Task>,
-    runs: BTreeMap<RunId, Run>,
-    segments: BTreeMap<u32, SegmentRecord>,
-    compactions: BTreeMap<CompactionId, Compaction>,
-    /// What the next frame belongs to.
-    place: Place,
-    reread: Reread,
-    seq: u64,
-    differences: Vec<String>,
+    Ok(Some(Verdict { group: standing.id, frames: seq - cut, differences }))
 }
 
 impl Refold {
-    fn new(accepted: BTreeMap<TaskId, Task>) -> Self {
-        Self {
-            group: greenroom_core::Group::new(Settings::default()),
-            accepted,
-            tasks: BTreeMap::new(),
-            runs: BTreeMap::new(),
-            segments: BTreeMap::new(),
-            compactions: BTreeMap::new(),
-            place: Place::default(),
-            reread: Reread::default(),
-            seq: 0,
-            differences: Vec::new(),
-        }
-    }
-
-    fn block(&mut self, block: &Block) {
-        for frame in block.frames() {
-            // What was read begins with the block that holds the last frame read before.
-            if frame.seq <= self.seq {
-                continue;
-            }
-            if frame.seq != self.seq + 1 {
-                self.differ(format!("I3: frame {} follows frame {}", frame.seq, self.seq));
-            }
-            self.seq = frame.seq;
-            if let Some(write) = self.read(frame) {
-                self.belongs(block, &write);
-                self.take(write, block.at);
-            }
-            let segment = self.group.head().segment;
-            if block.segment != segment {
-                let (seq, stored) = (frame.seq, block.segment);
-                self.differ(format!("frame {seq} is stored in segment {stored}, not {segment}"));
-            }
-        }
-    }
-
-    /// A frame is stored under the run and the task that it belongs to.
-    fn belongs(&mut self, block: &Block, write: &Write) {
-        self.place.enter(write);
-        let task = match write {
-            Write::Said(said) => said.task.or(self.place.task),
-            fact => frames::task_of(fact).or(self.place.task),
-        };
-        let what = format!("run and task of frame {}", self.seq);
-        self.same(&what, (self.place.run, task), (block.run, block.task));
-        self.place.leave(write);
-    }
-
-    fn read(&mut self, frame: Frame<'_>) -> Option<Write> {
-        let fold = self.reread.meaning(frame.kind, frame.payload);
-        match Write::read(frame.kind, frame.payload) {
-            Some(Ok(write)) => return Some(self.complete(write)),
-            Some(Err(err)) => {
-                self.differ(format!("frame {} ({}) cannot be read: {err}", frame.seq, frame.kind));
-                return None;
-            }
-            None => {}
-        }
-        if frame.kind == "session/prompt" {
-            return self.prompt(frame);
-        }
-        let run = self.place.run?;
-        let in_turn = self.group.turn().is_some_and(|turn| turn.run == run);
-        let task = self.group.current().filter(|_| in_turn).map(|task| task.id);
-        let kinds = Kinds::All(frame.kind.to_owned().into());
-        let lines = Lines { count: 1, kinds, text: frame.payload.to_owned().into() };
-        Some(Write::Said(Said { run, task, lines, fold }))
-    }
-
-    fn prompt(&mut self, frame: Frame<'_>) -> Option<Write> {
-        match acp::prompt_sent(frame.payload) {
-            Ok((id, session, prompt)) => Some(Write::PromptSent { id, session, prompt }),
-            Err(err) => {
-                self.differ(format!("frame {} is no prompt: {err}", frame.seq));
-                None
-            }
-        }
-    }
-
-    /// Gives a fact the record that its frame does not hold.
-    fn complete(&mut self, write: Write) -> Write {
-        match write {
-            Write::TaskQueued { task, kind, origin, .. } => {
-                let row = self.accepted.get(&task);
-                if let Some(stored) = row.map(Task::kind).filter(|stored| *stored != kind) {
-                    self.differ(format!("task {task} is a {stored:?}, the log says {kind:?}"));
-                }
-                let row = self.accepted.get(&task);
-                let record = match row {
-                    Some(row) => Task {
-                        ordinal: self.group.head().tasks + 1,
-                        metadata: row.metadata.clone(),
-                        deadline_ms: row.deadline_ms,
-                        expires: row.expires,
-                        retry_of: row.retry_of,
-                        ..Task::new(task, row.work.clone(), origin)
-                    },
-                    None => {
-                        self.differ(format!("I2: {task} was accepted and has no row"));
-                        let work = greenroom_core::Work::Turn { prompt: acp::empty_prompt() };
-                        Task::new(task, work, origin)
-                    }
-                };
-                Write::TaskQueued { task, kind, origin, record: Box::new(record) }
-            }
-            Write::TaskEnded {
-                task,
-                attempt,
-                state,
-                stop_reason,
-                error,
-                interrupted,
-                findings,
-                ..
-            } => {
-                let open = self.group.task(task).cloned();
-                let heard = self
-                    .group
-                    .turn()
-                    .filter(|_| self.group.current().is_some_and(|current| current.id == task));
-                let ending = Ending {
-                    stop_reason,
-                    error: error.clone(),
-                    interrupted: interrupted.clone(),
-                    findings: findings.clone(),
-                    ..heard.map(greenroom_core::Turn::heard).unwrap_or_default()
-                };
-                let record =
-                    open.map(|open| Task { attempt, state, ending, retry_at: None, ..open });
-                let record = record.map_or_else(
-                    || {
-                        self.differ(format!("I9: {task} ended and was not open"));
-                        Box::new(Task::new(
-                            task,
-                            greenroom_core::Work::Turn { prompt: acp::empty_prompt() },
-                            greenroom_core::Origin::Api,
-                        ))
-                    },
-                    Box::new,
-                );
-                Write::TaskEnded {
-                    task,
-                    attempt,
-                    state,
-                    stop_reason,
-                    error,
-                    interrupted,
-                    findings,
-                    record,
-                }
-            }
-            write => write,
-        }
-    }
-
-    fn take(&mut self, write: Write, at: Timestamp) {
-        match &write {
-            Write::TaskEnded { task, record, .. } => {
-                let ended =
-                    Task { ended_at: Some(at), seq_last: Some(self.seq), ..Task::clone(record) };
-                self.tasks.insert(*task, ended);
-            }
-            Write::TurnStarted { task, prompt } => {
-                let stored = self.accepted.get(task).map(|row| row.prompt().clone());
-                self.same(&format!("prompt of {task}"), Some(prompt.clone()), stored);
-            }
-            Write::RunStarted { run, agent } => {
-                let agent = agent.clone();
-                let run_row = Run { agent, pid: None, started_at: at, ready_at: None, ended: None };
-                self.runs.insert(*run, run_row);
-            }
-            Write::RunReady { run, pid, .. } => {
-                if let Some(run) = self.runs.get_mut(run) {
-                    (run.pid, run.ready_at) = (Some(*pid), Some(at));
-                }
-            }
-            Write::RunExited { run, exit } => {
-                if let Some(run) = self.runs.get_mut(run) {
-                    run.pid = exit.pid.or(run.pid);
-                    run.ended = Some((at, Exit { pid: run.pid, ..exit.clone() }));
-                }
-            }
-            Write::SegmentEnded { segment, end_reason } => {
-                if let Some(segment) = self.segments.get_mut(segment) {
-                    segment.closed = Some((self.seq, at, *end_reason));
-                }
-            }
-            Write::SegmentStarted { segment, parent, session, provenance } => {
-                let record = SegmentRecord {
-                    segment: *segment,
-                    parent: *parent,
-                    session: session.clone(),
-                    provenance: provenance.clone(),
-                    opened: (self.seq, at),
-                    closed: None,
-                };
-                self.segments.insert(*segment, record);
-            }
-            Write::CompactionStarted(compaction)
-            | Write::CompactionUpdated(compaction)
-            | Write::CompactionEnded(compaction) => self.compaction(compaction, at),
-            _ => {}
-        }
-        self.group.replay(&write, at);
-    }
-
-    fn compaction(&mut self, compaction: &Compaction, at: Timestamp) {
-        let known = self.compactions.get(&compaction.id);
-        let mut compaction = compaction.clone();
-        compaction.started_at = known.map_or(at, |known| known.started_at);
-        let ended_at = known.filter(|known| known.status == compaction.status);
-        compaction.ended_at = match ended_at {
-            Some(known) => known.ended_at,
-            None if compaction.is_active() => None,
-            None => Some(at),
-        };
-        self.compactions.insert(compaction.id, compaction);
-    }
-
-    fn differ(&mut self, difference: String) {
-        self.differences.push(difference);
-    }
-
-    fn same<T: Debug + PartialEq>(&mut self, what: &str, folded: T, stored: T) {
-        if folded != stored {
-            let (folded, stored) = (shortened(&folded), shortened(&stored));
-            self.differ(format!("{what}: the log says {folded}, the row {stored}"));
-        }
-    }
-
     fn compare(
         &mut self,
         archive: &dyn Archive,
@@ -353,10 +104,15 @@ impl Refold {
         }
         let unstored: Vec<_> = std::mem::take(&mut self.runs).into_keys().collect();
         self.same("runs without a row", unstored, Vec::new());
-        let stored = archive.segments(no, 0, usize::MAX >> 1)?;
+        let mut stored = archive.segments(no, 0, usize::MAX >> 1)?;
         let folded = std::mem::take(&mut self.segments);
-        self.same("number of segments", folded.len(), stored.len());
-        for (folded, stored) in folded.into_values().zip(stored) {
+        let before = self.closed.count as usize;
+        self.same("number of segments", before + folded.len(), stored.len());
+        let mut closed = ClosedSegments::default();
+        let behind = stored.split_off(before.min(stored.len()));
+        stored.iter().for_each(|segment| closed.push(segment));
+        self.same("segments before the cut", self.closed.clone(), closed);
+        for (folded, stored) in folded.into_values().zip(behind) {
             let what = format!("segment {}", stored.segment);
             // Late provenance is no frame (SEEDS AM-13).
             let provenance = stored.provenance.clone();
@@ -369,7 +125,39 @@ impl Refold {
             self.same(&what, folded.remove(&stored.id), Some(stored));
         }
         self.same("compactions without a row", folded.into_keys().collect(), Vec::new());
+        self.compare_permissions(archive, no)
+    }
+
+    fn compare_permissions(
+        &mut self,
+        archive: &dyn Archive,
+        no: GroupNo,
+    ) -> Result<(), StoreError> {
+        let mut filter =
+            PermissionFilter { group: Some(no), limit: PAGE, ..PermissionFilter::default() };
+        loop {
+            let page = archive.permissions(&filter)?;
+            let Some(last) = page.last() else { break };
+            filter.after = Some(last.permission.permission);
+            page.into_iter().for_each(|stored| self.compare_permission(stored));
+        }
+        let unstored: Vec<_> = std::mem::take(&mut self.permissions).into_keys().collect();
+        self.same("permissions without a row", unstored, Vec::new());
         Ok(())
+    }
+
+    fn compare_permission(&mut self, stored: PermissionRecord) {
+        let PermissionRecord { permission: asked, opened_at, state, selected, .. } = stored;
+        let id = asked.permission;
+        let resolved = stored.resolved_at.zip(stored.resolved_by);
+        let mut folded = self.permissions.remove(&id);
+        if let Some(folded) = &mut folded {
+            // What the agent shows with it is in its own frame, and its deadline in none.
+            folded.asked.shown.clone_from(&asked.shown);
+            folded.asked.expires_at = asked.expires_at;
+        }
+        let stored = Permission { asked, opened_at, state, selected, resolved };
+        self.same(&format!("permission {id}"), folded, Some(stored));
     }
 
     fn compare_head(&mut self, standing: &Standing) {
@@ -381,9 +169,11 @@ impl Refold {
         self.same("status", self.group.status(), standing.status);
         let waiting = self.group.waiting().len() as u64;
         self.same("queue length", waiting, standing.queue_length);
-        // Whether somebody else has the lock is in no frame.
-        let locks = self.group.waiting().any(|task| task.kind() == TaskKind::Compaction);
-        if !locks {
+        // Whether somebody else has the lock, and whether a wait is over, is in no frame.
+        let waits =
+            |task: &Task| task.kind() == TaskKind::Compaction || task.state == TaskState::Retrying;
+        let waits = self.group.waiting().any(waits) || self.group.head().launch_due.is_some();
+        if !waits {
             self.same("blocked_by", self.group.blocked_by(), standing.blocked_by);
         }
         let current = self.group.current().map(|task| task.id);
@@ -421,14 +211,4 @@ impl Refold {
         let folded = self.runs.remove(&id);
         self.same(&format!("run {id}"), folded, Some(stored));
     }
-}
-
-/// A value in words that fit a terminal.
-fn shortened(value: &impl Debug) -> String {
-    let mut text = format!("{value:?}");
-    if text.len() > SHOWN_BYTES_MAX {
-        text.truncate(text.floor_char_boundary(SHOWN_BYTES_MAX));
-        text.push('…');
-    }
-    text
 }

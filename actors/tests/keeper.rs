@@ -19,6 +19,7 @@ use greenroom_actors::agent::{
     child::{Child, Heartbeat, Keeper, Launch, TreeEvent, spawn},
     tree::{Marker, Process, become_subreaper, descendants, sweep},
 };
+use greenroom_actors::profile::Rlimits;
 use rustix::process::{Resource, Rlimit, Signal, getpgid, getrlimit, getsid, setrlimit};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -143,7 +144,7 @@ async fn a_shim_that_is_none_is_gone() {
     assert_eq!(soon(child.keeper.next()).await, TreeEvent::Gone);
     let launch = Launch { shim: "/no/such/shim".into(), ..sh("") };
     let heartbeat = Heartbeat::start(SOON).expect("start the heartbeat");
-    let err = spawn(launch, &heartbeat).expect_err("there is no such shim");
+    let err = spawn(launch, &heartbeat, ()).expect_err("there is no such shim");
     assert_eq!(err.kind(), io::ErrorKind::NotFound);
 }
 
@@ -196,7 +197,7 @@ fn concurrent_starts_share_no_pipe() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("build a runtime").block_on(async {
             let agents: Vec<_> =
-                (0..8).map(|_| parts(spawn(sh("cat"), &heartbeat).expect("start"))).collect();
+                (0..8).map(|_| parts(spawn(sh("cat"), &heartbeat, ()).expect("start"))).collect();
             // One after the other, while all later ones still run.
             for (stdin, mut stdout, _stderr, mut keeper) in agents {
                 drop(stdin);
@@ -207,6 +208,87 @@ fn concurrent_starts_share_no_pipe() {
         });
     };
     thread::scope(|scope| (0..6).for_each(|_| drop(scope.spawn(start_some))));
+}
+
+/// C13: the limits of the profile, soft and hard ones alike; without any, the soft limit of open
+/// files that the server was started with, which the agent may raise, and no core file.
+#[tokio::test]
+async fn limits_are_the_profiles() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("raise a limit");
+    let named = |limit: Option<u64>| limit.map_or("unlimited".into(), |limit| limit.to_string());
+    let hard = named(maximum);
+    let some = Rlimits {
+        open_files: Some(77),
+        processes: Some(30_000),
+        core_bytes: 1 << 20,
+        file_bytes: Some(1 << 30),
+        cpu_seconds: Some(600),
+    };
+    // What /proc shows: name, soft limit, hard limit.
+    type Shown<'a> = (&'a str, &'a str, &'a str);
+    #[rustfmt::skip]
+    let cases: [(Rlimits, Option<u64>, &[Shown<'_>]); 3] = [
+        (Rlimits::default(), Some(333), &[("open files", "333", &hard), ("core file size", "0", "0")]),
+        (Rlimits::default(), None,      &[("open files", &hard, &hard), ("cpu time", "unlimited", "unlimited")]),
+        (some,               Some(333), &[("open files", "77", "77"), ("processes", "30000", "30000"), ("core file size", "1048576", "1048576"),
+                                          ("file size", "1073741824", "1073741824"), ("cpu time", "600", "600"), ("address space", "unlimited", "unlimited")]),
+    ];
+    for (rlimits, open_files, expected) in cases {
+        let launch = Launch { rlimits, open_files, ..sh("echo ready; read line") };
+        let (_stdin, mut stdout, _stderr, mut keeper) = parts(start(&launch));
+        let agent = started(&mut keeper).await;
+        lines_to(&mut stdout, "ready").await;
+        let limits = proc_text(agent.pid, "limits");
+        for (name, soft, hard) in expected {
+            let name = format!("Max {name}");
+            let line = limits.lines().find_map(|line| line.strip_prefix(&name)).expect(&name);
+            let found: Vec<&str> = line.split_whitespace().take(2).collect();
+            assert_eq!(found, [*soft, *hard], "{name}");
+        }
+    }
+}
+
+/// A limit that the system does not allow says so, and starts nothing.
+#[tokio::test]
+async fn a_limit_that_is_refused_is_named() {
+    // Nobody has more open files than the kernel's own limit, not even root.
+    let rlimits = Rlimits { open_files: Some(1 << 40), ..Rlimits::default() };
+    let launch = Launch { rlimits, ..sh("echo ready") };
+    let (_stdin, mut stdout, _stderr, mut keeper) = parts(start(&launch));
+    match soon(keeper.next()).await {
+        TreeEvent::SpawnFailed { message, .. } => {
+            assert!(message.contains("open_files cannot be 1099511627776"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(rest(&mut stdout).await, "");
+    assert_eq!(soon(keeper.next()).await, TreeEvent::Gone);
+}
+
+/// C13: whatever the server, or who started it, ignores or blocks, an agent starts with nothing of
+/// it; and its keeper still learns how it ended.
+#[tokio::test]
+async fn signals_are_as_for_any_program() {
+    let mut launch = sh("echo ready; read line; exit 4");
+    launch.shim_args = vec![
+        "--ignore-signal=HUP,INT,PIPE,CHLD,TSTP,XFSZ,USR1".into(),
+        "--block-signal=TERM,USR2,CHLD".into(),
+        launch.shim.to_str().expect("it is text").into(),
+    ];
+    launch.shim = "/usr/bin/env".into();
+    let (stdin, mut stdout, _stderr, mut keeper) = parts(start(&launch));
+    let agent = started(&mut keeper).await;
+    lines_to(&mut stdout, "ready").await;
+    let status = proc_text(agent.pid, "status");
+    // posix_spawn(3) ignores signals 32 and 33, which are the C library's own.
+    const LIBRARYS_OWN: u64 = 0b11 << 31;
+    for (set, expected) in [("SigIgn:", LIBRARYS_OWN), ("SigBlk:", 0)] {
+        let found = u64::from_str_radix(&field(&status, set), 16).expect("a mask");
+        assert_eq!(found | LIBRARYS_OWN, expected | LIBRARYS_OWN, "{set} {found:x}");
+    }
+    drop(stdin);
+    assert_eq!(soon(keeper.next()).await, exited(4));
 }
 
 /// C13: session, group, limits; `umask` and `no_new_privs` only where asked for.
@@ -276,6 +358,47 @@ async fn all_die_when_the_keeper_is_dropped() {
     eventually_none_runs(&brood).await;
 }
 
+/// What is held for a tree is given back when nothing of it is left, however it ends: its place
+/// among the residents is.
+#[tokio::test]
+async fn what_is_held_is_dropped_when_nothing_is_left() {
+    struct Held(Vec<Process>, mpsc::Sender<bool>, mpsc::Receiver<Vec<Process>>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.extend(self.2.try_iter().flatten());
+            // Whoever waited for it may have failed.
+            let _ = self.1.send(!self.0.is_empty() && !self.0.iter().copied().any(runs));
+        }
+    }
+    become_subreaper().expect("become a subreaper");
+    for end in ["drop", "kill", "shim"] {
+        let ((dropped, was), (tell, told)) = (mpsc::channel(), mpsc::channel());
+        let heartbeat = Heartbeat::start(SOON).expect("start the heartbeat");
+        let launch = sh(&[BROOD, DEAF].concat());
+        let child = spawn(launch, &heartbeat, Held(Vec::new(), dropped, told)).expect("start");
+        let (_stdin, stdout, _stderr, mut keeper) = parts(child);
+        let (brood, _stdout) = brood(stdout).await;
+        let agent = started(&mut keeper).await;
+        tell.send(brood).expect("it is still held");
+        assert!(was.try_recv().is_err(), "{end}: it is held while they live");
+        match end {
+            "drop" => drop(keeper),
+            "kill" => keeper.kill(),
+            _ => Process::now(parent(agent.pid))
+                .and_then(|shim| shim.signal(Signal::KILL))
+                .expect("kill"),
+        }
+        let was = tokio::task::spawn_blocking(move || was.recv_timeout(SOON));
+        assert_eq!(was.await.expect("wait for it"), Ok(true), "{end}");
+    }
+    // One that cannot be started holds nothing.
+    let ((dropped, was), (_tell, told)) = (mpsc::channel(), mpsc::channel());
+    let heartbeat = Heartbeat::start(SOON).expect("start the heartbeat");
+    let launch = Launch { shim: "/no/such/shim".into(), ..sh("") };
+    spawn(launch, &heartbeat, Held(Vec::new(), dropped, told)).expect_err("there is no such shim");
+    was.try_recv().expect("it was dropped");
+}
+
 /// Also those that the server cannot know by their mark: it adopts them.
 #[tokio::test]
 async fn all_die_when_the_shim_is_killed() {
@@ -303,7 +426,8 @@ async fn all_die_when_their_runtime_ends() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("build a runtime").block_on(async {
             let launch = sh(&[BROOD, DEAF].concat());
-            let (stdin, stdout, stderr, keeper) = parts(spawn(launch, &heartbeat).expect("start"));
+            let (stdin, stdout, stderr, keeper) =
+                parts(spawn(launch, &heartbeat, ()).expect("start"));
             let (brood, stdout) = brood(stdout).await;
             // Forgotten, so that it is the runtime's end that does it.
             std::mem::forget((stdin, stdout, stderr, keeper, heartbeat));
@@ -430,7 +554,7 @@ async fn heartbeats_keep_the_agent() {
     let mut launch = sh("for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; exit 5");
     launch.shim_args = vec!["--silence-ms".into(), "400".into()];
     let heartbeat = Heartbeat::start(Duration::from_millis(50)).expect("start the heartbeat");
-    let mut child = spawn(launch, &heartbeat).expect("start");
+    let mut child = spawn(launch, &heartbeat, ()).expect("start");
     started(&mut child.keeper).await;
     assert_eq!(soon(child.keeper.next()).await, exited(5));
 }
@@ -531,6 +655,8 @@ fn sh(script: &str) -> Launch {
         cwd: "/".into(),
         umask: None,
         no_new_privs: false,
+        rlimits: Rlimits::default(),
+        open_files: Some(1024),
         run: Marker::run(format!("run_{id}")),
         data: Marker::data(id),
     }
@@ -546,7 +672,7 @@ fn shim() -> PathBuf {
 /// Starts an agent that hears no heartbeat for as long as a test takes.
 fn start(launch: &Launch) -> Child {
     let heartbeat = Heartbeat::start(Duration::from_secs(3600)).expect("start the heartbeat");
-    spawn(launch.clone(), &heartbeat).expect("start the shim")
+    spawn(launch.clone(), &heartbeat, ()).expect("start the shim")
 }
 
 fn parts(child: Child) -> (tokio::net::unix::pipe::Sender, Receiver, Receiver, Keeper) {
@@ -741,7 +867,8 @@ async fn brooding_server() {
     let shim_args = args.split_whitespace().map(str::to_owned).collect();
     let launch = Launch { data: Marker::data(data), shim_args, ..sh(&[BROOD, DEAF].concat()) };
     let heartbeat = Heartbeat::start(Duration::from_millis(100)).expect("start the heartbeat");
-    let (_stdin, stdout, _stderr, mut keeper) = parts(spawn(launch, &heartbeat).expect("start"));
+    let (_stdin, stdout, _stderr, mut keeper) =
+        parts(spawn(launch, &heartbeat, ()).expect("start"));
     let (brood, _stdout) = brood(stdout).await;
     started(&mut keeper).await;
     println!();

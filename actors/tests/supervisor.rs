@@ -20,10 +20,11 @@ use greenroom_actors::{
         tree::Marker,
     },
     group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
-    profile::{Compacts, Limits, Profile, Signals},
+    profile::{Compacts, Limits, Profile, Rlimits, Signals},
+    residents::Residents,
     storage::{
-        Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage, StorageHealth,
-        Store, StoreError, Writes,
+        Cut, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage,
+        StorageHealth, Store, StoreError, Swept, Writes,
         sqlite::{Database, SqliteStore},
     },
     supervisor::{Boot, Find, GroupHandle, Supervisor},
@@ -60,6 +61,14 @@ impl Store for Flaky {
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
         self.store.purge(group)
+    }
+
+    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
+        self.store.cut(cut)
+    }
+
+    fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
+        self.store.sweep(group)
     }
 
     fn probe(&mut self) -> Result<(), StoreError> {
@@ -176,6 +185,8 @@ impl World {
                     heartbeat: Heartbeat::start(HEARTBEAT_EVERY).unwrap(),
                     data: Marker::data(dir.path().display()),
                     line_bytes_max: 1 << 20,
+                    open_files: None,
+                    residents: Residents::start(1),
                 },
                 profiles: HashMap::from([("absent".into(), Arc::new(profile))]),
                 limits: limits(),
@@ -240,6 +251,7 @@ fn profile() -> Profile {
         signals: Signals::default(),
         umask: None,
         no_new_privs: false,
+        rlimits: Rlimits::default(),
     }
 }
 

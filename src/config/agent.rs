@@ -10,7 +10,7 @@ use super::ConfigError;
 use super::section::{DURATION_MAX, Section};
 use super::source::{Entry, Origin, Table, Value};
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "command",
     "args",
     "env",
@@ -23,6 +23,7 @@ const KEYS: [&str; 12] = [
     "compaction",
     "umask",
     "no_new_privs",
+    "rlimits",
 ];
 
 /// Keys that a profile without them takes from [`TEMPLATE`].
@@ -33,6 +34,13 @@ const INHERITED: [&str; 6] =
 const TEMPLATE: &str = "demo";
 
 const NAME_BYTES_MAX: usize = 64;
+
+/// More open files than any Linux lets a process have by default (fs.nr_open).
+const OPEN_FILES_MAX: u32 = 1 << 20;
+/// More processes than there are pids.
+const PROCESSES_MAX: u32 = 1 << 22;
+/// Largest file, or core file, that a limit can name.
+const FILE_BYTES_MAX: u64 = 1 << 50;
 
 /// How an agent is started and spoken to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -60,6 +68,20 @@ pub struct Agent {
     /// None: the server's own.
     pub umask: Option<u32>,
     pub no_new_privs: bool,
+    pub rlimits: Rlimits,
+}
+
+/// What each process of an agent may use; None: as the server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Rlimits {
+    pub open_files: Option<u32>,
+    pub processes: Option<u32>,
+    /// Bytes; None: no core file at all.
+    pub core_size: Option<u64>,
+    /// Bytes.
+    pub file_size: Option<u64>,
+    /// Whole seconds.
+    pub cpu_seconds: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -147,6 +169,7 @@ fn read(
         compaction: compaction(&title, section.take_if("compaction"))?,
         umask: umask(&mut section)?,
         no_new_privs: section.boolean("no_new_privs")?,
+        rlimits: rlimits(&title, section.take_if("rlimits"))?,
     };
     Ok((name, agent))
 }
@@ -214,6 +237,35 @@ fn umask(section: &mut Section<'_>) -> Result<Option<u32>, ConfigError> {
             Err(section.bad(&at, "umask", problem))
         }
     }
+}
+
+fn rlimits(agent: &str, entry: Option<Entry>) -> Result<Rlimits, ConfigError> {
+    const KEYS: [&str; 5] = ["open_files", "processes", "core_size", "file_size", "cpu_time"];
+    const SECOND: Duration = Duration::from_secs(1);
+    let Some(entry) = entry else { return Ok(Rlimits::default()) };
+    let title = format!("{agent}.rlimits");
+    let mut section = Section::open(&title, entry, &KEYS)?;
+    let has = KEYS.map(|key| section.has(key));
+    let [open_files, processes, core_size, file_size, cpu_time] = has;
+    // Below 16 no program starts: its libraries are files.
+    Ok(Rlimits {
+        open_files: open_files
+            .then(|| section.integer("open_files", 16..=OPEN_FILES_MAX))
+            .transpose()?,
+        processes: processes
+            .then(|| section.integer("processes", 1..=PROCESSES_MAX))
+            .transpose()?,
+        core_size: core_size
+            .then(|| section.size_up_to("core_size", FILE_BYTES_MAX))
+            .transpose()?,
+        file_size: file_size
+            .then(|| section.size_up_to("file_size", FILE_BYTES_MAX))
+            .transpose()?,
+        cpu_seconds: cpu_time
+            .then(|| section.duration("cpu_time", SECOND..=DURATION_MAX))
+            .transpose()?
+            .map(|time| time.as_secs()),
+    })
 }
 
 fn compaction(agent: &str, entry: Option<Entry>) -> Result<Compaction, ConfigError> {

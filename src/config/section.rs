@@ -108,6 +108,11 @@ impl<'a> Section<'a> {
 
     /// A size such as `"1MiB"` in bytes, at least 1.
     pub fn size(&mut self, key: &str) -> Result<u64, ConfigError> {
+        self.size_up_to(key, SIZE_MAX)
+    }
+
+    /// [`Self::size`] with a maximum of its own.
+    pub fn size_up_to(&mut self, key: &str, max: u64) -> Result<u64, ConfigError> {
         let entry = self.take(key)?;
         let Value::Text(text) = &entry.value else {
             return Err(self.wrong_kind(key, &entry, "a size such as \"1MiB\""));
@@ -119,8 +124,8 @@ impl<'a> Section<'a> {
                 format_args!("must be a size such as \"1MiB\", found {text:?}"),
             )
         })?;
-        if size.0 == 0 || SIZE_MAX < size.0 {
-            let problem = format!("must be from 1 byte to {}, found {text:?}", ByteSize(SIZE_MAX));
+        if size.0 == 0 || max < size.0 {
+            let problem = format!("must be from 1 byte to {}, found {text:?}", ByteSize(max));
             return Err(self.bad(&entry.at, key, problem));
         }
         Ok(size.0)

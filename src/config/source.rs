@@ -24,13 +24,6 @@ pub enum Origin {
     Flag(&'static str),
 }
 
-impl Origin {
-    /// Whether somebody chose the value, rather than left it alone.
-    pub fn is_set(&self) -> bool {
-        !matches!(self, Origin::Builtin { .. })
-    }
-}
-
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

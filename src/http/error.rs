@@ -236,7 +236,7 @@ impl ResponseError for ApiError {
             Self::Store(err)
             | Self::Group(GroupError::Storage(err))
             | Self::Lock(LockError::Store(err)) => {
-                log::error!(err:% = chain(err); "request failed");
+                log::log!(err.level(), err:% = chain(err); "request failed");
                 "the database could not be used; nothing was accepted".to_owned()
             }
             err => err.to_string(),

@@ -46,16 +46,18 @@ pub async fn group(
     let group = worker.find(&group, false).await?;
     let no = group.no;
     let ledger = worker.edge.shared.ledger.clone();
-    let standing = ledger.read(move |archive| archive.group(no)).await?;
+    let read = ledger.read(move |archive| Ok((archive.group(no)?, archive.earliest_seq(no)?)));
+    let (standing, earliest) = read.await?;
     let last_seq = standing.ok_or(ApiError::NoSuchGroup)?.head.last_seq;
     let feed = group.feed.subscribe();
     let phase = worker.edge.phase.clone();
     // A cursor from beyond the end is of another group of this name, or of a lost future: all that
     // there is comes again, and `greenroom/gap` says so.
     let lost = cursor > last_seq;
-    let cursor = if lost { 0 } else { cursor };
+    let gap = (lost || cursor + 1 < earliest).then_some(earliest);
+    let cursor = gap.map_or(cursor, |earliest| earliest - 1);
     let on_disk = true;
-    let reader = FrameReader { group, ledger, feed, phase, cursor, lost, on_disk, synced: false };
+    let reader = FrameReader { group, ledger, feed, phase, cursor, gap, on_disk, synced: false };
     Ok(event_stream(stream::unfold(reader, |mut reader| async {
         reader.next().await.map(|events| (Ok(events), reader))
     })))
@@ -90,8 +92,9 @@ struct FrameReader {
     phase: watch::Receiver<Phase>,
     /// The last frame sent.
     cursor: u64,
-    /// Whether the reader's own cursor was none, and it was not told so yet.
-    lost: bool,
+    /// The frame with which the stream goes on, if that is not the one behind the reader's own
+    /// cursor and it was not told so yet.
+    gap: Option<u64>,
     /// Whether there may be frames on disk that neither cursor nor feed know of.
     on_disk: bool,
     /// Whether the seam between replay and live was marked.
@@ -101,10 +104,10 @@ struct FrameReader {
 impl FrameReader {
     /// What to send next; `None` when the server closes.
     async fn next(&mut self) -> Option<Bytes> {
-        if std::mem::take(&mut self.lost) {
-            return Some(gap(1).into());
-        }
         loop {
+            if let Some(earliest) = self.gap.take() {
+                return Some(gap(earliest).into());
+            }
             if *self.phase.borrow() == Phase::Closing {
                 return None;
             }
@@ -119,13 +122,19 @@ impl FrameReader {
             }
             if self.on_disk || tail.last_seq > self.cursor {
                 match self.read().await {
-                    Ok(Some(chunk)) => {
+                    Ok((Some(chunk), earliest))
+                        if chunk.first_seq == self.cursor + 1 || earliest <= self.cursor + 1 =>
+                    {
                         self.cursor = chunk.last_seq;
                         return Some(chunk.events);
                     }
-                    Ok(None) if self.on_disk => self.on_disk = false,
+                    // Retention was faster than the reader.
+                    Ok((_, earliest)) if self.cursor + 1 < earliest => {
+                        (self.cursor, self.gap) = (earliest - 1, Some(earliest));
+                    }
+                    Ok(_) if self.on_disk => self.on_disk = false,
                     // What the feed tells of is not on disk: the group is no more.
-                    Ok(None) => return None,
+                    Ok(_) => return None,
                     // The reader comes back with its cursor.
                     Err(()) => return None,
                 }
@@ -144,7 +153,8 @@ impl FrameReader {
         }
     }
 
-    async fn read(&self) -> Result<Option<Chunk>, ()> {
+    /// What is on disk behind the cursor, and the earliest frame that was kept a moment later.
+    async fn read(&self) -> Result<(Option<Chunk>, u64), ()> {
         let (no, id, cursor) = (self.group.no, self.group.id.clone(), self.cursor);
         let filter = FrameFilter {
             after: cursor,
@@ -154,9 +164,11 @@ impl FrameReader {
         };
         let read = self.ledger.read(move |archive| {
             let blocks = archive.blocks(no, &filter)?;
-            Ok(Chunk::encode(&id, &blocks, cursor).filter(|chunk| chunk.last_seq > cursor))
+            let chunk = Chunk::encode(&id, &blocks, cursor);
+            Ok((chunk.filter(|chunk| chunk.last_seq > cursor), archive.earliest_seq(no)?))
         });
-        read.await.map_err(|err| log::error!(err:%; "event stream ended: frames unreadable"))
+        read.await
+            .map_err(|err| log::log!(err.level(), err:%; "event stream ended: frames unreadable"))
     }
 }
 

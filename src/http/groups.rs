@@ -169,6 +169,7 @@ pub async fn stop(worker: Data<Worker>, group: Path<String>) -> Result<HttpRespo
 
 async fn control(worker: &Worker, group: &str, control: Control) -> Result<HttpResponse, ApiError> {
     let group = worker.find(group, false).await?;
+    worker.can_store()?;
     show(worker, group.no).await?;
     group.addr.send(control).await??;
     Ok(HttpResponse::Accepted().json(show(worker, group.no).await?))
@@ -181,6 +182,7 @@ pub async fn delete(
     Query(Purge { purge }): Query<Purge>,
 ) -> Result<HttpResponse, ApiError> {
     let group = worker.find(&group, false).await?;
+    worker.can_store()?;
     let body = show(&worker, group.no).await?;
     group.addr.send(Archive { purge }).await??;
     // A purged group may be gone already.

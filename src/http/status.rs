@@ -1,10 +1,10 @@
 //! The server itself: alive, ready, and what it does.
 
 use actix_web::{HttpResponse, web::Data};
-use greenroom_actors::profile::Compacts;
+use greenroom_actors::{profile::Compacts, storage::StorageHealth};
 use serde_json::json;
 
-use super::{Phase, Worker, error::ApiError};
+use super::{Phase, Worker, error::ApiError, view};
 
 /// Alive: no content, and nothing else either (RELIABILITY C1).
 pub async fn healthz() -> HttpResponse {
@@ -14,29 +14,19 @@ pub async fn healthz() -> HttpResponse {
 /// Ready to take work: storage works, and the server does not shut down.
 pub async fn readyz(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
     worker.take_work()?;
-    let ledger = &worker.edge.shared.ledger;
-    ledger.read(|archive| archive.census()).await?;
-    if !ledger.health.is_good() {
-        return Ok(HttpResponse::ServiceUnavailable()
-            .insert_header(("retry-after", "1"))
-            .content_type("application/problem+json")
-            .body(
-                json!({
-                    "type": "/problems/storage-unavailable", "title": "Storage unavailable",
-                    "status": 503, "detail": "the last commit failed",
-                })
-                .to_string(),
-            ));
-    }
+    worker.edge.shared.ledger.read(|archive| archive.census()).await?;
     Ok(HttpResponse::Ok().json(json!({ "status": "ready" })))
 }
 
 /// What the server does, in numbers.
 pub async fn status(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
     let shared = &worker.edge.shared;
-    let (groups, queued) = shared.ledger.read(|archive| archive.census()).await?;
+    // A database that cannot be read is shown, too.
+    let census = shared.ledger.read(|archive| archive.census()).await.ok();
+    let (groups, queued) = census.unzip();
     let total = shared.limits.running_groups;
-    let (commits, transactions) = shared.ledger.health.totals();
+    let health = &shared.ledger.health;
+    let resident = shared.nursery.residents.census().await?;
     let phase = match *worker.edge.phase.borrow() {
         Phase::Serving => "serving",
         Phase::Draining | Phase::Closing => "draining",
@@ -47,13 +37,28 @@ pub async fn status(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
         "uptime_ms": u64::try_from(worker.edge.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         "groups": groups,
         "slots": { "total": total, "used": total - shared.slots.available_permits().min(total) },
-        "queue_depth": queued,
-        "storage": {
-            "state": if shared.ledger.health.is_good() { "ok" } else { "failing" },
-            "commits": commits,
-            "transactions": transactions,
+        "resident": {
+            "count": resident.count, "cap": resident.max, "waiting": resident.waiting,
         },
+        "queue_depth": queued,
+        "storage": storage(health),
     })))
+}
+
+/// How the database is. Why it fails is one word, without a path (RELIABILITY C21).
+fn storage(health: &StorageHealth) -> serde_json::Value {
+    let (commits, transactions) = health.totals();
+    let (failing, sizes) = (health.failing(), health.sizes());
+    json!({
+        "state": if failing.is_some() { "failing" } else { "ok" },
+        "cause": failing.map(|failing| failing.fault.word()),
+        "since": failing.map(|failing| view::Time(failing.since)),
+        "commits": commits,
+        "transactions": transactions,
+        "database_bytes": sizes.database,
+        "wal_bytes": sizes.log,
+        "last_checkpoint_at": health.last_checkpoint().map(view::Time),
+    })
 }
 
 /// The launch profiles, without anything that could be a secret.

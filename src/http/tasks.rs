@@ -69,6 +69,7 @@ pub async fn get(
 pub async fn cancel(worker: Data<Worker>, task: Path<String>) -> Result<HttpResponse, ApiError> {
     let id = task_id(&task)?;
     let view = worker.task(id).await?;
+    worker.can_store()?;
     let group = worker.find(view.group.as_str(), false).await?;
     group.addr.send(Cancel(id)).await??;
     let view = worker.task(id).await?;

@@ -3,7 +3,7 @@
 //! It owns a control directory (`SCRIPT_DIR`, else the working directory) with its sessions, the
 //! gates that tests open, and `journal.jsonl`, the fsynced ground truth of what it received. It
 //! keeps ACP's rules except where a word or a switch says to break one. Prompt words: `turn.rs`,
-//! `asks.rs` and `signals.rs`. Switches in its arguments: [`Switches`].
+//! `asks.rs`, `signals.rs` and `misbehave.rs`. Switches in its arguments: [`Switches`].
 //!
 //! What no caller words is scripted by files in the control directory, read each time anew:
 //! `on-compact` for a `/compact` and `on-summary` for a request to summarize, where these bring no
@@ -22,6 +22,7 @@ use std::{env, fs, process, thread};
 use serde_json::{Value, json};
 
 mod asks;
+mod misbehave;
 mod sessions;
 mod signals;
 mod switches;
@@ -58,6 +59,7 @@ struct Agent {
     wedged: Mutex<HashMap<String, Wedge>>,
     pending: Mutex<HashMap<u64, Sender<Value>>>,
     next_number: AtomicU64,
+    deaf: AtomicBool,
 }
 
 fn main() {
@@ -72,7 +74,8 @@ fn main() {
     });
     let agent = Arc::new(agent);
     let arguments: Vec<String> = env::args().skip(1).collect();
-    agent.note("start", json!({ "args": arguments }));
+    let run = env::var("GREENROOM_RUN").ok();
+    agent.note("start", json!({ "args": arguments, "run": run }));
     if let Some(code) = agent.switches.exit_at_start {
         agent.leave(code);
     }
@@ -81,12 +84,17 @@ fn main() {
     }
     for line in io::stdin().lock().split(b'\n') {
         let Ok(line) = line else { break };
+        agent.listen();
         let line = String::from_utf8_lossy(&line).into_owned();
         match serde_json::from_str(&line) {
             Ok(message) => agent.take(message, &line),
             Err(err) => agent.note("unreadable", json!({ "line": line, "error": err.to_string() })),
         }
     }
+    if agent.switches.outlives_eof {
+        agent.wait_at_gate("outlived-eof", || false);
+    }
+    agent.listen();
     agent.leave(0);
 }
 
@@ -106,6 +114,7 @@ impl Agent {
             wedged: Mutex::default(),
             pending: Mutex::default(),
             next_number: AtomicU64::new(0),
+            deaf: AtomicBool::new(false),
         })
     }
 
@@ -250,6 +259,9 @@ impl Agent {
 
     /// Writes bytes to stdout as they are, in one piece; a closed pipe ends the process.
     fn write(&self, bytes: &[u8]) {
+        if self.switches.journal_output {
+            self.note_output(bytes);
+        }
         let written = lock(&self.output).write_all(bytes);
         if written.is_err() {
             self.leave(0);

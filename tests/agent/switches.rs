@@ -23,9 +23,13 @@ pub struct Switches {
     pub exit_at_start: Option<i32>,
     /// `--exit-until NAME`: exits with 1 before it reads anything, until the gate is open.
     pub exit_until: Option<String>,
+    /// `--outlives-eof`: stays when its stdin is closed.
+    pub outlives_eof: bool,
     /// `--first-turn-marker`: the first turn of a session without history begins with a chunk
     /// `[first turn]`, so that a lost context shows.
     pub first_turn_marker: bool,
+    /// `--journal-output`: what an attempt may have shown is in the journal before it is written.
+    pub journal_output: bool,
 }
 
 impl Switches {
@@ -40,6 +44,8 @@ impl Switches {
                 "--hang-initialize" => switches.hang_initialize = true,
                 "--wrong-version" => switches.wrong_version = true,
                 "--hermes" => switches.hermes = true,
+                "--outlives-eof" => switches.outlives_eof = true,
+                "--journal-output" => switches.journal_output = true,
                 "--first-turn-marker" => switches.first_turn_marker = true,
                 "--gate-initialize" => {
                     let gate = arguments.next().ok_or("--gate-initialize wants a name")?;

@@ -33,7 +33,8 @@
 //! | `on-cancel:WORD` | when cancelled: performs that word before the answer |
 //! | `wedge` · `wedge:now` | a cancel wedges the session after this turn · with this turn |
 //!
-//! Words that ask the client are in `asks.rs`, those that tell of compactions in `signals.rs`.
+//! Words that ask the client are in `asks.rs`, those that tell of compactions in `signals.rs`, worse
+//! manners in `misbehave.rs`.
 //!
 //! `/compact` at the beginning says `Compacted.` after its words, and a request for a summary (not
 //! the first prompt of its session, with `summar` outside of words) says `The summary.`, unless a
@@ -274,7 +275,7 @@ impl Turn {
             "wedge" if argument == "now" => self.wedging = Some(Wedging::This),
             "wedge" => self.wedging = Some(Wedging::Next),
             _ if self.ask(name, argument) => {}
-            _ => return self.signal(name, argument),
+            _ => return self.misbehave(name, argument),
         }
         None
     }
@@ -354,7 +355,7 @@ impl Turn {
         result
     }
 
-    fn is_cancelled(&self) -> bool {
+    pub fn is_cancelled(&self) -> bool {
         !self.ignores_cancel && self.cancelled.load(Ordering::SeqCst)
     }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
 use crate::support::{Server, Setup};
@@ -104,6 +105,47 @@ fn data_is_private() {
         }
     }
     assert!(0 < files, "no database in {}", data.display());
+}
+
+/// C13: the server takes as many open files as it may; an agent gets what the server was started
+/// with, or what its profile says, and no core file.
+#[test]
+fn limits_of_an_agent() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(1500), maximum }).unwrap();
+    let setup = Setup::new().agent("strict", &[]).set(
+        "agents.strict",
+        "rlimits",
+        "{ open_files = 300, processes = 50000, file_size = \"1GiB\", cpu_time = \"1h\" }",
+    );
+    let server = setup.start();
+    let limits = |pid: u32| {
+        let shown = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        move |name: &str| {
+            let line = shown.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            let both: Vec<&str> = line.split_whitespace().take(2).collect();
+            both.join(" ")
+        }
+    };
+    let hard = limits(std::process::id())("Max open files");
+    let hard = hard.split(' ').nth(1).unwrap();
+    assert_eq!(limits(server.pid())("Max open files"), format!("{hard} {hard}"));
+    server.complete("usual", "x");
+    let usual = limits(server.journal.agent_pid());
+    assert_eq!(usual("Max open files"), format!("1500 {hard}"));
+    assert_eq!(usual("Max core file size"), "0 0");
+    server.put("/v1/groups/strict", &json!({ "agent": "strict" })).expect(201);
+    server.complete("strict", "x");
+    let strict = limits(server.journal.agent_pid());
+    for (name, expected) in [
+        ("Max open files", "300 300"),
+        ("Max processes", "50000 50000"),
+        ("Max file size", "1073741824 1073741824"),
+        ("Max cpu time", "3600 3600"),
+        ("Max address space", "unlimited unlimited"),
+    ] {
+        assert_eq!(strict(name), expected, "{name}");
+    }
 }
 
 /// C13: the agent is in no session of the server's, and holds no file of the server's.

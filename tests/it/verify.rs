@@ -39,12 +39,14 @@ fn assert_sound(home: &Home, arguments: &[&str], begins: &str) {
 fn eventful() -> Server {
     let rotating = "{ strategy = \"rotate\" }";
     let setup = Setup::new().agent("rotating", &[]).set("agents.rotating", "compaction", rotating);
-    let server = setup.start();
+    let server = setup.retries("1ms").start();
     server.complete("work", "[[reply:hello]][[tool]][[usage:90:1000]]");
     server.finish_as(&server.compact_with("work", "[[usage:10:1000]]"), "completed");
     server.finish_as(&server.submit("work", "[[error:-32602:no]]"), "failed");
     server.finish_as(&server.submit("work", "[[reply:half]][[die:7]]"), "interrupted");
     server.complete("work", "[[reply:again]]");
+    server.complete("work", "[[times:1:die:1]][[reply:second]]");
+    server.complete("work", "[[permission]][[reply:asked]]");
     server.put("/v1/groups/rotated", &json!({ "agent": "rotating" })).expect_any(&[200, 201]);
     server.journal.script("on-summary", "[[reply:all of it]]");
     server.complete("rotated", "[[reply:one]]");
@@ -78,6 +80,26 @@ fn a_sound_database_differs_in_nothing() {
     server.finish_as(&running, "interrupted");
     server.finish_as(&waiting, "completed");
     assert_sound(&server.home, &[], "5 groups, ");
+}
+
+/// I13: what a run that is being stopped still says belongs to no task, also when the next one is
+/// claimed and waits for it to end.
+#[test]
+fn a_late_word_while_the_next_task_is_claimed() {
+    let server = Setup::new().text("defaults", "idle_timeout", "0s").start();
+    server.complete("work", "[[deaf]][[reply:x]][[answer]][[gate:late]][[reply:late]]");
+    let next = server.submit("work", "next");
+    server.journal.wait_gate("late");
+    server.wait_frame("work", "the claim", |frame| {
+        frame["kind"] == "greenroom/task_claimed" && frame["payload"]["task"] == next["id"]
+    });
+    server.journal.open_gate("late");
+    let late = server.wait_frame("work", "the late word", |frame| {
+        frame["payload"]["params"]["update"]["content"]["text"] == "late"
+    });
+    assert_eq!(late["task"], Value::Null, "{late}");
+    assert_sound(&server.home, &[], "1 groups, ");
+    server.finish_as(&next, "completed");
 }
 
 #[test]
@@ -188,6 +210,16 @@ fn a_changed_row_is_found() {
         ("UPDATE tasks SET key = key + 9 WHERE $keys AND text = 'again'",                         "task tsk_"),
         ("DELETE FROM tasks WHERE $keys AND text = 'again'",                                      "was accepted and has no row"),
         ("INSERT INTO tasks (key, id, kind, origin, prompt, created_at, state) SELECT key + 9, randomblob(16), kind, origin, prompt, created_at, state FROM tasks WHERE $keys AND text = 'again'", "was never accepted"),
+        ("UPDATE tasks SET attempt = 1 WHERE $keys AND text = 'second'",                          "task tsk_"),
+        ("UPDATE tasks SET state = 'retrying' WHERE $keys AND text = 'second'",                   "task tsk_"),
+        ("UPDATE permissions SET state = 'void' WHERE $keys",                                     "permission prm_"),
+        ("UPDATE permissions SET state = 'pending' WHERE $keys",                                  "permission prm_"),
+        ("UPDATE permissions SET selected = 'x' WHERE $keys",                                     "permission prm_"),
+        ("UPDATE permissions SET resolved_by = 'api' WHERE $keys",                                "permission prm_"),
+        ("UPDATE permissions SET resolved_at = resolved_at + 1 WHERE $keys",                      "permission prm_"),
+        ("UPDATE permissions SET opened_at = opened_at - 1 WHERE $keys",                          "permission prm_"),
+        ("UPDATE permissions SET record = json_remove(record, '$.task') WHERE $keys",             "permission prm_"),
+        ("DELETE FROM permissions WHERE $keys",                                                   "permissions without a row"),
         ("UPDATE runs SET code = 8 WHERE no = $no AND code = 7",                                  "run run_"),
         ("UPDATE runs SET reason = 'stopped' WHERE no = $no AND code = 7",                        "run run_"),
         ("UPDATE runs SET pid = pid + 1 WHERE no = $no AND code = 7",                             "run run_"),
@@ -211,6 +243,10 @@ fn a_changed_row_is_found() {
         ("UPDATE heads SET paused = 1 WHERE no = $no",                                            "head"),
         ("UPDATE heads SET archived = 1 WHERE no = $no",                                          "head"),
         ("UPDATE heads SET lead_in = 'x' WHERE no = $no",                                         "head"),
+        ("UPDATE heads SET held = 'interrupted' WHERE no = $no",                                  "head"),
+        ("UPDATE heads SET interruptions = 2 WHERE no = $no",                                     "head"),
+        ("UPDATE heads SET crashes = 6 WHERE no = $no",                                           "head"),
+        ("UPDATE heads SET unspoken = 1 WHERE no = $no",                                          "head"),
         ("UPDATE heads SET status = 'running' WHERE no = $no",                                    "status"),
         ("UPDATE heads SET blocked_by = 'slot' WHERE no = $no",                                   "blocked_by"),
         ("UPDATE heads SET queue_length = 1 WHERE no = $no",                                      "queue length"),
@@ -277,6 +313,8 @@ fn an_unreadable_row_is_found() {
         ("UPDATE segments SET provenance = '{' WHERE no = $no AND segment = 1",           "number of segments"),
         ("UPDATE compactions SET record = '{' WHERE $keys",                               "compactions without a row"),
         ("UPDATE compactions SET status = 'unheard of' WHERE $keys",                      "compactions without a row"),
+        ("UPDATE permissions SET record = '{' WHERE $keys",                               "permissions without a row"),
+        ("UPDATE permissions SET state = 'unheard of' WHERE $keys",                       "permissions without a row"),
         ("UPDATE blocks SET run = x'00' WHERE $keys AND kinds = 'session/update'",        "I3: frame"),
         ("UPDATE blocks SET segment = -1 WHERE $keys AND kinds = 'session/update'",       "I3: frame"),
         ("UPDATE heads SET status = 'unheard of' WHERE no = $no",                         "the group's own row cannot be read"),
@@ -290,6 +328,11 @@ fn an_unreadable_row_is_found() {
     for (sql, holds) in [
         ("UPDATE groups SET id = 'no name' WHERE id = 'work'", "\"no name\" is no name of a group"),
         ("DELETE FROM groups WHERE id = 'work'", "blocks of no group, numbered"),
+        (
+            "INSERT INTO locks (key, holder, group_no, ttl_ms, acquired_at, expires_boot_ms, boot) \
+             VALUES ('s', 'h', 999, 1, 0, 0, '')",
+            "of no group, numbered 999",
+        ),
     ] {
         copies.change(sql);
         let Verified { code, lines } = verify(&copies.home, &[]);

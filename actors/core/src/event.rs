@@ -260,6 +260,17 @@ pub struct Fold {
     pub answer: bool,
 }
 
+impl Fold {
+    /// Takes in what is known of the messages behind these.
+    pub fn join(&mut self, later: Fold) {
+        self.output |= later.output;
+        self.answer |= later.answer;
+        self.text.push_str(&later.text);
+        self.usage = later.usage.or(self.usage.take());
+        self.tools.extend(later.tools);
+    }
+}
+
 /// How full the context is, as the agent reports it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Usage {

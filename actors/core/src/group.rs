@@ -29,7 +29,9 @@ const CANCEL_MS: u64 = 10_000;
 const LOCK_RETRY_MS: u64 = 1_000;
 
 /// What is kept of a group beside its tasks and its run.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// A log that is cut begins with it: a field that an earlier version did not write needs a default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Head {
     /// What callers set.
     pub settings: Settings,
@@ -364,6 +366,18 @@ impl Group {
     pub fn task(&self, id: TaskId) -> Option<&Task> {
         let current = self.current().filter(|task| task.id == id);
         current.or_else(|| self.waiting.get(self.position(id)?))
+    }
+
+    /// Whether nothing has begun that is not over: the state is then all that [`Group::restore`]
+    /// takes, and a log may be cut there. An agent may be resident, and tasks may wait that have
+    /// not been started.
+    pub fn is_between_tasks(&self) -> bool {
+        let untouched = |task: &Task| task.state == TaskState::Queued && task.started_at.is_none();
+        self.current.is_none()
+            && self.recent.active().is_none()
+            && self.lock == Lock::Unasked
+            && self.permissions.is_empty()
+            && self.waiting.iter().all(untouched)
     }
 
     /// How many tasks stand before a waiting one. The newest is looked at first: it is the one that

@@ -13,6 +13,7 @@ mod json;
 mod lifecycle;
 pub mod lock;
 mod permission;
+pub mod residents;
 mod retry;
 mod run;
 mod settings;

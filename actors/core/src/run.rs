@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{RunId, SessionId};
 
 /// The group's agent process: there is at most one (SEEDS AM-1).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// Which incarnation.
     pub id: RunId,
@@ -43,7 +43,8 @@ impl Run {
 }
 
 /// How far a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RunPhase {
     /// Spawning, initializing, or restoring its session.
     Starting,

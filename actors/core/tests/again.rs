@@ -115,7 +115,7 @@ fn i7_five_times_and_no_more() {
         hand.terms.retry = Retry::NoOutput;
         let task = hand.turn();
         let mut waits = Vec::new();
-        while hand.ended(task).is_none() {
+        for _ in 0..9 {
             match ends {
                 // Its agent lives on, and has the next attempt at once.
                 Ends::Error(code) if hand.group.turn().is_some() => drop(hand.fail(code)),
@@ -142,6 +142,28 @@ fn i7_five_times_and_no_more() {
         });
         assert_eq!(last, Some((6, None)), "{ends:?}");
     }
+}
+
+/// Several timers may fire at once, and what one of them led to makes another mean nothing.
+#[test]
+fn a_wait_is_ended_by_its_own_timer_only() {
+    let mut hand = Hand::new();
+    hand.terms.retry = Retry::NoOutput;
+    let task = hand.turn();
+    Ends::NotStarted.happen(&mut hand);
+    hand.expire(|expiry| matches!(expiry, Expiry::Backoff(..)));
+    hand.grant();
+    Ends::NotStarted.happen(&mut hand);
+    let queued = hand.queue_turn();
+    for stale in [Expiry::Backoff(task, 1), Expiry::Backoff(queued, 2), Expiry::Backoff(queued, 0)]
+    {
+        let step = hand.apply(Event::Expired(stale));
+        assert!(step.writes.is_empty(), "{stale:?}: {step:?}");
+    }
+    assert_eq!(
+        kinds(&hand.apply(Event::Expired(Expiry::Backoff(task, 2))).writes),
+        ["backoff_ended"]
+    );
 }
 
 /// F8: from the sixth in a row on, up to five minutes; an answer, or somebody who acts, ends it.

@@ -102,11 +102,7 @@ impl Open {
         self.count += 1;
         self.text.push('\n');
         self.text.push_str(line);
-        self.fold.output |= fold.output;
-        self.fold.answer |= fold.answer;
-        self.fold.text.push_str(&fold.text);
-        self.fold.usage = fold.usage.or(self.fold.usage.take());
-        self.fold.tools.extend(fold.tools);
+        self.fold.join(fold);
     }
 }
 

@@ -38,7 +38,7 @@ use tokio::{
     },
     process::{Child as ShimChild, Command},
     sync::mpsc,
-    time::sleep_until,
+    time::{sleep, sleep_until},
 };
 
 pub use super::shim::TreeEvent;
@@ -46,6 +46,7 @@ use super::{
     shim::{HEARTBEAT, KILL, LAUNCH, Spec, TERMINATE},
     tree::{self, Marker},
 };
+use crate::profile::Rlimits;
 
 /// Time between two heartbeats: a third of the silence that a shim bears.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
@@ -54,6 +55,10 @@ const PIPE_BYTES: usize = 1024 * 1024;
 /// After a kill, or the end of the main process, the tree has this long to be gone; then the shim
 /// is hung, or was stopped by its own agent, and is killed too.
 const SHIM_MAX: Duration = Duration::from_secs(5);
+/// If what a killed shim left could not be looked for, or not be killed, that is tried again at
+/// this interval, for so long. No other run of the group begins before.
+const CLEAR_AGAIN: Duration = Duration::from_millis(500);
+const CLEAR_MAX: Duration = Duration::from_secs(60);
 /// The longest report of a shim. What is longer comes from something that is no shim.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
 
@@ -71,6 +76,9 @@ pub struct Launch {
     pub cwd: PathBuf,
     pub umask: Option<u32>,
     pub no_new_privs: bool,
+    pub rlimits: Rlimits,
+    /// The soft limit of open files, if `rlimits` names none; `None`: unlimited.
+    pub open_files: Option<u64>,
     /// By these its processes are found when all else failed; see [`Marker::run`] and
     /// [`Marker::data`].
     pub run: Marker,
@@ -170,13 +178,18 @@ fn order(shim: &UnixStream, order: u8) -> bool {
 
 /// Starts an agent. Whether it runs is told by the first event of [`Child::keeper`].
 ///
-/// Call it inside a tokio runtime; the tree lives no longer than that runtime.
+/// Call it inside a tokio runtime; the tree lives no longer than that runtime. `held` is dropped
+/// when nothing of the tree is left, or it cannot be started.
 ///
 /// # Errors
 ///
 /// The shim cannot be started, no descriptor is left, or the launch is not valid UTF-8. No process
 /// is left behind.
-pub fn spawn(launch: Launch, heartbeat: &Heartbeat) -> io::Result<Child> {
+pub fn spawn(
+    launch: Launch,
+    heartbeat: &Heartbeat,
+    held: impl Send + 'static,
+) -> io::Result<Child> {
     let markers = [launch.run.entry(), launch.data.entry()];
     let spec = spec(&launch)?;
     let (stdin, to_agent) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -208,7 +221,11 @@ pub fn spawn(launch: Launch, heartbeat: &Heartbeat) -> io::Result<Child> {
         stderr: Receiver::from_owned_fd(errors)?,
         keeper: Keeper { orders, events },
     };
-    tokio::spawn(watch(Reports::of(control), shim, ordered, happened, launch.run));
+    let watched = watch(Reports::of(control), shim, ordered, happened, launch.run);
+    tokio::spawn(async move {
+        let _held = held;
+        watched.await;
+    });
     Ok(child)
 }
 
@@ -223,6 +240,8 @@ fn spec(launch: &Launch) -> io::Result<OwnedFd> {
         cwd: launch.cwd.clone(),
         umask: launch.umask,
         no_new_privs: launch.no_new_privs,
+        rlimits: launch.rlimits.clone(),
+        open_files: launch.open_files,
     };
     let mut file = File::from(memfd_create("launch", MemfdFlags::CLOEXEC)?);
     file.write_all(&serde_json::to_vec(&spec)?)?;
@@ -303,17 +322,27 @@ async fn passed(deadline: Option<Instant>) {
 /// Ends what a killed shim left: the agent is dead by its parent-death signal, and what it started
 /// was adopted by the server, if that is a subreaper, else by init.
 async fn clear(run: Marker) {
-    let sweep = move || {
-        let marked = tree::sweep(&run);
-        for swept in [marked, tree::sweep_adopted()] {
-            match swept {
-                Ok(pids) => log::warn!(run = run.entry().1, pids:?; "shim died; killed the rest"),
-                Err(err) => log::error!(run = run.entry().1, err:%; "cannot clear up after shim"),
+    let give_up = Instant::now() + CLEAR_MAX;
+    loop {
+        let run = run.clone();
+        // A look through all of /proc blocks for milliseconds.
+        let cleared = tokio::task::spawn_blocking(move || {
+            let (marked, adopted) = (tree::sweep(&run), tree::sweep_adopted());
+            for swept in [&marked, &adopted] {
+                let run = run.entry().1;
+                match swept {
+                    Ok(pids) => log::warn!(run, pids:?; "shim died; killed the rest"),
+                    Err(err) => log::error!(run, err:%; "cannot clear up after shim"),
+                }
             }
+            marked.is_ok() && adopted.is_ok()
+        });
+        // The task cannot fail but by a panic.
+        if cleared.await.unwrap_or(true) || give_up < Instant::now() {
+            return;
         }
-    };
-    // A look through all of /proc blocks for milliseconds. The task cannot fail but by a panic.
-    let _ = tokio::task::spawn_blocking(sweep).await;
+        sleep(CLEAR_AGAIN).await;
+    }
 }
 
 /// The lines that a shim sends.

@@ -4,11 +4,8 @@ use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc, time:
 
 use actix::{MailboxError, Recipient};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::BytesMut;
 use greenroom_core::{Event, Exit, ExitReason, Fold, GroupId, Provenance, RunId, SessionId, Stop};
 use tokio::{
-    io::AsyncReadExt as _,
-    net::unix::pipe::Receiver,
     sync::mpsc,
     task::yield_now,
     time::{Instant, sleep_until},
@@ -21,6 +18,7 @@ use super::{
     child::{Child, Keeper, TreeEvent},
     detector::{Detector, Seen},
     opening::{Next, Opening},
+    pipe::{Pipe, READ_BYTES},
     sessions::{About, Sessions},
     stderr::Stderr,
     stdin::Stdin,
@@ -40,8 +38,6 @@ const DRAINS_MAX: u32 = 5;
 const REJECTED_MAX: u32 = 10;
 /// Of a rejected line, no more than this is kept.
 const REJECTED_BYTES_MAX: usize = 64 << 10;
-/// One read takes no more than this: other groups of the same thread wait while it is heard.
-const READ_BYTES: usize = 32 << 10;
 /// How often stderr is read before a turn is settled: one that floods it is not waited for.
 const STDERR_READS_MAX: usize = 64;
 
@@ -67,6 +63,8 @@ pub struct Conversation {
     /// What tells of compactions.
     detector: Detector,
     sessions: Sessions,
+    /// The session in force when the batch was begun.
+    under: Option<SessionId>,
     tools: Tools,
     /// Where the agent works.
     cwd: PathBuf,
@@ -81,14 +79,6 @@ pub struct Conversation {
     read_until: Option<Instant>,
     /// How often the pipes of a tree that is gone are looked into again.
     drains_left: u32,
-}
-
-struct Pipe {
-    pipe: Receiver,
-    buffer: BytesMut,
-    /// Bytes of the buffer that hold no line feed.
-    searched: usize,
-    ended: bool,
 }
 
 /// The stop ladder (ARCHITECTURE 7).
@@ -150,6 +140,7 @@ impl Conversation {
             opening: Some(opening),
             detector: Detector::new(start.profile.signals),
             sessions: Sessions::default(),
+            under: None,
             tools: Tools::default(),
             cwd,
             first_line: Some(first_line),
@@ -171,7 +162,9 @@ impl Conversation {
         while !self.is_over() {
             if self.report.is_none() && !self.batch.is_empty() {
                 let events = self.batch.take();
-                self.report = Some(Box::pin(self.group.send(AgentReport(events))));
+                let known = self.sessions.in_force().cloned();
+                let under = std::mem::replace(&mut self.under, known);
+                self.report = Some(Box::pin(self.group.send(AgentReport { events, under })));
             }
             let wake = self.wake().await;
             let long = wake.is_long();
@@ -205,7 +198,7 @@ impl Conversation {
         let exit = self.exit();
         let exited = Event::AgentExited { run: self.run, exit };
         // If the group's actor is gone, its successor finds the run in the database.
-        _ = self.group.send(AgentReport(vec![exited])).await;
+        _ = self.group.send(AgentReport::of(exited)).await;
     }
 
     fn is_over(&self) -> bool {
@@ -572,23 +565,6 @@ impl Conversation {
         };
         let (stderr_tail, stderr_dropped) = (self.stderr.tail(), self.stderr.dropped());
         Exit { pid: self.pid, code, signal, reason, detail, stderr_tail, stderr_dropped }
-    }
-}
-
-impl Pipe {
-    fn new(pipe: Receiver) -> Self {
-        Self { pipe, buffer: BytesMut::new(), searched: 0, ended: false }
-    }
-
-    fn try_read(&mut self) -> io::Result<usize> {
-        self.buffer.reserve(READ_BYTES);
-        self.pipe.try_read_buf(&mut self.buffer)
-    }
-
-    async fn read(&mut self) -> io::Result<usize> {
-        self.pipe.readable().await?;
-        self.buffer.reserve(READ_BYTES);
-        self.pipe.read_buf(&mut self.buffer).await
     }
 }
 

@@ -3,7 +3,8 @@
 
 use std::collections::VecDeque;
 
-use greenroom_core::{EndReason, Fold, SessionId, Write};
+use greenroom_core::{EndReason, Fold, Lines, SessionId, Write};
+use serde::{Deserialize, Serialize};
 
 use super::acp;
 
@@ -32,6 +33,11 @@ pub enum About {
 }
 
 impl Sessions {
+    /// The one that prompts go to.
+    pub fn in_force(&self) -> Option<&SessionId> {
+        self.in_force.as_ref()
+    }
+
     /// Prompts go to this one from now on.
     pub fn enter(&mut self, session: SessionId) {
         self.know(session.clone());
@@ -74,8 +80,9 @@ impl Sessions {
     }
 }
 
-/// Reads a run's frames as [`Sessions`] had them mean when they were said (I13).
-#[derive(Debug, Default)]
+/// Reads a run's frames as [`Sessions`] had them mean when they were said (I13). It is the word that
+/// counts: the run may learn of a prompt a moment after it was committed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Reread {
     in_force: Option<SessionId>,
     moves: bool,
@@ -85,15 +92,8 @@ impl Reread {
     /// What the next frame means, if it is one that the agent said.
     pub fn meaning(&mut self, kind: &str, payload: &str) -> Fold {
         match Write::read(kind, payload) {
-            Some(Ok(Write::RunStarted { .. })) => self.in_force = None,
-            Some(Ok(Write::RunReady { session, .. })) => self.in_force = Some(session),
-            Some(Ok(Write::SegmentEnded { end_reason, .. })) => {
-                self.moves = end_reason == EndReason::AcpSessionIdChanged;
-            }
-            Some(Ok(Write::SegmentStarted { session, .. })) if self.moves => {
-                self.in_force = Some(session);
-            }
-            Some(_) => {}
+            Some(Ok(write)) => self.take(&write),
+            Some(Err(_)) => {}
             None if kind == "session/prompt" => {
                 if let Ok((_, session, _)) = acp::prompt_sent(payload) {
                     self.in_force = Some(session);
@@ -102,6 +102,36 @@ impl Reread {
             None => return acp::meaning(payload, self.in_force.as_ref()),
         }
         Fold::default()
+    }
+
+    /// What all of these messages mean that the agent said.
+    pub fn meaning_of(&self, lines: &Lines) -> Fold {
+        let mut fold = Fold::default();
+        let each = lines.text.split('\n').map(|line| acp::meaning(line, self.in_force.as_ref()));
+        each.for_each(|later| fold.join(later));
+        fold
+    }
+
+    /// Takes in a fact.
+    pub fn take(&mut self, write: &Write) {
+        match write {
+            Write::RunStarted { .. } => self.in_force = None,
+            Write::RunReady { session, .. } | Write::PromptSent { session, .. } => {
+                self.in_force = Some(session.clone());
+            }
+            Write::SegmentEnded { end_reason, .. } => {
+                self.moves = *end_reason == EndReason::AcpSessionIdChanged;
+            }
+            Write::SegmentStarted { session, .. } if self.moves => {
+                self.in_force = Some(session.clone());
+            }
+            _ => {}
+        }
+    }
+
+    /// The session in force.
+    pub fn in_force(&self) -> Option<&SessionId> {
+        self.in_force.as_ref()
     }
 }
 
@@ -135,5 +165,28 @@ mod tests {
         assert_eq!(sessions.about(Some("new")), About::Moved(session("new")));
         assert_eq!(sessions.about(Some("new")), About::Own);
         assert_eq!(sessions.about(Some("three")), About::Other);
+    }
+
+    /// I13: what a run read before it learned of a prompt in another session is judged by that one.
+    #[test]
+    fn what_is_committed_first_decides_what_a_line_means() {
+        let said = |session: &str| {
+            let update = r#"{"sessionUpdate":"agent_message_chunk","content":{"text":"late"}}"#;
+            let params = format!(r#"{{"sessionId":"{session}","update":{update}}}"#);
+            format!(r#"{{"jsonrpc":"2.0","method":"session/update","params":{params}}}"#)
+        };
+        let lines = Lines {
+            count: 2,
+            kinds: greenroom_core::Kinds::All("session/update".into()),
+            text: format!("{}\n{}", said("one"), said("two")).into(),
+        };
+        let mut reread = Reread::default();
+        assert_eq!(reread.meaning_of(&lines).text, "latelate", "nothing is opened yet");
+        for (id, own) in [(1, "one"), (2, "two")] {
+            let prompt = acp::empty_prompt();
+            reread.take(&Write::PromptSent { id, session: session(own), prompt });
+            let fold = reread.meaning_of(&lines);
+            assert_eq!((&*fold.text, fold.output), ("late", true), "{own}");
+        }
     }
 }

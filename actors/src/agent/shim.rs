@@ -42,6 +42,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use super::tree::{self, Process, SHIM_NAME};
+use crate::profile::Rlimits;
 
 /// The server's orders. `LAUNCH` is the first, and carries the descriptors.
 pub(super) const LAUNCH: u8 = b'L';
@@ -59,8 +60,8 @@ const SILENT_WAITS_MAX: u32 = 5;
 const LINGER_MAX: Duration = Duration::from_secs(2);
 /// How long the shim goes on killing before it leaves the rest to the server.
 const KILL_MAX: Duration = Duration::from_secs(10);
-/// The soft limit that programs using `select` need; who wants more may raise it to the hard one.
-const OPEN_FILES: u64 = 1024;
+/// Signals are numbered up to this.
+const SIGNAL_MAX: i32 = 64;
 
 /// What the agent is, as the server tells the shim.
 #[derive(Serialize, Deserialize)]
@@ -71,6 +72,8 @@ pub(super) struct Spec {
     pub cwd: PathBuf,
     pub umask: Option<u32>,
     pub no_new_privs: bool,
+    pub rlimits: Rlimits,
+    pub open_files: Option<u64>,
 }
 
 /// What happened to an agent's processes, in this order: `Started` then `Exited`, or
@@ -112,6 +115,7 @@ fn silence_max(args: impl IntoIterator<Item = OsString>) -> io::Result<Duration>
 
 fn run(control: BorrowedFd<'_>, silence_max: Duration) -> io::Result<()> {
     close_inherited_on_exec()?;
+    reset_signals();
     // The name comes before the session, see `tree::sweep_adopted`.
     set_name(SHIM_NAME)?;
     setsid()?;
@@ -178,9 +182,29 @@ fn close_inherited_on_exec() -> io::Result<()> {
     Ok(())
 }
 
+/// Undoes what the server, or whoever started it, ignores and blocks: both outlive an exec, a
+/// program that never thought of SIGXFSZ would go on after it, one with SIGTERM blocked would not
+/// heed it, and who ignores SIGCHLD gets no exit status.
+///
+/// SIGPIPE stays ignored here; `Command` undoes that in the agent.
+fn reset_signals() {
+    for signal in (1..=SIGNAL_MAX).filter(|&signal| signal != libc::SIGPIPE) {
+        // SAFETY: no handler is installed, and this process has one thread and none of its own.
+        // KILL, STOP and what the C library keeps for itself are refused, which is as well.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is written by the first call before the second one reads it, and no pointer
+    // outlives the call. No signal that comes now has a handler.
+    unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+    }
+}
+
 /// Starts the agent on `streams`, of which no copy stays here (else there would be no EOF).
 fn start(spec: &Spec, streams: [OwnedFd; 3]) -> io::Result<Process> {
-    limit()?;
+    limit(spec).map_err(io::Error::other)?;
     // Both are inherited, and mean nothing to the shim itself: it makes no file and runs nothing.
     if let Some(mask) = spec.umask {
         umask(Mode::from_raw_mode(mask));
@@ -200,25 +224,56 @@ fn start(spec: &Spec, streams: [OwnedFd; 3]) -> io::Result<Process> {
         .stdout(stdout)
         .stderr(stderr);
     let shim = getpid();
-    let die_with_shim = move || {
+    let cpu = spec.rlimits.cpu_seconds;
+    let last_steps = move || {
+        // Not in the shim, which lives as long as all that the agent starts.
+        if cpu.is_some() {
+            setrlimit(Resource::Cpu, Rlimit { current: cpu, maximum: cpu })?;
+        }
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // A shim that died before the signal was set would not be noticed.
         if getppid() == Some(shim) { Ok(()) } else { Err(Errno::SRCH.into()) }
     };
-    // SAFETY: between fork and exec it makes two system calls and neither allocates nor locks;
+    // SAFETY: between fork and exec it makes a few system calls and neither allocates nor locks;
     // and the shim has one thread, so that no lock can be held by another.
-    unsafe { command.pre_exec(die_with_shim) };
+    unsafe { command.pre_exec(last_steps) };
     // The child is reaped by `Keeper::reap`, with all others.
     Process::now(command.spawn()?.id())
 }
 
-/// No core file, which would hold secrets, and an ordinary number of open files, whatever the
-/// server needs itself. Never an address-space limit: V8 reserves far more than it uses.
-fn limit() -> io::Result<()> {
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    let current = Some(maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES)));
-    Ok(setrlimit(Resource::Nofile, Rlimit { current, maximum })?)
+/// Sets the limits of the profile, soft and hard ones alike; else an ordinary soft limit of open
+/// files, whatever the server needs itself, which the agent may raise.
+fn limit(spec: &Spec) -> Result<(), String> {
+    let limits = &spec.rlimits;
+    let set = [
+        ("open_files", Resource::Nofile, limits.open_files),
+        ("processes", Resource::Nproc, limits.processes),
+        ("core_size", Resource::Core, Some(limits.core_bytes)),
+        ("file_size", Resource::Fsize, limits.file_bytes),
+    ];
+    for (key, resource, most) in set {
+        if most.is_some() {
+            let limit = Rlimit { current: most, maximum: most };
+            setrlimit(resource, limit).map_err(|err| refused(key, resource, most, err))?;
+        }
+    }
+    let most = getrlimit(Resource::Cpu).maximum;
+    if limits.cpu_seconds.zip(most).is_some_and(|(wanted, most)| most < wanted) {
+        return Err(refused("cpu_time", Resource::Cpu, limits.cpu_seconds, Errno::PERM));
+    }
+    if limits.open_files.is_none() {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let current = [spec.open_files, maximum].into_iter().flatten().min();
+        setrlimit(Resource::Nofile, Rlimit { current, maximum })
+            .map_err(|err| refused("open_files", Resource::Nofile, current, err))?;
+    }
+    Ok(())
+}
+
+fn refused(key: &str, resource: Resource, most: Option<u64>, err: Errno) -> String {
+    let named = |limit: Option<u64>| limit.map_or("unlimited".into(), |limit| limit.to_string());
+    let (most, maximum) = (named(most), named(getrlimit(resource).maximum));
+    format!("the limit {key} cannot be {most}, the system allows {maximum}: {err}")
 }
 
 /// Says which part of the launch was wrong: the system gives one error for several.

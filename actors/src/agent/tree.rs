@@ -12,9 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal,
-    set_child_subreaper, waitpid,
+use rustix::{
+    io::Errno,
+    process::{
+        Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal,
+        set_child_subreaper, waitpid,
+    },
 };
 
 /// The name by which a shim is told from everything else. It takes it before its own session, so
@@ -74,14 +77,16 @@ impl Marker {
 
     fn search(&self) -> io::Result<Vec<Entry>> {
         let mark = format!("{}={}", self.key, self.value);
-        let carries = |pid: u32| {
-            fs::read(format!("/proc/{pid}/environ"))
-                .is_ok_and(|environ| environ.split(|&byte| byte == 0).any(|e| e == mark.as_bytes()))
-        };
+        let mut found = Vec::new();
         // The start time is known before the mark is looked for: if the pid becomes another's in
         // between or later, that one's start time differs, and no signal reaches it.
-        let mut found = entries()?;
-        found.retain(|entry| carries(entry.pid));
+        for entry in entries()? {
+            let environ = seen(fs::read(format!("/proc/{}/environ", entry.pid)))?;
+            let carries = |environ: Vec<u8>| {
+                environ.split(|&byte| byte == 0).any(|one| one == mark.as_bytes())
+            };
+            found.extend(environ.is_some_and(carries).then_some(entry));
+        }
         Ok(found)
     }
 }
@@ -112,7 +117,7 @@ impl Process {
             if self.exists() { pidfd_send_signal(&pidfd, signal) } else { Ok(()) }
         });
         match sent {
-            Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(Errno::SRCH) => Ok(()),
             sent => Ok(sent?),
         }
     }
@@ -264,7 +269,23 @@ impl Entry {
 
 /// Every process that can be seen; one that ends while it is read is left out.
 fn entries() -> io::Result<Vec<Entry>> {
-    Ok(pids()?.filter_map(|pid| Entry::read(pid).ok()).collect())
+    pids()?.filter_map(|pid| seen(Entry::read(pid)).transpose()).collect()
+}
+
+/// What was read of a process, or nothing if it is gone, or another user's.
+///
+/// # Errors
+///
+/// No descriptor or memory is left to read it with (RELIABILITY F34): whoever took that for an end
+/// would leave a process behind.
+fn seen<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(err) => match Errno::from_io_error(&err) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN) => Err(err),
+            _ => Ok(None),
+        },
+    }
 }
 
 fn pids() -> io::Result<impl Iterator<Item = u32>> {

@@ -9,7 +9,7 @@ use greenroom_core::{
     lock::{Holder, Lease, LockKey, Ttl},
 };
 
-use super::Group;
+use super::{Group, item::Item};
 use crate::storage::{
     LockAsk, LockError, chain, holder,
     lease::{self, Lost},
@@ -42,8 +42,9 @@ impl Group {
             }
         };
         let key = key.clone();
-        ctx.spawn(answer.into_actor(self).map(move |answer, group, ctx| {
-            group.hear(Event::LockAnswered { task, key, answer }, ctx);
+        ctx.spawn(answer.into_actor(self).map(move |answer, _, ctx| {
+            let answered = Event::LockAnswered { task, key, answer };
+            ctx.address().do_send(Item::Event(answered));
         }));
     }
 
@@ -91,14 +92,9 @@ impl Group {
         };
         let keeper = ctx.spawn(kept.into_actor(self).map(move |(), group, ctx| {
             group.lease = None;
-            group.hear(Event::LockLost { task }, ctx);
+            ctx.address().do_send(Item::Event(Event::LockLost { task }));
         }));
         self.lease = Some((token, keeper));
-    }
-
-    fn hear(&mut self, event: Event, ctx: &mut Context<Self>) {
-        let progress = self.advance(vec![event], ctx);
-        ctx.wait(progress.map(|_, _, _| ()));
     }
 }
 

@@ -398,12 +398,17 @@ impl Handler<Archive> for Group {
 impl Handler<AgentReport> for Group {
     type Result = AtomicResponse<Self, ()>;
 
-    fn handle(
-        &mut self,
-        AgentReport(events): AgentReport,
-        ctx: &mut Context<Self>,
-    ) -> Self::Result {
+    fn handle(&mut self, report: AgentReport, ctx: &mut Context<Self>) -> Self::Result {
         failpoint::pass("group", &self.id);
+        let AgentReport { mut events, under } = report;
+        if under.as_ref() != self.reread.in_force() {
+            // The prompt of another session was committed, and the run did not know yet.
+            for event in &mut events {
+                if let Event::AgentSaid { lines, fold, .. } = event {
+                    *fold = self.reread.meaning_of(lines);
+                }
+            }
+        }
         // A failed commit stops this actor; the agent learns of it by its report's end.
         AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
     }
@@ -431,7 +436,7 @@ impl Handler<Halt> for Group {
     fn handle(&mut self, _: Halt, _: &mut Context<Self>) -> Self::Result {
         let Some((_, agent)) = &self.agent else { return Box::pin(std::future::ready(())) };
         let how = if self.core.current().is_some() { Stop::Firmly } else { Stop::Gently };
-        agent.0.do_send(crate::agent::Order::Stop(how));
+        agent.agent.do_send(crate::agent::Order::Stop(how));
         let (done, end) = oneshot::channel();
         self.halted.push(done);
         Box::pin(async { _ = end.await })

@@ -26,8 +26,12 @@ impl Group {
             let events = match found {
                 Ok(found) => group.take_up(found),
                 Err(err) => {
-                    log::error!(
-                        target: "greenroom::group", group:% = group.id,
+                    let level = match &err {
+                        NotFound::Store(err) => err.level(),
+                        NotFound::Sweep(_) | NotFound::Task(_) => log::Level::Error,
+                    };
+                    log::log!(
+                        target: "greenroom::group", level, group:% = group.id,
                         err:% = crate::storage::chain(&err); "group could not be read"
                     );
                     ctx.stop();

@@ -11,7 +11,8 @@ use greenroom_core::Timestamp;
 use tokio::sync::oneshot;
 
 use super::{
-    Fault, GroupNo, Hydration, LockError, StorageHealth, Store, StoreError, Writes, chain,
+    Cut, Fault, GroupNo, Hydration, LockError, StorageHealth, Store, StoreError, Swept, Writes,
+    chain,
 };
 use crate::{
     clock,
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// How long an idempotency key is kept. The contract says at least 24 h.
-const KEY_MS: i64 = 48 * 60 * 60 * 1000;
+pub(crate) const KEY_MS: i64 = 48 * 60 * 60 * 1000;
 /// How long after a failure the database is tried again.
 const PROBE: Duration = Duration::from_secs(1);
 /// How often the files are looked at.
@@ -54,6 +55,14 @@ pub struct Purge(pub GroupNo);
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Found(pub StoreError);
+impl Message for Cut {
+    type Result = Result<bool, StoreError>;
+}
+
+/// Deletes some frames of a cut log; see [`Store::sweep`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Swept, StoreError>")]
+pub struct Sweep(pub GroupNo);
 
 /// Commit what was pushed, now that the mailbox is drained.
 #[derive(Message)]
@@ -300,12 +309,38 @@ impl<S: Store + Unpin> Handler<Found> for Storage<S> {
     type Result = ();
 
     /// A reader that fails by itself (a question that makes no sense, a limit of its own) says
-    /// nothing about the writer; a damaged file does.
+    /// nothing about the writer; a file that is damaged or cannot be read does.
     fn handle(&mut self, Found(err): Found, ctx: &mut Self::Context) {
         match err.fault() {
-            Some(Fault::Corrupt | Fault::Replaced | Fault::Unsynced) => self.note(Some(&err), ctx),
+            Some(Fault::Corrupt | Fault::Replaced | Fault::Unsynced | Fault::Io) => {
+                self.note(Some(&err), ctx);
+            }
             Some(_) if !self.health.is_good() => {}
             _ => log::error!(err:% = chain(&err); "the database could not be read"),
         }
+    }
+}
+
+impl<S: Store + Unpin> Handler<Cut> for Storage<S> {
+    type Result = Result<bool, StoreError>;
+
+    fn handle(&mut self, cut: Cut, ctx: &mut Self::Context) -> Self::Result {
+        self.flush(ctx);
+        self.refusal()?;
+        let done = self.store.forget_keys(cut.keys_before).and_then(|_| self.store.cut(&cut));
+        self.note(done.as_ref().err(), ctx);
+        done
+    }
+}
+
+impl<S: Store + Unpin> Handler<Sweep> for Storage<S> {
+    type Result = Result<Swept, StoreError>;
+
+    fn handle(&mut self, Sweep(group): Sweep, ctx: &mut Self::Context) -> Self::Result {
+        self.flush(ctx);
+        self.refusal()?;
+        let swept = self.store.sweep(group);
+        self.note(swept.as_ref().err(), ctx);
+        swept
     }
 }

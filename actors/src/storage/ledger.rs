@@ -5,9 +5,9 @@ use greenroom_core::lock::{Lease, Lock, LockKey};
 use tokio::sync::oneshot;
 
 use super::{
-    Adopt, Archive, Commit, Found, Granted, GroupNo, Hydration, LockAcquire, LockAsk, LockError,
-    LockRefresh, LockRelease, Purge, Query, Reader, Storage, StorageHealth, Store, StoreError,
-    Writes, holder,
+    Adopt, Archive, Commit, Cut, Found, Granted, GroupNo, Hydration, LockAcquire, LockAsk,
+    LockError, LockRefresh, LockRelease, Purge, Query, Reader, Storage, StorageHealth, Store,
+    StoreError, Sweep, Swept, Writes, holder,
 };
 use crate::clock;
 
@@ -20,6 +20,10 @@ pub struct Ledger {
     pub adopt: Recipient<Adopt>,
     /// The one writer.
     pub purge: Recipient<Purge>,
+    /// The one writer.
+    pub cut: Recipient<Cut>,
+    /// The one writer.
+    pub sweep: Recipient<Sweep>,
     /// The one writer.
     pub lock_acquire: Recipient<LockAcquire>,
     /// The one writer.
@@ -49,6 +53,8 @@ impl Ledger {
             commit: writer.clone().recipient(),
             adopt: writer.clone().recipient(),
             purge: writer.clone().recipient(),
+            cut: writer.clone().recipient(),
+            sweep: writer.clone().recipient(),
             lock_acquire: writer.clone().recipient(),
             lock_refresh: writer.clone().recipient(),
             lock_release: writer.clone().recipient(),
@@ -96,6 +102,26 @@ impl Ledger {
     pub async fn purge(&self, group: GroupNo) -> Result<(), StoreError> {
         self.is_open()?;
         self.purge.send(Purge(group)).await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// See [`super::Store::cut`].
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub async fn cut(&self, cut: Cut) -> Result<bool, StoreError> {
+        self.is_open()?;
+        self.cut.send(cut).await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// See [`super::Store::sweep`].
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub async fn sweep(&self, group: GroupNo) -> Result<Swept, StoreError> {
+        self.is_open()?;
+        self.sweep.send(Sweep(group)).await.unwrap_or(Err(StoreError::Stopped))
     }
 
     /// See [`super::Store::lock_acquire`].

@@ -6,7 +6,7 @@ use greenroom_core::{
     lock::{Held, Holder, Lease, Lock, LockKey, Lost, Ttl},
 };
 
-use super::{GroupNo, Storage, Store, StoreError, holder};
+use super::{Fault, GroupNo, Storage, Store, StoreError, chain, holder};
 use crate::clock;
 
 /// Who wants which lock.
@@ -85,7 +85,8 @@ pub struct LockRefresh(pub Lease);
 pub struct LockRelease(pub Lease);
 
 impl<S: Store + Unpin> Storage<S> {
-    /// Asks the store if it works, and keeps in mind whether it does.
+    /// Asks the store if it works, and keeps in mind whether it does. A table of locks that cannot
+    /// be used says nothing about the rest.
     fn ask<T>(
         &mut self,
         ctx: &mut actix::Context<Self>,
@@ -94,7 +95,11 @@ impl<S: Store + Unpin> Storage<S> {
         self.refusal()?;
         let answer = ask(&mut self.store);
         if let Err(LockError::Store(err)) = &answer {
-            self.note(Some(err), ctx);
+            if err.fault() == Some(Fault::Other) {
+                log::error!(err:% = chain(err); "a lock could not be used");
+            } else {
+                self.note(Some(err), ctx);
+            }
         }
         answer
     }

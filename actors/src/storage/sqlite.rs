@@ -3,10 +3,17 @@
 //! This module and those below it alone name rusqlite.
 
 mod archive;
+mod backup;
+pub mod checkpoint;
+mod cuts;
+mod files;
 mod locks;
 mod permissions;
 mod rows;
 mod store;
+mod tasks;
+mod upkeep;
+mod wal;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,20 +24,31 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use rustix::fs::FlockOperation;
 
-pub use self::{archive::SqliteArchive, store::SqliteStore};
-use super::StoreError;
+use self::files::Files;
+pub use self::{
+    archive::SqliteArchive,
+    backup::BackupError,
+    checkpoint::{Checkpointer, Rhythm},
+    store::SqliteStore,
+};
+use super::{Fault, StoreError, fault::Broken};
 
 /// Numbered migrations: the database's version is how many of them it has had.
-const MIGRATIONS: [&str; 2] = [include_str!("sqlite/0001.sql"), include_str!("sqlite/0002.sql")];
-/// Pages of the write-ahead log, 16 MiB, from which a commit moves them into the database. Four
-/// times SQLite's own limit: a page that is written again and again is moved once. More would
-/// lengthen the start after a crash, which reads the log.
-const CHECKPOINT_PAGES: u32 = 4000;
+const MIGRATIONS: [&str; 3] = [
+    include_str!("sqlite/0001.sql"),
+    include_str!("sqlite/0002.sql"),
+    include_str!("sqlite/0003.sql"),
+];
+/// To how many bytes the log's file is cut when it begins anew after it grew, as under a backup.
+const LOG_BYTES_KEPT: u32 = 32 << 20;
 /// How long a lock that another program holds on the database is waited out.
 const BUSY: Duration = Duration::from_secs(5);
+
+/// The file by whose lock a data directory is one server's.
+const LOCK: &str = "greenroom.lock";
 
 /// A data directory that is this process's alone, and the database in it.
 #[derive(Debug)]
@@ -47,28 +65,43 @@ impl Database {
     /// # Errors
     ///
     /// [`StoreError::InUse`] if another server has the directory, [`StoreError::TooNew`] if a later
-    /// version wrote the database, [`StoreError::Database`] if something cannot be made or read.
+    /// version wrote the database, [`StoreError::Unusable`] if something cannot be made or read, or
+    /// if the database is missing and was there before. Then it was left as it is.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let made = |source: io::Error| failed("made the data directory")(source);
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(made)?;
-        let dir = dir.canonicalize().map_err(made)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(cannot_make(dir))?;
+        let dir = dir.canonicalize().map_err(cannot_make(dir))?;
+        let path = dir.join(path.file_name().unwrap_or_else(|| "greenroom.db".as_ref()));
+        let lock = dir.join(LOCK);
+        let all = [lock.clone(), path.clone(), files::beside(&path, "-wal")];
+        files::warn_of_open(&dir, &all);
         let private = |path: &Path| {
-            OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(made)
+            let mut options = OpenOptions::new();
+            options.create(true).append(true).mode(0o600).open(path).map_err(cannot_make(path))
         };
-        let lock = private(&dir.join("greenroom.lock"))?;
+        let lock = private(&lock)?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StoreError::InUse(dir.display().to_string()))?;
-        let name = path.file_name().unwrap_or_else(|| "greenroom.db".as_ref());
-        let path = dir.join(name);
+        files::refuse_remains(&path)?;
+        refuse_damaged_log(&path)?;
         private(&path)?;
+        let database = Self { path, _lock: lock };
+        database.begin().map_err(unusable(&database.path))?;
+        Ok(database)
+    }
+
+    fn begin(&self) -> Result<(), StoreError> {
         // Before the first connection that writes anything: a later version's file stays as it is.
-        let reader = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed("opened"))?;
+        let reader =
+            connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed("opened"))?;
         version(&reader)?;
         drop(reader);
-        let database = Self { path, _lock: lock };
-        migrate(&mut database.writer()?)?;
-        Ok(database)
+        migrate(&mut self.writer()?)
+    }
+
+    /// What to tell whoever started a server that met `err` before it served anybody.
+    pub fn refusal(&self, err: StoreError) -> StoreError {
+        unusable(&self.path)(err)
     }
 
     /// The data directory, absolute.
@@ -93,7 +126,10 @@ impl Database {
             conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
             conn.pragma_update(None, "journal_mode", "WAL")?;
             conn.pragma_update(None, "synchronous", "FULL")?;
-            conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+            // A checkpoint within a commit keeps its errors to itself, a failed sync too: see
+            // `checkpoint`, and `Store::check` for what happens if nobody does it.
+            conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+            conn.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
             Ok(conn)
         };
         open().map_err(failed("opened"))
@@ -105,7 +141,22 @@ impl Database {
     ///
     /// [`StoreError::Database`].
     pub fn store(&self) -> Result<SqliteStore, StoreError> {
-        self.writer().map(SqliteStore::new)
+        let conn = self.writer()?;
+        // Left by a probe that was cut off. It also opens the log.
+        conn.execute(upkeep::FORGET_TRIAL, []).map_err(failed("opened"))?;
+        let files = Files::of(&self.path).map_err(|err| broken("opened", Fault::Replaced, err))?;
+        Ok(SqliteStore::new(conn, Some(files)))
+    }
+
+    /// What moves the write-ahead log, with a connection of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub fn checkpointer(&self, rhythm: Rhythm) -> Result<Checkpointer, StoreError> {
+        let conn = self.writer()?;
+        conn.busy_timeout(checkpoint::BUSY).map_err(failed("opened"))?;
+        Ok(Checkpointer::new(conn, rhythm))
     }
 
     /// What opens reading sides of the store.
@@ -131,10 +182,27 @@ impl Opener {
     ///
     /// [`StoreError::Database`], [`StoreError::TooNew`].
     pub fn inspect(&self) -> Result<SqliteArchive, StoreError> {
-        let conn = connect(&self.0, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed("opened"))?;
-        version(&conn)?;
+        let conn = self.for_repair()?;
         conn.pragma_update(None, "query_only", true).map_err(failed("opened"))?;
         Ok(SqliteArchive::new(conn))
+    }
+
+    fn for_repair(&self) -> Result<Connection, StoreError> {
+        // SQLite would delete the log of an empty database.
+        files::refuse_remains(&self.0)?;
+        // And it would leave out what stands behind damage in the log, and delete that, too.
+        let lock = File::open(self.0.with_file_name(LOCK));
+        let held = |lock: &File| rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared);
+        if lock.as_ref().is_ok_and(|lock| held(lock).is_ok()) {
+            refuse_damaged_log(&self.0)?;
+        }
+        let open = || {
+            let conn =
+                connect(&self.0, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed("opened"))?;
+            version(&conn)?;
+            Ok(conn)
+        };
+        open().map_err(unusable(&self.0))
     }
 
     /// A reading side.
@@ -143,9 +211,14 @@ impl Opener {
     ///
     /// [`StoreError::Database`].
     pub fn archive(&self) -> Result<SqliteArchive, StoreError> {
-        connect(&self.0, OpenFlags::SQLITE_OPEN_READ_ONLY)
-            .map(SqliteArchive::new)
-            .map_err(failed("opened"))
+        let open = || -> rusqlite::Result<_> {
+            let conn = connect(&self.0, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            // SQLite opens the log with the first read, and makes one if it was removed meanwhile
+            // (RELIABILITY F25): so that is now.
+            conn.pragma_query_value(None, "schema_version", |_| Ok(()))?;
+            Ok(SqliteArchive::new(conn))
+        };
+        open().map_err(failed("opened"))
     }
 }
 
@@ -155,6 +228,22 @@ fn connect(path: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
     conn.busy_timeout(BUSY)?;
     conn.set_prepared_statement_cache_capacity(64);
     Ok(conn)
+}
+
+/// Refuses to open a database of whose log SQLite would leave out commits that were synced
+/// (RELIABILITY F24).
+fn refuse_damaged_log(database: &Path) -> Result<(), StoreError> {
+    let log = files::beside(database, "-wal");
+    let file = log.display().to_string();
+    let why = match wal::damage(&log) {
+        Ok(None) => return Ok(()),
+        Ok(Some(at)) => format!(
+            "it is damaged at byte {at}, and commits stand behind that; keep it, and restore a \
+             backup"
+        ),
+        Err(err) => return Err(cannot_make(&log)(err)),
+    };
+    Err(StoreError::Unusable { file, why, source: None })
 }
 
 /// How many migrations the database has had, if they are known here.
@@ -183,10 +272,73 @@ fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
 }
 
 /// Turns SQLite's error, met while the database `operation`, into the store's.
-fn failed<E: std::error::Error + Send + Sync + 'static>(
+fn failed(operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
+    move |source| {
+        let fault = fault(&source);
+        match &source {
+            // The first are general words; the second say what exactly could not be done.
+            rusqlite::Error::SqliteFailure(code, Some(words)) => {
+                broken(operation, fault, format!("{words} ({code})"))
+            }
+            _ => broken(operation, fault, source),
+        }
+    }
+}
+
+fn broken(
     operation: &'static str,
-) -> impl Fn(E) -> StoreError {
-    move |source| StoreError::Database { operation, source: Arc::new(source) }
+    fault: Fault,
+    cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> StoreError {
+    let source = Arc::new(Broken { fault, cause: cause.into() });
+    StoreError::Database { operation, source }
+}
+
+/// What SQLite's error means for whoever runs it.
+fn fault(err: &rusqlite::Error) -> Fault {
+    let rusqlite::Error::SqliteFailure(ffi::Error { code, extended_code }, _) = err else {
+        return Fault::Other;
+    };
+    match code {
+        ErrorCode::DiskFull => Fault::DiskFull,
+        ErrorCode::ReadOnly | ErrorCode::PermissionDenied => Fault::ReadOnly,
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Fault::Locked,
+        ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Fault::Corrupt,
+        ErrorCode::SystemIoFailure => match *extended_code {
+            ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC => Fault::Unsynced,
+            _ => Fault::Io,
+        },
+        ErrorCode::CannotOpen => Fault::Io,
+        _ => Fault::Other,
+    }
+}
+
+/// Why nothing can be begun with `file`.
+fn unusable(file: &Path) -> impl Fn(StoreError) -> StoreError {
+    let file = file.display().to_string();
+    move |err| {
+        let Some(fault) = err.fault() else { return err };
+        let why = match fault {
+            Fault::DiskFull => "its disk is full",
+            Fault::ReadOnly => "this user may not write to it",
+            Fault::Locked => "another program holds its lock",
+            Fault::Corrupt => "it is damaged; keep it, and restore a backup",
+            Fault::Replaced => "somebody changes its directory",
+            Fault::Unsynced => "its disk does not sync",
+            Fault::Io | Fault::Other => "it cannot be opened",
+        };
+        StoreError::Unusable { file: file.clone(), why: why.into(), source: Some(Arc::new(err)) }
+    }
+}
+
+/// Why `path` cannot be made.
+fn cannot_make(path: &Path) -> impl Fn(io::Error) -> StoreError {
+    let file = path.display().to_string();
+    move |source| StoreError::Unusable {
+        file: file.clone(),
+        why: "it cannot be made or opened".into(),
+        source: Some(Arc::new(source)),
+    }
 }
 
 /// Why one group's facts are not stored.
@@ -241,21 +393,4 @@ fn readable<T>(row: rusqlite::Result<T>) -> Option<rusqlite::Result<T>> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    /// I2 hangs on it: both are of a connection, and only the writer's own word counts.
-    #[test]
-    fn the_writer_syncs_fully_and_writes_ahead() {
-        let dir = tempfile::tempdir().unwrap();
-        let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
-        let writer = database.writer().unwrap();
-        let number =
-            |pragma| writer.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0)).unwrap();
-        let mode: String =
-            writer.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
-        assert_eq!((&*mode, number("synchronous")), ("wal", 2), "2 is FULL");
-        assert_eq!((number("busy_timeout"), number("auto_vacuum")), (5_000, 2));
-    }
-}
+mod tests;

@@ -138,6 +138,7 @@ pub fn a_terminal_state_is_not_written_over<E: Engine>() {
     let record = Box::new(Task { state: TaskState::Failed, ..ended.clone() });
     let again = Write::TaskEnded {
         task: ended.id,
+        attempt: 1,
         state: TaskState::Failed,
         stop_reason: None,
         error: None,
@@ -248,7 +249,7 @@ fn shown(compactions: &[Compaction]) -> Vec<(String, Timestamp, Option<Timestamp
 /// Holds what was stored against what happened.
 fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
     let (group, reference) = (&actor.world.group, &actor.world.reference);
-    let Some(Hydration { head, tasks: open, run, compactions, .. }) =
+    let Some(Hydration { head, tasks: open, run, compactions, permissions, .. }) =
         store.adopt(actor.no, UP).unwrap()
     else {
         assert_eq!(group.head().created_at, None);
@@ -259,7 +260,8 @@ fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
     assert_eq!(run.map(|run| run.id), reference.run().map(|run| run.id));
     let (kept, run) = (reference.kept(), reference.run().cloned());
     assert_eq!(shown(&compactions), shown(&kept));
-    let restored = Group::restore(head, open, run, reference.turn().cloned(), kept);
+    let turn = reference.turn().cloned();
+    let restored = Group::restore(head, open, run, turn, kept, permissions);
     assert_eq!(restored, reference.restore());
     let stored = archive.compactions(actor.no, None, 10_000).unwrap();
     let mut stored: Vec<_> = stored.into_iter().map(|(_, compaction)| compaction).collect();

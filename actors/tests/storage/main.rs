@@ -5,9 +5,11 @@
 
 mod actor;
 mod conformance;
+mod fail_stop;
 mod lease;
 mod locks;
 mod reading;
+mod retention;
 mod sqlite;
 #[path = "../../core/tests/world/mod.rs"]
 mod world;
@@ -78,4 +80,8 @@ conforms!(Database:
     locks::a_closed_segment_without_a_child_is_reopened,
     reading::frames_are_read_as_they_were_written,
     reading::a_read_ends_at_its_limits_and_goes_on_behind_them,
+    retention::any_history_may_be_cut_anywhere,
+    retention::only_what_is_old_enough_is_cut,
+    retention::a_cut_takes_what_has_ended_and_nothing_else,
+    retention::frames_below_a_cut_are_gone_at_once_and_deleted_in_parts,
 );

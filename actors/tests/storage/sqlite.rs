@@ -68,6 +68,6 @@ fn a_file_that_is_no_database_is_refused_and_left_alone() {
     let text = "not a database, and longer than a header of one would be. ".repeat(20);
     fs::write(&path, &text).unwrap();
     let refused = Database::open(&path);
-    assert!(matches!(refused, Err(StoreError::Database { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::Unusable { .. })), "{refused:?}");
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }

@@ -37,6 +37,11 @@ impl Doomed {
         Self(pids.split(' ').map(|pid| pid.parse().unwrap()).collect())
     }
 
+    /// Gives up the hold on them.
+    pub fn take(mut self) -> Vec<u32> {
+        std::mem::take(&mut self.0)
+    }
+
     pub fn all_live(&self) -> bool {
         self.0.iter().all(|pid| is_alive(*pid))
     }

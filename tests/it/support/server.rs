@@ -1,5 +1,6 @@
 //! The real server as a child process, and the requests that most tests send.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -328,13 +329,20 @@ impl Drop for Server {
 
 /// Runs `greenroom serve` in the directory; its stderr is a pipe.
 pub fn serve(home: &Home) -> Child {
-    let config = home.config();
-    greenroom(home, &["serve", "--config", config.to_str().unwrap()]).spawn().unwrap()
+    let (config, binary) = (home.config(), binary());
+    let mut words: Vec<&OsStr> = home.wrapper.iter().map(OsStr::new).collect();
+    words.extend([binary.as_os_str(), "serve".as_ref(), "--config".as_ref(), config.as_os_str()]);
+    command(home, words[0], &words[1..]).spawn().unwrap()
 }
 
 /// The command `greenroom` with these arguments, in the directory, with its stderr in a pipe.
 pub fn greenroom(home: &Home, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+    command(home, binary().as_os_str(), &arguments)
+}
+
+fn command(home: &Home, program: &OsStr, arguments: &[&OsStr]) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("GREENROOM_") || text.starts_with("RUST_LOG") {

@@ -23,13 +23,14 @@ pub const SCRIPTED: &str = "scripted";
 pub struct Setup {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
 }
 
 impl Setup {
     /// One profile, `scripted`, which is the default; permissions are rejected, and nothing is
     /// retried, so that no test waits for a backoff.
     pub fn new() -> Self {
-        Self { sections: BTreeMap::new(), environment: Vec::new() }
+        Self { sections: BTreeMap::new(), environment: Vec::new(), wrapper: Vec::new() }
             .text("storage", "url", "sqlite:data/greenroom.db")
             .text("defaults", "agent", SCRIPTED)
             .text("defaults", "permission_policy", "reject")
@@ -76,6 +77,13 @@ impl Setup {
             .set(&section, "compaction", "{ strategy = \"command\", command = \"/compact\" }")
     }
 
+    /// Adds a profile: the scripted agent, of which nothing but SIGKILL makes an end.
+    pub fn deaf_agent(self, name: &str) -> Self {
+        let script = format!("trap '' TERM; exec {} --outlives-eof", scripted_agent().display());
+        let section = format!("agents.{name}");
+        self.agent(name, &["-c", &script]).text(&section, "command", "/bin/sh")
+    }
+
     /// What also tells of a compaction, for the profile `scripted`.
     pub fn signals(self, signals: &[&str]) -> Self {
         self.set(&format!("agents.{SCRIPTED}"), "signals", format_args!("{signals:?}"))
@@ -97,6 +105,12 @@ impl Setup {
         self
     }
 
+    /// Has another program, with these arguments, run the server.
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// Writes the configuration into a fresh directory.
     pub fn home(self) -> Home {
         Home::new(self)
@@ -114,12 +128,15 @@ pub struct Home {
     directory: TempDir,
     port: Port,
     pub environment: Vec<(String, String)>,
+    /// A command that `greenroom serve` is started with, such as `strace …`; it must keep the pid.
+    pub wrapper: Vec<String>,
 }
 
 impl Home {
     fn new(setup: Setup) -> Self {
         let directory = TempDir::with_prefix("greenroom-it-").unwrap();
-        let home = Self { directory, port: Port::take(), environment: setup.environment.clone() };
+        let (environment, wrapper) = (setup.environment.clone(), setup.wrapper.clone());
+        let home = Self { directory, port: Port::take(), environment, wrapper };
         let listen = home.address().to_string();
         let setup = setup.text("server", "listen", &listen);
         fs::create_dir(home.script()).unwrap();

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Continuity, Due, Event, ExitReason, Expiry, Group, Held as Reason, OnInterrupt, PromptReply,
-    Retry, RunId, StopReason, TaskId, TaskKind, TaskState, Terms, Write, lock::Now,
+    Due, Event, ExitReason, Expiry, Group, Held as Reason, OnInterrupt, PromptReply, Retry, RunId,
+    StopReason, TaskId, TaskKind, TaskState, Terms, Write, lock::Now,
 };
 
 use super::{Held, LIMITS, ensure};
@@ -63,6 +63,8 @@ pub struct Attempts {
     degraded: Option<(u32, u64)>,
     /// In this step: the agent lost track after a cancel.
     wedged: bool,
+    /// In this step: the context was lost.
+    lost: bool,
     launches: usize,
     archived: bool,
     paused: bool,
@@ -103,7 +105,8 @@ impl Attempts {
     pub fn begin(&mut self, terms: &Terms, happened: Happened, now: Now) {
         (self.happened, self.now) = (happened, now);
         self.terms = Some(terms.clone());
-        (self.settled, self.holds, self.wedged) = (None, None, false);
+        (self.settled, self.holds) = (None, None);
+        (self.wedged, self.lost) = (false, false);
     }
 
     /// How often an agent was started.
@@ -136,7 +139,11 @@ impl Attempts {
             ensure!(!degraded, "F8: {} runs settled no turn, and {write:?}", self.failures);
         }
         match write {
-            Write::GroupArchived {} => self.archived = true,
+            Write::GroupArchived {} => {
+                self.archived = true;
+                (self.failures, self.launch_due) = (0, None);
+                (self.held, self.interruptions) = (None, 0);
+            }
             Write::GroupPaused {} => self.paused = true,
             Write::GroupCreated(_) => self.archived = false,
             Write::GroupChanged(settings) => {
@@ -211,12 +218,12 @@ impl Attempts {
             }
             Write::TaskEnded { .. } => self.ended(write)?,
             Write::RunStarted { run, .. } => self.launched(*run)?,
-            Write::RunReady { continuity, .. } => {
+            Write::ContextLost { .. } => self.lost = true,
+            Write::RunReady { .. } => {
                 self.run.iter_mut().for_each(|run| run.ready = true);
                 let again = self.holder.is_some_and(|task| self.tasks[&task].retrying);
                 let cut_off = self.interruptions > 0 || again;
-                let lost = *continuity == Continuity::Lost && cut_off;
-                if lost && self.terms().on_interrupt != OnInterrupt::Continue {
+                if self.lost && cut_off && self.terms().on_interrupt != OnInterrupt::Continue {
                     self.has_to_hold(Reason::ContextLost);
                 }
             }

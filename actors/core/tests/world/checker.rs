@@ -60,6 +60,8 @@ struct Seen {
     prompt: Json,
     prompt_id: Option<u64>,
     sent: Option<Json>,
+    /// Whether an attempt of it came to nothing: what began goes on first.
+    again: bool,
     cancel_requested: bool,
     ended: bool,
 }
@@ -142,6 +144,7 @@ impl Checker {
                     prompt: record.prompt().clone(),
                     prompt_id: None,
                     sent: None,
+                    again: false,
                     cancel_requested: false,
                     ended: false,
                 };
@@ -220,10 +223,11 @@ impl Checker {
                 ensure!(self.in_flight.is_none(), "AM-3: {task} is made again before its turn");
                 ensure!(self.holder.take() == Some(*task), "I1: {task} had no slot");
                 let seen = self.seen(*task)?;
-                (seen.prompt_id, seen.sent) = (None, None);
+                (seen.prompt_id, seen.sent, seen.again) = (None, None, true);
                 ensure!(!seen.ended, "I9: {task} ended, and is made again");
             }
-            Write::TaskEnded { task, state, record, .. } => {
+            Write::TaskEnded { task, state, record, attempt, .. } => {
+                ensure!(*attempt == record.attempt, "I7: attempt {attempt} of {record:?}");
                 ensure!(self.in_flight != Some(*task), "AM-3: {task} ends before its turn");
                 ensure!(state.is_terminal() && *state == record.state, "I9: {task} ends {state:?}");
                 ensure!(record.seq_last == Some(seq), "I3: {task} ends at {seq}");
@@ -288,7 +292,7 @@ impl Checker {
         ensure!(!self.archived, "{task} starts in a deleted group");
         let own = self.tasks.get(&task).ok_or_else(|| format!("I2: {task} was never accepted"))?;
         ensure!(!own.ended, "I9: {task} starts after its end");
-        let rank = |seen: &Seen| (seen.kind != TaskKind::Compaction, seen.ordinal);
+        let rank = |seen: &Seen| (!seen.again, seen.kind != TaskKind::Compaction, seen.ordinal);
         let passed = self.tasks.values().find(|seen| !seen.ended && rank(seen) < rank(own));
         ensure!(
             passed.is_none(),

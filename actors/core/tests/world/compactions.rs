@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Compaction, CompactionId, CompactionStatus, EndReason, Group, Head, Origin, Provenance,
-    SessionId, TaskId, TaskKind, Terms, Write,
+    Compaction, CompactionId, CompactionStatus, Continuity, EndReason, Group, Head, Origin,
+    Provenance, SessionId, TaskId, TaskKind, Terms, Write,
 };
 
 use super::{Held, ensure};
@@ -29,6 +29,12 @@ pub struct Compactions {
     published: bool,
     fenced: bool,
     auto_compact: f64,
+    /// Whether a prompt was sent in the session.
+    spoken: bool,
+    /// Whether there was anything to lose with the session as the step began, and whether it is
+    /// said to be lost.
+    to_lose: bool,
+    lost: bool,
     /// The summary that a prompt has to carry.
     pub lead_in: Option<String>,
 }
@@ -49,7 +55,8 @@ enum Lock {
 impl Compactions {
     /// A step begins.
     pub fn begin(&mut self, terms: &Terms) {
-        (self.published, self.fenced) = (false, false);
+        (self.published, self.fenced, self.lost) = (false, false, false);
+        self.to_lose = self.session.is_some() && self.spoken && self.lead_in.is_none();
         self.auto_compact = if terms.compaction.is_some() { terms.auto_compact } else { 0.0 };
     }
 
@@ -89,6 +96,7 @@ impl Compactions {
                     ensure!(due == *segment, "AM-22: {segment} is opened, and not {due}");
                 }
                 (self.segment, self.segment_open) = (*segment, true);
+                self.spoken &= self.session.as_ref() == Some(session);
                 self.session = Some(session.clone());
                 self.provenance.clone_from(provenance);
             }
@@ -97,14 +105,23 @@ impl Compactions {
                 ensure!(news, "AM-13: {:?} is noted twice", self.provenance);
                 self.provenance = Some(provenance.clone());
             }
-            Write::RunReady { session, provenance, .. } => {
+            Write::PromptSent { .. } => self.spoken = true,
+            Write::RunReady { session, provenance, continuity, .. } => {
+                let lost = *continuity == Continuity::Lost && self.to_lose;
+                ensure!(
+                    lost == self.lost,
+                    "I16: {session} is new: lost {}, said {lost}",
+                    self.lost
+                );
                 self.session = Some(session.clone());
                 if let Some(provenance) = provenance {
                     self.provenance = Some(provenance.clone());
                 }
                 ensure!(self.segment_open, "AM-11: a session and no segment");
             }
-            Write::ContextLost { .. } => (self.session, self.provenance) = (None, None),
+            Write::ContextLost { .. } => {
+                (self.session, self.provenance, self.lost) = (None, None, true);
+            }
             Write::CompactionStarted(own) => self.started(own)?,
             Write::CompactionUpdated(own) => {
                 let before = self.seen.get(&own.id).map(|(status, _)| *status);
@@ -258,6 +275,12 @@ impl Compactions {
         ensure!(self.segment == head.segment, "AM-11: {} is open", self.segment);
         ensure!(self.segment_open == (self.segment > 0), "AM-11: not exactly one is open");
         ensure!(self.session == head.session, "AM-11: {:?} is in force", self.session);
+        let unspoken = head.session.is_some() && head.unspoken;
+        ensure!(
+            unspoken == (head.session.is_some() && !self.spoken),
+            "I16: spoken {}",
+            self.spoken
+        );
         ensure!(self.provenance == head.provenance, "AM-13: {:?} is known", self.provenance);
         let completed = |status: &&(CompactionStatus, _)| status.0 == CompactionStatus::Completed;
         let count = self.seen.values().filter(completed).count() as u64;

@@ -20,6 +20,7 @@ impl World {
             _ if self.shut_down => false,
             Move::Grant => !self.group.wants_slot(),
             Move::AnswerAgain | Move::AnswerUnknown(_) => true,
+            Move::LateExpire(_) => true,
             Move::LateSay | Move::LateAsk | Move::LateReady | Move::LateExit => true,
             Move::LateSignal(_) | Move::LateProvenance(_) | Move::LateName => true,
             Move::LateOpen | Move::LateClose | Move::LateAnswer => true,
@@ -59,6 +60,10 @@ impl World {
             Move::ExpireA(kind) => {
                 let bounds = self.bounds();
                 self.expire(*bounds.iter().find(|(expiry, _)| bound(expiry) == kind)?)
+            }
+            Move::LateExpire(which) => {
+                let over: Vec<_> = self.gone.iter().filter(|expiry| self.is_over(expiry)).collect();
+                Event::Expired(**over.get(usize::from(which) % over.len().max(1))?)
             }
             Move::Decide { back, choice } => self.decide(back, choice)?,
             Move::Shutdown => Event::Shutdown,
@@ -195,6 +200,19 @@ impl World {
     fn expire(&mut self, (expiry, ms): (Expiry, u64)) -> Event {
         self.pass(ms);
         Event::Expired(expiry)
+    }
+
+    /// Whether what was bounded is over, and not only hidden, and cannot come back as the same.
+    fn is_over(&self, expiry: &Expiry) -> bool {
+        let unsent = |task| self.group.task(task).is_some_and(|task| task.started_at.is_none());
+        let is_bound = self.bounds().iter().any(|(bound, _)| bound == expiry);
+        !is_bound
+            && match expiry {
+                Expiry::Turn(task) | Expiry::Cancel(task) => self.group.task(*task).is_none(),
+                Expiry::Launch(_) => self.group.run().is_none(),
+                Expiry::Queued(task) => !unsent(*task),
+                _ => true,
+            }
     }
 
     fn decide(&mut self, back: u8, choice: Chosen) -> Option<Event> {

@@ -95,6 +95,8 @@ pub struct World {
     answered: Vec<(RunId, u64)>,
     /// Prompts that a run owed an answer when it ended.
     owed: Vec<(RunId, u64)>,
+    /// What was bounded in time and is not any more.
+    gone: Vec<Expiry>,
     /// Whether the last thing that happened was a shutdown: nothing is asked for then.
     shut_down: bool,
     ids: u128,
@@ -143,6 +145,7 @@ impl Default for World {
             past_runs: Vec::new(),
             answered: Vec::new(),
             owed: Vec::new(),
+            gone: Vec::new(),
             shut_down: false,
             ids: 0,
         }
@@ -209,7 +212,12 @@ impl World {
         };
         let shut_down = matches!(next, Move::Shutdown);
         self.shut_down |= shut_down;
-        let committed = self.take(event)?;
+        let before = self.bounds();
+        let committed = self.take(event, next)?;
+        let after = self.bounds();
+        let is_gone = |(bound, _): &&(Expiry, u64)| after.iter().all(|(own, _)| own != bound);
+        self.gone.extend(before.iter().filter(is_gone).map(|(bound, _)| *bound));
+        self.gone.drain(..self.gone.len().saturating_sub(8));
         self.shut_down &= shut_down || committed.is_none();
         let led_to = committed.as_ref().map_or(0, |(_, writes)| writes.len());
         ensure!(!nothing || led_to == 0, "{next:?} means nothing and led to {committed:?}");
@@ -219,9 +227,8 @@ impl World {
         Ok(committed)
     }
 
-    fn take(&mut self, event: Event) -> Held<Option<Committed>> {
+    fn take(&mut self, event: Event, said: Move) -> Held<Option<Committed>> {
         let before = self.group.clone();
-        let said = format!("{event:?}");
         let mut ids = self.ids;
         let mut fresh = || {
             ids += 1;
@@ -244,7 +251,10 @@ impl World {
         let step = match applied {
             Ok(step) => step,
             Err(rejected) => {
-                ensure!(self.group == before, "{said} was rejected ({rejected}) and changed state");
+                ensure!(
+                    self.group == before,
+                    "{said:?} was rejected ({rejected}) and changed state"
+                );
                 return Ok(None);
             }
         };
@@ -257,7 +267,7 @@ impl World {
         if before.current().is_none() && self.group.current().is_some() {
             self.moves_at_claim = self.moves;
         }
-        self.commit(step).map(Some).map_err(|why| format!("{why}\n  at {said}\n  in {before:?}"))
+        self.commit(step).map(Some).map_err(|why| format!("{why}\n  at {said:?}\n  in {before:?}"))
     }
 
     fn commit(&mut self, Step { writes, effects }: Step) -> Held<Committed> {
@@ -366,7 +376,7 @@ impl World {
         if !used && !active && self.group.waiting().len() == 0 {
             return Ok(None);
         }
-        let committed = self.take(Event::Recovered(recovery))?;
+        let committed = self.take(Event::Recovered(recovery), Move::Crash)?;
         let left = (self.group.run(), self.group.current(), self.group.active_compaction());
         ensure!(left == (None, None, None), "RELIABILITY 1: alive after a restart: {left:?}");
         let open = self.group.permissions();

@@ -82,6 +82,8 @@ pub enum Move {
     Close,
     /// The agent's process ends.
     Exit(ExitReason),
+    /// A timer fires for what is over already: several may be due at once.
+    LateExpire(u8),
     /// A run that is over is heard of once more.
     LateSay,
     /// Likewise: it answers the prompt that it owed an answer.
@@ -257,16 +259,17 @@ fn next() -> impl Strategy<Value = Move> {
             2 => ExitReason::Stopped,
             _ => ExitReason::Exited,
         }),
-        99 => match detail % 10 {
+        99 => match detail % 11 {
             0 => Move::LateSay,
             1 => Move::LateAsk,
             2 => Move::LateReady,
             3 => Move::LateExit,
-            4 => Move::LateSignal(seen(detail / 10, more)),
+            4 => Move::LateSignal(seen(detail / 11, more)),
             5 => Move::LateProvenance(more),
             6 => Move::LateName,
             7 => Move::LateOpen,
             8 => Move::LateAnswer,
+            9 => Move::LateExpire(more),
             _ => Move::LateClose,
         },
         100..116 => Move::Signal(seen(detail, more)),

@@ -151,7 +151,11 @@ impl Reference {
                     (self.head.held, self.head.interruptions) = (None, 0);
                 }
             }
-            Write::GroupArchived {} => self.head.archived = true,
+            Write::GroupArchived {} => {
+                self.head.archived = true;
+                self.begins_afresh();
+                (self.head.held, self.head.interruptions) = (None, 0);
+            }
             Write::PurgeOrdered {} => self.head.purging = true,
             Write::GroupPaused {} => self.head.paused = true,
             Write::GroupResumed {} => {
@@ -178,6 +182,7 @@ impl Reference {
                 task.seq_first = Some(first_seq);
             }
             Write::PromptSent { id, .. } => {
+                self.head.unspoken = false;
                 let run = self.run.as_ref().map(|run| run.id);
                 (self.turn, self.heard) = (run.map(|run| Turn::new(run, *id)), false);
             }
@@ -266,6 +271,7 @@ impl Reference {
             Write::SegmentStarted { segment, session, provenance, .. } => {
                 let stays = self.head.session.as_ref() == Some(session);
                 self.head.usage = self.head.usage.take().filter(|_| stays);
+                self.head.unspoken |= !stays;
                 self.head.segment = *segment;
                 self.head.session = Some(session.clone());
                 self.head.provenance = provenance.clone();

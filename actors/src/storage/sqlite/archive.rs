@@ -9,7 +9,7 @@ use greenroom_core::{
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 
 use super::{
-    failed, locks, permissions, readable,
+    cuts, failed, locks, permissions, readable,
     rows::{self, key},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     storage::{
         Archive, CurrentView, FrameFilter, GroupIndex, GroupNo, KeyUse, LockError,
         PermissionFilter, PermissionRecord, RunRecord, SegmentRecord, Snapshot, Standing,
-        StoreError, TaskFilter, TaskView,
+        StoreError, StoredBase, TaskFilter, TaskView,
     },
     word::word,
 };
@@ -74,6 +74,7 @@ impl SqliteArchive {
             ("heads", "no"),
             ("runs", "no"),
             ("segments", "no"),
+            ("bases", "no"),
             ("tasks", "key >> 36"),
             ("compactions", "key >> 36"),
             ("permissions", "key >> 36"),
@@ -84,6 +85,13 @@ impl SqliteArchive {
                  (SELECT DISTINCT {no} AS no FROM {table}) WHERE no NOT IN (SELECT no FROM groups)"
             );
             strays.extend(self.all(&sql, &[], text)?);
+        }
+        // There may be none (SEEDS HL-8).
+        let locks = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name = 'locks'";
+        if !self.all(locks, &[], text)?.is_empty() {
+            let sql = "SELECT 'lock ' || token || ' of no group, numbered ' || group_no \
+                       FROM locks WHERE group_no NOT IN (SELECT no FROM groups)";
+            strays.extend(self.all(sql, &[], text)?);
         }
         Ok(strays)
     }
@@ -264,12 +272,14 @@ impl Archive for SqliteArchive {
     }
 
     fn current_view(&self, group: GroupNo) -> Result<CurrentView, StoreError> {
-        // The block that opens a segment belongs to the task that ran then.
+        // The block that opens a segment belongs to the task that ran then. Of one that was opened
+        // before the log was cut nothing is left, and nothing of that task either.
         let sql = "SELECT segment, opened_seq, \
                    (SELECT opened_seq FROM segments AS first \
                     WHERE first.no = ?1 ORDER BY segment LIMIT 1), \
                    (SELECT task FROM blocks WHERE blocks.key <= (?1 << 36 | opened_seq) \
-                    AND blocks.key >= ?1 << 36 ORDER BY blocks.key DESC LIMIT 1) \
+                    AND blocks.key > (?1 << 36 | coalesce((SELECT seq FROM bases \
+                    WHERE bases.no = ?1), 0)) ORDER BY blocks.key DESC LIMIT 1) \
                    FROM segments WHERE no = ?1 AND closed_seq IS NULL";
         let open = self.all(sql, &[&group], |row| {
             let task = row.get::<_, Option<[u8; 16]>>(3)?.map(|id| TaskId(from_bytes(id)));
@@ -324,6 +334,15 @@ impl Archive for SqliteArchive {
         read().map_err(failed("read frames"))
     }
 
+    fn base(&self, group: GroupNo) -> Result<Option<StoredBase>, StoreError> {
+        cuts::base(&self.0, group).map_err(failed("was read"))
+    }
+
+    fn earliest_seq(&self, group: GroupNo) -> Result<u64, StoreError> {
+        let cut = cuts::seq(&self.0, group).map_err(failed("was read"))?;
+        Ok(cut.unwrap_or_default() + 1)
+    }
+
     fn key(&self, key: &[u8; 32]) -> Result<Option<KeyUse>, StoreError> {
         let sql = "SELECT body, task FROM idempotency WHERE key = ?";
         let found = self
@@ -341,7 +360,9 @@ impl SqliteArchive {
     /// The keys between which the wanted blocks are, in the order in which they are read: a segment
     /// is a small part of a long transcript.
     fn ranges(&self, group: GroupNo, filter: &FrameFilter) -> rusqlite::Result<Vec<(i64, i64)>> {
-        let (least, most) = (filter.after.saturating_add(1), filter.before.unwrap_or(u64::MAX));
+        let kept = cuts::seq(&self.0, group)?.unwrap_or_default() + 1;
+        let least = filter.after.saturating_add(1).max(kept);
+        let most = filter.before.unwrap_or(u64::MAX);
         let mut wanted = match (filter.view, filter.segment) {
             (Some(view), _) => vec![(least, most.min(view.first_opened)), (view.from, most)],
             (None, Some(segment)) => {
@@ -359,8 +380,10 @@ impl SqliteArchive {
         let keys = wanted.into_iter().map(|(from, to)| (from.max(least), to));
         keys.filter(|(from, to)| from < to)
             .map(|(from, to)| {
-                // A block that begins before the first wanted frame may hold it.
-                let from = start.query_row([key(group, 0), key(group, from)], |row| row.get(0))?;
+                // A block that begins before the first wanted frame may hold it; none reaches over
+                // the place where the log was cut.
+                let from =
+                    start.query_row([key(group, kept), key(group, from)], |row| row.get(0))?;
                 let to = if to == u64::MAX { key(group + 1, 0) } else { key(group, to) };
                 Ok((from, to))
             })

@@ -1,30 +1,35 @@
 //! The writing side: facts into rows.
 
 use greenroom_core::{
-    Compaction, Kinds, Provenance, Run, RunId, RunPhase, Task, TaskId, TaskState, Timestamp, Work,
-    Write,
+    Compaction, Kinds, Provenance, Run, RunPhase, Task, TaskState, Timestamp, Write,
     lock::{Holder, Lease, Lock, Now, Uptime},
 };
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    Failure, failed, locks, permissions, readable,
+    Failure, cuts, failed,
+    files::Files,
+    locks, permissions, readable,
     rows::{self, int, json, key, ms},
-    write_failed,
+    tasks::{Begun, end_task, fail_unreadable, insert_task, retry_task, start_task},
+    upkeep, write_failed,
 };
 use crate::{
     frames::Block,
-    storage::{Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Store, StoreError, Writes},
+    storage::{
+        Cut, Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Sizes, Store, StoreError,
+        Swept, Writes,
+    },
     word::word,
 };
 
-/// The writing side of a SQLite database.
+/// The writing side of a SQLite database, and the files that it has open, if it looks after them.
 #[derive(Debug)]
-pub struct SqliteStore(pub(super) Connection);
+pub struct SqliteStore(pub(super) Connection, pub(super) Option<Files>);
 
 impl SqliteStore {
-    pub(super) fn new(conn: Connection) -> Self {
-        Self(conn)
+    pub(super) fn new(conn: Connection, files: Option<Files>) -> Self {
+        Self(conn, files)
     }
 }
 
@@ -79,7 +84,7 @@ impl Store for SqliteStore {
                 transaction.execute(&sql, [from, to])?;
             }
             locks::forget_group(&transaction, group)?;
-            for table in ["runs", "segments", "heads", "groups"] {
+            for table in ["runs", "segments", "bases", "heads", "groups"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE no = ?"), [group])?;
             }
             transaction.commit()
@@ -88,17 +93,33 @@ impl Store for SqliteStore {
     }
 
     fn probe(&mut self) -> Result<(), StoreError> {
-        let write = || -> rusqlite::Result<()> {
-            let version: u32 = self.0.pragma_query_value(None, "user_version", |row| row.get(0))?;
-            self.0.pragma_update(None, "user_version", version)
-        };
-        write().map_err(failed("was tried"))
+        upkeep::probe(&mut self.0)
+    }
+
+    fn check(&mut self) -> Result<Sizes, StoreError> {
+        self.1.as_ref().map_or(Ok(Sizes::default()), |files| upkeep::check(&self.0, files))
+    }
+
+    fn shrink(&mut self) -> Result<bool, StoreError> {
+        upkeep::shrink(&self.0)
+    }
+
+    fn file(&self) -> String {
+        self.1.as_ref().map_or_else(String::new, |files| files.database().display().to_string())
     }
 
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
         self.0
             .execute("DELETE FROM idempotency WHERE at < ?", [before.0])
             .map_err(failed("deleted old keys"))
+    }
+
+    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
+        cuts::cut(&mut self.0, cut).map_err(failed("cut a log"))
+    }
+
+    fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
+        cuts::sweep(&mut self.0, group).map_err(failed("deleted old frames"))
     }
 
     fn lock_acquire(
@@ -184,16 +205,6 @@ fn compactions(
         }) || found.is_err()
     };
     found.filter(own).collect()
-}
-
-/// Ends a task whose row cannot be understood: left open, it would stand before all others.
-fn fail_unreadable(conn: &Connection, key: i64) -> rusqlite::Result<usize> {
-    conn.execute(
-        "UPDATE tasks SET state = 'failed', error = \
-         '{\"code\":\"unreadable\",\"message\":\"the stored task cannot be understood\"}' \
-         WHERE key = ?",
-        [key],
-    )
 }
 
 /// Stores one group's facts; `false` if they come from an owner that is none any more.
@@ -328,11 +339,7 @@ fn store_fact(
                 .execute(params![task.0.as_bytes()])?;
         }
         Write::TaskRetrying { task, attempt, due, .. } => {
-            conn.prepare_cached(
-                "UPDATE tasks SET state = 'retrying', attempt = ?, claimed_at = NULL, \
-                 retry_at = ? WHERE id = ?",
-            )?
-            .execute(params![attempt, json(due), task.0.as_bytes()])?;
+            retry_task(conn, *task, *attempt, due)?;
         }
         Write::BackoffEnded { task } => {
             conn.prepare_cached("UPDATE tasks SET retry_at = NULL WHERE id = ?")?
@@ -479,100 +486,6 @@ fn store_compaction(conn: &Connection, key: i64, compaction: &Compaction) -> rus
         json(compaction)
     ])?;
     Ok(())
-}
-
-/// A task's attempt as it begins.
-struct Begun {
-    at: Timestamp,
-    attempt: u32,
-    run: RunId,
-    segment: u32,
-    first_seq: u64,
-}
-
-fn start_task(conn: &Connection, task: TaskId, begun: &Begun) -> rusqlite::Result<()> {
-    conn.prepare_cached(
-        "UPDATE tasks SET state = 'running', claimed_at = coalesce(claimed_at, ?1), \
-         started_at = ?1, attempt = ?2, run = ?3, segment = ?4, seq_first = ?5 WHERE id = ?6",
-    )?
-    .execute(params![
-        begun.at.0,
-        begun.attempt,
-        begun.run.0.as_bytes(),
-        begun.segment,
-        int(begun.first_seq),
-        task.0.as_bytes()
-    ])?;
-    Ok(())
-}
-
-/// Stores a task that was accepted, if there is one, and its attempt if it began at once.
-fn insert_task(
-    conn: &Connection,
-    group: GroupNo,
-    task: Option<&Task>,
-    begun: Option<&Begun>,
-) -> rusqlite::Result<()> {
-    let Some(task) = task else { return Ok(()) };
-    let (focus, strategy) = match &task.work {
-        Work::Turn { .. } => (None, None),
-        Work::Compaction { focus, strategy, .. } => (focus.as_deref(), Some(word(strategy))),
-    };
-    conn.prepare_cached(
-        "INSERT INTO tasks (key, id, kind, origin, prompt, focus, metadata, deadline_ms, \
-         created_at, state, claimed_at, started_at, attempt, run, segment, seq_first, strategy, \
-         expires, retry_of) VALUES \
-         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
-    )?
-    .execute(params![
-        key(group, task.ordinal),
-        task.id.0.as_bytes(),
-        word(&task.kind()),
-        word(&task.origin),
-        task.prompt().as_str(),
-        focus,
-        task.metadata.as_ref().map(|json| json.as_str()),
-        task.deadline_ms.map(int),
-        task.created_at.0,
-        if begun.is_some() { "running" } else { "queued" },
-        begun.map(|begun| begun.at.0),
-        begun.map_or(0, |begun| begun.attempt),
-        begun.map(|begun| begun.run.0.into_bytes()),
-        begun.map(|begun| begun.segment),
-        begun.map(|begun| int(begun.first_seq)),
-        strategy,
-        task.expires.as_ref().map(json),
-        task.retry_of.as_ref().map(|id| id.0.as_bytes()),
-    ])?;
-    Ok(())
-}
-
-/// Compare and set: a terminal state is never written over (I9).
-fn end_task(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
-    let ending = &task.ending;
-    let changed = conn
-        .prepare_cached(
-            "UPDATE tasks SET state = ?, ended_at = ?, seq_last = ?, stop_reason = ?, error = ?, \
-             interrupted = ?, text = ?, text_truncated = ?, usage = ?, tokens = ?, findings = ?, \
-             attempt = ?, retry_at = ? WHERE id = ? AND state IN ('queued', 'retrying', 'running')",
-        )?
-        .execute(params![
-            word(&task.state),
-            ms(task.ended_at),
-            task.seq_last.map(int),
-            ending.stop_reason.as_ref().map(word),
-            ending.error.as_ref().map(json),
-            ending.interrupted.as_ref().map(json),
-            ending.text,
-            ending.text_truncated,
-            ending.usage.as_ref().map(json),
-            ending.tokens.as_ref().map(|json| json.as_str()),
-            (!ending.findings.is_empty()).then(|| json(&ending.findings)),
-            task.attempt,
-            task.retry_at.as_ref().map(json),
-            task.id.0.as_bytes(),
-        ])?;
-    if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }
 }
 
 fn store_block(conn: &Connection, group: GroupNo, block: &Block) -> rusqlite::Result<()> {

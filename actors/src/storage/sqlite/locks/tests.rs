@@ -131,7 +131,7 @@ fn ask(ttl_ms: u64) -> LockAsk {
 fn party(path: &Path, guard: Guard, started: impl FnOnce()) -> Outcome {
     let open = |access| connect(path, access).unwrap();
     let archive = SqliteArchive::new(open(OpenFlags::SQLITE_OPEN_READ_ONLY));
-    let mut store = SqliteStore::new(open(OpenFlags::SQLITE_OPEN_READ_WRITE));
+    let mut store = SqliteStore::new(open(OpenFlags::SQLITE_OPEN_READ_WRITE), None);
     let standing = archive.group(1).unwrap().unwrap();
     assert_eq!(standing.head.segment, 1);
     started();
@@ -295,7 +295,7 @@ fn the_lock_of_a_killed_process_is_reclaimed() {
     const SELF: &str = "the_lock_of_a_killed_process_is_reclaimed";
     let acquire = |path: &Path| {
         let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
-        let mut store = SqliteStore::new(conn);
+        let mut store = SqliteStore::new(conn, None);
         store.lock_acquire(&ask(TTL_MS_MAX), clock::moment(), &holder::is_dead)
     };
     if let Some(stage) = on_stage() {
@@ -368,7 +368,7 @@ fn a_failing_database_is_not_taken_for_one_without_locks() {
     other.execute_batch("ROLLBACK").unwrap();
 
     let conn = connect(world.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-    let mut read_only = SqliteStore::new(conn);
+    let mut read_only = SqliteStore::new(conn, None);
     broken(read_only.lock_acquire(&ask(1), clock::moment(), &holder::is_dead).unwrap_err());
 
     // Damage: tables and columns that are not what they were.

@@ -1,0 +1,197 @@
+//! How long transcripts are kept: what is older than asked, and over, is deleted.
+//!
+//! Owns the pass over all groups: it folds a group's oldest frames as `greenroom verify` does, cuts
+//! the log behind the last one that may go, and has the rows deleted in small transactions. A log
+//! that contradicts itself is not cut: what could tell why would be gone.
+//!
+//! Whatever ends the server in between leaves a database that says the same: a base and the rows
+//! that it makes needless change in one transaction, and frames below it are seen by nobody.
+
+pub mod fold;
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use greenroom_core::{Timestamp, lock::Now};
+use tokio::time::{interval, sleep};
+
+use self::fold::{Fold, Found};
+use crate::{
+    clock,
+    storage::{GroupNo, KEY_MS, Ledger, StoreError, chain},
+};
+
+/// From one pass to the next.
+const EVERY: Duration = Duration::from_secs(3600);
+/// So many passes in a row have to agree that the wall clock was set forward: a day of them.
+const PASSES: usize = 24;
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// What a pass, or a part of one, deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deleted {
+    /// Groups that anything was deleted of.
+    pub groups: u64,
+    /// Tasks.
+    pub tasks: u64,
+    /// Frames.
+    pub frames: u64,
+    /// Bytes of those frames.
+    pub bytes: u64,
+}
+
+/// Deletes, now and then every hour, what is older than `days` days; never returns.
+pub async fn keep(ledger: Ledger, days: u32) {
+    let mut calendar = Calendar::default();
+    let mut hours = interval(EVERY);
+    loop {
+        hours.tick().await;
+        let now = calendar.read(clock::moment());
+        let started = Instant::now();
+        match pass(&ledger, now, days).await {
+            Ok(Deleted { groups, tasks, frames, bytes }) => log::info!(
+                target: "greenroom::retention",
+                groups, tasks, frames, bytes, ms = started.elapsed().as_millis();
+                "old transcripts deleted"
+            ),
+            Err(err) => log::warn!(
+                target: "greenroom::retention", err:% = chain(&err);
+                "old transcripts are kept until the next try"
+            ),
+        }
+    }
+}
+
+/// Deletes what was more than `days` days old at the time `now`.
+///
+/// # Errors
+///
+/// The database's error; whatever was deleted until then stays so.
+pub async fn pass(ledger: &Ledger, now: Timestamp, days: u32) -> Result<Deleted, StoreError> {
+    // A key is answered with its task, so no task is deleted before its key is forgotten.
+    let horizon = Timestamp(now.0 - (i64::from(days) * DAY_MS).max(KEY_MS));
+    let index = ledger.read(|archive| archive.group_index()).await?;
+    let mut deleted = Deleted::default();
+    for (no, group, _) in index.groups {
+        let mut of_group = Deleted::default();
+        let cut = cut_group(ledger, no, now, horizon, &mut of_group).await;
+        if of_group != Deleted::default() {
+            deleted.groups += 1;
+            deleted.tasks += of_group.tasks;
+            deleted.frames += of_group.frames;
+            deleted.bytes += of_group.bytes;
+        }
+        if let Some(difference) = cut? {
+            log::warn!(
+                target: "greenroom::retention", group:%, difference;
+                "transcript kept: its log contradicts itself; see `greenroom verify`"
+            );
+        }
+    }
+    Ok(deleted)
+}
+
+/// Cuts one group's log as often as it takes; gives how the log contradicts itself, if it does.
+async fn cut_group(
+    ledger: &Ledger,
+    no: GroupNo,
+    now: Timestamp,
+    horizon: Timestamp,
+    deleted: &mut Deleted,
+) -> Result<Option<String>, StoreError> {
+    // What a server that was killed left to delete.
+    sweep(ledger, no, deleted).await?;
+    let mut last = u64::MAX;
+    'again: loop {
+        let begun =
+            ledger.read(move |archive| Fold::begin(archive, no, now, horizon, last)).await?;
+        let Some(mut fold) = begun else { return Ok(None) };
+        loop {
+            match ledger.read(move |archive| fold.go_on(archive)).await? {
+                Found::More(next) => fold = *next,
+                Found::Cut(next, cut) => {
+                    let tasks = cut.ended.tasks.len() as u64;
+                    let started = Instant::now();
+                    if !ledger.cut(cut).await? {
+                        return Ok(None);
+                    }
+                    sleep(started.elapsed()).await;
+                    deleted.tasks += tasks;
+                    sweep(ledger, no, deleted).await?;
+                    fold = *next;
+                }
+                Found::Beyond(seq) => {
+                    last = seq;
+                    continue 'again;
+                }
+                Found::Nothing => return Ok(None),
+                Found::Differs(difference) => return Ok(Some(difference)),
+            }
+        }
+    }
+}
+
+/// Deletes what is left below a group's base. The writer is the commits' for as long as it took
+/// after each transaction.
+async fn sweep(ledger: &Ledger, no: GroupNo, deleted: &mut Deleted) -> Result<(), StoreError> {
+    loop {
+        let started = Instant::now();
+        let swept = ledger.sweep(no).await?;
+        deleted.frames += swept.frames;
+        deleted.bytes += swept.bytes;
+        if !swept.more {
+            return Ok(());
+        }
+        sleep(started.elapsed()).await;
+    }
+}
+
+/// The wall clock as far as it is believed. One that is set forward while the server runs makes
+/// everything old at once: it is believed when it has stood there for a day. One that is set back
+/// is believed at once (RELIABILITY F27).
+#[derive(Debug, Default)]
+struct Calendar {
+    /// By how much the wall clock was ahead of the one that nobody sets, at each of the last passes.
+    ahead_ms: VecDeque<i64>,
+}
+
+impl Calendar {
+    fn read(&mut self, now: Now) -> Timestamp {
+        let up_ms = i64::try_from(now.up.ms).unwrap_or(i64::MAX);
+        self.ahead_ms.push_back(now.wall.0.saturating_sub(up_ms));
+        if self.ahead_ms.len() > PASSES {
+            self.ahead_ms.pop_front();
+        }
+        let least = self.ahead_ms.iter().min().copied().unwrap_or_default();
+        Timestamp(least.saturating_add(up_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use greenroom_core::lock::{BootId, Uptime};
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// RELIABILITY F27: what is younger than asked is not deleted because somebody set the clock.
+    #[test]
+    fn a_clock_that_is_set_forward_is_believed_a_day_later() {
+        let hour_ms = 3_600_000;
+        let mut calendar = Calendar::default();
+        let mut read = |hour: i64, wrong_ms: i64| {
+            let up = Uptime { boot: BootId(Uuid::nil()), ms: (hour * hour_ms).unsigned_abs() };
+            let wall = Timestamp(1_000_000 + hour * hour_ms + wrong_ms);
+            calendar.read(Now { wall, up }).0 - 1_000_000 - hour * hour_ms
+        };
+        assert_eq!(read(0, 0), 0);
+        assert_eq!(read(1, 9 * DAY_MS), 0, "nine days in an hour");
+        assert_eq!(read(2, -DAY_MS), -DAY_MS, "set back");
+        for hour in 3..26 {
+            assert_eq!(read(hour, 5), -DAY_MS, "hour {hour}");
+        }
+        assert_eq!(read(26, 5), 5, "it has said so for a day");
+    }
+}

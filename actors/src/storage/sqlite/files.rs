@@ -1,0 +1,142 @@
+//! The database's files: whether they are private, whether one is missing, and whether they are
+//! still those that were opened. Nothing here makes, changes or deletes one.
+
+use std::{
+    fs::{self, Metadata},
+    io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use crate::storage::{Sizes, StoreError, WORK_DIR};
+
+/// The database, its write-ahead log, and the log's index.
+const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+
+/// The path of a file that SQLite keeps beside the database: beside what a link leads to.
+pub fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let real = database.canonicalize().unwrap_or_else(|_| database.to_owned());
+    let mut name = real.into_os_string();
+    name.push(suffix);
+    name.into()
+}
+
+/// Which files a connection opened.
+#[derive(Debug)]
+pub struct Files([(PathBuf, (u64, u64)); 3]);
+
+/// A file is not the one that was opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Changed {
+    /// There is none by this name.
+    #[error("{} was removed while it was open", .0.display())]
+    Removed(PathBuf),
+    /// Another has its name.
+    #[error("{} was replaced while it was open", .0.display())]
+    Replaced(PathBuf),
+    /// It cannot be looked at.
+    #[error("{} cannot be looked at", .0.display())]
+    Hidden(PathBuf, #[source] io::Error),
+}
+
+impl Files {
+    /// The files that have the names now; called just after they were opened, in a directory that
+    /// is this process's alone.
+    pub fn of(database: &Path) -> Result<Self, Changed> {
+        let [one, two, three] = SUFFIXES.map(|suffix| {
+            let path = beside(database, suffix);
+            let found = look(&path)?;
+            Ok((path, (found.dev(), found.ino())))
+        });
+        Ok(Self([one?, two?, three?]))
+    }
+
+    /// The database itself.
+    pub fn database(&self) -> &Path {
+        &self.0[0].0
+    }
+
+    /// Looks whether they are still the same, and how large.
+    pub fn check(&self) -> Result<Sizes, Changed> {
+        let mut bytes = [0; 3];
+        for ((path, opened), bytes) in self.0.iter().zip(&mut bytes) {
+            let found = look(path)?;
+            if (found.dev(), found.ino()) != *opened {
+                return Err(Changed::Replaced(path.clone()));
+            }
+            *bytes = found.len();
+        }
+        Ok(Sizes { database: bytes[0], log: bytes[1] })
+    }
+
+    /// Whether all that is wrong is that the log, or its index, has no name any more: then what it
+    /// holds can still be moved into the database.
+    pub fn only_log_removed(&self) -> bool {
+        let [(database, opened), beside @ ..] = &self.0;
+        let same = look(database).is_ok_and(|found| (found.dev(), found.ino()) == *opened);
+        same && beside.iter().all(|(path, opened)| match look(path) {
+            Ok(found) => (found.dev(), found.ino()) == *opened,
+            Err(changed) => matches!(changed, Changed::Removed(_)),
+        })
+    }
+}
+
+fn look(path: &Path) -> Result<Metadata, Changed> {
+    fs::metadata(path).map_err(|err| match err.kind() {
+        io::ErrorKind::NotFound => Changed::Removed(path.to_owned()),
+        _ => Changed::Hidden(path.to_owned(), err),
+    })
+}
+
+/// Says which of the files others may read (RELIABILITY C14). Their modes may be meant: they stay.
+pub fn warn_of_open(dir: &Path, files: &[PathBuf]) {
+    for path in std::iter::once(dir).chain(files.iter().map(PathBuf::as_path)) {
+        let Ok(found) = fs::metadata(path) else { continue };
+        let mode = found.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let mode = format_args!("{mode:04o}");
+            log::warn!(
+                target: "greenroom::storage", path:% = path.display(), mode:%;
+                "other users of this machine may open what only greenroom should"
+            );
+        }
+    }
+}
+
+/// Refuses to begin anew where a database has been. SQLite would delete the log of a database that
+/// is missing or empty, and new groups would find the directories of old ones.
+///
+/// # Errors
+///
+/// [`StoreError::Unusable`].
+pub fn refuse_remains(database: &Path) -> Result<(), StoreError> {
+    if fs::metadata(database).is_ok_and(|found| found.len() > 0) {
+        return Ok(());
+    }
+    let log = beside(database, "-wal");
+    let work = database.with_file_name(WORK_DIR);
+    let remains = if fs::metadata(&log).is_ok_and(|found| found.len() > 0) {
+        Some(log)
+    } else {
+        has_groups(&work).then_some(work)
+    };
+    let Some(remains) = remains else { return Ok(()) };
+    Err(StoreError::Unusable {
+        file: database.display().to_string(),
+        why: format!(
+            "it is missing or empty, but {} is still there; put the database back or restore a \
+             backup, or move that away to begin anew",
+            remains.display()
+        ),
+        source: None,
+    })
+}
+
+/// Whether there are directories of groups: they have numbers for names.
+fn has_groups(work: &Path) -> bool {
+    let entries = fs::read_dir(work).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name()).any(|name| {
+        let name = name.as_encoded_bytes();
+        !name.is_empty() && name.iter().all(u8::is_ascii_digit)
+    })
+}

@@ -1,0 +1,211 @@
+//! `limits.resident_agents`: how many agents are kept, and which one makes room for another
+//! (SEEDS DQ-7).
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{Server, Setup, eventually, process};
+
+fn cap(agents: u32) -> Setup {
+    Setup::new().set("limits", "resident_agents", agents)
+}
+
+/// A server with one place, which an idle agent has that leaves it to nothing but SIGKILL, after
+/// seven seconds; and a task of another group that waits for it.
+fn waiting_for_a_deaf_one(setup: Setup) -> (Server, u32, Value) {
+    let server = setup.deaf_agent("deaf").start();
+    server.put("/v1/groups/deaf", &json!({ "agent": "deaf" })).expect(201);
+    server.complete("deaf", "x");
+    let deaf = server.journal.agent_pid();
+    let waiting = server.submit("work", "waiting");
+    eventually("a run that waits", &server.log, || {
+        (resident(&server)["waiting"] == 1).then_some(())
+    });
+    assert!(process::is_alive(deaf), "what it waits for lives");
+    (server, deaf, waiting)
+}
+
+fn resident(server: &Server) -> Value {
+    server.get("/v1/status").expect(200)["resident"].clone()
+}
+
+/// The process of the group's current run.
+fn agent_of(server: &Server, group: &str) -> u32 {
+    let runs = server.get(&format!("/v1/groups/{group}/runs?limit=1")).expect(200);
+    u32::try_from(runs["items"][0]["pid"].as_u64().unwrap()).unwrap()
+}
+
+/// DQ-7: the longest idle one makes room, the others stay; its session is taken up again.
+#[test]
+fn the_longest_idle_makes_room() {
+    let server = cap(2).start();
+    for group in ["a", "b", "c"] {
+        server.complete(group, &format!("first of {group}"));
+    }
+    let (b, c) = (agent_of(&server, "b"), agent_of(&server, "c"));
+    assert!(!process::is_alive(agent_of(&server, "a")), "a was idle for longest");
+    assert!(process::is_alive(b) && process::is_alive(c));
+    assert_eq!(resident(&server), json!({ "count": 2, "cap": 2, "waiting": 0 }));
+
+    server.complete("c", "second of c");
+    server.complete("a", "second of a");
+    assert!(!process::is_alive(b), "b was idle for longest");
+    assert_eq!(agent_of(&server, "c"), c, "c was not");
+    assert!(process::is_alive(c));
+    let resumed = server.journal.events_named("resume");
+    assert_eq!(resumed.len(), 1, "{resumed:?}");
+    assert_eq!(resumed[0]["session"], server.group("a")["session_id"]);
+    assert!(server.frames_of_kind("a", "greenroom/context_lost").is_empty());
+    let exits = server.frames_of_kind("a", "greenroom/run_exited");
+    assert_eq!(exits.len(), 1, "{exits:?}");
+    assert_eq!(exits[0]["payload"]["reason"], "stopped", "{exits:?}");
+}
+
+/// DQ-7: a busy agent is never taken; who waits goes on when one of them has finished.
+#[test]
+fn a_busy_one_is_never_taken() {
+    let server = cap(2).start();
+    let a = server.submit("a", "[[gate:a]]");
+    server.journal.wait_gate("a");
+    let b = server.submit("b", "[[gate:b]]");
+    server.journal.wait_gate("b");
+    let (pid_a, pid_b) = (agent_of(&server, "a"), agent_of(&server, "b"));
+    let c = server.submit("c", "c");
+    assert_eq!(server.task(&c)["state"], "queued");
+    assert!(process::is_alive(pid_a) && process::is_alive(pid_b));
+    server.journal.open_gate("b");
+    server.finish_as(&b, "completed");
+    server.finish_as(&c, "completed");
+    assert!(process::is_alive(pid_a) && !process::is_alive(pid_b));
+    server.journal.open_gate("a");
+    server.finish_as(&a, "completed");
+    assert_eq!(agent_of(&server, "a"), pid_a);
+    assert_eq!(server.journal.times("[[gate:a]]"), 1);
+}
+
+/// DQ-7: two newcomers and one idle agent: one after the other, and the busy one stays.
+#[test]
+fn two_newcomers_and_one_idle() {
+    let server = cap(2).start();
+    let busy = server.submit("busy", "[[gate:busy]]");
+    server.journal.wait_gate("busy");
+    let pid = agent_of(&server, "busy");
+    server.complete("idle", "x");
+    let newcomers = ["one", "two"].map(|group| server.submit(group, group));
+    for newcomer in &newcomers {
+        server.finish_as(newcomer, "completed");
+    }
+    assert!(process::is_alive(pid));
+    assert_eq!(resident(&server)["count"], 2);
+    server.journal.open_gate("busy");
+    server.finish_as(&busy, "completed");
+    assert_eq!(server.journal.events_named("start").len(), 4, "no run was started in vain");
+}
+
+/// DQ-10: with one place for all, a group with a long queue does not keep the others from it.
+#[test]
+fn one_place_is_shared() {
+    let server = cap(1).start();
+    let mut tasks = vec![server.submit("busy", "[[gate:go]]")];
+    server.journal.wait_gate("go");
+    tasks.extend((0..3).map(|number| server.submit("busy", &format!("busy {number}"))));
+    let other = server.submit("other", "other");
+    server.journal.open_gate("go");
+    server.finish_as(&other, "completed");
+    for task in &tasks {
+        server.finish_as(task, "completed");
+    }
+    let prompts = server.journal.prompts();
+    assert_eq!(prompts.iter().position(|text| text == "other"), Some(1), "{prompts:?}");
+    assert!(server.frames_of_kind("busy", "greenroom/context_lost").is_empty());
+}
+
+/// I10: an idle agent that ignores all but SIGKILL loses its place all the same.
+#[test]
+fn a_deaf_one_makes_room_too() {
+    let (server, deaf, waiting) = waiting_for_a_deaf_one(cap(1));
+    // Its group wants its place back at once, and is behind.
+    let again = server.submit("deaf", "again");
+    server.finish_as(&waiting, "completed");
+    assert!(!process::is_alive(deaf));
+    server.finish_as(&again, "completed");
+    assert_eq!(server.journal.prompts(), ["x", "waiting", "again"]);
+    assert!(server.frames_of_kind("deaf", "greenroom/context_lost").is_empty());
+}
+
+/// A task that waits for a place can be cancelled; its run waits no more, and the place is not
+/// lost.
+#[test]
+fn cancelled_while_it_waits() {
+    let (server, deaf, waiting) = waiting_for_a_deaf_one(cap(1));
+    server.cancel(&waiting).expect(202);
+    server.finish_as(&waiting, "cancelled");
+    eventually("an empty line", &server.log, || (resident(&server)["waiting"] == 0).then_some(()));
+    assert!(process::is_alive(deaf), "that was before there was a place");
+    server.complete("work", "next");
+    assert_eq!(server.journal.prompts(), ["x", "next"]);
+}
+
+/// A group that is stopped, or deleted, while its run waits, waits no more.
+#[test]
+fn stopped_and_deleted_while_it_waits() {
+    let (server, deaf, waiting) = waiting_for_a_deaf_one(cap(1));
+    server.post("/v1/groups/work/stop", &json!({})).expect_any(&[200, 202, 204]);
+    server.finish_as(&waiting, "cancelled");
+    let other = server.submit("other", "other");
+    eventually("another run that waits", &server.log, || {
+        (resident(&server)["waiting"] == 1 && server.group("work")["current_run"].is_null())
+            .then_some(())
+    });
+    server.delete("/v1/groups/other").expect_any(&[200, 202, 204]);
+    server.finish_as(&other, "cancelled");
+    eventually("an empty line", &server.log, || (resident(&server)["waiting"] == 0).then_some(()));
+    assert!(process::is_alive(deaf), "that was before there was a place");
+    server.complete("work", "next");
+}
+
+/// DQ-11: a server that shuts down while a run waits does not wait for its place; the task keeps
+/// its own.
+#[test]
+fn shut_down_while_it_waits() {
+    let setup = cap(1).text("server", "drain_timeout", "0s");
+    let (mut server, deaf, waiting) = waiting_for_a_deaf_one(setup);
+    server.terminate();
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    assert!(!process::is_alive(deaf));
+    assert_eq!(server.journal.prompts(), ["x"]);
+    server.boot();
+    server.finish_as(&waiting, "completed");
+}
+
+/// A place whose agent was killed, or could not be started, is free at once.
+#[test]
+fn no_place_is_lost_by_deaths() {
+    let setup = cap(1).agent("broken", &["--exit-at-start", "3"]).command("missing", "/no/such");
+    let server = setup.start();
+    for group in ["broken", "missing"] {
+        server.put(&format!("/v1/groups/{group}"), &json!({ "agent": group })).expect(201);
+    }
+    for round in 0..3 {
+        server.complete("work", &format!("round {round}"));
+        process::signal(agent_of(&server, "work"), Signal::KILL);
+        for group in ["broken", "missing"] {
+            let failed = server.turn(group, "x");
+            assert_eq!(failed["state"], "failed", "{failed}");
+        }
+    }
+    eventually("no place taken", &server.log, || (resident(&server)["count"] == 0).then_some(()));
+}
+
+/// The time that a run waits for its place is none of its start.
+#[test]
+fn waiting_is_no_starting() {
+    const START: Duration = Duration::from_secs(5);
+    let setup = cap(1).text("agents.scripted", "start_timeout", "5s");
+    let (server, _, waiting) = waiting_for_a_deaf_one(setup);
+    let began = Instant::now();
+    server.finish_as(&waiting, "completed");
+    assert!(START < began.elapsed(), "it waited for {:?} only", began.elapsed());
+}

@@ -1,0 +1,164 @@
+//! The system has no more descriptors, or no more processes, to give (RELIABILITY F34).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+
+use crate::support::{Log, Server, eventually, process};
+
+/// Descriptors that a request needs, and an agent does not get by with.
+const FEW: usize = 3;
+
+/// Leaves the server `more` descriptors beside those that it has; `None`: as many as it had before.
+///
+/// The limit is of their numbers, of which the lowest free one is always taken.
+fn limit_descriptors(server: &Server, more: Option<usize>) {
+    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+    let open: BTreeSet<u64> =
+        open.map(|fd| fd.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    let mut free = (0..).filter(|number| !open.contains(number));
+    let current = more.map_or(maximum, |more| free.nth(more));
+    prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap();
+}
+
+/// Processor time that the process has taken.
+fn processor_time(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).unwrap()
+}
+
+/// A start that fails for want of descriptors fails its task, clearly; what runs goes on, and when
+/// there are descriptors again, so do starts.
+#[test]
+fn without_descriptors_for_an_agent() {
+    let server = Server::usual();
+    let running = server.submit("living", "[[gate:go]][[reply:done]]");
+    server.journal.wait_gate("go");
+    limit_descriptors(&server, Some(FEW));
+    for number in 0..5 {
+        let failed = server.turn(&format!("new-{number}"), "x");
+        assert_eq!(failed["state"], "failed", "{failed}");
+        assert_eq!(failed["error"]["code"], "agent_start_failed", "{failed}");
+        let message = failed["error"]["message"].as_str().unwrap();
+        assert!(message.contains("open files"), "{failed}");
+    }
+    assert_eq!(server.get("/readyz").status, 200);
+    server.journal.open_gate("go");
+    assert_eq!(server.finish_as(&running, "completed")["text"], "done");
+    server.complete("living", "x");
+    limit_descriptors(&server, None);
+    for number in 0..5 {
+        server.complete(&format!("new-{number}"), "y");
+    }
+    assert_eq!(server.journal.prompts().len(), 7, "none of those that failed was sent");
+}
+
+/// More connections than descriptors: the server neither ends nor spins, its agents work on, and it
+/// answers as soon as some are closed.
+#[test]
+fn without_descriptors_for_connections() {
+    const LOOK: Duration = Duration::from_secs(2);
+    let server = Server::usual();
+    let running = server.submit("work", "[[gate:go]][[reply:done]]");
+    server.journal.wait_gate("go");
+    limit_descriptors(&server, Some(4));
+    let crowd: Vec<TcpStream> =
+        (0..40).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+    let (before, began) = (processor_time(server.pid()), Instant::now());
+    server.journal.open_gate("go");
+    server.log.wait("the end of a task", |line| line.contains("task ended"));
+    // A share of the processor is measured over a time.
+    thread::sleep(LOOK);
+    let taken = processor_time(server.pid()) - before;
+    assert!(taken < began.elapsed() / 4, "{taken:?} of {:?}", began.elapsed());
+    drop(crowd);
+    eventually("an answer", &server.log, || {
+        let reply = server.try_request("GET", "/readyz", &[], None).ok()?;
+        (reply.status == 200).then_some(())
+    });
+    assert_eq!(server.finish_as(&running, "completed")["text"], "done");
+    limit_descriptors(&server, None);
+    server.complete("other", "x");
+}
+
+/// A keeper that is killed while there are no descriptors: what it leaves is found all the same, as
+/// soon as there are some again (I10).
+#[test]
+fn leftovers_are_found_without_descriptors() {
+    let server = Server::usual();
+    let mut doomed = process::Doomed::reported(&server.complete("work", "[[spawn-orphans]]"));
+    let agent = server.journal.agent_pid();
+    doomed.0.push(agent);
+    limit_descriptors(&server, Some(0));
+    process::signal(process::parent(agent), Signal::KILL);
+    server.log.wait("a search that failed", |line| line.contains("cannot clear up after shim"));
+    limit_descriptors(&server, None);
+    eventually("the end of all processes", &server.log, || doomed.all_gone().then_some(()));
+    server.complete("work", "next");
+}
+
+/// `strace`, which lets each attempt of the server to fork fail.
+struct NoForks(Child);
+
+impl NoForks {
+    fn new(server: &Server) -> Self {
+        let pid = server.pid().to_string();
+        let forks = "clone,clone3,fork,vfork";
+        let (trace, inject) = (format!("trace={forks}"), format!("inject={forks}:error=EAGAIN"));
+        let strace = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject, "-p", &pid])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("strace is installed");
+        let strace = Self(strace);
+        strace.wait_traced(server.pid(), true, &server.log);
+        strace
+    }
+
+    /// Waits until all threads of the process are traced, or none.
+    fn wait_traced(&self, pid: u32, traced: bool, log: &Log) {
+        eventually("strace", log, || {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            let mut status =
+                tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")));
+            status.all(|status| status.unwrap().contains("TracerPid:\t0\n") != traced).then_some(())
+        });
+    }
+
+    fn end(mut self, server: &Server) {
+        process::signal(self.0.id(), Signal::INT);
+        self.0.wait().unwrap();
+        self.wait_traced(server.pid(), false, &server.log);
+    }
+}
+
+/// No process can be started: tasks fail, clearly, and later ones run.
+#[test]
+fn without_processes() {
+    let server = Server::usual();
+    let running = server.submit("living", "[[gate:go]][[reply:done]]");
+    server.journal.wait_gate("go");
+    let no_forks = NoForks::new(&server);
+    for group in ["a", "b"] {
+        let failed = server.turn(group, "x");
+        assert_eq!(failed["state"], "failed", "{failed}");
+        assert_eq!(failed["error"]["code"], "agent_start_failed", "{failed}");
+        let message = failed["error"]["message"].as_str().unwrap();
+        assert!(message.contains("temporarily unavailable"), "{failed}");
+    }
+    server.journal.open_gate("go");
+    server.finish_as(&running, "completed");
+    no_forks.end(&server);
+    for group in ["a", "b", "living"] {
+        server.complete(group, "y");
+    }
+}

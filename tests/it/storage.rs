@@ -1,0 +1,468 @@
+//! A database that fails, and its backups. It is fail-stop: no 2xx, no prompt, not ready, one clear
+//! line; nothing that was answered with 2xx is lost.
+//!
+//! Faults are made without privileges: a limit on file sizes of the running server, a lock of this
+//! process, files that are removed or damaged, and `strace`, which makes system calls fail.
+
+use std::fs;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use serde_json::{Value, json};
+
+use crate::support::http::{Reply, client, exchange};
+use crate::support::server::{greenroom, serve};
+use crate::support::{Home, Log, Server, Setup, eventually};
+
+const TURNS: &str = "/v1/groups/work/turns";
+
+/// What every failure looks like from outside, after a write has met it: the server is alive, says
+/// what is wrong, and takes nothing.
+#[track_caller]
+fn assert_stopped(server: &Server, cause: &str) {
+    let before = storage(server);
+    assert_eq!(before["state"], "failing", "{before}");
+    assert_eq!(before["cause"], cause, "{before}");
+    assert!(before["since"].is_string(), "{before}");
+    let refusals: [fn(&Server) -> Reply; 6] = [
+        |server| server.post(TURNS, &json!({ "prompt": "refused" })),
+        |server| server.post("/v1/groups/work/compactions", &json!({})),
+        |server| server.post("/v1/groups/work/pause", &json!({})),
+        |server| server.put("/v1/groups/other", &json!({})),
+        |server| server.put("/v1/locks/key", &json!({ "holder": "me", "ttl_ms": 60_000 })),
+        |server| server.delete("/v1/groups/work"),
+    ];
+    for refusal in refusals {
+        let reply = refusal(server);
+        let problem = reply.problem(503, "storage-unavailable");
+        assert!(!problem["detail"].as_str().unwrap().contains('/'), "C21: {problem}");
+        assert!(reply.header("retry-after").is_some(), "{reply:?}");
+    }
+    server.get("/readyz").problem(503, "storage-unavailable");
+    assert_eq!(server.get("/healthz").status, 204);
+    let after = storage(server);
+    assert_eq!(after["transactions"], before["transactions"], "nothing was even tried: {after}");
+    assert_eq!(server.journal.times("refused"), 0, "nothing of it was started");
+    let errors = server.log.lines().into_iter().filter(|line| line.contains(" ERROR "));
+    let errors: Vec<_> = errors.collect();
+    assert_eq!(errors.len(), 1, "one clear line: {errors:#?}");
+    for words in ["storage failed", "greenroom.db", cause, "remedy="] {
+        assert!(errors[0].contains(words), "{words:?} is missing in {}", errors[0]);
+    }
+}
+
+/// Waits until the server takes work again by itself, and gives it some.
+#[track_caller]
+fn assert_recovers(server: &Server) {
+    let ready = || (server.get("/readyz").status == 200).then_some(());
+    eventually("the server to be ready again", &server.log, ready);
+    let line = server.log.wait("recovery", |line| line.contains("storage works again"));
+    assert!(line.contains("down_ms="), "{line}");
+    assert_eq!(storage(server)["state"], "ok");
+    let task = eventually("the group to be rebuilt", &server.log, || {
+        let reply = server.post(TURNS, &json!({ "prompt": "after" }));
+        (reply.status == 202).then(|| reply.json())
+    });
+    server.finish_as(&task, "completed");
+    assert_eq!(server.journal.times("after"), 1);
+    assert_eq!(server.journal.times("refused"), 0);
+}
+
+#[track_caller]
+fn storage(server: &Server) -> Value {
+    server.get("/v1/status").expect(200)["storage"].clone()
+}
+
+fn limit_file_size(server: &Server, bytes: Option<u64>) {
+    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
+    let limit = Rlimit { current: bytes, maximum: None };
+    prlimit(pid, Resource::Fsize, limit).unwrap();
+}
+
+/// Runs the server under strace, which lets these calls on this file of the data directory fail.
+/// `strace` is a grandchild, so the server keeps its pid, its exit code, and its ends by signal.
+fn inject(home: &mut Home, file: &str, fault: &str) {
+    let file = home.data().join(file);
+    let words = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-P", file.to_str().unwrap()];
+    home.wrapper = words.into_iter().chain(["-e", fault, "--"]).map(str::to_owned).collect();
+}
+
+/// Moves the log of a server that was killed into the database: a page that stands in the log is
+/// not read from the database, whatever became of it there.
+fn move_log(server: &Server) {
+    // The last connection does it when it is closed.
+    let read = "SELECT count(*) FROM groups";
+    server.writable_database().query_row(read, [], |_| Ok(())).unwrap();
+    assert!(!server.home.data().join("greenroom.db-wal").exists());
+}
+
+/// Starts a server that must refuse to; what it said.
+#[track_caller]
+fn refuses(home: &Home) -> String {
+    let (mut child, log) = (serve(home), Log::default());
+    log.follow(child.stderr.take().unwrap());
+    let url = format!("http://{}/healthz", home.address());
+    let status = eventually("the server to refuse", &log, || {
+        if exchange(&client(), "GET", &url, &[], None).is_ok() {
+            child.kill().unwrap();
+            panic!("the server serves\n{}", log.tail());
+        }
+        child.try_wait().unwrap()
+    });
+    assert_eq!(status.code(), Some(1), "{}", log.tail());
+    log.wait("the reason", |line| line.starts_with("greenroom: "))
+}
+
+/// F19: a write that finds no room, here by a limit on file sizes: its signal does not kill the
+/// server, and agents have it as ever. It recovers by itself when there is room.
+#[test]
+fn no_room_to_write() {
+    let server = Server::usual();
+    server.complete("work", "before");
+    let agent = fs::read_to_string(format!("/proc/{}/status", server.journal.agent_pid())).unwrap();
+    let ignored = agent.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    assert_eq!(ignored & (1 << 24), 0, "SIGXFSZ is ignored in an agent");
+    let running = server.submit("other", "[[gate:go]]");
+    server.journal.wait_gate("go");
+    limit_file_size(&server, Some(1));
+    server.post(TURNS, &json!({ "prompt": "refused" })).problem(503, "storage-unavailable");
+    assert_stopped(&server, "io_error");
+    limit_file_size(&server, None);
+    assert_recovers(&server);
+    // Nothing of it had to be stored meanwhile, so it went on.
+    server.journal.open_gate("go");
+    server.finish_as(&running, "completed");
+}
+
+/// F19: ENOSPC for some writes in a row, as a disk gives it that somebody then makes room on.
+#[test]
+fn a_full_disk() {
+    let mut home = Setup::new().home();
+    inject(&mut home, "greenroom.db-wal", "inject=pwrite64:error=ENOSPC:when=200..210");
+    let server = Server::start(home);
+    let refused = eventually("a full disk", &server.log, || {
+        let reply = server.post(TURNS, &json!({ "prompt": "[[reply:x]]" }));
+        (reply.status != 202).then_some(reply)
+    });
+    // The agent's frames may have met it first, and taken the group's actor with them.
+    refused.any_problem(503);
+    server.log.wait("the failure", |line| line.contains("storage failed"));
+    assert_stopped(&server, "disk_full");
+    assert_recovers(&server);
+}
+
+/// F20: a sync that fails ends the process with a code of its own, and one clear line; whatever was
+/// answered with 2xx is there after the next start. That it is `fdatasync` that fails also holds
+/// what `.cargo/config.toml` asks for.
+#[test]
+fn a_failed_sync_ends_the_process() {
+    let mut home = Setup::new().home();
+    inject(&mut home, "greenroom.db-wal", "inject=fdatasync:error=EIO:when=30+");
+    let mut server = Server::start(home);
+    let mut accepted = Vec::new();
+    let body = json!({ "prompt": "x" }).to_string();
+    let json = [("Content-Type", "application/json")];
+    while let Ok(reply) = server.try_request("POST", TURNS, &json, Some(body.as_bytes()))
+        && reply.status == 202
+    {
+        accepted.push(reply.json());
+    }
+    assert!(accepted.len() > 3, "the fault came too early: {accepted:?}");
+    let status = server.wait_exit();
+    assert_eq!(status.code(), Some(70), "{}", server.log.tail());
+    let line = server.log.wait("why", |line| line.contains("storage failed"));
+    assert!(line.contains("sync_failed") && line.contains(" ERROR "), "{line}");
+    server.home.wrapper.clear();
+    server.boot();
+    for task in &accepted {
+        let ended = server.finish(task);
+        assert!(ended["state"] == "completed" || ended["state"] == "interrupted", "{ended}");
+    }
+}
+
+/// F20: the same when the write-ahead log is moved into the database.
+#[test]
+fn a_failed_sync_of_a_checkpoint_ends_the_process() {
+    let mut server = Server::usual();
+    let task = server.complete("work", "before");
+    server.kill();
+    // The first one after the start is let through, or the start might not come to its end.
+    inject(&mut server.home, "greenroom.db", "inject=fdatasync:error=EIO:when=2+");
+    server.boot();
+    let mut seen = Value::Null;
+    eventually("the fault", &server.log, || {
+        let Ok(status) = server.try_request("GET", "/v1/status", &[], None) else {
+            return Some(());
+        };
+        let last = status.json()["storage"]["last_checkpoint_at"].clone();
+        if last != seen {
+            seen = last;
+            let (json, body) = ([("Content-Type", "application/json")], b"{\"prompt\": \"more\"}");
+            server.try_request("POST", TURNS, &json, Some(body)).err()?;
+            return Some(());
+        }
+        None
+    });
+    assert_eq!(server.wait_exit().code(), Some(70), "{}", server.log.tail());
+    let line = server.log.wait("why", |line| line.contains("storage failed"));
+    assert!(line.contains("write-ahead log") && line.contains("sync_failed"), "{line}");
+    server.home.wrapper.clear();
+    server.boot();
+    server.finish_as(&task, "completed");
+}
+
+/// F22: a data directory that cannot be written to.
+#[test]
+fn a_read_only_directory() {
+    let mut home = Setup::new().home();
+    inject(&mut home, "greenroom.lock", "inject=openat:error=EROFS");
+    let said = refuses(&home);
+    assert!(said.contains("greenroom.lock") && said.contains("Read-only file system"), "{said}");
+    assert!(!home.data().join("greenroom.db").exists(), "nothing was made");
+}
+
+/// F23: while another program holds the write lock nothing is accepted; then work goes on.
+#[test]
+fn a_lock_held_by_another_program() {
+    let server = Server::usual();
+    server.complete("work", "before");
+    let other = server.writable_database();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // Waits for as long as locks are waited out.
+    server.post(TURNS, &json!({ "prompt": "refused" })).problem(503, "storage-unavailable");
+    assert_stopped(&server, "locked");
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_recovers(&server);
+}
+
+/// F24: what is no database, or none any more, is refused at the start, named, and left alone.
+#[test]
+fn a_damaged_database_is_refused() {
+    let mut server = Server::usual();
+    let task = server.complete("work", "before");
+    server.kill();
+    move_log(&server);
+    let file = server.home.data().join("greenroom.db");
+    let whole = fs::read(&file).unwrap();
+    // The header; everything behind the page with the schema.
+    for place in [0..100, 4096..whole.len()] {
+        let mut damaged = whole.clone();
+        damaged[place.clone()].fill(0xA5);
+        fs::write(&file, &damaged).unwrap();
+        let said = refuses(&server.home);
+        for words in ["greenroom.db", "damaged", "restore a backup", "nothing was changed"] {
+            assert!(said.contains(words), "{words:?} is missing in {said}");
+        }
+        assert!(fs::read(&file).unwrap() == damaged, "{place:?}");
+    }
+    fs::write(&file, &whole).unwrap();
+    server.boot();
+    server.finish_as(&task, "completed");
+}
+
+/// F24: damage that a reader meets stops the server for good: a write that works proves nothing.
+#[test]
+fn damage_that_a_reader_meets() {
+    let mut server = Server::usual();
+    server.complete("work", "[[reply:a-very-peculiar-answer]]");
+    server.kill();
+    move_log(&server);
+    let file = server.home.data().join("greenroom.db");
+    let whole = fs::read(&file).unwrap();
+    let words = b"a-very-peculiar-answer";
+    let mut damaged = whole.clone();
+    for at in 0..whole.len() - words.len() {
+        if whole[at..].starts_with(words) && at >= 4096 {
+            damaged[at / 4096 * 4096..][..8].fill(0xA5);
+        }
+    }
+    assert_ne!(damaged, whole);
+    fs::write(&file, &damaged).unwrap();
+    server.boot();
+    server.get("/v1/groups/work/frames").problem(503, "storage-unavailable");
+    server.log.wait("the failure", |line| line.contains("storage failed"));
+    assert_stopped(&server, "corrupt");
+    // Long enough for two trials, which would work.
+    let uptime = || server.get("/v1/status").expect(200)["uptime_ms"].as_u64().unwrap();
+    let began = uptime();
+    eventually("two seconds and a half", &server.log, || (began + 2_500 < uptime()).then_some(()));
+    assert_eq!(storage(&server)["state"], "failing", "{}", server.log.tail());
+    server.kill();
+    fs::write(&file, &whole).unwrap();
+    fs::remove_file(server.home.data().join("greenroom.db-wal")).unwrap();
+    server.boot();
+    server.complete("work", "after");
+}
+
+/// F25: the write-ahead log is removed under a running server. What was answered with 2xx was in it
+/// alone, and is there after a restart.
+#[test]
+fn the_log_is_removed() {
+    let mut server = Server::usual();
+    let task = server.complete("work", "before");
+    let log = server.home.data().join("greenroom.db-wal");
+    fs::remove_file(&log).unwrap();
+    let line = server.log.wait("the failure", |line| line.contains("storage failed"));
+    assert!(line.contains("greenroom.db-wal was removed"), "{line}");
+    assert_stopped(&server, "file_replaced");
+    assert!(!log.exists(), "it is not made anew");
+    server.kill_and_boot();
+    server.finish_as(&task, "completed");
+}
+
+/// F25: a database that is missing is not begun anew while its log or its groups' files are there.
+#[test]
+fn the_database_is_removed() {
+    let mut server = Server::usual();
+    server.complete("work", "before");
+    server.kill();
+    let (file, aside) = (server.home.data().join("greenroom.db"), server.home.path().join("aside"));
+    fs::rename(&file, &aside).unwrap();
+    let said = refuses(&server.home);
+    assert!(said.contains("greenroom.db-wal is still there"), "{said}");
+    assert!(!file.exists(), "it is not made anew");
+    fs::rename(&aside, &file).unwrap();
+    server.boot();
+    fs::remove_file(&file).unwrap();
+    server.log.wait("the failure", |line| line.contains("greenroom.db was removed"));
+    assert_stopped(&server, "file_replaced");
+    // From what the process still has open: as a person would, before they stop it.
+    let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().map(Result::unwrap);
+    let deleted = |path: &Path| {
+        fs::read_link(path).is_ok_and(|to| to.to_string_lossy().ends_with("greenroom.db (deleted)"))
+    };
+    let open = open.map(|entry| entry.path()).find(|path| deleted(path)).unwrap();
+    fs::copy(open, &file).unwrap();
+    server.kill_and_boot();
+    server.complete("work", "after");
+}
+
+/// C14: whatever the umask, what greenroom makes is its owner's alone; what was there already is
+/// left as it is, and named.
+#[test]
+fn files_are_private() {
+    let mut home = Setup::new().home();
+    let words = ["sh", "-c", "umask 0; exec \"$@\"", "sh"];
+    home.wrapper = words.map(str::to_owned).to_vec();
+    let mut server = Server::start(home);
+    server.complete("work", "x");
+    let data = server.home.data();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data), 0o700);
+    let files = ["greenroom.db", "greenroom.db-wal", "greenroom.db-shm", "greenroom.lock"];
+    for file in files {
+        assert_eq!(mode(&data.join(file)), 0o600, "{file}");
+    }
+    let backup = server.home.path().join("backup.db");
+    self::backup(&server.home, &backup);
+    assert_eq!(mode(&backup), 0o600);
+    server.kill();
+    assert!(!server.log.tail().contains("may open what"), "{}", server.log.tail());
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o750)).unwrap();
+    fs::set_permissions(data.join("greenroom.db"), fs::Permissions::from_mode(0o644)).unwrap();
+    server.boot();
+    for path in ["data mode=0750", "greenroom.db mode=0644"] {
+        server.log.wait("a warning", |line| line.contains(" WARN ") && line.contains(path));
+    }
+    assert_eq!((mode(&data), mode(&data.join("greenroom.db"))), (0o750, 0o644));
+}
+
+/// Runs `greenroom backup`; what it printed.
+#[track_caller]
+fn backup(home: &Home, target: &Path) -> Value {
+    let config = home.config();
+    let words =
+        ["backup", target.to_str().unwrap(), "--json", "--config", config.to_str().unwrap()];
+    let output = greenroom(home, &words).stdout(std::process::Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A backup of a running server holds all that was answered with 2xx before it was begun, and a
+/// server goes on from it; one without a server, too.
+#[test]
+fn a_backup_is_restored() {
+    let mut server = Server::usual();
+    let done = server.complete("work", "before");
+    let running = server.submit("work", "[[reply:x]][[gate:go]]");
+    server.journal.wait_gate("go");
+    let waiting = server.submit("work", "waiting");
+    let target = server.home.path().join("backup.db");
+    let told = backup(&server.home, &target);
+    assert_eq!(told["bytes"], fs::metadata(&target).unwrap().len());
+    server.journal.open_gate("go");
+    server.finish_as(&waiting, "completed");
+    server.kill();
+    let offline = server.home.path().join("offline.db");
+    backup(&server.home, &offline);
+    for (backup, state) in [(&offline, "completed"), (&target, "interrupted")] {
+        server.kill();
+        fs::remove_dir_all(server.home.data()).unwrap();
+        fs::create_dir(server.home.data()).unwrap();
+        fs::copy(backup, server.home.data().join("greenroom.db")).unwrap();
+        server.boot();
+        server.finish_as(&done, "completed");
+        server.finish_as(&running, state);
+        server.finish_as(&waiting, "completed");
+    }
+}
+
+/// A backup overwrites nothing, and says so by its exit code.
+#[test]
+fn a_backup_overwrites_nothing() {
+    let server = Server::usual();
+    let target = server.home.path().join("mine");
+    fs::write(&target, "mine").unwrap();
+    let config = server.home.config();
+    for (file, code) in [("mine", 2), ("missing/backup.db", 1)] {
+        let words = ["backup", file, "--config", config.to_str().unwrap()];
+        let output = greenroom(&server.home, &words).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(file), "{said}");
+    }
+    assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
+}
+
+/// The log is moved into the database while nobody waits for it, and a purged group's pages go back
+/// to the file system.
+#[test]
+fn a_purge_gives_its_room_back() {
+    let server = Server::usual();
+    server.complete("work", "[[chunks:20000:300]]");
+    let moved = || {
+        let storage = storage(&server);
+        storage["last_checkpoint_at"].is_string().then_some(())?;
+        storage["database_bytes"].as_u64().filter(|bytes| *bytes > 6_000_000)
+    };
+    let before = eventually("the log to be moved", &server.log, moved);
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    let after = || storage(&server)["database_bytes"].as_u64().filter(|bytes| *bytes < before / 3);
+    eventually("the file to shrink", &server.log, after);
+}
+
+/// F24: a byte that changed in the middle of the log hides all that was committed behind it.
+#[test]
+fn a_damaged_log_is_refused() {
+    let mut server = Server::usual();
+    for _ in 0..5 {
+        server.complete("work", "x");
+    }
+    server.kill();
+    let path = server.home.data().join("greenroom.db-wal");
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let at = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    let damaged = fs::read(&path).unwrap();
+    let said = refuses(&server.home);
+    assert!(said.contains("greenroom.db-wal") && said.contains("damaged"), "{said}");
+    assert_eq!(fs::read(&path).unwrap(), damaged, "it is as it was");
+    file.write_all_at(&byte, at).unwrap();
+    server.boot();
+    assert_eq!(server.group("work")["queue_length"], 0);
+}

@@ -1,0 +1,323 @@
+//! A checker that cannot fail is worth nothing: every rule is shown a history that breaks it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::{RULES, check};
+use crate::history::{Audit, Exchange, Frame, Group, History, Injected, Seen};
+
+const LINES: [(&str, &str, &str, &str); 21] = [
+    // kind, run, task, payload
+    ("greenroom/task_queued", "", "tsk_1", r#"{"task":"tsk_1","kind":"turn"}"#),
+    ("greenroom/task_claimed", "", "tsk_1", r#"{"task":"tsk_1"}"#),
+    ("greenroom/run_started", "run_1", "tsk_1", r#"{"run":"run_1"}"#),
+    ("greenroom/segment_started", "run_1", "tsk_1", r#"{"segment":1}"#),
+    ("greenroom/task_started", "run_1", "tsk_1", r#"{"task":"tsk_1","attempt":1,"run":"run_1"}"#),
+    ("session/prompt", "run_1", "tsk_1", r#"{"prompt":"one"}"#),
+    ("session/update", "run_1", "tsk_1", SHOWN),
+    ("greenroom/agent_output_rejected", "run_1", "tsk_1", r#"{"bytes":"eA=="}"#),
+    ("greenroom/turn_settled", "run_1", "tsk_1", r#"{"task":"tsk_1"}"#),
+    ("greenroom/task_ended", "run_1", "tsk_1", r#"{"task":"tsk_1"}"#),
+    ("greenroom/task_queued", "run_1", "tsk_2", r#"{"task":"tsk_2","kind":"turn"}"#),
+    ("greenroom/task_started", "run_1", "tsk_2", r#"{"task":"tsk_2","attempt":1,"run":"run_1"}"#),
+    ("session/prompt", "run_1", "tsk_2", r#"{"prompt":"two"}"#),
+    ("greenroom/run_exited", "run_1", "tsk_2", r#"{"run":"run_1","reason":"exited"}"#),
+    ("greenroom/turn_settled", "", "tsk_2", r#"{"task":"tsk_2"}"#),
+    ("greenroom/run_started", "run_2", "tsk_2", r#"{"run":"run_2"}"#),
+    ("greenroom/context_lost", "run_2", "tsk_2", "{}"),
+    ("greenroom/task_started", "run_2", "tsk_2", r#"{"task":"tsk_2","attempt":2,"run":"run_2"}"#),
+    ("session/prompt", "run_2", "tsk_2", r#"{"prompt":"two"}"#),
+    ("greenroom/turn_settled", "run_2", "tsk_2", r#"{"task":"tsk_2"}"#),
+    ("greenroom/task_ended", "run_2", "tsk_2", r#"{"task":"tsk_2"}"#),
+];
+
+const SHOWN: &str = r#"{"params":{"update":{"sessionUpdate":"agent_message_chunk"}}}"#;
+
+fn frame(seq: u64, kind: &str, run: &str, task: &str, payload: &str) -> Frame {
+    let null = |id: &str| if id.is_empty() { Value::Null } else { json!(id) };
+    let (run, task) = (null(run), null(task));
+    let text =
+        format!(r#"{{"seq":{seq},"run":{run},"task":{task},"kind":"{kind}","payload":{payload}}}"#);
+    Frame::read(&text).unwrap()
+}
+
+fn task(id: &str, state: &str, attempt: u64, text: &str) -> Value {
+    json!({
+        "id": id, "kind": "turn", "state": state, "attempt": attempt, "blocked_by": null,
+        "prompt": [{ "type": "text", "text": format!("[[reply:x]] ={text}=") }],
+        "stop_reason": "end_turn", "error": null, "retry_of": null, "text": "x",
+    })
+}
+
+fn submitted(sent: u64, key: &str, answer: &Value) -> Exchange {
+    let mut answer = answer.clone();
+    answer["state"] = json!("queued");
+    Exchange {
+        life: 1,
+        sent,
+        answered: sent + 5,
+        method: "POST",
+        path: "/v1/groups/work/turns".into(),
+        key: Some(key.into()),
+        status: 202,
+        answer,
+        ..Exchange::default()
+    }
+}
+
+/// A turn that completed, and one whose agent died before it showed anything: it was made again.
+fn sound() -> History {
+    let frames: Vec<Frame> = (1..)
+        .zip(LINES)
+        .map(|(seq, (kind, run, task, payload))| frame(seq, kind, run, task, payload))
+        .collect();
+    let tasks = vec![task("tsk_1", "completed", 1, "one"), task("tsk_2", "completed", 2, "two")];
+    let seen = frames.iter().map(|frame| Seen {
+        life: 1,
+        at: frame.seq,
+        group: "work".into(),
+        seq: frame.seq,
+        text: frame.text.clone(),
+    });
+    let seen = seen.collect();
+    let journal = [
+        json!({ "event": "server-start", "life": 1 }),
+        json!({ "event": "start", "pid": 7, "run": "run_1" }),
+        received(7, "one", "a", true),
+        json!({ "event": "output", "pid": 7, "what": "agent_message_chunk" }),
+        json!({ "event": "rejected", "pid": 7, "lines": 1 }),
+        json!({ "event": "answer", "pid": 7 }),
+        received(7, "two", "a", false),
+        json!({ "event": "exit", "pid": 7 }),
+        json!({ "event": "start", "pid": 8, "run": "run_2" }),
+        received(8, "two", "b", true),
+        json!({ "event": "answer", "pid": 8 }),
+    ];
+    let mut waiting = task("tsk_2", "queued", 0, "two");
+    waiting["blocked_by"] = json!("turn");
+    let early = Audit {
+        life: 2,
+        at: 100,
+        until: 101,
+        tasks: BTreeMap::from([("work".into(), vec![tasks[0].clone(), waiting])]),
+    };
+    let exchanges = vec![submitted(10, "k1", &tasks[0]), submitted(20, "k2", &tasks[1])];
+    let compaction = json!({ "status": "completed" });
+    let segment = |number: u64, parent: Option<u64>, opened: u64, closed: Option<u64>, why| {
+        json!({ "segment": number, "parent": parent, "opened_seq": opened, "closed_seq": closed,
+                "end_reason": why })
+    };
+    let segments = vec![
+        segment(1, None, 4, Some(14), Some("compaction")),
+        segment(2, Some(1), 17, None, None),
+    ];
+    let work = Group {
+        read_at: 200,
+        shown: json!({ "compaction": { "active": false, "count": 1 } }),
+        tasks,
+        frames,
+        segments,
+        compactions: vec![compaction],
+        runs: vec![json!({ "id": "run_1" }), json!({ "id": "run_2" })],
+    };
+    History {
+        exchanges,
+        seen,
+        audits: vec![early],
+        journal: journal.to_vec(),
+        groups: BTreeMap::from([("work".into(), work)]),
+        injected: vec![Injected { life: 1, fault: "kill".into(), proof: Some("killed".into()) }],
+        witness: Some(("work".into(), vec!["_server_restart"])),
+        ..History::default()
+    }
+}
+
+fn received(pid: u64, text: &str, session: &str, first: bool) -> Value {
+    let line = json!({ "prompt": text }).to_string();
+    json!({ "event": "prompt", "pid": pid, "line": line, "session": session, "first": first })
+}
+
+fn work(history: &mut History) -> &mut Group {
+    history.groups.get_mut("work").unwrap()
+}
+
+/// Puts a frame behind the first `after` ones and numbers all anew.
+fn insert(history: &mut History, after: usize, line: (&str, &str, &str, &str)) {
+    let (kind, run, task, payload) = line;
+    let frames = &mut work(history).frames;
+    frames.insert(after, frame(0, kind, run, task, payload));
+    renumber(history);
+}
+
+fn renumber(history: &mut History) {
+    for (seq, frame) in (1..).zip(&mut work(history).frames) {
+        frame.seq = seq;
+    }
+    history.seen.clear();
+}
+
+fn event(history: &mut History, at: usize, event: Value) {
+    history.journal.insert(at, event);
+}
+
+#[test]
+fn a_sound_history_breaks_nothing() {
+    let found = check(&sound());
+    assert!(found.is_empty(), "{found:?}");
+}
+
+type Spoil = fn(&mut History);
+
+#[rustfmt::skip]
+const SPOILED: &[(&str, &str, Spoil)] = &[
+    ("every fault was injected", "the server outlived its kill", |h| h.injected[0].proof = None),
+    ("one at a time", "a second task starts in between", |h| {
+        insert(h, 6, ("greenroom/task_started", "run_1", "tsk_2", r#"{"task":"tsk_2","attempt":1}"#));
+    }),
+    ("one at a time", "two prompts of a session", |h| event(h, 4, json!({ "event": "overlap", "pid": 7 }))),
+    ("one at a time", "the old process works on", |h| {
+        h.journal.remove(7);
+        h.journal.push(json!({ "event": "output", "pid": 7, "what": "tool_call" }));
+    }),
+    ("accepted is kept", "lost at a restart", |h| drop(h.audits[0].tasks.get_mut("work").unwrap().remove(1))),
+    ("accepted is kept", "lost in the end", |h| drop(work(h).tasks.pop())),
+    ("frames stay", "a number is missing", |h| drop(work(h).frames.remove(3))),
+    ("frames stay", "a number comes twice", |h| {
+        let again = work(h).frames[3].clone();
+        work(h).frames.insert(3, again);
+    }),
+    ("frames stay", "seen otherwise", |h| h.seen[2].text.push(' ')),
+    ("frames stay", "seen and never stored", |h| {
+        h.seen.push(Seen { life: 1, at: 30, group: "work".into(), seq: 22, text: "{}".into() });
+    }),
+    ("frames stay", "seen twice", |h| { let again = h.seen[4].clone(); h.seen.push(again); }),
+    ("segments are one line", "a fork", |h| {
+        let mut fork = work(h).segments[1].clone();
+        fork["segment"] = json!(3);
+        work(h).segments.push(fork);
+    }),
+    ("segments are one line", "none is open", |h| work(h).segments[1]["closed_seq"] = json!(20)),
+    ("segments are one line", "they overlap", |h| work(h).segments[1]["opened_seq"] = json!(13)),
+    ("segments are one line", "completed and not rotated", |h| work(h).segments[0]["end_reason"] = json!("reset")),
+    ("compacting ends", "active at rest", |h| work(h).shown["compaction"]["active"] = json!(true)),
+    ("compacting ends", "a record in progress", |h| {
+        work(h).compactions.push(json!({ "status": "in_progress" }));
+    }),
+    ("compacting ends", "counted twice", |h| work(h).shown["compaction"]["count"] = json!(2)),
+    ("sent once an attempt", "again after output in the journal", |h| {
+        event(h, 7, json!({ "event": "output", "pid": 7, "what": "tool_call" }));
+    }),
+    ("sent once an attempt", "again after output in the frames", |h| {
+        insert(h, 13, ("session/update", "run_1", "tsk_2", SHOWN));
+    }),
+    ("sent once an attempt", "again after a permission was asked for", |h| {
+        insert(h, 13, ("session/request_permission", "run_1", "tsk_2", "{}"));
+    }),
+    ("sent once an attempt", "again after a crash of the server", |h| {
+        work(h).frames[13] = frame(14, "greenroom/run_exited", "run_1", "tsk_2", r#"{"run":"run_1","reason":"server_restart"}"#);
+        h.seen.clear();
+    }),
+    ("sent once an attempt", "again though nobody saw the run end", |h| { work(h).frames.remove(13); renumber(h); }),
+    ("sent once an attempt", "twice in one attempt", |h| work(h).tasks[1]["attempt"] = json!(1)),
+    ("sent as it was committed", "other bytes", |h| h.journal[2]["line"] = json!("{}")),
+    ("sent as it was committed", "sent and never committed", |h| h.journal.push(received(8, "three", "b", false))),
+    ("sent as it was committed", "to a run that nobody knows", |h| h.journal[8]["run"] = json!("run_9")),
+    ("in order", "a later turn starts first", |h| {
+        work(h).frames.swap(0, 10);
+        renumber(h);
+    }),
+    ("in order", "queued in another order than accepted", |h| {
+        h.exchanges.swap(0, 1);
+        h.exchanges[0].sent = 1;
+        h.exchanges[0].answered = 2;
+    }),
+    ("in order", "a compaction behind turns that came later", |h| {
+        insert(h, 0, ("greenroom/task_queued", "", "tsk_3", r#"{"task":"tsk_3","kind":"compaction"}"#));
+        insert(h, 22, ("greenroom/task_started", "run_2", "tsk_3", r#"{"task":"tsk_3","attempt":1}"#));
+    }),
+    ("in order", "starts and was never queued", |h| { work(h).frames.remove(10); renumber(h); }),
+    ("one outcome", "completed, and then something else", |h| {
+        let mut other = task("tsk_1", "interrupted", 1, "one");
+        other["stop_reason"] = json!("_server_restart");
+        work(h).tasks[0] = other;
+    }),
+    ("one outcome", "over, and then not", |h| {
+        let mut again = submitted(150, "k1", &task("tsk_1", "queued", 1, "one"));
+        again.answer["state"] = json!("running");
+        h.exchanges.push(again);
+    }),
+    ("one end in the frames", "never ended", |h| {
+        work(h).frames.truncate(20);
+        h.seen.clear();
+    }),
+    ("one end in the frames", "ended twice", |h| {
+        insert(h, 21, ("greenroom/task_ended", "", "tsk_2", r#"{"task":"tsk_2"}"#));
+    }),
+    ("no orphans", "a process is left", |h| h.orphans.push("sleep".into())),
+    ("bounded", "too much memory", |h| h.memory = 1 << 40),
+    ("nothing is stuck", "a group is not at rest", |h| h.stuck.push("work".into())),
+    ("every wait says why", "queued for nothing", |h| {
+        h.audits[0].tasks.get_mut("work").unwrap()[1]["blocked_by"] = Value::Null;
+    }),
+    ("replay is live", "verify finds a difference", |h| h.damage.push("head".into())),
+    ("others go on", "the witness was cut off", |h| {
+        work(h).tasks[1]["state"] = json!("interrupted");
+        work(h).tasks[1]["stop_reason"] = json!("_process_exited");
+    }),
+    ("what was rejected is said", "a line is nowhere", |h| { work(h).frames.remove(7); renumber(h); }),
+    ("a lost context is said", "silently fresh", |h| { work(h).frames.remove(16); renumber(h); }),
+    ("answers are sound", "a key names two tasks", |h| h.exchanges[1].key = Some("k1".into())),
+    ("answers are sound", "a request was taken twice", |h| {
+        let mut copy = task("tsk_3", "completed", 1, "one");
+        copy["id"] = json!("tsk_3");
+        work(h).tasks.push(copy);
+    }),
+    ("answers are sound", "a broken server's status", |h| h.exchanges[1].status = 500),
+    ("answers are sound", "a retry of nothing", |h| {
+        let mut retry = submitted(160, "k9", &task("tsk_9", "queued", 0, "nine"));
+        retry.path = "/v1/tasks/tsk_1/retry".into();
+        h.exchanges.push(retry);
+    }),
+    ("nothing else goes wrong", "the rig saw something", |h| h.wrong.push("a second server".into())),
+];
+
+#[test]
+fn every_rule_is_broken_by_something() {
+    let mut missed = Vec::new();
+    for (rule, name, spoil) in SPOILED {
+        let mut history = sound();
+        spoil(&mut history);
+        let found = check(&history);
+        if !found.iter().any(|violation| violation.rule == *rule) {
+            missed.push(format!("{rule}: {name}: {found:?}"));
+        }
+    }
+    assert!(missed.is_empty(), "not found:\n{}", missed.join("\n"));
+    for (rule, _) in RULES {
+        assert!(SPOILED.iter().any(|(spoiled, ..)| *spoiled == rule), "{rule} is never broken");
+    }
+}
+
+/// I7: what the agent noted last, and may never have written, forbids no second attempt.
+#[test]
+fn death_between_journal_and_write_is_no_output() {
+    let mut history = sound();
+    history.journal[7] = json!({ "event": "output", "pid": 7, "what": "tool_call" });
+    let found = check(&history);
+    assert!(found.is_empty(), "{found:?}");
+}
+
+/// I7: an attempt that was seen to end while its server lived is made again by the next one.
+#[test]
+fn a_crash_in_the_backoff_forbids_no_second_attempt() {
+    let mut history = sound();
+    let exit = r#"{"run":"run_1","reason":"server_restart"}"#;
+    work(&mut history).frames[13] = frame(14, "greenroom/run_exited", "run_1", "tsk_2", exit);
+    let settled = r#"{"task":"tsk_2","stop_reason":"_error"}"#;
+    insert(&mut history, 13, ("greenroom/turn_settled", "run_1", "tsk_2", settled));
+    let found = check(&history);
+    assert!(!found.iter().any(|one| one.rule == "sent once an attempt"), "{found:?}");
+}

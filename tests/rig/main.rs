@@ -1,0 +1,147 @@
+//! The fault rig: the real server is killed, stopped, starved and lied to by a seed's plan while
+//! callers load it, and then its whole history is checked (RELIABILITY, I1–I16).
+//!
+//! ```text
+//! cargo run --example rig                     the quick form: eight seeds, a few minutes
+//! cargo run --example rig -- --long 17 99     these seeds in the long form
+//! cargo run --example rig -- --long           a hundred fresh ones
+//! cargo run --example rig -- --kills 200      that many kills at syncs, and the counts
+//! ```
+//!
+//! `--jobs N` seeds run at once, `--seeds N` fresh ones are drawn, and `--require NAMES` (or
+//! `all`) fails if the server lacks a capability that the rig would use. A seed that fails leaves
+//! its directory, and the command that plays it again.
+
+mod capability;
+mod check;
+mod collect;
+mod history;
+mod home;
+mod load;
+mod plan;
+mod process;
+mod prompt;
+mod random;
+mod reader;
+mod run;
+mod server;
+mod stage;
+mod summary;
+
+use std::error::Error;
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+use std::{env, thread};
+
+use crate::capability::Capabilities;
+use crate::plan::Form;
+use crate::random::Random;
+use crate::summary::Summary;
+
+/// Whatever went wrong in the rig itself ends a seed, with its own words.
+pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// The seeds of the quick form; as many as it takes for every fault to come.
+const QUICK: std::ops::RangeInclusive<u64> = 1..=8;
+
+/// How many fresh seeds the long form draws.
+const FRESH: u64 = 100;
+
+/// Kills of one seed where nothing but kills is wanted.
+const KILLS_A_SEED: usize = 10;
+
+/// What the arguments say.
+struct Order {
+    form: Form,
+    seeds: Vec<u64>,
+    jobs: usize,
+    required: String,
+}
+
+fn main() -> ExitCode {
+    match order(env::args().skip(1)).and_then(|order| run(&order)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(err) => {
+            eprintln!("rig: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn order(mut arguments: impl Iterator<Item = String>) -> Result<Order> {
+    let mut form = Form::Quick;
+    let (mut seeds, mut kills, mut count) = (Vec::new(), 0_usize, FRESH);
+    let mut jobs = 2;
+    let mut required = env::var("RIG_REQUIRE").unwrap_or_default();
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
+        match argument.as_str() {
+            "--quick" => form = Form::Quick,
+            "--long" => form = Form::Long,
+            "--kills" => {
+                kills = value()?.parse()?;
+                form = Form::Kills(KILLS_A_SEED);
+            }
+            "--seeds" => count = value()?.parse()?,
+            "--jobs" => jobs = value()?.parse()?,
+            "--require" => required = value()?,
+            seed => seeds.push(seed.parse().map_err(|_| format!("{seed:?} is no seed"))?),
+        }
+    }
+    if seeds.is_empty() {
+        seeds = match form {
+            Form::Quick => QUICK.collect(),
+            Form::Long => fresh(count)?,
+            Form::Kills(each) => fresh(kills.div_ceil(each) as u64)?,
+        };
+    }
+    Ok(Order { form, seeds, jobs, required })
+}
+
+fn fresh(count: u64) -> Result<Vec<u64>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+    let mut random = Random::new(u64::try_from(now % u128::from(u64::MAX))?, "seeds");
+    Ok((0..count).map(|_| random.between(1, 999_999_999)).collect())
+}
+
+fn run(order: &Order) -> Result<bool> {
+    build()?;
+    let capabilities = Capabilities::probe()?;
+    println!("capabilities:{capabilities}");
+    let missing = capabilities.missing(&order.required);
+    if !missing.is_empty() {
+        return Err(format!("the server lacks what is required: {}", missing.join(" ")).into());
+    }
+    let next = AtomicUsize::new(0);
+    let summary = Mutex::new(Summary::default());
+    thread::scope(|scope| {
+        for _ in 0..order.jobs {
+            scope.spawn(|| {
+                while let Some(seed) = order.seeds.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    let played = run::play(*seed, order.form, capabilities);
+                    let mut summary = summary.lock().unwrap_or_else(|err| err.into_inner());
+                    summary.take(*seed, order.form, played);
+                }
+            });
+        }
+    });
+    let summary = summary.into_inner().unwrap_or_else(|err| err.into_inner());
+    println!("{summary}");
+    Ok(summary.is_clean())
+}
+
+/// Builds the server and the agent as this program was built, if cargo runs it: so that nothing old
+/// is tested.
+fn build() -> Result<()> {
+    let Some(cargo) = env::var_os("CARGO") else { return Ok(()) };
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--bin", "greenroom", "--example", "scripted-agent"]);
+    if !cfg!(debug_assertions) {
+        command.arg("--release");
+    }
+    let built = command.status()?;
+    if built.success() { Ok(()) } else { Err("the server could not be built".into()) }
+}

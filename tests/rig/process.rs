@@ -1,0 +1,63 @@
+//! The processes that carry a run's mark, as `/proc` shows them (I10).
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a process may outlive its run or its server.
+pub const OUTLIVES: Duration = Duration::from_secs(5);
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// A process that an agent's environment was handed down to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Marked {
+    pub pid: u32,
+    pub start_time: String,
+    /// The run that it belongs to.
+    pub run: String,
+    pub name: String,
+}
+
+/// The living processes of every run on this data directory.
+pub fn marked(data: &Path) -> Vec<Marked> {
+    let mark = format!("GREENROOM_DATA={}", data.display());
+    let pids = fs::read_dir("/proc").into_iter().flatten();
+    let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter_map(|pid| {
+        let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let environ = String::from_utf8_lossy(&environ);
+        let mut entries = environ.split('\0');
+        entries.clone().find(|entry| *entry == mark)?;
+        let run = entries.find_map(|entry| entry.strip_prefix("GREENROOM_RUN="));
+        let run = run.unwrap_or_default().to_owned();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (head, rest) = stat.rsplit_once(')')?;
+        let mut fields = rest.split_whitespace();
+        let state = fields.next()?;
+        let start_time = fields.nth(18)?.to_owned();
+        let name = head.split_once('(')?.1.to_owned();
+        (state != "Z" && state != "X").then_some(Marked { pid, start_time, run, name })
+    })
+    .collect()
+}
+
+/// Waits until none is left for which `doomed` holds; gives those that stay.
+pub fn wait_gone(data: &Path, doomed: impl Fn(&Marked) -> bool) -> Vec<Marked> {
+    let start = Instant::now();
+    loop {
+        let mut left = marked(data);
+        left.retain(&doomed);
+        if left.is_empty() || OUTLIVES < start.elapsed() {
+            return left;
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// The parent of a living process.
+pub fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+}

@@ -1,0 +1,450 @@
+//! One seed from its first start to the verdict: the server's lives one after another, the drain,
+//! and the reading of all that is left.
+
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::thread::{self, Scope};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit};
+use serde_json::{Value, from_str, json};
+
+use crate::Result;
+use crate::capability::Capabilities;
+use crate::check::{self, Violation};
+use crate::collect;
+use crate::history::{History, Injected, text};
+use crate::home::{Home, built};
+use crate::plan::{Fault, Form, Life, Plan};
+use crate::process::{marked, wait_gone};
+use crate::random::Random;
+use crate::server::{PATIENCE, Server};
+use crate::stage::{Ask, Stage};
+use crate::{load, reader};
+
+/// The longest time until every group is at rest (I12): a full queue of turns that hang.
+const DRAIN: Duration = Duration::from_secs(120);
+
+/// How long the load may take to bring the server to its fault.
+const REACHED: Duration = Duration::from_secs(30);
+
+/// What a fault is given to show its effect.
+const EFFECT: Duration = Duration::from_millis(400);
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// What a seed came to.
+pub struct Outcome {
+    pub violations: Vec<Violation>,
+    pub history: History,
+    pub home: Home,
+    pub took: Duration,
+}
+
+/// Plays a seed.
+///
+/// # Errors
+///
+/// The rig itself failed; the server is not judged.
+pub fn play(seed: u64, form: Form, capabilities: Capabilities) -> Result<Outcome> {
+    let start = Instant::now();
+    let plan = Plan::new(seed, form);
+    let home = Home::new(&plan)?;
+    let stage = Stage::new(plan, home, capabilities);
+    let played = thread::scope(|scope| {
+        for group in &stage.plan.groups {
+            scope.spawn(|| load::call(&stage, group));
+            scope.spawn(|| reader::follow(&stage, &group.name));
+        }
+        scope.spawn(|| load::meddle(&stage));
+        let played = lives(&stage, scope).and_then(|()| last_life(&stage));
+        stage.calm.store(true, Ordering::SeqCst);
+        stage.over.store(true, Ordering::SeqCst);
+        played
+    });
+    let told = |err| format!("{err} (in {})", stage.home.path().display());
+    played.map_err(told)?;
+    let mut history = std::mem::take(&mut *stage.record());
+    history.journal = stage.home.journal()?;
+    history.witness = witness(&stage.plan);
+    let violations = check::check(&history);
+    Ok(Outcome { violations, history, home: stage.home, took: start.elapsed() })
+}
+
+/// All lives that end by a fault.
+fn lives<'scope>(stage: &'scope Stage, scope: &'scope Scope<'scope, '_>) -> Result<()> {
+    for (number, life) in (1..).zip(&stage.plan.lives) {
+        stage.home.note(&json!({ "event": "server-start", "life": number }))?;
+        stage.life.store(number, Ordering::SeqCst);
+        let mut server = Server::start(&stage.home, number, Some(&life.fault))?;
+        let mut random = Random::new(stage.plan.seed, &format!("life {number}"));
+        if let Some(address) = server.wait_ready()? {
+            stage.set_address(Some(address));
+            thread::scope(|scope| {
+                scope.spawn(|| reader::loiter(stage, &mut random, life.slow_readers));
+                if let Some(audit) = collect::audit(stage) {
+                    stage.record().audits.push(audit);
+                }
+                if life.second_server {
+                    second_server(stage, number);
+                }
+                let proof = strike(stage, &mut server, &life.fault);
+                weigh(stage, &server);
+                // Nobody learns that it is gone before it is.
+                let killed = server.kill();
+                stage.set_address(None);
+                stage.record().injected.push(Injected {
+                    life: number,
+                    fault: life.fault.to_string(),
+                    proof: proof?,
+                });
+                killed
+            })?;
+        } else {
+            died_at_start(stage, &mut server, number, &life.fault)?;
+        }
+        ended(stage, scope, life, number)?;
+    }
+    Ok(())
+}
+
+/// A server that ended before it was ready: only its own fault may have ended it.
+fn died_at_start(stage: &Stage, server: &mut Server, life: usize, fault: &Fault) -> Result<()> {
+    let proof = match fault {
+        Fault::SyncKill { .. } => server.died_at_its_sync()?.then(|| "at its start".to_owned()),
+        Fault::SyncError { .. } | Fault::Full { .. } => {
+            let failed = server.failed_calls();
+            (0 < failed).then(|| format!("{failed} calls failed at its start"))
+        }
+        _ => None,
+    };
+    if proof.is_none() {
+        let logged = server.logged();
+        stage.record().stuck.push(format!("life {life} did not start ({fault:?}): {logged}"));
+    }
+    stage.record().injected.push(Injected { life, fault: fault.to_string(), proof });
+    Ok(())
+}
+
+/// Does what is to be done to the server; gives what shows that it was.
+fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<String>> {
+    let wait = |server: &mut Server, after| server.wait_exit(after).map(|ended| ended.is_none());
+    match fault {
+        Fault::SyncKill { .. } => {
+            server.wait_exit(REACHED)?;
+            Ok(server.died_at_its_sync()?.then(|| "killed at a sync".into()))
+        }
+        Fault::Kill { after } => {
+            Ok(wait(server, *after)?.then(|| "killed".into()).filter(|_| server.kill().is_ok()))
+        }
+        Fault::Terminate { after, twice } => {
+            wait(server, *after)?;
+            server.send(Signal::TERM)?;
+            if *twice {
+                wait(server, Duration::from_millis(700))?;
+                // It may have ended meanwhile.
+                drop(server.send(Signal::TERM));
+            }
+            let ended = server.wait_exit(PATIENCE)?;
+            if ended.and_then(|status| status.code()) != Some(0) {
+                stage.record().stuck.push(format!("SIGTERM: the server ended with {ended:?}"));
+            }
+            Ok(ended.map(|status| status.to_string()))
+        }
+        Fault::Stop { after, lasting } => {
+            wait(server, *after)?;
+            server.send(Signal::STOP)?;
+            thread::sleep(*lasting);
+            let stopped = server.is_stopped();
+            server.send(Signal::CONT)?;
+            Ok((wait(server, EFFECT)? && stopped).then(|| format!("stopped for {lasting:?}")))
+        }
+        Fault::Full { .. } | Fault::SyncError { .. } => {
+            let start = Instant::now();
+            while server.failed_calls() == 0 && start.elapsed() < REACHED {
+                if !wait(server, POLL)? {
+                    break;
+                }
+            }
+            let ended = server.wait_exit(3 * EFFECT)?;
+            let failed = server.failed_calls();
+            if matches!(fault, Fault::SyncError { .. }) && 0 < failed && ended.is_none() {
+                let what = "F20: a sync failed, and the server goes on";
+                stage.record().stuck.push(what.to_owned());
+            }
+            Ok((0 < failed).then(|| match ended {
+                Some(ended) => format!("{failed} calls failed, and the server ended: {ended}"),
+                None => format!("{failed} calls failed"),
+            }))
+        }
+        Fault::Locked { after, lasting } => {
+            wait(server, *after)?;
+            let file = stage.home.data().join("greenroom.db");
+            let other = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            other.busy_timeout(Duration::from_secs(5))?;
+            other.execute_batch("BEGIN IMMEDIATE")?;
+            thread::sleep(*lasting);
+            other.execute_batch("ROLLBACK")?;
+            still_there(server, EFFECT)?;
+            Ok(Some(format!("locked for {lasting:?}")))
+        }
+        Fault::Clock { after, seconds } => {
+            wait(server, *after)?;
+            let client = stage.client();
+            let before = client.clock();
+            std::fs::write(stage.home.file("clock"), format!("{seconds:+}"))?;
+            // The clock is looked at every other second.
+            let start = Instant::now();
+            let mut jumped = false;
+            while !jumped && start.elapsed() < 10 * EFFECT {
+                still_there(server, EFFECT)?;
+                let now = before.zip(client.clock());
+                jumped = now.is_some_and(|(before, now)| 3_000 < now.abs_diff(before));
+            }
+            still_there(server, EFFECT)?;
+            Ok(jumped.then(|| format!("its clock jumped by {seconds} s")))
+        }
+        Fault::Descriptors { after, spare } => {
+            wait(server, *after)?;
+            let limit = server.descriptors()? + spare;
+            // Its maximum is this program's, which started it.
+            let maximum = getrlimit(Resource::Nofile).maximum;
+            let before = server.limit_descriptors(Rlimit { current: Some(limit), maximum })?;
+            let taken = exhaust(stage, server, limit)?;
+            still_there(server, EFFECT)?;
+            server.limit_descriptors(before)?;
+            still_there(server, EFFECT)?;
+            Ok(taken.then(|| format!("all of {limit} descriptors were taken")))
+        }
+    }
+}
+
+/// Keeps the most memory that any server had.
+fn weigh(stage: &Stage, server: &Server) {
+    let memory = server.memory();
+    let mut record = stage.record();
+    record.memory = record.memory.max(memory);
+}
+
+/// A server that must outlive its fault.
+fn still_there(server: &mut Server, after: Duration) -> Result<()> {
+    match server.wait_exit(after)? {
+        None => Ok(()),
+        Some(status) => Err(format!("the server ended with {status}").into()),
+    }
+}
+
+/// Opens connections until the server has no descriptor left.
+fn exhaust(stage: &Stage, server: &Server, limit: u64) -> Result<bool> {
+    let address = stage.address().ok_or("the server does not listen")?;
+    let mut open = Vec::new();
+    let start = Instant::now();
+    while start.elapsed() < 5 * EFFECT {
+        open.extend(std::net::TcpStream::connect_timeout(&address, EFFECT).ok());
+        if limit <= server.descriptors()? {
+            thread::sleep(EFFECT);
+            return Ok(true);
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(false)
+}
+
+/// F26: another server on the same data refuses, and says why.
+fn second_server(stage: &Stage, life: usize) {
+    let second = Command::new("timeout")
+        .arg("20")
+        .arg(built("greenroom").unwrap_or_default())
+        .args(["serve", "--config"])
+        .arg(stage.home.config())
+        .output();
+    match second {
+        // 124: it was still there in the end. A signal: the fault's kill reaches only the first.
+        Ok(output) if output.status.success() || output.status.code() == Some(124) => {
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            // The first server may have died at its fault, and then nobody keeps the second out.
+            if stage.address().is_some() && stage.life() == life && output.status.success() {
+                stage.record().wrong.push(format!("a second server served: {told}"));
+            }
+        }
+        Ok(_) => {}
+        Err(err) => stage.record().wrong.push(format!("no second server: {err}")),
+    }
+}
+
+/// What must hold when a life is over: nothing of it is left, and the database is sound.
+fn ended<'scope>(
+    stage: &'scope Stage,
+    scope: &'scope Scope<'scope, '_>,
+    life: &Life,
+    number: usize,
+) -> Result<()> {
+    stage.home.note(&json!({ "event": "server-end", "life": number }))?;
+    let left = marked(&stage.home.data());
+    let wait = move || {
+        let orphans = wait_gone(&stage.home.data(), |one| left.contains(one));
+        let told = orphans.iter().map(|one| format!("after life {number}: {one:?}"));
+        stage.record().orphans.extend(told);
+    };
+    if life.at_once {
+        // The next start has to cope with them, and the count of seconds goes on.
+        scope.spawn(wait);
+    } else {
+        wait();
+    }
+    verify(stage, number)
+}
+
+/// I13: `greenroom verify` finds nothing, and neither does SQLite.
+fn verify(stage: &Stage, life: usize) -> Result<()> {
+    if !stage.home.data().join("greenroom.db").exists() {
+        // Killed before it had made one.
+        return Ok(());
+    }
+    let verified = Command::new(built("greenroom")?)
+        .args(["verify", "--config"])
+        .arg(stage.home.config())
+        .output()?;
+    if !verified.status.success() {
+        let told = [verified.stdout, verified.stderr].concat();
+        let told = String::from_utf8_lossy(&told).into_owned();
+        if !told.contains("no such table") {
+            stage.record().damage.push(format!("after life {life}: verify: {told}"));
+        }
+    }
+    Ok(())
+}
+
+/// A life without faults: what is missing is asked for, everything comes to rest and is read.
+fn last_life(stage: &Stage) -> Result<()> {
+    let number = stage.plan.lives.len() + 1;
+    stage.home.note(&json!({ "event": "server-start", "life": number }))?;
+    stage.life.store(number, Ordering::SeqCst);
+    let mut server = Server::start(&stage.home, number, None)?;
+    let Some(address) = server.wait_ready()? else {
+        let logged = server.logged();
+        stage.record().stuck.push(format!("the last life did not start: {logged}"));
+        return Ok(());
+    };
+    stage.set_address(Some(address));
+    let audit = collect::audit(stage).ok_or("the tasks cannot be read in the last life")?;
+    stage.record().audits.push(audit);
+    // Some more load, in a life of peace.
+    thread::sleep(EFFECT);
+    stage.calm.store(true, Ordering::SeqCst);
+    rest(stage);
+    let audit = collect::audit(stage).ok_or("the tasks cannot be read in the end")?;
+    stage.record().audits.push(audit);
+    for group in &stage.plan.groups {
+        let found = collect::collect(stage, &group.name)?;
+        readers_arrive(stage, &group.name, found.frames.last().map_or(0, |frame| frame.seq));
+        stage.record().groups.insert(group.name.clone(), found);
+    }
+    runs_left_nothing(stage);
+    weigh(stage, &server);
+    server.send(Signal::TERM)?;
+    let ended = server.wait_exit(PATIENCE)?;
+    if ended.and_then(|status| status.code()) != Some(0) {
+        stage.record().stuck.push(format!("SIGTERM at rest: the server ended with {ended:?}"));
+    }
+    server.kill()?;
+    stage.set_address(None);
+    stage.home.note(&json!({ "event": "server-end", "life": number }))?;
+    let orphans = wait_gone(&stage.home.data(), |_| true);
+    let told = orphans.iter().map(|one| format!("after the last life: {one:?}"));
+    stage.record().orphans.extend(told);
+    verify(stage, number)?;
+    let database = Connection::open(stage.home.data().join("greenroom.db"))?;
+    let check: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+    if check != "ok" {
+        stage.record().damage.push(format!("integrity_check: {check}"));
+    }
+    Ok(())
+}
+
+/// Waits until every group is at rest: those that wait for a decision get one.
+fn rest(stage: &Stage) {
+    let client = stage.client();
+    let mut random = Random::new(stage.plan.seed, "rest");
+    let start = Instant::now();
+    loop {
+        load::answer_permissions(stage, &client, &mut random);
+        let mut busy = Vec::new();
+        for group in &stage.plan.groups {
+            let path = format!("/v1/groups/{}", group.name);
+            let shown: Value =
+                client.read(&path).and_then(|shown| from_str(&shown).ok()).unwrap_or_default();
+            match text(&shown, "status") {
+                "idle" | "archived" if shown["queue_length"] == 0 => continue,
+                "held" | "paused" => {
+                    client.send(&Ask::post(format!("{path}/resume"), json!({})));
+                }
+                _ => {}
+            }
+            busy.push(shown);
+        }
+        // The callers may still be asking for answers that they never got.
+        let asking = stage.record().exchanges.last().map_or(0, |last| last.answered);
+        if busy.is_empty() && asking + 300_000 < stage.now() {
+            return;
+        }
+        if DRAIN < start.elapsed() {
+            let told = busy.iter().map(|shown| format!("not at rest after {DRAIN:?}: {shown}"));
+            return stage.record().stuck.extend(told);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// The reader that follows a group comes to its last frame.
+fn readers_arrive(stage: &Stage, group: &str, last_seq: u64) {
+    let start = Instant::now();
+    let arrived = || {
+        let record = stage.record();
+        let last = record.seen.iter().rev().find(|seen| seen.group == group);
+        last.is_some_and(|seen| last_seq <= seen.seq)
+    };
+    while !arrived() {
+        if PATIENCE < start.elapsed() {
+            let told = format!("the reader of {group} never came to frame {last_seq}");
+            return stage.record().stuck.push(told);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// I10: what still lives belongs to a run that does.
+fn runs_left_nothing(stage: &Stage) {
+    let alive: Vec<String> = {
+        let record = stage.record();
+        let runs = record.groups.values().flat_map(|group| &group.runs);
+        runs.filter(|run| run["ended_at"].is_null()).map(|run| text(run, "id").into()).collect()
+    };
+    let orphans = wait_gone(&stage.home.data(), |one| !alive.contains(&one.run));
+    let told = orphans.iter().map(|one| format!("outlived its run: {one:?}"));
+    stage.record().orphans.extend(told);
+}
+
+/// The group that must go on, and what the faults of this run excuse.
+fn witness(plan: &Plan) -> Option<(String, Vec<&'static str>)> {
+    let group = plan.groups.iter().find(|group| group.witness)?;
+    let mut excuses = vec!["_server_restart"];
+    if plan.has(|fault| matches!(fault, Fault::Terminate { .. } | Fault::Stop { .. })) {
+        excuses.push("_process_exited");
+    }
+    let storage = |fault: &Fault| {
+        matches!(fault, Fault::Full { .. } | Fault::SyncError { .. } | Fault::Locked { .. })
+    };
+    if plan.has(storage) {
+        excuses.push("_storage");
+    }
+    // A clock that stands still for the server runs on for a turn.
+    if plan.has(|fault| matches!(fault, Fault::Stop { .. } | Fault::Locked { .. })) {
+        excuses.push("_deadline");
+    }
+    if plan.has(|fault| matches!(fault, Fault::Descriptors { .. })) {
+        excuses.extend(["agent_start_failed", "_process_exited"]);
+    }
+    Some((group.name.clone(), excuses))
+}

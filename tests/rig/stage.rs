@@ -1,0 +1,184 @@
+//! What all threads of one run share, and the client through which every request goes.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use ureq::http::Request;
+
+use crate::capability::Capabilities;
+use crate::history::{Exchange, History};
+use crate::home::Home;
+use crate::plan::Plan;
+
+/// The longest that a caller waits for an answer.
+const EXCHANGE: Duration = Duration::from_secs(10);
+
+/// One run under way.
+pub struct Stage {
+    pub plan: Plan,
+    pub home: Home,
+    pub capabilities: Capabilities,
+    /// Counts the server's lives, from 1.
+    pub life: AtomicUsize,
+    /// No caller asks for anything more.
+    pub calm: AtomicBool,
+    /// Everything is over.
+    pub over: AtomicBool,
+    address: Mutex<Option<SocketAddr>>,
+    record: Mutex<History>,
+    began: Instant,
+}
+
+impl Stage {
+    pub fn new(plan: Plan, home: Home, capabilities: Capabilities) -> Self {
+        Self {
+            plan,
+            home,
+            capabilities,
+            life: AtomicUsize::new(0),
+            calm: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            address: Mutex::default(),
+            record: Mutex::default(),
+            began: Instant::now(),
+        }
+    }
+
+    /// Where the server listens, if it does.
+    pub fn address(&self) -> Option<SocketAddr> {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells everybody where the server listens.
+    pub fn set_address(&self, address: Option<SocketAddr>) {
+        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
+    }
+
+    /// What is known so far.
+    pub fn record(&self) -> MutexGuard<'_, History> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Microseconds since the run began.
+    pub fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    pub fn life(&self) -> usize {
+        self.life.load(Ordering::SeqCst)
+    }
+
+    pub fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::SeqCst)
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    /// A client of its own.
+    pub fn client(&self) -> Client<'_> {
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_idle_connections(0)
+            .timeout_global(Some(EXCHANGE))
+            .proxy(None)
+            .build()
+            .new_agent();
+        Client { stage: self, agent }
+    }
+}
+
+/// Sends requests and puts each into the history.
+pub struct Client<'a> {
+    stage: &'a Stage,
+    agent: ureq::Agent,
+}
+
+/// A request.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub method: &'static str,
+    pub path: String,
+    pub key: Option<String>,
+    pub body: Value,
+}
+
+impl Ask {
+    pub fn get(path: impl Into<String>) -> Self {
+        Self { method: "GET", path: path.into(), key: None, body: Value::Null }
+    }
+
+    pub fn post(path: impl Into<String>, body: Value) -> Self {
+        Self { method: "POST", path: path.into(), key: None, body }
+    }
+}
+
+impl Client<'_> {
+    /// Sends a request; `None` if nobody listens, and then nothing was sent.
+    pub fn send(&self, ask: &Ask) -> Option<Exchange> {
+        let address = self.stage.address()?;
+        let life = self.stage.life();
+        let sent = self.stage.now();
+        let (status, answer) = self.exchange(address, ask).unwrap_or_default();
+        let exchange = Exchange {
+            life,
+            sent,
+            answered: self.stage.now(),
+            method: ask.method,
+            path: ask.path.clone(),
+            key: ask.key.clone(),
+            body: ask.body.clone(),
+            status,
+            answer,
+        };
+        self.stage.record().exchanges.push(exchange.clone());
+        Some(exchange)
+    }
+
+    /// Reads without leaving a trace in the history: the answer's status and text, if there is one.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let url = format!("http://{}{path}", self.stage.address()?);
+        let response = self.agent.run(Request::get(url).body(()).ok()?).ok()?;
+        let (parts, mut body) = response.into_parts();
+        let bytes = body.with_config().limit(u64::MAX).read_to_vec().ok()?;
+        Some((parts.status.as_u16(), String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Reads likewise: the answer's text, if it was 200.
+    pub fn read(&self, path: &str) -> Option<String> {
+        self.get(path).filter(|(status, _)| *status == 200).map(|(_, text)| text)
+    }
+
+    /// The seconds of the day by the server's clock.
+    pub fn clock(&self) -> Option<u64> {
+        let url = format!("http://{}/healthz", self.stage.address()?);
+        let response = self.agent.run(Request::get(url).body(()).ok()?).ok()?;
+        let date = response.headers().get("date")?.to_str().ok()?.to_owned();
+        let time = date.split(' ').find(|word| word.contains(':'))?;
+        let parts = time.split(':').map(|part| part.parse::<u64>().ok());
+        parts.collect::<Option<Vec<_>>>().map(|parts| parts.iter().fold(0, |sum, n| sum * 60 + n))
+    }
+
+    fn exchange(&self, address: SocketAddr, ask: &Ask) -> Result<(u16, Value), ureq::Error> {
+        let url = format!("http://{address}{}", ask.path);
+        let mut request = Request::builder().method(ask.method).uri(url);
+        if let Some(key) = &ask.key {
+            request = request.header("Idempotency-Key", key);
+        }
+        let response = match &ask.body {
+            Value::Null => self.agent.run(request.body(())?)?,
+            body => {
+                let request = request.header("Content-Type", "application/json");
+                self.agent.run(request.body(body.to_string())?)?
+            }
+        };
+        let (parts, mut body) = response.into_parts();
+        let bytes = body.with_config().limit(u64::MAX).read_to_vec()?;
+        Ok((parts.status.as_u16(), serde_json::from_slice(&bytes).unwrap_or_default()))
+    }
+}
