@@ -5,7 +5,7 @@
 //! cargo run --release --example bench [-- [--quick] [ROW…]]
 //! ```
 //!
-//! All rows take two to three minutes. `--quick` shows in a few seconds a row that everything
+//! All rows take about five minutes. `--quick` shows in a few seconds a row that everything
 //! works, and its figures mean nothing. Figures of different runs differ by 20 %: compare only
 //! what stands in one row. The column of the nearest system was published elsewhere and measured
 //! on another machine.
