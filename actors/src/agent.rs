@@ -11,6 +11,7 @@ mod conversation;
 pub mod detector;
 pub mod hermes;
 mod opening;
+mod pipe;
 pub mod sessions;
 pub mod shim;
 mod stderr;
@@ -79,6 +80,8 @@ pub struct Start {
     pub own_dir: PathBuf,
     /// The session to take up again.
     pub session: Option<SessionId>,
+    /// Dropped with the run's actor: also by a panic, which actix says nothing of.
+    pub lives: oneshot::Sender<()>,
 }
 
 /// What happened in a run, in order. Answered once it is durable: that is the back-pressure that

@@ -22,8 +22,8 @@ use std::{
 };
 
 use actix::{
-    Actor, ActorContext as _, ActorFutureExt as _, Addr, AsyncContext as _, Context, Recipient,
-    SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
+    Actor, ActorContext as _, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler,
+    Message, Recipient, SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
     Blocked, Effect, Event, Expiry, GroupId, Recovery, Rejected, RunId, Status, Step, Task, TaskId,
@@ -418,6 +418,7 @@ impl Group {
             return ctx.notify(AgentReport::of(exited));
         };
         let own_dir = self.shared.own_dir(self.no);
+        let (lives, died) = oneshot::channel();
         let start = Start {
             run,
             group: self.id.clone(),
@@ -425,7 +426,9 @@ impl Group {
             own_dir,
             cwd: settings.cwd.clone().map(Into::into),
             session,
+            lives,
         };
+        ctx.spawn(died.into_actor(self).map(move |_, _, ctx| ctx.notify(AgentDied(run))));
         let needed = Needed::default();
         let wish = Wish { needed: needed.clone(), group: ctx.address().recipient() };
         let nursery = self.shared.nursery.clone();
@@ -514,6 +517,27 @@ impl Group {
         };
         let position = position.map(|place| place as u64);
         Some(TaskView { task, group: self.id.clone(), position, blocked_by })
+    }
+}
+
+/// A run's actor ended. By a message, so that what it told before is taken in before.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct AgentDied(RunId);
+
+impl Handler<AgentDied> for Group {
+    type Result = ();
+
+    /// If it told nothing of how the run ended, the group is rebuilt from the database, which looks
+    /// for what is left of the run (I15).
+    fn handle(&mut self, AgentDied(run): AgentDied, ctx: &mut Context<Self>) {
+        if self.agent.as_ref().is_some_and(|(own, _)| *own == run) {
+            log::error!(
+                target: "greenroom::run", group:% = self.id, run:%;
+                "the run's actor panicked; its group is rebuilt from the database"
+            );
+            ctx.stop();
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod base;
 pub mod clock;
+mod failpoint;
 pub mod feed;
 pub mod frames;
 pub mod group;
@@ -16,4 +17,5 @@ pub mod retention;
 pub mod storage;
 pub mod supervisor;
 pub mod verify;
+pub mod vital;
 mod word;

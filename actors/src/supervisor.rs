@@ -24,6 +24,7 @@ use crate::{
     feed::Feed,
     group::{Change, Cut, Drain, Forget, Group, GroupDied, Halt, Shared, StatusChanged},
     storage::{GroupIndex, GroupNo, StoreError},
+    vital::Vital,
 };
 
 /// How long a cancelled turn may still take when the server shuts down.
@@ -112,6 +113,7 @@ pub struct Supervisor {
     /// How often in a row nobody was found to watch.
     unwatched: u32,
     draining: bool,
+    _vital: Vital,
 }
 
 impl Supervisor {
@@ -130,6 +132,7 @@ impl Supervisor {
             last_change: clock::now().0.unsigned_abs() * 1000,
             unwatched: 0,
             draining: false,
+            _vital: Vital("supervisor"),
         }
     }
 

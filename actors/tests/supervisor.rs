@@ -3,7 +3,8 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
+    path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -41,10 +42,12 @@ const LONG: Duration = Duration::from_secs(20);
 struct Flaky {
     store: SqliteStore,
     broken: Arc<AtomicBool>,
+    panics: Arc<AtomicBool>,
 }
 
 impl Store for Flaky {
     fn commit(&mut self, batch: &[Writes]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        assert!(!self.panics.load(Ordering::SeqCst), "told to");
         if self.broken.load(Ordering::SeqCst) {
             let source = Arc::new(std::io::Error::other("no space left"));
             return Err(StoreError::Database { operation: "wrote", source });
@@ -114,10 +117,36 @@ impl Handler<Panic> for Group {
     }
 }
 
+impl Handler<Panic> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
+        panic!("told to");
+    }
+}
+
+/// Makes whichever actor logs this line panic, once, at that point.
+struct Tripwire(&'static str, AtomicBool);
+
+impl log::Log for Tripwire {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if record.args().to_string() == self.0 && !self.1.swap(true, Ordering::SeqCst) {
+            panic!("told to");
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 struct World {
     supervisor: Addr<Supervisor>,
     shared: Arc<Shared>,
     broken: Arc<AtomicBool>,
+    panics: Arc<AtomicBool>,
     _database: Database,
     _dir: TempDir,
 }
@@ -125,11 +154,18 @@ struct World {
 impl World {
     /// A server without HTTP, with one slot, whose agent cannot be started: its tasks fail.
     async fn new() -> Self {
+        Self::with("/bin/false".into(), profile()).await
+    }
+
+    /// Such a server with this shim and this profile of its agent.
+    async fn with(shim: PathBuf, profile: Profile) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
         let broken = Arc::<AtomicBool>::default();
         let health = StorageHealth::default();
-        let store = Flaky { store: database.store().unwrap(), broken: broken.clone() };
+        let panics = Arc::<AtomicBool>::default();
+        let store = database.store().unwrap();
+        let store = Flaky { store, broken: broken.clone(), panics: panics.clone() };
         let for_actor = health.clone();
         let writer = Storage::start_in_arbiter(&Arbiter::new().handle(), move |_| {
             Storage::new(store, for_actor)
@@ -144,7 +180,7 @@ impl World {
                 ledger,
                 slots: Arc::new(tokio::sync::Semaphore::new(1)),
                 nursery: Nursery {
-                    shim: "/bin/false".into(),
+                    shim,
                     shim_args: Vec::new(),
                     heartbeat: Heartbeat::start(HEARTBEAT_EVERY).unwrap(),
                     data: Marker::data(dir.path().display()),
@@ -152,7 +188,7 @@ impl World {
                     open_files: None,
                     residents: Residents::start(1),
                 },
-                profiles: HashMap::from([("absent".into(), Arc::new(profile()))]),
+                profiles: HashMap::from([("absent".into(), Arc::new(profile))]),
                 limits: limits(),
                 work_dir: dir.path().join("work"),
                 default_agent: "absent".into(),
@@ -166,7 +202,7 @@ impl World {
         });
         supervisor.send(Boot).await.unwrap().unwrap();
         let shared = made.unwrap();
-        Self { supervisor, shared, broken, _database: database, _dir: dir }
+        Self { supervisor, shared, broken, panics, _database: database, _dir: dir }
     }
 
     async fn find(&self, group: &str) -> GroupHandle {
@@ -261,6 +297,72 @@ async fn a_group_that_panicked_is_rebuilt_and_goes_on() {
     }
     let other = world.submit("other").await;
     assert_eq!(world.end("other", &other).await.state, TaskState::Failed, "the slot is free");
+}
+
+/// I15, F3: a run's actor that panics takes its tree and its group's actor with it, and the group
+/// goes on; without that its task would wait for its deadline, and the slot with it.
+#[actix_rt::test]
+async fn a_group_whose_agents_actor_panicked_is_rebuilt() {
+    static WIRE: Tripwire = Tripwire("run started", AtomicBool::new(false));
+    log::set_logger(&WIRE).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    let test = std::env::current_exe().unwrap();
+    let shim = test.ancestors().nth(2).unwrap().join("examples/shim");
+    let world = World::with(shim, Profile { command: "/bin/false".into(), ..profile() }).await;
+    let task = world.submit("work").await;
+    let ended = timeout(LONG, async {
+        loop {
+            let task = task.view.task.id;
+            let found = world.shared.ledger.read(move |archive| archive.task(task)).await;
+            let task = found.unwrap().unwrap().task;
+            if task.state.is_terminal() {
+                return task;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert_eq!(ended.await.unwrap().state, TaskState::Failed, "made again, as nothing was sent");
+    assert!(WIRE.1.load(Ordering::SeqCst), "the actor panicked");
+    let other = world.submit("other").await;
+    assert_eq!(world.end("other", &other).await.state, TaskState::Failed, "the slot is free");
+}
+
+/// I15, F3: a question that panics costs its asker an answer, and nobody else.
+#[actix_rt::test]
+async fn readers_outlive_a_question_that_panics() {
+    let world = World::new().await;
+    let ledger = &world.shared.ledger;
+    for _ in 0..3 {
+        let asked = ledger.read(|_| -> Result<(), StoreError> { panic!("told to") }).await;
+        assert!(matches!(asked, Err(StoreError::Stopped)), "{asked:?}");
+        ledger.read(|archive| archive.census()).await.unwrap();
+    }
+}
+
+/// F3: a server without its storage or its supervisor would look alive and take nothing.
+#[test]
+fn the_process_ends_with_an_actor_that_nobody_rebuilds() {
+    for test in ["with_storage_that_panics", "with_a_supervisor_that_panics"] {
+        let own = std::env::current_exe().unwrap();
+        let ended = Command::new(own).args(["--exact", test, "--ignored"]).output().unwrap();
+        let told = String::from_utf8_lossy(&ended.stdout);
+        assert_eq!(ended.status.code(), Some(greenroom_actors::vital::EXIT), "{test}: {told}");
+    }
+}
+
+#[actix_rt::test]
+#[ignore = "run by the_process_ends_with_an_actor_that_nobody_rebuilds"]
+async fn with_storage_that_panics() {
+    let world = World::new().await;
+    world.panics.store(true, Ordering::SeqCst);
+    _ = timeout(LONG, world.find("work").await.addr.send(turn())).await;
+}
+
+#[actix_rt::test]
+#[ignore = "run by the_process_ends_with_an_actor_that_nobody_rebuilds"]
+async fn with_a_supervisor_that_panics() {
+    let world = World::new().await;
+    _ = timeout(LONG, world.supervisor.send(Panic)).await;
 }
 
 /// Storage that works again is found out without anybody writing: a balancer that sends nothing

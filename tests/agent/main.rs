@@ -186,7 +186,7 @@ impl Agent {
 
     fn prompt(self: &Arc<Self>, id: Value, session: String, params: &Value, line: &str) {
         let text = prompt_text(&params["prompt"]);
-        let first = self.history(&session).is_some_and(|history| history.is_empty());
+        let first = self.is_fresh(&session);
         let fields = json!({ "session": session, "text": text, "line": line, "first": first });
         self.note("prompt", fields);
         if !lock(&self.known).contains(&session) {

@@ -110,11 +110,17 @@ impl Agent {
 
     /// The stored updates of a session; `None` if there is no such session.
     pub fn history(&self, session: &str) -> Option<Vec<Value>> {
-        if session.is_empty() || Path::new(session).components().count() != 1 {
+        if !is_name(session) {
             return None;
         }
         let text = fs::read_to_string(self.history_path(session)).ok()?;
         Some(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
+    /// Whether there is such a session and it has no update yet: not read, as it may be long.
+    pub fn is_fresh(&self, session: &str) -> bool {
+        let stored = is_name(session).then(|| fs::metadata(self.history_path(session)));
+        stored.is_some_and(|stored| stored.is_ok_and(|file| file.len() == 0))
     }
 
     fn history_path(&self, session: &str) -> PathBuf {
@@ -126,6 +132,11 @@ impl Agent {
         let text = fs::read_to_string(self.directory.join(name)).unwrap_or_default();
         text.replace("{n}", &format!("{}-{}", process::id(), self.number()))
     }
+}
+
+/// Whether it could be a session's file.
+fn is_name(session: &str) -> bool {
+    !session.is_empty() && Path::new(session).components().count() == 1
 }
 
 /// hermes' provenance of a session that was never compacted.

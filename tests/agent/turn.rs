@@ -161,7 +161,7 @@ impl Turn {
         if text.contains("[[times:") {
             self.received = self.agent.received(text);
         }
-        let first = self.agent.history(&self.session).is_some_and(|history| history.is_empty());
+        let first = self.agent.is_fresh(&self.session);
         self.agent.remember(&self.session, &chunk("user_message_chunk", text));
         if first && self.agent.switches.first_turn_marker {
             self.reply("[first turn]");

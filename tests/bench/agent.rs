@@ -3,16 +3,22 @@
 //!
 //! - `empty`: answers at once
 //! - `stream N BYTES`: says N message chunks, each a line of exactly BYTES bytes, then answers
+//! - `stamp`: says the machine's monotonic time in nanoseconds, and answers
+//! - `flood BYTES`: says such lines on stdout and on stderr without an end
 //! - `hang`: says its process id, and never answers
+//!
+//! With the argument `crash` it exits at once.
 
 use std::{
+    env,
     error::Error,
     fs::File,
     io::{self, BufRead as _, Write as _},
     os::fd::AsFd as _,
-    process,
+    process, thread,
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 const HEAD: &str = concat!(
@@ -24,6 +30,9 @@ const TAIL: &str = "\"}}}}\n";
 const WRITE_BYTES: usize = 128 << 10;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    if env::args().nth(1).is_some_and(|argument| argument == "crash") {
+        process::exit(1);
+    }
     let mut out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     for line in io::stdin().lock().lines() {
         let line: Value = serde_json::from_str(&line?)?;
@@ -53,6 +62,23 @@ fn play(prompt: &str, out: &mut File) -> Result<bool, Box<dyn Error>> {
             let mut numbers = words.map_while(|word| word.parse().ok());
             let (count, bytes) = (numbers.next(), numbers.next());
             stream(count.ok_or("stream N BYTES")?, bytes.ok_or("stream N BYTES")?, out)?;
+        }
+        Some("stamp") => {
+            let now = clock_gettime(ClockId::Monotonic);
+            let ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+            out.write_all(format!("{HEAD}{ns}{TAIL}").as_bytes())?;
+        }
+        Some("flood") => {
+            let bytes = words.next().and_then(|word| word.parse().ok()).ok_or("flood BYTES")?;
+            thread::spawn(move || -> io::Result<()> {
+                let noise = format!("{}\n", "x".repeat(bytes)).repeat(WRITE_BYTES / bytes);
+                loop {
+                    io::stderr().write_all(noise.as_bytes())?;
+                }
+            });
+            loop {
+                stream(WRITE_BYTES, bytes, out)?;
+            }
         }
         Some("hang") => {
             out.write_all(format!("{HEAD}pid {}{TAIL}", process::id()).as_bytes())?;

@@ -14,6 +14,8 @@ use tokio::{
 
 use crate::{Result, http};
 
+const CLIENTS: usize = 16;
+
 /// Has each client send its `requests` one after another, `times` times over. Gives how long it
 /// took in all, and each request's latency in seconds, sorted.
 pub fn send(
@@ -35,6 +37,15 @@ pub fn send(
         latencies.sort_by(f64::total_cmp);
         Ok((start.elapsed(), latencies))
     })
+}
+
+/// Has a few clients send these requests between them, once.
+pub fn spread(address: SocketAddr, requests: Vec<Vec<u8>>) -> Result<()> {
+    let mut clients = vec![Vec::new(); CLIENTS];
+    for (request, client) in requests.into_iter().zip((0..CLIENTS).cycle()) {
+        clients[client].push(request);
+    }
+    send(address, clients, 1).map(drop)
 }
 
 async fn client(address: SocketAddr, requests: Vec<Vec<u8>>, times: u64) -> Result<Vec<f64>> {

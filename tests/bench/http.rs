@@ -62,9 +62,30 @@ pub fn turn(group: &str, prompt: &str, wait: u32) -> Vec<u8> {
     with_body("POST", &path, &json!({ "prompt": prompt }))
 }
 
+/// The request for a turn that has to start within so many milliseconds.
+pub fn turn_within(group: &str, prompt: &str, ms: u64) -> Vec<u8> {
+    let path = format!("/v1/groups/{group}/turns");
+    with_body("POST", &path, &json!({ "prompt": prompt, "expires_in_ms": ms }))
+}
+
 /// The request that makes a group.
 pub fn put(group: &str) -> Vec<u8> {
     with_body("PUT", &format!("/v1/groups/{group}"), &json!({}))
+}
+
+/// The request that makes a group for an agent of that profile.
+pub fn put_for(group: &str, agent: &str) -> Vec<u8> {
+    with_body("PUT", &format!("/v1/groups/{group}"), &json!({ "agent": agent }))
+}
+
+/// A POST that says nothing.
+pub fn post(path: &str) -> Vec<u8> {
+    with_body("POST", path, &json!({}))
+}
+
+/// A DELETE.
+pub fn delete(path: &str) -> Vec<u8> {
+    format!("DELETE {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes()
 }
 
 fn with_body(method: &str, path: &str, body: &Value) -> Vec<u8> {

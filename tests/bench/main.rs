@@ -5,7 +5,7 @@
 //! cargo run --release --example bench [-- [--quick] [ROW…]]
 //! ```
 //!
-//! All rows take two to three minutes. `--quick` shows in a few seconds a row that everything
+//! All rows take about five minutes. `--quick` shows in a few seconds a row that everything
 //! works, and its figures mean nothing. Figures of different runs differ by 20 %: compare only
 //! what stands in one row. The column of the nearest system was published elsewhere and measured
 //! on another machine.
@@ -14,6 +14,7 @@ mod bare;
 mod crowd;
 mod database;
 mod http;
+mod pace;
 mod process;
 mod rows;
 mod server;
@@ -23,11 +24,15 @@ mod table;
 use std::{
     env,
     error::Error,
+    fs,
     process::{Command, ExitCode},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use crate::table::Line;
+use crate::{
+    server::{FAILING, built},
+    table::Line,
+};
 
 /// Whatever went wrong ends the benchmark, with its own words.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -46,6 +51,14 @@ pub struct Scale {
     pub idle_groups: usize,
     /// Tasks that wait.
     pub backlog: usize,
+    /// Tasks that wait, and are made.
+    pub queue: usize,
+    /// Groups that are there at a restart.
+    pub groups: usize,
+    /// Frames that are there at a restart.
+    pub many_frames: usize,
+    /// How long groups are measured beside each disturber, at a time.
+    pub phase: Duration,
 }
 
 const FULL: Scale = Scale {
@@ -55,16 +68,30 @@ const FULL: Scale = Scale {
     turns: 1_000,
     idle_groups: 1_000,
     backlog: 50_000,
+    queue: 10_000,
+    groups: 5_000,
+    many_frames: 1_000_000,
+    phase: Duration::from_secs(2),
 };
 
-const QUICK: Scale =
-    Scale { runs: 1, frames: 4_000, history: 4_000, turns: 50, idle_groups: 20, backlog: 2_000 };
+const QUICK: Scale = Scale {
+    runs: 1,
+    frames: 4_000,
+    history: 4_000,
+    turns: 50,
+    idle_groups: 20,
+    backlog: 2_000,
+    queue: 1_000,
+    groups: 50,
+    many_frames: 10_000,
+    phase: Duration::from_millis(300),
+};
 
 type Row = fn(&Scale) -> Result<Vec<Line>>;
 
 /// The rows by the names to select them with.
 #[rustfmt::skip]
-const ROWS: [(&str, Row); 12] = [
+const ROWS: [(&str, Row); 15] = [
     ("machine",    rows::machine::run),
     ("stream-200", |scale| rows::stream::run(scale, 200)),
     ("stream-2k",  |scale| rows::stream::run(scale, 2_000)),
@@ -74,9 +101,12 @@ const ROWS: [(&str, Row); 12] = [
     ("attach",     rows::attach::run),
     ("memory",     rows::memory::run),
     ("restart",    rows::restart::run),
+    ("restart-large", rows::restart::large),
     ("disk",       rows::disk::run),
     ("queue",      rows::queue::run),
+    ("drain",      rows::queue::drain),
     ("crash",      rows::crash::run),
+    ("isolation",  rows::isolation::run),
 ];
 
 fn main() -> ExitCode {
@@ -102,10 +132,14 @@ fn run() -> Result<()> {
             }
         }
     }
-    build()?;
+    let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+    if runs("isolation") {
+        build_failing()?;
+    }
+    build(&["--example", "bench-agent"])?;
     table::print_head();
     for (name, row) in ROWS {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+        if runs(name) {
             let start = Instant::now();
             let lines = row(scale).map_err(|err| format!("{name}: {err}"))?;
             lines.iter().for_each(|line| println!("{line}"));
@@ -115,12 +149,22 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// Builds the server and the agent as this program was built, if cargo runs it: so that nothing old
-/// is measured.
-fn build() -> Result<()> {
+/// Builds the server with failpoints, and keeps it under a name of its own.
+fn build_failing() -> Result<()> {
+    build(&["--features", "failpoints"])?;
+    if env::var_os("CARGO").is_some() {
+        let server = built("greenroom")?;
+        fs::copy(&server, server.with_file_name(FAILING))?;
+    }
+    Ok(())
+}
+
+/// Builds the server, and what else is asked for, as this program was built, if cargo runs it: so
+/// that nothing old is measured.
+fn build(arguments: &[&str]) -> Result<()> {
     let Some(cargo) = env::var_os("CARGO") else { return Ok(()) };
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--bin", "greenroom", "--example", "bench-agent"]);
+    command.args(["build", "--quiet", "--bin", "greenroom"]).args(arguments);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }

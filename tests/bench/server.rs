@@ -22,6 +22,7 @@ pub struct Server {
     directory: TempDir,
     address: SocketAddr,
     log_filter: Option<&'static str>,
+    fails: bool,
     child: Option<Child>,
 }
 
@@ -36,11 +37,26 @@ pub struct Setup {
     pub idle_timeout: &'static str,
     /// `GREENROOM_LOG`; absent: what is logged by default.
     pub log_filter: Option<&'static str>,
+    /// Whether it is the build in which the actor of a group panics whose name begins with
+    /// [`PANICS`].
+    pub fails: bool,
 }
+
+/// How the name of a group begins whose actor panics.
+pub const PANICS: &str = "panics-";
+
+/// The name of the build in which actors may panic.
+pub const FAILING: &str = "greenroom-failpoints";
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { running_groups: 64, queue: 1000, idle_timeout: "10m", log_filter: None }
+        Self {
+            running_groups: 64,
+            queue: 1000,
+            idle_timeout: "10m",
+            log_filter: None,
+            fails: false,
+        }
     }
 }
 
@@ -50,31 +66,39 @@ impl Server {
         // Beside the build, not in a temporary directory: that may be memory, where a sync is free.
         let directory = TempDir::with_prefix_in("bench-", built("")?)?;
         let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
-        let Setup { running_groups, queue, idle_timeout, log_filter } = setup;
+        let Setup { running_groups, queue, idle_timeout, log_filter, fails } = setup;
         let agent = built("examples/bench-agent")?;
         let config = format!(
             "[server]\nlisten = \"{address}\"\n\
              [limits]\nrunning_groups = {running_groups}\nqueue = {queue}\n\
              [defaults]\nagent = \"bench\"\nidle_timeout = \"{idle_timeout}\"\n\
-             [agents.bench]\ncommand = {agent:?}\n"
+             retry_base = \"10ms\"\n\
+             [agents.bench]\ncommand = {agent:?}\n\
+             [agents.crashes]\ncommand = {agent:?}\nargs = [\"crash\"]\n"
         );
         fs::write(directory.path().join("bench.toml"), config)?;
-        let mut server = Self { directory, address, log_filter, child: None };
+        let mut server = Self { directory, address, log_filter, fails, child: None };
         server.spawn()?;
+        server.wait_ready()?;
+        Ok(server)
+    }
+
+    /// Waits until it is ready.
+    pub fn wait_ready(&self) -> Result<()> {
         let start = Instant::now();
-        while server.connect().and_then(|mut own| own.get("/readyz")).is_err() {
+        while self.connect().and_then(|mut own| own.get("/readyz")).is_err() {
             if start.elapsed() > PATIENCE {
                 return Err("the server does not answer".into());
             }
             thread::sleep(Duration::from_millis(5));
         }
-        Ok(server)
+        Ok(())
     }
 
     /// Starts the process again, on the database that is there, and waits for nothing.
     pub fn spawn(&mut self) -> Result<()> {
         let log = File::options().append(true).create(true).open(self.path().join("log"))?;
-        let mut command = Command::new(built("greenroom")?);
+        let mut command = Command::new(built(if self.fails { FAILING } else { "greenroom" })?);
         for (name, _) in env::vars_os() {
             if name.to_string_lossy().starts_with("GREENROOM_") || name == "RUST_LOG" {
                 command.env_remove(&name);
@@ -82,6 +106,7 @@ impl Server {
         }
         command
             .args(["serve", "--config", "bench.toml"])
+            .envs(self.fails.then(|| ("FAILPOINT", format!("group={PANICS}"))))
             .envs(self.log_filter.map(|filter| ("GREENROOM_LOG", filter)))
             .current_dir(self.path())
             .stdin(Stdio::null())

@@ -41,6 +41,7 @@ mod retry;
 mod retry_starts;
 mod retry_task;
 mod rotate;
+mod scale;
 mod segments;
 mod sessions;
 mod shortage;

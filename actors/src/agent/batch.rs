@@ -2,9 +2,10 @@
 
 use greenroom_core::{Event, Fold, FrameKind, Kinds, Lines, RunId};
 
-/// A batch is full with this many bytes, or lines. The agent's pipe then holds it back.
-const BYTES_MAX: usize = 1 << 20;
-const LINES_MAX: usize = 4096;
+/// A batch is full with this many bytes, or lines. The agent's pipe then holds it back. Other
+/// groups' commits wait for it.
+const BYTES_MAX: usize = 256 << 10;
+const LINES_MAX: usize = 1024;
 /// Lines beyond that of what does not wait.
 const FEW_MAX: usize = 64;
 

@@ -4,12 +4,10 @@ use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc, time:
 
 use actix::{MailboxError, Recipient};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::BytesMut;
 use greenroom_core::{Event, Exit, ExitReason, Fold, GroupId, Provenance, RunId, SessionId, Stop};
 use tokio::{
-    io::AsyncReadExt as _,
-    net::unix::pipe::Receiver,
     sync::mpsc,
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 
@@ -20,6 +18,7 @@ use super::{
     child::{Child, Keeper, TreeEvent},
     detector::{Detector, Seen},
     opening::{Next, Opening},
+    pipe::{Pipe, READ_BYTES},
     sessions::{About, Sessions},
     stderr::Stderr,
     stdin::Stdin,
@@ -39,8 +38,6 @@ const DRAINS_MAX: u32 = 5;
 const REJECTED_MAX: u32 = 10;
 /// Of a rejected line, no more than this is kept.
 const REJECTED_BYTES_MAX: usize = 64 << 10;
-/// One read takes no more than this.
-const READ_BYTES: usize = 256 << 10;
 /// How often stderr is read before a turn is settled: one that floods it is not waited for.
 const STDERR_READS_MAX: usize = 64;
 
@@ -84,14 +81,6 @@ pub struct Conversation {
     drains_left: u32,
 }
 
-struct Pipe {
-    pipe: Receiver,
-    buffer: BytesMut,
-    /// Bytes of the buffer that hold no line feed.
-    searched: usize,
-    ended: bool,
-}
-
 /// The stop ladder (ARCHITECTURE 7).
 #[derive(Clone, Copy, Debug)]
 enum Ladder {
@@ -111,6 +100,13 @@ enum Wake {
     Stalled,
     TooLate,
     DrainedLong,
+}
+
+impl Wake {
+    /// Whether it takes its time, and there may be more of it.
+    fn is_long(&self) -> bool {
+        matches!(self, Self::Stdout(Ok(bytes)) | Self::Stderr(Ok(bytes)) if *bytes >= READ_BYTES / 4)
+    }
 }
 
 impl Conversation {
@@ -160,6 +156,8 @@ impl Conversation {
     }
 
     /// Holds the conversation until nothing of the process tree is left, and reports that last.
+    ///
+    /// Gives way after each long read: a flood would keep the thread from other groups (I15).
     pub async fn hold(mut self) {
         while !self.is_over() {
             if self.report.is_none() && !self.batch.is_empty() {
@@ -168,7 +166,9 @@ impl Conversation {
                 let under = std::mem::replace(&mut self.under, known);
                 self.report = Some(Box::pin(self.group.send(AgentReport { events, under })));
             }
-            match self.wake().await {
+            let wake = self.wake().await;
+            let long = wake.is_long();
+            match wake {
                 Wake::Stdout(read) => self.hear(read),
                 Wake::Stderr(read) => self.note(read),
                 Wake::Tree(event) => self.watch(event),
@@ -190,6 +190,9 @@ impl Conversation {
                     self.end(ExitReason::StartFailed, &why);
                 }
                 Wake::DrainedLong => self.drain(),
+            }
+            if long {
+                yield_now().await;
             }
         }
         let exit = self.exit();
@@ -564,23 +567,6 @@ impl Conversation {
         };
         let (stderr_tail, stderr_dropped) = (self.stderr.tail(), self.stderr.dropped());
         Exit { pid: self.pid, code, signal, reason, detail, stderr_tail, stderr_dropped }
-    }
-}
-
-impl Pipe {
-    fn new(pipe: Receiver) -> Self {
-        Self { pipe, buffer: BytesMut::new(), searched: 0, ended: false }
-    }
-
-    fn try_read(&mut self) -> io::Result<usize> {
-        self.buffer.reserve(READ_BYTES);
-        self.pipe.try_read_buf(&mut self.buffer)
-    }
-
-    async fn read(&mut self) -> io::Result<usize> {
-        self.pipe.readable().await?;
-        self.buffer.reserve(READ_BYTES);
-        self.pipe.read_buf(&mut self.buffer).await
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::Group;
 use crate::{
     agent::AgentReport,
-    clock,
+    clock, failpoint,
     storage::{KeyUse, StoreError, TaskView},
 };
 
@@ -399,6 +399,7 @@ impl Handler<AgentReport> for Group {
     type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, report: AgentReport, ctx: &mut Context<Self>) -> Self::Result {
+        failpoint::pass("group", &self.id);
         let AgentReport { mut events, under } = report;
         if under.as_ref() != self.reread.in_force() {
             // The prompt of another session was committed, and the run did not know yet.

@@ -14,7 +14,10 @@ use super::{
     Cut, Fault, GroupNo, Hydration, LockError, StorageHealth, Store, StoreError, Swept, Writes,
     chain,
 };
-use crate::clock;
+use crate::{
+    clock,
+    vital::{self, Vital},
+};
 
 /// How long an idempotency key is kept. The contract says at least 24 h.
 pub(crate) const KEY_MS: i64 = 48 * 60 * 60 * 1000;
@@ -26,9 +29,6 @@ const CHECK: Duration = Duration::from_secs(1);
 const SHRINK: Duration = Duration::from_millis(100);
 /// How often old keys are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
-/// What the process ends with when a sync failed: EX_SOFTWARE of sysexits.h, which no service
-/// manager takes for a wrong configuration.
-const EXIT_UNSYNCED: i32 = 70;
 
 /// Makes one group's writes durable; `done` is told. Sent without waiting: a group has at most
 /// one commit under way.
@@ -78,12 +78,13 @@ pub struct Storage<S> {
     failed: Option<Instant>,
     /// Transactions there were when it was last looked whether anybody commits.
     seen: u64,
+    _vital: Vital,
 }
 
 impl<S: Store + Unpin> Storage<S> {
     /// The one writer of `store`.
     pub fn new(store: S, health: StorageHealth) -> Self {
-        Self { store, health, waiting: Vec::new(), failed: None, seen: 0 }
+        Self { store, health, waiting: Vec::new(), failed: None, seen: 0, _vital: Vital("storage") }
     }
 
     /// What everybody is told while the database fails.
@@ -258,7 +259,7 @@ impl<S: Store + Unpin> Storage<S> {
 /// their trees.
 pub(super) fn unsynced() -> ! {
     log::logger().flush();
-    std::process::exit(EXIT_UNSYNCED)
+    std::process::exit(vital::EXIT)
 }
 
 impl<S: Store + Unpin> Actor for Storage<S> {

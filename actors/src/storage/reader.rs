@@ -1,6 +1,8 @@
 //! Readers: a few threads, each with a connection of its own, apart from the writer.
 
-use actix::{Actor, Handler, Message, SyncContext};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use actix::{Actor, ActorContext as _, Handler, Message, SyncContext};
 
 use super::{Archive, StoreError};
 
@@ -31,7 +33,12 @@ type Question = dyn FnOnce(Result<&dyn Archive, &StoreError>) + Send;
 impl<A: Archive + Unpin> Handler<Query> for Reader<A> {
     type Result = ();
 
-    fn handle(&mut self, Query(ask): Query, _: &mut Self::Context) {
-        ask(self.archive.as_ref().map(|archive| archive as &dyn Archive));
+    fn handle(&mut self, Query(ask): Query, ctx: &mut Self::Context) {
+        let archive = self.archive.as_ref().map(|archive| archive as &dyn Archive);
+        // A panic would end the thread for good. Nothing of the connection is used after one.
+        if catch_unwind(AssertUnwindSafe(|| ask(archive))).is_err() {
+            log::error!(target: "greenroom::storage", "a reader panicked; it is started again");
+            ctx.stop();
+        }
     }
 }

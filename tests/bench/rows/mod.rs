@@ -4,6 +4,7 @@ pub mod attach;
 pub mod crash;
 pub mod disk;
 pub mod fan_out;
+pub mod isolation;
 pub mod machine;
 pub mod memory;
 pub mod queue;

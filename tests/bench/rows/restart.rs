@@ -1,4 +1,4 @@
-//! The server is killed, and comes back on a long transcript.
+//! The server is killed, and comes back on a long transcript, a long queue, or many groups.
 
 use std::{
     thread,
@@ -6,12 +6,15 @@ use std::{
 };
 
 use crate::{
-    Result, Scale,
+    Result, Scale, crowd, http,
     rows::{GROUP, fill, repeat},
     server::{Server, Setup},
     subscriber::Subscriber,
     table::{Line, median, ms},
 };
+
+/// Seconds until a server must be back, however much there is (RELIABILITY F31).
+const READY_MAX: f64 = 10.0;
 
 /// From the spawn to the first frame that a client reads; after SIGKILL and after SIGTERM.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
@@ -49,4 +52,55 @@ fn first_frame(server: &mut Server) -> Result<f64> {
         thread::sleep(Duration::from_micros(500));
     }
     Err("no frame after a restart".into())
+}
+
+/// From the spawn after SIGKILL until `/readyz` says so, and until the last group answers.
+pub fn large(scale: &Scale) -> Result<Vec<Line>> {
+    let (tasks, groups) = (scale.queue, scale.groups);
+    let waiting = |group: &str| http::turn(group, "empty", 0);
+    let long = |server: &Server| {
+        // Behind a turn that never ends; after the restart the first of them begins at once.
+        server.connect()?.exchange(&http::turn("g0", "hang", 0))?;
+        crowd::spread(server.address(), vec![waiting("g0"); tasks])
+    };
+    let idle = |server: &Server| {
+        crowd::spread(server.address(), names(groups).map(|group| http::put(&group)).collect())
+    };
+    let busy = |server: &Server| {
+        server.connect()?.exchange(&http::turn("holds-the-slot", "hang", 0))?;
+        crowd::spread(server.address(), names(groups).map(|group| waiting(&group)).collect())
+    };
+    let frames = |server: &Server| fill(&mut server.connect()?, "g0", scale.many_frames).map(drop);
+    Ok(vec![
+        back(&format!("{tasks} waiting tasks in one group"), 1, &long)?,
+        back(&format!("{groups} idle groups"), groups, &idle)?,
+        back(&format!("{groups} groups with a waiting task each"), groups, &busy)?,
+        back(&format!("{} frames in one group", scale.many_frames), 1, &frames)?,
+    ])
+}
+
+fn names(groups: usize) -> impl Iterator<Item = String> {
+    (0..groups).map(|group| format!("g{group}"))
+}
+
+/// Kills a server of so many groups that was filled like this, and takes the time until it is back.
+fn back(what: &str, groups: usize, fill: &dyn Fn(&Server) -> Result<()>) -> Result<Line> {
+    let setup = Setup { running_groups: 1, queue: 1_000_000, ..Setup::default() };
+    let mut server = Server::start(setup)?;
+    fill(&server)?;
+    server.kill()?;
+    let start = Instant::now();
+    server.spawn()?;
+    server.wait_ready()?;
+    let ready = start.elapsed().as_secs_f64();
+    // The last one in the order in which they are read.
+    server.connect()?.get(&format!("/v1/groups/g{}", groups - 1))?;
+    let answered = start.elapsed().as_secs_f64();
+    Ok(Line {
+        name: format!("restart with {what}: ready · last group answers"),
+        greenroom: format!("{} · {}", ms(ready), ms(answered)),
+        target: "≤ 10 s",
+        holds: Some(answered <= READY_MAX),
+        ..Line::default()
+    })
 }

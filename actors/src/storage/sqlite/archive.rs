@@ -1,10 +1,9 @@
 //! The reading side: rows into values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use greenroom_core::{
-    Blocked, Compaction, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskKind,
-    TaskState,
+    Blocked, Compaction, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskState,
     lock::{Lock, LockKey},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
@@ -200,7 +199,8 @@ impl Archive for SqliteArchive {
             ],
             rows::task,
         )?;
-        tasks.into_iter().map(|task| self.view(group, &standing, task)).collect()
+        let line = if tasks.iter().any(waits) { self.line(group)? } else { HashMap::new() };
+        Ok(tasks.into_iter().map(|task| view(group, &standing, &line, task)).collect())
     }
 
     fn runs(
@@ -418,32 +418,41 @@ impl SqliteArchive {
         standing: &Standing,
         task: greenroom_core::Task,
     ) -> Result<TaskView, StoreError> {
-        let queued = matches!(task.state, TaskState::Queued | TaskState::Retrying);
-        let position = if queued && task.claimed_at.is_none() {
-            let sql = "SELECT count(*) FROM tasks WHERE key >= ?1 AND key < ?2 \
-                       AND state IN ('queued', 'retrying') AND claimed_at IS NULL \
-                       AND (CASE ?4 WHEN 0 THEN 0 \
-                            WHEN 1 THEN key < ?3 AND kind = 'compaction' OR state = 'retrying' \
-                            ELSE key < ?3 OR kind = 'compaction' OR state = 'retrying' END)";
-            let at = key(group, task.ordinal);
-            let rank = match (task.state, task.kind()) {
-                (TaskState::Retrying, _) => 0,
-                (_, TaskKind::Compaction) => 1,
-                (_, TaskKind::Turn) => 2,
-            };
-            let range = (key(group, 0), key(group + 1, 0));
-            let counted =
-                self.all(sql, &[&range.0, &range.1, &at, &rank], |row| row.get::<_, i64>(0))?;
-            counted.first().map(|count| *count as u64)
-        } else {
-            None
-        };
-        let blocked_by = match position {
-            Some(0) => standing.blocked_by,
-            Some(_) => standing.blocked_by.map(Blocked::behind),
-            None if queued => Some(Blocked::Agent),
-            None => None,
-        };
-        Ok(TaskView { task, group: standing.id.clone(), position, blocked_by })
+        let line = if waits(&task) { self.line(group)? } else { HashMap::new() };
+        Ok(view(group, standing, &line, task))
     }
+
+    /// How many tasks stand before each waiting one, by its key: read once for a whole page, as the
+    /// queue may be long.
+    fn line(&self, group: GroupNo) -> Result<HashMap<i64, u64>, StoreError> {
+        let sql = "SELECT key, CASE WHEN state = 'retrying' THEN 0 \
+                   WHEN kind = 'compaction' THEN 1 ELSE 2 END FROM tasks \
+                   WHERE key >= ? AND key < ? AND state IN ('queued', 'retrying') \
+                   AND claimed_at IS NULL ORDER BY key";
+        let ranked = |row: &Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(0)?));
+        let mut line = self.all(sql, &[&key(group, 0), &key(group + 1, 0)], ranked)?;
+        line.sort();
+        Ok(line.into_iter().zip(0..).map(|((_, key), place)| (key, place)).collect())
+    }
+}
+
+fn waits(task: &greenroom_core::Task) -> bool {
+    matches!(task.state, TaskState::Queued | TaskState::Retrying) && task.claimed_at.is_none()
+}
+
+fn view(
+    group: GroupNo,
+    standing: &Standing,
+    line: &HashMap<i64, u64>,
+    task: greenroom_core::Task,
+) -> TaskView {
+    let queued = matches!(task.state, TaskState::Queued | TaskState::Retrying);
+    let position = line.get(&key(group, task.ordinal)).copied();
+    let blocked_by = match position {
+        Some(0) => standing.blocked_by,
+        Some(_) => standing.blocked_by.map(Blocked::behind),
+        None if queued => Some(Blocked::Agent),
+        None => None,
+    };
+    TaskView { task, group: standing.id.clone(), position, blocked_by }
 }
