@@ -52,7 +52,6 @@ pub async fn keep(ledger: Ledger, days: u32) {
         let now = calendar.read(clock::moment());
         let started = Instant::now();
         match pass(&ledger, now, days).await {
-            Ok(Deleted { frames: 0, tasks: 0, .. }) => {}
             Ok(Deleted { groups, tasks, frames, bytes }) => log::info!(
                 target: "greenroom::retention",
                 groups, tasks, frames, bytes, ms = started.elapsed().as_millis();

@@ -132,7 +132,7 @@ pub enum Write {
         /// The line in base64.
         bytes: String,
     },
-    /// The agent asked for something that greenroom does not offer. Whatever it asked, it had begun.
+    /// The agent asked for something that greenroom does not offer: it had begun.
     RequestRefused {
         /// The run that asked.
         run: RunId,
