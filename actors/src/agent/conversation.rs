@@ -105,7 +105,8 @@ enum Wake {
 impl Wake {
     /// Whether it takes its time, and there may be more of it.
     fn is_long(&self) -> bool {
-        matches!(self, Self::Stdout(Ok(bytes)) | Self::Stderr(Ok(bytes)) if *bytes >= READ_BYTES / 4)
+        let (Self::Stdout(read) | Self::Stderr(read)) = self else { return false };
+        read.as_ref().is_ok_and(|bytes| *bytes >= READ_BYTES / 4)
     }
 }
 
