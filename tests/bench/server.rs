@@ -106,6 +106,8 @@ impl Server {
         }
         command
             .args(["serve", "--config", "bench.toml"])
+            // To make one takes long, and would be measured with the panic.
+            .env("RUST_BACKTRACE", "0")
             .envs(self.fails.then(|| ("FAILPOINT", format!("group={PANICS}"))))
             .envs(self.log_filter.map(|filter| ("GREENROOM_LOG", filter)))
             .current_dir(self.path())

@@ -329,7 +329,9 @@ fn the_group_is_deleted() {
     let server = asking();
     let (task, permission) = server.asked("work", "[[permission]]");
     server.delete("/v1/groups/work").expect(202);
-    server.finish_as(&task, "cancelled");
+    // The agent may still end its turn on the answer that its question is cancelled.
+    let state = server.finish(&task)["state"].clone();
+    assert!(["cancelled", "completed"].contains(&state.as_str().unwrap()), "{state}");
     assert!(server.permissions("state=pending").is_empty());
     let state = server.permission(&permission)["state"].clone();
     assert!(["cancelled", "void"].contains(&state.as_str().unwrap()), "{state}");

@@ -295,13 +295,14 @@ fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
         let said = blocks
             .iter()
             .flat_map(|block| block.frames().filter(|frame| filter.takes(block, *frame)));
+        let asked = greenroom_core::Fold { output: true, ..Default::default() };
         for frame in said {
             match acp::hear(frame.payload) {
+                _ if frame.kind == "greenroom/request_refused" => heard.hear(&asked),
                 Ok(acp::Heard::Notice(notice)) => heard.hear(&notice.fold),
                 Ok(acp::Heard::Permission { .. } | acp::Heard::Request { .. })
                     if frame.kind == "session/request_permission" =>
                 {
-                    let asked = greenroom_core::Fold { output: true, ..Default::default() };
                     heard.hear(&asked);
                 }
                 _ => {}
