@@ -166,6 +166,7 @@ def test_killed_agent_is_replaced_and_remembers(server, model, group):
     assert dead["ended_at"], dead
 
 
+@pytest.mark.defaults(permission_policy="reject")
 def test_permission_is_refused_by_the_policy(server, agent, group, tmp_path):
     doomed = tmp_path / "doomed"
     doomed.mkdir()
