@@ -72,7 +72,7 @@ impl Server {
             "[server]\nlisten = \"{address}\"\n\
              [limits]\nrunning_groups = {running_groups}\nqueue = {queue}\n\
              [defaults]\nagent = \"bench\"\nidle_timeout = \"{idle_timeout}\"\n\
-             retry_base = \"10ms\"\n\
+             retry_base = \"10ms\"\non_interrupt = \"continue\"\n\
              [agents.bench]\ncommand = {agent:?}\n\
              [agents.crashes]\ncommand = {agent:?}\nargs = [\"crash\"]\n"
         );
