@@ -6,8 +6,8 @@
 //! the transcript is bounded all the same.
 
 use greenroom_core::{
-    Compaction, CompactionId, Head, Origin, PermissionId, Run, RunId, Task, TaskId, TaskKind,
-    Timestamp,
+    Compaction, CompactionId, Digests, Head, Origin, PermissionId, Run, RunId, Task, TaskId,
+    TaskKind, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -38,6 +38,9 @@ pub struct Base {
     pub reread: Reread,
     /// The latest time of a frame that was folded: a clock may have been set back since.
     pub newest_at: Timestamp,
+    /// The digests up to there.
+    #[serde(default)]
+    pub digests: Digests,
 }
 
 impl Base {

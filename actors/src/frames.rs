@@ -93,7 +93,7 @@ pub fn pack(place: &mut Place, at: Timestamp, writes: &[Write]) -> Vec<Block> {
             }
             _ if write.frames() == 0 => {}
             fact => {
-                packer.take(place, task_of(fact), fact.kind(), &fact.payload());
+                packer.take(place, fact.task(), fact.kind(), &fact.payload());
             }
         }
         place.leave(write);
@@ -128,31 +128,6 @@ impl Place {
             }
             _ => {}
         }
-    }
-}
-
-/// The task that a fact itself names.
-pub(crate) fn task_of(fact: &Write) -> Option<TaskId> {
-    match fact {
-        Write::TaskQueued { task, .. }
-        | Write::TaskClaimed { task }
-        | Write::TaskReleased { task }
-        | Write::TaskStarted { task, .. }
-        | Write::TurnStarted { task, .. }
-        | Write::CancelRequested { task }
-        | Write::TurnCut { task, .. }
-        | Write::TurnSettled { task, .. }
-        | Write::SummaryGiven { task }
-        | Write::TaskRetrying { task, .. }
-        | Write::LockRefused { task, .. }
-        | Write::LockBypassed { task, .. }
-        | Write::LockLost { task }
-        | Write::TaskEnded { task, .. } => Some(*task),
-        Write::PermissionOpened(permission) => permission.task,
-        Write::CompactionStarted(compaction)
-        | Write::CompactionUpdated(compaction)
-        | Write::CompactionEnded(compaction) => compaction.task,
-        _ => None,
     }
 }
 

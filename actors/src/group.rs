@@ -26,8 +26,8 @@ use actix::{
     Message, Recipient, SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Blocked, Effect, Event, Expiry, GroupId, Recovery, Rejected, RunId, Status, Step, Task, TaskId,
-    TaskState, Terms, Write, lock::Now,
+    Blocked, Digests, Effect, Event, Expiry, GroupId, Recovery, Rejected, RunId, Status, Step,
+    Task, TaskId, TaskState, Terms, Write, lock::Now,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -39,7 +39,7 @@ pub use self::message::{
 pub use self::news::{Change, Forget, GroupDied, StatusChanged};
 use crate::{
     agent::{Agent, AgentReport, Nursery, Order, Start, acp, sessions::Reread},
-    clock,
+    clock, digest,
     feed::{self, Feed},
     frames::{self, Place},
     profile::{Limits, Profile},
@@ -88,6 +88,8 @@ pub struct Group {
     no: GroupNo,
     epoch: u64,
     core: greenroom_core::Group,
+    /// What its facts come to.
+    digests: Digests,
     /// What its settings come to; made when it is needed.
     terms: Option<Terms>,
     /// What the next frame belongs to.
@@ -167,6 +169,7 @@ impl Group {
             no,
             epoch: 1,
             core,
+            digests: Digests::default(),
             terms: None,
             place: Place::default(),
             reread: Reread::default(),
@@ -288,6 +291,7 @@ impl Group {
             }));
         }
         let blocks = frames::pack(&mut self.place, at, &writes);
+        let digests = digest::fold(&mut self.digests, &writes, at);
         let writes = Writes {
             group: self.no,
             epoch: self.epoch,
@@ -295,6 +299,7 @@ impl Group {
             standing: self.standing(),
             writes,
             blocks,
+            digests,
             key,
         };
         let ledger = self.shared.ledger.clone();

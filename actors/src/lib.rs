@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod base;
 pub mod clock;
+pub mod digest;
 mod failpoint;
 pub mod feed;
 pub mod frames;

@@ -11,14 +11,15 @@ use std::{
 };
 
 use greenroom_core::{
-    Compaction, CompactionId, Ending, Exit, Group, Kinds, Lines, Origin, PermissionId,
+    Compaction, CompactionId, Digests, Ending, Exit, Group, Kinds, Lines, Origin, PermissionId,
     PermissionState, RunId, Said, Settings, Task, TaskId, TaskKind, Timestamp, Work, Write,
 };
 
 use crate::{
     agent::{acp, sessions::Reread},
     base::{Base, ClosedSegments, Ended, KnownCompaction, ResidentRun, WaitingTask},
-    frames::{self, Block, Frame, Place},
+    digest::ClosedRows,
+    frames::{Block, Frame, Place},
     storage::SegmentRecord,
 };
 
@@ -59,6 +60,8 @@ pub(crate) struct Refold {
     pub closed: ClosedSegments,
     pub compactions: BTreeMap<CompactionId, Compaction>,
     pub permissions: BTreeMap<PermissionId, Permission>,
+    pub digests: Digests,
+    pub closed_digests: ClosedRows,
     /// What the next frame belongs to.
     place: Place,
     reread: Reread,
@@ -82,6 +85,8 @@ impl Refold {
             closed: ClosedSegments::default(),
             compactions: BTreeMap::new(),
             permissions: BTreeMap::new(),
+            digests: Digests::default(),
+            closed_digests: ClosedRows::default(),
             place: Place::default(),
             reread: Reread::default(),
             seq: 0,
@@ -96,7 +101,19 @@ impl Refold {
 
     fn resume(&mut self, base: Base) {
         (self.seq, self.newest_at) = (base.seq(), base.newest_at);
-        let Base { head, waiting, run, compactions, segment, closed, reread, newest_at: _ } = base;
+        let Base {
+            head,
+            waiting,
+            run,
+            compactions,
+            segment,
+            closed,
+            reread,
+            newest_at: _,
+            digests,
+        } = base;
+        self.digests = digests;
+        self.digests.group.watermark_seq = self.seq;
         let waiting = waiting.into_iter().map(|WaitingTask { id, ordinal, kind, origin }| {
             self.accepted_task(id, ordinal, kind, origin)
         });
@@ -151,7 +168,9 @@ impl Refold {
             closed: self.closed.clone(),
             reread: self.reread.clone(),
             newest_at: self.newest_at,
+            digests: self.digests.clone(),
         };
+        self.closed_digests = ClosedRows::default();
         (base, Ended { tasks, runs, compactions, permissions })
     }
 
@@ -166,6 +185,7 @@ impl Refold {
                 self.differ(format!("I3: frame {} follows frame {}", frame.seq, self.seq));
             }
             self.seq = frame.seq;
+            self.digests.group.watermark_seq = frame.seq - 1;
             if let Some(write) = self.read(frame) {
                 self.belongs(block, &write);
                 self.take(write, block.at);
@@ -184,7 +204,7 @@ impl Refold {
         let task = match write {
             // Not that of a task which is only claimed: an old run may still be speaking.
             Write::Said(said) => said.task,
-            fact => frames::task_of(fact).or(self.place.task),
+            fact => fact.task().or(self.place.task),
         };
         let what = format!("run and task of frame {}", self.seq);
         self.same(&what, (self.place.run, task), (block.run, block.task));
@@ -373,6 +393,7 @@ impl Refold {
             }
             _ => {}
         }
+        self.closed_digests.fold(&mut self.digests, &write, at);
         self.group.replay(&write, at);
     }
 

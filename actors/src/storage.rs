@@ -4,6 +4,7 @@
 //! groups, becomes one transaction: that is worth more than a laxer sync.
 
 mod actor;
+mod digests;
 mod fault;
 mod filter;
 mod health;
@@ -17,14 +18,15 @@ pub mod sqlite;
 use std::{collections::BTreeMap, sync::Arc};
 
 use greenroom_core::{
-    Blocked, Compaction, EndReason, Exit, GroupId, Head, Permission, PermissionId, PermissionState,
-    Provenance, Run, RunId, SessionId, Status, Task, TaskId, Timestamp, Write,
+    Blocked, Compaction, Digest, Digests, EndReason, Exit, GroupId, Head, Permission, PermissionId,
+    PermissionState, Provenance, Run, RunId, SessionId, Status, Task, TaskId, Timestamp, Write,
     lock::{Holder, Lease, Lock, LockKey, Now, Uptime},
 };
 
 pub(crate) use self::actor::KEY_MS;
 pub use self::{
-    actor::{Adopt, Commit, Found, Purge, Storage, Sweep},
+    actor::{Adopt, Commit, Found, Purge, PutDigests, Storage, Sweep},
+    digests::{EndedAt, EndedFilter, EndedTurn, RunStanding, TurnEntry, TurnFilter},
     fault::{Failing, Fault},
     filter::{CurrentView, FrameFilter, PermissionFilter, TaskFilter},
     health::{Sizes, StorageHealth},
@@ -34,7 +36,7 @@ pub use self::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{base::Ended, frames::Block};
+use crate::{base::Ended, digest::DigestRows, frames::Block};
 
 /// Where, below the data directory, the agents of groups work if nobody says where: each in a
 /// directory that has its group's number for a name.
@@ -131,6 +133,8 @@ pub struct Writes {
     pub writes: Vec<Write>,
     /// The facts' frames.
     pub blocks: Vec<Block>,
+    /// The digests after the facts, unless they are no frames (I6).
+    pub digests: Option<DigestRows>,
     /// The caller's idempotency key, if the facts answer one.
     pub key: Option<KeyUse>,
 }
@@ -216,6 +220,9 @@ pub struct Hydration {
     pub compactions: Vec<Compaction>,
     /// The permissions that nobody answered.
     pub permissions: Vec<Permission>,
+    /// Its digests; absent: there are none, or not of this version's form, or not up to the last
+    /// frame, and they have to be made again (SEEDS TD-6).
+    pub digests: Option<Digests>,
 }
 
 /// The writing side.
@@ -238,6 +245,18 @@ pub trait Store: Send + 'static {
     ///
     /// The database's error.
     fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError>;
+
+    /// Stores digests that were made again from the frames, under the owner's `epoch`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fenced`], or the database's error; then nothing was stored.
+    fn put_digests(
+        &mut self,
+        group: GroupNo,
+        epoch: u64,
+        rows: &DigestRows,
+    ) -> Result<(), StoreError>;
 
     /// Deletes all rows of a group, its locks with them.
     ///
@@ -489,6 +508,23 @@ pub trait Archive: Send + 'static {
 
     /// Permissions in the order in which they were asked for.
     fn permissions(&self, filter: &PermissionFilter) -> Result<Vec<PermissionRecord>, StoreError>;
+
+    /// A group's digest: one row. `None` if there is none of this version's form.
+    fn digest(&self, group: GroupNo) -> Result<Option<Digest>, StoreError>;
+
+    /// A run's digest: one row, once the run is over.
+    fn run_digest(&self, run: RunId) -> Result<Option<RunStanding>, StoreError>;
+
+    /// A group's digests as the rows have them, all of them, to be compared; `None` if there are
+    /// none.
+    fn digest_rows(&self, group: GroupNo) -> Result<Option<DigestRows>, StoreError>;
+
+    /// Turns of a group that were started, in the order of acceptance or the other way round.
+    fn turns(&self, group: GroupNo, filter: &TurnFilter) -> Result<Vec<TurnEntry>, StoreError>;
+
+    /// Tasks of all groups that were started and ended in a time, in the order of their ends, and
+    /// only those behind a place.
+    fn ended_turns(&self, filter: &EndedFilter) -> Result<Vec<EndedTurn>, StoreError>;
 
     /// All that somebody who joins late needs.
     fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError>;

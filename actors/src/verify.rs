@@ -9,6 +9,7 @@ use greenroom_core::{GroupId, Task, TaskKind, TaskState};
 
 use crate::{
     base::ClosedSegments,
+    digest::DigestRows,
     refold::{Permission, Refold, Run},
     storage::{
         Archive, FrameFilter, GroupNo, PermissionFilter, PermissionRecord, RunRecord,
@@ -125,7 +126,25 @@ impl Refold {
             self.same(&what, folded.remove(&stored.id), Some(stored));
         }
         self.same("compactions without a row", folded.into_keys().collect(), Vec::new());
-        self.compare_permissions(archive, no)
+        self.compare_permissions(archive, no)?;
+        self.compare_digests(archive, no)
+    }
+
+    /// Byte for byte (I6).
+    fn compare_digests(&mut self, archive: &dyn Archive, no: GroupNo) -> Result<(), StoreError> {
+        let folded = std::mem::take(&mut self.closed_digests).into_rows(&self.digests);
+        let Some(stored) = archive.digest_rows(no)? else {
+            self.differ("I6: there is no digest".into());
+            return Ok(());
+        };
+        let DigestRows { watermark_seq, group, run, carry, closed } = folded;
+        self.same("I6: watermark of the digest", watermark_seq, stored.watermark_seq);
+        self.same("I6: digest", group, stored.group);
+        self.same("I6: digest of the last run", run, stored.run);
+        self.same("what the digests fold on from", carry, stored.carry);
+        self.same("I6: digests of runs", closed.runs, stored.closed.runs);
+        self.same("digests of turns", closed.turns, stored.closed.turns);
+        Ok(())
     }
 
     fn compare_permissions(

@@ -19,6 +19,7 @@ use greenroom_actors::{
         child::{HEARTBEAT_EVERY, Heartbeat},
         tree::Marker,
     },
+    digest::DigestRows,
     group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
     profile::{Compacts, Limits, Profile, Rlimits, Signals},
     residents::Residents,
@@ -57,6 +58,15 @@ impl Store for Flaky {
 
     fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
         self.store.adopt(group, now)
+    }
+
+    fn put_digests(
+        &mut self,
+        group: GroupNo,
+        epoch: u64,
+        rows: &DigestRows,
+    ) -> Result<(), StoreError> {
+        self.store.put_digests(group, epoch, rows)
     }
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {

@@ -1,12 +1,12 @@
 //! Events: what may happen to a group, in the rules' words.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Choice, Continuity, Exit, Expiry, Json, PermissionId, PermissionOption, PermissionShown,
-    Provenance, RunId, SessionId, Settings, Signal, StopReason, Task, TaskId,
+    Provenance, RunId, SessionId, Settings, Signal, StopReason, Task, TaskId, Tokens,
 };
 
 /// Something that happened to a group.
@@ -218,8 +218,8 @@ pub enum PromptReply {
     Stopped {
         /// ACP's reason.
         stop_reason: StopReason,
-        /// The token counts, as the agent gave them.
-        tokens: Option<Json>,
+        /// What it spent, if the agent tells.
+        tokens: Option<Box<Spent>>,
     },
     /// A JSON-RPC error.
     Failed {
@@ -228,6 +228,16 @@ pub enum PromptReply {
         /// The agent's words.
         message: String,
     },
+}
+
+impl PromptReply {
+    /// What the prompt spent, if the agent tells.
+    pub fn tokens(&self) -> Option<Box<Spent>> {
+        match self {
+            Self::Stopped { tokens, .. } => tokens.clone(),
+            Self::Failed { .. } => None,
+        }
+    }
 }
 
 /// The name of a kind of frame: an ACP method, or `greenroom/<fact>`.
@@ -262,8 +272,10 @@ pub struct Fold {
     pub text: String,
     /// The last usage in them.
     pub usage: Option<Usage>,
-    /// Tool calls begun (`true`) and ended (`false`), in order.
-    pub tools: Vec<(String, bool)>,
+    /// What is told of tool calls, in order.
+    pub tools: Vec<ToolNews>,
+    /// What the session cost each time that this was said.
+    pub costs: Vec<Cost>,
     /// Whether any of them is an answer: message text, or a tool call.
     pub answer: bool,
 }
@@ -276,7 +288,77 @@ impl Fold {
         self.text.push_str(&later.text);
         self.usage = later.usage.or(self.usage.take());
         self.tools.extend(later.tools);
+        self.costs.extend(later.costs);
     }
+}
+
+/// What a message tells of a tool call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToolNews {
+    /// The agent's name for the call.
+    pub call: String,
+    /// What it tells.
+    pub step: ToolStep,
+}
+
+/// How far a tool call is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToolStep {
+    /// The tool was called, and may have given its result at once.
+    Called {
+        /// The tool.
+        tool: String,
+        /// The result.
+        ended: Option<ToolResult>,
+    },
+    /// It gave its result.
+    Ended(ToolResult),
+}
+
+/// What a tool call came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToolResult {
+    /// It did what it is for.
+    Completed,
+    /// It did not.
+    Failed,
+}
+
+impl ToolNews {
+    /// Whether the call goes on.
+    pub fn is_open(&self) -> bool {
+        matches!(self.step, ToolStep::Called { ended: None, .. })
+    }
+}
+
+impl ToolResult {
+    /// Whether it failed.
+    pub fn is_failure(self) -> bool {
+        self == Self::Failed
+    }
+}
+
+/// An amount of money, as an agent adds it up for its session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Its currency, ISO 4217.
+    pub currency: String,
+    /// How much, in billionths of it: sums are then the same in whatever order they are made.
+    pub billionths: u64,
+}
+
+/// What a prompt spent, as the agent says when it answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spent {
+    /// All of it.
+    #[serde(flatten)]
+    pub total: Tokens,
+    /// What each model spent, where the agent tells.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub by_model: BTreeMap<String, Tokens>,
+    /// The token counts as the agent gave them.
+    #[serde(skip)]
+    pub given: Option<Json>,
 }
 
 /// How full the context is, as the agent reports it.

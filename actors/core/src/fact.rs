@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Cause, Compaction, Continuity, Due, Exit, Finding, Fold, Interrupted, Json, Lines, Origin,
-    Permission, PermissionId, PermissionState, Provenance, RunId, SessionId, Settings, StopReason,
-    Task, TaskError, TaskId, TaskKind, TaskState,
+    Permission, PermissionId, PermissionState, Provenance, RunId, SessionId, Settings, Spent,
+    StopReason, Task, TaskError, TaskId, TaskKind, TaskState,
 };
 
 /// A batch of the agent's messages as a fact.
@@ -172,6 +172,9 @@ pub enum Write {
         task: TaskId,
         /// Why the prompt stopped.
         stop_reason: StopReason,
+        /// What it spent, if the agent tells.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tokens: Option<Box<Spent>>,
     },
     /// The task's attempt came to nothing, and another one is made after a while.
     TaskRetrying {
@@ -294,6 +297,9 @@ pub enum Write {
     SummaryGiven {
         /// The compaction task.
         task: TaskId,
+        /// What it spent, if the agent tells.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tokens: Option<Box<Spent>>,
     },
     /// The lock of the session is asked for.
     LockAsked {
@@ -411,6 +417,31 @@ impl Write {
             | Self::LockTaken { .. }
             | Self::LockReleased { .. } => 0,
             _ => 1,
+        }
+    }
+
+    /// The task that the fact itself names.
+    pub fn task(&self) -> Option<TaskId> {
+        match self {
+            Self::TaskQueued { task, .. }
+            | Self::TaskClaimed { task }
+            | Self::TaskReleased { task }
+            | Self::TaskStarted { task, .. }
+            | Self::TurnStarted { task, .. }
+            | Self::CancelRequested { task }
+            | Self::TurnCut { task, .. }
+            | Self::TurnSettled { task, .. }
+            | Self::SummaryGiven { task, .. }
+            | Self::TaskRetrying { task, .. }
+            | Self::LockRefused { task, .. }
+            | Self::LockBypassed { task, .. }
+            | Self::LockLost { task }
+            | Self::TaskEnded { task, .. } => Some(*task),
+            Self::PermissionOpened(permission) => permission.task,
+            Self::CompactionStarted(compaction)
+            | Self::CompactionUpdated(compaction)
+            | Self::CompactionEnded(compaction) => compaction.task,
+            _ => None,
         }
     }
 

@@ -4,6 +4,7 @@
 //! time and fresh ids are arguments, and a decision is data (a [`Step`]) that an actor carries out.
 
 mod compaction;
+pub mod digest;
 mod due;
 mod event;
 mod fact;
@@ -22,9 +23,11 @@ mod task;
 mod turn;
 
 pub use compaction::{Details, Lineage, Provenance, SUMMARY_BYTES_MAX, Sign, Signal, Source};
+pub use digest::{Digest, Digests, Tokens};
 pub use due::Due;
 pub use event::{
-    Event, Fold, FrameKind, Kinds, Lines, LockAnswer, PermissionAsked, PromptReply, Recovery, Usage,
+    Cost, Event, Fold, FrameKind, Kinds, Lines, LockAnswer, PermissionAsked, PromptReply, Recovery,
+    Spent, ToolNews, ToolResult, ToolStep, Usage,
 };
 pub use fact::{EndReason, Held, Said, Write};
 pub use group::{Compacting, Expiry, Group, Head, Patience, Rejected, Status, Terms};

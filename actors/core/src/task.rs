@@ -298,7 +298,7 @@ pub enum SideEffects {
 }
 
 /// Why a prompt stopped: ACP's own reasons, and those that only greenroom can know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// The agent finished.

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    Cause, Ending, ExitReason, Fold, Interrupted, PromptReply, RunId, SideEffects, StopReason,
-    TaskError, TaskState, Usage,
+    Cause, Ending, ExitReason, Fold, Interrupted, PromptReply, RunId, SideEffects, Spent,
+    StopReason, TaskError, TaskState, Usage,
 };
 
 /// The most text of a turn that is kept joined; the frames keep all of it.
@@ -52,6 +52,8 @@ pub(crate) struct Settlement {
     pub stop_reason: StopReason,
     pub state: TaskState,
     pub ending: Ending,
+    /// What the agent says that it spent.
+    pub tokens: Option<Box<Spent>>,
     /// Whether the attempt may be made again: its end was seen, the agent gave no sign of having
     /// taken the prompt in, and nobody wanted it to end (ARCHITECTURE 4).
     pub repeatable: bool,
@@ -112,8 +114,9 @@ impl Turn {
         self.answer |= fold.answer;
         self.tools |= !fold.tools.is_empty();
         self.usage = fold.usage.clone().or(self.usage.take());
-        for (tool, begun) in &fold.tools {
-            if !begun {
+        for news in &fold.tools {
+            let tool = &news.call;
+            if !news.is_open() {
                 self.open_tools_bytes -= if self.open_tools.remove(tool) { tool.len() } else { 0 };
             } else if self.open_tools_bytes + tool.len() > OPEN_TOOLS_BYTES_MAX {
                 self.unnamed_tools |= !self.open_tools.contains(tool);
@@ -137,15 +140,13 @@ impl Turn {
             PromptReply::Stopped { .. } => true,
         };
         let repeatable = !lasting && self.may_repeat();
+        let tokens = reply.tokens();
+        ending.tokens = tokens.as_ref().and_then(|spent| spent.given.clone());
         let (stop_reason, state) = match (reply, self.cut) {
-            (PromptReply::Stopped { stop_reason: StopReason::Cancelled, tokens }, cut) => {
-                ending.tokens = tokens;
+            (PromptReply::Stopped { stop_reason: StopReason::Cancelled, .. }, cut) => {
                 self.called_off(cut, StopReason::Cancelled, &mut ending)
             }
-            (PromptReply::Stopped { stop_reason, tokens }, _) => {
-                ending.tokens = tokens;
-                (stop_reason, TaskState::Completed)
-            }
+            (PromptReply::Stopped { stop_reason, .. }, _) => (stop_reason, TaskState::Completed),
             (PromptReply::Failed { .. }, Some(cut)) => {
                 self.called_off(Some(cut), StopReason::Error, &mut ending)
             }
@@ -156,7 +157,7 @@ impl Turn {
             }
         };
         ending.stop_reason = Some(stop_reason);
-        Settlement { stop_reason, state, ending, repeatable }
+        Settlement { stop_reason, state, ending, tokens, repeatable }
     }
 
     /// Whether nothing but the way it ended stands against making it again.
@@ -192,7 +193,7 @@ impl Turn {
             }
         };
         ending.stop_reason = Some(stop_reason);
-        Settlement { stop_reason, state, ending, repeatable }
+        Settlement { stop_reason, state, ending, tokens: None, repeatable }
     }
 
     fn called_off(
@@ -244,12 +245,22 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::{ToolNews, ToolResult, ToolStep};
 
     fn turn(cut: Option<CutBy>, fold: Fold) -> Turn {
         let mut turn = Turn::new(RunId(Uuid::nil()), 1);
         turn.cut = cut;
         turn.hear(&fold);
         turn
+    }
+
+    fn news(call: &str, ended: bool) -> ToolNews {
+        let step = if ended {
+            ToolStep::Ended(ToolResult::Completed)
+        } else {
+            ToolStep::Called { tool: "x".into(), ended: None }
+        };
+        ToolNews { call: call.into(), step }
     }
 
     fn said(text: &str) -> Fold {
@@ -286,8 +297,8 @@ mod tests {
     #[test]
     fn a_cut_off_turn_tells_what_may_have_happened() {
         let tool = |ended: bool| {
-            let mut tools = vec![("t".to_owned(), true)];
-            tools.extend(ended.then(|| ("t".to_owned(), false)));
+            let mut tools = vec![news("t", false)];
+            tools.extend(ended.then(|| news("t", true)));
             Fold { output: true, tools, ..Fold::default() }
         };
         #[rustfmt::skip]
@@ -319,11 +330,11 @@ mod tests {
     /// capable of anything.
     #[test]
     fn open_tool_calls_are_named_up_to_a_limit() {
-        let tool = |number: usize, begun| (format!("{number:01024}"), begun);
-        let tools = (0..1000).map(|number| tool(number, true)).collect();
+        let tool = |number: usize, ended| news(&format!("{number:01024}"), ended);
+        let tools = (0..1000).map(|number| tool(number, false)).collect();
         let mut turn = turn(None, Fold { output: true, tools, ..Fold::default() });
         assert_eq!(turn.interrupted(Cause::AgentExited).open_tools.len(), 64);
-        let tools = (0..64).map(|number| tool(number, false)).collect();
+        let tools = (0..64).map(|number| tool(number, true)).collect();
         turn.hear(&Fold { tools, ..Fold::default() });
         let told = turn.interrupted(Cause::AgentExited);
         assert_eq!((told.side_effects, told.open_tools.len()), (SideEffects::Possible, 0));

@@ -8,6 +8,8 @@ mod answer;
 mod ask;
 mod context;
 mod say;
+mod spend;
+mod tool;
 
 use std::borrow::Cow;
 
@@ -125,6 +127,8 @@ struct Update<'a> {
     #[serde(borrow)]
     cost: Option<&'a RawValue>,
     tool_call_id: Option<String>,
+    #[serde(borrow)]
+    title: Option<&'a RawValue>,
     #[serde(borrow)]
     kind: Option<&'a RawValue>,
     status: Option<String>,
@@ -266,14 +270,10 @@ fn fold(update: Update<'_>, fold: &mut Fold) {
         }
         word @ ("tool_call" | "tool_call_update") => {
             (fold.output, fold.answer) = (true, true);
-            let ended = matches!(update.status.as_deref(), Some("completed" | "failed"));
-            if let Some(tool) = update.tool_call_id
-                && (ended || word == "tool_call")
-            {
-                fold.tools.push((tool, !ended));
-            }
+            fold.tools.extend(tool::news(&update, word == "tool_call"));
         }
         "usage_update" => {
+            fold.costs.extend(update.cost.and_then(spend::cost));
             if let (Some(used), Some(size)) = (update.used, update.size) {
                 fold.usage = Some(Usage { used, size, cost: update.cost.map(json) });
             }
@@ -372,18 +372,6 @@ mod tests {
         assert_eq!(folded(cases[0].0).text, "aä");
         let usage = Usage { used: 1, size: 2, cost: None };
         assert_eq!(folded(cases[10].0).usage, Some(usage));
-    }
-
-    #[test]
-    fn tool_calls_are_open_until_they_say_that_they_ended() {
-        let tools = |line: &str| folded(line).tools;
-        let call = |word, status: &str| {
-            tools(&format!(r#"{{"sessionUpdate":"{word}","toolCallId":"1","status":"{status}"}}"#))
-        };
-        assert_eq!(call("tool_call", "pending"), [("1".to_owned(), true)]);
-        assert_eq!(call("tool_call", "completed"), [("1".to_owned(), false)]);
-        assert_eq!(call("tool_call_update", "in_progress"), []);
-        assert_eq!(call("tool_call_update", "failed"), [("1".to_owned(), false)]);
     }
 
     #[test]

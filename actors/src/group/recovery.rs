@@ -1,12 +1,15 @@
 //! How a group's actor goes on where the last one stopped, whether that was minutes ago in another
 //! process or just now by a panic.
 
+use std::time::Instant;
+
 use actix::{ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
-use greenroom_core::{Event, Recovery, Run, Task, TaskState, Turn};
+use greenroom_core::{Digests, Event, Recovery, Run, Task, TaskState, Turn};
 
 use super::Group;
 use crate::{
     agent::{sessions::Reread, tree},
+    digest,
     frames::Place,
     storage::{FrameFilter, GroupNo, Hydration, Ledger, StoreError},
 };
@@ -48,8 +51,9 @@ impl Group {
 
     fn take_up(&mut self, found: Option<Found>) -> Vec<Event> {
         let Some(Found { hydration, turn }) = found else { return Vec::new() };
-        let Hydration { epoch, head, tasks, run, compactions, permissions } = hydration;
+        let Hydration { epoch, head, tasks, run, compactions, permissions, digests } = hydration;
         self.epoch = epoch;
+        self.digests = digests.unwrap_or_default();
         self.place = Place {
             last_seq: head.last_seq,
             segment: head.segment,
@@ -76,7 +80,10 @@ enum NotFound {
 }
 
 async fn find(ledger: Ledger, no: GroupNo) -> Result<Option<Found>, NotFound> {
-    let Some(hydration) = ledger.adopt(no).await? else { return Ok(None) };
+    let Some(mut hydration) = ledger.adopt(no).await? else { return Ok(None) };
+    if hydration.digests.is_none() {
+        hydration.digests = Some(rebuild(&ledger, no, &hydration).await?);
+    }
     if let Some(Run { id, .. }) = hydration.run {
         let mark = tree::Marker::run(id);
         let swept = tokio::task::spawn_blocking(move || tree::sweep(&mark)).await;
@@ -92,6 +99,23 @@ async fn find(ledger: Ledger, no: GroupNo) -> Result<Option<Found>, NotFound> {
         None => None,
     };
     Ok(Some(Found { hydration, turn }))
+}
+
+/// The digests made again, and stored: they were of an earlier version, or none (SEEDS TD-6).
+async fn rebuild(
+    ledger: &Ledger,
+    no: GroupNo,
+    hydration: &Hydration,
+) -> Result<Digests, StoreError> {
+    let started = Instant::now();
+    let (digests, rows) = digest::rebuild(ledger, no, hydration.head.last_seq).await?;
+    ledger.put_digests(no, hydration.epoch, rows).await?;
+    log::info!(
+        target: "greenroom::group",
+        no, frames = digests.group.frame_count, ms = started.elapsed().as_millis();
+        "digests made again"
+    );
+    Ok(digests)
 }
 
 /// The running attempt, heard again from the frames that are durable: all that anybody saw of it.

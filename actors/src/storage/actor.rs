@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     clock,
+    digest::DigestRows,
     vital::{self, Vital},
 };
 
@@ -45,6 +46,18 @@ pub struct Commit {
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Option<Hydration>, StoreError>")]
 pub struct Adopt(pub GroupNo);
+
+/// Stores digests that were made again; see [`Store::put_digests`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), StoreError>")]
+pub struct PutDigests {
+    /// The group.
+    pub group: GroupNo,
+    /// Its owner's epoch.
+    pub epoch: u64,
+    /// The digests.
+    pub rows: DigestRows,
+}
 
 /// Deletes all rows of a group.
 #[derive(Debug, Message)]
@@ -302,6 +315,19 @@ impl<S: Store + Unpin> Handler<Adopt> for Storage<S> {
         let adopted = self.store.adopt(group, clock::moment().up);
         self.note(adopted.as_ref().err(), ctx);
         adopted
+    }
+}
+
+impl<S: Store + Unpin> Handler<PutDigests> for Storage<S> {
+    type Result = Result<(), StoreError>;
+
+    fn handle(&mut self, put: PutDigests, ctx: &mut Self::Context) -> Self::Result {
+        let PutDigests { group, epoch, rows } = put;
+        self.flush(ctx);
+        self.refusal()?;
+        let done = self.store.put_digests(group, epoch, &rows);
+        self.note(done.as_ref().err().filter(|err| err.fault().is_some()), ctx);
+        done
     }
 }
 

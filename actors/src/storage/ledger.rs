@@ -6,10 +6,10 @@ use tokio::sync::oneshot;
 
 use super::{
     Adopt, Archive, Commit, Cut, Found, Granted, GroupNo, Hydration, LockAcquire, LockAsk,
-    LockError, LockRefresh, LockRelease, Purge, Query, Reader, Storage, StorageHealth, Store,
-    StoreError, Sweep, Swept, Writes, holder,
+    LockError, LockRefresh, LockRelease, Purge, PutDigests, Query, Reader, Storage, StorageHealth,
+    Store, StoreError, Sweep, Swept, Writes, holder,
 };
-use crate::clock;
+use crate::{clock, digest::DigestRows};
 
 /// The writer and the readers, whichever database they have.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct Ledger {
     pub commit: Recipient<Commit>,
     /// The one writer.
     pub adopt: Recipient<Adopt>,
+    /// The one writer.
+    pub put_digests: Recipient<PutDigests>,
     /// The one writer.
     pub purge: Recipient<Purge>,
     /// The one writer.
@@ -52,6 +54,7 @@ impl Ledger {
         Self {
             commit: writer.clone().recipient(),
             adopt: writer.clone().recipient(),
+            put_digests: writer.clone().recipient(),
             purge: writer.clone().recipient(),
             cut: writer.clone().recipient(),
             sweep: writer.clone().recipient(),
@@ -92,6 +95,22 @@ impl Ledger {
     pub async fn adopt(&self, group: GroupNo) -> Result<Option<Hydration>, StoreError> {
         self.is_open()?;
         self.adopt.send(Adopt(group)).await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// See [`super::Store::put_digests`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fenced`], or the database's error.
+    pub async fn put_digests(
+        &self,
+        group: GroupNo,
+        epoch: u64,
+        rows: DigestRows,
+    ) -> Result<(), StoreError> {
+        self.is_open()?;
+        let put = PutDigests { group, epoch, rows };
+        self.put_digests.send(put).await.unwrap_or(Err(StoreError::Stopped))
     }
 
     /// See [`super::Store::purge`].

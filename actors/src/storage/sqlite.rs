@@ -6,6 +6,7 @@ mod archive;
 mod backup;
 pub mod checkpoint;
 mod cuts;
+mod digests;
 mod files;
 mod locks;
 mod permissions;
@@ -37,10 +38,11 @@ pub use self::{
 use super::{Fault, StoreError, fault::Broken};
 
 /// Numbered migrations: the database's version is how many of them it has had.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("sqlite/0001.sql"),
     include_str!("sqlite/0002.sql"),
     include_str!("sqlite/0003.sql"),
+    include_str!("sqlite/0004.sql"),
 ];
 /// To how many bytes the log's file is cut when it begins anew after it grew, as under a backup.
 const LOG_BYTES_KEPT: u32 = 32 << 20;

@@ -1,10 +1,11 @@
 //! What a group's actor does between the rules and the database, and nothing else of it.
 
 use greenroom_actors::{
+    digest,
     frames::{Block, Place, pack},
     storage::{GroupNo, Standing, Store, StoreError, Writes},
 };
-use greenroom_core::{Continuity, GroupId, StopReason, Timestamp, Write};
+use greenroom_core::{Continuity, Digests, GroupId, StopReason, Timestamp, Write};
 
 use crate::world::{Move, World};
 
@@ -17,6 +18,7 @@ pub struct Actor {
     /// All blocks that were ever packed.
     pub blocks: Vec<Block>,
     place: Place,
+    pub digests: Digests,
 }
 
 impl Actor {
@@ -28,6 +30,7 @@ impl Actor {
             world: World::numbered(u128::from(no) << 64),
             blocks: Vec::new(),
             place: Place::default(),
+            digests: Digests::default(),
         }
     }
 
@@ -53,7 +56,9 @@ impl Actor {
         let blocks = pack(&mut self.place, at, &writes);
         self.blocks.extend(blocks.iter().cloned());
         let standing = self.standing();
-        Writes { group: self.no, epoch: self.epoch, at, standing, writes, blocks, key: None }
+        let digests = digest::fold(&mut self.digests, &writes, at);
+        let (group, epoch) = (self.no, self.epoch);
+        Writes { group, epoch, at, standing, writes, blocks, digests, key: None }
     }
 
     pub fn standing(&self) -> Standing {

@@ -7,10 +7,13 @@ use std::sync::{
 use std::time::Duration;
 
 use actix::{Actor as _, Arbiter, SyncArbiter};
-use greenroom_actors::storage::{
-    Cut, Fault, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage,
-    StorageHealth, Store, StoreError, Swept, Writes,
-    sqlite::{Database, SqliteStore},
+use greenroom_actors::{
+    digest::DigestRows,
+    storage::{
+        Cut, Fault, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage,
+        StorageHealth, Store, StoreError, Swept, Writes,
+        sqlite::{Database, SqliteStore},
+    },
 };
 use greenroom_core::{
     Timestamp,
@@ -45,6 +48,15 @@ impl Store for Faulty {
 
     fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
         self.ask()?.adopt(group, now)
+    }
+
+    fn put_digests(
+        &mut self,
+        group: GroupNo,
+        epoch: u64,
+        rows: &DigestRows,
+    ) -> Result<(), StoreError> {
+        self.ask()?.put_digests(group, epoch, rows)
     }
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {

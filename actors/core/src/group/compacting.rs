@@ -311,7 +311,7 @@ impl Scene<'_> {
             return false;
         }
         let request = self.group.head.last_seq + 1;
-        self.write(Write::SummaryGiven { task: id });
+        self.write(Write::SummaryGiven { task: id, tokens: reply.tokens() });
         self.order(Effect::OpenSession { run, id: request });
         true
     }
@@ -364,7 +364,7 @@ impl Scene<'_> {
         let Some(outcome) = own().rfind(|own| is_done(own)).or_else(|| own().next_back()) else {
             return settled;
         };
-        let Settlement { stop_reason, state, mut ending, repeatable } = settled;
+        let Settlement { stop_reason, state, mut ending, tokens, repeatable } = settled;
         let state = match (outcome.status, state) {
             (CompactionStatus::Completed, _) => {
                 (ending.error, ending.interrupted) = (None, None);
@@ -399,7 +399,7 @@ impl Scene<'_> {
                 TaskState::Failed
             }
         };
-        Settlement { stop_reason, state, ending, repeatable }
+        Settlement { stop_reason, state, ending, tokens, repeatable }
     }
 
     /// Tells what the ordered compaction left in use, if the agent said so since.

@@ -102,7 +102,9 @@ impl Group {
                 }
                 self.run.iter_mut().for_each(|run| run.cancelled = true);
             }
-            Write::TurnSettled { task, stop_reason } => self.replay_settlement(*task, *stop_reason),
+            Write::TurnSettled { task, stop_reason, .. } => {
+                self.replay_settlement(*task, *stop_reason)
+            }
             Write::SummaryGiven { .. } => {
                 if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
                     turn.opening = Some(first_seq);

@@ -404,8 +404,8 @@ impl<'a> Scene<'a> {
         }
         self.strand();
         self.release_lock(false);
-        let Settlement { stop_reason, mut state, mut ending, repeatable } = settled;
-        self.write(Write::TurnSettled { task: task.id, stop_reason });
+        let Settlement { stop_reason, mut state, mut ending, tokens, repeatable } = settled;
+        self.write(Write::TurnSettled { task: task.id, stop_reason, tokens });
         // What an agent did on a command that it answers only in the end, nobody knows.
         if repeatable
             && task.kind() == TaskKind::Turn

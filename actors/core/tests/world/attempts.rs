@@ -206,7 +206,7 @@ impl Attempts {
             Write::CancelRequested { .. } | Write::TurnCut { .. } => {
                 self.sent.iter_mut().for_each(|sent| sent.cut = true);
             }
-            Write::TurnSettled { task, stop_reason } => self.settled(*task, *stop_reason)?,
+            Write::TurnSettled { task, stop_reason, .. } => self.settled(*task, *stop_reason)?,
             Write::TaskRetrying { task, attempt, wait_ms, due, .. } => {
                 self.again(*task, *attempt, *wait_ms)?;
                 ensure!(*due == Due::after(self.now, *wait_ms), "I12: {task} waits until {due:?}");

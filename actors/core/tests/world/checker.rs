@@ -183,7 +183,7 @@ impl Checker {
                 self.in_flight = Some(holder);
                 (self.output, self.answer) = (false, false);
             }
-            Write::SummaryGiven { task } => {
+            Write::SummaryGiven { task, .. } => {
                 ensure!(self.in_flight == Some(*task), "AM-5: {task} does not run");
                 self.openings.insert(seq);
             }

@@ -212,7 +212,7 @@ impl Reference {
                 Cause::Deadline => CutBy::Deadline,
                 _ => CutBy::Shutdown,
             }),
-            Write::TurnSettled { task, stop_reason } => {
+            Write::TurnSettled { task, stop_reason, .. } => {
                 self.measure();
                 let own_end = matches!(
                     stop_reason,

@@ -3,7 +3,7 @@
 use greenroom_core::{
     Details, Exit, ExitReason, Fold, Json, Kinds, Lineage, Lines, OnInterrupt, PermissionAsked,
     PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance, Retry, Settings,
-    Signal, Source, Strategy, Terms, Usage,
+    Signal, Source, Strategy, Terms, ToolNews, ToolResult, ToolStep, Usage,
 };
 
 use super::{
@@ -170,11 +170,13 @@ impl Spoken {
                 (vec![update(&line)], Fold { usage, ..fold })
             }
             Self::ToolBegins(id) => {
-                let tools = vec![(format!("t{id}"), true)];
+                let step = ToolStep::Called { tool: "t".into(), ended: None };
+                let tools = vec![ToolNews { call: format!("t{id}"), step }];
                 (vec![tool(id, true)], Fold { tools, ..answer })
             }
             Self::ToolEnds(id) => {
-                let tools = vec![(format!("t{id}"), false)];
+                let step = ToolStep::Ended(ToolResult::Completed);
+                let tools = vec![ToolNews { call: format!("t{id}"), step }];
                 (vec![tool(id, false)], Fold { tools, ..answer })
             }
             Self::Mode => (vec![update(r#"{"sessionUpdate":"current_mode_update"}"#)], fold),

@@ -5,7 +5,7 @@ use greenroom_core::{PromptReply, Provenance, SessionId, StopReason};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{RpcError, context, json};
+use super::{RpcError, context, spend};
 
 /// What a prompt was answered with.
 pub fn prompt_reply(outcome: Result<&str, RpcError>) -> PromptReply {
@@ -15,9 +15,11 @@ pub fn prompt_reply(outcome: Result<&str, RpcError>) -> PromptReply {
         stop_reason: acp::StopReason,
         #[serde(borrow)]
         usage: Option<&'a RawValue>,
+        #[serde(borrow, rename = "_meta")]
+        meta: Option<&'a RawValue>,
     }
     let error = match outcome.map(serde_json::from_str::<Response>) {
-        Ok(Ok(Response { stop_reason, usage })) => {
+        Ok(Ok(Response { stop_reason, usage, meta })) => {
             let stop_reason = match stop_reason {
                 acp::StopReason::MaxTokens => StopReason::MaxTokens,
                 acp::StopReason::MaxTurnRequests => StopReason::MaxTurnRequests,
@@ -25,7 +27,8 @@ pub fn prompt_reply(outcome: Result<&str, RpcError>) -> PromptReply {
                 acp::StopReason::Cancelled => StopReason::Cancelled,
                 _ => StopReason::EndTurn,
             };
-            return PromptReply::Stopped { stop_reason, tokens: usage.map(json) };
+            let tokens = spend::spent(usage, meta).map(Box::new);
+            return PromptReply::Stopped { stop_reason, tokens };
         }
         Ok(Err(err)) => RpcError { code: 0, message: format!("no prompt response: {err}") },
         Err(err) => err,

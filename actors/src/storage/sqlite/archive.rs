@@ -3,21 +3,23 @@
 use std::collections::{BTreeMap, HashMap};
 
 use greenroom_core::{
-    Blocked, Compaction, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskState,
+    Blocked, Compaction, Digest, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskState,
+    digest::SCHEMA_VERSION,
     lock::{Lock, LockKey},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 
 use super::{
-    cuts, failed, locks, permissions, readable,
+    cuts, digests, failed, locks, permissions, readable,
     rows::{self, key},
 };
 use crate::{
+    digest::DigestRows,
     frames::Block,
     storage::{
-        Archive, CurrentView, FrameFilter, GroupIndex, GroupNo, KeyUse, LockError,
-        PermissionFilter, PermissionRecord, RunRecord, SegmentRecord, Snapshot, Standing,
-        StoreError, StoredBase, TaskFilter, TaskView,
+        Archive, CurrentView, EndedFilter, EndedTurn, FrameFilter, GroupIndex, GroupNo, KeyUse,
+        LockError, PermissionFilter, PermissionRecord, RunRecord, RunStanding, SegmentRecord,
+        Snapshot, Standing, StoreError, StoredBase, TaskFilter, TaskView, TurnEntry, TurnFilter,
     },
     word::word,
 };
@@ -75,6 +77,8 @@ impl SqliteArchive {
             ("runs", "no"),
             ("segments", "no"),
             ("bases", "no"),
+            ("digests", "no"),
+            ("turns", "key >> 36"),
             ("tasks", "key >> 36"),
             ("compactions", "key >> 36"),
             ("permissions", "key >> 36"),
@@ -113,11 +117,13 @@ impl SqliteArchive {
 
 impl Archive for SqliteArchive {
     fn group_index(&self) -> Result<GroupIndex, StoreError> {
+        // One whose digests have to be made again has that to go on with.
         let sql = "SELECT groups.no, id, purging OR current_run IS NOT NULL \
                    OR status NOT IN ('idle', 'paused', 'archived') \
                    OR status = 'paused' AND queue_length > 0 \
-                   FROM groups JOIN heads USING (no)";
-        let rows = self.all(sql, &[], |row| {
+                   OR schema_version IS NOT ? OR watermark_seq IS NOT last_seq \
+                   FROM groups JOIN heads USING (no) LEFT JOIN digests USING (no)";
+        let rows = self.all(sql, &[&SCHEMA_VERSION], |row| {
             Ok((row.get::<_, GroupNo>(0)?, row.get::<_, String>(1)?, row.get(2)?))
         })?;
         let parsed = rows.into_iter().filter_map(|(no, id, busy)| match id.parse() {
@@ -252,6 +258,26 @@ impl Archive for SqliteArchive {
 
     fn permissions(&self, filter: &PermissionFilter) -> Result<Vec<PermissionRecord>, StoreError> {
         permissions::list(&self.0, filter).map_err(failed("was read"))
+    }
+
+    fn digest(&self, group: GroupNo) -> Result<Option<Digest>, StoreError> {
+        digests::digest(&self.0, group).map_err(failed("was read"))
+    }
+
+    fn run_digest(&self, run: RunId) -> Result<Option<RunStanding>, StoreError> {
+        digests::run_digest(&self.0, run).map_err(failed("was read"))
+    }
+
+    fn digest_rows(&self, group: GroupNo) -> Result<Option<DigestRows>, StoreError> {
+        digests::digest_rows(&self.0, group).map_err(failed("was read"))
+    }
+
+    fn turns(&self, group: GroupNo, filter: &TurnFilter) -> Result<Vec<TurnEntry>, StoreError> {
+        digests::turns(&self.0, group, filter).map_err(failed("was read"))
+    }
+
+    fn ended_turns(&self, filter: &EndedFilter) -> Result<Vec<EndedTurn>, StoreError> {
+        digests::ended_turns(&self.0, filter).map_err(failed("was read"))
     }
 
     fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError> {

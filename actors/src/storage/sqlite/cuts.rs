@@ -26,10 +26,15 @@ pub fn cut(conn: &mut Connection, cut: &Cut) -> rusqlite::Result<bool> {
     }
     {
         // Whatever the log says: what is open or reaches beyond the cut is not deleted.
+        let mut turn = transaction.prepare_cached(
+            "DELETE FROM turns WHERE (ended_at, key) IN (SELECT ended_at, key FROM tasks \
+             WHERE id = ? AND ended_at IS NOT NULL AND seq_last <= ?)",
+        )?;
         let mut task = transaction.prepare_cached(
             "DELETE FROM tasks WHERE id = ? AND ended_at IS NOT NULL AND seq_last <= ?",
         )?;
         for id in &cut.ended.tasks {
+            turn.execute(params![id.0.as_bytes(), int(cut.base.seq)])?;
             task.execute(params![id.0.as_bytes(), int(cut.base.seq)])?;
         }
         let mut run =

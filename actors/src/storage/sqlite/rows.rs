@@ -51,6 +51,9 @@ pub const TASK_COLUMNS: &str = "key, id, kind, origin, prompt, focus, metadata, 
      seq_first, seq_last, stop_reason, error, interrupted, text, text_truncated, usage, tokens, \
      strategy, findings, expires, retry_at, retry_of";
 
+/// How many they are.
+pub const TASK_WIDTH: usize = 31;
+
 /// Reads a task from [`TASK_COLUMNS`].
 pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
     let prompt = raw_json(row, 4)?.ok_or_else(|| corrupt(4, "no prompt"))?;
@@ -271,7 +274,18 @@ fn uuid(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Uuid>> {
     row.get::<_, Option<Id>>(column).map(|id| id.map(|id| id.0))
 }
 
-fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
+/// A column that always holds JSON.
+pub fn read<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    from_json(row, column)?.ok_or_else(|| corrupt(column, "no value"))
+}
+
+/// A column that always holds an id.
+pub fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<Uuid> {
+    uuid(row, column)?.ok_or_else(|| corrupt(column, "no id"))
+}
+
+/// A column that may hold JSON.
+pub fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
     let Some(text) = row.get_ref(column)?.as_str_or_null()? else { return Ok(None) };
     serde_json::from_str(text)
         .map(Some)

@@ -7,7 +7,7 @@ use greenroom_core::{
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    Failure, cuts, failed,
+    Failure, cuts, digests, failed,
     files::Files,
     locks, permissions, readable,
     rows::{self, int, json, key, ms},
@@ -15,6 +15,7 @@ use super::{
     upkeep, write_failed,
 };
 use crate::{
+    digest::DigestRows,
     frames::Block,
     storage::{
         Cut, Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Sizes, Store, StoreError,
@@ -70,10 +71,38 @@ impl Store for SqliteStore {
         read().map_err(failed("read a group"))
     }
 
+    fn put_digests(
+        &mut self,
+        group: GroupNo,
+        epoch: u64,
+        rows: &DigestRows,
+    ) -> Result<(), StoreError> {
+        let transaction = self
+            .0
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(write_failed)?;
+        let put = || -> rusqlite::Result<bool> {
+            let own = "SELECT EXISTS (SELECT 1 FROM heads WHERE no = ? AND epoch = ?)";
+            let owned = transaction.query_row(own, params![group, int(epoch)], |row| row.get(0))?;
+            if owned {
+                digests::store(&transaction, group, rows)?;
+            }
+            Ok(owned)
+        };
+        let owned = put().map_err(failed("stored digests"))?;
+        transaction.commit().map_err(write_failed)?;
+        if owned { Ok(()) } else { Err(StoreError::Fenced) }
+    }
+
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
         let mut delete = || {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let (from, to) = (key(group, 0), key(group + 1, 0));
+            transaction.execute(
+                "DELETE FROM turns WHERE (ended_at, key) IN \
+                 (SELECT ended_at, key FROM tasks WHERE key >= ? AND key < ?)",
+                [from, to],
+            )?;
             transaction.execute(
                 "DELETE FROM idempotency WHERE task IN \
                  (SELECT id FROM tasks WHERE key >= ? AND key < ?)",
@@ -84,7 +113,7 @@ impl Store for SqliteStore {
                 transaction.execute(&sql, [from, to])?;
             }
             locks::forget_group(&transaction, group)?;
-            for table in ["runs", "segments", "bases", "heads", "groups"] {
+            for table in ["runs", "segments", "bases", "digests", "heads", "groups"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE no = ?"), [group])?;
             }
             transaction.commit()
@@ -177,7 +206,8 @@ fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> rusqlite::Result<Hy
     let running = tasks.iter().find(|task| task.state == TaskState::Running);
     let compactions = compactions(conn, group, running)?;
     let permissions = permissions::pending(conn, group)?;
-    Ok(Hydration { epoch, head: standing.head, tasks, run, compactions, permissions })
+    let digests = digests::hydrate(conn, group, standing.head.last_seq)?;
+    Ok(Hydration { epoch, head: standing.head, tasks, run, compactions, permissions, digests })
 }
 
 /// The compaction that nobody saw to end, and those that were completed within `running`.
@@ -256,6 +286,9 @@ fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
     insert_task(conn, writes.group, accepted, None)?;
     for block in &writes.blocks {
         store_block(conn, writes.group, block)?;
+    }
+    if let Some(rows) = &writes.digests {
+        digests::store(conn, writes.group, rows)?;
     }
     if let Some(KeyUse { key, body, task }) = &writes.key {
         conn.prepare_cached("INSERT INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?)")?

@@ -115,7 +115,16 @@ fn facts(head: Head, writes: Vec<Write>) -> Writes {
         is_compacting: false,
     };
     let at = Timestamp(1);
-    Writes { group: 1, epoch: 1, at, standing, writes, blocks: Vec::new(), key: None }
+    Writes {
+        group: 1,
+        epoch: 1,
+        at,
+        standing,
+        writes,
+        blocks: Vec::new(),
+        digests: None,
+        key: None,
+    }
 }
 
 fn key() -> LockKey {

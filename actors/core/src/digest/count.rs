@@ -1,0 +1,125 @@
+//! Sums by name, with a limit on the names.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// So many names are told apart (I11): agents choose those of their tools and models.
+const NAMES_MAX: usize = 48;
+/// Longer names are cut.
+const NAME_BYTES_MAX: usize = 64;
+/// What all further names are counted under.
+const OTHERS: &str = "_others";
+
+/// Something for each of a limited number of names; what does not fit is under `_others`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Bounded<T>(BTreeMap<String, T>);
+
+impl<T> Default for Bounded<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Clone + Default> Bounded<T> {
+    /// One name only.
+    pub fn one(name: &str, value: T) -> Self {
+        let name = &name[..name.floor_char_boundary(NAME_BYTES_MAX)];
+        Self(BTreeMap::from([(name.to_owned(), value)]))
+    }
+
+    /// All names, in their order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &T)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// What belongs to a name.
+    pub fn get(&self, name: &str) -> Option<&T> {
+        self.0.get(name)
+    }
+
+    /// What belongs to a name, to be changed; to `_others` if there are too many of them.
+    pub fn slot(&mut self, name: &str) -> &mut T {
+        let name = &name[..name.floor_char_boundary(NAME_BYTES_MAX)];
+        let fits = self.0.len() < NAMES_MAX || self.0.contains_key(name);
+        self.0.entry(if fits { name } else { OTHERS }.to_owned()).or_default()
+    }
+
+    /// Takes in all of `later`, name by name.
+    pub fn merge(&mut self, later: &Self, add: impl Fn(&mut T, &T)) {
+        for (name, value) in &later.0 {
+            match self.0.get_mut(name) {
+                Some(sum) => add(sum, value),
+                None => add(self.slot(name), value),
+            }
+        }
+    }
+
+    /// Changes every value.
+    pub fn for_each(&mut self, change: impl FnMut(&mut T)) {
+        self.0.values_mut().for_each(change);
+    }
+}
+
+/// Tokens that prompts spent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tokens {
+    /// Read by the model.
+    pub input: u64,
+    /// Written by it.
+    pub output: u64,
+    /// Of what it read, what it had read before.
+    pub cached: u64,
+}
+
+impl Tokens {
+    /// Adds more of them.
+    pub fn add(&mut self, later: &Self) {
+        self.input = self.input.saturating_add(later.input);
+        self.output = self.output.saturating_add(later.output);
+        self.cached = self.cached.saturating_add(later.cached);
+    }
+}
+
+/// How often a tool was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ToolUse {
+    /// How often it was called.
+    pub calls: u64,
+    /// How many of the calls failed.
+    pub failed: u64,
+}
+
+impl ToolUse {
+    /// Adds more of it.
+    pub fn add(&mut self, later: &Self) {
+        self.calls += later.calls;
+        self.failed += later.failed;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// I11: an agent that makes names up fills no row, and nothing is lost of the sums.
+    #[test]
+    fn further_names_are_counted_together() {
+        let mut sums = Bounded::default();
+        for number in 0..1000 {
+            *sums.slot(&format!("{number:04}")) += 1_u64;
+        }
+        let mut others = Bounded::default();
+        for number in 500..1500 {
+            *others.slot(&format!("{number:04}")) += 1_u64;
+        }
+        sums.merge(&others, |sum, more| *sum += more);
+        assert_eq!(sums.iter().len(), NAMES_MAX + 1);
+        assert_eq!(sums.iter().map(|(_, count)| count).sum::<u64>(), 2000);
+        assert_eq!(sums.slot(&"ä".repeat(100)), &1952);
+        assert_eq!(Bounded::one(&"ä".repeat(100), 1).iter().next(), Some((&*"ä".repeat(32), &1)));
+    }
+}

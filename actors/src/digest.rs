@@ -1,0 +1,184 @@
+//! Digests as rows: what a commit adds to them, and how they are made again from the frames.
+//!
+//! Owns the way from core's fold to what is stored. It sums nothing up itself.
+
+use std::collections::BTreeMap;
+
+use greenroom_core::{
+    Digests, Kinds, Lines, RunId, Said, TaskId, Timestamp, Write,
+    digest::{Closed, RunDigest, SCHEMA_VERSION},
+};
+use serde::Serialize;
+
+use crate::{
+    agent::{acp, sessions::Reread},
+    frames::{Block, Frame},
+    storage::{Archive, FrameFilter, GroupNo, Ledger, StoreError, StoredBase},
+};
+
+/// What is read at a time: a reading thread is not kept from others for longer.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// A group's digests as they are stored after some facts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DigestRows {
+    /// The last frame that is in them.
+    pub watermark_seq: u64,
+    /// The group's own, JSON.
+    pub group: String,
+    /// Its last run's, if it had one.
+    pub run: Option<String>,
+    /// What has to be known to fold on.
+    pub carry: String,
+    /// What the facts closed.
+    pub closed: ClosedRows,
+}
+
+/// Digests that stay as they are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClosedRows {
+    /// Runs that are over.
+    pub runs: BTreeMap<RunId, String>,
+    /// Tasks that were started and are over.
+    pub turns: BTreeMap<TaskId, TurnRow>,
+}
+
+/// The digest of a task that was started and is over.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TurnRow {
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// The launch profile of the group's last run.
+    pub agent: Option<String>,
+    /// Its digest, JSON.
+    pub digest: String,
+}
+
+impl ClosedRows {
+    /// Takes in one fact, and keeps what it closes.
+    pub fn fold(&mut self, digests: &mut Digests, write: &Write, at: Timestamp) {
+        match digests.take(write, at) {
+            None => {}
+            Some(Closed::Run(run)) => _ = self.runs.insert(run.run, json(&run)),
+            Some(Closed::Turn(task, digest)) => {
+                let agent = digests.run.as_ref().map(|run| run.agent.clone());
+                let digest = json(&digest);
+                self.turns.insert(task, TurnRow { ended_at: at, agent, digest });
+            }
+        }
+    }
+
+    /// The rows, when all facts are folded.
+    pub fn into_rows(self, digests: &Digests) -> DigestRows {
+        DigestRows {
+            watermark_seq: digests.group.watermark_seq,
+            group: json(&digests.group),
+            run: digests.run.as_ref().map(json::<RunDigest>),
+            carry: json(&digests.carry),
+            closed: self,
+        }
+    }
+}
+
+/// Takes the facts of a commit in; `None` if they are no frames, and so change nothing.
+pub fn fold(digests: &mut Digests, writes: &[Write], at: Timestamp) -> Option<DigestRows> {
+    let before = digests.group.watermark_seq;
+    let mut closed = ClosedRows::default();
+    writes.iter().for_each(|write| closed.fold(digests, write, at));
+    (digests.group.watermark_seq != before).then(|| closed.into_rows(digests))
+}
+
+/// A group's digests made again from its frames up to `last_seq`, from where its log was cut on
+/// (SEEDS TD-6).
+///
+/// # Errors
+///
+/// The database's error.
+pub async fn rebuild(
+    ledger: &Ledger,
+    no: GroupNo,
+    last_seq: u64,
+) -> Result<(Digests, DigestRows), StoreError> {
+    let mut fold = ledger.read(move |archive| Rebuild::begin(archive, no)).await?;
+    loop {
+        let before = fold.digests.group.watermark_seq;
+        fold = ledger.read(move |archive| fold.go_on(archive, no)).await?;
+        if fold.digests.group.watermark_seq == before {
+            let Rebuild { mut digests, closed, .. } = fold;
+            // What cannot be read at the end of a damaged log is passed over.
+            digests.group.watermark_seq = last_seq;
+            let rows = closed.into_rows(&digests);
+            return Ok((digests, rows));
+        }
+    }
+}
+
+struct Rebuild {
+    digests: Digests,
+    closed: ClosedRows,
+    reread: Reread,
+}
+
+impl Rebuild {
+    fn begin(archive: &dyn Archive, no: GroupNo) -> Result<Self, StoreError> {
+        let stored = archive.base(no)?;
+        let base = stored.as_ref().and_then(|stored| StoredBase::read(stored).ok());
+        let (mut digests, reread) =
+            base.map(|base| (base.digests, base.reread)).unwrap_or_default();
+        // A base of a version that knew no digests: nothing is known of what it covers.
+        digests.group.watermark_seq = stored.map_or(0, |stored| stored.seq);
+        Ok(Self { digests, closed: ClosedRows::default(), reread })
+    }
+
+    fn go_on(mut self, archive: &dyn Archive, no: GroupNo) -> Result<Self, StoreError> {
+        let filter = FrameFilter {
+            after: self.digests.group.watermark_seq,
+            frames_max: u64::MAX,
+            bytes_max: PAGE_BYTES,
+            ..FrameFilter::default()
+        };
+        for block in archive.blocks(no, &filter)? {
+            self.block(&block);
+        }
+        Ok(self)
+    }
+
+    fn block(&mut self, block: &Block) {
+        for frame in block.frames() {
+            if frame.seq <= self.digests.group.watermark_seq {
+                continue;
+            }
+            // Of a damaged log, what can be read is summed up.
+            self.digests.group.watermark_seq = frame.seq - 1;
+            let write = fact(frame, block, &mut self.reread);
+            self.closed.fold(&mut self.digests, &write, block.at);
+        }
+    }
+}
+
+/// The fact that a frame is. One that cannot be read is something that the agent said: it counts as
+/// a frame (SEEDS AM-18).
+fn fact(frame: Frame<'_>, block: &Block, reread: &mut Reread) -> Write {
+    let fold = reread.meaning(frame.kind, frame.payload);
+    if let Some(Ok(write)) = Write::read(frame.kind, frame.payload) {
+        return write;
+    }
+    if frame.kind == "session/prompt"
+        && let Ok((id, session, prompt)) = acp::prompt_sent(frame.payload)
+    {
+        return Write::PromptSent { id, session, prompt };
+    }
+    let kinds = Kinds::All(frame.kind.to_owned().into());
+    let lines = Lines { count: 1, kinds, text: frame.payload.to_owned().into() };
+    let run = block.run.unwrap_or(RunId(uuid::Uuid::nil()));
+    Write::Said(Said { run, task: block.task, lines, fold })
+}
+
+/// Whether digests are of the form that this version writes.
+pub fn is_current(schema_version: u32) -> bool {
+    schema_version == SCHEMA_VERSION
+}
+
+fn json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_else(|_| "null".into())
+}
