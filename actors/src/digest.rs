@@ -22,8 +22,6 @@ const PAGE_BYTES: usize = 4 << 20;
 /// A group's digests as they are stored after some facts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DigestRows {
-    /// The last frame that is in them.
-    pub watermark_seq: u64,
     /// The group's own, JSON.
     pub group: String,
     /// Its last run's, if it had one.
@@ -71,7 +69,6 @@ impl ClosedRows {
     /// The rows, when all facts are folded.
     pub fn into_rows(self, digests: &Digests) -> DigestRows {
         DigestRows {
-            watermark_seq: digests.group.watermark_seq,
             group: json(&digests.group),
             run: digests.run.as_ref().map(json::<RunDigest>),
             carry: json(&digests.carry),
@@ -99,11 +96,18 @@ pub async fn rebuild(
     no: GroupNo,
     last_seq: u64,
 ) -> Result<(Digests, DigestRows), StoreError> {
-    let mut fold = ledger.read(move |archive| Rebuild::begin(archive, no)).await?;
+    let begin = move |archive: &dyn Archive| Rebuild::begin(archive, no);
+    let mut fold = ledger.read(begin).await?;
     loop {
         let before = fold.digests.group.watermark_seq;
         fold = ledger.read(move |archive| fold.go_on(archive, no)).await?;
         if fold.digests.group.watermark_seq == before {
+            let again = ledger.read(begin).await?;
+            if again.from_seq != fold.from_seq {
+                // Retention cut the log meanwhile, and frames may be gone that were not read yet.
+                fold = again;
+                continue;
+            }
             let Rebuild { mut digests, closed, .. } = fold;
             // What cannot be read at the end of a damaged log is passed over.
             digests.group.watermark_seq = last_seq;
@@ -114,6 +118,8 @@ pub async fn rebuild(
 }
 
 struct Rebuild {
+    /// Where the log was cut.
+    from_seq: u64,
     digests: Digests,
     closed: ClosedRows,
     reread: Reread,
@@ -126,8 +132,9 @@ impl Rebuild {
         let (mut digests, reread) =
             base.map(|base| (base.digests, base.reread)).unwrap_or_default();
         // A base of a version that knew no digests: nothing is known of what it covers.
-        digests.group.watermark_seq = stored.map_or(0, |stored| stored.seq);
-        Ok(Self { digests, closed: ClosedRows::default(), reread })
+        let from_seq = stored.map_or(0, |stored| stored.seq);
+        digests.group.watermark_seq = from_seq;
+        Ok(Self { from_seq, digests, closed: ClosedRows::default(), reread })
     }
 
     fn go_on(mut self, archive: &dyn Archive, no: GroupNo) -> Result<Self, StoreError> {

@@ -13,6 +13,7 @@
 mod bare;
 mod crowd;
 mod database;
+mod frame_path;
 mod http;
 mod pace;
 mod process;
@@ -91,7 +92,7 @@ type Row = fn(&Scale) -> Result<Vec<Line>>;
 
 /// The rows by the names to select them with.
 #[rustfmt::skip]
-const ROWS: [(&str, Row); 15] = [
+const ROWS: [(&str, Row); 17] = [
     ("machine",    rows::machine::run),
     ("stream-200", |scale| rows::stream::run(scale, 200)),
     ("stream-2k",  |scale| rows::stream::run(scale, 2_000)),
@@ -105,6 +106,8 @@ const ROWS: [(&str, Row); 15] = [
     ("disk",       rows::disk::run),
     ("queue",      rows::queue::run),
     ("drain",      rows::queue::drain),
+    ("digest-fold", rows::digest::fold),
+    ("digest-read", rows::digest::read),
     ("crash",      rows::crash::run),
     ("isolation",  rows::isolation::run),
 ];

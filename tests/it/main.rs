@@ -42,6 +42,7 @@ mod retry_starts;
 mod retry_task;
 mod rotate;
 mod scale;
+mod sealing;
 mod segments;
 mod sessions;
 mod shortage;

@@ -3,6 +3,7 @@
 //! It knows nothing of the server but its contract. `check/tests.rs` feeds it small bad histories,
 //! one for each rule at least: a checker that cannot fail is worth nothing.
 
+mod digests;
 mod frames;
 mod group;
 mod requests;
@@ -38,13 +39,14 @@ type Rule = fn(&History) -> Vec<String>;
 
 /// The rules, each with the invariant that it holds.
 #[rustfmt::skip]
-pub const RULES: [(&str, Rule); 20] = [
+pub const RULES: [(&str, Rule); 21] = [
     ("every fault was injected",     injected),
     ("one at a time",                group::one_at_a_time),            // I1
     ("accepted is kept",             requests::accepted_is_kept),      // I2
     ("frames stay",                  frames::frames_stay),             // I3
     ("segments are one line",        group::segments_are_one_line),    // I4
     ("compacting ends",              group::compacting_ends),          // I5
+    ("runs are sealed",              digests::runs_are_sealed),        // I6
     ("sent once an attempt",         sent::sent_once_an_attempt),      // I7
     ("sent as it was committed",     sent::sent_as_committed),         // I7, I3
     ("in order",                     group::in_order),                 // I8

@@ -66,13 +66,22 @@ pub fn collect(stage: &Stage, group: &str) -> Result<Group> {
     let read_at = stage.now();
     let shown = client.read(&path).ok_or_else(|| gone("state"))?;
     let frames = list(&client, &format!("{path}/frames")).ok_or_else(|| gone("frames"))?;
+    let runs = all("runs")?;
+    let digest = |path: &str| -> Result<Value> {
+        let text = client.read(&format!("{path}/digest")).ok_or_else(|| gone("a digest"))?;
+        Ok(from_str(&text)?)
+    };
+    let ids = runs.iter().filter_map(|run| run["id"].as_str());
+    let run_digests = ids.map(|run| digest(&format!("/v1/runs/{run}"))).collect::<Result<_>>()?;
     Ok(Group {
         read_at,
+        digest: digest(&path)?,
+        run_digests,
         shown: from_str(&shown)?,
         tasks: all("tasks")?,
         frames: frames.iter().map(|frame| Frame::read(frame)).collect::<Result<_>>()?,
         segments: all("segments")?,
         compactions: all("compactions")?,
-        runs: all("runs")?,
+        runs,
     })
 }

@@ -97,6 +97,10 @@ pub struct Group {
     pub segments: Vec<Value>,
     pub compactions: Vec<Value>,
     pub runs: Vec<Value>,
+    /// Its digest.
+    pub digest: Value,
+    /// Its runs' digests.
+    pub run_digests: Vec<Value>,
 }
 
 /// A frame that a reader saw at some time.

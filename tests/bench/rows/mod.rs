@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod crash;
+pub mod digest;
 pub mod disk;
 pub mod fan_out;
 pub mod isolation;

@@ -122,6 +122,11 @@ fn sound() -> History {
         segments,
         compactions: vec![compaction],
         runs: vec![json!({ "id": "run_1" }), json!({ "id": "run_2" })],
+        digest: json!({ "watermark_seq": 21, "frame_count": 21, "turn_count": 2 }),
+        run_digests: vec![
+            json!({ "run": "run_1", "outcome": "exited", "watermark_seq": 14, "frame_count": 12 }),
+            json!({ "run": "run_2", "outcome": null, "watermark_seq": 21, "frame_count": 6 }),
+        ],
     };
     History {
         exchanges,
@@ -256,6 +261,12 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
     ("one end in the frames", "ended twice", |h| {
         insert(h, 21, ("greenroom/task_ended", "", "tsk_2", r#"{"task":"tsk_2"}"#));
     }),
+    ("runs are sealed", "a run is over and has no outcome", |h| {
+        work(h).run_digests[0]["outcome"] = Value::Null;
+    }),
+    ("runs are sealed", "a run's digest is behind", |h| work(h).run_digests[0]["watermark_seq"] = json!(13)),
+    ("runs are sealed", "a frame is counted twice", |h| work(h).run_digests[0]["frame_count"] = json!(13)),
+    ("runs are sealed", "the group's is behind", |h| work(h).digest["watermark_seq"] = json!(20)),
     ("no orphans", "a process is left", |h| h.orphans.push("sleep".into())),
     ("bounded", "too much memory", |h| h.memory = 1 << 40),
     ("nothing is stuck", "a group is not at rest", |h| h.stuck.push("work".into())),

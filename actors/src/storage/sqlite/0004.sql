@@ -1,14 +1,12 @@
--- Digests: written with the frames that they sum up. A group without a row here, or with one of
--- another form, has them made again from its frames.
+-- Digests: written with the frames that they sum up. A group without them, or with those of another
+-- form, has them made again from its frames. They stand behind what lists show of a group, in the
+-- row that each commit writes anyway: a row of their own is a page more a commit.
 
-CREATE TABLE digests (
-    no             INTEGER PRIMARY KEY,
-    schema_version INTEGER NOT NULL,
-    watermark_seq  INTEGER NOT NULL,
-    digest         TEXT    NOT NULL,
-    run            TEXT,
-    carry          TEXT    NOT NULL
-) STRICT;
+ALTER TABLE heads ADD COLUMN digest_version INTEGER;
+ALTER TABLE heads ADD COLUMN digest TEXT;
+-- That of the last run, and what has to be known to fold on.
+ALTER TABLE heads ADD COLUMN run_digest TEXT;
+ALTER TABLE heads ADD COLUMN carry TEXT;
 
 -- Of a run that is over.
 ALTER TABLE runs ADD COLUMN digest TEXT;

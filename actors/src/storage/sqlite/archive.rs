@@ -77,7 +77,6 @@ impl SqliteArchive {
             ("runs", "no"),
             ("segments", "no"),
             ("bases", "no"),
-            ("digests", "no"),
             ("turns", "key >> 36"),
             ("tasks", "key >> 36"),
             ("compactions", "key >> 36"),
@@ -121,8 +120,7 @@ impl Archive for SqliteArchive {
         let sql = "SELECT groups.no, id, purging OR current_run IS NOT NULL \
                    OR status NOT IN ('idle', 'paused', 'archived') \
                    OR status = 'paused' AND queue_length > 0 \
-                   OR schema_version IS NOT ? OR watermark_seq IS NOT last_seq \
-                   FROM groups JOIN heads USING (no) LEFT JOIN digests USING (no)";
+                   OR digest_version IS NOT ? FROM groups JOIN heads USING (no)";
         let rows = self.all(sql, &[&SCHEMA_VERSION], |row| {
             Ok((row.get::<_, GroupNo>(0)?, row.get::<_, String>(1)?, row.get(2)?))
         })?;

@@ -15,26 +15,32 @@ use crate::{
     storage::{EndedAt, EndedFilter, EndedTurn, GroupNo, RunStanding, TurnEntry, TurnFilter},
 };
 
-/// Stores a group's digests after a commit's facts, whose tasks and runs have their rows.
-pub fn store(conn: &Connection, group: GroupNo, rows: &DigestRows) -> rusqlite::Result<()> {
-    conn.prepare_cached(
-        "INSERT INTO digests (no, schema_version, watermark_seq, digest, run, carry) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (no) DO UPDATE SET \
-         schema_version = ?2, watermark_seq = ?3, digest = ?4, run = ?5, carry = ?6",
-    )?
-    .execute(params![
-        group,
-        SCHEMA_VERSION,
-        int(rows.watermark_seq),
-        rows.group,
-        rows.run,
-        rows.carry
-    ])?;
-    for (run, digest) in &rows.closed.runs {
+/// Stores digests that were made again; `false` if the group is another owner's by now.
+pub fn put(
+    conn: &Connection,
+    group: GroupNo,
+    epoch: u64,
+    rows: &DigestRows,
+) -> rusqlite::Result<bool> {
+    let changed = conn
+        .prepare_cached(
+            "UPDATE heads SET digest_version = ?, digest = ?, run_digest = ?, carry = ? \
+             WHERE no = ? AND epoch = ?",
+        )?
+        .execute(params![SCHEMA_VERSION, rows.group, rows.run, rows.carry, group, int(epoch)])?;
+    if changed == 1 {
+        store_closed(conn, &rows.closed)?;
+    }
+    Ok(changed == 1)
+}
+
+/// Stores the digests of runs and tasks that have their rows.
+pub fn store_closed(conn: &Connection, closed: &ClosedRows) -> rusqlite::Result<()> {
+    for (run, digest) in &closed.runs {
         conn.prepare_cached("UPDATE runs SET digest = ? WHERE id = ?")?
             .execute(params![digest, run.0.as_bytes()])?;
     }
-    for (task, TurnRow { ended_at, agent, digest }) in &rows.closed.turns {
+    for (task, TurnRow { ended_at, agent, digest }) in &closed.turns {
         conn.prepare_cached(
             "INSERT OR REPLACE INTO turns (ended_at, key, agent, digest) \
              SELECT ?, key, ?, ? FROM tasks WHERE id = ?",
@@ -51,32 +57,25 @@ pub fn hydrate(
     last_seq: u64,
 ) -> rusqlite::Result<Option<Digests>> {
     let mut statement = conn.prepare_cached(
-        "SELECT digest, run, carry FROM digests \
-         WHERE no = ? AND schema_version = ? AND watermark_seq = ?",
+        "SELECT digest, run_digest, carry FROM heads WHERE no = ? AND digest_version = ?",
     )?;
-    let found = statement.query_row(params![group, SCHEMA_VERSION, int(last_seq)], |row| {
-        let [group, run, carry] = [row.get_ref(0)?, row.get_ref(1)?, row.get_ref(2)?];
-        let read = || -> Option<Digests> {
-            Some(Digests {
-                group: serde_json::from_str(group.as_str().ok()?).ok()?,
-                run: match run.as_str_or_null().ok()? {
-                    Some(run) => Some(serde_json::from_str(run).ok()?),
-                    None => None,
-                },
-                carry: serde_json::from_str(carry.as_str().ok()?).ok()?,
-            })
-        };
-        Ok(read())
-    });
-    Ok(found.optional()?.flatten())
+    let digests = |row: &Row<'_>| {
+        let (group, run, carry) =
+            (rows::read(row, 0)?, rows::from_json(row, 1)?, rows::read(row, 2)?);
+        Ok(Digests { group, run, carry })
+    };
+    let found = statement.query_row(params![group, SCHEMA_VERSION], digests).optional();
+    // One that cannot be understood is as good as none: all of it is in the frames.
+    let found = readable(found).transpose()?.flatten();
+    Ok(found.filter(|own| own.group.watermark_seq == last_seq))
 }
 
 /// See [`crate::storage::Archive::digest`].
 pub fn digest(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<Digest>> {
     let mut statement =
-        conn.prepare_cached("SELECT digest FROM digests WHERE no = ? AND schema_version = ?")?;
+        conn.prepare_cached("SELECT digest FROM heads WHERE no = ? AND digest_version = ?")?;
     let found = statement.query_row(params![group, SCHEMA_VERSION], |row| rows::read(row, 0));
-    found.optional()
+    readable(found.optional()).transpose().map(Option::flatten)
 }
 
 /// See [`crate::storage::Archive::run_digest`].
@@ -98,29 +97,27 @@ pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunS
 
 /// That of a group's last run.
 fn live(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<RunDigest>> {
-    let mut statement = conn.prepare_cached("SELECT run FROM digests WHERE no = ?")?;
+    let mut statement = conn.prepare_cached("SELECT run_digest FROM heads WHERE no = ?")?;
     let found = statement.query_row([group], |row| rows::from_json(row, 0));
     Ok(found.optional()?.flatten())
 }
 
 /// See [`crate::storage::Archive::digest_rows`].
 pub fn digest_rows(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<DigestRows>> {
-    let mut statement =
-        conn.prepare_cached("SELECT watermark_seq, digest, run, carry FROM digests WHERE no = ?")?;
+    let mut statement = conn.prepare_cached(
+        "SELECT digest, run_digest, carry FROM heads \
+         WHERE no = ? AND digest IS NOT NULL AND carry IS NOT NULL",
+    )?;
     let found = statement.query_row([group], |row| {
-        Ok(DigestRows {
-            watermark_seq: row.get::<_, i64>(0)? as u64,
-            group: row.get(1)?,
-            run: row.get(2)?,
-            carry: row.get(3)?,
-            closed: ClosedRows::default(),
-        })
+        let (group, run, carry) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(DigestRows { group, run, carry, closed: ClosedRows::default() })
     });
     let Some(mut rows) = found.optional()? else { return Ok(None) };
     let mut runs =
         conn.prepare_cached("SELECT id, digest FROM runs WHERE no = ? AND digest IS NOT NULL")?;
     let run = |row: &Row<'_>| Ok((RunId(rows::id(row, 0)?), row.get(1)?));
-    rows.closed.runs = runs.query_map([group], run)?.collect::<Result<_, _>>()?;
+    rows.closed.runs =
+        runs.query_map([group], run)?.filter_map(readable).collect::<Result<_, _>>()?;
     let mut turns = conn.prepare_cached(
         "SELECT tasks.id, turns.ended_at, turns.agent, turns.digest FROM tasks \
          JOIN turns ON turns.ended_at = tasks.ended_at AND turns.key = tasks.key \
@@ -132,7 +129,8 @@ pub fn digest_rows(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option
         Ok((TaskId(rows::id(row, 0)?), turn))
     };
     let range = [key(group, 0), key(group + 1, 0)];
-    rows.closed.turns = turns.query_map(range, turn)?.collect::<Result<_, _>>()?;
+    rows.closed.turns =
+        turns.query_map(range, turn)?.filter_map(readable).collect::<Result<_, _>>()?;
     Ok(Some(rows))
 }
 

@@ -2,6 +2,7 @@
 
 use greenroom_core::{
     Compaction, Kinds, Provenance, Run, RunPhase, Task, TaskState, Timestamp, Write,
+    digest::SCHEMA_VERSION,
     lock::{Holder, Lease, Lock, Now, Uptime},
 };
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
@@ -81,15 +82,8 @@ impl Store for SqliteStore {
             .0
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(write_failed)?;
-        let put = || -> rusqlite::Result<bool> {
-            let own = "SELECT EXISTS (SELECT 1 FROM heads WHERE no = ? AND epoch = ?)";
-            let owned = transaction.query_row(own, params![group, int(epoch)], |row| row.get(0))?;
-            if owned {
-                digests::store(&transaction, group, rows)?;
-            }
-            Ok(owned)
-        };
-        let owned = put().map_err(failed("stored digests"))?;
+        let owned =
+            digests::put(&transaction, group, epoch, rows).map_err(failed("stored digests"))?;
         transaction.commit().map_err(write_failed)?;
         if owned { Ok(()) } else { Err(StoreError::Fenced) }
     }
@@ -113,7 +107,7 @@ impl Store for SqliteStore {
                 transaction.execute(&sql, [from, to])?;
             }
             locks::forget_group(&transaction, group)?;
-            for table in ["runs", "segments", "bases", "digests", "heads", "groups"] {
+            for table in ["runs", "segments", "bases", "heads", "groups"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE no = ?"), [group])?;
             }
             transaction.commit()
@@ -288,7 +282,7 @@ fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
         store_block(conn, writes.group, block)?;
     }
     if let Some(rows) = &writes.digests {
-        digests::store(conn, writes.group, rows)?;
+        digests::store_closed(conn, &rows.closed)?;
     }
     if let Some(KeyUse { key, body, task }) = &writes.key {
         conn.prepare_cached("INSERT INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?)")?
@@ -307,16 +301,17 @@ fn first_segment(writes: &Writes) -> u32 {
 }
 
 fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
-    let standing = &writes.standing;
+    let (standing, digests) = (&writes.standing, writes.digests.as_ref());
     let head = &standing.head;
     let changed = conn
         .prepare_cached(
             "UPDATE heads SET last_seq = ?, tasks = ?, session = ?, segment = ?, usage = ?, \
              paused = ?, archived = ?, purging = ?, provenance = ?, compacting = ?, lead_in = ?, \
              held = ?, interruptions = ?, crashes = ?, launch_due = ?, unspoken = ?, \
-             status = ?, blocked_by = ?, queue_length = ?, \
-             current_task = ?, current_run = ?, is_compacting = ? \
-             WHERE no = ? AND epoch = ?",
+             digest_version = coalesce(?, digest_version), digest = coalesce(?, digest), \
+             run_digest = coalesce(?, run_digest), carry = coalesce(?, carry), \
+             status = ?, blocked_by = ?, queue_length = ?, current_task = ?, current_run = ?, \
+             is_compacting = ? WHERE no = ? AND epoch = ?",
         )?
         .execute(params![
             int(head.last_seq),
@@ -335,6 +330,10 @@ fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
             head.crashes,
             head.launch_due.as_ref().map(json),
             head.unspoken,
+            digests.map(|_| SCHEMA_VERSION),
+            digests.map(|rows| &rows.group),
+            digests.and_then(|rows| rows.run.as_ref()),
+            digests.map(|rows| &rows.carry),
             word(&standing.status),
             standing.blocked_by.as_ref().map(word),
             int(standing.queue_length),

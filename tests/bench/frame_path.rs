@@ -1,0 +1,211 @@
+//! The way of frames within greenroom, on one thread and without processes: lines are told apart,
+//! the rules decide, facts are packed, folded into digests, and committed to a database on disk.
+
+use greenroom_actors::{
+    agent::acp::{self, Heard},
+    digest,
+    frames::{Place, pack},
+    storage::{
+        Standing, Store as _, Writes,
+        sqlite::{Database, SqliteStore},
+    },
+};
+use greenroom_core::{
+    Continuity, Digests, Event, Fold, Group, Kinds, Lines, OnInterrupt, Origin, Patience,
+    PermissionPolicy, PromptReply, Retry, RunId, SessionId, Settings, Step, StopReason, Task,
+    TaskId, Terms, Timestamp, Work as Asked,
+    lock::{BootId, Now, Uptime},
+};
+use rustix::time::{ClockId, clock_gettime};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::Result;
+
+/// Lines in one report of an agent that streams: what its batches come to under load.
+const BATCH: usize = 1_024;
+const LINE_BYTES: usize = 200;
+const MS: u64 = 3_600_000;
+
+/// What goes through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Chunks of one turn; counted in frames.
+    Stream,
+    /// Turns that are answered at once; counted in turns.
+    Turns,
+}
+
+/// One group and its database.
+pub struct FramePath {
+    _dir: TempDir,
+    _database: Database,
+    store: SqliteStore,
+    group: Group,
+    place: Place,
+    digests: Option<Digests>,
+    terms: Terms,
+    run: RunId,
+    ids: u128,
+    at: i64,
+    batch: Vec<String>,
+}
+
+impl FramePath {
+    /// A group whose agent is ready, and whose digests are kept if asked for.
+    pub fn start(digests: bool) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let database = Database::open(&dir.path().join("greenroom.db"))?;
+        let store = database.store()?;
+        let chunk = r#"{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"s","update":{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":""}}}}"#;
+        let text = "x".repeat(LINE_BYTES - chunk.len());
+        let chunk = chunk.replace(r#""text":"""#, &format!(r#""text":"{text}""#));
+        let mut path = Self {
+            _dir: dir,
+            _database: database,
+            store,
+            group: Group::new(Settings { agent: "bench".into(), ..Settings::default() }),
+            place: Place::default(),
+            digests: digests.then(Digests::default),
+            terms: terms(),
+            run: RunId(Uuid::nil()),
+            ids: 0,
+            at: 0,
+            batch: vec![chunk; BATCH],
+        };
+        path.submit()?;
+        path.run = path.group.run().ok_or("no run was launched")?.id;
+        path.take(vec![Event::AgentReady {
+            run: path.run,
+            pid: 1,
+            session: SessionId("s".into()),
+            continuity: Continuity::New,
+            provenance: None,
+        }])?;
+        path.answer()?;
+        Ok(path)
+    }
+
+    /// The processor time of one frame, or one turn, in seconds.
+    pub fn cpu_seconds(&mut self, work: Work, count: usize) -> Result<f64> {
+        let start = cpu_now();
+        match work {
+            Work::Turns => {
+                for _ in 0..count {
+                    self.submit()?;
+                    self.answer()?;
+                }
+                Ok((cpu_now() - start) / count as f64)
+            }
+            Work::Stream => {
+                self.submit()?;
+                let batches = count.div_ceil(BATCH);
+                for _ in 0..batches {
+                    let said = self.hear()?;
+                    self.take(vec![said])?;
+                }
+                self.answer()?;
+                Ok((cpu_now() - start) / (batches * BATCH) as f64)
+            }
+        }
+    }
+
+    fn hear(&self) -> Result<Event> {
+        let mut fold = Fold::default();
+        for line in &self.batch {
+            let Ok(Heard::Notice(notice)) = acp::hear(line) else { return Err("no notice".into()) };
+            fold.join(notice.fold);
+        }
+        let kinds = Kinds::All("session/update".into());
+        let lines = Lines { count: BATCH as u64, kinds, text: self.batch.join("\n").into() };
+        Ok(Event::AgentSaid { run: self.run, lines, fold })
+    }
+
+    fn submit(&mut self) -> Result<()> {
+        let task = TaskId(self.fresh());
+        let work = Asked::Turn { prompt: acp::text_prompt("empty")? };
+        let submitted = Event::Submitted(Box::new(Task::new(task, work, Origin::Api)));
+        self.take(vec![submitted, Event::SlotGranted])
+    }
+
+    fn answer(&mut self) -> Result<()> {
+        let id = self.group.turn().ok_or("no turn runs")?.prompt_id;
+        let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
+        self.take(vec![Event::PromptAnswered { run: self.run, id, reply }])
+    }
+
+    /// What a group's actor does with a message: one commit for all that follows from it.
+    fn take(&mut self, events: Vec<Event>) -> Result<()> {
+        self.at += 1;
+        let boot = BootId(Uuid::nil());
+        let now = Now { wall: Timestamp(self.at), up: Uptime { boot, ms: self.at.unsigned_abs() } };
+        let mut step = Step::default();
+        for event in events {
+            let mut fresh = || {
+                self.ids += 1;
+                Uuid::from_u128(self.ids)
+            };
+            step.extend(self.group.apply(event, now, &self.terms, &mut fresh)?);
+        }
+        let blocks = pack(&mut self.place, now.wall, &step.writes);
+        let digests = self.digests.as_mut();
+        let digests = digests.and_then(|own| digest::fold(own, &step.writes, now.wall));
+        let writes = Writes {
+            group: 1,
+            epoch: 1,
+            at: now.wall,
+            standing: self.standing()?,
+            writes: step.writes,
+            blocks,
+            digests,
+            key: None,
+        };
+        for answer in self.store.commit(&[writes])? {
+            answer?;
+        }
+        Ok(())
+    }
+
+    fn standing(&self) -> Result<Standing> {
+        Ok(Standing {
+            id: "bench".parse()?,
+            head: self.group.head().clone(),
+            status: self.group.status(),
+            blocked_by: self.group.blocked_by(),
+            queue_length: self.group.waiting().len() as u64,
+            current_task: self.group.current().map(|task| task.id),
+            current_run: self.group.run().map(|run| run.id),
+            is_compacting: self.group.active_compaction().is_some(),
+        })
+    }
+
+    fn fresh(&mut self) -> Uuid {
+        self.ids += 1;
+        Uuid::from_u128(self.ids)
+    }
+}
+
+fn cpu_now() -> f64 {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
+fn terms() -> Terms {
+    Terms {
+        patience: Patience {
+            turn_ms: MS,
+            compaction_ms: MS,
+            idle_ms: MS,
+            permission_ms: MS,
+            retry_base_ms: MS,
+            queue_max: 10,
+            queue_bytes_max: 1 << 20,
+        },
+        auto_compact: 0.0,
+        retry: Retry::Never,
+        on_interrupt: OnInterrupt::Auto,
+        permissions: PermissionPolicy::default(),
+        compaction: None,
+        listens: false,
+    }
+}
