@@ -1,6 +1,6 @@
 //! Every ending of a run seals its digest, in the transaction of the ending (I6, SEEDS TD-1 to
-//! TD-3, TD-10). That the rows are what the frames come to is compared byte for byte after each test, by
-//! `greenroom verify`.
+//! TD-3, TD-10). That the rows are what the frames come to is compared byte for byte after each
+//! test, by `greenroom verify`.
 
 use rustix::process::Signal;
 use serde_json::{Value, json};

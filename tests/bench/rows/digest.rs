@@ -54,11 +54,11 @@ pub fn fold(scale: &Scale) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     for (work, name) in [(Work::Stream, "a streamed frame"), (Work::Turns, "an empty turn")] {
         let (mut with, mut without) = (FramePath::start(true)?, FramePath::start(false)?);
-        let count = scale.frames / if work == Work::Turns { 100 } else { 4 };
+        let count = scale.frames / if work == Work::Turns { 200 } else { 4 };
         let (mut dear, mut cheap) = (vec![], vec![]);
         with.cpu_seconds(work, count)?;
         without.cpu_seconds(work, count)?;
-        for _ in 0..scale.runs * 3 {
+        for _ in 0..scale.runs * 2 {
             dear.push(with.cpu_seconds(work, count)?);
             cheap.push(without.cpu_seconds(work, count)?);
         }
