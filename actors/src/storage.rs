@@ -13,6 +13,7 @@ mod ledger;
 mod lock;
 mod reader;
 pub mod sqlite;
+mod tally;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -31,6 +32,7 @@ pub use self::{
     ledger::Ledger,
     lock::{Granted, LockAcquire, LockAsk, LockError, LockRefresh, LockRelease},
     reader::{Query, Reader},
+    tally::Tally,
 };
 use serde::{Deserialize, Serialize};
 
@@ -452,6 +454,9 @@ pub trait Archive: Send + 'static {
 
     /// How many groups have each status, and how many tasks wait.
     fn census(&self) -> Result<(BTreeMap<String, u64>, u64), StoreError>;
+
+    /// The numbers of a scrape, of one moment.
+    fn tally(&self) -> Result<Tally, StoreError>;
 
     /// One task.
     fn task(&self, task: TaskId) -> Result<Option<TaskView>, StoreError>;

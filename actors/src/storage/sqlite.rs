@@ -11,6 +11,7 @@ mod locks;
 mod permissions;
 mod rows;
 mod store;
+mod tally;
 mod tasks;
 mod upkeep;
 mod wal;

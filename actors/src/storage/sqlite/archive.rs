@@ -11,13 +11,14 @@ use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 use super::{
     cuts, failed, locks, permissions, readable,
     rows::{self, key},
+    tally,
 };
 use crate::{
     frames::Block,
     storage::{
         Archive, CurrentView, FrameFilter, GroupIndex, GroupNo, KeyUse, LockError,
         PermissionFilter, PermissionRecord, RunRecord, SegmentRecord, Snapshot, Standing,
-        StoreError, StoredBase, TaskFilter, TaskView,
+        StoreError, StoredBase, Tally, TaskFilter, TaskView,
     },
     word::word,
 };
@@ -164,6 +165,10 @@ impl Archive for SqliteArchive {
         })?;
         let queued = rows.iter().map(|(_, _, queued)| *queued as u64).sum();
         Ok((rows.into_iter().map(|(status, count, _)| (status, count as u64)).collect(), queued))
+    }
+
+    fn tally(&self) -> Result<Tally, StoreError> {
+        self.at_one_moment(|this| tally::read(&this.0).map_err(failed("was read")))?
     }
 
     fn task(&self, task: TaskId) -> Result<Option<TaskView>, StoreError> {
