@@ -1,10 +1,10 @@
 //! The numbers of a scrape. Each query goes through the heads, one row a group, or through an index
 //! of what is not over: none reads the history.
 
-use greenroom_core::Timestamp;
+use greenroom_core::{Blocked, TaskState, Timestamp};
 use rusqlite::Connection;
 
-use crate::storage::Tally;
+use crate::{storage::Tally, word::word};
 
 /// One row a status, and the rest in a row for all.
 const GROUPS: &str = "SELECT status, count(*), sum(queue_length), sum(blocked_by IS 'slot') \
@@ -14,7 +14,7 @@ const WAITING: &str = "SELECT kind, state, count(*) FROM tasks INDEXED BY tasks_
                        WHERE state IN ('queued', 'retrying') AND claimed_at IS NULL \
                        GROUP BY kind, state";
 /// What has a slot: one task a group at most.
-const CLAIMED: &str = "SELECT kind, state, count(*), min(started_at) \
+const CLAIMED: &str = "SELECT kind, state, count(*), min(started_at), min(created_at) \
                        FROM heads CROSS JOIN tasks ON tasks.id = heads.current_task \
                        WHERE current_task IS NOT NULL GROUP BY kind, state";
 /// The first that waits of each group is its oldest: keys are in the order of acceptance.
@@ -45,11 +45,17 @@ pub fn read(conn: &Connection) -> rusqlite::Result<Tally> {
     }
     let mut statement = conn.prepare_cached(CLAIMED)?;
     let mut rows = statement.query([])?;
+    let mut for_agent: Option<Timestamp> = None;
     while let Some(row) = rows.next()? {
         let (kind, state) = (row.get::<_, String>(0)?, row.get::<_, String>(1)?);
-        // One that went back to wait has its former start.
-        if let (true, Some(since)) = (state == "running", row.get::<_, Option<i64>>(3)?) {
-            tally.running_since.insert(kind.clone(), Timestamp(since));
+        if state == word(&TaskState::Running) {
+            if let Some(since) = row.get::<_, Option<i64>>(3)? {
+                tally.running_since.insert(kind.clone(), Timestamp(since));
+            }
+        } else {
+            // It has its slot, and waits for its agent. What is behind it is younger.
+            let since = Timestamp(row.get(4)?);
+            for_agent = Some(for_agent.map_or(since, |other| other.min(since)));
         }
         *tally.tasks.entry((kind, state)).or_default() += row.get::<_, i64>(2)? as u64;
     }
@@ -59,6 +65,10 @@ pub fn read(conn: &Connection) -> rusqlite::Result<Tally> {
         if let Some(since) = row.get::<_, Option<i64>>(1)? {
             tally.waiting_since.insert(row.get(0)?, Timestamp(since));
         }
+    }
+    if let Some(since) = for_agent {
+        let oldest = tally.waiting_since.entry(word(&Blocked::Agent)).or_insert(since);
+        *oldest = since.min(*oldest);
     }
     (tally.permissions, tally.compactions) = conn
         .prepare_cached(OPEN)?
