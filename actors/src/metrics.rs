@@ -204,3 +204,65 @@ impl StorageMetrics {
         to.register("lock_reclaims", "Compaction locks that were taken from a holder whose process is provably gone", self.lock_reclaims.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use greenroom_core::{Json, Strategy, Work};
+    use prometheus_client::encoding::text;
+
+    use super::*;
+
+    /// What `metrics` tell that is not zero, in order; no buckets.
+    fn told(metrics: &Metrics) -> Vec<String> {
+        let (mut registry, mut text) = (Registry::default(), String::new());
+        metrics.register(&mut registry);
+        text::encode(&mut text, &registry).unwrap();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let some = samples.filter(|line| !line.contains("_bucket"));
+        let some = some.filter(|line| !line.ends_with(" 0") && !line.ends_with(" 0.0"));
+        some.map(str::to_owned).collect()
+    }
+
+    fn task(work: Work) -> Task {
+        let mut task = Task::new(crate::clock::task_id(), work, Origin::Api);
+        (task.created_at, task.started_at) = (Timestamp(1000), Some(Timestamp(3000)));
+        task
+    }
+
+    /// One line a fact: what it moves, and what it leaves alone.
+    #[test]
+    fn facts_move_what_they_are_about() {
+        let prompt = Json::parse("[]".into()).unwrap();
+        let turn = task(Work::Turn { prompt: prompt.clone() });
+        let compaction =
+            task(Work::Compaction { focus: None, prompt, strategy: Strategy::Command });
+        let run = crate::clock::run_id();
+        let started = |task: &Task, attempt| Write::TaskStarted { task: task.id, attempt, run };
+        let settled =
+            |task: &Task| Write::TurnSettled { task: task.id, stop_reason: StopReason::EndTurn };
+        let wait = ["queue_wait_seconds_sum 4.0", "queue_wait_seconds_count 1"];
+        let seconds = [
+            r#"turn_seconds_sum{stop_reason="end_turn"} 2.0"#,
+            r#"turn_seconds_count{stop_reason="end_turn"} 1"#,
+        ];
+        #[rustfmt::skip]
+        let cases: [(Write, &[&str]); 9] = [
+            (started(&turn, 1),                                                             &wait),
+            (started(&turn, 2),                                                             &[]),
+            (settled(&turn),                                                                &seconds),
+            (settled(&compaction),                                                          &[]),
+            (Write::LockLost { task: turn.id },                                             &["lock_losses_total 1"]),
+            (Write::LockBypassed { task: turn.id, remedy: "".into() },                      &["lock_bypasses_total 1"]),
+            (Write::RunStarted { run, agent: "a".into() },                                  &["runs_started_total 1"]),
+            (Write::AgentOutputRejected { run, reason: "".into(), bytes: "".into() },       &["agent_lines_rejected_total 1"]),
+            (Write::CancelRequested { task: turn.id },                                      &[]),
+        ];
+        for (write, moved) in cases {
+            let metrics = Metrics::default();
+            let find = |id| [&turn, &compaction].into_iter().find(|task| task.id == id);
+            metrics.count(&write, Timestamp(5000), find);
+            assert_eq!(told(&metrics), moved, "{write:?}");
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! `GET /metrics`: what was counted, and what the database and the system know, as OpenMetrics text.
+//! `GET /metrics`: what was counted, and what the database and the system know, as OpenMetrics.
 //!
 //! A scrape never waits for the writer, and answers with what is in memory when the database fails.
 //! Here is also what the edge itself counts: answers by route, and open streams.

@@ -15,6 +15,9 @@ use crate::support::{Events, Server, Setup, process};
 
 const ENDED: &str = "greenroom_tasks_ended_total";
 
+/// A sample's name, its labels, and by how much it moved.
+type Moved = (&'static str, &'static [(&'static str, &'static str)], f64);
+
 /// How much more a sample is than it was.
 #[track_caller]
 fn grown(before: &Scrape, after: &Scrape, name: &str, labels: &[(&str, &str)]) -> f64 {
@@ -160,7 +163,7 @@ fn turns_are_counted() {
         assert_eq!(after.sum(name), count, "{name}");
     }
     #[rustfmt::skip]
-    let moved: [(&str, &[(&str, &str)], f64); 11] = [
+    let moved: [Moved; 11] = [
         ("greenroom_tasks_accepted_total", &[("kind", "turn"), ("origin", "api")], 3.0),
         (ENDED, &[("kind", "turn"), ("state", "completed")], 1.0),
         (ENDED, &[("kind", "turn"), ("state", "failed")], 1.0),

@@ -50,8 +50,8 @@ fn assert_scraped(expressions: &[String]) {
 /// One alert rule, its fields by name.
 type Alert = Vec<(String, String)>;
 
-/// Reads the alert rules: YAML as far as the file uses it, and nothing else. Scalars are plain or in
-/// single quotes; `>-` folds the deeper lines behind it.
+/// Reads the alert rules: YAML as far as the file uses it, and nothing else. Scalars are plain or
+/// in single quotes; `>-` folds the deeper lines behind it.
 fn alerts(text: &str) -> Vec<Alert> {
     let mut lines = text.lines().filter(|line| !line.starts_with('#')).peekable();
     for line in ["groups:", "  - name: greenroom", "    rules:"] {

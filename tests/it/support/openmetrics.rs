@@ -203,9 +203,12 @@ fn check(name: &str, family: &Family) -> Result<(), String> {
     if family.kind == "histogram" { check_histogram(name, family) } else { Ok(()) }
 }
 
+/// The buckets of one histogram by their bounds, its count and its sum.
+type Series = (Vec<(f64, f64)>, Option<f64>, Option<f64>);
+
 /// Buckets in order and cumulative, the last one infinite and equal to the count.
 fn check_histogram(name: &str, family: &Family) -> Result<(), String> {
-    let mut series: BTreeMap<Labels, (Vec<(f64, f64)>, Option<f64>, Option<f64>)> = BTreeMap::new();
+    let mut series: BTreeMap<Labels, Series> = BTreeMap::new();
     for Sample { name: own, labels, value } in &family.samples {
         let mut labels = labels.clone();
         let bound = labels.remove("le");

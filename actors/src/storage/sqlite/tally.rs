@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use crate::{storage::Tally, word::word};
 
-/// One row a status, and the rest in a row for all.
+/// One row a status.
 const GROUPS: &str = "SELECT status, count(*), sum(queue_length), sum(blocked_by IS 'slot') \
                       FROM heads GROUP BY status";
 /// What waits. `INDEXED BY` refuses any other way than that through the partial index.
@@ -18,7 +18,8 @@ const CLAIMED: &str = "SELECT kind, state, count(*), min(started_at), min(create
                        FROM heads CROSS JOIN tasks ON tasks.id = heads.current_task \
                        WHERE current_task IS NOT NULL GROUP BY kind, state";
 /// The first that waits of each group is its oldest: keys are in the order of acceptance.
-const OLDEST: &str = "SELECT blocked_by, min((SELECT created_at FROM tasks INDEXED BY tasks_waiting \
+const OLDEST: &str = "SELECT blocked_by, min((SELECT created_at \
+                      FROM tasks INDEXED BY tasks_waiting \
                       WHERE key > heads.no << 36 AND key < heads.no + 1 << 36 \
                       AND state IN ('queued', 'retrying') AND claimed_at IS NULL \
                       ORDER BY key LIMIT 1)) \
