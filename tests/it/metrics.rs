@@ -361,6 +361,23 @@ fn processes_that_were_ended() {
     assert!(doomed.all_gone(), "{scrape:?}");
 }
 
+/// I10: what outlived its keeper and its server is killed by the next one, which tells how many.
+#[test]
+fn orphans_of_an_earlier_server() {
+    let mut server = Server::usual();
+    let doomed = process::Doomed::reported(&server.complete("work", "[[spawn-orphans]]"));
+    let keeper = process::parent(server.journal.agent_pid());
+    // One that stands still sees nothing of its server's end.
+    process::signal(keeper, Signal::STOP);
+    server.kill();
+    process::signal(keeper, Signal::KILL);
+    assert!(doomed.all_live());
+    server.boot();
+    let reaped = server.scrape().value("greenroom_orphans_reaped_total", &[]);
+    assert!(reaped >= doomed.0.len() as f64, "{reaped} of {:?}", doomed.0);
+    assert!(doomed.all_gone());
+}
+
 /// F19: while nothing can be written a scrape is answered, and says so; then it takes that back.
 #[test]
 fn a_scrape_while_storage_fails() {
