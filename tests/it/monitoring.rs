@@ -53,7 +53,7 @@ type Alert = Vec<(String, String)>;
 /// Reads the alert rules: YAML as far as the file uses it, and nothing else. Scalars are plain or
 /// in single quotes; `>-` folds the deeper lines behind it.
 fn alerts(text: &str) -> Vec<Alert> {
-    let mut lines = text.lines().filter(|line| !line.starts_with('#')).peekable();
+    let mut lines = text.lines().filter(|line| !line.trim_start().starts_with('#')).peekable();
     for line in ["groups:", "  - name: greenroom", "    rules:"] {
         assert_eq!(lines.next(), Some(line));
     }
