@@ -8,6 +8,7 @@ mod frames;
 mod groups;
 mod guard;
 mod locks;
+mod metrics;
 mod permissions;
 mod runs;
 mod segments;
@@ -35,7 +36,10 @@ use greenroom_core::{Blocked, GroupId};
 use tokio::sync::watch;
 
 use self::error::ApiError;
-pub use self::guard::{AllowedHosts, guard};
+pub use self::{
+    guard::{AllowedHosts, guard},
+    metrics::{Meters, count},
+};
 
 /// Handles kept by a worker before it forgets them all and asks again.
 const HANDLES_MAX: usize = 65_536;
@@ -66,6 +70,8 @@ pub struct Edge {
     pub body_bytes_max: usize,
     /// Which names the server answers to.
     pub hosts: Arc<AllowedHosts>,
+    /// What the edge counts.
+    pub meters: Meters,
 }
 
 /// What a worker has.
@@ -117,18 +123,19 @@ impl Worker {
 /// Sets up a worker's routes.
 pub fn configure(edge: Edge) -> impl FnOnce(&mut ServiceConfig) {
     move |routes| {
+        let meters = edge.meters.clone();
         let worker = Worker { edge, handles: RefCell::default() };
         let bad_query = QueryConfig::default()
             .error_handler(|err, _| ApiError::InvalidQuery(err.to_string()).into());
         routes.app_data(web::Data::new(worker)).app_data(bad_query);
-        table(routes);
+        table(Table { routes, meters: &meters });
         routes.default_service(web::to(async || HttpResponse::from_error(ApiError::NoSuchPath)));
     }
 }
 
 /// The API at a glance.
 #[rustfmt::skip]
-fn table(routes: &mut ServiceConfig) {
+fn table(routes: Table<'_>) {
     routes
         .service(at("/v1/groups",                        [get(groups::list)]))
         .service(at("/v1/groups/{group}",                [get(groups::get),
@@ -159,11 +166,25 @@ fn table(routes: &mut ServiceConfig) {
         .service(at("/v1/agents",                        [get(status::agents)]))
         .service(at("/v1/status",                        [get(status::status)]))
         .service(at("/healthz",                          [get(status::healthz)]))
-        .service(at("/readyz",                           [get(status::readyz)]));
+        .service(at("/readyz",                           [get(status::readyz)]))
+        .service(at("/metrics",                          [get(metrics::get)]));
+}
+
+/// Where resources are registered; each carries the counters of its answers.
+struct Table<'a> {
+    routes: &'a mut ServiceConfig,
+    meters: &'a Meters,
+}
+
+impl Table<'_> {
+    fn service(self, (pattern, resource): (&str, Resource)) -> Self {
+        self.routes.service(resource.app_data(self.meters.route(pattern)));
+        self
+    }
 }
 
 /// A resource whose other methods answer 405.
-fn at<const N: usize>(path: &str, routes: [(Method, Route); N]) -> Resource {
+fn at<const N: usize>(path: &str, routes: [(Method, Route); N]) -> (&str, Resource) {
     let methods: Vec<String> = routes.iter().map(|(method, _)| method.to_string()).collect();
     let allow = methods.join(", ");
     let refuse = move || {
@@ -177,7 +198,7 @@ fn at<const N: usize>(path: &str, routes: [(Method, Route); N]) -> Resource {
         }
     };
     let resource = web::resource(path).default_service(web::to(refuse));
-    routes.into_iter().fold(resource, |resource, (_, route)| resource.route(route))
+    (path, routes.into_iter().fold(resource, |resource, (_, route)| resource.route(route)))
 }
 
 fn get<F, Args>(handler: F) -> (Method, Route)

@@ -19,6 +19,7 @@ use greenroom_actors::{
         tree::{self, Marker},
     },
     group::Shared,
+    metrics::Metrics,
     profile::{self, Compacts, Limits, Profile},
     residents::Residents,
     retention,
@@ -37,7 +38,7 @@ use tokio::{
 
 use crate::{
     config::{self, Agent, Compaction, Config},
-    http::{self, AllowedHosts, Edge, Phase},
+    http::{self, AllowedHosts, Edge, Meters, Phase},
 };
 
 /// Threads that read from the database.
@@ -73,19 +74,20 @@ pub fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let database = Database::open(&config.storage.path).map_err(|err| chain(&err))?;
     let open_files = raise_open_files();
     tree::become_subreaper()?;
-    sweep(&database)?;
-    system.block_on(serve(config, listener, database, open_files))
+    let reaped = sweep(&database)?;
+    system.block_on(serve(config, listener, database, (open_files, reaped)))
 }
 
 async fn serve(
     config: Config,
     listener: TcpListener,
     database: Database,
-    open_files: Option<u64>,
+    (open_files, reaped): (Option<u64>, usize),
 ) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let mut signals = Signals::new()?;
     let (supervisor, shared) = start_actors(&config, &database, open_files)?;
+    shared.metrics.orphans_reaped.inc_by(reaped as u64);
     let ledger = shared.ledger.clone();
     let (phase, on_phase) = watch::channel(Phase::Serving);
     let edge = Edge {
@@ -95,11 +97,15 @@ async fn serve(
         started,
         body_bytes_max: usize::try_from(config.server.max_body)?,
         hosts: Arc::new(AllowedHosts::new(&config.server.allowed_hosts)),
+        meters: Meters::new(database.dir().to_path_buf()),
     };
     let address = listener.local_addr()?;
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8));
     let server = HttpServer::new(move || {
-        App::new().configure(http::configure(edge.clone())).wrap(from_fn(http::guard))
+        App::new()
+            .configure(http::configure(edge.clone()))
+            .wrap(from_fn(http::guard))
+            .wrap(from_fn(http::count))
     })
     .workers(workers)
     .client_request_timeout(REQUEST_TIMEOUT)
@@ -159,6 +165,7 @@ fn start_actors(
 ) -> Result<(Addr<Supervisor>, Arc<Shared>), Box<dyn Error>> {
     let ledger = start_storage(database)?;
     let data = database.dir().to_path_buf();
+    let metrics = Arc::<Metrics>::default();
     let nursery = Nursery {
         shim: "/proc/self/exe".into(),
         shim_args: vec!["shim".into()],
@@ -167,6 +174,7 @@ fn start_actors(
         line_bytes_max: usize::try_from(config.limits.line)?,
         open_files,
         residents: Residents::start(usize::try_from(config.limits.resident_agents)?),
+        reaped: metrics.orphans_reaped.clone(),
     };
     let profiles = profiles(config);
     let limits = limits(config)?;
@@ -187,6 +195,7 @@ fn start_actors(
             ledger,
             slots,
             nursery,
+            metrics,
             profiles,
             limits,
             work_dir: data.join(WORK_DIR),
@@ -284,13 +293,14 @@ fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
     })
 }
 
-/// Kills what earlier servers of this data directory left running, before anything is claimed.
-fn sweep(database: &Database) -> io::Result<()> {
+/// Kills what earlier servers of this data directory left running, before anything is claimed;
+/// gives how many processes that were.
+fn sweep(database: &Database) -> io::Result<usize> {
     let pids = tree::sweep(&Marker::data(database.dir().display()))?;
     if !pids.is_empty() {
         log::warn!(target: "greenroom", pids:?; "leftover processes of an earlier server killed");
     }
-    Ok(())
+    Ok(pids.len())
 }
 
 /// Lets a write beyond the limit of file sizes be an error like any other (RELIABILITY F19). The

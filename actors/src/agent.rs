@@ -29,6 +29,7 @@ use actix::{
     Recipient, WrapFuture as _,
 };
 use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId, SessionId, Stop};
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, oneshot};
 
 use self::{
@@ -63,6 +64,8 @@ pub struct Nursery {
     pub open_files: Option<u64>,
     /// The places for their processes.
     pub residents: Residents,
+    /// Counts what outlived its keeper and was killed.
+    pub reaped: Counter,
 }
 
 /// One run to start.
@@ -173,6 +176,7 @@ impl Agent {
                 open_files: self.nursery.open_files,
                 run: Marker::run(self.start.run),
                 data: self.nursery.data.clone(),
+                reaped: self.nursery.reaped.clone(),
             },
             &self.nursery.heartbeat,
             residency,

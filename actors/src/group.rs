@@ -42,6 +42,7 @@ use crate::{
     clock, digest,
     feed::{self, Feed},
     frames::{self, Place},
+    metrics::Metrics,
     profile::{Limits, Profile},
     residents::{Needed, Wish},
     storage::{GroupNo, KeyUse, Ledger, Standing, StoreError, TaskView, Writes},
@@ -57,6 +58,8 @@ pub struct Shared {
     pub slots: Arc<Semaphore>,
     /// How agents are started.
     pub nursery: Nursery,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// The launch profiles.
     pub profiles: HashMap<String, Arc<Profile>>,
     /// The limits of every group.
@@ -341,6 +344,7 @@ impl Group {
     /// Wakes readers and waiters, and tells the logs.
     fn show(&mut self, stored: &Writes) {
         feed::publish(&self.feed, &self.id, &stored.blocks, stored.standing.head.last_seq);
+        self.shared.metrics.observe(stored, |task| self.core.task(task));
         for write in &stored.writes {
             report::tell(&self.id, write, stored.at);
             if let Write::TaskEnded { task, record, .. } = write {

@@ -11,6 +11,7 @@ mod failpoint;
 pub mod feed;
 pub mod frames;
 pub mod group;
+pub mod metrics;
 pub mod profile;
 mod refold;
 pub mod residents;

@@ -21,6 +21,7 @@ use greenroom_core::{
     RunId,
     residents::{Call, Need},
 };
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 
 /// End this run, as a run of another group waits for a place and this one is idle. Answers whether
@@ -37,6 +38,8 @@ pub struct Residents {
     is_short: Arc<AtomicBool>,
     /// Numbers the moments at which runs became idle.
     moments: Arc<AtomicU64>,
+    /// Idle runs that were to make room for another.
+    let_go: Counter,
 }
 
 /// What one run is needed for: written by its group, read when places are short.
@@ -106,12 +109,14 @@ impl Residents {
     /// Places for `max` runs. Call it inside of an actix system.
     pub fn start(max: usize) -> Self {
         let (is_short, moments) = (Arc::default(), Arc::new(AtomicU64::new(FIRST_MOMENT)));
+        let let_go = Counter::default();
         let house = House {
             residents: greenroom_core::residents::Residents::new(max),
             guests: HashMap::new(),
             is_short: Arc::clone(&is_short),
+            let_go: let_go.clone(),
         };
-        Self { house: house.start(), is_short, moments }
+        Self { house: house.start(), is_short, moments, let_go }
     }
 
     /// Asks for a place. The receiver tells when it is there.
@@ -138,6 +143,11 @@ impl Residents {
         }
     }
 
+    /// Counts the idle runs that were asked to make room for another, and did.
+    pub fn let_go(&self) -> &Counter {
+        &self.let_go
+    }
+
     /// How many places there are now, and who is after them.
     ///
     /// # Errors
@@ -154,6 +164,7 @@ pub struct House {
     residents: greenroom_core::residents::Residents,
     guests: HashMap<RunId, Guest>,
     is_short: Arc<AtomicBool>,
+    let_go: Counter,
 }
 
 #[derive(Debug)]
@@ -206,10 +217,14 @@ impl House {
         log::info!(target: "greenroom::run", run:%; "idle run makes room for another");
         let asked = guest.wish.group.send(LetGo(run));
         ctx.spawn(asked.into_actor(self).map(move |goes, house, ctx| {
-            // A group whose actor is gone has taken its run with it.
-            if matches!(goes, Ok(false)) {
-                house.residents.refuse(run, since);
-                house.go_on(ctx);
+            match goes {
+                Ok(true) => _ = house.let_go.inc(),
+                Ok(false) => {
+                    house.residents.refuse(run, since);
+                    house.go_on(ctx);
+                }
+                // A group whose actor is gone has taken its run with it.
+                Err(_) => {}
             }
         }));
     }

@@ -14,6 +14,7 @@ mod ledger;
 mod lock;
 mod reader;
 pub mod sqlite;
+mod tally;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -33,6 +34,7 @@ pub use self::{
     ledger::Ledger,
     lock::{Granted, LockAcquire, LockAsk, LockError, LockRefresh, LockRelease},
     reader::{Query, Reader},
+    tally::Tally,
 };
 use serde::{Deserialize, Serialize};
 
@@ -471,6 +473,9 @@ pub trait Archive: Send + 'static {
 
     /// How many groups have each status, and how many tasks wait.
     fn census(&self) -> Result<(BTreeMap<String, u64>, u64), StoreError>;
+
+    /// The numbers of a scrape, of one moment.
+    fn tally(&self) -> Result<Tally, StoreError>;
 
     /// One task.
     fn task(&self, task: TaskId) -> Result<Option<TaskView>, StoreError>;

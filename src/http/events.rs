@@ -21,7 +21,12 @@ use greenroom_actors::{
 use serde::Deserialize;
 use tokio::sync::{broadcast::error::RecvError, watch};
 
-use super::{Phase, Worker, error::ApiError, view};
+use super::{
+    Phase, Worker,
+    error::ApiError,
+    metrics::{Stream, Subscriber},
+    view,
+};
 
 /// From one sign of life to the next.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -57,7 +62,18 @@ pub async fn group(
     let gap = (lost || cursor + 1 < earliest).then_some(earliest);
     let cursor = gap.map_or(cursor, |earliest| earliest - 1);
     let on_disk = true;
-    let reader = FrameReader { group, ledger, feed, phase, cursor, gap, on_disk, synced: false };
+    let open = worker.edge.meters.subscribe(Stream::Group);
+    let reader = FrameReader {
+        group,
+        ledger,
+        feed,
+        phase,
+        cursor,
+        gap,
+        on_disk,
+        synced: false,
+        _open: open,
+    };
     Ok(event_stream(stream::unfold(reader, |mut reader| async {
         reader.next().await.map(|events| (Ok(events), reader))
     })))
@@ -99,6 +115,7 @@ struct FrameReader {
     on_disk: bool,
     /// Whether the seam between replay and live was marked.
     synced: bool,
+    _open: Subscriber,
 }
 
 impl FrameReader {
@@ -189,8 +206,9 @@ pub async fn all(
         first.extend(event(change));
     }
     first.extend_from_slice(b"event: greenroom/synced\ndata: {}\n\n");
-    let reader =
-        ChangeReader { first: Some(first.into()), changes, phase: worker.edge.phase.clone() };
+    let phase = worker.edge.phase.clone();
+    let open = worker.edge.meters.subscribe(Stream::All);
+    let reader = ChangeReader { first: Some(first.into()), changes, phase, _open: open };
     Ok(event_stream(stream::unfold(reader, |mut reader| async {
         reader.next().await.map(|events| (Ok(events), reader))
     })))
@@ -200,6 +218,7 @@ struct ChangeReader {
     first: Option<Bytes>,
     changes: Changes,
     phase: watch::Receiver<Phase>,
+    _open: Subscriber,
 }
 
 impl ChangeReader {

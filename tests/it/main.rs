@@ -29,6 +29,8 @@ mod lifecycle;
 mod lock_wait;
 mod locks;
 mod logs;
+mod metrics;
+mod monitoring;
 mod permission_policy;
 mod permissions;
 mod processes;

@@ -9,6 +9,7 @@
 //! inherit another agent's end of a pipe, which would keep it from ever seeing EOF.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     future::pending,
     io::{self, IoSlice, Write},
@@ -24,6 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prometheus_client::metrics::counter::Counter;
 use rustix::{
     fs::{MemfdFlags, memfd_create},
     net::{
@@ -83,6 +85,8 @@ pub struct Launch {
     /// [`Marker::data`].
     pub run: Marker,
     pub data: Marker,
+    /// Counts what outlived its shim and was killed.
+    pub reaped: Counter,
 }
 
 /// A started agent. Dropping [`Child::stdin`] closes its standard input.
@@ -221,7 +225,7 @@ pub fn spawn(
         stderr: Receiver::from_owned_fd(errors)?,
         keeper: Keeper { orders, events },
     };
-    let watched = watch(Reports::of(control), shim, ordered, happened, launch.run);
+    let watched = watch(Reports::of(control), shim, ordered, happened, (launch.run, launch.reaped));
     tokio::spawn(async move {
         let _held = held;
         watched.await;
@@ -265,7 +269,7 @@ async fn watch(
     mut shim: ShimChild,
     mut orders: mpsc::UnboundedReceiver<Order>,
     events: mpsc::UnboundedSender<TreeEvent>,
-    run: Marker,
+    (run, reaped): (Marker, Counter),
 ) {
     let end_by = || Instant::now() + SHIM_MAX;
     let mut deadline = None;
@@ -307,7 +311,7 @@ async fn watch(
     let _ = shim.start_kill();
     let _ = shim.wait().await;
     if !gone {
-        clear(run).await;
+        clear(run, reaped).await;
     }
     let _ = events.send(TreeEvent::Gone);
 }
@@ -321,10 +325,10 @@ async fn passed(deadline: Option<Instant>) {
 
 /// Ends what a killed shim left: the agent is dead by its parent-death signal, and what it started
 /// was adopted by the server, if that is a subreaper, else by init.
-async fn clear(run: Marker) {
+async fn clear(run: Marker, reaped: Counter) {
     let give_up = Instant::now() + CLEAR_MAX;
     loop {
-        let run = run.clone();
+        let (run, reaped) = (run.clone(), reaped.clone());
         // A look through all of /proc blocks for milliseconds.
         let cleared = tokio::task::spawn_blocking(move || {
             let (marked, adopted) = (tree::sweep(&run), tree::sweep_adopted());
@@ -335,6 +339,10 @@ async fn clear(run: Marker) {
                     Err(err) => log::error!(run, err:%; "cannot clear up after shim"),
                 }
             }
+            // What was marked may be adopted as well.
+            let pids: BTreeSet<&u32> =
+                [&marked, &adopted].into_iter().flatten().flatten().collect();
+            reaped.inc_by(pids.len() as u64);
             marked.is_ok() && adopted.is_ok()
         });
         // The task cannot fail but by a panic.

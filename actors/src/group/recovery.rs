@@ -1,12 +1,12 @@
 //! How a group's actor goes on where the last one stopped, whether that was minutes ago in another
 //! process or just now by a panic.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use actix::{ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use greenroom_core::{Digests, Event, Recovery, Run, Task, TaskState, Turn};
 
-use super::Group;
+use super::{Group, Shared};
 use crate::{
     agent::{sessions::Reread, tree},
     digest,
@@ -24,7 +24,7 @@ struct Found {
 impl Group {
     /// Reads the group back before it answers anybody; whatever was alive of it is killed first.
     pub(super) fn recover(&mut self, ctx: &mut Context<Self>) {
-        let found = find(self.shared.ledger.clone(), self.no);
+        let found = find(self.shared.clone(), self.no);
         ctx.wait(found.into_actor(self).then(|found, group, ctx| {
             let events = match found {
                 Ok(found) => group.take_up(found),
@@ -79,23 +79,25 @@ enum NotFound {
     Task(#[source] tokio::task::JoinError),
 }
 
-async fn find(ledger: Ledger, no: GroupNo) -> Result<Option<Found>, NotFound> {
+async fn find(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Found>, NotFound> {
+    let ledger = &shared.ledger;
     let Some(mut hydration) = ledger.adopt(no).await? else { return Ok(None) };
     if hydration.digests.is_none() {
-        hydration.digests = Some(rebuild(&ledger, no, &hydration).await?);
+        hydration.digests = Some(rebuild(ledger, no, &hydration).await?);
     }
     if let Some(Run { id, .. }) = hydration.run {
         let mark = tree::Marker::run(id);
         let swept = tokio::task::spawn_blocking(move || tree::sweep(&mark)).await;
         // Whoever cannot look must not believe that nothing is left: two agents on one session.
         let pids = swept.map_err(NotFound::Task)?.map_err(NotFound::Sweep)?;
+        shared.metrics.orphans_reaped.inc_by(pids.len() as u64);
         if !pids.is_empty() {
             log::warn!(target: "greenroom::run", run:% = id, pids:?; "leftover processes killed");
         }
     }
     let running = hydration.tasks.iter().find(|task| task.state == TaskState::Running);
     let turn = match running.cloned() {
-        Some(task) => hear_again(&ledger, no, &task).await?,
+        Some(task) => hear_again(ledger, no, &task).await?,
         None => None,
     };
     Ok(Some(Found { hydration, turn }))

@@ -85,7 +85,7 @@ struct Flush;
 /// The one writer.
 pub struct Storage<S> {
     pub(super) store: S,
-    health: StorageHealth,
+    pub(super) health: StorageHealth,
     waiting: Vec<Commit>,
     /// Since when the database fails.
     failed: Option<Instant>,
@@ -128,7 +128,7 @@ impl<S: Store + Unpin> Storage<S> {
         if let Err(refusal) = self.refusal() {
             return all(&refusal);
         }
-        let mut answers = self.store.commit(batch);
+        let mut answers = self.transact(batch);
         let mut split = false;
         if let Err(err) = &answers
             && batch.len() > 1
@@ -138,7 +138,7 @@ impl<S: Store + Unpin> Storage<S> {
             split = true;
             answers = batch
                 .chunks(1)
-                .map(|one| self.store.commit(one).map_or_else(Err, |mut sole| sole.remove(0)))
+                .map(|one| self.transact(one).map_or_else(Err, |mut sole| sole.remove(0)))
                 .map(Ok)
                 .collect();
         }
@@ -155,6 +155,14 @@ impl<S: Store + Unpin> Storage<S> {
         }
         let broken = errors().find(broken).cloned();
         self.note(broken.as_ref(), ctx);
+        answers
+    }
+
+    /// One transaction, and what it took.
+    fn transact(&mut self, batch: &[Writes]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let began = Instant::now();
+        let answers = self.store.commit(batch);
+        self.health.transacted(began.elapsed(), answers.as_deref().unwrap_or_default());
         answers
     }
 

@@ -4,13 +4,13 @@ use std::sync::{
     Arc, OnceLock,
     atomic::{AtomicI64, AtomicU64, Ordering},
 };
-use std::thread::Thread;
+use std::{thread::Thread, time::Duration};
 
 use greenroom_core::Timestamp;
 use tokio::sync::watch;
 
-use super::{Failing, Fault};
-use crate::clock;
+use super::{Failing, Fault, StoreError};
+use crate::{clock, metrics::StorageMetrics};
 
 /// Whether the database works, and what was committed so far; for anybody to look at.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,7 @@ struct Figures {
     failing: watch::Sender<Option<Failing>>,
     commits: AtomicU64,
     transactions: AtomicU64,
+    metrics: StorageMetrics,
     database_bytes: AtomicU64,
     log_bytes: AtomicU64,
     /// Milliseconds since the epoch; 0 if there was none.
@@ -62,6 +63,11 @@ impl StorageHealth {
         (of(&self.0.commits), of(&self.0.transactions))
     }
 
+    /// What the writer counts.
+    pub fn metrics(&self) -> &StorageMetrics {
+        &self.0.metrics
+    }
+
     /// How large the files were when they were last looked at, at most a second or so ago.
     pub fn sizes(&self) -> Sizes {
         let of = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
@@ -99,6 +105,24 @@ impl StorageHealth {
         if let Some(checkpointer) = self.0.checkpointer.get() {
             checkpointer.unpark();
         }
+    }
+
+    /// Counts a transaction that took so long, and the groups' commits in it that are durable.
+    pub(super) fn transacted(&self, took: Duration, answers: &[Result<(), StoreError>]) {
+        let metrics = &self.0.metrics;
+        metrics.seconds.observe(took.as_secs_f64());
+        let durable = answers.iter().filter(|answer| answer.is_ok()).count() as u64;
+        if durable > 0 {
+            metrics.transactions.inc();
+            metrics.commits.inc_by(durable);
+            metrics.groups.observe(durable as f64);
+        }
+    }
+
+    /// Counts a lock that was taken; `reclaimed`: from a holder that is provably dead.
+    pub(super) fn lock_taken(&self, reclaimed: bool) {
+        self.0.metrics.lock_acquisitions.inc();
+        self.0.metrics.lock_reclaims.inc_by(reclaimed.into());
     }
 
     pub(super) fn measured(&self, sizes: Sizes) {

@@ -1,5 +1,7 @@
 //! The compaction lock in the database's words: what is asked of it, and what it answers.
 
+use std::cell::Cell;
+
 use actix::{Handler, Message};
 use greenroom_core::{
     Timestamp,
@@ -109,7 +111,16 @@ impl<S: Store + Unpin> Handler<LockAcquire> for Storage<S> {
     type Result = Result<Granted, LockError>;
 
     fn handle(&mut self, LockAcquire(ask): LockAcquire, ctx: &mut Self::Context) -> Self::Result {
-        self.ask(ctx, |store| store.lock_acquire(&ask, clock::moment(), &holder::is_dead))
+        let dead = Cell::new(false);
+        let is_dead = |holder: &Holder| {
+            dead.set(holder::is_dead(holder));
+            dead.get()
+        };
+        let granted = self.ask(ctx, |store| store.lock_acquire(&ask, clock::moment(), &is_dead))?;
+        if granted.fresh {
+            self.health.lock_taken(dead.get());
+        }
+        Ok(granted)
     }
 }
 

@@ -12,6 +12,7 @@ mod locks;
 mod permissions;
 mod rows;
 mod store;
+mod tally;
 mod tasks;
 mod upkeep;
 mod wal;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use greenroom_actors::{
     agent::acp,
     storage::{
-        Archive, FrameFilter, Hydration, KeyUse, Store, StoreError, TaskFilter, TaskView, Writes,
+        Archive, FrameFilter, Hydration, KeyUse, Store, StoreError, Tally, TaskFilter, TaskView,
+        Writes,
     },
 };
 use greenroom_core::{
@@ -235,6 +236,9 @@ pub fn any_history_is_read_back_as_it_was<E: Engine>() {
             }
             commit(&mut store, &batch);
             check(&actor, &mut store, &engine.archive());
+            if actor.world.group.head().created_at.is_some() {
+                check_tally(&actor, &engine.archive());
+            }
             Ok(())
         })
         .unwrap();
@@ -310,6 +314,37 @@ fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
         }
         assert_eq!(&heard, live, "what an attempt said is in its frames");
     }
+}
+
+/// Holds the numbers of a scrape against the one group that there is.
+fn check_tally(actor: &Actor, archive: &impl Archive) {
+    let (standing, reference) = (actor.standing(), &actor.world.reference);
+    let open: Vec<&Task> = reference.tasks().filter(|task| !task.state.is_terminal()).collect();
+    let mut expected = Tally {
+        groups: BTreeMap::from([(word(&standing.status), 1)]),
+        queued: standing.queue_length,
+        wait_for_slot: u64::from(standing.blocked_by == Some(Blocked::Slot)),
+        permissions: actor.world.group.permissions().len() as u64,
+        compactions: u64::from(standing.is_compacting),
+        ..Tally::default()
+    };
+    for task in &open {
+        *expected.tasks.entry((word(&task.kind()), word(&task.state))).or_default() += 1;
+        if task.state == TaskState::Running {
+            expected.running_since.insert(word(&task.kind()), task.started_at.unwrap());
+        } else {
+            let claimed = task.claimed_at.is_some();
+            let by = if claimed { Some(Blocked::Agent) } else { standing.blocked_by };
+            let oldest = expected.waiting_since.entry(word(&by)).or_insert(task.created_at);
+            *oldest = task.created_at.min(*oldest);
+        }
+    }
+    assert_eq!(archive.tally().unwrap(), expected, "{open:#?}");
+}
+
+/// The contract's word for a value.
+fn word(value: &impl serde::Serialize) -> String {
+    serde_json::to_value(value).unwrap().as_str().unwrap().to_owned()
 }
 
 pub fn a_purge_takes_one_group_and_no_other<E: Engine>() {

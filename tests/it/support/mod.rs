@@ -11,6 +11,7 @@ pub mod http;
 mod inbox;
 pub mod journal;
 pub mod log;
+pub mod openmetrics;
 pub mod process;
 pub mod server;
 pub mod setup;

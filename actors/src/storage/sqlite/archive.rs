@@ -12,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 use super::{
     cuts, digests, failed, locks, permissions, readable,
     rows::{self, key},
+    tally,
 };
 use crate::{
     digest::DigestRows,
@@ -19,7 +20,8 @@ use crate::{
     storage::{
         Archive, CurrentView, EndedFilter, EndedTurn, FrameFilter, GroupIndex, GroupNo, KeyUse,
         LockError, PermissionFilter, PermissionRecord, RunRecord, RunStanding, SegmentRecord,
-        Snapshot, Standing, StoreError, StoredBase, TaskFilter, TaskView, TurnEntry, TurnFilter,
+        Snapshot, Standing, StoreError, StoredBase, Tally, TaskFilter, TaskView, TurnEntry,
+        TurnFilter,
     },
     word::word,
 };
@@ -168,6 +170,10 @@ impl Archive for SqliteArchive {
         })?;
         let queued = rows.iter().map(|(_, _, queued)| *queued as u64).sum();
         Ok((rows.into_iter().map(|(status, count, _)| (status, count as u64)).collect(), queued))
+    }
+
+    fn tally(&self) -> Result<Tally, StoreError> {
+        self.at_one_moment(|this| tally::read(&this.0).map_err(failed("was read")))?
     }
 
     fn task(&self, task: TaskId) -> Result<Option<TaskView>, StoreError> {

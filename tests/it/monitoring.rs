@@ -1,0 +1,157 @@
+//! `config/deploy`: the alert rules and the dashboard name nothing but what a scrape has.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::Server;
+
+fn deployed(file: &str) -> String {
+    fs::read_to_string(format!("{}/config/deploy/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// The names of greenroom's samples in an expression.
+fn names(expression: &str) -> BTreeSet<String> {
+    let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    let words = expression.split(word).filter(|word| word.starts_with("greenroom_"));
+    words.map(str::to_owned).collect()
+}
+
+/// What a label is compared with in an expression, as far as it is a list of words.
+fn selected(expression: &str, label: &str) -> Vec<String> {
+    let sign = format!("{label}=");
+    let behind = expression.split(&sign).skip(1);
+    let quoted =
+        behind.filter_map(|rest| rest.trim_start_matches('~').strip_prefix('"')?.split('"').next());
+    quoted.flat_map(|words| words.split('|')).map(str::to_owned).collect()
+}
+
+/// Checks that a scrape has every sample that these expressions name, and every word that they
+/// select by.
+#[track_caller]
+fn assert_scraped(expressions: &[String]) {
+    let scrape = Server::usual().scrape();
+    for expression in expressions {
+        for name in names(expression) {
+            assert!(!scrape.named(&name).is_empty(), "no {name} is scraped: {expression}");
+        }
+        for label in ["blocked_by", "kind", "status", "reason", "class"] {
+            for word in selected(expression, label) {
+                let samples = scrape.0.values().flat_map(|family| &family.samples);
+                let mut own = samples.filter(|sample| names(expression).contains(&sample.name));
+                let known = own.any(|sample| sample.labels.get(label) == Some(&word));
+                assert!(known, "no {label}={word} is scraped: {expression}");
+            }
+        }
+    }
+}
+
+/// One alert rule, its fields by name.
+type Alert = Vec<(String, String)>;
+
+/// Reads the alert rules: YAML as far as the file uses it, and nothing else. Scalars are plain or
+/// in single quotes; `>-` folds the deeper lines behind it.
+fn alerts(text: &str) -> Vec<Alert> {
+    let mut lines = text.lines().filter(|line| !line.trim_start().starts_with('#')).peekable();
+    for line in ["groups:", "  - name: greenroom", "    rules:"] {
+        assert_eq!(lines.next(), Some(line));
+    }
+    let mut alerts: Vec<Alert> = Vec::new();
+    while let Some(line) = lines.next() {
+        assert!(!line.contains('\t') && line.trim_end() == line && !line.is_empty(), "{line:?}");
+        if let Some(name) = line.strip_prefix("      - alert: ") {
+            alerts.push(vec![("alert".into(), name.into())]);
+            continue;
+        }
+        let field = line.trim_start();
+        let (name, value) = field.split_once(':').unwrap_or_else(|| panic!("no field: {line}"));
+        let depth = match name {
+            "expr" | "for" | "labels" | "annotations" => 8,
+            "severity" | "summary" | "description" => 10,
+            _ => panic!("an unknown field: {line}"),
+        };
+        assert_eq!(line.len() - field.len(), depth, "{line}");
+        let value = match value.strip_prefix(' ').unwrap_or_default() {
+            ">-" => {
+                let mut folded = Vec::new();
+                while let Some(more) = lines.next_if(|line| line.starts_with("            ")) {
+                    folded.push(more.trim().to_owned());
+                }
+                folded.join(" ")
+            }
+            quoted if quoted.starts_with('\'') => {
+                let inner =
+                    quoted[1..].strip_suffix('\'').unwrap_or_else(|| panic!("open: {line}"));
+                assert!(!inner.contains('\''), "{line}");
+                inner.to_owned()
+            }
+            plain => {
+                let sound = |c: char| c.is_ascii_alphanumeric();
+                assert!(plain.chars().all(sound), "a plain scalar is one word: {line}");
+                plain.to_owned()
+            }
+        };
+        let alert = alerts.last_mut().unwrap_or_else(|| panic!("of no alert: {line}"));
+        assert!(alert.iter().all(|(known, _)| known != name), "twice: {line}");
+        alert.push((name.into(), value));
+    }
+    alerts
+}
+
+/// Each alert can fire: it waits for a while, is of a known severity, and says what to do.
+#[test]
+fn the_alerts_are_sound() {
+    let alerts = alerts(&deployed("alerts.yml"));
+    assert!(alerts.len() > 10, "{alerts:?}");
+    let mut seen = BTreeSet::new();
+    for alert in &alerts {
+        let fields: Vec<&str> = alert.iter().map(|(name, _)| name.as_str()).collect();
+        let all =
+            ["alert", "expr", "for", "labels", "severity", "annotations", "summary", "description"];
+        assert_eq!(fields, all, "{alert:?}");
+        let value = |name: &str| &alert.iter().find(|(own, _)| own == name).unwrap().1;
+        assert!(seen.insert(value("alert").clone()), "{alert:?}");
+        assert!(value("alert").starts_with("Greenroom"), "{alert:?}");
+        assert!(["critical", "warning", "info"].contains(&value("severity").as_str()), "{alert:?}");
+        let (number, unit) = value("for").split_at(value("for").len() - 1);
+        assert!(number.parse::<u32>().is_ok() && ["m", "h"].contains(&unit), "{alert:?}");
+        assert!(value("description").len() > 80, "what to look at: {alert:?}");
+        for name in ["expr", "summary"] {
+            assert!(!value(name).is_empty(), "{alert:?}");
+        }
+        let expression = value("expr");
+        assert_eq!(expression.matches('(').count(), expression.matches(')').count(), "{alert:?}");
+    }
+    let texts = alerts.iter().flatten().map(|(_, value)| value.clone());
+    assert_scraped(&texts.collect::<Vec<_>>());
+}
+
+/// The dashboard is JSON, its data source a variable, and its rows are what operators look for.
+#[test]
+fn the_dashboard_is_sound() {
+    let dashboard: Value = serde_json::from_str(&deployed("dashboard.json")).unwrap();
+    let variable = &dashboard["templating"]["list"][0];
+    assert_eq!(
+        (&variable["name"], &variable["type"]),
+        (&"datasource".into(), &"datasource".into())
+    );
+    let (mut rows, mut ids, mut expressions) = (Vec::new(), BTreeSet::new(), Vec::new());
+    for panel in dashboard["panels"].as_array().unwrap() {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{panel}");
+        if panel["type"] == "row" {
+            rows.push(panel["title"].as_str().unwrap());
+            continue;
+        }
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{panel}");
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{panel}");
+        for target in targets {
+            let expression = target["expr"].as_str().unwrap();
+            assert!(!names(expression).is_empty(), "{target}");
+            expressions.push(expression.to_owned());
+        }
+    }
+    assert_eq!(rows, ["Queue", "Turns", "Compactions", "Agents", "Storage", "HTTP"]);
+    assert_scraped(&expressions);
+}
