@@ -41,8 +41,11 @@ fn full() -> Value {
         "findings_count": 30,
         "findings": [
             { "seq": 70, "kind": "tool_without_result", "tool": "bash", "tool_call": "call-1" },
-            { "seq": 71, "kind": "abnormal_stop", "outcome": "crashed", "detail":
-              "the agent's process ended with code 7\u{7} before it had answered, and so did much else" },
+            {
+                "seq": 71, "kind": "abnormal_stop", "outcome": "crashed",
+                "detail": "the agent's process ended with code 7\u{7} before it had answered, \
+                           and so did much else",
+            },
         ],
     })
 }
