@@ -437,6 +437,27 @@ fn windows() {
     );
 }
 
+/// TD-11: merges read a page at a time, of groups and of turns, and leave none out.
+#[test]
+fn merges_over_many_pages() {
+    let (groups, turns) = (201, 1001);
+    let server = Server::usual();
+    for number in 1..groups {
+        server.put(&format!("/v1/groups/g{number}"), &json!({})).expect(201);
+    }
+    let tasks: Vec<Value> = (0..turns).map(|_| server.submit("work", "[[silent]]")).collect();
+    // One wait is not for all of them.
+    for task in tasks.iter().step_by(250) {
+        server.finish_as(task, "completed");
+    }
+    let from = server.task(&tasks[0])["ended_at"].as_str().unwrap().to_owned();
+    for (query, groups) in [(String::new(), groups), (format!("?from={from}"), 1)] {
+        let merged = server.merged(&query);
+        let told = (&merged["groups"], &merged["turn_count"], &merged["findings_count"]);
+        assert_eq!(told, (&json!(groups), &json!(turns), &json!(turns)), "{query}: {merged}");
+    }
+}
+
 /// API 2: what cannot be asked.
 #[test]
 fn what_is_refused() {
