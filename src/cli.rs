@@ -1,6 +1,7 @@
 //! The command line: what a person or a script types, and the exit code they get.
 
 mod backup;
+mod digest;
 mod lists;
 mod permissions;
 pub mod render;
@@ -93,6 +94,14 @@ enum Command {
     Tasks {
         /// The group
         group: String,
+    },
+    /// Show what a group came to, or one run of its agent
+    Digest {
+        /// The group
+        group: String,
+        /// Only this run of it
+        #[arg(long, value_name = "RUN")]
+        run: Option<String>,
     },
     /// Print what happens, as it happens: in one group, or the status of all
     Watch {
@@ -255,6 +264,9 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
         }
         Command::Groups => lists::groups(&remote.client()?, remote.json, &mut out),
         Command::Tasks { group } => lists::tasks(&remote.client()?, &group, remote.json, &mut out),
+        Command::Digest { group, run } => {
+            digest::digest(&remote.client()?, &group, run.as_deref(), remote.json, &mut out)
+        }
         Command::Watch { group } => {
             watch::watch(&remote.client()?, group.as_deref(), remote.json, &mut out)
         }

@@ -2,6 +2,7 @@
 
 mod body;
 mod compactions;
+mod digest;
 mod error;
 mod events;
 mod frames;
@@ -15,11 +16,17 @@ mod segments;
 mod snapshot;
 mod status;
 mod tasks;
+mod turn_index;
 mod turns;
 mod view;
 mod wait;
 
-use std::{cell::RefCell, collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    sync::Arc,
+    time::Instant,
+};
 
 use actix::Addr;
 use actix_web::{
@@ -78,6 +85,8 @@ pub struct Edge {
 pub struct Worker {
     edge: Edge,
     handles: RefCell<HashMap<GroupId, GroupHandle>>,
+    /// Whether every group's digests were seen to be of this version's form: then they stay so.
+    digests_current: Cell<bool>,
 }
 
 impl Worker {
@@ -124,7 +133,7 @@ impl Worker {
 pub fn configure(edge: Edge) -> impl FnOnce(&mut ServiceConfig) {
     move |routes| {
         let meters = edge.meters.clone();
-        let worker = Worker { edge, handles: RefCell::default() };
+        let worker = Worker { edge, handles: RefCell::default(), digests_current: Cell::default() };
         let bad_query = QueryConfig::default()
             .error_handler(|err, _| ApiError::InvalidQuery(err.to_string()).into());
         routes.app_data(web::Data::new(worker)).app_data(bad_query);
@@ -141,13 +150,17 @@ fn table(routes: Table<'_>) {
         .service(at("/v1/groups/{group}",                [get(groups::get),
                                                           put(groups::put),
                                                           delete(groups::delete)]))
-        .service(at("/v1/groups/{group}/turns",          [post(turns::submit_turn)]))
+        .service(at("/v1/groups/{group}/turns",          [post(turns::submit_turn),
+                                                          get(turn_index::list)]))
         .service(at("/v1/groups/{group}/compactions",    [post(turns::submit_compaction),
                                                           get(compactions::list)]))
         .service(at("/v1/groups/{group}/pause",          [post(groups::pause)]))
         .service(at("/v1/groups/{group}/resume",         [post(groups::resume)]))
         .service(at("/v1/groups/{group}/stop",           [post(groups::stop)]))
         .service(at("/v1/groups/{group}/runs",           [get(runs::list)]))
+        .service(at("/v1/groups/{group}/digest",         [get(digest::group)]))
+        .service(at("/v1/runs/{run}/digest",             [get(digest::run)]))
+        .service(at("/v1/digest",                        [get(digest::all)]))
         .service(at("/v1/groups/{group}/segments",       [get(segments::list)]))
         .service(at("/v1/groups/{group}/snapshot",       [get(snapshot::get)]))
         .service(at("/v1/groups/{group}/tasks",          [get(tasks::list)]))

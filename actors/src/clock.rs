@@ -60,9 +60,38 @@ pub fn rfc3339(at: Timestamp) -> String {
     PRINTER.timestamp_to_string(&at)
 }
 
+/// The first millisecond at or after an RFC 3339 time: whether something happened before a time is
+/// then the same question. `None` if the text is no such time.
+pub fn read_rfc3339(text: &str) -> Option<Timestamp> {
+    let nanoseconds = text.parse::<jiff::Timestamp>().ok()?.as_nanosecond();
+    let milliseconds = nanoseconds.checked_add(999_999)?.div_euclid(1_000_000);
+    i64::try_from(milliseconds).ok().map(Timestamp)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_read_up_to_the_next_millisecond() {
+        #[rustfmt::skip]
+        let cases = [
+            ("1970-01-01T00:00:00Z",               Some(0)),
+            ("1970-01-01T01:00:00.001+01:00",      Some(1)),
+            ("1970-01-01T00:00:00.000001Z",        Some(1)),
+            ("1970-01-01T00:00:00.001000Z",        Some(1)),
+            ("1969-12-31T23:59:59.9999Z",          Some(0)),
+            ("2026-11-20T18:39:59.007Z",           Some(1_795_199_999_007)),
+            ("2026-11-20",                         None),
+            ("2026-11-20T18:39:59",                None),
+            ("2026-13-20T18:39:59Z",               None),
+            ("1795199999007",                      None),
+            ("",                                   None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(read_rfc3339(text), expected.map(Timestamp), "{text}");
+        }
+    }
 
     #[test]
     fn the_clock_of_leases_goes_on_within_one_named_boot() {

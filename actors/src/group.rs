@@ -34,7 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use self::item::Item;
 pub use self::message::{
     Accepted, Archive, Await, Cancel, Configure, Control, Cut, Decide, Demand, Drain, GroupError,
-    Halt, KeyHashes, Patch, Submit,
+    Halt, KeyHashes, Patch, Rouse, Submit,
 };
 pub use self::news::{Change, Forget, GroupDied, StatusChanged};
 use crate::{

@@ -38,6 +38,12 @@ pub enum ApiError {
     /// No such task.
     #[error("there is no such task")]
     NoSuchTask,
+    /// No such run.
+    #[error("there is no such run")]
+    NoSuchRun,
+    /// The digest is not there, and its group did not make it again; the log says which.
+    #[error("the digest could not be made again from the transcript")]
+    NoDigest,
     /// No such permission.
     #[error("there is no such permission")]
     NoSuchPermission,
@@ -134,6 +140,8 @@ impl ApiError {
                 ("group-not-found", "No such group")
             }
             Self::NoSuchTask => ("task-not-found", "No such task"),
+            Self::NoSuchRun => ("run-not-found", "No such run"),
+            Self::NoDigest => ("digest-missing", "Digest missing"),
             Self::NoSuchPermission => ("permission-not-found", "No such permission"),
             Self::VoidPermission => ("void", "Permission void"),
             Self::NotRetryable => ("not-retryable", "Not retryable"),
@@ -197,8 +205,10 @@ impl ResponseError for ApiError {
             | Self::NoSuchGroup
             | Self::NoSuchTask
             | Self::NoSuchLock
+            | Self::NoSuchRun
             | Self::NoSuchPermission
             | Self::Group(GroupError::Unknown) => StatusCode::NOT_FOUND,
+            Self::NoDigest => StatusCode::INTERNAL_SERVER_ERROR,
             Self::VoidPermission => StatusCode::GONE,
             Self::NotRetryable => StatusCode::CONFLICT,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,

@@ -34,8 +34,10 @@ pub struct FrameQuery {
 /// In which order.
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
-enum Order {
+pub enum Order {
+    /// The oldest first.
     Asc,
+    /// The newest first.
     Desc,
 }
 

@@ -5,7 +5,7 @@ use actix_web::{
     web::{Data, Path, Query},
 };
 use greenroom_actors::storage::RunRecord;
-use greenroom_core::{ExitReason, GroupId, RunId};
+use greenroom_core::{ExitReason, GroupId, RunId, digest::Outcome};
 use serde::{Deserialize, Serialize};
 
 use super::{Worker, error::ApiError, frames::page_limit, view};
@@ -29,6 +29,8 @@ struct Run {
     exit_code: Option<i32>,
     signal: Option<i32>,
     reason: Option<ExitReason>,
+    /// What its digest is sealed with.
+    outcome: Option<Outcome>,
     detail: Option<String>,
     started_at: view::Time,
     ended_at: Option<view::Time>,
@@ -72,6 +74,7 @@ fn show(run: RunRecord, group: &GroupId, busy: bool) -> Run {
         exit_code: exit.and_then(|exit| exit.code),
         signal: exit.and_then(|exit| exit.signal),
         reason: exit.map(|exit| exit.reason),
+        outcome: exit.map(Outcome::from),
         detail: exit.map(|exit| exit.detail.clone()),
         started_at: view::Time(run.started_at),
         ended_at: ended_at.map(view::Time),

@@ -10,8 +10,10 @@
 //! | `thought:TEXT` | one `agent_thought_chunk` |
 //! | `chunks:N:BYTES` | N chunks in lines of BYTES bytes, in large writes |
 //! | `usage:USED:SIZE` | a `usage_update` |
+//! | `usage:USED:SIZE:AMOUNT:CURRENCY` | the same with what the session cost so far |
 //! | `tokens:IN:OUT` | the answer carries this usage |
-//! | `tool` · `tool:open` | a tool call that completes · that stays open |
+//! | `model:NAME:IN:OUT` | the answer says in `_meta` that this was this model's |
+//! | `tool` · `tool:open` · `tool:failed` | a tool call that completes · stays open · fails |
 //! | `update:KIND` | the least update of that kind, for the kinds that no other word sends |
 //! | `gate:NAME` | waits for the file NAME in the control directory |
 //! | `ignore-cancel` | from here on |
@@ -118,6 +120,8 @@ pub struct Turn {
     on_cancel: Vec<String>,
     wedging: Option<Wedging>,
     usage: Option<Value>,
+    /// What the answer tells of each model.
+    models: Vec<Value>,
     late: Option<Duration>,
     answered: bool,
     /// How often a prompt of this text has been received, this one included; 0 if no word asks.
@@ -141,6 +145,7 @@ impl Turn {
             on_cancel: Vec::new(),
             wedging: None,
             usage: None,
+            models: Vec::new(),
             late: None,
             answered: false,
             received: 0,
@@ -201,11 +206,16 @@ impl Turn {
                 Some((count, bytes)) => self.chunks(count, bytes),
                 None => return Some(unknown(name, argument)),
             },
-            "usage" => match two_numbers(argument) {
-                Some((used, size)) => self.update(
-                    &json!({ "sessionUpdate": "usage_update", "used": used, "size": size }),
-                ),
+            "usage" => match usage_update(argument) {
+                Some(update) => self.update(&update),
                 None => return Some(unknown(name, argument)),
+            },
+            "model" => match argument.split_once(':').map(|(m, rest)| (m, two_numbers(rest))) {
+                Some((model, Some((input, output)))) => self.models.push(json!({
+                    "model": model,
+                    "token_count": { "inputTokens": input, "outputTokens": output },
+                })),
+                _ => return Some(unknown(name, argument)),
             },
             "tokens" => match two_numbers(argument) {
                 Some((input, output)) => {
@@ -352,6 +362,9 @@ impl Turn {
         if let Some(usage) = &self.usage {
             result["usage"] = usage.clone();
         }
+        if !self.models.is_empty() {
+            result["_meta"] = json!({ "quota": { "model_usage": self.models } });
+        }
         result
     }
 
@@ -425,7 +438,7 @@ impl Turn {
             self.update(&json!({
                 "sessionUpdate": "tool_call_update",
                 "toolCallId": id,
-                "status": "completed",
+                "status": if argument == "failed" { "failed" } else { "completed" },
             }));
         }
     }
@@ -433,6 +446,19 @@ impl Turn {
 
 pub fn chunk(kind: &str, text: &str) -> Value {
     json!({ "sessionUpdate": kind, "content": { "type": "text", "text": text } })
+}
+
+/// A `usage_update`, with a cost or without.
+fn usage_update(argument: &str) -> Option<Value> {
+    let mut parts = argument.splitn(3, ':');
+    let (used, size): (u64, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let mut update = json!({ "sessionUpdate": "usage_update", "used": used, "size": size });
+    if let Some(cost) = parts.next() {
+        let (amount, currency) = cost.split_once(':')?;
+        let amount: f64 = amount.parse().ok()?;
+        update["cost"] = json!({ "amount": amount, "currency": currency });
+    }
+    Some(update)
 }
 
 /// The least update of a kind, as ACP's schema has it.

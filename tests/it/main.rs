@@ -13,6 +13,7 @@ mod cli_permissions;
 mod compaction;
 mod compaction_history;
 mod degraded;
+mod digest;
 mod empty_answer;
 mod environment;
 mod errors;

@@ -171,6 +171,11 @@ pub struct Archive {
     pub purge: bool,
 }
 
+/// Answer, as soon as the group has read itself back from the database: nothing else.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Rouse;
+
 /// Take no more work and start none: the server shuts down (SEEDS DQ-11).
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
@@ -412,6 +417,12 @@ impl Handler<AgentReport> for Group {
         // A failed commit stops this actor; the agent learns of it by its report's end.
         AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
     }
+}
+
+impl Handler<Rouse> for Group {
+    type Result = ();
+
+    fn handle(&mut self, _: Rouse, _: &mut Context<Self>) {}
 }
 
 impl Handler<Drain> for Group {

@@ -1,0 +1,516 @@
+//! What a group, a run, a turn and a stretch of time come to, as they are read.
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use serde_json::{Value, json};
+
+use crate::support::server::id;
+use crate::support::{Server, Setup, eventually};
+
+impl Server {
+    #[track_caller]
+    fn digest(&self, group: &str) -> Value {
+        self.get(&format!("/v1/groups/{group}/digest")).expect(200)
+    }
+
+    #[track_caller]
+    fn run_digest(&self, run: &str) -> Value {
+        self.get(&format!("/v1/runs/{run}/digest")).expect(200)
+    }
+
+    #[track_caller]
+    fn merged(&self, query: &str) -> Value {
+        self.get(&format!("/v1/digest{query}")).expect(200)
+    }
+}
+
+/// What is in a digest of nothing.
+fn nothing() -> Value {
+    let bounds: Vec<u64> = (0..23).map(|power| 1 << power).collect();
+    json!({
+        "group": null, "run": null, "agent": null, "schema_version": 1,
+        "watermark_seq": null, "frame_count": 0, "turn_count": 0,
+        "first_at": null, "last_at": null, "duration_ms": null,
+        "usage": { "used": null, "size": null, "input": 0, "output": 0, "cached": 0 },
+        "cost": null, "more_costs": [], "by_model": {}, "stop_reasons": {}, "errors": {},
+        "tools": {},
+        "permissions": { "asked": 0, "selected": 0, "cancelled": 0, "expired": 0, "void": 0 },
+        "compactions": {
+            "completed": 0, "failed": 0, "cancelled": 0, "abandoned": 0, "skipped": 0, "noop": 0,
+            "tokens_before": 0, "tokens_after": 0,
+        },
+        "latency_histogram": {
+            "bounds_ms": bounds, "counts": vec![0; 24], "count": 0, "sum_ms": 0,
+            "p50_ms": null, "p90_ms": null, "p99_ms": null,
+        },
+        "outcome": null, "outcomes": {}, "findings_count": 0, "findings": [],
+    })
+}
+
+/// ARCHITECTURE 8: a digest has all its fields from the first frame on, and a merge of nothing too.
+#[test]
+fn every_field_is_always_there() {
+    let server = Server::usual();
+    let mut expected = nothing();
+    for (name, value) in [("groups", json!(0)), ("from", json!(null)), ("to", json!(null))] {
+        expected[name] = value;
+    }
+    assert_eq!(server.merged(""), expected);
+    let made = server.put("/v1/groups/work", &json!({})).expect(201);
+    let mut expected = nothing();
+    for (name, value) in [
+        ("group", &json!("work")),
+        ("watermark_seq", &json!(1)),
+        ("frame_count", &json!(1)),
+        ("first_at", &made["created_at"]),
+        ("last_at", &made["created_at"]),
+        ("duration_ms", &json!(0)),
+    ] {
+        expected[name] = value.clone();
+    }
+    assert_eq!(server.digest("work"), expected);
+}
+
+/// ARCHITECTURE 8, TD-9: what turns, tools, permissions, errors and compactions come to; a run's is
+/// the group's but for what was before and after it.
+#[test]
+fn what_turns_come_to() {
+    let server = Server::usual();
+    server.complete("work", "[[usage:90:1000:0.25:USD]][[tokens:7:5]][[tool]][[tool:failed]]");
+    server.complete("work", "[[usage:95:1000:0.75:USD]][[tokens:1:2]][[model:m-1:1:2]][[reply:x]]");
+    server.complete("work", "[[usage:95:1000:3:EUR]][[permission]][[refuse]]");
+    let failed = server.turn("work", "[[error:-32602:no]]");
+    server.complete("work", "[[silent]]");
+    server.finish_as(&server.compact_with("work", "[[usage:10:1000]]"), "completed");
+    let digest = server.digest("work");
+    let group = server.group("work");
+    assert_eq!(digest["watermark_seq"], group["last_seq"], "{digest}");
+    assert_eq!(digest["frame_count"], group["last_seq"], "{digest}");
+    assert_eq!(digest["turn_count"], 5, "{digest}");
+    let usage = json!({ "used": 10, "size": 1000, "input": 8, "output": 7, "cached": 0 });
+    assert_eq!(digest["usage"], usage);
+    assert_eq!(digest["cost"], json!({ "amount": 3.0, "currency": "EUR" }));
+    assert_eq!(digest["more_costs"], json!([{ "amount": 0.75, "currency": "USD" }]));
+    assert_eq!(digest["by_model"], json!({ "m-1": { "input": 1, "output": 2, "cached": 0 } }));
+    assert_eq!(digest["stop_reasons"], json!({ "end_turn": 3, "refusal": 1, "_error": 1 }));
+    assert_eq!(digest["tools"], json!({ "execute": { "calls": 2, "failed": 1 } }));
+    assert_eq!(
+        (&digest["permissions"]["asked"], &digest["permissions"]["selected"]),
+        (&json!(1), &json!(1))
+    );
+    assert_eq!(digest["compactions"]["completed"], 1, "{digest}");
+    let code = failed["error"]["code"].as_str().unwrap();
+    let expected = json!({ code: { "count": 1, "samples": [failed["seq_last"]] } });
+    assert_eq!(digest["errors"], expected);
+    assert_eq!(digest["findings_count"], 1, "{digest}");
+    let finding = &digest["findings"][0];
+    assert_eq!(finding["kind"], "empty_answer", "{digest}");
+    let at =
+        server.frames_where("work", &format!("&after={}", finding["seq"].as_u64().unwrap() - 1));
+    assert_eq!(at[0]["kind"], "greenroom/task_ended", "{finding}");
+    let latency = &digest["latency_histogram"];
+    let counts: u64 =
+        latency["counts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!((&latency["count"], counts), (&json!(5), 5), "{latency}");
+    assert!(latency["p50_ms"].is_u64() && latency["p99_ms"].is_u64(), "{latency}");
+    assert_eq!((&digest["outcome"], &digest["outcomes"]), (&json!(null), &json!({})));
+
+    let run = server.run_digest(group["current_run"].as_str().unwrap());
+    assert_eq!((&run["run"], &run["group"]), (&group["current_run"], &json!("work")));
+    assert_eq!(run["agent"], "scripted");
+    for same in ["watermark_seq", "usage", "cost", "tools", "errors", "findings", "turn_count"] {
+        assert_eq!(run[same], digest[same], "{same}");
+    }
+    let names = |digest: &Value| digest.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&run), names(&nothing()));
+}
+
+/// The outcome of the group's last run and its digest, which must agree with the list of runs.
+#[track_caller]
+fn sealed(server: &Server, group: &str, outcome: &str) -> Value {
+    let run = eventually(&format!("a run that is {outcome}"), &server.log, || {
+        let runs = server.list(group, "runs");
+        runs.into_iter().next().filter(|run| run["outcome"] == outcome)
+    });
+    let digest = server.run_digest(id(&run));
+    assert_eq!(digest["outcome"], outcome, "{digest}");
+    let exited = server.frames_of_kind(group, "greenroom/run_exited");
+    let own = exited.iter().rev().find(|frame| frame["run"] == run["id"]).unwrap();
+    assert_eq!(digest["watermark_seq"], own["seq"], "{digest}");
+    digest
+}
+
+/// I6, TD-1, TD-2, TD-10: whatever ends a run, its digest is sealed with it, to its last frame.
+#[test]
+fn every_ending_seals() {
+    let mut server = Setup::new().agent("broken", &["--exit-at-start", "3"]).start();
+    server.complete("stopped", "x");
+    server.post("/v1/groups/stopped/stop", &json!({})).expect(202);
+    sealed(&server, "stopped", "stopped");
+    server.turn("crashed", "[[tool:open]][[die:7]]");
+    let digest = sealed(&server, "crashed", "crashed");
+    let mut kinds: Vec<&str> = digest["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["kind"].as_str().unwrap())
+        .collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["abnormal_stop", "incomplete_turn", "tool_without_result"], "{digest}");
+    server.make("broken", "broken", "");
+    server.turn("broken", "x");
+    sealed(&server, "broken", "start_failed");
+    server.complete("deleted", "x");
+    server.delete("/v1/groups/deleted").expect(202);
+    sealed(&server, "deleted", "stopped");
+    assert_eq!(server.digest("deleted")["outcome"], "deleted");
+    let cut = server.submit("cut", "[[gate:never]]");
+    server.journal.wait_gate("never");
+    let alive = server.group("cut")["current_run"].as_str().unwrap().to_owned();
+    assert_eq!(server.run_digest(&alive)["outcome"], json!(null));
+    server.kill_and_boot();
+    server.finish_as(&cut, "interrupted");
+    assert_eq!(sealed(&server, "cut", "server_restart")["run"], json!(alive));
+}
+
+/// SEEDS TD-6: rows of an older form are made again before they are served, also those that a merge
+/// needs; one that its group does not make again is a problem, and not a wrong answer.
+#[test]
+fn an_older_form_is_made_again() {
+    let mut server = Server::usual();
+    server.turn("work", "[[reply:x]][[die:1]]");
+    server.complete("work", "[[tool]]");
+    server.complete("other", "[[reply:y]]");
+    let run = id(&server.list("work", "runs")[0]).to_owned();
+    let read = |server: &Server| {
+        let turns = server.get("/v1/groups/work/turns").expect(200);
+        [server.digest("work"), server.run_digest(&run), turns, server.merged("")]
+    };
+    server.terminate();
+    server.wait_exit();
+    server.boot();
+    let before = read(&server);
+    let forget = "UPDATE digests SET schema_version = 0, digest = '{}', carry = '{}';
+        UPDATE runs SET digest = NULL; DELETE FROM turns;";
+    for first in 0..5 {
+        server.terminate();
+        server.wait_exit();
+        server.writable_database().execute_batch(forget).unwrap();
+        server.boot();
+        // Whichever is asked for first has them made again.
+        match first {
+            0 => drop(server.digest("work")),
+            1 => drop(server.run_digest(&run)),
+            2 => assert_eq!(
+                server.get("/v1/groups/work/turns").expect(200)["items"].as_array().unwrap().len(),
+                2
+            ),
+            3 => assert_eq!(server.merged("")["turn_count"], 3),
+            _ => assert_eq!(server.merged("?agent=scripted")["turn_count"], 3),
+        }
+        let after = read(&server);
+        for (one, other) in before.iter().zip(&after) {
+            assert_eq!(one, other, "asked for {first} first");
+        }
+    }
+    server.writable_database().execute_batch("DELETE FROM digests").unwrap();
+    for path in ["/v1/groups/work/digest", "/v1/groups/work/turns", "/v1/digest"] {
+        server.get(path).problem(500, "digest-missing");
+    }
+    server.log.wait("the missing digest", |line| {
+        line.contains("ERROR") && line.contains("digest missing")
+    });
+    server.complete("work", "next");
+    server.complete("other", "next");
+    assert_eq!(server.digest("work")["turn_count"], 3);
+}
+
+/// F19: while the database fails, a digest that is there is read, and one that is not is no wrong
+/// answer but 503.
+#[test]
+fn without_room_to_write() {
+    let server = Server::usual();
+    server.complete("work", "x");
+    server.complete("other", "x");
+    let forget = "UPDATE digests SET schema_version = 0 WHERE digest LIKE '%\"watermark_seq\"%' \
+        AND no = (SELECT no FROM groups WHERE id = 'work')";
+    assert_eq!(server.writable_database().execute(forget, []).unwrap(), 1);
+    let limit = |current| {
+        let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
+        prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
+    };
+    limit(Some(1));
+    let prompt = json!({ "prompt": "refused" });
+    server.post("/v1/groups/work/turns", &prompt).problem(503, "storage-unavailable");
+    for path in ["/v1/groups/work/digest", "/v1/groups/work/turns", "/v1/digest"] {
+        server.get(path).problem(503, "storage-unavailable");
+    }
+    assert_eq!(server.digest("other")["turn_count"], 1);
+    limit(None);
+    let digest = eventually("the digest to be made again", &server.log, || {
+        let reply = server.get("/v1/groups/work/digest");
+        (reply.status == 200).then(|| reply.json())
+    });
+    assert_eq!(digest["turn_count"], 1, "{digest}");
+}
+
+/// The rows of a page, and its cursors.
+#[track_caller]
+fn page(server: &Server, query: &str) -> (Vec<String>, Value) {
+    let page = server.get(&format!("/v1/groups/work/turns{query}")).expect(200);
+    let items = page["items"].as_array().unwrap().iter();
+    (items.map(|turn| turn["task"].as_str().unwrap().to_owned()).collect(), page)
+}
+
+/// Reads on from a page, or back, to the end; gives what was read, page by page.
+#[track_caller]
+fn walk(server: &Server, query: &str, first: &Value, by: &str) -> Vec<Vec<String>> {
+    let (mut pages, mut page_now) = (Vec::new(), first.clone());
+    while let Some(cursor) = page_now[by].as_str() {
+        let (items, next) = page(server, &format!("{query}&cursor={cursor}"));
+        assert!(!items.is_empty(), "{by} led to nothing: {next}");
+        (pages, page_now) = ([pages, vec![items]].concat(), next);
+    }
+    pages
+}
+
+/// API 2: pages of turns, in both orders and both ways, lose and repeat nothing while turns come.
+#[test]
+fn pages_both_ways() {
+    let server = Server::usual();
+    let complete = |count| -> Vec<String> {
+        (0..count).map(|_| id(&server.complete("work", "x")).to_owned()).collect()
+    };
+    server.put("/v1/groups/work", &json!({})).expect(201);
+    assert_eq!(
+        page(&server, "").1,
+        json!({ "items": [], "next_cursor": null, "prev_cursor": null })
+    );
+    let mut all = complete(5);
+    let (first, at_first) = page(&server, "?limit=2");
+    assert_eq!((&first[..], &at_first["prev_cursor"]), (&all[..2], &json!(null)));
+    let (newest, at_newest) = page(&server, "?limit=2&order=desc");
+    assert_eq!(newest, [all[4].clone(), all[3].clone()]);
+    assert_eq!(at_newest["prev_cursor"], json!(null));
+    all.extend(complete(2));
+    let asc = walk(&server, "?limit=2", &at_first, "next_cursor");
+    assert_eq!([first, asc.concat()].concat(), all);
+    let desc = walk(&server, "?limit=2&order=desc", &at_newest, "next_cursor");
+    assert_eq!(desc, [[all[2].clone(), all[1].clone()].to_vec(), vec![all[0].clone()]]);
+    // Back from the end: the pages before it, and those that came in front of the first.
+    let cursor = at_newest["next_cursor"].as_str().unwrap();
+    let (_, second) = page(&server, &format!("?limit=2&order=desc&cursor={cursor}"));
+    let back = walk(&server, "?limit=2&order=desc", &second, "prev_cursor");
+    assert_eq!(back, [[all[4].clone(), all[3].clone()], [all[6].clone(), all[5].clone()]]);
+    let (last, at_last) = page(&server, "?limit=3&cursor=4");
+    assert_eq!((&last[..], &at_last["next_cursor"]), (&all[4..], &json!(null)));
+    let back = walk(&server, "?limit=3", &at_last, "prev_cursor");
+    assert_eq!(back, [all[1..4].to_vec(), all[..1].to_vec()]);
+    // Behind the end there is nothing, and the way back; new turns come there.
+    for (order, cursor, nearest) in [("asc", 7, 6), ("desc", 1, 0)] {
+        let (none, at_end) = page(&server, &format!("?limit=1&order={order}&cursor={cursor}"));
+        assert_eq!((none.len(), &at_end["next_cursor"]), (0, &json!(null)), "{order}");
+        let back = at_end["prev_cursor"].as_str().unwrap();
+        let (items, _) = page(&server, &format!("?limit=1&order={order}&cursor={back}"));
+        assert_eq!(items, [all[nearest].clone()], "{order}");
+    }
+    all.extend(complete(1));
+    assert_eq!(page(&server, "?limit=3&cursor=7").0, all[7..]);
+    for end in ["18446744073709551615", "prev-0", "prev-18446744073709551615", "0"] {
+        for order in ["asc", "desc"] {
+            page(&server, &format!("?cursor={end}&order={order}"));
+        }
+    }
+}
+
+/// API 2, TD-8: a turn is in the index from its start on, and what it came to from its end; tasks
+/// that compact, or that did not start, are not in it.
+#[test]
+fn the_turn_index() {
+    let server = Server::usual();
+    let done = server.complete("work", "[[usage:1:2:0.5:USD]][[tokens:3:4]][[tool:failed]]");
+    let failed = server.turn("work", "[[error:-32602:no]]");
+    server.finish_as(&server.compact("work"), "completed");
+    let running = server.submit("work", "[[tool]][[gate:go]]");
+    server.journal.wait_gate("go");
+    let waiting = server.submit("work", "waits");
+    let list = || server.get("/v1/groups/work/turns").expect(200)["items"].clone();
+    let turns = list();
+    assert_eq!(turns.as_array().unwrap().len(), 3, "{turns}");
+    let same = [
+        "state",
+        "origin",
+        "attempt",
+        "stop_reason",
+        "seq_first",
+        "seq_last",
+        "segment",
+        "run",
+        "started_at",
+        "ended_at",
+        "error",
+    ];
+    for (turn, task) in
+        turns.as_array().unwrap().iter().zip([&done, &failed, &server.task(&running)])
+    {
+        assert_eq!(turn["task"], task["id"]);
+        for name in same {
+            assert_eq!(turn[name], task[name], "{name}: {turn} {task}");
+        }
+    }
+    let first = &turns[0];
+    assert_eq!(first["tokens"], json!({ "input": 3, "output": 4, "cached": 0 }));
+    assert_eq!(first["cost"], json!({ "amount": 0.5, "currency": "USD" }));
+    assert_eq!(first["tools"], json!({ "execute": { "calls": 1, "failed": 1 } }));
+    assert_eq!((&first["errors"], &first["findings"]), (&json!({}), &json!([])));
+    let took =
+        crate::support::millis(&done["ended_at"]) - crate::support::millis(&done["started_at"]);
+    assert_eq!(first["duration_ms"], took);
+    let code = failed["error"]["code"].as_str().unwrap();
+    assert_eq!(turns[1]["errors"][code]["count"], 1, "{turns}");
+    for unknown in [
+        "ended_at",
+        "duration_ms",
+        "stop_reason",
+        "tokens",
+        "cost",
+        "tools",
+        "errors",
+        "findings",
+        "seq_last",
+    ] {
+        assert_eq!(turns[2][unknown], json!(null), "{unknown}: {turns}");
+    }
+    let names = |turn: &Value| turn.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&turns[0]), names(&turns[2]));
+    server.journal.open_gate("go");
+    server.finish_as(&waiting, "completed");
+    let turns = list();
+    assert_eq!(turns[2]["tools"]["execute"]["calls"], 1, "{turns}");
+    assert_eq!(turns[3]["task"], waiting["id"]);
+    assert_eq!(server.digest("work")["turn_count"], 4);
+}
+
+/// API 2: merged over groups, all of it, or what ended in a time and under an agent. The end of a
+/// window is not in it.
+#[test]
+fn windows() {
+    let server = Setup::new().agent("second", &[]).start();
+    server.make("b", "second", "");
+    let first = server.complete("a", "[[usage:1:2]][[tokens:1:1]][[silent]]");
+    // Its agent is started in between: the clock reads later.
+    let middle = server.turn("b", "[[tokens:10:10]][[error:-32602:no]]");
+    let last = server.complete("a", "[[tokens:100:100]][[tool:failed]]");
+    let at = middle["ended_at"].as_str().unwrap();
+    assert!(first["ended_at"].as_str().unwrap() < at, "{first} {middle}");
+    let [_, _, until] = [&first, &middle, &last].map(|task| task["ended_at"].as_str().unwrap());
+    #[rustfmt::skip]
+    let cases = [
+        ("".to_owned(),                              2, 3, 101),
+        ("?agent=scripted".to_owned(),               1, 2, 101),
+        ("?agent=second".to_owned(),                 1, 1, 0),
+        ("?agent=gone".to_owned(),                   0, 0, 0),
+        (format!("?from={at}"),                      2, 2, 100),
+        (format!("?from={at}&agent=scripted"),       1, 1, 100),
+        (format!("?to={at}"),                        1, 1, 1),
+        (format!("?from={at}&to={at}"),              0, 0, 0),
+        ("?from=1999-01-01T00:00:00%2B01:00".into(), 2, 3, 101),
+        ("?to=1999-01-01T00:00:00Z".to_owned(),      0, 0, 0),
+    ];
+    for (query, groups, turns, input) in cases {
+        let merged = server.merged(&query);
+        let told = (&merged["groups"], &merged["turn_count"], &merged["usage"]["input"]);
+        assert_eq!(told, (&json!(groups), &json!(turns), &json!(input)), "{query}: {merged}");
+        for unknown in ["group", "run", "watermark_seq", "outcome"] {
+            assert_eq!(merged[unknown], json!(null), "{unknown}: {merged}");
+        }
+        assert_eq!(merged["usage"]["used"], json!(null), "{merged}");
+        assert_eq!(merged["findings"], json!([]), "{merged}");
+    }
+    let merged = server.merged("");
+    assert_eq!(merged["findings_count"], 1, "{merged}");
+    let code = middle["error"]["code"].as_str().unwrap();
+    assert_eq!(merged["errors"], json!({ code: { "count": 1, "samples": [] } }));
+    let echoed = server.merged(&format!("?from={at}&to={until}&agent=x"));
+    assert_eq!(
+        (&echoed["from"], &echoed["to"], &echoed["agent"]),
+        (&json!(at), &json!(until), &json!("x"))
+    );
+}
+
+/// TD-11: merges read a page at a time, of groups and of turns, and leave none out.
+#[test]
+fn merges_over_many_pages() {
+    let (groups, turns) = (201, 1001);
+    let server = Server::usual();
+    for number in 1..groups {
+        server.put(&format!("/v1/groups/g{number}"), &json!({})).expect(201);
+    }
+    let tasks: Vec<Value> = (0..turns).map(|_| server.submit("work", "[[silent]]")).collect();
+    // One wait is not for all of them.
+    for task in tasks.iter().step_by(250) {
+        server.finish_as(task, "completed");
+    }
+    let from = server.task(&tasks[0])["ended_at"].as_str().unwrap().to_owned();
+    for (query, groups) in [(String::new(), groups), (format!("?from={from}"), 1)] {
+        let merged = server.merged(&query);
+        let told = (&merged["groups"], &merged["turn_count"], &merged["findings_count"]);
+        assert_eq!(told, (&json!(groups), &json!(turns), &json!(turns)), "{query}: {merged}");
+    }
+}
+
+/// API 2: what cannot be asked.
+#[test]
+fn what_is_refused() {
+    let server = Server::usual();
+    server.complete("work", "x");
+    for group in ["digest", "turns"] {
+        server.get(&format!("/v1/groups/nobody/{group}")).problem(404, "group-not-found");
+        server.get(&format!("/v1/groups/-/{group}")).problem(400, "invalid-group");
+    }
+    for run in ["x", "run_x", "run_01890000-0000-7000-8000-000000000000"] {
+        server.get(&format!("/v1/runs/{run}/digest")).problem(404, "run-not-found");
+    }
+    for query in [
+        "from=yesterday",
+        "to=2026-01-01",
+        "from=2026-01-01T00:00:00",
+        "from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z",
+        "group=work",
+        "limit=1",
+    ] {
+        server.get(&format!("/v1/digest?{query}")).problem(400, "invalid-query");
+    }
+    for query in ["limit=0", "limit=1001", "order=up", "cursor=x", "cursor=prev-", "after=1"] {
+        server.get(&format!("/v1/groups/work/turns?{query}")).problem(400, "invalid-query");
+    }
+    for path in ["/v1/digest", "/v1/groups/work/digest", "/v1/runs/x/digest"] {
+        server.post(path, &json!({})).problem(405, "method-not-allowed");
+    }
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    server.wait_purged("work");
+    server.get("/v1/groups/work/digest").problem(404, "group-not-found");
+    assert_eq!(server.merged("")["groups"], 0);
+}
+
+/// API 5: `greenroom digest` shows the card of a group or of a run; `--json` what the server says.
+#[test]
+fn on_the_command_line() {
+    let server = Server::usual();
+    server.complete("work", "[[tool:failed]][[usage:27:100]]");
+    let said = server.cli_says(&["digest", "work"]);
+    for words in ["work ", "live", "27% (27 of 100)", "end_turn 1", "execute  1 called, 1 failed"] {
+        assert!(said.contains(words), "{words:?} in {said}");
+    }
+    let told = server.cli_says(&["digest", "work", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&told).unwrap(), server.digest("work"));
+    let run = server.group("work")["current_run"].as_str().unwrap().to_owned();
+    let said = server.cli_says(&["digest", "work", "--run", &run]);
+    assert!(said.contains(&format!("{run} of scripted")), "{said}");
+    server.complete("other", "x");
+    for (arguments, code) in
+        [(&["digest", "other", "--run", &run][..], 2), (&["digest", "nobody"], 5)]
+    {
+        let output = server.cli(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
+    }
+}
