@@ -189,7 +189,7 @@ fn an_older_form_is_made_again() {
     server.wait_exit();
     server.boot();
     let before = read(&server);
-    let forget = "UPDATE digests SET schema_version = 0, digest = '{}', carry = '{}';
+    let forget = "UPDATE heads SET digest_version = 0, digest = '{}', carry = '{}';
         UPDATE runs SET digest = NULL; DELETE FROM turns;";
     for first in 0..5 {
         server.terminate();
@@ -212,7 +212,7 @@ fn an_older_form_is_made_again() {
             assert_eq!(one, other, "asked for {first} first");
         }
     }
-    server.writable_database().execute_batch("DELETE FROM digests").unwrap();
+    server.writable_database().execute_batch("UPDATE heads SET digest_version = NULL").unwrap();
     for path in ["/v1/groups/work/digest", "/v1/groups/work/turns", "/v1/digest"] {
         server.get(path).problem(500, "digest-missing");
     }
@@ -231,7 +231,7 @@ fn without_room_to_write() {
     let server = Server::usual();
     server.complete("work", "x");
     server.complete("other", "x");
-    let forget = "UPDATE digests SET schema_version = 0 WHERE digest LIKE '%\"watermark_seq\"%' \
+    let forget = "UPDATE heads SET digest_version = 0 WHERE digest LIKE '%\"watermark_seq\"%' \
         AND no = (SELECT no FROM groups WHERE id = 'work')";
     assert_eq!(server.writable_database().execute(forget, []).unwrap(), 1);
     let limit = |current| {

@@ -121,7 +121,7 @@ fn exit_0() {
     server.turn("in-a-turn", "[[reply:x]][[die:0]]");
     let digest = assert_sealed(&server, "in-a-turn", Amid::Turn, "exited");
     assert_eq!(findings(&digest), ["incomplete_turn"], "{digest}");
-    server.complete("between", "[[answer]][[die:0]]");
+    server.complete("between", "[[reply:x]][[answer]][[die:0]]");
     let digest = assert_sealed(&server, "between", Amid::Nothing, "exited");
     assert_eq!(findings(&digest), [""; 0], "{digest}");
 }
