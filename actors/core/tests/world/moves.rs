@@ -247,7 +247,7 @@ fn next() -> impl Strategy<Value = Move> {
             0 | 1 => Spoken::Chunk(more),
             2 => Spoken::Usage(more),
             3 => [Spoken::Usage(more), Spoken::Cost(more / 2)][usize::from(more % 2)],
-            4 if more >= 200 => Spoken::Burst(more - 200),
+            4 if more >= 128 => Spoken::Burst(more - 128),
             4 => Spoken::ToolBegins(more % 3),
             5 => [Spoken::ToolEnds(more / 2 % 3), Spoken::ToolFails(more / 2 % 3)]
                 [usize::from(more % 2)],

@@ -2,8 +2,9 @@
 
 use greenroom_core::{
     Cost, Details, Exit, ExitReason, Fold, Json, Kinds, Lineage, Lines, OnInterrupt,
-    PermissionAsked, PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance, Retry,
-    Settings, Signal, Source, Spent, Strategy, Terms, Tokens, ToolNews, ToolResult, ToolStep, Usage,
+    PermissionAsked, PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance,
+    Retry, Settings, Signal, Source, Spent, Strategy, Terms, Tokens, ToolNews, ToolResult,
+    ToolStep, Usage,
 };
 
 use super::{
@@ -163,6 +164,7 @@ impl Spoken {
                 tool(id, "pending"),
                 usage(id / 2, Some(id / 2)),
                 tool(id, "in_progress"),
+                usage(id, Some(id.saturating_add(2))),
                 chunk("ab"),
                 tool_ended(id.wrapping_mul(7), ToolResult::Failed),
             ],
