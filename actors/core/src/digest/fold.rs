@@ -9,7 +9,7 @@ use super::{
     Outcome, Permissions, SCHEMA_VERSION, Told, count::short, is_default, keep_newest,
 };
 use crate::{
-    Compaction, CompactionStatus, Cost, Exit, Finding, Fold, PermissionState, RunId, Said,
+    Compaction, CompactionStatus, Cost, Exit, Finding, Fold, Head, PermissionState, RunId, Said,
     SessionId, Spent, StopReason, TaskId, TaskKind, Timestamp, ToolNews, ToolStep, Write,
 };
 
@@ -137,7 +137,24 @@ impl Digests {
         turn.or(run)
     }
 
-    /// The group's, and that of its last run while that is alive.
+    /// Begins behind a stretch of the log of which no digests are left: nothing is known of it but
+    /// what was alive at its end, which is a run by a profile, and a compaction task that waited.
+    pub fn behind(head: &Head, run: Option<(RunId, &str)>, compaction: Option<TaskId>) -> Self {
+        let digest = Digest { watermark_seq: head.last_seq, ..Digest::default() };
+        let outcome = match run {
+            Some(_) => Some(None),
+            None => head.archived.then_some(Some(Outcome::Deleted)),
+        };
+        let run = run.map(|(run, agent)| {
+            let (agent, digest) = (agent.to_owned(), digest.clone());
+            RunDigest { schema_version: SCHEMA_VERSION, run, agent, digest }
+        });
+        let (archived, session) = (head.archived, head.session.clone());
+        let carry = Carry { compaction, archived, session, ..Carry::default() };
+        Self { group: Digest { outcome, ..digest }, run, carry }
+    }
+
+    /// That of its last run, while that is alive.
     pub fn live_run(&self) -> Option<&RunDigest> {
         self.run.as_ref().filter(|own| own.digest.outcome().is_none())
     }
