@@ -222,7 +222,8 @@ proptest! {
                         let closed = again.take(&late, at);
                         prop_assert!(matches!(closed, Some(Closed::Run(_))), "{:?}", closed);
                     }
-                    let (run, before) = (again.run.unwrap().digest, digests.run.clone().unwrap().digest);
+                    let run = again.run.unwrap().digest;
+                    let before = digests.run.clone().unwrap().digest;
                     for (after, before) in [(&run, &before), (&again.group, &digests.group)] {
                         prop_assert_eq!(after.outcome, before.outcome);
                         prop_assert_eq!(&after.outcomes, &before.outcomes);

@@ -358,7 +358,8 @@ fn the_rows_have_a_limit() {
                 fact(
                     "task_retrying",
                     json!({
-                        "task": TASK, "attempt": 1, "error": { "code": code, "message": code }, "wait_ms": 1,
+                        "task": TASK, "attempt": 1, "wait_ms": 1,
+                        "error": { "code": code, "message": code },
                     }),
                 ),
                 Write::CompactionEnded(Box::new(

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The upper bounds of the classes, milliseconds: each twice the one before, from one millisecond to
-/// seventy minutes. A class holds what is above the bound before it and not above its own; behind
-/// the last is one more, without a bound.
+/// The upper bounds of the classes, milliseconds: each twice the one before, from one millisecond
+/// to seventy minutes. A class holds what is above the bound before it and not above its own;
+/// behind the last is one more, without a bound.
 pub const BOUNDS_MS: [u64; 23] = {
     let mut bounds = [1; 23];
     let mut at = 1;

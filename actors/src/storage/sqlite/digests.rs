@@ -15,6 +15,13 @@ use crate::{
     storage::{EndedAt, EndedFilter, EndedTurn, GroupNo, RunStanding, TurnEntry, TurnFilter},
 };
 
+const OF_GROUP: &str = "SELECT digest FROM digests WHERE no = ? AND schema_version = ?";
+const OF_RUN: &str = "SELECT no, digest FROM runs WHERE id = ?";
+const OF_LAST_RUN: &str = "SELECT run FROM digests WHERE no = ?";
+
+#[cfg(test)]
+mod tests;
+
 /// Stores a group's digests after a commit's facts, whose tasks and runs have their rows.
 pub fn store(conn: &Connection, group: GroupNo, rows: &DigestRows) -> rusqlite::Result<()> {
     conn.prepare_cached(
@@ -73,15 +80,14 @@ pub fn hydrate(
 
 /// See [`crate::storage::Archive::digest`].
 pub fn digest(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<Digest>> {
-    let mut statement =
-        conn.prepare_cached("SELECT digest FROM digests WHERE no = ? AND schema_version = ?")?;
+    let mut statement = conn.prepare_cached(OF_GROUP)?;
     let found = statement.query_row(params![group, SCHEMA_VERSION], |row| rows::read(row, 0));
     found.optional()
 }
 
 /// See [`crate::storage::Archive::run_digest`].
 pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunStanding>> {
-    let mut statement = conn.prepare_cached("SELECT no, digest FROM runs WHERE id = ?")?;
+    let mut statement = conn.prepare_cached(OF_RUN)?;
     let found = statement
         .query_row([run.0.as_bytes()], |row| {
             Ok((row.get::<_, GroupNo>(0)?, rows::from_json::<RunDigest>(row, 1)?))
@@ -98,7 +104,7 @@ pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunS
 
 /// That of a group's last run.
 fn live(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<RunDigest>> {
-    let mut statement = conn.prepare_cached("SELECT run FROM digests WHERE no = ?")?;
+    let mut statement = conn.prepare_cached(OF_LAST_RUN)?;
     let found = statement.query_row([group], |row| rows::from_json(row, 0));
     Ok(found.optional()?.flatten())
 }
@@ -120,7 +126,8 @@ pub fn digest_rows(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option
     let mut runs =
         conn.prepare_cached("SELECT id, digest FROM runs WHERE no = ? AND digest IS NOT NULL")?;
     let run = |row: &Row<'_>| Ok((RunId(rows::id(row, 0)?), row.get(1)?));
-    rows.closed.runs = runs.query_map([group], run)?.collect::<Result<_, _>>()?;
+    let found = runs.query_map([group], run)?.filter_map(readable);
+    rows.closed.runs = found.collect::<Result<_, _>>()?;
     let mut turns = conn.prepare_cached(
         "SELECT tasks.id, turns.ended_at, turns.agent, turns.digest FROM tasks \
          JOIN turns ON turns.ended_at = tasks.ended_at AND turns.key = tasks.key \
@@ -132,7 +139,8 @@ pub fn digest_rows(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option
         Ok((TaskId(rows::id(row, 0)?), turn))
     };
     let range = [key(group, 0), key(group + 1, 0)];
-    rows.closed.turns = turns.query_map(range, turn)?.collect::<Result<_, _>>()?;
+    let found = turns.query_map(range, turn)?.filter_map(readable);
+    rows.closed.turns = found.collect::<Result<_, _>>()?;
     Ok(Some(rows))
 }
 
