@@ -88,6 +88,33 @@ pub fn only_digests_up_to_the_last_frame_are_gone_on_from<E: Engine>() {
     }
 }
 
+/// SEEDS AM-18: what cannot be understood is as good as missing, and no failure of the database.
+pub fn a_damaged_digest_is_none<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let (mut store, archive) = (engine.store(), engine.archive());
+    let mut actor = a_group(&engine, 7, 2);
+    let first = actor.world.group.run().unwrap().id;
+    let exit = Move::Exit(greenroom_core::ExitReason::Exited);
+    commit(&mut store, &actor.play_all(&[exit, SUBMIT]));
+    let mut again = Vec::new();
+    again.extend([Move::Resume, Move::Grant, READY].iter().filter_map(|next| actor.play(*next)));
+    commit(&mut store, &again);
+    let second = actor.world.group.run().unwrap().id;
+    let mut rows = rows(&archive, 7);
+    (rows.group, rows.run) = ("{".into(), Some("{".into()));
+    rows.closed.runs.values_mut().for_each(|run| *run = "{".into());
+    rows.closed.turns.values_mut().for_each(|turn| turn.digest = "{".into());
+    store.put_digests(7, 1, &rows).unwrap();
+    assert_eq!(archive.digest(7).unwrap(), None);
+    for run in [first, second] {
+        let standing = archive.run_digest(run).unwrap().unwrap();
+        assert_eq!((standing.group, standing.digest), (7, None));
+    }
+    assert!(archive.ended_turns(&ended()).unwrap().is_empty());
+    assert!(!differences(&archive, 7).is_empty());
+}
+
 /// I14.
 pub fn digests_of_an_earlier_owner_are_refused<E: Engine>() {
     let dir = tempfile::tempdir().unwrap();

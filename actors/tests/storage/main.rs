@@ -82,6 +82,7 @@ conforms!(Database:
     reading::frames_are_read_as_they_were_written,
     reading::a_read_ends_at_its_limits_and_goes_on_behind_them,
     digests::only_digests_up_to_the_last_frame_are_gone_on_from,
+    digests::a_damaged_digest_is_none,
     digests::digests_of_an_earlier_owner_are_refused,
     digests::digests_go_with_what_they_are_about,
     digests::turns_are_listed_either_way,

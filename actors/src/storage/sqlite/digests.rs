@@ -5,6 +5,7 @@ use greenroom_core::{
     digest::{RunDigest, SCHEMA_VERSION},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use serde::de::DeserializeOwned;
 
 use super::{
     readable,
@@ -81,8 +82,8 @@ pub fn hydrate(
 /// See [`crate::storage::Archive::digest`].
 pub fn digest(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<Digest>> {
     let mut statement = conn.prepare_cached(OF_GROUP)?;
-    let found = statement.query_row(params![group, SCHEMA_VERSION], |row| rows::read(row, 0));
-    found.optional()
+    let found = statement.query_row(params![group, SCHEMA_VERSION], |row| Ok(known(row, 0)));
+    Ok(found.optional()?.flatten())
 }
 
 /// See [`crate::storage::Archive::run_digest`].
@@ -90,7 +91,7 @@ pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunS
     let mut statement = conn.prepare_cached(OF_RUN)?;
     let found = statement
         .query_row([run.0.as_bytes()], |row| {
-            Ok((row.get::<_, GroupNo>(0)?, rows::from_json::<RunDigest>(row, 1)?))
+            Ok((row.get::<_, GroupNo>(0)?, known::<RunDigest>(row, 1)))
         })
         .optional()?;
     let Some((group, sealed)) = found else { return Ok(None) };
@@ -102,10 +103,15 @@ pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunS
     Ok(Some(RunStanding { group, digest }))
 }
 
+/// A digest; one that cannot be understood is as good as none, and has to be made again.
+fn known<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Option<T> {
+    readable(rows::from_json(row, column))?.ok().flatten()
+}
+
 /// That of a group's last run.
 fn live(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<RunDigest>> {
     let mut statement = conn.prepare_cached(OF_LAST_RUN)?;
-    let found = statement.query_row([group], |row| rows::from_json(row, 0));
+    let found = statement.query_row([group], |row| Ok(known(row, 0)));
     Ok(found.optional()?.flatten())
 }
 
@@ -122,7 +128,8 @@ pub fn digest_rows(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option
             closed: ClosedRows::default(),
         })
     });
-    let Some(mut rows) = found.optional()? else { return Ok(None) };
+    let found = readable(found.optional()).transpose()?.flatten();
+    let Some(mut rows) = found else { return Ok(None) };
     let mut runs =
         conn.prepare_cached("SELECT id, digest FROM runs WHERE no = ? AND digest IS NOT NULL")?;
     let run = |row: &Row<'_>| Ok((RunId(rows::id(row, 0)?), row.get(1)?));
@@ -160,7 +167,7 @@ pub fn turns(
     let mut statement = conn.prepare_cached(&sql)?;
     let before = filter.before.map_or(key(group + 1, 0), |before| key(group, before));
     let entry = |row: &Row<'_>| {
-        Ok(TurnEntry { task: rows::task(row)?, digest: rows::from_json(row, rows::TASK_WIDTH)? })
+        Ok(TurnEntry { task: rows::task(row)?, digest: known(row, rows::TASK_WIDTH) })
     };
     let found = statement
         .query_map(params![key(group, filter.after), before, filter.limit as i64], entry)?;
