@@ -7,7 +7,7 @@
 
 use greenroom_core::{
     Compaction, CompactionId, Digests, Head, Origin, PermissionId, Run, RunId, Task, TaskId,
-    TaskKind, Timestamp,
+    TaskKind, Timestamp, digest::SCHEMA_VERSION,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -38,15 +38,28 @@ pub struct Base {
     pub reread: Reread,
     /// The latest time of a frame that was folded: a clock may have been set back since.
     pub newest_at: Timestamp,
-    /// The digests up to there.
+    /// The digests up to there; absent in one of a version that knew none.
     #[serde(default)]
-    pub digests: Digests,
+    pub digests: Option<Digests>,
 }
 
 impl Base {
     /// The last frame that was folded.
     pub fn seq(&self) -> u64 {
         self.head.last_seq
+    }
+
+    /// What the digests of the frames that follow are folded on from.
+    pub fn digests(&self) -> Digests {
+        let Some(digests) = &self.digests else {
+            let run = self.run.as_ref().map(|own| (own.run.id, own.agent.as_str()));
+            let waits = self.waiting.iter().find(|own| own.kind == TaskKind::Compaction);
+            return Digests::behind(&self.head, run, waits.map(|own| own.id));
+        };
+        let mut digests = digests.clone();
+        // It was perhaps written in an earlier form, and is of this one from here on.
+        digests.run.iter_mut().for_each(|run| run.schema_version = SCHEMA_VERSION);
+        digests
     }
 }
 

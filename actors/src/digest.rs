@@ -130,8 +130,8 @@ impl Rebuild {
         let stored = archive.base(no)?;
         let base = stored.as_ref().and_then(|stored| StoredBase::read(stored).ok());
         let (mut digests, reread) =
-            base.map(|base| (base.digests, base.reread)).unwrap_or_default();
-        // A base of a version that knew no digests: nothing is known of what it covers.
+            base.map(|base| (base.digests(), base.reread)).unwrap_or_default();
+        // Of one that cannot be read, nothing is known at all.
         let from_seq = stored.map_or(0, |stored| stored.seq);
         digests.group.watermark_seq = from_seq;
         Ok(Self { from_seq, digests, closed: ClosedRows::default(), reread })

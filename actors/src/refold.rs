@@ -101,6 +101,7 @@ impl Refold {
 
     fn resume(&mut self, base: Base) {
         (self.seq, self.newest_at) = (base.seq(), base.newest_at);
+        self.digests = base.digests();
         let Base {
             head,
             waiting,
@@ -110,10 +111,8 @@ impl Refold {
             closed,
             reread,
             newest_at: _,
-            digests,
+            digests: _,
         } = base;
-        self.digests = digests;
-        self.digests.group.watermark_seq = self.seq;
         let waiting = waiting.into_iter().map(|WaitingTask { id, ordinal, kind, origin }| {
             self.accepted_task(id, ordinal, kind, origin)
         });
@@ -168,7 +167,7 @@ impl Refold {
             closed: self.closed.clone(),
             reread: self.reread.clone(),
             newest_at: self.newest_at,
-            digests: self.digests.clone(),
+            digests: Some(self.digests.clone()),
         };
         self.closed_digests = ClosedRows::default();
         (base, Ended { tasks, runs, compactions, permissions })

@@ -521,7 +521,7 @@ pub trait Archive: Send + 'static {
     fn run_digest(&self, run: RunId) -> Result<Option<RunStanding>, StoreError>;
 
     /// A group's digests as the rows have them, all of them, to be compared; `None` if there are
-    /// none.
+    /// none of this version's form.
     fn digest_rows(&self, group: GroupNo) -> Result<Option<DigestRows>, StoreError>;
 
     /// Turns of a group that were started, in the order of acceptance or the other way round.

@@ -133,10 +133,8 @@ impl Refold {
     /// Byte for byte (I6).
     fn compare_digests(&mut self, archive: &dyn Archive, no: GroupNo) -> Result<(), StoreError> {
         let folded = std::mem::take(&mut self.closed_digests).into_rows(&self.digests);
-        let Some(stored) = archive.digest_rows(no)? else {
-            self.differ("I6: there is no digest".into());
-            return Ok(());
-        };
+        // Those of another form are nothing to compare with: the next server makes them again.
+        let Some(stored) = archive.digest_rows(no)? else { return Ok(()) };
         let DigestRows { group, run, carry, closed } = folded;
         self.same("I6: digest", group, stored.group);
         self.same("I6: digest of the last run", run, stored.run);

@@ -67,6 +67,55 @@ fn kill_changes_no_history() {
     server.complete("work", "goes on");
 }
 
+/// SEEDS TD-6: digests of another version, or that are gone, are made again by the next server, as
+/// they were. One that cannot be read is, when its group has something to do.
+#[test]
+fn digests_are_made_again() {
+    let mut server = Server::usual();
+    let groups = ["older", "gone", "damaged"];
+    for group in groups {
+        server.complete(group, "[[reply:hello]][[tool]][[usage:9:100]]");
+        server.turn(group, "[[die:7]]");
+    }
+    server.terminate();
+    server.wait_exit();
+    let told = |server: &Server| -> Vec<(String, Vec<String>)> {
+        let database = server.database();
+        let sql = "SELECT groups.id, digest_version || heads.digest || carry || run_digest, \
+                   runs.digest, turns.digest FROM groups \
+                   JOIN heads USING (no) JOIN runs USING (no) \
+                   JOIN turns ON turns.key >> 36 = no ORDER BY groups.no, runs.id, turns.key";
+        let mut found = database.prepare(sql).unwrap();
+        let read = |row: &rusqlite::Row<'_>| {
+            Ok((row.get(0)?, (1..4).map(|at| row.get(at)).collect::<Result<_, _>>()?))
+        };
+        found.query_map([], read).unwrap().filter_map(Result::ok).collect()
+    };
+    let sound = told(&server);
+    assert!(sound.len() >= 2 * groups.len(), "{sound:#?}");
+    let database = server.writable_database();
+    for (group, sql) in [
+        ("older", "UPDATE heads SET digest_version = 0, digest = '{}' WHERE no = $no"),
+        ("older", "UPDATE runs SET digest = NULL WHERE no = $no"),
+        ("gone", "UPDATE heads SET digest_version = NULL, digest = NULL WHERE no = $no"),
+        ("gone", "DELETE FROM turns WHERE key >> 36 = $no"),
+        ("damaged", "UPDATE heads SET carry = '{' WHERE no = $no"),
+    ] {
+        let no = format!("(SELECT no FROM groups WHERE id = '{group}')");
+        assert!(database.execute(&sql.replace("$no", &no), []).unwrap() > 0, "{group}: {sql}");
+    }
+    drop(database);
+    server.boot();
+    let idle = |rows: Vec<(String, Vec<String>)>| -> Vec<_> {
+        rows.into_iter().filter(|(group, _)| group != "damaged").collect()
+    };
+    let expected = idle(sound);
+    eventually("the digests as they were", &server.log, || {
+        (idle(told(&server)) == expected).then_some(())
+    });
+    server.complete("damaged", "again");
+}
+
 /// I2, RELIABILITY 1: kills at many moments lose no accepted turn, and run none twice.
 #[test]
 fn kills_at_many_moments() {

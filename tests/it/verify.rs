@@ -259,6 +259,37 @@ fn a_changed_row_is_found() {
     copies.assert_found(&cases);
 }
 
+/// I6, I13: a digest that is not what the frames come to, or that is missing.
+#[test]
+fn a_changed_digest_is_found() {
+    let server = eventful();
+    let copies = Copies::of(&server);
+    #[rustfmt::skip]
+    let cases = [
+        ("UPDATE heads SET digest = json_set(digest, '$.frame_count', 7) WHERE no = $no",       "I6: digest:"),
+        ("UPDATE heads SET digest = digest || ' ' WHERE no = $no",                              "I6: digest:"),
+        ("UPDATE heads SET digest = json_remove(digest, '$.outcome') WHERE no = $no",           "I6: digest:"),
+        ("UPDATE heads SET run_digest = json_set(run_digest, '$.agent', 'other') WHERE no = $no",             "I6: digest of the last run:"),
+        ("UPDATE heads SET run_digest = NULL WHERE no = $no",                                          "I6: digest of the last run:"),
+        ("UPDATE heads SET carry = '{}' WHERE no = $no",                                        "what the digests fold on from:"),
+        ("UPDATE heads SET digest = NULL WHERE no = $no",                                         "I6: digest:"),
+        ("UPDATE runs SET digest = json_set(digest, '$.digest.outcome', 'exited') WHERE no = $no AND code = 7", "I6: digests of runs:"),
+        ("UPDATE runs SET digest = NULL WHERE no = $no AND code = 7",                             "I6: digests of runs:"),
+        ("UPDATE runs SET digest = (SELECT run_digest FROM heads WHERE no = $no) WHERE no = $no AND ended_at IS NULL", "I6: digests of runs:"),
+        ("UPDATE turns SET digest = json_set(digest, '$.turn_count', 2) WHERE $keys",             "digests of turns:"),
+        ("UPDATE turns SET agent = 'other' WHERE $keys",                                          "digests of turns:"),
+        ("UPDATE turns SET ended_at = ended_at + 1 WHERE $keys",                                  "digests of turns:"),
+        ("DELETE FROM turns WHERE $keys",                                                         "digests of turns:"),
+    ];
+    copies.assert_found(&cases);
+    copies
+        .change("INSERT INTO turns SELECT ended_at + 1, key, agent, digest FROM turns WHERE $keys");
+    let Verified { code, lines } = verify(&copies.home, &[]);
+    let holds = "turns of no task";
+    let found = lines.iter().any(|line| line.contains(holds));
+    assert!(code == 1 && found, "exit code {code}: {lines:?}");
+}
+
 /// I13: a log that says something else than the rows. Frames are counted from the front, or found
 /// by what is in them.
 #[test]

@@ -102,7 +102,7 @@ impl Digest {
         self.context = later.context.or(self.context);
         self.tokens.add(&later.tokens);
         self.by_model.merge(&later.by_model, Tokens::add);
-        self.costs.merge(&later.costs, |sum, more| *sum += more);
+        self.costs.merge(&later.costs, |sum, more| *sum = sum.saturating_add(*more));
         add_all(&mut self.stop_reasons, &later.stop_reasons);
         self.errors.merge(&later.errors, ErrorClass::merge);
         self.tools.merge(&later.tools, ToolUse::add);

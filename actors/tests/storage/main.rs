@@ -5,6 +5,7 @@
 
 mod actor;
 mod conformance;
+mod digests;
 mod fail_stop;
 mod lease;
 mod locks;
@@ -80,6 +81,13 @@ conforms!(Database:
     locks::a_closed_segment_without_a_child_is_reopened,
     reading::frames_are_read_as_they_were_written,
     reading::a_read_ends_at_its_limits_and_goes_on_behind_them,
+    digests::only_digests_up_to_the_last_frame_are_gone_on_from,
+    digests::a_damaged_digest_is_none,
+    digests::digests_of_an_earlier_owner_are_refused,
+    digests::digests_go_with_what_they_are_about,
+    digests::turns_are_listed_either_way,
+    digests::ended_turns_are_listed_by_their_ends,
+    digests::a_run_is_found_by_its_name,
     retention::any_history_may_be_cut_anywhere,
     retention::only_what_is_old_enough_is_cut,
     retention::a_cut_takes_what_has_ended_and_nothing_else,

@@ -26,14 +26,14 @@ use crate::{
 const ALL_TASKS: TaskFilter = TaskFilter { state: None, kind: None, after: 0, limit: 10_000 };
 const UP: Uptime = Uptime { boot: BootId(Uuid::nil()), ms: 0 };
 /// However a history's clock was set, its frames are older.
-const LATE: Timestamp = Timestamp(i64::MAX);
+pub const LATE: Timestamp = Timestamp(i64::MAX);
 
 fn everything() -> FrameFilter {
     FrameFilter { frames_max: u64::MAX, bytes_max: usize::MAX, ..FrameFilter::default() }
 }
 
 /// What there is to cut of a group, up to the frame `last`, in the order in which it is cut.
-fn cut(
+pub fn cut(
     store: &mut impl Store,
     archive: &impl Archive,
     no: u32,

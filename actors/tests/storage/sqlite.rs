@@ -5,6 +5,11 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 use greenroom_actors::storage::{StoreError, sqlite::Database};
 use rusqlite::Connection;
 
+/// Changes rows behind everybody's back.
+pub fn change(path: &std::path::Path, sql: &str) {
+    Connection::open(path).unwrap().execute_batch(sql).unwrap();
+}
+
 fn mode(path: &std::path::Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }

@@ -16,6 +16,11 @@ const OTHERS: &str = "_others";
 #[serde(transparent)]
 pub struct Bounded<T>(BTreeMap<String, T>);
 
+/// As much of a name as is kept.
+pub fn short(name: &str) -> &str {
+    &name[..name.floor_char_boundary(NAME_BYTES_MAX)]
+}
+
 impl<T> Default for Bounded<T> {
     fn default() -> Self {
         Self(BTreeMap::new())
@@ -25,8 +30,7 @@ impl<T> Default for Bounded<T> {
 impl<T: Clone + Default> Bounded<T> {
     /// One name only.
     pub fn one(name: &str, value: T) -> Self {
-        let name = &name[..name.floor_char_boundary(NAME_BYTES_MAX)];
-        Self(BTreeMap::from([(name.to_owned(), value)]))
+        Self(BTreeMap::from([(short(name).to_owned(), value)]))
     }
 
     /// All names, in their order.
@@ -41,7 +45,7 @@ impl<T: Clone + Default> Bounded<T> {
 
     /// What belongs to a name, to be changed; to `_others` if there are too many of them.
     pub fn slot(&mut self, name: &str) -> &mut T {
-        let name = &name[..name.floor_char_boundary(NAME_BYTES_MAX)];
+        let name = short(name);
         let fits = self.0.len() < NAMES_MAX || self.0.contains_key(name);
         self.0.entry(if fits { name } else { OTHERS }.to_owned()).or_default()
     }

@@ -6,16 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Bounded, Compactions, Context, Digest, ErrorClass, Findings, Flaw, FlawKind, Histogram,
-    Outcome, Permissions, SCHEMA_VERSION, Told, is_default, keep_newest,
+    Outcome, Permissions, SCHEMA_VERSION, Told, count::short, is_default, keep_newest,
 };
 use crate::{
-    Compaction, CompactionStatus, Cost, Exit, Finding, PermissionState, RunId, Said, SessionId,
-    Spent, StopReason, TaskId, TaskKind, Timestamp, ToolNews, ToolStep, Write,
+    Compaction, CompactionStatus, Cost, Exit, Finding, Fold, Head, PermissionState, RunId, Said,
+    SessionId, Spent, StopReason, TaskId, TaskKind, Timestamp, ToolNews, ToolStep, Write,
 };
 
 /// So many tool calls are remembered as open, and none with a longer name (I11).
 const OPEN_TOOLS_MAX: usize = 64;
 const TOOL_ID_BYTES_MAX: usize = 128;
+/// So many currencies of one session are told apart; costs in further ones are not counted.
+const CURRENCIES_MAX: usize = 8;
+/// No compaction has more tokens: agents tell of them, and a sum of these fits.
+const TOKENS_MAX: u64 = 1 << 40;
 /// So many compactions are remembered, for what is told of them late.
 const TOLD_MAX: usize = 8;
 /// So much is kept of how an abnormal stop is put in words.
@@ -59,9 +63,9 @@ pub struct Carry {
     archived: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<SessionId>,
-    /// What the session had cost when it was last said: it is a counter.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    paid: Option<Cost>,
+    /// What the session had cost when it was last said, by currency: they are counters.
+    #[serde(skip_serializing_if = "is_default")]
+    counters: BTreeMap<String, u64>,
     /// Tool calls without a result, and which tool each is of.
     #[serde(skip_serializing_if = "is_default")]
     open_tools: BTreeMap<String, String>,
@@ -106,30 +110,51 @@ impl Digests {
             self.run = Some(RunDigest { schema_version: SCHEMA_VERSION, run: *run, agent, digest });
         }
         let owner = run_of(write);
-        let is_late = self.run.as_ref().is_some_and(|own| own.digest.outcome().is_some());
-        let mut delta = self.carry.delta(write, first_seq, at, self.run.as_ref());
-        delta.watermark_seq = self.group.watermark_seq + frames;
-        delta.frame_count = frames;
-        (delta.first_at, delta.last_at) = (Some(at), Some(at));
-        if is_late && owner.is_some() {
-            // The hook is idempotent, and what is sealed stays so (SEEDS TD-3, TD-7).
-            (delta.outcome, delta.findings) = (None, Findings::default());
-            delta.outcomes.clear();
+        let is_sealed = self.run.as_ref().is_some_and(|own| own.digest.outcome().is_some());
+        let is_other = |own: &RunDigest| owner.is_some_and(|owner| owner != own.run);
+        // The hook is idempotent, and what is sealed stays so (SEEDS TD-3, TD-7).
+        let is_late = owner.is_some() && (is_sealed || self.run.as_ref().is_some_and(is_other));
+        let mut deltas = match write {
+            Write::Said(said) => self.carry.said(&said.fold, is_late),
+            Write::RunReady { .. } | Write::RunExited { .. } if is_late => vec![Digest::default()],
+            fact => vec![self.carry.delta(fact, first_seq, at, self.run.as_ref())],
+        };
+        if let Some(delta) = deltas.last_mut() {
+            delta.watermark_seq = self.group.watermark_seq + frames;
+            delta.frame_count = frames;
+            (delta.first_at, delta.last_at) = (Some(at), Some(at));
         }
-        self.group.merge(&delta);
+        self.group.merge_all(&deltas);
         if self.carry.archived && matches!(write, Write::RunExited { .. }) {
             self.group.outcome = Some(Some(Outcome::Deleted));
         }
-        let turn = self.carry.add_to_turn(write, &delta);
-        let own = |own: &&mut RunDigest| owner.map_or(!is_late, |owner| owner == own.run);
+        let turn = self.carry.add_to_turn(write, &deltas);
+        let own = |own: &&mut RunDigest| owner.map_or(!is_sealed, |owner| owner == own.run);
         let run = self.run.as_mut().filter(own).and_then(|own| {
-            own.digest.merge(&delta);
+            own.digest.merge_all(&deltas);
             own.digest.outcome().map(|_| Closed::Run(Box::new(own.clone())))
         });
         turn.or(run)
     }
 
-    /// The group's, and that of its last run while that is alive.
+    /// Begins behind a stretch of the log of which no digests are left: nothing is known of it but
+    /// what was alive at its end, which is a run by a profile, and a compaction task that waited.
+    pub fn behind(head: &Head, run: Option<(RunId, &str)>, compaction: Option<TaskId>) -> Self {
+        let digest = Digest { watermark_seq: head.last_seq, ..Digest::default() };
+        let outcome = match run {
+            Some(_) => Some(None),
+            None => head.archived.then_some(Some(Outcome::Deleted)),
+        };
+        let run = run.map(|(run, agent)| {
+            let (agent, digest) = (agent.to_owned(), digest.clone());
+            RunDigest { schema_version: SCHEMA_VERSION, run, agent, digest }
+        });
+        let (archived, session) = (head.archived, head.session.clone());
+        let carry = Carry { compaction, archived, session, ..Carry::default() };
+        Self { group: Digest { outcome, ..digest }, run, carry }
+    }
+
+    /// That of its last run, while that is alive.
     pub fn live_run(&self) -> Option<&RunDigest> {
         self.run.as_ref().filter(|own| own.digest.outcome().is_none())
     }
@@ -155,7 +180,6 @@ impl Carry {
     fn delta(&mut self, write: &Write, seq: u64, at: Timestamp, run: Option<&RunDigest>) -> Digest {
         let mut delta = Digest::default();
         match write {
-            Write::Said(said) => self.said(said, &mut delta),
             Write::TaskQueued { task, kind: TaskKind::Compaction, .. } => {
                 self.compaction = Some(*task);
             }
@@ -227,30 +251,54 @@ impl Carry {
         delta
     }
 
-    fn said(&mut self, Said { fold, .. }: &Said, delta: &mut Digest) {
-        if let Some(usage) = &fold.usage {
-            delta.context = Some(Some(Context { used: usage.used, size: usage.size }));
+    /// What was said, one thing after the other: if there are more names than are told
+    /// apart, the first are, whatever lines came together (SEEDS TD-5).
+    fn said(&mut self, fold: &Fold, is_late: bool) -> Vec<Digest> {
+        let costs: Vec<_> = fold.costs.iter().filter_map(|cost| self.cost(cost)).collect();
+        let tools = fold.tools.iter().map(|news| {
+            let mut delta = Digest::default();
+            // A run's names for calls are its own: the next one's are not to be taken for them.
+            let kept = is_late.then(|| std::mem::take(&mut self.open_tools));
+            self.tool(news, &mut delta);
+            if let Some(kept) = kept {
+                self.open_tools = kept;
+            }
+            delta
+        });
+        let mut deltas: Vec<_> = costs.into_iter().chain(tools).collect();
+        let context =
+            fold.usage.as_ref().map(|usage| Context { used: usage.used, size: usage.size });
+        if deltas.is_empty() {
+            deltas.push(Digest::default());
         }
-        for cost in &fold.costs {
-            let before = self.paid.as_ref().filter(|paid| paid.currency == cost.currency);
-            // A counter that falls began anew: with another process, say.
-            let before = before.map_or(0, |paid| paid.billionths);
-            let more = cost.billionths.checked_sub(before).unwrap_or(cost.billionths);
-            *delta.costs.slot(&cost.currency) += more;
-            self.paid = Some(cost.clone());
+        if let Some(delta) = deltas.last_mut() {
+            delta.context = context.map(Some);
         }
-        fold.tools.iter().for_each(|news| self.tool(news, delta));
+        deltas
+    }
+
+    fn cost(&mut self, Cost { currency, billionths }: &Cost) -> Option<Digest> {
+        let currency = short(currency);
+        let before = self.counters.get(currency).copied();
+        if before.is_none() && self.counters.len() == CURRENCIES_MAX {
+            return None;
+        }
+        self.counters.insert(currency.to_owned(), *billionths);
+        // A counter that falls began anew: with another process, say.
+        let more = billionths.checked_sub(before.unwrap_or_default()).unwrap_or(*billionths);
+        Some(Digest { costs: Bounded::one(currency, more), ..Digest::default() })
     }
 
     fn tool(&mut self, ToolNews { call, step }: &ToolNews, delta: &mut Digest) {
         let mut known = None;
         let ended = match step {
             ToolStep::Called { tool, ended } => {
-                let tool = self.open_tools.get(call).unwrap_or(tool);
-                if !self.open_tools.contains_key(call) {
+                let opened = self.open_tools.get(call);
+                let tool = opened.map_or(short(tool), String::as_str);
+                if opened.is_none() {
                     delta.tools.slot(tool).calls += 1;
                 }
-                known = Some(tool.clone());
+                known = Some(tool.to_owned());
                 *ended
             }
             ToolStep::Ended(result) => Some(*result),
@@ -289,7 +337,7 @@ impl Carry {
     }
 
     /// Adds what belongs to the open turn, and closes that with its task's end.
-    fn add_to_turn(&mut self, write: &Write, delta: &Digest) -> Option<Closed> {
+    fn add_to_turn(&mut self, write: &Write, deltas: &[Digest]) -> Option<Closed> {
         let turn = self.turn.as_mut()?;
         let is_own = match write {
             Write::Said(said) => said.task == Some(turn.task),
@@ -298,7 +346,7 @@ impl Carry {
         if !is_own {
             return None;
         }
-        turn.digest.merge(delta);
+        turn.digest.merge_all(deltas);
         turn.digest.outcome = None;
         match write {
             Write::TaskRetrying { .. } => turn.runs = false,
@@ -331,7 +379,7 @@ impl Carry {
     fn enter(&mut self, session: Option<&SessionId>) {
         if self.session.as_ref() != session {
             self.session = session.cloned();
-            self.paid = None;
+            self.counters.clear();
         }
     }
 
@@ -351,6 +399,10 @@ impl Carry {
 }
 
 impl Digest {
+    fn merge_all(&mut self, deltas: &[Self]) {
+        deltas.iter().for_each(|delta| self.merge(delta));
+    }
+
     fn err(&mut self, class: &str, seq: u64) {
         self.errors = Bounded::one(class, ErrorClass::at(seq));
     }
@@ -399,7 +451,7 @@ fn resolved(state: PermissionState) -> Permissions {
 
 fn counted(compaction: &Compaction) -> Compactions {
     let mut counted = Compactions::default();
-    let count = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
+    let count = |tokens: u64| tokens.min(TOKENS_MAX) as i64;
     match compaction.status {
         CompactionStatus::InProgress => {}
         CompactionStatus::Completed => {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     World,
     moves::{Bound, Chosen, LockSaid, Move, Seen, Spoken},
-    spoken::{asked, exit, provenance, request, settings, text},
+    spoken::{asked, exit, provenance, request, settings, spent, text},
 };
 
 impl World {
@@ -131,8 +131,8 @@ impl World {
                 Event::PermissionAsked { run, lines, asked }
             }
             Move::Answer(stop_reason) => {
-                let reply = PromptReply::Stopped { stop_reason, tokens: None };
-                self.answer(reply)?
+                let tokens = spent(self.group.head().last_seq);
+                self.answer(PromptReply::Stopped { stop_reason, tokens })?
             }
             Move::AnswerError(code) => {
                 self.answer(PromptReply::Failed { code, message: "broken".into() })?

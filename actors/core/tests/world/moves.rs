@@ -157,6 +157,12 @@ pub enum Spoken {
     ToolBegins(u8),
     /// A tool call ends.
     ToolEnds(u8),
+    /// A tool call ends, and badly.
+    ToolFails(u8),
+    /// What the session cost so far.
+    Cost(u8),
+    /// Tools and costs in several lines at once.
+    Burst(u8),
     /// What is no output of an attempt.
     Mode,
     /// What a hermes says that lost track after a cancel.
@@ -239,9 +245,12 @@ fn next() -> impl Strategy<Value = Move> {
         },
         64..75 => Move::Say(match detail % 7 {
             0 | 1 => Spoken::Chunk(more),
-            2 | 3 => Spoken::Usage(more),
+            2 => Spoken::Usage(more),
+            3 => [Spoken::Usage(more), Spoken::Cost(more / 2)][usize::from(more % 2)],
+            4 if more >= 128 => Spoken::Burst(more - 128),
             4 => Spoken::ToolBegins(more % 3),
-            5 => Spoken::ToolEnds(more % 3),
+            5 => [Spoken::ToolEnds(more / 2 % 3), Spoken::ToolFails(more / 2 % 3)]
+                [usize::from(more % 2)],
             _ => [Spoken::Mode, Spoken::Queued][usize::from(more % 2)],
         }),
         75 => [Move::SayNonsense, Move::AskUnoffered][usize::from(more % 2)],

@@ -1,9 +1,10 @@
 //! What agents and callers say, as the rules get to see it.
 
 use greenroom_core::{
-    Details, Exit, ExitReason, Fold, Json, Kinds, Lineage, Lines, OnInterrupt, PermissionAsked,
-    PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance, Retry, Settings,
-    Signal, Source, Strategy, Terms, ToolNews, ToolResult, ToolStep, Usage,
+    Cost, Details, Exit, ExitReason, Fold, Json, Kinds, Lineage, Lines, OnInterrupt,
+    PermissionAsked, PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance,
+    Retry, Settings, Signal, Source, Spent, Strategy, Terms, Tokens, ToolNews, ToolResult,
+    ToolStep, Usage,
 };
 
 use super::{
@@ -140,49 +141,104 @@ impl Seen {
 impl Spoken {
     /// The lines as an agent writes them, and what the rules need to know of them.
     pub fn lines(self) -> (Lines, Fold) {
-        let update = |fields: &str| {
-            format!(
-                r#"{{"jsonrpc":"2.0","method":"session/update","params":{{"update":{fields}}}}}"#
-            )
-        };
-        let tool = |id: u8, begun: bool| {
-            let (word, status) =
-                if begun { ("tool_call", "pending") } else { ("tool_call_update", "completed") };
-            update(&format!(
-                r#"{{"sessionUpdate":"{word}","toolCallId":"t{id}","title":"t","status":"{status}"}}"#
-            ))
-        };
-        let chunk = |text: &str| {
-            let content = format!(r#"{{"type":"text","text":"{text}"}}"#);
-            update(&format!(r#"{{"sessionUpdate":"agent_message_chunk","content":{content}}}"#))
-        };
-        let fold = Fold::default();
-        let answer = Fold { output: true, answer: true, ..Fold::default() };
-        let (lines, fold) = match self {
-            Self::Chunk(count) => {
-                let count = usize::from(count % 3) + 1;
-                (vec![chunk("ab"); count], Fold { text: "ab".repeat(count), ..answer })
-            }
-            Self::Usage(used) => {
-                let line =
-                    format!(r#"{{"sessionUpdate":"usage_update","used":{used},"size":200}}"#);
-                let usage = Some(Usage { used: used.into(), size: 200, cost: None });
-                (vec![update(&line)], Fold { usage, ..fold })
-            }
-            Self::ToolBegins(id) => {
-                let step = ToolStep::Called { tool: "t".into(), ended: None };
-                let tools = vec![ToolNews { call: format!("t{id}"), step }];
-                (vec![tool(id, true)], Fold { tools, ..answer })
-            }
-            Self::ToolEnds(id) => {
-                let step = ToolStep::Ended(ToolResult::Completed);
-                let tools = vec![ToolNews { call: format!("t{id}"), step }];
-                (vec![tool(id, false)], Fold { tools, ..answer })
-            }
-            Self::Mode => (vec![update(r#"{"sessionUpdate":"current_mode_update"}"#)], fold),
-            Self::Queued => (vec![chunk(QUEUED)], Fold { text: QUEUED.into(), ..answer }),
-        };
-        let kinds = Kinds::All("session/update".into());
-        (Lines { count: lines.len() as u64, kinds, text: lines.join("\n").into() }, fold)
+        let mut fold = Fold::default();
+        let parts = self.parts();
+        let lines: Vec<_> = parts.iter().map(|(line, _)| line.as_str()).collect();
+        let (count, text) = (lines.len() as u64, lines.join("\n").into());
+        parts.into_iter().for_each(|(_, own)| fold.join(own));
+        (Lines { count, kinds: Kinds::All("session/update".into()), text }, fold)
     }
+
+    /// Line by line.
+    pub fn parts(self) -> Vec<(String, Fold)> {
+        match self {
+            Self::Chunk(count) => vec![chunk("ab"); usize::from(count % 3) + 1],
+            Self::Usage(used) => vec![usage(used, None)],
+            Self::Cost(amount) => vec![usage(10, Some(amount))],
+            Self::ToolBegins(id) => vec![tool(id, "pending")],
+            Self::ToolEnds(id) => vec![tool_ended(id, ToolResult::Completed)],
+            Self::ToolFails(id) => vec![tool_ended(id, ToolResult::Failed)],
+            Self::Burst(id) => vec![
+                tool(id + 1, "failed"),
+                usage(id, Some(id)),
+                tool(id, "pending"),
+                usage(id / 2, Some(id / 2)),
+                tool(id, "in_progress"),
+                usage(id, Some(id.saturating_add(2))),
+                chunk("ab"),
+                tool_ended(id.wrapping_mul(7), ToolResult::Failed),
+            ],
+            Self::Mode => vec![(update(r#"{"sessionUpdate":"current_mode_update"}"#), NOTHING)],
+            Self::Queued => vec![chunk(QUEUED)],
+        }
+    }
+}
+
+const NOTHING: Fold = Fold {
+    output: false,
+    text: String::new(),
+    usage: None,
+    tools: Vec::new(),
+    costs: Vec::new(),
+    answer: false,
+};
+
+fn update(fields: &str) -> String {
+    format!(r#"{{"jsonrpc":"2.0","method":"session/update","params":{{"update":{fields}}}}}"#)
+}
+
+fn chunk(text: &str) -> (String, Fold) {
+    let content = format!(r#"{{"type":"text","text":"{text}"}}"#);
+    let line = update(&format!(r#"{{"sessionUpdate":"agent_message_chunk","content":{content}}}"#));
+    (line, Fold { output: true, answer: true, text: text.into(), ..NOTHING })
+}
+
+/// A cost is so many dollars, or euros if it is odd.
+fn usage(used: u8, amount: Option<u8>) -> (String, Fold) {
+    let currency = |amount: u8| if amount.is_multiple_of(2) { "USD" } else { "EUR" };
+    let cost = amount.map(|own| format!(r#"{{"amount":{own},"currency":"{}"}}"#, currency(own)));
+    let told = cost.as_ref().map(|cost| format!(r#","cost":{cost}"#)).unwrap_or_default();
+    let line =
+        update(&format!(r#"{{"sessionUpdate":"usage_update","used":{used},"size":200{told}}}"#));
+    let usage = Some(Usage { used: used.into(), size: 200, cost: cost.map(json) });
+    let costs = amount.map(|own| Cost {
+        currency: currency(own).into(),
+        billionths: u64::from(own) * 1_000_000_000,
+    });
+    (line, Fold { usage, costs: costs.into_iter().collect(), ..NOTHING })
+}
+
+/// A call of one of a few tools.
+fn tool(id: u8, status: &str) -> (String, Fold) {
+    let ended = (status == "failed").then_some(ToolResult::Failed);
+    let tool = ["t", "tt", "ttt"][usize::from(id % 3)];
+    let line = update(&format!(
+        r#"{{"sessionUpdate":"tool_call","toolCallId":"t{id}","title":"{tool}","status":"{status}"}}"#
+    ));
+    told(line, id, ToolStep::Called { tool: tool.into(), ended })
+}
+
+fn tool_ended(id: u8, result: ToolResult) -> (String, Fold) {
+    let status = if result.is_failure() { "failed" } else { "completed" };
+    let line = update(&format!(
+        r#"{{"sessionUpdate":"tool_call_update","toolCallId":"t{id}","status":"{status}"}}"#
+    ));
+    told(line, id, ToolStep::Ended(result))
+}
+
+fn told(line: String, id: u8, step: ToolStep) -> (String, Fold) {
+    let tools = vec![ToolNews { call: format!("t{id}"), step }];
+    (line, Fold { output: true, answer: true, tools, ..NOTHING })
+}
+
+/// What an agent says that a prompt spent: some do not tell.
+pub fn spent(number: u64) -> Option<Box<Spent>> {
+    let total = Tokens { input: number % 7, output: number % 5, cached: number % 3 };
+    let by_model = match number % 4 {
+        0 => return None,
+        1 => [("one".to_owned(), total)].into(),
+        2 => [("one".to_owned(), total), ("two".to_owned(), total)].into(),
+        _ => [].into(),
+    };
+    Some(Box::new(Spent { total, by_model, given: None }))
 }

@@ -91,6 +91,10 @@ impl SqliteArchive {
             );
             strays.extend(self.all(&sql, &[], text)?);
         }
+        let sql = "SELECT 'turns of no task, or at another end than its own: ' || count(*) \
+                   FROM turns LEFT JOIN tasks USING (key) \
+                   WHERE tasks.ended_at IS NOT turns.ended_at HAVING count(*) > 0";
+        strays.extend(self.all(sql, &[], text)?);
         // There may be none (SEEDS HL-8).
         let locks = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name = 'locks'";
         if !self.all(locks, &[], text)?.is_empty() {

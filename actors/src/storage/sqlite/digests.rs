@@ -5,6 +5,7 @@ use greenroom_core::{
     digest::{RunDigest, SCHEMA_VERSION},
 };
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use serde::de::DeserializeOwned;
 
 use super::{
     readable,
@@ -14,6 +15,13 @@ use crate::{
     digest::{ClosedRows, DigestRows, TurnRow},
     storage::{EndedAt, EndedFilter, EndedTurn, GroupNo, RunStanding, TurnEntry, TurnFilter},
 };
+
+const OF_GROUP: &str = "SELECT digest FROM heads WHERE no = ? AND digest_version = ?";
+const OF_RUN: &str = "SELECT no, digest FROM runs WHERE id = ?";
+const OF_LAST_RUN: &str = "SELECT run_digest FROM heads WHERE no = ?";
+
+#[cfg(test)]
+mod tests;
 
 /// Stores digests that were made again; `false` if the group is another owner's by now.
 pub fn put(
@@ -72,18 +80,17 @@ pub fn hydrate(
 
 /// See [`crate::storage::Archive::digest`].
 pub fn digest(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<Digest>> {
-    let mut statement =
-        conn.prepare_cached("SELECT digest FROM heads WHERE no = ? AND digest_version = ?")?;
-    let found = statement.query_row(params![group, SCHEMA_VERSION], |row| rows::read(row, 0));
-    readable(found.optional()).transpose().map(Option::flatten)
+    let mut statement = conn.prepare_cached(OF_GROUP)?;
+    let found = statement.query_row(params![group, SCHEMA_VERSION], |row| Ok(known(row, 0)));
+    Ok(found.optional()?.flatten())
 }
 
 /// See [`crate::storage::Archive::run_digest`].
 pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunStanding>> {
-    let mut statement = conn.prepare_cached("SELECT no, digest FROM runs WHERE id = ?")?;
+    let mut statement = conn.prepare_cached(OF_RUN)?;
     let found = statement
         .query_row([run.0.as_bytes()], |row| {
-            Ok((row.get::<_, GroupNo>(0)?, rows::from_json::<RunDigest>(row, 1)?))
+            Ok((row.get::<_, GroupNo>(0)?, known::<RunDigest>(row, 1)))
         })
         .optional()?;
     let Some((group, sealed)) = found else { return Ok(None) };
@@ -95,29 +102,35 @@ pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunS
     Ok(Some(RunStanding { group, digest }))
 }
 
+/// A digest; one that cannot be understood is as good as none, and has to be made again.
+fn known<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Option<T> {
+    readable(rows::from_json(row, column))?.ok().flatten()
+}
+
 /// That of a group's last run.
 fn live(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<RunDigest>> {
-    let mut statement = conn.prepare_cached("SELECT run_digest FROM heads WHERE no = ?")?;
-    let found = statement.query_row([group], |row| rows::from_json(row, 0));
+    let mut statement = conn.prepare_cached(OF_LAST_RUN)?;
+    let found = statement.query_row([group], |row| Ok(known(row, 0)));
     Ok(found.optional()?.flatten())
 }
 
 /// See [`crate::storage::Archive::digest_rows`].
 pub fn digest_rows(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<DigestRows>> {
     let mut statement = conn.prepare_cached(
-        "SELECT digest, run_digest, carry FROM heads \
-         WHERE no = ? AND digest IS NOT NULL AND carry IS NOT NULL",
+        "SELECT coalesce(digest, ''), run_digest, coalesce(carry, '') FROM heads \
+         WHERE no = ? AND digest_version = ?",
     )?;
-    let found = statement.query_row([group], |row| {
+    let found = statement.query_row(params![group, SCHEMA_VERSION], |row| {
         let (group, run, carry) = (row.get(0)?, row.get(1)?, row.get(2)?);
         Ok(DigestRows { group, run, carry, closed: ClosedRows::default() })
     });
-    let Some(mut rows) = found.optional()? else { return Ok(None) };
+    let found = readable(found.optional()).transpose()?.flatten();
+    let Some(mut rows) = found else { return Ok(None) };
     let mut runs =
         conn.prepare_cached("SELECT id, digest FROM runs WHERE no = ? AND digest IS NOT NULL")?;
     let run = |row: &Row<'_>| Ok((RunId(rows::id(row, 0)?), row.get(1)?));
-    rows.closed.runs =
-        runs.query_map([group], run)?.filter_map(readable).collect::<Result<_, _>>()?;
+    let found = runs.query_map([group], run)?.filter_map(readable);
+    rows.closed.runs = found.collect::<Result<_, _>>()?;
     let mut turns = conn.prepare_cached(
         "SELECT tasks.id, turns.ended_at, turns.agent, turns.digest FROM tasks \
          JOIN turns ON turns.ended_at = tasks.ended_at AND turns.key = tasks.key \
@@ -129,8 +142,8 @@ pub fn digest_rows(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option
         Ok((TaskId(rows::id(row, 0)?), turn))
     };
     let range = [key(group, 0), key(group + 1, 0)];
-    rows.closed.turns =
-        turns.query_map(range, turn)?.filter_map(readable).collect::<Result<_, _>>()?;
+    let found = turns.query_map(range, turn)?.filter_map(readable);
+    rows.closed.turns = found.collect::<Result<_, _>>()?;
     Ok(Some(rows))
 }
 
@@ -150,7 +163,7 @@ pub fn turns(
     let mut statement = conn.prepare_cached(&sql)?;
     let before = filter.before.map_or(key(group + 1, 0), |before| key(group, before));
     let entry = |row: &Row<'_>| {
-        Ok(TurnEntry { task: rows::task(row)?, digest: rows::from_json(row, rows::TASK_WIDTH)? })
+        Ok(TurnEntry { task: rows::task(row)?, digest: known(row, rows::TASK_WIDTH) })
     };
     let found = statement
         .query_map(params![key(group, filter.after), before, filter.limit as i64], entry)?;
