@@ -156,7 +156,7 @@ fn unknown_paths_and_wrong_methods() {
     for (method, path) in [
         ("PATCH", "/v1/groups/work"),
         ("DELETE", "/v1/groups"),
-        ("GET", "/v1/groups/work/turns"),
+        ("PATCH", "/v1/groups/work/turns"),
         ("PUT", "/v1/groups/work/turns"),
         ("PUT", "/v1/status"),
         ("DELETE", "/v1/tasks/tsk_01890000-0000-7000-8000-000000000000"),
