@@ -4,7 +4,7 @@
 
 mod summary;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use actix_web::{
     HttpResponse,
@@ -77,9 +77,9 @@ pub async fn all(
             // Turns of a group that has no digests yet would be missing.
             worker.whole_digest().await?;
         }
-        let agent = agent.clone();
         let limit = TURNS_A_READ;
-        worker.window(EndedFilter { from, to, after: None, agent, limit }).await?
+        let filter = EndedFilter { from, to, after: None, limit };
+        worker.window(filter, agent.clone()).await?
     };
     Ok(HttpResponse::Ok().json(Merged::new(digest, groups, (from, to), agent)))
 }
@@ -174,12 +174,21 @@ impl Worker {
     }
 
     /// How many groups had tasks that ended in a time, and what these came to.
-    async fn window(&self, mut filter: EndedFilter) -> Result<(usize, Digest), ApiError> {
+    async fn window(
+        &self,
+        mut filter: EndedFilter,
+        agent: Option<String>,
+    ) -> Result<(usize, Digest), ApiError> {
         let (mut sum, mut groups) = (Digest::default(), BTreeSet::new());
+        let agent: Option<Arc<str>> = agent.map(Into::into);
         loop {
+            let agent = agent.clone();
             let page = move |archive: &dyn Archive| {
                 let turns = archive.ended_turns(&filter)?;
-                for turn in &turns {
+                // Told apart here, not in the database: one read is a page, whoever is asked for.
+                let is_wanted =
+                    |of: &Option<String>| agent.is_none() || of.as_deref() == agent.as_deref();
+                for turn in turns.iter().filter(|turn| is_wanted(&turn.agent)) {
                     sum.merge(&turn.digest);
                     groups.insert(turn.group);
                 }

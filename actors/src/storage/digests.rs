@@ -68,8 +68,6 @@ pub struct EndedFilter {
     pub to: Option<Timestamp>,
     /// Only those behind this place.
     pub after: Option<EndedAt>,
-    /// Only this launch profile's.
-    pub agent: Option<String>,
     /// At most so many.
     pub limit: usize,
 }

@@ -174,7 +174,7 @@ pub fn turns(
 pub fn ended_turns(conn: &Connection, filter: &EndedFilter) -> rusqlite::Result<Vec<EndedTurn>> {
     let mut statement = conn.prepare_cached(
         "SELECT ended_at, key, agent, digest FROM turns WHERE (ended_at, key) > (?1, ?2) \
-         AND ended_at < ?3 AND (?4 IS NULL OR agent = ?4) ORDER BY ended_at, key LIMIT ?5",
+         AND ended_at < ?3 ORDER BY ended_at, key LIMIT ?4",
     )?;
     let from = filter.from.map(|from| EndedAt { at: from, key: i64::MIN });
     let least = EndedAt { at: Timestamp(i64::MIN), key: i64::MIN };
@@ -185,7 +185,7 @@ pub fn ended_turns(conn: &Connection, filter: &EndedFilter) -> rusqlite::Result<
         let group = (place.key >> 36) as GroupNo;
         Ok(EndedTurn { place, group, agent: row.get(2)?, digest: rows::read(row, 3)? })
     };
-    let parameters = params![after.at.0, after.key, to, filter.agent, filter.limit as i64];
+    let parameters = params![after.at.0, after.key, to, filter.limit as i64];
     let found = statement.query_map(parameters, turn)?;
     found.filter_map(readable).collect()
 }
