@@ -38,6 +38,7 @@ use tokio::{
 use crate::{
     config::{self, Agent, Compaction, Config},
     http::{self, AllowedHosts, Edge, Phase},
+    otlp,
 };
 
 /// Threads that read from the database.
@@ -87,6 +88,8 @@ async fn serve(
     let mut signals = Signals::new()?;
     let (supervisor, shared) = start_actors(&config, &database, open_files)?;
     let ledger = shared.ledger.clone();
+    // Before anything goes on: what ends by this start is not history.
+    let export = otlp::start(&config.otlp, ledger.clone())?;
     let (phase, on_phase) = watch::channel(Phase::Serving);
     let edge = Edge {
         shared,
@@ -135,6 +138,9 @@ async fn serve(
     });
     shut_down(&supervisor, &phase, &handle).await;
     answering.await??;
+    if let Some(export) = export {
+        export.finish().await;
+    }
     log::info!(target: "greenroom", "stopped");
     Ok(())
 }
