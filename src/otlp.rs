@@ -230,6 +230,7 @@ impl Exporter {
         };
         let history = self.read(move |archive| archive.ended_turns(&history))?;
         let history: Vec<EndedAt> = history.iter().map(|ended| ended.place).collect();
+        // Only this process remembers them: the next one, if it starts within seconds, sends them.
         progress.settle(&history, begun);
         self.store(progress.place())?;
         Ok(progress)
@@ -330,7 +331,9 @@ impl Exporter {
         if self.down.is_none() {
             self.down = Some(Instant::now());
             log::warn!(
-                target: "greenroom::otlp", status, err = words;
+                target: "greenroom::otlp",
+                status:% = status.map_or_else(|| "none".into(), |status| status.to_string()),
+                err = words;
                 "the collector takes no spans; they wait in the database"
             );
         }

@@ -3,10 +3,10 @@
 //!
 //! Knows no database and no clock. Ended tasks are in the order of the wall clock's times, and that
 //! is not quite the order in which they can be read. The writer stores what it is told in the order
-//! in which it is told, so a task that can be read before another one of an earlier time was told
-//! before it: the times differ by what passes between a look at the clock and the message to the
-//! writer, however long a commit takes. That is far below [`LATE_MS`], and so far back tasks are read
-//! again, and those that were sent are left out.
+//! in which it is told. So if a task can be read before another one of an earlier time, it was told
+//! before it, and the times differ by no more than passes between a look at the clock and the
+//! message to the writer, however long a commit takes. That is far below [`LATE_MS`]: so far back
+//! tasks are read again, and those that were sent are left out.
 
 use std::collections::BTreeSet;
 
@@ -18,8 +18,8 @@ const LATE_MS: i64 = 5_000;
 /// So much more the place stays behind, so that two clocks that do not run quite alike do not look
 /// like one that was set back.
 const SLACK_MS: i64 = 1_000;
-/// So many are remembered as sent (I11). Above it nothing from the future is read: times from before
-/// the clock was set back, which would be read again and again.
+/// So many are remembered as sent (I11). Above it nothing from the future is read: times from
+/// before the clock was set back, which would be read again and again.
 pub const SENT_MAX: usize = 8192;
 
 /// A place behind which everything was sent, and what was sent ahead of it.

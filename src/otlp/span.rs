@@ -1,8 +1,8 @@
 //! An ended task as a span.
 //!
-//! Owns which attribute says what, by the [conventions for generative AI][semconv] where they have a
-//! word for it. No prompt, no answer, no metadata, no message of an error and no name that an agent
-//! gave to a tool ever goes into a span: whoever may read traces need not be allowed to read those.
+//! Owns which attribute says what, by the [conventions for generative AI][semconv] where they have
+//! a word for it. No prompt, no answer, no metadata, no message of an error and no name of a tool
+//! ever goes into a span: whoever may read traces need not be allowed to read those.
 //!
 //! [semconv]: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-agent-spans/
 

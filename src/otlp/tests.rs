@@ -158,7 +158,7 @@ fn an_interrupted_turn() {
     // The clock was set back before it ended.
     turn.ended_at = Some(Timestamp(900_000));
     let reasons = json!({ "arrayValue": { "values": [{ "stringValue": "_server_restart" }] } });
-    let interrupted = expected(json!({
+    let mut interrupted = expected(json!({
         "name": "invoke_agent",
         "endTimeUnixNano": "1000250000000",
         "gen_ai.agent.name": null,
@@ -167,6 +167,11 @@ fn an_interrupted_turn() {
         "greenroom.state": { "stringValue": "interrupted" },
         "status": { "code": 2, "message": "server_restart" },
     }));
+    assert_eq!(shown(turn.clone(), id(1), None, &Digest::default()), interrupted);
+    let code = "server_restarted";
+    turn.ending.error = Some(TaskError { code: code.into(), message: SECRET.into() });
+    interrupted["attributes"]["error.type"]["stringValue"] = code.into();
+    interrupted["status"]["message"] = code.into();
     assert_eq!(shown(turn, id(1), None, &Digest::default()), interrupted);
 }
 

@@ -29,6 +29,7 @@ mod lifecycle;
 mod lock_wait;
 mod locks;
 mod logs;
+mod otlp;
 mod permission_policy;
 mod permissions;
 mod processes;
