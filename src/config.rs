@@ -5,6 +5,7 @@
 
 mod agent;
 mod layers;
+mod otlp;
 mod section;
 mod source;
 
@@ -19,6 +20,7 @@ use serde::{Serialize, Serializer};
 
 pub use self::agent::{Agent, Compaction, Signal};
 use self::layers::{keys_of, overlay, overlay_environment, set};
+pub use self::otlp::Otlp;
 use self::section::{DURATION_MAX, Section};
 use self::source::{Lines, Origin, Value, line_of};
 
@@ -41,6 +43,7 @@ pub struct Config {
     pub storage: Storage,
     pub limits: Limits,
     pub defaults: Defaults,
+    pub otlp: Otlp,
     pub agents: BTreeMap<String, Agent>,
     /// What looks like a slip; to be logged at `warn`.
     #[serde(skip)]
@@ -165,9 +168,10 @@ impl Config {
         let storage = storage(section("storage")?)?;
         let limits = limits(section("limits")?)?;
         let defaults_section = section("defaults")?;
+        let otlp = otlp::read(section("otlp")?)?;
         let agents = agent::read_all(layers.remove("agents"), known.get("agents"))?;
         let defaults = defaults(defaults_section, &agents)?;
-        Ok(Config { server, storage, limits, defaults, agents, warnings })
+        Ok(Config { server, storage, limits, defaults, otlp, agents, warnings })
     }
 }
 

@@ -7,6 +7,7 @@ mod demo;
 mod demo_agent;
 mod http;
 mod logs;
+mod otlp;
 mod serve;
 mod text;
 

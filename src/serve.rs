@@ -39,6 +39,7 @@ use tokio::{
 use crate::{
     config::{self, Agent, Compaction, Config},
     http::{self, AllowedHosts, Edge, Meters, Phase},
+    otlp,
 };
 
 /// Threads that read from the database.
@@ -89,6 +90,8 @@ async fn serve(
     let (supervisor, shared) = start_actors(&config, &database, open_files)?;
     shared.metrics.orphans_reaped.inc_by(reaped as u64);
     let ledger = shared.ledger.clone();
+    // Before anything goes on: what ends by this start is not history.
+    let export = otlp::start(&config.otlp, ledger.clone())?;
     let (phase, on_phase) = watch::channel(Phase::Serving);
     let edge = Edge {
         shared,
@@ -141,6 +144,9 @@ async fn serve(
     });
     shut_down(&supervisor, &phase, &handle).await;
     answering.await??;
+    if let Some(export) = export {
+        export.finish().await;
+    }
     log::info!(target: "greenroom", "stopped");
     Ok(())
 }

@@ -26,7 +26,7 @@ use greenroom_core::{
 
 pub(crate) use self::actor::KEY_MS;
 pub use self::{
-    actor::{Adopt, Commit, Found, Purge, PutDigests, Storage, Sweep},
+    actor::{Adopt, Commit, Found, Purge, PutDigests, PutExported, Storage, Sweep},
     digests::{EndedAt, EndedFilter, EndedTurn, RunStanding, TurnEntry, TurnFilter},
     fault::{Failing, Fault},
     filter::{CurrentView, FrameFilter, PermissionFilter, TaskFilter},
@@ -259,6 +259,13 @@ pub trait Store: Send + 'static {
         epoch: u64,
         rows: &DigestRows,
     ) -> Result<(), StoreError>;
+
+    /// Stores how far ended tasks were handed on to whoever `name` is.
+    ///
+    /// # Errors
+    ///
+    /// The database's error; then the last place stays.
+    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError>;
 
     /// Deletes all rows of a group, its locks with them.
     ///
@@ -530,6 +537,9 @@ pub trait Archive: Send + 'static {
     /// Tasks of all groups that were started and ended in a time, in the order of their ends, and
     /// only those behind a place.
     fn ended_turns(&self, filter: &EndedFilter) -> Result<Vec<EndedTurn>, StoreError>;
+
+    /// How far ended tasks were handed on to whoever `name` is; `None`: not one, ever.
+    fn exported(&self, name: &str) -> Result<Option<EndedAt>, StoreError>;
 
     /// All that somebody who joins late needs.
     fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError>;

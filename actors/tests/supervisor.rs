@@ -24,7 +24,7 @@ use greenroom_actors::{
     profile::{Compacts, Limits, Profile, Rlimits, Signals},
     residents::Residents,
     storage::{
-        Cut, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage,
+        Cut, EndedAt, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage,
         StorageHealth, Store, StoreError, Swept, Writes,
         sqlite::{Database, SqliteStore},
     },
@@ -67,6 +67,10 @@ impl Store for Flaky {
         rows: &DigestRows,
     ) -> Result<(), StoreError> {
         self.store.put_digests(group, epoch, rows)
+    }
+
+    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
+        self.store.put_exported(name, place)
     }
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {

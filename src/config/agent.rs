@@ -299,7 +299,8 @@ fn compaction(agent: &str, entry: Option<Entry>) -> Result<Compaction, ConfigErr
     }
 }
 
-fn names<S: Serializer>(
+/// Prints the names only: a value may be a secret.
+pub fn names<S: Serializer>(
     variables: &BTreeMap<String, String>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {

@@ -7,10 +7,10 @@ use super::section::refuse_unknown;
 use super::source::{Entry, Origin, Table, Value};
 
 /// Sections whose single keys the environment can set.
-const SECTIONS: [&str; 4] = ["server", "storage", "limits", "defaults"];
+const SECTIONS: [&str; 5] = ["server", "storage", "limits", "defaults", "otlp"];
 
 /// Everything that a file may have at its top.
-const TOP: [&str; 5] = ["server", "storage", "limits", "defaults", "agents"];
+const TOP: [&str; 6] = ["server", "storage", "limits", "defaults", "otlp", "agents"];
 
 /// Variables of our name that are no configuration keys; `GREENROOM_LOG…` are none either.
 const NOT_KEYS: [&str; 6] = [
@@ -134,6 +134,20 @@ fn from_text(default: &Value, text: &str, at: &Origin) -> Value {
                 })
                 .collect(),
         ),
-        Value::Text(_) | Value::Bool(_) | Value::Date | Value::Table(_) => as_text(),
+        Value::Bool(_) => number.parse().map_or_else(|_| as_text(), Value::Bool),
+        Value::Table(_) => table_of(text, at).map_or_else(as_text, Value::Table),
+        Value::Text(_) | Value::Date => as_text(),
     }
+}
+
+/// `name=value,name=value`, as it is usual for headers.
+fn table_of(text: &str, at: &Origin) -> Option<Table> {
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            let value = Value::Text(value.trim().to_owned());
+            Some((name.trim().to_owned(), Entry { key_at: at.clone(), at: at.clone(), value }))
+        })
+        .collect()
 }

@@ -50,6 +50,17 @@ fn the_built_in_file_has_the_documented_defaults() {
             idle_timeout: minutes(10),
         }
     );
+    assert_eq!(
+        config.otlp,
+        Otlp {
+            endpoint: None,
+            headers: BTreeMap::new(),
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(10),
+            backfill: false,
+            service_name: "greenroom".into(),
+        }
+    );
     let demo = &config.agents["demo"];
     assert_eq!(
         (demo.command.as_str(), demo.args.as_slice()),
@@ -120,7 +131,7 @@ fn every_error_names_its_file_and_line() {
         // Keys.
         ("\n[server]\nfoo = 1", "x.toml:3: unknown key \"foo\" in [server]; known keys: allowed_hosts, drain_timeout, listen, max_body"),
         ("\n\nserver.foo = 1", "x.toml:3: unknown key \"foo\" in [server]; known keys: allowed_hosts, drain_timeout, listen, max_body"),
-        ("[sever]\nlisten = 'x'", "x.toml:1: unknown key \"sever\" at the top level; known keys: server, storage, limits, defaults, agents"),
+        ("[sever]\nlisten = 'x'", "x.toml:1: unknown key \"sever\" at the top level; known keys: server, storage, limits, defaults, otlp, agents"),
         ("server = 1", "x.toml:1: [server] must be a table, found an integer"),
         ("[agents.a]\ncomand = 'x'", "x.toml:2: unknown key \"comand\" in [agents.a]; known keys: command, args, env, env_pass, cwd_roots, signals, auto_compact, auth_method, start_timeout, compaction, umask, no_new_privs, rlimits"),
         ("[agents]\na = 1", "x.toml:2: [agents.a] must be a table, found an integer"),
@@ -173,6 +184,24 @@ fn every_error_names_its_file_and_line() {
         ("[storage]\nurl = 'sqlite:'", "x.toml:2: url in [storage] must be \"sqlite:\" and the path of a file, found \"sqlite:\""),
         ("[storage]\nurl = 'sqlite::memory:'", "x.toml:2: url in [storage] must be \"sqlite:\" and the path of a file, found \"sqlite::memory:\""),
         ("[storage]\nurl = 'sqlite:a.db?mode=ro'", "x.toml:2: url in [storage] must be \"sqlite:\" and the path of a file, found \"sqlite:a.db?mode=ro\""),
+        // The exporter.
+        ("[otlp]\nurl = ''", "x.toml:2: unknown key \"url\" in [otlp]; known keys: backfill, endpoint, headers, interval, service_name, timeout"),
+        ("[otlp]\nendpoint = 4318", "x.toml:2: endpoint in [otlp] must be a string, found an integer"),
+        ("[otlp]\nendpoint = '127.0.0.1:4318'", "x.toml:2: endpoint in [otlp] must be a URL such as \"http://127.0.0.1:4318\", found \"127.0.0.1:4318\""),
+        ("[otlp]\nendpoint = 'http://'", "x.toml:2: endpoint in [otlp] must be a URL such as \"http://127.0.0.1:4318\", found \"http://\""),
+        ("[otlp]\nendpoint = 'http://a:99999'", "x.toml:2: endpoint in [otlp] must be a URL such as \"http://127.0.0.1:4318\", found \"http://a:99999\""),
+        ("[otlp]\nendpoint = 'grpc://a:4317'", "x.toml:2: endpoint in [otlp] must be a URL such as \"http://127.0.0.1:4318\", found \"grpc://a:4317\""),
+        ("[otlp]\nendpoint = 'http://a/?key=x'", "x.toml:2: endpoint in [otlp] must be a URL such as \"http://127.0.0.1:4318\", without a query, found \"http://a/?key=x\""),
+        ("[otlp]\nendpoint = 'https://a'", "x.toml:2: endpoint in [otlp] must begin with http://, found \"https://a\": this version does not speak TLS; a collector on this machine can send on what it gets"),
+        ("[otlp]\nendpoint = 'http://u:canary@a'", "x.toml:2: endpoint in [otlp] must hold no user and password: they belong into headers"),
+        ("[otlp]\nheaders = { 'a b' = 'canary' }", "x.toml:2: headers in [otlp] cannot set a header \"a b\""),
+        ("[otlp]\nheaders = { Content-Type = 'canary' }", "x.toml:2: headers in [otlp] cannot set a header \"Content-Type\""),
+        ("[otlp]\nheaders = { a = \"can\\nary\" }", "x.toml:2: headers in [otlp] has a value for \"a\" that cannot be sent"),
+        ("[otlp]\nheaders = { a = 1 }", "x.toml:2: headers in [otlp] must be a table of strings, also for \"a\", found an integer"),
+        ("[otlp]\ninterval = '9ms'", "x.toml:2: interval in [otlp] must be from 10ms to 1h, found \"9ms\""),
+        ("[otlp]\ntimeout = '2h'", "x.toml:2: timeout in [otlp] must be from 10ms to 1h, found \"2h\""),
+        ("[otlp]\nbackfill = 'yes'", "x.toml:2: backfill in [otlp] must be true or false, found a string"),
+        ("[otlp]\nservice_name = ''", "x.toml:2: service_name in [otlp] must be 1 to 255 bytes long"),
         // Agents.
         ("[defaults]\nagent = 'nobody'", "x.toml:2: agent in [defaults] must be one of the profiles demo, found \"nobody\""),
         ("\n[agents.a]\nargs = []", "x.toml:2: [agents.a] has no command, which it needs"),
@@ -276,6 +305,40 @@ fn the_environment_overrides_single_keys() {
     assert_eq!(config.defaults.turn_timeout, Duration::from_secs(2));
     assert_eq!(config.defaults.auto_compact, 0.0);
     assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn an_endpoint_is_a_base_or_all_of_it() {
+    #[rustfmt::skip]
+    let cases = [
+        ("",                                  None),
+        (" http://127.0.0.1:4318 ",           Some("http://127.0.0.1:4318/v1/traces")),
+        ("http://[::1]:4318/",                Some("http://[::1]:4318/v1/traces")),
+        ("http://collector/otlp",             Some("http://collector/otlp/v1/traces")),
+        ("http://collector/otlp/v1/traces",   Some("http://collector/otlp/v1/traces")),
+    ];
+    for (endpoint, url) in cases {
+        let config = from(&format!("[otlp]\nendpoint = {endpoint:?}")).unwrap();
+        assert_eq!(config.otlp.endpoint.as_deref(), url, "{endpoint:?}");
+    }
+}
+
+#[test]
+fn the_environment_sets_tables_and_switches() {
+    let config = from_env(&[
+        ("GREENROOM_OTLP_HEADERS", "authorization=Bearer a=b, x-other = 1 ,"),
+        ("GREENROOM_OTLP_BACKFILL", "true"),
+    ])
+    .unwrap();
+    let expected = [("authorization", "Bearer a=b"), ("x-other", "1")];
+    let headers = config.otlp.headers.iter();
+    let headers: Vec<_> = headers.map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!((headers.as_slice(), config.otlp.backfill), (&expected[..], true));
+    let printed = serde_json::to_string(&config).unwrap();
+    assert!(printed.contains(r#""headers":["authorization","x-other"]"#), "{printed}");
+    assert!(!printed.contains("Bearer"), "{printed}");
+    let error = problem(from_env(&[("GREENROOM_OTLP_HEADERS", "canary")]));
+    assert!(error.ends_with("must be a table of strings, found a string"), "{error}");
 }
 
 #[test]

@@ -32,6 +32,7 @@ mod locks;
 mod logs;
 mod metrics;
 mod monitoring;
+mod otlp;
 mod permission_policy;
 mod permissions;
 mod processes;

@@ -11,8 +11,8 @@ use greenroom_core::Timestamp;
 use tokio::sync::oneshot;
 
 use super::{
-    Cut, Fault, GroupNo, Hydration, LockError, StorageHealth, Store, StoreError, Swept, Writes,
-    chain,
+    Cut, EndedAt, Fault, GroupNo, Hydration, LockError, StorageHealth, Store, StoreError, Swept,
+    Writes, chain,
 };
 use crate::{
     clock,
@@ -57,6 +57,16 @@ pub struct PutDigests {
     pub epoch: u64,
     /// The digests.
     pub rows: DigestRows,
+}
+
+/// Stores how far ended tasks were handed on; see [`Store::put_exported`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), StoreError>")]
+pub struct PutExported {
+    /// To whom.
+    pub name: &'static str,
+    /// How far.
+    pub place: EndedAt,
 }
 
 /// Deletes all rows of a group.
@@ -335,6 +345,18 @@ impl<S: Store + Unpin> Handler<PutDigests> for Storage<S> {
         self.refusal()?;
         let done = self.store.put_digests(group, epoch, &rows);
         self.note(done.as_ref().err().filter(|err| err.fault().is_some()), ctx);
+        done
+    }
+}
+
+impl<S: Store + Unpin> Handler<PutExported> for Storage<S> {
+    type Result = Result<(), StoreError>;
+
+    fn handle(&mut self, put: PutExported, ctx: &mut Self::Context) -> Self::Result {
+        self.flush(ctx);
+        self.refusal()?;
+        let done = self.store.put_exported(put.name, put.place);
+        self.note(done.as_ref().err(), ctx);
         done
     }
 }

@@ -30,6 +30,8 @@ pub struct EndedTurn {
     pub place: EndedAt,
     /// The group.
     pub group: GroupNo,
+    /// The task's place in the group's order of acceptance.
+    pub ordinal: u64,
     /// The launch profile.
     pub agent: Option<String>,
     /// What it came to.

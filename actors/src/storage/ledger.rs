@@ -5,9 +5,9 @@ use greenroom_core::lock::{Lease, Lock, LockKey};
 use tokio::sync::oneshot;
 
 use super::{
-    Adopt, Archive, Commit, Cut, Found, Granted, GroupNo, Hydration, LockAcquire, LockAsk,
-    LockError, LockRefresh, LockRelease, Purge, PutDigests, Query, Reader, Storage, StorageHealth,
-    Store, StoreError, Sweep, Swept, Writes, holder,
+    Adopt, Archive, Commit, Cut, EndedAt, Found, Granted, GroupNo, Hydration, LockAcquire, LockAsk,
+    LockError, LockRefresh, LockRelease, Purge, PutDigests, PutExported, Query, Reader, Storage,
+    StorageHealth, Store, StoreError, Sweep, Swept, Writes, holder,
 };
 use crate::{clock, digest::DigestRows};
 
@@ -20,6 +20,8 @@ pub struct Ledger {
     pub adopt: Recipient<Adopt>,
     /// The one writer.
     pub put_digests: Recipient<PutDigests>,
+    /// The one writer.
+    pub put_exported: Recipient<PutExported>,
     /// The one writer.
     pub purge: Recipient<Purge>,
     /// The one writer.
@@ -55,6 +57,7 @@ impl Ledger {
             commit: writer.clone().recipient(),
             adopt: writer.clone().recipient(),
             put_digests: writer.clone().recipient(),
+            put_exported: writer.clone().recipient(),
             purge: writer.clone().recipient(),
             cut: writer.clone().recipient(),
             sweep: writer.clone().recipient(),
@@ -111,6 +114,17 @@ impl Ledger {
         self.is_open()?;
         let put = PutDigests { group, epoch, rows };
         self.put_digests.send(put).await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// See [`super::Store::put_exported`].
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub async fn put_exported(&self, name: &'static str, place: EndedAt) -> Result<(), StoreError> {
+        self.is_open()?;
+        let put = PutExported { name, place };
+        self.put_exported.send(put).await.unwrap_or(Err(StoreError::Stopped))
     }
 
     /// See [`super::Store::purge`].

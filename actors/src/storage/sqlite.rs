@@ -7,6 +7,7 @@ mod backup;
 pub mod checkpoint;
 mod cuts;
 mod digests;
+mod exports;
 mod files;
 mod locks;
 mod permissions;

@@ -10,8 +10,8 @@ use actix::{Actor as _, Arbiter, SyncArbiter};
 use greenroom_actors::{
     digest::DigestRows,
     storage::{
-        Cut, Fault, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader, Storage,
-        StorageHealth, Store, StoreError, Swept, Writes,
+        Cut, EndedAt, Fault, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader,
+        Storage, StorageHealth, Store, StoreError, Swept, Writes,
         sqlite::{Database, SqliteStore},
     },
 };
@@ -57,6 +57,10 @@ impl Store for Faulty {
         rows: &DigestRows,
     ) -> Result<(), StoreError> {
         self.ask()?.put_digests(group, epoch, rows)
+    }
+
+    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
+        self.ask()?.put_exported(name, place)
     }
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {

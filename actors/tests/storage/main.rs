@@ -6,6 +6,7 @@
 mod actor;
 mod conformance;
 mod digests;
+mod exports;
 mod fail_stop;
 mod lease;
 mod locks;
@@ -72,6 +73,8 @@ conforms!(Database:
     conformance::a_key_is_kept_until_it_is_forgotten,
     conformance::lists_tell_positions_and_pages,
     conformance::a_directory_has_one_owner,
+    exports::the_place_up_to_which_tasks_were_handed_on_is_kept,
+    exports::an_ended_task_is_found_by_its_group_and_ordinal,
     locks::a_lock_has_one_holder_and_tokens_grow,
     locks::a_lease_is_refreshed_and_released_by_its_holder_and_token_only,
     locks::a_lock_is_reclaimed_when_it_expires_or_its_holder_is_dead,

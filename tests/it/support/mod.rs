@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 mod attempts;
+pub mod collector;
 mod compaction;
 pub mod hermes;
 pub mod http;

@@ -158,7 +158,7 @@ impl Home {
     }
 
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.port.number))
+        self.port.address()
     }
 
     /// The server's working directory.
@@ -190,13 +190,17 @@ pub fn scripted_agent() -> PathBuf {
 }
 
 /// A port, kept from the other tests of this machine by a lock on a file.
-struct Port {
+pub struct Port {
     number: u16,
     _lock: File,
 }
 
 impl Port {
-    fn take() -> Self {
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.number))
+    }
+
+    pub fn take() -> Self {
         let directory = env::temp_dir().join("greenroom-it-ports");
         fs::create_dir_all(&directory).unwrap();
         let start = process::id() as usize * 37;

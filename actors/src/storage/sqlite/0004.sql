@@ -19,3 +19,10 @@ CREATE TABLE turns (
     digest    TEXT    NOT NULL,
     PRIMARY KEY (ended_at, key)
 ) STRICT, WITHOUT ROWID;
+
+-- How far ended tasks were handed on to somebody outside, by whom that is.
+CREATE TABLE exports (
+    name      TEXT    PRIMARY KEY,
+    ended_at  INTEGER NOT NULL,
+    key       INTEGER NOT NULL
+) STRICT;

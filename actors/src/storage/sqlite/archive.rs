@@ -10,7 +10,7 @@ use greenroom_core::{
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
 
 use super::{
-    cuts, digests, failed, locks, permissions, readable,
+    cuts, digests, exports, failed, locks, permissions, readable,
     rows::{self, key},
     tally,
 };
@@ -18,10 +18,10 @@ use crate::{
     digest::DigestRows,
     frames::Block,
     storage::{
-        Archive, CurrentView, EndedFilter, EndedTurn, FrameFilter, GroupIndex, GroupNo, KeyUse,
-        LockError, PermissionFilter, PermissionRecord, RunRecord, RunStanding, SegmentRecord,
-        Snapshot, Standing, StoreError, StoredBase, Tally, TaskFilter, TaskView, TurnEntry,
-        TurnFilter,
+        Archive, CurrentView, EndedAt, EndedFilter, EndedTurn, FrameFilter, GroupIndex, GroupNo,
+        KeyUse, LockError, PermissionFilter, PermissionRecord, RunRecord, RunStanding,
+        SegmentRecord, Snapshot, Standing, StoreError, StoredBase, Tally, TaskFilter, TaskView,
+        TurnEntry, TurnFilter,
     },
     word::word,
 };
@@ -286,6 +286,10 @@ impl Archive for SqliteArchive {
 
     fn ended_turns(&self, filter: &EndedFilter) -> Result<Vec<EndedTurn>, StoreError> {
         digests::ended_turns(&self.0, filter).map_err(failed("was read"))
+    }
+
+    fn exported(&self, name: &str) -> Result<Option<EndedAt>, StoreError> {
+        exports::get(&self.0, name).map_err(failed("was read"))
     }
 
     fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError> {

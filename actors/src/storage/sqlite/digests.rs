@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     readable,
-    rows::{self, int, key},
+    rows::{self, int, key, seq},
 };
 use crate::{
     digest::{ClosedRows, DigestRows, TurnRow},
@@ -183,7 +183,8 @@ pub fn ended_turns(conn: &Connection, filter: &EndedFilter) -> rusqlite::Result<
     let turn = |row: &Row<'_>| {
         let place = EndedAt { at: Timestamp(row.get(0)?), key: row.get(1)? };
         let group = (place.key >> 36) as GroupNo;
-        Ok(EndedTurn { place, group, agent: row.get(2)?, digest: rows::read(row, 3)? })
+        let (ordinal, agent) = (seq(place.key), row.get(2)?);
+        Ok(EndedTurn { place, group, ordinal, agent, digest: rows::read(row, 3)? })
     };
     let parameters = params![after.at.0, after.key, to, filter.limit as i64];
     let found = statement.query_map(parameters, turn)?;

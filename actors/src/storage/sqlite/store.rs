@@ -8,7 +8,7 @@ use greenroom_core::{
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    Failure, cuts, digests, failed,
+    Failure, cuts, digests, exports, failed,
     files::Files,
     locks, permissions, readable,
     rows::{self, int, json, key, ms},
@@ -19,8 +19,8 @@ use crate::{
     digest::DigestRows,
     frames::Block,
     storage::{
-        Cut, Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Sizes, Store, StoreError,
-        Swept, Writes,
+        Cut, EndedAt, Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Sizes, Store,
+        StoreError, Swept, Writes,
     },
     word::word,
 };
@@ -86,6 +86,10 @@ impl Store for SqliteStore {
             digests::put(&transaction, group, epoch, rows).map_err(failed("stored digests"))?;
         transaction.commit().map_err(write_failed)?;
         if owned { Ok(()) } else { Err(StoreError::Fenced) }
+    }
+
+    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
+        exports::put(&self.0, name, place).map_err(failed("stored how far tasks were handed on"))
     }
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {

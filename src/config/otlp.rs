@@ -1,0 +1,116 @@
+//! Where ended tasks are sent as OpenTelemetry spans.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use ureq::http::{HeaderName, HeaderValue, Uri};
+
+use super::ConfigError;
+use super::section::Section;
+use super::source::Origin;
+
+/// What a collector takes traces under.
+const PATH: &str = "/v1/traces";
+
+/// Names of headers that the exporter sets by itself.
+const OWN_HEADERS: [&str; 4] = ["content-length", "content-type", "host", "transfer-encoding"];
+
+const SERVICE_BYTES_MAX: usize = 255;
+
+/// The exporter of spans.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Otlp {
+    /// The whole URL; None: nothing is sent.
+    pub endpoint: Option<String>,
+    /// Headers to send. Only their names are ever printed.
+    #[serde(serialize_with = "super::agent::names")]
+    pub headers: BTreeMap<String, String>,
+    #[serde(serialize_with = "super::duration")]
+    pub interval: Duration,
+    /// For one batch, answer and all.
+    #[serde(serialize_with = "super::duration")]
+    pub timeout: Duration,
+    /// Whether a first start sends what ended before it.
+    pub backfill: bool,
+    pub service_name: String,
+}
+
+/// Reads `[otlp]`.
+pub fn read(mut section: Section<'_>) -> Result<Otlp, ConfigError> {
+    let (endpoint, at) = section.text("endpoint")?;
+    let endpoint = endpoint.trim();
+    let endpoint = match endpoint {
+        "" => None,
+        url => Some(url_of(url).map_err(|problem| section.bad(&at, "endpoint", problem))?),
+    };
+    let headers = headers(&mut section)?;
+    let (service_name, at) = section.text("service_name")?;
+    if service_name.is_empty() || SERVICE_BYTES_MAX < service_name.len() {
+        let problem = format!("must be 1 to {SERVICE_BYTES_MAX} bytes long");
+        return Err(section.bad(&at, "service_name", problem));
+    }
+    let (least, hour) = (Duration::from_millis(10), Duration::from_secs(60 * 60));
+    Ok(Otlp {
+        endpoint,
+        headers,
+        interval: section.duration("interval", least..=hour)?,
+        timeout: section.duration("timeout", least..=hour)?,
+        backfill: section.boolean("backfill")?,
+        service_name,
+    })
+}
+
+/// The URL that batches are posted to.
+fn url_of(text: &str) -> Result<String, String> {
+    let wrong = |what: &str| {
+        format!("must be a URL such as \"http://127.0.0.1:4318\"{what}, found {text:?}")
+    };
+    // What stands before an @ may be a password.
+    if text.contains('@') {
+        return Err("must hold no user and password: they belong into headers".into());
+    }
+    let url: Uri = text.parse().map_err(|_| wrong(""))?;
+    match url.scheme_str() {
+        Some("http") => {}
+        Some("https") => {
+            let problem = format!(
+                "must begin with http://, found {text:?}: this version does not speak TLS; a \
+                 collector on this machine can send on what it gets"
+            );
+            return Err(problem);
+        }
+        _ => return Err(wrong("")),
+    }
+    if text.contains(['?', '#']) {
+        return Err(wrong(", without a query"));
+    }
+    // To the parser a port that is none is no error.
+    let has_place = url.authority().is_some_and(|at| {
+        !at.host().is_empty() && (at.as_str() == at.host() || at.port_u16().is_some())
+    });
+    if !has_place {
+        return Err(wrong(""));
+    }
+    let base = text.trim_end_matches('/');
+    Ok(if base.ends_with(PATH) { base.to_owned() } else { format!("{base}{PATH}") })
+}
+
+fn headers(section: &mut Section<'_>) -> Result<BTreeMap<String, String>, ConfigError> {
+    const KEY: &str = "headers";
+    let mut headers = BTreeMap::new();
+    for (name, (value, at)) in section.text_table(KEY)? {
+        let bad = |at: &Origin, problem: String| Err(section.bad(at, KEY, problem));
+        if HeaderName::from_bytes(name.as_bytes()).is_err()
+            || OWN_HEADERS.contains(&name.to_ascii_lowercase().as_str())
+        {
+            return bad(&at, format!("cannot set a header {name:?}"));
+        }
+        // The value may be a secret.
+        if HeaderValue::from_str(&value).is_err() {
+            return bad(&at, format!("has a value for {name:?} that cannot be sent"));
+        }
+        headers.insert(name, value);
+    }
+    Ok(headers)
+}

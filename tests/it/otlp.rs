@@ -1,0 +1,342 @@
+//! Ended tasks as OpenTelemetry spans: what a collector gets, and what becomes of spans while it,
+//! or the server, is down.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::support::collector::{Answer, Collector, said};
+use crate::support::server::id;
+use crate::support::setup::Port;
+use crate::support::{Home, Server, Setup, eventually, millis};
+
+const OK: Option<Answer> = None;
+
+fn exporting(url: &str) -> Setup {
+    Setup::new().text("otlp", "endpoint", url).text("otlp", "interval", "20ms")
+}
+
+fn start(collector: Collector) -> (Server, Collector) {
+    let server = exporting(&collector.url()).start();
+    let collector = collector.with_log(&server.log);
+    (server, collector)
+}
+
+/// Appends to the configuration.
+fn add(home: &Home, text: &str) {
+    let before = fs::read_to_string(home.config()).unwrap();
+    home.write_config(&format!("{before}\n{text}"));
+}
+
+fn uuid(task: &Value) -> String {
+    id(task).trim_start_matches("tsk_").replace('-', "")
+}
+
+/// How many spans there were of each task.
+fn counts(spans: &[Value]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for span in spans {
+        let task = said(span, "greenroom.task").as_str().unwrap();
+        *counts.entry(task.to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+fn lines(server: &Server, words: &str) -> usize {
+    server.log.lines().iter().filter(|line| line.contains(words)).count()
+}
+
+const DOWN: &str = "the collector takes no spans";
+const UP: &str = "the collector takes spans again";
+const REFUSED: &str = "the collector refused a batch";
+
+/// Each task that was started is one span with the ids, the times and the counts of the task, and
+/// with nothing that somebody said. What was never started is none.
+#[test]
+fn ended_tasks_are_spans() {
+    let collector = Collector::start();
+    let server = exporting(&collector.url())
+        .set("otlp", "headers", "{ x-key = \"hush-hush\" }")
+        .text("otlp", "service_name", "own")
+        .start();
+    let collector = collector.with_log(&server.log);
+    let done = server.complete("work", "canary [[reply:canary]][[tool]][[tokens:120:7]]");
+    let failed = server.turn("other", "[[error:-32602:canary]]");
+    let compacted = server.finish_as(&server.compact("work"), "completed");
+    let gate = server.submit("work", "[[gate:never]]");
+    server.journal.wait_gate("never");
+    let unstarted = server.submit("work", "canary");
+    server.cancel(&unstarted).expect(202);
+    server.cancel(&gate).expect(202);
+    let cancelled = server.finish_as(&gate, "cancelled");
+    let tasks = [&done, &failed, &compacted, &cancelled];
+    let spans = collector.wait_spans(&tasks);
+    for (task, span) in tasks.iter().zip(&spans) {
+        let task = server.task(task);
+        assert_eq!(span["traceId"], uuid(&task), "{span}");
+        let bytes: Vec<u8> = (0..16)
+            .map(|at| u8::from_str_radix(&uuid(&task)[2 * at..2 * at + 2], 16).unwrap())
+            .collect();
+        let hash = Sha256::digest(bytes);
+        let first: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(span["spanId"], first, "{span}");
+        for (key, at) in [("startTimeUnixNano", "started_at"), ("endTimeUnixNano", "ended_at")] {
+            assert_eq!(span[key], format!("{}000000", millis(&task[at])), "{span}");
+        }
+        let waited = millis(&task["started_at"]) - millis(&task["created_at"]);
+        assert_eq!(*said(span, "greenroom.queue_wait_ms"), waited.to_string());
+        for key in ["group", "state", "kind", "origin", "run"] {
+            assert_eq!(said(span, &format!("greenroom.{key}")), &task[key], "{key} of {span}");
+        }
+        assert_eq!(said(span, "gen_ai.agent.name"), "scripted");
+        assert_eq!(said(span, "gen_ai.conversation.id"), &task["group"]);
+    }
+    let [done, failed, compacted, _] = spans.as_slice() else { panic!() };
+    assert_eq!((&done["name"], &done["status"]), (&json!("invoke_agent scripted"), &json!({})));
+    assert_eq!(said(done, "gen_ai.usage.input_tokens"), "120");
+    assert_eq!(said(done, "gen_ai.usage.output_tokens"), "7");
+    assert_eq!(said(done, "greenroom.tools.calls"), "1");
+    let reasons = json!([{ "stringValue": "end_turn" }]);
+    let reasons_said = done["attributes"].as_array().unwrap().iter();
+    let mut reasons_said =
+        reasons_said.filter(|one| one["key"] == "gen_ai.response.finish_reasons");
+    assert_eq!(reasons_said.next().unwrap()["value"]["arrayValue"]["values"], reasons);
+    assert_eq!(said(failed, "error.type"), "agent_error");
+    assert_eq!(failed["status"], json!({ "code": 2, "message": "agent_error" }));
+    assert_eq!(compacted["name"], "compact scripted");
+    assert_eq!(said(compacted, "gen_ai.operation.name"), "compact");
+    let all = counts(&collector.spans());
+    assert!(!all.contains_key(id(&unstarted)), "{all:?}");
+    for batch in collector.batches() {
+        assert_eq!(batch.path, "/v1/traces");
+        assert_eq!(batch.headers["content-type"], "application/json");
+        assert_eq!(batch.headers["x-key"], "hush-hush");
+        assert!(batch.body.contains(r#"{"key":"service.name","value":{"stringValue":"own"}}"#));
+        assert!(!batch.body.contains("canary"), "{}", batch.body);
+    }
+    assert_eq!(lines(&server, "hush-hush"), 0, "a header's value in the log");
+}
+
+/// A task that is made again is in the trace of the first one.
+#[test]
+fn a_task_made_again_is_in_the_same_trace() {
+    let (server, collector) = start(Collector::start());
+    let first = server.turn("work", "[[error:-32602:no]]");
+    let second = server.finish(&server.retry(&first).expect(202));
+    let third = server.finish(&server.retry(&second).expect(202));
+    let spans = collector.wait_spans(&[&first, &second, &third]);
+    let ids: Vec<&Value> = spans.iter().map(|span| &span["spanId"]).collect();
+    assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2], "{ids:?}");
+    for span in &spans {
+        assert_eq!(span["traceId"], uuid(&first), "{span}");
+    }
+    assert_eq!(said(&spans[2], "greenroom.retry_of"), &second["id"]);
+}
+
+/// Groups go on while nobody listens; later everything comes, once, and the log has one line for
+/// the beginning and one for the end of it.
+#[test]
+fn a_collector_that_is_down_gets_everything_later() {
+    let port = Port::take();
+    let server = exporting(&format!("http://{}", port.address())).start();
+    let mut tasks = vec![server.complete("work", "x")];
+    server.log.wait("that nobody listens", |line| line.contains(DOWN) && line.contains("WARN"));
+    tasks.extend((0..3).map(|number| server.complete(&format!("g{}", number % 3), "x")));
+    let collector = Collector::start_at(&port).with_log(&server.log);
+    collector.answer(&[
+        Answer::HangUp,
+        Answer::Status(503, "Retry-After: 0\r\n", "{}"),
+        Answer::Status(429, "", "{}"),
+    ]);
+    collector.wait_spans(&tasks.iter().collect::<Vec<_>>());
+    server.log.wait("that it goes on", |line| line.contains(UP) && line.contains("INFO"));
+    let last = server.complete("work", "y");
+    collector.wait_spans(&[&last]);
+    let counts = counts(&collector.spans());
+    assert!(counts.len() == 5 && counts.values().all(|count| *count == 1), "{counts:?}");
+    let batches = collector.batches();
+    assert!(batches.iter().take(3).all(|batch| !batch.taken && batch.spans.len() >= 4));
+    assert_eq!((lines(&server, DOWN), lines(&server, UP), lines(&server, REFUSED)), (1, 1, 0));
+}
+
+/// The server is killed with spans that nobody took, and with a turn that runs: none is lost.
+#[test]
+fn a_killed_server_loses_no_span() {
+    let collector = Collector::start();
+    collector.always(Some(Answer::Status(503, "", "{}")));
+    let (mut server, collector) = start(collector);
+    let first = server.complete("work", "x");
+    collector.wait_batches(1);
+    let second = server.complete("other", "y");
+    let running = server.submit("work", "[[reply:x]][[gate:never]]");
+    server.journal.wait_gate("never");
+    server.kill();
+    collector.always(OK);
+    server.boot();
+    let cut = server.finish_as(&running, "interrupted");
+    let spans = collector.wait_spans(&[&first, &second, &cut]);
+    assert_eq!(said(&spans[2], "error.type"), "server_restarted", "{}", spans[2]);
+    server.kill_and_boot();
+    let last = server.complete("work", "z");
+    let again = collector.wait_spans(&[&first, &second, &cut, &last]);
+    // One may come twice by now: it is the same one.
+    assert_eq!(again[..3], spans[..]);
+    for span in collector.spans() {
+        let same = again.iter().find(|own| own["spanId"] == span["spanId"]);
+        assert_eq!(same, Some(&span));
+    }
+}
+
+/// What a collector refuses is left out, with its words, and does not hold up what follows; an
+/// error of its own that stays does not either.
+#[test]
+fn a_refused_batch_is_left_out_and_said() {
+    let collector = Collector::start();
+    collector.answer(&[Answer::Status(400, "", r#"{"message":"no\nsuch \u001b[31mspan"}"#)]);
+    let (server, collector) = start(collector);
+    let refused = server.complete("work", "x");
+    let line = server.log.wait("the refusal", |line| line.contains(REFUSED));
+    assert!(line.contains("ERROR") && line.contains("status=400 spans=1"), "{line}");
+    assert!(line.contains(r#"said="no such [31mspan""#), "{line}");
+
+    collector.always(Some(Answer::Status(500, "", "broken")));
+    let broken = server.complete("work", "x");
+    server.log.wait("that it gives up", |line| line.contains("status=500 spans=1 refused=2"));
+    collector.always(OK);
+
+    let partial = r#"{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too odd"}}"#;
+    collector.answer(&[Answer::Status(200, "", partial)]);
+    let rejected = server.complete("work", "x");
+    server.log.wait("the rejection", |line| {
+        line.contains("ERROR") && line.contains("rejected=1") && line.contains("too odd")
+    });
+    let taken = server.complete("work", "x");
+    collector.wait_spans(&[&rejected, &taken]);
+    let counts = counts(&collector.spans());
+    assert!(!counts.contains_key(id(&refused)) && !counts.contains_key(id(&broken)), "{counts:?}");
+    assert_eq!(counts[id(&rejected)], 1, "what was rejected is not sent again");
+    assert_eq!(lines(&server, REFUSED), 2, "one line a batch");
+    let tries = collector.batches().iter().filter(|batch| batch.body.contains(id(&broken))).count();
+    assert_eq!(tries, 5);
+}
+
+/// Without an endpoint nothing is sent or noted; the first start with one begins there; the next
+/// ones go on from where the last one was, however it ended, also if that seems to be to come.
+#[test]
+fn it_begins_when_it_is_asked_for_and_goes_on() {
+    let collector = Collector::start();
+    let mut server = Setup::new().text("otlp", "interval", "20ms").start();
+    let history = server.complete("work", "x");
+    let places = |server: &Server| -> i64 {
+        server.database().query_row("SELECT count(*) FROM exports", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(places(&server), 0);
+    let threads = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let name = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("comm")).unwrap();
+    let names: Vec<String> = threads.map(|thread| name(thread.unwrap())).collect();
+    assert!(!names.iter().any(|name| name.trim() == "otlp"), "{names:?}");
+    server.kill();
+    let off = fs::read_to_string(server.home.config()).unwrap();
+    let on = off.replace("[otlp]", &format!("[otlp]\nendpoint = {:?}", collector.url()));
+    server.home.write_config(&on);
+    server.boot();
+    let first = server.complete("work", "x");
+    collector.wait_spans(&[&first]);
+    assert_eq!(counts(&collector.spans()).get(id(&history)), None);
+    assert_eq!(places(&server), 1);
+
+    server.kill();
+    server.home.write_config(&off);
+    server.boot();
+    let between = server.complete("work", "x");
+    server.kill();
+    server.home.write_config(&on);
+    server.boot();
+    collector.wait_spans(&[&between]);
+
+    server.kill();
+    let ahead = "UPDATE exports SET ended_at = ended_at + 3600000";
+    assert_eq!(server.writable_database().execute(ahead, []).unwrap(), 1);
+    server.boot();
+    server.log.wait("that the clock was set back", |line| line.contains("clock was set back"));
+    let last = server.complete("work", "x");
+    collector.wait_spans(&[&last]);
+}
+
+/// `backfill`: the first start also sends what there is.
+#[test]
+fn history_is_sent_if_asked_for() {
+    let collector = Collector::start();
+    let mut server = Server::usual();
+    let history: Vec<Value> = (0..3).map(|_| server.complete("work", "x")).collect();
+    server.kill();
+    add(&server.home, &format!("[otlp]\nendpoint = {:?}\nbackfill = true\n", collector.url()));
+    server.boot();
+    let collector = collector.with_log(&server.log);
+    collector.wait_spans(&history.iter().collect::<Vec<_>>());
+}
+
+/// Batches are bounded, and nothing is lost or sent twice between them.
+#[test]
+fn many_spans_go_in_several_batches() {
+    let collector = Collector::start();
+    collector.always(Some(Answer::Status(503, "", "{}")));
+    let (server, collector) = start(collector);
+    let tasks: Vec<Value> =
+        (0..300).map(|number| server.submit(&format!("g{}", number % 4), "x")).collect();
+    tasks.iter().for_each(|task| _ = server.finish_as(task, "completed"));
+    collector.wait_batches(1);
+    collector.always(OK);
+    collector.wait_spans(&tasks.iter().collect::<Vec<_>>());
+    let counts = counts(&collector.spans());
+    assert!(counts.len() == 300 && counts.values().all(|count| *count == 1), "{counts:?}");
+    let largest = collector.batches().iter().map(|batch| batch.spans.len()).max();
+    assert!(largest <= Some(256), "{largest:?}");
+}
+
+/// An orderly end sends what is left at once.
+#[test]
+fn an_orderly_end_sends_the_last_spans() {
+    let collector = Collector::start();
+    let mut server = exporting(&collector.url()).text("otlp", "interval", "1h").start();
+    let collector = collector.with_log(&server.log);
+    let task = server.complete("work", "x");
+    server.terminate();
+    assert!(server.wait_exit().success());
+    collector.wait_spans(&[&task]);
+}
+
+/// A collector that never answers keeps no turn and no orderly end waiting, and loses nothing.
+#[test]
+fn a_silent_collector_holds_nothing_up() {
+    let collector = Collector::start();
+    collector.always(Some(Answer::Silence));
+    let mut server = exporting(&collector.url()).text("otlp", "timeout", "1h").start();
+    let collector = collector.with_log(&server.log);
+    let first = server.complete("work", "x");
+    collector.wait_batches(1);
+    let second = server.complete("work", "x");
+    server.terminate();
+    assert!(server.wait_exit().success());
+    server.log.wait("that it is put off", |line| line.contains("after the next start"));
+    collector.always(OK);
+    server.boot();
+    collector.wait_spans(&[&first, &second]);
+}
+
+/// The place is stored, so that a restart does not begin anew.
+#[test]
+fn the_place_follows_what_was_taken() {
+    let (server, collector) = start(Collector::start());
+    let task = server.complete("work", "x");
+    collector.wait_spans(&[&task]);
+    let ended_at = millis(&server.task(&task)["ended_at"]);
+    eventually("the place to be that task's", &server.log, || {
+        let place = "SELECT ended_at FROM exports WHERE name = 'otlp'";
+        let place: i64 = server.database().query_row(place, [], |row| row.get(0)).unwrap();
+        (place == ended_at).then_some(())
+    });
+    assert_eq!(counts(&collector.spans())[id(&task)], 1);
+}
