@@ -1,6 +1,5 @@
 //! What a group, a run, a turn and a stretch of time come to, as they are read.
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
 use crate::support::server::id;
@@ -234,18 +233,14 @@ fn without_room_to_write() {
     let forget = "UPDATE heads SET digest_version = 0 WHERE digest LIKE '%\"watermark_seq\"%' \
         AND no = (SELECT no FROM groups WHERE id = 'work')";
     assert_eq!(server.writable_database().execute(forget, []).unwrap(), 1);
-    let limit = |current| {
-        let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
-        prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
-    };
-    limit(Some(1));
+    server.limit_file_size(Some(1));
     let prompt = json!({ "prompt": "refused" });
     server.post("/v1/groups/work/turns", &prompt).problem(503, "storage-unavailable");
     for path in ["/v1/groups/work/digest", "/v1/groups/work/turns", "/v1/digest"] {
         server.get(path).problem(503, "storage-unavailable");
     }
     assert_eq!(server.digest("other")["turn_count"], 1);
-    limit(None);
+    server.limit_file_size(None);
     let digest = eventually("the digest to be made again", &server.log, || {
         let reply = server.get("/v1/groups/work/digest");
         (reply.status == 200).then(|| reply.json())

@@ -220,6 +220,20 @@ fn server_death() {
     }
 }
 
+/// TD-1: what it does cannot be stored; its digest is sealed when that works again.
+#[test]
+fn storage_failure() {
+    let server = server();
+    server.submit("work", "[[reply:x]][[gate:go]][[reply:y]][[gate:never]]");
+    server.journal.wait_gate("go");
+    server.limit_file_size(Some(1));
+    server.journal.open_gate("go");
+    server.log.wait("the failure", |line| line.contains("storage failed"));
+    server.limit_file_size(None);
+    let digest = assert_sealed(&server, "work", Amid::Turn, "storage");
+    assert_eq!(findings(&digest), ["abnormal_stop", "incomplete_turn"], "{digest}");
+}
+
 /// TD-1: the server is stopped, and ends its agents itself.
 #[test]
 fn server_stop() {

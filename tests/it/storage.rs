@@ -8,7 +8,6 @@ use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
 use crate::support::http::{Reply, client, exchange};
@@ -74,12 +73,6 @@ fn storage(server: &Server) -> Value {
     server.get("/v1/status").expect(200)["storage"].clone()
 }
 
-fn limit_file_size(server: &Server, bytes: Option<u64>) {
-    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
-    let limit = Rlimit { current: bytes, maximum: None };
-    prlimit(pid, Resource::Fsize, limit).unwrap();
-}
-
 /// Runs the server under strace, which lets these calls on this file of the data directory fail.
 /// `strace` is a grandchild, so the server keeps its pid, its exit code, and its ends by signal.
 fn inject(home: &mut Home, file: &str, fault: &str) {
@@ -126,10 +119,10 @@ fn no_room_to_write() {
     assert_eq!(ignored & (1 << 24), 0, "SIGXFSZ is ignored in an agent");
     let running = server.submit("other", "[[gate:go]]");
     server.journal.wait_gate("go");
-    limit_file_size(&server, Some(1));
+    server.limit_file_size(Some(1));
     server.post(TURNS, &json!({ "prompt": "refused" })).problem(503, "storage-unavailable");
     assert_stopped(&server, "io_error");
-    limit_file_size(&server, None);
+    server.limit_file_size(None);
     assert_recovers(&server);
     // Nothing of it had to be stored meanwhile, so it went on.
     server.journal.open_gate("go");

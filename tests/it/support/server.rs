@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::{env, thread};
 
 use rusqlite::{Connection, OpenFlags};
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::{Value, json};
 
 use super::http::{self, Reply};
@@ -114,6 +114,13 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("the server runs").id()
+    }
+
+    /// Has writes beyond so many bytes of a file fail; `None`: none.
+    pub fn limit_file_size(&self, bytes: Option<u64>) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
+        let limit = Rlimit { current: bytes, maximum: None };
+        prlimit(pid, Resource::Fsize, limit).unwrap();
     }
 
     pub fn address(&self) -> SocketAddr {
