@@ -84,6 +84,23 @@ def test_two_turns_share_one_session(server, model, agent, group):
     assert server.group(group)["agent"] == agent.name
 
 
+def test_digests_have_what_the_agent_tells(server, agent, group):
+    """TD-9: the context from usage updates, tokens from answers, by model from those that tell."""
+    tasks = [server.turn(group, f"turn [[say:{FIRST_TEXT}]]") for _ in range(2)]
+    digests = [server.get(f"/v1/groups/{group}/digest")]
+    digests.append(server.get(f"/v1/runs/{tasks[0]['run']}/digest"))
+    for digest in digests:
+        usage = digest["usage"]
+        assert (digest["turn_count"], digest["stop_reasons"]) == (2, {"end_turn": 2}), digest
+        assert 0 < usage["used"] <= usage["size"], digest
+        assert usage["input"] > 0 and usage["output"] > 0, digest
+        assert bool(digest["by_model"]) == (agent.name == "codex"), digest
+        assert (digest["outcome"], digest["findings"]) == (None, []), digest
+    turns = server.list(f"/v1/groups/{group}/turns")
+    assert [turn["task"] for turn in turns] == [task["id"] for task in tasks]
+    assert sum(turn["tokens"]["input"] for turn in turns) == digests[0]["usage"]["input"]
+
+
 def test_frames_stream_while_the_turn_runs(server, model, group):
     with server.events(group) as events:
         task = server.submit(group, "slowly [[hold]]")
@@ -153,7 +170,10 @@ def test_killed_agent_is_replaced_and_remembers(server, model, group):
     assert pid in server.logged_pids(group)
     with server.events(group, after=len(before)) as events:
         os.kill(pid, signal.SIGKILL)
-        events.until(lambda frame: frame["kind"] == "greenroom/run_exited")
+        exited = events.until(lambda frame: frame["kind"] == "greenroom/run_exited")
+    digest = server.get(f"/v1/runs/{first['run']}/digest")
+    assert (digest["outcome"], digest["watermark_seq"]) == ("crashed", exited["seq"]), digest
+    assert [finding["kind"] for finding in digest["findings"]] == ["abnormal_stop"], digest
 
     second = server.turn(group, "after")
     check_completed(second, f"[turn 2] {WORDS}")
@@ -180,6 +200,10 @@ def test_permission_is_refused_by_the_policy(server, agent, group, tmp_path):
     assert kinds(told) == [asked, answered], kinds(frames)
     options = {option["optionId"]: option for option in told[0]["payload"]["params"]["options"]}
     assert options[told[1]["payload"]["selected"]]["kind"].startswith("reject")
+    digest = server.get(f"/v1/groups/{group}/digest")
+    permissions = digest["permissions"]
+    assert (permissions["asked"], permissions["selected"]) == (1, 1), digest
+    assert sum(tool["calls"] for tool in digest["tools"].values()) == 1, digest
 
     following = server.turn(group, f"and now? [[say:{FIRST_TEXT}]]")
     assert following["state"] == "completed", following
