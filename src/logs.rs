@@ -1,8 +1,8 @@
 //! The log: one line an event, on stderr, for people or for programs. API section 7.
 //!
 //! Owns how a record looks. What an agent said may stand in any value, and a terminal or a log
-//! collector reads the line: so no control character ever leaves here raw (C15), and no dump of what
-//! was sent.
+//! collector reads the line: so no control character ever leaves here raw (C15). It refuses dumps
+//! of what was sent.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
