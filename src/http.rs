@@ -47,6 +47,7 @@ pub use self::{
     guard::{AllowedHosts, guard},
     metrics::{Meters, count},
 };
+use crate::otlp::Totals;
 
 /// Handles kept by a worker before it forgets them all and asks again.
 const HANDLES_MAX: usize = 65_536;
@@ -79,6 +80,8 @@ pub struct Edge {
     pub hosts: Arc<AllowedHosts>,
     /// What the edge counts.
     pub meters: Meters,
+    /// What the export of spans counts.
+    pub spans: Totals,
 }
 
 /// What a worker has.

@@ -1,14 +1,15 @@
 //! The log: one line an event, on stderr, for people or for programs. API section 7.
 //!
 //! Owns how a record looks. What an agent said may stand in any value, and a terminal or a log
-//! collector reads the line: so no control character ever leaves here raw (C15).
+//! collector reads the line: so no control character ever leaves here raw (C15). It refuses dumps
+//! of what was sent.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::SystemTime;
 
 use env_logger::{Builder, Target};
-use log::Record;
+use log::{Level, Record};
 
 use crate::text::{escape_json, is_printable};
 use log::kv::{Error, Key, Value, VisitSource};
@@ -32,6 +33,9 @@ pub fn init(format: LogFormat) {
         .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
     let mut builder = Builder::new();
     builder.parse_filters(&filter).target(Target::Stderr).format(move |out, record| {
+        if is_dump(record) {
+            return Ok(());
+        }
         let now = SystemTime::now();
         let line = match format {
             LogFormat::Text => text_line(now, record),
@@ -41,6 +45,12 @@ pub fn init(format: LogFormat) {
     });
     // A second logger in one process would be a mistake of ours; the first goes on.
     let _ = builder.try_init();
+}
+
+/// Whether the HTTP client shows the bytes that it sends. Tokens are among them, so this is never
+/// logged, whatever is asked for.
+fn is_dump(record: &Record<'_>) -> bool {
+    record.level() == Level::Trace && record.target().starts_with("ureq")
 }
 
 /// RFC 3339, UTC, with milliseconds.
@@ -138,8 +148,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::time::Duration;
-
-    use log::Level;
 
     use super::*;
 

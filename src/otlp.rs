@@ -8,6 +8,7 @@ mod backoff;
 mod collector;
 mod progress;
 mod span;
+mod totals;
 mod wire;
 
 use std::{
@@ -27,10 +28,12 @@ use tokio::{
     sync::oneshot,
 };
 
+pub use self::totals::Totals;
 use self::{
     backoff::Backoff,
     collector::{Collector, Verdict},
     progress::{Progress, SENT_MAX},
+    totals::Fate,
     wire::{Attribute, Request, Resource, Scope, Span},
 };
 use crate::config::Otlp;
@@ -53,12 +56,13 @@ pub struct Export {
     done: oneshot::Receiver<()>,
 }
 
-/// Starts to send what ends from now on, or from where it was left; `None` if that is not wanted.
+/// Starts to send what ends from now on, or from where it was left, and to count that; `None` if
+/// that is not wanted.
 ///
 /// # Errors
 ///
 /// The system has no thread left.
-pub fn start(otlp: &Otlp, ledger: Ledger) -> io::Result<Option<Export>> {
+pub fn start(otlp: &Otlp, ledger: Ledger, totals: Totals) -> io::Result<Option<Export>> {
     let Some(url) = &otlp.endpoint else { return Ok(None) };
     let (stop, on_stop) = mpsc::channel();
     let (ended, done) = oneshot::channel();
@@ -68,8 +72,13 @@ pub fn start(otlp: &Otlp, ledger: Ledger) -> io::Result<Option<Export>> {
     thread::Builder::new().name("otlp".into()).spawn(move || {
         // It waits for answers of actors, and for nothing else.
         match Builder::new_current_thread().build() {
-            Ok(runtime) => Exporter::new(runtime, ledger, collector, own, begun).run(&on_stop),
-            Err(err) => log::error!(target: "greenroom::otlp", err:%; "no spans are sent"),
+            Ok(runtime) => {
+                Exporter::new((runtime, ledger), collector, own, begun, totals).run(&on_stop);
+            }
+            Err(err) => {
+                totals.stall(true);
+                log::error!(target: "greenroom::otlp", err:%; "no spans are sent");
+            }
         }
         // Nobody may wait any more.
         _ = ended.send(());
@@ -86,16 +95,6 @@ impl Export {
             log::info!(target: "greenroom::otlp", "the last spans are sent after the next start");
         }
     }
-}
-
-/// What became of spans since the start.
-#[derive(Debug, Default)]
-struct Totals {
-    sent: u64,
-    /// In batches that the collector refused.
-    refused: u64,
-    /// Of batches that it took.
-    rejected: u64,
 }
 
 /// What to do after a step.
@@ -133,7 +132,13 @@ struct Exporter {
 }
 
 impl Exporter {
-    fn new(runtime: Runtime, ledger: Ledger, collector: Collector, otlp: Otlp, begun: Now) -> Self {
+    fn new(
+        (runtime, ledger): (Runtime, Ledger),
+        collector: Collector,
+        otlp: Otlp,
+        begun: Now,
+        totals: Totals,
+    ) -> Self {
         Self {
             runtime,
             ledger,
@@ -148,13 +153,15 @@ impl Exporter {
             cursor: None,
             odd_errors: 0,
             down: None,
-            totals: Totals::default(),
+            totals,
         }
     }
 
     fn run(mut self, on_stop: &mpsc::Receiver<()>) {
         loop {
-            let wait = match self.step(self.otlp.timeout) {
+            let stepped = self.step(self.otlp.timeout);
+            self.totals.stall(matches!(stepped, Ok(Next::Wait(_)) | Err(_)));
+            let wait = match stepped {
                 Ok(Next::GoOn) => Duration::ZERO,
                 Ok(Next::Rest) => self.otlp.interval,
                 Ok(Next::Wait(wait)) => wait,
@@ -169,9 +176,11 @@ impl Exporter {
             }
         }
         self.last_words();
-        let Totals { sent, refused, rejected } = self.totals;
+        let of = |fate| self.totals.of(fate);
         log::info!(
-            target: "greenroom::otlp", sent, refused, rejected; "no more spans are sent"
+            target: "greenroom::otlp",
+            sent = of(Fate::Sent), refused = of(Fate::Refused), rejected = of(Fate::Rejected);
+            "no more spans are sent"
         );
     }
 
@@ -284,8 +293,10 @@ impl Exporter {
         match self.collector.send(&body, timeout) {
             Verdict::Taken { rejected, words } => {
                 self.up();
-                self.totals.sent += count.saturating_sub(rejected);
-                self.totals.rejected += rejected;
+                // What a collector says need not be true.
+                let rejected = rejected.min(count);
+                self.totals.add(Fate::Sent, count - rejected);
+                self.totals.add(Fate::Rejected, rejected);
                 if rejected != 0 {
                     log::error!(
                         target: "greenroom::otlp", rejected, spans = count, said = words;
@@ -317,10 +328,10 @@ impl Exporter {
 
     fn refused(&mut self, count: u64, status: u16, words: &str) {
         self.up();
-        self.totals.refused += count;
+        self.totals.add(Fate::Refused, count);
         log::error!(
             target: "greenroom::otlp",
-            status, spans = count, refused = self.totals.refused, said = words;
+            status, spans = count, refused = self.totals.of(Fate::Refused), said = words;
             "the collector refused a batch of spans; it is left out"
         );
     }

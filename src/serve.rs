@@ -91,7 +91,8 @@ async fn serve(
     shared.metrics.orphans_reaped.inc_by(reaped as u64);
     let ledger = shared.ledger.clone();
     // Before anything goes on: what ends by this start is not history.
-    let export = otlp::start(&config.otlp, ledger.clone())?;
+    let spans = otlp::Totals::default();
+    let export = otlp::start(&config.otlp, ledger.clone(), spans.clone())?;
     let (phase, on_phase) = watch::channel(Phase::Serving);
     let edge = Edge {
         shared,
@@ -101,6 +102,7 @@ async fn serve(
         body_bytes_max: usize::try_from(config.server.max_body)?,
         hosts: Arc::new(AllowedHosts::new(&config.server.allowed_hosts)),
         meters: Meters::new(database.dir().to_path_buf()),
+        spans,
     };
     let address = listener.local_addr()?;
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8));

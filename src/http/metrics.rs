@@ -183,6 +183,7 @@ pub async fn get(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
     shared.metrics.register(to);
     shared.ledger.health.metrics().register(to);
     storage(to, &shared.ledger.health, tally.is_some());
+    edge.spans.register(to);
     if let Some(free) = free {
         gauge(to, "disk_free_bytes", "Free bytes on the disk of the data directory", free);
     }
@@ -228,6 +229,7 @@ fn limits(to: &mut Registry, worker: &Worker) {
     gauge(to, "slots", "Tasks that may run at once", slots as f64);
     gauge(to, "slots_used", "Slots that are taken", used as f64);
     gauge(to, "turn_timeout_seconds", "What a turn may take that names no deadline", patience.turn_ms as f64 / 1000.0);
+    gauge(to, "compaction_timeout_seconds", "What a compaction may take, and the wait for its lock", patience.compaction_ms as f64 / 1000.0);
 }
 
 #[rustfmt::skip]

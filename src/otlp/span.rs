@@ -61,6 +61,8 @@ pub fn span(
     let error = error(task);
     let mut attributes = vec![
         Attribute::new("gen_ai.operation.name", operation),
+        // The conventions demand one. Whose models an agent uses is not known here.
+        Attribute::new("gen_ai.provider.name", "greenroom"),
         Attribute::new("gen_ai.conversation.id", group.as_str()),
     ];
     let mut say = |key, value: Option<Value>| {

@@ -78,6 +78,7 @@ fn expected(changes: Value) -> Value {
         "endTimeUnixNano": "1001500000000",
         "attributes": {
             "gen_ai.operation.name": { "stringValue": "invoke_agent" },
+            "gen_ai.provider.name": { "stringValue": "greenroom" },
             "gen_ai.conversation.id": { "stringValue": "work" },
             "gen_ai.agent.name": { "stringValue": "demo" },
             "greenroom.group": { "stringValue": "work" },

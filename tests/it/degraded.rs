@@ -34,6 +34,7 @@ fn begins_with_the_sixth_run_and_ends_with_a_turn() {
     server.wait_status("bad", "idle");
     server.finish_as(&server.submit("bad", "sixth"), "failed");
     server.wait_status("bad", "degraded");
+    server.wait_metric("greenroom_groups", &[("status", "degraded")], 1.0);
     let seventh = server.submit("bad", "seventh");
     let waiting = server.wait_blocked(&seventh, "backoff");
     assert_eq!(waiting["state"], "queued", "nothing of it was tried: {waiting}");

@@ -92,6 +92,7 @@ fn all_is_there_from_the_first_scrape() {
         ("greenroom_oldest_waiting_task_age_seconds", "blocked_by", "agent backoff held lock paused slot storage turn"),
         ("greenroom_oldest_running_task_age_seconds", "kind", "compaction turn"),
         ("greenroom_subscribers", "stream", "all group"),
+        ("greenroom_otlp_spans_total", "result", "refused rejected sent"),
         ("greenroom_http_responses_total", "class", "2xx 3xx 4xx 5xx"),
     ];
     for (name, label, all) in closed {
@@ -111,7 +112,7 @@ fn all_is_there_from_the_first_scrape() {
         "lock_acquisitions_total lock_reclaims_total lock_bypasses_total lock_losses_total",
         "orphans_reaped_total transactions_total commits_total transaction_groups_count",
         "commit_seconds_count slots_used slots_waiting agents_resident agents_waiting",
-        "agents_let_go_total permissions_pending compactions_open",
+        "agents_let_go_total permissions_pending compactions_open otlp_stalled",
     ]
     .iter()
     .flat_map(|names| names.split(' '))
@@ -120,6 +121,7 @@ fn all_is_there_from_the_first_scrape() {
     }
     assert_eq!(scrape.value("greenroom_storage_up", &[]), 1.0);
     assert_eq!(scrape.value("greenroom_turn_timeout_seconds", &[]), 3600.0);
+    assert_eq!(scrape.value("greenroom_compaction_timeout_seconds", &[]), 600.0);
     for some in ["slots", "agents_resident_limit", "disk_free_bytes", "uptime_seconds"] {
         assert!(scrape.value(&format!("greenroom_{some}"), &[]) > 0.0, "{some}");
     }

@@ -52,14 +52,20 @@ const DOWN: &str = "the collector takes no spans";
 const UP: &str = "the collector takes spans again";
 const REFUSED: &str = "the collector refused a batch";
 
+const SPANS: &str = "greenroom_otlp_spans_total";
+const STALLED: &str = "greenroom_otlp_stalled";
+
 /// Each task that was started is one span with the ids, the times and the counts of the task, and
 /// with nothing that somebody said. What was never started is none.
 #[test]
 fn ended_tasks_are_spans() {
     let collector = Collector::start();
+    // What dumps bytes shows a long secret in rows, one of them full of it.
+    let secret = "hush-".repeat(10);
     let server = exporting(&collector.url())
-        .set("otlp", "headers", "{ x-key = \"hush-hush\" }")
+        .set("otlp", "headers", format!("{{ x-key = {secret:?} }}"))
         .text("otlp", "service_name", "own")
+        .environment("GREENROOM_LOG", "info,ureq=trace,ureq_proto::util=trace")
         .start();
     let collector = collector.with_log(&server.log);
     let done = server.complete("work", "canary [[reply:canary]][[tool]][[tokens:120:7]]");
@@ -112,11 +118,12 @@ fn ended_tasks_are_spans() {
     for batch in collector.batches() {
         assert_eq!(batch.path, "/v1/traces");
         assert_eq!(batch.headers["content-type"], "application/json");
-        assert_eq!(batch.headers["x-key"], "hush-hush");
+        assert_eq!(batch.headers["x-key"], secret);
         assert!(batch.body.contains(r#"{"key":"service.name","value":{"stringValue":"own"}}"#));
         assert!(!batch.body.contains("canary"), "{}", batch.body);
     }
-    assert_eq!(lines(&server, "hush-hush"), 0, "a header's value in the log");
+    assert!(lines(&server, "ureq::run") > 0, "what the client logs is seen");
+    assert_eq!(lines(&server, "hush"), 0, "a header's value in the log");
 }
 
 /// A task that is made again is in the trace of the first one.
@@ -143,6 +150,7 @@ fn a_collector_that_is_down_gets_everything_later() {
     let server = exporting(&format!("http://{}", port.address())).start();
     let mut tasks = vec![server.complete("work", "x")];
     server.log.wait("that nobody listens", |line| line.contains(DOWN) && line.contains("WARN"));
+    server.wait_metric(STALLED, &[], 1.0);
     tasks.extend((0..3).map(|number| server.complete(&format!("g{}", number % 3), "x")));
     let collector = Collector::start_at(&port).with_log(&server.log);
     collector.answer(&[
@@ -154,6 +162,8 @@ fn a_collector_that_is_down_gets_everything_later() {
     server.log.wait("that it goes on", |line| line.contains(UP) && line.contains("INFO"));
     let last = server.complete("work", "y");
     collector.wait_spans(&[&last]);
+    let scrape = server.wait_metric(SPANS, &[("result", "sent")], 5.0);
+    assert_eq!((scrape.value(STALLED, &[]), scrape.sum(SPANS)), (0.0, 5.0));
     let counts = counts(&collector.spans());
     assert!(counts.len() == 5 && counts.values().all(|count| *count == 1), "{counts:?}");
     let batches = collector.batches();
@@ -206,7 +216,8 @@ fn a_refused_batch_is_left_out_and_said() {
     server.log.wait("that it gives up", |line| line.contains("status=500 spans=1 refused=2"));
     collector.always(OK);
 
-    let partial = r#"{"partialSuccess":{"rejectedSpans":"1","errorMessage":"too odd"}}"#;
+    let partial =
+        r#"{"partialSuccess":{"rejectedSpans":"18446744073709551615","errorMessage":"too odd"}}"#;
     collector.answer(&[Answer::Status(200, "", partial)]);
     let rejected = server.complete("work", "x");
     server.log.wait("the rejection", |line| {
@@ -218,6 +229,9 @@ fn a_refused_batch_is_left_out_and_said() {
     assert!(!counts.contains_key(id(&refused)) && !counts.contains_key(id(&broken)), "{counts:?}");
     assert_eq!(counts[id(&rejected)], 1, "what was rejected is not sent again");
     assert_eq!(lines(&server, REFUSED), 2, "one line a batch");
+    let scrape = server.wait_metric(SPANS, &[("result", "sent")], 1.0);
+    let of = |result| scrape.value(SPANS, &[("result", result)]);
+    assert_eq!((of("refused"), of("rejected")), (2.0, 1.0));
     let tries = collector.batches().iter().filter(|batch| batch.body.contains(id(&broken))).count();
     assert_eq!(tries, 5);
 }
