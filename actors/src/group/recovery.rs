@@ -110,8 +110,7 @@ async fn rebuild(
     hydration: &Hydration,
 ) -> Result<Digests, StoreError> {
     let started = Instant::now();
-    let (digests, rows) = digest::rebuild(ledger, no, hydration.head.last_seq).await?;
-    ledger.put_digests(no, hydration.epoch, rows).await?;
+    let digests = digest::rebuild(ledger, no, hydration.epoch, hydration.head.last_seq).await?;
     log::info!(
         target: "greenroom::group",
         no, frames = digests.group.frame_count, ms = started.elapsed().as_millis();

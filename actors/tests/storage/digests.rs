@@ -131,10 +131,16 @@ pub fn digests_of_an_earlier_owner_are_refused<E: Engine>() {
     other.group = "{}".into();
     other.closed.turns.values_mut().for_each(|turn| turn.digest = "{}".into());
     for (no, epoch) in [(7, 1), (7, 3), (8, 2)] {
-        let refused = store.put_digests(no, epoch, &other);
-        assert!(matches!(refused, Err(StoreError::Fenced)), "{no} {epoch}: {refused:?}");
+        for refused in
+            [store.put_digests(no, epoch, &other), store.put_closed(no, epoch, &other.closed)]
+        {
+            assert!(matches!(refused, Err(StoreError::Fenced)), "{no} {epoch}: {refused:?}");
+        }
     }
     assert_eq!(rows(&archive, 7), sound);
+    store.put_closed(7, 2, &other.closed).unwrap();
+    let closed = other.closed.clone();
+    assert_eq!(rows(&archive, 7), DigestRows { closed, ..sound }, "nothing else is stored");
     store.put_digests(7, 2, &other).unwrap();
     assert_eq!(rows(&archive, 7), other);
 }
@@ -275,8 +281,7 @@ fn ledger(database: &Database) -> Ledger {
 async fn taken_up(ledger: &Ledger, no: u32) {
     let found = ledger.adopt(no).await.unwrap().unwrap();
     assert!(found.digests.is_none(), "they are made again without need");
-    let (_, rows) = digest::rebuild(ledger, no, found.head.last_seq).await.unwrap();
-    ledger.put_digests(no, found.epoch, rows).await.unwrap();
+    digest::rebuild(ledger, no, found.epoch, found.head.last_seq).await.unwrap();
     let found = ledger.adopt(no).await.unwrap().unwrap();
     assert!(found.digests.is_some(), "they are current then");
 }
