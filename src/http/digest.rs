@@ -130,7 +130,11 @@ impl Worker {
             Found::Stale(group) => group,
         };
         self.can_store()?;
-        let addr = self.find(group.as_str(), false).await?.addr;
+        let addr = match self.find(group.as_str(), false).await {
+            // It was purged since.
+            Err(ApiError::NoSuchGroup) => return Ok(None),
+            found => found?.addr,
+        };
         addr.send(Rouse).await?;
         let found = match ledger.read(look.clone()).await? {
             Found::Stale(_) => {

@@ -268,6 +268,29 @@ fn a_damaged_row_is_made_again() {
     assert_eq!(server.digest("work")["turn_count"], 8, "a commit stores them");
 }
 
+/// A group that goes while others are summed up takes no answer with it: between the look at its
+/// row and the word to its actor, which is what a row without an actor stands for here.
+#[test]
+fn a_group_that_goes_meanwhile_is_none() {
+    let server = Server::usual();
+    server.complete("work", "x");
+    let gone = r#"INSERT INTO groups (no, id, settings, created_at) VALUES
+            (99, 'gone', '{"agent":"scripted"}', 0);
+        INSERT INTO heads (no, epoch, last_seq, tasks, segment, paused, archived, status,
+            queue_length) VALUES (99, 1, 0, 0, 0, 0, 0, 'idle', 0);
+        INSERT INTO runs (id, no, agent, started_at, ended_at)
+            VALUES (x'0189000000007000800000000000000a', 99, 'scripted', 0, 0);"#;
+    server.writable_database().execute_batch(gone).unwrap();
+    let merged = server.merged("");
+    assert_eq!((&merged["groups"], &merged["turn_count"]), (&json!(1), &json!(1)));
+    server
+        .get("/v1/runs/run_01890000-0000-7000-8000-00000000000a/digest")
+        .problem(404, "run-not-found");
+    let all_of_it = "DELETE FROM runs WHERE no = 99; DELETE FROM heads WHERE no = 99;
+        DELETE FROM groups WHERE no = 99;";
+    server.writable_database().execute_batch(all_of_it).unwrap();
+}
+
 /// F19: while the database fails, a digest that is there is read, and one that is not is no wrong
 /// answer but 503.
 #[test]
