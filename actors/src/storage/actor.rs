@@ -383,11 +383,7 @@ impl<S: Store + Unpin> Handler<PutExported> for Storage<S> {
     type Result = Result<(), StoreError>;
 
     fn handle(&mut self, put: PutExported, ctx: &mut Self::Context) -> Self::Result {
-        self.flush(ctx);
-        self.refusal()?;
-        let done = self.store.put_exported(put.name, put.place);
-        self.note(done.as_ref().err(), ctx);
-        done
+        self.put(ctx, |store| store.put_exported(put.name, put.place))
     }
 }
 
