@@ -2,13 +2,14 @@
 //!
 //! Owns the way from core's fold to what is stored. It sums nothing up itself.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use greenroom_core::{
     Digests, Kinds, Lines, RunId, Said, TaskId, Timestamp, Write,
     digest::{Closed, RunDigest, SCHEMA_VERSION},
 };
 use serde::Serialize;
+use tokio::time::sleep;
 
 use crate::{
     agent::{acp, sessions::Reread},
@@ -18,6 +19,10 @@ use crate::{
 
 /// What is read at a time: a reading thread is not kept from others for longer.
 const PAGE_BYTES: usize = 4 << 20;
+/// What is stored in one transaction when digests are made again, rows and bytes: the row that goes
+/// over is still stored. So many take a few milliseconds; a commit may have to wait that long.
+const ROWS_MAX: usize = 250;
+const ROWS_BYTES_MAX: usize = 1 << 20;
 
 /// A group's digests as they are stored after some facts.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -75,6 +80,29 @@ impl ClosedRows {
             closed: self,
         }
     }
+
+    /// Takes out what one transaction stores.
+    fn part(&mut self) -> Self {
+        let mut part = Self::default();
+        let (mut rows, mut bytes) = (0, 0);
+        while rows < ROWS_MAX && bytes < ROWS_BYTES_MAX {
+            if let Some((run, digest)) = self.runs.pop_first() {
+                bytes += digest.len();
+                part.runs.insert(run, digest);
+            } else if let Some((task, turn)) = self.turns.pop_first() {
+                bytes += turn.digest.len();
+                part.turns.insert(task, turn);
+            } else {
+                break;
+            }
+            rows += 1;
+        }
+        part
+    }
+
+    fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.turns.is_empty()
+    }
 }
 
 /// Takes the facts of a commit in; `None` if they are no frames, and so change nothing.
@@ -85,22 +113,26 @@ pub fn fold(digests: &mut Digests, writes: &[Write], at: Timestamp) -> Option<Di
     (digests.group.watermark_seq != before).then(|| closed.into_rows(digests))
 }
 
-/// A group's digests made again from its frames up to `last_seq`, from where its log was cut on
-/// (SEEDS TD-6).
+/// Makes a group's digests again from its frames up to `last_seq`, from where its log was cut on,
+/// and stores them under the owner's `epoch` (SEEDS TD-6). The group's own are last: until then it
+/// has none that are current, and whoever is interrupted begins anew.
 ///
 /// # Errors
 ///
-/// The database's error.
+/// [`StoreError::Fenced`], or the database's error.
 pub async fn rebuild(
     ledger: &Ledger,
     no: GroupNo,
+    epoch: u64,
     last_seq: u64,
-) -> Result<(Digests, DigestRows), StoreError> {
+) -> Result<Digests, StoreError> {
     let begin = move |archive: &dyn Archive| Rebuild::begin(archive, no);
     let mut fold = ledger.read(begin).await?;
     loop {
         let before = fold.digests.group.watermark_seq;
         fold = ledger.read(move |archive| fold.go_on(archive, no)).await?;
+        // A page's at a time: what a long log closed is never held together.
+        put_closed(ledger, no, epoch, std::mem::take(&mut fold.closed)).await?;
         if fold.digests.group.watermark_seq == before {
             let again = ledger.read(begin).await?;
             if again.from_seq != fold.from_seq {
@@ -111,10 +143,25 @@ pub async fn rebuild(
             let Rebuild { mut digests, closed, .. } = fold;
             // What cannot be read at the end of a damaged log is passed over.
             digests.group.watermark_seq = last_seq;
-            let rows = closed.into_rows(&digests);
-            return Ok((digests, rows));
+            ledger.put_digests(no, epoch, closed.into_rows(&digests)).await?;
+            return Ok(digests);
         }
     }
+}
+
+/// The writer is the commits' for as long as it took after each transaction.
+async fn put_closed(
+    ledger: &Ledger,
+    no: GroupNo,
+    epoch: u64,
+    mut closed: ClosedRows,
+) -> Result<(), StoreError> {
+    while !closed.is_empty() {
+        let started = Instant::now();
+        ledger.put_closed(no, epoch, closed.part()).await?;
+        sleep(started.elapsed()).await;
+    }
+    Ok(())
 }
 
 struct Rebuild {
@@ -188,4 +235,48 @@ pub fn is_current(schema_version: u32) -> bool {
 
 fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// I15: whatever one group's log closed, others' commits wait for a few rows of it only.
+    #[test]
+    fn rows_are_stored_in_parts() {
+        let digest = |bytes: usize| "x".repeat(bytes);
+        let rows = |runs: u128, turns: u128, bytes: usize| ClosedRows {
+            runs: (0..runs).map(|id| (RunId(Uuid::from_u128(id)), digest(bytes))).collect(),
+            turns: (0..turns)
+                .map(|id| {
+                    let turn =
+                        TurnRow { ended_at: Timestamp(0), agent: None, digest: digest(bytes) };
+                    (TaskId(Uuid::from_u128(id)), turn)
+                })
+                .collect(),
+        };
+        #[rustfmt::skip]
+        let cases: [(&str, ClosedRows, &[usize]); 6] = [
+            ("none",          rows(0, 0, 1),         &[]),
+            ("as many",       rows(0, 250, 1),       &[250]),
+            ("one more",      rows(0, 251, 1),       &[250, 1]),
+            ("of both kinds", rows(249, 252, 1),     &[250, 250, 1]),
+            ("as long",       rows(1, 2, 1 << 19),   &[2, 1]),
+            ("longer",        rows(2, 1, 2 << 20),   &[1, 1, 1]),
+        ];
+        for (name, all, expected) in cases {
+            let (mut left, mut stored, mut sizes) =
+                (all.clone(), ClosedRows::default(), Vec::new());
+            while !left.is_empty() {
+                let part = left.part();
+                sizes.push(part.runs.len() + part.turns.len());
+                stored.runs.extend(part.runs);
+                stored.turns.extend(part.turns);
+            }
+            assert_eq!(sizes, expected, "{name}");
+            assert!(stored == all, "{name}: something is missing");
+        }
+    }
 }

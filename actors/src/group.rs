@@ -34,7 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use self::item::Item;
 pub use self::message::{
     Accepted, Archive, Await, Cancel, Configure, Control, Cut, Decide, Demand, Drain, GroupError,
-    Halt, KeyHashes, Patch, Rouse, Submit,
+    Halt, KeyHashes, Patch, Refold, Rouse, Submit,
 };
 pub use self::news::{Change, Forget, GroupDied, StatusChanged};
 use crate::{
@@ -93,6 +93,8 @@ pub struct Group {
     core: greenroom_core::Group,
     /// What its facts come to.
     digests: Digests,
+    /// Whether they were made again because somebody missed a row of them.
+    refolded: bool,
     /// What its settings come to; made when it is needed.
     terms: Option<Terms>,
     /// What the next frame belongs to.
@@ -173,6 +175,7 @@ impl Group {
             epoch: 1,
             core,
             digests: Digests::default(),
+            refolded: false,
             terms: None,
             place: Place::default(),
             reread: Reread::default(),

@@ -26,7 +26,7 @@ use greenroom_core::{
 
 pub(crate) use self::actor::KEY_MS;
 pub use self::{
-    actor::{Adopt, Commit, Found, Purge, PutDigests, PutExported, Storage, Sweep},
+    actor::{Adopt, Commit, Found, Purge, PutClosed, PutDigests, PutExported, Storage, Sweep},
     digests::{EndedAt, EndedFilter, EndedTurn, RunStanding, TurnEntry, TurnFilter},
     fault::{Failing, Fault},
     filter::{CurrentView, FrameFilter, PermissionFilter, TaskFilter},
@@ -38,7 +38,11 @@ pub use self::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{base::Ended, digest::DigestRows, frames::Block};
+use crate::{
+    base::Ended,
+    digest::{ClosedRows, DigestRows},
+    frames::Block,
+};
 
 /// Where, below the data directory, the agents of groups work if nobody says where: each in a
 /// directory that has its group's number for a name.
@@ -248,7 +252,20 @@ pub trait Store: Send + 'static {
     /// The database's error.
     fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError>;
 
-    /// Stores digests that were made again from the frames, under the owner's `epoch`.
+    /// Stores digests of runs and tasks that were made again from the frames, under the owner's
+    /// `epoch`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fenced`], or the database's error; then nothing was stored.
+    fn put_closed(
+        &mut self,
+        group: GroupNo,
+        epoch: u64,
+        rows: &ClosedRows,
+    ) -> Result<(), StoreError>;
+
+    /// Stores a group's digests that were made again from the frames, under the owner's `epoch`.
     ///
     /// # Errors
     ///

@@ -19,7 +19,7 @@ use greenroom_actors::{
         child::{HEARTBEAT_EVERY, Heartbeat},
         tree::Marker,
     },
-    digest::DigestRows,
+    digest::{ClosedRows, DigestRows},
     group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
     profile::{Compacts, Limits, Profile, Rlimits, Signals},
     residents::Residents,
@@ -58,6 +58,15 @@ impl Store for Flaky {
 
     fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
         self.store.adopt(group, now)
+    }
+
+    fn put_closed(
+        &mut self,
+        group: GroupNo,
+        epoch: u64,
+        rows: &ClosedRows,
+    ) -> Result<(), StoreError> {
+        self.store.put_closed(group, epoch, rows)
     }
 
     fn put_digests(

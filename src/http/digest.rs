@@ -12,7 +12,7 @@ use actix_web::{
 };
 use greenroom_actors::{
     clock,
-    group::Rouse,
+    group::{Refold, Rouse},
     storage::{Archive, EndedFilter, GroupNo, RunStanding, StoreError},
 };
 use greenroom_core::{Digest, GroupId, RunId, Timestamp, digest::RunDigest};
@@ -118,7 +118,7 @@ impl Worker {
     }
 
     /// Looks for a digest. One that is missing or of an older form is made again first, by the
-    /// actor of its group when that reads itself back (SEEDS TD-6).
+    /// actor of its group: when that reads itself back, or else because it is told to (SEEDS TD-6).
     async fn current<T: Send + 'static>(
         &self,
         look: impl Fn(&dyn Archive) -> Result<Found<T>, StoreError> + Clone + Send + 'static,
@@ -130,8 +130,20 @@ impl Worker {
             Found::Stale(group) => group,
         };
         self.can_store()?;
-        self.find(group.as_str(), false).await?.addr.send(Rouse).await?;
-        match ledger.read(look).await? {
+        let addr = match self.find(group.as_str(), false).await {
+            // It was purged since.
+            Err(ApiError::NoSuchGroup) => return Ok(None),
+            found => found?.addr,
+        };
+        addr.send(Rouse).await?;
+        let found = match ledger.read(look.clone()).await? {
+            Found::Stale(_) => {
+                addr.send(Refold).await??;
+                ledger.read(look).await?
+            }
+            found => found,
+        };
+        match found {
             Found::Current(digest) => Ok(Some(digest)),
             Found::Nothing => Ok(None),
             Found::Stale(group) => {

@@ -172,7 +172,7 @@ fn every_ending_seals() {
 }
 
 /// SEEDS TD-6: rows of an older form are made again before they are served, also those that a merge
-/// needs; one that its group does not make again is a problem, and not a wrong answer.
+/// needs.
 #[test]
 fn an_older_form_is_made_again() {
     let mut server = Server::usual();
@@ -211,7 +211,52 @@ fn an_older_form_is_made_again() {
             assert_eq!(one, other, "asked for {first} first");
         }
     }
-    server.writable_database().execute_batch("UPDATE heads SET digest_version = NULL").unwrap();
+}
+
+/// SEEDS TD-6: a row that is missing or damaged under a group that lives is made again before it is
+/// served. What that does not help is a problem, and not a wrong answer, and nobody is kept waiting
+/// for it again.
+#[test]
+fn a_damaged_row_is_made_again() {
+    let mut server = Server::usual();
+    server.turn("work", "[[reply:x]][[die:1]]");
+    server.complete("other", "[[reply:y]]");
+    let no = "(SELECT no FROM groups WHERE id = 'work')";
+    let change = |server: &Server, what: &str| {
+        server
+            .writable_database()
+            .execute_batch(&format!("UPDATE {what} WHERE no = {no}"))
+            .unwrap();
+    };
+    let unversioned = "heads SET digest_version = NULL";
+    for (damage, path) in [
+        ("runs SET digest = NULL", None),
+        ("runs SET digest = '{'", None),
+        (unversioned, Some("/v1/groups/work/turns")),
+        ("heads SET digest = '{'", Some("/v1/groups/work/digest")),
+        (unversioned, Some("/v1/digest")),
+    ] {
+        server.complete("work", "[[tool]]");
+        let [live, sealed] = [0, 1].map(|run| id(&server.list("work", "runs")[run]).to_owned());
+        let read = || {
+            let turns = server.get("/v1/groups/work/turns").expect(200);
+            [server.digest("work"), server.run_digest(&live), server.run_digest(&sealed), turns]
+        };
+        let of_run = format!("/v1/runs/{sealed}/digest");
+        let path = path.unwrap_or(&of_run);
+        let before = read();
+        change(&server, damage);
+        server.get(path).expect(200);
+        assert_eq!(read(), before, "{damage}");
+        // An actor does so once.
+        server.terminate();
+        server.wait_exit();
+        server.boot();
+    }
+    server.complete("work", "[[tool]]");
+    change(&server, unversioned);
+    server.digest("work");
+    change(&server, unversioned);
     for path in ["/v1/groups/work/digest", "/v1/groups/work/turns", "/v1/digest"] {
         server.get(path).problem(500, "digest-missing");
     }
@@ -219,8 +264,30 @@ fn an_older_form_is_made_again() {
         line.contains("ERROR") && line.contains("digest missing")
     });
     server.complete("work", "next");
-    server.complete("other", "next");
-    assert_eq!(server.digest("work")["turn_count"], 3);
+    assert_eq!(server.digest("work")["turn_count"], 8, "a commit stores them");
+}
+
+/// A group that goes while others are summed up takes no answer with it: between the look at its
+/// row and the word to its actor, which is what a row without an actor stands for here.
+#[test]
+fn a_group_that_goes_meanwhile_is_none() {
+    let server = Server::usual();
+    server.complete("work", "x");
+    let gone = r#"INSERT INTO groups (no, id, settings, created_at) VALUES
+            (99, 'gone', '{"agent":"scripted"}', 0);
+        INSERT INTO heads (no, epoch, last_seq, tasks, segment, paused, archived, status,
+            queue_length) VALUES (99, 1, 0, 0, 0, 0, 0, 'idle', 0);
+        INSERT INTO runs (id, no, agent, started_at, ended_at)
+            VALUES (x'0189000000007000800000000000000a', 99, 'scripted', 0, 0);"#;
+    server.writable_database().execute_batch(gone).unwrap();
+    let merged = server.merged("");
+    assert_eq!((&merged["groups"], &merged["turn_count"]), (&json!(1), &json!(1)));
+    server
+        .get("/v1/runs/run_01890000-0000-7000-8000-00000000000a/digest")
+        .problem(404, "run-not-found");
+    let all_of_it = "DELETE FROM runs WHERE no = 99; DELETE FROM heads WHERE no = 99;
+        DELETE FROM groups WHERE no = 99;";
+    server.writable_database().execute_batch(all_of_it).unwrap();
 }
 
 /// F19: while the database fails, a digest that is there is read, and one that is not is no wrong

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{CompactionId, Details, Lineage, Sign, Signal, Source, TaskId, Timestamp};
 
 /// How many compactions of a run are remembered, for signals that come late.
-const RECENT_MAX: usize = 16;
+pub(crate) const RECENT_MAX: usize = 16;
 
 /// One compaction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -61,6 +61,10 @@ fn session(name: &str) -> Write {
     Write::SegmentStarted { segment: 1, parent: None, session, provenance: None }
 }
 
+fn ready(name: &str) -> Write {
+    fact("run_ready", json!({ "run": RUN, "pid": 1, "session": name, "continuity": "resumed" }))
+}
+
 fn exited(run: RunId, reason: ExitReason, code: i32) -> Write {
     let (detail, stderr_tail) = ("as said".to_owned(), String::new());
     let exit = Exit {
@@ -199,6 +203,18 @@ fn what_was_spent() {
             &[("USD", 6)],
         ),
         (
+            "restored under the agent's own name for it",
+            vec![
+                session("a"),
+                say(usd(5)),
+                exited(RUN, ExitReason::Stopped, 0),
+                started(RUN),
+                ready("a, as its agent knows it"),
+                say(usd(6)),
+            ],
+            &[("USD", 6)],
+        ),
+        (
             "another run, from nothing",
             vec![
                 session("a"),
@@ -264,6 +280,27 @@ fn a_compaction_of_too_many_tokens() {
     let sums = digests.group.compactions;
     assert_eq!((sums.completed, sums.failed), (3, 1));
     assert_eq!((sums.tokens_before, sums.tokens_after), (3 * most as i64 - 1, 3 * most as i64 - 1));
+}
+
+/// SEEDS AM-23: a late `done` takes the abandoned one back, of all that a run's rules remember; of
+/// a run that is over nothing more is heard.
+#[test]
+fn a_late_end_of_a_compaction_is_no_second_one() {
+    let told = |id: u128, status| {
+        let mut compaction: Compaction = serde_json::from_value(compaction(id)).unwrap();
+        compaction.status = status;
+        Write::CompactionEnded(Box::new(compaction))
+    };
+    let count = 16;
+    let mut digests = folded(&[started(RUN)]);
+    for status in [CompactionStatus::Abandoned, CompactionStatus::Completed] {
+        (0..count).for_each(|id| _ = digests.take(&told(id, status), AT));
+    }
+    let sums = digests.group.compactions;
+    assert_eq!((sums.abandoned, sums.completed), (0, count as i64));
+    assert!(json!(digests.carry).to_string().contains("counted"));
+    digests.take(&exited(RUN, ExitReason::Stopped, 0), AT);
+    assert!(!json!(digests.carry).to_string().contains("counted"), "nothing is carried on");
 }
 
 fn compaction(id: u128) -> serde_json::Value {

@@ -3,10 +3,13 @@
 
 use std::{sync::Arc, time::Instant};
 
-use actix::{ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
+use actix::{
+    ActorContext as _, ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler,
+    WrapFuture as _, fut::ready,
+};
 use greenroom_core::{Digests, Event, Recovery, Run, Task, TaskState, Turn};
 
-use super::{Group, Shared};
+use super::{Group, GroupError, Refold, Shared};
 use crate::{
     agent::{sessions::Reread, tree},
     digest,
@@ -83,7 +86,8 @@ async fn find(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Found>, NotFoun
     let ledger = &shared.ledger;
     let Some(mut hydration) = ledger.adopt(no).await? else { return Ok(None) };
     if hydration.digests.is_none() {
-        hydration.digests = Some(rebuild(ledger, no, &hydration).await?);
+        let last_seq = hydration.head.last_seq;
+        hydration.digests = Some(rebuild(ledger, no, hydration.epoch, last_seq).await?);
     }
     if let Some(Run { id, .. }) = hydration.run {
         let mark = tree::Marker::run(id);
@@ -103,15 +107,35 @@ async fn find(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Found>, NotFoun
     Ok(Some(Found { hydration, turn }))
 }
 
-/// The digests made again, and stored: they were of an earlier version, or none (SEEDS TD-6).
+impl Handler<Refold> for Group {
+    /// Atomic: what is folded again is the whole log, and nothing is added to it meanwhile.
+    type Result = AtomicResponse<Self, Result<(), GroupError>>;
+
+    fn handle(&mut self, _: Refold, _: &mut Context<Self>) -> Self::Result {
+        if self.refolded {
+            return AtomicResponse::new(Box::pin(ready(Ok(()))));
+        }
+        let (shared, no, epoch) = (self.shared.clone(), self.no, self.epoch);
+        let last_seq = self.core.head().last_seq;
+        let again = async move { rebuild(&shared.ledger, no, epoch, last_seq).await };
+        AtomicResponse::new(Box::pin(again.into_actor(self).map(|again, group, _| {
+            group.digests = again?;
+            group.refolded = true;
+            Ok(())
+        })))
+    }
+}
+
+/// The digests made again, and stored: they were of an earlier version, damaged, or none (SEEDS
+/// TD-6).
 async fn rebuild(
     ledger: &Ledger,
     no: GroupNo,
-    hydration: &Hydration,
+    epoch: u64,
+    last_seq: u64,
 ) -> Result<Digests, StoreError> {
     let started = Instant::now();
-    let (digests, rows) = digest::rebuild(ledger, no, hydration.head.last_seq).await?;
-    ledger.put_digests(no, hydration.epoch, rows).await?;
+    let digests = digest::rebuild(ledger, no, epoch, last_seq).await?;
     log::info!(
         target: "greenroom::group",
         no, frames = digests.group.frame_count, ms = started.elapsed().as_millis();

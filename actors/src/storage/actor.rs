@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     clock,
-    digest::DigestRows,
+    digest::{ClosedRows, DigestRows},
     vital::{self, Vital},
 };
 
@@ -46,6 +46,18 @@ pub struct Commit {
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Option<Hydration>, StoreError>")]
 pub struct Adopt(pub GroupNo);
+
+/// Stores digests of runs and tasks that were made again; see [`Store::put_closed`].
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), StoreError>")]
+pub struct PutClosed {
+    /// The group.
+    pub group: GroupNo,
+    /// Its owner's epoch.
+    pub epoch: u64,
+    /// The digests.
+    pub rows: ClosedRows,
+}
 
 /// Stores digests that were made again; see [`Store::put_digests`].
 #[derive(Debug, Message)]
@@ -174,6 +186,19 @@ impl<S: Store + Unpin> Storage<S> {
         let answers = self.store.commit(batch);
         self.health.transacted(began.elapsed(), answers.as_deref().unwrap_or_default());
         answers
+    }
+
+    /// A transaction of its own, behind all that was asked for before it.
+    fn put(
+        &mut self,
+        ctx: &mut Context<Self>,
+        put: impl FnOnce(&mut S) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.flush(ctx);
+        self.refusal()?;
+        let done = put(&mut self.store);
+        self.note(done.as_ref().err().filter(|err| err.fault().is_some()), ctx);
+        done
     }
 
     /// Keeps in mind whether the database works. While it does not it is tried every second: nobody
@@ -336,16 +361,21 @@ impl<S: Store + Unpin> Handler<Adopt> for Storage<S> {
     }
 }
 
+impl<S: Store + Unpin> Handler<PutClosed> for Storage<S> {
+    type Result = Result<(), StoreError>;
+
+    fn handle(&mut self, put: PutClosed, ctx: &mut Self::Context) -> Self::Result {
+        let PutClosed { group, epoch, rows } = put;
+        self.put(ctx, |store| store.put_closed(group, epoch, &rows))
+    }
+}
+
 impl<S: Store + Unpin> Handler<PutDigests> for Storage<S> {
     type Result = Result<(), StoreError>;
 
     fn handle(&mut self, put: PutDigests, ctx: &mut Self::Context) -> Self::Result {
         let PutDigests { group, epoch, rows } = put;
-        self.flush(ctx);
-        self.refusal()?;
-        let done = self.store.put_digests(group, epoch, &rows);
-        self.note(done.as_ref().err().filter(|err| err.fault().is_some()), ctx);
-        done
+        self.put(ctx, |store| store.put_digests(group, epoch, &rows))
     }
 }
 
@@ -353,11 +383,7 @@ impl<S: Store + Unpin> Handler<PutExported> for Storage<S> {
     type Result = Result<(), StoreError>;
 
     fn handle(&mut self, put: PutExported, ctx: &mut Self::Context) -> Self::Result {
-        self.flush(ctx);
-        self.refusal()?;
-        let done = self.store.put_exported(put.name, put.place);
-        self.note(done.as_ref().err(), ctx);
-        done
+        self.put(ctx, |store| store.put_exported(put.name, put.place))
     }
 }
 

@@ -6,10 +6,13 @@ use tokio::sync::oneshot;
 
 use super::{
     Adopt, Archive, Commit, Cut, EndedAt, Found, Granted, GroupNo, Hydration, LockAcquire, LockAsk,
-    LockError, LockRefresh, LockRelease, Purge, PutDigests, PutExported, Query, Reader, Storage,
-    StorageHealth, Store, StoreError, Sweep, Swept, Writes, holder,
+    LockError, LockRefresh, LockRelease, Purge, PutClosed, PutDigests, PutExported, Query, Reader,
+    Storage, StorageHealth, Store, StoreError, Sweep, Swept, Writes, holder,
 };
-use crate::{clock, digest::DigestRows};
+use crate::{
+    clock,
+    digest::{ClosedRows, DigestRows},
+};
 
 /// The writer and the readers, whichever database they have.
 #[derive(Clone, Debug)]
@@ -18,6 +21,8 @@ pub struct Ledger {
     pub commit: Recipient<Commit>,
     /// The one writer.
     pub adopt: Recipient<Adopt>,
+    /// The one writer.
+    pub put_closed: Recipient<PutClosed>,
     /// The one writer.
     pub put_digests: Recipient<PutDigests>,
     /// The one writer.
@@ -56,6 +61,7 @@ impl Ledger {
         Self {
             commit: writer.clone().recipient(),
             adopt: writer.clone().recipient(),
+            put_closed: writer.clone().recipient(),
             put_digests: writer.clone().recipient(),
             put_exported: writer.clone().recipient(),
             purge: writer.clone().recipient(),
@@ -98,6 +104,22 @@ impl Ledger {
     pub async fn adopt(&self, group: GroupNo) -> Result<Option<Hydration>, StoreError> {
         self.is_open()?;
         self.adopt.send(Adopt(group)).await.unwrap_or(Err(StoreError::Stopped))
+    }
+
+    /// See [`super::Store::put_closed`].
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Fenced`], or the database's error.
+    pub async fn put_closed(
+        &self,
+        group: GroupNo,
+        epoch: u64,
+        rows: ClosedRows,
+    ) -> Result<(), StoreError> {
+        self.is_open()?;
+        let put = PutClosed { group, epoch, rows };
+        self.put_closed.send(put).await.unwrap_or(Err(StoreError::Stopped))
     }
 
     /// See [`super::Store::put_digests`].

@@ -1,14 +1,14 @@
 //! Digests as rows: which are gone on from, how they are listed, what takes them away, and that
 //! they are made again as they were.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, rc::Rc};
 
-use actix::{Actor as _, Arbiter, SyncArbiter};
+use actix::{Actor as _, Arbiter, Handler, SyncArbiter};
 use greenroom_actors::{
     digest::{self, DigestRows},
     storage::{
-        Archive, EndedAt, EndedFilter, EndedTurn, Ledger, Reader, Storage, StorageHealth, Store,
-        StoreError, TurnFilter, sqlite::Database,
+        Archive, EndedAt, EndedFilter, EndedTurn, Ledger, Query, Reader, Storage, StorageHealth,
+        Store, StoreError, TurnFilter, sqlite::Database,
     },
     verify::verify,
 };
@@ -131,10 +131,16 @@ pub fn digests_of_an_earlier_owner_are_refused<E: Engine>() {
     other.group = "{}".into();
     other.closed.turns.values_mut().for_each(|turn| turn.digest = "{}".into());
     for (no, epoch) in [(7, 1), (7, 3), (8, 2)] {
-        let refused = store.put_digests(no, epoch, &other);
-        assert!(matches!(refused, Err(StoreError::Fenced)), "{no} {epoch}: {refused:?}");
+        for refused in
+            [store.put_digests(no, epoch, &other), store.put_closed(no, epoch, &other.closed)]
+        {
+            assert!(matches!(refused, Err(StoreError::Fenced)), "{no} {epoch}: {refused:?}");
+        }
     }
     assert_eq!(rows(&archive, 7), sound);
+    store.put_closed(7, 2, &other.closed).unwrap();
+    let closed = other.closed.clone();
+    assert_eq!(rows(&archive, 7), DigestRows { closed, ..sound }, "nothing else is stored");
     store.put_digests(7, 2, &other).unwrap();
     assert_eq!(rows(&archive, 7), other);
 }
@@ -275,8 +281,7 @@ fn ledger(database: &Database) -> Ledger {
 async fn taken_up(ledger: &Ledger, no: u32) {
     let found = ledger.adopt(no).await.unwrap().unwrap();
     assert!(found.digests.is_none(), "they are made again without need");
-    let (_, rows) = digest::rebuild(ledger, no, found.head.last_seq).await.unwrap();
-    ledger.put_digests(no, found.epoch, rows).await.unwrap();
+    digest::rebuild(ledger, no, found.epoch, found.head.last_seq).await.unwrap();
     let found = ledger.adopt(no).await.unwrap().unwrap();
     assert!(found.digests.is_some(), "they are current then");
 }
@@ -322,6 +327,54 @@ fn digests_are_made_again_as_they_were() {
             Ok(())
         })
         .unwrap();
+}
+
+/// Has the log cut before it answers a question, the first one being number 1.
+struct CutBefore {
+    question: u32,
+    asked: u32,
+    database: Rc<Database>,
+}
+
+impl actix::Actor for CutBefore {
+    type Context = actix::Context<Self>;
+}
+
+impl Handler<Query> for CutBefore {
+    type Result = ();
+
+    fn handle(&mut self, Query(ask): Query, _: &mut Self::Context) {
+        self.asked += 1;
+        let archive = self.database.archive();
+        if self.asked == self.question {
+            let mut store = Engine::store(&*self.database);
+            cut(&mut store, &archive, 7, LATE, u64::MAX).unwrap();
+            assert!(store.sweep(7).unwrap().frames > 0);
+        }
+        ask(Ok(&archive));
+    }
+}
+
+/// SEEDS TD-6: what retention deletes while a log is folded again is not missing in what comes out.
+#[test]
+fn a_log_is_cut_while_it_is_folded_again() {
+    for question in 1..=4 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("greenroom.db");
+        let database = Rc::new(Database::open(&path).unwrap());
+        let actor = a_group(&*database, 7, 3);
+        change(&path, "UPDATE heads SET digest_version = NULL, digest = NULL");
+        let was_cut = actix_rt::System::new().block_on(async {
+            let between = CutBefore { question, asked: 0, database: Rc::clone(&database) };
+            let ledger = Ledger { query: between.start().recipient(), ..ledger(&database) };
+            taken_up(&ledger, 7).await;
+            ledger.read(|archive| archive.base(7)).await.unwrap().is_some()
+        });
+        assert!(was_cut);
+        let archive = database.archive();
+        assert_eq!(differences(&archive, 7), Vec::<String>::new(), "before question {question}");
+        assert_eq!(archive.digest(7).unwrap(), Some(actor.digests.group), "{question}");
+    }
 }
 
 /// A base of a version that knew no digests tells nothing of what it covers; what lives there has

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use actix::{Actor as _, Arbiter, SyncArbiter};
 use greenroom_actors::{
-    digest::DigestRows,
+    digest::{ClosedRows, DigestRows},
     storage::{
         Cut, EndedAt, Fault, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader,
         Storage, StorageHealth, Store, StoreError, Swept, Writes,
@@ -48,6 +48,15 @@ impl Store for Faulty {
 
     fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
         self.ask()?.adopt(group, now)
+    }
+
+    fn put_closed(
+        &mut self,
+        group: GroupNo,
+        epoch: u64,
+        rows: &ClosedRows,
+    ) -> Result<(), StoreError> {
+        self.ask()?.put_closed(group, epoch, rows)
     }
 
     fn put_digests(

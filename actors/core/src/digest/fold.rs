@@ -11,6 +11,7 @@ use super::{
 use crate::{
     Compaction, CompactionStatus, Cost, Exit, Finding, Fold, Head, PermissionState, RunId, Said,
     SessionId, Spent, StopReason, TaskId, TaskKind, Timestamp, ToolNews, ToolStep, Write,
+    lifecycle::RECENT_MAX,
 };
 
 /// So many tool calls are remembered as open, and none with a longer name (I11).
@@ -20,8 +21,6 @@ const TOOL_ID_BYTES_MAX: usize = 128;
 const CURRENCIES_MAX: usize = 8;
 /// No compaction has more tokens: agents tell of them, and a sum of these fits.
 const TOKENS_MAX: u64 = 1 << 40;
-/// So many compactions are remembered, for what is told of them late.
-const TOLD_MAX: usize = 8;
 /// So much is kept of how an abnormal stop is put in words.
 const DETAIL_BYTES_MAX: usize = 200;
 
@@ -69,6 +68,7 @@ pub struct Carry {
     /// Tool calls without a result, and which tool each is of.
     #[serde(skip_serializing_if = "is_default")]
     open_tools: BTreeMap<String, String>,
+    /// The compactions that ended in this run: more may be told of them.
     #[serde(skip_serializing_if = "is_default")]
     told: Vec<Told>,
 }
@@ -229,7 +229,8 @@ impl Carry {
             Write::CompactionUpdated(compaction) => self.told(compaction, false, &mut delta),
             Write::CompactionEnded(compaction) => self.told(compaction, true, &mut delta),
             Write::RunStarted { .. } => delta.outcome = Some(None),
-            Write::RunReady { session, .. } => self.enter(Some(session)),
+            // Another context was told of before: this is the same one, under whatever name.
+            Write::RunReady { session, .. } => self.session = Some(session.clone()),
             Write::SegmentStarted { session, .. } => {
                 if self.session.as_ref() != Some(session) {
                     delta.context = Some(None);
@@ -370,7 +371,7 @@ impl Carry {
             None if has_ended => {
                 delta.compactions = counted;
                 self.told.push(Told { compaction: compaction.id, counted });
-                keep_newest(&mut self.told, TOLD_MAX);
+                keep_newest(&mut self.told, RECENT_MAX);
             }
             None => {}
         }
@@ -387,6 +388,8 @@ impl Carry {
         let outcome = Outcome::from(exit);
         delta.outcome = Some(Some(outcome));
         delta.outcomes = BTreeMap::from([(outcome, 1)]);
+        // The rules forget them here, too.
+        self.told.clear();
         for (tool_call, tool) in std::mem::take(&mut self.open_tools) {
             delta.find(seq, FlawKind::ToolWithoutResult { tool_call, tool });
         }

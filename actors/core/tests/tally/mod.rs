@@ -231,7 +231,10 @@ fn costs(all: &[Fact], belongs: impl Fn(&Fact) -> bool) -> BTreeMap<String, u64>
             && next != session
         {
             session = next;
-            counters.clear();
+            // A run that is ready goes on with the session that was there, under whatever name.
+            if !matches!(fact.write, Write::RunReady { .. }) {
+                counters.clear();
+            }
         }
         let Write::Said(said) = &fact.write else { continue };
         for cost in &said.fold.costs {

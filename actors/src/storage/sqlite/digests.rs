@@ -23,6 +23,23 @@ const OF_LAST_RUN: &str = "SELECT run_digest FROM heads WHERE no = ?";
 #[cfg(test)]
 mod tests;
 
+/// Stores digests of runs and tasks that were made again; `false` if the group is another owner's
+/// by now.
+pub fn put_closed(
+    conn: &Connection,
+    group: GroupNo,
+    epoch: u64,
+    rows: &ClosedRows,
+) -> rusqlite::Result<bool> {
+    let owned = conn
+        .prepare_cached("SELECT 1 FROM heads WHERE no = ? AND epoch = ?")?
+        .exists(params![group, int(epoch)])?;
+    if owned {
+        store_closed(conn, rows)?;
+    }
+    Ok(owned)
+}
+
 /// Stores digests that were made again; `false` if the group is another owner's by now.
 pub fn put(
     conn: &Connection,

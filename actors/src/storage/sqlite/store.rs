@@ -16,7 +16,7 @@ use super::{
     upkeep, write_failed,
 };
 use crate::{
-    digest::DigestRows,
+    digest::{ClosedRows, DigestRows},
     frames::Block,
     storage::{
         Cut, EndedAt, Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Sizes, Store,
@@ -32,6 +32,20 @@ pub struct SqliteStore(pub(super) Connection, pub(super) Option<Files>);
 impl SqliteStore {
     pub(super) fn new(conn: Connection, files: Option<Files>) -> Self {
         Self(conn, files)
+    }
+
+    /// Stores digests that were made again, if the group is still their owner's.
+    fn put(
+        &mut self,
+        put: impl FnOnce(&Connection) -> rusqlite::Result<bool>,
+    ) -> Result<(), StoreError> {
+        let transaction = self
+            .0
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(write_failed)?;
+        let owned = put(&transaction).map_err(failed("stored digests"))?;
+        transaction.commit().map_err(write_failed)?;
+        if owned { Ok(()) } else { Err(StoreError::Fenced) }
     }
 }
 
@@ -72,20 +86,22 @@ impl Store for SqliteStore {
         read().map_err(failed("read a group"))
     }
 
+    fn put_closed(
+        &mut self,
+        group: GroupNo,
+        epoch: u64,
+        rows: &ClosedRows,
+    ) -> Result<(), StoreError> {
+        self.put(|conn| digests::put_closed(conn, group, epoch, rows))
+    }
+
     fn put_digests(
         &mut self,
         group: GroupNo,
         epoch: u64,
         rows: &DigestRows,
     ) -> Result<(), StoreError> {
-        let transaction = self
-            .0
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(write_failed)?;
-        let owned =
-            digests::put(&transaction, group, epoch, rows).map_err(failed("stored digests"))?;
-        transaction.commit().map_err(write_failed)?;
-        if owned { Ok(()) } else { Err(StoreError::Fenced) }
+        self.put(|conn| digests::put(conn, group, epoch, rows))
     }
 
     fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
