@@ -2,11 +2,11 @@
 //!
 //! Owns the way from core's fold to what is stored. It sums nothing up itself.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
 use greenroom_core::{
-    Digests, Kinds, Lines, RunId, Said, TaskId, Timestamp, Write,
-    digest::{Closed, RunDigest, SCHEMA_VERSION},
+    Digests, Kinds, Lines, RunId, Said, Timestamp, Write,
+    digest::{Closed, RunDigest},
 };
 use serde::Serialize;
 use tokio::time::sleep;
@@ -14,7 +14,10 @@ use tokio::time::sleep;
 use crate::{
     agent::{acp, sessions::Reread},
     frames::{Block, Frame},
-    storage::{Archive, FrameFilter, GroupNo, Ledger, StoreError, StoredBase},
+    storage::{
+        Archive, ClosedRows, DigestRows, FrameFilter, GroupNo, Ledger, StoreError, StoredBase,
+        TurnRow,
+    },
 };
 
 /// What is read at a time: a reading thread is not kept from others for longer.
@@ -23,39 +26,6 @@ const PAGE_BYTES: usize = 4 << 20;
 /// over is still stored. So many take a few milliseconds; a commit may have to wait that long.
 const ROWS_MAX: usize = 250;
 const ROWS_BYTES_MAX: usize = 1 << 20;
-
-/// A group's digests as they are stored after some facts.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct DigestRows {
-    /// The group's own, JSON.
-    pub group: String,
-    /// Its last run's, if it had one.
-    pub run: Option<String>,
-    /// What has to be known to fold on.
-    pub carry: String,
-    /// What the facts closed.
-    pub closed: ClosedRows,
-}
-
-/// Digests that stay as they are.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ClosedRows {
-    /// Runs that are over.
-    pub runs: BTreeMap<RunId, String>,
-    /// Tasks that were started and are over.
-    pub turns: BTreeMap<TaskId, TurnRow>,
-}
-
-/// The digest of a task that was started and is over.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TurnRow {
-    /// When it ended.
-    pub ended_at: Timestamp,
-    /// The launch profile of the group's last run.
-    pub agent: Option<String>,
-    /// Its digest, JSON.
-    pub digest: String,
-}
 
 impl ClosedRows {
     /// Takes in one fact, and keeps what it closes.
@@ -228,17 +198,13 @@ fn fact(frame: Frame<'_>, block: &Block, reread: &mut Reread) -> Write {
     Write::Said(Said { run, task: block.task, lines, fold })
 }
 
-/// Whether digests are of the form that this version writes.
-pub fn is_current(schema_version: u32) -> bool {
-    schema_version == SCHEMA_VERSION
-}
-
 fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".into())
 }
 
 #[cfg(test)]
 mod tests {
+    use greenroom_core::TaskId;
     use uuid::Uuid;
 
     use super::*;

@@ -18,9 +18,8 @@ use greenroom_core::{
 use crate::{
     agent::{acp, sessions::Reread},
     base::{Base, ClosedSegments, Ended, KnownCompaction, ResidentRun, WaitingTask},
-    digest::ClosedRows,
     frames::{Block, Frame, Place},
-    storage::SegmentRecord,
+    storage::{ClosedRows, SegmentRecord},
 };
 
 /// How much of a value is shown that differs.

@@ -27,7 +27,10 @@ use greenroom_core::{
 pub(crate) use self::actor::KEY_MS;
 pub use self::{
     actor::{Adopt, Commit, Found, Purge, PutClosed, PutDigests, PutExported, Storage, Sweep},
-    digests::{EndedAt, EndedFilter, EndedTurn, RunStanding, TurnEntry, TurnFilter},
+    digests::{
+        ClosedRows, DigestRows, EndedAt, EndedFilter, EndedTurn, RunStanding, TurnEntry,
+        TurnFilter, TurnRow,
+    },
     fault::{Failing, Fault},
     filter::{CurrentView, FrameFilter, PermissionFilter, TaskFilter},
     health::{Sizes, StorageHealth},
@@ -38,11 +41,7 @@ pub use self::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    base::Ended,
-    digest::{ClosedRows, DigestRows},
-    frames::Block,
-};
+use crate::{base::Ended, frames::Block};
 
 /// Where, below the data directory, the agents of groups work if nobody says where: each in a
 /// directory that has its group's number for a name.

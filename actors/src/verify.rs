@@ -9,10 +9,9 @@ use greenroom_core::{GroupId, Task, TaskKind, TaskState};
 
 use crate::{
     base::ClosedSegments,
-    digest::DigestRows,
     refold::{Permission, Refold, Run},
     storage::{
-        Archive, FrameFilter, GroupNo, PermissionFilter, PermissionRecord, RunRecord,
+        Archive, DigestRows, FrameFilter, GroupNo, PermissionFilter, PermissionRecord, RunRecord,
         SegmentRecord, Standing, StoreError, StoredBase, TaskFilter,
     },
 };

@@ -330,3 +330,22 @@ pub enum StopReason {
     #[serde(rename = "_storage")]
     Storage,
 }
+
+impl StopReason {
+    /// Whether it is the agent's answer to the prompt, and not what greenroom saw of its end.
+    pub fn is_answer(self) -> bool {
+        match self {
+            Self::EndTurn
+            | Self::MaxTokens
+            | Self::MaxTurnRequests
+            | Self::Refusal
+            | Self::Cancelled
+            | Self::Error => true,
+            Self::ProcessExited
+            | Self::ServerRestart
+            | Self::Deadline
+            | Self::Protocol
+            | Self::Storage => false,
+        }
+    }
+}

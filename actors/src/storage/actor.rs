@@ -11,12 +11,11 @@ use greenroom_core::Timestamp;
 use tokio::sync::oneshot;
 
 use super::{
-    Cut, EndedAt, Fault, GroupNo, Hydration, LockError, StorageHealth, Store, StoreError, Swept,
-    Writes, chain,
+    ClosedRows, Cut, DigestRows, EndedAt, Fault, GroupNo, Hydration, LockError, StorageHealth,
+    Store, StoreError, Swept, Writes, chain,
 };
 use crate::{
     clock,
-    digest::{ClosedRows, DigestRows},
     vital::{self, Vital},
 };
 

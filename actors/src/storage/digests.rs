@@ -1,9 +1,44 @@
-//! What is asked for of digests, and how they come out of the database.
+//! Digests as the database has them, and what is asked for of them.
 
-use greenroom_core::{Digest, Task, Timestamp, digest::RunDigest};
+use std::collections::BTreeMap;
+
+use greenroom_core::{Digest, RunId, Task, TaskId, Timestamp, digest::RunDigest};
 use serde::{Deserialize, Serialize};
 
 use super::GroupNo;
+
+/// A group's digests as they are stored after some facts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DigestRows {
+    /// The group's own, JSON.
+    pub group: String,
+    /// Its last run's, if it had one.
+    pub run: Option<String>,
+    /// What has to be known to fold on.
+    pub carry: String,
+    /// What the facts closed.
+    pub closed: ClosedRows,
+}
+
+/// Digests that stay as they are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClosedRows {
+    /// Runs that are over.
+    pub runs: BTreeMap<RunId, String>,
+    /// Tasks that were started and are over.
+    pub turns: BTreeMap<TaskId, TurnRow>,
+}
+
+/// The digest of a task that was started and is over.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TurnRow {
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// The launch profile of the group's last run.
+    pub agent: Option<String>,
+    /// Its digest, JSON.
+    pub digest: String,
+}
 
 /// A run's digest where it is asked for by name.
 #[derive(Clone, Debug)]

@@ -5,14 +5,12 @@ use greenroom_core::lock::{Lease, Lock, LockKey};
 use tokio::sync::oneshot;
 
 use super::{
-    Adopt, Archive, Commit, Cut, EndedAt, Found, Granted, GroupNo, Hydration, LockAcquire, LockAsk,
-    LockError, LockRefresh, LockRelease, Purge, PutClosed, PutDigests, PutExported, Query, Reader,
-    Storage, StorageHealth, Store, StoreError, Sweep, Swept, Writes, holder,
+    Adopt, Archive, ClosedRows, Commit, Cut, DigestRows, EndedAt, Found, Granted, GroupNo,
+    Hydration, LockAcquire, LockAsk, LockError, LockRefresh, LockRelease, Purge, PutClosed,
+    PutDigests, PutExported, Query, Reader, Storage, StorageHealth, Store, StoreError, Sweep,
+    Swept, Writes, holder,
 };
-use crate::{
-    clock,
-    digest::{ClosedRows, DigestRows},
-};
+use crate::clock;
 
 /// The writer and the readers, whichever database they have.
 #[derive(Clone, Debug)]

@@ -5,10 +5,10 @@ use std::{collections::BTreeSet, rc::Rc};
 
 use actix::{Actor as _, Arbiter, Handler, SyncArbiter};
 use greenroom_actors::{
-    digest::{self, DigestRows},
+    digest,
     storage::{
-        Archive, EndedAt, EndedFilter, EndedTurn, Ledger, Query, Reader, Storage, StorageHealth,
-        Store, StoreError, TurnFilter, sqlite::Database,
+        Archive, DigestRows, EndedAt, EndedFilter, EndedTurn, Ledger, Query, Reader, Storage,
+        StorageHealth, Store, StoreError, TurnFilter, sqlite::Database,
     },
     verify::verify,
 };

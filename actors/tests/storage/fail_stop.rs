@@ -7,13 +7,10 @@ use std::sync::{
 use std::time::Duration;
 
 use actix::{Actor as _, Arbiter, SyncArbiter};
-use greenroom_actors::{
-    digest::{ClosedRows, DigestRows},
-    storage::{
-        Cut, EndedAt, Fault, Granted, GroupNo, Hydration, Ledger, LockAsk, LockError, Reader,
-        Storage, StorageHealth, Store, StoreError, Swept, Writes,
-        sqlite::{Database, SqliteStore},
-    },
+use greenroom_actors::storage::{
+    ClosedRows, Cut, DigestRows, EndedAt, Fault, Granted, GroupNo, Hydration, Ledger, LockAsk,
+    LockError, Reader, Storage, StorageHealth, Store, StoreError, Swept, Writes,
+    sqlite::{Database, SqliteStore},
 };
 use greenroom_core::{
     Timestamp,

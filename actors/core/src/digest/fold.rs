@@ -190,7 +190,8 @@ impl Carry {
                     let took_ms = at.0.saturating_sub(turn.begun_at.0);
                     turn.took_ms = Some(u64::try_from(took_ms).unwrap_or_default());
                 }
-                if never_answered(*stop_reason) {
+                // One that ran out of its time is called off, and told of as that.
+                if !stop_reason.is_answer() && *stop_reason != StopReason::Deadline {
                     delta.find(seq, FlawKind::IncompleteTurn { task: *task });
                 }
             }
@@ -420,23 +421,6 @@ impl Digest {
         for (model, tokens) in by_model {
             self.by_model.slot(model).add(tokens);
         }
-    }
-}
-
-/// Whether the agent gave no answer to a prompt, so that nobody knows what became of it.
-fn never_answered(stop_reason: StopReason) -> bool {
-    match stop_reason {
-        StopReason::ProcessExited
-        | StopReason::ServerRestart
-        | StopReason::Protocol
-        | StopReason::Storage => true,
-        StopReason::EndTurn
-        | StopReason::MaxTokens
-        | StopReason::MaxTurnRequests
-        | StopReason::Refusal
-        | StopReason::Cancelled
-        | StopReason::Error
-        | StopReason::Deadline => false,
     }
 }
 

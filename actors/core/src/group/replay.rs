@@ -276,16 +276,7 @@ impl Group {
             own.id == task && own.kind() == TaskKind::Turn && heard
         });
         // By its answer: how else a turn ends says nothing of what its agent can do.
-        let is_answer = matches!(
-            stop_reason,
-            StopReason::EndTurn
-                | StopReason::MaxTokens
-                | StopReason::MaxTurnRequests
-                | StopReason::Refusal
-                | StopReason::Cancelled
-                | StopReason::Error
-        );
-        if is_answer {
+        if stop_reason.is_answer() {
             self.run.iter_mut().for_each(|run| run.settled = true);
             self.let_start();
         }

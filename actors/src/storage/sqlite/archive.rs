@@ -15,11 +15,10 @@ use super::{
     tally,
 };
 use crate::{
-    digest::DigestRows,
     frames::Block,
     storage::{
-        Archive, CurrentView, EndedAt, EndedFilter, EndedTurn, FrameFilter, GroupIndex, GroupNo,
-        KeyUse, LockError, PermissionFilter, PermissionRecord, RunRecord, RunStanding,
+        Archive, CurrentView, DigestRows, EndedAt, EndedFilter, EndedTurn, FrameFilter, GroupIndex,
+        GroupNo, KeyUse, LockError, PermissionFilter, PermissionRecord, RunRecord, RunStanding,
         SegmentRecord, Snapshot, Standing, StoreError, StoredBase, Tally, TaskFilter, TaskView,
         TurnEntry, TurnFilter,
     },

@@ -11,9 +11,9 @@ use super::{
     readable,
     rows::{self, int, key, seq},
 };
-use crate::{
-    digest::{ClosedRows, DigestRows, TurnRow},
-    storage::{EndedAt, EndedFilter, EndedTurn, GroupNo, RunStanding, TurnEntry, TurnFilter},
+use crate::storage::{
+    ClosedRows, DigestRows, EndedAt, EndedFilter, EndedTurn, GroupNo, RunStanding, TurnEntry,
+    TurnFilter, TurnRow,
 };
 
 const OF_GROUP: &str = "SELECT digest FROM heads WHERE no = ? AND digest_version = ?";

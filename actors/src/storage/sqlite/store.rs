@@ -16,11 +16,10 @@ use super::{
     upkeep, write_failed,
 };
 use crate::{
-    digest::{ClosedRows, DigestRows},
     frames::Block,
     storage::{
-        Cut, EndedAt, Granted, GroupNo, Hydration, KeyUse, LockAsk, LockError, Sizes, Store,
-        StoreError, Swept, Writes,
+        ClosedRows, Cut, DigestRows, EndedAt, Granted, GroupNo, Hydration, KeyUse, LockAsk,
+        LockError, Sizes, Store, StoreError, Swept, Writes,
     },
     word::word,
 };
