@@ -176,8 +176,8 @@ pub struct Archive {
 #[rtype(result = "()")]
 pub struct Rouse;
 
-/// Make the digests again from the transcript, as one of their rows cannot be read. An actor does so
-/// once: what is damaged in the transcript itself stays so, and the group stands still for it.
+/// Make the digests again from the transcript, as one of their rows cannot be read. An actor does
+/// so once: what is damaged in the transcript itself stays so, and the group stands still for it.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<(), GroupError>")]
 pub struct Refold;
