@@ -27,7 +27,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// So many frames of each class of error are named, the newest.
 const SAMPLES_MAX: usize = 5;
 /// So many findings are kept, the newest.
-const FINDINGS_MAX: usize = 10;
+const FINDINGS_MAX: usize = 5;
 
 /// What a stretch of a transcript comes to.
 ///

@@ -424,7 +424,7 @@ fn the_rows_have_a_limit() {
         );
         assert_eq!(
             (digests.group.tools.iter().len(), digests.group.findings.newest.len()),
-            (49, 10)
+            (49, 5)
         );
         let calls = digests.group.tools.iter().map(|(_, own)| own.calls).sum::<u64>();
         assert_eq!(calls, 3_000);

@@ -35,7 +35,7 @@ pub fn put_closed(
         .prepare_cached("SELECT 1 FROM heads WHERE no = ? AND epoch = ?")?
         .exists(params![group, int(epoch)])?;
     if owned {
-        store_closed(conn, rows)?;
+        store_closed(conn, rows, |_| None)?;
     }
     Ok(owned)
 }
@@ -54,23 +54,37 @@ pub fn put(
         )?
         .execute(params![SCHEMA_VERSION, rows.group, rows.run, rows.carry, group, int(epoch)])?;
     if changed == 1 {
-        store_closed(conn, &rows.closed)?;
+        store_closed(conn, &rows.closed, |_| None)?;
     }
     Ok(changed == 1)
 }
 
-/// Stores the digests of runs and tasks that have their rows.
-pub fn store_closed(conn: &Connection, closed: &ClosedRows) -> rusqlite::Result<()> {
+/// Stores the digests of runs and tasks that have their rows. A task's row need not be looked for
+/// if `key_of` knows its key.
+pub fn store_closed(
+    conn: &Connection,
+    closed: &ClosedRows,
+    key_of: impl Fn(TaskId) -> Option<i64>,
+) -> rusqlite::Result<()> {
     for (run, digest) in &closed.runs {
         conn.prepare_cached("UPDATE runs SET digest = ? WHERE id = ?")?
             .execute(params![digest, run.0.as_bytes()])?;
     }
     for (task, TurnRow { ended_at, agent, digest }) in &closed.turns {
-        conn.prepare_cached(
-            "INSERT OR REPLACE INTO turns (ended_at, key, agent, digest) \
-             SELECT ?, key, ?, ? FROM tasks WHERE id = ?",
-        )?
-        .execute(params![ended_at.0, agent, digest, task.0.as_bytes()])?;
+        match key_of(*task) {
+            Some(key) => conn
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO turns (ended_at, key, agent, digest) \
+                     VALUES (?, ?, ?, ?)",
+                )?
+                .execute(params![ended_at.0, key, agent, digest])?,
+            None => conn
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO turns (ended_at, key, agent, digest) \
+                     SELECT ?, key, ?, ? FROM tasks WHERE id = ?",
+                )?
+                .execute(params![ended_at.0, agent, digest, task.0.as_bytes()])?,
+        };
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The writing side: facts into rows.
 
 use greenroom_core::{
-    Compaction, Kinds, Provenance, Run, RunPhase, Task, TaskState, Timestamp, Write,
+    Compaction, Kinds, Provenance, Run, RunPhase, Task, TaskId, TaskState, Timestamp, Write,
     digest::SCHEMA_VERSION,
     lock::{Holder, Lease, Lock, Now, Uptime},
 };
@@ -301,7 +301,15 @@ fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
         store_block(conn, writes.group, block)?;
     }
     if let Some(rows) = &writes.digests {
-        digests::store_closed(conn, &rows.closed)?;
+        let ended = |task: TaskId| {
+            writes.writes.iter().find_map(|write| match write {
+                Write::TaskEnded { task: own, record, .. } if *own == task => {
+                    Some(key(writes.group, record.ordinal))
+                }
+                _ => None,
+            })
+        };
+        digests::store_closed(conn, &rows.closed, ended)?;
     }
     if let Some(KeyUse { key, body, task }) = &writes.key {
         conn.prepare_cached("INSERT INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?)")?
