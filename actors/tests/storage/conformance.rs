@@ -332,12 +332,19 @@ fn check_tally(actor: &Actor, archive: &impl Archive) {
         *expected.tasks.entry((word(&task.kind()), word(&task.state))).or_default() += 1;
         if task.state == TaskState::Running {
             expected.running_since.insert(word(&task.kind()), task.started_at.unwrap());
-        } else {
-            let claimed = task.claimed_at.is_some();
-            let by = if claimed { Some(Blocked::Agent) } else { standing.blocked_by };
-            let oldest = expected.waiting_since.entry(word(&by)).or_insert(task.created_at);
-            *oldest = task.created_at.min(*oldest);
         }
+    }
+    // The oldest is the first that was accepted: the wall clock may have been set back since.
+    let waits = |task: &&&Task| task.state != TaskState::Running;
+    let (claimed, waiting): (Vec<&Task>, Vec<&Task>) =
+        open.iter().filter(waits).partition(|task| task.claimed_at.is_some());
+    if let Some(first) = waiting.iter().min_by_key(|task| task.ordinal) {
+        expected.waiting_since.insert(word(&standing.blocked_by), first.created_at);
+    }
+    for task in claimed {
+        let by = word(&Some(Blocked::Agent));
+        let oldest = expected.waiting_since.entry(by).or_insert(task.created_at);
+        *oldest = task.created_at.min(*oldest);
     }
     assert_eq!(archive.tally().unwrap(), expected, "{open:#?}");
 }
