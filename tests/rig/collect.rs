@@ -73,12 +73,14 @@ pub fn collect(stage: &Stage, group: &str) -> Result<Group> {
     };
     let ids = runs.iter().filter_map(|run| run["id"].as_str());
     let run_digests = ids.map(|run| digest(&format!("/v1/runs/{run}"))).collect::<Result<_>>()?;
+    let tasks = all("tasks")?;
     Ok(Group {
         read_at,
+        // Read behind what it is held against: a group may go on meanwhile.
         digest: digest(&path)?,
         run_digests,
         shown: from_str(&shown)?,
-        tasks: all("tasks")?,
+        tasks,
         frames: frames.iter().map(|frame| Frame::read(frame)).collect::<Result<_>>()?,
         segments: all("segments")?,
         compactions: all("compactions")?,

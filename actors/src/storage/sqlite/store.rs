@@ -216,18 +216,18 @@ fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> rusqlite::Result<Hy
         fail_unreadable(conn, key)?;
     }
     let run = standing.current_run.map(|id| Run::new(id, RunPhase::Stopping));
-    let running = tasks.iter().find(|task| task.state == TaskState::Running);
-    let compactions = compactions(conn, group, running)?;
+    let current = tasks.iter().find(|task| task.claimed_at.is_some());
+    let compactions = compactions(conn, group, current)?;
     let permissions = permissions::pending(conn, group)?;
     let digests = digests::hydrate(conn, group, standing.head.last_seq)?;
     Ok(Hydration { epoch, head: standing.head, tasks, run, compactions, permissions, digests })
 }
 
-/// The compaction that nobody saw to end, and those that were completed within `running`.
+/// The compaction that nobody saw to end, and those that were completed within `current`.
 fn compactions(
     conn: &Connection,
     group: GroupNo,
-    running: Option<&Task>,
+    current: Option<&Task>,
 ) -> rusqlite::Result<Vec<Compaction>> {
     let sql = format!(
         "SELECT {columns} FROM compactions WHERE key >> 36 = ?1 AND status = 'in_progress' \
@@ -235,7 +235,12 @@ fn compactions(
          WHERE key >= ?2 AND key < ?3 AND status = 'completed' ORDER BY key",
         columns = rows::COMPACTION_COLUMNS
     );
-    let from = running.and_then(|task| task.seq_first).map(|seq| key(group, seq));
+    // Of a task that is made again, an earlier attempt may have seen one: there are few.
+    let first = current.filter(|task| task.attempt > 0).map(|task| match task.state {
+        TaskState::Running if task.attempt == 1 => task.seq_first.unwrap_or_default(),
+        _ => 0,
+    });
+    let from = first.map(|seq| key(group, seq));
     let mut statement = conn.prepare_cached(&sql)?;
     let to = key(group + 1, 0);
     let found = statement
@@ -244,7 +249,7 @@ fn compactions(
         .map(|found| found.map(|(_, compaction)| compaction));
     let own = |found: &rusqlite::Result<Compaction>| {
         found.as_ref().is_ok_and(|compaction| {
-            compaction.is_active() || compaction.task == running.map(|task| task.id)
+            compaction.is_active() || compaction.task == current.map(|task| task.id)
         }) || found.is_err()
     };
     found.filter(own).collect()
