@@ -220,7 +220,7 @@ pub struct Hydration {
     pub tasks: Vec<Task>,
     /// The run that was alive.
     pub run: Option<Run>,
-    /// The compaction that nobody saw to end, and those that were completed within the running
+    /// The compaction that nobody saw to end, and those that were completed within the current
     /// task.
     pub compactions: Vec<Compaction>,
     /// The permissions that nobody answered.

@@ -10,8 +10,8 @@ use greenroom_actors::{
     },
 };
 use greenroom_core::{
-    Blocked, Compaction, Group, RunId, SessionId, Task, TaskId, TaskKind, TaskState, Timestamp,
-    Write,
+    Blocked, Compaction, Group, RunId, SessionId, Sign, Source, Task, TaskId, TaskKind, TaskState,
+    Timestamp, Write,
     lock::{BootId, Uptime},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::{
     Engine,
     actor::{ANSWER, Actor, READY, SUBMIT, commit, refused},
-    world::{Move, Spoken, moves},
+    world::{Bound, Move, Seen, Spoken, moves},
 };
 
 const EVERYTHING: FrameFilter = FrameFilter {
@@ -242,6 +242,25 @@ pub fn any_history_is_read_back_as_it_was<E: Engine>() {
             Ok(())
         })
         .unwrap();
+}
+
+/// I13: a task that is made again is given back, after a restart, what its first attempt was seen
+/// to compact.
+pub fn what_an_earlier_attempt_compacted_is_read_back<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let (mut store, mut actor) = (engine.store(), Actor::new(7));
+    let (source, sign) = (Source::HermesStderr, Sign::Completed);
+    let done = Move::Signal(Seen { source, sign, key: 0, lineage: (1, 0) });
+    let again = [Move::AnswerError(-32603), Move::ExpireA(Bound::Backoff), Move::Grant];
+    for next in [Move::Terms(0, 12), SUBMIT, Move::Grant, READY, done].into_iter().chain(again) {
+        let writes = actor.play(next);
+        commit(&mut store, writes.as_slice());
+    }
+    let current = actor.world.group.current().unwrap();
+    assert_eq!((current.state, current.attempt), (TaskState::Running, 2));
+    assert_eq!(actor.world.reference.kept().len(), 1);
+    check(&actor, &mut store, &engine.archive());
 }
 
 /// Compactions as far as a row holds them: what a run still waits to hear of them ends with it.

@@ -69,6 +69,7 @@ conforms!(Database:
     conformance::a_second_living_run_and_a_second_open_segment_are_refused,
     conformance::what_is_refused_leaves_nothing_behind,
     conformance::any_history_is_read_back_as_it_was,
+    conformance::what_an_earlier_attempt_compacted_is_read_back,
     conformance::a_purge_takes_one_group_and_no_other,
     conformance::a_key_is_kept_until_it_is_forgotten,
     conformance::lists_tell_positions_and_pages,

@@ -223,7 +223,8 @@ fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> rusqlite::Result<Hy
     Ok(Hydration { epoch, head: standing.head, tasks, run, compactions, permissions, digests })
 }
 
-/// The compaction that nobody saw to end, and those that were completed within `current`.
+/// The compaction that nobody saw to end, and those that were completed within `current`, in any of
+/// its attempts.
 fn compactions(
     conn: &Connection,
     group: GroupNo,
