@@ -16,7 +16,7 @@ use greenroom_actors::{
     agent::{
         Nursery,
         child::{HEARTBEAT_EVERY, Heartbeat},
-        tree::{self, Marker},
+        tree::{self, Marker, SweepError},
     },
     group::Shared,
     metrics::Metrics,
@@ -28,6 +28,7 @@ use greenroom_actors::{
         sqlite::{Database, Rhythm, SqliteStore},
     },
     supervisor::{Boot, ShutDown, Supervisor},
+    watchdog::Watchdog,
 };
 use greenroom_core::Patience;
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
@@ -171,9 +172,12 @@ fn start_actors(
     database: &Database,
     open_files: Option<u64>,
 ) -> Result<(Addr<Supervisor>, Arc<Shared>), Box<dyn Error>> {
-    let ledger = start_storage(database)?;
-    let data = database.dir().to_path_buf();
     let metrics = Arc::<Metrics>::default();
+    let watchdog =
+        Watchdog::start(metrics.arbiters_stalled.clone(), metrics.arbiter_stalls.clone())?;
+    watchdog.watch("main", &Arbiter::current());
+    let ledger = start_storage(database, &watchdog)?;
+    let data = database.dir().to_path_buf();
     let nursery = Nursery {
         shim: "/proc/self/exe".into(),
         shim_args: vec!["shim".into()],
@@ -196,6 +200,9 @@ fn start_actors(
     let slots = Arc::new(tokio::sync::Semaphore::new(limits.running_groups));
     let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
     let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
+    for (number, arbiter) in arbiters.iter().enumerate() {
+        watchdog.watch(format!("groups-{number}"), &arbiter.handle());
+    }
     let mut made = None;
     let supervisor = Supervisor::create(|ctx| {
         let address = actix::AsyncContext::address(ctx);
@@ -210,6 +217,7 @@ fn start_actors(
             default_agent: config.defaults.agent.clone(),
             status: address.clone().recipient(),
             watched: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             died: address.clone().recipient(),
             forget: address.recipient(),
         });
@@ -219,7 +227,7 @@ fn start_actors(
     Ok((supervisor, made.ok_or("the supervisor was not made")?))
 }
 
-fn start_storage(database: &Database) -> Result<Ledger, Box<dyn Error>> {
+fn start_storage(database: &Database, watchdog: &Watchdog) -> Result<Ledger, Box<dyn Error>> {
     let health = StorageHealth::default();
     let refused = |err| chain(&database.refusal(err));
     let store = database.store().map_err(refused)?;
@@ -227,6 +235,7 @@ fn start_storage(database: &Database) -> Result<Ledger, Box<dyn Error>> {
     let writer = {
         let health = health.clone();
         let arbiter = Arbiter::new();
+        watchdog.watch("storage", &arbiter.handle());
         Storage::<SqliteStore>::start_in_arbiter(&arbiter.handle(), move |_| {
             Storage::new(store, health)
         })
@@ -303,7 +312,7 @@ fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
 
 /// Kills what earlier servers of this data directory left running, before anything is claimed;
 /// gives how many processes that were.
-fn sweep(database: &Database) -> io::Result<usize> {
+fn sweep(database: &Database) -> Result<usize, SweepError> {
     let pids = tree::sweep(&Marker::data(database.dir().display()))?;
     if !pids.is_empty() {
         log::warn!(target: "greenroom", pids:?; "leftover processes of an earlier server killed");

@@ -6,6 +6,7 @@
 pub mod acp;
 mod batch;
 mod bounds;
+pub mod cgroup;
 pub mod child;
 mod conversation;
 pub mod detector;

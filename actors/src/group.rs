@@ -18,7 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use actix::{
@@ -39,6 +39,7 @@ pub use self::message::{
 pub use self::news::{Change, Forget, GroupDied, StatusChanged};
 use crate::{
     agent::{Agent, AgentReport, Nursery, Order, Start, acp, sessions::Reread},
+    awake::{self, Awake},
     clock, digest,
     feed::{self, Feed},
     frames::{self, Place},
@@ -72,6 +73,9 @@ pub struct Shared {
     pub status: Recipient<StatusChanged>,
     /// Whether anybody does: waking the supervisor twice a turn for nobody costs a tenth of it.
     pub watched: AtomicBool,
+    /// Whether the server shuts down: set once, before any group hears of it by a message, so that
+    /// none claims work or sends a prompt meanwhile (SEEDS DQ-11).
+    pub draining: AtomicBool,
     /// Hears of a group's end.
     pub died: Recipient<GroupDied>,
     /// Hears of a group that is no more.
@@ -79,6 +83,10 @@ pub struct Shared {
 }
 
 impl Shared {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
     /// The directory in which a group's agent works if nobody says where.
     pub fn own_dir(&self, no: GroupNo) -> std::path::PathBuf {
         self.work_dir.join(no.to_string())
@@ -111,12 +119,13 @@ pub struct Group {
     agent: Option<(RunId, AgentHandle)>,
     waiters: HashMap<TaskId, Vec<oneshot::Sender<Task>>>,
     halted: Vec<oneshot::Sender<()>>,
-    draining: bool,
+    /// Whether a commit of its facts is under way.
+    commits: bool,
     status: Status,
     /// What is armed, and for when.
-    timer: Option<(SpawnHandle, Instant)>,
+    timer: Option<(SpawnHandle, Awake)>,
     /// What is bounded now, and until when.
-    due: Vec<(Expiry, Instant)>,
+    due: Vec<(Expiry, Awake)>,
     /// What it reads itself back after.
     recovery: Recovery,
     obituary: Obituary,
@@ -154,12 +163,11 @@ type Progress = LocalBoxActorFuture<Group, Result<(), GroupError>>;
 
 impl Group {
     /// The actor of a group, which reads itself back from the database when it starts, after its
-    /// last one ended by `recovery`. One that is `draining` claims no work from the beginning.
+    /// last one ended by `recovery`.
     pub fn new(
         id: GroupId,
         no: GroupNo,
         (incarnation, recovery): (u64, Recovery),
-        draining: bool,
         shared: Arc<Shared>,
         feed: Arc<Feed>,
     ) -> Self {
@@ -187,7 +195,7 @@ impl Group {
             agent: None,
             waiters: HashMap::new(),
             halted: Vec::new(),
-            draining,
+            commits: false,
             status: Status::Idle,
             timer: None,
             due: Vec::new(),
@@ -254,7 +262,7 @@ impl Group {
             if self.core.current().is_none() {
                 self.slot = None;
             }
-            if self.draining || self.waits_for_slot || !self.core.wants_slot() {
+            if self.shared.is_draining() || self.waits_for_slot || !self.core.wants_slot() {
                 return;
             }
             match self.shared.slots.clone().try_acquire_owned() {
@@ -278,7 +286,7 @@ impl Group {
 
     fn take_slot(&mut self, slot: OwnedSemaphorePermit) -> Vec<Event> {
         self.waits_for_slot = false;
-        if self.draining || !self.core.wants_slot() {
+        if self.shared.is_draining() || !self.core.wants_slot() {
             return Vec::new();
         }
         self.slot = Some(slot);
@@ -286,7 +294,9 @@ impl Group {
     }
 
     /// Makes a step's facts durable, and then carries out its orders and shows it. If they cannot
-    /// be stored the actor stops: what it believes is not what the database knows.
+    /// be stored the actor stops: what it believes is not what the database knows. It stops as well
+    /// if another commit is under way, of which only a handler that closes the mailbox can be sure
+    /// (see `item`): nobody could say which of the two the database gets first (I3).
     fn store(&mut self, step: Step, at: Now, key: Option<KeyUse>) -> Progress {
         let at = at.wall;
         let Step { writes, effects } = step;
@@ -308,10 +318,21 @@ impl Group {
             digests,
             key,
         };
+        if std::mem::replace(&mut self.commits, true) {
+            return Box::pin(actix::fut::ready(()).map(|(), group: &mut Self, ctx| {
+                log::error!(
+                    target: "greenroom::group", group:% = group.id;
+                    "group stops: it was to commit beside its mailbox"
+                );
+                ctx.stop();
+                Err(GroupError::Rebuilding)
+            }));
+        }
         let ledger = self.shared.ledger.clone();
         let stored = async move { ledger.commit(writes).await };
         Box::pin(stored.into_actor(self).map(|stored, group, ctx| match stored {
             Ok(stored) => {
+                group.commits = false;
                 // The agent works while the logs are written.
                 group.settle(effects, ctx);
                 group.show(&stored);
@@ -396,6 +417,10 @@ impl Group {
     fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
         let (run, order) = match effect {
             Effect::Launch { run, session } => return self.launch(run, session, ctx),
+            Effect::Prompt { run, id, .. } if self.shared.is_draining() => {
+                let withheld = Event::PromptWithheld { run, id };
+                return ctx.address().do_send(Item::Event(withheld));
+            }
             Effect::Prompt { run, id, session, prompt } => {
                 (run, Order::Prompt(acp::prompt_line(id, &session, &prompt), session))
             }
@@ -427,7 +452,7 @@ impl Group {
             let exit =
                 greenroom_core::Exit::unseen(greenroom_core::ExitReason::StartFailed, detail);
             let exited = Event::AgentExited { run, exit };
-            return ctx.notify(AgentReport::of(exited));
+            return ctx.address().do_send(AgentReport::of(exited));
         };
         let own_dir = self.shared.own_dir(self.no);
         let (lives, died) = oneshot::channel();
@@ -440,7 +465,8 @@ impl Group {
             session,
             lives,
         };
-        ctx.spawn(died.into_actor(self).map(move |_, _, ctx| ctx.notify(AgentDied(run))));
+        let own = ctx.address();
+        ctx.spawn(died.into_actor(self).map(move |_, _, _| own.do_send(AgentDied(run))));
         let needed = Needed::default();
         let wish = Wish { needed: needed.clone(), group: ctx.address().recipient() };
         let nursery = self.shared.nursery.clone();
@@ -454,7 +480,7 @@ impl Group {
         let now = clock::moment();
         let bounds = self.core.patience(&self.shared.limits.patience, now).map(|(expiry, ms)| {
             let known = self.due.iter().find(|(same, _)| *same == expiry);
-            known.copied().unwrap_or_else(|| (expiry, Instant::now() + Duration::from_millis(ms)))
+            known.copied().unwrap_or_else(|| (expiry, awake::now() + Duration::from_millis(ms)))
         });
         self.due = bounds.collect();
         let Some(due) = self.due.iter().map(|(_, due)| *due).min() else { return };
@@ -463,17 +489,16 @@ impl Group {
             Some((timer, _)) => _ = ctx.cancel_future(timer),
             None => {}
         }
-        let left = due.saturating_duration_since(Instant::now());
         let ring = |_: &mut Self, ctx: &mut Context<Self>| ctx.address().do_send(Item::Timer);
-        self.timer = Some((ctx.run_later(left, ring), due));
+        self.timer = Some((ctx.run_later(due.left(), ring), due));
     }
 
     /// What is due; called when the timer went off.
     fn expired(&mut self, ctx: &mut Context<Self>) -> Vec<Event> {
         self.timer = None;
-        let now = Instant::now();
+        let now = awake::now();
         let expired =
-            |(expiry, due): &(Expiry, Instant)| (*due <= now).then_some(Event::Expired(*expiry));
+            |(expiry, due): &(Expiry, Awake)| (*due <= now).then_some(Event::Expired(*expiry));
         let events: Vec<Event> = self.due.iter().filter_map(expired).collect();
         if events.is_empty() {
             self.set_timer(ctx);

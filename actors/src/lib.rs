@@ -4,6 +4,7 @@
 //! its orders.
 
 pub mod agent;
+pub mod awake;
 pub mod base;
 pub mod clock;
 pub mod digest;
@@ -20,4 +21,5 @@ pub mod storage;
 pub mod supervisor;
 pub mod verify;
 pub mod vital;
+pub mod watchdog;
 mod word;

@@ -11,7 +11,10 @@ use greenroom_core::{
     CompactionStatus, ExitReason, Origin, Source, StopReason, Task, TaskId, TaskKind, TaskState,
     Timestamp, Write,
 };
-use prometheus_client::{metrics::counter::Counter, registry::Registry};
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
 
 pub use self::{
     each::{Closed, Each, Key, Labels},
@@ -48,6 +51,10 @@ pub struct Metrics {
     lock_losses: Counter,
     /// Processes that outlived their run or their server, and were found and killed.
     pub orphans_reaped: Counter,
+    /// Arbiters that do not turn now: see [`crate::watchdog`].
+    pub arbiters_stalled: Gauge,
+    /// How often an arbiter stopped turning.
+    pub arbiter_stalls: Counter,
 }
 
 impl Default for Metrics {
@@ -74,6 +81,8 @@ impl Default for Metrics {
             lock_bypasses: Counter::default(),
             lock_losses: Counter::default(),
             orphans_reaped: Counter::default(),
+            arbiters_stalled: Gauge::default(),
+            arbiter_stalls: Counter::default(),
         }
     }
 }
@@ -97,6 +106,8 @@ impl Metrics {
         to.register("lock_bypasses", "Compactions that went on without a lock as there was none to be had", self.lock_bypasses.clone());
         to.register("lock_losses", "Compactions whose lock was taken over or could not be kept", self.lock_losses.clone());
         to.register("orphans_reaped", "Processes that outlived their run or their server, found and killed", self.orphans_reaped.clone());
+        to.register("arbiters_stalled", "Threads of actors that have not turned for a second", self.arbiters_stalled.clone());
+        to.register("arbiter_stalls", "How often a thread of actors did not turn for a second", self.arbiter_stalls.clone());
     }
 
     /// Counts what was just made durable. `now` is a task of the group as it is after that.

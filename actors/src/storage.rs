@@ -53,8 +53,9 @@ pub type GroupNo = u32;
 /// Why something could not be stored or read.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The group belongs to a later owner; nothing was written (I14).
-    #[error("the group belongs to a later owner")]
+    /// The group belongs to a later owner, or its log ends elsewhere than where the facts begin;
+    /// nothing was written (I14, I3).
+    #[error("the group belongs to a later owner, or its log ends elsewhere")]
     Fenced,
     /// The database refused. Nothing of the transaction was written.
     #[error("the database failed while it {operation}")]

@@ -13,13 +13,12 @@ use actix::{
     Actor, ActorFutureExt as _, Addr, Arbiter, AsyncContext as _, AtomicResponse, Context, Handler,
     Message, MessageResponse, ResponseFuture, WrapFuture as _,
 };
+use futures_util::future::join_all;
 use greenroom_core::{GroupId, Recovery};
-use tokio::{
-    sync::broadcast,
-    time::{sleep, timeout},
-};
+use tokio::{sync::broadcast, time::sleep};
 
 use crate::{
+    awake::timeout,
     clock,
     feed::Feed,
     group::{Change, Cut, Drain, Forget, Group, GroupDied, Halt, Shared, StatusChanged},
@@ -29,6 +28,8 @@ use crate::{
 
 /// How long a cancelled turn may still take when the server shuts down.
 const CUT: Duration = Duration::from_secs(5);
+/// How long a group's agent may take to end after that: its ladder and what its keeper adds.
+const HALT: Duration = Duration::from_secs(20);
 /// How long after its end an actor is rebuilt, at first; doubled up to [`REBUILD_MAX`] while it
 /// does not live long.
 const REBUILD: Duration = Duration::from_millis(50);
@@ -112,7 +113,6 @@ pub struct Supervisor {
     last_change: u64,
     /// How often in a row nobody was found to watch.
     unwatched: u32,
-    draining: bool,
     _vital: Vital,
 }
 
@@ -131,7 +131,6 @@ impl Supervisor {
             // Microseconds since the epoch: no server makes a million changes a second for long.
             last_change: clock::now().0.unsigned_abs() * 1000,
             unwatched: 0,
-            draining: false,
             _vital: Vital("supervisor"),
         }
     }
@@ -178,11 +177,10 @@ impl Supervisor {
         let arbiter = &self.arbiters[no as usize % self.arbiters.len()];
         self.last_incarnation += 1;
         let incarnation = self.last_incarnation;
-        let draining = self.draining;
         let (shared, for_actor) = (self.shared.clone(), (id.clone(), feed.clone()));
         let addr = Group::start_in_arbiter(&arbiter.handle(), move |_| {
             let (id, feed) = for_actor;
-            Group::new(id, no, (incarnation, recovery), draining, shared, feed)
+            Group::new(id, no, (incarnation, recovery), shared, feed)
         });
         let handle = GroupHandle { id: id.clone(), no, addr, feed };
         let entry =
@@ -306,20 +304,21 @@ impl Handler<ShutDown> for Supervisor {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: ShutDown, _: &mut Self::Context) -> Self::Result {
-        self.draining = true;
-        let groups: Vec<Addr<Group>> =
-            self.groups.values().map(|entry| entry.handle.addr.clone()).collect();
+        // Before any group hears of it: none claims work while the others are told.
+        self.shared.draining.store(true, Ordering::SeqCst);
+        let groups: Vec<GroupHandle> =
+            self.groups.values().map(|entry| entry.handle.clone()).collect();
         let shared = self.shared.clone();
         Box::pin(drain(groups, shared))
     }
 }
 
-async fn drain(groups: Vec<Addr<Group>>, shared: Arc<Shared>) {
+/// Every wait has an end: a group that hangs must not keep the server from its own.
+async fn drain(groups: Vec<GroupHandle>, shared: Arc<Shared>) {
     let all = u32::try_from(shared.limits.running_groups).unwrap_or(u32::MAX);
     let idle = || shared.slots.acquire_many(all);
     for group in &groups {
-        // Waits until what a group was doing before is stored.
-        _ = group.send(Drain).await;
+        group.addr.do_send(Drain);
     }
     if timeout(shared.limits.drain, idle()).await.is_err() {
         log::warn!(
@@ -327,11 +326,19 @@ async fn drain(groups: Vec<Addr<Group>>, shared: Arc<Shared>) {
             "drain took too long; running turns are cut off"
         );
         for group in &groups {
-            group.do_send(Cut);
+            group.addr.do_send(Cut);
         }
         // What does not heed it is ended below.
         _ = timeout(CUT, idle()).await;
     }
-    let halted = groups.iter().map(|group| group.send(Halt));
-    futures_util::future::join_all(halted).await;
+    let halts = groups.iter().map(|group| async {
+        (timeout(HALT, group.addr.send(Halt)).await.is_err()).then_some(&group.id)
+    });
+    let left: Vec<&GroupId> = join_all(halts).await.into_iter().flatten().collect();
+    for group in left {
+        log::error!(
+            target: "greenroom::supervisor", group:%;
+            "group did not end its agent in time; the agent is killed as the server ends"
+        );
+    }
 }

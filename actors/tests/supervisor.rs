@@ -218,6 +218,7 @@ impl World {
                 default_agent: "absent".into(),
                 status: address.clone().recipient(),
                 watched: AtomicBool::new(false),
+                draining: AtomicBool::new(false),
                 died: address.clone().recipient(),
                 forget: address.recipient(),
             });

@@ -162,6 +162,14 @@ pub enum Event {
     Expired(Expiry),
     /// The server shuts down and cannot wait for the running turn.
     Shutdown,
+    /// The server began to shut down before the prompt with this id was written to the run: it is
+    /// not written any more.
+    PromptWithheld {
+        /// Which run.
+        run: RunId,
+        /// Which prompt.
+        id: u64,
+    },
     /// The group was read back from the database after its server, or its actor, died; nothing of
     /// its run is alive.
     Recovered(Recovery),

@@ -40,7 +40,7 @@ use tokio::{
     },
     process::{Child as ShimChild, Command},
     sync::mpsc,
-    time::{sleep, sleep_until},
+    time::sleep,
 };
 
 pub use super::shim::TreeEvent;
@@ -48,7 +48,10 @@ use super::{
     shim::{HEARTBEAT, KILL, LAUNCH, Spec, TERMINATE},
     tree::{self, Marker},
 };
-use crate::profile::Rlimits;
+use crate::{
+    awake::{self, Awake},
+    profile::Rlimits,
+};
 
 /// Time between two heartbeats: a third of the silence that a shim bears.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
@@ -271,7 +274,7 @@ async fn watch(
     events: mpsc::UnboundedSender<TreeEvent>,
     (run, reaped): (Marker, Counter),
 ) {
-    let end_by = || Instant::now() + SHIM_MAX;
+    let end_by = || awake::now() + SHIM_MAX;
     let mut deadline = None;
     let mut listened_to = true;
     let gone = loop {
@@ -310,47 +313,60 @@ async fn watch(
     // It has said its last word, has ended, or is hung: in no case is there more to wait for.
     let _ = shim.start_kill();
     let _ = shim.wait().await;
-    if !gone {
-        clear(run, reaped).await;
+    if !gone && let Err(pids) = clear(run, reaped).await {
+        let _ = events.send(TreeEvent::Left { pids });
     }
     let _ = events.send(TreeEvent::Gone);
 }
 
-async fn passed(deadline: Option<Instant>) {
+async fn passed(deadline: Option<Awake>) {
     match deadline {
-        Some(deadline) => sleep_until(deadline.into()).await,
+        Some(deadline) => awake::sleep_until(deadline).await,
         None => pending().await,
     }
 }
 
 /// Ends what a killed shim left: the agent is dead by its parent-death signal, and what it started
 /// was adopted by the server, if that is a subreaper, else by init.
-async fn clear(run: Marker, reaped: Counter) {
-    let give_up = Instant::now() + CLEAR_MAX;
+///
+/// # Errors
+///
+/// The pids of what could not be killed within [`CLEAR_MAX`].
+async fn clear(run: Marker, reaped: Counter) -> Result<(), Vec<u32>> {
+    let give_up = awake::now() + CLEAR_MAX;
     loop {
         let (run, reaped) = (run.clone(), reaped.clone());
         // A look through all of /proc blocks for milliseconds.
-        let cleared = tokio::task::spawn_blocking(move || {
-            let (marked, adopted) = (tree::sweep(&run), tree::sweep_adopted());
-            for swept in [&marked, &adopted] {
-                let run = run.entry().1;
-                match swept {
-                    Ok(pids) => log::warn!(run, pids:?; "shim died; killed the rest"),
-                    Err(err) => log::error!(run, err:%; "cannot clear up after shim"),
-                }
-            }
-            // What was marked may be adopted as well.
-            let pids: BTreeSet<&u32> =
-                [&marked, &adopted].into_iter().flatten().flatten().collect();
-            reaped.inc_by(pids.len() as u64);
-            marked.is_ok() && adopted.is_ok()
-        });
+        let cleared = tokio::task::spawn_blocking(move || clear_once(&run, &reaped)).await;
         // The task cannot fail but by a panic.
-        if cleared.await.unwrap_or(true) || give_up < Instant::now() {
-            return;
+        let left = cleared.unwrap_or_default();
+        if left.is_empty() || give_up.has_passed() {
+            return if left.is_empty() { Ok(()) } else { Err(left) };
         }
         sleep(CLEAR_AGAIN).await;
     }
+}
+
+/// Gives the pids of what is left, or 0 for what could not be looked for.
+fn clear_once(run: &Marker, reaped: &Counter) -> Vec<u32> {
+    let (marked, adopted) = (tree::sweep_run(run), tree::sweep_adopted());
+    let run = run.entry().1;
+    let (mut killed, mut left) = (BTreeSet::new(), BTreeSet::new());
+    for swept in [marked, adopted] {
+        match swept {
+            Ok(pids) => {
+                log::warn!(run, pids:?; "shim died; killed the rest");
+                // What was marked may be adopted as well.
+                killed.extend(pids);
+            }
+            Err(err) => {
+                log::error!(run, err:%; "cannot clear up after shim");
+                left.extend(err.pids());
+            }
+        }
+    }
+    reaped.inc_by(killed.len() as u64);
+    left.into_iter().collect()
 }
 
 /// The lines that a shim sends.

@@ -5,11 +5,7 @@ use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc, time:
 use actix::{MailboxError, Recipient};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use greenroom_core::{Event, Exit, ExitReason, Fold, GroupId, Provenance, RunId, SessionId, Stop};
-use tokio::{
-    sync::mpsc,
-    task::yield_now,
-    time::{Instant, sleep_until},
-};
+use tokio::{sync::mpsc, task::yield_now};
 
 use super::{
     AgentReport, Heed, Start,
@@ -21,19 +17,18 @@ use super::{
     pipe::{Pipe, READ_BYTES},
     sessions::{About, Sessions},
     stderr::Stderr,
-    stdin::Stdin,
+    stdin::{Stdin, Unwritable},
     tools::Tools,
 };
-use crate::profile::Profile;
+use crate::{
+    awake::{self, Awake},
+    profile::Profile,
+};
 
 /// From closing stdin to TERM.
 const TERM_AFTER: Duration = Duration::from_secs(2);
 /// From TERM to KILL.
 const KILL_AFTER: Duration = Duration::from_secs(5);
-/// How long a pipe is read on after the agent ended: something may hold it open (RELIABILITY F9).
-const DRAIN: Duration = Duration::from_secs(2);
-/// How often that may begin again because there was still something.
-const DRAINS_MAX: u32 = 5;
 /// Lines in a row that are no message before the agent is taken for broken (RELIABILITY F13).
 const REJECTED_MAX: u32 = 10;
 /// Of a rejected line, no more than this is kept.
@@ -69,24 +64,26 @@ pub struct Conversation {
     /// Where the agent works.
     cwd: PathBuf,
     first_line: Option<String>,
-    start_by: Instant,
+    start_by: Awake,
     pid: Option<u32>,
     rejected: u32,
     ladder: Ladder,
     verdict: Option<(ExitReason, String)>,
     exited: Option<(Option<i32>, Option<i32>)>,
-    /// Set when the process tree is gone: until then the pipes are read on.
-    read_until: Option<Instant>,
-    /// How often the pipes of a tree that is gone are looked into again.
-    drains_left: u32,
+    /// Whether the agent closed its stdin.
+    hung_up: bool,
+    /// What of the process tree could not be killed.
+    left: Vec<u32>,
+    /// Whether nothing else of the process tree is left; until then the pipes are read on.
+    gone: bool,
 }
 
 /// The stop ladder (ARCHITECTURE 7).
 #[derive(Clone, Copy, Debug)]
 enum Ladder {
     Unused,
-    TermAt(Instant),
-    KillAt(Instant),
+    TermAt(Awake),
+    KillAt(Awake),
     Killed,
 }
 
@@ -97,9 +94,8 @@ enum Wake {
     Order(Heed),
     Reported(Result<(), MailboxError>),
     Climb,
-    Stalled,
+    Unwritable(Unwritable),
     TooLate,
-    DrainedLong,
 }
 
 impl Wake {
@@ -145,14 +141,15 @@ impl Conversation {
             tools: Tools::default(),
             cwd,
             first_line: Some(first_line),
-            start_by: Instant::now() + start.profile.start_timeout,
+            start_by: awake::now() + start.profile.start_timeout,
             pid: None,
             rejected: 0,
             ladder: Ladder::Unused,
             verdict: None,
             exited: None,
-            read_until: None,
-            drains_left: DRAINS_MAX,
+            hung_up: false,
+            left: Vec::new(),
+            gone: false,
         }
     }
 
@@ -182,15 +179,18 @@ impl Conversation {
                     self.end(ExitReason::Stopped, "its group's actor ended");
                 }
                 Wake::Climb => self.climb(),
-                Wake::Stalled => {
+                Wake::Unwritable(Unwritable::Stalled) => {
                     self.end(ExitReason::Protocol, "the agent did not read its stdin for 10 s");
+                }
+                Wake::Unwritable(Unwritable::HungUp) => {
+                    self.hung_up = true;
+                    self.ladder = Ladder::TermAt(awake::now() + TERM_AFTER);
                 }
                 Wake::TooLate => {
                     let waited = self.profile.start_timeout.as_millis();
                     let why = format!("it was not ready within {waited} ms");
                     self.end(ExitReason::StartFailed, &why);
                 }
-                Wake::DrainedLong => self.drain(),
             }
             if long {
                 yield_now().await;
@@ -204,11 +204,7 @@ impl Conversation {
 
     fn is_over(&self) -> bool {
         let is_quiet = self.report.is_none() && self.batch.is_empty();
-        self.read_until.is_some() && self.pipes_ended() && is_quiet
-    }
-
-    fn pipes_ended(&self) -> bool {
-        self.stdout.ended && self.stderr_pipe.ended
+        self.gone && self.stdout.ended && self.stderr_pipe.ended && is_quiet
     }
 
     async fn wake(&mut self) -> Wake {
@@ -219,8 +215,8 @@ impl Conversation {
         };
         let start_by = self.opening.is_some().then_some(self.start_by);
         let start_by = start_by.filter(|_| self.verdict.is_none());
-        let gone = self.read_until.is_some();
-        let drains = self.batch.has_room() && !self.pipes_ended();
+        let gone = self.gone;
+        let writes = self.verdict.is_none() && matches!(self.ladder, Ladder::Unused);
         let report = async {
             match &mut self.report {
                 Some(report) => report.await,
@@ -235,23 +231,7 @@ impl Conversation {
             Some(order) = self.orders.recv() => Wake::Order(order),
             () = until(climb), if !gone => Wake::Climb,
             () = until(start_by), if !gone => Wake::TooLate,
-            () = until(self.read_until), if drains => Wake::DrainedLong,
-            () = self.stdin.stall(), if self.verdict.is_none() => Wake::Stalled,
-        }
-    }
-
-    /// The tree is gone, and something else may hold its pipes open: takes what is in them, and
-    /// waits once more if that was anything.
-    fn drain(&mut self) {
-        let read = self.stdout.try_read();
-        let more = matches!(read, Ok(bytes) if bytes > 0) && self.drains_left > 0;
-        self.drains_left = self.drains_left.saturating_sub(1);
-        self.hear(read);
-        if more {
-            self.read_until = Some(Instant::now() + DRAIN);
-        } else {
-            self.hear(Ok(0));
-            self.note(Ok(0));
+            why = self.stdin.unwritable(), if writes => Wake::Unwritable(why),
         }
     }
 
@@ -261,13 +241,8 @@ impl Conversation {
         while let Ok(order) = self.orders.try_recv() {
             self.obey(order);
         }
-        if !matches!(read, Ok(bytes) if bytes > 0) {
-            let rest = self.stdout.buffer.split();
-            if !rest.is_empty() {
-                self.line(&rest);
-            }
-            return self.close();
-        }
+        let Ok(count @ 1..) = read else { return self.hear_the_end() };
+        self.stdout.took(count);
         let mut buffer = std::mem::take(&mut self.stdout.buffer);
         let mut from = 0;
         let mut search = self.stdout.searched;
@@ -286,6 +261,18 @@ impl Conversation {
             let max = self.line_bytes_max;
             self.end(ExitReason::Protocol, &format!("the agent wrote a line over {max} bytes"));
         }
+        if self.stdout.is_drained() {
+            self.hear_the_end();
+        }
+    }
+
+    /// Takes in a last line without a line feed: no more comes from stdout.
+    fn hear_the_end(&mut self) {
+        let rest = self.stdout.buffer.split();
+        if !rest.is_empty() {
+            self.line(&rest);
+        }
+        self.close();
     }
 
     /// The agent closed its stdout. One that does not end by itself then is ended.
@@ -297,7 +284,7 @@ impl Conversation {
         self.batch.push(Event::AgentClosed(self.run));
         if matches!(self.ladder, Ladder::Unused) {
             self.stdin.close();
-            self.ladder = Ladder::TermAt(Instant::now() + TERM_AFTER);
+            self.ladder = Ladder::TermAt(awake::now() + TERM_AFTER);
         }
     }
 
@@ -467,7 +454,8 @@ impl Conversation {
 
     fn note(&mut self, read: io::Result<usize>) {
         let bytes = self.stderr_pipe.buffer.split();
-        let ended = !matches!(read, Ok(bytes) if bytes > 0);
+        self.stderr_pipe.took(*read.as_ref().unwrap_or(&0));
+        let ended = !matches!(read, Ok(1..)) || self.stderr_pipe.is_drained();
         let mut matched = Vec::new();
         let mut listen = |line: &str| {
             matched.extend(self.detector.stderr(line).map(|signal| (line.to_owned(), signal)));
@@ -502,7 +490,22 @@ impl Conversation {
             }
             TreeEvent::SpawnFailed { message, .. } => self.end(ExitReason::StartFailed, &message),
             TreeEvent::Exited { code, signal } => self.exited = Some((code, signal)),
-            TreeEvent::Gone => self.read_until = Some(Instant::now() + DRAIN),
+            TreeEvent::Left { pids } => self.left = pids,
+            TreeEvent::Gone => self.read_last_words(),
+        }
+    }
+
+    /// The tree is gone, and cannot write any more. Whatever stands in its pipes is read, however
+    /// long a commit holds the reader up; but nothing waits for something else that holds them open.
+    fn read_last_words(&mut self) {
+        self.gone = true;
+        self.stdout.writers_are_gone();
+        self.stderr_pipe.writers_are_gone();
+        if self.stdout.is_drained() {
+            self.hear(Ok(0));
+        }
+        if self.stderr_pipe.is_drained() {
+            self.note(Ok(0));
         }
     }
 
@@ -517,7 +520,7 @@ impl Conversation {
             (Heed::Stop(how), Ladder::Unused | Ladder::TermAt(_)) => {
                 self.verdict.get_or_insert((ExitReason::Stopped, "stopped by greenroom".into()));
                 self.stdin.close();
-                let now = Instant::now();
+                let now = awake::now();
                 self.ladder = match how {
                     Stop::Gently => Ladder::TermAt(now + TERM_AFTER),
                     Stop::Firmly => Ladder::TermAt(now),
@@ -530,8 +533,12 @@ impl Conversation {
     fn climb(&mut self) {
         self.ladder = match self.ladder {
             Ladder::TermAt(_) => {
+                if self.hung_up {
+                    let why = "the agent closed its stdin".to_owned();
+                    self.verdict.get_or_insert((ExitReason::Protocol, why));
+                }
                 self.keeper.terminate();
-                Ladder::KillAt(Instant::now() + KILL_AFTER)
+                Ladder::KillAt(awake::now() + KILL_AFTER)
             }
             Ladder::Unused | Ladder::KillAt(_) | Ladder::Killed => {
                 self.keeper.kill();
@@ -566,14 +573,24 @@ impl Conversation {
             }
             None => (ExitReason::Exited, how),
         };
+        let detail = if self.left.is_empty() {
+            detail
+        } else {
+            log::error!(
+                target: "greenroom::run", group:% = self.group_id, run:% = self.run,
+                pids:? = self.left;
+                "processes of the run could not be killed; the next run starts beside them"
+            );
+            format!("{detail}; processes that could not be killed: {:?}", self.left)
+        };
         let (stderr_tail, stderr_dropped) = (self.stderr.tail(), self.stderr.dropped());
         Exit { pid: self.pid, code, signal, reason, detail, stderr_tail, stderr_dropped }
     }
 }
 
-async fn until(at: Option<Instant>) {
+async fn until(at: Option<Awake>) {
     match at {
-        Some(at) => sleep_until(at).await,
+        Some(at) => awake::sleep_until(at).await,
         None => pending().await,
     }
 }

@@ -18,18 +18,30 @@ pub struct Pipe {
     pub searched: usize,
     /// Whether there is no more to come.
     pub ended: bool,
+    /// Bytes to read before the pipe counts as ended, once its writers are gone.
+    left: Option<u64>,
 }
 
 impl Pipe {
     /// Nothing was read from it yet.
     pub fn new(pipe: Receiver) -> Self {
-        Self { pipe, buffer: BytesMut::new(), searched: 0, ended: false }
+        Self { pipe, buffer: BytesMut::new(), searched: 0, ended: false, left: None }
     }
 
-    /// Reads what is there, without waiting.
-    pub fn try_read(&mut self) -> io::Result<usize> {
-        self.buffer.reserve(READ_BYTES);
-        self.pipe.try_read_buf(&mut self.buffer)
+    /// Takes what stands in the pipe now for all that its writers said, as they are gone: what
+    /// comes later is from something else that holds the pipe open (RELIABILITY F9).
+    pub fn writers_are_gone(&mut self) {
+        self.left = Some(rustix::io::ioctl_fionread(&self.pipe).unwrap_or_default());
+    }
+
+    /// Notes that so many bytes were read.
+    pub fn took(&mut self, bytes: usize) {
+        self.left = self.left.map(|left| left.saturating_sub(bytes as u64));
+    }
+
+    /// Whether all that its writers said was read, and something else may hold the pipe open.
+    pub fn is_drained(&self) -> bool {
+        !self.ended && self.left == Some(0)
     }
 
     /// Waits until there is something, and reads it. Cancel safe.

@@ -31,7 +31,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Access, Mode, access},
-    io::{Errno, FdFlags, fcntl_setfd, retry_on_intr},
+    io::{Errno, FdFlags, fcntl_setfd, retry_on_intr, write},
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send},
     process::{
         PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getppid, getrlimit, pidfd_open,
@@ -41,7 +41,10 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::tree::{self, Process, SHIM_NAME};
+use super::{
+    cgroup::Cgroup,
+    tree::{self, Marker, Process, SHIM_NAME},
+};
 use crate::profile::Rlimits;
 
 /// The server's orders. `LAUNCH` is the first, and carries the descriptors.
@@ -58,8 +61,10 @@ const SILENT_WAITS_MAX: u32 = 5;
 /// After a TERM, what the agent's main process leaves behind has this long to end by itself: an
 /// `npx` dies at once, the agent below it may still be saving its session.
 const LINGER_MAX: Duration = Duration::from_secs(2);
-/// How long the shim goes on killing before it leaves the rest to the server.
+/// How long the shim kills before it leaves the rest to the server. A round of it counts no more
+/// than [`KILL_ROUND_MAX`], however long the machine was frozen meanwhile.
 const KILL_MAX: Duration = Duration::from_secs(10);
+const KILL_ROUND_MAX: Duration = Duration::from_secs(1);
 /// Signals are numbered up to this.
 const SIGNAL_MAX: i32 = 64;
 
@@ -87,13 +92,17 @@ pub enum TreeEvent {
     SpawnFailed { errno: Option<i32>, message: String },
     /// The main process ended, by `exit(code)` or by a signal; others may still hold its pipes.
     Exited { code: Option<i32>, signal: Option<i32> },
-    /// No process of the run is left.
+    /// The server's own word, never a shim's: these processes could not be killed.
+    #[serde(skip)]
+    Left { pids: Vec<u32> },
+    /// No process of the run is left, but for those in `Left`.
     Gone,
 }
 
-/// Runs the shim; `args` come after the subcommand: none, or `--silence-ms N`.
+/// Runs the shim; `args` come after the subcommand: `--silence-ms N`, and `--no-cgroup` for one
+/// that makes no control group. Both are for tests.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    match silence_max(args).and_then(|silence_max| run(io::stdin().as_fd(), silence_max)) {
+    match options(args).and_then(|options| run(io::stdin().as_fd(), &options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             eprintln!("greenroom shim: {err}");
@@ -102,31 +111,45 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn silence_max(args: impl IntoIterator<Item = OsString>) -> io::Result<Duration> {
-    let args: Vec<_> = args.into_iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let args: Vec<_> = args.iter().map(String::as_str).collect();
-    match args[..] {
-        [] => Some(SILENCE_MAX),
-        ["--silence-ms", n] => n.parse().ok().map(Duration::from_millis),
-        _ => None,
-    }
-    .ok_or_else(|| io::Error::other("arguments: [--silence-ms N]"))
+struct Options {
+    silence_max: Duration,
+    groups: bool,
 }
 
-fn run(control: BorrowedFd<'_>, silence_max: Duration) -> io::Result<()> {
+fn options(args: impl IntoIterator<Item = OsString>) -> io::Result<Options> {
+    let wrong = || io::Error::other("arguments: [--silence-ms N] [--no-cgroup]");
+    let mut options = Options { silence_max: SILENCE_MAX, groups: true };
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        match arg.to_str() {
+            Some("--silence-ms") => {
+                let ms = args.next().and_then(|ms| ms.to_str()?.parse().ok());
+                options.silence_max = Duration::from_millis(ms.ok_or_else(wrong)?);
+            }
+            Some("--no-cgroup") => options.groups = false,
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(options)
+}
+
+fn run(control: BorrowedFd<'_>, options: &Options) -> io::Result<()> {
     close_inherited_on_exec()?;
     reset_signals();
     // The name comes before the session, see `tree::sweep_adopted`.
     set_name(SHIM_NAME)?;
     setsid()?;
     tree::become_subreaper()?;
-    let wait = silence_max / SILENT_WAITS_MAX;
+    let wait = options.silence_max / SILENT_WAITS_MAX;
     let Some((spec, streams)) = receive(control, wait)? else {
         return Ok(());
     };
-    match start(&spec, streams) {
-        Ok(agent) => Keeper { control, agent, ended: false, terminated: false }.keep(wait),
+    let run = spec.env.iter().find(|(key, _)| key == Marker::RUN).map(|(_, run)| run.as_str());
+    let group = run.filter(|_| options.groups).and_then(Cgroup::make);
+    match start(&spec, streams, group.as_ref()) {
+        Ok(agent) => Keeper { control, agent, group, ended: false, terminated: false }.keep(wait),
         Err(err) => {
+            group.inspect(Cgroup::remove);
             let message = explain(&spec, &err);
             report(control, &TreeEvent::SpawnFailed { errno: err.raw_os_error(), message });
             report(control, &TreeEvent::Gone);
@@ -203,7 +226,7 @@ fn reset_signals() {
 }
 
 /// Starts the agent on `streams`, of which no copy stays here (else there would be no EOF).
-fn start(spec: &Spec, streams: [OwnedFd; 3]) -> io::Result<Process> {
+fn start(spec: &Spec, streams: [OwnedFd; 3], group: Option<&Cgroup>) -> io::Result<Process> {
     limit(spec).map_err(io::Error::other)?;
     // Both are inherited, and mean nothing to the shim itself: it makes no file and runs nothing.
     if let Some(mask) = spec.umask {
@@ -224,8 +247,13 @@ fn start(spec: &Spec, streams: [OwnedFd; 3]) -> io::Result<Process> {
         .stdout(stdout)
         .stderr(stderr);
     let shim = getpid();
+    let entrance = group.and_then(|group| group.entrance().ok());
     let cpu = spec.rlimits.cpu_seconds;
     let last_steps = move || {
+        // An agent that may not enter its control group is kept without one.
+        if let Some(entrance) = &entrance {
+            let _ = write(entrance, b"0");
+        }
         // Not in the shim, which lives as long as all that the agent starts.
         if cpu.is_some() {
             setrlimit(Resource::Cpu, Rlimit { current: cpu, maximum: cpu })?;
@@ -318,6 +346,7 @@ enum Next {
 struct Keeper<'c> {
     control: BorrowedFd<'c>,
     agent: Process,
+    group: Option<Cgroup>,
     /// The main process was reaped; its pid may be another's by now.
     ended: bool,
     /// TERM went out; it goes out once, as some programs take a second one for impatience.
@@ -392,7 +421,10 @@ impl Keeper<'_> {
     fn terminate(&mut self) {
         if !self.terminated {
             self.terminated = true;
-            signal_all(Signal::TERM);
+            // What cannot be listed or signalled now is killed in the end.
+            for process in tree::descendants(std::process::id()).unwrap_or_default() {
+                let _ = process.signal(Signal::TERM);
+            }
         }
     }
 
@@ -407,16 +439,21 @@ impl Keeper<'_> {
     /// Kills until no child is left. As every orphan below becomes a child of this process, no
     /// child means no descendant, in whichever session or group.
     fn kill_all(&mut self) -> io::Result<()> {
-        let began = Instant::now();
+        let mut spent = Duration::ZERO;
         let mut pause = Duration::from_millis(1);
         while self.reap() {
-            if KILL_MAX <= began.elapsed() {
+            if KILL_MAX <= spent {
                 return Err(io::Error::other("a process of the agent cannot be killed"));
             }
-            signal_all(Signal::KILL);
+            let began = Instant::now();
+            // What either misses is met again in the next round.
+            let _ = self.group.as_ref().map(Cgroup::kill);
+            let _ = tree::kill_below(std::process::id());
             thread::sleep(pause);
             pause = (2 * pause).min(Duration::from_millis(100));
+            spent += began.elapsed().min(KILL_ROUND_MAX);
         }
+        self.group.iter().for_each(Cgroup::remove);
         Ok(())
     }
 
@@ -434,13 +471,5 @@ impl Keeper<'_> {
                 Err(_) => return false,
             }
         }
-    }
-}
-
-/// Signals all that is below this process. What cannot be listed or signalled now is met again in
-/// the next round, if there is one.
-fn signal_all(signal: Signal) {
-    for process in tree::descendants(std::process::id()).unwrap_or_default() {
-        let _ = process.signal(signal);
     }
 }

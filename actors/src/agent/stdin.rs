@@ -8,11 +8,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    net::unix::pipe::Sender,
-    sync::Notify,
-    time::{Instant, timeout_at},
-};
+use tokio::{net::unix::pipe::Sender, sync::Notify, task::yield_now};
+
+use crate::awake::{self, Awake};
 
 /// An agent that takes nothing for this long has hung (RELIABILITY F15).
 const STALL: Duration = Duration::from_secs(10);
@@ -22,11 +20,34 @@ const BYTES_MAX: usize = 64 << 20;
 /// The agent's standard input, and what does not fit into it yet.
 #[derive(Default)]
 pub struct Stdin {
-    pipe: RefCell<Option<Rc<Sender>>>,
+    pipe: RefCell<Pipe>,
     waiting: RefCell<VecDeque<Line>>,
+    /// Bytes of the lines that wait, with what was written of the first.
+    waiting_bytes: Cell<usize>,
     /// Since when the agent took nothing of what waits.
-    since: Cell<Option<Instant>>,
+    since: Cell<Option<Awake>>,
     more: Notify,
+}
+
+#[derive(Default)]
+enum Pipe {
+    /// Lines wait for it.
+    #[default]
+    Unopened,
+    Open(Rc<Sender>),
+    /// greenroom closed it.
+    Closed,
+    /// The agent closed its end, so that nothing reaches it any more.
+    HungUp,
+}
+
+/// Why an agent cannot be written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwritable {
+    /// It takes nothing of what waits for it.
+    Stalled,
+    /// It closed its end, as it does by ending.
+    HungUp,
 }
 
 struct Line {
@@ -37,22 +58,23 @@ struct Line {
 impl Stdin {
     /// Begins with `pipe`; lines that were sent before go first.
     pub fn open(&self, pipe: Sender) {
-        *self.pipe.borrow_mut() = Some(Rc::new(pipe));
+        *self.pipe.borrow_mut() = Pipe::Open(Rc::new(pipe));
         self.write();
     }
 
     /// Closes it; what was not written is lost.
     pub fn close(&self) {
-        self.pipe.borrow_mut().take();
-        self.waiting.borrow_mut().clear();
-        self.since.set(None);
-        self.more.notify_one();
+        self.end(Pipe::Closed);
     }
 
-    /// Sends one line.
+    /// Sends one line; it is lost if the pipe is closed, at whichever end.
     pub fn send(&self, line: String) {
+        if matches!(*self.pipe.borrow(), Pipe::Closed | Pipe::HungUp) {
+            return;
+        }
         let mut text = line.into_bytes();
         text.push(b'\n');
+        self.waiting_bytes.set(self.waiting_bytes.get() + text.len());
         self.waiting.borrow_mut().push_back(Line { text, written: 0 });
         self.write();
         if !self.waiting.borrow().is_empty() {
@@ -62,25 +84,40 @@ impl Stdin {
 
     /// Writes what waits as the agent takes it. Ends only when the agent takes nothing any more.
     ///
-    /// Cancel safe: how long the agent takes nothing counts on from one call to the next.
-    pub async fn stall(&self) {
+    /// Yields after each write: an agent that reads as fast as it is written to must not keep the
+    /// thread from other groups (I15). Cancel safe: how long the agent takes nothing counts on from
+    /// one call to the next.
+    pub async fn unwritable(&self) -> Unwritable {
         loop {
-            let (pipe, since) = (self.pipe.borrow().clone(), self.since.get());
-            let (Some(pipe), Some(since)) = (pipe, since) else {
+            let open = match &*self.pipe.borrow() {
+                Pipe::HungUp => return Unwritable::HungUp,
+                Pipe::Open(pipe) => Some(pipe.clone()),
+                Pipe::Unopened | Pipe::Closed => None,
+            };
+            let (Some(pipe), Some(since)) = (open, self.since.get()) else {
                 self.more.notified().await;
                 continue;
             };
-            let unread: usize = self.waiting.borrow().iter().map(|line| line.text.len()).sum();
-            if unread > BYTES_MAX || timeout_at(since + STALL, pipe.writable()).await.is_err() {
-                return;
+            if self.waiting_bytes.get() > BYTES_MAX
+                || awake::timeout_at(since + STALL, pipe.writable()).await.is_err()
+            {
+                return Unwritable::Stalled;
             }
             self.write();
+            yield_now().await;
         }
     }
 
     fn write(&self) {
+        // A pipe without a reader is ready for ever, and takes nothing.
+        if self.write_while_it_fits().is_err() {
+            self.end(Pipe::HungUp);
+        }
+    }
+
+    fn write_while_it_fits(&self) -> io::Result<()> {
         let pipe = self.pipe.borrow();
-        let Some(pipe) = pipe.as_ref() else { return };
+        let Pipe::Open(pipe) = &*pipe else { return Ok(()) };
         let mut waiting = self.waiting.borrow_mut();
         while let Some(line) = waiting.front_mut() {
             match pipe.try_write(&line.text[line.written..]) {
@@ -89,15 +126,88 @@ impl Stdin {
                     self.since.set(None);
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    self.since.set(self.since.get().or_else(|| Some(Instant::now())));
-                    return;
+                    self.since.set(self.since.get().or_else(|| Some(awake::now())));
+                    return Ok(());
                 }
-                // The agent closed its end: that it ended is told by its keeper.
-                Err(_) => line.written = line.text.len(),
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(err),
             }
             if line.written == line.text.len() {
+                self.waiting_bytes.set(self.waiting_bytes.get() - line.text.len());
                 waiting.pop_front();
             }
         }
+        Ok(())
+    }
+
+    fn end(&self, how: Pipe) {
+        *self.pipe.borrow_mut() = how;
+        self.waiting.borrow_mut().clear();
+        self.waiting_bytes.set(0);
+        self.since.set(None);
+        self.more.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{os::fd::OwnedFd, time::Instant};
+
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    fn full() -> (Stdin, OwnedFd) {
+        let (agents_end, own_end) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let stdin = Stdin::default();
+        stdin.open(Sender::from_owned_fd(own_end).unwrap());
+        stdin.send("x".repeat(1 << 20));
+        assert!(stdin.since.get().is_some(), "the pipe is full");
+        (stdin, agents_end)
+    }
+
+    /// A pipe without a reader is ready for ever: the wait for room in it must not spin on that.
+    #[tokio::test]
+    async fn a_hang_up_ends_the_wait_for_room() {
+        let (stdin, agents_end) = full();
+        drop(agents_end);
+        let waited = tokio::time::timeout(Duration::from_secs(10), stdin.unwritable()).await;
+        assert_eq!(waited.unwrap(), Unwritable::HungUp);
+        stdin.send("more".into());
+        assert!(stdin.waiting.borrow().is_empty() && stdin.waiting_bytes.get() == 0);
+        stdin.close();
+        let waited = tokio::time::timeout(Duration::from_millis(10), stdin.unwritable()).await;
+        assert!(waited.is_err(), "what greenroom closed itself is no fault of the agent's");
+    }
+
+    #[tokio::test]
+    async fn the_wait_for_room_yields_to_others() {
+        let (stdin, agents_end) = full();
+        let reader = std::thread::spawn(move || {
+            let (mut bytes, mut read) = (vec![0; 64 << 10], 0);
+            while read <= 1 << 20 {
+                read += rustix::io::read(&agents_end, &mut bytes).unwrap();
+            }
+            agents_end
+        });
+        let mut turns = 0;
+        let began = Instant::now();
+        while !stdin.waiting.borrow().is_empty() && began.elapsed() < Duration::from_secs(10) {
+            tokio::select! {
+                biased;
+                _ = stdin.unwritable() => panic!("it takes what it gets"),
+                () = yield_now() => turns += 1,
+            }
+        }
+        assert!(turns > 0 && stdin.since.get().is_none(), "{turns}");
+        drop(reader.join().unwrap());
+    }
+
+    #[tokio::test]
+    async fn more_unread_than_the_limit_is_a_stall() {
+        let (stdin, _agents_end) = full();
+        stdin.send("x".repeat(BYTES_MAX));
+        assert_eq!(stdin.unwritable().await, Unwritable::Stalled);
     }
 }

@@ -4,13 +4,7 @@
 //! when to kill (`shim`, `child` and the boot do), and never signals a bare pid: a pid is only a
 //! name, free for reuse once its process is reaped, so a process is named by [`Process`].
 
-use std::{
-    collections::HashMap,
-    ffi::CStr,
-    fmt::Display,
-    fs, io, thread,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, ffi::CStr, fmt::Display, fs, io, thread, time::Duration};
 
 use rustix::{
     io::Errno,
@@ -20,6 +14,9 @@ use rustix::{
     },
 };
 
+use super::cgroup::Cgroup;
+use crate::awake;
+
 /// The name by which a shim is told from everything else. It takes it before its own session, so
 /// that a child of the server in a foreign session is either a shim, or adopted from a dead one.
 pub(super) const SHIM_NAME: &CStr = c"greenroom-shim";
@@ -28,10 +25,33 @@ const SWEEP_MAX: Duration = Duration::from_secs(5);
 /// How long a sweep leaves a shim alone. A shim whose agent was killed, or whose server is gone,
 /// ends by itself and takes with it what carries no mark; killed early, it could not.
 const SHIM_LEAVE: Duration = Duration::from_secs(1);
+/// How many looks in a row, without a pause, stop what still runs before it is killed.
+const STOP_LOOKS_MAX: u32 = 50;
 /// How many looks in a row must find nobody.
 const EMPTY_LOOKS: u32 = 2;
 /// Pause between two looks at `/proc` while killed processes vanish.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Why a sweep is not sure that nothing is left.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// These processes were killed, and are still there.
+    #[error("processes cannot be killed: {0:?}")]
+    Left(Vec<u32>),
+    /// `/proc` cannot be read.
+    #[error("processes cannot be looked for")]
+    Blind(#[from] io::Error),
+}
+
+impl SweepError {
+    /// The processes that are left; a 0 stands for those that nobody could look for.
+    pub fn pids(&self) -> &[u32] {
+        match self {
+            Self::Left(pids) => pids,
+            Self::Blind(_) => &[0],
+        }
+    }
+}
 
 /// One process, and no other that gets its pid later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,9 +69,12 @@ pub struct Marker {
 }
 
 impl Marker {
+    /// The variable that names a process's run.
+    pub const RUN: &str = "GREENROOM_RUN";
+
     /// Marks the processes of one run.
     pub fn run(id: impl Display) -> Self {
-        Self { key: "GREENROOM_RUN", value: id.to_string() }
+        Self { key: Self::RUN, value: id.to_string() }
     }
 
     /// Marks the processes of every run that belongs to one data directory.
@@ -72,22 +95,21 @@ impl Marker {
     ///
     /// `/proc` cannot be listed.
     pub fn find(&self) -> io::Result<Vec<Process>> {
-        Ok(self.search()?.into_iter().map(Entry::process).collect())
-    }
-
-    fn search(&self) -> io::Result<Vec<Entry>> {
-        let mark = format!("{}={}", self.key, self.value);
         let mut found = Vec::new();
-        // The start time is known before the mark is looked for: if the pid becomes another's in
-        // between or later, that one's start time differs, and no signal reaches it.
         for entry in entries()? {
-            let environ = seen(fs::read(format!("/proc/{}/environ", entry.pid)))?;
-            let carries = |environ: Vec<u8>| {
-                environ.split(|&byte| byte == 0).any(|one| one == mark.as_bytes())
-            };
-            found.extend(environ.is_some_and(carries).then_some(entry));
+            let entry = entry?;
+            found.extend(self.is_on(entry)?.then_some(entry.process()));
         }
         Ok(found)
+    }
+
+    /// Whether a process carries this mark. Its start time is known before the mark is looked for:
+    /// if the pid becomes another's in between or later, that one's start time differs, and no
+    /// signal reaches it.
+    fn is_on(&self, entry: Entry) -> io::Result<bool> {
+        let mark = format!("{}={}", self.key, self.value);
+        let environ = seen(fs::read(format!("/proc/{}/environ", entry.pid)))?.unwrap_or_default();
+        Ok(environ.split(|&byte| byte == 0).any(|one| one == mark.as_bytes()))
     }
 }
 
@@ -145,8 +167,13 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
 ///
 /// `/proc` cannot be listed.
 pub fn descendants(pid: u32) -> io::Result<Vec<Process>> {
+    let all: Vec<Entry> = entries()?.collect::<io::Result<_>>()?;
+    Ok(below(pid, all).into_iter().map(Entry::process).collect())
+}
+
+fn below(pid: u32, entries: Vec<Entry>) -> Vec<Entry> {
     let mut children: HashMap<u32, Vec<Entry>> = HashMap::new();
-    for entry in entries()? {
+    for entry in entries {
         children.entry(entry.parent).or_default().push(entry);
     }
     let mut found: Vec<Entry> = children.remove(&pid).unwrap_or_default();
@@ -157,7 +184,43 @@ pub fn descendants(pid: u32) -> io::Result<Vec<Process>> {
         found.extend(below);
         next += 1;
     }
-    Ok(found.into_iter().map(Entry::process).collect())
+    found
+}
+
+/// Kills all that is below `pid`, which must be this process, or one that adopts its orphans.
+///
+/// What forks faster than `/proc` is read is stopped first: that holds it in its place. A process
+/// that forks and ends, again and again, lives for about as long as a look takes; so the newest are
+/// looked at first, and each is stopped as soon as it is seen. What still escapes is met by the
+/// next call.
+///
+/// # Errors
+///
+/// `/proc` cannot be listed.
+pub(super) fn kill_below(pid: u32) -> io::Result<()> {
+    let mut found = Vec::new();
+    for _ in 0..STOP_LOOKS_MAX {
+        found = Vec::new();
+        let mut runs = false;
+        for entry in entries()? {
+            let entry = entry?;
+            if entry.parent == pid {
+                runs |= entry.stop();
+            }
+            found.push(entry);
+        }
+        found = below(pid, found);
+        for entry in found.iter().filter(|entry| entry.parent != pid) {
+            runs |= entry.stop();
+        }
+        if !runs {
+            break;
+        }
+    }
+    for entry in found {
+        let _ = entry.process().signal(Signal::KILL);
+    }
+    Ok(())
 }
 
 /// Makes this process the parent of every orphan below it, in place of the system's init.
@@ -176,9 +239,24 @@ pub fn become_subreaper() -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// `/proc` cannot be listed, or some are still there at the end; the message names their pids.
-pub fn sweep(marker: &Marker) -> io::Result<Vec<u32>> {
-    until_none_left(|| marker.search())
+/// `/proc` cannot be listed, or some are still there at the end.
+pub fn sweep(marker: &Marker) -> Result<Vec<u32>, SweepError> {
+    until_none_left(|entry| marker.is_on(entry))
+}
+
+/// [`sweep`] for one run, with the control group that its shim may have made.
+///
+/// # Errors
+///
+/// As [`sweep`].
+pub fn sweep_run(run: &Marker) -> Result<Vec<u32>, SweepError> {
+    let group = Cgroup::find(&run.value);
+    if let Some(Err(err)) = group.as_ref().map(Cgroup::kill) {
+        log::warn!(run = run.value, err:%; "control group could not be killed");
+    }
+    let swept = sweep(run);
+    group.inspect(Cgroup::remove);
+    swept
 }
 
 /// Kills and reaps what this process adopted as a subreaper from shims that were killed.
@@ -190,41 +268,47 @@ pub fn sweep(marker: &Marker) -> io::Result<Vec<u32>> {
 /// # Errors
 ///
 /// As [`sweep`].
-pub fn sweep_adopted() -> io::Result<Vec<u32>> {
+pub fn sweep_adopted() -> Result<Vec<u32>, SweepError> {
     let session = Entry::read(own_pid())?.session;
-    until_none_left(|| {
-        let mut adopted = entries()?;
-        adopted.retain(|e| e.parent == own_pid() && e.session != session && !e.shim);
-        // By pid: other children are waited for elsewhere. One that is reaped here stays in this
-        // look's list, as its own children became this process's after the list was made.
-        for id in adopted.iter().filter_map(|entry| entry.process().id().ok()) {
+    until_none_left(|entry| {
+        let adopted = entry.parent == own_pid() && entry.session != session && !entry.shim;
+        if adopted && let Ok(id) = entry.process().id() {
+            // By pid: other children are waited for elsewhere. One that is reaped here stays in
+            // this look, as its own children may have become this process's since.
             let _ = waitpid(Some(id), WaitOptions::NOHANG);
         }
         Ok(adopted)
     })
 }
 
-fn until_none_left(search: impl Fn() -> io::Result<Vec<Entry>>) -> io::Result<Vec<u32>> {
-    let began = Instant::now();
+/// Kills what is to be killed as soon as it is seen, the newest first: see [`kill_below`].
+fn until_none_left(is_one: impl Fn(Entry) -> io::Result<bool>) -> Result<Vec<u32>, SweepError> {
+    let until = awake::now() + SWEEP_MAX;
+    let leave_shims_until = awake::now() + SHIM_LEAVE;
     let mut found: Vec<u32> = Vec::new();
     let mut empty_looks = 0;
     loop {
-        let mut left = search()?;
-        left.retain(|entry| entry.pid != own_pid());
+        let mut left = Vec::new();
+        for entry in entries()? {
+            let entry = entry?;
+            if entry.pid == own_pid() || !is_one(entry)? {
+                continue;
+            }
+            left.push(entry.pid);
+            if !entry.shim || leave_shims_until.has_passed() {
+                // One that cannot be signalled stays in the list, and thus in the error.
+                let _ = entry.process().signal(Signal::KILL);
+            }
+        }
         // A list of /proc is no snapshot, and a process shows no mark in the middle of an exec.
         empty_looks = if left.is_empty() { empty_looks + 1 } else { 0 };
         if empty_looks == EMPTY_LOOKS {
             return Ok(found);
         }
-        let pids: Vec<u32> = left.iter().map(|entry| entry.pid).collect();
-        if SWEEP_MAX <= began.elapsed() {
-            return Err(io::Error::other(format!("processes cannot be killed: {pids:?}")));
+        if until.has_passed() {
+            return Err(SweepError::Left(left));
         }
-        for entry in left.iter().filter(|entry| !entry.shim || SHIM_LEAVE <= began.elapsed()) {
-            // One that cannot be signalled stays in the list, and thus in the error.
-            let _ = entry.process().signal(Signal::KILL);
-        }
-        found.extend(pids.into_iter().filter(|pid| !found.contains(pid)).collect::<Vec<_>>());
+        found.extend(left.into_iter().filter(|pid| !found.contains(pid)).collect::<Vec<_>>());
         thread::sleep(LOOK_EVERY);
     }
 }
@@ -238,6 +322,8 @@ fn own_pid() -> u32 {
 struct Entry {
     pid: u32,
     shim: bool,
+    /// Whether it can run: it is neither stopped nor dead.
+    runs: bool,
     parent: u32,
     session: i32,
     start_time: u64,
@@ -255,11 +341,17 @@ impl Entry {
         let name = stat.get(open + 1..close)?;
         let fields = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
         // Field 3, the state, is the first after the name.
-        let mut fields = fields.split_ascii_whitespace().skip(1);
+        let mut fields = fields.split_ascii_whitespace();
+        let runs = !["T", "Z", "X"].contains(&fields.next()?);
         let parent = fields.next()?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
         let start_time = fields.nth(15)?.parse().ok()?;
-        Some(Self { pid, shim: name == SHIM_NAME.to_bytes(), parent, session, start_time })
+        Some(Self { pid, shim: name == SHIM_NAME.to_bytes(), runs, parent, session, start_time })
+    }
+
+    /// Stops it if it runs; whether it did.
+    fn stop(self) -> bool {
+        self.runs && self.process().signal(Signal::STOP).is_ok()
     }
 
     fn process(self) -> Process {
@@ -267,9 +359,12 @@ impl Entry {
     }
 }
 
-/// Every process that can be seen; one that ends while it is read is left out.
-fn entries() -> io::Result<Vec<Entry>> {
-    pids()?.filter_map(|pid| seen(Entry::read(pid)).transpose()).collect()
+/// Every process that can be seen, read one by one, those with the greatest pids first: where pids
+/// have not begun from 1 again, the newest. One that ends before it is read is left out.
+fn entries() -> io::Result<impl Iterator<Item = io::Result<Entry>>> {
+    let mut pids: Vec<u32> = pids()?.collect();
+    pids.sort_unstable_by(|one, other| other.cmp(one));
+    Ok(pids.into_iter().filter_map(|pid| seen(Entry::read(pid)).transpose()))
 }
 
 /// What was read of a process, or nothing if it is gone, or another user's.
@@ -300,13 +395,17 @@ mod tests {
     fn stat_is_read_whatever_the_name() {
         let rest =
             "S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 2048 99 18446744073709551615";
-        let entry = |shim| Entry { pid: 5, shim, parent: 7, session: 9, start_time: 123_456 };
+        let entry =
+            |shim| Entry { pid: 5, shim, runs: true, parent: 7, session: 9, start_time: 123_456 };
         let outside = Entry { session: 0, ..entry(false) };
+        let stopped = Entry { runs: false, ..entry(false) };
         #[rustfmt::skip]
         let cases = [
             ("plain",            format!("5 (cat) {rest}"),            Some(entry(false))),
             ("brackets",         format!("5 (a) S 1 (b) {rest}"),      Some(entry(false))),
             ("newline",          format!("5 (a\nb) {rest}"),           Some(entry(false))),
+            ("stopped",          format!("5 (cat) {rest}").replace(") S ", ") T "), Some(stopped)),
+            ("a zombie",         format!("5 (cat) {rest}").replace(") S ", ") Z "), Some(stopped)),
             ("a shim",           format!("5 (greenroom-shim) {rest}"), Some(entry(true))),
             ("of no session",    format!("5 (cat) {rest}").replace(" 9 ", " 0 "), Some(outside)),
             ("cut off",          "5 (cat) S 7 8 9 0".to_owned(),       None),

@@ -18,7 +18,7 @@ use crate::storage::{
 impl Group {
     /// Asks for a lock. The mailbox stays open: whoever has it may have it for minutes.
     pub(super) fn take_lock(&mut self, task: TaskId, key: &SessionId, ctx: &mut Context<Self>) {
-        if self.draining {
+        if self.shared.is_draining() {
             return;
         }
         let ask = self.lock_ask(key);

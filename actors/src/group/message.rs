@@ -201,7 +201,7 @@ impl Handler<Submit> for Group {
     type Result = Answer<Accepted>;
 
     fn handle(&mut self, submit: Submit, ctx: &mut Context<Self>) -> Self::Result {
-        if self.draining {
+        if self.shared.is_draining() {
             return answer(Err(GroupError::Draining));
         }
         let Some(hashes) = submit.key else {
@@ -359,7 +359,7 @@ impl Handler<Configure> for Group {
     type Result = Answer<bool>;
 
     fn handle(&mut self, Configure(patch): Configure, ctx: &mut Context<Self>) -> Self::Result {
-        if self.draining {
+        if self.shared.is_draining() {
             return answer(Err(GroupError::Draining));
         }
         if let Some(agent) = &patch.agent
@@ -435,7 +435,6 @@ impl Handler<Drain> for Group {
     type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) -> Self::Result {
-        self.draining = true;
         // What did not start yet starts after the next start of the server (SEEDS DQ-11).
         let unsent = self.core.current().is_some() && self.core.turn().is_none();
         let events = if unsent { vec![Event::Shutdown] } else { Vec::new() };

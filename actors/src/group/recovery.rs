@@ -12,7 +12,7 @@ use greenroom_core::{Digests, Event, Recovery, Run, Task, TaskState, Turn};
 use super::{Group, GroupError, Refold, Shared};
 use crate::{
     agent::{sessions::Reread, tree},
-    digest,
+    digest, feed,
     frames::Place,
     storage::{FrameFilter, GroupNo, Hydration, Ledger, StoreError},
 };
@@ -67,6 +67,8 @@ impl Group {
         self.core =
             greenroom_core::Group::restore(head, tasks, run, turn, compactions, permissions);
         self.status = self.core.status();
+        // The last actor may have died after a commit, and before it showed that to the readers.
+        feed::publish(&self.feed, &self.id, &[], self.core.head().last_seq);
         vec![Event::Recovered(self.recovery)]
     }
 }
@@ -77,7 +79,7 @@ enum NotFound {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("processes of its last run could not be looked for")]
-    Sweep(#[source] std::io::Error),
+    Sweep(#[source] tree::SweepError),
     #[error("the search for processes of its last run panicked")]
     Task(#[source] tokio::task::JoinError),
 }
@@ -91,7 +93,7 @@ async fn find(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Found>, NotFoun
     }
     if let Some(Run { id, .. }) = hydration.run {
         let mark = tree::Marker::run(id);
-        let swept = tokio::task::spawn_blocking(move || tree::sweep(&mark)).await;
+        let swept = tokio::task::spawn_blocking(move || tree::sweep_run(&mark)).await;
         // Whoever cannot look must not believe that nothing is left: two agents on one session.
         let pids = swept.map_err(NotFound::Task)?.map_err(NotFound::Sweep)?;
         shared.metrics.orphans_reaped.inc_by(pids.len() as u64);

@@ -3,7 +3,8 @@
 
 use super::{Current, Group, scene::Scene};
 use crate::{
-    Due, Ending, Exit, Held, OnInterrupt, RunId, TaskError, TaskId, TaskState, Write,
+    CutBy, Due, Ending, Exit, Held, OnInterrupt, PromptReply, RunId, StopReason, TaskError, TaskId,
+    TaskState, Write,
     retry::{Failure, backoff_ms, crash_wait_ms},
 };
 
@@ -38,6 +39,32 @@ impl Scene<'_> {
             let error = Some(given_up(error, attempt));
             self.end(task, attempt, TaskState::Failed, Ending { error, ..Ending::default() });
         }
+    }
+
+    /// Settles an attempt whose prompt was committed to be sent, and was not. Its task keeps its
+    /// place, whatever the retry policy: the agent cannot have acted on what it never got (I7).
+    pub(super) fn prompt_withheld(&mut self, run: RunId, id: u64) {
+        let Some((task, turn)) = self.running() else { return };
+        if turn.run != run || turn.prompt_id != id {
+            return;
+        }
+        let (task, attempt, cut) = (task.id, task.attempt, turn.cut);
+        if cut == Some(CutBy::Caller) {
+            let cancelled =
+                PromptReply::Stopped { stop_reason: StopReason::Cancelled, tokens: None };
+            let settled = turn.answered(cancelled);
+            return self.settle(settled);
+        }
+        self.strand();
+        self.release_lock(false);
+        let stop_reason = StopReason::ServerRestart;
+        self.write(Write::TurnSettled { task, stop_reason, tokens: None });
+        let error = TaskError {
+            code: "server_stopped".into(),
+            message: "the server was stopped before it sent the prompt".into(),
+        };
+        let due = Due::after(self.now, 0);
+        self.write(Write::TaskRetrying { task, attempt, error, wait_ms: 0, due });
     }
 
     pub(super) fn backoff_ended(&mut self, id: TaskId, attempt: u32) {

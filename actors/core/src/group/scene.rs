@@ -86,6 +86,7 @@ impl<'a> Scene<'a> {
                 self.shut_down();
                 return Ok(self.step);
             }
+            Event::PromptWithheld { run, id } => self.prompt_withheld(run, id),
             Event::Recovered(recovery) => self.recovered(recovery),
         }
         self.see_to_lock();

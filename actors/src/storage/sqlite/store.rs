@@ -256,7 +256,8 @@ fn compactions(
     found.filter(own).collect()
 }
 
-/// Stores one group's facts; `false` if they come from an owner that is none any more.
+/// Stores one group's facts; `false` if they come from an owner that is none any more, or do not
+/// follow what the log ends with.
 fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
     if let Some(Write::GroupCreated(settings)) = writes.writes.first() {
         let id = writes.standing.id.as_str();
@@ -273,8 +274,7 @@ fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
     if !store_head(conn, writes)? {
         return Ok(false);
     }
-    let mut seq =
-        writes.standing.head.last_seq - writes.writes.iter().map(Write::frames).sum::<u64>();
+    let mut seq = last_seq_before(writes);
     let mut segment = first_segment(writes);
     let mut accepted = None;
     for write in &writes.writes {
@@ -324,6 +324,12 @@ fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
     Ok(true)
 }
 
+/// The last frame before those of the facts. A log that ends elsewhere does not take them: it would
+/// have a gap for ever (I3).
+fn last_seq_before(writes: &Writes) -> u64 {
+    writes.standing.head.last_seq - writes.writes.iter().map(Write::frames).sum::<u64>()
+}
+
 /// The segment that was open before the facts: segments are numbered without a gap.
 fn first_segment(writes: &Writes) -> u32 {
     let opened = writes.writes.iter().find_map(|write| match write {
@@ -344,7 +350,7 @@ fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
              digest_version = coalesce(?, digest_version), digest = coalesce(?, digest), \
              run_digest = coalesce(?, run_digest), carry = coalesce(?, carry), \
              status = ?, blocked_by = ?, queue_length = ?, current_task = ?, current_run = ?, \
-             is_compacting = ? WHERE no = ? AND epoch = ?",
+             is_compacting = ? WHERE no = ? AND epoch = ? AND last_seq = ?",
         )?
         .execute(params![
             int(head.last_seq),
@@ -375,6 +381,7 @@ fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
             standing.is_compacting,
             writes.group,
             int(writes.epoch),
+            int(last_seq_before(writes)),
         ])?;
     Ok(changed == 1)
 }
