@@ -175,7 +175,6 @@ fn start_actors(
     let metrics = Arc::<Metrics>::default();
     let watchdog =
         Watchdog::start(metrics.arbiters_stalled.clone(), metrics.arbiter_stalls.clone())?;
-    watchdog.watch("main", &Arbiter::current());
     let ledger = start_storage(database, &watchdog)?;
     let data = database.dir().to_path_buf();
     let nursery = Nursery {
@@ -224,6 +223,8 @@ fn start_actors(
         made = Some(shared.clone());
         Supervisor::new(shared, arbiters)
     });
+    // Until here it was busy with the database.
+    watchdog.watch("main", &Arbiter::current());
     Ok((supervisor, made.ok_or("the supervisor was not made")?))
 }
 

@@ -27,6 +27,9 @@ use tokio::{
     time::timeout,
 };
 
+#[path = "keeper/fork_chains.rs"]
+mod fork_chains;
+
 /// The longest wait for what should come at once, on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 /// I10: no process outlives its run by more.

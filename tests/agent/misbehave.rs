@@ -8,6 +8,7 @@
 //! | `sleep:MS` | nothing, that long; a cancel ends it |
 //! | `die-once:NAME` | the process exits with 1, the first time that this name is met |
 //! | `deaf` | nothing is read from stdin any more |
+//! | `asks:N` | N requests that the client must refuse; no answer is waited for |
 //! | `stray:N` | N responses with ids that nobody asked with, the last with id null |
 
 use std::fs::File;
@@ -48,6 +49,7 @@ impl Turn {
                 }
             }
             "deaf" => self.agent().go_deaf(),
+            "asks" => self.ask_many(argument.parse().unwrap_or(1)),
             "stray" => self.stray(argument.parse().unwrap_or(1)),
             _ => return self.signal(name, argument),
         }
@@ -59,6 +61,13 @@ impl Turn {
         while Instant::now() < until && !self.is_cancelled() {
             thread::sleep(GATE_POLL);
         }
+    }
+
+    /// In one write, as far as the pipe takes it.
+    fn ask_many(&self, count: u64) {
+        let line = |number| format!("{{\"id\":{number},\"method\":\"scripted/unknown\"}}\n");
+        let lines: String = (1_000_000..1_000_000 + count).map(line).collect();
+        self.agent().write(lines.as_bytes());
     }
 
     fn stray(&self, count: u64) {

@@ -26,6 +26,7 @@ mod held;
 mod hosts;
 mod idempotency;
 mod interrupted;
+mod isolation;
 mod lifecycle;
 mod lock_wait;
 mod locks;

@@ -65,6 +65,8 @@ const LINGER_MAX: Duration = Duration::from_secs(2);
 /// than [`KILL_ROUND_MAX`], however long the machine was frozen meanwhile.
 const KILL_MAX: Duration = Duration::from_secs(10);
 const KILL_ROUND_MAX: Duration = Duration::from_secs(1);
+/// Between two reapings, while orphans end one after the other.
+const REAP_PAUSE: Duration = Duration::from_millis(5);
 /// Signals are numbered up to this.
 const SIGNAL_MAX: i32 = 64;
 
@@ -225,6 +227,15 @@ fn reset_signals() {
     }
 }
 
+/// Has each end of a child interrupt a wait: a chain of processes that fork and end would else leave
+/// thousands of dead ones between two heartbeats, and no pid for anyone on the machine.
+fn wake_for_children() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let nothing = nothing as extern "C" fn(libc::c_int);
+    // SAFETY: the handler does nothing, and an exec takes it away again.
+    unsafe { libc::signal(libc::SIGCHLD, nothing as libc::sighandler_t) };
+}
+
 /// Starts the agent on `streams`, of which no copy stays here (else there would be no EOF).
 fn start(spec: &Spec, streams: [OwnedFd; 3], group: Option<&Cgroup>) -> io::Result<Process> {
     limit(spec).map_err(io::Error::other)?;
@@ -357,6 +368,7 @@ impl Keeper<'_> {
     fn keep(mut self, wait: Duration) -> io::Result<()> {
         let Process { pid, start_time } = self.agent;
         report(self.control, &TreeEvent::Started { pid, start_time });
+        wake_for_children();
         // Whatever fails from here on, the tree is killed.
         let watched = self.watch(wait);
         if self.ended && self.terminated {
@@ -385,7 +397,8 @@ impl Keeper<'_> {
                         break;
                     }
                 }
-                Ok(_) | Err(Errno::INTR) => (),
+                Ok(_) => (),
+                Err(Errno::INTR) => thread::sleep(REAP_PAUSE),
                 Err(err) => return Err(err.into()),
             }
             // At each turn, as orphans that ended are this process's to reap.

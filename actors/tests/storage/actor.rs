@@ -61,6 +61,17 @@ impl Actor {
         Writes { group, epoch, at, standing, writes, blocks, digests, key: None }
     }
 
+    /// Facts that the rules did not state, as they would be stored next. The actor forgets them: the
+    /// database may refuse them.
+    pub fn forge(&self, at: Timestamp, writes: Vec<Write>) -> Writes {
+        let blocks = pack(&mut self.place.clone(), at, &writes);
+        let mut standing = self.standing();
+        standing.head.last_seq += writes.iter().map(Write::frames).sum::<u64>();
+        let digests = digest::fold(&mut self.digests.clone(), &writes, at);
+        let (group, epoch) = (self.no, self.epoch);
+        Writes { group, epoch, at, standing, writes, blocks, digests, key: None }
+    }
+
     pub fn standing(&self) -> Standing {
         let group = &self.world.group;
         Standing {

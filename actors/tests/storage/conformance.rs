@@ -107,6 +107,27 @@ pub fn adopting_gives_the_next_epoch_and_the_open_tasks_in_order<E: Engine>() {
     }
 }
 
+/// I3: a log that had a gap would have it for ever, and later frames would collide.
+pub fn facts_that_do_not_follow_the_log_are_not_written<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let mut store = engine.store();
+    let (mut actor, mut other) = (Actor::new(1), Actor::new(2));
+    commit(&mut store, &actor.play_all(&[SUBMIT]));
+    let before = actor.standing();
+    let [second, third] = [actor.play(SUBMIT).unwrap(), actor.play(SUBMIT).unwrap()];
+    let mut batch = [third, other.play(SUBMIT).unwrap()];
+    let answers = store.commit(&batch).unwrap();
+    assert!(matches!(answers[..], [Err(StoreError::Fenced), Ok(())]), "{answers:?}");
+    assert_eq!(engine.archive().group(1).unwrap(), Some(before));
+    commit(&mut store, &[second]);
+    batch.swap(0, 1);
+    commit(&mut store, &batch[1..]);
+    let answers = store.commit(&batch[1..]).unwrap();
+    assert!(matches!(answers[..], [Err(StoreError::Fenced)]), "twice: {answers:?}");
+    assert_eq!(engine.archive().group(1).unwrap(), Some(actor.standing()));
+}
+
 /// I1, though the actor forgot it.
 pub fn a_second_claimed_task_is_refused<E: Engine>() {
     let dir = tempfile::tempdir().unwrap();
@@ -116,10 +137,10 @@ pub fn a_second_claimed_task_is_refused<E: Engine>() {
     commit(&mut store, &actor.play_all(&[SUBMIT, SUBMIT, Move::Grant]));
     let second = actor.world.group.waiting().next().unwrap().id;
     let before = engine.archive().task(second).unwrap().unwrap().task;
-    let claim = actor.state(NOW, vec![Write::TaskClaimed { task: second }]);
+    let claim = actor.forge(NOW, vec![Write::TaskClaimed { task: second }]);
     refused(&mut store, claim);
     let run = RunId(Uuid::from_u128(1));
-    let start = actor.state(NOW, vec![Write::TaskStarted { task: second, attempt: 1, run }]);
+    let start = actor.forge(NOW, vec![Write::TaskStarted { task: second, attempt: 1, run }]);
     refused(&mut store, start);
     assert_eq!(engine.archive().task(second).unwrap().unwrap().task, before);
 
@@ -147,7 +168,7 @@ pub fn a_terminal_state_is_not_written_over<E: Engine>() {
         findings: Vec::new(),
         record,
     };
-    let again = actor.state(NOW, vec![again]);
+    let again = actor.forge(NOW, vec![again]);
     refused(&mut store, again);
     assert_eq!(tasks(&engine.archive(), 1), [ended]);
 }
@@ -160,14 +181,14 @@ pub fn a_second_living_run_and_a_second_open_segment_are_refused<E: Engine>() {
     let mut actor = Actor::new(1);
     commit(&mut store, &actor.play_all(&[SUBMIT, Move::Grant, READY]));
     let run = RunId(Uuid::from_u128(9));
-    let second = actor.state(NOW, vec![Write::RunStarted { run, agent: "one".into() }]);
+    let second = actor.forge(NOW, vec![Write::RunStarted { run, agent: "one".into() }]);
     refused(&mut store, second);
     let session = SessionId("fork".into());
     for segment in [1, 2] {
         let session = session.clone();
         let (parent, provenance) = (Some(segment), None);
         let fork = Write::SegmentStarted { segment: segment + 1, parent, session, provenance };
-        let fork = actor.state(NOW, vec![fork]);
+        let fork = actor.forge(NOW, vec![fork]);
         refused(&mut store, fork);
     }
 }
@@ -181,6 +202,7 @@ pub fn what_is_refused_leaves_nothing_behind<E: Engine>() {
     let before = one.standing();
     let mut bad = one.play(SUBMIT).unwrap();
     let twice = bad.writes[0].clone();
+    bad.standing.head.last_seq += twice.frames();
     bad.writes.push(twice);
     let answer = store.commit(&[other.play(SUBMIT).unwrap(), bad]);
     assert!(matches!(answer, Err(StoreError::Refused(_))), "{answer:?}");

@@ -64,6 +64,7 @@ conforms!(Database:
     conformance::groups_of_one_batch_are_stored_together,
     conformance::a_later_owner_fences_the_earlier_one_and_nobody_else,
     conformance::adopting_gives_the_next_epoch_and_the_open_tasks_in_order,
+    conformance::facts_that_do_not_follow_the_log_are_not_written,
     conformance::a_second_claimed_task_is_refused,
     conformance::a_terminal_state_is_not_written_over,
     conformance::a_second_living_run_and_a_second_open_segment_are_refused,

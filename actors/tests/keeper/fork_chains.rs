@@ -1,0 +1,64 @@
+//! Processes that fork and end, faster than `/proc` is read: they end with their run, with a control
+//! group and without one, and meanwhile they leave no heap of dead processes.
+
+use std::time::Duration;
+
+use greenroom_actors::agent::{
+    child::{Launch, TreeEvent},
+    tree::descendants,
+};
+use tokio::time::timeout;
+
+use super::{lines_to, parent, parts, rest, sh, start, started};
+
+/// The keeper kills for ten seconds before it leaves the rest to the server; a busy machine adds.
+const END_MAX: Duration = Duration::from_secs(30);
+/// Links of a chain that ends by itself, and how many of them may be dead and not reaped.
+const LINKS: usize = 3_000;
+const DEAD_MAX: usize = 1_000;
+
+/// A process that forks the next and ends, while `goes_on` holds. `step` is what each does first.
+fn chain(goes_on: &str, step: &str) -> String {
+    let link = "my $next = fork; next unless defined $next; POSIX::_exit(0) if $next;";
+    format!("use POSIX (); my $n = 0; while ({goes_on}) {{ {link} $n++; {step} }}")
+}
+
+/// The agent itself stays, so that only the kill ends the run.
+async fn ends_when_killed(name: &str, options: &[&str], step: &str) {
+    let chain = chain("1", step);
+    let script = format!("for n in 1 2 3; do perl -e '{chain}' & done; echo ready; sleep 1000");
+    let shim_args = options.iter().map(|&option| option.into()).collect();
+    let launch = Launch { shim_args, ..sh(&script) };
+    let (_stdin, mut stdout, _stderr, mut keeper) = parts(start(&launch));
+    lines_to(&mut stdout, "ready").await;
+    started(&mut keeper).await;
+    keeper.kill();
+    let gone = async {
+        while keeper.next().await != TreeEvent::Gone {}
+        // Every process of a chain holds the agent's stdout.
+        rest(&mut stdout).await
+    };
+    assert!(timeout(END_MAX, gone).await.is_ok(), "{name}: something still forks");
+    let left = launch.run.find().expect("look for what is left");
+    assert!(left.is_empty(), "{name}: {left:?}");
+}
+
+#[tokio::test]
+async fn fork_chains_end_with_their_run() {
+    for (name, step) in [("same session", ""), ("own sessions", "POSIX::setsid();")] {
+        for options in [&[][..], &["--no-cgroup"]] {
+            ends_when_killed(&format!("{name} {options:?}"), options, step).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn fork_chains_leave_no_heap_of_dead_processes() {
+    let chain = chain(&format!("$n < {LINKS}"), "");
+    let script = format!("perl -e '{chain} print qq(ready\\n);' & read line");
+    let (_stdin, mut stdout, _stderr, mut keeper) = parts(start(&sh(&script)));
+    let agent = started(&mut keeper).await;
+    lines_to(&mut stdout, "ready").await;
+    let left = descendants(parent(agent.pid)).expect("look for them").len();
+    assert!(left < DEAD_MAX, "{left} of {LINKS} are still there");
+}

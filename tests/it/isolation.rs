@@ -1,0 +1,183 @@
+//! One pipe, one process, one commit and one clock: none of them reaches another group (I15), and
+//! none keeps the server from its end.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::setup::scripted_agent;
+use crate::support::{Home, Server, Setup, eventually, process, within};
+
+/// More than the pipe to an agent's stdin holds of refusals.
+const ASKS: u32 = 30_000;
+
+/// Delays every sync of the database's log, and so every commit.
+fn slow_commits(home: &mut Home, microseconds: u32) {
+    let log = home.data().join("greenroom.db-wal");
+    let delay = format!("inject=fdatasync:delay_exit={microseconds}");
+    let words = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-P", log.to_str().unwrap()];
+    home.wrapper = words.into_iter().chain(["-e", &delay, "--"]).map(str::to_owned).collect();
+}
+
+/// F15: an agent fills its own stdin, by asking and not reading the answers, and then dies.
+#[test]
+fn full_stdin_of_a_dead_agent_stops_no_other_group() {
+    let mut server = Setup::new().text("server", "drain_timeout", "1s").start();
+    let dying: Vec<Value> = (0..4)
+        .map(|n| server.submit(&format!("full-{n}"), &format!("[[deaf]][[asks:{ASKS}]][[die:3]]")))
+        .collect();
+    for task in &dying {
+        server.finish_as(task, "interrupted");
+    }
+    // Groups are spread over all threads.
+    for n in 0..8 {
+        server.complete(&format!("other-{n}"), "x");
+    }
+    server.complete("full-0", "next");
+    server.terminate();
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+}
+
+/// I12: nothing reaches an agent that closed its stdin. Its turn ends, and the next one runs.
+#[test]
+fn agent_that_closes_its_stdin_is_ended() {
+    // Three lines reach the agent: `initialize`, `session/new`, and one prompt.
+    let agent = scripted_agent();
+    let script = format!(
+        "exec 3<&0 </dev/null; sed -u 3q <&3 3<&- | {} --outlives-eof 3<&- & exec 3<&-; wait",
+        agent.display()
+    );
+    let setup = Setup::new()
+        .agent("closes", &["-c", &script])
+        .text("agents.closes", "command", "/bin/sh")
+        .text("defaults", "agent", "closes");
+    let server = setup.start();
+    server.complete("work", "first");
+    let unheard = server.turn("work", "second");
+    assert_eq!(unheard["stop_reason"], "_protocol", "{unheard}");
+    assert!(unheard["error"]["message"].as_str().unwrap().contains("stdin"), "{unheard}");
+    server.complete("work", "third");
+    assert_eq!(server.journal.prompts(), ["first", "third"]);
+}
+
+/// I3: what a stream shows is the log, while commits of several messages follow each other.
+#[test]
+fn stream_shows_every_frame_of_a_group_without_a_profile() {
+    const GROUPS: u32 = 10;
+    let mut server = Setup::new().command("gone", "true").start();
+    for n in 0..GROUPS {
+        server.put(&format!("/v1/groups/g{n}"), &json!({ "agent": "gone" })).expect(201);
+    }
+    server.terminate();
+    server.wait_exit();
+    let config = fs::read_to_string(server.home.config()).unwrap();
+    server.home.write_config(&config.replace("[agents.gone]\ncommand = \"true\"\n", ""));
+    server.boot();
+    for n in 0..GROUPS {
+        let group = format!("g{n}");
+        let events = server.events(&group, "");
+        let mut seen = events.until_synced();
+        let tasks: Vec<Value> = thread::scope(|scope| {
+            let submit = || server.submit(&group, "x");
+            let submits: Vec<_> = (0..2).map(|_| scope.spawn(submit)).collect();
+            submits.into_iter().map(|submit| submit.join().unwrap()).collect()
+        });
+        for task in &tasks {
+            server.finish_as(task, "failed");
+        }
+        let last = server.group(&group)["last_seq"].as_u64().unwrap();
+        seen.extend(events.until("the last frame", |event| event.id == Some(last)));
+        let seqs: Vec<u64> = seen.iter().filter_map(|event| event.id).collect();
+        assert_eq!(seqs, (1..=last).collect::<Vec<u64>>(), "{group}");
+        assert_eq!(server.frames(&group).len() as u64, last, "{group}");
+    }
+    server.kill_and_boot();
+    server.terminate();
+    // Which has `verify` look at what is left.
+    server.wait_exit();
+}
+
+/// RELIABILITY 1, "agent died": what it said before its death is read to the end, however long the
+/// commits take that hold its reader up.
+#[test]
+fn last_words_of_a_dead_agent_survive_slow_commits() {
+    const LINES: u32 = 6_000;
+    let mut home = Setup::new().home();
+    slow_commits(&mut home, 2_200_000);
+    let server = Server::start(home);
+    let task = server.submit("work", &format!("[[chunks:{LINES}:160]][[die:3]]"));
+    let limit = Duration::from_secs(120);
+    let ended = within(limit, "the turn's end", &server.log, || {
+        let task = server.task(&task);
+        (task["state"] == "interrupted").then_some(task)
+    });
+    assert_eq!(ended["interrupted"]["side_effects"], "none_observed", "{ended}");
+    let said = server.frames_of_kind("work", "session/update").into_iter().filter(|frame| {
+        frame["payload"]["params"]["update"]["sessionUpdate"] == "agent_message_chunk"
+    });
+    assert_eq!(said.count(), LINES as usize);
+}
+
+/// A frozen container or a suspended machine stands still as a whole: no deadline of a turn passes
+/// meanwhile.
+#[test]
+fn freeze_of_server_and_agent_counts_against_no_deadline() {
+    let server = Server::usual();
+    server.complete("work", "warm");
+    let body = json!({ "prompt": "[[gate:go]][[reply:done]]", "deadline_ms": 6000 });
+    let task = server.post("/v1/groups/work/turns", &body).expect(202);
+    server.journal.wait_gate("go");
+    let agent = server.journal.agent_pid();
+    let frozen = [process::parent(agent), agent, server.pid()];
+    frozen.iter().for_each(|&pid| process::signal(pid, Signal::STOP));
+    // This is the fault itself, not a wait for something.
+    thread::sleep(Duration::from_secs(9));
+    frozen.iter().rev().for_each(|&pid| process::signal(pid, Signal::CONT));
+    server.journal.open_gate("go");
+    assert_eq!(server.finish_as(&task, "completed")["text"], "done");
+    assert_eq!(server.journal.events_named("start").len(), 1, "the same agent");
+}
+
+/// DQ-11: a prompt whose START is being committed when SIGTERM comes is not sent any more. Its task
+/// keeps its place, and runs after the next start.
+#[test]
+fn no_prompt_is_sent_after_sigterm() {
+    let mut home = Setup::new().home();
+    slow_commits(&mut home, 1_500_000);
+    let log = home.data().join("greenroom.db-wal");
+    let mut server = Server::start(home);
+    server.complete("work", "warm");
+    let written = |server: &Server| -> SystemTime {
+        // Whatever was still to be committed was, once nothing is written for longer than a sync.
+        let mut last = fs::metadata(&log).unwrap().modified().unwrap();
+        loop {
+            thread::sleep(Duration::from_secs(2));
+            let now = fs::metadata(&log).unwrap().modified().unwrap();
+            if now == last {
+                return last;
+            }
+            assert!(process::is_alive(server.pid()));
+            last = now;
+        }
+    };
+    let before = written(&server);
+    let task = thread::scope(|scope| {
+        let submit = scope.spawn(|| server.submit("work", "late"));
+        eventually("START to be written", &server.log, || {
+            (fs::metadata(&log).unwrap().modified().unwrap() != before).then_some(())
+        });
+        server.terminate();
+        let task = submit.join().unwrap();
+        assert_eq!(task["state"], "running", "START was committed: {task}");
+        task
+    });
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    assert_eq!(server.journal.prompts(), ["warm"]);
+    server.home.wrapper.clear();
+    server.boot();
+    server.finish_as(&task, "completed");
+    assert_eq!(server.journal.prompts(), ["warm", "late"]);
+}
