@@ -9,10 +9,14 @@
 //! | `die-once:NAME` | the process exits with 1, the first time that this name is met |
 //! | `deaf` | nothing is read from stdin any more |
 //! | `asks:N` | N requests that the client must refuse; no answer is waited for |
+//! | `fill-stdin` | the same without reading stdin any more, until it is full |
+//! | `fork-chain` | starts a process that forks the next and ends, again and again, for seconds |
 //! | `stray:N` | N responses with ids that nobody asked with, the last with id null |
 
 use std::fs::File;
-use std::process::{self, Command};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::{self, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,7 +53,9 @@ impl Turn {
                 }
             }
             "deaf" => self.agent().go_deaf(),
+            "fill-stdin" => self.fill_stdin(),
             "asks" => self.ask_many(argument.parse().unwrap_or(1)),
+            "fork-chain" => self.start_fork_chain(),
             "stray" => self.stray(argument.parse().unwrap_or(1)),
             _ => return self.signal(name, argument),
         }
@@ -68,6 +74,30 @@ impl Turn {
         let line = |number| format!("{{\"id\":{number},\"method\":\"scripted/unknown\"}}\n");
         let lines: String = (1_000_000..1_000_000 + count).map(line).collect();
         self.agent().write(lines.as_bytes());
+    }
+
+    /// Ends when the client has read the last request, and its pipe has no room for the answer.
+    fn fill_stdin(&self) {
+        self.agent().go_deaf();
+        let size = rustix::pipe::fcntl_getpipe_size(io::stdin()).unwrap_or(0) as u64;
+        let unread = |fd: BorrowedFd<'_>| rustix::io::ioctl_fionread(fd).unwrap_or(u64::MAX);
+        // The pipe holds whole pages, of which the last answers leave a part.
+        while unread(io::stdin().as_fd()) < size - size / 8 {
+            self.ask_many(1_000);
+        }
+        self.ask_many(5_000);
+        while unread(io::stdout().as_fd()) > 0 {
+            thread::sleep(GATE_POLL);
+        }
+    }
+
+    /// Each process has a session of its own, and lives for less time than a look at all of `/proc`
+    /// takes.
+    fn start_fork_chain(&self) {
+        let chain = "use POSIX (); for (1 .. 5000) { my $next = fork; POSIX::_exit(0) if $next; \
+                     POSIX::setsid(); select(undef, undef, undef, 0.0004); }";
+        let started = Command::new("perl").args(["-e", chain]).stdin(Stdio::null()).spawn();
+        self.agent().note("fork-chain", json!({ "started": started.is_ok() }));
     }
 
     fn stray(&self, count: u64) {

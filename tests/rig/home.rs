@@ -45,7 +45,7 @@ impl Home {
         let limits = &plan.limits;
         let mut toml = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\ndrain_timeout = \"2s\"\n\
-             [storage]\nurl = \"sqlite:{data}/greenroom.db\"\n\
+             [storage]\nurl = \"sqlite:{data}/greenroom.db\"\nretention_days = 1\n\
              [limits]\nrunning_groups = {running}\nresident_agents = {resident}\n\
              queue = {queue}\nline = \"{LINE}\"\n\
              [defaults]\nagent = \"plain\"\nauto_compact = {auto_compact}\n\

@@ -79,6 +79,8 @@ pub enum Fault {
     Locked { after: Duration, lasting: Duration },
     /// The wall clock jumps (F27).
     Clock { after: Duration, seconds: i64 },
+    /// The wall clock is wrong by so much already when the server starts (F27).
+    WrongClock { after: Duration, years: i64 },
     /// So few descriptors are left (F34).
     Descriptors { after: Duration, spare: u64 },
 }
@@ -94,13 +96,14 @@ impl fmt::Display for Fault {
             Self::SyncError { .. } => "sync error",
             Self::Locked { .. } => "database locked",
             Self::Clock { .. } => "clock jump",
+            Self::WrongClock { .. } => "clock wrong at the start",
             Self::Descriptors { .. } => "no descriptors",
         })
     }
 }
 
 /// How many kinds of faults there are besides kills at syncs.
-const OTHERS: u64 = 8;
+const OTHERS: u64 = 9;
 
 impl Plan {
     /// The plan of a seed.
@@ -179,6 +182,10 @@ fn other(which: u64, form: Form, random: &mut Random) -> Fault {
         6 => {
             let seconds = if random.one_in(2) { 3_600 } else { -3_600 };
             Fault::Clock { after, seconds }
+        }
+        7 => {
+            let years = if random.one_in(3) { -3 } else { 3 };
+            Fault::WrongClock { after, years }
         }
         _ => Fault::Descriptors { after, spare: random.between(0, 12) },
     }

@@ -62,6 +62,11 @@ const STUBBORN: [&str; 4] = [
     "[[tool:open]][[permission]]",
 ];
 
+/// What reaches beyond its own group if it can: a full stdin that is then dead, processes that fork
+/// faster than they are seen (F9, F15).
+const UNRULY: [&str; 3] =
+    ["[[fill-stdin]][[die:1]]", "[[fork-chain]][[reply:x]]", "[[fork-chain]][[sleep:50]][[die:1]]"];
+
 /// What only the ladder ends (F6, F15).
 const HANGS: [&str; 4] = [
     "[[ignore-cancel]][[gate:never]]",
@@ -72,12 +77,13 @@ const HANGS: [&str; 4] = [
 
 /// A prompt that carries `marker`, which no other has; `witness` gets ordinary ones only.
 pub fn prompt(random: &mut Random, witness: bool, hangs: bool, marker: &str) -> String {
-    let kinds: [(u64, &[&str]); 8] = [
+    let kinds: [(u64, &[&str]); 9] = [
         (600, &ORDINARY),
         (130, &DEATHS),
         (60, &ANSWERS),
         (70, &NOISE),
         (20, &STUBBORN),
+        (8, &UNRULY),
         (40, &["[[permission]]", "[[permission:always]]", "[[permission:none]]"]),
         (30, &["nothing but text"]),
         (if hangs { 6 } else { 0 }, &HANGS),

@@ -205,6 +205,11 @@ fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<St
             still_there(server, EFFECT)?;
             Ok(jumped.then(|| format!("its clock jumped by {seconds} s")))
         }
+        Fault::WrongClock { after, years } => {
+            still_there(server, *after)?;
+            let year = stage.client().year();
+            Ok(year.map(|year| format!("its clock was wrong by {years} years, in {year}")))
+        }
         Fault::Descriptors { after, spare } => {
             wait(server, *after)?;
             let limit = server.descriptors()? + spare;

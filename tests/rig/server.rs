@@ -20,6 +20,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the tracer may take to write down what it saw.
 const TRACED: Duration = Duration::from_secs(5);
 
+const YEAR_SECONDS: i64 = 365 * 86_400;
+
 const POLL: Duration = Duration::from_millis(5);
 
 /// One life of the server. Dropping it kills it.
@@ -50,8 +52,13 @@ impl Server {
                 command.env_remove(&name);
             }
         }
-        if let Some(Fault::Clock { .. }) = fault {
-            fs::write(home.file("clock"), "+0")?;
+        let offset = match fault {
+            Some(Fault::Clock { .. }) => Some(0),
+            Some(Fault::WrongClock { years, .. }) => Some(years * YEAR_SECONDS),
+            _ => None,
+        };
+        if let Some(offset) = offset {
+            fs::write(home.file("clock"), format!("{offset:+}"))?;
             command
                 .env("LD_PRELOAD", fake_clock()?)
                 .env("FAKETIME_TIMESTAMP_FILE", home.file("clock"))

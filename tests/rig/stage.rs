@@ -154,11 +154,21 @@ impl Client<'_> {
         self.get(path).filter(|(status, _)| *status == 200).map(|(_, text)| text)
     }
 
-    /// The seconds of the day by the server's clock.
-    pub fn clock(&self) -> Option<u64> {
+    /// The year by the server's clock.
+    pub fn year(&self) -> Option<u64> {
+        self.date()?.split(' ').nth(3)?.parse().ok()
+    }
+
+    /// The time by the server's clock, as HTTP writes it.
+    fn date(&self) -> Option<String> {
         let url = format!("http://{}/healthz", self.stage.address()?);
         let response = self.agent.run(Request::get(url).body(()).ok()?).ok()?;
-        let date = response.headers().get("date")?.to_str().ok()?.to_owned();
+        Some(response.headers().get("date")?.to_str().ok()?.to_owned())
+    }
+
+    /// The seconds of the day by the server's clock.
+    pub fn clock(&self) -> Option<u64> {
+        let date = self.date()?;
         let time = date.split(' ').find(|word| word.contains(':'))?;
         let parts = time.split(':').map(|part| part.parse::<u64>().ok());
         parts.collect::<Option<Vec<_>>>().map(|parts| parts.iter().fold(0, |sum, n| sum * 60 + n))
