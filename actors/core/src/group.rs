@@ -372,6 +372,13 @@ impl Group {
         current.or_else(|| self.waiting.get(self.position(id)?))
     }
 
+    /// Whether the run has to stay: for a task, or for a compaction that the agent makes by itself.
+    /// A permission that it asks for outside of a turn keeps no place from other groups: it becomes
+    /// void with the run.
+    pub fn needs_run(&self) -> bool {
+        self.current.is_some() || self.recent.active().is_some()
+    }
+
     /// Whether nothing has begun that is not over: the state is then all that [`Group::restore`]
     /// takes, and a log may be cut there. An agent may be resident, and tasks may wait that have
     /// not been started.

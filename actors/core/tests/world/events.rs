@@ -69,6 +69,10 @@ impl World {
             }
             Move::Decide { back, choice } => self.decide(back, choice)?,
             Move::Shutdown => Event::Shutdown,
+            Move::Evict => {
+                let run = self.group.run().filter(|_| !self.group.needs_run())?;
+                Event::Expired(Expiry::Idle(run.id, self.group.head().last_seq))
+            }
             Move::Lock(said) => self.lock(said)?,
             Move::LoseLock => {
                 self.group.lease()?;
