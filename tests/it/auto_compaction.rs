@@ -244,8 +244,8 @@ fn cooldown_after_a_failure_is_durable() {
     server.assert_compacted("work", 1);
 }
 
-/// HL-14, I12: a lock that somebody keeps delays one turn by `compaction_timeout`, and not each
-/// that follows; over a restart too. It holds nobody back who asks for a compaction.
+/// HL-14, I12: a lock that another program keeps delays one turn by `compaction_timeout`, and not
+/// each later one; over a restart too. A caller may order a compaction all the same.
 #[test]
 fn a_held_lock_is_followed_by_a_rest() {
     let mut server = Setup::new().text("defaults", "compaction_timeout", "300ms").start();

@@ -296,10 +296,10 @@ fn a_compaction_between_two_counts_for_nothing() {
     }
 }
 
-/// API 2: a group that was deleted and is revived goes on: neither a pause nor what was cut off
-/// follows it, over a restart too.
+/// API 2: a group that was deleted and is revived keeps neither its pause nor its count of turns
+/// that were cut off, over a restart too.
 #[test]
-fn a_revived_group_begins_anew() {
+fn a_revived_group_has_a_clean_slate() {
     for killed in [false, true] {
         let mut server = Server::usual();
         cut(&server, "work");

@@ -77,11 +77,11 @@ fn a_waiting_compaction_is_the_new_configurations() {
     let task = with_a_waiting_compaction(&server);
     server.kill();
     let config = fs::read_to_string(server.home.config()).unwrap();
-    server.home.write_config(&config.replace("\"/compact\"", "\"/compact-anew\""));
+    server.home.write_config(&config.replace("\"/compact\"", "\"/compact-more\""));
     server.boot();
     resume(&server);
     server.finish_as(&task, "completed");
-    assert_eq!(server.journal.prompts()[1], "/compact-anew");
+    assert_eq!(server.journal.prompts()[1], "/compact-more");
 }
 
 /// A focus is the caller's, and stays.
@@ -98,7 +98,7 @@ fn a_focus_stays() {
 }
 
 /// A compaction that no profile in force can do says so, and is never `completed`; also while
-/// somebody else holds the lock that it waited for, and one that the group ordered by itself.
+/// another program holds the lock that it waited for, and one that the group ordered by itself.
 #[test]
 fn a_waiting_compaction_of_an_agent_that_cannot() {
     let server = setup().start();
@@ -182,7 +182,7 @@ fn a_run_that_is_outdated_as_it_starts_takes_no_prompt() {
     assert_eq!(opened.last().unwrap()["cwd"], json!(directory), "{opened:?}");
 }
 
-/// A turn that runs keeps its agent; what waits behind it goes to the next one, in the same session.
+/// A turn that runs keeps its agent; the next task goes to the new agent, in the same session.
 #[test]
 fn a_running_turn_keeps_its_agent() {
     let server = setup().start();

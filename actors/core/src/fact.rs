@@ -309,7 +309,7 @@ pub enum Write {
     CompactionUpdated(Box<Compaction>),
     /// A compaction is over.
     CompactionEnded(Box<Compaction>),
-    /// An ordered compaction came to nothing: for a while the group orders none by itself.
+    /// An ordered compaction was not completed: for a while the group orders none by itself.
     CompactionRests {
         /// Until when.
         due: Due,

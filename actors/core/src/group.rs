@@ -114,8 +114,8 @@ pub struct Compacting {
     before: Option<u64>,
     /// How many in a row freed too little (I12).
     streak: u8,
-    /// Until when the group orders none by itself, as an ordered one came to nothing and none was
-    /// completed since (SEEDS HL-14). No frame tells it.
+    /// Until when the group orders none by itself, as an ordered one was not completed (SEEDS
+    /// HL-14). No frame tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rest: Option<Due>,
     /// When an ordered one failed last: how an earlier version kept the rest.

@@ -247,7 +247,7 @@ fn a_permission_outside_of_a_turn_keeps_no_place() {
     assert_eq!((hand.group.permissions().len(), hand.group.needs_run()), (1, false));
     let now = hand.moment();
     let idle = |(expiry, _): &(Expiry, u64)| matches!(expiry, Expiry::Idle(..));
-    assert!(!hand.group.patience(&PATIENCE, now).any(|bound| idle(&bound)), "nobody else waits");
+    assert!(!hand.group.patience(&PATIENCE, now).any(|bound| idle(&bound)), "no other run waits");
     let evicted = Expiry::Idle(hand.run(), hand.group.head().last_seq);
     let run = hand.run();
     let step = hand.apply(Event::Expired(evicted));

@@ -27,7 +27,7 @@ fn auto() -> Hand {
     hand
 }
 
-/// "Two in a row" is about turns: what a compaction comes to says nothing of the turns around it.
+/// "Two in a row" is about turns: the end of a compaction says nothing of the turns around it.
 #[test]
 fn a_compaction_between_two_turns_that_were_cut_off_changes_nothing() {
     type Ends = fn(&mut Hand);
@@ -126,7 +126,7 @@ fn a_revived_group_goes_on() {
 
 /// What is changed about a group that lives takes no pause back.
 #[test]
-fn a_change_resumes_nobody() {
+fn a_change_ends_no_pause() {
     let mut hand = Hand::idle();
     hand.apply(Event::Paused);
     hand.configure("other", None);

@@ -142,7 +142,7 @@ fn i12_one_that_helped_ends_the_streak() {
 /// A name, what becomes of an ordered compaction, and how its task ends.
 type InVain = (&'static str, fn(&mut Hand, TaskId), T);
 
-/// How an ordered compaction comes to nothing, from its order on.
+/// The ways in which an ordered compaction is not completed.
 #[rustfmt::skip]
 const IN_VAIN: &[InVain] = &[
     ("it failed", |hand, _| {
@@ -191,7 +191,7 @@ const IN_VAIN: &[InVain] = &[
     }, T::Skipped),
 ];
 
-/// A group that ordered a compaction by itself, which came to nothing.
+/// A group that ordered a compaction by itself, which was not completed.
 fn in_vain(ends: fn(&mut Hand, TaskId)) -> (Hand, TaskId) {
     let mut hand = Hand::idle();
     hand.turn_to(90);
@@ -212,10 +212,10 @@ fn orders_one(hand: &mut Hand) -> bool {
     hand.ordered().is_some()
 }
 
-/// SEEDS HL-14, I12: whatever an ordered compaction came to nothing by, a rest follows: else a lock
-/// that somebody keeps would delay turn after turn.
+/// SEEDS HL-14, I12: a rest follows an ordered compaction that was not completed, for whatever
+/// reason: else a lock that another program keeps would delay turn after turn.
 #[test]
-fn hl_14_one_that_came_to_nothing_is_followed_by_a_rest() {
+fn hl_14_a_rest_follows_one_that_was_not_completed() {
     for (name, ends, state) in IN_VAIN {
         for (waited_ms, ordered) in [(0, false), (599_999, false), (600_000, true)] {
             let (mut hand, task) = in_vain(*ends);
@@ -263,7 +263,8 @@ fn hl_14_a_clock_that_is_set_neither_lengthens_nor_ends_the_rest() {
     }
 }
 
-/// HL-14: what somebody does, or a compaction that is done, ends the rest.
+/// HL-14: a caller who changes the group or orders a compaction ends the rest, and so does a
+/// completed compaction.
 #[test]
 fn hl_14_what_ends_the_rest() {
     type Acts = fn(&mut Hand);
@@ -289,8 +290,8 @@ fn hl_14_what_ends_the_rest() {
     }
 }
 
-/// One that was not needed does not come to nothing: two of them stop it, see I12; and one that
-/// somebody else made has been made.
+/// No rest follows one that had nothing to do (two of them stop it, see I12), nor one that another
+/// program completed.
 #[test]
 fn what_was_not_needed_is_followed_by_no_rest() {
     let (mut hand, _) = in_vain(|hand, _| {

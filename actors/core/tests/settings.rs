@@ -124,7 +124,7 @@ fn a_compaction_that_starts_as_a_command_does_not_rotate() {
     assert_eq!((hand.count(), hand.group.head().lead_in.as_deref()), (1, None));
 }
 
-/// What it compacts by is in the facts, so that whoever folds them knows it as well (I13).
+/// Prompt and strategy of the START are in the facts: a fold of the log knows them as well (I13).
 #[test]
 fn the_facts_tell_how_a_compaction_was_started() {
     let mut hand = Hand::idle();
@@ -142,7 +142,7 @@ fn the_facts_tell_how_a_compaction_was_started() {
     assert_eq!(told, Some((prompt, Some(Strategy::Rotate))));
 }
 
-/// The caller's focus is kept, whoever compacts.
+/// The caller's focus is kept with each profile.
 #[test]
 fn the_focus_outlives_a_change_of_the_profile() {
     for (strategy, text, expected) in [
@@ -159,7 +159,7 @@ fn the_focus_outlives_a_change_of_the_profile() {
 }
 
 /// A profile that has no way to compact: the task says so, the session is as it was, and what
-/// waits behind it goes on. It waits for no lock.
+/// waits after it can start. It waits for no lock.
 #[test]
 fn a_compaction_that_no_profile_can_do_is_skipped() {
     for (name, waits, goes_on) in WAITS {
@@ -289,7 +289,7 @@ fn an_outdated_run_is_replaced_before_start() {
             hand.forget();
             let run = hand.group.run().unwrap();
             assert_eq!((run.id, run.phase), (first, RunPhase::Stopping), "{name}");
-            // What it says of its start comes too late.
+            // Its report that it is ready is too late.
             let step = hand.ready("s", None);
             assert_eq!(step.effects, [], "{name}");
             if hand.group.current().is_none() {
@@ -317,7 +317,7 @@ fn an_outdated_run_is_replaced_before_start() {
 fn an_outdated_run_is_ended_once() {
     let mut hand = Hand::in_turn();
     let step = hand.configure("b", None);
-    assert_eq!(step.effects, [], "the turn goes on");
+    assert_eq!(step.effects, [], "the turn keeps its run");
     let step = hand.answer(StopReason::EndTurn);
     let run = hand.run();
     assert_eq!(step.effects, [Effect::Stop { run, how: Stop::Gently }]);
@@ -397,7 +397,7 @@ fn nothing_is_ordered_where_nothing_can_be_compacted() {
     assert_eq!(hand.ordered(), None::<TaskId>, "its summary was carried nowhere yet");
 }
 
-/// The settings of a group that nobody made are those of its first task.
+/// A first task creates the group with the default settings.
 #[test]
 fn a_first_task_makes_the_group() {
     let mut hand = Hand::new();

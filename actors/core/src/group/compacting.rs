@@ -17,9 +17,9 @@ const FREED_PART: u64 = 10;
 const UNCHANGED: &str = "the session is unchanged";
 /// Why a compaction counts for nothing that lost its lock (SEEDS HL-11).
 const LOCK_LOST: &str = "its lock was lost";
-/// Why one is skipped that somebody else made.
+/// Why one is skipped if another holder of the lock compacted the session.
 pub(super) const ALREADY_COMPACTED: &str = "already_compacted";
-/// After one that came to nothing none is ordered by itself for so long (SEEDS HL-14).
+/// How long the group orders none by itself after one that was not completed (SEEDS HL-14).
 const REST_MS: u64 = 600_000;
 
 impl Compacting {
@@ -318,9 +318,9 @@ impl Scene<'_> {
         true
     }
 
-    /// An ordered compaction came to nothing: the group orders none by itself for a while, so that
-    /// neither a lock that somebody keeps nor an agent that fails delays turn after turn. One that
-    /// was not needed is counted instead, and one that somebody else made is none.
+    /// Starts the rest after an ordered compaction that was not completed, so that neither a lock
+    /// that another program keeps nor an agent that fails delays turn after turn. One that had
+    /// nothing to do is counted instead; one that another program completed starts no rest.
     pub(super) fn rest_after(&mut self, state: TaskState, error: Option<&str>) {
         let needed = error != Some(ALREADY_COMPACTED);
         let rests = match state {

@@ -52,7 +52,7 @@ enum Next {
     PromptSent(TaskId),
     /// Its task ends, or is made again.
     Ends(TaskId),
-    /// HL-14: a compaction that was ordered came to nothing.
+    /// HL-14: an ordered compaction was not completed.
     Rests,
 }
 
@@ -299,7 +299,7 @@ impl Checker {
     fn follows(&mut self, write: &Write) -> Held {
         let Some(next) = self.next.take() else {
             let rests = matches!(write, Write::CompactionRests { .. });
-            ensure!(!rests, "HL-14: nothing came to nothing, and there is a rest");
+            ensure!(!rests, "HL-14: a rest without an ordered compaction that failed");
             return Ok(());
         };
         let so = match (next, write) {

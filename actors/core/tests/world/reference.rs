@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::attempts::left_ms;
 
-/// After a compaction that came to nothing none is ordered by itself for so long.
+/// How long none is ordered by itself after a compaction that was not completed.
 const REST_MS: u64 = 600_000;
 
 /// The rows of one group.
