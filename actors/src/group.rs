@@ -43,7 +43,7 @@ use crate::{
     feed::{self, Feed},
     frames::{self, Place},
     metrics::Metrics,
-    profile::{Limits, Profile},
+    profile::{Compacts, Limits, Profile},
     residents::{Needed, Wish},
     storage::{GroupNo, KeyUse, Ledger, Standing, StoreError, TaskView, Writes},
 };
@@ -239,6 +239,8 @@ impl Group {
         let limits = &self.shared.limits;
         let profile = self.shared.profiles.get(&settings.agent);
         let of_profile = profile.and_then(|profile| profile.auto_compact);
+        // What waits under a profile that is not configured fails at its launch, and not before.
+        let compacts = profile.map_or(&Compacts::ByRotation, |profile| &profile.compaction);
         Terms {
             patience: limits.patience,
             auto_compact: settings.auto_compact.or(of_profile).unwrap_or(limits.auto_compact),
@@ -248,7 +250,7 @@ impl Group {
                 .permission_policy
                 .clone()
                 .unwrap_or_else(|| limits.permissions.clone()),
-            compaction: profile.and_then(|profile| profile.compaction.order()),
+            compaction: compacts.order(),
             listens: profile.is_some_and(|profile| profile.signals.any()),
         }
     }

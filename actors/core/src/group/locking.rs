@@ -16,8 +16,12 @@ impl Scene<'_> {
         {
             self.release_lock(false);
         }
-        let next = self.group.waiting.front().map(|next| next.id);
-        let next = next.filter(|_| self.group.may_lock() && self.group.current.is_none());
+        let group = &self.group;
+        let next = match &group.current {
+            None => group.waiting.front().filter(|_| group.may_lock()),
+            Some(current) => Some(&current.task).filter(|_| current.turn.is_none()),
+        };
+        let next = next.map(|next| next.id);
         if next.is_some_and(|next| self.end_if_idle(next)) {
             return;
         }
