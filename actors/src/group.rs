@@ -26,8 +26,8 @@ use actix::{
     Message, Recipient, SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Blocked, Digests, Effect, Event, Expiry, GroupId, Recovery, Rejected, RunId, Status, Step,
-    Task, TaskId, TaskState, Terms, Write, lock::Now,
+    Blocked, Digests, Effect, Event, Expiry, GroupId, Recovery, Rejected, RunId, Settings, Status,
+    Step, Task, TaskId, TaskState, Terms, Write, lock::Now,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -44,7 +44,7 @@ use crate::{
     feed::{self, Feed},
     frames::{self, Place},
     metrics::Metrics,
-    profile::{Limits, Profile},
+    profile::{Compacts, Limits, Profile},
     residents::{Needed, Wish},
     storage::{GroupNo, KeyUse, Ledger, Standing, StoreError, TaskView, Writes},
 };
@@ -173,9 +173,9 @@ impl Group {
     ) -> Self {
         let obituary =
             Obituary { group: id.clone(), incarnation, recovery, reader: shared.died.clone() };
-        let core = greenroom_core::Group::new(greenroom_core::Settings {
+        let core = greenroom_core::Group::new(Settings {
             agent: shared.default_agent.clone(),
-            ..greenroom_core::Settings::default()
+            ..Settings::default()
         });
         Self {
             id,
@@ -227,21 +227,28 @@ impl Group {
     /// Takes in one event. All that one commit stores has one time, `at`: live and in the database
     /// (I13).
     fn apply(&mut self, event: Event, at: Now) -> Result<Step, Rejected> {
-        let terms = self.terms.take().unwrap_or_else(|| self.new_terms());
+        let configures = matches!(event, Event::Configured(_));
+        let terms = match &event {
+            // What follows from a change is decided by what is in force after it.
+            Event::Configured(settings) => self.new_terms(settings),
+            _ => self.terms.take().unwrap_or_else(|| self.new_terms(&self.core.head().settings)),
+        };
         let step = self.core.apply(event, at, &terms, &mut clock::fresh);
         step.iter().flat_map(|step| &step.writes).for_each(|write| self.reread.take(write));
         let changes =
             |write: &Write| matches!(write, Write::GroupCreated(_) | Write::GroupChanged(_));
-        let stale = step.as_ref().is_ok_and(|step| step.writes.iter().any(changes));
+        let stale = configures || step.as_ref().is_ok_and(|step| step.writes.iter().any(changes));
         self.terms = Some(terms).filter(|_| !stale);
         step
     }
 
-    /// What the group's settings and its agent's profile come to.
-    fn new_terms(&self) -> Terms {
-        let (settings, limits) = (&self.core.head().settings, &self.shared.limits);
+    /// What these settings and their agent's profile come to.
+    fn new_terms(&self, settings: &Settings) -> Terms {
+        let limits = &self.shared.limits;
         let profile = self.shared.profiles.get(&settings.agent);
         let of_profile = profile.and_then(|profile| profile.auto_compact);
+        // What waits under a profile that is not configured fails at its launch, and not before.
+        let compacts = profile.map_or(&Compacts::ByRotation, |profile| &profile.compaction);
         Terms {
             patience: limits.patience,
             auto_compact: settings.auto_compact.or(of_profile).unwrap_or(limits.auto_compact),
@@ -251,7 +258,7 @@ impl Group {
                 .permission_policy
                 .clone()
                 .unwrap_or_else(|| limits.permissions.clone()),
-            compaction: profile.and_then(|profile| profile.compaction.order(None)),
+            compaction: compacts.order(),
             listens: profile.is_some_and(|profile| profile.signals.any()),
         }
     }

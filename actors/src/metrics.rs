@@ -268,7 +268,7 @@ mod tests {
             (settled(&compaction),                                                          &[]),
             (Write::LockLost { task: turn.id },                                             &["lock_losses_total 1"]),
             (Write::LockBypassed { task: turn.id, remedy: "".into() },                      &["lock_bypasses_total 1"]),
-            (Write::RunStarted { run, agent: "a".into() },                                  &["runs_started_total 1"]),
+            (Write::RunStarted { run, agent: "a".into(), listens: false },                                  &["runs_started_total 1"]),
             (Write::AgentOutputRejected { run, reason: "".into(), bytes: "".into() },       &["agent_lines_rejected_total 1"]),
             (Write::CancelRequested { task: turn.id },                                      &[]),
         ];

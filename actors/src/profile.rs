@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use greenroom_core::{Json, OnInterrupt, Patience, PermissionPolicy, Retry, Strategy};
+use greenroom_core::{CompactionOrder, OnInterrupt, Patience, PermissionPolicy, Retry, Strategy};
 use serde::{Deserialize, Serialize};
 
 /// What an agent is asked whose session is to go on in another one.
@@ -99,21 +99,14 @@ pub enum Compacts {
 }
 
 impl Compacts {
-    /// What a compaction task does, and its prompt as ACP content blocks; `None` if there is no
-    /// way to order one.
-    pub fn order(&self, focus: Option<&str>) -> Option<(Strategy, Json)> {
-        let (strategy, text) = match (self, focus) {
-            (Self::ByCommand(command), None) => (Strategy::Command, command.clone()),
-            (Self::ByCommand(command), Some(focus)) => {
-                (Strategy::Command, format!("{command} {focus}"))
-            }
-            (Self::ByRotation, None) => (Strategy::Rotate, SUMMARY_REQUEST.to_owned()),
-            (Self::ByRotation, Some(focus)) => {
-                (Strategy::Rotate, format!("{SUMMARY_REQUEST}\nKeep in view above all: {focus}"))
-            }
-            (Self::Not, _) => return None,
+    /// What a compaction task has the agent do; `None` if there is no way to order one.
+    pub fn order(&self) -> Option<CompactionOrder> {
+        let (strategy, text) = match self {
+            Self::ByCommand(command) => (Strategy::Command, command.clone()),
+            Self::ByRotation => (Strategy::Rotate, SUMMARY_REQUEST.to_owned()),
+            Self::Not => return None,
         };
-        Some((strategy, crate::agent::acp::text_prompt(&text).ok()?))
+        Some(CompactionOrder { strategy, text })
     }
 }
 

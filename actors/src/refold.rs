@@ -250,6 +250,7 @@ impl Refold {
             }
             Write::TaskEnded {
                 task,
+                kind,
                 attempt,
                 state,
                 stop_reason,
@@ -290,6 +291,7 @@ impl Refold {
                 );
                 Write::TaskEnded {
                     task,
+                    kind,
                     attempt,
                     state,
                     stop_reason,
@@ -334,11 +336,11 @@ impl Refold {
                     Task { ended_at: Some(at), seq_last: Some(self.seq), ..Task::clone(record) };
                 self.tasks.insert(*task, ended);
             }
-            Write::TurnStarted { task, prompt } => {
+            Write::TurnStarted { task, prompt, .. } => {
                 let stored = self.accepted.get(task).map(|row| row.prompt().clone());
                 self.same(&format!("prompt of {task}"), Some(prompt.clone()), stored);
             }
-            Write::RunStarted { run, agent } => {
+            Write::RunStarted { run, agent, .. } => {
                 let agent = agent.clone();
                 let run_row = Run { agent, pid: None, started_at: at, ready_at: None, ended: None };
                 self.runs.insert(*run, run_row);

@@ -180,6 +180,8 @@ impl Refold {
         // Until when the next run waits is in no frame, nor that it waited long enough.
         head.launch_due = standing.head.launch_due;
         head.provenance.clone_from(&standing.head.provenance);
+        // Likewise until when no compaction is ordered.
+        head.compacting.rest_as(&standing.head.compacting);
         self.same("head", head, standing.head.clone());
         self.same("status", self.group.status(), standing.status);
         let waiting = self.group.waiting().len() as u64;

@@ -38,7 +38,7 @@ fn writes() -> impl Strategy<Value = Vec<Write>> {
             0 => Write::AgentOutputRejected { run, reason: text, bytes: "eA==".into() },
             1 => {
                 let pretty = format!("[\r\n{}\n]", serde_json::to_string(&text).unwrap());
-                Write::TurnStarted { task, prompt: Json::parse(pretty).unwrap() }
+                Write::TurnStarted { task, prompt: Json::parse(pretty).unwrap(), strategy: None }
             }
             2 => Write::PromptSent {
                 id: 7,

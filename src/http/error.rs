@@ -155,7 +155,9 @@ impl ApiError {
             Self::BodyTooSlow => ("request-timeout", "Request timeout"),
             Self::NotJson => ("unsupported-media-type", "Unsupported media type"),
             Self::BodyTooLarge(_) => ("body-too-large", "Body too large"),
-            Self::InvalidCwd(_) => ("invalid-cwd", "Invalid working directory"),
+            Self::InvalidCwd(_) | Self::Group(GroupError::InvalidCwd(_)) => {
+                ("invalid-cwd", "Invalid working directory")
+            }
             Self::ForeignHost => ("foreign-host", "Foreign host"),
             Self::BadHost => ("bad-host", "Bad host"),
             Self::ForeignOrigin => ("foreign-origin", "Foreign origin"),
@@ -226,7 +228,9 @@ impl ResponseError for ApiError {
             | Self::InvalidCwd(_)
             | Self::BadHost
             | Self::Group(
-                GroupError::UnknownAgent(_) | GroupError::Rejected(Rejected::NoSuchOption),
+                GroupError::UnknownAgent(_)
+                | GroupError::InvalidCwd(_)
+                | GroupError::Rejected(Rejected::NoSuchOption),
             ) => StatusCode::BAD_REQUEST,
             Self::Group(GroupError::Rejected(Rejected::QueueFull)) => StatusCode::TOO_MANY_REQUESTS,
             Self::Group(GroupError::Rejected(_) | GroupError::CompactionUnsupported)

@@ -244,6 +244,51 @@ fn cooldown_after_a_failure_is_durable() {
     server.assert_compacted("work", 1);
 }
 
+/// HL-14, I12: a lock that another program keeps delays one turn by `compaction_timeout`, and not
+/// each later one; over a restart too. A caller may order a compaction all the same.
+#[test]
+fn a_held_lock_is_followed_by_a_rest() {
+    let mut server = Setup::new().text("defaults", "compaction_timeout", "300ms").start();
+    server.complete("work", EMPTY);
+    let lock = server.take_lock(&server.session("work"), "outside").expect_any(&[200, 201]);
+    turn_and_rest(&server, FULL);
+    assert_eq!(ordered(&server), 1);
+    assert_eq!(server.auto_compactions("work")[0]["state"], "skipped");
+    turn_and_rest(&server, FULL);
+    turn_and_rest(&server, FULL);
+    assert_eq!(ordered(&server), 1, "it rests");
+    server.kill_and_boot();
+    turn_and_rest(&server, FULL);
+    assert_eq!(ordered(&server), 1, "also after a restart");
+    server.release_lock(&lock);
+    server.journal.script("on-compact", EMPTY);
+    server.finish_as(&server.compact("work"), "completed");
+    turn_and_rest(&server, FULL);
+    assert_eq!(ordered(&server), 2, "one that is done ends the rest");
+}
+
+/// HL-14: so does one that was cancelled, as it waited or as it ran.
+#[test]
+fn a_cancelled_one_is_followed_by_a_rest() {
+    for waits in [true, false] {
+        let server = Server::usual();
+        server.journal.script("on-compact", "[[gate:compacts]]");
+        server.complete("work", EMPTY);
+        if waits {
+            server.take_lock(&server.session("work"), "outside").expect_any(&[200, 201]);
+        }
+        server.complete("work", FULL);
+        let task = server.auto_compactions("work").remove(0);
+        if !waits {
+            server.journal.wait_gate("compacts");
+        }
+        server.cancel(&task).expect(202);
+        server.finish_as(&task, "cancelled");
+        turn_and_rest(&server, FULL);
+        assert_eq!(ordered(&server), 1, "it rests");
+    }
+}
+
 /// DQ-4, RELIABILITY 1: one that waits, ordered in the settlement's own commit, survives kill -9
 /// and keeps its place.
 #[test]

@@ -281,3 +281,43 @@ fn a_loss_without_interruption_holds_nobody() {
     server.complete("work", "two");
     assert_eq!(server.frames_of_kind("work", LOST).len(), 2);
 }
+
+/// RELIABILITY 1: "two in a row" is about turns; a compaction between them, done or not, changes
+/// nothing.
+#[test]
+fn a_compaction_between_two_counts_for_nothing() {
+    for focus in ["[[reply:x]]", "[[error:-32602:no]]"] {
+        let server = Server::usual();
+        cut(&server, "work");
+        server.finish(&server.compact_with("work", focus));
+        assert_eq!(server.group("work")["status"], "idle");
+        cut(&server, "work");
+        assert_held(&server, &[&server.submit("work", "next")]);
+    }
+}
+
+/// API 2: a group that was deleted and is revived keeps neither its pause nor its count of turns
+/// that were cut off, over a restart too.
+#[test]
+fn a_revived_group_has_a_clean_slate() {
+    for killed in [false, true] {
+        let mut server = Server::usual();
+        cut(&server, "work");
+        server.post("/v1/groups/work/pause", &json!({})).expect(202);
+        server.delete("/v1/groups/work").expect(202);
+        server.wait_status("work", "archived");
+        if killed {
+            server.kill_and_boot();
+        }
+        server.put("/v1/groups/work", &json!({})).expect(200);
+        server.complete("work", "[[reply:x]]");
+        server.delete("/v1/groups/work").expect(202);
+        server.put("/v1/groups/work", &json!({})).expect(200);
+        cut(&server, "work");
+        server.delete("/v1/groups/work").expect(202);
+        server.put("/v1/groups/work", &json!({})).expect(200);
+        cut(&server, "work");
+        assert_eq!(server.group("work")["status"], "idle", "one cut in this life");
+        server.complete("work", "[[reply:y]]");
+    }
+}

@@ -178,6 +178,32 @@ fn the_server_is_killed() {
     assert_eq!(server.journal.events_named("new").len(), 3, "the sessions were restored");
 }
 
+/// RELIABILITY 1: what cut a turn off is what is said of it, also if the server is killed before
+/// the agent gave it up.
+#[test]
+fn the_server_is_killed_after_a_cut() {
+    let mut server = Server::usual();
+    let late = |group: &str, words: &str| {
+        let body = json!({ "prompt": words, "deadline_ms": 300 });
+        server.post(&format!("/v1/groups/{group}/turns"), &body).expect(202)
+    };
+    let said = late("said", "[[ignore-cancel]][[reply:said]][[gate:never]]");
+    let silent = late("silent", "[[ignore-cancel]][[silent]][[gate:never]]");
+    let both = late("both", "[[ignore-cancel]][[reply:said]][[gate:never]]");
+    let called_off = server.submit("off", "[[ignore-cancel]][[reply:said]][[gate:off]]");
+    for group in ["said", "silent", "both"] {
+        server.wait_frame(group, "the cut", |frame| frame["kind"] == "greenroom/turn_cut");
+    }
+    server.cancel(&both).expect(202);
+    server.journal.wait_gate("off");
+    server.cancel(&called_off).expect(202);
+    server.kill_and_boot();
+    assert_cut(&server, &server.finish(&said), "_deadline", &["none_observed"]);
+    assert_cut(&server, &server.finish(&silent), "_deadline", &["unknown"]);
+    assert_cut(&server, &server.finish(&both), "_deadline", &["none_observed"]);
+    server.finish_as(&called_off, "cancelled");
+}
+
 /// RELIABILITY 1: a response that the agent wrote before it died wins over its death.
 #[test]
 fn the_response_wins() {

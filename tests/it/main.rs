@@ -50,6 +50,7 @@ mod scale;
 mod sealing;
 mod segments;
 mod sessions;
+mod settings;
 mod shortage;
 mod snapshot;
 mod starts;

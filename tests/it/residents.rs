@@ -85,6 +85,22 @@ fn a_busy_one_is_never_taken() {
     assert_eq!(server.journal.times("[[gate:a]]"), 1);
 }
 
+/// DQ-7: a permission that is asked for outside of a turn keeps no place from a group with work; it
+/// becomes void with the run.
+#[test]
+fn a_permission_outside_of_a_turn_keeps_no_place() {
+    let server = cap(1).asks().start();
+    let task = server.submit("asks", "[[reply:x]][[answer]][[gate:late]][[permission-open]]");
+    server.finish_as(&task, "completed");
+    server.journal.open_gate("late");
+    let permission = server.wait_pending("asks", 1).remove(0);
+    assert!(permission["task"].is_null(), "{permission}");
+    server.complete("work", "of another group");
+    assert_eq!(server.permission(&permission)["state"], "void");
+    server.answer(&permission, "once").problem(410, "void");
+    server.complete("asks", "and back");
+}
+
 /// DQ-7: two newcomers and one idle agent: one after the other, and the busy one stays.
 #[test]
 fn two_newcomers_and_one_idle() {

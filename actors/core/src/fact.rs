@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Cause, Compaction, Continuity, Due, Exit, Finding, Fold, Interrupted, Json, Lines, Origin,
     Permission, PermissionId, PermissionState, Provenance, RunId, SessionId, Settings, Spent,
-    StopReason, Task, TaskError, TaskId, TaskKind, TaskState,
+    StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState,
 };
 
 /// A batch of the agent's messages as a fact.
@@ -108,8 +108,13 @@ pub enum Write {
     TurnStarted {
         /// The task.
         task: TaskId,
-        /// The caller's prompt as content blocks.
+        /// The caller's prompt as content blocks; of a compaction, what the profile in force makes
+        /// of it.
         prompt: Json,
+        /// How a compaction is done, if it is done otherwise than it was accepted: the profile
+        /// changed since.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        strategy: Option<Strategy>,
     },
     /// The prompt, as it is sent to the agent.
     PromptSent {
@@ -159,6 +164,11 @@ pub enum Write {
         /// The task.
         task: TaskId,
     },
+    /// A cancel was sent to the agent.
+    CancelSent {
+        /// The run.
+        run: RunId,
+    },
     /// The running turn is being cut off by greenroom.
     TurnCut {
         /// The task.
@@ -199,6 +209,9 @@ pub enum Write {
     TaskEnded {
         /// The task.
         task: TaskId,
+        /// Its kind; a frame of an earlier version does not tell it of a compaction.
+        #[serde(default = "a_turn", skip_serializing_if = "is_a_turn")]
+        kind: TaskKind,
         /// Which attempt was its last, from 1; 0 if there was none, or in a frame that does not
         /// tell.
         #[serde(default)]
@@ -224,6 +237,9 @@ pub enum Write {
         run: RunId,
         /// The profile.
         agent: String,
+        /// Whether the profile listens to more than ACP.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        listens: bool,
     },
     /// The agent takes prompts.
     RunReady {
@@ -293,6 +309,11 @@ pub enum Write {
     CompactionUpdated(Box<Compaction>),
     /// A compaction is over.
     CompactionEnded(Box<Compaction>),
+    /// An ordered compaction was not completed: for a while the group orders none by itself.
+    CompactionRests {
+        /// Until when.
+        due: Due,
+    },
     /// The agent gave the summary that was asked for; another session is opened for it.
     SummaryGiven {
         /// The compaction task.
@@ -375,6 +396,15 @@ pub enum Write {
 /// What greenroom's own frames are called before the fact's name.
 const OWN: &str = "greenroom/";
 
+/// The kind of task that a stored fact is about if it does not tell.
+fn a_turn() -> TaskKind {
+    TaskKind::Turn
+}
+
+fn is_a_turn(kind: &TaskKind) -> bool {
+    *kind == TaskKind::Turn
+}
+
 /// A record that a stored fact does not hold.
 fn nobody() -> Box<Task> {
     let id = TaskId(uuid::Uuid::nil());
@@ -409,6 +439,8 @@ impl Write {
         match self {
             Self::Said(said) => said.lines.count,
             Self::RunStopping { .. }
+            | Self::CancelSent { .. }
+            | Self::CompactionRests { .. }
             | Self::BackoffEnded { .. }
             | Self::LaunchAllowed {}
             | Self::ProvenanceNoted { .. }
@@ -467,6 +499,7 @@ impl Write {
             Self::PermissionOpened(_) => "greenroom/permission_opened",
             Self::PermissionResolved { .. } => "greenroom/permission_resolved",
             Self::CancelRequested { .. } => "greenroom/cancel_requested",
+            Self::CancelSent { .. } => "greenroom/cancel_sent",
             Self::TurnCut { .. } => "greenroom/turn_cut",
             Self::TurnSettled { .. } => "greenroom/turn_settled",
             Self::TaskRetrying { .. } => "greenroom/task_retrying",
@@ -484,6 +517,7 @@ impl Write {
             Self::CompactionStarted(_) => "greenroom/compaction_started",
             Self::CompactionUpdated(_) => "greenroom/compaction_updated",
             Self::CompactionEnded(_) => "greenroom/compaction_ended",
+            Self::CompactionRests { .. } => "greenroom/compaction_rests",
             Self::SummaryGiven { .. } => "greenroom/summary_given",
             Self::LockAsked { .. } => "greenroom/lock_asked",
             Self::LockRefused { .. } => "greenroom/lock_refused",

@@ -17,9 +17,9 @@ use uuid::Uuid;
 
 use self::scene::Scene;
 use crate::{
-    Blocked, Compaction, CompactionId, CutBy, Due, Event, Held, Json, OnInterrupt, Permission,
-    PermissionId, PermissionPolicy, Provenance, Retry, Run, RunId, RunPhase, SessionId, Settings,
-    Source, Step, Strategy, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Usage,
+    Blocked, Compaction, CompactionId, CompactionOrder, CutBy, Due, Event, Held, OnInterrupt,
+    Permission, PermissionId, PermissionPolicy, Provenance, Retry, Run, RunId, RunPhase, SessionId,
+    Settings, Source, Step, Strategy, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Usage,
     lifecycle::Recent, lock::Now, retry::CRASHES_MAX,
 };
 
@@ -114,7 +114,12 @@ pub struct Compacting {
     before: Option<u64>,
     /// How many in a row freed too little (I12).
     streak: u8,
-    /// When an ordered one failed last, if none was completed since (SEEDS HL-14).
+    /// Until when the group orders none by itself, as an ordered one was not completed (SEEDS
+    /// HL-14). No frame tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rest: Option<Due>,
+    /// When an ordered one failed last: how an earlier version kept the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     failed_at: Option<Timestamp>,
 }
 
@@ -287,10 +292,9 @@ pub struct Terms {
     pub on_interrupt: OnInterrupt,
     /// Who decides on what the agent asks for.
     pub permissions: PermissionPolicy,
-    /// How a compaction is ordered, and its prompt as content blocks; `None`: not at all.
-    pub compaction: Option<(Strategy, Json)>,
-    /// Whether the profile listens to more than ACP, so that a compaction of which nothing is
-    /// heard was none.
+    /// How a compaction is ordered; `None`: not at all.
+    pub compaction: Option<CompactionOrder>,
+    /// Whether the profile listens to more than ACP: a run that starts now keeps that.
     pub listens: bool,
 }
 
@@ -368,6 +372,13 @@ impl Group {
         current.or_else(|| self.waiting.get(self.position(id)?))
     }
 
+    /// Whether the run has to stay: for a task, or for a compaction that the agent makes by itself.
+    /// A permission that it asks for outside of a turn keeps no place from other groups: it becomes
+    /// void with the run.
+    pub fn needs_run(&self) -> bool {
+        self.current.is_some() || self.recent.active().is_some()
+    }
+
     /// Whether nothing has begun that is not over: the state is then all that [`Group::restore`]
     /// takes, and a log may be cut there. An agent may be resident, and tasks may wait that have
     /// not been started.
@@ -417,26 +428,25 @@ impl Group {
         &self.permissions
     }
 
-    /// Whether `task` waits for the session's lock. A compaction with nothing to do needs none.
+    /// Whether `task` waits for the session's lock. A compaction with nothing to do is ended before
+    /// it asks for one.
     fn needs_lock(&self, task: &Task) -> bool {
         let session = self.head.session.as_ref();
-        self.has_work(task)
+        session.is_some()
             && task.kind() == TaskKind::Compaction
             && !self.lock.lets(task.id, session)
     }
 
-    /// Whether there is anything that `task` could do: a compaction needs a session, and one with
-    /// more in it than the summary that opened it.
-    fn has_work(&self, task: &Task) -> bool {
-        match task.work {
-            crate::Work::Turn { .. } => true,
-            crate::Work::Compaction { strategy: Strategy::Command, .. } => {
-                self.head.session.is_some()
-            }
-            crate::Work::Compaction { strategy: Strategy::Rotate, .. } => {
-                self.head.session.is_some() && self.head.lead_in.is_none()
-            }
-        }
+    /// Whether there is anything that a compaction could do: it needs a session with more in it
+    /// than the summary that opened it.
+    fn is_compactable(&self, strategy: Strategy) -> bool {
+        let head = &self.head;
+        let is_fresh = self.run.as_ref().is_some_and(|run| run.fresh);
+        let is_led = match strategy {
+            Strategy::Command => head.lead_in.is_some() && head.unspoken,
+            Strategy::Rotate => head.lead_in.is_some(),
+        };
+        head.session.is_some() && !is_fresh && !is_led
     }
 
     /// The compaction that may be going on.

@@ -45,7 +45,7 @@ pub use run::{Continuity, Exit, ExitReason, Run, RunPhase};
 pub use settings::{OnInterrupt, Settings};
 pub use step::{Answer, Effect, Step, Stop};
 pub use task::{
-    Blocked, Cause, Ending, Finding, Interrupted, Origin, SideEffects, StopReason, Strategy, Task,
-    TaskError, TaskKind, TaskState, Work,
+    Blocked, Cause, CompactionOrder, Ending, Finding, Interrupted, Origin, SideEffects, StopReason,
+    Strategy, Task, TaskError, TaskKind, TaskState, Work,
 };
 pub use turn::{CutBy, TEXT_BYTES_MAX, Turn};

@@ -11,9 +11,16 @@ pub struct Run {
     pub id: RunId,
     /// How far it is.
     pub phase: RunPhase,
-    /// Whether the group's agent or directory was changed since it was started. It may finish its
-    /// task, and gets no other.
+    /// Whether the profile that it was started by listens to more than ACP: then a compaction of
+    /// which nothing is heard was none.
+    #[serde(default)]
+    pub listens: bool,
+    /// Whether the group's agent or directory was changed since it was started. It may finish the
+    /// turn that runs in it, and gets no other.
     pub outdated: bool,
+    /// Whether it opened its session as a new one, and no prompt was sent in that yet.
+    #[serde(default)]
+    pub fresh: bool,
     /// Whether a cancel was sent to it: hermes does not always survive one.
     pub cancelled: bool,
     /// Whether it did not survive one, and is ended for that.
@@ -32,7 +39,9 @@ impl Run {
         Self {
             id,
             phase,
+            listens: false,
             outdated: false,
+            fresh: false,
             cancelled: false,
             wedged: false,
             settled: false,

@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::{Json, PermissionPolicy};
 
 /// A group's own settings; what is absent follows the server's defaults.
+///
+/// A task takes agent, directory and the way to compact as they are at its START, and a turn keeps
+/// agent and directory to its end. The others hold from the moment on that they are set: the next
+/// permission that is asked for, the next settlement, the next turn that is cut off.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// The launch profile's name.
@@ -37,7 +41,7 @@ pub enum OnInterrupt {
 }
 
 impl Settings {
-    /// Whether an agent that was started under `before` is not the one to work any more.
+    /// Whether a run that was started under `before` is outdated.
     pub(crate) fn moves(&self, before: &Self) -> bool {
         self.agent != before.agent || self.cwd != before.cwd
     }

@@ -98,9 +98,7 @@ impl Task {
 
     /// The prompt as ACP content blocks.
     pub fn prompt(&self) -> &Json {
-        match &self.work {
-            Work::Turn { prompt } | Work::Compaction { prompt, .. } => prompt,
-        }
+        self.work.prompt()
     }
 }
 
@@ -112,7 +110,8 @@ pub enum Work {
         /// ACP content blocks, a JSON array.
         prompt: Json,
     },
-    /// Has the context compacted.
+    /// Has the context compacted. Prompt and strategy are those of the profile that was in force
+    /// when the task was accepted, and from its START on those of the profile in force by then.
     Compaction {
         /// What the summary should keep in view.
         focus: Option<Arc<str>>,
@@ -123,6 +122,15 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// The prompt as ACP content blocks.
+    pub fn prompt(&self) -> &Json {
+        match self {
+            Self::Turn { prompt } | Self::Compaction { prompt, .. } => prompt,
+        }
+    }
+}
+
 /// How a compaction that somebody ordered is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -131,6 +139,44 @@ pub enum Strategy {
     Command,
     /// The agent sums the session up, and goes on with the summary in another one.
     Rotate,
+}
+
+/// ACP's content block of plain text.
+#[derive(Serialize)]
+struct TextBlock<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    text: &'a str,
+}
+
+/// How a profile has its agent's context compacted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompactionOrder {
+    /// What the agent is made to do.
+    pub strategy: Strategy,
+    /// The agent's own command, or the request for a summary.
+    pub text: String,
+}
+
+impl CompactionOrder {
+    /// What a compaction task with this focus sends, as ACP content blocks.
+    pub fn prompt(&self, focus: Option<&str>) -> Json {
+        let text = match (self.strategy, focus) {
+            (_, None) => self.text.clone(),
+            (Strategy::Command, Some(focus)) => format!("{} {focus}", self.text),
+            (Strategy::Rotate, Some(focus)) => {
+                format!("{}\nKeep in view above all: {focus}", self.text)
+            }
+        };
+        Json::write(&[TextBlock { kind: "text", text: &text }])
+            .unwrap_or_else(|_| unreachable!("text always has a JSON form"))
+    }
+
+    /// What a compaction task with this focus does.
+    pub fn work(&self, focus: Option<Arc<str>>) -> Work {
+        let prompt = self.prompt(focus.as_deref());
+        Work::Compaction { focus, prompt, strategy: self.strategy }
+    }
 }
 
 /// The kinds of [`Work`].

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     Cause, Ending, ExitReason, Fold, Interrupted, PromptReply, RunId, SideEffects, Spent,
-    StopReason, TaskError, TaskState, Usage,
+    StopReason, TaskError, TaskState, Usage, Write,
 };
 
 /// The most text of a turn that is kept joined; the frames keep all of it.
@@ -23,6 +23,8 @@ pub struct Turn {
     pub cut: Option<CutBy>,
     /// The request by which another session is being opened, once the agent summed this one up.
     pub opening: Option<u64>,
+    /// Whether the group was deleted since it began, and perhaps revived.
+    pub past: bool,
     output: bool,
     answer: bool,
     tools: bool,
@@ -71,6 +73,7 @@ impl Turn {
             prompt_id,
             cut: None,
             opening: None,
+            past: false,
             output: false,
             answer: false,
             tools: false,
@@ -106,6 +109,25 @@ impl Turn {
     /// Whether the agent called a tool.
     pub(crate) fn has_tools(&self) -> bool {
         self.tools
+    }
+
+    /// Takes in a fact that is about it: who cuts it off, or that the group was deleted. Others
+    /// mean nothing to it.
+    pub fn take(&mut self, write: &Write) {
+        match write {
+            Write::CancelRequested { .. } => _ = self.cut.get_or_insert(CutBy::Caller),
+            Write::TurnCut { cause, .. } => {
+                self.cut.get_or_insert(match cause {
+                    Cause::Deadline => CutBy::Deadline,
+                    Cause::AgentExited
+                    | Cause::ServerRestart
+                    | Cause::Protocol
+                    | Cause::Storage => CutBy::Shutdown,
+                });
+            }
+            Write::GroupArchived {} => self.past = true,
+            _ => {}
+        }
     }
 
     /// Takes in what the agent said.
@@ -144,11 +166,11 @@ impl Turn {
         ending.tokens = tokens.as_ref().and_then(|spent| spent.given.clone());
         let (stop_reason, state) = match (reply, self.cut) {
             (PromptReply::Stopped { stop_reason: StopReason::Cancelled, .. }, cut) => {
-                self.called_off(cut, StopReason::Cancelled, &mut ending)
+                self.called_off(cut, StopReason::Cancelled, true, &mut ending)
             }
             (PromptReply::Stopped { stop_reason, .. }, _) => (stop_reason, TaskState::Completed),
             (PromptReply::Failed { .. }, Some(cut)) => {
-                self.called_off(Some(cut), StopReason::Error, &mut ending)
+                self.called_off(Some(cut), StopReason::Error, true, &mut ending)
             }
             (PromptReply::Failed { code, message }, None) => {
                 let message = format!("the agent answered the prompt with error {code}: {message}");
@@ -171,8 +193,9 @@ impl Turn {
     pub(crate) fn abandoned(&self, reason: ExitReason, detail: &str) -> Settlement {
         let mut ending = self.heard();
         let repeatable = reason == ExitReason::Exited && self.may_repeat();
+        let is_seen = !matches!(reason, ExitReason::ServerRestart | ExitReason::Storage);
         let (stop_reason, state) = match self.cut {
-            Some(cut) => self.called_off(Some(cut), reason.into(), &mut ending),
+            Some(cut) => self.called_off(Some(cut), reason.into(), is_seen, &mut ending),
             None => {
                 let (cause, code) = match reason {
                     ExitReason::Protocol => (Cause::Protocol, "protocol_violation"),
@@ -188,7 +211,7 @@ impl Turn {
                     format!("the turn was cut off and is not run again by itself: {detail}")
                 };
                 ending.error = Some(TaskError { code: code.into(), message });
-                ending.interrupted = Some(self.interrupted(cause));
+                ending.interrupted = Some(self.interrupted(cause, is_seen));
                 (reason.into(), TaskState::Interrupted)
             }
         };
@@ -196,10 +219,12 @@ impl Turn {
         Settlement { stop_reason, state, ending, tokens: None, repeatable }
     }
 
+    /// How it is over that `cut` cut off; `is_seen`: after all that the agent said was read.
     fn called_off(
         &self,
         cut: Option<CutBy>,
         seen: StopReason,
+        is_seen: bool,
         ending: &mut Ending,
     ) -> (StopReason, TaskState) {
         let (stop_reason, cause, code, message) = match cut {
@@ -214,15 +239,16 @@ impl Turn {
             }
         };
         ending.error = Some(TaskError { code: code.into(), message: message.into() });
-        ending.interrupted = Some(self.interrupted(cause));
+        ending.interrupted = Some(self.interrupted(cause, is_seen));
         (stop_reason, TaskState::Interrupted)
     }
 
-    fn interrupted(&self, cause: Cause) -> Interrupted {
+    fn interrupted(&self, cause: Cause, is_seen: bool) -> Interrupted {
         let open = self.unnamed_tools || !self.open_tools.is_empty();
         let side_effects = match (open, self.output, cause) {
             (true, _, _) => SideEffects::Possible,
             (false, false, Cause::ServerRestart | Cause::Storage) => SideEffects::Unknown,
+            (false, false, _) if !is_seen => SideEffects::Unknown,
             (false, _, _) => SideEffects::NoneObserved,
         };
         Interrupted { cause, side_effects, open_tools: self.open_tools.iter().cloned().collect() }
@@ -333,10 +359,10 @@ mod tests {
         let tool = |number: usize, ended| news(&format!("{number:01024}"), ended);
         let tools = (0..1000).map(|number| tool(number, false)).collect();
         let mut turn = turn(None, Fold { output: true, tools, ..Fold::default() });
-        assert_eq!(turn.interrupted(Cause::AgentExited).open_tools.len(), 64);
+        assert_eq!(turn.interrupted(Cause::AgentExited, true).open_tools.len(), 64);
         let tools = (0..64).map(|number| tool(number, true)).collect();
         turn.hear(&Fold { tools, ..Fold::default() });
-        let told = turn.interrupted(Cause::AgentExited);
+        let told = turn.interrupted(Cause::AgentExited, true);
         assert_eq!((told.side_effects, told.open_tools.len()), (SideEffects::Possible, 0));
     }
 

@@ -5,7 +5,7 @@ mod hand;
 
 use greenroom_core::{
     Effect, Event, Exit, ExitReason, Expiry, Json, Kinds, Lines, PermissionAsked, PermissionOption,
-    PermissionShown, PermissionState, PromptReply, Retry, Status, StopReason, TaskState as T,
+    PermissionShown, PermissionState, PromptReply, Retry, Status, Stop, StopReason, TaskState as T,
     Write,
 };
 use hand::{Hand, PATIENCE, kinds};
@@ -232,4 +232,29 @@ fn i11_a_hundred_permissions_are_open_at_most() {
     assert_eq!(step.writes.iter().filter(void).count(), 100);
     assert_eq!(kinds(&step.writes)[100..], ["turn_settled", "task_ended"], "before the settlement");
     assert_eq!(step.effects.len(), 100, "the agent is told");
+}
+
+/// DQ-7: a permission that is asked for outside of a turn keeps no place from other groups; within
+/// one it does. It becomes void with the run.
+#[test]
+fn a_permission_outside_of_a_turn_keeps_no_place() {
+    let mut hand = Hand::in_turn();
+    ask(&mut hand, 1);
+    assert!(hand.group.needs_run(), "its turn does");
+    hand.say("so");
+    hand.answer(StopReason::EndTurn);
+    ask(&mut hand, 2);
+    assert_eq!((hand.group.permissions().len(), hand.group.needs_run()), (1, false));
+    let now = hand.moment();
+    let idle = |(expiry, _): &(Expiry, u64)| matches!(expiry, Expiry::Idle(..));
+    assert!(!hand.group.patience(&PATIENCE, now).any(|bound| idle(&bound)), "no other run waits");
+    let evicted = Expiry::Idle(hand.run(), hand.group.head().last_seq);
+    let run = hand.run();
+    let step = hand.apply(Event::Expired(evicted));
+    assert_eq!(step.effects, [Effect::Stop { run, how: Stop::Gently }]);
+    let step = hand.exit(ExitReason::Stopped);
+    let void = |write: &Write| {
+        matches!(write, Write::PermissionResolved { state: PermissionState::Void, .. })
+    };
+    assert!(step.writes.iter().any(void), "{step:?}");
 }

@@ -53,7 +53,7 @@ fn tools(tools: Vec<ToolNews>) -> Fold {
 }
 
 fn started(run: RunId) -> Write {
-    Write::RunStarted { run, agent: "one".into() }
+    Write::RunStarted { run, agent: "one".into(), listens: false }
 }
 
 fn session(name: &str) -> Write {

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use greenroom_core::{
-    CompactionStatus, Continuity, Details, Effect, EndReason, Event, Finding, Fold, FrameKind,
-    Group, Json, Kinds, Lineage, Lines, LockAnswer, OnInterrupt, Origin, Patience,
+    CompactionOrder, CompactionStatus, Continuity, Details, Effect, EndReason, Event, Finding,
+    Fold, FrameKind, Group, Json, Kinds, Lineage, Lines, LockAnswer, OnInterrupt, Origin, Patience,
     PermissionPolicy, PromptReply, Provenance, Retry, RunId, SessionId, Settings, Sign, Signal,
     Source, StopReason, Strategy, Task, TaskId, TaskState, Terms, Usage, Work, Write, lock::Now,
 };
@@ -45,7 +45,7 @@ impl Play {
             retry: Retry::Never,
             on_interrupt: OnInterrupt::Auto,
             permissions: PermissionPolicy::default(),
-            compaction: None,
+            compaction: Some(CompactionOrder { strategy: Strategy::Command, text: "/c".into() }),
             listens: false,
         };
         let mut ids = self.fresh;

@@ -63,7 +63,7 @@ fn the_summary_opens_another_session_and_leads_the_next_prompt() {
     assert!(carries_summary(&hand));
     assert_eq!(&*sent(&hand).1.0, "s2");
     let shown = hand.writes.iter().find_map(|write| match write {
-        Write::TurnStarted { task, prompt } if *task == turn => Some(prompt.clone()),
+        Write::TurnStarted { task, prompt, .. } if *task == turn => Some(prompt.clone()),
         _ => None,
     });
     assert_eq!(shown, Some(blocks("do it")), "AM-2: what the caller asked");

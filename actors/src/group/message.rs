@@ -38,6 +38,9 @@ pub enum GroupError {
     /// The configuration has no such agent.
     #[error("the configuration has no agent {0:?}")]
     UnknownAgent(String),
+    /// The group's agent may not work in the group's directory.
+    #[error("{0}")]
+    InvalidCwd(String),
     /// The group's agent has no way to compact on order.
     #[error("the group's agent has no compaction strategy that could be ordered")]
     CompactionUnsupported,
@@ -305,9 +308,8 @@ impl Group {
         let agent = &self.core.head().settings.agent;
         let profile = self.shared.profiles.get(agent);
         let profile = profile.ok_or_else(|| GroupError::UnknownAgent(agent.clone()))?;
-        let order = profile.compaction.order(focus.as_deref());
-        let (strategy, prompt) = order.ok_or(GroupError::CompactionUnsupported)?;
-        Ok((Work::Compaction { focus: focus.map(Into::into), prompt, strategy }, retry_of))
+        let order = profile.compaction.order().ok_or(GroupError::CompactionUnsupported)?;
+        Ok((order.work(focus.map(Into::into)), retry_of))
     }
 
     /// A task that was over as soon as it was accepted.
@@ -369,6 +371,7 @@ impl Handler<Configure> for Group {
         }
         let head = self.core.head();
         let (created, old) = (head.created_at.is_none(), head.settings.clone());
+        let places = patch.agent.is_some() || patch.cwd.is_some();
         let settings = Settings {
             agent: patch.agent.unwrap_or(old.agent),
             cwd: patch.cwd.or(old.cwd),
@@ -378,6 +381,14 @@ impl Handler<Configure> for Group {
             on_interrupt: patch.on_interrupt.or(old.on_interrupt),
             metadata: patch.metadata.or(old.metadata),
         };
+        // Here, and not only at the edge: agent and directory may come with two requests.
+        if places
+            && let Some(cwd) = &settings.cwd
+            && let Some(profile) = self.shared.profiles.get(&settings.agent)
+            && let Err(err) = profile.check_cwd(cwd.as_ref())
+        {
+            return answer(Err(GroupError::InvalidCwd(err.to_string())));
+        }
         let progress = self.advance(vec![Event::Configured(settings)], ctx);
         AtomicResponse::new(Box::pin(progress.map(move |done, _, _| done.map(|()| created))))
     }

@@ -7,7 +7,7 @@ use actix::{
     ActorContext as _, ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler,
     WrapFuture as _, fut::ready,
 };
-use greenroom_core::{Digests, Event, Recovery, Run, Task, TaskState, Turn};
+use greenroom_core::{Digests, Event, Recovery, Run, Task, TaskState, Turn, Write};
 
 use super::{Group, GroupError, Refold, Shared};
 use crate::{
@@ -166,6 +166,10 @@ async fn hear_again(ledger: &Ledger, no: GroupNo, task: &Task) -> Result<Option<
         for frame in blocks.iter().flat_map(|block| block.frames()) {
             if frame.seq > seen {
                 turn.hear(&reread.meaning(frame.kind, frame.payload));
+                // What cuts it off is no word of its agent's, and outlives the server all the same.
+                if let Some(Ok(fact)) = Write::read(frame.kind, frame.payload) {
+                    turn.take(&fact);
+                }
             }
         }
         if after <= seen {

@@ -16,14 +16,10 @@ impl Group {
         }
     }
 
-    /// A compaction that the agent makes by itself is work, too, and so is a question to somebody.
     fn use_of_run(&self) -> Option<Use> {
-        let has_work = self.core.current().is_some()
-            || self.core.active_compaction().is_some()
-            || !self.core.permissions().is_empty();
         Some(match self.core.run()?.phase {
             RunPhase::Stopping => Use::Going,
-            RunPhase::Starting | RunPhase::Ready if has_work => Use::Busy,
+            RunPhase::Starting | RunPhase::Ready if self.core.needs_run() => Use::Busy,
             RunPhase::Starting | RunPhase::Ready => Use::Idle,
         })
     }

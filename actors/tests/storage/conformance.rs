@@ -160,6 +160,7 @@ pub fn a_terminal_state_is_not_written_over<E: Engine>() {
     let record = Box::new(Task { state: TaskState::Failed, ..ended.clone() });
     let again = Write::TaskEnded {
         task: ended.id,
+        kind: ended.kind(),
         attempt: 1,
         state: TaskState::Failed,
         stop_reason: None,
@@ -181,7 +182,8 @@ pub fn a_second_living_run_and_a_second_open_segment_are_refused<E: Engine>() {
     let mut actor = Actor::new(1);
     commit(&mut store, &actor.play_all(&[SUBMIT, Move::Grant, READY]));
     let run = RunId(Uuid::from_u128(9));
-    let second = actor.forge(NOW, vec![Write::RunStarted { run, agent: "one".into() }]);
+    let second =
+        actor.forge(NOW, vec![Write::RunStarted { run, agent: "one".into(), listens: false }]);
     refused(&mut store, second);
     let session = SessionId("fork".into());
     for segment in [1, 2] {

@@ -105,7 +105,7 @@ impl Digests {
             return None;
         }
         let first_seq = self.group.watermark_seq + 1;
-        if let Write::RunStarted { run, agent } = write {
+        if let Write::RunStarted { run, agent, .. } = write {
             let (agent, digest) = (agent.clone(), Digest::default());
             self.run = Some(RunDigest { schema_version: SCHEMA_VERSION, run: *run, agent, digest });
         }

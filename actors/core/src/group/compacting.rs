@@ -3,10 +3,10 @@
 
 use super::{Compacting, Group, scene::Scene};
 use crate::{
-    Compaction, CompactionId, CompactionStatus, CutBy, Details, Effect, EndReason, Fate, Lineage,
-    Origin, PromptReply, Provenance, RunId, SUMMARY_BYTES_MAX, SessionId, Sign, Signal, Source,
-    StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState, Timestamp, Usage, Work,
-    Write, turn::Settlement,
+    Compaction, CompactionId, CompactionStatus, CutBy, Details, Due, Effect, EndReason, Fate,
+    Lineage, Origin, PromptReply, Provenance, RunId, SUMMARY_BYTES_MAX, SessionId, Sign, Signal,
+    Source, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState, Usage, Work, Write,
+    lock::Now, turn::Settlement,
 };
 
 /// After so many compactions in a row that freed too little, none is ordered by itself (I12).
@@ -17,13 +17,29 @@ const FREED_PART: u64 = 10;
 const UNCHANGED: &str = "the session is unchanged";
 /// Why a compaction counts for nothing that lost its lock (SEEDS HL-11).
 const LOCK_LOST: &str = "its lock was lost";
-/// After a failure none is ordered by itself for so long (SEEDS HL-14).
-const COOLDOWN_MS: i64 = 600_000;
+/// Why one is skipped if another holder of the lock compacted the session.
+pub(super) const ALREADY_COMPACTED: &str = "already_compacted";
+/// How long the group orders none by itself after one that was not completed (SEEDS HL-14).
+const REST_MS: u64 = 600_000;
 
 impl Compacting {
     /// Somebody acted: what stood against a compaction of the group's own accord is forgotten.
     pub(super) fn allow(&mut self) {
-        (self.streak, self.failed_at) = (0, None);
+        self.streak = 0;
+        self.end_rest();
+    }
+
+    pub(super) fn end_rest(&mut self) {
+        (self.rest, self.failed_at) = (None, None);
+    }
+
+    pub(super) fn begin_rest(&mut self, due: Due) {
+        (self.rest, self.failed_at) = (Some(due), None);
+    }
+
+    /// Takes over what no frame tells: until when the group orders none by itself.
+    pub fn rest_as(&mut self, other: &Self) {
+        (self.rest, self.failed_at) = (other.rest, other.failed_at);
     }
 
     /// Sees what the last completed compaction freed, once the agent told its usage again.
@@ -43,11 +59,14 @@ impl Compacting {
         self.streak = if too_little { self.streak.saturating_add(1) } else { 0 };
     }
 
-    /// Whether the group may order a compaction by itself. The clock may have jumped back: then
-    /// the cooldown begins again.
-    fn allows(&self, now: Timestamp) -> bool {
-        let rested = self.failed_at.is_none_or(|failed| now.0 - failed.0 >= COOLDOWN_MS);
-        self.measured && self.streak < STREAK_MAX && rested
+    /// Whether the group may order a compaction by itself. A rest that an earlier version began
+    /// is measured by the wall clock, which is all that is known of it: no longer than it was meant
+    /// to last, whichever way that clock was set.
+    fn allows(&self, now: Now) -> bool {
+        let rests = self.rest.is_some_and(|due| due.left_ms(now) > 0);
+        let meant = self.failed_at.map(|failed| now.wall.0.saturating_sub(failed.0));
+        let rests = rests || meant.is_some_and(|passed| (0..REST_MS as i64).contains(&passed));
+        self.measured && self.streak < STREAK_MAX && !rests
     }
 }
 
@@ -279,6 +298,44 @@ impl Scene<'_> {
         self.end_idle(task, CompactionStatus::Skipped, Some(error));
     }
 
+    /// Ends a waiting compaction for which the profile in force leaves nothing to do; whether it
+    /// did.
+    pub(super) fn end_if_idle(&mut self, id: TaskId) -> bool {
+        let task = self.group.task(id);
+        if task.is_none_or(|task| task.kind() != TaskKind::Compaction) {
+            return false;
+        }
+        match self.terms.compaction.as_ref().map(|order| order.strategy) {
+            Some(strategy) if self.group.is_compactable(strategy) => return false,
+            None if self.group.head.session.is_some() => {
+                let agent = &self.group.head.settings.agent;
+                let why =
+                    format!("agent {agent:?} has no compaction strategy that could be ordered");
+                self.skip(id, "compaction_unsupported", &why);
+            }
+            Some(_) | None => self.end_idle(id, CompactionStatus::Noop, None),
+        }
+        true
+    }
+
+    /// Starts the rest after an ordered compaction that was not completed, so that neither a lock
+    /// that another program keeps nor an agent that fails delays turn after turn. One that had
+    /// nothing to do is counted instead; one that another program completed starts no rest.
+    pub(super) fn rest_after(&mut self, state: TaskState, error: Option<&str>) {
+        let needed = error != Some(ALREADY_COMPACTED);
+        let rests = match state {
+            TaskState::Failed | TaskState::Cancelled | TaskState::Interrupted => true,
+            TaskState::Skipped => error.is_some() && needed,
+            TaskState::Queued | TaskState::Running | TaskState::Retrying | TaskState::Completed => {
+                false
+            }
+        };
+        if rests {
+            let due = Due::after(self.now, REST_MS);
+            self.write(Write::CompactionRests { due });
+        }
+    }
+
     /// Ends a compaction task that had nothing to do, or may not do it.
     pub(super) fn end_idle(
         &mut self,
@@ -429,7 +486,8 @@ impl Scene<'_> {
             (compaction.details.tokens_before, usage),
             (Some(before), Some(after)) if after >= before
         );
-        let shows = self.terms.listens || self.group.run.as_ref().is_some_and(|run| run.shows_acp);
+        let run = self.group.run.as_ref();
+        let shows = run.is_some_and(|run| run.listens || run.shows_acp);
         let fate = match settled.state {
             TaskState::Completed if was_seen => Fate::Stranded,
             TaskState::Completed if rotates && self.lost_lock() => {
@@ -475,18 +533,19 @@ impl Scene<'_> {
     /// full, ahead of the waiting turns.
     pub(super) fn order_compaction(&mut self) {
         let Group { head, .. } = &*self.group;
-        let Some((strategy, prompt)) = self.terms.compaction.clone() else { return };
+        let Some(order) = &self.terms.compaction else { return };
         let is_full = head.usage.as_ref().is_some_and(|usage| {
             self.terms.auto_compact > 0.0
                 && usage.size > 0
                 && usage.used as f64 >= self.terms.auto_compact * usage.size as f64
         });
-        let may = head.compacting.allows(self.now.wall) && !head.archived && head.session.is_some();
+        let may = head.compacting.allows(self.now)
+            && !head.archived
+            && self.group.is_compactable(order.strategy);
         if !is_full || !may || self.group.compaction().is_some() {
             return;
         }
-        let id = TaskId((self.fresh)());
-        let work = Work::Compaction { focus: None, prompt, strategy };
+        let (id, work) = (TaskId((self.fresh)()), order.work(None));
         self.accept(Task::new(id, work, Origin::Auto));
     }
 }

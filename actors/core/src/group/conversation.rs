@@ -3,7 +3,7 @@
 use super::{Current, scene::Scene};
 use crate::{
     Continuity, Effect, EndReason, Exit, Json, PromptReply, Provenance, Run, RunId, RunPhase,
-    SessionId, Stop, StopReason, TaskError, TaskId, TaskKind, TaskState, Turn, Write,
+    SessionId, Stop, StopReason, TaskError, TaskId, TaskKind, TaskState, Turn, Work, Write,
 };
 
 /// JSON-RPC's code for an error inside the agent.
@@ -17,14 +17,15 @@ impl Scene<'_> {
     pub(super) fn launch(&mut self) {
         let run = RunId((self.fresh)());
         let head = &self.group.head;
-        let agent = head.settings.agent.clone();
+        let (agent, listens) = (head.settings.agent.clone(), self.terms.listens);
         let own = head.provenance.as_ref().map(|known| SessionId(known.current.as_str().into()));
         let session = head.session.clone().map(|session| own.unwrap_or(session));
-        self.write(Write::RunStarted { run, agent });
+        self.write(Write::RunStarted { run, agent, listens });
         self.order(Effect::Launch { run, session });
     }
 
-    /// START: everything that must be durable before the prompt's first byte (I7, SEEDS AM-2).
+    /// START: everything that must be durable before the prompt's first byte (I7, SEEDS AM-2). A
+    /// compaction takes command and strategy from the profile in force.
     pub(super) fn start(&mut self, task: TaskId) {
         let left = self.group.task(task).and_then(|task| task.start_within(self.now));
         if left == Some(0) {
@@ -34,10 +35,21 @@ impl Scene<'_> {
             return;
         };
         let run = run.id;
+        if self.end_if_idle(task) {
+            return;
+        }
         let Some(record) = self.group.task(task) else { return };
-        let (attempt, prompt, kind) = (record.attempt + 1, record.prompt().clone(), record.kind());
+        let work = match (&record.work, &self.terms.compaction) {
+            (Work::Compaction { focus, .. }, Some(order)) => order.work(focus.clone()),
+            (work, _) => work.clone(),
+        };
+        let strategy = match &work {
+            Work::Compaction { strategy, .. } if work != record.work => Some(*strategy),
+            _ => None,
+        };
+        let (attempt, kind, prompt) = (record.attempt + 1, record.kind(), work.prompt().clone());
         self.write(Write::TaskStarted { task, attempt, run });
-        self.write(Write::TurnStarted { task, prompt: prompt.clone() });
+        self.write(Write::TurnStarted { task, prompt: prompt.clone(), strategy });
         let prompt = match &self.group.head.lead_in {
             Some(summary) if kind == TaskKind::Turn => led(summary, &prompt),
             Some(_) | None => prompt,
@@ -92,6 +104,9 @@ impl Scene<'_> {
         }
         let Some(Current { task, turn: None }) = &self.group.current else { return };
         let (task, needs_lock) = (task.id, self.group.needs_lock(task));
+        if self.end_if_idle(task) {
+            return;
+        }
         if needs_lock {
             // The session is another, and so is its lock.
             self.write(Write::TaskReleased { task });
@@ -148,7 +163,7 @@ impl Scene<'_> {
             // It answered before it read the cancel, and will read it with no prompt in flight:
             // hermes does not survive that.
             PromptReply::Stopped { stop_reason, .. }
-                if self.terms.listens
+                if self.group.run.as_ref().is_some_and(|run| run.listens)
                     && turn.cut.is_some()
                     && *stop_reason != StopReason::Cancelled =>
             {

@@ -1,11 +1,12 @@
 //! The lock of the session that is compacted: when it is asked for, waited for, kept and given back
 //! (SEEDS HL).
 
-use super::{LOCK_RETRY_MS, Lock, scene::Scene};
+use super::{LOCK_RETRY_MS, Lock, compacting::ALREADY_COMPACTED, scene::Scene};
 use crate::{Effect, LockAnswer, SessionId, TaskId, Write};
 
 impl Scene<'_> {
-    /// Asks for the lock that the next compaction needs, and gives back one that it does not.
+    /// Asks for the lock that the next compaction needs, and gives back one that it does not. One
+    /// that has nothing to do needs none, and ends.
     pub(super) fn see_to_lock(&mut self) {
         let group = &self.group;
         let session = group.head.session.clone();
@@ -14,6 +15,15 @@ impl Scene<'_> {
             && (!group.may_lock() || session.as_ref() != Some(key))
         {
             self.release_lock(false);
+        }
+        let group = &self.group;
+        let next = match &group.current {
+            None => group.waiting.front().filter(|_| group.may_lock()),
+            Some(current) => Some(&current.task).filter(|_| current.turn.is_none()),
+        };
+        let next = next.map(|next| next.id);
+        if next.is_some_and(|next| self.end_if_idle(next)) {
+            return;
         }
         let group = &self.group;
         let (Some(next), Some(key)) = (group.waiting.front(), session) else { return };
@@ -54,7 +64,7 @@ impl Scene<'_> {
             // HL-10: whoever had it before did the work.
             LockAnswer::Taken { holder, token } if done => {
                 self.write(Write::LockTaken { task: id, key, holder, token });
-                self.skip(id, "already_compacted", "the session was compacted in the meantime");
+                self.skip(id, ALREADY_COMPACTED, "the session was compacted in the meantime");
             }
             LockAnswer::Taken { holder, token } => {
                 self.write(Write::LockTaken { task: id, key, holder, token });

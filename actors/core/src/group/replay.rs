@@ -2,8 +2,8 @@
 
 use super::{Current, Group, Lock};
 use crate::{
-    Cause, Compaction, CompactionStatus, CutBy, Details, Fold, OnInterrupt, Origin, Run, RunPhase,
-    Source, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Write,
+    Compaction, CompactionStatus, Continuity, Details, Fold, OnInterrupt, Origin, Run, RunPhase,
+    Source, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Work, Write,
 };
 
 impl Group {
@@ -29,6 +29,7 @@ impl Group {
                 }
             }
             Write::GroupArchived {} => {
+                self.take_by_turn(write);
                 self.head.archived = true;
                 self.let_start();
                 self.let_go_on();
@@ -65,8 +66,18 @@ impl Group {
                     current.task.seq_first = Some(first_seq);
                 }
             }
+            Write::TurnStarted { task, prompt, strategy } => {
+                if let Some(Current { task: own, .. }) = &mut self.current
+                    && own.id == *task
+                    && let Work::Compaction { prompt: sent, strategy: by, .. } = &mut own.work
+                {
+                    sent.clone_from(prompt);
+                    *by = strategy.unwrap_or(*by);
+                }
+            }
             Write::PromptSent { id, .. } => {
                 self.head.unspoken = false;
+                self.run.iter_mut().for_each(|run| run.fresh = false);
                 if let Some(current) = &mut self.current
                     && let Some(run) = &current.task.run
                 {
@@ -84,23 +95,15 @@ impl Group {
                 }
             }
             Write::CancelRequested { .. } => {
-                if let Some(Current { task, turn: Some(turn) }) = &mut self.current {
+                if let Some(Current { task, turn: Some(_) }) = &mut self.current {
                     task.cancel_requested = true;
-                    turn.cut.get_or_insert(CutBy::Caller);
                 }
-                self.run.iter_mut().for_each(|run| run.cancelled = true);
+                self.take_by_turn(write);
             }
-            Write::TurnCut { cause, .. } => {
-                if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
-                    turn.cut.get_or_insert(match cause {
-                        Cause::Deadline => CutBy::Deadline,
-                        Cause::AgentExited
-                        | Cause::ServerRestart
-                        | Cause::Protocol
-                        | Cause::Storage => CutBy::Shutdown,
-                    });
-                }
-                self.run.iter_mut().for_each(|run| run.cancelled = true);
+            Write::TurnCut { .. } => self.take_by_turn(write),
+            Write::CancelSent { run } => {
+                let own = self.run.iter_mut().filter(|own| own.id == *run);
+                own.for_each(|own| own.cancelled = true);
             }
             Write::TurnSettled { task, stop_reason, .. } => {
                 self.replay_settlement(*task, *stop_reason)
@@ -144,11 +147,11 @@ impl Group {
             Write::PermissionResolved { permission, .. } => {
                 self.permissions.retain(|own| own.permission != *permission);
             }
-            Write::TaskEnded { task, state, stop_reason, .. } => {
-                match (state, stop_reason) {
-                    (TaskState::Interrupted, _) => self.head.interruptions += 1,
-                    (_, Some(_)) => self.head.interruptions = 0,
-                    (_, None) => {}
+            Write::TaskEnded { task, kind, state, stop_reason, .. } => {
+                match (state, stop_reason, kind) {
+                    (TaskState::Interrupted, ..) => self.head.interruptions += 1,
+                    (_, Some(_), TaskKind::Turn) => self.head.interruptions = 0,
+                    (_, Some(_), TaskKind::Compaction) | (_, None, _) => {}
                 }
                 if self.current.as_ref().is_some_and(|current| current.task.id == *task) {
                     self.current = None;
@@ -159,10 +162,13 @@ impl Group {
                     self.lock = Lock::Unasked;
                 }
             }
-            Write::RunStarted { run, .. } => {
-                self.run = Some(Run::new(*run, RunPhase::Starting));
+            Write::RunStarted { run, listens, .. } => {
+                let run = Run::new(*run, RunPhase::Starting);
+                self.run = Some(Run { listens: *listens, ..run });
             }
-            Write::RunReady { session, provenance, .. } => {
+            Write::RunReady { session, provenance, continuity, .. } => {
+                let is_fresh = matches!(continuity, Continuity::New | Continuity::Lost);
+                self.run.iter_mut().for_each(|run| run.fresh = is_fresh);
                 self.head.session = Some(session.clone());
                 if provenance.is_some() {
                     self.head.provenance.clone_from(provenance);
@@ -180,6 +186,7 @@ impl Group {
                     // It was the other session's.
                     self.head.usage = None;
                     self.head.unspoken = true;
+                    self.run.iter_mut().for_each(|run| run.fresh = false);
                 }
                 self.head.segment = *segment;
                 self.head.session = Some(session.clone());
@@ -196,6 +203,7 @@ impl Group {
             Write::CompactionStarted(compaction)
             | Write::CompactionUpdated(compaction)
             | Write::CompactionEnded(compaction) => self.replay_compaction(compaction, at),
+            Write::CompactionRests { due } => self.head.compacting.begin_rest(*due),
             Write::LockAsked { task } => {
                 let (tries, count) = match self.lock {
                     Lock::Refused { task: own, tries, count } if own == *task => (tries + 1, count),
@@ -221,10 +229,15 @@ impl Group {
                     turn.unhear();
                 }
             }
-            Write::TurnStarted { .. }
-            | Write::AgentOutputRejected { .. }
+            Write::AgentOutputRejected { .. }
             | Write::SegmentEnded { .. }
             | Write::StderrMatched { .. } => {}
+        }
+    }
+
+    fn take_by_turn(&mut self, write: &Write) {
+        if let Some(Current { turn: Some(turn), .. }) = &mut self.current {
+            turn.take(write);
         }
     }
 
@@ -309,7 +322,8 @@ impl Group {
                 compacting.count += 1;
                 compacting.last_source = Some(compaction.source);
                 compacting.last_completed_at = Some(at);
-                (compacting.measured, compacting.failed_at) = (false, None);
+                compacting.measured = false;
+                compacting.end_rest();
                 let Details { tokens_before, tokens_after, .. } = compaction.details;
                 compacting.before = tokens_before.or(in_use);
                 if let Some(after) = tokens_after {
@@ -318,11 +332,6 @@ impl Group {
                 if compaction.leads {
                     self.head.lead_in.clone_from(&compaction.details.summary);
                 }
-            }
-            CompactionStatus::Failed | CompactionStatus::Abandoned
-                if compaction.source == Source::Task =>
-            {
-                compacting.failed_at = Some(at);
             }
             CompactionStatus::Noop if compaction.source == Source::Task => {
                 compacting.streak = compacting.streak.saturating_add(1);

@@ -112,6 +112,15 @@ impl Scene<'_> {
         self.hold(reason);
     }
 
+    /// A turn was cut off that began before the group was deleted: in its next life that counts for
+    /// nothing. A group that was paused since forgets it when it is resumed.
+    pub(super) fn forget_interruption(&mut self) {
+        let head = &self.group.head;
+        if !head.archived && !head.paused {
+            self.write(Write::GroupResumed {});
+        }
+    }
+
     /// The agent could not take its session up again: what was cut off, or is about to be made
     /// again, was meant for a context that is gone.
     pub(super) fn hold_after_loss(&mut self) {

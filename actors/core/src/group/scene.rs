@@ -89,6 +89,7 @@ impl<'a> Scene<'a> {
             Event::PromptWithheld { run, id } => self.prompt_withheld(run, id),
             Event::Recovered(recovery) => self.recovered(recovery),
         }
+        self.see_to_run();
         self.see_to_lock();
         Ok(self.step)
     }
@@ -121,13 +122,23 @@ impl<'a> Scene<'a> {
             self.write(Write::GroupCreated(settings));
             return Ok(());
         }
-        if head.archived || head.settings != settings {
+        let is_revived = head.archived;
+        if is_revived || head.settings != settings {
             self.write(Write::GroupChanged(settings));
         }
-        if self.group.current.is_none() && self.group.run.as_ref().is_some_and(|run| run.outdated) {
-            self.stop(Stop::Gently);
+        if is_revived {
+            self.go_on();
         }
         Ok(())
+    }
+
+    /// Ends a run whose agent or directory is not the group's any more, as soon as no turn runs in
+    /// it: also one that is still starting, for a task that then waits for the next run.
+    fn see_to_run(&mut self) {
+        let is_outdated = self.group.run.as_ref().is_some_and(|run| run.outdated);
+        if is_outdated && self.group.turn().is_none() {
+            self.stop(Stop::Gently);
+        }
     }
 
     fn order_purge(&mut self) {
@@ -214,15 +225,20 @@ impl<'a> Scene<'a> {
     }
 
     fn resume(&mut self) -> Result<(), Rejected> {
-        let head = &self.group.head;
-        if head.archived {
+        if self.group.head.archived {
             return Err(Rejected::Archived);
         }
+        self.go_on();
+        Ok(())
+    }
+
+    /// Nothing stands against the group's work any more but its agent.
+    fn go_on(&mut self) {
+        let head = &self.group.head;
         let waits = head.paused || head.held.is_some();
         if waits || head.crashes > 0 || head.interruptions > 0 {
             self.write(Write::GroupResumed {});
         }
-        Ok(())
     }
 
     /// Ends the run now; what runs in it is cancelled, what waits goes on in the next run.
@@ -257,14 +273,10 @@ impl<'a> Scene<'a> {
         if next.start_within(self.now) == Some(0) {
             return self.task_expired(task);
         }
-        if !self.group.has_work(next) {
-            return self.end_idle(task, CompactionStatus::Noop, None);
+        if self.end_if_idle(task) {
+            return;
         }
         match &self.group.run {
-            Some(Run { outdated: true, .. }) => {
-                self.write(Write::TaskClaimed { task });
-                self.stop(Stop::Gently);
-            }
             Some(Run { phase: RunPhase::Ready, .. }) => self.start(task),
             Some(Run { phase: RunPhase::Starting | RunPhase::Stopping, .. }) => {
                 self.write(Write::TaskClaimed { task });
@@ -419,8 +431,11 @@ impl<'a> Scene<'a> {
                 (state, ending) = exhausted(ending, task.attempt);
             }
         }
+        let is_past = self.group.turn().is_some_and(|turn| turn.past);
         self.end(task.id, task.attempt, state, ending);
-        if state == TaskState::Interrupted {
+        if state == TaskState::Interrupted && is_past {
+            self.forget_interruption();
+        } else if state == TaskState::Interrupted {
             self.hold_after_interruption();
         }
         if task.kind() == TaskKind::Turn {
@@ -447,8 +462,11 @@ impl<'a> Scene<'a> {
             ending,
             ..task.clone()
         });
+        let kind = record.kind();
+        let error = record.ending.error.as_ref().map(|error| error.code.clone());
         self.write(Write::TaskEnded {
             task: id,
+            kind,
             attempt,
             state,
             stop_reason: record.ending.stop_reason,
@@ -457,12 +475,16 @@ impl<'a> Scene<'a> {
             findings: record.ending.findings.clone(),
             record,
         });
+        if kind == TaskKind::Compaction {
+            self.rest_after(state, error.as_deref());
+        }
     }
 
     /// A cancel is only ever sent while a prompt is in flight: an idle hermes does not survive it.
     fn order_cancel(&mut self) {
         if let (Some(run), Some(session)) = (&self.group.run, &self.group.head.session) {
             let (run, session) = (run.id, session.clone());
+            self.write(Write::CancelSent { run });
             self.order(Effect::Cancel { run, session });
         }
     }

@@ -2,11 +2,12 @@
 #![allow(dead_code, reason = "each test crate that includes this module uses a part of it")]
 
 use greenroom_core::{
-    Compaction, CompactionStatus, Continuity, Details, Effect, Event, Expiry, Fold, Group, Json,
-    Kinds, Lineage, Lines, LockAnswer, OnInterrupt, Origin, Patience, PermissionPolicy,
-    PromptReply, Provenance, Retry, RunId, SessionId, Settings, Sign, Signal, Source, Step,
-    StopReason, Strategy, Task, TaskId, TaskState, Terms, Timestamp, Usage, Work, Write,
-    lock::{Now, Uptime},
+    Compaction, CompactionOrder, CompactionStatus, Continuity, Details, Effect, Event, Exit,
+    ExitReason, Expiry, Fold, Group, Json, Kinds, Lineage, Lines, LockAnswer, OnInterrupt, Origin,
+    Patience, PermissionPolicy, PromptReply, Provenance, Retry, RunId, SessionId, Settings, Sign,
+    Signal, Source, Step, StopReason, Strategy, Task, TaskId, TaskState, Terms, Timestamp, Usage,
+    Work, Write,
+    lock::{BootId, Now, Uptime},
 };
 use uuid::Uuid;
 
@@ -27,6 +28,8 @@ pub struct Hand {
     pub now: Timestamp,
     /// The clock that nobody sets.
     pub up_ms: u64,
+    /// Which boot it counts from.
+    pub boot: u128,
     pub writes: Vec<Write>,
     pub effects: Vec<Effect>,
     ids: u128,
@@ -34,12 +37,13 @@ pub struct Hand {
 
 impl Hand {
     pub fn new() -> Self {
-        let compaction = Some((Strategy::Command, blocks("/compact")));
+        let compaction = Some(order(Strategy::Command, "/compact"));
         Self {
             group: Group::new(Settings::default()),
             terms: terms(0.8, compaction),
             now: Timestamp(1_000_000),
             up_ms: 1_000,
+            boot: 1,
             writes: Vec::new(),
             effects: Vec::new(),
             ids: 0,
@@ -57,16 +61,31 @@ impl Hand {
 
     /// A group whose agent is ready and idle.
     pub fn idle() -> Self {
-        let mut hand = Self::in_turn();
-        hand.say("hello");
-        hand.answer(StopReason::EndTurn);
-        hand.forget();
-        hand
+        Self::in_turn().settled()
+    }
+
+    /// Likewise, and its profile listens to more than ACP.
+    pub fn listening() -> Self {
+        let mut hand = Self::new();
+        hand.terms.listens = true;
+        hand.turn();
+        hand.ready("s", None);
+        hand.settled()
+    }
+
+    fn settled(mut self) -> Self {
+        self.say("hello");
+        self.answer(StopReason::EndTurn);
+        self.forget();
+        self
     }
 
     /// A group that runs a compaction under its lock.
     pub fn compacting(strategy: Strategy) -> Self {
-        let mut hand = Self::idle();
+        Self::compacting_in(Self::idle(), strategy)
+    }
+
+    pub fn compacting_in(mut hand: Self, strategy: Strategy) -> Self {
         hand.compact(strategy);
         hand.lock(taken());
         hand.grant();
@@ -81,7 +100,8 @@ impl Hand {
 
     /// Both clocks.
     pub fn moment(&self) -> Now {
-        Now { wall: self.now, up: Uptime { ms: self.up_ms, ..Uptime::default() } }
+        let boot = BootId(Uuid::from_u128(self.boot));
+        Now { wall: self.now, up: Uptime { boot, ms: self.up_ms } }
     }
 
     pub fn apply(&mut self, event: Event) -> Step {
@@ -115,8 +135,28 @@ impl Hand {
         self.submit(Work::Turn { prompt: blocks("do it") })
     }
 
+    /// Asks for a compaction of a profile that does it so.
     pub fn compact(&mut self, strategy: Strategy) -> TaskId {
-        self.submit(Work::Compaction { focus: None, prompt: blocks("/compact"), strategy })
+        self.terms.compaction = Some(order(strategy, "/compact"));
+        self.compact_on(None)
+    }
+
+    /// Asks for a compaction by the profile in force.
+    pub fn compact_on(&mut self, focus: Option<&str>) -> TaskId {
+        let order = self.terms.compaction.as_ref().expect("a way to compact");
+        let work = order.work(focus.map(Into::into));
+        self.submit(work)
+    }
+
+    /// A caller names another profile, or another directory.
+    pub fn configure(&mut self, agent: &str, cwd: Option<&str>) -> Step {
+        let cwd = cwd.map(str::to_owned);
+        self.apply(Event::Configured(Settings { agent: agent.into(), cwd, ..Settings::default() }))
+    }
+
+    /// The agent's process ends.
+    pub fn exit(&mut self, reason: ExitReason) -> Step {
+        self.apply(Event::AgentExited { run: self.run(), exit: Exit::unseen(reason, "") })
     }
 
     pub fn grant(&mut self) -> Step {
@@ -267,7 +307,7 @@ impl Hand {
 }
 
 /// What the settings and the profile come to, with nothing made again.
-pub fn terms(auto_compact: f64, compaction: Option<(Strategy, Json)>) -> Terms {
+pub fn terms(auto_compact: f64, compaction: Option<CompactionOrder>) -> Terms {
     Terms {
         patience: PATIENCE,
         auto_compact,
@@ -277,6 +317,11 @@ pub fn terms(auto_compact: f64, compaction: Option<(Strategy, Json)>) -> Terms {
         compaction,
         listens: false,
     }
+}
+
+/// How a profile compacts.
+pub fn order(strategy: Strategy, text: &str) -> CompactionOrder {
+    CompactionOrder { strategy, text: text.into() }
 }
 
 /// What a step stated, without what the prefix is the same of.

@@ -68,6 +68,10 @@ pub struct Attempts {
     launches: usize,
     archived: bool,
     paused: bool,
+    /// Whether the group was deleted since the attempt that is sent began.
+    past: bool,
+    /// Whether a resumption is due: what counts in a row ends with the group's life.
+    forgets: bool,
     holder: Option<TaskId>,
 }
 
@@ -141,19 +145,24 @@ impl Attempts {
         match write {
             Write::GroupArchived {} => {
                 self.archived = true;
+                self.past |= self.sent.is_some();
                 (self.failures, self.launch_due) = (0, None);
                 (self.held, self.interruptions) = (None, 0);
             }
             Write::GroupPaused {} => self.paused = true,
             Write::GroupCreated(_) => self.archived = false,
             Write::GroupChanged(settings) => {
+                let waits = self.paused || self.held.is_some() || self.interruptions > 0;
+                self.forgets |= self.archived && waits;
                 self.archived = false;
                 (self.failures, self.launch_due) = (0, None);
                 if settings.on_interrupt == Some(OnInterrupt::Continue) {
                     (self.held, self.interruptions) = (None, 0);
+                    self.forgets &= self.paused;
                 }
             }
             Write::GroupResumed {} => {
+                self.forgets = false;
                 (self.failures, self.launch_due) = (0, None);
                 (self.held, self.interruptions, self.paused) = (None, 0, false);
             }
@@ -191,6 +200,7 @@ impl Attempts {
                 ensure!(*attempt == attempts, "I7: attempt {attempt} of {task} is {attempts}");
                 ensure!(attempts <= RETRIES_MAX + 1, "I7: attempt {attempts} of {task}");
                 ensure!(self.sent.is_none(), "AM-2: {task} starts beside another");
+                self.past = false;
                 self.sent = Some(Sent { task: *task, output: false, cut: false });
             }
             Write::Said(said) => {
@@ -355,6 +365,8 @@ impl Attempts {
             (TaskState::Interrupted, _) => {
                 self.interruptions += 1;
                 match self.terms().on_interrupt {
+                    // It began in a life of the group that is over.
+                    _ if self.past => self.forgets = !self.archived && !self.paused,
                     OnInterrupt::Hold => self.has_to_hold(Reason::Interrupted),
                     OnInterrupt::Auto if self.interruptions >= 2 => {
                         self.has_to_hold(Reason::InterruptedTwice);
@@ -362,8 +374,8 @@ impl Attempts {
                     OnInterrupt::Auto | OnInterrupt::Continue => {}
                 }
             }
-            (_, Some(_)) => self.interruptions = 0,
-            (_, None) => {}
+            (_, Some(_)) if own.kind == TaskKind::Turn => self.interruptions = 0,
+            (_, Some(_) | None) => {}
         }
         Ok(())
     }
@@ -398,6 +410,7 @@ impl Attempts {
         ensure!(self.degraded.is_none(), "F8: no wait behind {} failures", self.failures);
         ensure!(self.holds.is_none(), "SEEDS DQ-8: not held, by {:?}", self.holds);
         ensure!(self.settled.is_none(), "AM-3: settled and nothing: {:?}", self.settled);
+        ensure!(!self.forgets, "a life that is over counts for the next one");
         Ok(())
     }
 
@@ -468,7 +481,7 @@ impl Attempts {
 }
 
 /// F27: how much of it is left: by the clock that nobody sets, and after a reboot by the other one.
-fn left_ms(due: Due, now: Now) -> u64 {
+pub fn left_ms(due: Due, now: Now) -> u64 {
     let since = due.since;
     let passed = match since.up.boot == now.up.boot {
         true => now.up.ms as i64 - since.up.ms as i64,

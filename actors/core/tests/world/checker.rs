@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
     Choice, Effect, Finding, Group, Head, Json, PermissionId, PermissionOption, Rejected, RunId,
-    RunPhase, TaskId, TaskKind, TaskState, Terms, Work, Write, lock::Now,
+    RunPhase, Strategy, TaskId, TaskKind, TaskState, Terms, Work, Write, lock::Now,
 };
 
 use super::{
@@ -52,12 +52,16 @@ enum Next {
     PromptSent(TaskId),
     /// Its task ends, or is made again.
     Ends(TaskId),
+    /// HL-14: an ordered compaction was not completed.
+    Rests,
 }
 
 struct Seen {
     ordinal: u64,
     kind: TaskKind,
     prompt: Json,
+    /// How it was to be done as it was accepted.
+    strategy: Option<Strategy>,
     prompt_id: Option<u64>,
     sent: Option<Json>,
     /// Whether an attempt of it came to nothing: what began goes on first.
@@ -142,6 +146,10 @@ impl Checker {
                     ordinal,
                     kind: *kind,
                     prompt: record.prompt().clone(),
+                    strategy: match record.work {
+                        Work::Compaction { strategy, .. } => Some(strategy),
+                        Work::Turn { .. } => None,
+                    },
                     prompt_id: None,
                     sent: None,
                     again: false,
@@ -166,8 +174,16 @@ impl Checker {
                 }
                 self.next = Some(Next::TurnStarted(*task));
             }
-            Write::TurnStarted { task, prompt } => {
-                ensure!(*prompt == self.tasks[task].prompt, "AM-2: not {task}'s own prompt");
+            Write::TurnStarted { task, prompt, strategy } => {
+                let order = self.terms.as_ref().and_then(|terms| terms.compaction.clone());
+                let seen = self.seen(*task)?;
+                if seen.kind == TaskKind::Compaction {
+                    let order = order.ok_or_else(|| format!("{task} has no way to compact"))?;
+                    let (accepted, way) = (seen.strategy, strategy.or(seen.strategy));
+                    ensure!(way == Some(order.strategy), "{task} was {accepted:?}, is {way:?}");
+                    seen.prompt = order.prompt(None);
+                }
+                ensure!(*prompt == seen.prompt, "AM-2: not {task}'s own prompt");
                 self.next = Some(Next::PromptSent(*task));
             }
             Write::PromptSent { id, prompt, .. } => {
@@ -187,14 +203,16 @@ impl Checker {
                 ensure!(self.in_flight == Some(*task), "AM-5: {task} does not run");
                 self.openings.insert(seq);
             }
+            Write::CancelSent { run } => {
+                ensure!(self.run == Some(*run) && self.in_flight.is_some(), "{run} runs nothing");
+                self.called_off.insert(*run);
+            }
             Write::CancelRequested { task } => {
-                self.called_off.extend(self.run);
                 ensure!(self.in_flight == Some(*task), "AM-5: {task} does not run");
                 let again = std::mem::replace(&mut self.seen(*task)?.cancel_requested, true);
                 ensure!(!again, "AM-5: {task} is asked to end twice");
             }
             Write::TurnCut { task, .. } => {
-                self.called_off.extend(self.run);
                 ensure!(self.in_flight == Some(*task), "{task} is cut off and does not run");
             }
             Write::Said(said) => {
@@ -252,6 +270,12 @@ impl Checker {
                 let found = record.ending.findings.contains(&Finding::EmptyAnswer);
                 let answered = self.answer;
                 ensure!(found == (empty && !answered), "{task}: {found} and {answered}");
+                let code = record.ending.error.as_ref().map(|error| &*error.code);
+                let in_vain = match state {
+                    TaskState::Skipped => code.is_some_and(|code| code != "already_compacted"),
+                    state => *state != TaskState::Completed,
+                };
+                self.next = (compacts && in_vain).then_some(Next::Rests);
                 let ran = matches!(state, TaskState::Completed | TaskState::Interrupted);
                 ensure!(sent || !ran, "I7: {task} was not sent and is {state:?}");
             }
@@ -273,8 +297,13 @@ impl Checker {
 
     /// START and a settlement are each said in one breath (AM-2, AM-3).
     fn follows(&mut self, write: &Write) -> Held {
-        let Some(next) = self.next.take() else { return Ok(()) };
+        let Some(next) = self.next.take() else {
+            let rests = matches!(write, Write::CompactionRests { .. });
+            ensure!(!rests, "HL-14: a rest without an ordered compaction that failed");
+            return Ok(());
+        };
         let so = match (next, write) {
+            (Next::Rests, Write::CompactionRests { .. }) => true,
             (Next::TurnStarted(own), Write::TurnStarted { task, .. })
             | (Next::Ends(own), Write::TaskEnded { task, .. })
             | (Next::Ends(own), Write::TaskRetrying { task, .. }) => own == *task,
@@ -385,6 +414,9 @@ impl Checker {
                     let settled = self.in_flight != Some(*task);
                     settled || self.cancelled.contains(&id) || effects.iter().any(ends)
                 }
+                Write::CancelSent { run } => effects
+                    .iter()
+                    .any(|effect| matches!(effect, Effect::Cancel { run: own, .. } if own == run)),
                 Write::LockAsked { task } => effects.iter().any(
                     |effect| matches!(effect, Effect::TakeLock { task: own, .. } if own == task),
                 ),

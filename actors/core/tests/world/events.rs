@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     World,
     moves::{Bound, Chosen, LockSaid, Move, Seen, Spoken},
-    spoken::{asked, exit, provenance, request, settings, spent, text},
+    spoken::{self, asked, exit, provenance, request, settings, spent, text},
 };
 
 impl World {
@@ -18,6 +18,8 @@ impl World {
         match next {
             // After a shutdown, whatever comes makes it ask for its lock again.
             _ if self.shut_down => false,
+            // With other settings a compaction may have nothing to do any more.
+            _ if self.terms_changed => false,
             Move::Grant => !self.group.wants_slot(),
             Move::AnswerAgain | Move::AnswerUnknown(_) => true,
             Move::LateExpire(_) => true,
@@ -67,6 +69,10 @@ impl World {
             }
             Move::Decide { back, choice } => self.decide(back, choice)?,
             Move::Shutdown => Event::Shutdown,
+            Move::Evict => {
+                let run = self.group.run().filter(|_| !self.group.needs_run())?;
+                Event::Expired(Expiry::Idle(run.id, self.group.head().last_seq))
+            }
             Move::Lock(said) => self.lock(said)?,
             Move::LoseLock => {
                 self.group.lease()?;
@@ -239,8 +245,14 @@ impl World {
         agent.speaks().then_some(Event::Signalled { run, signal })
     }
 
+    /// A caller is answered by the profile in force; one that has no way to compact may follow.
     fn compact(&mut self, strategy: Strategy) -> Event {
-        Event::Submitted(self.offer(Work::Compaction { focus: None, prompt: text("/c"), strategy }))
+        if let Some(order) = &mut self.terms.compaction {
+            order.strategy = strategy;
+        }
+        let given = || spoken::compaction(strategy, 9);
+        let order = self.terms.compaction.clone().unwrap_or_else(given);
+        Event::Submitted(self.offer(order.work(None)))
     }
 
     fn offer(&mut self, work: Work) -> Box<Task> {

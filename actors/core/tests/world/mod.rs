@@ -77,6 +77,8 @@ pub struct World {
     up: Uptime,
     /// What the server's configuration and the agent's profile come to.
     terms: Terms,
+    /// Whether they changed since the group was last given them.
+    terms_changed: bool,
     /// The group as it comes out of its facts alone (I13).
     shadow: Group,
     checker: Checker,
@@ -86,10 +88,8 @@ pub struct World {
     /// Locks that were asked for, and those that were given.
     lock_requests: Vec<(TaskId, SessionId)>,
     leases: Vec<Lease>,
-    /// How often the group's agent or directory changed, and how often it had when the task that
-    /// has the slot got it.
+    /// How often the group's agent or directory changed.
     moves: u32,
-    moves_at_claim: u32,
     /// Runs that are over, and prompts that were answered.
     past_runs: Vec<RunId>,
     answered: Vec<(RunId, u64)>,
@@ -135,13 +135,13 @@ impl Default for World {
             now: Timestamp(1_000),
             up: Uptime { boot: BootId(Uuid::from_u128(1)), ms: 50 },
             terms: spoken::terms(0, 12),
+            terms_changed: false,
             checker: Checker::default(),
             agent: None,
             offered: Vec::new(),
             lock_requests: Vec::new(),
             leases: Vec::new(),
             moves: 0,
-            moves_at_claim: 0,
             past_runs: Vec::new(),
             answered: Vec::new(),
             owed: Vec::new(),
@@ -188,7 +188,10 @@ impl World {
         match next {
             Move::Clock(jump) => self.now.0 += i64::from(jump) * 10_000,
             Move::Wait(long) => self.pass([1, 1_000, 10_000, 120_000][usize::from(long % 4)]),
-            Move::Terms(number, more) => self.terms = spoken::terms(number, more),
+            Move::Terms(number, more) => {
+                self.terms = spoken::terms(number, more);
+                self.terms_changed = true;
+            }
             Move::Crash => return self.crash(Recovery::Restart),
             Move::Unstored => return self.crash(Recovery::Storage),
             Move::Reboot(jump) => {
@@ -258,15 +261,13 @@ impl World {
                 return Ok(None);
             }
         };
+        self.terms_changed &= matches!(said, Move::Shutdown);
         self.checker.begin(&terms, happened, now);
         let place = |group: &Group| {
             let settings = &group.head().settings;
             (settings.agent.clone(), settings.cwd.clone())
         };
         self.moves += u32::from(place(&before) != place(&self.group));
-        if before.current().is_none() && self.group.current().is_some() {
-            self.moves_at_claim = self.moves;
-        }
         self.commit(step).map(Some).map_err(|why| format!("{why}\n  at {said:?}\n  in {before:?}"))
     }
 
@@ -287,7 +288,7 @@ impl World {
         self.forgets_well()?;
         let closed = self.agent.as_ref().is_some_and(|agent| agent.closed);
         self.checker.orders(&writes, &effects, &self.group, closed)?;
-        let rested = self.reference.may_compact(self.now);
+        let rested = self.reference.may_compact(self.moment());
         self.checker.ordered_by_itself(&writes, self.reference.head(), rested)?;
         for effect in effects {
             self.perform(effect)?;
@@ -332,7 +333,7 @@ impl World {
                 ensure!(agent.ready && !agent.told_to_end, "I7: {run} takes no prompt now");
                 ensure!(agent.speaks(), "I12: {run} closed its stdout and is asked {id}");
                 ensure!(agent.prompts.is_empty(), "I1: {run} is sent {id} beside another prompt");
-                let moved = agent.moves < self.moves_at_claim;
+                let moved = agent.moves < self.moves;
                 ensure!(!moved, "prompt {id} goes to an agent, or a directory, of the past");
                 agent.prompts.push(id);
             }

@@ -34,6 +34,8 @@ pub enum Move {
     Expire(u8),
     /// The first thing of this kind that is bounded in time took that time.
     ExpireA(Bound),
+    /// Another group's run waits for a place, and this one's is not needed.
+    Evict,
     /// The server shuts down.
     Shutdown,
     /// The server dies.
@@ -231,7 +233,7 @@ fn next() -> impl Strategy<Value = Move> {
         25..28 => Move::Configure(detail),
         28..42 => Move::Grant,
         42..47 => Move::Expire(detail % 4),
-        47 => Move::Shutdown,
+        47 => [Move::Shutdown, Move::Evict][usize::from(detail % 2)],
         48 => Move::Crash,
         49 => [Move::Crash, Move::Unstored, Move::Reboot(more as i8)][usize::from(detail % 3)],
         50 => [Move::Clock(more as i8), Move::Wait(more)][usize::from(detail % 2)],

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Cause, Compaction, CompactionId, CompactionStatus, CutBy, ExitReason, Fold, Group, Head,
-    OnInterrupt, Origin, Permission, Run, RunPhase, Settings, Source, StopReason, Task, TaskId,
-    TaskKind, TaskState, Timestamp, Turn, Write,
+    Cause, Compaction, CompactionId, CompactionStatus, Continuity, CutBy, Due, ExitReason, Fold,
+    Group, Head, OnInterrupt, Origin, Permission, Run, RunPhase, Settings, Source, StopReason,
+    Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Work, Write, lock::Now,
 };
 use serde::{Deserialize, Serialize};
 
-/// After a failed compaction none is ordered by itself for so long.
-const COOLDOWN_MS: i64 = 600_000;
+use super::attempts::left_ms;
+
+/// How long none is ordered by itself after a compaction that was not completed.
+const REST_MS: u64 = 600_000;
 
 /// The rows of one group.
 pub struct Reference {
@@ -39,7 +41,8 @@ struct Counted {
     measured: bool,
     before: Option<u64>,
     streak: u8,
-    failed_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rest: Option<Due>,
 }
 
 impl Reference {
@@ -88,9 +91,9 @@ impl Reference {
     }
 
     /// I12, HL-14: whether nothing stands against a compaction of the group's own accord.
-    pub fn may_compact(&self, now: Timestamp) -> bool {
-        let Counted { measured, streak, failed_at, .. } = self.counted;
-        measured && streak < 2 && failed_at.is_none_or(|failed| now.0 >= failed.0 + COOLDOWN_MS)
+    pub fn may_compact(&self, now: Now) -> bool {
+        let Counted { measured, streak, rest, .. } = self.counted;
+        measured && streak < 2 && rest.is_none_or(|rest| left_ms(rest, now) == 0)
     }
 
     /// The group, with all that was ever stated.
@@ -101,11 +104,11 @@ impl Reference {
     }
 
     /// The group as a database gives it back, which keeps of a run only its name, and of an
-    /// attempt neither its requests' ids nor who cut it off.
+    /// attempt not its requests' ids.
     pub fn restore_forgetful(&self) -> Group {
         let run = self.run.as_ref().map(|run| Run::new(run.id, RunPhase::Stopping));
         let turn = self.turn.clone().map(|mut turn| {
-            (turn.prompt_id, turn.cut, turn.opening) = (0, None, None);
+            (turn.prompt_id, turn.opening) = (0, None);
             turn
         });
         let permissions = self.permissions.clone();
@@ -145,7 +148,7 @@ impl Reference {
                 }
                 self.head.settings = settings.clone();
                 self.head.archived = false;
-                (self.counted.streak, self.counted.failed_at) = (0, None);
+                (self.counted.streak, self.counted.rest) = (0, None);
                 self.begins_afresh();
                 if settings.on_interrupt == Some(OnInterrupt::Continue) {
                     (self.head.held, self.head.interruptions) = (None, 0);
@@ -153,6 +156,7 @@ impl Reference {
             }
             Write::GroupArchived {} => {
                 self.head.archived = true;
+                self.turn.iter_mut().for_each(|turn| turn.past = true);
                 self.begins_afresh();
                 (self.head.held, self.head.interruptions) = (None, 0);
             }
@@ -167,7 +171,7 @@ impl Reference {
                 self.head.tasks += 1;
                 self.tasks.insert(record.ordinal, Task::clone(record));
                 if (*kind, *origin) == (TaskKind::Compaction, Origin::Api) {
-                    (self.counted.streak, self.counted.failed_at) = (0, None);
+                    (self.counted.streak, self.counted.rest) = (0, None);
                 }
             }
             Write::TaskClaimed { task } => self.task(*task).claimed_at = Some(at),
@@ -181,8 +185,15 @@ impl Reference {
                 (task.started_at, task.segment) = (Some(at), Some(segment));
                 task.seq_first = Some(first_seq);
             }
+            Write::TurnStarted { task, prompt: sent, strategy: way } => {
+                let task = self.task(*task);
+                if let Work::Compaction { prompt, strategy, .. } = &mut task.work {
+                    (*prompt, *strategy) = (sent.clone(), way.unwrap_or(*strategy));
+                }
+            }
             Write::PromptSent { id, .. } => {
                 self.head.unspoken = false;
+                self.run.iter_mut().for_each(|run| run.fresh = false);
                 let run = self.run.as_ref().map(|run| run.id);
                 (self.turn, self.heard) = (run.map(|run| Turn::new(run, *id)), false);
             }
@@ -207,6 +218,9 @@ impl Reference {
             Write::CancelRequested { task } => {
                 self.task(*task).cancel_requested = true;
                 self.cut(CutBy::Caller);
+            }
+            Write::CancelSent { .. } => {
+                self.run.iter_mut().for_each(|run| run.cancelled = true);
             }
             Write::TurnCut { cause, .. } => self.cut(match cause {
                 Cause::Deadline => CutBy::Deadline,
@@ -248,13 +262,18 @@ impl Reference {
                 }
                 if record.state == TaskState::Interrupted {
                     self.head.interruptions += 1;
-                } else if record.ending.stop_reason.is_some() {
+                } else if record.ending.stop_reason.is_some() && record.kind() == TaskKind::Turn {
                     self.head.interruptions = 0;
                 }
                 *self.task(*task) = Task::clone(record);
             }
-            Write::RunStarted { run, .. } => self.run = Some(Run::new(*run, RunPhase::Starting)),
-            Write::RunReady { session, provenance, .. } => {
+            Write::RunStarted { run, listens, .. } => {
+                let run = Run::new(*run, RunPhase::Starting);
+                self.run = Some(Run { listens: *listens, ..run });
+            }
+            Write::RunReady { session, provenance, continuity, .. } => {
+                let opened = !matches!(continuity, Continuity::Resumed | Continuity::Loaded);
+                self.run.iter_mut().for_each(|run| run.fresh = opened);
                 self.head.session = Some(session.clone());
                 self.head.provenance = provenance.clone().or(self.head.provenance.take());
                 self.phase(RunPhase::Ready);
@@ -278,6 +297,7 @@ impl Reference {
                 let stays = self.head.session.as_ref() == Some(session);
                 self.head.usage = self.head.usage.take().filter(|_| stays);
                 self.head.unspoken |= !stays;
+                self.run.iter_mut().for_each(|run| run.fresh &= stays);
                 self.head.segment = *segment;
                 self.head.session = Some(session.clone());
                 self.head.provenance = provenance.clone();
@@ -291,12 +311,15 @@ impl Reference {
             Write::CompactionStarted(compaction)
             | Write::CompactionUpdated(compaction)
             | Write::CompactionEnded(compaction) => self.compacted(compaction, at),
+            Write::CompactionRests { due } => {
+                assert_eq!(due.ms, REST_MS, "HL-14");
+                self.counted.rest = Some(*due);
+            }
             Write::AgentWedged { .. } => {
                 self.heard = false;
                 self.run.iter_mut().for_each(|run| run.wedged = true);
             }
-            Write::TurnStarted { .. }
-            | Write::AgentOutputRejected { .. }
+            Write::AgentOutputRejected { .. }
             | Write::SegmentEnded { .. }
             | Write::LockAsked { .. }
             | Write::LockRefused { .. }
@@ -340,7 +363,7 @@ impl Reference {
                     last_completed_at: Some(at),
                     measured: false,
                     before: compaction.details.tokens_before.or(used),
-                    failed_at: None,
+                    rest: None,
                     ..counted.clone()
                 };
                 if let Some(after) = compaction.details.tokens_after {
@@ -349,9 +372,6 @@ impl Reference {
                 if compaction.leads {
                     self.head.lead_in = compaction.details.summary.clone();
                 }
-            }
-            CompactionStatus::Failed | CompactionStatus::Abandoned if ordered => {
-                counted.failed_at = Some(at);
             }
             CompactionStatus::Noop if ordered => counted.streak = counted.streak.saturating_add(1),
             _ => {}
@@ -375,7 +395,6 @@ impl Reference {
     }
 
     fn cut(&mut self, by: CutBy) {
-        self.run.iter_mut().for_each(|run| run.cancelled = true);
         if let Some(turn) = &mut self.turn {
             turn.cut = turn.cut.or(Some(by));
         }

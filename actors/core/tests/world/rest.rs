@@ -1,37 +1,26 @@
 //! What holds between two events.
 
-use greenroom_core::{
-    Blocked, CompactionStatus, CutBy, Event, Expiry, Recovery, RunPhase, TaskState, Write,
-};
+use greenroom_core::{Blocked, CompactionStatus, Event, Expiry, Recovery, RunPhase, Write};
 use uuid::Uuid;
 
 use super::{Group, Held, LIMITS, World, ensure, events, kept, moves::Bound};
 
 impl World {
     /// A database does not keep a run's phase and what it was seen to do, nor a prompt's id, nor
-    /// who cut a turn off, nor the lock, nor compactions of the run that ended: none of them makes
-    /// a difference once the group has recovered, but for the words in which what was cut off says
-    /// why: its deadline, or somebody who cancelled it after that. Nothing of a past run is heard
-    /// any more, so that no late signal can be about those compactions; and the lock's row goes
-    /// with its holder, so that a compaction which still waits asks again.
+    /// the lock, nor compactions of the run that ended: none of them makes a difference once the
+    /// group has recovered. Nothing of a past run is heard any more, so that no late signal can be
+    /// about those compactions; and the lock's row goes with its holder, so that a compaction which
+    /// still waits asks again.
     pub(super) fn forgets_well(&self) -> Held {
-        let cut = self.group.turn().and_then(|turn| turn.cut);
-        let asked = self.group.current().is_some_and(|task| task.cancel_requested);
-        if asked && cut != Some(CutBy::Caller) {
-            return Ok(());
-        }
         let recovered = |mut group: Group| {
             let mut fresh = || Uuid::from_u128(self.ids + 1);
             let (event, now) = (Event::Recovered(Recovery::Restart), self.moment());
             let step = group.apply(event, now, &self.terms(), &mut fresh);
             let step = step.map_err(|rejected| rejected.to_string())?;
             let outcome = |write: &Write| match write {
-                Write::TaskEnded {
-                    task,
-                    state: TaskState::Cancelled | TaskState::Interrupted,
-                    ..
-                } => Some(format!("{task} cut off")),
-                Write::TaskEnded { task, state, .. } => Some(format!("{task} {state:?}")),
+                Write::TaskEnded { task, state, interrupted, .. } => {
+                    Some(format!("{task} {state:?} {interrupted:?}"))
+                }
                 Write::CompactionEnded(own)
                     if matches!(
                         own.status,

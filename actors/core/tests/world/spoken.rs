@@ -1,10 +1,10 @@
 //! What agents and callers say, as the rules get to see it.
 
 use greenroom_core::{
-    Cost, Details, Exit, ExitReason, Fold, Json, Kinds, Lineage, Lines, OnInterrupt,
-    PermissionAsked, PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance,
-    Retry, Settings, Signal, Source, Spent, Strategy, Terms, Tokens, ToolNews, ToolResult,
-    ToolStep, Usage,
+    CompactionOrder, Cost, Details, Exit, ExitReason, Fold, Json, Kinds, Lineage, Lines,
+    OnInterrupt, PermissionAsked, PermissionOption, PermissionPolicy, PermissionShown, Policy,
+    Provenance, Retry, Settings, Signal, Source, Spent, Strategy, Terms, Tokens, ToolNews,
+    ToolResult, ToolStep, Usage,
 };
 
 use super::{
@@ -54,9 +54,14 @@ pub fn terms(number: u8, more: u8) -> Terms {
         retry: retries[usize::from(more % 4)],
         on_interrupt: *ON_INTERRUPT.get(usize::from(more / 4 % 4)).unwrap_or(&OnInterrupt::Auto),
         permissions: policy(more / 16),
-        compaction: (number & 24 != 24).then(|| (strategy, text("/a"))),
+        compaction: (number & 24 != 24).then(|| compaction(strategy, number / 64)),
         listens: number & 32 != 0,
     }
+}
+
+/// How a profile compacts.
+pub fn compaction(strategy: Strategy, number: u8) -> CompactionOrder {
+    CompactionOrder { strategy, text: format!("/a{number}") }
 }
 
 /// A request as it came.

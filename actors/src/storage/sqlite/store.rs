@@ -12,7 +12,9 @@ use super::{
     files::Files,
     locks, permissions, readable,
     rows::{self, int, json, key, ms},
-    tasks::{Begun, end_task, fail_unreadable, insert_task, retry_task, start_task},
+    tasks::{
+        Begun, end_task, fail_unreadable, insert_task, restate_compaction, retry_task, start_task,
+    },
     upkeep, write_failed,
 };
 use crate::{
@@ -410,6 +412,9 @@ fn store_fact(
             conn.prepare_cached("UPDATE tasks SET cancel_requested = 1 WHERE id = ?")?
                 .execute(params![task.0.as_bytes()])?;
         }
+        Write::TurnStarted { task, prompt, strategy: Some(strategy) } => {
+            restate_compaction(conn, *task, prompt, *strategy)?;
+        }
         Write::TaskRetrying { task, attempt, due, .. } => {
             retry_task(conn, *task, *attempt, due)?;
         }
@@ -425,7 +430,7 @@ fn store_fact(
             let selected = selected.as_deref();
             permissions::resolve(conn, *permission, writes.at, *state, selected, resolved_by)?;
         }
-        Write::RunStarted { run, agent } => {
+        Write::RunStarted { run, agent, .. } => {
             conn.prepare_cached(
                 "INSERT INTO runs (id, no, agent, started_at) VALUES (?, ?, ?, ?)",
             )?
@@ -511,7 +516,9 @@ fn store_fact(
         | Write::GroupHeld { .. }
         | Write::AgentDegraded { .. }
         | Write::LaunchAllowed {}
-        | Write::TurnStarted { .. }
+        | Write::TurnStarted { strategy: None, .. }
+        | Write::CancelSent { .. }
+        | Write::CompactionRests { .. }
         | Write::PromptSent { .. }
         | Write::Said(_)
         | Write::AgentOutputRejected { .. }

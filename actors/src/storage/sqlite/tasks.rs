@@ -1,6 +1,6 @@
 //! The rows of tasks: accepted, begun, made again, ended.
 
-use greenroom_core::{Due, RunId, Task, TaskId, Timestamp, Work};
+use greenroom_core::{Due, Json, RunId, Strategy, Task, TaskId, Timestamp, Work};
 use rusqlite::{Connection, params};
 
 use super::rows::{int, json, key, ms};
@@ -69,6 +69,18 @@ pub fn insert_task(
         task.expires.as_ref().map(json),
         task.retry_of.as_ref().map(|id| id.0.as_bytes()),
     ])?;
+    Ok(())
+}
+
+/// A compaction is done otherwise than it was accepted.
+pub fn restate_compaction(
+    conn: &Connection,
+    task: TaskId,
+    prompt: &Json,
+    strategy: Strategy,
+) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE tasks SET prompt = ?, strategy = ? WHERE id = ?")?
+        .execute(params![prompt.as_str(), word(&strategy), task.0.as_bytes()])?;
     Ok(())
 }
 
