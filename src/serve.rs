@@ -232,7 +232,10 @@ fn start_storage(database: &Database) -> Result<Ledger, Box<dyn Error>> {
         })
     };
     let opener = database.opener();
-    let readers = SyncArbiter::start(READERS, move || Reader::new(opener.archive()));
+    let readers = SyncArbiter::start(READERS, move || {
+        let opener = opener.clone();
+        Reader::new(move || opener.archive())
+    });
     checkpointer.start(health.clone(), writer.clone().recipient())?;
     Ok(Ledger::new(writer, readers, health))
 }

@@ -110,6 +110,8 @@ pub struct Storage<S> {
     waiting: Vec<Commit>,
     /// Since when the database fails.
     failed: Option<Instant>,
+    /// When a reader's failure was last looked into.
+    read_failed: Option<Instant>,
     /// Transactions there were when it was last looked whether anybody commits.
     seen: u64,
     _vital: Vital,
@@ -118,7 +120,15 @@ pub struct Storage<S> {
 impl<S: Store + Unpin> Storage<S> {
     /// The one writer of `store`.
     pub fn new(store: S, health: StorageHealth) -> Self {
-        Self { store, health, waiting: Vec::new(), failed: None, seen: 0, _vital: Vital("storage") }
+        Self {
+            store,
+            health,
+            waiting: Vec::new(),
+            failed: None,
+            read_failed: None,
+            seen: 0,
+            _vital: Vital("storage"),
+        }
     }
 
     /// What everybody is told while the database fails.
@@ -172,6 +182,10 @@ impl<S: Store + Unpin> Storage<S> {
             err.fault().is_some_and(|fault| !(works && fault.may_be_one_groups()))
         };
         for err in errors().filter(|err| !broken(err)) {
+            if let StoreError::Unreadable(row) = err {
+                self.health.unreadable(row);
+                continue;
+            }
             log::error!(err:% = chain(err); "commit failed; nothing of it is stored");
         }
         let broken = errors().find(broken).cloned();
@@ -196,7 +210,20 @@ impl<S: Store + Unpin> Storage<S> {
         self.flush(ctx);
         self.refusal()?;
         let done = put(&mut self.store);
-        self.note(done.as_ref().err().filter(|err| err.fault().is_some()), ctx);
+        self.judge(done, ctx)
+    }
+
+    /// Takes in how a group's request ended: whether the database works, or only a row of the group
+    /// cannot be understood.
+    fn judge<T>(
+        &mut self,
+        done: Result<T, StoreError>,
+        ctx: &mut Context<Self>,
+    ) -> Result<T, StoreError> {
+        match &done {
+            Err(StoreError::Unreadable(row)) => self.health.unreadable(row),
+            done => self.note(done.as_ref().err(), ctx),
+        }
         done
     }
 
@@ -355,8 +382,7 @@ impl<S: Store + Unpin> Handler<Adopt> for Storage<S> {
         self.flush(ctx);
         self.refusal()?;
         let adopted = self.store.adopt(group, clock::moment().up);
-        self.note(adopted.as_ref().err(), ctx);
-        adopted
+        self.judge(adopted, ctx)
     }
 }
 
@@ -393,23 +419,33 @@ impl<S: Store + Unpin> Handler<Purge> for Storage<S> {
         self.flush(ctx);
         self.refusal()?;
         let purged = self.store.purge(group);
-        self.note(purged.as_ref().err(), ctx);
-        purged
+        if purged.is_ok() {
+            self.health.purged(group);
+        }
+        self.judge(purged, ctx)
     }
 }
 
 impl<S: Store + Unpin> Handler<Found> for Storage<S> {
     type Result = ();
 
-    /// A reader that fails by itself (a question that makes no sense, a limit of its own) says
-    /// nothing about the writer; a file that is damaged or cannot be read does.
+    /// A file that is damaged, or another, is so for everybody. Whatever else keeps a reader from
+    /// reading (no descriptor left, a limit of its own) says nothing about the writer, who tries
+    /// for itself.
     fn handle(&mut self, Found(err): Found, ctx: &mut Self::Context) {
         match err.fault() {
-            Some(Fault::Corrupt | Fault::Replaced | Fault::Unsynced | Fault::Io) => {
+            Some(Fault::Corrupt | Fault::Replaced | Fault::Unsynced) => {
                 self.note(Some(&err), ctx);
             }
             Some(_) if !self.health.is_good() => {}
-            _ => log::error!(err:% = chain(&err); "the database could not be read"),
+            _ if self.read_failed.is_some_and(|at| at.elapsed() < PROBE) => {}
+            _ => {
+                self.read_failed = Some(Instant::now());
+                log::error!(err:% = chain(&err); "the database could not be read");
+                if let Err(err) = self.store.check().and_then(|_| self.store.probe()) {
+                    self.note(Some(&err), ctx);
+                }
+            }
         }
     }
 }
@@ -421,8 +457,7 @@ impl<S: Store + Unpin> Handler<Cut> for Storage<S> {
         self.flush(ctx);
         self.refusal()?;
         let done = self.store.forget_keys(cut.keys_before).and_then(|_| self.store.cut(&cut));
-        self.note(done.as_ref().err(), ctx);
-        done
+        self.judge(done, ctx)
     }
 }
 
@@ -433,7 +468,6 @@ impl<S: Store + Unpin> Handler<Sweep> for Storage<S> {
         self.flush(ctx);
         self.refusal()?;
         let swept = self.store.sweep(group);
-        self.note(swept.as_ref().err(), ctx);
-        swept
+        self.judge(swept, ctx)
     }
 }

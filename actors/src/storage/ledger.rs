@@ -229,9 +229,18 @@ impl Ledger {
         ask: impl FnOnce(&dyn Archive) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, StoreError> {
         let (done, answer) = oneshot::channel();
+        let health = self.health.clone();
         self.query.do_send(Query(Box::new(move |archive| {
+            let answer = archive.map_err(StoreError::clone).and_then(|archive| {
+                let answer = ask(archive);
+                archive.left_out().iter().for_each(|row| health.unreadable(row));
+                answer
+            });
+            if let Err(StoreError::Unreadable(row)) = &answer {
+                health.unreadable(row);
+            }
             // Whoever asked may have left.
-            _ = done.send(archive.map_err(StoreError::clone).and_then(ask));
+            _ = done.send(answer);
         })));
         let answer = answer.await.unwrap_or(Err(StoreError::Stopped));
         if let Err(err @ StoreError::Database { .. }) = &answer {

@@ -9,6 +9,8 @@ mod cuts;
 mod digests;
 mod exports;
 mod files;
+mod flaws;
+mod hydrate;
 mod locks;
 mod permissions;
 mod rows;
@@ -37,7 +39,7 @@ pub use self::{
     checkpoint::{Checkpointer, Rhythm},
     store::SqliteStore,
 };
-use super::{Fault, StoreError, fault::Broken};
+use super::{Fault, StoreError, Unreadable, fault::Broken};
 
 /// Numbered migrations: the database's version is how many of them it has had.
 const MIGRATIONS: [&str; 4] = [
@@ -278,6 +280,9 @@ fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
 /// Turns SQLite's error, met while the database `operation`, into the store's.
 fn failed(operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |source| {
+        if flaws::is_flaw(&source) {
+            return flaws::of_nobody(&source).into();
+        }
         let fault = fault(&source);
         match &source {
             // The first are general words; the second say what exactly could not be done.
@@ -352,6 +357,26 @@ enum Failure {
     Sqlite(rusqlite::Error),
     /// The lease that the facts needed is another's, or nobody's (SEEDS HL-11).
     LeaseLost,
+    /// A row of the group cannot be understood.
+    Unreadable(Unreadable),
+    /// The group's keys have no room for more.
+    Exhausted(&'static str),
+}
+
+impl From<Unreadable> for Failure {
+    fn from(row: Unreadable) -> Self {
+        Self::Unreadable(row)
+    }
+}
+
+impl Failure {
+    /// The store's error, met while the database `operation`.
+    fn met(operation: &'static str) -> impl Fn(Self) -> StoreError {
+        move |failure| match failure {
+            Self::Sqlite(err) => failed(operation)(err),
+            failure => failure.into(),
+        }
+    }
 }
 
 impl From<rusqlite::Error> for Failure {
@@ -365,6 +390,8 @@ impl From<Failure> for StoreError {
         match failure {
             Failure::Sqlite(err) => write_failed(err),
             Failure::LeaseLost => Self::LeaseLost,
+            Failure::Unreadable(row) => row.into(),
+            Failure::Exhausted(what) => Self::Exhausted(what),
         }
     }
 }
@@ -376,23 +403,6 @@ fn write_failed(source: rusqlite::Error) -> StoreError {
         StoreError::Refused(Arc::new(source))
     } else {
         failed("wrote")(source)
-    }
-}
-
-/// Leaves out a row that cannot be understood, and says so: one bad record must not take the
-/// others with it (SEEDS AM-18).
-fn readable<T>(row: rusqlite::Result<T>) -> Option<rusqlite::Result<T>> {
-    match row {
-        Err(
-            err @ (rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..)
-            | rusqlite::Error::Utf8Error(..)),
-        ) => {
-            log::error!(err:%; "stored row skipped: it cannot be understood");
-            None
-        }
-        row => Some(row),
     }
 }
 

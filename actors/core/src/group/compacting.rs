@@ -46,7 +46,8 @@ impl Compacting {
     /// Whether the group may order a compaction by itself. The clock may have jumped back: then
     /// the cooldown begins again.
     fn allows(&self, now: Timestamp) -> bool {
-        let rested = self.failed_at.is_none_or(|failed| now.0 - failed.0 >= COOLDOWN_MS);
+        let rested =
+            self.failed_at.is_none_or(|failed| now.0.saturating_sub(failed.0) >= COOLDOWN_MS);
         self.measured && self.streak < STREAK_MAX && rested
     }
 }

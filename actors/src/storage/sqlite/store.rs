@@ -1,7 +1,7 @@
 //! The writing side: facts into rows.
 
 use greenroom_core::{
-    Compaction, Kinds, Provenance, Run, RunPhase, Task, TaskId, TaskState, Timestamp, Write,
+    Compaction, Kinds, Provenance, TaskId, Timestamp, Write,
     digest::SCHEMA_VERSION,
     lock::{Holder, Lease, Lock, Now, Uptime},
 };
@@ -10,16 +10,18 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use super::{
     Failure, cuts, digests, exports, failed,
     files::Files,
-    locks, permissions, readable,
-    rows::{self, int, json, key, ms},
-    tasks::{Begun, end_task, fail_unreadable, insert_task, retry_task, start_task},
+    flaws::owned,
+    hydrate::{hydrate, missing},
+    locks, permissions,
+    rows::{int, json, key, ms},
+    tasks::{Begun, end_task, insert_task, retry_task, start_task},
     upkeep, write_failed,
 };
 use crate::{
     frames::Block,
     storage::{
-        ClosedRows, Cut, DigestRows, EndedAt, Granted, GroupNo, Hydration, KeyUse, LockAsk,
-        LockError, Sizes, Store, StoreError, Swept, Writes,
+        ClosedRows, Cut, DigestRows, EndedAt, GROUP_MAX, Granted, GroupNo, Hydration, KeyUse,
+        LockAsk, LockError, SEQ_MAX, Sizes, Store, StoreError, Swept, Writes,
     },
     word::word,
 };
@@ -63,7 +65,7 @@ impl Store for SqliteStore {
     }
 
     fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
-        let mut read = || -> rusqlite::Result<_> {
+        let mut adopt = || -> Result<_, Failure> {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let epoch: Option<i64> = transaction
                 .query_row(
@@ -72,7 +74,7 @@ impl Store for SqliteStore {
                     |row| row.get(0),
                 )
                 .optional()?;
-            let Some(epoch) = epoch else { return Ok(None) };
+            let Some(epoch) = epoch else { return missing(&transaction, group) };
             locks::forget_group(&transaction, group)?;
             let reopened = locks::reopen_orphan(&transaction, group, now)?;
             let hydration = hydrate(&transaction, group, epoch as u64)?;
@@ -82,7 +84,8 @@ impl Store for SqliteStore {
             }
             Ok(Some(hydration))
         };
-        read().map_err(failed("read a group"))
+        let adopted = adopt();
+        adopted.map_err(owned(&self.0, group, "read a group"))
     }
 
     fn put_closed(
@@ -111,11 +114,22 @@ impl Store for SqliteStore {
         let mut delete = || {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let (from, to) = (key(group, 0), key(group + 1, 0));
-            transaction.execute(
+            let turns = transaction.execute(
                 "DELETE FROM turns WHERE (ended_at, key) IN \
                  (SELECT ended_at, key FROM tasks WHERE key >= ? AND key < ?)",
                 [from, to],
             )?;
+            let ended: i64 = transaction.query_row(
+                "SELECT count(*) FROM tasks WHERE key >= ? AND key < ? \
+                 AND started_at IS NOT NULL AND ended_at IS NOT NULL",
+                [from, to],
+                |row| row.get(0),
+            )?;
+            if turns as i64 != ended {
+                // Some are at another end than their task's. This reads the whole table.
+                let sql = "DELETE FROM turns WHERE key >= ? AND key < ?";
+                transaction.execute(sql, [from, to])?;
+            }
             transaction.execute(
                 "DELETE FROM idempotency WHERE task IN \
                  (SELECT id FROM tasks WHERE key >= ? AND key < ?)",
@@ -161,7 +175,8 @@ impl Store for SqliteStore {
     }
 
     fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
-        cuts::sweep(&mut self.0, group).map_err(failed("deleted old frames"))
+        let swept = cuts::sweep(&mut self.0, group);
+        swept.map_err(owned(&self.0, group, "deleted old frames"))
     }
 
     fn lock_acquire(
@@ -186,78 +201,15 @@ impl Store for SqliteStore {
     }
 }
 
-fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> rusqlite::Result<Hydration> {
-    let sql = format!(
-        "SELECT {} FROM groups JOIN heads USING (no) WHERE groups.no = ?",
-        rows::GROUP_COLUMNS
-    );
-    let (_, standing) = conn.query_row(&sql, [group], rows::standing)?;
-    // Each half in the words of the index that finds it.
-    let sql = format!(
-        "SELECT {columns} FROM tasks \
-         WHERE key >= ?1 AND key < ?2 AND state IN ('queued', 'retrying') \
-         AND claimed_at IS NULL UNION ALL SELECT {columns} FROM tasks \
-         WHERE key >> 36 = ?3 AND claimed_at IS NOT NULL \
-         AND state IN ('queued', 'retrying', 'running') \
-         ORDER BY key",
-        columns = rows::TASK_COLUMNS
-    );
-    let mut tasks = Vec::new();
-    let mut unreadable = Vec::new();
-    let mut statement = conn.prepare_cached(&sql)?;
-    let mut found = statement.query([key(group, 0), key(group + 1, 0), i64::from(group)])?;
-    while let Some(row) = found.next()? {
-        match readable(rows::task(row)) {
-            Some(task) => tasks.push(task?),
-            None => unreadable.push(row.get::<_, i64>(0)?),
-        }
-    }
-    for key in unreadable {
-        fail_unreadable(conn, key)?;
-    }
-    let run = standing.current_run.map(|id| Run::new(id, RunPhase::Stopping));
-    let current = tasks.iter().find(|task| task.claimed_at.is_some());
-    let compactions = compactions(conn, group, current)?;
-    let permissions = permissions::pending(conn, group)?;
-    let digests = digests::hydrate(conn, group, standing.head.last_seq)?;
-    Ok(Hydration { epoch, head: standing.head, tasks, run, compactions, permissions, digests })
-}
-
-/// The compaction that nobody saw to end, and those that were completed within `current`, in any of
-/// its attempts.
-fn compactions(
-    conn: &Connection,
-    group: GroupNo,
-    current: Option<&Task>,
-) -> rusqlite::Result<Vec<Compaction>> {
-    let sql = format!(
-        "SELECT {columns} FROM compactions WHERE key >> 36 = ?1 AND status = 'in_progress' \
-         UNION ALL SELECT {columns} FROM compactions \
-         WHERE key >= ?2 AND key < ?3 AND status = 'completed' ORDER BY key",
-        columns = rows::COMPACTION_COLUMNS
-    );
-    // Of a task that is made again, an earlier attempt may have seen one: there are few.
-    let first = current.filter(|task| task.attempt > 0).map(|task| match task.state {
-        TaskState::Running if task.attempt == 1 => task.seq_first.unwrap_or_default(),
-        _ => 0,
-    });
-    let from = first.map(|seq| key(group, seq));
-    let mut statement = conn.prepare_cached(&sql)?;
-    let to = key(group + 1, 0);
-    let found = statement
-        .query_map(params![group, from.unwrap_or(to), to], rows::compaction)?
-        .filter_map(readable)
-        .map(|found| found.map(|(_, compaction)| compaction));
-    let own = |found: &rusqlite::Result<Compaction>| {
-        found.as_ref().is_ok_and(|compaction| {
-            compaction.is_active() || compaction.task == current.map(|task| task.id)
-        }) || found.is_err()
-    };
-    found.filter(own).collect()
-}
-
 /// Stores one group's facts; `false` if they come from an owner that is none any more.
 fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
+    let head = &writes.standing.head;
+    if GROUP_MAX < writes.group {
+        return Err(Failure::Exhausted("the database has no number left for another group"));
+    }
+    if SEQ_MAX < head.last_seq.max(head.tasks) {
+        return Err(Failure::Exhausted("the group has no number left for another frame or task"));
+    }
     if let Some(Write::GroupCreated(settings)) = writes.writes.first() {
         let id = writes.standing.id.as_str();
         conn.prepare_cached(
