@@ -14,6 +14,7 @@ pub mod lease;
 mod ledger;
 mod lock;
 mod reader;
+mod salvage;
 pub mod sqlite;
 mod tally;
 mod unreadable;
@@ -40,6 +41,7 @@ pub use self::{
     ledger::Ledger,
     lock::{Granted, LockAcquire, LockAsk, LockError, LockRefresh, LockRelease},
     reader::{Query, Reader},
+    salvage::{Rebuilt, Salvage, SalvagedPermission, SalvagedTask},
     tally::Tally,
     unreadable::{Broken, Unreadable},
 };

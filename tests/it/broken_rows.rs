@@ -66,16 +66,17 @@ fn verify(server: &Server, arguments: &[&str]) -> (i32, String) {
     (ended.status.code().unwrap(), told)
 }
 
-/// I15, AM-18: whichever row cannot be read, the others go on, and its group says what it is.
-#[test]
-fn an_unreadable_row_breaks_its_group_alone() {
+/// A server with a group for each case, in which a task waits or a permission is asked for, and the
+/// group `sound`; killed, and damaged.
+#[track_caller]
+fn damaged() -> Server {
     let mut server = Setup::new().asks().start();
     for (group, _) in CASES {
         if *group == "permission" {
             server.submit(group, "[[permission]]");
             continue;
         }
-        server.put(&format!("/v1/groups/{group}"), &json!({})).expect(201);
+        server.put(&format!("/v1/groups/{group}"), &json!({ "title": group })).expect(201);
         server.post(&format!("/v1/groups/{group}/pause"), &json!({})).expect(202);
         server.submit(group, "waits");
     }
@@ -86,6 +87,13 @@ fn an_unreadable_row_breaks_its_group_alone() {
     });
     server.kill();
     CASES.iter().for_each(|case| damage(&server, case));
+    server
+}
+
+/// I15, AM-18: whichever row cannot be read, the others go on, and its group says what it is.
+#[test]
+fn an_unreadable_row_breaks_its_group_alone() {
+    let mut server = damaged();
     server.boot();
 
     server.complete("sound", "after");
@@ -141,4 +149,37 @@ fn an_unreadable_row_breaks_its_group_alone() {
         server.complete(group, "[[reply:made again]]");
     }
     assert_eq!(server.get("/v1/status").expect(200)["groups"]["broken"], Value::Null);
+}
+
+/// I13, I2: `verify --repair` makes the rows from the log; a task whose prompt is lost is ended, and
+/// the log says so.
+#[test]
+fn a_broken_group_is_repaired_from_its_log() {
+    let mut server = damaged();
+    for (group, sql) in CASES {
+        let (code, told) = verify(&server, &["--repair", group]);
+        assert_eq!(code, 0, "{sql}: {told}");
+        assert!(told.contains("made from its log"), "{sql}: {told}");
+    }
+    let (code, told) = verify(&server, &[]);
+    assert_eq!(code, 0, "{told}");
+    server.boot();
+    for (group, sql) in CASES {
+        let tasks = server.get(&format!("/v1/groups/{group}/tasks")).expect(200)["items"].clone();
+        let [task] = &tasks.as_array().unwrap()[..] else { panic!("{sql}: {tasks}") };
+        if *group == "permission" {
+            server.finish_as(task, "interrupted");
+            continue;
+        }
+        assert_eq!(server.group(group)["title"], *group, "{sql}");
+        if ["task-prompt", "task-gone"].contains(group) {
+            assert_eq!(task["state"], "failed", "{sql}: {task}");
+            assert_eq!(task["error"]["code"], "unreadable", "{sql}: {task}");
+        } else {
+            assert_eq!(task["state"], "queued", "{sql}: {task}");
+        }
+        server.post(&format!("/v1/groups/{group}/resume"), &json!({})).expect(202);
+        server.finish(task);
+        server.complete(group, "goes on");
+    }
 }

@@ -13,6 +13,7 @@ mod flaws;
 mod hydrate;
 mod locks;
 mod permissions;
+mod repair;
 mod rows;
 mod store;
 mod tally;

@@ -13,7 +13,10 @@ use uuid::Uuid;
 
 use crate::{
     frames::Block,
-    storage::{GROUP_MAX, GroupNo, PermissionRecord, RunRecord, SEQ_MAX, SegmentRecord, Standing},
+    storage::{
+        GROUP_MAX, GroupNo, PermissionRecord, RunRecord, SEQ_MAX, SalvagedPermission, SalvagedTask,
+        SegmentRecord, Standing,
+    },
 };
 
 /// Bits of a key that are the seq, or the ordinal, within the group.
@@ -146,6 +149,33 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
             findings: from_json(row, 27)?.unwrap_or_default(),
         },
     })
+}
+
+/// What can be read of a task's row, column by column.
+pub fn salvage_task(row: &Row<'_>) -> SalvagedTask {
+    let mut task = SalvagedTask::default();
+    let mut lost = Vec::new();
+    macro_rules! take {
+        ($field:ident, $read:expr) => {
+            match $read {
+                Ok(value) => task.$field = value,
+                Err(_) => lost.push(stringify!($field)),
+            }
+        };
+    }
+    take!(focus, row.get::<_, Option<String>>(5).map(|focus| focus.map(Into::into)));
+    take!(metadata, raw_json(row, 6));
+    take!(deadline_ms, optional(row, 7, count));
+    take!(created_at, time(row, 8).map(Some));
+    take!(tokens, raw_json(row, 25));
+    take!(expires, from_json(row, 28));
+    take!(retry_at, from_json(row, 29));
+    take!(retry_of, uuid(row, 30).map(|id| id.map(TaskId)));
+    // What the log may have: whoever asks for it says if it has not.
+    task.prompt = raw_json(row, 4).ok().flatten();
+    task.strategy = optional_word(row, 26).ok().flatten();
+    task.lost = lost;
+    task
 }
 
 /// The columns of a group in the order that [`standing`] reads them.
@@ -287,6 +317,15 @@ pub fn permission(row: &Row<'_>) -> rusqlite::Result<(u64, PermissionRecord)> {
         resolved_at: optional(row, 9, time)?,
     };
     Ok((seq(key), record))
+}
+
+/// What can be read of a permission's row, column by column.
+pub fn salvage_permission(row: &Row<'_>) -> SalvagedPermission {
+    SalvagedPermission {
+        tool_call: raw_json(row, 2).ok().flatten(),
+        options: raw_json(row, 3).ok().flatten(),
+        expires_at: time(row, 5).ok(),
+    }
 }
 
 /// The columns of a block in the order that [`block`] reads them.

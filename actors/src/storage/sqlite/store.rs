@@ -202,7 +202,7 @@ impl Store for SqliteStore {
 }
 
 /// Stores one group's facts; `false` if they come from an owner that is none any more.
-fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
+pub fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
     let head = &writes.standing.head;
     if GROUP_MAX < writes.group {
         return Err(Failure::Exhausted("the database has no number left for another group"));
@@ -285,7 +285,7 @@ fn first_segment(writes: &Writes) -> u32 {
     opened.unwrap_or(writes.standing.head.segment)
 }
 
-fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
+pub fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
     let (standing, digests) = (&writes.standing, writes.digests.as_ref());
     let head = &standing.head;
     let changed = conn
@@ -489,7 +489,11 @@ fn note_provenance(
 }
 
 /// Stores what is known of a compaction; the row keeps the place of its first frame.
-fn store_compaction(conn: &Connection, key: i64, compaction: &Compaction) -> rusqlite::Result<()> {
+pub fn store_compaction(
+    conn: &Connection,
+    key: i64,
+    compaction: &Compaction,
+) -> rusqlite::Result<()> {
     conn.prepare_cached(
         "INSERT INTO compactions (key, id, status, started_at, ended_at, record) \
          VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET status = excluded.status, \
