@@ -23,13 +23,16 @@ use std::collections::BTreeMap;
 
 use greenroom_core::{
     Blocked, Compaction, Digest, Digests, EndReason, Exit, GroupId, Head, Permission, PermissionId,
-    PermissionState, Provenance, Run, RunId, SessionId, Status, Task, TaskId, Timestamp, Write,
+    PermissionState, Provenance, Run, RunId, SessionId, Status, Task, TaskId, Timestamp, Trust,
+    Write,
     lock::{Holder, Lease, Lock, LockKey, Now, Uptime},
 };
 
 pub(crate) use self::actor::KEY_MS;
 pub use self::{
-    actor::{Adopt, Commit, Found, Purge, PutClosed, PutDigests, PutExported, Storage, Sweep},
+    actor::{
+        Adopt, Commit, Found, Purge, PutClosed, PutDigests, PutExported, Storage, Sweep, Trusted,
+    },
     digests::{
         ClosedRows, DigestRows, EndedAt, EndedFilter, EndedTurn, RunStanding, TurnEntry,
         TurnFilter, TurnRow,
@@ -259,7 +262,38 @@ pub trait Store: Send + 'static {
         String::new()
     }
 
-    /// Forgets idempotency keys from before `before`.
+    /// The trusted time as it was last stored, if it ever was.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn trust(&mut self) -> Result<Option<Trust>, StoreError> {
+        Ok(None)
+    }
+
+    /// The newest moment up to `until` that anything stored tells of.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn newest(&mut self, _until: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        Ok(None)
+    }
+
+    /// Stores the trusted time. It was set by `set_ms` milliseconds, and idempotency keys are moved
+    /// by as much, so that they are as old as before.
+    ///
+    /// # Errors
+    ///
+    /// The database's error; then nothing was changed.
+    fn put_trust(&mut self, _trust: &Trust, _set_ms: i64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// From now on idempotency keys are stored as of this trusted time.
+    fn stamp_keys(&mut self, _at: Timestamp) {}
+
+    /// Forgets idempotency keys from before `before`, by the trusted time.
     ///
     /// # Errors
     ///

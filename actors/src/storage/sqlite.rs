@@ -5,6 +5,7 @@
 mod archive;
 mod backup;
 pub mod checkpoint;
+mod clock;
 mod cuts;
 mod digests;
 mod exports;
@@ -43,11 +44,12 @@ pub use self::{
 use super::{Fault, StoreError, Unreadable, fault::Broken};
 
 /// Numbered migrations: the database's version is how many of them it has had.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("sqlite/0001.sql"),
     include_str!("sqlite/0002.sql"),
     include_str!("sqlite/0003.sql"),
     include_str!("sqlite/0004.sql"),
+    include_str!("sqlite/0005.sql"),
 ];
 /// To how many bytes the log's file is cut when it begins anew after it grew, as under a backup.
 const LOG_BYTES_KEPT: u32 = 32 << 20;

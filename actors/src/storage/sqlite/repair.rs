@@ -123,7 +123,7 @@ fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), Failure> {
     }
     if let Some(mut facts) = rebuilt.facts {
         facts.epoch = epoch;
-        store::store(conn, &facts)?;
+        store::store(conn, &facts, None)?;
     }
     Ok(())
 }

@@ -1,14 +1,14 @@
 //! The writing side: facts into rows.
 
 use greenroom_core::{
-    Compaction, Kinds, Provenance, TaskId, Timestamp, Write,
+    Compaction, Kinds, Provenance, TaskId, Timestamp, Trust, Write,
     digest::SCHEMA_VERSION,
     lock::{Holder, Lease, Lock, Now, Uptime},
 };
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    Failure, cuts, digests, exports, failed,
+    Failure, clock, cuts, digests, exports, failed,
     files::Files,
     flaws::owned,
     hydrate::{hydrate, missing},
@@ -26,13 +26,14 @@ use crate::{
     word::word,
 };
 
-/// The writing side of a SQLite database, and the files that it has open, if it looks after them.
+/// The writing side of a SQLite database, the files that it has open, if it looks after them, and
+/// the time as of which keys are stored, if that is not the facts' own.
 #[derive(Debug)]
-pub struct SqliteStore(pub(super) Connection, pub(super) Option<Files>);
+pub struct SqliteStore(pub(super) Connection, pub(super) Option<Files>, Option<Timestamp>);
 
 impl SqliteStore {
     pub(super) fn new(conn: Connection, files: Option<Files>) -> Self {
-        Self(conn, files)
+        Self(conn, files, None)
     }
 
     /// Stores digests that were made again, if the group is still their owner's.
@@ -57,7 +58,7 @@ impl Store for SqliteStore {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(write_failed)?;
         let stored: Result<Vec<bool>, Failure> =
-            batch.iter().map(|writes| store(&transaction, writes)).collect();
+            batch.iter().map(|writes| store(&transaction, writes, self.2)).collect();
         let stored = stored?;
         transaction.commit().map_err(write_failed)?;
         let answer = |stored| if stored { Ok(()) } else { Err(StoreError::Fenced) };
@@ -164,6 +165,22 @@ impl Store for SqliteStore {
         self.1.as_ref().map_or_else(String::new, |files| files.database().display().to_string())
     }
 
+    fn trust(&mut self) -> Result<Option<Trust>, StoreError> {
+        clock::get(&self.0).map_err(failed("read its clock"))
+    }
+
+    fn newest(&mut self, until: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        clock::newest(&self.0, until).map_err(failed("read its clock"))
+    }
+
+    fn put_trust(&mut self, trust: &Trust, set_ms: i64) -> Result<(), StoreError> {
+        clock::put(&mut self.0, trust, set_ms).map_err(failed("stored its clock"))
+    }
+
+    fn stamp_keys(&mut self, at: Timestamp) {
+        self.2 = Some(at);
+    }
+
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
         self.0
             .execute("DELETE FROM idempotency WHERE at < ?", [before.0])
@@ -202,7 +219,11 @@ impl Store for SqliteStore {
 }
 
 /// Stores one group's facts; `false` if they come from an owner that is none any more.
-pub fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
+pub fn store(
+    conn: &Connection,
+    writes: &Writes,
+    keys_at: Option<Timestamp>,
+) -> Result<bool, Failure> {
     let head = &writes.standing.head;
     if GROUP_MAX < writes.group {
         return Err(Failure::Exhausted("the database has no number left for another group"));
@@ -270,8 +291,12 @@ pub fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
         digests::store_closed(conn, &rows.closed, ended)?;
     }
     if let Some(KeyUse { key, body, task }) = &writes.key {
-        conn.prepare_cached("INSERT INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?)")?
-            .execute(params![key, body, task.0.as_bytes(), writes.at.0])?;
+        // One whose task is gone is used again.
+        let at = keys_at.unwrap_or(writes.at);
+        conn.prepare_cached(
+            "INSERT OR REPLACE INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?)",
+        )?
+        .execute(params![key, body, task.0.as_bytes(), at.0])?;
     }
     Ok(true)
 }
