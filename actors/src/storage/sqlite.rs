@@ -23,9 +23,9 @@ mod upkeep;
 mod wal;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -56,6 +56,9 @@ const LOG_BYTES_KEPT: u32 = 32 << 20;
 /// How long a lock that another program holds on the database is waited out.
 const BUSY: Duration = Duration::from_secs(5);
 
+/// How long a start waits for whoever only looks at the files, as `greenroom verify` does.
+const LOOKED_AT: Duration = Duration::from_secs(30);
+
 /// The file by whose lock a data directory is one server's.
 const LOCK: &str = "greenroom.lock";
 
@@ -78,7 +81,7 @@ impl Database {
     /// if the database is missing and was there before. Then it was left as it is.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(cannot_make(dir))?;
+        files::make_dir(dir).map_err(cannot_make(dir))?;
         let dir = dir.canonicalize().map_err(cannot_make(dir))?;
         let path = dir.join(path.file_name().unwrap_or_else(|| "greenroom.db".as_ref()));
         let lock = dir.join(LOCK);
@@ -89,11 +92,12 @@ impl Database {
             options.create(true).append(true).mode(0o600).open(path).map_err(cannot_make(path))
         };
         let lock = private(&lock)?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| StoreError::InUse(dir.display().to_string()))?;
+        files::own(&lock, LOOKED_AT).map_err(|_| StoreError::InUse(dir.display().to_string()))?;
         files::refuse_remains(&path)?;
         refuse_damaged_log(&path)?;
         private(&path)?;
+        // The names of the files, before anything is acknowledged that is in them.
+        files::sync_dir(&dir).map_err(cannot_make(&dir))?;
         let database = Self { path, _lock: lock };
         database.begin().map_err(unusable(&database.path))?;
         Ok(database)
