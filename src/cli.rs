@@ -151,6 +151,9 @@ enum Command {
     Verify {
         /// The group; all of them if absent
         group: Option<String>,
+        /// Make the group's rows from its log; the server must be stopped
+        #[arg(long, requires = "group")]
+        repair: bool,
         #[command(flatten)]
         file: ConfigFile,
     },
@@ -286,9 +289,12 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
             None => permissions::list(&remote.client()?, group.as_deref(), remote.json, &mut out),
         },
         Command::CheckConfig { file } => check_config(&file, remote.json, &mut out),
-        Command::Verify { group, file } => {
+        Command::Verify { group, repair, file } => {
             let config = Config::load(file.config.as_deref(), None)?;
-            verify::run(&config, group.as_deref(), remote.json, &mut out)
+            match group {
+                Some(group) if repair => verify::repair(&config, &group, remote.json, &mut out),
+                group => verify::run(&config, group.as_deref(), remote.json, &mut out),
+            }
         }
         Command::Backup { target, file } => {
             let config = Config::load(file.config.as_deref(), None)?;

@@ -270,7 +270,12 @@ impl Exporter {
         let new = page.into_iter().filter(|ended| progress.is_new(ended.place));
         let new: Vec<_> = new.collect();
         let spans = self.read(move |archive| {
-            new.iter().filter_map(|ended| span::read(archive, ended).transpose()).collect()
+            let span = |ended| match span::read(archive, ended) {
+                // A row of one group that cannot be read holds up no other group's spans.
+                Err(err) if err.is_one_groups() => None,
+                read => read.transpose(),
+            };
+            new.iter().filter_map(span).collect()
         })?;
         if let Some(wait) = self.hand_over(spans, timeout) {
             return Ok(Next::Wait(wait));

@@ -242,7 +242,10 @@ fn start_storage(database: &Database, watchdog: &Watchdog) -> Result<Ledger, Box
         })
     };
     let opener = database.opener();
-    let readers = SyncArbiter::start(READERS, move || Reader::new(opener.archive()));
+    let readers = SyncArbiter::start(READERS, move || {
+        let opener = opener.clone();
+        Reader::new(move || opener.archive())
+    });
     checkpointer.start(health.clone(), writer.clone().recipient())?;
     Ok(Ledger::new(writer, readers, health))
 }

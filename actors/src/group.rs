@@ -4,6 +4,7 @@
 //! While a commit is under way the mailbox is closed, so nobody is answered from a state that is
 //! not durable yet.
 
+mod broken;
 mod item;
 mod lock;
 mod message;
@@ -121,6 +122,8 @@ pub struct Group {
     halted: Vec<oneshot::Sender<()>>,
     /// Whether a commit of its facts is under way.
     commits: bool,
+    /// What of its rows cannot be read, if it cannot work for it.
+    broken: Option<String>,
     status: Status,
     /// What is armed, and for when.
     timer: Option<(SpawnHandle, Awake)>,
@@ -196,6 +199,7 @@ impl Group {
             waiters: HashMap::new(),
             halted: Vec::new(),
             commits: false,
+            broken: None,
             status: Status::Idle,
             timer: None,
             due: Vec::new(),
@@ -512,41 +516,6 @@ impl Group {
         }
         self.due.retain(|(_, due)| *due > now);
         events
-    }
-
-    fn purge(&mut self, ctx: &mut Context<Self>) {
-        let (ledger, no) = (self.shared.ledger.clone(), self.no);
-        let own_dir = self.shared.own_dir(no);
-        let purged = async move {
-            ledger.purge(no).await?;
-            let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(own_dir));
-            Ok::<_, StoreError>(removed.await.unwrap_or_else(|err| Err(err.into())))
-        };
-        ctx.wait(purged.into_actor(self).map(|purged, group, ctx| match purged {
-            Ok(removed) => {
-                if let Err(err) = removed
-                    && err.kind() != std::io::ErrorKind::NotFound
-                {
-                    log::warn!(
-                        target: "greenroom::group", group:% = group.id, err:%;
-                        "the purged group's own directory could not be removed"
-                    );
-                }
-                feed::end(&group.feed);
-                log::info!(target: "greenroom::group", group:% = group.id; "group purged");
-                group.shared.forget.do_send(Forget(group.id.clone()));
-                ctx.stop();
-            }
-            Err(err) => {
-                log::log!(
-                    target: "greenroom::group", err.level(), group:% = group.id,
-                    err:% = crate::storage::chain(&err);
-                    "group could not be purged; it is tried again"
-                );
-                // Its successor finds the order in the database.
-                ctx.stop();
-            }
-        }));
     }
 
     /// A task that is not terminal, as the API shows it.

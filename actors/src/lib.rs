@@ -15,6 +15,7 @@ pub mod group;
 pub mod metrics;
 pub mod profile;
 mod refold;
+pub mod repair;
 pub mod residents;
 pub mod retention;
 pub mod storage;

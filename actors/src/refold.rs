@@ -15,6 +15,8 @@ use greenroom_core::{
     PermissionState, RunId, Said, Settings, Task, TaskId, TaskKind, Timestamp, Work, Write,
 };
 
+use uuid::Uuid;
+
 use crate::{
     agent::{acp, sessions::Reread},
     base::{Base, ClosedSegments, Ended, KnownCompaction, ResidentRun, WaitingTask},
@@ -61,13 +63,15 @@ pub(crate) struct Refold {
     pub permissions: BTreeMap<PermissionId, Permission>,
     pub digests: Digests,
     pub closed_digests: ClosedRows,
+    /// The frames that tell first of a compaction, or of a permission.
+    pub opened: BTreeMap<Uuid, u64>,
     /// What the next frame belongs to.
-    place: Place,
+    pub place: Place,
     reread: Reread,
     /// The last frame.
     pub seq: u64,
     /// The latest time of a frame.
-    newest_at: Timestamp,
+    pub newest_at: Timestamp,
     pub differences: Vec<String>,
 }
 
@@ -86,6 +90,7 @@ impl Refold {
             permissions: BTreeMap::new(),
             digests: Digests::default(),
             closed_digests: ClosedRows::default(),
+            opened: BTreeMap::new(),
             place: Place::default(),
             reread: Reread::default(),
             seq: 0,
@@ -169,6 +174,7 @@ impl Refold {
             digests: Some(self.digests.clone()),
         };
         self.closed_digests = ClosedRows::default();
+        self.opened.clear();
         (base, Ended { tasks, runs, compactions, permissions })
     }
 
@@ -383,6 +389,7 @@ impl Refold {
                     selected: None,
                     resolved: None,
                 };
+                self.opened.insert(asked.permission.0, self.seq);
                 self.permissions.insert(asked.permission, permission);
             }
             Write::PermissionResolved { permission, state, selected, resolved_by, .. } => {
@@ -407,6 +414,7 @@ impl Refold {
             None if compaction.is_active() => None,
             None => Some(at),
         };
+        self.opened.entry(compaction.id.0).or_insert(self.seq);
         self.compactions.insert(compaction.id, compaction);
     }
 

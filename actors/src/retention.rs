@@ -9,24 +9,16 @@
 
 pub mod fold;
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use greenroom_core::{Timestamp, lock::Now};
+use greenroom_core::Timestamp;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use self::fold::{Fold, Found};
-use crate::{
-    clock,
-    storage::{GroupNo, KEY_MS, Ledger, StoreError, chain},
-};
+use crate::storage::{GroupNo, KEY_MS, Ledger, StoreError, chain};
 
 /// From one pass to the next.
 const EVERY: Duration = Duration::from_secs(3600);
-/// So many passes in a row have to agree that the wall clock was set forward: a day of them.
-const PASSES: usize = 24;
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// What a pass, or a part of one, deleted.
@@ -44,14 +36,16 @@ pub struct Deleted {
 
 /// Deletes, now and then every hour, what is older than `days` days; never returns.
 pub async fn keep(ledger: Ledger, days: u32) {
-    let mut calendar = Calendar::default();
     let mut hours = interval(EVERY);
     hours.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         hours.tick().await;
-        let now = calendar.read(clock::moment());
         let started = Instant::now();
-        match pass(&ledger, now, days).await {
+        let passed = match ledger.trusted().await {
+            Ok(now) => pass(&ledger, now, days).await,
+            Err(err) => Err(err),
+        };
+        match passed {
             Ok(Deleted { groups, tasks, frames, bytes }) => log::info!(
                 target: "greenroom::retention",
                 groups, tasks, frames, bytes, ms = started.elapsed().as_millis();
@@ -65,16 +59,17 @@ pub async fn keep(ledger: Ledger, days: u32) {
     }
 }
 
-/// Deletes what was more than `days` days old at the time `now`.
+/// Deletes what was more than `days` days old at the time `now`. What keeps one group's transcript
+/// from being deleted keeps no other's.
 ///
 /// # Errors
 ///
-/// The database's error; whatever was deleted until then stays so.
+/// The database's error, if it does not work; whatever was deleted until then stays so.
 pub async fn pass(ledger: &Ledger, now: Timestamp, days: u32) -> Result<Deleted, StoreError> {
     // A key is answered with its task, so no task is deleted before its key is forgotten.
-    let horizon = Timestamp(now.0 - (i64::from(days) * DAY_MS).max(KEY_MS));
+    let horizon = Timestamp(now.0.saturating_sub((i64::from(days) * DAY_MS).max(KEY_MS)));
     let index = ledger.read(|archive| archive.group_index()).await?;
-    let mut deleted = Deleted::default();
+    let (mut deleted, mut failed) = (Deleted::default(), 0);
     for (no, group, _) in index.groups {
         let mut of_group = Deleted::default();
         let cut = cut_group(ledger, no, now, horizon, &mut of_group).await;
@@ -84,12 +79,27 @@ pub async fn pass(ledger: &Ledger, now: Timestamp, days: u32) -> Result<Deleted,
             deleted.frames += of_group.frames;
             deleted.bytes += of_group.bytes;
         }
-        if let Some(difference) = cut? {
-            log::warn!(
+        match cut {
+            Ok(None) => {}
+            Ok(Some(difference)) => log::warn!(
                 target: "greenroom::retention", group:%, difference;
                 "transcript kept: its log contradicts itself; see `greenroom verify`"
-            );
+            ),
+            Err(err) if !ledger.health.is_good() => return Err(err),
+            Err(err) => {
+                failed += 1;
+                log::log!(
+                    target: "greenroom::retention", err.level(), group:%, err:% = chain(&err);
+                    "transcript kept: it could not be read or deleted"
+                );
+            }
         }
+    }
+    if failed > 0 {
+        log::warn!(
+            target: "greenroom::retention", groups = failed;
+            "transcripts of some groups are kept until the next try"
+        );
     }
     Ok(deleted)
 }
@@ -150,53 +160,5 @@ async fn sweep(ledger: &Ledger, no: GroupNo, deleted: &mut Deleted) -> Result<()
             return Ok(());
         }
         sleep(started.elapsed()).await;
-    }
-}
-
-/// The wall clock as far as it is believed. One that is set forward while the server runs makes
-/// everything old at once: it is believed when it has stood there for a day. One that is set back
-/// is believed at once (RELIABILITY F27).
-#[derive(Debug, Default)]
-struct Calendar {
-    /// By how much the wall clock was ahead of the one that nobody sets, at the last passes.
-    ahead_ms: VecDeque<i64>,
-}
-
-impl Calendar {
-    fn read(&mut self, now: Now) -> Timestamp {
-        let up_ms = i64::try_from(now.up.ms).unwrap_or(i64::MAX);
-        self.ahead_ms.push_back(now.wall.0.saturating_sub(up_ms));
-        if self.ahead_ms.len() > PASSES {
-            self.ahead_ms.pop_front();
-        }
-        let least = self.ahead_ms.iter().min().copied().unwrap_or_default();
-        Timestamp(least.saturating_add(up_ms))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use greenroom_core::lock::{BootId, Uptime};
-    use uuid::Uuid;
-
-    use super::*;
-
-    /// RELIABILITY F27: what is younger than asked is not deleted because somebody set the clock.
-    #[test]
-    fn a_clock_that_is_set_forward_is_believed_a_day_later() {
-        let hour_ms = 3_600_000;
-        let mut calendar = Calendar::default();
-        let mut read = |hour: i64, wrong_ms: i64| {
-            let up = Uptime { boot: BootId(Uuid::nil()), ms: (hour * hour_ms).unsigned_abs() };
-            let wall = Timestamp(1_000_000 + hour * hour_ms + wrong_ms);
-            calendar.read(Now { wall, up }).0 - 1_000_000 - hour * hour_ms
-        };
-        assert_eq!(read(0, 0), 0);
-        assert_eq!(read(1, 9 * DAY_MS), 0, "nine days in an hour");
-        assert_eq!(read(2, -DAY_MS), -DAY_MS, "set back");
-        for hour in 3..26 {
-            assert_eq!(read(hour, 5), -DAY_MS, "hour {hour}");
-        }
-        assert_eq!(read(26, 5), 5, "it has said so for a day");
     }
 }

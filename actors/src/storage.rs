@@ -5,6 +5,7 @@
 
 mod actor;
 mod digests;
+mod error;
 mod fault;
 mod filter;
 mod health;
@@ -13,31 +14,39 @@ pub mod lease;
 mod ledger;
 mod lock;
 mod reader;
+mod salvage;
 pub mod sqlite;
 mod tally;
+mod unreadable;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use greenroom_core::{
     Blocked, Compaction, Digest, Digests, EndReason, Exit, GroupId, Head, Permission, PermissionId,
-    PermissionState, Provenance, Run, RunId, SessionId, Status, Task, TaskId, Timestamp, Write,
+    PermissionState, Provenance, Run, RunId, SessionId, Status, Task, TaskId, Timestamp, Trust,
+    Write,
     lock::{Holder, Lease, Lock, LockKey, Now, Uptime},
 };
 
 pub(crate) use self::actor::KEY_MS;
 pub use self::{
-    actor::{Adopt, Commit, Found, Purge, PutClosed, PutDigests, PutExported, Storage, Sweep},
+    actor::{
+        Adopt, Commit, Found, Purge, PutClosed, PutDigests, PutExported, Storage, Sweep, Trusted,
+    },
     digests::{
         ClosedRows, DigestRows, EndedAt, EndedFilter, EndedTurn, RunStanding, TurnEntry,
         TurnFilter, TurnRow,
     },
+    error::StoreError,
     fault::{Failing, Fault},
     filter::{CurrentView, FrameFilter, PermissionFilter, TaskFilter},
     health::{Sizes, StorageHealth},
     ledger::Ledger,
     lock::{Granted, LockAcquire, LockAsk, LockError, LockRefresh, LockRelease},
     reader::{Query, Reader},
+    salvage::{Rebuilt, Salvage, SalvagedPermission, SalvagedTask},
     tally::Tally,
+    unreadable::{Broken, Unreadable},
 };
 use serde::{Deserialize, Serialize};
 
@@ -49,80 +58,10 @@ pub const WORK_DIR: &str = "work";
 
 /// A group's number in the database.
 pub type GroupNo = u32;
-
-/// Why something could not be stored or read.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The group belongs to a later owner, or its log ends elsewhere than where the facts begin;
-    /// nothing was written (I14, I3).
-    #[error("the group belongs to a later owner, or its log ends elsewhere")]
-    Fenced,
-    /// The database refused. Nothing of the transaction was written.
-    #[error("the database failed while it {operation}")]
-    Database {
-        /// What was going on.
-        operation: &'static str,
-        /// The database's own words.
-        #[source]
-        source: Arc<dyn std::error::Error + Send + Sync>,
-    },
-    /// The database does not work, and nothing was tried: whoever finds out that it works again
-    /// is at it already.
-    #[error("the database does not work: {}", .0.word())]
-    Unavailable(Fault),
-    /// The database cannot be used at all, and was left as it is.
-    #[error("cannot use {file}: {why}; nothing was changed")]
-    Unusable {
-        /// The file or directory.
-        file: String,
-        /// What to do, or what is wrong.
-        why: String,
-        /// The words of whoever found out.
-        #[source]
-        source: Option<Arc<dyn std::error::Error + Send + Sync>>,
-    },
-    /// The database found one group's facts to break a rule of the schema; none of them is stored.
-    #[error("the facts break a rule of the schema")]
-    Refused(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// The lease under which the facts were to be published is another's, or nobody's; nothing was
-    /// written (SEEDS HL-11).
-    #[error("the lease was lost before its facts were published")]
-    LeaseLost,
-    /// The data directory is another server's.
-    #[error("{0} is in use by another greenroom")]
-    InUse(String),
-    /// The database was written by a later version.
-    #[error("the database has schema {found}; this greenroom knows up to {known}")]
-    TooNew {
-        /// The database's version.
-        found: u32,
-        /// The last version known here.
-        known: u32,
-    },
-    /// The storage actor is gone.
-    #[error("storage has stopped")]
-    Stopped,
-}
-
-impl StoreError {
-    /// What is wrong with the database, if that is what the error says.
-    pub fn fault(&self) -> Option<Fault> {
-        match self {
-            Self::Database { source, .. } => {
-                let broken = source.downcast_ref::<fault::Broken>();
-                Some(broken.map_or(Fault::Other, |broken| broken.fault))
-            }
-            Self::Unavailable(fault) => Some(*fault),
-            _ => None,
-        }
-    }
-
-    /// How loud to log it for one group or request: the storage actor says once that the database
-    /// does not work, and everybody else need not.
-    pub fn level(&self) -> log::Level {
-        if self.fault().is_some() { log::Level::Debug } else { log::Level::Error }
-    }
-}
+/// The last number that a frame or a task of a group can have.
+pub const SEQ_MAX: u64 = (1 << 36) - 1;
+/// The last number that a group can have.
+pub const GROUP_MAX: GroupNo = (1 << 27) - 2;
 
 /// One group's facts, all of them durable together or none.
 #[derive(Debug)]
@@ -323,7 +262,38 @@ pub trait Store: Send + 'static {
         String::new()
     }
 
-    /// Forgets idempotency keys from before `before`.
+    /// The trusted time as it was last stored, if it ever was.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn trust(&mut self) -> Result<Option<Trust>, StoreError> {
+        Ok(None)
+    }
+
+    /// The newest moment up to `until` that anything stored tells of.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn newest(&mut self, _until: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        Ok(None)
+    }
+
+    /// Stores the trusted time. It was set by `set_ms` milliseconds, and idempotency keys are moved
+    /// by as much, so that they are as old as before.
+    ///
+    /// # Errors
+    ///
+    /// The database's error; then nothing was changed.
+    fn put_trust(&mut self, _trust: &Trust, _set_ms: i64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// From now on idempotency keys are stored as of this trusted time.
+    fn stamp_keys(&mut self, _at: Timestamp) {}
+
+    /// Forgets idempotency keys from before `before`, by the trusted time.
     ///
     /// # Errors
     ///
@@ -475,8 +445,25 @@ pub struct Snapshot {
     pub permissions: Vec<PermissionRecord>,
 }
 
-/// The reading side: each call sees one committed state.
+/// A group in a list, also one whose own row cannot be read.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its number.
+    pub no: GroupNo,
+    /// Its name.
+    pub id: GroupId,
+    /// The group.
+    pub standing: Result<Box<Standing>, Unreadable>,
+}
+
+/// The reading side: each call sees one committed state. A list leaves out rows that cannot be
+/// understood (SEEDS AM-18); [`Archive::left_out`] names them.
 pub trait Archive: Send + 'static {
+    /// Takes the rows that were left out since this was last called.
+    fn left_out(&self) -> Vec<Unreadable> {
+        Vec::new()
+    }
+
     /// All groups that there are.
     ///
     /// # Errors
@@ -493,13 +480,13 @@ pub trait Archive: Send + 'static {
         status: Option<&str>,
         after: GroupNo,
         limit: usize,
-    ) -> Result<Vec<(GroupNo, Standing)>, StoreError>;
+    ) -> Result<Vec<Listed>, StoreError>;
 
-    /// How many groups have each status, and how many tasks wait.
-    fn census(&self) -> Result<(BTreeMap<String, u64>, u64), StoreError>;
+    /// How many groups but the `broken` ones have each status, and how many tasks of theirs wait.
+    fn census(&self, broken: &[GroupNo]) -> Result<(BTreeMap<String, u64>, u64), StoreError>;
 
-    /// The numbers of a scrape, of one moment.
-    fn tally(&self) -> Result<Tally, StoreError>;
+    /// The numbers of a scrape, of one moment, without the `broken` groups.
+    fn tally(&self, broken: &[GroupNo]) -> Result<Tally, StoreError>;
 
     /// One task.
     fn task(&self, task: TaskId) -> Result<Option<TaskView>, StoreError>;

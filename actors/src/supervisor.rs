@@ -22,7 +22,7 @@ use crate::{
     clock,
     feed::Feed,
     group::{Change, Cut, Drain, Forget, Group, GroupDied, Halt, Shared, StatusChanged},
-    storage::{GroupIndex, GroupNo, StoreError},
+    storage::{GROUP_MAX, GroupIndex, GroupNo, StoreError},
     vital::Vital,
 };
 
@@ -142,7 +142,8 @@ impl Supervisor {
         let no = match self.dormant.remove(id) {
             Some(no) => no,
             None if create => {
-                self.last_no += 1;
+                // Behind the last number there is one that nothing can be stored under.
+                self.last_no = self.last_no.saturating_add(1).min(GROUP_MAX + 1);
                 self.last_no
             }
             None => return None,

@@ -12,7 +12,7 @@ use crate::{
     refold::{Permission, Refold, Run},
     storage::{
         Archive, DigestRows, FrameFilter, GroupNo, PermissionFilter, PermissionRecord, RunRecord,
-        SegmentRecord, Standing, StoreError, StoredBase, TaskFilter,
+        SegmentRecord, Standing, StoreError, StoredBase, TaskFilter, Unreadable,
     },
 };
 
@@ -38,12 +38,13 @@ pub struct Verdict {
 ///
 /// The database's error. A record that cannot be understood is a difference (SEEDS AM-18).
 pub fn verify(archive: &dyn Archive, no: GroupNo) -> Result<Option<Verdict>, StoreError> {
-    let Some(standing) = archive.group(no)? else {
-        let index = archive.group_index()?;
-        let known = index.groups.into_iter().find(|(own, ..)| *own == no);
-        let differences = vec!["the group's own row cannot be read".into()];
-        return Ok(known.map(|(_, group, _)| Verdict { group, frames: 0, differences }));
+    let standing = match archive.group(no) {
+        Ok(Some(standing)) => standing,
+        Ok(None) => return Ok(None),
+        Err(StoreError::Unreadable(row)) => return unreadable(archive, no, &row),
+        Err(err) => return Err(err),
     };
+    archive.left_out();
     let mut accepted = BTreeMap::new();
     loop {
         let after = accepted.values().map(|task: &Task| task.ordinal).max().unwrap_or_default();
@@ -54,7 +55,10 @@ pub fn verify(archive: &dyn Archive, no: GroupNo) -> Result<Option<Verdict>, Sto
         }
         accepted.extend(page.into_iter().map(|view| (view.task.id, view.task)));
     }
-    let base = archive.base(no)?;
+    let base = match archive.base(no) {
+        Err(StoreError::Unreadable(row)) => return unreadable(archive, no, &row),
+        base => base?,
+    };
     let cut = base.as_ref().map_or(0, |stored| stored.seq);
     let (base, unread) = match base.as_ref().map(StoredBase::read) {
         None => (None, None),
@@ -82,8 +86,24 @@ pub fn verify(archive: &dyn Archive, no: GroupNo) -> Result<Option<Verdict>, Sto
         }
     }
     refold.compare(archive, no, &standing)?;
-    let Refold { seq, differences, .. } = refold;
+    let Refold { seq, mut differences, .. } = refold;
+    let mut unread = archive.left_out();
+    unread.retain(|row| row.group == no);
+    unread.dedup();
+    differences.extend(unread.into_iter().map(|row| row.what));
     Ok(Some(Verdict { group: standing.id, frames: seq - cut, differences }))
+}
+
+/// Nothing can be compared with a group's own row that cannot be read.
+fn unreadable(
+    archive: &dyn Archive,
+    no: GroupNo,
+    row: &Unreadable,
+) -> Result<Option<Verdict>, StoreError> {
+    let index = archive.group_index()?;
+    let known = index.groups.into_iter().find(|(own, ..)| *own == no);
+    let differences = vec![format!("the group's own row cannot be read: {row}")];
+    Ok(known.map(|(_, group, _)| Verdict { group, frames: 0, differences }))
 }
 
 impl Refold {

@@ -193,7 +193,10 @@ impl World {
             Storage::new(store, for_actor)
         });
         let opener = database.opener();
-        let readers = SyncArbiter::start(1, move || Reader::new(opener.archive()));
+        let readers = SyncArbiter::start(1, move || {
+            let opener = opener.clone();
+            Reader::new(move || opener.archive())
+        });
         let ledger = Ledger::new(writer, readers, health);
         let mut made = None;
         let supervisor = Supervisor::create(|ctx| {
@@ -360,7 +363,7 @@ async fn readers_outlive_a_question_that_panics() {
     for _ in 0..3 {
         let asked = ledger.read(|_| -> Result<(), StoreError> { panic!("told to") }).await;
         assert!(matches!(asked, Err(StoreError::Stopped)), "{asked:?}");
-        ledger.read(|archive| archive.census()).await.unwrap();
+        ledger.read(|archive| archive.census(&[])).await.unwrap();
     }
 }
 

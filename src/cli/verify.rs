@@ -1,11 +1,13 @@
-//! `greenroom verify`: the log folded again, and compared with every row (I13).
+//! `greenroom verify`: the log folded again, and compared with every row (I13); `--repair` makes a
+//! group's rows from it.
 
 use std::io::Write;
 
 use greenroom_actors::{
+    repair::{self, Repair},
     storage::{
         Archive as _, StoreError, chain,
-        sqlite::{Opener, SqliteArchive},
+        sqlite::{Database, Opener, SqliteArchive},
     },
     verify::{Verdict, verify},
 };
@@ -58,6 +60,77 @@ pub fn run(
     let text = format!("{groups} groups, {frames} frames, {differences} differences");
     tell(out, as_json, &value, &text)?;
     Ok(if differences == 0 { Exit::Done } else { Exit::Failed })
+}
+
+/// Makes a group's rows from its log, in the configured database of a server that is stopped, and
+/// says what was wrong, what could not be had again, and what is still wrong.
+///
+/// # Errors
+///
+/// A server uses the database, it cannot be read or written, or the output not written. If the log
+/// itself is damaged nothing is changed, and that is no error but [`Exit::Failed`].
+pub fn repair(
+    config: &Config,
+    group: &str,
+    as_json: bool,
+    out: &mut impl Write,
+) -> Result<Exit, CliError> {
+    let failed = |err: StoreError| CliError::Storage(chain(&err));
+    let path = &config.storage.path;
+    if !path.exists() {
+        return Err(CliError::Usage(format!("there is no database {}", path.display())));
+    }
+    let database = Database::open(path).map_err(failed)?;
+    let mut store = database.store().map_err(failed)?;
+    let archive = database.opener().archive().map_err(failed)?;
+    let index = archive.group_index().map_err(failed)?;
+    let Some((no, id, _)) = index.groups.into_iter().find(|(_, id, _)| id.as_str() == group) else {
+        return Err(CliError::Usage(format!("there is no group {group}")));
+    };
+    let mut say = |what: &str, line: &str| {
+        tell(out, as_json, &json!({ "group": id, what: line }), &format!("{id}: {line}"))
+    };
+    let before = verify(&archive, no).map_err(failed)?;
+    for line in before.iter().flat_map(|verdict| &verdict.differences) {
+        say("difference", line)?;
+    }
+    let salvage = store.salvage(no).map_err(failed)?;
+    let (rows, lost) = match repair::repair(&archive, no, id.clone(), salvage).map_err(failed)? {
+        Repair::Rows(rows, lost) => (rows, lost),
+        Repair::Damaged(why) => {
+            for line in why {
+                say("damage", &line)?;
+            }
+            let advice = "the log itself is damaged, so nothing was changed: restore a backup, or \
+                          purge the group";
+            say("failed", advice)?;
+            return Ok(Exit::Failed);
+        }
+    };
+    let counts = format!(
+        "made from its log: the group's own row, its digests, {} tasks, {} runs, {} segments, \
+         {} compactions, {} permissions",
+        rows.tasks.len(),
+        rows.runs.len(),
+        rows.segments.len(),
+        rows.compactions.len(),
+        rows.permissions.len(),
+    );
+    store.rebuild(*rows).map_err(failed)?;
+    say("repaired", &counts)?;
+    for line in &lost {
+        say("lost", line)?;
+    }
+    let after = verify(&archive, no).map_err(failed)?;
+    let left = after.map(|verdict| verdict.differences).unwrap_or_default();
+    for line in &left {
+        say("left", &format!("not repaired: {line}"))?;
+    }
+    if left.is_empty() {
+        return Ok(Exit::Done);
+    }
+    say("failed", "some rows cannot be made from its log: restore a backup, or purge the group")?;
+    Ok(Exit::Failed)
 }
 
 fn tell(

@@ -159,9 +159,9 @@ impl Worker {
         loop {
             let page = move |archive: &dyn Archive| {
                 let page = archive.groups(None, after, GROUPS_A_READ)?;
-                let (count, last) = (page.len(), page.last().map(|(no, _)| *no));
+                let (count, last) = (page.len(), page.last().map(|listed| listed.no));
                 let mut stale = Vec::new();
-                for (no, _) in page {
+                for no in page.iter().map(|listed| listed.no) {
                     match archive.digest(no)? {
                         Some(digest) => sum.merge(&digest),
                         None => stale.push(no),
@@ -172,10 +172,16 @@ impl Worker {
             let (merged, stale, count, last) = self.edge.shared.ledger.read(page).await?;
             (sum, groups) = (merged, groups + count - stale.len());
             for no in stale {
-                // A group that was purged meanwhile is none.
-                if let Some(digest) = self.digest(no).await? {
-                    sum.merge(&digest);
-                    groups += 1;
+                match self.digest(no).await {
+                    Ok(Some(digest)) => {
+                        sum.merge(&digest);
+                        groups += 1;
+                    }
+                    // A group that was purged meanwhile is none.
+                    Ok(None) => {}
+                    // The others are summed up all the same.
+                    Err(err) if err.is_broken_group() => {}
+                    Err(err) => return Err(err),
                 }
             }
             let Some(last) = last else { break };

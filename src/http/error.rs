@@ -182,6 +182,11 @@ impl ApiError {
             Self::Group(GroupError::Rebuilding) | Self::Gone(_) => {
                 ("group-rebuilding", "Group is being rebuilt")
             }
+            Self::Group(GroupError::Broken(_) | GroupError::Storage(StoreError::Unreadable(_)))
+            | Self::Store(StoreError::Unreadable(_)) => ("group-broken", "Group broken"),
+            Self::Group(GroupError::Exhausted | GroupError::Storage(StoreError::Exhausted(_))) => {
+                ("numbers-exhausted", "Numbers exhausted")
+            }
             Self::Lock(LockError::Held { .. }) => ("lock-held", "Lock held"),
             Self::Lock(LockError::Lost) => ("lock-lost", "Lock lost"),
             Self::Lock(LockError::Absent) => ("locks-absent", "No locks"),
@@ -189,6 +194,18 @@ impl ApiError {
             | Self::Group(GroupError::Storage(_))
             | Self::Lock(LockError::Store(_)) => ("storage-unavailable", "Storage unavailable"),
         }
+    }
+
+    /// Whether a row of one group cannot be read.
+    pub fn is_broken_group(&self) -> bool {
+        matches!(
+            self,
+            Self::NoDigest
+                | Self::Store(StoreError::Unreadable(_))
+                | Self::Group(
+                    GroupError::Broken(_) | GroupError::Storage(StoreError::Unreadable(_))
+                )
+        )
     }
 
     /// Seconds after which to try again, where that may help.
@@ -210,7 +227,14 @@ impl ResponseError for ApiError {
             | Self::NoSuchRun
             | Self::NoSuchPermission
             | Self::Group(GroupError::Unknown) => StatusCode::NOT_FOUND,
-            Self::NoDigest => StatusCode::INTERNAL_SERVER_ERROR,
+            // No outage: it is so until somebody repairs it, and no other group notices.
+            Self::NoDigest
+            | Self::Store(StoreError::Unreadable(_))
+            | Self::Group(
+                GroupError::Broken(_)
+                | GroupError::Exhausted
+                | GroupError::Storage(StoreError::Unreadable(_) | StoreError::Exhausted(_)),
+            ) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::VoidPermission => StatusCode::GONE,
             Self::NotRetryable => StatusCode::CONFLICT,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
@@ -247,6 +271,11 @@ impl ResponseError for ApiError {
     fn error_response(&self) -> HttpResponse {
         // The database's words may hold paths and SQL: they are for the log (RELIABILITY C21).
         let detail = match self {
+            Self::Store(StoreError::Unreadable(row))
+            | Self::Group(GroupError::Storage(StoreError::Unreadable(row))) => {
+                GroupError::Broken(row.what.clone()).to_string()
+            }
+            Self::Group(GroupError::Storage(err @ StoreError::Exhausted(_))) => err.to_string(),
             Self::Store(err)
             | Self::Group(GroupError::Storage(err))
             | Self::Lock(LockError::Store(err)) => {

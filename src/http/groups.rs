@@ -8,7 +8,7 @@ use actix_web::{
 };
 use greenroom_actors::{
     group::{Archive, Configure, Control, Patch},
-    storage::{GroupNo, Standing},
+    storage::{GroupNo, Listed, Standing},
 };
 use greenroom_core::{Json, OnInterrupt, PermissionPolicy};
 use serde::Deserialize;
@@ -51,11 +51,22 @@ pub async fn list(
     Query(query): Query<GroupQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let groups = worker.edge.shared.ledger.read(move |archive| {
-        archive.groups(query.status.as_deref(), query.cursor.unwrap_or_default(), limit + 1)
+    let after = query.cursor.unwrap_or_default();
+    let health = worker.edge.shared.ledger.health.clone();
+    let groups = worker.edge.shared.ledger.read(move |archive| match query.status.as_deref() {
+        Some(view::BROKEN) => {
+            let broken = health.broken_groups().into_iter().filter(|no| *no > after);
+            let listed = |no: GroupNo| archive.groups(None, no - 1, 1);
+            let found: Result<Vec<_>, _> = broken.take(limit + 1).map(listed).collect();
+            Ok(found?.into_iter().flatten().collect())
+        }
+        status => archive.groups(status, after, limit + 1),
     });
-    let page = view::Page::cut(groups.await?, limit, |(no, _)| no.to_string());
-    let items = page.items.into_iter().map(|(no, standing)| worker.group(no, standing));
+    let page = view::Page::cut(groups.await?, limit, |listed: &Listed| listed.no.to_string());
+    let items = page.items.into_iter().map(|listed| match listed.standing {
+        Ok(standing) => worker.group(listed.no, *standing),
+        Err(row) => view::Group::unreadable(listed.id, row.what),
+    });
     let page = view::Page { items: items.collect(), next_cursor: page.next_cursor };
     Ok(HttpResponse::Ok().json(page))
 }
@@ -67,15 +78,21 @@ pub async fn get(worker: Data<Worker>, group: Path<String>) -> Result<HttpRespon
 }
 
 async fn show(worker: &Worker, no: GroupNo) -> Result<view::Group, ApiError> {
-    let standing = worker.edge.shared.ledger.read(move |archive| archive.group(no)).await?;
-    Ok(worker.group(no, standing.ok_or(ApiError::NoSuchGroup)?))
+    let listed = worker.edge.shared.ledger.read(move |archive| archive.groups(None, no - 1, 1));
+    let listed = listed.await?.pop().filter(|listed| listed.no == no);
+    let Listed { id, standing, .. } = listed.ok_or(ApiError::NoSuchGroup)?;
+    Ok(match standing {
+        Ok(standing) => worker.group(no, *standing),
+        Err(row) => view::Group::unreadable(id, row.what),
+    })
 }
 
 impl Worker {
     /// A group as the contract shows it.
     pub fn group(&self, no: GroupNo, mut standing: Standing) -> view::Group {
         standing.blocked_by = self.blocked_by(standing.blocked_by);
-        view::Group::new(standing, *self.edge.phase.borrow(), &self.edge.shared.own_dir(no))
+        let broken = self.edge.shared.ledger.health.broken(no);
+        view::Group::new(standing, *self.edge.phase.borrow(), &self.edge.shared.own_dir(no), broken)
     }
 }
 

@@ -18,7 +18,7 @@ use actix_web::{
 };
 use greenroom_actors::{
     clock,
-    metrics::{Closed as _, Each, Labels},
+    metrics::{Closed as _, Each, Key, Labels},
     residents::Census,
     storage::{Fault, StorageHealth, Tally},
 };
@@ -35,7 +35,7 @@ use prometheus_client::{
 };
 use tokio::time::timeout;
 
-use super::{Worker, error::ApiError};
+use super::{Worker, error::ApiError, view};
 
 /// What the exposition is, in the words of its specification.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -165,8 +165,13 @@ pub async fn count(
 pub async fn get(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
     let edge = &worker.edge;
     let shared = &edge.shared;
-    let tally = timeout(READ_MAX, shared.ledger.read(|archive| archive.tally())).await;
-    let tally = tally.ok().and_then(Result::ok);
+    let broken = shared.ledger.health.broken_groups();
+    let count = broken.len() as u64;
+    let tally = timeout(READ_MAX, shared.ledger.read(move |archive| archive.tally(&broken))).await;
+    let mut tally = tally.ok().and_then(Result::ok);
+    if let Some(tally) = &mut tally {
+        tally.groups.insert(view::BROKEN.into(), count);
+    }
     let dir = edge.meters.data_dir.clone();
     let free = timeout(READ_MAX, web::block(move || free_bytes(&dir))).await;
     let free = free.ok().and_then(Result::ok).flatten();
@@ -240,6 +245,32 @@ fn resident(to: &mut Registry, census: Census, let_go: u64) {
     to.register("agents_let_go", "Idle agents that were ended to make room for another", ConstCounter::new(let_go));
 }
 
+/// A status as lists show it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Shown {
+    Of(Status),
+    Broken,
+}
+
+impl Shown {
+    fn word(self) -> String {
+        match self {
+            Self::Of(status) => status.word(),
+            Self::Broken => view::BROKEN.into(),
+        }
+    }
+}
+
+impl Key for Shown {
+    fn all() -> Vec<Self> {
+        Status::ALL.iter().copied().map(Self::Of).chain([Self::Broken]).collect()
+    }
+
+    fn labels(self) -> Labels {
+        vec![(Status::LABEL, self.word())]
+    }
+}
+
 /// What the database knows. Absent while it cannot be read: a zero would be a lie.
 #[rustfmt::skip]
 fn stored(to: &mut Registry, tally: &Tally, now: Timestamp) {
@@ -248,7 +279,7 @@ fn stored(to: &mut Registry, tally: &Tally, now: Timestamp) {
         ConstGauge::new(age_ms as f64 / 1000.0)
     };
     let waiting = |state: TaskState| !state.is_terminal();
-    to.register("groups", "Groups by status", Each::new(|status: Status| ConstGauge::new(tally.groups.get(&status.word()).copied().unwrap_or(0))));
+    to.register("groups", "Groups by status", Each::new(|status: Shown| ConstGauge::new(tally.groups.get(&status.word()).copied().unwrap_or(0))));
     to.register("tasks", "Tasks that are not over", Each::only(|(_, state): (TaskKind, TaskState)| waiting(state), |(kind, state)| ConstGauge::new(tally.tasks.get(&(kind.word(), state.word())).copied().unwrap_or(0))));
     gauge(to, "queue_depth", "Tasks that wait, over all groups", tally.queued as f64);
     gauge(to, "slots_waiting", "Groups that wait for a slot, and for nothing else", tally.wait_for_slot as f64);

@@ -14,7 +14,7 @@ pub async fn healthz() -> HttpResponse {
 /// Ready to take work: storage works, and the server does not shut down.
 pub async fn readyz(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
     worker.take_work()?;
-    worker.edge.shared.ledger.read(|archive| archive.census()).await?;
+    worker.edge.shared.ledger.read(|archive| archive.census(&[])).await?;
     Ok(HttpResponse::Ok().json(json!({ "status": "ready" })))
 }
 
@@ -22,8 +22,13 @@ pub async fn readyz(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
 pub async fn status(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
     let shared = &worker.edge.shared;
     // A database that cannot be read is shown, too.
-    let census = shared.ledger.read(|archive| archive.census()).await.ok();
-    let (groups, queued) = census.unzip();
+    let broken = shared.ledger.health.broken_groups();
+    let count = broken.len() as u64;
+    let census = shared.ledger.read(move |archive| archive.census(&broken)).await.ok();
+    let (mut groups, queued) = census.unzip();
+    if let Some(groups) = groups.as_mut().filter(|_| count > 0) {
+        groups.insert(view::BROKEN.into(), count);
+    }
     let total = shared.limits.running_groups;
     let health = &shared.ledger.health;
     let resident = shared.nursery.residents.census().await?;

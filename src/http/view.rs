@@ -4,7 +4,7 @@ use std::path::Path;
 
 use greenroom_actors::{
     clock,
-    storage::{Standing, TaskView},
+    storage::{Broken, Standing, TaskView},
 };
 use greenroom_core::{
     Blocked, Due, Finding, GroupId, Interrupted, Json, OnInterrupt, Origin, PermissionPolicy,
@@ -29,20 +29,22 @@ impl Serialize for Time {
 #[derive(Serialize)]
 pub struct Group {
     id: GroupId,
-    agent: String,
+    agent: Option<String>,
     status: &'static str,
+    /// What of it cannot be read.
+    broken: Option<String>,
     blocked_by: Option<Blocked>,
-    queue_length: u64,
+    queue_length: Option<u64>,
     current_task: Option<TaskId>,
     current_run: Option<RunId>,
     session_id: Option<SessionId>,
-    segment: u32,
+    segment: Option<u32>,
     /// How full its context is.
     pub usage: Option<Usage>,
     /// What became of its compactions.
     pub compaction: Option<Compacting>,
-    last_seq: u64,
-    cwd: String,
+    last_seq: Option<u64>,
+    cwd: Option<String>,
     title: Option<String>,
     auto_compact: Option<f64>,
     permission_policy: Option<PermissionPolicy>,
@@ -62,9 +64,35 @@ pub struct Compacting {
 }
 
 impl Group {
+    /// A group whose own row cannot be read: only its name is known.
+    pub fn unreadable(id: GroupId, broken: String) -> Self {
+        Self {
+            id,
+            agent: None,
+            status: BROKEN,
+            broken: Some(broken),
+            blocked_by: None,
+            queue_length: None,
+            current_task: None,
+            current_run: None,
+            session_id: None,
+            segment: None,
+            usage: None,
+            compaction: None,
+            last_seq: None,
+            cwd: None,
+            title: None,
+            auto_compact: None,
+            permission_policy: None,
+            on_interrupt: None,
+            metadata: None,
+            created_at: None,
+        }
+    }
+
     /// The group while the server is in `phase`; it works in `own_dir` unless somebody named a
-    /// directory.
-    pub fn new(standing: Standing, phase: Phase, own_dir: &Path) -> Self {
+    /// directory. `broken` is what is known of rows of it that cannot be read.
+    pub fn new(standing: Standing, phase: Phase, own_dir: &Path, broken: Option<Broken>) -> Self {
         let head = standing.head;
         let settings = head.settings;
         let known = head.compacting;
@@ -77,18 +105,22 @@ impl Group {
         });
         Self {
             id: standing.id,
-            agent: settings.agent,
-            status: status(standing.status, phase),
+            agent: Some(settings.agent),
+            status: match &broken {
+                Some(Broken { stops: true, .. }) => BROKEN,
+                _ => status(standing.status, phase),
+            },
+            broken: broken.map(|broken| broken.to_string()),
             blocked_by: standing.blocked_by,
-            queue_length: standing.queue_length,
+            queue_length: Some(standing.queue_length),
             current_task: standing.current_task,
             current_run: standing.current_run,
             session_id: head.session,
-            segment: head.segment,
+            segment: Some(head.segment),
             usage: head.usage,
             compaction,
-            last_seq: head.last_seq,
-            cwd: settings.cwd.unwrap_or_else(|| own_dir.display().to_string()),
+            last_seq: Some(head.last_seq),
+            cwd: settings.cwd.or_else(|| Some(own_dir.display().to_string())),
             title: settings.title,
             auto_compact: settings.auto_compact,
             permission_policy: settings.permission_policy,
@@ -98,6 +130,9 @@ impl Group {
         }
     }
 }
+
+/// The status of a group that cannot work, as a row of it cannot be read.
+pub const BROKEN: &str = "broken";
 
 /// The contract's word for a status.
 pub fn status(status: Status, phase: Phase) -> &'static str {

@@ -8,8 +8,10 @@
 
 mod agent;
 mod auto_compaction;
+mod broken_rows;
 mod cancel;
 mod cli_permissions;
+mod clocks;
 mod compaction;
 mod compaction_history;
 mod degraded;

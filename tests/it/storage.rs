@@ -7,6 +7,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::thread;
 
 use serde_json::{Value, json};
 
@@ -228,6 +229,57 @@ fn a_lock_held_by_another_program() {
     assert_stopped(&server, "locked");
     other.execute_batch("ROLLBACK").unwrap();
     assert_recovers(&server);
+}
+
+/// F26: `verify` and `backup` lock the directory while they look at the log. A start waits for them,
+/// and refuses at once if another server has it.
+#[test]
+fn a_start_waits_for_whoever_only_looks() {
+    let mut server = Server::usual();
+    server.complete("work", "before");
+    let refused = refuses_beside(&server);
+    assert!(refused.contains("in use by another greenroom"), "{refused}");
+    server.terminate();
+    server.wait_exit();
+    let looks = fs::File::open(server.home.data().join("greenroom.lock")).unwrap();
+    looks.lock_shared().unwrap();
+    let log = server.log.clone();
+    let waits = thread::spawn(move || {
+        log.wait("the start to wait", |line| line.contains("the start waits for it"));
+        drop(looks);
+    });
+    server.boot();
+    waits.join().unwrap();
+    server.complete("work", "after");
+}
+
+/// What a second server says that is started on the data of one that runs.
+#[track_caller]
+fn refuses_beside(server: &Server) -> String {
+    let other = Setup::new().home();
+    let data = format!("sqlite:{}/greenroom.db", server.home.data().display());
+    let config = fs::read_to_string(other.config()).unwrap();
+    other.write_config(&config.replace("sqlite:data/greenroom.db", &data));
+    refuses(&other)
+}
+
+/// I2: of a directory that is made for the database, the name is durable before anything is
+/// acknowledged: a power loss takes nothing away.
+#[test]
+fn what_is_made_for_the_database_is_synced() {
+    let mut home = Setup::new().text("storage", "url", "sqlite:data/deep/greenroom.db").home();
+    let trace = home.path().join("trace");
+    let words = ["strace", "-D", "-f", "-qq", "-y", "-o", trace.to_str().unwrap()];
+    let words = words.into_iter().chain(["-e", "trace=fsync", "--"]);
+    home.wrapper = words.map(str::to_owned).collect();
+    let server = Server::start(home);
+    server.complete("work", "acknowledged");
+    let traced = fs::read_to_string(&trace).unwrap();
+    let home = server.home.path();
+    for made in [home.join("data/deep"), home.join("data"), home] {
+        let synced = format!("<{}>) = 0", made.display());
+        assert!(traced.contains(&synced), "{synced} is missing in\n{traced}");
+    }
 }
 
 /// F24: what is no database, or none any more, is refused at the start, named, and left alone.

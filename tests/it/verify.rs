@@ -22,7 +22,7 @@ fn verify(home: &Home, arguments: &[&str]) -> Verified {
     let ended = greenroom(home, &all).stdout(Stdio::piped()).output().unwrap();
     let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
     Verified {
-        code: ended.status.code().unwrap_or_else(|| panic!("killed: {told}")),
+        code: ended.status.code().unwrap_or_else(|| panic!("{}: {told}", ended.status)),
         lines: told.lines().map(str::to_owned).collect(),
     }
 }
@@ -182,106 +182,108 @@ impl Copies {
     }
 }
 
+#[rustfmt::skip]
+const CHANGED_ROWS: &[(&str, &str)] = &[
+    ("UPDATE tasks SET state = 'cancelled' WHERE $keys AND state = 'failed'",                 "task tsk_"),
+    ("UPDATE tasks SET state = 'queued' WHERE $keys AND state = 'failed'",                    "task tsk_"),
+    ("UPDATE tasks SET text = 'bye' WHERE $keys AND text = 'again'",                          "task tsk_"),
+    ("UPDATE tasks SET seq_last = seq_last + 1 WHERE $keys AND text = 'again'",               "task tsk_"),
+    ("UPDATE tasks SET seq_first = seq_first - 1 WHERE $keys AND text = 'again'",             "task tsk_"),
+    ("UPDATE tasks SET error = '{\"code\":\"x\",\"message\":\"y\"}' WHERE $keys AND state = 'failed'", "task tsk_"),
+    ("UPDATE tasks SET error = NULL WHERE $keys AND state = 'failed'",                        "task tsk_"),
+    ("UPDATE tasks SET stop_reason = 'refusal' WHERE $keys AND text = 'again'",               "task tsk_"),
+    ("UPDATE tasks SET interrupted = NULL WHERE $keys AND state = 'interrupted'",             "task tsk_"),
+    ("UPDATE tasks SET usage = NULL WHERE $keys AND usage IS NOT NULL",                       "task tsk_"),
+    ("UPDATE tasks SET findings = '[\"empty_answer\"]' WHERE $keys AND text = 'again'",       "task tsk_"),
+    ("UPDATE tasks SET ended_at = ended_at + 1 WHERE $keys AND text = 'again'",               "task tsk_"),
+    ("UPDATE tasks SET run = randomblob(16) WHERE $keys AND text = 'again'",                  "task tsk_"),
+    ("UPDATE tasks SET segment = 9 WHERE $keys AND text = 'again'",                           "task tsk_"),
+    ("UPDATE tasks SET origin = 'acp' WHERE $keys AND text = 'again'",                        "task tsk_"),
+    ("UPDATE tasks SET kind = 'turn' WHERE $keys AND kind = 'compaction'",                    "is a Turn"),
+    ("UPDATE tasks SET cancel_requested = 1 WHERE $keys AND text = 'again'",                  "task tsk_"),
+    ("UPDATE tasks SET prompt = '[]' WHERE $keys AND text = 'again'",                         "prompt of tsk_"),
+    ("UPDATE tasks SET key = key + 9 WHERE $keys AND text = 'again'",                         "task tsk_"),
+    ("DELETE FROM tasks WHERE $keys AND text = 'again'",                                      "was accepted and has no row"),
+    ("INSERT INTO tasks (key, id, kind, origin, prompt, created_at, state) SELECT key + 9, randomblob(16), kind, origin, prompt, created_at, state FROM tasks WHERE $keys AND text = 'again'", "was never accepted"),
+    ("UPDATE tasks SET attempt = 1 WHERE $keys AND text = 'second'",                          "task tsk_"),
+    ("UPDATE tasks SET state = 'retrying' WHERE $keys AND text = 'second'",                   "task tsk_"),
+    ("UPDATE permissions SET state = 'void' WHERE $keys",                                     "permission prm_"),
+    ("UPDATE permissions SET state = 'pending' WHERE $keys",                                  "permission prm_"),
+    ("UPDATE permissions SET selected = 'x' WHERE $keys",                                     "permission prm_"),
+    ("UPDATE permissions SET resolved_by = 'api' WHERE $keys",                                "permission prm_"),
+    ("UPDATE permissions SET resolved_at = resolved_at + 1 WHERE $keys",                      "permission prm_"),
+    ("UPDATE permissions SET opened_at = opened_at - 1 WHERE $keys",                          "permission prm_"),
+    ("UPDATE permissions SET record = json_remove(record, '$.task') WHERE $keys",             "permission prm_"),
+    ("DELETE FROM permissions WHERE $keys",                                                   "permissions without a row"),
+    ("UPDATE runs SET code = 8 WHERE no = $no AND code = 7",                                  "run run_"),
+    ("UPDATE runs SET reason = 'stopped' WHERE no = $no AND code = 7",                        "run run_"),
+    ("UPDATE runs SET pid = pid + 1 WHERE no = $no AND code = 7",                             "run run_"),
+    ("UPDATE runs SET agent = 'other' WHERE no = $no AND code = 7",                           "run run_"),
+    ("DELETE FROM runs WHERE no = $no AND code = 7",                                          "runs without a row"),
+    ("UPDATE segments SET end_reason = 'reset' WHERE no = $no AND segment = 1",               "segment 1"),
+    ("UPDATE segments SET closed_seq = closed_seq + 1 WHERE no = $no AND segment = 1",        "segment 1"),
+    ("UPDATE segments SET parent = NULL WHERE no = $no AND segment = 2",                      "segment 2"),
+    ("UPDATE segments SET session = 'other' WHERE no = $no AND segment = 2",                  "segment 2"),
+    ("DELETE FROM segments WHERE no = $no AND segment = 1",                                   "number of segments"),
+    ("UPDATE compactions SET status = 'failed', record = replace(record, 'completed', 'failed') WHERE $keys", "compaction cmp_"),
+    ("UPDATE compactions SET ended_at = ended_at + 1 WHERE $keys",                            "compaction cmp_"),
+    ("UPDATE compactions SET status = 'failed' WHERE $keys",                                  "compaction cmp_"),
+    ("DELETE FROM compactions WHERE $keys",                                                   "compactions without a row"),
+    ("UPDATE heads SET compacting = json_set(compacting, '$.count', 7) WHERE no = $no",       "head"),
+    ("UPDATE heads SET last_seq = last_seq + 1 WHERE no = $no",                               "head"),
+    ("UPDATE heads SET tasks = tasks + 1 WHERE no = $no",                                     "head"),
+    ("UPDATE heads SET session = 'other' WHERE no = $no",                                     "head"),
+    ("UPDATE heads SET segment = 1 WHERE no = $no",                                           "head"),
+    ("UPDATE heads SET usage = '{\"used\":1,\"size\":2}' WHERE no = $no",                     "head"),
+    ("UPDATE heads SET paused = 1 WHERE no = $no",                                            "head"),
+    ("UPDATE heads SET archived = 1 WHERE no = $no",                                          "head"),
+    ("UPDATE heads SET lead_in = 'x' WHERE no = $no",                                         "head"),
+    ("UPDATE heads SET held = 'interrupted' WHERE no = $no",                                  "head"),
+    ("UPDATE heads SET interruptions = 2 WHERE no = $no",                                     "head"),
+    ("UPDATE heads SET crashes = 6 WHERE no = $no",                                           "head"),
+    ("UPDATE heads SET unspoken = 1 WHERE no = $no",                                          "head"),
+    ("UPDATE heads SET status = 'running' WHERE no = $no",                                    "status"),
+    ("UPDATE heads SET blocked_by = 'slot' WHERE no = $no",                                   "blocked_by"),
+    ("UPDATE heads SET queue_length = 1 WHERE no = $no",                                      "queue length"),
+    ("UPDATE heads SET current_task = randomblob(16) WHERE no = $no",                         "current task"),
+    ("UPDATE heads SET current_run = randomblob(16) WHERE no = $no",                          "current run"),
+    ("UPDATE heads SET is_compacting = 1 WHERE no = $no",                                     "is_compacting"),
+    ("UPDATE groups SET settings = json_set(settings, '$.title', 'x') WHERE id = 'work'",     "head"),
+    ("UPDATE groups SET created_at = created_at + 1 WHERE id = 'work'",                       "head"),
+];
+
 /// I13: a row that says something else than the log.
 #[test]
 fn a_changed_row_is_found() {
     let server = eventful();
     let copies = Copies::of(&server);
-    #[rustfmt::skip]
-    let cases = [
-        ("UPDATE tasks SET state = 'cancelled' WHERE $keys AND state = 'failed'",                 "task tsk_"),
-        ("UPDATE tasks SET state = 'queued' WHERE $keys AND state = 'failed'",                    "task tsk_"),
-        ("UPDATE tasks SET text = 'bye' WHERE $keys AND text = 'again'",                          "task tsk_"),
-        ("UPDATE tasks SET seq_last = seq_last + 1 WHERE $keys AND text = 'again'",               "task tsk_"),
-        ("UPDATE tasks SET seq_first = seq_first - 1 WHERE $keys AND text = 'again'",             "task tsk_"),
-        ("UPDATE tasks SET error = '{\"code\":\"x\",\"message\":\"y\"}' WHERE $keys AND state = 'failed'", "task tsk_"),
-        ("UPDATE tasks SET error = NULL WHERE $keys AND state = 'failed'",                        "task tsk_"),
-        ("UPDATE tasks SET stop_reason = 'refusal' WHERE $keys AND text = 'again'",               "task tsk_"),
-        ("UPDATE tasks SET interrupted = NULL WHERE $keys AND state = 'interrupted'",             "task tsk_"),
-        ("UPDATE tasks SET usage = NULL WHERE $keys AND usage IS NOT NULL",                       "task tsk_"),
-        ("UPDATE tasks SET findings = '[\"empty_answer\"]' WHERE $keys AND text = 'again'",       "task tsk_"),
-        ("UPDATE tasks SET ended_at = ended_at + 1 WHERE $keys AND text = 'again'",               "task tsk_"),
-        ("UPDATE tasks SET run = randomblob(16) WHERE $keys AND text = 'again'",                  "task tsk_"),
-        ("UPDATE tasks SET segment = 9 WHERE $keys AND text = 'again'",                           "task tsk_"),
-        ("UPDATE tasks SET origin = 'acp' WHERE $keys AND text = 'again'",                        "task tsk_"),
-        ("UPDATE tasks SET kind = 'turn' WHERE $keys AND kind = 'compaction'",                    "is a Turn"),
-        ("UPDATE tasks SET cancel_requested = 1 WHERE $keys AND text = 'again'",                  "task tsk_"),
-        ("UPDATE tasks SET prompt = '[]' WHERE $keys AND text = 'again'",                         "prompt of tsk_"),
-        ("UPDATE tasks SET key = key + 9 WHERE $keys AND text = 'again'",                         "task tsk_"),
-        ("DELETE FROM tasks WHERE $keys AND text = 'again'",                                      "was accepted and has no row"),
-        ("INSERT INTO tasks (key, id, kind, origin, prompt, created_at, state) SELECT key + 9, randomblob(16), kind, origin, prompt, created_at, state FROM tasks WHERE $keys AND text = 'again'", "was never accepted"),
-        ("UPDATE tasks SET attempt = 1 WHERE $keys AND text = 'second'",                          "task tsk_"),
-        ("UPDATE tasks SET state = 'retrying' WHERE $keys AND text = 'second'",                   "task tsk_"),
-        ("UPDATE permissions SET state = 'void' WHERE $keys",                                     "permission prm_"),
-        ("UPDATE permissions SET state = 'pending' WHERE $keys",                                  "permission prm_"),
-        ("UPDATE permissions SET selected = 'x' WHERE $keys",                                     "permission prm_"),
-        ("UPDATE permissions SET resolved_by = 'api' WHERE $keys",                                "permission prm_"),
-        ("UPDATE permissions SET resolved_at = resolved_at + 1 WHERE $keys",                      "permission prm_"),
-        ("UPDATE permissions SET opened_at = opened_at - 1 WHERE $keys",                          "permission prm_"),
-        ("UPDATE permissions SET record = json_remove(record, '$.task') WHERE $keys",             "permission prm_"),
-        ("DELETE FROM permissions WHERE $keys",                                                   "permissions without a row"),
-        ("UPDATE runs SET code = 8 WHERE no = $no AND code = 7",                                  "run run_"),
-        ("UPDATE runs SET reason = 'stopped' WHERE no = $no AND code = 7",                        "run run_"),
-        ("UPDATE runs SET pid = pid + 1 WHERE no = $no AND code = 7",                             "run run_"),
-        ("UPDATE runs SET agent = 'other' WHERE no = $no AND code = 7",                           "run run_"),
-        ("DELETE FROM runs WHERE no = $no AND code = 7",                                          "runs without a row"),
-        ("UPDATE segments SET end_reason = 'reset' WHERE no = $no AND segment = 1",               "segment 1"),
-        ("UPDATE segments SET closed_seq = closed_seq + 1 WHERE no = $no AND segment = 1",        "segment 1"),
-        ("UPDATE segments SET parent = NULL WHERE no = $no AND segment = 2",                      "segment 2"),
-        ("UPDATE segments SET session = 'other' WHERE no = $no AND segment = 2",                  "segment 2"),
-        ("DELETE FROM segments WHERE no = $no AND segment = 1",                                   "number of segments"),
-        ("UPDATE compactions SET status = 'failed', record = replace(record, 'completed', 'failed') WHERE $keys", "compaction cmp_"),
-        ("UPDATE compactions SET ended_at = ended_at + 1 WHERE $keys",                            "compaction cmp_"),
-        ("UPDATE compactions SET status = 'failed' WHERE $keys",                                  "compaction cmp_"),
-        ("DELETE FROM compactions WHERE $keys",                                                   "compactions without a row"),
-        ("UPDATE heads SET compacting = json_set(compacting, '$.count', 7) WHERE no = $no",       "head"),
-        ("UPDATE heads SET last_seq = last_seq + 1 WHERE no = $no",                               "head"),
-        ("UPDATE heads SET tasks = tasks + 1 WHERE no = $no",                                     "head"),
-        ("UPDATE heads SET session = 'other' WHERE no = $no",                                     "head"),
-        ("UPDATE heads SET segment = 1 WHERE no = $no",                                           "head"),
-        ("UPDATE heads SET usage = '{\"used\":1,\"size\":2}' WHERE no = $no",                     "head"),
-        ("UPDATE heads SET paused = 1 WHERE no = $no",                                            "head"),
-        ("UPDATE heads SET archived = 1 WHERE no = $no",                                          "head"),
-        ("UPDATE heads SET lead_in = 'x' WHERE no = $no",                                         "head"),
-        ("UPDATE heads SET held = 'interrupted' WHERE no = $no",                                  "head"),
-        ("UPDATE heads SET interruptions = 2 WHERE no = $no",                                     "head"),
-        ("UPDATE heads SET crashes = 6 WHERE no = $no",                                           "head"),
-        ("UPDATE heads SET unspoken = 1 WHERE no = $no",                                          "head"),
-        ("UPDATE heads SET status = 'running' WHERE no = $no",                                    "status"),
-        ("UPDATE heads SET blocked_by = 'slot' WHERE no = $no",                                   "blocked_by"),
-        ("UPDATE heads SET queue_length = 1 WHERE no = $no",                                      "queue length"),
-        ("UPDATE heads SET current_task = randomblob(16) WHERE no = $no",                         "current task"),
-        ("UPDATE heads SET current_run = randomblob(16) WHERE no = $no",                          "current run"),
-        ("UPDATE heads SET is_compacting = 1 WHERE no = $no",                                     "is_compacting"),
-        ("UPDATE groups SET settings = json_set(settings, '$.title', 'x') WHERE id = 'work'",     "head"),
-        ("UPDATE groups SET created_at = created_at + 1 WHERE id = 'work'",                       "head"),
-    ];
-    copies.assert_found(&cases);
+    copies.assert_found(CHANGED_ROWS);
 }
+
+#[rustfmt::skip]
+const CHANGED_DIGESTS: &[(&str, &str)] = &[
+    ("UPDATE heads SET digest = json_set(digest, '$.frame_count', 7) WHERE no = $no",       "I6: digest:"),
+    ("UPDATE heads SET digest = digest || ' ' WHERE no = $no",                              "I6: digest:"),
+    ("UPDATE heads SET digest = json_remove(digest, '$.outcome') WHERE no = $no",           "I6: digest:"),
+    ("UPDATE heads SET run_digest = json_set(run_digest, '$.agent', 'other') WHERE no = $no",             "I6: digest of the last run:"),
+    ("UPDATE heads SET run_digest = NULL WHERE no = $no",                                          "I6: digest of the last run:"),
+    ("UPDATE heads SET carry = '{}' WHERE no = $no",                                        "what the digests fold on from:"),
+    ("UPDATE heads SET digest = NULL WHERE no = $no",                                         "I6: digest:"),
+    ("UPDATE runs SET digest = json_set(digest, '$.digest.outcome', 'exited') WHERE no = $no AND code = 7", "I6: digests of runs:"),
+    ("UPDATE runs SET digest = NULL WHERE no = $no AND code = 7",                             "I6: digests of runs:"),
+    ("UPDATE runs SET digest = (SELECT run_digest FROM heads WHERE no = $no) WHERE no = $no AND ended_at IS NULL", "I6: digests of runs:"),
+    ("UPDATE turns SET digest = json_set(digest, '$.turn_count', 2) WHERE $keys",             "digests of turns:"),
+    ("UPDATE turns SET agent = 'other' WHERE $keys",                                          "digests of turns:"),
+    ("UPDATE turns SET ended_at = ended_at + 1 WHERE $keys",                                  "digests of turns:"),
+    ("DELETE FROM turns WHERE $keys",                                                         "digests of turns:"),
+];
 
 /// I6, I13: a digest that is not what the frames come to, or that is missing.
 #[test]
 fn a_changed_digest_is_found() {
     let server = eventful();
     let copies = Copies::of(&server);
-    #[rustfmt::skip]
-    let cases = [
-        ("UPDATE heads SET digest = json_set(digest, '$.frame_count', 7) WHERE no = $no",       "I6: digest:"),
-        ("UPDATE heads SET digest = digest || ' ' WHERE no = $no",                              "I6: digest:"),
-        ("UPDATE heads SET digest = json_remove(digest, '$.outcome') WHERE no = $no",           "I6: digest:"),
-        ("UPDATE heads SET run_digest = json_set(run_digest, '$.agent', 'other') WHERE no = $no",             "I6: digest of the last run:"),
-        ("UPDATE heads SET run_digest = NULL WHERE no = $no",                                          "I6: digest of the last run:"),
-        ("UPDATE heads SET carry = '{}' WHERE no = $no",                                        "what the digests fold on from:"),
-        ("UPDATE heads SET digest = NULL WHERE no = $no",                                         "I6: digest:"),
-        ("UPDATE runs SET digest = json_set(digest, '$.digest.outcome', 'exited') WHERE no = $no AND code = 7", "I6: digests of runs:"),
-        ("UPDATE runs SET digest = NULL WHERE no = $no AND code = 7",                             "I6: digests of runs:"),
-        ("UPDATE runs SET digest = (SELECT run_digest FROM heads WHERE no = $no) WHERE no = $no AND ended_at IS NULL", "I6: digests of runs:"),
-        ("UPDATE turns SET digest = json_set(digest, '$.turn_count', 2) WHERE $keys",             "digests of turns:"),
-        ("UPDATE turns SET agent = 'other' WHERE $keys",                                          "digests of turns:"),
-        ("UPDATE turns SET ended_at = ended_at + 1 WHERE $keys",                                  "digests of turns:"),
-        ("DELETE FROM turns WHERE $keys",                                                         "digests of turns:"),
-    ];
-    copies.assert_found(&cases);
+    copies.assert_found(CHANGED_DIGESTS);
     copies
         .change("INSERT INTO turns SELECT ended_at + 1, key, agent, digest FROM turns WHERE $keys");
     let Verified { code, lines } = verify(&copies.home, &[]);
@@ -323,39 +325,40 @@ fn a_changed_log_is_found() {
     copies.assert_found(&cases);
 }
 
+#[rustfmt::skip]
+const UNREADABLE_ROWS: &[(&str, &str)] = &[
+    ("UPDATE tasks SET state = 'unheard of' WHERE $keys AND text = 'again'",          "was accepted and has no row"),
+    ("UPDATE tasks SET prompt = '{' WHERE $keys AND text = 'again'",                  "was accepted and has no row"),
+    ("UPDATE tasks SET error = '{' WHERE $keys AND state = 'failed'",                 "was accepted and has no row"),
+    ("UPDATE tasks SET id = x'00' WHERE $keys AND text = 'again'",                    "was accepted and has no row"),
+    ("UPDATE tasks SET run = x'00' WHERE $keys AND text = 'again'",                   "was accepted and has no row"),
+    ("UPDATE tasks SET segment = -1 WHERE $keys AND text = 'again'",                  "was accepted and has no row"),
+    ("UPDATE tasks SET text = CAST(x'ff' AS TEXT) WHERE $keys AND text = 'again'",    "was accepted and has no row"),
+    ("UPDATE runs SET reason = 'unheard of' WHERE no = $no AND code = 7",             "runs without a row"),
+    ("UPDATE runs SET id = x'00' WHERE no = $no AND code = 7",                        "runs without a row"),
+    ("UPDATE runs SET pid = -1 WHERE no = $no AND code = 7",                          "runs without a row"),
+    ("UPDATE segments SET end_reason = 'unheard of' WHERE no = $no AND segment = 1",  "number of segments"),
+    ("UPDATE segments SET provenance = '{' WHERE no = $no AND segment = 1",           "number of segments"),
+    ("UPDATE compactions SET record = '{' WHERE $keys",                               "compactions without a row"),
+    ("UPDATE compactions SET status = 'unheard of' WHERE $keys",                      "compactions without a row"),
+    ("UPDATE permissions SET record = '{' WHERE $keys",                               "permissions without a row"),
+    ("UPDATE permissions SET state = 'unheard of' WHERE $keys",                       "permissions without a row"),
+    ("UPDATE blocks SET run = x'00' WHERE $keys AND kinds = 'session/update'",        "I3: frame"),
+    ("UPDATE blocks SET segment = -1 WHERE $keys AND kinds = 'session/update'",       "I3: frame"),
+    ("UPDATE heads SET status = 'unheard of' WHERE no = $no",                         "the group's own row cannot be read"),
+    ("UPDATE heads SET usage = '{' WHERE no = $no",                                   "the group's own row cannot be read"),
+    ("UPDATE heads SET compacting = '{' WHERE no = $no",                              "the group's own row cannot be read"),
+    ("UPDATE heads SET current_run = x'00' WHERE no = $no",                           "the group's own row cannot be read"),
+    ("UPDATE groups SET settings = '{' WHERE id = 'work'",                            "the group's own row cannot be read"),
+    ("DELETE FROM heads WHERE no = $no",                                              "has no row in heads"),
+];
+
 /// AM-18: a row that cannot be understood is told of, and the others are verified all the same.
 #[test]
 fn an_unreadable_row_is_found() {
     let server = eventful();
     let copies = Copies::of(&server);
-    #[rustfmt::skip]
-    let cases = [
-        ("UPDATE tasks SET state = 'unheard of' WHERE $keys AND text = 'again'",          "was accepted and has no row"),
-        ("UPDATE tasks SET prompt = '{' WHERE $keys AND text = 'again'",                  "was accepted and has no row"),
-        ("UPDATE tasks SET error = '{' WHERE $keys AND state = 'failed'",                 "was accepted and has no row"),
-        ("UPDATE tasks SET id = x'00' WHERE $keys AND text = 'again'",                    "was accepted and has no row"),
-        ("UPDATE tasks SET run = x'00' WHERE $keys AND text = 'again'",                   "was accepted and has no row"),
-        ("UPDATE tasks SET segment = -1 WHERE $keys AND text = 'again'",                  "was accepted and has no row"),
-        ("UPDATE tasks SET text = CAST(x'ff' AS TEXT) WHERE $keys AND text = 'again'",    "was accepted and has no row"),
-        ("UPDATE runs SET reason = 'unheard of' WHERE no = $no AND code = 7",             "runs without a row"),
-        ("UPDATE runs SET id = x'00' WHERE no = $no AND code = 7",                        "runs without a row"),
-        ("UPDATE runs SET pid = -1 WHERE no = $no AND code = 7",                          "runs without a row"),
-        ("UPDATE segments SET end_reason = 'unheard of' WHERE no = $no AND segment = 1",  "number of segments"),
-        ("UPDATE segments SET provenance = '{' WHERE no = $no AND segment = 1",           "number of segments"),
-        ("UPDATE compactions SET record = '{' WHERE $keys",                               "compactions without a row"),
-        ("UPDATE compactions SET status = 'unheard of' WHERE $keys",                      "compactions without a row"),
-        ("UPDATE permissions SET record = '{' WHERE $keys",                               "permissions without a row"),
-        ("UPDATE permissions SET state = 'unheard of' WHERE $keys",                       "permissions without a row"),
-        ("UPDATE blocks SET run = x'00' WHERE $keys AND kinds = 'session/update'",        "I3: frame"),
-        ("UPDATE blocks SET segment = -1 WHERE $keys AND kinds = 'session/update'",       "I3: frame"),
-        ("UPDATE heads SET status = 'unheard of' WHERE no = $no",                         "the group's own row cannot be read"),
-        ("UPDATE heads SET usage = '{' WHERE no = $no",                                   "the group's own row cannot be read"),
-        ("UPDATE heads SET compacting = '{' WHERE no = $no",                              "the group's own row cannot be read"),
-        ("UPDATE heads SET current_run = x'00' WHERE no = $no",                           "the group's own row cannot be read"),
-        ("UPDATE groups SET settings = '{' WHERE id = 'work'",                            "the group's own row cannot be read"),
-        ("DELETE FROM heads WHERE no = $no",                                              "has no row in heads"),
-    ];
-    copies.assert_found(&cases);
+    copies.assert_found(UNREADABLE_ROWS);
     for (sql, holds) in [
         ("UPDATE groups SET id = 'no name' WHERE id = 'work'", "\"no name\" is no name of a group"),
         ("DELETE FROM groups WHERE id = 'work'", "blocks of no group, numbered"),
@@ -373,4 +376,35 @@ fn an_unreadable_row_is_found() {
     copies.change("UPDATE heads SET usage = '{' WHERE no = $no");
     assert_eq!(verify(&copies.home, &["work"]).code, 1);
     assert_sound(&copies.home, &["quiet"], "1 groups, ");
+}
+
+/// I13: whatever row was changed or cannot be read, the log gives it; of a damaged log it is said.
+#[test]
+fn changed_and_unreadable_rows_are_repaired() {
+    let server = eventful();
+    let copies = Copies::of(&server);
+    let mut wrong = Vec::new();
+    for (sql, _) in [CHANGED_ROWS, CHANGED_DIGESTS, UNREADABLE_ROWS].concat() {
+        copies.change(sql);
+        let repaired = verify(&copies.home, &["--repair", "work"]);
+        let of_log = sql.starts_with("UPDATE blocks");
+        let says = |words: &str| repaired.lines.iter().any(|line| line.contains(words));
+        if of_log {
+            if repaired.code != 1 || !says("nothing was changed") {
+                wrong.push(format!("{sql}: {}: {:?}", repaired.code, repaired.lines));
+            }
+            continue;
+        }
+        let after = verify(&copies.home, &[]);
+        if (repaired.code, after.code) != (0, 0) {
+            let (repaired, after) = (repaired.lines.join("\n    "), after.lines.join("\n    "));
+            wrong.push(format!("{sql}:\n    {repaired}\n  then\n    {after}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    copies.change("UPDATE heads SET usage = '{' WHERE no = $no");
+    assert_eq!(verify(&copies.home, &["--repair"]).code, 2, "it is one group that is repaired");
+    assert_eq!(verify(&copies.home, &["--repair", "nobody"]).code, 2);
+    let usable = verify(&server.home, &["--repair", "work"]);
+    assert!(usable.code == 1 && usable.lines.concat().contains("in use"), "{:?}", usable.lines);
 }

@@ -30,7 +30,7 @@ impl Due {
         let passed = if boot == now.up.boot {
             now.up.ms.saturating_sub(since)
         } else {
-            u64::try_from(now.wall.0 - self.since.wall.0).unwrap_or_default()
+            u64::try_from(now.wall.0.saturating_sub(self.since.wall.0)).unwrap_or_default()
         };
         self.ms.saturating_sub(passed)
     }

@@ -20,6 +20,7 @@ mod run;
 mod settings;
 mod step;
 mod task;
+mod trust;
 mod turn;
 
 pub use compaction::{Details, Lineage, Provenance, SUMMARY_BYTES_MAX, Sign, Signal, Source};
@@ -48,4 +49,5 @@ pub use task::{
     Blocked, Cause, CompactionOrder, Ending, Finding, Interrupted, Origin, SideEffects, StopReason,
     Strategy, Task, TaskError, TaskKind, TaskState, Work,
 };
+pub use trust::Trust;
 pub use turn::{CutBy, TEXT_BYTES_MAX, Turn};

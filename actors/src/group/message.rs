@@ -47,6 +47,15 @@ pub enum GroupError {
     /// The group's actor died, and is being rebuilt from the database.
     #[error("the group is being rebuilt from the database")]
     Rebuilding,
+    /// A row of the group cannot be read; it takes nothing until that is repaired.
+    #[error(
+        "a stored row of the group cannot be read ({0}); stop the server and repair it with \
+         greenroom verify --repair, restore a backup, or purge the group"
+    )]
+    Broken(String),
+    /// The group, or the database, has used up a range of numbers.
+    #[error("no number is left for another task of this group, or for another group")]
+    Exhausted,
 }
 
 type Answer<T> = AtomicResponse<Group, Result<T, GroupError>>;
@@ -204,8 +213,8 @@ impl Handler<Submit> for Group {
     type Result = Answer<Accepted>;
 
     fn handle(&mut self, submit: Submit, ctx: &mut Context<Self>) -> Self::Result {
-        if self.shared.is_draining() {
-            return answer(Err(GroupError::Draining));
+        if let Err(refused) = self.takes_work() {
+            return answer(Err(refused));
         }
         let Some(hashes) = submit.key else {
             let progress = self.accept(submit, None, ctx);
@@ -343,6 +352,9 @@ impl Handler<Cancel> for Group {
     type Result = Answer<()>;
 
     fn handle(&mut self, Cancel(task): Cancel, ctx: &mut Context<Self>) -> Self::Result {
+        if let Err(refused) = self.cannot_work() {
+            return answer(Err(refused));
+        }
         AtomicResponse::new(self.advance(vec![Event::CancelRequested(task)], ctx))
     }
 }
@@ -351,6 +363,9 @@ impl Handler<Decide> for Group {
     type Result = Answer<()>;
 
     fn handle(&mut self, decide: Decide, ctx: &mut Context<Self>) -> Self::Result {
+        if let Err(refused) = self.cannot_work() {
+            return answer(Err(refused));
+        }
         let Decide { permission, choice, by } = decide;
         let answered = Event::PermissionAnswered { permission, choice, by: by.into() };
         AtomicResponse::new(self.advance(vec![answered], ctx))
@@ -361,8 +376,8 @@ impl Handler<Configure> for Group {
     type Result = Answer<bool>;
 
     fn handle(&mut self, Configure(patch): Configure, ctx: &mut Context<Self>) -> Self::Result {
-        if self.shared.is_draining() {
-            return answer(Err(GroupError::Draining));
+        if let Err(refused) = self.takes_work() {
+            return answer(Err(refused));
         }
         if let Some(agent) = &patch.agent
             && !self.shared.profiles.contains_key(agent)
@@ -398,6 +413,9 @@ impl Handler<Control> for Group {
     type Result = Answer<()>;
 
     fn handle(&mut self, control: Control, ctx: &mut Context<Self>) -> Self::Result {
+        if let Err(refused) = self.cannot_work() {
+            return answer(Err(refused));
+        }
         let event = match control {
             Control::Pause => Event::Paused,
             Control::Resume => Event::Resumed,
@@ -411,6 +429,15 @@ impl Handler<Archive> for Group {
     type Result = Answer<()>;
 
     fn handle(&mut self, Archive { purge }: Archive, ctx: &mut Context<Self>) -> Self::Result {
+        if let Err(refused) = self.cannot_work() {
+            if !purge {
+                return answer(Err(refused));
+            }
+            let purged = self.delete().into_actor(self);
+            return AtomicResponse::new(Box::pin(
+                purged.map(|purged, group: &mut Self, ctx| group.purged(purged, ctx)),
+            ));
+        }
         let mut events = vec![Event::Archived];
         events.extend(purge.then_some(Event::PurgeOrdered));
         AtomicResponse::new(self.advance(events, ctx))

@@ -31,6 +31,11 @@ impl Group {
         ctx.wait(found.into_actor(self).then(|found, group, ctx| {
             let events = match found {
                 Ok(found) => group.take_up(found),
+                // It would be read again in vain: it stays, and says so to everybody.
+                Err(NotFound::Store(StoreError::Unreadable(row))) => {
+                    group.broken = Some(row.what);
+                    Vec::new()
+                }
                 Err(err) => {
                     let level = match &err {
                         NotFound::Store(err) => err.level(),
@@ -114,6 +119,9 @@ impl Handler<Refold> for Group {
     type Result = AtomicResponse<Self, Result<(), GroupError>>;
 
     fn handle(&mut self, _: Refold, _: &mut Context<Self>) -> Self::Result {
+        if let Err(refused) = self.cannot_work() {
+            return AtomicResponse::new(Box::pin(ready(Err(refused))));
+        }
         if self.refolded {
             return AtomicResponse::new(Box::pin(ready(Ok(()))));
         }

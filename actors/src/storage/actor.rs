@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use actix::{Actor, AsyncContext as _, Context, Handler, Message};
-use greenroom_core::Timestamp;
+use greenroom_core::{Timestamp, Trust};
 use tokio::sync::oneshot;
 
 use super::{
@@ -27,6 +27,10 @@ const PROBE: Duration = Duration::from_secs(1);
 const CHECK: Duration = Duration::from_secs(1);
 /// Between two steps of giving free pages back, while nobody commits.
 const SHRINK: Duration = Duration::from_millis(100);
+/// How often the trusted time is stored.
+const CLOCK: Duration = Duration::from_secs(600);
+/// A wall clock that is further ahead of the trusted time is named in the log, milliseconds.
+const DOUBTFUL_MS: i64 = 24 * 60 * 60 * 1000;
 /// How often old keys are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 
@@ -98,6 +102,11 @@ impl Message for Cut {
 #[rtype(result = "Result<Swept, StoreError>")]
 pub struct Sweep(pub GroupNo);
 
+/// The time by which transcripts are deleted: see [`greenroom_core::Trust`].
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<Timestamp, StoreError>")]
+pub struct Trusted;
+
 /// Commit what was pushed, now that the mailbox is drained.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -108,8 +117,12 @@ pub struct Storage<S> {
     pub(super) store: S,
     pub(super) health: StorageHealth,
     waiting: Vec<Commit>,
+    /// The time by which things are deleted, once it was read.
+    trust: Option<Trust>,
     /// Since when the database fails.
     failed: Option<Instant>,
+    /// When a reader's failure was last looked into.
+    read_failed: Option<Instant>,
     /// Transactions there were when it was last looked whether anybody commits.
     seen: u64,
     _vital: Vital,
@@ -118,7 +131,16 @@ pub struct Storage<S> {
 impl<S: Store + Unpin> Storage<S> {
     /// The one writer of `store`.
     pub fn new(store: S, health: StorageHealth) -> Self {
-        Self { store, health, waiting: Vec::new(), failed: None, seen: 0, _vital: Vital("storage") }
+        Self {
+            store,
+            health,
+            waiting: Vec::new(),
+            trust: None,
+            failed: None,
+            read_failed: None,
+            seen: 0,
+            _vital: Vital("storage"),
+        }
     }
 
     /// What everybody is told while the database fails.
@@ -135,6 +157,11 @@ impl<S: Store + Unpin> Storage<S> {
         }
         let (batch, done): (Vec<_>, Vec<_>) =
             self.waiting.drain(..).map(|commit| (commit.writes, commit.done)).unzip();
+        if batch.iter().any(|writes| writes.key.is_some())
+            && let Some(trust) = &self.trust
+        {
+            self.store.stamp_keys(trust.time(clock::moment()));
+        }
         let answers = self.commit(&batch, ctx);
         for ((writes, done), answer) in batch.into_iter().zip(done).zip(answers) {
             // Nobody waits any more if the group's actor is gone; it is rebuilt from the rows.
@@ -172,6 +199,10 @@ impl<S: Store + Unpin> Storage<S> {
             err.fault().is_some_and(|fault| !(works && fault.may_be_one_groups()))
         };
         for err in errors().filter(|err| !broken(err)) {
+            if let StoreError::Unreadable(row) = err {
+                self.health.unreadable(row);
+                continue;
+            }
             log::error!(err:% = chain(err); "commit failed; nothing of it is stored");
         }
         let broken = errors().find(broken).cloned();
@@ -196,7 +227,20 @@ impl<S: Store + Unpin> Storage<S> {
         self.flush(ctx);
         self.refusal()?;
         let done = put(&mut self.store);
-        self.note(done.as_ref().err().filter(|err| err.fault().is_some()), ctx);
+        self.judge(done, ctx)
+    }
+
+    /// Takes in how a group's request ended: whether the database works, or only a row of the group
+    /// cannot be understood.
+    fn judge<T>(
+        &mut self,
+        done: Result<T, StoreError>,
+        ctx: &mut Context<Self>,
+    ) -> Result<T, StoreError> {
+        match &done {
+            Err(StoreError::Unreadable(row)) => self.health.unreadable(row),
+            done => self.note(done.as_ref().err(), ctx),
+        }
         done
     }
 
@@ -288,12 +332,50 @@ impl<S: Store + Unpin> Storage<S> {
         std::mem::replace(&mut self.seen, transactions) == transactions
     }
 
+    /// Goes on with the trusted time and stores it, or reads it for the first time.
+    fn look_at_clock(&mut self, ctx: &mut Context<Self>) -> Result<Timestamp, StoreError> {
+        self.refusal()?;
+        let looked = self.advance_clock();
+        self.judge(looked, ctx)
+    }
+
+    fn advance_clock(&mut self) -> Result<Timestamp, StoreError> {
+        let now = clock::moment();
+        let known = match self.trust {
+            Some(known) => Some(known),
+            None => self.store.trust()?,
+        };
+        let (mut trust, set_ms) = match known {
+            Some(mut trust) => {
+                let set_ms = trust.advance(now, self.trust.is_some());
+                (trust, set_ms)
+            }
+            None => (Trust::first(self.store.newest(now.wall)?, now), 0),
+        };
+        if known.is_none() {
+            // What it is ahead of at first is doubted from the first moment.
+            trust.advance(now, false);
+        }
+        self.store.put_trust(&trust, set_ms)?;
+        let ahead_ms = trust.doubt_ms(now);
+        if self.trust.is_none() && DOUBTFUL_MS < ahead_ms {
+            log::warn!(
+                target: "greenroom::storage", ahead_ms;
+                "the wall clock is far ahead of the time that the database knows; nothing is \
+                 deleted by it before it has been so for a day of running"
+            );
+        }
+        if set_ms != 0 {
+            log::info!(target: "greenroom::storage", set_ms; "the wall clock is believed");
+        }
+        self.trust = Some(trust);
+        Ok(trust.time(now))
+    }
+
     fn keep_house(&mut self, ctx: &mut Context<Self>) {
         let now = clock::moment();
-        if !self.health.is_good() {
-            return;
-        }
-        if let Err(err) = self.store.forget_keys(Timestamp(now.wall.0 - KEY_MS)) {
+        let Ok(trusted) = self.look_at_clock(ctx) else { return };
+        if let Err(err) = self.store.forget_keys(Timestamp(trusted.0.saturating_sub(KEY_MS))) {
             log::warn!(err:% = chain(&err); "old idempotency keys are kept");
             return self.note(Some(&err), ctx);
         }
@@ -323,6 +405,8 @@ impl<S: Store + Unpin> Actor for Storage<S> {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(1024);
         self.check(ctx);
+        _ = self.look_at_clock(ctx);
+        ctx.run_interval(CLOCK, |storage, ctx| _ = storage.look_at_clock(ctx));
         ctx.run_interval(CHECK, Self::check);
         ctx.run_interval(HOUSEKEEPING, Self::keep_house);
     }
@@ -348,6 +432,15 @@ impl<S: Store + Unpin> Handler<Flush> for Storage<S> {
     }
 }
 
+impl<S: Store + Unpin> Handler<Trusted> for Storage<S> {
+    type Result = Result<Timestamp, StoreError>;
+
+    fn handle(&mut self, _: Trusted, ctx: &mut Self::Context) -> Self::Result {
+        self.flush(ctx);
+        self.look_at_clock(ctx)
+    }
+}
+
 impl<S: Store + Unpin> Handler<Adopt> for Storage<S> {
     type Result = Result<Option<Hydration>, StoreError>;
 
@@ -355,8 +448,7 @@ impl<S: Store + Unpin> Handler<Adopt> for Storage<S> {
         self.flush(ctx);
         self.refusal()?;
         let adopted = self.store.adopt(group, clock::moment().up);
-        self.note(adopted.as_ref().err(), ctx);
-        adopted
+        self.judge(adopted, ctx)
     }
 }
 
@@ -393,23 +485,33 @@ impl<S: Store + Unpin> Handler<Purge> for Storage<S> {
         self.flush(ctx);
         self.refusal()?;
         let purged = self.store.purge(group);
-        self.note(purged.as_ref().err(), ctx);
-        purged
+        if purged.is_ok() {
+            self.health.purged(group);
+        }
+        self.judge(purged, ctx)
     }
 }
 
 impl<S: Store + Unpin> Handler<Found> for Storage<S> {
     type Result = ();
 
-    /// A reader that fails by itself (a question that makes no sense, a limit of its own) says
-    /// nothing about the writer; a file that is damaged or cannot be read does.
+    /// A file that is damaged, or another, is so for everybody. Whatever else keeps a reader from
+    /// reading (no descriptor left, a limit of its own) says nothing about the writer, who tries
+    /// for itself.
     fn handle(&mut self, Found(err): Found, ctx: &mut Self::Context) {
         match err.fault() {
-            Some(Fault::Corrupt | Fault::Replaced | Fault::Unsynced | Fault::Io) => {
+            Some(Fault::Corrupt | Fault::Replaced | Fault::Unsynced) => {
                 self.note(Some(&err), ctx);
             }
             Some(_) if !self.health.is_good() => {}
-            _ => log::error!(err:% = chain(&err); "the database could not be read"),
+            _ if self.read_failed.is_some_and(|at| at.elapsed() < PROBE) => {}
+            _ => {
+                self.read_failed = Some(Instant::now());
+                log::error!(err:% = chain(&err); "the database could not be read");
+                if let Err(err) = self.store.check().and_then(|_| self.store.probe()) {
+                    self.note(Some(&err), ctx);
+                }
+            }
         }
     }
 }
@@ -421,8 +523,7 @@ impl<S: Store + Unpin> Handler<Cut> for Storage<S> {
         self.flush(ctx);
         self.refusal()?;
         let done = self.store.forget_keys(cut.keys_before).and_then(|_| self.store.cut(&cut));
-        self.note(done.as_ref().err(), ctx);
-        done
+        self.judge(done, ctx)
     }
 }
 
@@ -433,7 +534,6 @@ impl<S: Store + Unpin> Handler<Sweep> for Storage<S> {
         self.flush(ctx);
         self.refusal()?;
         let swept = self.store.sweep(group);
-        self.note(swept.as_ref().err(), ctx);
-        swept
+        self.judge(swept, ctx)
     }
 }

@@ -9,7 +9,7 @@ use std::{thread::Thread, time::Duration};
 use greenroom_core::Timestamp;
 use tokio::sync::watch;
 
-use super::{Failing, Fault, StoreError};
+use super::{Broken, Failing, Fault, GroupNo, StoreError, Unreadable, unreadable::BrokenGroups};
 use crate::{clock, metrics::StorageMetrics};
 
 /// Whether the database works, and what was committed so far; for anybody to look at.
@@ -19,6 +19,7 @@ pub struct StorageHealth(Arc<Figures>);
 #[derive(Debug, Default)]
 struct Figures {
     failing: watch::Sender<Option<Failing>>,
+    broken: watch::Sender<BrokenGroups>,
     commits: AtomicU64,
     transactions: AtomicU64,
     metrics: StorageMetrics,
@@ -55,6 +56,41 @@ impl StorageHealth {
     pub async fn until_good(&self) {
         // An error says that the sender is gone, and `self` holds it.
         _ = self.0.failing.subscribe().wait_for(Option::is_none).await;
+    }
+
+    /// What cannot be understood of a group's rows, as far as somebody met it.
+    pub fn broken(&self, group: GroupNo) -> Option<Broken> {
+        self.0.broken.borrow().0.get(&group).cloned()
+    }
+
+    /// The groups that cannot work for it.
+    pub fn broken_groups(&self) -> Vec<GroupNo> {
+        let broken = self.0.broken.borrow();
+        broken.0.iter().filter(|(_, broken)| broken.stops).map(|(no, _)| *no).collect()
+    }
+
+    /// Takes in a row that cannot be understood, and names it in the log if it was not known: at
+    /// `error` the first of a group, at `warn` those that are found later.
+    pub fn unreadable(&self, row: &Unreadable) {
+        let mut level = None;
+        self.0.broken.send_if_modified(|broken| {
+            let known = broken.0.contains_key(&row.group);
+            let fresh = broken.take(row);
+            level = fresh.then_some(if known { log::Level::Warn } else { log::Level::Error });
+            true
+        });
+        if let Some(level) = level {
+            log::log!(
+                target: "greenroom::storage", level, group:% = row.name, row = row.what,
+                stops = row.stops, remedy = "stop the server and run greenroom verify --repair";
+                "a stored row of a group cannot be read; other groups are not affected"
+            );
+        }
+    }
+
+    /// Forgets what was known of a group that is no more.
+    pub(super) fn purged(&self, group: GroupNo) {
+        self.0.broken.send_if_modified(|broken| broken.0.remove(&group).is_some());
     }
 
     /// How many groups' commits there were, and in how many transactions.

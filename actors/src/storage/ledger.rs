@@ -1,14 +1,17 @@
 //! The one way in to the database for every other actor, and for the HTTP edge.
 
 use actix::{Addr, Recipient};
-use greenroom_core::lock::{Lease, Lock, LockKey};
+use greenroom_core::{
+    Timestamp,
+    lock::{Lease, Lock, LockKey},
+};
 use tokio::sync::oneshot;
 
 use super::{
     Adopt, Archive, ClosedRows, Commit, Cut, DigestRows, EndedAt, Found, Granted, GroupNo,
     Hydration, LockAcquire, LockAsk, LockError, LockRefresh, LockRelease, Purge, PutClosed,
     PutDigests, PutExported, Query, Reader, Storage, StorageHealth, Store, StoreError, Sweep,
-    Swept, Writes, holder,
+    Swept, Trusted, Writes, holder,
 };
 use crate::clock;
 
@@ -31,6 +34,8 @@ pub struct Ledger {
     pub cut: Recipient<Cut>,
     /// The one writer.
     pub sweep: Recipient<Sweep>,
+    /// The one writer.
+    pub trusted: Recipient<Trusted>,
     /// The one writer.
     pub lock_acquire: Recipient<LockAcquire>,
     /// The one writer.
@@ -65,6 +70,7 @@ impl Ledger {
             purge: writer.clone().recipient(),
             cut: writer.clone().recipient(),
             sweep: writer.clone().recipient(),
+            trusted: writer.clone().recipient(),
             lock_acquire: writer.clone().recipient(),
             lock_refresh: writer.clone().recipient(),
             lock_release: writer.clone().recipient(),
@@ -177,6 +183,16 @@ impl Ledger {
         self.sweep.send(Sweep(group)).await.unwrap_or(Err(StoreError::Stopped))
     }
 
+    /// The time by which transcripts are deleted.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub async fn trusted(&self) -> Result<Timestamp, StoreError> {
+        self.is_open()?;
+        self.trusted.send(Trusted).await.unwrap_or(Err(StoreError::Stopped))
+    }
+
     /// See [`super::Store::lock_acquire`].
     ///
     /// # Errors
@@ -229,9 +245,18 @@ impl Ledger {
         ask: impl FnOnce(&dyn Archive) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, StoreError> {
         let (done, answer) = oneshot::channel();
+        let health = self.health.clone();
         self.query.do_send(Query(Box::new(move |archive| {
+            let answer = archive.map_err(StoreError::clone).and_then(|archive| {
+                let answer = ask(archive);
+                archive.left_out().iter().for_each(|row| health.unreadable(row));
+                answer
+            });
+            if let Err(StoreError::Unreadable(row)) = &answer {
+                health.unreadable(row);
+            }
             // Whoever asked may have left.
-            _ = done.send(archive.map_err(StoreError::clone).and_then(ask));
+            _ = done.send(answer);
         })));
         let answer = answer.await.unwrap_or(Err(StoreError::Stopped));
         if let Err(err @ StoreError::Database { .. }) = &answer {

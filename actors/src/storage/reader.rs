@@ -10,12 +10,15 @@ use super::{Archive, StoreError};
 /// another one.
 pub struct Reader<A> {
     archive: Result<A, StoreError>,
+    open: Box<Open<A>>,
 }
 
+type Open<A> = dyn Fn() -> Result<A, StoreError> + Send;
+
 impl<A: Archive + Unpin> Reader<A> {
-    /// Reads from what `open` opened.
-    pub fn new(archive: Result<A, StoreError>) -> Self {
-        Self { archive }
+    /// Reads from what `open` opens. If that fails, each question tries it again.
+    pub fn new(open: impl Fn() -> Result<A, StoreError> + Send + 'static) -> Self {
+        Self { archive: open(), open: Box::new(open) }
     }
 }
 
@@ -34,6 +37,9 @@ impl<A: Archive + Unpin> Handler<Query> for Reader<A> {
     type Result = ();
 
     fn handle(&mut self, Query(ask): Query, ctx: &mut Self::Context) {
+        if self.archive.is_err() {
+            self.archive = (self.open)();
+        }
         let archive = self.archive.as_ref().map(|archive| archive as &dyn Archive);
         // A panic would end the thread for good. Nothing of the connection is used after one.
         if catch_unwind(AssertUnwindSafe(|| ask(archive))).is_err() {

@@ -5,12 +5,16 @@
 mod archive;
 mod backup;
 pub mod checkpoint;
+mod clock;
 mod cuts;
 mod digests;
 mod exports;
 mod files;
+mod flaws;
+mod hydrate;
 mod locks;
 mod permissions;
+mod repair;
 mod rows;
 mod store;
 mod tally;
@@ -19,9 +23,9 @@ mod upkeep;
 mod wal;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -37,19 +41,23 @@ pub use self::{
     checkpoint::{Checkpointer, Rhythm},
     store::SqliteStore,
 };
-use super::{Fault, StoreError, fault::Broken};
+use super::{Fault, StoreError, Unreadable, fault::Broken};
 
 /// Numbered migrations: the database's version is how many of them it has had.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("sqlite/0001.sql"),
     include_str!("sqlite/0002.sql"),
     include_str!("sqlite/0003.sql"),
     include_str!("sqlite/0004.sql"),
+    include_str!("sqlite/0005.sql"),
 ];
 /// To how many bytes the log's file is cut when it begins anew after it grew, as under a backup.
 const LOG_BYTES_KEPT: u32 = 32 << 20;
 /// How long a lock that another program holds on the database is waited out.
 const BUSY: Duration = Duration::from_secs(5);
+
+/// How long a start waits for whoever only looks at the files, as `greenroom verify` does.
+const LOOKED_AT: Duration = Duration::from_secs(30);
 
 /// The file by whose lock a data directory is one server's.
 const LOCK: &str = "greenroom.lock";
@@ -73,7 +81,7 @@ impl Database {
     /// if the database is missing and was there before. Then it was left as it is.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(cannot_make(dir))?;
+        files::make_dir(dir).map_err(cannot_make(dir))?;
         let dir = dir.canonicalize().map_err(cannot_make(dir))?;
         let path = dir.join(path.file_name().unwrap_or_else(|| "greenroom.db".as_ref()));
         let lock = dir.join(LOCK);
@@ -84,11 +92,12 @@ impl Database {
             options.create(true).append(true).mode(0o600).open(path).map_err(cannot_make(path))
         };
         let lock = private(&lock)?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| StoreError::InUse(dir.display().to_string()))?;
+        files::own(&lock, LOOKED_AT).map_err(|_| StoreError::InUse(dir.display().to_string()))?;
         files::refuse_remains(&path)?;
         refuse_damaged_log(&path)?;
         private(&path)?;
+        // The names of the files, before anything is acknowledged that is in them.
+        files::sync_dir(&dir).map_err(cannot_make(&dir))?;
         let database = Self { path, _lock: lock };
         database.begin().map_err(unusable(&database.path))?;
         Ok(database)
@@ -278,6 +287,9 @@ fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
 /// Turns SQLite's error, met while the database `operation`, into the store's.
 fn failed(operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |source| {
+        if flaws::is_flaw(&source) {
+            return flaws::of_nobody(&source).into();
+        }
         let fault = fault(&source);
         match &source {
             // The first are general words; the second say what exactly could not be done.
@@ -352,6 +364,26 @@ enum Failure {
     Sqlite(rusqlite::Error),
     /// The lease that the facts needed is another's, or nobody's (SEEDS HL-11).
     LeaseLost,
+    /// A row of the group cannot be understood.
+    Unreadable(Unreadable),
+    /// The group's keys have no room for more.
+    Exhausted(&'static str),
+}
+
+impl From<Unreadable> for Failure {
+    fn from(row: Unreadable) -> Self {
+        Self::Unreadable(row)
+    }
+}
+
+impl Failure {
+    /// The store's error, met while the database `operation`.
+    fn met(operation: &'static str) -> impl Fn(Self) -> StoreError {
+        move |failure| match failure {
+            Self::Sqlite(err) => failed(operation)(err),
+            failure => failure.into(),
+        }
+    }
 }
 
 impl From<rusqlite::Error> for Failure {
@@ -365,6 +397,8 @@ impl From<Failure> for StoreError {
         match failure {
             Failure::Sqlite(err) => write_failed(err),
             Failure::LeaseLost => Self::LeaseLost,
+            Failure::Unreadable(row) => row.into(),
+            Failure::Exhausted(what) => Self::Exhausted(what),
         }
     }
 }
@@ -376,23 +410,6 @@ fn write_failed(source: rusqlite::Error) -> StoreError {
         StoreError::Refused(Arc::new(source))
     } else {
         failed("wrote")(source)
-    }
-}
-
-/// Leaves out a row that cannot be understood, and says so: one bad record must not take the
-/// others with it (SEEDS AM-18).
-fn readable<T>(row: rusqlite::Result<T>) -> Option<rusqlite::Result<T>> {
-    match row {
-        Err(
-            err @ (rusqlite::Error::FromSqlConversionFailure(..)
-            | rusqlite::Error::InvalidColumnType(..)
-            | rusqlite::Error::IntegralValueOutOfRange(..)
-            | rusqlite::Error::Utf8Error(..)),
-        ) => {
-            log::error!(err:%; "stored row skipped: it cannot be understood");
-            None
-        }
-        row => Some(row),
     }
 }
 

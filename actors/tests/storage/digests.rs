@@ -274,7 +274,14 @@ fn ledger(database: &Database) -> Ledger {
         Storage::new(store, for_actor)
     });
     let opener = database.opener();
-    Ledger::new(writer, SyncArbiter::start(1, move || Reader::new(opener.archive())), health)
+    Ledger::new(
+        writer,
+        SyncArbiter::start(1, move || {
+            let opener = opener.clone();
+            Reader::new(move || opener.archive())
+        }),
+        health,
+    )
 }
 
 /// What a group's actor does when it finds no digests to go on from.

@@ -126,7 +126,10 @@ async fn after_a_failure_everything_is_refused_until_a_trial_works() {
         Storage::new(store, for_actor)
     });
     let opener = database.opener();
-    let readers = SyncArbiter::start(1, move || Reader::new(opener.archive()));
+    let readers = SyncArbiter::start(1, move || {
+        let opener = opener.clone();
+        Reader::new(move || opener.archive())
+    });
     let ledger = Ledger::new(writer, readers, health.clone());
 
     let first_of = |group| Actor::new(group).play(SUBMIT).unwrap();

@@ -30,7 +30,10 @@ impl World {
             Storage::new(store, for_actor)
         });
         let opener = database.opener();
-        let readers = SyncArbiter::start(1, move || Reader::new(opener.archive()));
+        let readers = SyncArbiter::start(1, move || {
+            let opener = opener.clone();
+            Reader::new(move || opener.archive())
+        });
         Self { ledger: Ledger::new(writer, readers, health), _database: database, _dir: dir }
     }
 

@@ -7,10 +7,12 @@ use greenroom_core::{
     digest::SCHEMA_VERSION,
     lock::{Lock, LockKey},
 };
-use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
+use rusqlite::{Connection, Error, OptionalExtension as _, Row, ToSql, params, types::Type};
 
 use super::{
-    cuts, digests, exports, failed, locks, permissions, readable,
+    Failure, cuts, digests, exports, failed,
+    flaws::{Judged, LeftOut, asked, group_row, keyed, needed, numbered},
+    locks, permissions,
     rows::{self, key},
     tally,
 };
@@ -18,9 +20,9 @@ use crate::{
     frames::Block,
     storage::{
         Archive, CurrentView, DigestRows, EndedAt, EndedFilter, EndedTurn, FrameFilter, GroupIndex,
-        GroupNo, KeyUse, LockError, PermissionFilter, PermissionRecord, RunRecord, RunStanding,
-        SegmentRecord, Snapshot, Standing, StoreError, StoredBase, Tally, TaskFilter, TaskView,
-        TurnEntry, TurnFilter,
+        GroupNo, KeyUse, Listed, LockError, PermissionFilter, PermissionRecord, RunRecord,
+        RunStanding, SegmentRecord, Snapshot, Standing, StoreError, StoredBase, Tally, TaskFilter,
+        TaskView, TurnEntry, TurnFilter, Unreadable,
     },
     word::word,
 };
@@ -28,11 +30,11 @@ use crate::{
 /// A reading side of a SQLite database. No read outlives the call that makes it: a long one
 /// would keep the write-ahead log from being reset.
 #[derive(Debug)]
-pub struct SqliteArchive(Connection);
+pub struct SqliteArchive(Connection, LeftOut);
 
 impl SqliteArchive {
     pub(super) fn new(conn: Connection) -> Self {
-        Self(conn)
+        Self(conn, LeftOut::default())
     }
 
     /// Lets `read` see one committed state, however often it asks.
@@ -63,7 +65,10 @@ impl SqliteArchive {
     ///
     /// The database's error.
     pub fn strays(&self) -> Result<Vec<String>, StoreError> {
-        let text = |row: &Row<'_>| row.get::<_, String>(0);
+        let text = |row: &Row<'_>| {
+            let text = row.get_ref(0)?.as_bytes_or_null()?.unwrap_or_default();
+            Ok(String::from_utf8_lossy(text).into_owned())
+        };
         let mut strays = self.all(
             "SELECT id || ': has no row in heads' FROM groups LEFT JOIN heads USING (no) \
                       WHERE heads.no IS NULL",
@@ -113,43 +118,74 @@ impl SqliteArchive {
         let query = || -> rusqlite::Result<_> {
             let mut statement = self.0.prepare_cached(sql)?;
             let rows = statement.query_map(parameters, read)?;
-            rows.filter_map(readable).collect()
+            rows.collect()
+        };
+        query().map_err(failed("was read"))
+    }
+
+    /// The first `limit` rows that can be understood.
+    fn list<T>(
+        &self,
+        sql: &str,
+        parameters: &[&dyn ToSql],
+        limit: usize,
+        read: impl Fn(&Row<'_>) -> Judged<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        let query = || -> rusqlite::Result<_> {
+            let mut statement = self.0.prepare_cached(sql)?;
+            let rows = statement.query_map(parameters, read)?;
+            self.1.keep(&self.0, rows, limit)
         };
         query().map_err(failed("was read"))
     }
 }
 
 impl Archive for SqliteArchive {
+    fn left_out(&self) -> Vec<Unreadable> {
+        self.1.take()
+    }
+
     fn group_index(&self) -> Result<GroupIndex, StoreError> {
         // One whose digests have to be made again has that to go on with.
-        let sql = "SELECT groups.no, id, purging OR current_run IS NOT NULL \
-                   OR status NOT IN ('idle', 'paused', 'archived') \
-                   OR status = 'paused' AND queue_length > 0 \
-                   OR digest_version IS NOT ? FROM groups JOIN heads USING (no)";
-        let rows = self.all(sql, &[&SCHEMA_VERSION], |row| {
-            Ok((row.get::<_, GroupNo>(0)?, row.get::<_, String>(1)?, row.get(2)?))
-        })?;
-        let parsed = rows.into_iter().filter_map(|(no, id, busy)| match id.parse() {
-            Ok(id) => Some((no, id, busy)),
-            Err(_) => {
-                log::warn!(no, id; "stored group skipped: its id is none");
-                None
+        let sql = format!(
+            "SELECT {}, purging OR current_run IS NOT NULL \
+             OR status NOT IN ('idle', 'paused', 'archived') \
+             OR status = 'paused' AND queue_length > 0 \
+             OR digest_version IS NOT ? FROM groups LEFT JOIN heads USING (no)",
+            rows::GROUP_COLUMNS
+        );
+        let mut groups = Vec::new();
+        let mut read = || -> rusqlite::Result<_> {
+            let mut statement = self.0.prepare_cached(&sql)?;
+            let mut found = statement.query([SCHEMA_VERSION])?;
+            while let Some(row) = found.next()? {
+                let Some(Listed { no, id, standing }) = self.listed(row)? else { continue };
+                if let Err(flawed) = standing {
+                    self.1.put(flawed);
+                }
+                let busy = row.get::<_, Option<bool>>(rows::GROUP_WIDTH)?.unwrap_or(true);
+                groups.push((no, id, busy));
             }
-        });
-        let groups = parsed.collect();
-        // SQLite keeps the greatest number itself, for a key that is AUTOINCREMENT.
-        let sql = "SELECT seq FROM sqlite_sequence WHERE name = 'groups'";
-        let last_no = self.all(sql, &[], |row| row.get(0))?.first().copied().unwrap_or_default();
-        Ok(GroupIndex { groups, last_no })
+            // SQLite keeps the greatest number itself, for a key that is AUTOINCREMENT.
+            let sql = "SELECT seq FROM sqlite_sequence WHERE name = 'groups'";
+            self.0.query_row(sql, [], |row| row.get::<_, i64>(0)).optional()
+        };
+        let last_no = read().map_err(failed("was read"))?.unwrap_or_default();
+        Ok(GroupIndex { groups, last_no: GroupNo::try_from(last_no).unwrap_or(GroupNo::MAX) })
     }
 
     fn group(&self, group: GroupNo) -> Result<Option<Standing>, StoreError> {
         let sql = format!(
-            "SELECT {} FROM groups JOIN heads USING (no) WHERE groups.no = ?",
+            "SELECT {} FROM groups LEFT JOIN heads USING (no) WHERE groups.no = ?",
             rows::GROUP_COLUMNS
         );
-        let found = self.all(&sql, &[&group], rows::standing)?;
-        Ok(found.into_iter().next().map(|(_, standing)| standing))
+        let find = || -> Result<_, Failure> {
+            let mut statement = self.0.prepare_cached(&sql)?;
+            let found = statement.query_row([group], group_row(rows::standing)).optional()?;
+            found.map(|judged| needed(&self.0, Ok(judged))).transpose()
+        };
+        let found = find().map_err(Failure::met("was read"))?;
+        Ok(found.map(|(_, standing)| standing))
     }
 
     fn groups(
@@ -157,38 +193,43 @@ impl Archive for SqliteArchive {
         status: Option<&str>,
         after: GroupNo,
         limit: usize,
-    ) -> Result<Vec<(GroupNo, Standing)>, StoreError> {
+    ) -> Result<Vec<Listed>, StoreError> {
         let sql = format!(
-            "SELECT {} FROM groups JOIN heads USING (no) \
-             WHERE groups.no > ?1 AND (?2 IS NULL OR status = ?2) ORDER BY groups.no LIMIT ?3",
+            "SELECT {} FROM groups LEFT JOIN heads USING (no) \
+             WHERE groups.no > ?1 AND (?2 IS NULL OR status = ?2) ORDER BY groups.no",
             rows::GROUP_COLUMNS
         );
-        self.all(&sql, &[&after, &status, &(limit as i64)], rows::standing)
+        let read = || -> rusqlite::Result<_> {
+            let mut statement = self.0.prepare_cached(&sql)?;
+            let mut found = statement.query(params![after, status])?;
+            let mut groups = Vec::new();
+            while groups.len() < limit {
+                let Some(row) = found.next()? else { break };
+                groups.extend(self.listed(row)?);
+            }
+            Ok(groups)
+        };
+        read().map_err(failed("was read"))
     }
 
-    fn census(&self) -> Result<(BTreeMap<String, u64>, u64), StoreError> {
-        let sql = "SELECT status, count(*), sum(queue_length) FROM heads GROUP BY status";
-        let rows = self.all(sql, &[], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
-        })?;
-        let queued = rows.iter().map(|(_, _, queued)| *queued as u64).sum();
-        Ok((rows.into_iter().map(|(status, count, _)| (status, count as u64)).collect(), queued))
+    fn census(&self, broken: &[GroupNo]) -> Result<(BTreeMap<String, u64>, u64), StoreError> {
+        tally::census(&self.0, broken).map_err(failed("was read"))
     }
 
-    fn tally(&self) -> Result<Tally, StoreError> {
-        self.at_one_moment(|this| tally::read(&this.0).map_err(failed("was read")))?
+    fn tally(&self, broken: &[GroupNo]) -> Result<Tally, StoreError> {
+        self.at_one_moment(|this| tally::read(&this.0, broken).map_err(failed("was read")))?
     }
 
     fn task(&self, task: TaskId) -> Result<Option<TaskView>, StoreError> {
-        let find = || {
+        let find = || -> Result<_, Failure> {
             let sql = format!("SELECT {} FROM tasks WHERE id = ?", rows::TASK_COLUMNS);
             let mut statement = self.0.prepare_cached(&sql)?;
-            let found = statement.query_row([task.0.as_bytes()], |row| {
-                Ok((row.get::<_, i64>(0)?, rows::task(row)?))
-            });
-            found.optional()
+            let read = keyed("task", |row| Ok((row.get::<_, i64>(0)?, rows::task(row)?)));
+            let found = statement.query_row([task.0.as_bytes()], read).optional()?;
+            found.map(|judged| asked(&self.0, Ok(judged))).transpose()
         };
-        let Some((at, task)) = find().map_err(failed("was read"))? else { return Ok(None) };
+        let found = find().map_err(Failure::met("was read"))?;
+        let Some((at, task)) = found else { return Ok(None) };
         let group = (at >> 36) as GroupNo;
         let Some(standing) = self.group(group)? else { return Ok(None) };
         self.view(group, &standing, task).map(Some)
@@ -198,19 +239,19 @@ impl Archive for SqliteArchive {
         let Some(standing) = self.group(group)? else { return Ok(Vec::new()) };
         let sql = format!(
             "SELECT {} FROM tasks WHERE key > ?1 AND key < ?2 AND (?3 IS NULL OR state = ?3) \
-             AND (?4 IS NULL OR kind = ?4) ORDER BY key LIMIT ?5",
+             AND (?4 IS NULL OR kind = ?4) ORDER BY key",
             rows::TASK_COLUMNS
         );
-        let tasks = self.all(
+        let tasks = self.list(
             &sql,
             &[
                 &key(group, filter.after),
                 &key(group + 1, 0),
                 &filter.state.as_ref().map(word),
                 &filter.kind.as_ref().map(word),
-                &(filter.limit as i64),
             ],
-            rows::task,
+            filter.limit,
+            keyed("task", rows::task),
         )?;
         let line = if tasks.iter().any(waits) { self.line(group)? } else { HashMap::new() };
         Ok(tasks.into_iter().map(|task| view(group, &standing, &line, task)).collect())
@@ -224,12 +265,11 @@ impl Archive for SqliteArchive {
     ) -> Result<Vec<RunRecord>, StoreError> {
         // Ids grow with time.
         let sql = format!(
-            "SELECT {} FROM runs WHERE no = ?1 AND (?2 IS NULL OR id < ?2) \
-             ORDER BY id DESC LIMIT ?3",
+            "SELECT {} FROM runs WHERE no = ?1 AND (?2 IS NULL OR id < ?2) ORDER BY id DESC",
             rows::RUN_COLUMNS
         );
         let before = before.map(|run| *run.0.as_bytes());
-        self.all(&sql, &[&group, &before, &(limit as i64)], rows::run)
+        self.list(&sql, &[&group, &before], limit, numbered("run", group, "id", rows::run))
     }
 
     fn segments(
@@ -239,10 +279,11 @@ impl Archive for SqliteArchive {
         limit: usize,
     ) -> Result<Vec<SegmentRecord>, StoreError> {
         let sql = format!(
-            "SELECT {} FROM segments WHERE no = ?1 AND segment > ?2 ORDER BY segment LIMIT ?3",
+            "SELECT {} FROM segments WHERE no = ?1 AND segment > ?2 ORDER BY segment",
             rows::SEGMENT_COLUMNS
         );
-        self.all(&sql, &[&group, &after, &(limit as i64)], rows::segment)
+        let read = numbered("segment", group, "segment", rows::segment);
+        self.list(&sql, &[&group, &after], limit, read)
     }
 
     fn compactions(
@@ -252,19 +293,20 @@ impl Archive for SqliteArchive {
         limit: usize,
     ) -> Result<Vec<(u64, Compaction)>, StoreError> {
         let sql = format!(
-            "SELECT {} FROM compactions WHERE key >= ?1 AND key < ?2 ORDER BY key DESC LIMIT ?3",
+            "SELECT {} FROM compactions WHERE key >= ?1 AND key < ?2 ORDER BY key DESC",
             rows::COMPACTION_COLUMNS
         );
         let to = before.map_or(key(group + 1, 0), |before| key(group, before));
-        self.all(&sql, &[&key(group, 0), &to, &(limit as i64)], rows::compaction)
+        let read = keyed("compaction at frame", rows::compaction);
+        self.list(&sql, &[&key(group, 0), &to], limit, read)
     }
 
     fn permission(&self, id: PermissionId) -> Result<Option<PermissionRecord>, StoreError> {
-        permissions::get(&self.0, id).map_err(failed("was read"))
+        permissions::get(&self.0, id).map_err(Failure::met("was read"))
     }
 
     fn permissions(&self, filter: &PermissionFilter) -> Result<Vec<PermissionRecord>, StoreError> {
-        permissions::list(&self.0, filter).map_err(failed("was read"))
+        permissions::list(&self.0, &self.1, filter).map_err(failed("was read"))
     }
 
     fn digest(&self, group: GroupNo) -> Result<Option<Digest>, StoreError> {
@@ -276,15 +318,15 @@ impl Archive for SqliteArchive {
     }
 
     fn digest_rows(&self, group: GroupNo) -> Result<Option<DigestRows>, StoreError> {
-        digests::digest_rows(&self.0, group).map_err(failed("was read"))
+        digests::digest_rows(&self.0, &self.1, group).map_err(failed("was read"))
     }
 
     fn turns(&self, group: GroupNo, filter: &TurnFilter) -> Result<Vec<TurnEntry>, StoreError> {
-        digests::turns(&self.0, group, filter).map_err(failed("was read"))
+        digests::turns(&self.0, &self.1, group, filter).map_err(failed("was read"))
     }
 
     fn ended_turns(&self, filter: &EndedFilter) -> Result<Vec<EndedTurn>, StoreError> {
-        digests::ended_turns(&self.0, filter).map_err(failed("was read"))
+        digests::ended_turns(&self.0, &self.1, filter).map_err(failed("was read"))
     }
 
     fn exported(&self, name: &str) -> Result<Option<EndedAt>, StoreError> {
@@ -357,7 +399,8 @@ impl Archive for SqliteArchive {
                 ])?;
                 while frames < filter.frames_max && bytes < filter.bytes_max {
                     let Some(row) = found.next()? else { break };
-                    let Some(block) = readable(rows::block(row)).transpose()? else { continue };
+                    let block = keyed("frames from", rows::block)(row);
+                    let Some(block) = self.1.sound(&self.0, block)? else { continue };
                     if filter.frames_max < u64::MAX {
                         let wanted = block.frames().filter(|frame| filter.takes(&block, *frame));
                         frames += wanted.count() as u64;
@@ -372,7 +415,7 @@ impl Archive for SqliteArchive {
     }
 
     fn base(&self, group: GroupNo) -> Result<Option<StoredBase>, StoreError> {
-        cuts::base(&self.0, group).map_err(failed("was read"))
+        cuts::base(&self.0, group).map_err(Failure::met("was read"))
     }
 
     fn earliest_seq(&self, group: GroupNo) -> Result<u64, StoreError> {
@@ -470,6 +513,29 @@ impl SqliteArchive {
         let mut line = self.all(sql, &[&key(group, 0), &key(group + 1, 0)], ranked)?;
         line.sort();
         Ok(line.into_iter().zip(0..).map(|((_, key), place)| (key, place)).collect())
+    }
+}
+
+impl SqliteArchive {
+    /// A group as a list shows it; `None` if its name is none.
+    fn listed(&self, row: &Row<'_>) -> rusqlite::Result<Option<Listed>> {
+        let named = group_row(|row| {
+            let id = row.get::<_, String>(1)?.parse::<GroupId>();
+            id.map_err(|err| Error::FromSqlConversionFailure(1, Type::Text, Box::new(err)))
+        });
+        let no = GroupNo::try_from(row.get::<_, i64>(0)?).unwrap_or_default();
+        let id = match named(row)? {
+            Ok(id) => id,
+            Err(flaw) => {
+                self.1.put(flaw.named(&self.0, true));
+                return Ok(None);
+            }
+        };
+        let standing = match group_row(rows::standing)(row)? {
+            Ok((_, standing)) => Ok(Box::new(standing)),
+            Err(flaw) => Err(flaw.named(&self.0, true)),
+        };
+        Ok(Some(Listed { no, id, standing }))
     }
 }
 

@@ -2,7 +2,11 @@
 
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
-use super::rows::{int, key};
+use super::{
+    Failure,
+    flaws::{Flaw, asked, of_group},
+    rows::{int, key},
+};
 use crate::storage::{Cut, GroupNo, StoredBase, Swept};
 
 /// Blocks that one transaction deletes, and bytes of them: those of the block that goes over are
@@ -60,9 +64,17 @@ pub fn cut(conn: &mut Connection, cut: &Cut) -> rusqlite::Result<bool> {
 }
 
 /// See [`crate::storage::Store::sweep`].
-pub fn sweep(conn: &mut Connection, group: GroupNo) -> rusqlite::Result<Swept> {
+pub fn sweep(conn: &mut Connection, group: GroupNo) -> Result<Swept, Failure> {
     let mut swept = Swept { frames: 0, bytes: 0, more: false };
     let Some(base) = seq(conn, group)? else { return Ok(swept) };
+    // Whoever believed a place beyond the last frame would delete what nobody cut.
+    let within = conn
+        .prepare_cached("SELECT 1 FROM heads WHERE no = ? AND last_seq >= ?")?
+        .exists(params![group, int(base)])?;
+    if !within {
+        let what = format!("the base: seq cannot be read: {base} is behind the last frame");
+        return Err(Flaw { group, what }.named(conn, false).into());
+    }
     let (from, to) = (key(group, 0), key(group, base));
     let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut last = None;
@@ -99,11 +111,12 @@ pub fn seq(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<u64>> {
 }
 
 /// What a group's log came to up to there.
-pub fn base(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<StoredBase>> {
+pub fn base(conn: &Connection, group: GroupNo) -> Result<Option<StoredBase>, Failure> {
     let mut found = conn.prepare_cached("SELECT seq, state FROM bases WHERE no = ?")?;
-    let base =
-        |row: &rusqlite::Row<'_>| Ok(StoredBase { seq: as_seq(row.get(0)?), state: row.get(1)? });
-    found.query_row([group], base).optional()
+    let base = of_group("the base", group, |row| {
+        Ok(StoredBase { seq: as_seq(row.get(0)?), state: row.get(1)? })
+    });
+    found.query_row([group], base).optional()?.map(|base| asked(conn, Ok(base))).transpose()
 }
 
 fn as_seq(seq: i64) -> u64 {

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::de::DeserializeOwned;
 
 use super::{
-    readable,
+    flaws::{LeftOut, is_flaw, keyed, numbered},
     rows::{self, int, key, seq},
 };
 use crate::storage::{
@@ -105,7 +105,7 @@ pub fn hydrate(
     };
     let found = statement.query_row(params![group, SCHEMA_VERSION], digests).optional();
     // One that cannot be understood is as good as none: all of it is in the frames.
-    let found = readable(found).transpose()?.flatten();
+    let found = unless_flawed(found)?.flatten();
     Ok(found.filter(|own| own.group.watermark_seq == last_seq))
 }
 
@@ -135,7 +135,14 @@ pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunS
 
 /// A digest; one that cannot be understood is as good as none, and has to be made again.
 fn known<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Option<T> {
-    readable(rows::from_json(row, column))?.ok().flatten()
+    rows::from_json(row, column).ok().flatten()
+}
+
+fn unless_flawed<T>(found: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    match found {
+        Err(err) if is_flaw(&err) => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 /// That of a group's last run.
@@ -146,7 +153,11 @@ fn live(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<RunDigest>
 }
 
 /// See [`crate::storage::Archive::digest_rows`].
-pub fn digest_rows(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<DigestRows>> {
+pub fn digest_rows(
+    conn: &Connection,
+    left: &LeftOut,
+    group: GroupNo,
+) -> rusqlite::Result<Option<DigestRows>> {
     let mut statement = conn.prepare_cached(
         "SELECT coalesce(digest, ''), run_digest, coalesce(carry, '') FROM heads \
          WHERE no = ? AND digest_version = ?",
@@ -155,15 +166,15 @@ pub fn digest_rows(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option
         let (group, run, carry) = (row.get(0)?, row.get(1)?, row.get(2)?);
         Ok(DigestRows { group, run, carry, closed: ClosedRows::default() })
     });
-    let found = readable(found.optional()).transpose()?.flatten();
+    let found = unless_flawed(found.optional())?.flatten();
     let Some(mut rows) = found else { return Ok(None) };
     let mut runs =
         conn.prepare_cached("SELECT id, digest FROM runs WHERE no = ? AND digest IS NOT NULL")?;
     let run = |row: &Row<'_>| Ok((RunId(rows::id(row, 0)?), row.get(1)?));
-    let found = runs.query_map([group], run)?.filter_map(readable);
-    rows.closed.runs = found.collect::<Result<_, _>>()?;
+    let found = runs.query_map([group], numbered("run", group, "id", run))?;
+    rows.closed.runs = left.keep(conn, found, usize::MAX)?.into_iter().collect();
     let mut turns = conn.prepare_cached(
-        "SELECT tasks.id, turns.ended_at, turns.agent, turns.digest FROM tasks \
+        "SELECT tasks.id, turns.ended_at, turns.agent, turns.digest, tasks.key FROM tasks \
          JOIN turns ON turns.ended_at = tasks.ended_at AND turns.key = tasks.key \
          WHERE tasks.key >= ? AND tasks.key < ?",
     )?;
@@ -173,21 +184,22 @@ pub fn digest_rows(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option
         Ok((TaskId(rows::id(row, 0)?), turn))
     };
     let range = [key(group, 0), key(group + 1, 0)];
-    let found = turns.query_map(range, turn)?.filter_map(readable);
-    rows.closed.turns = found.collect::<Result<_, _>>()?;
+    let found = turns.query_map(range, numbered("turn", group, "key", turn))?;
+    rows.closed.turns = left.keep(conn, found, usize::MAX)?.into_iter().collect();
     Ok(Some(rows))
 }
 
 /// See [`crate::storage::Archive::turns`].
 pub fn turns(
     conn: &Connection,
+    left: &LeftOut,
     group: GroupNo,
     filter: &TurnFilter,
 ) -> rusqlite::Result<Vec<TurnEntry>> {
     let sql = format!(
         "SELECT {}, (SELECT digest FROM turns WHERE turns.ended_at = tasks.ended_at \
          AND turns.key = tasks.key) FROM tasks WHERE key > ?1 AND key < ?2 AND kind = 'turn' \
-         AND seq_first IS NOT NULL ORDER BY key {} LIMIT ?3",
+         AND seq_first IS NOT NULL ORDER BY key {}",
         rows::TASK_COLUMNS,
         if filter.descending { "DESC" } else { "ASC" }
     );
@@ -196,28 +208,30 @@ pub fn turns(
     let entry = |row: &Row<'_>| {
         Ok(TurnEntry { task: rows::task(row)?, digest: known(row, rows::TASK_WIDTH) })
     };
-    let found = statement
-        .query_map(params![key(group, filter.after), before, filter.limit as i64], entry)?;
-    found.filter_map(readable).collect()
+    let range = params![key(group, filter.after), before];
+    left.keep(conn, statement.query_map(range, keyed("task", entry))?, filter.limit)
 }
 
 /// See [`crate::storage::Archive::ended_turns`].
-pub fn ended_turns(conn: &Connection, filter: &EndedFilter) -> rusqlite::Result<Vec<EndedTurn>> {
+pub fn ended_turns(
+    conn: &Connection,
+    left: &LeftOut,
+    filter: &EndedFilter,
+) -> rusqlite::Result<Vec<EndedTurn>> {
     let mut statement = conn.prepare_cached(
-        "SELECT ended_at, key, agent, digest FROM turns WHERE (ended_at, key) > (?1, ?2) \
-         AND ended_at < ?3 ORDER BY ended_at, key LIMIT ?4",
+        "SELECT key, ended_at, agent, digest FROM turns WHERE (ended_at, key) > (?1, ?2) \
+         AND ended_at < ?3 ORDER BY ended_at, key",
     )?;
     let from = filter.from.map(|from| EndedAt { at: from, key: i64::MIN });
     let least = EndedAt { at: Timestamp(i64::MIN), key: i64::MIN };
     let after = from.max(filter.after).unwrap_or(least);
     let to = filter.to.map_or(i64::MAX, |to| to.0);
     let turn = |row: &Row<'_>| {
-        let place = EndedAt { at: Timestamp(row.get(0)?), key: row.get(1)? };
+        let place = EndedAt { at: Timestamp(row.get(1)?), key: row.get(0)? };
         let group = (place.key >> 36) as GroupNo;
         let (ordinal, agent) = (seq(place.key), row.get(2)?);
         Ok(EndedTurn { place, group, ordinal, agent, digest: rows::read(row, 3)? })
     };
-    let parameters = params![after.at.0, after.key, to, filter.limit as i64];
-    let found = statement.query_map(parameters, turn)?;
-    found.filter_map(readable).collect()
+    let parameters = params![after.at.0, after.key, to];
+    left.keep(conn, statement.query_map(parameters, keyed("turn", turn))?, filter.limit)
 }

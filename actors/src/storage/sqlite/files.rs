@@ -1,15 +1,21 @@
 //! The database's files: whether they are private, whether one is missing, and whether they are
-//! still those that were opened. Nothing here makes, changes or deletes one.
+//! still those that were opened. Nothing here changes or deletes one.
 
 use std::{
-    fs::{self, Metadata},
+    fs::{self, File, Metadata},
     io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
+
+use rustix::fs::{FlockOperation, flock};
 
 use crate::storage::{Sizes, StoreError, WORK_DIR};
 
+/// Between two tries to lock a file that somebody looks at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// The database, its write-ahead log, and the log's index.
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
@@ -19,6 +25,48 @@ pub fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut name = real.into_os_string();
     name.push(suffix);
     name.into()
+}
+
+/// Makes a directory that only its owner may use, and those above it that are missing, so that a
+/// power loss does not take them away.
+pub fn make_dir(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    // The last one first: what is above it is there.
+    for made in missing.into_iter().rev() {
+        let above = made.parent().filter(|dir| !dir.as_os_str().is_empty());
+        sync_dir(above.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Locks a file for this process alone. Whoever only looks is waited for, whoever has it is not.
+pub fn own(lock: &File, patience: Duration) -> io::Result<()> {
+    let began = Instant::now();
+    let mut said = false;
+    loop {
+        let refused = match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(refused) => refused,
+        };
+        let is_shared = flock(lock, FlockOperation::NonBlockingLockShared).is_ok();
+        flock(lock, FlockOperation::Unlock)?;
+        if !is_shared || patience < began.elapsed() {
+            return Err(refused.into());
+        }
+        if !std::mem::replace(&mut said, true) {
+            log::info!(
+                target: "greenroom::storage",
+                "another process looks at the database; the start waits for it"
+            );
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
 }
 
 /// Which files a connection opened.

@@ -9,7 +9,7 @@ use rusqlite::{
 };
 use uuid::Uuid;
 
-use super::{failed, readable, rows::int};
+use super::{failed, flaws::is_flaw, rows::int};
 use crate::storage::{Granted, GroupNo, LockAsk, LockError};
 
 #[cfg(test)]
@@ -175,7 +175,13 @@ fn extend(conn: &Connection, lock: &Lock) -> rusqlite::Result<usize> {
 fn find(conn: &Connection, key: &LockKey) -> rusqlite::Result<Option<Lock>> {
     let sql = format!("SELECT {COLUMNS} FROM locks WHERE key = ?");
     let row = conn.prepare_cached(&sql)?.query_row([key.as_str()], read).optional();
-    readable(row).unwrap_or(Ok(None))
+    match row {
+        Err(err) if is_flaw(&err) => {
+            log::warn!(err:%; "a stored lease cannot be read; it counts as free");
+            Ok(None)
+        }
+        row => row,
+    }
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Lock> {

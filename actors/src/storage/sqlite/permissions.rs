@@ -4,13 +4,17 @@ use greenroom_core::{Permission, PermissionId, PermissionState, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{
-    readable,
+    Failure,
+    flaws::{LEFT_OUT_MAX, LeftOut, asked, keyed, needed},
     rows::{self, json, key},
 };
 use crate::{
     storage::{GroupNo, PermissionFilter, PermissionRecord},
     word::word,
 };
+
+/// What a row is named by, with its frame.
+const NOUN: &str = "permission at frame";
 
 /// Stores a permission that was asked for in the frame `seq`.
 pub fn open(
@@ -57,27 +61,32 @@ pub fn resolve(
 }
 
 /// Those of a group that nobody answered, the oldest first.
-pub fn pending(conn: &Connection, group: GroupNo) -> rusqlite::Result<Vec<Permission>> {
+pub fn pending(conn: &Connection, group: GroupNo) -> Result<Vec<Permission>, Failure> {
     let sql = format!(
         "SELECT {} FROM permissions WHERE state = 'pending' AND key >= ? AND key < ? ORDER BY key",
         rows::PERMISSION_COLUMNS
     );
     let mut statement = conn.prepare_cached(&sql)?;
-    let found = statement.query_map([key(group, 0), key(group + 1, 0)], rows::permission)?;
-    found.filter_map(readable).map(|found| found.map(|(_, record)| record.permission)).collect()
+    let read = keyed(NOUN, rows::permission);
+    let found = statement.query_map([key(group, 0), key(group + 1, 0)], read)?;
+    found.map(|found| Ok(needed(conn, found)?.1.permission)).collect()
 }
 
 /// One permission.
-pub fn get(conn: &Connection, id: PermissionId) -> rusqlite::Result<Option<PermissionRecord>> {
+pub fn get(conn: &Connection, id: PermissionId) -> Result<Option<PermissionRecord>, Failure> {
     let sql = format!("SELECT {} FROM permissions WHERE id = ?", rows::PERMISSION_COLUMNS);
     let mut statement = conn.prepare_cached(&sql)?;
-    let found = statement.query_row([id.0.as_bytes()], rows::permission).optional()?;
-    Ok(found.map(|(_, record)| record))
+    let read = keyed(NOUN, rows::permission);
+    let Some(found) = statement.query_row([id.0.as_bytes()], read).optional()? else {
+        return Ok(None);
+    };
+    Ok(Some(asked(conn, Ok(found))?.1))
 }
 
 /// Permissions in the order in which they were asked for: their ids grow with time.
 pub fn list(
     conn: &Connection,
+    left: &LeftOut,
     filter: &PermissionFilter,
 ) -> rusqlite::Result<Vec<PermissionRecord>> {
     // In the words of the index of those that nobody answered: they are few, and asked for often.
@@ -97,7 +106,10 @@ pub fn list(
     };
     let state = filter.state.as_ref().map(word);
     let mut statement = conn.prepare_cached(&sql)?;
-    let found = statement
-        .query_map(params![after, from, to, state, filter.limit as i64], rows::permission)?;
-    found.filter_map(readable).map(|found| found.map(|(_, record)| record)).collect()
+    let read = keyed(NOUN, rows::permission);
+    // Sorted, so that they are read to the limit in any case; some may be left out.
+    let limit = filter.limit.saturating_add(LEFT_OUT_MAX) as i64;
+    let found = statement.query_map(params![after, from, to, state, limit], read)?;
+    let found = left.keep(conn, found, filter.limit)?;
+    Ok(found.into_iter().map(|(_, record)| record).collect())
 }

@@ -5,23 +5,31 @@ use greenroom_core::{
     Task, TaskId, TaskKind, Timestamp, Work,
 };
 use rusqlite::{
-    Row,
-    types::{FromSql, FromSqlError, Type},
+    Error, Row,
+    types::{FromSql, FromSqlError, Type, ValueRef},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
     frames::Block,
-    storage::{GroupNo, PermissionRecord, RunRecord, SegmentRecord, Standing},
+    storage::{
+        GROUP_MAX, GroupNo, PermissionRecord, RunRecord, SEQ_MAX, SalvagedPermission, SalvagedTask,
+        SegmentRecord, Standing,
+    },
 };
 
 /// Bits of a key that are the seq, or the ordinal, within the group.
 const SEQ_BITS: u32 = 36;
+// A key has room for every number that the store gives out, and for one group more: its first key
+// is the end of the last one's.
+const _: () = assert!(SEQ_MAX < 1 << SEQ_BITS && (GROUP_MAX as u64) + 1 < 1 << (63 - SEQ_BITS));
+/// The last moment of the year 9999, milliseconds: a time beyond it is none that a clock showed.
+const TIME_MAX: i64 = 253_402_300_799_999;
 
 /// Where a frame, or a task, of a group is.
 pub fn key(group: GroupNo, seq: u64) -> i64 {
-    let seq = seq.min((1 << SEQ_BITS) - 1);
+    let seq = seq.min(SEQ_MAX);
     i64::from(group) << SEQ_BITS | seq as i64
 }
 
@@ -43,6 +51,50 @@ pub fn ms(at: Option<Timestamp>) -> Option<i64> {
 /// A small number that SQLite keeps as an integer.
 pub fn int(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A number that is never negative.
+fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let value = row.get::<_, i64>(column)?;
+    u64::try_from(value).map_err(|_| Error::IntegralValueOutOfRange(column, value))
+}
+
+/// A number within a group that a key has room for.
+fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let value = row.get::<_, i64>(column)?;
+    let fits = u64::try_from(value).ok().filter(|value| *value <= SEQ_MAX);
+    fits.ok_or(Error::IntegralValueOutOfRange(column, value))
+}
+
+fn optional<T>(
+    row: &Row<'_>,
+    column: usize,
+    read: impl Fn(&Row<'_>, usize) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Option<T>> {
+    match row.get_ref(column)? {
+        ValueRef::Null => Ok(None),
+        _ => read(row, column).map(Some),
+    }
+}
+
+/// A time that some clock may have shown.
+fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
+    let value = row.get::<_, i64>(column)?;
+    if (-TIME_MAX..=TIME_MAX).contains(&value) {
+        Ok(Timestamp(value))
+    } else {
+        Err(Error::IntegralValueOutOfRange(column, value))
+    }
+}
+
+fn text<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<Option<&'a str>> {
+    match row.get_ref(column)? {
+        ValueRef::Null => Ok(None),
+        ValueRef::Text(bytes) => {
+            std::str::from_utf8(bytes).map(Some).map_err(|err| Error::Utf8Error(column, err))
+        }
+        other => Err(Error::InvalidColumnType(column, String::new(), other.data_type())),
+    }
 }
 
 /// The columns of a task in the order that [`task`] reads them.
@@ -71,21 +123,21 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
         work,
         origin: from_word(row, 3)?,
         metadata: raw_json(row, 6)?,
-        deadline_ms: row.get::<_, Option<i64>>(7)?.map(|ms| ms as u64),
+        deadline_ms: optional(row, 7, count)?,
         expires: from_json(row, 28)?,
         retry_of: uuid(row, 30)?.map(TaskId),
-        created_at: Timestamp(row.get(8)?),
+        created_at: time(row, 8)?,
         state: from_word(row, 9)?,
-        claimed_at: row.get::<_, Option<i64>>(10)?.map(Timestamp),
+        claimed_at: optional(row, 10, time)?,
         attempt: row.get(11)?,
         retry_at: from_json(row, 29)?,
         cancel_requested: row.get(12)?,
-        started_at: row.get::<_, Option<i64>>(13)?.map(Timestamp),
-        ended_at: row.get::<_, Option<i64>>(14)?.map(Timestamp),
+        started_at: optional(row, 13, time)?,
+        ended_at: optional(row, 14, time)?,
         run: uuid(row, 15)?.map(RunId),
         segment: row.get(16)?,
-        seq_first: row.get::<_, Option<i64>>(17)?.map(|seq| seq as u64),
-        seq_last: row.get::<_, Option<i64>>(18)?.map(|seq| seq as u64),
+        seq_first: optional(row, 17, number)?,
+        seq_last: optional(row, 18, number)?,
         ending: greenroom_core::Ending {
             stop_reason: optional_word(row, 19)?,
             error: from_json(row, 20)?,
@@ -99,23 +151,57 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
     })
 }
 
+/// What can be read of a task's row, column by column.
+pub fn salvage_task(row: &Row<'_>) -> SalvagedTask {
+    let mut task = SalvagedTask::default();
+    let mut lost = Vec::new();
+    macro_rules! take {
+        ($field:ident, $read:expr) => {
+            match $read {
+                Ok(value) => task.$field = value,
+                Err(_) => lost.push(stringify!($field)),
+            }
+        };
+    }
+    take!(focus, row.get::<_, Option<String>>(5).map(|focus| focus.map(Into::into)));
+    take!(metadata, raw_json(row, 6));
+    take!(deadline_ms, optional(row, 7, count));
+    take!(created_at, time(row, 8).map(Some));
+    take!(tokens, raw_json(row, 25));
+    take!(expires, from_json(row, 28));
+    take!(retry_at, from_json(row, 29));
+    take!(retry_of, uuid(row, 30).map(|id| id.map(TaskId)));
+    // What the log may have: whoever asks for it says if it has not.
+    task.prompt = raw_json(row, 4).ok().flatten();
+    task.strategy = optional_word(row, 26).ok().flatten();
+    task.lost = lost;
+    task
+}
+
 /// The columns of a group in the order that [`standing`] reads them.
 pub const GROUP_COLUMNS: &str = "groups.no, id, settings, created_at, last_seq, heads.tasks, \
      session, segment, usage, paused, archived, purging, status, blocked_by, queue_length, \
      current_task, current_run, provenance, compacting, lead_in, is_compacting, held, \
      interruptions, crashes, launch_due, unspoken";
 
+/// How many they are.
+pub const GROUP_WIDTH: usize = 26;
+
 /// Reads a group from [`GROUP_COLUMNS`].
 pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
     let id: String = row.get(1)?;
     let id: GroupId = id.parse().map_err(|_| corrupt(1, "no group id"))?;
+    // The join found no head.
+    if row.get_ref(4)? == ValueRef::Null {
+        return Err(corrupt(4, "the group has no row in heads"));
+    }
     let standing = Standing {
         id,
         head: Head {
             settings: from_json(row, 2)?.ok_or_else(|| corrupt(2, "no settings"))?,
-            created_at: Some(Timestamp(row.get(3)?)),
-            last_seq: row.get::<_, i64>(4)? as u64,
-            tasks: row.get::<_, i64>(5)? as u64,
+            created_at: Some(time(row, 3)?),
+            last_seq: number(row, 4)?,
+            tasks: number(row, 5)?,
             session: row.get::<_, Option<String>>(6)?.map(|id| SessionId(id.into())),
             segment: row.get(7)?,
             usage: from_json(row, 8)?,
@@ -133,7 +219,7 @@ pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
         },
         status: from_word(row, 12)?,
         blocked_by: optional_word(row, 13)?,
-        queue_length: row.get::<_, i64>(14)? as u64,
+        queue_length: number(row, 14)?,
         current_task: uuid(row, 15)?.map(TaskId),
         current_run: uuid(row, 16)?.map(RunId),
         is_compacting: row.get(20)?,
@@ -148,10 +234,10 @@ pub const RUN_COLUMNS: &str = "id, agent, pid, started_at, ready_at, ended_at, c
 /// Reads a run from [`RUN_COLUMNS`].
 pub fn run(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
     let pid = row.get(2)?;
-    let ended = match row.get::<_, Option<i64>>(5)? {
+    let ended = match optional(row, 5, time)? {
         None => None,
         Some(at) => Some((
-            Timestamp(at),
+            at,
             Exit {
                 pid,
                 code: row.get(6)?,
@@ -159,7 +245,7 @@ pub fn run(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
                 reason: from_word(row, 8)?,
                 detail: row.get(9)?,
                 stderr_tail: row.get(10)?,
-                stderr_dropped: row.get::<_, i64>(11)? as u64,
+                stderr_dropped: count(row, 11)?,
             },
         )),
     };
@@ -167,8 +253,8 @@ pub fn run(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
         id: RunId(uuid(row, 0)?.ok_or_else(|| corrupt(0, "no id"))?),
         agent: row.get(1)?,
         pid,
-        started_at: Timestamp(row.get(3)?),
-        ready_at: row.get::<_, Option<i64>>(4)?.map(Timestamp),
+        started_at: time(row, 3)?,
+        ready_at: optional(row, 4, time)?,
         ended,
     })
 }
@@ -179,16 +265,16 @@ pub const SEGMENT_COLUMNS: &str = "segment, session, opened_seq, opened_at, clos
 
 /// Reads a segment from [`SEGMENT_COLUMNS`].
 pub fn segment(row: &Row<'_>) -> rusqlite::Result<SegmentRecord> {
-    let closed = match row.get::<_, Option<i64>>(4)? {
+    let closed = match optional(row, 4, number)? {
         None => None,
-        Some(seq) => Some((seq as u64, Timestamp(row.get(5)?), from_word(row, 6)?)),
+        Some(seq) => Some((seq, time(row, 5)?, from_word(row, 6)?)),
     };
     Ok(SegmentRecord {
         segment: row.get(0)?,
         parent: row.get(7)?,
         provenance: from_json(row, 8)?,
         session: SessionId(row.get::<_, String>(1)?.into()),
-        opened: (row.get::<_, i64>(2)? as u64, Timestamp(row.get(3)?)),
+        opened: (number(row, 2)?, time(row, 3)?),
         closed,
     })
 }
@@ -200,8 +286,8 @@ pub const COMPACTION_COLUMNS: &str = "key, record, started_at, ended_at, status"
 pub fn compaction(row: &Row<'_>) -> rusqlite::Result<(u64, Compaction)> {
     let mut record: Compaction = from_json(row, 1)?.ok_or_else(|| corrupt(1, "no record"))?;
     record.status = from_word(row, 4)?;
-    record.started_at = Timestamp(row.get(2)?);
-    record.ended_at = row.get::<_, Option<i64>>(3)?.map(Timestamp);
+    record.started_at = time(row, 2)?;
+    record.ended_at = optional(row, 3, time)?;
     Ok((seq(row.get(0)?), record))
 }
 
@@ -220,17 +306,26 @@ pub fn permission(row: &Row<'_>) -> rusqlite::Result<(u64, PermissionRecord)> {
     let record = PermissionRecord {
         group: group.parse().map_err(|_| corrupt(10, "no group id"))?,
         permission: Permission {
-            expires_at: Timestamp(row.get(5)?),
+            expires_at: time(row, 5)?,
             shown: Some(Box::new(PermissionShown { tool_call, options })),
             ..permission
         },
-        opened_at: Timestamp(row.get(4)?),
+        opened_at: time(row, 4)?,
         state: from_word(row, 6)?,
         selected: row.get(7)?,
         resolved_by: row.get(8)?,
-        resolved_at: row.get::<_, Option<i64>>(9)?.map(Timestamp),
+        resolved_at: optional(row, 9, time)?,
     };
     Ok((seq(key), record))
+}
+
+/// What can be read of a permission's row, column by column.
+pub fn salvage_permission(row: &Row<'_>) -> SalvagedPermission {
+    SalvagedPermission {
+        tool_call: raw_json(row, 2).ok().flatten(),
+        options: raw_json(row, 3).ok().flatten(),
+        expires_at: time(row, 5).ok(),
+    }
 }
 
 /// The columns of a block in the order that [`block`] reads them.
@@ -238,16 +333,23 @@ pub const BLOCK_COLUMNS: &str = "key, count, at, segment, run, task, kinds, text
 
 /// Reads a block from [`BLOCK_COLUMNS`].
 pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
-    let kinds = row.get_ref(6)?.as_str()?;
+    let kinds = text(row, 6)?.ok_or_else(|| corrupt(6, "no kinds"))?;
     let count: i64 = row.get(1)?;
     let kinds_count = 1 + memchr::memchr_iter(b'\n', kinds.as_bytes()).count() as i64;
-    if !(1..1 << SEQ_BITS).contains(&count) || ![1, count].contains(&kinds_count) {
+    let first_seq = seq(row.get(0)?);
+    let last_max = (SEQ_MAX - first_seq) as i64 + 1;
+    if !(1..=last_max).contains(&count) || ![1, count].contains(&kinds_count) {
         return Err(corrupt(1, "not so many frames"));
     }
+    let payloads = row.get_ref(7)?.as_blob().map_err(|_| corrupt(7, "no bytes"))?;
+    if 1 + memchr::memchr_iter(b'\n', payloads).count() as i64 != count {
+        return Err(corrupt(7, "not as many payloads as frames"));
+    }
+    std::str::from_utf8(payloads).map_err(|err| Error::Utf8Error(7, err))?;
     Ok(Block {
-        first_seq: seq(row.get(0)?),
+        first_seq,
         count: count as u64,
-        at: Timestamp(row.get(2)?),
+        at: time(row, 2)?,
         segment: row.get(3)?,
         run: uuid(row, 4)?.map(RunId),
         task: uuid(row, 5)?.map(TaskId),
@@ -260,14 +362,14 @@ pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
     })
 }
 
-fn corrupt(column: usize, what: &'static str) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, what.into())
+fn corrupt(column: usize, what: &'static str) -> Error {
+    Error::FromSqlConversionFailure(column, Type::Text, what.into())
 }
 
 fn uuid(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Uuid>> {
     struct Id(Uuid);
     impl FromSql for Id {
-        fn column_result(value: rusqlite::types::ValueRef<'_>) -> Result<Self, FromSqlError> {
+        fn column_result(value: ValueRef<'_>) -> Result<Self, FromSqlError> {
             Uuid::from_slice(value.as_blob()?).map(Self).map_err(|_| FromSqlError::InvalidType)
         }
     }
@@ -286,25 +388,25 @@ pub fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<Uuid> {
 
 /// A column that may hold JSON.
 pub fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
-    let Some(text) = row.get_ref(column)?.as_str_or_null()? else { return Ok(None) };
+    let Some(text) = text(row, column)? else { return Ok(None) };
     serde_json::from_str(text)
         .map(Some)
-        .map_err(|err| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+        .map_err(|err| Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
 }
 
 fn raw_json(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Json>> {
-    let Some(text) = row.get::<_, Option<String>>(column)? else { return Ok(None) };
-    Json::parse(text)
+    let Some(text) = text(row, column)? else { return Ok(None) };
+    Json::parse(text.to_owned())
         .map(Some)
-        .map_err(|err| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+        .map_err(|err| Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
 }
 
 fn optional_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
-    let Some(text) = row.get_ref(column)?.as_str_or_null()? else { return Ok(None) };
+    let Some(text) = text(row, column)? else { return Ok(None) };
     let value = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
     T::deserialize(value)
         .map(Some)
-        .map_err(|err| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+        .map_err(|err| Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
 }
 
 fn from_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {

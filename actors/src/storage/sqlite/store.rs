@@ -1,38 +1,39 @@
 //! The writing side: facts into rows.
 
 use greenroom_core::{
-    Compaction, Kinds, Provenance, Run, RunPhase, Task, TaskId, TaskState, Timestamp, Write,
+    Compaction, Kinds, Provenance, TaskId, Timestamp, Trust, Write,
     digest::SCHEMA_VERSION,
     lock::{Holder, Lease, Lock, Now, Uptime},
 };
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    Failure, cuts, digests, exports, failed,
+    Failure, clock, cuts, digests, exports, failed,
     files::Files,
-    locks, permissions, readable,
-    rows::{self, int, json, key, ms},
-    tasks::{
-        Begun, end_task, fail_unreadable, insert_task, restate_compaction, retry_task, start_task,
-    },
+    flaws::owned,
+    hydrate::{hydrate, missing},
+    locks, permissions,
+    rows::{int, json, key, ms},
+    tasks::{Begun, end_task, insert_task, restate_compaction, retry_task, start_task},
     upkeep, write_failed,
 };
 use crate::{
     frames::Block,
     storage::{
-        ClosedRows, Cut, DigestRows, EndedAt, Granted, GroupNo, Hydration, KeyUse, LockAsk,
-        LockError, Sizes, Store, StoreError, Swept, Writes,
+        ClosedRows, Cut, DigestRows, EndedAt, GROUP_MAX, Granted, GroupNo, Hydration, KeyUse,
+        LockAsk, LockError, SEQ_MAX, Sizes, Store, StoreError, Swept, Writes,
     },
     word::word,
 };
 
-/// The writing side of a SQLite database, and the files that it has open, if it looks after them.
+/// The writing side of a SQLite database, the files that it has open, if it looks after them, and
+/// the time as of which keys are stored, if that is not the facts' own.
 #[derive(Debug)]
-pub struct SqliteStore(pub(super) Connection, pub(super) Option<Files>);
+pub struct SqliteStore(pub(super) Connection, pub(super) Option<Files>, Option<Timestamp>);
 
 impl SqliteStore {
     pub(super) fn new(conn: Connection, files: Option<Files>) -> Self {
-        Self(conn, files)
+        Self(conn, files, None)
     }
 
     /// Stores digests that were made again, if the group is still their owner's.
@@ -57,7 +58,7 @@ impl Store for SqliteStore {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(write_failed)?;
         let stored: Result<Vec<bool>, Failure> =
-            batch.iter().map(|writes| store(&transaction, writes)).collect();
+            batch.iter().map(|writes| store(&transaction, writes, self.2)).collect();
         let stored = stored?;
         transaction.commit().map_err(write_failed)?;
         let answer = |stored| if stored { Ok(()) } else { Err(StoreError::Fenced) };
@@ -65,7 +66,7 @@ impl Store for SqliteStore {
     }
 
     fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
-        let mut read = || -> rusqlite::Result<_> {
+        let mut adopt = || -> Result<_, Failure> {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let epoch: Option<i64> = transaction
                 .query_row(
@@ -74,7 +75,7 @@ impl Store for SqliteStore {
                     |row| row.get(0),
                 )
                 .optional()?;
-            let Some(epoch) = epoch else { return Ok(None) };
+            let Some(epoch) = epoch else { return missing(&transaction, group) };
             locks::forget_group(&transaction, group)?;
             let reopened = locks::reopen_orphan(&transaction, group, now)?;
             let hydration = hydrate(&transaction, group, epoch as u64)?;
@@ -84,7 +85,8 @@ impl Store for SqliteStore {
             }
             Ok(Some(hydration))
         };
-        read().map_err(failed("read a group"))
+        let adopted = adopt();
+        adopted.map_err(owned(&self.0, group, "read a group"))
     }
 
     fn put_closed(
@@ -113,11 +115,22 @@ impl Store for SqliteStore {
         let mut delete = || {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let (from, to) = (key(group, 0), key(group + 1, 0));
-            transaction.execute(
+            let turns = transaction.execute(
                 "DELETE FROM turns WHERE (ended_at, key) IN \
                  (SELECT ended_at, key FROM tasks WHERE key >= ? AND key < ?)",
                 [from, to],
             )?;
+            let ended: i64 = transaction.query_row(
+                "SELECT count(*) FROM tasks WHERE key >= ? AND key < ? \
+                 AND started_at IS NOT NULL AND ended_at IS NOT NULL",
+                [from, to],
+                |row| row.get(0),
+            )?;
+            if turns as i64 != ended {
+                // Some are at another end than their task's. This reads the whole table.
+                let sql = "DELETE FROM turns WHERE key >= ? AND key < ?";
+                transaction.execute(sql, [from, to])?;
+            }
             transaction.execute(
                 "DELETE FROM idempotency WHERE task IN \
                  (SELECT id FROM tasks WHERE key >= ? AND key < ?)",
@@ -152,6 +165,22 @@ impl Store for SqliteStore {
         self.1.as_ref().map_or_else(String::new, |files| files.database().display().to_string())
     }
 
+    fn trust(&mut self) -> Result<Option<Trust>, StoreError> {
+        clock::get(&self.0).map_err(failed("read its clock"))
+    }
+
+    fn newest(&mut self, until: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        clock::newest(&self.0, until).map_err(failed("read its clock"))
+    }
+
+    fn put_trust(&mut self, trust: &Trust, set_ms: i64) -> Result<(), StoreError> {
+        clock::put(&mut self.0, trust, set_ms).map_err(failed("stored its clock"))
+    }
+
+    fn stamp_keys(&mut self, at: Timestamp) {
+        self.2 = Some(at);
+    }
+
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
         self.0
             .execute("DELETE FROM idempotency WHERE at < ?", [before.0])
@@ -163,7 +192,8 @@ impl Store for SqliteStore {
     }
 
     fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
-        cuts::sweep(&mut self.0, group).map_err(failed("deleted old frames"))
+        let swept = cuts::sweep(&mut self.0, group);
+        swept.map_err(owned(&self.0, group, "deleted old frames"))
     }
 
     fn lock_acquire(
@@ -188,79 +218,20 @@ impl Store for SqliteStore {
     }
 }
 
-fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> rusqlite::Result<Hydration> {
-    let sql = format!(
-        "SELECT {} FROM groups JOIN heads USING (no) WHERE groups.no = ?",
-        rows::GROUP_COLUMNS
-    );
-    let (_, standing) = conn.query_row(&sql, [group], rows::standing)?;
-    // Each half in the words of the index that finds it.
-    let sql = format!(
-        "SELECT {columns} FROM tasks \
-         WHERE key >= ?1 AND key < ?2 AND state IN ('queued', 'retrying') \
-         AND claimed_at IS NULL UNION ALL SELECT {columns} FROM tasks \
-         WHERE key >> 36 = ?3 AND claimed_at IS NOT NULL \
-         AND state IN ('queued', 'retrying', 'running') \
-         ORDER BY key",
-        columns = rows::TASK_COLUMNS
-    );
-    let mut tasks = Vec::new();
-    let mut unreadable = Vec::new();
-    let mut statement = conn.prepare_cached(&sql)?;
-    let mut found = statement.query([key(group, 0), key(group + 1, 0), i64::from(group)])?;
-    while let Some(row) = found.next()? {
-        match readable(rows::task(row)) {
-            Some(task) => tasks.push(task?),
-            None => unreadable.push(row.get::<_, i64>(0)?),
-        }
-    }
-    for key in unreadable {
-        fail_unreadable(conn, key)?;
-    }
-    let run = standing.current_run.map(|id| Run::new(id, RunPhase::Stopping));
-    let current = tasks.iter().find(|task| task.claimed_at.is_some());
-    let compactions = compactions(conn, group, current)?;
-    let permissions = permissions::pending(conn, group)?;
-    let digests = digests::hydrate(conn, group, standing.head.last_seq)?;
-    Ok(Hydration { epoch, head: standing.head, tasks, run, compactions, permissions, digests })
-}
-
-/// The compaction that nobody saw to end, and those that were completed within `current`, in any of
-/// its attempts.
-fn compactions(
-    conn: &Connection,
-    group: GroupNo,
-    current: Option<&Task>,
-) -> rusqlite::Result<Vec<Compaction>> {
-    let sql = format!(
-        "SELECT {columns} FROM compactions WHERE key >> 36 = ?1 AND status = 'in_progress' \
-         UNION ALL SELECT {columns} FROM compactions \
-         WHERE key >= ?2 AND key < ?3 AND status = 'completed' ORDER BY key",
-        columns = rows::COMPACTION_COLUMNS
-    );
-    // Of a task that is made again, an earlier attempt may have seen one: there are few.
-    let first = current.filter(|task| task.attempt > 0).map(|task| match task.state {
-        TaskState::Running if task.attempt == 1 => task.seq_first.unwrap_or_default(),
-        _ => 0,
-    });
-    let from = first.map(|seq| key(group, seq));
-    let mut statement = conn.prepare_cached(&sql)?;
-    let to = key(group + 1, 0);
-    let found = statement
-        .query_map(params![group, from.unwrap_or(to), to], rows::compaction)?
-        .filter_map(readable)
-        .map(|found| found.map(|(_, compaction)| compaction));
-    let own = |found: &rusqlite::Result<Compaction>| {
-        found.as_ref().is_ok_and(|compaction| {
-            compaction.is_active() || compaction.task == current.map(|task| task.id)
-        }) || found.is_err()
-    };
-    found.filter(own).collect()
-}
-
 /// Stores one group's facts; `false` if they come from an owner that is none any more, or do not
 /// follow what the log ends with.
-fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
+pub fn store(
+    conn: &Connection,
+    writes: &Writes,
+    keys_at: Option<Timestamp>,
+) -> Result<bool, Failure> {
+    let head = &writes.standing.head;
+    if GROUP_MAX < writes.group {
+        return Err(Failure::Exhausted("the database has no number left for another group"));
+    }
+    if SEQ_MAX < head.last_seq.max(head.tasks) {
+        return Err(Failure::Exhausted("the group has no number left for another frame or task"));
+    }
     if let Some(Write::GroupCreated(settings)) = writes.writes.first() {
         let id = writes.standing.id.as_str();
         conn.prepare_cached(
@@ -320,8 +291,12 @@ fn store(conn: &Connection, writes: &Writes) -> Result<bool, Failure> {
         digests::store_closed(conn, &rows.closed, ended)?;
     }
     if let Some(KeyUse { key, body, task }) = &writes.key {
-        conn.prepare_cached("INSERT INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?)")?
-            .execute(params![key, body, task.0.as_bytes(), writes.at.0])?;
+        // One whose task is gone is used again.
+        let at = keys_at.unwrap_or(writes.at);
+        conn.prepare_cached(
+            "INSERT OR REPLACE INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?)",
+        )?
+        .execute(params![key, body, task.0.as_bytes(), at.0])?;
     }
     Ok(true)
 }
@@ -341,7 +316,7 @@ fn first_segment(writes: &Writes) -> u32 {
     opened.unwrap_or(writes.standing.head.segment)
 }
 
-fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
+pub fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
     let (standing, digests) = (&writes.standing, writes.digests.as_ref());
     let head = &standing.head;
     let changed = conn
@@ -551,7 +526,11 @@ fn note_provenance(
 }
 
 /// Stores what is known of a compaction; the row keeps the place of its first frame.
-fn store_compaction(conn: &Connection, key: i64, compaction: &Compaction) -> rusqlite::Result<()> {
+pub fn store_compaction(
+    conn: &Connection,
+    key: i64,
+    compaction: &Compaction,
+) -> rusqlite::Result<()> {
     conn.prepare_cached(
         "INSERT INTO compactions (key, id, status, started_at, ended_at, record) \
          VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET status = excluded.status, \

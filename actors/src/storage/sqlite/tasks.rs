@@ -126,13 +126,3 @@ pub fn end_task(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
         ])?;
     if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }
 }
-
-/// Ends a task whose row cannot be understood: left open, it would stand before all others.
-pub fn fail_unreadable(conn: &Connection, key: i64) -> rusqlite::Result<usize> {
-    conn.execute(
-        "UPDATE tasks SET state = 'failed', error = \
-         '{\"code\":\"unreadable\",\"message\":\"the stored task cannot be understood\"}' \
-         WHERE key = ?",
-        [key],
-    )
-}

@@ -1,0 +1,182 @@
+//! The time by which things are deleted. It is not the wall clock's: one that is years ahead makes
+//! everything old at once. It passes as the clock does that nobody sets, and takes a wall clock's
+//! word only after a day of running under it (RELIABILITY F27).
+
+use crate::{
+    Timestamp,
+    lock::{Now, Uptime},
+};
+
+/// For how long a server has to run while the wall clock is ahead, before that is believed.
+const CONFIRMED_MS: u64 = 24 * 60 * 60 * 1000;
+/// A wall clock that is behind by more was set back; by less, two clocks do not run quite alike.
+const SLACK_MS: i64 = 60_000;
+
+/// The trusted time at a moment, and what speaks for another one. Kept over restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trust {
+    /// The trusted time
+    pub at: Timestamp,
+    /// at this moment.
+    pub up: Uptime,
+    /// By how much the wall clock has been ahead at least, milliseconds; 0: it is not ahead.
+    pub ahead_ms: i64,
+    /// For how long a server has run under it.
+    pub confirmed_ms: u64,
+}
+
+impl Trust {
+    /// The first one of a database that holds nothing newer than `newest`. Without anything there
+    /// is nothing to delete, and the wall clock may be right.
+    pub fn first(newest: Option<Timestamp>, now: Now) -> Self {
+        let at = newest.map_or(now.wall, |newest| newest.min(now.wall));
+        Self { at, up: now.up, ahead_ms: 0, confirmed_ms: 0 }
+    }
+
+    /// The trusted time, never later than the wall clock's.
+    pub fn time(&self, now: Now) -> Timestamp {
+        self.passed(now).min(now.wall)
+    }
+
+    /// How far the wall clock is ahead, milliseconds; negative: behind.
+    pub fn doubt_ms(&self, now: Now) -> i64 {
+        now.wall.0.saturating_sub(self.passed(now).0)
+    }
+
+    /// Goes on to `now`. `ran`: this process looked before, so that all the time since counts.
+    /// Gives by how many milliseconds it was set: what is kept by it moves along.
+    ///
+    /// A clock that is set back is believed at once, as that deletes nothing. Over a reboot, or on
+    /// another machine, nobody knows how much time has passed, and so none has.
+    pub fn advance(&mut self, now: Now, ran: bool) -> i64 {
+        let elapsed_ms = self.elapsed_ms(now);
+        let ahead_ms = self.doubt_ms(now);
+        (self.at, self.up) = (self.passed(now), now.up);
+        if ahead_ms <= 0 {
+            (self.ahead_ms, self.confirmed_ms) = (0, 0);
+            if -SLACK_MS <= ahead_ms {
+                return 0;
+            }
+            self.at = now.wall;
+            return ahead_ms;
+        }
+        if self.ahead_ms == 0 {
+            (self.ahead_ms, self.confirmed_ms) = (ahead_ms, 0);
+            return 0;
+        }
+        self.ahead_ms = self.ahead_ms.min(ahead_ms);
+        self.confirmed_ms += if ran { elapsed_ms } else { 0 };
+        if self.confirmed_ms < CONFIRMED_MS {
+            return 0;
+        }
+        let set_ms = self.ahead_ms;
+        self.at = Timestamp(self.at.0.saturating_add(set_ms));
+        (self.ahead_ms, self.confirmed_ms) = (0, 0);
+        set_ms
+    }
+
+    fn elapsed_ms(&self, now: Now) -> u64 {
+        if self.up.boot == now.up.boot { now.up.ms.saturating_sub(self.up.ms) } else { 0 }
+    }
+
+    fn passed(&self, now: Now) -> Timestamp {
+        Timestamp(self.at.0.saturating_add_unsigned(self.elapsed_ms(now)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::lock::BootId;
+
+    const HOUR: i64 = 3_600_000;
+    const DAY: i64 = 24 * HOUR;
+    const YEARS: i64 = 3650 * DAY;
+    /// When it all begins.
+    const START: i64 = 20_000 * DAY;
+
+    /// So long after the beginning, by a wall clock that is wrong by so much.
+    fn now(boot: u128, after: i64, wrong: i64) -> Now {
+        let up = Uptime { boot: BootId(Uuid::from_u128(boot)), ms: after.unsigned_abs() };
+        Now { wall: Timestamp(START + after + wrong), up }
+    }
+
+    fn trust() -> Trust {
+        Trust::first(None, now(1, 0, 0))
+    }
+
+    /// By how much the trusted time is wrong then.
+    fn wrong_by(trust: &Trust, at: Now, after: i64) -> i64 {
+        trust.time(at).0 - START - after
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_is_believed_after_a_day_of_running() {
+        let mut trust = trust();
+        for hour in 1..=24 {
+            let at = now(1, hour * HOUR, YEARS);
+            assert_eq!(trust.advance(at, true), 0, "hour {hour}");
+            assert_eq!(wrong_by(&trust, at, hour * HOUR), 0, "hour {hour}");
+        }
+        let at = now(1, 25 * HOUR, YEARS);
+        assert_eq!((trust.advance(at, true), wrong_by(&trust, at, 25 * HOUR)), (YEARS, YEARS));
+        let right = now(1, 26 * HOUR, 0);
+        assert_eq!(
+            wrong_by(&trust, right, 26 * HOUR),
+            0,
+            "set back: at once, if nobody looked yet"
+        );
+        assert_eq!(trust.advance(right, true), -YEARS);
+        assert_eq!(wrong_by(&trust, right, 26 * HOUR), 0);
+    }
+
+    /// What counts as confirmed: time that a server ran, over restarts, without a break.
+    #[test]
+    fn only_time_under_the_same_word_confirms_it() {
+        // The hour, the wall clock's error, whether this process looked before; then the error.
+        type Step = (i64, i64, bool);
+        #[rustfmt::skip]
+        let cases: [(&str, u128, &[Step], i64); 8] = [
+            ("a day, with a restart",          1, &[(1, YEARS, true), (13, YEARS, true), (14, YEARS, false), (26, YEARS, true)],  YEARS),
+            ("a day but an hour",              1, &[(1, YEARS, true), (13, YEARS, true), (14, YEARS, false), (24, YEARS, true)],  0),
+            ("nobody ran for days",            1, &[(1, YEARS, true), (99, YEARS, false), (199, YEARS, false)],                  0),
+            ("right in between",               1, &[(1, YEARS, true), (20, YEARS, true), (21, 0, true), (22, YEARS, true), (40, YEARS, true)], 0),
+            ("the least of it",                1, &[(1, YEARS, true), (2, DAY, true), (25, YEARS, true)],                        DAY),
+            ("a jump at the last moment",      1, &[(1, 5, true), (24, 5, true), (25, YEARS, true)],                             5),
+            ("rebooted, and off for long",     2, &[(1, 0, false), (2, 0, true)],                                                -HOUR),
+            ("rebooted, a day ago",            2, &[(1, 0, false), (26, 0, true)],                                               0),
+        ];
+        for (name, boot, steps, expected) in cases {
+            let mut trust = trust();
+            let mut last = (now(1, 0, 0), 0);
+            for (hour, wrong, ran) in steps {
+                last = (now(boot, hour * HOUR, *wrong), hour * HOUR);
+                trust.advance(last.0, *ran);
+            }
+            assert_eq!(wrong_by(&trust, last.0, last.1), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_first_start_believes_what_is_stored_and_not_the_clock() {
+        let newest = Some(Timestamp(START));
+        let late = now(1, 0, YEARS);
+        assert_eq!(wrong_by(&Trust::first(newest, late), late, 0), 0);
+        assert_eq!(wrong_by(&Trust::first(None, late), late, 0), YEARS);
+        let early = now(1, 0, -YEARS);
+        assert_eq!(wrong_by(&Trust::first(newest, early), early, 0), -YEARS);
+    }
+
+    #[test]
+    fn two_clocks_need_not_run_quite_alike() {
+        let mut trust = trust();
+        for hour in 1..100 {
+            let at = now(1, hour * HOUR, if hour % 2 == 0 { 900 } else { -900 });
+            assert_eq!(trust.advance(at, true), 0, "hour {hour}");
+            assert!(wrong_by(&trust, at, hour * HOUR).abs() <= 900, "hour {hour}");
+        }
+        assert_eq!(trust.advance(now(1, 100 * HOUR, -SLACK_MS - 1), true), -SLACK_MS - 1);
+    }
+}

@@ -1,0 +1,89 @@
+//! Rows that cannot be understood. Each concerns one group: the others do not notice.
+
+use std::{collections::BTreeMap, fmt};
+
+use super::{GroupNo, StoreError};
+
+/// So many rows of one group are named; the rest are only known to exist.
+const ROWS_MAX: usize = 16;
+
+/// A row of a group that cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Unreadable {
+    /// The group's number.
+    pub group: GroupNo,
+    /// Its name as it is stored, for the log.
+    pub name: String,
+    /// Which row, which column of it, and what is wrong there.
+    pub what: String,
+    /// Whether the group cannot work without the row.
+    pub stops: bool,
+}
+
+impl From<Unreadable> for StoreError {
+    fn from(row: Unreadable) -> Self {
+        Self::Unreadable(row)
+    }
+}
+
+/// What is known of a group some rows of which cannot be understood.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Broken {
+    /// Whether the group cannot work.
+    pub stops: bool,
+    /// What is wrong, a row each.
+    rows: Vec<String>,
+    /// Whether there are more rows than are named.
+    more: bool,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.rows.join("; "))?;
+        if self.more { f.write_str("; and more") } else { Ok(()) }
+    }
+}
+
+/// The groups with rows that cannot be understood.
+#[derive(Clone, Debug, Default)]
+pub(super) struct BrokenGroups(pub BTreeMap<GroupNo, Broken>);
+
+impl BrokenGroups {
+    /// Takes in a row. True if it was not known and should be named in the log.
+    pub fn take(&mut self, row: &Unreadable) -> bool {
+        let group = self.0.entry(row.group).or_default();
+        group.stops |= row.stops;
+        if group.rows.contains(&row.what) {
+            return false;
+        }
+        if group.rows.len() == ROWS_MAX {
+            group.more = true;
+            return false;
+        }
+        group.rows.push(row.what.clone());
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_named_once_and_only_so_many_are() {
+        let row = |n: usize, stops| Unreadable {
+            group: 7,
+            name: "work".into(),
+            what: format!("task {n}"),
+            stops,
+        };
+        let mut groups = BrokenGroups::default();
+        assert!(groups.take(&row(0, false)) && !groups.take(&row(0, true)));
+        assert!(groups.0[&7].stops, "what is known later counts");
+        assert!((1..ROWS_MAX).all(|n| groups.take(&row(n, false))));
+        assert_eq!(groups.0[&7].to_string().matches("task").count(), ROWS_MAX);
+        assert!(!groups.take(&row(ROWS_MAX, false)));
+        assert!(groups.0[&7].to_string().ends_with("; and more") && groups.0[&7].stops);
+    }
+}

@@ -1,0 +1,185 @@
+//! A row that cannot be read concerns its group alone: that one is `broken`, is named once, takes
+//! nothing, and can be purged. Rows are damaged in the database of a stopped server.
+
+use serde_json::{Value, json};
+
+use crate::support::server::greenroom;
+use crate::support::{Server, Setup, eventually};
+
+/// A group that is to be broken, and the statement that does it; `$no` is its number, `$keys` are
+/// its keys.
+type Case = (&'static str, &'static str);
+
+#[rustfmt::skip]
+const CASES: &[Case] = &[
+    ("settings",        "UPDATE groups SET settings = '{' WHERE no = $no"),
+    ("settings-type",   "UPDATE groups SET settings = '{\"agent\":7}' WHERE no = $no"),
+    ("created",         "UPDATE groups SET created_at = 9223372036854775807 WHERE no = $no"),
+    ("status",          "UPDATE heads SET status = 'unheard of' WHERE no = $no"),
+    ("blocked",         "UPDATE heads SET blocked_by = '' WHERE no = $no"),
+    ("usage",           "UPDATE heads SET usage = 'null and void' WHERE no = $no"),
+    ("compacting",      "UPDATE heads SET compacting = '[]' WHERE no = $no"),
+    ("last-seq",        "UPDATE heads SET last_seq = -1 WHERE no = $no"),
+    ("last-seq-high",   "UPDATE heads SET last_seq = 1 << 40 WHERE no = $no"),
+    ("task-count",      "UPDATE heads SET tasks = -9223372036854775808 WHERE no = $no"),
+    ("segment",         "UPDATE heads SET segment = 1 << 33 WHERE no = $no"),
+    ("session",         "UPDATE heads SET session = CAST(x'ff' AS TEXT) WHERE no = $no"),
+    ("current-run",     "UPDATE heads SET current_run = x'00' WHERE no = $no"),
+    ("current-task",    "UPDATE heads SET current_task = randomblob(16) WHERE no = $no"),
+    ("launch-due",      "UPDATE heads SET launch_due = '{\"since\":1}' WHERE no = $no"),
+    ("no-head",         "DELETE FROM heads WHERE no = $no"),
+    ("task-prompt",     "UPDATE tasks SET prompt = '{' WHERE $keys AND state = 'queued'"),
+    ("task-kind",       "UPDATE tasks SET kind = 'unheard of' WHERE $keys AND state = 'queued'"),
+    ("task-state",      "UPDATE tasks SET state = 'unheard of' WHERE $keys AND state = 'queued'"),
+    ("task-id",         "UPDATE tasks SET id = x'00' WHERE $keys AND state = 'queued'"),
+    ("task-created",    "UPDATE tasks SET created_at = -1 << 62 WHERE $keys AND state = 'queued'"),
+    ("task-attempt",    "UPDATE tasks SET attempt = -1 WHERE $keys AND state = 'queued'"),
+    ("task-gone",       "DELETE FROM tasks WHERE $keys AND state = 'queued'"),
+    ("compaction",      "INSERT INTO compactions (key, id, status, started_at, record) \
+                         VALUES ($no << 36 | 2, randomblob(16), 'in_progress', 0, '{')"),
+    ("permission",      "UPDATE permissions SET options = '[' WHERE $keys AND state = 'pending'"),
+];
+
+/// Damages rows of a stopped server.
+#[track_caller]
+fn damage(server: &Server, (group, sql): &Case) {
+    let database = server.writable_database();
+    let no = "SELECT no FROM groups WHERE id = ?";
+    let no: i64 = database.query_row(no, [group], |row| row.get(0)).unwrap();
+    let sql = sql.replace("$keys", "key >> 36 = $no").replace("$no", &no.to_string());
+    assert_eq!(database.execute(&sql, []).unwrap(), 1, "{sql}");
+}
+
+fn errors_naming(server: &Server, group: &str) -> Vec<String> {
+    let named = format!("group={group} ");
+    let is_one = |line: &String| line.contains(" ERROR ") && line.contains(&named);
+    server.log.lines().into_iter().filter(is_one).collect()
+}
+
+#[track_caller]
+fn verify(server: &Server, arguments: &[&str]) -> (i32, String) {
+    let config = server.home.config();
+    let all = [&["verify", "--config", config.to_str().unwrap()], arguments].concat();
+    let ended =
+        greenroom(&server.home, &all).stdout(std::process::Stdio::piped()).output().unwrap();
+    let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+    (ended.status.code().unwrap(), told)
+}
+
+/// A server with a group for each case, in which a task waits or a permission is asked for, and the
+/// group `sound`; killed, and damaged.
+#[track_caller]
+fn damaged() -> Server {
+    let mut server = Setup::new().asks().start();
+    for (group, _) in CASES {
+        if *group == "permission" {
+            server.submit(group, "[[permission]]");
+            continue;
+        }
+        server.put(&format!("/v1/groups/{group}"), &json!({ "title": group })).expect(201);
+        server.post(&format!("/v1/groups/{group}/pause"), &json!({})).expect(202);
+        server.submit(group, "waits");
+    }
+    server.complete("sound", "before");
+    let pending = "/v1/permissions?group=permission&state=pending";
+    eventually("the permission", &server.log, || {
+        (server.get(pending).expect(200)["items"] != json!([])).then_some(())
+    });
+    server.kill();
+    CASES.iter().for_each(|case| damage(&server, case));
+    server
+}
+
+/// I15, AM-18: whichever row cannot be read, the others go on, and its group says what it is.
+#[test]
+fn an_unreadable_row_breaks_its_group_alone() {
+    let mut server = damaged();
+    server.boot();
+
+    server.complete("sound", "after");
+    for (group, sql) in CASES {
+        let path = format!("/v1/groups/{group}");
+        let shown = server.wait_group(group, sql, |shown| shown["status"] == "broken");
+        assert!(!shown["broken"].as_str().unwrap().is_empty(), "{shown}");
+        for _ in 0..3 {
+            assert_eq!(server.group(group), shown, "{sql}");
+            let turn = server.post(&format!("{path}/turns"), &json!({ "prompt": "x" }));
+            let problem = turn.problem(500, "group-broken");
+            assert!(problem["detail"].as_str().unwrap().contains("verify --repair"), "{problem}");
+        }
+        server.put(&path, &json!({ "title": "x" })).problem(500, "group-broken");
+        server.post(&format!("{path}/pause"), &json!({})).problem(500, "group-broken");
+        server.delete(&path).problem(500, "group-broken");
+        let errors = errors_naming(&server, group);
+        assert_eq!(errors.len(), 1, "{sql}: named once: {errors:#?}");
+    }
+    server.complete("sound", "while others are looked at");
+    server.get("/readyz").expect(200);
+    let count = CASES.len();
+    let status = server.get("/v1/status").expect(200);
+    assert_eq!(
+        (&status["groups"]["broken"], &status["storage"]["state"]),
+        (&json!(count), &json!("ok"))
+    );
+    assert_eq!(status["groups"]["idle"], 1, "{status}");
+    let metrics = server.get("/metrics").text();
+    assert!(
+        metrics.contains(&format!("greenroom_groups{{status=\"broken\"}} {count}")),
+        "{metrics}"
+    );
+    let listed = server.get("/v1/groups").expect(200);
+    let is_broken = |group: &&Value| group["status"] == "broken";
+    assert_eq!(listed["items"].as_array().unwrap().iter().filter(is_broken).count(), count);
+    let listed = server.get("/v1/groups?status=broken&limit=1000").expect(200);
+    assert_eq!(listed["items"].as_array().unwrap().len(), count);
+    server.get("/v1/digest").expect(200);
+    assert!(!server.log.lines().iter().any(|line| line.contains("storage failed")));
+    assert!(!server.log.lines().iter().any(|line| line.contains("group actor ended")));
+
+    let (code, told) = verify(&server, &[]);
+    assert_eq!(code, 1, "{told}");
+    for (group, _) in CASES {
+        assert!(
+            told.lines().any(|line| line.starts_with(&format!("{group}: "))),
+            "{group}: {told}"
+        );
+        let path = format!("/v1/groups/{group}");
+        server.delete(&format!("{path}?purge=true")).expect(202);
+        server.get(&path).problem(404, "group-not-found");
+        server.complete(group, "[[reply:made again]]");
+    }
+    assert_eq!(server.get("/v1/status").expect(200)["groups"]["broken"], Value::Null);
+}
+
+/// I13, I2: `verify --repair` makes the rows from the log; a task whose prompt is lost is ended, and
+/// the log says so.
+#[test]
+fn a_broken_group_is_repaired_from_its_log() {
+    let mut server = damaged();
+    for (group, sql) in CASES {
+        let (code, told) = verify(&server, &["--repair", group]);
+        assert_eq!(code, 0, "{sql}: {told}");
+        assert!(told.contains("made from its log"), "{sql}: {told}");
+    }
+    let (code, told) = verify(&server, &[]);
+    assert_eq!(code, 0, "{told}");
+    server.boot();
+    for (group, sql) in CASES {
+        let tasks = server.get(&format!("/v1/groups/{group}/tasks")).expect(200)["items"].clone();
+        let [task] = &tasks.as_array().unwrap()[..] else { panic!("{sql}: {tasks}") };
+        if *group == "permission" {
+            server.finish_as(task, "interrupted");
+            continue;
+        }
+        assert_eq!(server.group(group)["title"], *group, "{sql}");
+        if ["task-prompt", "task-gone"].contains(group) {
+            assert_eq!(task["state"], "failed", "{sql}: {task}");
+            assert_eq!(task["error"]["code"], "unreadable", "{sql}: {task}");
+        } else {
+            assert_eq!(task["state"], "queued", "{sql}: {task}");
+        }
+        server.post(&format!("/v1/groups/{group}/resume"), &json!({})).expect(202);
+        server.finish(task);
+        server.complete(group, "goes on");
+    }
+}
