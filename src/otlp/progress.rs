@@ -185,9 +185,9 @@ mod tests {
         }
     }
 
-    /// A task that can be read only after the first page was, and that ended before the last task of
-    /// that page, is sent, however long the second page takes and whether or not it has to be sent
-    /// again.
+    /// A task that can be read only after the first page was, and that ended before the last task
+    /// of that page, is sent, however long the second page takes and whether or not it has to be
+    /// sent again.
     #[test]
     fn a_late_task_behind_a_page_is_sent_however_long_the_next_page_takes() {
         const BEGAN: i64 = 100_000;
