@@ -520,11 +520,16 @@ impl Group {
     /// A task that is not terminal, as the API shows it.
     fn view(&self, id: TaskId) -> Option<TaskView> {
         let task = self.core.task(id)?.clone();
-        let position = self.core.position(id);
+        let claimed = self.core.current().filter(|task| task.state != TaskState::Running);
+        let position = match claimed {
+            Some(claimed) if claimed.id == id => Some(0),
+            Some(_) => self.core.position(id).map(|place| place + 1),
+            None => self.core.position(id),
+        };
         let blocked_by = match position {
+            Some(0) if claimed.is_some() => Some(Blocked::Agent),
             Some(0) => self.core.blocked_by(),
             Some(_) => self.core.blocked_by().map(Blocked::behind),
-            None if task.state != TaskState::Running => Some(Blocked::Agent),
             None => None,
         };
         let position = position.map(|place| place as u64);

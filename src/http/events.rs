@@ -51,9 +51,10 @@ pub async fn group(
     let group = worker.find(&group, false).await?;
     let no = group.no;
     let ledger = worker.edge.shared.ledger.clone();
-    let read = ledger.read(move |archive| Ok((archive.group(no)?, archive.earliest_seq(no)?)));
-    let (standing, earliest) = read.await?;
-    let last_seq = standing.ok_or(ApiError::NoSuchGroup)?.head.last_seq;
+    let read = worker.read_of(no, move |archive, standing| {
+        Ok((standing.head.last_seq, archive.earliest_seq(no)?))
+    });
+    let (last_seq, earliest) = read.await?;
     let feed = group.feed.subscribe();
     let phase = worker.edge.phase.clone();
     // A cursor from beyond the end is of another group of this name, or of a lost future: all that
@@ -170,7 +171,7 @@ impl FrameReader {
         }
     }
 
-    /// What is on disk behind the cursor, and the earliest frame that was kept a moment later.
+    /// What is on disk behind the cursor, and the earliest frame that is kept.
     async fn read(&self) -> Result<(Option<Chunk>, u64), ()> {
         let (no, id, cursor) = (self.group.no, self.group.id.clone(), self.cursor);
         let filter = FrameFilter {
