@@ -6,7 +6,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,7 @@ use greenroom_actors::{
         child::{HEARTBEAT_EVERY, Heartbeat},
         tree::{self, Marker},
     },
+    changes::Watched,
     group::Shared,
     metrics::Metrics,
     profile::{self, Compacts, Limits, Profile},
@@ -209,7 +210,7 @@ fn start_actors(
             work_dir: data.join(WORK_DIR),
             default_agent: config.defaults.agent.clone(),
             status: address.clone().recipient(),
-            watched: AtomicBool::new(false),
+            watched: Watched::default(),
             died: address.clone().recipient(),
             forget: address.recipient(),
         });

@@ -14,10 +14,7 @@ mod residency;
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -39,6 +36,7 @@ pub use self::message::{
 pub use self::news::{Change, Forget, GroupDied, StatusChanged};
 use crate::{
     agent::{Agent, AgentReport, Nursery, Order, Start, acp, sessions::Reread},
+    changes::Watched,
     clock, digest,
     feed::{self, Feed},
     frames::{self, Place},
@@ -71,7 +69,7 @@ pub struct Shared {
     /// Hears of each status change, while anybody wants to know.
     pub status: Recipient<StatusChanged>,
     /// Whether anybody does: waking the supervisor twice a turn for nobody costs a tenth of it.
-    pub watched: AtomicBool,
+    pub watched: Watched,
     /// Hears of a group's end.
     pub died: Recipient<GroupDied>,
     /// Hears of a group that is no more.
@@ -360,7 +358,7 @@ impl Group {
         if self.status != stored.standing.status {
             let from = std::mem::replace(&mut self.status, stored.standing.status);
             report::tell_status(from, &stored.standing, self.core.current());
-            if !self.shared.watched.load(Ordering::Relaxed) {
+            if !self.shared.watched.count() {
                 return;
             }
             self.shared.status.do_send(StatusChanged(Change {

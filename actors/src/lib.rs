@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod base;
+pub mod changes;
 pub mod clock;
 pub mod digest;
 mod failpoint;

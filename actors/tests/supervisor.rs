@@ -19,6 +19,7 @@ use greenroom_actors::{
         child::{HEARTBEAT_EVERY, Heartbeat},
         tree::Marker,
     },
+    changes::Watched,
     group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
     profile::{Compacts, Limits, Profile, Rlimits, Signals},
     residents::Residents,
@@ -217,7 +218,7 @@ impl World {
                 work_dir: dir.path().join("work"),
                 default_agent: "absent".into(),
                 status: address.clone().recipient(),
-                watched: AtomicBool::new(false),
+                watched: Watched::default(),
                 died: address.clone().recipient(),
                 forget: address.recipient(),
             });

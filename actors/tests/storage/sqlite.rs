@@ -22,8 +22,8 @@ pub fn change(path: &std::path::Path, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
 
-/// However often a question reads, whatever is stored meanwhile, it sees one state; the next question
-/// sees the next one.
+/// However often a question reads, and whatever is stored meanwhile, it sees one state; the next
+/// question sees the next one.
 #[test]
 fn everything_that_one_question_reads_is_of_one_moment() {
     let dir = tempfile::tempdir().unwrap();
