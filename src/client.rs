@@ -6,12 +6,12 @@ mod patience;
 mod sse;
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::Response;
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, Timeout};
 
 pub use self::patience::Patience;
 pub use self::sse::{Event, Events};
@@ -36,7 +36,12 @@ pub enum ClientError {
     #[error("cannot use {url:?} as the server's URL: {reason}")]
     BadUrl { url: String, reason: String },
     #[error("cannot reach {url}: {reason}")]
-    Unreachable { url: String, reason: String },
+    Unreachable {
+        url: String,
+        reason: String,
+        /// Whether there was a connection, which then ended without an answer.
+        connected: bool,
+    },
     /// The server's answer, as RFC 9457 has it.
     #[error("{message}")]
     Problem { status: u16, message: String },
@@ -233,7 +238,21 @@ impl Client {
             ureq::Error::Io(error) => error.to_string(),
             error => error.to_string(),
         };
-        ClientError::Unreachable { url: self.base.clone(), reason }
+        let connected = match error {
+            ureq::Error::Io(error) => matches!(
+                error.kind(),
+                ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::BrokenPipe
+                    | ErrorKind::UnexpectedEof
+            ),
+            ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect)
+            | ureq::Error::HostNotFound
+            | ureq::Error::ConnectionFailed
+            | ureq::Error::BadUri(_) => false,
+            _ => true,
+        };
+        ClientError::Unreachable { url: self.base.clone(), reason, connected }
     }
 
     fn cut_off(&self, path: &str, error: &dyn std::error::Error) -> ClientError {
@@ -412,5 +431,10 @@ mod tests {
         let client = Client::new("http://127.0.0.1:1", None).unwrap();
         let error = client.get("/v1/status").unwrap_err();
         assert!(error.to_string().starts_with("cannot reach http://127.0.0.1:1: "), "{error}");
+        assert!(matches!(error, ClientError::Unreachable { connected: false, .. }), "{error:?}");
+        let server = Server::start(vec![Reply::json(200, "{}").cut(usize::MAX)]);
+        let client = Client::new(server.url(), None).unwrap();
+        let error = client.get("/v1/status").unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable { connected: true, .. }), "{error:?}");
     }
 }

@@ -147,8 +147,7 @@ mod tests {
         for blocks in blocks {
             publish(&feed, &group, blocks, blocks.last().map_or(0, Block::last_seq));
         }
-        let tail = reader.borrow().clone();
-        tail
+        reader.borrow().clone()
     }
 
     /// What a reader with the last frame `cursor` gets: the first and last frame of a chunk, or a

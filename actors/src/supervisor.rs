@@ -126,7 +126,7 @@ impl Supervisor {
             last_incarnation: 0,
             // Microseconds since the epoch: no server makes a million changes a second for long, so
             // that an earlier server's numbers are below, or above all if the clock was set back.
-            past_changes: History::new(clock::now().0.unsigned_abs() * 1000),
+            past_changes: History::new(clock::now_us()),
             changes: broadcast::Sender::new(KEPT_MAX),
             unwatched: 0,
             draining: false,

@@ -208,8 +208,8 @@ fn key_and_line(request: &str) -> (Option<String>, &str) {
     (key.map(|key| key.split("\r\n").next().unwrap().to_owned()), request.lines().next().unwrap())
 }
 
-/// Once the server has answered, a turn bears it being away, at every request: the turn is enqueued
-/// once, and each of its words printed once.
+/// A server that is away is borne at every request: the turn is enqueued once, and each of its
+/// words printed once.
 #[test]
 fn a_turn_bears_a_server_that_is_away_at_every_request() {
     let running = r#"{"id":"tsk_2","state":"running"}"#;
@@ -217,6 +217,8 @@ fn a_turn_bears_a_server_that_is_away_at_every_request() {
     let words = said(8, "tsk_2", "one ") + &said(9, "tsk_2", "two");
     let end = frame(10, "tsk_2", "greenroom/task_ended", &json!({}));
     let server = Server::start(vec![
+        Reply::json(503, ""),
+        Reply::json(200, "{}").cut(usize::MAX),
         Reply::json(200, r#"{"id":"work","last_seq":7}"#),
         Reply::json(502, "<html>"),
         Reply::json(202, running).cut(4),
@@ -238,26 +240,25 @@ fn a_turn_bears_a_server_that_is_away_at_every_request() {
     assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), ("one two\n", Exit::Done));
     let requests = server.requests();
     let asked: Vec<_> = requests.iter().map(|request| key_and_line(request)).collect();
-    let key = asked[1].0.clone().unwrap();
-    for (asked_key, line) in &asked[1..4] {
+    let key = asked[3].0.clone().unwrap();
+    for (asked_key, line) in &asked[3..6] {
         assert_eq!(asked_key.as_ref(), Some(&key));
         assert_eq!(*line, "POST /v1/groups/work/turns HTTP/1.1");
     }
-    assert!(asked[4..].iter().all(|(key, line)| key.is_none() && line.starts_with("GET ")));
-    let ends: Vec<&str> = asked[10..].iter().map(|(_, line)| *line).collect();
+    assert!(asked[6..].iter().all(|(key, line)| key.is_none() && line.starts_with("GET ")));
+    let ends: Vec<&str> = asked[12..].iter().map(|(_, line)| *line).collect();
     let (plain, waits) = ("GET /v1/tasks/tsk_2 HTTP/1.1", "GET /v1/tasks/tsk_2?wait=60 HTTP/1.1");
     assert_eq!(ends, [waits, plain, waits, plain]);
 }
 
-/// What the server says for good ends a turn at once, and so does a first answer that says that it
-/// is away.
+/// What the server says for good ends a turn at once, and so does a server that was never there.
 #[test]
 fn a_turn_ends_with_what_will_not_pass() {
     let group = || Reply::json(200, r#"{"id":"work","last_seq":7}"#);
     let task = || Reply::json(202, r#"{"id":"tsk_2","state":"queued"}"#);
     let no = |status| Reply::json(status, r#"{"title":"No"}"#);
     let conversations = [
-        vec![no(502)],
+        vec![no(400)],
         vec![group(), no(422)],
         vec![group(), no(429)],
         vec![group(), task(), no(404)],

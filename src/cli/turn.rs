@@ -29,7 +29,7 @@ pub fn turn(
     }
     let path = format!("/v1/groups/{}", encode(group));
     // Frames from here on may be of the turn; the group may not exist yet.
-    let after = match client.get(&path) {
+    let after = match persist(false, || client.get(&path)) {
         Ok(group) => group["last_seq"].as_u64().unwrap_or(0),
         Err(ClientError::Problem { status: 404, .. }) => 0,
         Err(error) => return Err(error.into()),
@@ -129,34 +129,43 @@ impl<W: Write> Answer<'_, W> {
     }
 }
 
-/// Enqueues a task, once, also if nobody knows what became of the first request. A server that is
-/// not there at all is an error at once, unless it `was_there` a moment ago.
+/// Enqueues a task, once, also if nobody knows what became of the first request.
 fn enqueue(
     client: &Client,
     path: &str,
     body: &Value,
-    mut was_there: bool,
-) -> Result<Value, CliError> {
+    was_there: bool,
+) -> Result<Value, ClientError> {
     let key = format!("cli-{}", clock::fresh());
+    persist(was_there, || client.post_once(&key, path, body))
+}
+
+/// Sends a request until it is answered. A server that is not there at all is an error at once,
+/// unless it `was_there` a moment ago; so is a queue that is full, which is an answer.
+fn persist<T>(
+    mut was_there: bool,
+    request: impl Fn() -> Result<T, ClientError>,
+) -> Result<T, ClientError> {
     let mut patience = Patience::bounded();
     loop {
-        match client.post_once(&key, path, body) {
-            Ok(task) => return Ok(task),
-            Err(error @ ClientError::Unreachable { .. }) if !was_there => return Err(error.into()),
-            // The queue is full: that is an answer.
-            Err(error @ ClientError::Problem { status: 429, .. }) => return Err(error.into()),
+        match request() {
+            Err(error @ ClientError::Unreachable { connected: false, .. }) if !was_there => {
+                return Err(error);
+            }
+            Err(error @ ClientError::Problem { status: 429, .. }) => return Err(error),
             Err(error) => bear(&mut patience, error)?,
+            Ok(answer) => return Ok(answer),
         }
         was_there = true;
     }
 }
 
 /// Says once that the server is away, and bears it.
-fn bear(patience: &mut Patience, error: ClientError) -> Result<(), CliError> {
+fn bear(patience: &mut Patience, error: ClientError) -> Result<(), ClientError> {
     if patience.is_fresh() && error.is_passing() {
         eprintln!("greenroom: {}; trying again", clean(&error.to_string()));
     }
-    Ok(patience.bear(error)?)
+    patience.bear(error)
 }
 
 /// Streams the answer of task `id` until the task has ended, over a restart of the server if need

@@ -29,7 +29,7 @@ impl Reply {
 
     /// The reply less so many bytes at its end: the connection ends before.
     pub fn cut(mut self, bytes: usize) -> Self {
-        self.0.truncate(self.0.len() - bytes);
+        self.0.truncate(self.0.len().saturating_sub(bytes));
         self
     }
 

@@ -10,6 +10,7 @@ mod agent;
 mod auto_compaction;
 mod cancel;
 mod cli_permissions;
+mod cli_turn;
 mod compaction;
 mod compaction_history;
 mod degraded;
