@@ -39,7 +39,7 @@ pub enum ClientError {
     Unreachable {
         url: String,
         reason: String,
-        /// Whether there was a connection, which then ended without an answer.
+        /// Whether a connection was made, and ended without an answer.
         connected: bool,
     },
     /// The server's answer, as RFC 9457 has it.
@@ -53,8 +53,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether the same request may be answered otherwise in a moment: the server, or what stands
-    /// before it, is away, busy or being restarted.
+    /// Whether a retry may succeed: the server or a proxy before it is away, busy or restarting.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Problem { status, .. } => *status == 429 || 500 <= *status,
@@ -119,7 +118,7 @@ impl Client {
         self.post_under(None, path, body)
     }
 
-    /// POST under an idempotency key: however often it is sent, it is carried out once.
+    /// POST with an idempotency key: the server carries it out once, however often it is sent.
     pub fn post_once(&self, key: &str, path: &str, body: &Value) -> Result<Value, ClientError> {
         self.post_under(Some(key), path, body)
     }
@@ -143,7 +142,7 @@ impl Client {
         self.json(path, request.send(body.to_string()))
     }
 
-    /// All items of a list, page by page. A server that is away between two pages is borne.
+    /// All items of a list, page by page. Every page after the first is retried.
     pub fn items(&self, path: &str) -> Result<Vec<Value>, ClientError> {
         let mut items = Vec::new();
         let mut cursor: Option<String> = None;
@@ -155,14 +154,14 @@ impl Client {
                     match self.get(&format!("{path}{joint}cursor={}", encode(cursor))) {
                         Ok(page) => page,
                         Err(error) => {
-                            patience.bear(error)?;
+                            patience.pause_after(error)?;
                             continue;
                         }
                     }
                 }
                 None => self.get(path)?,
             };
-            patience.told();
+            patience.progressed();
             items.extend(page["items"].as_array().into_iter().flatten().cloned());
             match page["next_cursor"].as_str() {
                 // A cursor that does not move would never end.
@@ -356,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_that_pass_are_told_from_others() {
+    fn passing_errors_are_told_from_final_ones() {
         let problem = |status| ClientError::Problem { status, message: String::new() };
         for status in [300, 400, 401, 404, 409, 413, 422, 499] {
             assert!(!problem(status).is_passing(), "{status}");
@@ -383,7 +382,7 @@ mod tests {
         }
         assert_eq!((passing(), passing()), (Err(false), Err(false)), "a final status; no JSON");
         assert_eq!(passing().unwrap()["id"], "tsk_1");
-        assert_eq!(passing(), Err(true), "the server is gone");
+        assert_eq!(passing(), Err(true), "the server has ended");
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct Config {
     pub defaults: Defaults,
     pub otlp: Otlp,
     pub agents: BTreeMap<String, Agent>,
-    /// The file that was read; `None`: only the built-in defaults count.
+    /// The file that was read; `None` if there was none.
     #[serde(skip)]
     pub file: Option<PathBuf>,
     /// What looks like a slip; to be logged at `warn`.
@@ -191,7 +191,7 @@ fn read(file: &Path) -> Result<String, ConfigError> {
     text_of(file, fs::read(file).map_err(|error| cannot_read(file, &error))?)
 }
 
-/// Reads a file's text; `None` if nothing has that name.
+/// Reads a file's text; `None` if the file does not exist.
 fn read_if_there(file: &Path) -> Result<Option<String>, ConfigError> {
     match fs::read(file) {
         Ok(bytes) => text_of(file, bytes).map(Some),
@@ -200,8 +200,8 @@ fn read_if_there(file: &Path) -> Result<Option<String>, ConfigError> {
     }
 }
 
-/// Whether `error`, of reading `file`, says that nothing has that name. A link that leads nowhere
-/// has it, whether it is the file or a directory on the way.
+/// Whether `error`, which reading `file` gave, says that the file does not exist. A dangling link is
+/// not absence, neither as the file itself nor as a directory on its path.
 fn is_absent(file: &Path, error: &io::Error) -> bool {
     let mut on_the_way = file.ancestors().filter(|path| !path.as_os_str().is_empty());
     let nearest = on_the_way.find(|path| path.symlink_metadata().is_ok());

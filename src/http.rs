@@ -109,7 +109,11 @@ impl Worker {
         Ok(handle)
     }
 
-    /// Reads something of a group, and that there is such a group, in one snapshot.
+    /// Reads a group and something of it in one snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::NoSuchGroup`], or the database's error.
     async fn read_of<R: Send + 'static>(
         &self,
         no: GroupNo,

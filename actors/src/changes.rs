@@ -1,8 +1,8 @@
-//! The numbers of the status changes of all groups: which changes are kept, and which a reader
+//! The numbers of the status changes of all groups, which changes are kept, and which ones a reader
 //! missed.
 //!
-//! Every change has a number, also while nobody reads them: then it is only counted, which costs a
-//! turn an atomic addition. So a number that a reader is given is never another change's.
+//! Every change has a number. While no reader is connected, a change is only counted, which costs
+//! one atomic addition. Knows no clock and no actor.
 
 use std::{
     collections::VecDeque,
@@ -17,10 +17,10 @@ use crate::group::Change;
 /// Changes that are kept for readers.
 pub const KEPT_MAX: usize = 1024;
 
-/// Whether anybody reads status changes, and how many there were while nobody did.
+/// Whether a reader is connected, and how many changes there were while none was.
 ///
-/// One atomic for both, so that each change is either sent or counted. Its lowest bit says whether
-/// somebody reads, the others count.
+/// One atomic holds both, so that each change is either sent or counted: the lowest bit says
+/// whether a reader is connected, the others count.
 #[derive(Debug, Default)]
 pub struct Watched(AtomicU64);
 
@@ -28,19 +28,19 @@ const IS_WATCHED: u64 = 1;
 const ONE_CHANGE: u64 = 2;
 
 impl Watched {
-    /// Counts a change; whether it has to be sent, too.
+    /// Counts a change. Returns whether the change has to be sent as well.
     pub fn count(&self) -> bool {
         self.0.fetch_add(ONE_CHANGE, Ordering::Relaxed) & IS_WATCHED != 0
     }
 
-    /// From now on changes are sent. How many there were since they last were; `None` if they are
-    /// sent already.
+    /// Has changes sent from now on. Returns how many were only counted since [`Self::end`]; `None`
+    /// if changes are sent already.
     pub fn begin(&self) -> Option<u64> {
         let before = self.0.fetch_or(IS_WATCHED, Ordering::Relaxed);
         (before & IS_WATCHED == 0).then_some(before / ONE_CHANGE)
     }
 
-    /// From now on changes are only counted.
+    /// Has changes only counted from now on.
     pub fn end(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
@@ -56,20 +56,20 @@ pub struct History {
 /// What a reader gets first.
 #[derive(Debug)]
 pub struct Replay {
-    /// The number of the first change that the reader gets, or would get, if those behind its
-    /// cursor are not all there: some are not kept, or the cursor is none that was given out.
+    /// The number of the first change that the reader gets. Present if changes after its cursor are
+    /// not kept, or if its cursor is a number that no change has had.
     pub gap: Option<u64>,
     /// The changes that are kept.
     pub past: Vec<Arc<Change>>,
 }
 
 impl History {
-    /// Nothing happened yet, and the first change will be the one behind `last`.
+    /// An empty history whose first change gets the number after `last`.
     pub fn new(last: u64) -> Self {
         Self { kept: VecDeque::new(), last }
     }
 
-    /// Numbers a change, and keeps it for a while.
+    /// Numbers a change and keeps it.
     pub fn push(&mut self, change: Change) -> Arc<Change> {
         self.last += 1;
         let change = Arc::new(Change { id: self.last, ..change });
@@ -80,7 +80,7 @@ impl History {
         change
     }
 
-    /// There were so many changes that were only counted.
+    /// Adds `count` changes that were only counted: the kept ones no longer reach up to the last.
     pub fn skip(&mut self, count: u64) {
         if count > 0 {
             self.kept.clear();
@@ -88,7 +88,7 @@ impl History {
         }
     }
 
-    /// What a reader gets whose last change is `cursor`; 0: it asks for whatever there is.
+    /// What a reader gets first whose last change is `cursor`; 0 asks for every change that is kept.
     pub fn after(&self, cursor: u64) -> Replay {
         let earliest = self.kept.front().map_or(self.last + 1, |first| first.id);
         let is_of_the_future = cursor > self.last;
@@ -178,18 +178,18 @@ mod tests {
         assert_eq!((history.after(4).gap, history.after(4).past.len()), (Some(6), KEPT_MAX));
     }
 
-    /// A change that is sent although nobody reads any more hides none that was only counted.
+    /// A change that arrives after the last reader left hides none of those that are only counted.
     #[test]
-    fn a_change_on_its_way_hides_none_that_nobody_heard() {
+    fn a_change_that_arrives_late_hides_none_that_was_only_counted() {
         let (watched, mut history) = (Watched::default(), History::new(10));
-        assert!(!watched.count(), "nobody reads");
+        assert!(!watched.count(), "no reader is connected");
         assert_eq!(watched.begin(), Some(1));
         history.skip(1);
         assert_eq!((watched.count(), watched.begin()), (true, None));
         assert_eq!(history.push(change()).id, 12);
-        let on_its_way = watched.count();
+        let arrives_late = watched.count();
         watched.end();
-        assert!(on_its_way && history.push(change()).id == 13);
+        assert!(arrives_late && history.push(change()).id == 13);
         assert!(!watched.count() && !watched.count());
         history.skip(watched.begin().unwrap_or_default());
         assert_eq!(replay(&history, 12), (Some(16), vec![]));
@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(history.push(change()).id, 16);
     }
 
-    /// Each change is sent or counted, whoever begins to read meanwhile.
+    /// Each change is either sent or counted, also while readers come and go.
     #[test]
     fn no_change_is_lost_between_readers() {
         const CHANGES: u64 = 20_000;

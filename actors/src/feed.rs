@@ -40,22 +40,22 @@ pub struct Chunk {
     pub events: Bytes,
 }
 
-/// What a reader gets next, by the last frame that it has.
+/// What a reader gets next.
 #[derive(Clone, Debug)]
 pub enum Next {
-    /// The frames right behind its own.
+    /// The frames that directly follow its last one.
     Chunk(Chunk),
-    /// What is on disk: the frame behind its own is not in the tail.
+    /// The frame after its last one is not in the tail; the reader has to read the database.
     Disk,
-    /// Nothing: it has the last frame.
+    /// The reader has the last frame.
     Nothing,
-    /// The end: the group is no more.
+    /// The group is deleted.
     Gone,
 }
 
 impl Tail {
-    /// What a reader gets whose last frame is `cursor`. No frame is left out, whatever is in the
-    /// tail (I3).
+    /// What a reader gets next whose last frame is `cursor`. It never skips a frame, whatever the
+    /// tail holds (I3).
     pub fn after(&self, cursor: u64) -> Next {
         if self.gone {
             return Next::Gone;
@@ -69,8 +69,8 @@ impl Tail {
 }
 
 impl Chunk {
-    /// Encodes the frames of `blocks` whose numbers are above `after`, up to the first that is
-    /// missing among them.
+    /// Encodes the frames of `blocks` whose numbers are above `after`, up to the first one that is
+    /// missing.
     pub fn encode(group: &GroupId, blocks: &[Block], after: u64) -> Option<Self> {
         let blocks = &blocks[blocks.partition_point(|block| block.last_seq() <= after)..];
         let joined = blocks.windows(2).take_while(|two| two[0].last_seq() + 1 == two[1].first_seq);
@@ -98,8 +98,7 @@ pub fn publish(feed: &Feed, group: &GroupId, blocks: &[Block], last_seq: u64) {
     let read = feed.receiver_count() > 0;
     let mut chunks = if read { feed.borrow().chunks.clone() } else { Vec::new() };
     if read && let Some(chunk) = Chunk::encode(group, blocks, 0) {
-        // Frames that were stored and not published, as by an actor that died in between, are on
-        // disk only.
+        // An actor that died between commit and publish left frames that are only on disk.
         if chunks.last().is_some_and(|last| last.last_seq + 1 != chunk.first_seq) {
             chunks.clear();
         }
@@ -139,7 +138,7 @@ mod tests {
         }
     }
 
-    /// A feed that somebody reads, to which these frames were published, each list at once.
+    /// The tail of a feed with one reader after each of these lists was published.
     fn published(blocks: &[&[Block]]) -> Arc<Tail> {
         let feed = Feed::default();
         let reader = feed.subscribe();
@@ -150,8 +149,7 @@ mod tests {
         reader.borrow().clone()
     }
 
-    /// What a reader with the last frame `cursor` gets: the first and last frame of a chunk, or a
-    /// word.
+    /// What a reader gets whose last frame is `cursor`: a chunk's first and last frame, or a word.
     fn next(tail: &Tail, cursor: u64) -> Result<(u64, u64), &'static str> {
         match tail.after(cursor) {
             Next::Chunk(chunk) => Ok((chunk.first_seq, chunk.last_seq)),
@@ -162,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_gets_the_frames_right_behind_its_own() {
+    fn a_reader_gets_the_frames_that_directly_follow() {
         let tail = published(&[&[block(1, 2), block(3, 1)], &[block(4, 2)]]);
         let expected =
             [Ok((1, 3)), Err("disk"), Err("disk"), Ok((4, 5)), Err("disk"), Err("nothing")];
@@ -171,9 +169,9 @@ mod tests {
         }
     }
 
-    /// I3: a reader that is given frame n + 2 behind its frame n reads the disk.
+    /// I3: if frame n + 2 is published after frame n, a reader with frame n reads the database.
     #[test]
-    fn a_frame_that_was_not_published_is_read_from_the_disk() {
+    fn a_frame_that_was_not_published_is_read_from_disk() {
         let tail = published(&[&[block(1, 3)], &[block(5, 1)]]);
         assert_eq!(next(&tail, 3), Err("disk"));
         assert_eq!(next(&tail, 4), Ok((5, 5)));
@@ -186,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_is_no_more_has_nothing_next() {
+    fn a_deleted_group_ends_the_stream() {
         let feed = Feed::default();
         let reader = feed.subscribe();
         end(&feed);

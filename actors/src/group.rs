@@ -68,7 +68,8 @@ pub struct Shared {
     pub default_agent: String,
     /// Hears of each status change, while anybody wants to know.
     pub status: Recipient<StatusChanged>,
-    /// Whether anybody does: waking the supervisor twice a turn for nobody costs a tenth of it.
+    /// Whether a reader of status changes is connected: to wake the supervisor twice a turn without
+    /// one costs a tenth of the turn.
     pub watched: Watched,
     /// Hears of a group's end.
     pub died: Recipient<GroupDied>,

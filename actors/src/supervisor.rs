@@ -82,7 +82,7 @@ pub struct ChangesAfter(pub u64);
 /// Status changes of all groups.
 #[derive(Debug, MessageResponse)]
 pub struct Changes {
-    /// The number of the first one that comes, if some of those that were asked for do not.
+    /// The number of the first change that follows, if changes that were asked for are missing.
     pub gap: Option<u64>,
     /// Those that were asked for and are kept.
     pub past: Vec<Arc<Change>>,
@@ -124,8 +124,8 @@ impl Supervisor {
             dormant: HashMap::new(),
             last_no: 0,
             last_incarnation: 0,
-            // Microseconds since the epoch: no server makes a million changes a second for long, so
-            // that an earlier server's numbers are below, or above all if the clock was set back.
+            // Microseconds since the epoch. No server makes a million changes a second for long, so
+            // the numbers of an earlier life are below, or above if the clock was set back.
             past_changes: History::new(clock::now_us()),
             changes: broadcast::Sender::new(KEPT_MAX),
             unwatched: 0,

@@ -208,10 +208,10 @@ fn key_and_line(request: &str) -> (Option<String>, &str) {
     (key.map(|key| key.split("\r\n").next().unwrap().to_owned()), request.lines().next().unwrap())
 }
 
-/// A server that is away is borne at every request: the turn is enqueued once, and each of its
-/// words printed once.
+/// Every request of a turn is retried while the server is away; the turn is enqueued once, and each
+/// of its words is printed once.
 #[test]
-fn a_turn_bears_a_server_that_is_away_at_every_request() {
+fn a_turn_retries_every_request_while_the_server_is_away() {
     let running = r#"{"id":"tsk_2","state":"running"}"#;
     let ended = r#"{"id":"tsk_2","state":"completed","stop_reason":"end_turn"}"#;
     let words = said(8, "tsk_2", "one ") + &said(9, "tsk_2", "two");
@@ -224,7 +224,7 @@ fn a_turn_bears_a_server_that_is_away_at_every_request() {
         Reply::json(202, running).cut(4),
         Reply::json(202, running),
         Reply::json(504, ""),
-        // The second word breaks off within its event.
+        // The stream breaks off within the second word's event.
         Reply::events(&words).cut(9),
         Reply::json(502, "<html>"),
         Reply::events(&said(9, "tsk_2", "two")),
@@ -251,9 +251,9 @@ fn a_turn_bears_a_server_that_is_away_at_every_request() {
     assert_eq!(ends, [waits, plain, waits, plain]);
 }
 
-/// What the server says for good ends a turn at once, and so does a server that was never there.
+/// A final answer ends a turn at once, and so does a server that was never reached.
 #[test]
-fn a_turn_ends_with_what_will_not_pass() {
+fn a_turn_ends_with_a_final_answer() {
     let group = || Reply::json(200, r#"{"id":"work","last_seq":7}"#);
     let task = || Reply::json(202, r#"{"id":"tsk_2","state":"queued"}"#);
     let no = |status| Reply::json(status, r#"{"title":"No"}"#);
@@ -278,14 +278,14 @@ fn a_turn_ends_with_what_will_not_pass() {
         assert_eq!((error.to_string().as_str(), error.exit()), ("No", Exit::Unreachable));
         assert_eq!(server.requests().len(), count);
     }
-    let nobody = Client::new("http://127.0.0.1:1", None).unwrap();
-    let error = turn::compact(&nobody, "work", false, &mut Vec::new()).unwrap_err();
+    let absent = Client::new("http://127.0.0.1:1", None).unwrap();
+    let error = turn::compact(&absent, "work", false, &mut Vec::new()).unwrap_err();
     assert!(error.to_string().starts_with("cannot reach "), "{error}");
 }
 
-/// Tasks that are made by a command are made once.
+/// A command creates one task, also if its request is retried.
 #[test]
-fn a_compaction_and_a_retry_are_sent_again_under_one_key() {
+fn a_compaction_and_a_retry_keep_their_key_when_they_are_retried() {
     let task = r#"{"id":"tsk_1","state":"completed"}"#;
     let server = Server::start(vec![
         Reply::json(202, task).cut(1),

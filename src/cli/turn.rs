@@ -29,7 +29,7 @@ pub fn turn(
     }
     let path = format!("/v1/groups/{}", encode(group));
     // Frames from here on may be of the turn; the group may not exist yet.
-    let after = match persist(false, || client.get(&path)) {
+    let after = match until_answered(false, || client.get(&path)) {
         Ok(group) => group["last_seq"].as_u64().unwrap_or(0),
         Err(ClientError::Problem { status: 404, .. }) => 0,
         Err(error) => return Err(error.into()),
@@ -129,7 +129,7 @@ impl<W: Write> Answer<'_, W> {
     }
 }
 
-/// Enqueues a task, once, also if nobody knows what became of the first request.
+/// Enqueues a task. The idempotency key makes a retry safe whose first answer was lost.
 fn enqueue(
     client: &Client,
     path: &str,
@@ -137,12 +137,12 @@ fn enqueue(
     was_there: bool,
 ) -> Result<Value, ClientError> {
     let key = format!("cli-{}", clock::fresh());
-    persist(was_there, || client.post_once(&key, path, body))
+    until_answered(was_there, || client.post_once(&key, path, body))
 }
 
-/// Sends a request until it is answered. A server that is not there at all is an error at once,
-/// unless it `was_there` a moment ago; so is a queue that is full, which is an answer.
-fn persist<T>(
+/// Retries a request until it is answered. The error is final at once if no connection could be
+/// made, unless the server was reached before (`was_there`), and if the queue is full.
+fn until_answered<T>(
     mut was_there: bool,
     request: impl Fn() -> Result<T, ClientError>,
 ) -> Result<T, ClientError> {
@@ -153,19 +153,19 @@ fn persist<T>(
                 return Err(error);
             }
             Err(error @ ClientError::Problem { status: 429, .. }) => return Err(error),
-            Err(error) => bear(&mut patience, error)?,
+            Err(error) => pause_after(&mut patience, error)?,
             Ok(answer) => return Ok(answer),
         }
         was_there = true;
     }
 }
 
-/// Says once that the server is away, and bears it.
-fn bear(patience: &mut Patience, error: ClientError) -> Result<(), ClientError> {
+/// Pauses after a failed attempt, and reports the first one in a row on stderr.
+fn pause_after(patience: &mut Patience, error: ClientError) -> Result<(), ClientError> {
     if patience.is_fresh() && error.is_passing() {
         eprintln!("greenroom: {}; trying again", clean(&error.to_string()));
     }
-    patience.bear(error)
+    patience.pause_after(error)
 }
 
 /// Streams the answer of task `id` until the task has ended, over a restart of the server if need
@@ -183,14 +183,14 @@ fn follow<W: Write>(
         let events = match client.events(path, Some(&last_id)) {
             Ok(events) => events,
             Err(error) => {
-                bear(&mut patience, error)?;
+                pause_after(&mut patience, error)?;
                 continue;
             }
         };
         patience.answered();
-        // The stream may break at any event; then the next one starts behind it.
+        // The stream may break at any event; the next one starts after it.
         for event in events.map_while(Result::ok) {
-            patience.told();
+            patience.progressed();
             if let Some(id) = event.id {
                 last_id = id;
             }
@@ -205,11 +205,11 @@ fn follow<W: Write>(
                 return wait(client, id);
             }
         }
-        // The server closed the stream. It may have said the task's end to nobody.
+        // The server closed the stream, perhaps before it sent the task's end.
         match client.get(&task_path(id)) {
             Ok(task) if is_terminal(&task) => return Ok(task),
             Ok(_) => patience.pause(),
-            Err(error) => bear(&mut patience, error)?,
+            Err(error) => pause_after(&mut patience, error)?,
         }
     }
 }
@@ -219,8 +219,8 @@ fn wait(client: &Client, id: &str) -> Result<Value, CliError> {
     let waiting = format!("{}?wait={}", task_path(id), WAIT.as_secs());
     let mut patience = Patience::bounded();
     loop {
-        // After a failure the server is only looked for: whatever stands before it may not let a
-        // request wait for so long.
+        // After a failure the next request does not wait: a proxy may cut off requests that take
+        // so long.
         let asked = match patience.is_fresh() {
             true => client.get_waiting(&waiting, WAIT),
             false => client.get(&task_path(id)),
@@ -228,7 +228,7 @@ fn wait(client: &Client, id: &str) -> Result<Value, CliError> {
         match asked {
             Ok(task) if is_terminal(&task) => return Ok(task),
             Ok(_) => patience.answered(),
-            Err(error) => bear(&mut patience, error)?,
+            Err(error) => pause_after(&mut patience, error)?,
         }
     }
 }

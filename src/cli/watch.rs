@@ -36,7 +36,7 @@ pub fn watch(
     let mut events = client.events(&path, watch.last_id.as_deref())?;
     loop {
         for event in events.map_while(Result::ok) {
-            patience.told();
+            patience.progressed();
             watch.take(event)?;
         }
         eprintln!("greenroom: the stream ended; connecting again");
@@ -44,7 +44,7 @@ pub fn watch(
         events = loop {
             match client.events(&path, watch.last_id.as_deref()) {
                 Ok(events) => break events,
-                Err(error) => patience.bear(error)?,
+                Err(error) => patience.pause_after(error)?,
             }
         };
     }

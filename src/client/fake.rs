@@ -18,7 +18,7 @@ impl Reply {
         ))
     }
 
-    /// An answer that says its length as it goes.
+    /// An answer in chunked transfer coding.
     pub fn chunked(body: &str) -> Self {
         Reply(format!(
             "HTTP/1.1 200 x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\
@@ -27,7 +27,7 @@ impl Reply {
         ))
     }
 
-    /// The reply less so many bytes at its end: the connection ends before.
+    /// The reply without its last `bytes` bytes; the connection ends there.
     pub fn cut(mut self, bytes: usize) -> Self {
         self.0.truncate(self.0.len().saturating_sub(bytes));
         self

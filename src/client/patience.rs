@@ -1,4 +1,4 @@
-//! How long a command bears a server that is away: long enough for a restart.
+//! How long a command retries while the server is away: longer than a restart takes.
 
 use std::thread;
 use std::time::Duration;
@@ -10,10 +10,11 @@ const PAUSE: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_millis(1_500);
 const ENDLESS_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// So long it lasts, by its pauses: an attempt that takes long is an answer that was waited for.
+/// The sum of pauses after which a command gives up. The attempts themselves do not count: a request
+/// may wait for a task's end.
 const LASTS: Duration = Duration::from_secs(30);
 
-/// What is left of it since the server last answered.
+/// The pauses since the server last answered.
 #[derive(Debug)]
 pub struct Patience {
     pause: Duration,
@@ -23,28 +24,28 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// About half a minute: a restart takes less.
+    /// Gives up after half a minute.
     pub fn bounded() -> Self {
         Self { pause: PAUSE, pause_max: PAUSE_MAX, spent: Duration::ZERO, lasts: LASTS }
     }
 
-    /// As long as it takes.
+    /// Never gives up.
     pub fn endless() -> Self {
         Self { pause_max: ENDLESS_PAUSE_MAX, lasts: Duration::MAX, ..Self::bounded() }
     }
 
-    /// The server answered; what failed before is forgotten.
+    /// The server answered: earlier failures no longer count.
     pub fn answered(&mut self) {
         self.spent = Duration::ZERO;
     }
 
-    /// The server told something; the next pause is a short one again.
-    pub fn told(&mut self) {
+    /// The server sent something new: the next pause is short again, too.
+    pub fn progressed(&mut self) {
         self.answered();
         self.pause = PAUSE;
     }
 
-    /// Whether nothing failed since the server last answered.
+    /// Whether no attempt failed since the server last answered.
     pub fn is_fresh(&self) -> bool {
         self.spent.is_zero()
     }
@@ -56,13 +57,12 @@ impl Patience {
         self.pause = self.pause_max.min(self.pause * 2);
     }
 
-    /// Pauses after an attempt that failed.
+    /// Pauses after a failed attempt.
     ///
     /// # Errors
     ///
-    /// `error` itself, at once, if another attempt would be answered the same, or if the server has
-    /// been away for too long.
-    pub fn bear(&mut self, error: ClientError) -> Result<(), ClientError> {
+    /// `error` itself, at once, if it is final or if the patience is used up.
+    pub fn pause_after(&mut self, error: ClientError) -> Result<(), ClientError> {
         if !error.is_passing() || self.lasts <= self.spent {
             return Err(error);
         }
@@ -81,7 +81,7 @@ mod tests {
         ClientError::Problem { status: 502, message: String::new() }
     }
 
-    /// A patience whose pauses are short, and which bears so many of them.
+    /// A patience with short pauses.
     fn short(lasts: Duration) -> Patience {
         Patience { pause: Duration::from_nanos(1), lasts, ..Patience::bounded() }
     }
@@ -89,26 +89,27 @@ mod tests {
     #[test]
     fn patience_ends_and_every_answer_renews_it() {
         let mut patience = short(Duration::from_nanos(7));
-        let borne = |patience: &mut Patience| (0..9).find(|_| patience.bear(away()).is_err());
-        assert_eq!(borne(&mut patience), Some(3), "1, 2 and 4 ns");
-        patience.told();
+        let failed =
+            |patience: &mut Patience| (0..9).find(|_| patience.pause_after(away()).is_err());
+        assert_eq!(failed(&mut patience), Some(3), "1, 2 and 4 ns");
+        patience.progressed();
         patience.pause = Duration::from_nanos(7);
-        assert_eq!(borne(&mut patience), Some(1));
+        assert_eq!(failed(&mut patience), Some(1));
         patience.answered();
-        patience.bear(away()).unwrap();
+        patience.pause_after(away()).unwrap();
         let mut endless = Patience { lasts: Duration::MAX, ..short(Duration::ZERO) };
-        assert_eq!(borne(&mut endless), None);
+        assert_eq!(failed(&mut endless), None);
     }
 
     #[test]
-    fn what_does_not_pass_is_not_borne() {
+    fn a_final_error_is_not_retried() {
         let mut patience = Patience::endless();
         let refused = ClientError::Problem { status: 404, message: String::new() };
-        assert!(patience.bear(refused).is_err() && patience.is_fresh());
+        assert!(patience.pause_after(refused).is_err() && patience.is_fresh());
     }
 
     #[test]
-    fn it_lasts_for_a_restart() {
+    fn it_is_longer_than_a_restart() {
         let mut patience = Patience::bounded();
         let mut pauses = Vec::new();
         while patience.spent < patience.lasts {

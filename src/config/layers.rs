@@ -85,8 +85,8 @@ pub fn overlay_environment(
         let at = Origin::Env(name.clone());
         if services.have(name, text) && !is_key(known, rest) {
             warnings.push(format!(
-                "{at}: is no key of the configuration; an orchestrator makes such variables for a \
-                 service, and it was ignored"
+                "{at}: is not a key of the configuration, and was ignored: an orchestrator sets \
+                 such variables for a service"
             ));
             continue;
         }
@@ -112,8 +112,8 @@ pub fn overlay_environment(
     Ok(warnings)
 }
 
-/// The section that a variable's name begins with, and the key behind it; `None` for the key where
-/// the name goes on with anything but an underscore.
+/// The section that a variable's name begins with, and the key that follows; no key if anything but
+/// an underscore follows the section.
 fn section_of(rest: &str) -> Option<(&'static str, Option<String>)> {
     let section = SECTIONS.into_iter().find(|name| rest.starts_with(&name.to_uppercase()))?;
     let key = match &rest[section.len()..] {

@@ -1,15 +1,15 @@
-//! Variables that an orchestrator makes for a service whose name begins like ours.
+//! Variables that an orchestrator sets for a service whose name begins with "greenroom".
 //!
-//! Kubernetes makes some for each service of a namespace, Docker for each link. Nobody wrote them,
-//! so that they are no slip of anybody's. Knows the shapes of their names, and no key.
+//! Kubernetes sets some for each service of a namespace, Docker for each link. The operator did not
+//! write them, so they are no misspelt keys. Knows the shapes of their names, and no key.
 
-/// What carries data over the network, as both have it.
+/// The transport protocols that both name.
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 
-/// The services that the environment tells of.
+/// The services that the environment names.
 pub struct Services {
-    /// Docker's links, as their variables begin: only with them is it known which variables are a
-    /// link's.
+    /// The prefixes of the variables of Docker's links. Without its prefix, a link's variable could
+    /// not be told from a misspelt key.
     links: Vec<String>,
 }
 
@@ -17,7 +17,7 @@ impl Services {
     pub fn of(environment: &[(String, String)]) -> Self {
         let link = |(name, value): &(String, String)| {
             let link = name.strip_suffix("_NAME")?;
-            // `/container/alias`, and the alias is where the variable's name comes from.
+            // `/container/alias`; the variable's name is made from the alias.
             let (container, alias) = value.strip_prefix('/')?.split_once('/')?;
             let alias = alias.to_uppercase().replace('-', "_");
             (!container.is_empty() && alias == link).then(|| link.to_owned())
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shapes_of_services_are_told_from_slips() {
+    fn variables_of_services_are_told_from_misspelt_keys() {
         #[rustfmt::skip]
         let cases = [
             ("GREENROOM_PORT",                        "tcp://10.0.0.1:7433", true),

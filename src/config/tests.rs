@@ -277,10 +277,10 @@ fn files_that_cannot_be_read_are_named() {
     assert_eq!(error, format!("{}:2: is not UTF-8", latin1.display()));
 }
 
-/// Without a file of the user's the defaults count. A file that is there and cannot be read, and a
-/// link to nowhere, are errors.
+/// Only a file that does not exist is no file. One that cannot be read is an error, and so is a
+/// dangling link.
 #[test]
-fn only_a_file_that_is_not_there_is_no_file() {
+fn only_a_file_that_does_not_exist_is_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, path(name)).unwrap();
@@ -449,10 +449,10 @@ fn a_variable_that_is_no_key_is_said() {
     assert_eq!(config.warnings, [ignored]);
 }
 
-/// What Kubernetes and Docker make for a service of our name is not fatal; a key of ours that looks
-/// alike is one all the same.
+/// A variable that Kubernetes or Docker sets for a service is not fatal; a key that looks like one
+/// stays a key.
 #[test]
-fn a_variable_that_an_orchestrator_made_is_warned_of() {
+fn a_variable_that_an_orchestrator_set_is_warned_of() {
     let canary = "tcp://10.9.8.7:7433";
     let names = [
         "GREENROOM_PORT",

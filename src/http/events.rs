@@ -144,7 +144,7 @@ impl FrameReader {
                         self.cursor = chunk.last_seq;
                         return Some(chunk.events);
                     }
-                    // Retention was faster than the reader, or the rows between cannot be read.
+                    // Retention was faster than the reader, or rows cannot be read.
                     Ok((Some(Chunk { first_seq: earliest, .. }), _)) => {
                         (self.cursor, self.gap) = (earliest - 1, Some(earliest));
                     }
@@ -172,7 +172,7 @@ impl FrameReader {
         }
     }
 
-    /// What is on disk behind the cursor, and the earliest frame that is kept.
+    /// What is on disk after the cursor, and the earliest frame that is kept.
     async fn read(&self) -> Result<(Option<Chunk>, u64), ()> {
         let (no, id, cursor) = (self.group.no, self.group.id.clone(), self.cursor);
         let filter = FrameFilter {
@@ -192,7 +192,7 @@ impl FrameReader {
 }
 
 /// Streams the status changes of all groups. Those since the cursor come first as far as they are
-/// kept; if some are not, or the cursor is of no change that there was, `greenroom/gap` says so.
+/// kept; if some are missing, or if no change has had the cursor's number, `greenroom/gap` says so.
 pub async fn all(
     worker: Data<Worker>,
     request: HttpRequest,
@@ -237,7 +237,7 @@ impl ChangeReader {
                         events.extend(event(&change));
                         return Some(events.into());
                     }
-                    // The next one is the earliest that is kept for this reader.
+                    // The next change is the earliest that is kept for this reader.
                     Err(RecvError::Lagged(_)) => lagged = true,
                     Err(RecvError::Closed) => return None,
                 },

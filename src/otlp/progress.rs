@@ -30,13 +30,13 @@ pub struct Progress {
     round: Option<Round>,
 }
 
-/// Pages that are read one behind the other, the first of them from the place on.
+/// Pages that are read one after the other, the first of them from the place on.
 #[derive(Debug, PartialEq)]
 struct Round {
     /// Where the next page begins.
     cursor: EndedAt,
-    /// When the first page was read. What could be read only later may lie behind the cursor, so
-    /// that the place does not pass what was too young for it at that time.
+    /// When the first page was read. A task that can be read only later may lie before the cursor,
+    /// so the place passes only what was old enough at that time.
     began: Timestamp,
 }
 
@@ -75,15 +75,15 @@ impl Progress {
         goes_back
     }
 
-    /// Where the next page begins: at the place again when a round has taken long, or else a round
-    /// that never reaches the end would keep the place from moving.
+    /// Where the next page begins. A round that takes long starts again at the place: otherwise a
+    /// round that never reaches the end would keep the place from moving.
     pub fn cursor(&mut self, now: Timestamp) -> EndedAt {
         let is_young = |round: &Round| (0..=LATE_MS).contains(&(now.0 - round.began.0));
         self.round = self.round.take().filter(is_young);
         self.round.as_ref().map_or(self.place, |round| round.cursor)
     }
 
-    /// Lets the next page begin at the place: everything was read, or a page was not taken.
+    /// Lets the next page begin at the place: all was read, or the collector did not take a page.
     pub fn restart(&mut self) {
         self.round = None;
     }
@@ -98,8 +98,8 @@ impl Progress {
         !self.sent.contains(&place)
     }
 
-    /// A page that was read at `now` is dealt with, and with it everything up to its last task that
-    /// could be read when the round began.
+    /// Marks a page as sent that was read at `now`. The place moves up to the last of its tasks
+    /// that was old enough when the round began.
     pub fn settle(&mut self, page: &[EndedAt], now: Timestamp) {
         let Some(last) = page.last() else { return };
         self.sent.extend(page);
@@ -211,7 +211,7 @@ mod tests {
                     sent.extend(page(&mut progress, &rows, now, 4));
                 }
                 progress.restart();
-                // The next round, and one when all of it is old.
+                // The next round, and one after everything is old.
                 for _ in 0..2 {
                     now += 10_000;
                     sent.extend(round(&mut progress, &rows, now));
@@ -225,7 +225,7 @@ mod tests {
         }
     }
 
-    /// I11: a round whose pages never end begins again at the place, which moves on.
+    /// I11: while pages never end, the round starts again at the place, and the place moves.
     #[test]
     fn a_place_moves_on_while_pages_are_always_full() {
         let mut progress = Progress::resume(at(0));

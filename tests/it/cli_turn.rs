@@ -1,5 +1,5 @@
-//! `greenroom turn` and `compact`: one task to its outcome, whatever becomes of the server, or of
-//! what stands before it.
+//! `greenroom turn` and `compact` follow a task to its outcome while the server, or a proxy before
+//! it, fails and comes back.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -23,8 +23,8 @@ enum Does {
     HangUp,
 }
 
-/// A proxy before the server: one request a connection, each treated by the next word of a list
-/// that begins again at its end.
+/// A proxy before the server. It takes one request a connection and treats each by the next word of
+/// a list, which it repeats.
 struct Proxy {
     address: SocketAddr,
     /// The first lines of the requests.
@@ -86,7 +86,7 @@ fn treat(mut client: TcpStream, server: SocketAddr, does: Does, asked: &Mutex<Ve
     let head = head.concat() + "Connection: close\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&body).unwrap();
-    // The last bytes are held back until more have come.
+    // The last bytes are held back until more follow.
     let (mut held, mut buffer) = (Vec::new(), [0; 4096]);
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         held.extend_from_slice(&buffer[..count]);
@@ -130,10 +130,9 @@ fn a_turn_is_followed_over_a_restart() {
     log.wait("the outcome", |line| line.contains("interrupted"));
 }
 
-/// API 5: whatever fails in passing is repeated; the turn is enqueued once, and each word printed
-/// once.
+/// API 5: passing errors are retried; each task is enqueued once, and each word printed once.
 #[test]
-fn a_turn_outlives_what_fails_before_the_server() {
+fn a_turn_outlives_a_failing_proxy() {
     const WORDS: &[Does] = &[
         Does::Say(502),
         Does::Cut,
@@ -164,14 +163,14 @@ fn a_turn_outlives_what_fails_before_the_server() {
         }
         lost_answers += asked.iter().filter(|line| line.starts_with("Cut POST")).count();
     }
-    assert_eq!(lost_answers, 3, "tasks that were accepted, and nobody learned of it");
+    assert_eq!(lost_answers, 3, "accepted tasks whose answer was lost");
     let tasks = server.get("/v1/groups/work/tasks").expect(200);
     assert_eq!(tasks["items"].as_array().unwrap().len(), 4, "{tasks}");
 }
 
-/// API 5: a server that is not there is an error at once, with exit code 5.
+/// API 5: a server that does not run is an error at once, with exit code 5.
 #[test]
-fn a_server_that_is_not_there_is_an_error() {
+fn a_server_that_does_not_run_is_an_error() {
     let mut server = Server::usual();
     let address = server.address();
     server.kill();

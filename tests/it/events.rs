@@ -230,10 +230,10 @@ fn earliest(event: &Event) -> u64 {
     event.frame()["earliest"].as_u64().unwrap()
 }
 
-/// API 2: a change of status while nobody reads them is missed by whoever comes back, who is told
-/// so, with the number that the next change then has; a cursor that missed nothing is told nothing.
+/// API 2: a reader that missed status changes gets a gap with the number of the next change; a
+/// reader that missed none gets no gap.
 #[test]
-fn changes_that_nobody_read_are_a_gap() {
+fn changes_without_a_reader_are_a_gap() {
     let server = Server::usual();
     let open = |path: &str| Events::open(server.address(), path, &[], &server.log);
     server.complete("work", "unread");
@@ -244,7 +244,7 @@ fn changes_that_nobody_read_are_a_gap() {
     for id in next..next + 2 {
         assert_eq!(events.next().unwrap().id, Some(id));
     }
-    // From the change before the first that was read: also the unread ones had numbers.
+    // The last of the unread changes has the number before.
     let behind = open(&format!("/v1/events?after={}", next - 1));
     assert_eq!(behind.until_synced()[0].id, Some(next));
     let missed = open(&format!("/v1/events?after={}", next - 2)).until_synced();
@@ -253,10 +253,10 @@ fn changes_that_nobody_read_are_a_gap() {
     assert_eq!(none.len(), 1, "{none:?}");
 }
 
-/// API 2: a cursor that no change had yet, as after the clock was set back, is told so, gets what
-/// is kept, and goes on live.
+/// API 2: a cursor beyond the last change, as after the clock was set back, gets a gap, then what is
+/// kept, then live changes.
 #[test]
-fn a_cursor_of_the_future_goes_on_with_what_there_is() {
+fn a_cursor_of_the_future_gets_a_gap_and_live_changes() {
     let server = Server::usual();
     let open = |after: u64| {
         let last = after.to_string();
@@ -275,7 +275,7 @@ fn a_cursor_of_the_future_goes_on_with_what_there_is() {
     assert_eq!(again.next().unwrap().id, Some(last + 1));
 }
 
-/// I3, SEEDS AM-18: where frames are missing on disk, a reader is told where the stream goes on.
+/// I3, SEEDS AM-18: if frames are missing on disk, a gap says where the stream continues.
 #[test]
 fn missing_frames_are_a_gap() {
     let server = Server::usual();

@@ -311,8 +311,8 @@ fn many_spans_go_in_several_batches() {
     assert!(largest <= Some(256), "{largest:?}");
 }
 
-/// A turn that can be read only after a page was taken, and that ended before the last turn of that
-/// page, is sent although the collector fails before the next page.
+/// A turn is sent that can be read only after a page was taken, and that ended before the last turn
+/// of that page, although the collector fails at the next page.
 #[test]
 fn a_collector_that_fails_between_two_pages_loses_no_span() {
     let collector = Collector::start();
@@ -327,7 +327,7 @@ fn a_collector_that_fails_between_two_pages_loses_no_span() {
     let ends = ends.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
     let ends: Vec<(i64, i64)> = ends.map(Result::unwrap).collect();
     let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis());
-    // One that turns up late: until then it is the last one.
+    // One turn is late: until it can be read, it counts as the last one.
     let (base, late) = (now.unwrap() + 1_000, 200);
     let set_end = |rank: usize, ms: i64| {
         let set = "UPDATE turns SET ended_at = ? WHERE key = ?";
@@ -339,7 +339,7 @@ fn a_collector_that_fails_between_two_pages_loses_no_span() {
     database.execute_batch("COMMIT").unwrap();
     let section = "interval = \"20ms\"\nbackfill = true\n";
     add(&server.home, &format!("[otlp]\nendpoint = {:?}\n{section}", collector.url()));
-    // The wait is longer than tasks are looked for that turn up late.
+    // Longer than the time for which late turns are looked for.
     let fails = Answer::Status(503, "Retry-After: 9\r\n", "{}");
     collector.answer(&[Answer::Status(200, "", "{}"), fails]);
     server.boot();
@@ -350,7 +350,7 @@ fn a_collector_that_fails_between_two_pages_loses_no_span() {
     collector.wait_spans(&tasks.iter().collect::<Vec<_>>());
     let counts = counts(&collector.spans());
     assert!(counts.len() == 300 && counts.values().all(|count| *count == 1), "{counts:?}");
-    // The rows are held against each other in the end.
+    // `verify` compares the rows when the test ends.
     (0..ends.len()).for_each(|rank| set_end(rank, ends[rank].1));
 }
 

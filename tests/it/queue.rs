@@ -214,10 +214,10 @@ fn status_tells_what_happens() {
     server.wait_group("work", "idle", |group| group["status"] == "idle");
 }
 
-/// API 2: a task that has not begun has a place in the queue at every moment, in a list the places
-/// count up without a gap, and one that has begun has none.
+/// API 2: a queued task has a position at every moment, and any other task has none; the positions
+/// in a list count up from 0 without a gap.
 #[test]
-fn a_task_that_waits_has_a_place_at_every_moment() {
+fn a_queued_task_has_a_position_at_every_moment() {
     let server = Server::usual();
     let gate = server.submit("work", "[[gate:go]]");
     let tasks: Vec<Value> = (0..150).map(|_| server.submit("work", "x")).collect();
@@ -239,7 +239,7 @@ fn a_task_that_waits_has_a_place_at_every_moment() {
         let running = listed.iter().filter(|task| task["state"] == "running").count();
         assert!(running <= 1, "{running} run at once");
         let done = listed.iter().filter(|task| task["state"] == "completed").count();
-        // Those that begin next.
+        // The tasks that start next.
         for task in tasks.iter().skip(done.saturating_sub(1)).take(5) {
             let task = server.task(task);
             assert_eq!(task["state"] == "queued", task["position"].is_u64(), "{task}");

@@ -300,8 +300,8 @@ fn the_current_view() {
     assert_current_view(&server, 6);
 }
 
-/// AM-15: the current view is of one moment also while segments rotate: besides the bookends there
-/// are no frames of two segments in it.
+/// AM-15: the current view is of one moment, also while segments rotate: except for bookends, all
+/// its frames are of one segment.
 #[test]
 fn the_current_view_is_of_one_moment() {
     let server = Server::usual();

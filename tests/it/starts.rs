@@ -100,10 +100,9 @@ fn default_place_and_override() {
     assert!(ready.status < 300, "{ready:?}");
 }
 
-/// API 4: a configuration file in its place that is there and cannot be read is an error; only one
-/// that is not there is none.
+/// API 4: a configuration file in the default place that exists and cannot be read is an error.
 #[test]
-fn a_file_that_cannot_be_read_is_not_taken_for_none() {
+fn a_file_that_cannot_be_read_is_an_error() {
     let home = Setup::new().home();
     std::fs::remove_file(home.config()).unwrap();
     for (name, works) in [("nothing", true), ("a link to nowhere", false), ("a directory", false)] {
@@ -133,8 +132,8 @@ fn a_file_that_cannot_be_read_is_not_taken_for_none() {
     }
 }
 
-/// API 4: variables that an orchestrator makes for a service named like this one are warned of, by
-/// name; a name that only looks like a key's is refused.
+/// API 4: the server warns of variables that an orchestrator sets for a service, by name; a name
+/// that only looks like a key's is refused.
 #[test]
 fn variables_of_an_orchestrator_are_not_fatal() {
     let server = Setup::new()

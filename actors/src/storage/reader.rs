@@ -24,7 +24,7 @@ impl<A: Archive + Unpin> Actor for Reader<A> {
 }
 
 /// A question to the database, asked on a reading thread; the question itself passes the answer on.
-/// However often it reads, it sees one committed state.
+/// All of its reads see the same committed state.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Query(pub Box<Question>);
@@ -43,7 +43,7 @@ impl<A: Archive + Unpin> Handler<Query> for Reader<A> {
                     target: "greenroom::storage", err.level(), err:% = chain(&err);
                     "a reader could not end its read; it is started again"
                 );
-                // Else all that it reads from now on would be of that moment.
+                // Otherwise every later read would see this same state.
                 ctx.stop();
             }
             Err(_) => {
@@ -66,7 +66,7 @@ impl<A: Archive + Unpin> Reader<A> {
             Err(err) => Err(err.clone()),
         };
         match (ask, read) {
-            // It could not even begin; the asker is told so.
+            // The read could not begin, so the question was not asked yet.
             (Some(ask), Err(err)) => {
                 ask(Err(&err));
                 Ok(())

@@ -468,7 +468,7 @@ pub fn lists_tell_positions_and_pages<E: Engine>() {
     assert_eq!(filtered(TaskFilter { after: 4, ..ALL_TASKS }), [(5, Some(0))]);
     assert!(archive.task(TaskId(Uuid::nil())).unwrap().is_none());
 
-    // A task that was claimed and has not begun is the first of the queue.
+    // A claimed task that has not begun is the first of the queue.
     let mut claimed = Actor::new(9);
     commit(&mut store, &claimed.play_all(&[SUBMIT, Move::Grant, SUBMIT, SUBMIT]));
     let all = archive.tasks(9, &ALL_TASKS).unwrap();

@@ -22,8 +22,8 @@ pub fn change(path: &std::path::Path, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
 
-/// However often a question reads, and whatever is stored meanwhile, it sees one state; the next
-/// question sees the next one.
+/// All reads of one question see the same state, also if a commit comes in between; the next
+/// question sees the commit.
 #[test]
 fn everything_that_one_question_reads_is_of_one_moment() {
     let dir = tempfile::tempdir().unwrap();

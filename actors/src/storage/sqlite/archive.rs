@@ -42,7 +42,7 @@ impl SqliteArchive {
     /// The database's error.
     pub fn at_one_moment<T>(&self, read: impl FnOnce(&Self) -> T) -> Result<T, StoreError> {
         if !self.0.is_autocommit() {
-            // Within such a read already.
+            // A caller further up has begun one already.
             return Ok(read(self));
         }
         let cut = self.0.unchecked_transaction().map_err(failed("was read"))?;
@@ -467,8 +467,8 @@ impl SqliteArchive {
         Ok(view(group, standing, &line, task))
     }
 
-    /// How many tasks stand before each one that is not running yet, by its key: read once for a
-    /// whole page, as the queue may be long.
+    /// How many tasks stand before each task that has not begun, by its key. Read once for a whole
+    /// page, as the queue may be long.
     fn line(&self, group: GroupNo) -> Result<HashMap<i64, u64>, StoreError> {
         let sql = "SELECT key, CASE WHEN claimed_at IS NOT NULL THEN 0 \
                    WHEN state = 'retrying' THEN 1 WHEN kind = 'compaction' THEN 2 ELSE 3 END \
