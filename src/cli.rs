@@ -324,9 +324,8 @@ fn check_config(file: &ConfigFile, json: bool, out: &mut impl Write) -> Result<E
         render::json_line(out, &value)?;
         return Ok(Exit::Done);
     }
-    match &file.config {
+    match &config.file {
         Some(file) => writeln!(out, "{}: ok", file.display())?,
-        None if std::path::Path::new(DEFAULT_FILE).exists() => writeln!(out, "{DEFAULT_FILE}: ok")?,
         None => writeln!(out, "no {DEFAULT_FILE} here: the built-in defaults are ok")?,
     }
     Ok(Exit::Done)

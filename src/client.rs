@@ -2,16 +2,18 @@
 //!
 //! Blocking; follows no redirect and uses no proxy, since both would carry the token elsewhere.
 
+mod patience;
 mod sse;
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::Response;
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, Timeout};
 
+pub use self::patience::Patience;
 pub use self::sse::{Event, Events};
 
 /// Where a server listens when nobody says otherwise.
@@ -34,12 +36,31 @@ pub enum ClientError {
     #[error("cannot use {url:?} as the server's URL: {reason}")]
     BadUrl { url: String, reason: String },
     #[error("cannot reach {url}: {reason}")]
-    Unreachable { url: String, reason: String },
+    Unreachable {
+        url: String,
+        reason: String,
+        /// Whether a connection was made, and ended without an answer.
+        connected: bool,
+    },
     /// The server's answer, as RFC 9457 has it.
     #[error("{message}")]
     Problem { status: u16, message: String },
     #[error("cannot understand the answer of {url}: {reason}")]
     BadAnswer { url: String, reason: String },
+    /// An answer whose end is missing.
+    #[error("the answer of {url} broke off: {reason}")]
+    CutOff { url: String, reason: String },
+}
+
+impl ClientError {
+    /// Whether a retry may succeed: the server or a proxy before it is away, busy or restarting.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Problem { status, .. } => *status == 429 || 500 <= *status,
+            Self::Unreachable { .. } | Self::CutOff { .. } => true,
+            Self::BadUrl { .. } | Self::BadAnswer { .. } => false,
+        }
+    }
 }
 
 /// One server.
@@ -85,32 +106,62 @@ impl Client {
     /// GET of something that may take `wait` to answer.
     pub fn get_waiting(&self, path: &str, wait: Duration) -> Result<Value, ClientError> {
         let request = self.with_token(self.agent.get(self.url(path)));
-        let request = request.config().timeout_recv_response(Some(wait + ANSWER_TIMEOUT)).build();
+        let request = request
+            .config()
+            .timeout_recv_response(Some(wait + ANSWER_TIMEOUT))
+            .timeout_per_read(Some(wait + ANSWER_TIMEOUT))
+            .build();
         self.json(path, request.call())
     }
 
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
-        let request = self.with_token(self.agent.post(self.url(path)));
+        self.post_under(None, path, body)
+    }
+
+    /// POST with an idempotency key: the server carries it out once, however often it is sent.
+    pub fn post_once(&self, key: &str, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.post_under(Some(key), path, body)
+    }
+
+    fn post_under(
+        &self,
+        key: Option<&str>,
+        path: &str,
+        body: &Value,
+    ) -> Result<Value, ClientError> {
+        let mut request = self.with_token(self.agent.post(self.url(path)));
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
         let request = request
             .header("content-type", "application/json")
             .config()
             .timeout_recv_response(Some(ANSWER_TIMEOUT))
+            .timeout_per_read(Some(ANSWER_TIMEOUT))
             .build();
         self.json(path, request.send(body.to_string()))
     }
 
-    /// All items of a list, page by page.
+    /// All items of a list, page by page. Every page after the first is retried.
     pub fn items(&self, path: &str) -> Result<Vec<Value>, ClientError> {
         let mut items = Vec::new();
         let mut cursor: Option<String> = None;
+        let mut patience = Patience::bounded();
         loop {
             let page = match &cursor {
                 Some(cursor) => {
                     let joint = if path.contains('?') { '&' } else { '?' };
-                    self.get(&format!("{path}{joint}cursor={}", encode(cursor)))?
+                    match self.get(&format!("{path}{joint}cursor={}", encode(cursor))) {
+                        Ok(page) => page,
+                        Err(error) => {
+                            patience.pause_after(error)?;
+                            continue;
+                        }
+                    }
                 }
                 None => self.get(path)?,
             };
+            patience.progressed();
             items.extend(page["items"].as_array().into_iter().flatten().cloned());
             match page["next_cursor"].as_str() {
                 // A cursor that does not move would never end.
@@ -164,19 +215,21 @@ impl Client {
     ) -> Result<Value, ClientError> {
         let mut response = answer.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
-        let text = response
-            .body_mut()
-            .with_config()
-            .limit(ANSWER_BYTES_MAX)
-            .lossy_utf8(true)
-            .read_to_string()
-            .map_err(|error| self.bad_answer(path, &error.to_string()))?;
-        let body: Result<Value, _> = serde_json::from_str(&text);
+        let reading = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).lossy_utf8(true);
+        let text = reading.read_to_string();
         if !status.is_success() {
-            let message = problem(status.as_u16(), body.as_ref().ok());
+            let body = text.ok().and_then(|text| serde_json::from_str(&text).ok());
+            let message = problem(status.as_u16(), body.as_ref());
             return Err(ClientError::Problem { status: status.as_u16(), message });
         }
-        body.map_err(|error| self.bad_answer(path, &error.to_string()))
+        let text = text.map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(_) => self.bad_answer(path, &error.to_string()),
+            error => self.cut_off(path, &error),
+        })?;
+        serde_json::from_str(&text).map_err(|error| match error.is_eof() {
+            true => self.cut_off(path, &error),
+            false => self.bad_answer(path, &error.to_string()),
+        })
     }
 
     fn unreachable(&self, error: &ureq::Error) -> ClientError {
@@ -184,7 +237,25 @@ impl Client {
             ureq::Error::Io(error) => error.to_string(),
             error => error.to_string(),
         };
-        ClientError::Unreachable { url: self.base.clone(), reason }
+        let connected = match error {
+            ureq::Error::Io(error) => matches!(
+                error.kind(),
+                ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::BrokenPipe
+                    | ErrorKind::UnexpectedEof
+            ),
+            ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect)
+            | ureq::Error::HostNotFound
+            | ureq::Error::ConnectionFailed
+            | ureq::Error::BadUri(_) => false,
+            _ => true,
+        };
+        ClientError::Unreachable { url: self.base.clone(), reason, connected }
+    }
+
+    fn cut_off(&self, path: &str, error: &dyn std::error::Error) -> ClientError {
+        ClientError::CutOff { url: self.url(path), reason: error.to_string() }
     }
 
     fn bad_answer(&self, path: &str, reason: &str) -> ClientError {
@@ -284,6 +355,52 @@ mod tests {
     }
 
     #[test]
+    fn passing_errors_are_told_from_final_ones() {
+        let problem = |status| ClientError::Problem { status, message: String::new() };
+        for status in [300, 400, 401, 404, 409, 413, 422, 499] {
+            assert!(!problem(status).is_passing(), "{status}");
+        }
+        for status in [429, 500, 502, 503, 504] {
+            assert!(problem(status).is_passing(), "{status}");
+        }
+        let whole = r#"{"id":"tsk_1"}"#;
+        let server = Server::start(vec![
+            Reply::json(200, whole).cut(1),
+            Reply::json(200, &whole[..5]),
+            Reply::json(200, ""),
+            Reply::chunked(whole).cut(1),
+            Reply::json(200, whole).cut(whole.len() + 20),
+            Reply::json(502, whole).cut(1),
+            Reply::json(404, whole).cut(1),
+            Reply::json(200, "<html>"),
+            Reply::chunked(whole),
+        ]);
+        let client = Client::new(server.url(), None).unwrap();
+        let passing = || client.get("/v1/tasks/tsk_1").map_err(|error| error.is_passing());
+        for name in ["body", "JSON", "nothing", "chunks", "head", "problem"] {
+            assert_eq!(passing(), Err(true), "{name}");
+        }
+        assert_eq!((passing(), passing()), (Err(false), Err(false)), "a final status; no JSON");
+        assert_eq!(passing().unwrap()["id"], "tsk_1");
+        assert_eq!(passing(), Err(true), "the server has ended");
+    }
+
+    #[test]
+    fn a_list_outlives_a_restart_between_two_pages() {
+        let server = Server::start(vec![
+            Reply::json(200, r#"{"items":[1],"next_cursor":"a"}"#),
+            Reply::json(502, ""),
+            Reply::json(200, r#"{"items":[2],"next_cursor":null}"#).cut(3),
+            Reply::json(200, r#"{"items":[2],"next_cursor":null}"#),
+            Reply::json(503, ""),
+        ]);
+        let client = Client::new(server.url(), None).unwrap();
+        assert_eq!(client.items("/v1/groups").unwrap(), [json!(1), json!(2)]);
+        assert!(server.requests()[3].starts_with("GET /v1/groups?cursor=a "));
+        client.items("/v1/groups").expect_err("the first answer says how it is");
+    }
+
+    #[test]
     fn lists_are_read_page_by_page() {
         let server = Server::start(vec![
             Reply::json(200, r#"{"items":[1,2],"next_cursor":"a b"}"#),
@@ -313,5 +430,10 @@ mod tests {
         let client = Client::new("http://127.0.0.1:1", None).unwrap();
         let error = client.get("/v1/status").unwrap_err();
         assert!(error.to_string().starts_with("cannot reach http://127.0.0.1:1: "), "{error}");
+        assert!(matches!(error, ClientError::Unreachable { connected: false, .. }), "{error:?}");
+        let server = Server::start(vec![Reply::json(200, "{}").cut(usize::MAX)]);
+        let client = Client::new(server.url(), None).unwrap();
+        let error = client.get("/v1/status").unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable { connected: true, .. }), "{error:?}");
     }
 }

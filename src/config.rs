@@ -7,10 +7,13 @@ mod agent;
 mod layers;
 mod otlp;
 mod section;
+mod services;
 mod source;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,6 +48,9 @@ pub struct Config {
     pub defaults: Defaults,
     pub otlp: Otlp,
     pub agents: BTreeMap<String, Agent>,
+    /// The file that was read; `None` if there was none.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
     /// What looks like a slip; to be logged at `warn`.
     #[serde(skip)]
     pub warnings: Vec<String>,
@@ -119,25 +125,30 @@ impl ConfigError {
 impl Config {
     /// Loads the configuration of this process.
     ///
-    /// `file` is what `--config` names; without it, [`DEFAULT_FILE`] if there is one. `listen` is
-    /// the flag of that name.
+    /// `file` is what `--config` names; without it, [`DEFAULT_FILE`] if there is one. A file that
+    /// is there and cannot be read is an error: with the defaults it would be another server.
+    /// `listen` is the flag of that name.
     ///
     /// # Errors
     ///
     /// The first thing that is wrong, as `file:line: problem`, or with the variable or flag.
     pub fn load(file: Option<&Path>, listen: Option<&str>) -> Result<Self, ConfigError> {
-        let file = match file {
-            Some(file) => Some(file),
-            None => Some(Path::new(DEFAULT_FILE)).filter(|file| file.exists()),
+        let text = match file {
+            Some(file) => Some((file, read(file)?)),
+            None => {
+                let file = Path::new(DEFAULT_FILE);
+                read_if_there(file)?.map(|text| (file, text))
+            }
         };
-        let text = file.map(read).transpose()?;
-        let file = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
+        let name = text.as_ref().map(|(file, _)| file.display().to_string());
+        let layer = name.as_deref().zip(text.as_ref().map(|(_, text)| text.as_str()));
         let environment: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(name, value)| {
                 Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
             })
             .collect();
-        Self::from_layers(file, &environment, listen)
+        let config = Self::from_layers(layer, &environment, listen)?;
+        Ok(Config { file: text.map(|(file, _)| file.to_owned()), ..config })
     }
 
     /// [`Config::load`] without the process: `file` is name and text, `environment` all variables.
@@ -171,22 +182,42 @@ impl Config {
         let otlp = otlp::read(section("otlp")?)?;
         let agents = agent::read_all(layers.remove("agents"), known.get("agents"))?;
         let defaults = defaults(defaults_section, &agents)?;
-        Ok(Config { server, storage, limits, defaults, otlp, agents, warnings })
+        Ok(Config { server, storage, limits, defaults, otlp, agents, file: None, warnings })
     }
 }
 
-/// Reads a file as (name, text).
-fn read(file: &Path) -> Result<(String, String), ConfigError> {
-    let name = file.display().to_string();
-    let bytes = std::fs::read(file)
-        .map_err(|error| ConfigError(format!("{name}: cannot be read: {error}")))?;
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok((name, text)),
-        Err(error) => {
-            let line = line_of(error.as_bytes(), error.utf8_error().valid_up_to());
-            Err(ConfigError::at(&Origin::File { name, line }, "is not UTF-8"))
-        }
+/// Reads a file's text.
+fn read(file: &Path) -> Result<String, ConfigError> {
+    text_of(file, fs::read(file).map_err(|error| cannot_read(file, &error))?)
+}
+
+/// Reads a file's text; `None` if the file does not exist.
+fn read_if_there(file: &Path) -> Result<Option<String>, ConfigError> {
+    match fs::read(file) {
+        Ok(bytes) => text_of(file, bytes).map(Some),
+        Err(error) if is_absent(file, &error) => Ok(None),
+        Err(error) => Err(cannot_read(file, &error)),
     }
+}
+
+/// Whether `error`, which reading `file` gave, says that the file does not exist. A dangling link is
+/// not absence, neither as the file itself nor as a directory on its path.
+fn is_absent(file: &Path, error: &io::Error) -> bool {
+    let mut on_the_way = file.ancestors().filter(|path| !path.as_os_str().is_empty());
+    let nearest = on_the_way.find(|path| path.symlink_metadata().is_ok());
+    error.kind() == ErrorKind::NotFound && nearest.is_none_or(|path| path.metadata().is_ok())
+}
+
+fn cannot_read(file: &Path, error: &io::Error) -> ConfigError {
+    ConfigError(format!("{}: cannot be read: {error}", file.display()))
+}
+
+fn text_of(file: &Path, bytes: Vec<u8>) -> Result<String, ConfigError> {
+    String::from_utf8(bytes).map_err(|error| {
+        let line = line_of(error.as_bytes(), error.utf8_error().valid_up_to());
+        let name = file.display().to_string();
+        ConfigError::at(&Origin::File { name, line }, "is not UTF-8")
+    })
 }
 
 fn server(mut section: Section<'_>) -> Result<Server, ConfigError> {

@@ -36,7 +36,7 @@ use actix_web::{
 };
 use greenroom_actors::{
     group::Shared,
-    storage::StoreError,
+    storage::{Archive, GroupNo, Standing, StoreError},
     supervisor::{Find, GroupHandle, Supervisor},
 };
 use greenroom_core::{Blocked, GroupId};
@@ -107,6 +107,22 @@ impl Worker {
         }
         handles.insert(group, handle.clone());
         Ok(handle)
+    }
+
+    /// Reads a group and something of it in one snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::NoSuchGroup`], or the database's error.
+    async fn read_of<R: Send + 'static>(
+        &self,
+        no: GroupNo,
+        ask: impl FnOnce(&dyn Archive, Standing) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, ApiError> {
+        let found = self.edge.shared.ledger.read(move |archive| {
+            archive.group(no)?.map(|standing| ask(archive, standing)).transpose()
+        });
+        found.await?.ok_or(ApiError::NoSuchGroup)
     }
 
     /// What stands before a task: the database, while it fails, before all else.

@@ -122,8 +122,6 @@ struct Exporter {
     /// Unknown until it is read.
     progress: Option<Progress>,
     stored: Option<EndedAt>,
-    /// How far this round has read.
-    cursor: Option<EndedAt>,
     /// Answers to this batch for which OTLP knows no second try.
     odd_errors: u32,
     /// Since when the collector takes nothing.
@@ -150,7 +148,6 @@ impl Exporter {
             looked_ms: begun.up.ms,
             progress: None,
             stored: None,
-            cursor: None,
             odd_errors: 0,
             down: None,
             totals,
@@ -240,6 +237,7 @@ impl Exporter {
         let history: Vec<EndedAt> = history.iter().map(|ended| ended.place).collect();
         // Only this process remembers them: the next one, if it starts within seconds, sends them.
         progress.settle(&history, begun);
+        progress.restart();
         self.store(progress.place())?;
         Ok(progress)
     }
@@ -249,7 +247,6 @@ impl Exporter {
         let passed_ms = now.up.ms.saturating_sub(self.looked_ms);
         self.looked_ms = now.up.ms;
         if progress.look(now.wall, passed_ms) {
-            self.cursor = None;
             log::info!(
                 target: "greenroom::otlp",
                 "the clock was set back; the last spans may be sent twice"
@@ -258,15 +255,15 @@ impl Exporter {
         let filter = EndedFilter {
             from: None,
             to: progress.until(now.wall),
-            after: Some(self.cursor.unwrap_or(progress.place())),
+            after: Some(progress.cursor(now.wall)),
             limit: SPANS_MAX,
         };
         let page = self.read(move |archive| archive.ended_turns(&filter))?;
         let places: Vec<EndedAt> = page.iter().map(|ended| ended.place).collect();
-        let Some(last) = places.last() else {
-            self.cursor = None;
+        if places.is_empty() {
+            progress.restart();
             return Ok(Next::Rest);
-        };
+        }
         let new = page.into_iter().filter(|ended| progress.is_new(ended.place));
         let new: Vec<_> = new.collect();
         let spans = self.read(move |archive| {
@@ -278,9 +275,9 @@ impl Exporter {
             new.iter().filter_map(span).collect()
         })?;
         if let Some(wait) = self.hand_over(spans, timeout) {
+            progress.restart();
             return Ok(Next::Wait(wait));
         }
-        self.cursor = Some(*last);
         progress.settle(&places, now.wall);
         self.store(progress.place())?;
         Ok(Next::GoOn)

@@ -20,6 +20,12 @@ pub fn now() -> Timestamp {
     Timestamp(since.as_millis().try_into().unwrap_or(i64::MAX))
 }
 
+/// The wall clock's time in microseconds.
+pub fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_micros().try_into().unwrap_or(u64::MAX)
+}
+
 /// An id that nobody had, and greater than those before it.
 pub fn fresh() -> Uuid {
     Uuid::now_v7()

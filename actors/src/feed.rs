@@ -40,9 +40,41 @@ pub struct Chunk {
     pub events: Bytes,
 }
 
+/// What a reader gets next.
+#[derive(Clone, Debug)]
+pub enum Next {
+    /// The frames that directly follow its last one.
+    Chunk(Chunk),
+    /// The frame after its last one is not in the tail; the reader has to read the database.
+    Disk,
+    /// The reader has the last frame.
+    Nothing,
+    /// The group is deleted.
+    Gone,
+}
+
+impl Tail {
+    /// What a reader gets next whose last frame is `cursor`. It never skips a frame, whatever the
+    /// tail holds (I3).
+    pub fn after(&self, cursor: u64) -> Next {
+        if self.gone {
+            return Next::Gone;
+        }
+        match self.chunks.iter().find(|chunk| chunk.first_seq == cursor + 1) {
+            Some(chunk) => Next::Chunk(chunk.clone()),
+            None if cursor < self.last_seq => Next::Disk,
+            None => Next::Nothing,
+        }
+    }
+}
+
 impl Chunk {
-    /// Encodes the frames of `blocks` whose numbers are above `after`.
+    /// Encodes the frames of `blocks` whose numbers are above `after`, up to the first one that is
+    /// missing.
     pub fn encode(group: &GroupId, blocks: &[Block], after: u64) -> Option<Self> {
+        let blocks = &blocks[blocks.partition_point(|block| block.last_seq() <= after)..];
+        let joined = blocks.windows(2).take_while(|two| two[0].last_seq() + 1 == two[1].first_seq);
+        let blocks = &blocks[..blocks.len().min(joined.count() + 1)];
         let (first, last) = (blocks.first()?, blocks.last()?);
         let text: usize = blocks.iter().map(|block| block.text.len()).sum();
         let count: u64 = blocks.iter().map(|block| block.count).sum();
@@ -66,6 +98,10 @@ pub fn publish(feed: &Feed, group: &GroupId, blocks: &[Block], last_seq: u64) {
     let read = feed.receiver_count() > 0;
     let mut chunks = if read { feed.borrow().chunks.clone() } else { Vec::new() };
     if read && let Some(chunk) = Chunk::encode(group, blocks, 0) {
+        // An actor that died between commit and publish left frames that are only on disk.
+        if chunks.last().is_some_and(|last| last.last_seq + 1 != chunk.first_seq) {
+            chunks.clear();
+        }
         chunks.push(chunk);
         let mut bytes: usize = chunks.iter().map(|chunk| chunk.events.len()).sum();
         let mut surplus = 0;
@@ -81,4 +117,77 @@ pub fn publish(feed: &Feed, group: &GroupId, blocks: &[Block], last_seq: u64) {
 /// Tells the readers that the group is no more.
 pub fn end(feed: &Feed) {
     feed.send_replace(Arc::new(Tail { gone: true, ..Tail::default() }));
+}
+
+#[cfg(test)]
+mod tests {
+    use greenroom_core::{Kinds, Timestamp};
+
+    use super::*;
+
+    fn block(first_seq: u64, count: u64) -> Block {
+        Block {
+            first_seq,
+            count,
+            at: Timestamp(0),
+            segment: 1,
+            run: None,
+            task: None,
+            kinds: Kinds::All("session/update".into()),
+            text: vec!["{}"; usize::try_from(count).unwrap_or_default()].join("\n").into(),
+        }
+    }
+
+    /// The tail of a feed with one reader after each of these lists was published.
+    fn published(blocks: &[&[Block]]) -> Arc<Tail> {
+        let feed = Feed::default();
+        let reader = feed.subscribe();
+        let group = "work".parse().unwrap_or_else(|_| unreachable!());
+        for blocks in blocks {
+            publish(&feed, &group, blocks, blocks.last().map_or(0, Block::last_seq));
+        }
+        reader.borrow().clone()
+    }
+
+    /// What a reader gets whose last frame is `cursor`: a chunk's first and last frame, or a word.
+    fn next(tail: &Tail, cursor: u64) -> Result<(u64, u64), &'static str> {
+        match tail.after(cursor) {
+            Next::Chunk(chunk) => Ok((chunk.first_seq, chunk.last_seq)),
+            Next::Disk => Err("disk"),
+            Next::Nothing => Err("nothing"),
+            Next::Gone => Err("gone"),
+        }
+    }
+
+    #[test]
+    fn a_reader_gets_the_frames_that_directly_follow() {
+        let tail = published(&[&[block(1, 2), block(3, 1)], &[block(4, 2)]]);
+        let expected =
+            [Ok((1, 3)), Err("disk"), Err("disk"), Ok((4, 5)), Err("disk"), Err("nothing")];
+        for (cursor, expected) in (0..).zip(expected) {
+            assert_eq!(next(&tail, cursor), expected, "{cursor}");
+        }
+    }
+
+    /// I3: if frame n + 2 is published after frame n, a reader with frame n reads the database.
+    #[test]
+    fn a_frame_that_was_not_published_is_read_from_disk() {
+        let tail = published(&[&[block(1, 3)], &[block(5, 1)]]);
+        assert_eq!(next(&tail, 3), Err("disk"));
+        assert_eq!(next(&tail, 4), Ok((5, 5)));
+        assert_eq!(next(&tail, 0), Err("disk"), "the tail has no gap in it");
+        let group = "work".parse().unwrap_or_else(|_| unreachable!());
+        let behind = Chunk::encode(&group, &[block(1, 2), block(5, 1), block(6, 1)], 2);
+        assert_eq!(behind.map(|chunk| (chunk.first_seq, chunk.last_seq)), Some((5, 6)));
+        let within = published(&[&[block(1, 1), block(3, 1)]]);
+        assert_eq!((next(&within, 0), next(&within, 1)), (Ok((1, 1)), Err("disk")));
+    }
+
+    #[test]
+    fn a_deleted_group_ends_the_stream() {
+        let feed = Feed::default();
+        let reader = feed.subscribe();
+        end(&feed);
+        assert_eq!(next(&reader.borrow(), 0), Err("gone"));
+    }
 }

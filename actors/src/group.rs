@@ -41,6 +41,7 @@ pub use self::news::{Change, Forget, GroupDied, StatusChanged};
 use crate::{
     agent::{Agent, AgentReport, Nursery, Order, Start, acp, sessions::Reread},
     awake::{self, Awake},
+    changes::Watched,
     clock, digest,
     feed::{self, Feed},
     frames::{self, Place},
@@ -72,8 +73,9 @@ pub struct Shared {
     pub default_agent: String,
     /// Hears of each status change, while anybody wants to know.
     pub status: Recipient<StatusChanged>,
-    /// Whether anybody does: waking the supervisor twice a turn for nobody costs a tenth of it.
-    pub watched: AtomicBool,
+    /// Whether a reader of status changes is connected: to wake the supervisor twice a turn without
+    /// one costs a tenth of the turn.
+    pub watched: Watched,
     /// Whether the server shuts down: set once, before any group hears of it by a message, so that
     /// none claims work or sends a prompt meanwhile (SEEDS DQ-11).
     pub draining: AtomicBool,
@@ -392,7 +394,7 @@ impl Group {
         if self.status != stored.standing.status {
             let from = std::mem::replace(&mut self.status, stored.standing.status);
             report::tell_status(from, &stored.standing, self.core.current());
-            if !self.shared.watched.load(Ordering::Relaxed) {
+            if !self.shared.watched.count() {
                 return;
             }
             self.shared.status.do_send(StatusChanged(Change {
@@ -521,11 +523,16 @@ impl Group {
     /// A task that is not terminal, as the API shows it.
     fn view(&self, id: TaskId) -> Option<TaskView> {
         let task = self.core.task(id)?.clone();
-        let position = self.core.position(id);
+        let claimed = self.core.current().filter(|task| task.state != TaskState::Running);
+        let position = match claimed {
+            Some(claimed) if claimed.id == id => Some(0),
+            Some(_) => self.core.position(id).map(|place| place + 1),
+            None => self.core.position(id),
+        };
         let blocked_by = match position {
+            Some(0) if claimed.is_some() => Some(Blocked::Agent),
             Some(0) => self.core.blocked_by(),
             Some(_) => self.core.blocked_by().map(Blocked::behind),
-            None if task.state != TaskState::Running => Some(Blocked::Agent),
             None => None,
         };
         let position = position.map(|place| place as u64);

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod awake;
 pub mod base;
+pub mod changes;
 pub mod clock;
 pub mod digest;
 mod failpoint;

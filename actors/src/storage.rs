@@ -563,6 +563,9 @@ pub trait Archive: Send + 'static {
     /// What a key was used for.
     fn key(&self, key: &[u8; 32]) -> Result<Option<KeyUse>, StoreError>;
 
+    /// Calls `read` with one committed state that stays the same for all of its calls.
+    fn in_one_snapshot(&self, read: &mut dyn FnMut(&dyn Archive)) -> Result<(), StoreError>;
+
     /// A lock as it is stored, expired or not.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! of its end when it is dropped, however that comes about.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ use tokio::{sync::broadcast, time::sleep};
 
 use crate::{
     awake::timeout,
+    changes::{History, KEPT_MAX, Replay},
     clock,
     feed::Feed,
     group::{Change, Cut, Drain, Forget, Group, GroupDied, Halt, Shared, StatusChanged},
@@ -39,8 +40,6 @@ const LIVED: Duration = Duration::from_secs(30);
 /// How often it is looked whether anybody watches the status of all groups. A reader who comes back
 /// within that time misses nothing.
 const UNWATCHED: Duration = Duration::from_secs(60);
-/// Status changes kept for readers of all groups.
-const CHANGES_MAX: usize = 1024;
 
 /// A group as the HTTP edge holds it.
 #[derive(Clone, Debug)]
@@ -84,8 +83,8 @@ pub struct ChangesAfter(pub u64);
 /// Status changes of all groups.
 #[derive(Debug, MessageResponse)]
 pub struct Changes {
-    /// The number of the earliest change that is still kept, or else of the next one.
-    pub earliest: u64,
+    /// The number of the first change that follows, if changes that were asked for are missing.
+    pub gap: Option<u64>,
     /// Those that were asked for and are kept.
     pub past: Vec<Arc<Change>>,
     /// Those to come. A reader that falls far behind misses some, and learns of it.
@@ -108,9 +107,8 @@ pub struct Supervisor {
     dormant: HashMap<GroupId, GroupNo>,
     last_no: GroupNo,
     last_incarnation: u64,
-    past_changes: VecDeque<Arc<Change>>,
+    past_changes: History,
     changes: broadcast::Sender<Arc<Change>>,
-    last_change: u64,
     /// How often in a row nobody was found to watch.
     unwatched: u32,
     _vital: Vital,
@@ -126,10 +124,10 @@ impl Supervisor {
             dormant: HashMap::new(),
             last_no: 0,
             last_incarnation: 0,
-            past_changes: VecDeque::new(),
-            changes: broadcast::Sender::new(CHANGES_MAX),
-            // Microseconds since the epoch: no server makes a million changes a second for long.
-            last_change: clock::now().0.unsigned_abs() * 1000,
+            // Microseconds since the epoch. No server makes a million changes a second for long, so
+            // the numbers of an earlier life are below, or above if the clock was set back.
+            past_changes: History::new(clock::now_us()),
+            changes: broadcast::Sender::new(KEPT_MAX),
             unwatched: 0,
             _vital: Vital("supervisor"),
         }
@@ -160,8 +158,7 @@ impl Supervisor {
         }
         if self.unwatched > 1 {
             self.unwatched = 0;
-            self.past_changes.clear();
-            self.shared.watched.store(false, Ordering::Relaxed);
+            self.shared.watched.end();
         } else {
             ctx.run_later(UNWATCHED, Self::look_who_watches);
         }
@@ -272,12 +269,7 @@ impl Handler<StatusChanged> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, StatusChanged(change): StatusChanged, _: &mut Self::Context) {
-        self.last_change += 1;
-        let change = Arc::new(Change { id: self.last_change, ..change });
-        self.past_changes.push_back(change.clone());
-        if self.past_changes.len() > CHANGES_MAX {
-            self.past_changes.pop_front();
-        }
+        let change = self.past_changes.push(change);
         // An error says that nobody listens.
         _ = self.changes.send(change);
     }
@@ -287,16 +279,12 @@ impl Handler<ChangesAfter> for Supervisor {
     type Result = Changes;
 
     fn handle(&mut self, ChangesAfter(id): ChangesAfter, ctx: &mut Self::Context) -> Self::Result {
-        if !self.shared.watched.swap(true, Ordering::Relaxed) {
-            // Changes that nobody heard of have no number; whoever missed them learns that.
-            self.last_change += 1;
+        if let Some(unheard) = self.shared.watched.begin() {
+            self.past_changes.skip(unheard);
             ctx.run_later(UNWATCHED, Self::look_who_watches);
         }
-        Changes {
-            earliest: self.past_changes.front().map_or(self.last_change + 1, |first| first.id),
-            past: self.past_changes.iter().filter(|change| change.id > id).cloned().collect(),
-            coming: self.changes.subscribe(),
-        }
+        let Replay { gap, past } = self.past_changes.after(id);
+        Changes { gap, past, coming: self.changes.subscribe() }
     }
 }
 

@@ -201,6 +201,108 @@ fn a_turn_prints_only_its_own_answer_cleaned_and_over_a_broken_stream() {
     assert_eq!((last_id(&requests[2]), last_id(&requests[4])), ("7".into(), "9".into()));
 }
 
+/// The key of a POST, and the first line of any request.
+fn key_and_line(request: &str) -> (Option<String>, &str) {
+    let head = request.to_ascii_lowercase();
+    let key = head.split("idempotency-key: ").nth(1);
+    (key.map(|key| key.split("\r\n").next().unwrap().to_owned()), request.lines().next().unwrap())
+}
+
+/// Every request of a turn is retried while the server is away; the turn is enqueued once, and each
+/// of its words is printed once.
+#[test]
+fn a_turn_retries_every_request_while_the_server_is_away() {
+    let running = r#"{"id":"tsk_2","state":"running"}"#;
+    let ended = r#"{"id":"tsk_2","state":"completed","stop_reason":"end_turn"}"#;
+    let words = said(8, "tsk_2", "one ") + &said(9, "tsk_2", "two");
+    let end = frame(10, "tsk_2", "greenroom/task_ended", &json!({}));
+    let server = Server::start(vec![
+        Reply::json(503, ""),
+        Reply::json(200, "{}").cut(usize::MAX),
+        Reply::json(200, r#"{"id":"work","last_seq":7}"#),
+        Reply::json(502, "<html>"),
+        Reply::json(202, running).cut(4),
+        Reply::json(202, running),
+        Reply::json(504, ""),
+        // The stream breaks off within the second word's event.
+        Reply::events(&words).cut(9),
+        Reply::json(502, "<html>"),
+        Reply::events(&said(9, "tsk_2", "two")),
+        Reply::json(200, running).cut(1),
+        Reply::events(&end),
+        Reply::json(504, ""),
+        Reply::json(200, running),
+        Reply::json(200, ended).cut(2),
+        Reply::json(200, ended),
+    ]);
+    let mut out = Vec::new();
+    let exit = turn::turn(&client(&server), "work", "hi".into(), false, &mut out).unwrap();
+    assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), ("one two\n", Exit::Done));
+    let requests = server.requests();
+    let asked: Vec<_> = requests.iter().map(|request| key_and_line(request)).collect();
+    let key = asked[3].0.clone().unwrap();
+    for (asked_key, line) in &asked[3..6] {
+        assert_eq!(asked_key.as_ref(), Some(&key));
+        assert_eq!(*line, "POST /v1/groups/work/turns HTTP/1.1");
+    }
+    assert!(asked[6..].iter().all(|(key, line)| key.is_none() && line.starts_with("GET ")));
+    let ends: Vec<&str> = asked[12..].iter().map(|(_, line)| *line).collect();
+    let (plain, waits) = ("GET /v1/tasks/tsk_2 HTTP/1.1", "GET /v1/tasks/tsk_2?wait=60 HTTP/1.1");
+    assert_eq!(ends, [waits, plain, waits, plain]);
+}
+
+/// A final answer ends a turn at once, and so does a server that was never reached.
+#[test]
+fn a_turn_ends_with_a_final_answer() {
+    let group = || Reply::json(200, r#"{"id":"work","last_seq":7}"#);
+    let task = || Reply::json(202, r#"{"id":"tsk_2","state":"queued"}"#);
+    let no = |status| Reply::json(status, r#"{"title":"No"}"#);
+    let conversations = [
+        vec![no(400)],
+        vec![group(), no(422)],
+        vec![group(), no(429)],
+        vec![group(), task(), no(404)],
+        vec![group(), task(), Reply::events(""), no(404)],
+        vec![
+            group(),
+            task(),
+            Reply::events(&frame(9, "tsk_2", "greenroom/task_ended", &json!({}))),
+            no(403),
+        ],
+    ];
+    for conversation in conversations {
+        let count = conversation.len();
+        let server = Server::start(conversation);
+        let turn = turn::turn(&client(&server), "work", "hi".into(), false, &mut Vec::new());
+        let error = turn.unwrap_err();
+        assert_eq!((error.to_string().as_str(), error.exit()), ("No", Exit::Unreachable));
+        assert_eq!(server.requests().len(), count);
+    }
+    let absent = Client::new("http://127.0.0.1:1", None).unwrap();
+    let error = turn::compact(&absent, "work", false, &mut Vec::new()).unwrap_err();
+    assert!(error.to_string().starts_with("cannot reach "), "{error}");
+}
+
+/// A command creates one task, also if its request is retried.
+#[test]
+fn a_compaction_and_a_retry_keep_their_key_when_they_are_retried() {
+    let task = r#"{"id":"tsk_1","state":"completed"}"#;
+    let server = Server::start(vec![
+        Reply::json(202, task).cut(1),
+        Reply::json(202, task),
+        Reply::json(200, task),
+        Reply::json(503, ""),
+        Reply::json(202, task),
+    ]);
+    let client = client(&server);
+    turn::compact(&client, "work", false, &mut Vec::new()).unwrap();
+    turn::retry(&client, "tsk_1", false, &mut Vec::new()).unwrap();
+    let requests = server.requests();
+    let keys: Vec<_> = requests.iter().map(|request| key_and_line(request).0).collect();
+    assert!(keys[0].is_some() && keys[0] == keys[1] && keys[2].is_none(), "{keys:?}");
+    assert!(keys[3].is_some() && keys[3] == keys[4] && keys[0] != keys[3], "{keys:?}");
+}
+
 #[test]
 fn a_turn_exits_by_its_outcome() {
     #[rustfmt::skip]

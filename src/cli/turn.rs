@@ -4,20 +4,16 @@ use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
+use greenroom_actors::clock;
 use serde_json::{Value, json};
 
 use super::render::{answer_chunk, cell, json_line};
 use super::{CliError, Exit, INTERRUPT_EXIT};
-use crate::client::{Client, ClientError, encode};
+use crate::client::{Client, ClientError, Patience, encode};
 use crate::text::clean;
 
 /// How long one request waits for a task to end.
 const WAIT: Duration = Duration::from_secs(60);
-
-/// Pauses between attempts to reach a server that went away, together about half a minute: a
-/// restart takes less.
-const RECONNECTS: u32 = 20;
-const RECONNECT_PAUSE: Duration = Duration::from_millis(1_500);
 
 /// Enqueues a turn and prints the answer as it comes; with `json`, the task when it has ended.
 pub fn turn(
@@ -33,12 +29,12 @@ pub fn turn(
     }
     let path = format!("/v1/groups/{}", encode(group));
     // Frames from here on may be of the turn; the group may not exist yet.
-    let after = match client.get(&path) {
+    let after = match until_answered(false, || client.get(&path)) {
         Ok(group) => group["last_seq"].as_u64().unwrap_or(0),
         Err(ClientError::Problem { status: 404, .. }) => 0,
         Err(error) => return Err(error.into()),
     };
-    let task = client.post(&format!("{path}/turns"), &json!({"prompt": text}))?;
+    let task = enqueue(client, &format!("{path}/turns"), &json!({"prompt": text}), true)?;
     let id = task_id(&task)?;
     say_on_interrupt(&id);
     if json {
@@ -60,7 +56,7 @@ pub fn compact(
     out: &mut impl Write,
 ) -> Result<Exit, CliError> {
     let path = format!("/v1/groups/{}/compactions", encode(group));
-    let task = client.post(&path, &json!({}))?;
+    let task = enqueue(client, &path, &json!({}), false)?;
     let id = task_id(&task)?;
     say_on_interrupt(&id);
     let task = wait(client, &id)?;
@@ -97,7 +93,8 @@ pub fn retry(
     json: bool,
     out: &mut impl Write,
 ) -> Result<Exit, CliError> {
-    let task = client.post(&format!("/v1/tasks/{}/retry", encode(task)), &json!({}))?;
+    let path = format!("/v1/tasks/{}/retry", encode(task));
+    let task = enqueue(client, &path, &json!({}), false)?;
     if json {
         json_line(out, &task)?;
     } else {
@@ -132,6 +129,45 @@ impl<W: Write> Answer<'_, W> {
     }
 }
 
+/// Enqueues a task. The idempotency key makes a retry safe whose first answer was lost.
+fn enqueue(
+    client: &Client,
+    path: &str,
+    body: &Value,
+    was_there: bool,
+) -> Result<Value, ClientError> {
+    let key = format!("cli-{}", clock::fresh());
+    until_answered(was_there, || client.post_once(&key, path, body))
+}
+
+/// Retries a request until it is answered. The error is final at once if no connection could be
+/// made, unless the server was reached before (`was_there`), and if the queue is full.
+fn until_answered<T>(
+    mut was_there: bool,
+    request: impl Fn() -> Result<T, ClientError>,
+) -> Result<T, ClientError> {
+    let mut patience = Patience::bounded();
+    loop {
+        match request() {
+            Err(error @ ClientError::Unreachable { connected: false, .. }) if !was_there => {
+                return Err(error);
+            }
+            Err(error @ ClientError::Problem { status: 429, .. }) => return Err(error),
+            Err(error) => pause_after(&mut patience, error)?,
+            Ok(answer) => return Ok(answer),
+        }
+        was_there = true;
+    }
+}
+
+/// Pauses after a failed attempt, and reports the first one in a row on stderr.
+fn pause_after(patience: &mut Patience, error: ClientError) -> Result<(), ClientError> {
+    if patience.is_fresh() && error.is_passing() {
+        eprintln!("greenroom: {}; trying again", clean(&error.to_string()));
+    }
+    patience.pause_after(error)
+}
+
 /// Streams the answer of task `id` until the task has ended, over a restart of the server if need
 /// be. Gives the task as it ended.
 fn follow<W: Write>(
@@ -142,66 +178,63 @@ fn follow<W: Write>(
     answer: &mut Answer<'_, W>,
 ) -> Result<Value, CliError> {
     let mut last_id = after.to_string();
-    let mut failures = 0;
+    let mut patience = Patience::bounded();
     loop {
-        let failed = match client.events(path, Some(&last_id)) {
-            Ok(events) => {
-                // The stream may break at any event; then the next one starts behind it.
-                for event in events.map_while(Result::ok) {
-                    failures = 0;
-                    if let Some(id) = event.id {
-                        last_id = id;
-                    }
-                    let frame: Value = serde_json::from_str(&event.data).unwrap_or_default();
-                    if frame["task"] != id {
-                        continue;
-                    }
-                    if let Some(text) = answer_chunk(&frame) {
-                        answer.write(&text)?;
-                    }
-                    if event.kind == "greenroom/task_ended" {
-                        return wait(client, id);
-                    }
-                }
-                None
+        let events = match client.events(path, Some(&last_id)) {
+            Ok(events) => events,
+            Err(error) => {
+                pause_after(&mut patience, error)?;
+                continue;
             }
-            Err(error @ ClientError::Unreachable { .. }) => Some(error),
-            Err(ClientError::Problem { status: 503, message }) => {
-                Some(ClientError::Problem { status: 503, message })
-            }
-            Err(error) => return Err(error.into()),
         };
-        failures += 1;
-        match failed {
-            Some(error) if RECONNECTS <= failures => return Err(error.into()),
-            Some(_) => {}
-            // The server closed the stream. It may have said the task's end to nobody.
-            None => match client.get(&format!("/v1/tasks/{}", encode(id))) {
-                Ok(task) if is_terminal(&task) => return Ok(task),
-                _ => {}
-            },
+        patience.answered();
+        // The stream may break at any event; the next one starts after it.
+        for event in events.map_while(Result::ok) {
+            patience.progressed();
+            if let Some(id) = event.id {
+                last_id = id;
+            }
+            let frame: Value = serde_json::from_str(&event.data).unwrap_or_default();
+            if frame["task"] != id {
+                continue;
+            }
+            if let Some(text) = answer_chunk(&frame) {
+                answer.write(&text)?;
+            }
+            if event.kind == "greenroom/task_ended" {
+                return wait(client, id);
+            }
         }
-        thread::sleep(RECONNECT_PAUSE);
+        // The server closed the stream, perhaps before it sent the task's end.
+        match client.get(&task_path(id)) {
+            Ok(task) if is_terminal(&task) => return Ok(task),
+            Ok(_) => patience.pause(),
+            Err(error) => pause_after(&mut patience, error)?,
+        }
     }
 }
 
 /// Waits until task `id` is terminal, over a restart of the server if need be.
 fn wait(client: &Client, id: &str) -> Result<Value, CliError> {
-    let path = format!("/v1/tasks/{}?wait={}", encode(id), WAIT.as_secs());
-    let mut failures = 0;
+    let waiting = format!("{}?wait={}", task_path(id), WAIT.as_secs());
+    let mut patience = Patience::bounded();
     loop {
-        match client.get_waiting(&path, WAIT) {
+        // After a failure the next request does not wait: a proxy may cut off requests that take
+        // so long.
+        let asked = match patience.is_fresh() {
+            true => client.get_waiting(&waiting, WAIT),
+            false => client.get(&task_path(id)),
+        };
+        match asked {
             Ok(task) if is_terminal(&task) => return Ok(task),
-            Ok(_) => failures = 0,
-            Err(ClientError::Unreachable { .. } | ClientError::Problem { status: 503, .. })
-                if failures < RECONNECTS =>
-            {
-                failures += 1;
-                thread::sleep(RECONNECT_PAUSE);
-            }
-            Err(error) => return Err(error.into()),
+            Ok(_) => patience.answered(),
+            Err(error) => pause_after(&mut patience, error)?,
         }
     }
+}
+
+fn task_path(id: &str) -> String {
+    format!("/v1/tasks/{}", encode(id))
 }
 
 fn task_id(task: &Value) -> Result<String, CliError> {

@@ -1,18 +1,13 @@
 //! `greenroom watch`: what happens, as it happens, until Ctrl-C.
 
 use std::io::Write;
-use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde_json::Value;
 
 use super::render::{frame_line, json_line, status_line};
 use super::{CliError, Exit};
-use crate::client::{Client, ClientError, Event, encode};
-
-/// Pause before the stream is opened again, doubled up to the second value.
-const PAUSE: Duration = Duration::from_millis(250);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+use crate::client::{Client, Event, Patience, encode};
 
 /// Prints the frames of `group` from now on, or status changes of all groups. Comes back only with
 /// an error: once it was connected, it connects again for as long as it takes.
@@ -37,32 +32,21 @@ pub fn watch(
             "/v1/events".to_owned()
         }
     };
-    let mut connected = false;
-    let mut pause = PAUSE;
+    let mut patience = Patience::endless();
+    let mut events = client.events(&path, watch.last_id.as_deref())?;
     loop {
-        match client.events(&path, watch.last_id.as_deref()) {
-            Ok(events) => {
-                connected = true;
-                for event in events.map_while(Result::ok) {
-                    pause = PAUSE;
-                    watch.take(event)?;
-                }
-                eprintln!("greenroom: the stream ended; connecting again");
-            }
-            Err(error) if !connected || is_final(&error) => return Err(error.into()),
-            Err(_) => {}
+        for event in events.map_while(Result::ok) {
+            patience.progressed();
+            watch.take(event)?;
         }
-        thread::sleep(pause);
-        pause = PAUSE_MAX.min(pause * 2);
-    }
-}
-
-/// Whether another attempt would be answered the same.
-fn is_final(error: &ClientError) -> bool {
-    match error {
-        ClientError::Problem { status, .. } => (400..500).contains(status) && *status != 429,
-        ClientError::BadUrl { .. } => true,
-        ClientError::Unreachable { .. } | ClientError::BadAnswer { .. } => false,
+        eprintln!("greenroom: the stream ended; connecting again");
+        patience.pause();
+        events = loop {
+            match client.events(&path, watch.last_id.as_deref()) {
+                Ok(events) => break events,
+                Err(error) => patience.pause_after(error)?,
+            }
+        };
     }
 }
 

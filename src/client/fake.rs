@@ -18,6 +18,21 @@ impl Reply {
         ))
     }
 
+    /// An answer in chunked transfer coding.
+    pub fn chunked(body: &str) -> Self {
+        Reply(format!(
+            "HTTP/1.1 200 x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\
+             connection: close\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        ))
+    }
+
+    /// The reply without its last `bytes` bytes; the connection ends there.
+    pub fn cut(mut self, bytes: usize) -> Self {
+        self.0.truncate(self.0.len().saturating_sub(bytes));
+        self
+    }
+
     /// An event stream that ends after `body`.
     pub fn events(body: &str) -> Self {
         Reply(format!(

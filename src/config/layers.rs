@@ -4,6 +4,7 @@
 
 use super::ConfigError;
 use super::section::refuse_unknown;
+use super::services::Services;
 use super::source::{Entry, Origin, Table, Value};
 
 /// Sections whose single keys the environment can set.
@@ -75,21 +76,30 @@ pub fn overlay_environment(
     environment: &[(String, String)],
 ) -> Result<Vec<String>, ConfigError> {
     let mut warnings = Vec::new();
+    let services = Services::of(environment);
     for (name, text) in environment {
         let Some(rest) = name.strip_prefix("GREENROOM_") else { continue };
         if NOT_KEYS.contains(&name.as_str()) || rest == "LOG" || rest.starts_with("LOG_") {
             continue;
         }
         let at = Origin::Env(name.clone());
+        if services.have(name, text) && !is_key(known, rest) {
+            warnings.push(format!(
+                "{at}: is not a key of the configuration, and was ignored: an orchestrator sets \
+                 such variables for a service"
+            ));
+            continue;
+        }
         if rest == "AGENTS" || rest.starts_with("AGENTS_") {
             return Err(ConfigError::at(&at, "agents are configured in the file only"));
         }
-        let Some((section, key)) = SECTIONS.into_iter().find_map(|section| {
-            let rest = rest.strip_prefix(&section.to_uppercase())?;
-            Some((section, rest.strip_prefix('_').unwrap_or(rest).to_lowercase()))
-        }) else {
+        let Some((section, key)) = section_of(rest) else {
             warnings.push(format!("{at}: is not a key of the configuration, and was ignored"));
             continue;
+        };
+        let Some(key) = key else {
+            let keys = format!("a key of [{section}] is GREENROOM_{}_…", section.to_uppercase());
+            return Err(ConfigError::at(&at, format!("unknown key; {keys}")));
         };
         let Some(default) = default_of(known, section, &key) else {
             let known = keys_of(known, section).join(", ");
@@ -100,6 +110,23 @@ pub fn overlay_environment(
         set(layers, section, &key, at, value);
     }
     Ok(warnings)
+}
+
+/// The section that a variable's name begins with, and the key that follows; no key if anything but
+/// an underscore follows the section.
+fn section_of(rest: &str) -> Option<(&'static str, Option<String>)> {
+    let section = SECTIONS.into_iter().find(|name| rest.starts_with(&name.to_uppercase()))?;
+    let key = match &rest[section.len()..] {
+        "" => Some(String::new()),
+        key => key.strip_prefix('_').map(str::to_lowercase),
+    };
+    Some((section, key))
+}
+
+fn is_key(known: &Table, rest: &str) -> bool {
+    section_of(rest).is_some_and(|(section, key)| {
+        key.is_some_and(|key| default_of(known, section, &key).is_some())
+    })
 }
 
 fn default_of<'a>(known: &'a Table, section: &str, key: &str) -> Option<&'a Entry> {

@@ -277,6 +277,52 @@ fn files_that_cannot_be_read_are_named() {
     assert_eq!(error, format!("{}:2: is not UTF-8", latin1.display()));
 }
 
+/// Only a file that does not exist is no file. One that cannot be read is an error, and so is a
+/// dangling link.
+#[test]
+fn only_a_file_that_does_not_exist_is_no_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, path(name)).unwrap();
+    fs::create_dir(path("empty")).unwrap();
+    fs::create_dir(path("is_a_directory.toml")).unwrap();
+    fs::write(path("file"), "x").unwrap();
+    link("empty", "link_to_empty");
+    link("file", "link_to_file");
+    link("nowhere", "dangling");
+    link("dangling", "dangling_twice");
+    link("loop", "loop");
+    #[rustfmt::skip]
+    let cases = [
+        ("missing.toml",                Ok(None)),
+        ("no/such/directory.toml",      Ok(None)),
+        ("empty/missing.toml",          Ok(None)),
+        ("link_to_empty/missing.toml",  Ok(None)),
+        ("file",                        Ok(Some("x"))),
+        ("link_to_file",                Ok(Some("x"))),
+        ("dangling",                    Err("No such file")),
+        ("dangling_twice",              Err("No such file")),
+        ("dangling/missing.toml",       Err("No such file")),
+        ("loop",                        Err("Too many levels")),
+        ("loop/missing.toml",           Err("Too many levels")),
+        ("is_a_directory.toml",         Err("Is a directory")),
+        ("file/missing.toml",           Err("Not a directory")),
+    ];
+    for (name, expected) in cases {
+        let (file, found) = (path(name), read_if_there(&path(name)));
+        match expected {
+            Ok(text) => assert_eq!(found.unwrap().as_deref(), text, "{name}"),
+            Err(why) => {
+                let problem = found.unwrap_err().to_string();
+                let begins = format!("{}: cannot be read: {why}", file.display());
+                assert!(problem.starts_with(&begins), "{problem}");
+            }
+        }
+    }
+    let denied = io::Error::from(ErrorKind::PermissionDenied);
+    assert!(!is_absent(&path("missing.toml"), &denied));
+}
+
 #[test]
 fn the_environment_overrides_single_keys() {
     let config = from_env(&[
@@ -350,6 +396,9 @@ fn errors_of_the_environment_name_the_variable() {
         ("GREENROOM_LIMITS_QUEUE", "0", "environment variable GREENROOM_LIMITS_QUEUE: queue in [limits] must be from 1 to 1000000, found 0"),
         ("GREENROOM_LIMITS_QUEUE", "many", "environment variable GREENROOM_LIMITS_QUEUE: queue in [limits] must be an integer, found a string"),
         ("GREENROOM_SERVER_LISTEN", "0.0.0.0:1", "environment variable GREENROOM_SERVER_LISTEN: listen in [server] must be a loopback address: 0.0.0.0:1 could be reached from elsewhere, and this version has no tokens to guard it"),
+        ("GREENROOM_SERVERLISTEN", "127.0.0.1:1", "environment variable GREENROOM_SERVERLISTEN: unknown key; a key of [server] is GREENROOM_SERVER_…"),
+        ("GREENROOM_LIMITSQUEUE", "1", "environment variable GREENROOM_LIMITSQUEUE: unknown key; a key of [limits] is GREENROOM_LIMITS_…"),
+        ("GREENROOM_SERVER_PORT", "8080", "environment variable GREENROOM_SERVER_PORT: unknown key \"port\" in [server]; known keys: allowed_hosts, drain_timeout, listen, max_body"),
         ("GREENROOM_AGENTS_DEMO_COMMAND", "x", "environment variable GREENROOM_AGENTS_DEMO_COMMAND: agents are configured in the file only"),
     ];
     for (name, value, expected) in cases {
@@ -398,6 +447,34 @@ fn a_variable_that_is_no_key_is_said() {
     let ignored = "environment variable GREENROOM_SEVER_X: is not a key of the configuration, and \
                    was ignored";
     assert_eq!(config.warnings, [ignored]);
+}
+
+/// A variable that Kubernetes or Docker sets for a service is not fatal; a key that looks like one
+/// stays a key.
+#[test]
+fn a_variable_that_an_orchestrator_set_is_warned_of() {
+    let canary = "tcp://10.9.8.7:7433";
+    let names = [
+        "GREENROOM_PORT",
+        "GREENROOM_SERVICE_HOST",
+        "GREENROOM_PORT_7433_TCP_ADDR",
+        "GREENROOM_SERVER_PORT",
+        "GREENROOM_SERVER_SERVICE_HOST",
+        "GREENROOM_SERVER_SERVICE_PORT_HTTP",
+        "GREENROOM_SERVER_PORT_7433_TCP",
+        "GREENROOM_SERVERLESS_PORT",
+        "GREENROOM_AGENTS_PORT",
+        "GREENROOM_AGENTS_DEMO_SERVICE_HOST",
+    ];
+    let mut variables: Vec<(&str, &str)> = names.iter().map(|name| (*name, canary)).collect();
+    variables.push(("GREENROOM_OTLP_SERVICE_NAME", "own"));
+    let config = from_env(&variables).unwrap();
+    assert_eq!(config.otlp.service_name, "own");
+    assert_eq!(config.warnings.len(), names.len(), "{:?}", config.warnings);
+    for (name, warning) in names.iter().zip(&config.warnings) {
+        let begins = format!("environment variable {name}: ");
+        assert!(warning.starts_with(&begins) && !warning.contains("10.9"), "{warning}");
+    }
 }
 
 #[test]

@@ -99,7 +99,9 @@ impl Server {
         loop {
             match client.get("/readyz") {
                 // Readiness is the status; the body may be anything.
-                Ok(_) | Err(ClientError::BadAnswer { .. }) => return Ok(()),
+                Ok(_) | Err(ClientError::BadAnswer { .. } | ClientError::CutOff { .. }) => {
+                    return Ok(());
+                }
                 Err(error) if deadline < Instant::now() => return Err(error.into()),
                 Err(_) => {}
             }

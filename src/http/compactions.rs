@@ -47,10 +47,9 @@ pub async fn list(
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
     let group = worker.find(&group, false).await?;
-    let (no, ledger) = (group.no, &worker.edge.shared.ledger);
-    ledger.read(move |archive| archive.group(no)).await?.ok_or(ApiError::NoSuchGroup)?;
-    let found =
-        ledger.read(move |archive| archive.compactions(no, query.cursor, limit + 1)).await?;
+    let (no, before) = (group.no, query.cursor);
+    let read = worker.read_of(no, move |archive, _| archive.compactions(no, before, limit + 1));
+    let found = read.await?;
     let limit = fitting(&found, limit);
     let page = view::Page::cut(found, limit, |(seq, _)| seq.to_string());
     let items = page.items.into_iter().map(|(_, record)| show(record, &group.id)).collect();

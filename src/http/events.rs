@@ -13,7 +13,7 @@ use actix_web::{
 use futures_util::stream;
 use greenroom_actors::{
     clock,
-    feed::{Chunk, Tail},
+    feed::{Chunk, Next, Tail},
     group::Change,
     storage::{FrameFilter, Ledger},
     supervisor::{Changes, ChangesAfter, GroupHandle},
@@ -51,9 +51,10 @@ pub async fn group(
     let group = worker.find(&group, false).await?;
     let no = group.no;
     let ledger = worker.edge.shared.ledger.clone();
-    let read = ledger.read(move |archive| Ok((archive.group(no)?, archive.earliest_seq(no)?)));
-    let (standing, earliest) = read.await?;
-    let last_seq = standing.ok_or(ApiError::NoSuchGroup)?.head.last_seq;
+    let read = worker.read_of(no, move |archive, standing| {
+        Ok((standing.head.last_seq, archive.earliest_seq(no)?))
+    });
+    let (last_seq, earliest) = read.await?;
     let feed = group.feed.subscribe();
     let phase = worker.edge.phase.clone();
     // A cursor from beyond the end is of another group of this name, or of a lost future: all that
@@ -128,25 +129,26 @@ impl FrameReader {
             if *self.phase.borrow() == Phase::Closing {
                 return None;
             }
-            let tail = self.feed.borrow_and_update().clone();
-            if tail.gone {
-                return None;
-            }
-            let next = tail.chunks.iter().find(|chunk| chunk.first_seq == self.cursor + 1);
-            if let Some(chunk) = next {
-                self.cursor = chunk.last_seq;
-                return Some(chunk.events.clone());
-            }
-            if self.on_disk || tail.last_seq > self.cursor {
+            let next = self.feed.borrow_and_update().after(self.cursor);
+            let next = match next {
+                Next::Gone => return None,
+                Next::Chunk(chunk) => {
+                    self.cursor = chunk.last_seq;
+                    return Some(chunk.events);
+                }
+                next => next,
+            };
+            if self.on_disk || matches!(next, Next::Disk) {
                 match self.read().await {
-                    Ok((Some(chunk), earliest))
-                        if chunk.first_seq == self.cursor + 1 || earliest <= self.cursor + 1 =>
-                    {
+                    Ok((Some(chunk), _)) if chunk.first_seq == self.cursor + 1 => {
                         self.cursor = chunk.last_seq;
                         return Some(chunk.events);
                     }
-                    // Retention was faster than the reader.
-                    Ok((_, earliest)) if self.cursor + 1 < earliest => {
+                    // Retention was faster than the reader, or rows cannot be read.
+                    Ok((Some(Chunk { first_seq: earliest, .. }), _)) => {
+                        (self.cursor, self.gap) = (earliest - 1, Some(earliest));
+                    }
+                    Ok((None, earliest)) if self.cursor + 1 < earliest => {
                         (self.cursor, self.gap) = (earliest - 1, Some(earliest));
                     }
                     Ok(_) if self.on_disk => self.on_disk = false,
@@ -170,7 +172,7 @@ impl FrameReader {
         }
     }
 
-    /// What is on disk behind the cursor, and the earliest frame that was kept a moment later.
+    /// What is on disk after the cursor, and the earliest frame that is kept.
     async fn read(&self) -> Result<(Option<Chunk>, u64), ()> {
         let (no, id, cursor) = (self.group.no, self.group.id.clone(), self.cursor);
         let filter = FrameFilter {
@@ -190,7 +192,7 @@ impl FrameReader {
 }
 
 /// Streams the status changes of all groups. Those since the cursor come first as far as they are
-/// kept; if some are not, `greenroom/gap` says so.
+/// kept; if some are missing, or if no change has had the cursor's number, `greenroom/gap` says so.
 pub async fn all(
     worker: Data<Worker>,
     request: HttpRequest,
@@ -198,10 +200,7 @@ pub async fn all(
 ) -> Result<HttpResponse, ApiError> {
     let cursor = cursor(&request, after)?;
     let changes = worker.edge.supervisor.send(ChangesAfter(cursor)).await?;
-    let mut first = Vec::new();
-    if cursor > 0 && cursor.saturating_add(1) < changes.earliest {
-        first.extend(gap(changes.earliest));
-    }
+    let mut first = changes.gap.map(gap).unwrap_or_default();
     for change in &changes.past {
         first.extend(event(change));
     }
@@ -226,15 +225,21 @@ impl ChangeReader {
         if let Some(first) = self.first.take() {
             return Some(first);
         }
+        let mut lagged = false;
         loop {
             if *self.phase.borrow() == Phase::Closing {
                 return None;
             }
             tokio::select! {
-                change = self.changes.coming.recv() => return match change {
-                    Ok(change) => Some(event(&change).into()),
-                    Err(RecvError::Lagged(_)) => Some(gap(0).into()),
-                    Err(RecvError::Closed) => None,
+                change = self.changes.coming.recv() => match change {
+                    Ok(change) => {
+                        let mut events = if lagged { gap(change.id) } else { Vec::new() };
+                        events.extend(event(&change));
+                        return Some(events.into());
+                    }
+                    // The next change is the earliest that is kept for this reader.
+                    Err(RecvError::Lagged(_)) => lagged = true,
+                    Err(RecvError::Closed) => return None,
                 },
                 _ = self.phase.changed() => {}
                 () = tokio::time::sleep(KEEP_ALIVE) => return Some(Bytes::from_static(b": \n\n")),

@@ -62,15 +62,14 @@ pub async fn list(
     let limit = page_limit(query.limit)?;
     let group = worker.find(&group, false).await?;
     let no = group.no;
-    let ledger = &worker.edge.shared.ledger;
-    ledger.read(move |archive| archive.group(no)).await?.ok_or(ApiError::NoSuchGroup)?;
-    let view = match query.segment.as_deref() {
-        Some("current") => Some(ledger.read(move |archive| archive.current_view(no)).await?),
-        Some(_) | None => None,
-    };
-    let filter = FrameFilter { view, ..filter(query, limit)? };
-    let wanted = filter.clone();
-    let blocks = ledger.read(move |archive| archive.blocks(no, &filter)).await?;
+    let current = query.segment.as_deref() == Some("current");
+    let wanted = filter(query, limit)?;
+    let read = worker.read_of(no, move |archive, _| {
+        let view = current.then(|| archive.current_view(no)).transpose()?;
+        let wanted = FrameFilter { view, ..wanted };
+        Ok((archive.blocks(no, &wanted)?, wanted))
+    });
+    let (blocks, wanted) = read.await?;
     let body = page(&group.id, &blocks, &wanted, limit);
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
 }

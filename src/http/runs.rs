@@ -45,11 +45,11 @@ pub async fn list(
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
     let group = worker.find(&group, false).await?;
-    let (no, ledger) = (group.no, &worker.edge.shared.ledger);
-    let standing = ledger.read(move |archive| archive.group(no)).await?;
-    let standing = standing.ok_or(ApiError::NoSuchGroup)?;
-    let busy = standing.current_task.is_some();
-    let runs = ledger.read(move |archive| archive.runs(no, query.cursor, limit + 1)).await?;
+    let (no, before) = (group.no, query.cursor);
+    let read = worker.read_of(no, move |archive, standing| {
+        Ok((standing.current_task.is_some(), archive.runs(no, before, limit + 1)?))
+    });
+    let (busy, runs) = read.await?;
     let page = view::Page::cut(runs, limit, |run| run.id.to_string());
     let items = page.items.into_iter().map(|run| show(run, &group.id, busy)).collect();
     Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))

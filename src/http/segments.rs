@@ -40,10 +40,9 @@ pub async fn list(
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
     let no = worker.find(&group, false).await?.no;
-    let ledger = &worker.edge.shared.ledger;
-    ledger.read(move |archive| archive.group(no)).await?.ok_or(ApiError::NoSuchGroup)?;
     let after = query.cursor.unwrap_or_default();
-    let segments = ledger.read(move |archive| archive.segments(no, after, limit + 1)).await?;
+    let read = worker.read_of(no, move |archive, _| archive.segments(no, after, limit + 1));
+    let segments = read.await?;
     let page = view::Page::cut(segments, limit, |segment| segment.segment.to_string());
     let items = page.items.into_iter().map(Segment::from).collect();
     Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))

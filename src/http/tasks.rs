@@ -45,9 +45,7 @@ pub async fn list(
         after: query.cursor.unwrap_or_default(),
         limit: limit + 1,
     };
-    let ledger = &worker.edge.shared.ledger;
-    ledger.read(move |archive| archive.group(no)).await?.ok_or(ApiError::NoSuchGroup)?;
-    let tasks = ledger.read(move |archive| archive.tasks(no, &filter)).await?;
+    let tasks = worker.read_of(no, move |archive, _| archive.tasks(no, &filter)).await?;
     let page = view::Page::cut(tasks, limit, |view| view.task.ordinal.to_string());
     let items = page.items.into_iter().map(|view| worker.shown(view, false)).collect();
     Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))

@@ -105,8 +105,9 @@ pub async fn list(
     // Digests of an older form are made again for the group and its turns at once.
     worker.digest(no).await?.ok_or(ApiError::NoSuchGroup)?;
     let descending = query.order == Some(Order::Desc);
-    let read = move |archive: &dyn Archive| leaf(archive, no, query.cursor, descending, limit);
-    let Leaf { page, prev_cursor } = worker.edge.shared.ledger.read(read).await?;
+    let cursor = query.cursor;
+    let read = worker.read_of(no, move |archive, _| leaf(archive, no, cursor, descending, limit));
+    let Leaf { page, prev_cursor } = read.await?;
     let items = page.items.into_iter().map(Turn::from).collect();
     let page = Page { items, next_cursor: page.next_cursor };
     Ok(HttpResponse::Ok().json(Leaf { page, prev_cursor }))

@@ -27,12 +27,23 @@ pub const SENT_MAX: usize = 8192;
 pub struct Progress {
     place: EndedAt,
     sent: BTreeSet<EndedAt>,
+    round: Option<Round>,
+}
+
+/// Pages that are read one after the other, the first of them from the place on.
+#[derive(Debug, PartialEq)]
+struct Round {
+    /// Where the next page begins.
+    cursor: EndedAt,
+    /// When the first page was read. A task that can be read only later may lie before the cursor,
+    /// so the place passes only what was old enough at that time.
+    began: Timestamp,
 }
 
 impl Progress {
     /// Goes on from a stored place.
     pub fn resume(place: EndedAt) -> Self {
-        Self { place, sent: BTreeSet::new() }
+        Self { place, sent: BTreeSet::new(), round: None }
     }
 
     /// Begins with what ends after `now`; what ended shortly before has to be settled.
@@ -59,8 +70,22 @@ impl Progress {
         let goes_back = earliest < self.place.at;
         if goes_back {
             self.place = EndedAt { at: earliest, key: i64::MIN };
+            self.round = None;
         }
         goes_back
+    }
+
+    /// Where the next page begins. A round that takes long starts again at the place: otherwise a
+    /// round that never reaches the end would keep the place from moving.
+    pub fn cursor(&mut self, now: Timestamp) -> EndedAt {
+        let is_young = |round: &Round| (0..=LATE_MS).contains(&(now.0 - round.began.0));
+        self.round = self.round.take().filter(is_young);
+        self.round.as_ref().map_or(self.place, |round| round.cursor)
+    }
+
+    /// Lets the next page begin at the place: all was read, or the collector did not take a page.
+    pub fn restart(&mut self) {
+        self.round = None;
     }
 
     /// Before when tasks have to have ended to be read; `None`: all are.
@@ -73,11 +98,14 @@ impl Progress {
         !self.sent.contains(&place)
     }
 
-    /// These are dealt with, and with them everything up to the last of them.
+    /// Marks a page as sent that was read at `now`. The place moves up to the last of its tasks
+    /// that was old enough when the round began.
     pub fn settle(&mut self, page: &[EndedAt], now: Timestamp) {
         let Some(last) = page.last() else { return };
         self.sent.extend(page);
-        let old = now.0 - LATE_MS - SLACK_MS;
+        let began = self.round.as_ref().map_or(now, |round| round.began);
+        self.round = Some(Round { cursor: *last, began });
+        let old = began.0 - LATE_MS - SLACK_MS;
         let reached = self.sent.range(..=last).rfind(|place| place.at.0 <= old);
         if let Some(reached) = reached.filter(|place| self.place < **place) {
             self.place = *reached;
@@ -96,16 +124,24 @@ mod tests {
         EndedAt { at: Timestamp(ms), key: 1 }
     }
 
-    /// What a reader of `rows` would send, and what it then knows.
-    fn round(progress: &mut Progress, rows: &[EndedAt], now: i64) -> Vec<i64> {
+    /// What a reader would send of a page of `rows` no longer than `limit`.
+    fn page(progress: &mut Progress, rows: &[EndedAt], now: i64, limit: usize) -> Vec<i64> {
         let now = Timestamp(now);
-        let mut rows: Vec<EndedAt> =
-            rows.iter().copied().filter(|row| progress.place() < *row).collect();
+        let cursor = progress.cursor(now);
+        let mut rows: Vec<EndedAt> = rows.iter().copied().filter(|row| cursor < *row).collect();
         rows.retain(|row| progress.until(now).is_none_or(|until| row.at < until));
         rows.sort();
+        rows.truncate(limit);
         let new: Vec<EndedAt> = rows.iter().copied().filter(|row| progress.is_new(*row)).collect();
         progress.settle(&rows, now);
         new.iter().map(|row| row.at.0).collect()
+    }
+
+    /// What a reader of all `rows` would send, and what it then knows.
+    fn round(progress: &mut Progress, rows: &[EndedAt], now: i64) -> Vec<i64> {
+        let sent = page(progress, rows, now, usize::MAX);
+        progress.restart();
+        sent
     }
 
     #[test]
@@ -147,6 +183,64 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A task that can be read only after the first page was, and that ended before the last task
+    /// of that page, is sent, however long the second page takes and whether or not it has to be
+    /// sent again.
+    #[test]
+    fn a_late_task_behind_a_page_is_sent_however_long_the_next_page_takes() {
+        const BEGAN: i64 = 100_000;
+        for wait in [0, 1, 4_999, 5_000, 5_001, 6_000, 60_000, 600_000] {
+            for fails in [false, true] {
+                let mut progress = Progress::resume(at(0));
+                let mut rows: Vec<EndedAt> = (0..6).map(|n| at(BEGAN - 5 + n)).collect();
+                let mut sent = page(&mut progress, &rows, BEGAN, 4);
+                assert_eq!(sent.len(), 4);
+                if fails {
+                    progress.restart();
+                }
+                rows.push(at(BEGAN - 4_000));
+                let mut now = BEGAN + wait;
+                rows.push(at(now));
+                loop {
+                    let cursor = progress.cursor(Timestamp(now));
+                    if !rows.iter().any(|row| cursor < *row) {
+                        break;
+                    }
+                    sent.extend(page(&mut progress, &rows, now, 4));
+                }
+                progress.restart();
+                // The next round, and one after everything is old.
+                for _ in 0..2 {
+                    now += 10_000;
+                    sent.extend(round(&mut progress, &rows, now));
+                }
+                let mut expected: Vec<i64> = rows.iter().map(|row| row.at.0).collect();
+                expected.sort_unstable();
+                sent.sort_unstable();
+                assert_eq!(sent, expected, "waited {wait} ms, failed: {fails}");
+                assert_eq!(progress.place(), at(BEGAN + wait).max(at(BEGAN)));
+            }
+        }
+    }
+
+    /// I11: while pages never end, the round starts again at the place, and the place moves.
+    #[test]
+    fn a_place_moves_on_while_pages_are_always_full() {
+        let mut progress = Progress::resume(at(0));
+        let all: Vec<EndedAt> = (1..2_000_000).step_by(10).map(at).collect();
+        let (mut sent, mut now) = (0, 1_000);
+        while now < 1_000_000 {
+            let known = &all[..all.partition_point(|row| row.at.0 <= now)];
+            let cursor = progress.cursor(Timestamp(now));
+            let near = known.partition_point(|row| *row <= cursor);
+            let near = &known[near..known.len().min(near + 10)];
+            sent += page(&mut progress, near, now, 10).len();
+            now += 50;
+            assert!(progress.sent.len() < 2_000, "{} at {now}", progress.sent.len());
+        }
+        assert!(sent > 0 && progress.place().at.0 > 0, "{sent} {:?}", progress.place());
     }
 
     /// What was sent ahead of a place that went back does not hide what lies between.

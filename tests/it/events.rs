@@ -223,6 +223,91 @@ fn status_of_all_groups() {
     }
 }
 
+/// The number in a `greenroom/gap`.
+#[track_caller]
+fn earliest(event: &Event) -> u64 {
+    assert_eq!((event.event.as_str(), event.id), ("greenroom/gap", None), "{event:?}");
+    event.frame()["earliest"].as_u64().unwrap()
+}
+
+/// API 2: a reader that missed status changes gets a gap with the number of the next change; a
+/// reader that missed none gets no gap.
+#[test]
+fn changes_without_a_reader_are_a_gap() {
+    let server = Server::usual();
+    let open = |path: &str| Events::open(server.address(), path, &[], &server.log);
+    server.complete("work", "unread");
+    let events = open("/v1/events?after=7");
+    let next = earliest(&events.next().unwrap());
+    assert_eq!(events.next().unwrap().event, "greenroom/synced");
+    server.complete("work", "read");
+    for id in next..next + 2 {
+        assert_eq!(events.next().unwrap().id, Some(id));
+    }
+    // The last of the unread changes has the number before.
+    let behind = open(&format!("/v1/events?after={}", next - 1));
+    assert_eq!(behind.until_synced()[0].id, Some(next));
+    let missed = open(&format!("/v1/events?after={}", next - 2)).until_synced();
+    assert_eq!((earliest(&missed[0]), missed[1].id), (next, Some(next)));
+    let none = open(&format!("/v1/events?after={}", next + 1)).until_synced();
+    assert_eq!(none.len(), 1, "{none:?}");
+}
+
+/// API 2: a cursor beyond the last change, as after the clock was set back, gets a gap, then what is
+/// kept, then live changes.
+#[test]
+fn a_cursor_of_the_future_gets_a_gap_and_live_changes() {
+    let server = Server::usual();
+    let open = |after: u64| {
+        let last = after.to_string();
+        Events::open(server.address(), "/v1/events", &[("Last-Event-ID", &last)], &server.log)
+    };
+    let events = open(u64::MAX);
+    let next = earliest(&events.next().unwrap());
+    assert_eq!(events.next().unwrap().event, "greenroom/synced");
+    server.complete("work", "x");
+    assert_eq!(events.next().unwrap().id, Some(next));
+    let again = open(next + 3_600_000_000);
+    let seen = again.until_synced();
+    assert_eq!((earliest(&seen[0]), seen[1].id), (next, Some(next)));
+    let last = seen.iter().filter_map(|event| event.id).next_back().unwrap();
+    server.complete("work", "y");
+    assert_eq!(again.next().unwrap().id, Some(last + 1));
+}
+
+/// I3, SEEDS AM-18: if frames are missing on disk, a gap says where the stream continues.
+#[test]
+fn missing_frames_are_a_gap() {
+    let server = Server::usual();
+    server.complete("work", "one");
+    server.complete("work", "two");
+    let frames = server.frames("work");
+    let last = frames.last().unwrap()["seq"].as_u64().unwrap();
+    let database = server.writable_database();
+    let middle = "(SELECT key FROM blocks ORDER BY key LIMIT 1 OFFSET 2)";
+    let block =
+        format!("SELECT key, key & ((1 << 36) - 1), count FROM blocks WHERE key = {middle}");
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let (key, first, count): (i64, i64, i64) = database.query_row(&block, [], read).unwrap();
+    let (first, count) = (first.unsigned_abs(), count.unsigned_abs());
+    let away = key | (1 << 60);
+    let move_block = |from: i64, to: i64| {
+        let moved = database.execute("UPDATE blocks SET key = ? WHERE key = ?", [to, from]);
+        assert_eq!(moved.unwrap(), 1);
+    };
+    move_block(key, away);
+    let seen = server.events("work", "").until_synced();
+    let ids: Vec<u64> = seen.iter().filter_map(|event| event.id).collect();
+    let expected: Vec<u64> = (1..first).chain(first + count..=last).collect();
+    assert_eq!(ids, expected);
+    let gaps: Vec<usize> =
+        (0..seen.len()).filter(|at| seen[*at].event == "greenroom/gap").collect();
+    assert_eq!(gaps, [usize::try_from(first).unwrap() - 1], "{seen:?}");
+    assert_eq!(earliest(&seen[gaps[0]]), first + count);
+    move_block(away, key);
+    assert_whole(&server.events("work", "").until_synced(), 1);
+}
+
 /// Checks that the frames among the events are numbered from `first` on without gap or repeat,
 /// and that each event's id is its frame's `seq`.
 #[track_caller]

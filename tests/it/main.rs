@@ -11,6 +11,7 @@ mod auto_compaction;
 mod broken_rows;
 mod cancel;
 mod cli_permissions;
+mod cli_turn;
 mod clocks;
 mod compaction;
 mod compaction_history;

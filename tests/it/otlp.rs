@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -308,6 +309,49 @@ fn many_spans_go_in_several_batches() {
     assert!(counts.len() == 300 && counts.values().all(|count| *count == 1), "{counts:?}");
     let largest = collector.batches().iter().map(|batch| batch.spans.len()).max();
     assert!(largest <= Some(256), "{largest:?}");
+}
+
+/// A turn is sent that can be read only after a page was taken, and that ended before the last turn
+/// of that page, although the collector fails at the next page.
+#[test]
+fn a_collector_that_fails_between_two_pages_loses_no_span() {
+    let collector = Collector::start();
+    let mut server = Server::usual();
+    let tasks: Vec<Value> =
+        (0..300).map(|number| server.submit(&format!("g{}", number % 4), "x")).collect();
+    tasks.iter().for_each(|task| _ = server.finish_as(task, "completed"));
+    server.kill();
+    let database = server.writable_database();
+    let mut ends =
+        database.prepare("SELECT key, ended_at FROM turns ORDER BY ended_at, key").unwrap();
+    let ends = ends.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    let ends: Vec<(i64, i64)> = ends.map(Result::unwrap).collect();
+    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis());
+    // One turn is late: until it can be read, it counts as the last one.
+    let (base, late) = (now.unwrap() + 1_000, 200);
+    let set_end = |rank: usize, ms: i64| {
+        let set = "UPDATE turns SET ended_at = ? WHERE key = ?";
+        assert_eq!(database.execute(set, [ms, ends[rank].0]).unwrap(), 1);
+    };
+    database.execute_batch("BEGIN").unwrap();
+    (0..ends.len()).for_each(|rank| set_end(rank, base + rank as i64));
+    set_end(late, base + 3_600_000);
+    database.execute_batch("COMMIT").unwrap();
+    let section = "interval = \"20ms\"\nbackfill = true\n";
+    add(&server.home, &format!("[otlp]\nendpoint = {:?}\n{section}", collector.url()));
+    // Longer than the time for which late turns are looked for.
+    let fails = Answer::Status(503, "Retry-After: 9\r\n", "{}");
+    collector.answer(&[Answer::Status(200, "", "{}"), fails]);
+    server.boot();
+    let collector = collector.with_log(&server.log);
+    let came = collector.wait_batches(2);
+    assert_eq!((came[0].taken, came[1].taken), (true, false));
+    set_end(late, base + late as i64);
+    collector.wait_spans(&tasks.iter().collect::<Vec<_>>());
+    let counts = counts(&collector.spans());
+    assert!(counts.len() == 300 && counts.values().all(|count| *count == 1), "{counts:?}");
+    // `verify` compares the rows when the test ends.
+    (0..ends.len()).for_each(|rank| set_end(rank, ends[rank].1));
 }
 
 /// An orderly end sends what is left at once.

@@ -203,12 +203,53 @@ fn status_tells_what_happens() {
     server.wait_group("work", "starting", |group| group["status"] == "starting");
     let claimed = server.task(&task);
     assert_eq!(claimed["state"], "queued", "{claimed}");
-    assert_eq!(claimed["blocked_by"], "agent", "{claimed}");
+    assert_eq!((&claimed["blocked_by"], &claimed["position"]), (&json!("agent"), &json!(0)));
+    let next = server.submit("work", "next");
+    assert_eq!((&next["blocked_by"], &next["position"]), (&json!("turn"), &json!(1)));
+    assert_eq!(server.task(&next)["position"], 1);
     server.journal.open_gate("start");
     server.wait_group("work", "running", |group| group["status"] == "running");
     assert_eq!(server.task(&task)["blocked_by"], json!(null));
     server.journal.open_gate("go");
     server.wait_group("work", "idle", |group| group["status"] == "idle");
+}
+
+/// API 2: a queued task has a position at every moment, and any other task has none; the positions
+/// in a list count up from 0 without a gap.
+#[test]
+fn a_queued_task_has_a_position_at_every_moment() {
+    let server = Server::usual();
+    let gate = server.submit("work", "[[gate:go]]");
+    let tasks: Vec<Value> = (0..150).map(|_| server.submit("work", "x")).collect();
+    server.journal.wait_gate("go");
+    server.journal.open_gate("go");
+    let mut looks = 0;
+    loop {
+        let page = server.get("/v1/groups/work/tasks?limit=1000").expect(200);
+        let listed = page["items"].as_array().unwrap();
+        let places: Vec<&Value> = listed
+            .iter()
+            .filter(|task| task["state"] == "queued")
+            .map(|task| &task["position"])
+            .collect();
+        let expected: Vec<Value> = (0..places.len()).map(|place| json!(place)).collect();
+        assert_eq!(places, expected.iter().collect::<Vec<_>>());
+        let others = listed.iter().filter(|task| task["state"] != "queued");
+        others.for_each(|task| assert!(task["position"].is_null(), "{task}"));
+        let running = listed.iter().filter(|task| task["state"] == "running").count();
+        assert!(running <= 1, "{running} run at once");
+        let done = listed.iter().filter(|task| task["state"] == "completed").count();
+        // The tasks that start next.
+        for task in tasks.iter().skip(done.saturating_sub(1)).take(5) {
+            let task = server.task(task);
+            assert_eq!(task["state"] == "queued", task["position"].is_u64(), "{task}");
+        }
+        looks += 1;
+        if done == listed.len() || looks == 2_000 {
+            break;
+        }
+    }
+    server.finish_as(&gate, "completed");
 }
 
 /// API 2, pause and resume: a paused group claims nothing and loses nothing.

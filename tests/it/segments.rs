@@ -2,6 +2,7 @@
 //! current one.
 
 use std::collections::HashSet;
+use std::thread;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -297,6 +298,40 @@ fn the_current_view() {
     server.journal.open_gate("go");
     server.finish_as(&running, "completed");
     assert_current_view(&server, 6);
+}
+
+/// AM-15: the current view is of one moment, also while segments rotate: except for bookends, all
+/// its frames are of one segment.
+#[test]
+fn the_current_view_is_of_one_moment() {
+    let server = Server::usual();
+    server.complete("work", "first");
+    let bookends = ["greenroom/turn_started", "greenroom/turn_settled"];
+    thread::scope(|scope| {
+        let server = &server;
+        let turns = scope.spawn(move || {
+            for round in 0..20 {
+                let words: String = (0..10)
+                    .map(|n| format!("[[reply:x]][[compaction:completed:c{round}-{n}]]"))
+                    .collect();
+                server.complete("work", &words);
+            }
+        });
+        let mut looks = 0;
+        while (looks < 20 || !turns.is_finished()) && looks < 2_000 {
+            let path = "/v1/groups/work/frames?segment=current&limit=1000";
+            let view = server.get(path).expect(200);
+            let items = view["items"].as_array().unwrap();
+            let own = items.iter().filter(|frame| {
+                let kind = frame["kind"].as_str().unwrap();
+                frame["segment"] != 0 && !bookends.contains(&kind)
+            });
+            let segments: HashSet<u64> =
+                own.map(|frame| frame["segment"].as_u64().unwrap()).collect();
+            assert_eq!(segments.len(), 1, "{segments:?}: {items:?}");
+            looks += 1;
+        }
+    });
 }
 
 /// API 2: `segment=N` selects one segment's frames, and the pages of the current view join up.

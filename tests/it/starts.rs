@@ -100,6 +100,57 @@ fn default_place_and_override() {
     assert!(ready.status < 300, "{ready:?}");
 }
 
+/// API 4: a configuration file in the default place that exists and cannot be read is an error.
+#[test]
+fn a_file_that_cannot_be_read_is_an_error() {
+    let home = Setup::new().home();
+    std::fs::remove_file(home.config()).unwrap();
+    for (name, works) in [("nothing", true), ("a link to nowhere", false), ("a directory", false)] {
+        match name {
+            "a link to nowhere" => {
+                std::os::unix::fs::symlink("nowhere.toml", home.config()).unwrap();
+            }
+            "a directory" => {
+                std::fs::remove_file(home.config()).unwrap();
+                std::fs::create_dir(home.config()).unwrap();
+            }
+            _ => {}
+        }
+        for command in ["check-config", "verify", "serve"] {
+            if works && command == "serve" {
+                continue;
+            }
+            let output = ended(greenroom(&home, &[command]).spawn().unwrap());
+            let said = String::from_utf8_lossy(&output.stderr);
+            if works {
+                assert!(!said.contains("cannot be read"), "{name}, {command}: {said}");
+                continue;
+            }
+            assert_eq!(output.status.code(), Some(2), "{name}, {command}: {said}");
+            assert!(said.contains("config/greenroom.toml: cannot be read"), "{name}: {said}");
+        }
+    }
+}
+
+/// API 4: the server warns of variables that an orchestrator sets for a service, by name; a name
+/// that only looks like a key's is refused.
+#[test]
+fn variables_of_an_orchestrator_are_not_fatal() {
+    let server = Setup::new()
+        .environment("GREENROOM_SERVER_PORT", "tcp://10.9.8.7:7433")
+        .environment("GREENROOM_SERVER_SERVICE_HOST", "10.9.8.7")
+        .start();
+    for name in ["GREENROOM_SERVER_PORT", "GREENROOM_SERVER_SERVICE_HOST"] {
+        let line = server.log.wait(name, |line| line.contains(&format!("{name}:")));
+        assert!(line.contains("WARN") && !line.contains("10.9.8.7"), "{line}");
+    }
+    let home = Setup::new().environment("GREENROOM_SERVERLISTEN", "127.0.0.1:1").home();
+    let output = ended(serve(&home));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("GREENROOM_SERVERLISTEN"), "{said}");
+}
+
 /// C4: without tokens only the loopback is served: another address is refused at the start.
 #[test]
 fn only_loopback_without_tokens() {

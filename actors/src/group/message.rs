@@ -223,12 +223,14 @@ impl Handler<Submit> for Group {
         let ledger = self.shared.ledger.clone();
         let KeyHashes { key, body } = hashes;
         let used = async move {
-            let used = ledger.read(move |archive| archive.key(&key)).await?;
-            let Some(used) = used else { return Ok(None) };
-            if used.body != body {
+            let used = ledger.read(move |archive| {
+                let Some(used) = archive.key(&key)? else { return Ok(None) };
+                Ok(Some((used.body, archive.task(used.task)?)))
+            });
+            let Some((used_with, view)) = used.await? else { return Ok(None) };
+            if used_with != body {
                 return Err(GroupError::KeyConflict);
             }
-            let view = ledger.read(move |archive| archive.task(used.task)).await?;
             Ok(view.map(|view| Accepted { view, deduplicated: true, end: None }))
         };
         AtomicResponse::new(Box::pin(used.into_actor(self).then(

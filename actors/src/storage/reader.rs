@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use actix::{Actor, ActorContext as _, Handler, Message, SyncContext};
 
-use super::{Archive, StoreError};
+use super::{Archive, StoreError, chain};
 
 /// One reading thread. A question that panics takes its connection with it: then the thread opens
 /// another one.
@@ -27,6 +27,7 @@ impl<A: Archive + Unpin> Actor for Reader<A> {
 }
 
 /// A question to the database, asked on a reading thread; the question itself passes the answer on.
+/// All of its reads see the same committed state.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Query(pub Box<Question>);
@@ -40,11 +41,43 @@ impl<A: Archive + Unpin> Handler<Query> for Reader<A> {
         if self.archive.is_err() {
             self.archive = (self.open)();
         }
-        let archive = self.archive.as_ref().map(|archive| archive as &dyn Archive);
         // A panic would end the thread for good. Nothing of the connection is used after one.
-        if catch_unwind(AssertUnwindSafe(|| ask(archive))).is_err() {
-            log::error!(target: "greenroom::storage", "a reader panicked; it is started again");
-            ctx.stop();
+        match catch_unwind(AssertUnwindSafe(|| self.answer(ask))) {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => {
+                log::log!(
+                    target: "greenroom::storage", err.level(), err:% = chain(&err);
+                    "a reader could not end its read; it is started again"
+                );
+                // Otherwise every later read would see this same state.
+                ctx.stop();
+            }
+            Err(_) => {
+                log::error!(target: "greenroom::storage", "a reader panicked; it is started again");
+                ctx.stop();
+            }
+        }
+    }
+}
+
+impl<A: Archive + Unpin> Reader<A> {
+    fn answer(&self, ask: Box<Question>) -> Result<(), StoreError> {
+        let mut ask = Some(ask);
+        let read = match &self.archive {
+            Ok(archive) => archive.in_one_snapshot(&mut |archive| {
+                if let Some(ask) = ask.take() {
+                    ask(Ok(archive));
+                }
+            }),
+            Err(err) => Err(err.clone()),
+        };
+        match (ask, read) {
+            // The read could not begin, so the question was not asked yet.
+            (Some(ask), Err(err)) => {
+                ask(Err(&err));
+                Ok(())
+            }
+            (_, read) => read,
         }
     }
 }

@@ -492,6 +492,18 @@ pub fn lists_tell_positions_and_pages<E: Engine>() {
     assert_eq!(filtered(TaskFilter { after: 4, ..ALL_TASKS }), [(5, Some(0))]);
     assert!(archive.task(TaskId(Uuid::nil())).unwrap().is_none());
 
+    // A claimed task that has not begun is the first of the queue.
+    let mut claimed = Actor::new(9);
+    commit(&mut store, &claimed.play_all(&[SUBMIT, Move::Grant, SUBMIT, SUBMIT]));
+    let all = archive.tasks(9, &ALL_TASKS).unwrap();
+    assert!(all[0].task.claimed_at.is_some() && all[0].task.state == TaskState::Queued);
+    assert_eq!(places(&all), [(1, Some(0)), (2, Some(1)), (3, Some(2))]);
+    let waits: Vec<_> = all.iter().map(|view| view.blocked_by).collect();
+    assert_eq!(waits, [Blocked::Agent, Blocked::Turn, Blocked::Turn].map(Some));
+    let again = archive.task(all[0].task.id).unwrap().unwrap();
+    assert_eq!((again.position, again.blocked_by), (Some(0), Some(Blocked::Agent)));
+    store.purge(9).unwrap();
+
     let mut others: Vec<Actor> = (2..5).map(Actor::new).collect();
     let batch: Vec<Writes> =
         others.iter_mut().map(|a| a.play(Move::Configure(0)).unwrap()).collect();

@@ -2,12 +2,74 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
-use greenroom_actors::storage::{StoreError, sqlite::Database};
+use actix::SyncArbiter;
+use greenroom_actors::{
+    frames::Block,
+    storage::{
+        Archive, FrameFilter, Query, Reader, StoreError, TaskFilter, Writes, sqlite::Database,
+    },
+};
+use greenroom_core::TaskId;
 use rusqlite::Connection;
+
+use crate::{
+    actor::{Actor, READY, SUBMIT, commit},
+    world::Move,
+};
 
 /// Changes rows behind everybody's back.
 pub fn change(path: &std::path::Path, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
+}
+
+/// All reads of one question see the same state, also if a commit comes in between; the next
+/// question sees the commit.
+#[test]
+fn everything_that_one_question_reads_is_of_one_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+    let mut store = database.store().unwrap();
+    let mut actor = Actor::new(7);
+    commit(&mut store, &actor.play_all(&[SUBMIT, SUBMIT]));
+    let tasks: Vec<TaskId> = actor.world.group.waiting().map(|task| task.id).collect();
+    let more: Vec<Writes> = actor.play_all(&[Move::Grant, READY, SUBMIT]);
+    actix_rt::System::new().block_on(async {
+        let opener = database.opener();
+        let readers = SyncArbiter::start(1, move || Reader::new(opener.archive()));
+        let look = |archive: &dyn Archive, tasks: &[TaskId]| {
+            let filter = TaskFilter { state: None, kind: None, after: 0, limit: 9 };
+            let listed = archive.tasks(7, &filter).unwrap();
+            let alone = tasks.iter().map(|task| archive.task(*task).unwrap().unwrap());
+            let views: Vec<_> =
+                listed.into_iter().chain(alone).map(|view| (view.task, view.position)).collect();
+            let standing = archive.group(7).unwrap().unwrap();
+            let seqs: Vec<u64> = archive
+                .blocks(7, &FrameFilter { frames_max: 99, bytes_max: 9_999, ..Default::default() })
+                .unwrap()
+                .iter()
+                .map(Block::last_seq)
+                .collect();
+            let cut = archive.snapshot(7).unwrap().unwrap();
+            assert_eq!(cut.standing.head.last_seq, standing.head.last_seq);
+            archive.tally().unwrap();
+            (views, standing.head.last_seq, seqs)
+        };
+        let (done, answer) = tokio::sync::oneshot::channel();
+        let asked = tasks.clone();
+        readers.do_send(Query(Box::new(move |archive| {
+            let archive = archive.unwrap();
+            let before = look(archive, &asked);
+            commit(&mut store, &more);
+            assert_eq!(look(archive, &asked), before);
+            _ = done.send(before);
+        })));
+        let before = answer.await.unwrap();
+        let (done, answer) = tokio::sync::oneshot::channel();
+        readers.do_send(Query(Box::new(move |archive| {
+            _ = done.send(look(archive.unwrap(), &tasks));
+        })));
+        assert_ne!(answer.await.unwrap(), before);
+    });
 }
 
 fn mode(path: &std::path::Path) -> u32 {

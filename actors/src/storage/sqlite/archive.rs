@@ -43,6 +43,10 @@ impl SqliteArchive {
     ///
     /// The database's error.
     pub fn at_one_moment<T>(&self, read: impl FnOnce(&Self) -> T) -> Result<T, StoreError> {
+        if !self.0.is_autocommit() {
+            // A caller further up has begun one already.
+            return Ok(read(self));
+        }
         let cut = self.0.unchecked_transaction().map_err(failed("was read"))?;
         let answer = read(self);
         cut.finish().map_err(failed("was read"))?;
@@ -431,6 +435,10 @@ impl Archive for SqliteArchive {
         Ok(found.into_iter().next().map(use_of))
     }
 
+    fn in_one_snapshot(&self, read: &mut dyn FnMut(&dyn Archive)) -> Result<(), StoreError> {
+        self.at_one_moment(|this| read(this))
+    }
+
     fn lock(&self, key: &LockKey) -> Result<Option<Lock>, LockError> {
         locks::get(&self.0, key)
     }
@@ -502,13 +510,13 @@ impl SqliteArchive {
         Ok(view(group, standing, &line, task))
     }
 
-    /// How many tasks stand before each waiting one, by its key: read once for a whole page, as the
-    /// queue may be long.
+    /// How many tasks stand before each task that has not begun, by its key. Read once for a whole
+    /// page, as the queue may be long.
     fn line(&self, group: GroupNo) -> Result<HashMap<i64, u64>, StoreError> {
-        let sql = "SELECT key, CASE WHEN state = 'retrying' THEN 0 \
-                   WHEN kind = 'compaction' THEN 1 ELSE 2 END FROM tasks \
-                   WHERE key >= ? AND key < ? AND state IN ('queued', 'retrying') \
-                   AND claimed_at IS NULL ORDER BY key";
+        let sql = "SELECT key, CASE WHEN claimed_at IS NOT NULL THEN 0 \
+                   WHEN state = 'retrying' THEN 1 WHEN kind = 'compaction' THEN 2 ELSE 3 END \
+                   FROM tasks WHERE key >= ? AND key < ? AND state IN ('queued', 'retrying') \
+                   ORDER BY key";
         let ranked = |row: &Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(0)?));
         let mut line = self.all(sql, &[&key(group, 0), &key(group + 1, 0)], ranked)?;
         line.sort();
@@ -540,7 +548,7 @@ impl SqliteArchive {
 }
 
 fn waits(task: &greenroom_core::Task) -> bool {
-    matches!(task.state, TaskState::Queued | TaskState::Retrying) && task.claimed_at.is_none()
+    matches!(task.state, TaskState::Queued | TaskState::Retrying)
 }
 
 fn view(
@@ -549,12 +557,11 @@ fn view(
     line: &HashMap<i64, u64>,
     task: greenroom_core::Task,
 ) -> TaskView {
-    let queued = matches!(task.state, TaskState::Queued | TaskState::Retrying);
     let position = line.get(&key(group, task.ordinal)).copied();
     let blocked_by = match position {
+        Some(0) if task.claimed_at.is_some() => Some(Blocked::Agent),
         Some(0) => standing.blocked_by,
         Some(_) => standing.blocked_by.map(Blocked::behind),
-        None if queued => Some(Blocked::Agent),
         None => None,
     };
     TaskView { task, group: standing.id.clone(), position, blocked_by }

@@ -1,0 +1,184 @@
+//! `greenroom turn` and `compact` follow a task to its outcome while the server, or a proxy before
+//! it, fails and comes back.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crate::support::server::greenroom;
+use crate::support::{Log, Server};
+
+/// What a proxy does with one request.
+#[derive(Clone, Copy, Debug)]
+enum Does {
+    /// Passes on the request, and the answer.
+    Pass,
+    /// Passes on the request, and all of the answer but its last bytes.
+    Cut,
+    /// Answers with this status, and passes on nothing.
+    Say(u16),
+    /// Ends the connection, and passes on nothing.
+    HangUp,
+}
+
+/// A proxy before the server. It takes one request a connection and treats each by the next word of
+/// a list, which it repeats.
+struct Proxy {
+    address: SocketAddr,
+    /// The first lines of the requests.
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Proxy {
+    fn start(server: SocketAddr, words: Vec<Does>) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let kept = asked.clone();
+        thread::spawn(move || {
+            for (client, does) in listener.incoming().zip(words.iter().copied().cycle()) {
+                let kept = kept.clone();
+                thread::spawn(move || treat(client.unwrap(), server, does, &kept));
+            }
+        });
+        Self { address, asked }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+/// One connection.
+fn treat(mut client: TcpStream, server: SocketAddr, does: Does, asked: &Mutex<Vec<String>>) {
+    let mut reader = BufReader::new(client.try_clone().unwrap());
+    let (mut head, mut length) = (Vec::<String>::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+            return;
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse().unwrap();
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+        head.push(line);
+    }
+    asked.lock().unwrap().push(format!("{does:?} {}", head[0].trim()));
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let cut = match does {
+        Does::Pass => 0,
+        Does::Cut => 9,
+        Does::Say(status) => {
+            let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n");
+            return drop(client.write_all(answer.as_bytes()));
+        }
+        Does::HangUp => return,
+    };
+    let Ok(mut stream) = TcpStream::connect(server) else { return };
+    let head = head.concat() + "Connection: close\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&body).unwrap();
+    // The last bytes are held back until more follow.
+    let (mut held, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        held.extend_from_slice(&buffer[..count]);
+        let ready = held.len().saturating_sub(cut);
+        if client.write_all(&held[..ready]).is_err() {
+            return;
+        }
+        held.drain(..ready);
+    }
+    drop(client.shutdown(Shutdown::Both));
+}
+
+/// Starts the command line against this address; its stderr goes to the log.
+fn start(server: &Server, address: SocketAddr, log: &Log, arguments: &[&str]) -> Child {
+    let mut command = greenroom(&server.home, arguments);
+    command.env("GREENROOM_URL", format!("http://{address}"));
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    log.follow(child.stderr.take().unwrap());
+    child
+}
+
+/// The exit code, and what was printed.
+fn end(child: Child) -> (Option<i32>, String) {
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+/// API 5: a turn is followed over a restart of the server, to its outcome and exit code.
+#[test]
+fn a_turn_is_followed_over_a_restart() {
+    let mut server = Server::usual();
+    let log = Log::default();
+    let prompt = "[[reply:before]][[gate:never]]";
+    let turn = start(&server, server.address(), &log, &["turn", "work", prompt]);
+    server.journal.wait_gate("never");
+    server.kill();
+    log.wait("that the server is away", |line| line.contains("trying again"));
+    server.boot();
+    let (code, printed) = end(turn);
+    assert_eq!((code, printed.trim()), (Some(4), "before"), "{}", log.tail());
+    log.wait("the outcome", |line| line.contains("interrupted"));
+}
+
+/// API 5: passing errors are retried; each task is enqueued once, and each word printed once.
+#[test]
+fn a_turn_outlives_a_failing_proxy() {
+    const WORDS: &[Does] = &[
+        Does::Say(502),
+        Does::Cut,
+        Does::Pass,
+        Does::HangUp,
+        Does::Say(504),
+        Does::Cut,
+        Does::Pass,
+        Does::Say(503),
+    ];
+    let server = Server::usual();
+    let mut lost_answers = 0;
+    for (first, command) in [(0, "turn"), (4, "turn"), (6, "turn --json"), (5, "compact")] {
+        let words: Vec<Does> = WORDS[first..].iter().chain(&WORDS[..first]).copied().collect();
+        let proxy = Proxy::start(server.address(), words);
+        let log = Log::default();
+        let mut arguments: Vec<&str> = command.split(' ').chain(["work"]).collect();
+        if command.starts_with("turn") {
+            arguments.push("[[reply:one ]][[reply:two ]][[reply:three]]");
+        }
+        let (code, printed) = end(start(&server, proxy.address, &log, &arguments));
+        let asked = proxy.asked();
+        assert_eq!(code, Some(0), "{command}: {asked:#?}\n{}", log.tail());
+        match command {
+            "turn" => assert_eq!(printed, "one two three\n"),
+            "compact" => assert_eq!(printed, "compacted\n"),
+            _ => assert!(printed.contains(r#""text":"one two three""#), "{printed}"),
+        }
+        lost_answers += asked.iter().filter(|line| line.starts_with("Cut POST")).count();
+    }
+    assert_eq!(lost_answers, 3, "accepted tasks whose answer was lost");
+    let tasks = server.get("/v1/groups/work/tasks").expect(200);
+    assert_eq!(tasks["items"].as_array().unwrap().len(), 4, "{tasks}");
+}
+
+/// API 5: a server that does not run is an error at once, with exit code 5.
+#[test]
+fn a_server_that_does_not_run_is_an_error() {
+    let mut server = Server::usual();
+    let address = server.address();
+    server.kill();
+    for arguments in [&["turn", "work", "x"][..], &["compact", "work"], &["watch"], &["groups"]] {
+        let log = Log::default();
+        let (code, printed) = end(start(&server, address, &log, arguments));
+        assert_eq!((code, printed.as_str()), (Some(5), ""), "{arguments:?}");
+        log.wait("why", |line| line.contains("cannot reach"));
+        assert_eq!(log.lines().len(), 1, "{:?}", log.lines());
+    }
+}
