@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    fs,
     os::unix::fs::PermissionsExt as _,
     sync::{
         Arc,
