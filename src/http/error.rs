@@ -230,11 +230,12 @@ impl ResponseError for ApiError {
             // No outage: it is so until somebody repairs it, and no other group notices.
             Self::NoDigest
             | Self::Store(StoreError::Unreadable(_))
-            | Self::Group(
-                GroupError::Broken(_)
-                | GroupError::Exhausted
-                | GroupError::Storage(StoreError::Unreadable(_) | StoreError::Exhausted(_)),
-            ) => StatusCode::INTERNAL_SERVER_ERROR,
+            | Self::Group(GroupError::Broken(_) | GroupError::Storage(StoreError::Unreadable(_))) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Self::Group(GroupError::Exhausted | GroupError::Storage(StoreError::Exhausted(_))) => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
             Self::VoidPermission => StatusCode::GONE,
             Self::NotRetryable => StatusCode::CONFLICT,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,

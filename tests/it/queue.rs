@@ -286,3 +286,45 @@ fn broken_group_is_not_felt() {
         (server.group("good")["status"] == "idle").then_some(())
     });
 }
+
+/// I3, I11: at the last number of a group, or of the database, more is refused, and no number is used
+/// twice; the rest works.
+#[test]
+fn numbers_that_are_used_up_are_refused() {
+    let mut server = Server::usual();
+    server.complete("full", "before");
+    server.complete("work", "before");
+    server.terminate();
+    server.wait_exit();
+    let set = |server: &Server, sql: &str| {
+        assert_eq!(server.writable_database().execute(sql, []).unwrap(), 1, "{sql}");
+    };
+    let sql = "SELECT last_seq FROM heads JOIN groups USING (no) WHERE id = 'full'";
+    let last_seq: i64 = server.database().query_row(sql, [], |row| row.get(0)).unwrap();
+    let of_full = "WHERE no = (SELECT no FROM groups WHERE id = 'full')";
+    set(&server, &format!("UPDATE heads SET last_seq = (1 << 36) - 2 {of_full}"));
+    set(&server, "UPDATE sqlite_sequence SET seq = (1 << 27) - 3 WHERE name = 'groups'");
+    server.boot();
+    for path in ["/v1/groups/full/turns", "/v1/groups/full/compactions"] {
+        let body = if path.ends_with("turns") { json!({ "prompt": "x" }) } else { json!({}) };
+        server.post(path, &body).problem(507, "numbers-exhausted");
+    }
+    server.put("/v1/groups/full", &json!({ "title": "x" })).problem(507, "numbers-exhausted");
+    assert_eq!(server.group("full")["status"], "idle");
+    server.complete("last", "in the last group");
+    for group in ["one-more", "another"] {
+        server.put(&format!("/v1/groups/{group}"), &json!({})).problem(507, "numbers-exhausted");
+        let turns = format!("/v1/groups/{group}/turns");
+        server.post(&turns, &json!({ "prompt": "x" })).problem(507, "numbers-exhausted");
+    }
+    server.complete("work", "goes on");
+    server.delete("/v1/groups/last?purge=true").expect(202);
+    eventually("the purge", &server.log, || {
+        (server.get("/v1/groups/last").status == 404).then_some(())
+    });
+    // No orderly end: its log is not as long as its row says.
+    server.kill();
+    set(&server, &format!("UPDATE heads SET last_seq = {last_seq}, digest_version = 0 {of_full}"));
+    server.boot();
+    server.complete("full", "goes on");
+}

@@ -329,6 +329,35 @@ fn a_log_that_is_not_sound_is_not_cut() {
     assert_eq!(database.execute(&mended, []).unwrap(), 1);
 }
 
+/// I15: a group with a row that cannot be read keeps its transcript, and no other's.
+#[test]
+fn a_broken_group_does_not_end_the_pass() {
+    let mut server = weekly();
+    for group in ["broken", "sound"] {
+        server.complete(group, "[[reply:old]]");
+    }
+    server.terminate();
+    server.wait_exit();
+    make_older(&server, 8);
+    let database = server.writable_database();
+    let settings: String = database
+        .query_row("SELECT settings FROM groups WHERE id = 'broken'", [], |row| row.get(0))
+        .unwrap();
+    let set = "UPDATE groups SET settings = ? WHERE id = 'broken'";
+    assert_eq!(database.execute(set, ["{"]).unwrap(), 1);
+    server.boot();
+    let passed = wait_pass(&server);
+    assert!(passed.contains("groups=1 tasks=1"), "{passed}");
+    assert_eq!(server.frames("sound"), Vec::<Value>::new());
+    let kept = "SELECT count(*) FROM blocks WHERE key >> 36 = \
+                (SELECT no FROM groups WHERE id = 'broken')";
+    let kept: i64 = database.query_row(kept, [], |row| row.get(0)).unwrap();
+    assert!(0 < kept, "it is kept for a repair");
+    let told = server.log.wait("a warning", |line| line.contains("until the next try"));
+    assert!(told.contains("groups=1"), "{told}");
+    assert_eq!(database.execute(set, [settings]).unwrap(), 1);
+}
+
 /// I13: a base that was changed is found, and what is missing behind it.
 #[test]
 fn a_changed_base_is_found() {

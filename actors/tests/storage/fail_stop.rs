@@ -82,7 +82,11 @@ impl Store for Faulty {
     }
 
     fn probe(&mut self) -> Result<(), StoreError> {
-        if self.fails.load(Ordering::SeqCst) { Err(StoreError::Stopped) } else { Ok(()) }
+        if self.fails.load(Ordering::SeqCst) {
+            let source = Arc::new(std::io::Error::other("told to"));
+            return Err(StoreError::Database { operation: "was tried", source });
+        }
+        Ok(())
     }
 
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
@@ -161,4 +165,64 @@ async fn after_a_failure_everything_is_refused_until_a_trial_works() {
     assert_eq!(ledger.adopt(1).await.unwrap().unwrap().tasks.len(), 1);
     assert!(ledger.adopt(2).await.unwrap().is_none(), "of the refused ones nothing is stored");
     ledger.commit(first_of(2)).await.unwrap();
+}
+
+/// A reading thread that could not open the database opens it for the next question, and its failure
+/// is nobody else's: the writer tries for itself, and goes on.
+#[actix_rt::test]
+async fn a_reader_that_could_not_open_opens_again_and_stops_no_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+    let (fails, asked) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+    let store =
+        Faulty { store: database.store().unwrap(), fails: fails.clone(), asked: asked.clone() };
+    let health = StorageHealth::default();
+    let for_actor = health.clone();
+    let writer = Storage::start_in_arbiter(&Arbiter::new().handle(), move |_| {
+        Storage::new(store, for_actor)
+    });
+    let opener = database.opener();
+    let closed = Arc::new(AtomicBool::new(true));
+    let is_closed = closed.clone();
+    let readers = SyncArbiter::start(1, move || {
+        let (opener, is_closed) = (opener.clone(), is_closed.clone());
+        Reader::new(move || {
+            if is_closed.load(Ordering::SeqCst) {
+                let source = Arc::new(std::io::Error::other("no descriptor is left"));
+                return Err(StoreError::Database { operation: "opened", source });
+            }
+            opener.archive()
+        })
+    });
+    let ledger = Ledger::new(writer, readers, health.clone());
+    let index = || ledger.read(|archive| archive.group_index());
+
+    let mut actor = Actor::new(1);
+    for _ in 0..3 {
+        let failed = index().await.unwrap_err();
+        assert!(matches!(failed, StoreError::Database { .. }), "{failed:?}");
+        ledger.commit(actor.play(SUBMIT).unwrap()).await.unwrap();
+        assert!(health.is_good());
+    }
+    closed.store(false, Ordering::SeqCst);
+    assert_eq!(index().await.unwrap().groups.len(), 1);
+
+    // If the writer's own trial fails as well, it is the database.
+    fails.store(true, Ordering::SeqCst);
+    // A failure is looked into once a second.
+    let stopped = async {
+        loop {
+            let failing = ledger.read(|_| {
+                let source = Arc::new(std::io::Error::other("told to"));
+                Err::<(), _>(StoreError::Database { operation: "was read", source })
+            });
+            failing.await.unwrap_err();
+            // Answered after the writer has heard of it.
+            if matches!(ledger.trusted().await, Err(StoreError::Unavailable(_))) {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), stopped).await.unwrap();
+    assert_eq!(health.failing().unwrap().fault, Fault::Other);
 }

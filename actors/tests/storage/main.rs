@@ -73,6 +73,7 @@ conforms!(Database:
     conformance::what_an_earlier_attempt_compacted_is_read_back,
     conformance::a_purge_takes_one_group_and_no_other,
     conformance::a_key_is_kept_until_it_is_forgotten,
+    conformance::keys_are_as_old_as_the_trusted_time_says,
     conformance::lists_tell_positions_and_pages,
     conformance::a_directory_has_one_owner,
     exports::the_place_up_to_which_tasks_were_handed_on_is_kept,

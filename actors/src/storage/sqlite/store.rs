@@ -291,12 +291,19 @@ pub fn store(
         digests::store_closed(conn, &rows.closed, ended)?;
     }
     if let Some(KeyUse { key, body, task }) = &writes.key {
-        // One whose task is gone is used again.
         let at = keys_at.unwrap_or(writes.at);
-        conn.prepare_cached(
-            "INSERT OR REPLACE INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?)",
-        )?
-        .execute(params![key, body, task.0.as_bytes(), at.0])?;
+        // One whose task is gone may be used again.
+        let stored = conn
+            .prepare_cached(
+                "INSERT INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?) \
+                 ON CONFLICT (key) DO UPDATE SET body = excluded.body, task = excluded.task, \
+                 at = excluded.at \
+                 WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.id = idempotency.task)",
+            )?
+            .execute(params![key, body, task.0.as_bytes(), at.0])?;
+        if stored != 1 {
+            return Err(rusqlite::Error::StatementChangedRows(stored).into());
+        }
     }
     Ok(true)
 }
