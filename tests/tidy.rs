@@ -136,6 +136,26 @@ fn the_rules_know_no_clock_and_no_outside() {
     assert_none(&wrong, "core decides from what it is given");
 }
 
+/// actix polls what an actor spawned, or notified itself of, between a message's handler and the
+/// commit that the handler waits for: what commits there overtakes (I3).
+#[test]
+fn a_group_commits_by_way_of_its_mailbox_alone() {
+    let outside =
+        ["ctx.notify", "notify_later", "add_stream", "add_message_stream", "run_interval"];
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        if !file.starts_with("actors/src/group") {
+            continue;
+        }
+        for (number, line) in code(&text) {
+            for word in outside.iter().filter(|word| line.contains(**word)) {
+                wrong.push(format!("{file}:{number} names {word}: send a message"));
+            }
+        }
+    }
+    assert_none(&wrong, "what a group does beside its mailbox");
+}
+
 #[test]
 fn nothing_is_left_unfinished() {
     let mut wrong = Vec::new();

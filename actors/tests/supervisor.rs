@@ -328,6 +328,25 @@ async fn a_group_that_panicked_is_rebuilt_and_goes_on() {
     assert_eq!(world.end("other", &other).await.state, TaskState::Failed, "the slot is free");
 }
 
+/// I3, F3: a group whose actor dies after a commit, and before its readers learn of that, shows them
+/// the frames when it is rebuilt.
+#[actix_rt::test]
+async fn readers_learn_of_frames_that_a_dead_actor_did_not_show() {
+    let world = World::new().await;
+    let task = world.submit("work").await;
+    world.end("work", &task).await;
+    let handle = world.find("work").await;
+    let mut reader = handle.feed.subscribe();
+    let stored = handle.feed.borrow().last_seq;
+    assert!(stored > 0);
+    // What the last actor did not get to.
+    handle.feed.send_replace(Arc::default());
+    reader.mark_unchanged();
+    assert!(handle.addr.send(Panic).await.is_err());
+    let shown = timeout(LONG, reader.wait_for(|tail| tail.last_seq >= stored)).await;
+    assert_eq!(shown.unwrap().unwrap().last_seq, stored);
+}
+
 /// I15, F3: a run's actor that panics takes its tree and its group's actor with it, and the group
 /// goes on; without that its task would wait for its deadline, and the slot with it.
 #[actix_rt::test]

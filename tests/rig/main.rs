@@ -27,6 +27,7 @@ mod run;
 mod server;
 mod stage;
 mod summary;
+mod unreadable;
 
 use std::error::Error;
 use std::process::{Command, ExitCode};

@@ -81,6 +81,8 @@ pub enum Fault {
     Clock { after: Duration, seconds: i64 },
     /// The wall clock is wrong by so much already when the server starts (F27).
     WrongClock { after: Duration, years: i64 },
+    /// A row of one group cannot be read.
+    Unreadable { after: Duration },
     /// So few descriptors are left (F34).
     Descriptors { after: Duration, spare: u64 },
 }
@@ -97,13 +99,14 @@ impl fmt::Display for Fault {
             Self::Locked { .. } => "database locked",
             Self::Clock { .. } => "clock jump",
             Self::WrongClock { .. } => "clock wrong at the start",
+            Self::Unreadable { .. } => "unreadable row",
             Self::Descriptors { .. } => "no descriptors",
         })
     }
 }
 
 /// How many kinds of faults there are besides kills at syncs.
-const OTHERS: u64 = 9;
+const OTHERS: u64 = 10;
 
 impl Plan {
     /// The plan of a seed.
@@ -187,6 +190,7 @@ fn other(which: u64, form: Form, random: &mut Random) -> Fault {
             let years = if random.one_in(3) { -3 } else { 3 };
             Fault::WrongClock { after, years }
         }
+        8 => Fault::Unreadable { after },
         _ => Fault::Descriptors { after, spare: random.between(0, 12) },
     }
 }

@@ -21,7 +21,7 @@ use crate::process::{marked, wait_gone};
 use crate::random::Random;
 use crate::server::{PATIENCE, Server};
 use crate::stage::{Ask, Stage};
-use crate::{load, reader};
+use crate::{load, reader, unreadable};
 
 /// The longest time until every group is at rest (I12): a full queue of turns that hang.
 const DRAIN: Duration = Duration::from_secs(120);
@@ -209,6 +209,10 @@ fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<St
             still_there(server, *after)?;
             let year = stage.client().year();
             Ok(year.map(|year| format!("its clock was wrong by {years} years, in {year}")))
+        }
+        Fault::Unreadable { after } => {
+            still_there(server, *after)?;
+            unreadable::strike(stage, server)
         }
         Fault::Descriptors { after, spare } => {
             wait(server, *after)?;

@@ -258,3 +258,34 @@ fn a_permission_outside_of_a_turn_keeps_no_place() {
     };
     assert!(step.writes.iter().any(void), "{step:?}");
 }
+
+/// I7, DQ-11: a prompt that a server withheld as it shut down was not run, so its task keeps its
+/// place, whatever the retry policy; unless its caller cancelled it meanwhile.
+#[test]
+fn i7_withheld_prompt_keeps_its_place() {
+    for policy in [Retry::Never, Retry::NoOutput] {
+        let mut hand = Hand::in_turn();
+        hand.terms.retry = policy;
+        let task = hand.group.current().unwrap().id;
+        let behind = hand.queue_turn();
+        let id = hand.group.turn().unwrap().prompt_id;
+        let stale = Event::PromptWithheld { run: hand.run(), id: id + 1 };
+        assert!(hand.apply(stale).writes.is_empty());
+        let step = hand.apply(Event::PromptWithheld { run: hand.run(), id });
+        assert_eq!(kinds(&step.writes), ["turn_settled", "task_retrying"], "{policy:?}");
+        let order: Vec<_> = hand.group.waiting().map(|task| task.id).collect();
+        assert_eq!((order, hand.group.current()), (vec![task, behind], None));
+        hand.expire(|expiry| matches!(expiry, Expiry::Backoff(..)));
+        hand.grant();
+        assert_eq!(hand.group.current().map(|task| (task.id, task.attempt)), Some((task, 2)));
+        hand.say("done");
+        hand.answer(StopReason::EndTurn);
+        assert_eq!(hand.ended(task), Some((T::Completed, None)));
+    }
+    let mut hand = Hand::in_turn();
+    let task = hand.group.current().unwrap().id;
+    hand.apply(Event::CancelRequested(task));
+    let id = hand.group.turn().unwrap().prompt_id;
+    hand.apply(Event::PromptWithheld { run: hand.run(), id });
+    assert_eq!(hand.ended(task).map(|(state, _)| state), Some(T::Cancelled));
+}

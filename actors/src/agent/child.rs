@@ -66,6 +66,8 @@ const CLEAR_AGAIN: Duration = Duration::from_millis(500);
 const CLEAR_MAX: Duration = Duration::from_secs(60);
 /// The longest report of a shim. What is longer comes from something that is no shim.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
+/// A shim sends four reports at most. What sends more is no shim, and must not keep the thread busy.
+const REPORTS_MAX: usize = 4;
 
 /// What to start, and as what. Not `Debug`, as it holds the agent's secrets (C16).
 #[derive(Clone)]
@@ -373,11 +375,12 @@ fn clear_once(run: &Marker, reaped: &Counter) -> Vec<u32> {
 struct Reports {
     control: Arc<UnixStream>,
     unread: Vec<u8>,
+    count: usize,
 }
 
 impl Reports {
     fn of(control: Arc<UnixStream>) -> Self {
-        Self { control, unread: Vec::new() }
+        Self { control, unread: Vec::new(), count: 0 }
     }
 
     /// The next report; none when the shim is gone, or says what no shim says. Cancel safe.
@@ -385,6 +388,10 @@ impl Reports {
         loop {
             if let Some(end) = memchr::memchr(b'\n', &self.unread) {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();
+                self.count += 1;
+                if REPORTS_MAX < self.count {
+                    return None;
+                }
                 return serde_json::from_slice(&line).ok();
             }
             let mut bytes = [0; 1024];

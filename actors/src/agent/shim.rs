@@ -59,8 +59,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// frozen container, a suspended machine) counts as one wait at most.
 const SILENT_WAITS_MAX: u32 = 5;
 /// After a TERM, what the agent's main process leaves behind has this long to end by itself: an
-/// `npx` dies at once, the agent below it may still be saving its session.
-const LINGER_MAX: Duration = Duration::from_secs(2);
+/// `npx` dies at once, the agent below it may still be saving its session. Two seconds, counted in
+/// looks.
+const LINGER_EVERY: Duration = Duration::from_millis(5);
+const LINGER_LOOKS_MAX: u32 = 400;
 /// How long the shim kills before it leaves the rest to the server. A round of it counts no more
 /// than [`KILL_ROUND_MAX`], however long the machine was frozen meanwhile.
 const KILL_MAX: Duration = Duration::from_secs(10);
@@ -163,9 +165,13 @@ fn run(control: BorrowedFd<'_>, options: &Options) -> io::Result<()> {
 /// Waits for the launch. `None` if the server went away, or silent, before it came.
 fn receive(control: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<(Spec, [OwnedFd; 3])>> {
     let mut fds = [PollFd::from_borrowed_fd(control, PollFlags::IN)];
-    let limit = timespec(wait * SILENT_WAITS_MAX)?;
-    if retry_on_intr(|| poll(&mut fds, Some(&limit)))? == 0 {
-        return Ok(None);
+    let limit = timespec(wait)?;
+    let mut silent_waits = 0;
+    while retry_on_intr(|| poll(&mut fds, Some(&limit)))? == 0 {
+        silent_waits += 1;
+        if silent_waits == SILENT_WAITS_MAX {
+            return Ok(None);
+        }
     }
     let mut order = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
@@ -443,9 +449,11 @@ impl Keeper<'_> {
 
     /// After TERM, and the end of the main process: waits for the others, not for long.
     fn linger(&mut self) {
-        let began = Instant::now();
-        while self.reap() && began.elapsed() < LINGER_MAX && self.obey() == Next::Wait {
-            thread::sleep(Duration::from_millis(5));
+        for _ in 0..LINGER_LOOKS_MAX {
+            if !self.reap() || self.obey() == Next::Kill {
+                return;
+            }
+            thread::sleep(LINGER_EVERY);
         }
     }
 

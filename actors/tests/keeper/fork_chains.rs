@@ -1,11 +1,11 @@
 //! Processes that fork and end, faster than `/proc` is read: they end with their run, with a control
 //! group and without one, and meanwhile they leave no heap of dead processes.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use greenroom_actors::agent::{
     child::{Launch, TreeEvent},
-    tree::descendants,
+    tree::{Marker, descendants, sweep},
 };
 use tokio::time::timeout;
 
@@ -61,4 +61,16 @@ async fn fork_chains_leave_no_heap_of_dead_processes() {
     lines_to(&mut stdout, "ready").await;
     let left = descendants(parent(agent.pid)).expect("look for them").len();
     assert!(left < DEAD_MAX, "{left} of {LINKS} are still there");
+}
+
+/// I10: what server and keeper both left is found by its mark, also while it forks on.
+#[test]
+fn sweep_ends_a_fork_chain() {
+    let mark = Marker::run(format!("run_{}", uuid::Uuid::now_v7()));
+    let chain = chain("$n < 100_000", "POSIX::setsid();");
+    let first = Command::new("perl").args(["-e", &chain]).envs([mark.entry()]).status();
+    assert!(first.expect("start perl").success(), "the first link ends at once");
+    let swept = sweep(&mark).expect("nothing is left");
+    assert!(!swept.is_empty());
+    assert_eq!(mark.find().expect("look for what is left"), []);
 }

@@ -114,8 +114,11 @@ fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), Failure> {
          status, queue_length) VALUES (?, 0, 0, 0, 0, 0, 0, 'idle', 0)",
         [no],
     )?;
-    let sql = "UPDATE heads SET epoch = epoch + 1, run_digest = NULL WHERE no = ? RETURNING epoch";
-    let epoch = conn.query_row(sql, [no], |row| row.get::<_, i64>(0))? as u64;
+    // What is stored next must follow the log's end (I3).
+    let last_seq = int(head.standing.head.last_seq);
+    let sql = "UPDATE heads SET epoch = epoch + 1, last_seq = ?, run_digest = NULL WHERE no = ? \
+               RETURNING epoch";
+    let epoch = conn.query_row(sql, params![last_seq, no], |row| row.get::<_, i64>(0))? as u64;
     head.epoch = epoch;
     store::store_head(conn, &head)?;
     if let Some(rows) = &head.digests {

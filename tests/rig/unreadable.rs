@@ -1,0 +1,82 @@
+//! A database with a row that cannot be read (I15): its group is `broken`, the others go on, and
+//! once the row is readable again so does the group.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use serde_json::{Value, json};
+
+use crate::Result;
+use crate::history::text;
+use crate::server::{PATIENCE, Server};
+use crate::stage::{Ask, Client, Stage};
+
+/// A group that no caller uses.
+const PATH: &str = "/v1/groups/damaged";
+
+const POLL: Duration = Duration::from_millis(20);
+
+/// Kills the server, damages a row, and starts a server that must do its work all the same. Gives
+/// what shows that the group was broken.
+pub fn strike(stage: &Stage, server: &mut Server) -> Result<Option<String>> {
+    let client = stage.client();
+    let made = Ask { method: "PUT", ..Ask::post(PATH, json!({ "agent": "plain" })) };
+    until(|| client.send(&made).filter(|made| (200..300).contains(&made.status)))?;
+    restart(stage, server, |database| {
+        let sql = "UPDATE groups SET settings = '{' || settings WHERE id = 'damaged'";
+        Ok(database.execute(sql, [])?)
+    })?;
+    let before = witness(stage, &client)?;
+    let shown = until(|| read(&client, PATH).filter(|shown| shown["status"] == "broken"))?;
+    // The witness has a turn at almost any time.
+    until(|| witness(stage, &client).ok().filter(|now| *now > before))?;
+    restart(stage, server, |database| {
+        let sql = "UPDATE groups SET settings = substr(settings, 2) WHERE id = 'damaged'";
+        Ok(database.execute(sql, [])?)
+    })?;
+    until(|| read(&client, PATH).filter(|shown| shown["status"] == "idle"))?;
+    Ok(Some(format!("a group was broken: {}", text(&shown, "broken"))))
+}
+
+fn restart(
+    stage: &Stage,
+    server: &mut Server,
+    change: impl Fn(&Connection) -> Result<usize>,
+) -> Result<()> {
+    server.kill()?;
+    stage.set_address(None);
+    let database = Connection::open(stage.home.data().join("greenroom.db"))?;
+    if change(&database)? != 1 {
+        return Err("there is no such row".into());
+    }
+    drop(database);
+    *server = Server::start(&stage.home, stage.life(), None)?;
+    let address = server.wait_ready()?.ok_or_else(|| server.logged())?;
+    stage.set_address(Some(address));
+    Ok(())
+}
+
+/// The last frame of the group that must go on.
+fn witness(stage: &Stage, client: &Client<'_>) -> Result<u64> {
+    let group = stage.plan.groups.iter().find(|group| group.witness).ok_or("no witness")?;
+    let shown = read(client, &format!("/v1/groups/{}", group.name)).unwrap_or_default();
+    Ok(shown["last_seq"].as_u64().unwrap_or(0))
+}
+
+fn read(client: &Client<'_>, path: &str) -> Option<Value> {
+    client.read(path).and_then(|shown| serde_json::from_str(&shown).ok())
+}
+
+fn until<T>(mut look: impl FnMut() -> Option<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        if PATIENCE < start.elapsed() {
+            return Err("a group with an unreadable row: waited in vain".into());
+        }
+        thread::sleep(POLL);
+    }
+}
