@@ -198,8 +198,7 @@ impl ApiError {
     pub fn is_broken_group(&self) -> bool {
         matches!(
             self,
-            Self::NoDigest
-                | Self::Store(StoreError::Unreadable(_))
+            Self::Store(StoreError::Unreadable(_))
                 | Self::Group(
                     GroupError::Broken(_) | GroupError::Storage(StoreError::Unreadable(_))
                 )
