@@ -33,8 +33,8 @@ pub enum Repair {
     Damaged(Vec<String>),
 }
 
-/// Makes the rows of the group `id` from its log and what can be read of its rows. `archive` must show one moment only, and
-/// nobody may write to the database.
+/// Makes the rows of the group `id` from its log and what can be read of its rows. `archive` must
+/// show one moment only, and nobody may write to the database.
 ///
 /// # Errors
 ///

@@ -200,8 +200,7 @@ impl ApiError {
     pub fn is_broken_group(&self) -> bool {
         matches!(
             self,
-            Self::NoDigest
-                | Self::Store(StoreError::Unreadable(_))
+            Self::Store(StoreError::Unreadable(_))
                 | Self::Group(
                     GroupError::Broken(_) | GroupError::Storage(StoreError::Unreadable(_))
                 )
@@ -230,7 +229,8 @@ impl ResponseError for ApiError {
             // No outage: it is so until somebody repairs it, and no other group notices.
             Self::NoDigest
             | Self::Store(StoreError::Unreadable(_))
-            | Self::Group(GroupError::Broken(_) | GroupError::Storage(StoreError::Unreadable(_))) => {
+            | Self::Group(GroupError::Broken(_))
+            | Self::Group(GroupError::Storage(StoreError::Unreadable(_))) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
             Self::Group(GroupError::Exhausted | GroupError::Storage(StoreError::Exhausted(_))) => {

@@ -169,7 +169,7 @@ pub async fn get(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
     let count = broken.len() as u64;
     let tally = timeout(READ_MAX, shared.ledger.read(move |archive| archive.tally(&broken))).await;
     let mut tally = tally.ok().and_then(Result::ok);
-    if let Some(tally) = &mut tally {
+    if let Some(tally) = tally.as_mut().filter(|_| count > 0) {
         tally.groups.insert(view::BROKEN.into(), count);
     }
     let dir = edge.meters.data_dir.clone();
@@ -245,7 +245,7 @@ fn resident(to: &mut Registry, census: Census, let_go: u64) {
     to.register("agents_let_go", "Idle agents that were ended to make room for another", ConstCounter::new(let_go));
 }
 
-/// A status as lists show it.
+/// A status as lists show it. There are broken groups only after damage.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Shown {
     Of(Status),
@@ -279,7 +279,7 @@ fn stored(to: &mut Registry, tally: &Tally, now: Timestamp) {
         ConstGauge::new(age_ms as f64 / 1000.0)
     };
     let waiting = |state: TaskState| !state.is_terminal();
-    to.register("groups", "Groups by status", Each::new(|status: Shown| ConstGauge::new(tally.groups.get(&status.word()).copied().unwrap_or(0))));
+    to.register("groups", "Groups by status", Each::only(|status: Shown| status != Shown::Broken || tally.groups.contains_key(view::BROKEN), |status| ConstGauge::new(tally.groups.get(&status.word()).copied().unwrap_or(0))));
     to.register("tasks", "Tasks that are not over", Each::only(|(_, state): (TaskKind, TaskState)| waiting(state), |(kind, state)| ConstGauge::new(tally.tasks.get(&(kind.word(), state.word())).copied().unwrap_or(0))));
     gauge(to, "queue_depth", "Tasks that wait, over all groups", tally.queued as f64);
     gauge(to, "slots_waiting", "Groups that wait for a slot, and for nothing else", tally.wait_for_slot as f64);

@@ -151,8 +151,8 @@ fn an_unreadable_row_breaks_its_group_alone() {
     assert_eq!(server.get("/v1/status").expect(200)["groups"]["broken"], Value::Null);
 }
 
-/// I13, I2: `verify --repair` makes the rows from the log; a task whose prompt is lost is ended, and
-/// the log says so.
+/// I13, I2: `verify --repair` makes the rows from the log. A task whose prompt is lost is ended
+/// there.
 #[test]
 fn a_broken_group_is_repaired_from_its_log() {
     let mut server = damaged();

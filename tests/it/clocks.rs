@@ -63,8 +63,8 @@ fn a_clock_that_is_years_ahead_at_the_start_deletes_nothing() {
         set_clock(&mut server, wrong);
         server.boot();
         assert_kept(&server, &once);
-        let warned =
-            server.log.lines().into_iter().filter(|line| line.contains("far ahead")).last();
+        let lines = server.log.lines();
+        let warned = lines.iter().rfind(|line| line.contains("far ahead"));
         assert!(warned.unwrap().contains("WARN"), "{}", server.log.tail());
         server.complete("work", "under the wrong clock");
         server.terminate();

@@ -287,8 +287,8 @@ fn broken_group_is_not_felt() {
     });
 }
 
-/// I3, I11: at the last number of a group, or of the database, more is refused, and no number is used
-/// twice; the rest works.
+/// I3, I11: at the last number of a group, or of the database, more is refused; no number is used
+/// twice, and the rest works.
 #[test]
 fn numbers_that_are_used_up_are_refused() {
     let mut server = Server::usual();

@@ -231,8 +231,8 @@ fn a_lock_held_by_another_program() {
     assert_recovers(&server);
 }
 
-/// F26: `verify` and `backup` lock the directory while they look at the log. A start waits for them,
-/// and refuses at once if another server has it.
+/// F26: `verify` and `backup` lock the directory while they look at the log. A start waits for
+/// them, and refuses at once if another server has it.
 #[test]
 fn a_start_waits_for_whoever_only_looks() {
     let mut server = Server::usual();
