@@ -20,6 +20,7 @@ use greenroom_actors::{
         tree::Marker,
     },
     changes::Watched,
+    feed::{Next, Tail},
     group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
     profile::{Compacts, Limits, Profile, Rlimits, Signals},
     residents::Residents,
@@ -322,6 +323,24 @@ async fn a_group_that_panicked_is_rebuilt_and_goes_on() {
     }
     let other = world.submit("other").await;
     assert_eq!(world.end("other", &other).await.state, TaskState::Failed, "the slot is free");
+}
+
+/// I3: readers learn of frames that were stored by an actor that died before it published them.
+#[actix_rt::test]
+async fn a_rebuilt_actor_wakes_readers_for_unpublished_frames() {
+    let world = World::new().await;
+    let task = world.submit("work").await;
+    world.end("work", &task).await;
+    let GroupHandle { no, addr, feed, .. } = world.find("work").await;
+    let standing = world.shared.ledger.read(move |archive| archive.group(no)).await.unwrap();
+    let last_seq = standing.unwrap().head.last_seq;
+    // As if the last frames had not been published.
+    feed.send_replace(Arc::new(Tail { last_seq: last_seq - 2, ..Tail::default() }));
+    let mut reader = feed.subscribe();
+    assert!(addr.send(Panic).await.is_err());
+    let woken = reader.wait_for(|tail| tail.last_seq >= last_seq);
+    let tail = timeout(LONG, woken).await.unwrap().unwrap().clone();
+    assert!(matches!(tail.after(last_seq - 2), Next::Disk), "{tail:?}");
 }
 
 /// I15, F3: a run's actor that panics takes its tree and its group's actor with it, and the group

@@ -12,7 +12,7 @@ use greenroom_core::{Digests, Event, Recovery, Run, Task, TaskState, Turn};
 use super::{Group, GroupError, Refold, Shared};
 use crate::{
     agent::{sessions::Reread, tree},
-    digest,
+    digest, feed,
     frames::Place,
     storage::{FrameFilter, GroupNo, Hydration, Ledger, StoreError},
 };
@@ -64,6 +64,8 @@ impl Group {
             task: tasks.iter().find(|task| task.claimed_at.is_some()).map(|task| task.id),
         };
         self.terms = None;
+        // The last actor may have died between a commit and its publication.
+        feed::publish(&self.feed, &self.id, &[], head.last_seq);
         self.core =
             greenroom_core::Group::restore(head, tasks, run, turn, compactions, permissions);
         self.status = self.core.status();
