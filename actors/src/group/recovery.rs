@@ -69,11 +69,11 @@ impl Group {
             task: tasks.iter().find(|task| task.claimed_at.is_some()).map(|task| task.id),
         };
         self.terms = None;
+        // The last actor may have died between a commit and its publication.
+        feed::publish(&self.feed, &self.id, &[], head.last_seq);
         self.core =
             greenroom_core::Group::restore(head, tasks, run, turn, compactions, permissions);
         self.status = self.core.status();
-        // The last actor may have died after a commit, and before it showed that to the readers.
-        feed::publish(&self.feed, &self.id, &[], self.core.head().last_seq);
         vec![Event::Recovered(self.recovery)]
     }
 }
