@@ -4,9 +4,9 @@
 mod hand;
 
 use greenroom_core::{
-    Effect, Event, Exit, ExitReason, Expiry, Json, Kinds, Lines, PermissionAsked, PermissionOption,
-    PermissionShown, PermissionState, PromptReply, Retry, Status, Stop, StopReason, TaskState as T,
-    Write,
+    Answer, Effect, Event, Exit, ExitReason, Expiry, Json, Kinds, Lines, PermissionAsked,
+    PermissionOption, PermissionShown, PermissionState, PromptReply, Retry, Status, Stop,
+    StopReason, TaskState as T, Write,
 };
 use hand::{Hand, PATIENCE, kinds};
 
@@ -251,12 +251,13 @@ fn a_permission_outside_of_a_turn_keeps_no_place() {
     let evicted = Expiry::Idle(hand.run(), hand.group.head().last_seq);
     let run = hand.run();
     let step = hand.apply(Event::Expired(evicted));
-    assert_eq!(step.effects, [Effect::Stop { run, how: Stop::Gently }]);
-    let step = hand.exit(ExitReason::Stopped);
     let void = |write: &Write| {
         matches!(write, Write::PermissionResolved { state: PermissionState::Void, .. })
     };
-    assert!(step.writes.iter().any(void), "{step:?}");
+    assert!(step.writes.iter().any(void), "it is void before an answer is lost: {step:?}");
+    let answer = Answer { request: Json::write(&2).unwrap(), selected: None };
+    let told = [Effect::Answer { run, answer }, Effect::Stop { run, how: Stop::Gently }];
+    assert_eq!(step.effects, told, "and the agent is told before its stdin is closed");
 }
 
 /// I7, DQ-11: a prompt that a server withheld as it shut down was not run, so its task keeps its

@@ -106,7 +106,8 @@ fn random_histories_reach_everything() {
     }
     #[rustfmt::skip]
     let wanted = [
-        "agent_degraded", "agent_wedged", "backoff_ended", "cancel_requested", "context_lost",
+        "agent_degraded", "agent_wedged", "backoff_ended", "cancel_requested", "cancel_sent",
+        "compaction_rests", "context_lost",
         "group_held ContextLost", "group_held Interrupted", "group_held InterruptedTwice",
         "group_resumed", "launch_allowed", "lock_asked", "lock_bypassed", "lock_lost",
         "permission_opened", "permission_resolved Cancelled cancel",
@@ -120,7 +121,9 @@ fn random_histories_reach_everything() {
         "task_ended Failed agent_start_failed", "task_ended Failed expired",
         "task_ended Interrupted agent_exited", "task_ended Interrupted deadline",
         "task_ended Interrupted protocol_violation", "task_ended Interrupted server_restarted",
-        "task_ended Interrupted storage_failed", "task_ended Skipped ", "task_released",
+        "task_ended Interrupted storage_failed", "task_ended Skipped ",
+        "task_ended Skipped compaction_unsupported", "task_ended Skipped lock_failed",
+        "task_released",
         "task_retrying agent_error 1", "task_retrying agent_exited 1",
         "task_retrying agent_start_failed 1", "task_retrying agent_start_failed 5",
         "task_retrying agent_wedged 1", "task_started 1", "task_started 2", "task_started 5",
@@ -158,9 +161,15 @@ fn the_situations_are_what_they_are_called() {
         ("the fifth attempt",            S::Waiting,    Some(B::Slot)),
         ("the last attempt",             S::Running,    None),
         ("behind a cancel",              S::Running,    None),
+        ("wedged by a cancel",           S::Waiting,    Some(B::Backoff)),
         ("held",                         S::Held,       Some(B::Held)),
         ("once cut off",                 S::Waiting,    Some(B::Slot)),
         ("compacting",                   S::Compacting, Some(B::Turn)),
+        ("outdated as it starts",        S::Starting,   Some(B::Agent)),
+        ("outdated in a turn",           S::Running,    Some(B::Turn)),
+        ("without a way to compact",     S::Waiting,    Some(B::Lock)),
+        ("a rest",                       S::Waiting,    Some(B::Slot)),
+        ("deleted as it is cut off",     S::Running,    None),
         ("expires soon",                 S::Running,    Some(B::Turn)),
     ];
     assert_eq!(statuses, expected);

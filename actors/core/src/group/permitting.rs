@@ -98,6 +98,14 @@ impl Scene<'_> {
         }
     }
 
+    /// The run is about to end: what it asked for outside of a turn becomes void before its stdin is
+    /// closed, so that no later answer is accepted and lost.
+    pub(super) fn void_permissions_outside(&mut self) {
+        for id in self.pending_of(|own| own.task.is_none()) {
+            self.resolve(id, PermissionState::Void, None, "run_ended".into());
+        }
+    }
+
     /// The run is over: there is nobody to answer.
     pub(super) fn void_permissions(&mut self) {
         for id in self.pending_of(|_| true) {

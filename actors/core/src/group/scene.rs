@@ -493,6 +493,7 @@ impl<'a> Scene<'a> {
         if let Some(Run { id: run, phase, .. }) = self.group.run.clone()
             && (phase != RunPhase::Stopping || how == Stop::Firmly)
         {
+            self.void_permissions_outside();
             self.write(Write::RunStopping { run });
             self.order(Effect::Stop { run, how });
         }

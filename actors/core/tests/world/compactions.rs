@@ -253,7 +253,10 @@ impl Compactions {
             |write: &Write| matches!(write, Write::TurnSettled { task, .. } if turn(*task));
         let again = |place: &usize| matches!(writes[place + 1], Write::TaskRetrying { .. });
         let settled = writes.iter().position(settled).filter(|place| !again(place));
-        let held = writes.iter().any(|write| matches!(write, Write::GroupHeld { .. }));
+        // What the end of a cut-off turn leads to stands between.
+        let decides =
+            |write: &Write| matches!(write, Write::GroupHeld { .. } | Write::GroupResumed {});
+        let held = writes.iter().any(decides);
         let auto = writes.iter().position(|write| {
             matches!(
                 write,

@@ -58,9 +58,23 @@ pub fn situations() -> Vec<(&'static str, Vec<Move>)> {
         ("the fifth attempt", fifth),
         ("the last attempt", sixth),
         ("behind a cancel", then(IN_TURN, &[CANCEL, CONFIRM, SUBMIT, Move::Grant])),
+        ("wedged by a cancel", {
+            let queued = Move::Say(Spoken::Queued);
+            then(IN_TURN, &[CANCEL, CONFIRM, SUBMIT, Move::Grant, queued, ANSWER])
+        }),
         ("held", with(HOLDS, &then(IN_TURN, &[SUBMIT, SAY, DIES]))),
         ("once cut off", with(AUTO, &then(IN_TURN, &[SUBMIT, SAY, DIES]))),
         ("compacting", then(IDLE, &[Move::Compact, LOCKED, Move::Grant, SUBMIT])),
+        ("outdated as it starts", then(&[SUBMIT, Move::Grant], &[Move::Configure(2)])),
+        ("outdated in a turn", then(IN_TURN, &[SUBMIT, Move::Configure(2)])),
+        ("without a way to compact", {
+            then(IDLE, &[Move::Compact, Move::Lock(LockSaid::Held), SUBMIT, Move::Terms(24, 0)])
+        }),
+        ("a rest", then(IDLE, &[Move::Compact, Move::Lock(LockSaid::Failed), SUBMIT])),
+        ("deleted as it is cut off", {
+            let cut = Move::ExpireA(Bound::Turn);
+            with(AUTO, &then(IN_TURN, &[SAY, cut, Move::Archive, Move::Configure(0)]))
+        }),
         ("expires soon", then(IN_TURN, &[Move::SubmitWithin { ms: 1 }, SUBMIT])),
     ]
 }
