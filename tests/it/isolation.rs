@@ -3,21 +3,14 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::setup::scripted_agent;
-use crate::support::{Home, Server, Setup, eventually, process, within};
-
-/// Delays every sync of the database's log, and so every commit.
-fn slow_commits(home: &mut Home, microseconds: u32) {
-    let log = home.data().join("greenroom.db-wal");
-    let delay = format!("inject=fdatasync:delay_exit={microseconds}");
-    let words = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-P", log.to_str().unwrap()];
-    home.wrapper = words.into_iter().chain(["-e", &delay, "--"]).map(str::to_owned).collect();
-}
+use crate::support::strace::Strace;
+use crate::support::{Server, Setup, eventually, process, within};
 
 /// F15: an agent fills its own stdin, by asking and not reading the answers, and then dies.
 #[test]
@@ -102,15 +95,18 @@ fn stream_shows_every_frame_of_a_group_without_a_profile() {
 fn last_words_of_a_dead_agent_survive_slow_commits() {
     // Many batches, and fewer bytes than the pipe holds.
     const LINES: usize = 20_000;
-    let mut home = Setup::new().home();
-    slow_commits(&mut home, 2_100_000);
-    let server = Server::start(home);
+    let server = Server::usual();
+    server.complete("work", "warm");
+    // Longer than anything that held open pipes of a dead agent was ever waited for.
+    let _slow = Strace::delay_commits(&server, 2_100_000);
     let task = server.submit("work", &format!("[[asks:{LINES}]][[die:3]]"));
     let limit = Duration::from_secs(120);
-    let ended = within(limit, "the turn's end", &server.log, || {
-        let task = server.task(&task);
-        (task["state"] == "interrupted").then_some(task)
+    // Requests would be traced, too, and slow.
+    within(limit, "the turn's end", &server.log, || {
+        let is_end = |line: &String| line.contains("stop_reason=_process_exited");
+        server.log.lines().iter().any(is_end).then_some(())
     });
+    let ended = server.finish_as(&task, "interrupted");
     assert_eq!(ended["interrupted"]["side_effects"], "none_observed", "{ended}");
     assert_eq!(server.frames_of_kind("work", "scripted/unknown").len(), LINES);
 }
@@ -143,30 +139,15 @@ fn freeze_of_server_and_agent_counts_against_no_deadline() {
 /// keeps its place, and runs after the next start.
 #[test]
 fn no_prompt_is_sent_after_sigterm() {
-    let mut home = Setup::new().home();
-    slow_commits(&mut home, 1_500_000);
-    let log = home.data().join("greenroom.db-wal");
-    let mut server = Server::start(home);
+    let mut server = Server::usual();
     server.complete("work", "warm");
-    let written = |server: &Server| -> SystemTime {
-        // Whatever was still to be committed was, once nothing is written for longer than a sync.
-        let mut last = fs::metadata(&log).unwrap().modified().unwrap();
-        loop {
-            thread::sleep(Duration::from_secs(2));
-            let now = fs::metadata(&log).unwrap().modified().unwrap();
-            if now == last {
-                return last;
-            }
-            assert!(process::is_alive(server.pid()));
-            last = now;
-        }
-    };
-    let before = written(&server);
+    let log = server.home.data().join("greenroom.db-wal");
+    let written = || fs::metadata(&log).unwrap().modified().unwrap();
+    let slow = Strace::delay_commits(&server, 1_500_000);
+    let before = written();
     let task = thread::scope(|scope| {
         let submit = scope.spawn(|| server.submit("work", "late"));
-        eventually("START to be written", &server.log, || {
-            (fs::metadata(&log).unwrap().modified().unwrap() != before).then_some(())
-        });
+        eventually("START to be written", &server.log, || (written() != before).then_some(()));
         server.terminate();
         let task = submit.join().unwrap();
         assert_eq!(task["state"], "running", "START was committed: {task}");
@@ -174,7 +155,7 @@ fn no_prompt_is_sent_after_sigterm() {
     });
     assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
     assert_eq!(server.journal.prompts(), ["warm"]);
-    server.home.wrapper.clear();
+    drop(slow);
     server.boot();
     server.finish_as(&task, "completed");
     assert_eq!(server.journal.prompts(), ["warm", "late"]);

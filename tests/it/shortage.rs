@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
-use crate::support::{Log, Server, eventually, process};
+use crate::support::strace::Strace;
+use crate::support::{Server, eventually, process};
 
 /// Descriptors that a request needs, and an agent does not get by with.
 const FEW: usize = 3;
@@ -109,48 +109,15 @@ fn leftovers_are_found_without_descriptors() {
     server.complete("work", "next");
 }
 
-/// `strace`, which lets each attempt of the server to fork fail.
-struct NoForks(Child);
-
-impl NoForks {
-    fn new(server: &Server) -> Self {
-        let pid = server.pid().to_string();
-        let forks = "clone,clone3,fork,vfork";
-        let (trace, inject) = (format!("trace={forks}"), format!("inject={forks}:error=EAGAIN"));
-        let strace = Command::new("strace")
-            .args(["-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject, "-p", &pid])
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("strace is installed");
-        let strace = Self(strace);
-        strace.wait_traced(server.pid(), true, &server.log);
-        strace
-    }
-
-    /// Waits until all threads of the process are traced, or none.
-    fn wait_traced(&self, pid: u32, traced: bool, log: &Log) {
-        eventually("strace", log, || {
-            let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-            let mut status =
-                tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")));
-            status.all(|status| status.unwrap().contains("TracerPid:\t0\n") != traced).then_some(())
-        });
-    }
-
-    fn end(mut self, server: &Server) {
-        process::signal(self.0.id(), Signal::INT);
-        self.0.wait().unwrap();
-        self.wait_traced(server.pid(), false, &server.log);
-    }
-}
-
 /// No process can be started: tasks fail, clearly, and later ones run.
 #[test]
 fn without_processes() {
     let server = Server::usual();
     let running = server.submit("living", "[[gate:go]][[reply:done]]");
     server.journal.wait_gate("go");
-    let no_forks = NoForks::new(&server);
+    let forks = "clone,clone3,fork,vfork";
+    let (trace, inject) = (format!("trace={forks}"), format!("inject={forks}:error=EAGAIN"));
+    let no_forks = Strace::attach(&server, &["-e", &trace, "-e", &inject]);
     for group in ["a", "b"] {
         let failed = server.turn(group, "x");
         assert_eq!(failed["state"], "failed", "{failed}");

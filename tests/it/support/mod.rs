@@ -17,6 +17,7 @@ pub mod process;
 pub mod server;
 pub mod setup;
 pub mod sse;
+pub mod strace;
 
 pub use attempts::millis;
 pub use journal::Journal;

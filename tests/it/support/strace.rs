@@ -1,0 +1,62 @@
+//! `strace` on a server that runs: it makes system calls fail, or take their time.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::Signal;
+
+use super::{Log, Server, eventually, process};
+
+/// A tracer of all threads of a server. The server outlives it.
+pub struct Strace(Child);
+
+impl Strace {
+    /// Attaches with these arguments, such as `-e inject=…`, to every thread. What the server starts
+    /// is let go as soon as it is another program.
+    #[track_caller]
+    pub fn attach(server: &Server, arguments: &[&str]) -> Self {
+        let strace = Command::new("strace")
+            .args(["-f", "-b", "execve", "-qq", "-o", "/dev/null"])
+            .args(arguments)
+            .args(["-p", &server.pid().to_string()])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("strace is installed");
+        wait_traced(server.pid(), true, &server.log);
+        Self(strace)
+    }
+
+    /// Has every commit of the server wait for so long.
+    #[track_caller]
+    pub fn delay_commits(server: &Server, microseconds: u32) -> Self {
+        let log = server.home.data().join("greenroom.db-wal");
+        let delay = format!("inject=fdatasync:delay_exit={microseconds}");
+        Self::attach(server, &["-P", log.to_str().unwrap(), "-e", &delay])
+    }
+
+    /// Detaches.
+    #[track_caller]
+    pub fn end(mut self, server: &Server) {
+        process::signal(self.0.id(), Signal::INT);
+        self.0.wait().unwrap();
+        wait_traced(server.pid(), false, &server.log);
+    }
+}
+
+impl Drop for Strace {
+    fn drop(&mut self) {
+        // It may have been ended, or its server be gone.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Waits until all threads of the process are traced, or none.
+#[track_caller]
+fn wait_traced(pid: u32, traced: bool, log: &Log) {
+    eventually("strace", log, || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let mut status = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")));
+        status.all(|status| status.unwrap().contains("TracerPid:\t0\n") != traced).then_some(())
+    });
+}
