@@ -56,7 +56,7 @@ pub async fn list(
     let groups = worker.edge.shared.ledger.read(move |archive| match query.status.as_deref() {
         Some(view::BROKEN) => {
             let broken = health.broken_groups().into_iter().filter(|no| *no > after);
-            let listed = |no: GroupNo| archive.groups(None, no - 1, 1);
+            let listed = |no: GroupNo| archive.groups(None, no.saturating_sub(1), 1);
             let found: Result<Vec<_>, _> = broken.take(limit + 1).map(listed).collect();
             Ok(found?.into_iter().flatten().collect())
         }
@@ -78,7 +78,11 @@ pub async fn get(worker: Data<Worker>, group: Path<String>) -> Result<HttpRespon
 }
 
 async fn show(worker: &Worker, no: GroupNo) -> Result<view::Group, ApiError> {
-    let listed = worker.edge.shared.ledger.read(move |archive| archive.groups(None, no - 1, 1));
+    let listed = worker
+        .edge
+        .shared
+        .ledger
+        .read(move |archive| archive.groups(None, no.saturating_sub(1), 1));
     let listed = listed.await?.pop().filter(|listed| listed.no == no);
     let Listed { id, standing, .. } = listed.ok_or(ApiError::NoSuchGroup)?;
     Ok(match standing {

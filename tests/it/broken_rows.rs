@@ -27,6 +27,14 @@ const CASES: &[Case] = &[
     ("current-run",     "UPDATE heads SET current_run = x'00' WHERE no = $no"),
     ("current-task",    "UPDATE heads SET current_task = randomblob(16) WHERE no = $no"),
     ("launch-due",      "UPDATE heads SET launch_due = '{\"since\":1}' WHERE no = $no"),
+    ("epoch",           "UPDATE heads SET epoch = 9223372036854775807 WHERE no = $no"),
+    ("epoch-low",       "UPDATE heads SET epoch = -2 WHERE no = $no"),
+    ("seq-low",         "UPDATE heads SET last_seq = 1 WHERE no = $no"),
+    ("tasks-low",       "UPDATE heads SET tasks = 0 WHERE no = $no"),
+    ("segment-row",     "INSERT INTO segments (no, segment, session, opened_seq, opened_at) \
+                         VALUES ($no, 7, 's', 1, 0)"),
+    ("run-row",         "INSERT INTO runs (id, no, agent, started_at) \
+                         VALUES (randomblob(16), $no, 'x', 0)"),
     ("no-head",         "DELETE FROM heads WHERE no = $no"),
     ("task-prompt",     "UPDATE tasks SET prompt = '{' WHERE $keys AND state = 'queued'"),
     ("task-kind",       "UPDATE tasks SET kind = 'unheard of' WHERE $keys AND state = 'queued'"),
@@ -127,6 +135,7 @@ fn an_unreadable_row_breaks_its_group_alone() {
         metrics.contains(&format!("greenroom_groups{{status=\"broken\"}} {count}")),
         "{metrics}"
     );
+    assert!(metrics.contains(&format!("greenroom_groups_broken {count}")), "{metrics}");
     let listed = server.get("/v1/groups").expect(200);
     let is_broken = |group: &&Value| group["status"] == "broken";
     assert_eq!(listed["items"].as_array().unwrap().iter().filter(is_broken).count(), count);

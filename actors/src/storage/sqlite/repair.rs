@@ -114,7 +114,9 @@ fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), Failure> {
          status, queue_length) VALUES (?, 0, 0, 0, 0, 0, 0, 'idle', 0)",
         [no],
     )?;
-    let sql = "UPDATE heads SET epoch = epoch + 1, run_digest = NULL WHERE no = ? RETURNING epoch";
+    let sql = "UPDATE heads SET run_digest = NULL, epoch = \
+               CASE WHEN epoch BETWEEN 0 AND 1 << 62 THEN epoch + 1 ELSE 1 END \
+               WHERE no = ? RETURNING epoch";
     let epoch = conn.query_row(sql, [no], |row| row.get::<_, i64>(0))? as u64;
     head.epoch = epoch;
     store::store_head(conn, &head)?;

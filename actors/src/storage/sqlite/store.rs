@@ -70,7 +70,8 @@ impl Store for SqliteStore {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let epoch: Option<i64> = transaction
                 .query_row(
-                    "UPDATE heads SET epoch = epoch + 1 WHERE no = ? RETURNING epoch",
+                    "UPDATE heads SET epoch = epoch + 1 WHERE no = ? \
+                     AND epoch BETWEEN 0 AND 1 << 62 RETURNING epoch",
                     [group],
                     |row| row.get(0),
                 )
