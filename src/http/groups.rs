@@ -51,6 +51,7 @@ pub async fn list(
     Query(query): Query<GroupQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
+    let by_status = query.status.as_deref().is_some_and(|status| status != view::BROKEN);
     let after = query.cursor.unwrap_or_default();
     let health = worker.edge.shared.ledger.health.clone();
     let groups = worker.edge.shared.ledger.read(move |archive| match query.status.as_deref() {
@@ -67,8 +68,9 @@ pub async fn list(
         Ok(standing) => worker.group(listed.no, *standing),
         Err(row) => view::Group::unreadable(listed.id, row.what),
     });
-    let page = view::Page { items: items.collect(), next_cursor: page.next_cursor };
-    Ok(HttpResponse::Ok().json(page))
+    // Whatever status its row has.
+    let items = items.filter(|group| !(by_status && group.is_broken())).collect();
+    Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
 }
 
 /// One group.
