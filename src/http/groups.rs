@@ -51,12 +51,13 @@ pub async fn list(
     Query(query): Query<GroupQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
+    let by_status = query.status.as_deref().is_some_and(|status| status != view::BROKEN);
     let after = query.cursor.unwrap_or_default();
     let health = worker.edge.shared.ledger.health.clone();
     let groups = worker.edge.shared.ledger.read(move |archive| match query.status.as_deref() {
         Some(view::BROKEN) => {
             let broken = health.broken_groups().into_iter().filter(|no| *no > after);
-            let listed = |no: GroupNo| archive.groups(None, no - 1, 1);
+            let listed = |no: GroupNo| archive.groups(None, no.saturating_sub(1), 1);
             let found: Result<Vec<_>, _> = broken.take(limit + 1).map(listed).collect();
             Ok(found?.into_iter().flatten().collect())
         }
@@ -67,8 +68,9 @@ pub async fn list(
         Ok(standing) => worker.group(listed.no, *standing),
         Err(row) => view::Group::unreadable(listed.id, row.what),
     });
-    let page = view::Page { items: items.collect(), next_cursor: page.next_cursor };
-    Ok(HttpResponse::Ok().json(page))
+    // Whatever status its row has.
+    let items = items.filter(|group| !(by_status && group.is_broken())).collect();
+    Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
 }
 
 /// One group.
@@ -78,7 +80,11 @@ pub async fn get(worker: Data<Worker>, group: Path<String>) -> Result<HttpRespon
 }
 
 async fn show(worker: &Worker, no: GroupNo) -> Result<view::Group, ApiError> {
-    let listed = worker.edge.shared.ledger.read(move |archive| archive.groups(None, no - 1, 1));
+    let listed = worker
+        .edge
+        .shared
+        .ledger
+        .read(move |archive| archive.groups(None, no.saturating_sub(1), 1));
     let listed = listed.await?.pop().filter(|listed| listed.no == no);
     let Listed { id, standing, .. } = listed.ok_or(ApiError::NoSuchGroup)?;
     Ok(match standing {

@@ -188,6 +188,12 @@ pub async fn get(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
     shared.metrics.register(to);
     shared.ledger.health.metrics().register(to);
     storage(to, &shared.ledger.health, tally.is_some());
+    gauge(
+        to,
+        "groups_broken",
+        "Groups that take no work, as a stored row of theirs cannot be read",
+        count as f64,
+    );
     edge.spans.register(to);
     if let Some(free) = free {
         gauge(to, "disk_free_bytes", "Free bytes on the disk of the data directory", free);

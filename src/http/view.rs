@@ -131,6 +131,13 @@ impl Group {
     }
 }
 
+impl Group {
+    /// Whether it cannot work, as a row of it cannot be read.
+    pub fn is_broken(&self) -> bool {
+        self.status == BROKEN
+    }
+}
+
 /// The status of a group that cannot work, as a row of it cannot be read.
 pub const BROKEN: &str = "broken";
 

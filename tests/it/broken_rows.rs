@@ -27,6 +27,14 @@ const CASES: &[Case] = &[
     ("current-run",     "UPDATE heads SET current_run = x'00' WHERE no = $no"),
     ("current-task",    "UPDATE heads SET current_task = randomblob(16) WHERE no = $no"),
     ("launch-due",      "UPDATE heads SET launch_due = '{\"since\":1}' WHERE no = $no"),
+    ("epoch",           "UPDATE heads SET epoch = 9223372036854775807 WHERE no = $no"),
+    ("epoch-low",       "UPDATE heads SET epoch = -2 WHERE no = $no"),
+    ("seq-low",         "UPDATE heads SET last_seq = 1 WHERE no = $no"),
+    ("tasks-low",       "UPDATE heads SET tasks = 0 WHERE no = $no"),
+    ("segment-row",     "INSERT INTO segments (no, segment, session, opened_seq, opened_at) \
+                         VALUES ($no, 7, 's', 1, 0)"),
+    ("run-row",         "INSERT INTO runs (id, no, agent, started_at) \
+                         VALUES (randomblob(16), $no, 'x', 0)"),
     ("no-head",         "DELETE FROM heads WHERE no = $no"),
     ("task-prompt",     "UPDATE tasks SET prompt = '{' WHERE $keys AND state = 'queued'"),
     ("task-kind",       "UPDATE tasks SET kind = 'unheard of' WHERE $keys AND state = 'queued'"),
@@ -37,8 +45,13 @@ const CASES: &[Case] = &[
     ("task-gone",       "DELETE FROM tasks WHERE $keys AND state = 'queued'"),
     ("compaction",      "INSERT INTO compactions (key, id, status, started_at, record) \
                          VALUES ($no << 36 | 2, randomblob(16), 'in_progress', 0, '{')"),
+    ("running",         "UPDATE tasks SET run = NULL WHERE $keys AND state = 'running'"),
     ("permission",      "UPDATE permissions SET options = '[' WHERE $keys AND state = 'pending'"),
 ];
+
+/// The groups in which a turn runs that does not end by itself; in the others one waits.
+const RUNNING: [(&str, &str); 2] =
+    [("running", "[[gate:never]]"), ("permission", "[[permission]]")];
 
 /// Damages rows of a stopped server.
 #[track_caller]
@@ -72,8 +85,8 @@ fn verify(server: &Server, arguments: &[&str]) -> (i32, String) {
 fn damaged() -> Server {
     let mut server = Setup::new().asks().start();
     for (group, _) in CASES {
-        if *group == "permission" {
-            server.submit(group, "[[permission]]");
+        if let Some((_, prompt)) = RUNNING.iter().find(|(running, _)| running == group) {
+            server.submit(group, prompt);
             continue;
         }
         server.put(&format!("/v1/groups/{group}"), &json!({ "title": group })).expect(201);
@@ -85,6 +98,7 @@ fn damaged() -> Server {
     eventually("the permission", &server.log, || {
         (server.get(pending).expect(200)["items"] != json!([])).then_some(())
     });
+    server.journal.wait_gate("never");
     server.kill();
     CASES.iter().for_each(|case| damage(&server, case));
     server
@@ -127,11 +141,14 @@ fn an_unreadable_row_breaks_its_group_alone() {
         metrics.contains(&format!("greenroom_groups{{status=\"broken\"}} {count}")),
         "{metrics}"
     );
+    assert!(metrics.contains(&format!("greenroom_groups_broken {count}")), "{metrics}");
     let listed = server.get("/v1/groups").expect(200);
     let is_broken = |group: &&Value| group["status"] == "broken";
     assert_eq!(listed["items"].as_array().unwrap().iter().filter(is_broken).count(), count);
     let listed = server.get("/v1/groups?status=broken&limit=1000").expect(200);
     assert_eq!(listed["items"].as_array().unwrap().len(), count);
+    let idle = server.get("/v1/groups?status=idle").expect(200);
+    assert_eq!(idle["items"].as_array().unwrap().len(), 1, "{idle}");
     server.get("/v1/digest").expect(200);
     assert!(!server.log.lines().iter().any(|line| line.contains("storage failed")));
     assert!(!server.log.lines().iter().any(|line| line.contains("group actor ended")));
@@ -167,7 +184,7 @@ fn a_broken_group_is_repaired_from_its_log() {
     for (group, sql) in CASES {
         let tasks = server.get(&format!("/v1/groups/{group}/tasks")).expect(200)["items"].clone();
         let [task] = &tasks.as_array().unwrap()[..] else { panic!("{sql}: {tasks}") };
-        if *group == "permission" {
+        if RUNNING.iter().any(|(running, _)| running == group) {
             server.finish_as(task, "interrupted");
             continue;
         }

@@ -79,6 +79,9 @@ impl SqliteArchive {
             &[],
             text,
         )?;
+        let epochs = "SELECT id || ': its epoch is out of range' FROM groups \
+                      JOIN heads USING (no) WHERE epoch NOT BETWEEN 0 AND 1 << 62";
+        strays.extend(self.all(epochs, &[], text)?);
         let ids = self.all("SELECT id FROM groups", &[], text)?;
         let nameless = ids.iter().filter(|id| id.parse::<GroupId>().is_err());
         strays.extend(nameless.map(|id| format!("{id:?} is no name of a group")));
@@ -171,10 +174,11 @@ impl Archive for SqliteArchive {
                 groups.push((no, id, busy));
             }
             // SQLite keeps the greatest number itself, for a key that is AUTOINCREMENT.
-            let sql = "SELECT seq FROM sqlite_sequence WHERE name = 'groups'";
-            self.0.query_row(sql, [], |row| row.get::<_, i64>(0)).optional()
+            let sql = "SELECT max(coalesce((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence \
+                       WHERE name = 'groups'), 0), coalesce((SELECT max(no) FROM groups), 0))";
+            self.0.query_row(sql, [], |row| row.get::<_, i64>(0))
         };
-        let last_no = read().map_err(failed("was read"))?.unwrap_or_default();
+        let last_no = read().map_err(failed("was read"))?;
         Ok(GroupIndex { groups, last_no: GroupNo::try_from(last_no).unwrap_or(GroupNo::MAX) })
     }
 
@@ -529,11 +533,11 @@ impl SqliteArchive {
     fn listed(&self, row: &Row<'_>) -> rusqlite::Result<Option<Listed>> {
         let named = group_row(|row| {
             let id = row.get::<_, String>(1)?.parse::<GroupId>();
-            id.map_err(|err| Error::FromSqlConversionFailure(1, Type::Text, Box::new(err)))
+            let id = id.map_err(|err| Error::FromSqlConversionFailure(1, Type::Text, err.into()));
+            Ok((row.get::<_, GroupNo>(0)?, id?))
         });
-        let no = GroupNo::try_from(row.get::<_, i64>(0)?).unwrap_or_default();
-        let id = match named(row)? {
-            Ok(id) => id,
+        let (no, id) = match named(row)? {
+            Ok(named) => named,
             Err(flaw) => {
                 self.1.put(flaw.named(&self.0, true));
                 return Ok(None);

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::de::DeserializeOwned;
 
 use super::{
-    flaws::{LeftOut, is_flaw, keyed, numbered},
+    flaws::{LeftOut, is_flaw, keyed, numbered, of_group},
     rows::{self, int, key, seq},
 };
 use crate::storage::{
@@ -162,11 +162,12 @@ pub fn digest_rows(
         "SELECT coalesce(digest, ''), run_digest, coalesce(carry, '') FROM heads \
          WHERE no = ? AND digest_version = ?",
     )?;
-    let found = statement.query_row(params![group, SCHEMA_VERSION], |row| {
+    let read = of_group("the digests", group, |row| {
         let (group, run, carry) = (row.get(0)?, row.get(1)?, row.get(2)?);
         Ok(DigestRows { group, run, carry, closed: ClosedRows::default() })
     });
-    let found = unless_flawed(found.optional())?.flatten();
+    let found = statement.query_row(params![group, SCHEMA_VERSION], read).optional()?;
+    let found = found.map(|judged| left.sound(conn, Ok(judged))).transpose()?.flatten();
     let Some(mut rows) = found else { return Ok(None) };
     let mut runs =
         conn.prepare_cached("SELECT id, digest FROM runs WHERE no = ? AND digest IS NOT NULL")?;

@@ -153,6 +153,12 @@ pub fn owned<'a>(
     operation: &'static str,
 ) -> impl Fn(Failure) -> StoreError + 'a {
     move |failure| match failure {
+        Failure::Sqlite(err)
+            if err.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
+        {
+            let what = format!("rows that the database refused while it {operation}: {err}");
+            Flaw { group, what }.named(conn, true).into()
+        }
         Failure::Sqlite(err) => match flaw(err) {
             Ok((_, reason)) => {
                 let what = format!("a row that was read while the database {operation}: {reason}");

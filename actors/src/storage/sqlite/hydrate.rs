@@ -8,9 +8,9 @@ use super::{
     Failure, digests,
     flaws::{Flaw, group_row, keyed, needed},
     permissions,
-    rows::{self, key},
+    rows::{self, key, seq},
 };
-use crate::storage::{GroupNo, Hydration};
+use crate::storage::{GroupNo, Hydration, Standing};
 
 /// Reads the group, whose owner has this epoch from now on.
 pub fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> Result<Hydration, Failure> {
@@ -40,7 +40,10 @@ pub fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> Result<Hydratio
     if open != tasks.len() as u64 || claimed != standing.current_task {
         let found = tasks.len();
         let what = format!("tasks: {open} are open by the group's own row, {found} by theirs");
-        return Err(Flaw { group, what }.named(conn, true).into());
+        return Err(flaw(conn, group, what));
+    }
+    if let Some(what) = contradiction(conn, group, &standing)? {
+        return Err(flaw(conn, group, what));
     }
     let run = standing.current_run.map(|id| Run::new(id, RunPhase::Stopping));
     let current = tasks.iter().find(|task| task.claimed_at.is_some());
@@ -50,14 +53,69 @@ pub fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> Result<Hydratio
     Ok(Hydration { epoch, head: standing.head, tasks, run, compactions, permissions, digests })
 }
 
-/// The group has no row in `heads`: there is none, or its row is lost.
+/// The group has no row in `heads`, or not one whose epoch is one: it does not exist, or its row
+/// cannot be read.
 pub fn missing<T>(conn: &Connection, group: GroupNo) -> Result<Option<T>, Failure> {
     let sql = format!(
         "SELECT {} FROM groups LEFT JOIN heads USING (no) WHERE groups.no = ?",
         rows::GROUP_COLUMNS
     );
     let found = conn.query_row(&sql, [group], group_row(rows::standing)).optional()?;
-    found.map(|judged| needed(conn, Ok(judged))).transpose()?;
+    let Some(judged) = found else { return Ok(None) };
+    needed(conn, Ok(judged))?;
+    Err(flaw(conn, group, "the group: epoch cannot be read: it is out of range".into()))
+}
+
+fn flaw(conn: &Connection, group: GroupNo, what: String) -> Failure {
+    Flaw { group, what }.named(conn, true).into()
+}
+
+/// How the group's own row contradicts others so that the next commit could not be stored: the
+/// group would be read back again and again.
+fn contradiction(
+    conn: &Connection,
+    group: GroupNo,
+    standing: &Standing,
+) -> rusqlite::Result<Option<String>> {
+    let head = &standing.head;
+    let range = params![key(group, 0), key(group + 1, 0)];
+    let last = conn
+        .prepare_cached(
+            "SELECT key + max(count, 1) - 1 FROM blocks WHERE key >= ? AND key < ? \
+             ORDER BY key DESC LIMIT 1",
+        )?
+        .query_row(range, |row| row.get::<_, i64>(0))
+        .optional()?;
+    if let Some(last) = last.filter(|last| key(group, head.last_seq) < *last) {
+        let last = last.saturating_sub(key(group, 0));
+        return Ok(Some(format!(
+            "the group: last_seq is {}, the log goes to {last}",
+            head.last_seq
+        )));
+    }
+    let last = conn
+        .prepare_cached("SELECT max(key) FROM tasks WHERE key >= ? AND key < ?")?
+        .query_row(range, |row| row.get::<_, Option<i64>>(0))?;
+    if let Some(last) = last.filter(|last| key(group, head.tasks) < *last) {
+        let last = seq(last);
+        return Ok(Some(format!("the group: tasks is {}, there is a task {last}", head.tasks)));
+    }
+    let living = conn
+        .prepare_cached("SELECT id FROM runs WHERE no = ? AND ended_at IS NULL")?
+        .query_row([group], |row| row.get::<_, Vec<u8>>(0))
+        .optional()?;
+    if living.as_deref() != standing.current_run.as_ref().map(|run| &run.0.as_bytes()[..]) {
+        return Ok(Some("the group: current_run is not the run that is alive by its row".into()));
+    }
+    let last: Option<u32> = conn
+        .prepare_cached("SELECT max(segment) FROM segments WHERE no = ?")?
+        .query_row([group], |row| row.get(0))?;
+    if last.is_some_and(|last| head.segment < last) {
+        return Ok(Some(format!(
+            "the group: segment is {}, the last row is {last:?}",
+            head.segment
+        )));
+    }
     Ok(None)
 }
 

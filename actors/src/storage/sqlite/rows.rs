@@ -2,7 +2,7 @@
 
 use greenroom_core::{
     Compaction, Exit, GroupId, Head, Json, Kinds, Permission, PermissionShown, RunId, SessionId,
-    Task, TaskId, TaskKind, Timestamp, Work,
+    Task, TaskId, TaskKind, TaskState, Timestamp, Work,
 };
 use rusqlite::{
     Error, Row,
@@ -117,7 +117,7 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
             strategy: from_word(row, 26)?,
         },
     };
-    Ok(Task {
+    let task = Task {
         ordinal: seq(row.get(0)?),
         id: TaskId(uuid(row, 1)?.ok_or_else(|| corrupt(1, "no id"))?),
         work,
@@ -148,7 +148,13 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
             tokens: raw_json(row, 25)?,
             findings: from_json(row, 27)?.unwrap_or_default(),
         },
-    })
+    };
+    // Without them nobody knows what was heard of it, and its prompt would be sent again (I7).
+    let begun = task.run.is_some() && task.seq_first.is_some() && task.started_at.is_some();
+    if task.state == TaskState::Running && !begun {
+        return Err(corrupt(15, "a running task has a run, a first frame and a beginning"));
+    }
+    Ok(task)
 }
 
 /// What can be read of a task's row, column by column.

@@ -70,7 +70,8 @@ impl Store for SqliteStore {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let epoch: Option<i64> = transaction
                 .query_row(
-                    "UPDATE heads SET epoch = epoch + 1 WHERE no = ? RETURNING epoch",
+                    "UPDATE heads SET epoch = epoch + 1 WHERE no = ? \
+                     AND epoch BETWEEN 0 AND 1 << 62 RETURNING epoch",
                     [group],
                     |row| row.get(0),
                 )
@@ -112,7 +113,7 @@ impl Store for SqliteStore {
     }
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
-        let mut delete = || {
+        let mut delete = || -> Result<_, Failure> {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let (from, to) = (key(group, 0), key(group + 1, 0));
             let turns = transaction.execute(
@@ -144,9 +145,10 @@ impl Store for SqliteStore {
             for table in ["runs", "segments", "bases", "heads", "groups"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE no = ?"), [group])?;
             }
-            transaction.commit()
+            Ok(transaction.commit()?)
         };
-        delete().map_err(failed("deleted a group"))
+        let deleted = delete();
+        deleted.map_err(owned(&self.0, group, "deleted a group"))
     }
 
     fn probe(&mut self) -> Result<(), StoreError> {
@@ -188,7 +190,8 @@ impl Store for SqliteStore {
     }
 
     fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
-        cuts::cut(&mut self.0, cut).map_err(failed("cut a log"))
+        let done = cuts::cut(&mut self.0, cut).map_err(Failure::from);
+        done.map_err(owned(&self.0, cut.group, "cut a log"))
     }
 
     fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
