@@ -1,8 +1,8 @@
 //! Says when an arbiter does not turn: one thread that hangs takes all of its groups with it, and
 //! nothing else would show which.
 //!
-//! Each watched arbiter runs a task that counts its turns. The watchdog's thread compares the counts
-//! once a [`TICK`]; it counts its own ticks, not time, so that a frozen process hangs nowhere.
+//! Each watched arbiter runs a task that counts its turns. The watchdog's thread compares them once
+//! a [`TICK`]; it counts its own ticks, not time, so that a frozen process hangs nowhere.
 
 use std::{
     sync::{

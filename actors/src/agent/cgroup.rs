@@ -1,9 +1,9 @@
 //! A control group (v2) for each run, where the system gives one: the kernel kills all that is in
 //! it at once (`cgroup.kill`, Linux 5.14), however fast it forks.
 //!
-//! Without the right to make one (most containers, a service without `Delegate=`), or with version 1
-//! alone, there is none, and the keeper ends the tree process by process. A process of root's can
-//! leave its group, so that the keeper does that in either case.
+//! Without the right to make one (most containers, a service without `Delegate=`), or with version
+//! 1 alone, there is none, and the keeper ends the tree process by process. A process of root's can
+//! leave its group, so the keeper does that in either case.
 
 use std::{
     fs::{self, File},

@@ -66,7 +66,7 @@ const CLEAR_AGAIN: Duration = Duration::from_millis(500);
 const CLEAR_MAX: Duration = Duration::from_secs(60);
 /// The longest report of a shim. What is longer comes from something that is no shim.
 const REPORT_BYTES_MAX: usize = 64 * 1024;
-/// A shim sends four reports at most. What sends more is no shim, and must not keep the thread busy.
+/// A shim sends four reports at most. What sends more is no shim, and would keep the thread busy.
 const REPORTS_MAX: usize = 4;
 
 /// What to start, and as what. Not `Debug`, as it holds the agent's secrets (C16).

@@ -1,5 +1,5 @@
-//! Processes that fork and end, faster than `/proc` is read: they end with their run, with a control
-//! group and without one, and meanwhile they leave no heap of dead processes.
+//! Processes that fork and end, faster than `/proc` is read: they end with their run, with a
+//! control group and without one, and meanwhile they leave no heap of dead processes.
 
 use std::{process::Command, time::Duration};
 

@@ -61,8 +61,8 @@ impl Actor {
         Writes { group, epoch, at, standing, writes, blocks, digests, key: None }
     }
 
-    /// Facts that the rules did not state, as they would be stored next. The actor forgets them: the
-    /// database may refuse them.
+    /// Facts that the rules did not state, as they would be stored next. The actor forgets them:
+    /// the database may refuse them.
     pub fn forge(&self, at: Timestamp, writes: Vec<Write>) -> Writes {
         let blocks = pack(&mut self.place.clone(), at, &writes);
         let mut standing = self.standing();
