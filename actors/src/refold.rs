@@ -342,9 +342,14 @@ impl Refold {
                     Task { ended_at: Some(at), seq_last: Some(self.seq), ..Task::clone(record) };
                 self.tasks.insert(*task, ended);
             }
+            // A compaction that is started again may be another profile's by then: its row has the
+            // last prompt, and is compared as a whole.
             Write::TurnStarted { task, prompt, .. } => {
-                let stored = self.accepted.get(task).map(|row| row.prompt().clone());
-                self.same(&format!("prompt of {task}"), Some(prompt.clone()), stored);
+                let row = self.accepted.get(task);
+                if row.is_none_or(|row| row.kind() == TaskKind::Turn) {
+                    let stored = row.map(|row| row.prompt().clone());
+                    self.same(&format!("prompt of {task}"), Some(prompt.clone()), stored);
+                }
             }
             Write::RunStarted { run, agent, .. } => {
                 let agent = agent.clone();

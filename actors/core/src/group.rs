@@ -280,6 +280,10 @@ pub struct Patience {
 }
 
 /// What a group's settings and its agent's profile come to.
+///
+/// They are given with each event, and a decision goes by those of its moment. What an attempt
+/// keeps to its end is in its [`Task`] (deadline, prompt, strategy) and in its [`Run`] (agent,
+/// directory, what is listened to).
 #[derive(Clone, Debug)]
 pub struct Terms {
     /// The limits of every group.

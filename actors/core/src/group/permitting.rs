@@ -98,8 +98,8 @@ impl Scene<'_> {
         }
     }
 
-    /// The run is about to end: what it asked for outside of a turn becomes void before its stdin is
-    /// closed, so that no later answer is accepted and lost.
+    /// The run is about to end: what it asked for outside of a turn becomes void before its stdin
+    /// is closed, so that no later answer is accepted and lost.
     pub(super) fn void_permissions_outside(&mut self) {
         for id in self.pending_of(|own| own.task.is_none()) {
             self.resolve(id, PermissionState::Void, None, "run_ended".into());
