@@ -200,8 +200,8 @@ fn read_if_there(file: &Path) -> Result<Option<String>, ConfigError> {
     }
 }
 
-/// Whether `error`, which reading `file` gave, says that the file does not exist. A dangling link is
-/// not absence, neither as the file itself nor as a directory on its path.
+/// Whether `error`, which reading `file` gave, says that the file does not exist. A dangling link
+/// is not absence, neither as the file itself nor as a directory on its path.
 fn is_absent(file: &Path, error: &io::Error) -> bool {
     let mut on_the_way = file.ancestors().filter(|path| !path.as_os_str().is_empty());
     let nearest = on_the_way.find(|path| path.symlink_metadata().is_ok());

@@ -88,7 +88,7 @@ impl History {
         }
     }
 
-    /// What a reader gets first whose last change is `cursor`; 0 asks for every change that is kept.
+    /// What a reader gets first whose last change is `cursor`; 0 asks for all that are kept.
     pub fn after(&self, cursor: u64) -> Replay {
         let earliest = self.kept.front().map_or(self.last + 1, |first| first.id);
         let is_of_the_future = cursor > self.last;

@@ -10,8 +10,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_millis(1_500);
 const ENDLESS_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// The sum of pauses after which a command gives up. The attempts themselves do not count: a request
-/// may wait for a task's end.
+/// The sum of pauses after which a command gives up. The attempts themselves do not count: a
+/// request may wait for a task's end.
 const LASTS: Duration = Duration::from_secs(30);
 
 /// The pauses since the server last answered.

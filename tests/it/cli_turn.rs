@@ -122,6 +122,8 @@ fn a_turn_is_followed_over_a_restart() {
     let prompt = "[[reply:before]][[gate:never]]";
     let turn = start(&server, server.address(), &log, &["turn", "work", prompt]);
     server.journal.wait_gate("never");
+    let said = |frame: &serde_json::Value| frame.to_string().contains(r#""text":"before""#);
+    server.wait_frame("work", "the word", |frame| frame["kind"] == "session/update" && said(frame));
     server.kill();
     log.wait("that the server is away", |line| line.contains("trying again"));
     server.boot();

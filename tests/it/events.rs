@@ -253,8 +253,8 @@ fn changes_without_a_reader_are_a_gap() {
     assert_eq!(none.len(), 1, "{none:?}");
 }
 
-/// API 2: a cursor beyond the last change, as after the clock was set back, gets a gap, then what is
-/// kept, then live changes.
+/// API 2: a cursor beyond the last change, as after the clock was set back, gets a gap, then what
+/// is kept, then live changes.
 #[test]
 fn a_cursor_of_the_future_gets_a_gap_and_live_changes() {
     let server = Server::usual();
