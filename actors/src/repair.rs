@@ -63,10 +63,18 @@ pub fn repair(
     let (accepted, lost, mut said) = tasks.accepted();
     let mut refold = Refold::new(base, accepted);
     each_block(archive, no, cut, &mut |block| refold.block(block))?;
-    let unread: Vec<String> = archive.left_out().into_iter().map(|row| row.what).collect();
-    if !refold.differences.is_empty() {
-        let differences = std::mem::take(&mut refold.differences);
-        return Ok(Repair::Damaged(unread.into_iter().chain(differences).collect()));
+    let mut damage: Vec<String> = archive.left_out().into_iter().map(|row| row.what).collect();
+    damage.dedup();
+    damage.append(&mut refold.differences);
+    if refold.seq < salvage.last_seq {
+        // What happened behind it would be as if it had not.
+        damage.push(format!(
+            "the log ends with frame {}, it went to {}",
+            refold.seq, salvage.last_seq
+        ));
+    }
+    if !damage.is_empty() {
+        return Ok(Repair::Damaged(damage));
     }
     let rows = Salvage { tasks: BTreeMap::new(), ..salvage };
     let facts = end_lost(&mut refold, no, &id, &lost, &mut said);

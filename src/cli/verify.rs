@@ -94,6 +94,7 @@ pub fn repair(
     for line in before.iter().flat_map(|verdict| &verdict.differences) {
         say("difference", line)?;
     }
+    archive.left_out();
     let salvage = store.salvage(no).map_err(failed)?;
     let (rows, lost) = match repair::repair(&archive, no, id.clone(), salvage).map_err(failed)? {
         Repair::Rows(rows, lost) => (rows, lost),

@@ -293,36 +293,37 @@ fn a_changed_digest_is_found() {
 }
 
 /// I13: a log that says something else than the rows. Frames are counted from the front, or found
+#[rustfmt::skip]
+const CHANGED_LOG: &[(&str, &str)] = &[
+    ("DELETE FROM blocks WHERE $keys AND kinds = 'session/update' AND text LIKE '%again%'",  "I3: frame"),
+    ("DELETE FROM blocks WHERE $keys AND kinds LIKE '%task_ended%' AND text LIKE '%failed%'", "I3: frame"),
+    ("DELETE FROM blocks WHERE $keys AND key = (SELECT max(key) FROM blocks WHERE $keys)",    "head"),
+    ("DELETE FROM blocks WHERE $keys",                                                        "was never accepted"),
+    ("UPDATE blocks SET $text 'again', 'never' $end WHERE $keys AND text LIKE '%again%' AND kinds = 'session/update'", "task tsk_"),
+    ("UPDATE blocks SET $text 'failed', 'queued' $end WHERE $keys AND kinds LIKE '%task_ended%'", "task tsk_"),
+    ("UPDATE blocks SET $text '[[reply:again]]', 'x' $end WHERE $keys AND kinds LIKE '%turn_started%'", "prompt of tsk_"),
+    ("UPDATE blocks SET $text '\"code\":7', '\"code\":8' $end WHERE $keys AND kinds LIKE '%run_exited%'", "run run_"),
+    ("UPDATE blocks SET $text 'compaction', 'reset' $end WHERE $keys AND kinds LIKE '%segment_ended%'", "segment 1"),
+    ("UPDATE blocks SET kinds = replace(kinds, 'run_exited', 'run_vanished') WHERE $keys",    "(greenroom/run_vanished) cannot be read"),
+    ("UPDATE blocks SET kinds = replace(kinds, 'task_ended', 'x/y') WHERE $keys",             "(greenroom/x/y) cannot be read"),
+    ("UPDATE blocks SET $text '{', '[' $end WHERE $keys AND kinds LIKE '%run_ready%'",      "cannot be read"),
+    ("UPDATE blocks SET $text 'sessionId', 'x' $end WHERE $keys AND kinds LIKE '%session/prompt%'", "is no prompt"),
+    ("UPDATE blocks SET text = x'ff0aff' WHERE $keys AND count > 2",                          "I3: frame"),
+    ("UPDATE blocks SET kinds = 'a' || char(10) || 'b' WHERE $keys AND count > 2",            "I3: frame"),
+    ("UPDATE blocks SET count = 1 WHERE $keys AND count > 2",                                 "I3: frame"),
+    ("UPDATE blocks SET count = 0 WHERE $keys AND count > 2",                                 "I3: frame"),
+    ("UPDATE blocks SET count = -1 WHERE $keys AND count > 2",                                "I3: frame"),
+    ("UPDATE blocks SET segment = 9 WHERE $keys AND kinds = 'session/update'",                "is stored in segment 9"),
+    ("UPDATE blocks SET run = NULL WHERE $keys AND kinds = 'session/update'",                 "run and task of frame"),
+    ("UPDATE blocks SET task = NULL WHERE $keys AND text LIKE '%again%'",                     "run and task of frame"),
+];
+
 /// by what is in them.
 #[test]
 fn a_changed_log_is_found() {
     let server = eventful();
     let copies = Copies::of(&server);
-    #[rustfmt::skip]
-    let cases = [
-        ("DELETE FROM blocks WHERE $keys AND kinds = 'session/update' AND text LIKE '%again%'",  "I3: frame"),
-        ("DELETE FROM blocks WHERE $keys AND kinds LIKE '%task_ended%' AND text LIKE '%failed%'", "I3: frame"),
-        ("DELETE FROM blocks WHERE $keys AND key = (SELECT max(key) FROM blocks WHERE $keys)",    "head"),
-        ("DELETE FROM blocks WHERE $keys",                                                        "was never accepted"),
-        ("UPDATE blocks SET $text 'again', 'never' $end WHERE $keys AND text LIKE '%again%' AND kinds = 'session/update'", "task tsk_"),
-        ("UPDATE blocks SET $text 'failed', 'queued' $end WHERE $keys AND kinds LIKE '%task_ended%'", "task tsk_"),
-        ("UPDATE blocks SET $text '[[reply:again]]', 'x' $end WHERE $keys AND kinds LIKE '%turn_started%'", "prompt of tsk_"),
-        ("UPDATE blocks SET $text '\"code\":7', '\"code\":8' $end WHERE $keys AND kinds LIKE '%run_exited%'", "run run_"),
-        ("UPDATE blocks SET $text 'compaction', 'reset' $end WHERE $keys AND kinds LIKE '%segment_ended%'", "segment 1"),
-        ("UPDATE blocks SET kinds = replace(kinds, 'run_exited', 'run_vanished') WHERE $keys",    "(greenroom/run_vanished) cannot be read"),
-        ("UPDATE blocks SET kinds = replace(kinds, 'task_ended', 'x/y') WHERE $keys",             "(greenroom/x/y) cannot be read"),
-        ("UPDATE blocks SET $text '{', '[' $end WHERE $keys AND kinds LIKE '%run_ready%'",      "cannot be read"),
-        ("UPDATE blocks SET $text 'sessionId', 'x' $end WHERE $keys AND kinds LIKE '%session/prompt%'", "is no prompt"),
-        ("UPDATE blocks SET text = x'ff0aff' WHERE $keys AND count > 2",                          "I3: frame"),
-        ("UPDATE blocks SET kinds = 'a' || char(10) || 'b' WHERE $keys AND count > 2",            "I3: frame"),
-        ("UPDATE blocks SET count = 1 WHERE $keys AND count > 2",                                 "I3: frame"),
-        ("UPDATE blocks SET count = 0 WHERE $keys AND count > 2",                                 "I3: frame"),
-        ("UPDATE blocks SET count = -1 WHERE $keys AND count > 2",                                "I3: frame"),
-        ("UPDATE blocks SET segment = 9 WHERE $keys AND kinds = 'session/update'",                "is stored in segment 9"),
-        ("UPDATE blocks SET run = NULL WHERE $keys AND kinds = 'session/update'",                 "run and task of frame"),
-        ("UPDATE blocks SET task = NULL WHERE $keys AND text LIKE '%again%'",                     "run and task of frame"),
-    ];
-    copies.assert_found(&cases);
+    copies.assert_found(CHANGED_LOG);
 }
 
 #[rustfmt::skip]
@@ -397,6 +398,18 @@ fn changed_and_unreadable_rows_are_repaired() {
         }
         let after = verify(&copies.home, &[]);
         if (repaired.code, after.code) != (0, 0) {
+            let (repaired, after) = (repaired.lines.join("\n    "), after.lines.join("\n    "));
+            wrong.push(format!("{sql}:\n    {repaired}\n  then\n    {after}"));
+        }
+    }
+    // The log is believed, or else nothing is changed.
+    for (sql, _) in CHANGED_LOG {
+        copies.change(sql);
+        let repaired = verify(&copies.home, &["--repair", "work"]);
+        let after = verify(&copies.home, &[]);
+        let refused = repaired.lines.iter().any(|line| line.contains("nothing was changed"));
+        let kept = sql.starts_with("UPDATE") && (repaired.code, after.code) == (0, 0);
+        if !kept && (repaired.code, refused) != (1, true) {
             let (repaired, after) = (repaired.lines.join("\n    "), after.lines.join("\n    "));
             wrong.push(format!("{sql}:\n    {repaired}\n  then\n    {after}"));
         }

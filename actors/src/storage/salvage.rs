@@ -19,6 +19,8 @@ pub struct Salvage {
     pub compactions: BTreeMap<CompactionId, u64>,
     /// Which of hermes' sessions segments have: that may become known late.
     pub segments: BTreeMap<u32, Provenance>,
+    /// The last frame, by the group's own row; 0 if that cannot be read.
+    pub last_seq: u64,
     /// Until when the next run waits.
     pub launch_due: Option<Due>,
     /// Which of hermes' sessions is in force.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use greenroom_core::{CompactionId, Task, Work};
+use greenroom_core::{CompactionId, Digest, Task, Work};
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
@@ -71,9 +71,14 @@ fn salvage(conn: &Connection, group: GroupNo) -> rusqlite::Result<Salvage> {
             found.segments.insert(segment, provenance);
         }
     }
-    let mut statement = conn.prepare("SELECT launch_due, provenance FROM heads WHERE no = ?")?;
+    let mut statement =
+        conn.prepare("SELECT launch_due, provenance, digest, last_seq FROM heads WHERE no = ?")?;
     let mut heads = statement.query([group])?;
     if let Some(row) = heads.next()? {
+        // Two columns tell of it. That of the digest is not one that a commit goes by.
+        let digest = rows::from_json::<Digest>(row, 2).ok().flatten();
+        let last_seq = digest.map(|digest| digest.watermark_seq).or(rows::last_seq(row, 3).ok());
+        found.last_seq = last_seq.unwrap_or_default();
         found.launch_due = rows::from_json(row, 0).ok().flatten();
         found.provenance = rows::from_json(row, 1).ok().flatten();
     }

@@ -59,6 +59,11 @@ fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     u64::try_from(value).map_err(|_| Error::IntegralValueOutOfRange(column, value))
 }
 
+/// The number of a group's last frame.
+pub fn last_seq(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    number(row, column)
+}
+
 /// A number within a group that a key has room for.
 fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let value = row.get::<_, i64>(column)?;
