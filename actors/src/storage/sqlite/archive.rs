@@ -106,7 +106,8 @@ impl SqliteArchive {
         let locks = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name = 'locks'";
         if !self.all(locks, &[], text)?.is_empty() {
             let sql = "SELECT 'lock ' || token || ' of no group, numbered ' || group_no \
-                       FROM locks WHERE group_no NOT IN (SELECT no FROM groups)";
+                       FROM locks WHERE group_no IS NOT NULL \
+                       AND group_no NOT IN (SELECT no FROM groups)";
             strays.extend(self.all(sql, &[], text)?);
         }
         Ok(strays)
