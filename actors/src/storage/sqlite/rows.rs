@@ -154,7 +154,7 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
             findings: from_json(row, 27)?.unwrap_or_default(),
         },
     };
-    // Without them nobody knows what was heard of it, and its prompt would be sent again (I7).
+    // Without them its frames cannot be found, and its prompt would be sent again (I7).
     let begun = task.run.is_some() && task.seq_first.is_some() && task.started_at.is_some();
     if task.state == TaskState::Running && !begun {
         return Err(corrupt(15, "a running task has a run, a first frame and a beginning"));
@@ -182,7 +182,7 @@ pub fn salvage_task(row: &Row<'_>) -> SalvagedTask {
     take!(expires, from_json(row, 28));
     take!(retry_at, from_json(row, 29));
     take!(retry_of, uuid(row, 30).map(|id| id.map(TaskId)));
-    // What the log may have: whoever asks for it says if it has not.
+    // The log may have them; the repair reports it if not.
     task.prompt = raw_json(row, 4).ok().flatten();
     task.strategy = optional_word(row, 26).ok().flatten();
     task.lost = lost;
