@@ -213,6 +213,9 @@ impl Group {
     /// Takes in events, one commit for all that follows from them. An event that the core rejects
     /// ends the row; what the earlier ones led to is stored all the same.
     fn advance(&mut self, events: Vec<Event>, ctx: &mut Context<Self>) -> Progress {
+        if let Err(refused) = self.cannot_work() {
+            return Box::pin(actix::fut::ready(Err(refused)));
+        }
         let at = clock::moment();
         let mut step = Step::default();
         let mut refused = Ok(());

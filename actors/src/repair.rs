@@ -1,7 +1,7 @@
 //! A group's rows made from its log: for a group with a row that cannot be read.
 //!
-//! Owns what the log gives and what only the rows have, as callers gave it. It repairs no log: of
-//! one that contradicts itself nothing is believed.
+//! Owns which values come from the log and which only the rows have. It does not repair a log: if
+//! the log contradicts itself, the repair changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -24,17 +24,17 @@ use crate::{
 /// How many bytes of frames are read at a time.
 const PAGE_BYTES: usize = 8 << 20;
 
-/// What a repair comes to.
+/// The result of a repair.
 #[derive(Debug)]
 pub enum Repair {
-    /// The rows as the log gives them, and what could not be had again, a sentence each.
+    /// The rows as the log gives them, and what could not be restored, a sentence each.
     Rows(Box<Rebuilt>, Vec<String>),
     /// The log itself is damaged, so that no row can be made from it.
     Damaged(Vec<String>),
 }
 
 /// Makes the rows of the group `id` from its log and what can be read of its rows. `archive` must
-/// show one moment only, and nobody may write to the database.
+/// show one moment only, and no server may use the database.
 ///
 /// # Errors
 ///
@@ -67,7 +67,7 @@ pub fn repair(
     damage.dedup();
     damage.append(&mut refold.differences);
     if refold.seq < salvage.last_seq {
-        // What happened behind it would be as if it had not.
+        // Its lost facts would be undone: a task that ended would run again.
         damage.push(format!(
             "the log ends with frame {}, it went to {}",
             refold.seq, salvage.last_seq
@@ -198,8 +198,8 @@ impl Tasks {
     }
 }
 
-/// Ends the open tasks whose prompt is lost: nobody can run them. As facts, so that the log says
-/// what became of them (I2).
+/// Ends the open tasks whose prompt is lost, as no agent can run them. As facts, so that the log
+/// says what became of them (I2).
 fn end_lost(
     refold: &mut Refold,
     no: GroupNo,

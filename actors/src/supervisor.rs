@@ -140,7 +140,7 @@ impl Supervisor {
         let no = match self.dormant.remove(id) {
             Some(no) => no,
             None if create => {
-                // Behind the last number there is one that nothing can be stored under.
+                // The number after the last one stores nothing: its group refuses everything.
                 self.last_no = self.last_no.saturating_add(1).min(GROUP_MAX + 1);
                 self.last_no
             }

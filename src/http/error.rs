@@ -226,7 +226,7 @@ impl ResponseError for ApiError {
             | Self::NoSuchRun
             | Self::NoSuchPermission
             | Self::Group(GroupError::Unknown) => StatusCode::NOT_FOUND,
-            // No outage: it is so until somebody repairs it, and no other group notices.
+            // No outage: it lasts until a repair, and affects no other group.
             Self::NoDigest
             | Self::Store(StoreError::Unreadable(_))
             | Self::Group(GroupError::Broken(_))

@@ -31,8 +31,6 @@ pub struct Group {
     id: GroupId,
     agent: Option<String>,
     status: &'static str,
-    /// What of it cannot be read.
-    broken: Option<String>,
     blocked_by: Option<Blocked>,
     queue_length: Option<u64>,
     current_task: Option<TaskId>,
@@ -51,6 +49,8 @@ pub struct Group {
     on_interrupt: Option<OnInterrupt>,
     metadata: Option<Json>,
     created_at: Option<Time>,
+    /// What of it cannot be read.
+    broken: Option<String>,
 }
 
 /// What became of a group's compactions; absent before the first one (SEEDS AM-31).

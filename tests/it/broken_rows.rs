@@ -104,7 +104,7 @@ fn damaged() -> Server {
     server
 }
 
-/// I15, AM-18: whichever row cannot be read, the others go on, and its group says what it is.
+/// I15, AM-18: whichever row cannot be read, other groups work, and its group says which row it is.
 #[test]
 fn an_unreadable_row_breaks_its_group_alone() {
     let mut server = damaged();
@@ -163,7 +163,7 @@ fn an_unreadable_row_breaks_its_group_alone() {
         let path = format!("/v1/groups/{group}");
         server.delete(&format!("{path}?purge=true")).expect(202);
         server.get(&path).problem(404, "group-not-found");
-        server.complete(group, "[[reply:made again]]");
+        server.complete(group, "[[reply:new]]");
     }
     assert_eq!(server.get("/v1/status").expect(200)["groups"]["broken"], Value::Null);
 }
@@ -197,6 +197,60 @@ fn a_broken_group_is_repaired_from_its_log() {
         }
         server.post(&format!("/v1/groups/{group}/resume"), &json!({})).expect(202);
         server.finish(task);
-        server.complete(group, "goes on");
+        server.complete(group, "works");
     }
+}
+
+/// AM-18: a row of the history is left out of lists and named once; its group works. What a key was
+/// used for is not run again because the row of its task cannot be read.
+#[test]
+fn an_unreadable_row_of_the_history_is_left_out() {
+    let mut server = Server::usual();
+    let turns = "/v1/groups/work/turns";
+    let first = server.post_once("key", turns, &json!({ "prompt": "first" })).expect(202);
+    server.finish_as(&first, "completed");
+    let second = server.complete("work", "[[reply:second]]");
+    server.kill();
+    let task = "UPDATE tasks SET error = '{' WHERE key = (SELECT min(key) FROM tasks)";
+    damage(&server, &("work", task));
+    let answer = "UPDATE blocks SET kinds = CAST(x'ff' AS TEXT) WHERE $keys \
+                  AND kinds = 'session/update' AND text LIKE '%second%'";
+    damage(&server, &("work", answer));
+    for (place, text) in [("kinds = 'session/prompt'", "{"), ("key & 1 = 0", "nonsense")] {
+        let one = format!("SELECT max(key) FROM blocks WHERE count = 1 AND {place}");
+        let text = format!("UPDATE blocks SET text = CAST('{text}' AS BLOB) WHERE key = ({one})");
+        server.writable_database().execute(&text, []).unwrap();
+    }
+    server.boot();
+    for _ in 0..3 {
+        let tasks = server.get("/v1/groups/work/tasks").expect(200)["items"].clone();
+        let ids: Vec<&Value> = tasks.as_array().unwrap().iter().map(|task| &task["id"]).collect();
+        assert_eq!(ids, [&second["id"]]);
+        let one = server.get(&format!("/v1/tasks/{}", first["id"].as_str().unwrap()));
+        one.problem(500, "group-broken");
+        server.get("/v1/groups/work/frames").expect(200);
+        let again = server.post_once("key", turns, &json!({ "prompt": "first" }));
+        again.problem(500, "group-broken");
+    }
+    let group = server.group("work");
+    assert_eq!(group["status"], "idle", "{group}");
+    let broken = group["broken"].as_str().unwrap();
+    assert!(broken.contains("task 1: error cannot be read"), "{broken}");
+    assert!(broken.contains("frames from"), "{broken}");
+    assert_eq!(errors_naming(&server, "work").len(), 1);
+    let named =
+        server.log.lines().into_iter().filter(|line| line.contains("a stored row of a group"));
+    assert!((2..=4).contains(&named.count()), "each row once");
+    server.complete("work", "works");
+    assert_eq!(server.journal.times("first"), 1);
+
+    // A damaged frame is in no other row: it is said, and nothing is changed.
+    server.kill();
+    let (code, told) = verify(&server, &["--repair", "work"]);
+    assert!(code == 1 && told.contains("nothing was changed"), "{told}");
+    server.boot();
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    eventually("the purge", &server.log, || {
+        (server.get("/v1/groups/work").status == 404).then_some(())
+    });
 }

@@ -355,7 +355,12 @@ fn a_broken_group_does_not_end_the_pass() {
     assert!(0 < kept, "it is kept for a repair");
     let told = server.log.wait("a warning", |line| line.contains("until the next try"));
     assert!(told.contains("groups=1"), "{told}");
+    let turn = server.post("/v1/groups/broken/turns", &json!({ "prompt": "x" }));
+    turn.problem(500, "group-broken");
     assert_eq!(database.execute(set, [settings]).unwrap(), 1);
+    // Nor does it keep the server from ending in order.
+    server.terminate();
+    assert!(server.wait_exit().success());
 }
 
 /// I13: a base that was changed is found, and what is missing behind it.

@@ -234,7 +234,7 @@ fn a_lock_held_by_another_program() {
 /// F26: `verify` and `backup` lock the directory while they look at the log. A start waits for
 /// them, and refuses at once if another server has it.
 #[test]
-fn a_start_waits_for_whoever_only_looks() {
+fn a_start_waits_for_readers_of_the_files() {
     let mut server = Server::usual();
     server.complete("work", "before");
     let refused = refuses_beside(&server);

@@ -1,6 +1,7 @@
-//! The time by which things are deleted. It is not the wall clock's: one that is years ahead makes
-//! everything old at once. It passes as the clock does that nobody sets, and takes a wall clock's
-//! word only after a day of running under it (RELIABILITY F27).
+//! The trusted time, by which retention deletes transcripts and storage deletes idempotency keys. A
+//! wall clock that is years ahead would make everything old at once. So the trusted time advances
+//! by the clock that counts from the boot, and adopts the wall clock's time only after the server
+//! has run for a day while the wall clock was ahead (RELIABILITY F27).
 
 use crate::{
     Timestamp,
@@ -9,7 +10,7 @@ use crate::{
 
 /// For how long a server has to run while the wall clock is ahead, before that is believed.
 const CONFIRMED_MS: u64 = 24 * 60 * 60 * 1000;
-/// A wall clock that is behind by more was set back; by less, two clocks do not run quite alike.
+/// A wall clock that is behind by more than this was set back. Less is drift between two clocks.
 const SLACK_MS: i64 = 60_000;
 
 /// The trusted time at a moment, and what speaks for another one. Kept over restarts.
@@ -26,8 +27,8 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// The first one of a database that holds nothing newer than `newest`. Without anything there
-    /// is nothing to delete, and the wall clock may be right.
+    /// The trusted time of a database that has none yet and holds nothing newer than `newest`. An
+    /// empty database has nothing to delete, so it starts with the wall clock's time.
     pub fn first(newest: Option<Timestamp>, now: Now) -> Self {
         let at = newest.map_or(now.wall, |newest| newest.min(now.wall));
         Self { at, up: now.up, ahead_ms: 0, confirmed_ms: 0 }
@@ -43,11 +44,12 @@ impl Trust {
         now.wall.0.saturating_sub(self.passed(now).0)
     }
 
-    /// Goes on to `now`. `ran`: this process looked before, so that all the time since counts.
-    /// Gives by how many milliseconds it was set: what is kept by it moves along.
+    /// Advances to `now`. `ran`: this process made the previous call, so the time since then counts
+    /// as confirmation. Returns by how many milliseconds the trusted time was set; the caller moves
+    /// the stored keys by as much.
     ///
-    /// A clock that is set back is believed at once, as that deletes nothing. Over a reboot, or on
-    /// another machine, nobody knows how much time has passed, and so none has.
+    /// A wall clock that was set back is adopted at once, as that deletes nothing. After a reboot,
+    /// or on another machine, the elapsed time is unknown and counts as zero.
     pub fn advance(&mut self, now: Now, ran: bool) -> i64 {
         let elapsed_ms = self.elapsed_ms(now);
         let ahead_ms = self.doubt_ms(now);
@@ -123,11 +125,7 @@ mod tests {
         let at = now(1, 25 * HOUR, YEARS);
         assert_eq!((trust.advance(at, true), wrong_by(&trust, at, 25 * HOUR)), (YEARS, YEARS));
         let right = now(1, 26 * HOUR, 0);
-        assert_eq!(
-            wrong_by(&trust, right, 26 * HOUR),
-            0,
-            "set back: at once, if nobody looked yet"
-        );
+        assert_eq!(wrong_by(&trust, right, 26 * HOUR), 0, "set back: at once");
         assert_eq!(trust.advance(right, true), -YEARS);
         assert_eq!(wrong_by(&trust, right, 26 * HOUR), 0);
     }
@@ -141,7 +139,7 @@ mod tests {
         let cases: [(&str, u128, &[Step], i64); 8] = [
             ("a day, with a restart",          1, &[(1, YEARS, true), (13, YEARS, true), (14, YEARS, false), (26, YEARS, true)],  YEARS),
             ("a day but an hour",              1, &[(1, YEARS, true), (13, YEARS, true), (14, YEARS, false), (24, YEARS, true)],  0),
-            ("nobody ran for days",            1, &[(1, YEARS, true), (99, YEARS, false), (199, YEARS, false)],                  0),
+            ("no server ran for days",         1, &[(1, YEARS, true), (99, YEARS, false), (199, YEARS, false)],                  0),
             ("right in between",               1, &[(1, YEARS, true), (20, YEARS, true), (21, 0, true), (22, YEARS, true), (40, YEARS, true)], 0),
             ("the least of it",                1, &[(1, YEARS, true), (2, DAY, true), (25, YEARS, true)],                        DAY),
             ("a jump at the last moment",      1, &[(1, 5, true), (24, 5, true), (25, YEARS, true)],                             5),

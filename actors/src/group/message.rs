@@ -354,9 +354,6 @@ impl Handler<Cancel> for Group {
     type Result = Answer<()>;
 
     fn handle(&mut self, Cancel(task): Cancel, ctx: &mut Context<Self>) -> Self::Result {
-        if let Err(refused) = self.cannot_work() {
-            return answer(Err(refused));
-        }
         AtomicResponse::new(self.advance(vec![Event::CancelRequested(task)], ctx))
     }
 }
@@ -365,9 +362,6 @@ impl Handler<Decide> for Group {
     type Result = Answer<()>;
 
     fn handle(&mut self, decide: Decide, ctx: &mut Context<Self>) -> Self::Result {
-        if let Err(refused) = self.cannot_work() {
-            return answer(Err(refused));
-        }
         let Decide { permission, choice, by } = decide;
         let answered = Event::PermissionAnswered { permission, choice, by: by.into() };
         AtomicResponse::new(self.advance(vec![answered], ctx))
@@ -415,9 +409,6 @@ impl Handler<Control> for Group {
     type Result = Answer<()>;
 
     fn handle(&mut self, control: Control, ctx: &mut Context<Self>) -> Self::Result {
-        if let Err(refused) = self.cannot_work() {
-            return answer(Err(refused));
-        }
         let event = match control {
             Control::Pause => Event::Paused,
             Control::Resume => Event::Resumed,

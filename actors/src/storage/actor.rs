@@ -332,7 +332,7 @@ impl<S: Store + Unpin> Storage<S> {
         std::mem::replace(&mut self.seen, transactions) == transactions
     }
 
-    /// Goes on with the trusted time and stores it, or reads it for the first time.
+    /// Advances the trusted time and stores it; reads it first after a start.
     fn look_at_clock(&mut self, ctx: &mut Context<Self>) -> Result<Timestamp, StoreError> {
         self.refusal()?;
         let looked = self.advance_clock();
@@ -353,7 +353,7 @@ impl<S: Store + Unpin> Storage<S> {
             None => (Trust::first(self.store.newest(now.wall)?, now), 0),
         };
         if known.is_none() {
-            // What it is ahead of at first is doubted from the first moment.
+            // The doubt begins with the first look.
             trust.advance(now, false);
         }
         self.store.put_trust(&trust, set_ms)?;

@@ -58,7 +58,7 @@ impl StorageHealth {
         _ = self.0.failing.subscribe().wait_for(Option::is_none).await;
     }
 
-    /// What cannot be understood of a group's rows, as far as somebody met it.
+    /// The rows of a group that cannot be read, as far as they are known.
     pub fn broken(&self, group: GroupNo) -> Option<Broken> {
         self.0.broken.borrow().0.get(&group).cloned()
     }

@@ -83,7 +83,7 @@ pub struct Rebuilt {
     pub runs: Vec<RunRecord>,
     /// Its segments, but for the first ones.
     pub segments: Vec<SegmentRecord>,
-    /// How many segments come before these: the log was cut behind them, and their rows stay.
+    /// How many segments come before these: the log was cut after them, and their rows stay.
     pub segments_kept: u32,
     /// Its compactions, each with the frame that told first of it.
     pub compactions: Vec<(u64, Compaction)>,

@@ -56,7 +56,7 @@ const LOG_BYTES_KEPT: u32 = 32 << 20;
 /// How long a lock that another program holds on the database is waited out.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// How long a start waits for whoever only looks at the files, as `greenroom verify` does.
+/// How long a start waits for a process that only reads the files, as `greenroom verify` does.
 const LOOKED_AT: Duration = Duration::from_secs(30);
 
 /// The file by whose lock a data directory is one server's.
@@ -288,7 +288,7 @@ fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
 fn failed(operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |source| {
         if flaws::is_flaw(&source) {
-            return flaws::of_nobody(&source).into();
+            return flaws::of_unknown(&source).into();
         }
         let fault = fault(&source);
         match &source {

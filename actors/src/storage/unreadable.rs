@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use super::{GroupNo, StoreError};
 
-/// So many rows of one group are named; the rest are only known to exist.
+/// The most rows of one group that are named; of further rows only the existence is kept.
 const ROWS_MAX: usize = 16;
 
 /// A row of a group that cannot be understood.

@@ -168,7 +168,7 @@ async fn after_a_failure_everything_is_refused_until_a_trial_works() {
 }
 
 /// A reading thread that could not open the database opens it for the next question. Its failure is
-/// its own: the writer tries for itself, and goes on.
+/// its own: the writer probes the database and continues.
 #[actix_rt::test]
 async fn a_reader_that_could_not_open_opens_again_and_stops_no_writer() {
     let dir = tempfile::tempdir().unwrap();

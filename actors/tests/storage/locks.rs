@@ -296,9 +296,7 @@ pub fn a_closed_segment_without_a_child_is_reopened<E: Engine>() {
     let nobodys = take(&mut store, "nobody", now(0));
     let rotate = rotation(&mut actor, &nobodys);
     store.lock_release(&nobodys).unwrap();
-    let mut closed = Writes { epoch: 2, ..rotate };
-    let dropped: u64 = closed.writes.drain(1..).map(|write| write.frames()).sum();
-    closed.standing.head.last_seq -= dropped;
+    let closed = Writes { epoch: 2, ..actor.forge(rotate.at, rotate.writes[..1].to_vec()) };
     commit(&mut store, &[closed]);
     assert_eq!(segments(&engine.archive()), [(1, false)]);
     let held_outside = ask(&session.0, "outside", None);

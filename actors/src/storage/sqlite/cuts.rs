@@ -67,12 +67,12 @@ pub fn cut(conn: &mut Connection, cut: &Cut) -> rusqlite::Result<bool> {
 pub fn sweep(conn: &mut Connection, group: GroupNo) -> Result<Swept, Failure> {
     let mut swept = Swept { frames: 0, bytes: 0, more: false };
     let Some(base) = seq(conn, group)? else { return Ok(swept) };
-    // Whoever believed a place beyond the last frame would delete what nobody cut.
+    // A damaged place beyond the last frame would have the whole log deleted.
     let within = conn
         .prepare_cached("SELECT 1 FROM heads WHERE no = ? AND last_seq >= ?")?
         .exists(params![group, int(base)])?;
     if !within {
-        let what = format!("the base: seq cannot be read: {base} is behind the last frame");
+        let what = format!("the base: seq cannot be read: {base} is after the last frame");
         return Err(Flaw { group, what }.named(conn, false).into());
     }
     let (from, to) = (key(group, 0), key(group, base));

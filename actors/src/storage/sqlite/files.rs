@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::storage::{Sizes, StoreError, WORK_DIR};
 
-/// Between two tries to lock a file that somebody looks at.
+/// Between two tries to lock a file that another process reads.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// The database, its write-ahead log, and the log's index.
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
@@ -45,7 +45,8 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Locks a file for this process alone. Whoever only looks is waited for, whoever has it is not.
+/// Locks a file for this process alone. Waits for processes that share the lock; refuses at once if
+/// another process owns it.
 pub fn own(lock: &File, patience: Duration) -> io::Result<()> {
     let began = Instant::now();
     let mut said = false;

@@ -10,7 +10,7 @@ use rusqlite::{Connection, Error, OptionalExtension as _, Row};
 use super::{Failure, failed, rows::seq};
 use crate::storage::{GroupNo, StoreError, Unreadable};
 
-/// So many rows are remembered between two calls of [`LeftOut::take`].
+/// The most rows that are remembered between two calls of [`LeftOut::take`].
 pub const LEFT_OUT_MAX: usize = 100;
 /// How much of a reason is shown: it may quote the row.
 const REASON_BYTES_MAX: usize = 200;
@@ -131,7 +131,7 @@ pub fn is_flaw(err: &Error) -> bool {
 }
 
 /// A row that cannot be understood, of a group that is not known here.
-pub fn of_nobody(err: &Error) -> Unreadable {
+pub fn of_unknown(err: &Error) -> Unreadable {
     Unreadable { group: 0, name: "unknown".into(), what: err.to_string(), stops: false }
 }
 
@@ -140,7 +140,7 @@ pub fn needed<T>(conn: &Connection, judged: Judged<T>) -> Result<T, Failure> {
     Ok(judged?.map_err(|flaw| flaw.named(conn, true))?)
 }
 
-/// A row that somebody asks for by name; the group works without it.
+/// A row that a caller names; the group works without it.
 pub fn asked<T>(conn: &Connection, judged: Judged<T>) -> Result<T, Failure> {
     Ok(judged?.map_err(|flaw| flaw.named(conn, false))?)
 }

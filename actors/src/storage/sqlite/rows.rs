@@ -8,7 +8,10 @@ use rusqlite::{
     Error, Row,
     types::{FromSql, FromSqlError, Type, ValueRef},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -154,7 +157,7 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
             findings: from_json(row, 27)?.unwrap_or_default(),
         },
     };
-    // Without them nobody knows what was heard of it, and its prompt would be sent again (I7).
+    // Without them its frames cannot be found, and its prompt would be sent again (I7).
     let begun = task.run.is_some() && task.seq_first.is_some() && task.started_at.is_some();
     if task.state == TaskState::Running && !begun {
         return Err(corrupt(15, "a running task has a run, a first frame and a beginning"));
@@ -182,7 +185,7 @@ pub fn salvage_task(row: &Row<'_>) -> SalvagedTask {
     take!(expires, from_json(row, 28));
     take!(retry_at, from_json(row, 29));
     take!(retry_of, uuid(row, 30).map(|id| id.map(TaskId)));
-    // What the log may have: whoever asks for it says if it has not.
+    // The log may have them; the repair reports it if not.
     task.prompt = raw_json(row, 4).ok().flatten();
     task.strategy = optional_word(row, 26).ok().flatten();
     task.lost = lost;
@@ -353,7 +356,20 @@ pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
         return Err(corrupt(1, "not so many frames"));
     }
     let payloads = row.get_ref(7)?.as_blob().map_err(|_| corrupt(7, "no bytes"))?;
-    if 1 + memchr::memchr_iter(b'\n', payloads).count() as i64 != count {
+    // Readers get them as they are: one that is cut off would spoil the page that it is in.
+    let mut lines = 0;
+    for payload in payloads.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii) {
+        lines += 1;
+        // Nearly all are objects, and reading each to its end would cost as much as sending it.
+        let whole = match payload.first() {
+            Some(b'{') => payload.ends_with(b"}"),
+            _ => serde_json::from_slice::<IgnoredAny>(payload).is_ok(),
+        };
+        if !whole {
+            return Err(corrupt(7, "a payload is no JSON value"));
+        }
+    }
+    if lines != count {
         return Err(corrupt(7, "not as many payloads as frames"));
     }
     std::str::from_utf8(payloads).map_err(|err| Error::Utf8Error(7, err))?;

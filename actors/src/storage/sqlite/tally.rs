@@ -103,7 +103,7 @@ fn groups(conn: &Connection, broken: &str, tally: &mut Tally) -> rusqlite::Resul
     Ok(())
 }
 
-/// A word that nobody checked yet.
+/// A word as it is stored, unchecked.
 fn word_of(row: &Row<'_>, column: usize) -> rusqlite::Result<String> {
     let text = row.get_ref(column)?.as_bytes_or_null()?.unwrap_or_default();
     Ok(String::from_utf8_lossy(text).into_owned())
