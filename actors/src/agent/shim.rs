@@ -233,8 +233,8 @@ fn reset_signals() {
     }
 }
 
-/// Has each end of a child interrupt a wait. Otherwise a chain of processes that fork and end leaves
-/// thousands of dead ones between two heartbeats, and the machine runs out of pids.
+/// Has each end of a child interrupt a wait. Otherwise a chain of processes that fork and end
+/// leaves thousands of dead ones between two heartbeats, and the machine runs out of pids.
 fn wake_for_children() {
     extern "C" fn nothing(_: libc::c_int) {}
     let nothing = nothing as extern "C" fn(libc::c_int);

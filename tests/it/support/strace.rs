@@ -11,8 +11,8 @@ use super::{Log, Server, eventually, process};
 pub struct Strace(Child);
 
 impl Strace {
-    /// Attaches with these arguments, such as `-e inject=…`, to every thread. What the server starts
-    /// is let go as soon as it is another program.
+    /// Attaches with these arguments, such as `-e inject=…`, to every thread. What the server
+    /// starts is let go as soon as it is another program.
     #[track_caller]
     pub fn attach(server: &Server, arguments: &[&str]) -> Self {
         let strace = Command::new("strace")
