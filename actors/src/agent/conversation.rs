@@ -496,7 +496,7 @@ impl Conversation {
     }
 
     /// The tree is gone, and cannot write any more. Whatever stands in its pipes is read, however
-    /// long a commit holds the reader up. If something else holds a pipe open, greenroom does not wait.
+    /// long a commit holds the reader up. Something else that holds a pipe open is not waited for.
     fn read_last_words(&mut self) {
         self.gone = true;
         self.stdout.writers_are_gone();
