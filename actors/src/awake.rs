@@ -18,7 +18,7 @@ use std::{
 use tokio::time::sleep;
 
 /// How long the clock's thread sleeps at a time.
-const STEP: Duration = Duration::from_millis(250);
+const STEP: Duration = Duration::from_millis(500);
 /// What one sleep counts at most: a busy machine wakes the thread late, a frozen one much later.
 const STEP_MAX: Duration = Duration::from_secs(1);
 

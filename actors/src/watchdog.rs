@@ -18,9 +18,9 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::sleep;
 
 /// How often a watched arbiter turns at least, and how often the watchdog looks.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_millis(500);
 /// So many ticks without a turn, a second, are a stall.
-const TICKS_MAX: u32 = 4;
+const TICKS_MAX: u32 = 2;
 
 /// The watchdog's thread; it ends with the last arbiter that it watches, and this handle.
 #[derive(Clone, Debug)]
@@ -146,10 +146,10 @@ mod tests {
         let looks =
             |watched: &mut Watched, count| (0..count).map(|_| watched.look()).collect::<Vec<_>>();
         turns.fetch_add(1, Ordering::Relaxed);
-        assert_eq!(looks(&mut watched, 4), [Look::Turns, Look::Turns, Look::Turns, Look::Turns]);
+        assert_eq!(looks(&mut watched, 2), [Look::Turns, Look::Turns]);
         assert_eq!(looks(&mut watched, 3), [Look::Stalls, Look::StillStalls, Look::StillStalls]);
         turns.fetch_add(1, Ordering::Relaxed);
-        assert_eq!(looks(&mut watched, 2), [Look::TurnsAgain(6), Look::Turns]);
+        assert_eq!(looks(&mut watched, 2), [Look::TurnsAgain(4), Look::Turns]);
     }
 
     #[actix::test]
