@@ -40,7 +40,7 @@ use self::{
     tree::Marker,
 };
 use crate::{
-    profile::Profile,
+    profile::{Profile, look_apart},
     residents::{Residency, Residents, Wish},
 };
 
@@ -185,9 +185,14 @@ impl Agent {
     }
 
     /// Starts the process and holds the conversation with it.
-    fn begin(&mut self, residency: Residency, heeds: Heeds, ctx: &mut Context<Self>) {
-        let spawned =
-            self.start.working_dir().and_then(|cwd| Ok((self.spawn(cwd.clone(), residency)?, cwd)));
+    fn begin(
+        &mut self,
+        cwd: std::io::Result<PathBuf>,
+        residency: Residency,
+        heeds: Heeds,
+        ctx: &mut Context<Self>,
+    ) {
+        let spawned = cwd.and_then(|cwd| Ok((self.spawn(cwd.clone(), residency)?, cwd)));
         match spawned {
             Ok((child, cwd)) => {
                 let conversation = Conversation::new(
@@ -239,12 +244,16 @@ async fn place(granted: oneshot::Receiver<()>, mut heeds: Heeds) -> Result<Heeds
 impl Start {
     /// The working directory, checked again at the spawn: it may have been moved since somebody
     /// named it (RELIABILITY C12).
-    fn working_dir(&self) -> std::io::Result<PathBuf> {
-        if let Some(cwd) = &self.cwd {
-            return self.profile.check_cwd(cwd);
-        }
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.own_dir)?;
-        self.own_dir.canonicalize()
+    fn working_dir(&self) -> impl Future<Output = std::io::Result<PathBuf>> + use<> {
+        let (profile, cwd, own_dir) =
+            (self.profile.clone(), self.cwd.clone(), self.own_dir.clone());
+        look_apart(move || {
+            if let Some(cwd) = &cwd {
+                return profile.check_cwd(cwd);
+            }
+            DirBuilder::new().recursive(true).mode(0o700).create(&own_dir)?;
+            own_dir.canonicalize()
+        })
     }
 }
 
@@ -254,8 +263,13 @@ impl Actor for Agent {
     fn started(&mut self, ctx: &mut Self::Context) {
         let (Some(heeds), Some(wish)) = (self.heeds.take(), self.wish.take()) else { return };
         let (residency, granted) = self.nursery.residents.enter(self.start.run, wish);
-        ctx.spawn(place(granted, heeds).into_actor(self).map(|placed, agent, ctx| match placed {
-            Ok(heeds) => agent.begin(residency, heeds, ctx),
+        let working_dir = self.start.working_dir();
+        let placed = async move {
+            let heeds = place(granted, heeds).await?;
+            Ok((heeds, working_dir.await))
+        };
+        ctx.spawn(placed.into_actor(self).map(|placed, agent, ctx| match placed {
+            Ok((heeds, cwd)) => agent.begin(cwd, residency, heeds, ctx),
             Err(exit) => agent.end(exit, ctx),
         }));
     }

@@ -72,18 +72,20 @@ static COUNT: LazyLock<Mutex<Count>> = LazyLock::new(|| {
         }
     });
     if let Err(err) = started {
-        log::error!(err:%; "the clock of deadlines has no thread; it steps when it is read");
+        log::error!(err:%; "the clock of deadlines has no thread; deadlines may come late");
     }
     Mutex::new(Count { counted: Duration::ZERO, stepped: Instant::now() })
 });
 
-fn step(now: Instant) {
-    COUNT.lock().unwrap_or_else(PoisonError::into_inner).step(now);
+fn step(now: Instant) -> Awake {
+    let mut count = COUNT.lock().unwrap_or_else(PoisonError::into_inner);
+    count.step(now);
+    Awake(count.counted)
 }
 
 /// This moment.
 pub fn now() -> Awake {
-    Awake(COUNT.lock().unwrap_or_else(PoisonError::into_inner).at(Instant::now()))
+    step(Instant::now())
 }
 
 /// Waits until this moment. Cancel safe.

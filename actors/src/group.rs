@@ -338,7 +338,7 @@ impl Group {
             return Box::pin(actix::fut::ready(()).map(|(), group: &mut Self, ctx| {
                 log::error!(
                     target: "greenroom::group", group:% = group.id;
-                    "group stops: it was to commit beside its mailbox"
+                    "group stops: two commits at once"
                 );
                 ctx.stop();
                 Err(GroupError::Rebuilding)
@@ -495,7 +495,10 @@ impl Group {
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
         let now = clock::moment();
         let bounds = self.core.patience(&self.shared.limits.patience, now).map(|(expiry, ms)| {
-            let known = self.due.iter().find(|(same, _)| *same == expiry);
+            // These were promised in real time, of which a freeze is a part.
+            let is_promised =
+                matches!(expiry, Expiry::Launch(_) | Expiry::Backoff(..) | Expiry::Queued(_));
+            let known = self.due.iter().find(|(same, _)| *same == expiry && !is_promised);
             known.copied().unwrap_or_else(|| (expiry, awake::now() + Duration::from_millis(ms)))
         });
         self.due = bounds.collect();

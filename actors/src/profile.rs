@@ -3,11 +3,14 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use greenroom_core::{CompactionOrder, OnInterrupt, Patience, PermissionPolicy, Retry, Strategy};
 use serde::{Deserialize, Serialize};
+
+use crate::awake;
 
 /// What an agent is asked whose session is to go on in another one.
 const SUMMARY_REQUEST: &str = "\
@@ -64,7 +67,39 @@ pub struct Rlimits {
     pub cpu_seconds: Option<u64>,
 }
 
+/// How long a file system may take to say what a directory is.
+const DIRECTORY_MAX: Duration = Duration::from_secs(5);
+
+/// Looks at directories on a thread of its own: one on a hung mount would keep an arbiter, and so
+/// all of its groups, from their work (I15).
+///
+/// # Errors
+///
+/// What the look gives, or that the file system did not answer within [`DIRECTORY_MAX`].
+pub async fn look_apart(
+    look: impl FnOnce() -> io::Result<PathBuf> + Send + 'static,
+) -> io::Result<PathBuf> {
+    let looked = tokio::task::spawn_blocking(look);
+    match awake::timeout(DIRECTORY_MAX, looked).await {
+        Ok(looked) => looked.unwrap_or_else(|err| Err(io::Error::other(err))),
+        Err(_) => {
+            let max = DIRECTORY_MAX.as_secs();
+            Err(io::Error::other(format!("its file system did not answer within {max} s")))
+        }
+    }
+}
+
 impl Profile {
+    /// [`Self::check_cwd`] by [`look_apart`].
+    ///
+    /// # Errors
+    ///
+    /// As both.
+    pub async fn check_cwd_apart(self: &Arc<Self>, cwd: PathBuf) -> io::Result<PathBuf> {
+        let profile = self.clone();
+        look_apart(move || profile.check_cwd(&cwd)).await
+    }
+
     /// Checks that `cwd` is a directory where this agent may work, and gives its canonical path.
     ///
     /// # Errors

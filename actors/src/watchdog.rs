@@ -100,12 +100,12 @@ fn keep_watch(watched: &Weak<Mutex<Vec<Watched>>>, stalled: &Gauge, stalls: &Cou
                     stalls.inc();
                     log::warn!(
                         target: "greenroom", arbiter = arbiter.name, stalled_ms = ms(TICKS_MAX);
-                        "arbiter does not turn; what runs on it waits"
+                        "thread is blocked; the groups on it wait"
                     );
                 }
                 Look::TurnsAgain(ticks) => log::warn!(
                     target: "greenroom", arbiter = arbiter.name, stalled_ms = ms(ticks);
-                    "arbiter turns again"
+                    "thread responds again"
                 ),
             }
         }

@@ -169,7 +169,7 @@ async fn check_cwd(
     if !FilePath::new(cwd).is_absolute() {
         return Err(ApiError::InvalidCwd("cwd is an absolute path".into()));
     }
-    let real = profile.check_cwd(FilePath::new(cwd));
+    let real = profile.check_cwd_apart(cwd.into()).await;
     let real = real.map_err(|err| ApiError::InvalidCwd(err.to_string()))?;
     let real = real.into_os_string().into_string();
     real.map_err(|_| ApiError::InvalidCwd("cwd is not UTF-8".into()))

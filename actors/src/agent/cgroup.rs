@@ -2,8 +2,8 @@
 //! it at once (`cgroup.kill`, Linux 5.14), however fast it forks.
 //!
 //! Without the right to make one (most containers, a service without `Delegate=`), or with version
-//! 1 alone, there is none, and the keeper ends the tree process by process. A process of root's can
-//! leave its group, so the keeper does that in either case.
+//! 1 alone, there is none, and the keeper ends the tree process by process. An agent may leave its
+//! group, so the keeper does that in either case.
 
 use std::{
     fs::{self, File},

@@ -315,8 +315,8 @@ async fn watch(
     // It has said its last word, has ended, or is hung: in no case is there more to wait for.
     let _ = shim.start_kill();
     let _ = shim.wait().await;
-    if !gone && let Err(pids) = clear(run, reaped).await {
-        let _ = events.send(TreeEvent::Left { pids });
+    if !gone && let Err(why) = clear(run, reaped).await {
+        let _ = events.send(TreeEvent::Left { why });
     }
     let _ = events.send(TreeEvent::Gone);
 }
@@ -333,27 +333,26 @@ async fn passed(deadline: Option<Awake>) {
 ///
 /// # Errors
 ///
-/// The pids of what could not be killed within [`CLEAR_MAX`].
-async fn clear(run: Marker, reaped: Counter) -> Result<(), Vec<u32>> {
+/// What could not be killed, or not be looked for, within [`CLEAR_MAX`].
+async fn clear(run: Marker, reaped: Counter) -> Result<(), String> {
     let give_up = awake::now() + CLEAR_MAX;
     loop {
         let (run, reaped) = (run.clone(), reaped.clone());
         // A look through all of /proc blocks for milliseconds.
         let cleared = tokio::task::spawn_blocking(move || clear_once(&run, &reaped)).await;
         // The task cannot fail but by a panic.
-        let left = cleared.unwrap_or_default();
-        if left.is_empty() || give_up.has_passed() {
-            return if left.is_empty() { Ok(()) } else { Err(left) };
+        let cleared = cleared.unwrap_or(Ok(()));
+        if cleared.is_ok() || give_up.has_passed() {
+            return cleared;
         }
         sleep(CLEAR_AGAIN).await;
     }
 }
 
-/// Gives the pids of what is left, or 0 for what could not be looked for.
-fn clear_once(run: &Marker, reaped: &Counter) -> Vec<u32> {
+fn clear_once(run: &Marker, reaped: &Counter) -> Result<(), String> {
     let (marked, adopted) = (tree::sweep_run(run), tree::sweep_adopted());
     let run = run.entry().1;
-    let (mut killed, mut left) = (BTreeSet::new(), BTreeSet::new());
+    let (mut killed, mut cleared) = (BTreeSet::new(), Ok(()));
     for swept in [marked, adopted] {
         match swept {
             Ok(pids) => {
@@ -363,12 +362,12 @@ fn clear_once(run: &Marker, reaped: &Counter) -> Vec<u32> {
             }
             Err(err) => {
                 log::error!(run, err:%; "cannot clear up after shim");
-                left.extend(err.pids());
+                cleared = Err(err.to_string());
             }
         }
     }
     reaped.inc_by(killed.len() as u64);
-    left.into_iter().collect()
+    cleared
 }
 
 /// The lines that a shim sends.

@@ -72,8 +72,8 @@ pub struct Conversation {
     exited: Option<(Option<i32>, Option<i32>)>,
     /// Whether the agent closed its stdin.
     hung_up: bool,
-    /// What of the process tree could not be killed.
-    left: Vec<u32>,
+    /// Why something of the process tree may be left.
+    left: Option<String>,
     /// Whether nothing else of the process tree is left; until then the pipes are read on.
     gone: bool,
 }
@@ -148,7 +148,7 @@ impl Conversation {
             verdict: None,
             exited: None,
             hung_up: false,
-            left: Vec::new(),
+            left: None,
             gone: false,
         }
     }
@@ -490,7 +490,7 @@ impl Conversation {
             }
             TreeEvent::SpawnFailed { message, .. } => self.end(ExitReason::StartFailed, &message),
             TreeEvent::Exited { code, signal } => self.exited = Some((code, signal)),
-            TreeEvent::Left { pids } => self.left = pids,
+            TreeEvent::Left { why } => self.left = Some(why),
             TreeEvent::Gone => self.read_last_words(),
         }
     }
@@ -533,9 +533,8 @@ impl Conversation {
     fn climb(&mut self) {
         self.ladder = match self.ladder {
             Ladder::TermAt(_) => {
-                if self.hung_up {
-                    let why = "the agent closed its stdin".to_owned();
-                    self.verdict.get_or_insert((ExitReason::Protocol, why));
+                if self.hung_up && self.exited.is_none() {
+                    self.judge(ExitReason::Protocol, "the agent closed its stdin");
                 }
                 self.keeper.terminate();
                 Ladder::KillAt(awake::now() + KILL_AFTER)
@@ -547,13 +546,18 @@ impl Conversation {
         };
     }
 
-    /// Kills the tree, for a reason that stays if it is the first.
-    fn end(&mut self, reason: ExitReason, why: &str) {
+    /// Says why the run ends; the first reason stays.
+    fn judge(&mut self, reason: ExitReason, why: &str) {
         let reason = match reason {
             ExitReason::Protocol if self.opening.is_some() => ExitReason::StartFailed,
             reason => reason,
         };
         self.verdict.get_or_insert_with(|| (reason, why.to_owned()));
+    }
+
+    /// Kills the tree, for this reason if it is the first.
+    fn end(&mut self, reason: ExitReason, why: &str) {
+        self.judge(reason, why);
         self.stdin.close();
         self.keeper.kill();
         self.ladder = Ladder::Killed;
@@ -573,15 +577,15 @@ impl Conversation {
             }
             None => (ExitReason::Exited, how),
         };
-        let detail = if self.left.is_empty() {
-            detail
-        } else {
-            log::error!(
-                target: "greenroom::run", group:% = self.group_id, run:% = self.run,
-                pids:? = self.left;
-                "processes of the run could not be killed; the next run starts beside them"
-            );
-            format!("{detail}; processes that could not be killed: {:?}", self.left)
+        let detail = match self.left.take() {
+            Some(why) => {
+                log::error!(
+                    target: "greenroom::run", group:% = self.group_id, run:% = self.run, why;
+                    "processes of the run may be left; the next run starts beside them"
+                );
+                format!("{detail}; {why}")
+            }
+            None => detail,
         };
         let (stderr_tail, stderr_dropped) = (self.stderr.tail(), self.stderr.dropped());
         Exit { pid: self.pid, code, signal, reason, detail, stderr_tail, stderr_dropped }

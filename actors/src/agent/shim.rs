@@ -55,17 +55,18 @@ pub(super) const KILL: u8 = b'K';
 
 /// How long a server may be silent before it counts as dead, unless `--silence-ms` says otherwise.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// Silence is counted in this many waits, so that time in which the shim itself was stopped (a
-/// frozen container, a suspended machine) counts as one wait at most.
+/// Silence is counted in waits, of which this many make it up, so that time in which the shim itself
+/// was stopped (a frozen container, a suspended machine) counts as one wait at most.
 const SILENT_WAITS_MAX: u32 = 5;
 /// After a TERM, what the agent's main process leaves behind has this long to end by itself: an
 /// `npx` dies at once, the agent below it may still be saving its session. Two seconds, counted in
 /// looks.
 const LINGER_EVERY: Duration = Duration::from_millis(5);
 const LINGER_LOOKS_MAX: u32 = 400;
-/// How long the shim kills before it leaves the rest to the server. A round of it counts no more
-/// than [`KILL_ROUND_MAX`], however long the machine was frozen meanwhile.
-const KILL_MAX: Duration = Duration::from_secs(10);
+/// How long the shim kills before it leaves the rest to the server: with [`LINGER_LOOKS_MAX`], less
+/// than the server lets a shim take (`child::SHIM_MAX`). A round counts no more than
+/// [`KILL_ROUND_MAX`], however long the machine was frozen meanwhile.
+const KILL_MAX: Duration = Duration::from_millis(2_500);
 const KILL_ROUND_MAX: Duration = Duration::from_secs(1);
 /// Between two reapings, while orphans end one after the other.
 const REAP_PAUSE: Duration = Duration::from_millis(5);
@@ -96,10 +97,10 @@ pub enum TreeEvent {
     SpawnFailed { errno: Option<i32>, message: String },
     /// The main process ended, by `exit(code)` or by a signal; others may still hold its pipes.
     Exited { code: Option<i32>, signal: Option<i32> },
-    /// The server's own word, never a shim's: these processes could not be killed.
+    /// The server's own word, never a shim's: processes may be left, for this reason.
     #[serde(skip)]
-    Left { pids: Vec<u32> },
-    /// No process of the run is left, but for those in `Left`.
+    Left { why: String },
+    /// No process of the run is left, unless `Left` came before.
     Gone,
 }
 
@@ -388,23 +389,28 @@ impl Keeper<'_> {
     /// Returns when the tree has to go: its main process ended, or the server is gone or says so.
     fn watch(&mut self, wait: Duration) -> io::Result<()> {
         let pidfd = pidfd_open(self.agent.id()?, PidfdFlags::empty())?;
-        let wait = timespec(wait)?;
-        let mut silent_waits = 0;
-        while silent_waits < SILENT_WAITS_MAX {
+        let silence_max = wait * SILENT_WAITS_MAX;
+        let mut silence = Duration::ZERO;
+        while silence < silence_max {
+            let began = Instant::now();
+            let limit = timespec(wait.min(silence_max - silence))?;
             let mut fds = [
                 PollFd::from_borrowed_fd(self.control, PollFlags::IN),
                 PollFd::new(&pidfd, PollFlags::IN),
             ];
-            match poll(&mut fds, Some(&wait)) {
-                Ok(0) => silent_waits += 1,
-                Ok(_) if !fds[0].revents().is_empty() => {
-                    silent_waits = 0;
+            match poll(&mut fds, Some(&limit)) {
+                Ok(1..) if !fds[0].revents().is_empty() => {
+                    silence = Duration::ZERO;
                     if self.obey() == Next::Kill {
                         break;
                     }
                 }
-                Ok(_) => (),
-                Err(Errno::INTR) => thread::sleep(REAP_PAUSE),
+                // A child's end breaks no silence.
+                Ok(_) => silence += began.elapsed().min(wait),
+                Err(Errno::INTR) => {
+                    thread::sleep(REAP_PAUSE);
+                    silence += began.elapsed().min(wait);
+                }
                 Err(err) => return Err(err.into()),
             }
             // At each turn, as orphans that ended are this process's to reap.

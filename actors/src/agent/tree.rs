@@ -4,7 +4,13 @@
 //! when to kill (`shim`, `child` and the boot do), and never signals a bare pid: a pid is only a
 //! name, free for reuse once its process is reaped, so a process is named by [`Process`].
 
-use std::{collections::HashMap, ffi::CStr, fmt::Display, fs, io, thread, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::CStr,
+    fmt::Display,
+    fs, io, thread,
+    time::Duration,
+};
 
 use rustix::{
     io::Errno,
@@ -29,6 +35,9 @@ const SHIM_LEAVE: Duration = Duration::from_secs(1);
 const STOP_LOOKS_MAX: u32 = 50;
 /// How many looks in a row must find nobody.
 const EMPTY_LOOKS: u32 = 2;
+/// The same while processes end before they can be looked at: one of a chain that forks and ends may
+/// be among them, and is met in one look of several.
+const UNSURE_LOOKS: u32 = 40;
 /// Pause between two looks at `/proc` while killed processes vanish.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -41,16 +50,6 @@ pub enum SweepError {
     /// `/proc` cannot be read.
     #[error("processes cannot be looked for")]
     Blind(#[from] io::Error),
-}
-
-impl SweepError {
-    /// The processes that are left; a 0 stands for those that nobody could look for.
-    pub fn pids(&self) -> &[u32] {
-        match self {
-            Self::Left(pids) => pids,
-            Self::Blind(_) => &[0],
-        }
-    }
 }
 
 /// One process, and no other that gets its pid later.
@@ -98,7 +97,8 @@ impl Marker {
         let mut found = Vec::new();
         for entry in entries()? {
             let entry = entry?;
-            found.extend(self.is_on(entry)?.then_some(entry.process()));
+            let carries = seen(self.is_on(entry))?.unwrap_or_default();
+            found.extend(carries.then_some(entry.process()));
         }
         Ok(found)
     }
@@ -108,7 +108,7 @@ impl Marker {
     /// signal reaches it.
     fn is_on(&self, entry: Entry) -> io::Result<bool> {
         let mark = format!("{}={}", self.key, self.value);
-        let environ = seen(fs::read(format!("/proc/{}/environ", entry.pid)))?.unwrap_or_default();
+        let environ = fs::read(format!("/proc/{}/environ", entry.pid))?;
         Ok(environ.split(|&byte| byte == 0).any(|one| one == mark.as_bytes()))
     }
 }
@@ -199,21 +199,23 @@ fn below(pid: u32, entries: Vec<Entry>) -> Vec<Entry> {
 /// `/proc` cannot be listed.
 pub(super) fn kill_below(pid: u32) -> io::Result<()> {
     let mut found = Vec::new();
+    // Some take a while to stop, or never do: it counts whether another one has come.
+    let mut stopped = HashSet::new();
     for _ in 0..STOP_LOOKS_MAX {
         found = Vec::new();
-        let mut runs = false;
+        let before = stopped.len();
         for entry in entries()? {
             let entry = entry?;
             if entry.parent == pid {
-                runs |= entry.stop();
+                entry.stop(&mut stopped);
             }
             found.push(entry);
         }
         found = below(pid, found);
         for entry in found.iter().filter(|entry| entry.parent != pid) {
-            runs |= entry.stop();
+            entry.stop(&mut stopped);
         }
-        if !runs {
+        if stopped.len() == before {
             break;
         }
     }
@@ -281,28 +283,37 @@ pub fn sweep_adopted() -> Result<Vec<u32>, SweepError> {
     })
 }
 
-/// Kills what is to be killed as soon as it is seen, the newest first: see [`kill_below`].
+/// Stops what is to be killed as soon as it is seen, the newest first, and then kills it: see
+/// [`kill_below`].
 fn until_none_left(is_one: impl Fn(Entry) -> io::Result<bool>) -> Result<Vec<u32>, SweepError> {
     let until = awake::now() + SWEEP_MAX;
     let leave_shims_until = awake::now() + SHIM_LEAVE;
     let mut found: Vec<u32> = Vec::new();
     let mut empty_looks = 0;
     loop {
-        let mut left = Vec::new();
-        for entry in entries()? {
-            let entry = entry?;
-            if entry.pid == own_pid() || !is_one(entry)? {
+        let (mut left, mut doomed, mut stopped) = (Vec::new(), Vec::new(), HashSet::new());
+        let mut is_sure = true;
+        for pid in newest_pids()? {
+            let looked = Entry::read(pid).and_then(|entry| Ok((entry, is_one(entry)?)));
+            is_sure &= !looked.as_ref().is_err_and(is_gone);
+            let Some((entry, true)) = seen(looked)? else { continue };
+            if entry.pid == own_pid() {
                 continue;
             }
             left.push(entry.pid);
             if !entry.shim || leave_shims_until.has_passed() {
-                // One that cannot be signalled stays in the list, and thus in the error.
-                let _ = entry.process().signal(Signal::KILL);
+                entry.stop(&mut stopped);
+                doomed.push(entry.process());
             }
+        }
+        for process in doomed {
+            // One that cannot be signalled stays in the list, and thus in the error.
+            let _ = process.signal(Signal::KILL);
         }
         // A list of /proc is no snapshot, and a process shows no mark in the middle of an exec.
         empty_looks = if left.is_empty() { empty_looks + 1 } else { 0 };
-        if empty_looks == EMPTY_LOOKS {
+        let enough = if is_sure { EMPTY_LOOKS } else { UNSURE_LOOKS };
+        if enough <= empty_looks {
             return Ok(found);
         }
         if until.has_passed() {
@@ -342,16 +353,19 @@ impl Entry {
         let fields = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
         // Field 3, the state, is the first after the name.
         let mut fields = fields.split_ascii_whitespace();
-        let runs = !["T", "Z", "X"].contains(&fields.next()?);
+        let runs = !["T", "t", "Z", "X"].contains(&fields.next()?);
         let parent = fields.next()?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
         let start_time = fields.nth(15)?.parse().ok()?;
         Some(Self { pid, shim: name == SHIM_NAME.to_bytes(), runs, parent, session, start_time })
     }
 
-    /// Stops it if it runs; whether it did.
-    fn stop(self) -> bool {
-        self.runs && self.process().signal(Signal::STOP).is_ok()
+    /// Stops it if it runs and was not stopped before.
+    fn stop(self, stopped: &mut HashSet<Process>) {
+        if self.runs && stopped.insert(self.process()) {
+            // One that is gone, or another user's, cannot be killed either.
+            let _ = self.process().signal(Signal::STOP);
+        }
     }
 
     fn process(self) -> Process {
@@ -362,9 +376,18 @@ impl Entry {
 /// Every process that can be seen, read one by one, those with the greatest pids first: where pids
 /// have not begun from 1 again, the newest. One that ends before it is read is left out.
 fn entries() -> io::Result<impl Iterator<Item = io::Result<Entry>>> {
+    Ok(newest_pids()?.filter_map(|pid| seen(Entry::read(pid)).transpose()))
+}
+
+fn newest_pids() -> io::Result<impl Iterator<Item = u32>> {
     let mut pids: Vec<u32> = pids()?.collect();
     pids.sort_unstable_by(|one, other| other.cmp(one));
-    Ok(pids.into_iter().filter_map(|pid| seen(Entry::read(pid)).transpose()))
+    Ok(pids.into_iter())
+}
+
+/// Whether a process could not be looked at because it had ended.
+fn is_gone(err: &io::Error) -> bool {
+    matches!(Errno::from_io_error(err), Some(Errno::NOENT | Errno::SRCH))
 }
 
 /// What was read of a process, or nothing if it is gone, or another user's.

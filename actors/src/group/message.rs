@@ -371,7 +371,7 @@ impl Handler<Decide> for Group {
 impl Handler<Configure> for Group {
     type Result = Answer<bool>;
 
-    fn handle(&mut self, Configure(patch): Configure, ctx: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, Configure(patch): Configure, _: &mut Context<Self>) -> Self::Result {
         if let Err(refused) = self.takes_work() {
             return answer(Err(refused));
         }
@@ -393,15 +393,25 @@ impl Handler<Configure> for Group {
             metadata: patch.metadata.or(old.metadata),
         };
         // Here, and not only at the edge: agent and directory may come with two requests.
-        if places
-            && let Some(cwd) = &settings.cwd
-            && let Some(profile) = self.shared.profiles.get(&settings.agent)
-            && let Err(err) = profile.check_cwd(cwd.as_ref())
-        {
-            return answer(Err(GroupError::InvalidCwd(err.to_string())));
-        }
-        let progress = self.advance(vec![Event::Configured(settings)], ctx);
-        AtomicResponse::new(Box::pin(progress.map(move |done, _, _| done.map(|()| created))))
+        let profile = self.shared.profiles.get(&settings.agent).cloned();
+        let place = settings.cwd.clone().filter(|_| places).zip(profile);
+        let checked = async move {
+            match place {
+                Some((cwd, profile)) => profile.check_cwd_apart(cwd.into()).await.map(drop),
+                None => Ok(()),
+            }
+        };
+        AtomicResponse::new(Box::pin(checked.into_actor(self).then(
+            move |checked, group, ctx| -> LocalBoxActorFuture<Group, _> {
+                if let Err(err) = checked {
+                    return Box::pin(actix::fut::ready(Err(GroupError::InvalidCwd(
+                        err.to_string(),
+                    ))));
+                }
+                let progress = group.advance(vec![Event::Configured(settings)], ctx);
+                Box::pin(progress.map(move |done, _, _| done.map(|()| created)))
+            },
+        )))
     }
 }
 

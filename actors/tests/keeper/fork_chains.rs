@@ -74,3 +74,16 @@ fn sweep_ends_a_fork_chain() {
     assert!(!swept.is_empty());
     assert_eq!(mark.find().expect("look for what is left"), []);
 }
+
+/// I10, F2: a server that is silent is not alive because the agent leaves orphans.
+#[tokio::test]
+async fn orphans_break_no_silence() {
+    let shim_args = vec!["--silence-ms".into(), "1000".into()];
+    let script = "echo ready; while :; do (sleep 0.01 &); sleep 0.05; done";
+    let launch = Launch { shim_args, ..sh(script) };
+    let (_stdin, mut stdout, _stderr, mut keeper) = parts(start(&launch));
+    lines_to(&mut stdout, "ready").await;
+    started(&mut keeper).await;
+    let gone = async { while keeper.next().await != TreeEvent::Gone {} };
+    assert!(timeout(END_MAX, gone).await.is_ok(), "the agent outlives its server");
+}
