@@ -3,7 +3,8 @@
 //! A frozen container, a suspended machine or a stopped process tree stands still, and its agents
 //! with it. By the monotonic clock every deadline has passed when it thaws, before anyone had a
 //! chance to do anything. By this clock none has: a thread that sleeps for a short time at once
-//! counts no more than [`STEP_MAX`] for each of its sleeps, however long it was asleep.
+//! counts no more than [`STEP_MAX`] for each of its sleeps, however long it was asleep. On a machine
+//! that is very busy the clock runs late, which is lenient as well.
 //!
 //! What is promised to callers in wall time (leases, `expires_in_ms`, backoffs) goes by
 //! [`crate::clock`].
@@ -18,9 +19,9 @@ use std::{
 use tokio::time::sleep;
 
 /// How long the clock's thread sleeps at a time.
-const STEP: Duration = Duration::from_millis(500);
+const STEP: Duration = Duration::from_millis(250);
 /// What one sleep counts at most: a busy machine wakes the thread late, a frozen one much later.
-const STEP_MAX: Duration = Duration::from_secs(1);
+const STEP_MAX: Duration = Duration::from_millis(300);
 
 /// A moment by this clock: how long the process could run until then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,10 +139,10 @@ mod tests {
         #[rustfmt::skip]
         let steps = [
             ("in time",        250,       250),
-            ("a little late",  900,       900),
-            ("a second late",  1_900,     1_900),
-            ("after an hour",  3_601_900, 2_900),
-            ("in time again",  3_602_150, 3_150),
+            ("a little late",  540,       540),
+            ("very late",      1_540,     840),
+            ("after an hour",  3_601_540, 1_140),
+            ("in time again",  3_601_790, 1_390),
         ];
         for (name, real, counted) in steps {
             assert_eq!(count.at(at(real)), Duration::from_millis(counted), "{name}, read");

@@ -124,6 +124,8 @@ pub struct Group {
     halted: Vec<oneshot::Sender<()>>,
     /// Whether a commit of its facts is under way.
     commits: bool,
+    /// Whether that is the one by which it goes on where the last actor stopped.
+    recovers: bool,
     /// What of its rows cannot be read, if it cannot work for it.
     broken: Option<String>,
     status: Status,
@@ -201,6 +203,7 @@ impl Group {
             waiters: HashMap::new(),
             halted: Vec::new(),
             commits: false,
+            recovers: true,
             broken: None,
             status: Status::Idle,
             timer: None,
@@ -349,10 +352,15 @@ impl Group {
         Box::pin(stored.into_actor(self).map(|stored, group, ctx| match stored {
             Ok(stored) => {
                 group.commits = false;
+                group.recovers = false;
                 // The agent works while the logs are written.
                 group.settle(effects, ctx);
                 group.show(&stored);
                 Ok(())
+            }
+            Err(StoreError::Refused(why)) if group.recovers => {
+                // Its rows contradict each other, and the next actor would meet the same.
+                Err(group.contradicts(&*why))
             }
             Err(err) => {
                 log::log!(

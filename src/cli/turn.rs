@@ -179,15 +179,23 @@ fn follow<W: Write>(
 ) -> Result<Value, CliError> {
     let mut last_id = after.to_string();
     let mut patience = Patience::bounded();
+    // The task as it ended, while frames up to its end were not streamed yet.
+    let mut ended: Option<Value> = None;
     loop {
         let events = match client.events(path, Some(&last_id)) {
             Ok(events) => events,
-            Err(error) => {
-                pause_after(&mut patience, error)?;
-                continue;
-            }
+            Err(error) => match (pause_after(&mut patience, error), ended.take()) {
+                (Err(_), Some(task)) => return Ok(cut_short(task)),
+                (paused, task) => {
+                    paused?;
+                    ended = task;
+                    continue;
+                }
+            },
         };
-        patience.answered();
+        if ended.is_none() {
+            patience.answered();
+        }
         // The stream may break at any event; the next one starts after it.
         for event in events.map_while(Result::ok) {
             patience.progressed();
@@ -204,14 +212,38 @@ fn follow<W: Write>(
             if event.kind == "greenroom/task_ended" {
                 return wait(client, id);
             }
+            // All that is kept was streamed, and the end was not among it.
+            if event.kind == "greenroom/synced"
+                && let Some(task) = ended.take()
+            {
+                return Ok(cut_short(task));
+            }
         }
-        // The server closed the stream, perhaps before it sent the task's end.
+        // The server closed the stream, perhaps before it sent the task's end. What is missing up to
+        // that is streamed again.
         match client.get(&task_path(id)) {
-            Ok(task) if is_terminal(&task) => return Ok(task),
+            Ok(task) if is_terminal(&task) => {
+                let last: u64 = last_id.parse().unwrap_or_default();
+                if task["seq_last"].as_u64().is_none_or(|end| end <= last) {
+                    return Ok(task);
+                }
+                if patience.is_used_up() {
+                    return Ok(cut_short(task));
+                }
+                ended = Some(task);
+                patience.pause();
+            }
             Ok(_) => patience.pause(),
             Err(error) => pause_after(&mut patience, error)?,
         }
     }
+}
+
+/// Says that the answer was not streamed to its end, of a task that has ended.
+fn cut_short(task: Value) -> Value {
+    let id = cell(&task["id"]);
+    eprintln!("greenroom: the answer of {id} broke off; GET /v1/tasks/{id} has all of it");
+    task
 }
 
 /// Waits until task `id` is terminal, over a restart of the server if need be.

@@ -45,6 +45,11 @@ impl Patience {
         self.pause = PAUSE;
     }
 
+    /// Whether the pauses since the server last answered add up to all that it lasts.
+    pub fn is_used_up(&self) -> bool {
+        self.lasts <= self.spent
+    }
+
     /// Whether no attempt failed since the server last answered.
     pub fn is_fresh(&self) -> bool {
         self.spent.is_zero()
@@ -63,7 +68,7 @@ impl Patience {
     ///
     /// `error` itself, at once, if it is final or if the patience is used up.
     pub fn pause_after(&mut self, error: ClientError) -> Result<(), ClientError> {
-        if !error.is_passing() || self.lasts <= self.spent {
+        if !error.is_passing() || self.is_used_up() {
             return Err(error);
         }
         self.pause();

@@ -47,11 +47,15 @@ const CASES: &[Case] = &[
                          VALUES ($no << 36 | 2, randomblob(16), 'in_progress', 0, '{')"),
     ("running",         "UPDATE tasks SET run = NULL WHERE $keys AND state = 'running'"),
     ("permission",      "UPDATE permissions SET options = '[' WHERE $keys AND state = 'pending'"),
+    ("permission-id",   "UPDATE permissions SET id = randomblob(16) WHERE $keys"),
 ];
 
 /// The groups in which a turn runs that does not end by itself; in the others one waits.
-const RUNNING: [(&str, &str); 2] =
-    [("running", "[[gate:never]]"), ("permission", "[[permission]]")];
+const RUNNING: [(&str, &str); 3] = [
+    ("running", "[[gate:never]]"),
+    ("permission", "[[permission]]"),
+    ("permission-id", "[[permission]]"),
+];
 
 /// Damages rows of a stopped server.
 #[track_caller]
@@ -94,9 +98,9 @@ fn damaged() -> Server {
         server.submit(group, "waits");
     }
     server.complete("sound", "before");
-    let pending = "/v1/permissions?group=permission&state=pending";
-    eventually("the permission", &server.log, || {
-        (server.get(pending).expect(200)["items"] != json!([])).then_some(())
+    eventually("both permissions", &server.log, || {
+        let pending = server.get("/v1/permissions?state=pending").expect(200);
+        (pending["items"].as_array().unwrap().len() == 2).then_some(())
     });
     server.journal.wait_gate("never");
     server.kill();

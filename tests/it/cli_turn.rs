@@ -17,6 +17,8 @@ enum Does {
     Pass,
     /// Passes on the request, and all of the answer but its last bytes.
     Cut,
+    /// Passes on the request, and so many bytes of the answer.
+    CutAfter(usize),
     /// Answers with this status, and passes on nothing.
     Say(u16),
     /// Ends the connection, and passes on nothing.
@@ -73,9 +75,14 @@ fn treat(mut client: TcpStream, server: SocketAddr, does: Does, asked: &Mutex<Ve
     asked.lock().unwrap().push(format!("{does:?} {}", head[0].trim()));
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
+    let mut left = usize::MAX;
     let cut = match does {
         Does::Pass => 0,
         Does::Cut => 9,
+        Does::CutAfter(bytes) => {
+            left = bytes;
+            0
+        }
         Does::Say(status) => {
             let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n");
             return drop(client.write_all(answer.as_bytes()));
@@ -90,11 +97,15 @@ fn treat(mut client: TcpStream, server: SocketAddr, does: Does, asked: &Mutex<Ve
     let (mut held, mut buffer) = (Vec::new(), [0; 4096]);
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         held.extend_from_slice(&buffer[..count]);
-        let ready = held.len().saturating_sub(cut);
+        let ready = held.len().saturating_sub(cut).min(left);
+        left -= ready;
         if client.write_all(&held[..ready]).is_err() {
             return;
         }
         held.drain(..ready);
+        if left == 0 {
+            break;
+        }
     }
     drop(client.shutdown(Shutdown::Both));
 }
@@ -168,6 +179,23 @@ fn a_turn_outlives_a_failing_proxy() {
     assert_eq!(lost_answers, 3, "accepted tasks whose answer was lost");
     let tasks = server.get("/v1/groups/work/tasks").expect(200);
     assert_eq!(tasks["items"].as_array().unwrap().len(), 4, "{tasks}");
+}
+
+/// API 5: a stream that breaks off when its task has ended already is streamed to that end.
+#[test]
+fn a_turn_prints_all_of_an_answer_whose_stream_broke() {
+    let server = Server::usual();
+    for cut in [100, 3_000, 20_000] {
+        let words = [Does::Pass, Does::CutAfter(cut)].into_iter().chain([Does::Pass; 50]);
+        let proxy = Proxy::start(server.address(), words.collect());
+        let log = Log::default();
+        let turn = start(&server, proxy.address, &log, &["turn", "work", "[[chunks:200:300]]"]);
+        let (code, printed) = end(turn);
+        assert_eq!(code, Some(0), "{}", log.tail());
+        let tasks = server.get("/v1/groups/work/tasks").expect(200);
+        let text = tasks["items"].as_array().unwrap().last().unwrap()["text"].clone();
+        assert_eq!(printed.trim_end(), text.as_str().unwrap().trim_end(), "{cut}");
+    }
 }
 
 /// API 5: a server that does not run is an error at once, with exit code 5.

@@ -6,7 +6,7 @@ use actix::{ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, 
 use super::{Group, GroupError, news::Forget};
 use crate::{
     feed,
-    storage::{GROUP_MAX, SEQ_MAX, StoreError},
+    storage::{GROUP_MAX, SEQ_MAX, StoreError, Unreadable},
 };
 
 /// Frames that are kept for what runs when no more work is taken.
@@ -34,6 +34,20 @@ impl Group {
             return Err(GroupError::Exhausted);
         }
         Ok(())
+    }
+
+    /// Takes note that its rows contradict each other: what follows from them breaks the schema.
+    pub(super) fn contradicts(&mut self, why: &dyn std::error::Error) -> GroupError {
+        let what = format!("its rows contradict each other: {why}");
+        self.shared.ledger.health.unreadable(&Unreadable {
+            group: self.no,
+            name: self.id.to_string(),
+            what: what.clone(),
+            stops: true,
+        });
+        (self.slot, self.commits) = (None, false);
+        self.broken = Some(what.clone());
+        GroupError::Broken(what)
     }
 
     pub(super) fn purge(&mut self, ctx: &mut Context<Self>) {

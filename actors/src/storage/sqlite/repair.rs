@@ -122,7 +122,7 @@ fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), Failure> {
     // What is stored next must follow the log's end (I3).
     let last_seq = int(head.standing.head.last_seq);
     let sql = "UPDATE heads SET run_digest = NULL, last_seq = ?, epoch = \
-               CASE WHEN epoch BETWEEN 0 AND 1 << 62 THEN epoch + 1 ELSE 1 END \
+               CASE WHEN 0 <= epoch AND epoch < 1 << 62 THEN epoch + 1 ELSE 1 END \
                WHERE no = ? RETURNING epoch";
     let epoch = conn.query_row(sql, params![last_seq, no], |row| row.get::<_, i64>(0))? as u64;
     head.epoch = epoch;
