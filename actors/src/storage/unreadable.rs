@@ -2,10 +2,24 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use serde_json::error::Category;
+
 use super::{GroupNo, StoreError};
 
 /// The most rows of one group that are named; of further rows only the existence is kept.
 const ROWS_MAX: usize = 16;
+
+/// What is wrong with stored JSON, and where. The parser's own words quote the value, which may be a
+/// prompt or a key: they must not get into the log or into an answer (RELIABILITY C21).
+pub fn fault_in(err: &serde_json::Error) -> String {
+    let what = match err.classify() {
+        Category::Data => "it is JSON of another form",
+        Category::Syntax => "it is no JSON",
+        Category::Eof => "it is JSON without its end",
+        Category::Io => "it could not be read",
+    };
+    format!("{what} (line {}, column {})", err.line(), err.column())
+}
 
 /// A row of a group that cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

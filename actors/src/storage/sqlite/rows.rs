@@ -18,7 +18,7 @@ use crate::{
     frames::Block,
     storage::{
         GROUP_MAX, GroupNo, PermissionRecord, RunRecord, SEQ_MAX, SalvagedPermission, SalvagedTask,
-        SegmentRecord, Standing,
+        SegmentRecord, Standing, fault_in,
     },
 };
 
@@ -393,6 +393,11 @@ fn corrupt(column: usize, what: &'static str) -> Error {
     Error::FromSqlConversionFailure(column, Type::Text, what.into())
 }
 
+/// A column whose JSON cannot be read. Says where, and quotes nothing: see [`fault_in`].
+fn unread(column: usize, err: &serde_json::Error) -> Error {
+    Error::FromSqlConversionFailure(column, Type::Text, fault_in(err).into())
+}
+
 fn uuid(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Uuid>> {
     struct Id(Uuid);
     impl FromSql for Id {
@@ -416,24 +421,18 @@ pub fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<Uuid> {
 /// A column that may hold JSON.
 pub fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
     let Some(text) = text(row, column)? else { return Ok(None) };
-    serde_json::from_str(text)
-        .map(Some)
-        .map_err(|err| Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+    serde_json::from_str(text).map(Some).map_err(|err| unread(column, &err))
 }
 
 fn raw_json(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Json>> {
     let Some(text) = text(row, column)? else { return Ok(None) };
-    Json::parse(text.to_owned())
-        .map(Some)
-        .map_err(|err| Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+    Json::parse(text.to_owned()).map(Some).map_err(|err| unread(column, &err))
 }
 
 fn optional_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
     let Some(text) = text(row, column)? else { return Ok(None) };
     let value = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
-    T::deserialize(value)
-        .map(Some)
-        .map_err(|err| Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+    T::deserialize(value).map(Some).map_err(|_| corrupt(column, "it is no known word"))
 }
 
 fn from_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
