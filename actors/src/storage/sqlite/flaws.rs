@@ -144,23 +144,24 @@ pub fn asked<T>(conn: &Connection, judged: Judged<T>) -> Result<T, Failure> {
 }
 
 /// What a group's owner learns of an error that it met while the database `operation`: a row that
-/// cannot be understood is one of its own.
+/// cannot be understood is one of its own. `stops`: the group cannot work after that error.
 pub fn owned<'a>(
     conn: &'a Connection,
     group: GroupNo,
     operation: &'static str,
+    stops: bool,
 ) -> impl Fn(Failure) -> StoreError + 'a {
     move |failure| match failure {
         Failure::Sqlite(err)
             if err.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
         {
             let what = format!("rows that the database refused while it {operation}: {err}");
-            Flaw { group, what }.named(conn, true).into()
+            Flaw { group, what }.named(conn, stops).into()
         }
         Failure::Sqlite(err) => match flaw(err) {
             Ok((_, reason)) => {
                 let what = format!("a row that was read while the database {operation}: {reason}");
-                Flaw { group, what }.named(conn, true).into()
+                Flaw { group, what }.named(conn, stops).into()
             }
             Err(err) => failed(operation)(err),
         },

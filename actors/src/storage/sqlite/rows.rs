@@ -158,7 +158,8 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
         },
     };
     // Without them its frames cannot be found, and its prompt would be sent again (I7).
-    let begun = task.run.is_some() && task.seq_first.is_some() && task.started_at.is_some();
+    let has_first = task.seq_first.is_some_and(|seq| seq > 0);
+    let begun = task.run.is_some() && has_first && task.started_at.is_some();
     if task.state == TaskState::Running && !begun {
         return Err(corrupt(15, "a running task has a run, a first frame and a beginning"));
     }
