@@ -36,7 +36,7 @@ const EVERYTHING: FrameFilter = FrameFilter {
 };
 const ALL_TASKS: TaskFilter = TaskFilter { state: None, kind: None, after: 0, limit: 10_000 };
 /// No lock of these tests expires.
-const UP: Uptime = Uptime { boot: BootId(Uuid::nil()), ms: 0 };
+pub const UP: Uptime = Uptime { boot: BootId(Uuid::nil()), ms: 0 };
 /// Whatever the facts are, they have a time.
 const NOW: Timestamp = Timestamp(5_000);
 

@@ -358,17 +358,12 @@ pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
     }
     let payloads = row.get_ref(7)?.as_blob().map_err(|_| corrupt(7, "no bytes"))?;
     // Readers get them as they are: one that is cut off would spoil the page that it is in.
-    let mut lines = 0;
-    for payload in payloads.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii) {
-        lines += 1;
-        // Nearly all are objects, and reading each to its end would cost as much as sending it.
-        let whole = match payload.first() {
-            Some(b'{') => payload.ends_with(b"}"),
-            _ => serde_json::from_slice::<IgnoredAny>(payload).is_ok(),
-        };
-        if !whole {
+    let (mut lines, mut from) = (0, 0);
+    for to in memchr::memchr_iter(b'\n', payloads).chain([payloads.len()]) {
+        if !is_whole(&payloads[from..to]) {
             return Err(corrupt(7, "a payload is no JSON value"));
         }
+        (lines, from) = (lines + 1, to + 1);
     }
     if lines != count {
         return Err(corrupt(7, "not as many payloads as frames"));
@@ -388,6 +383,18 @@ pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
         },
         text: row.get::<_, Vec<u8>>(7)?.into(),
     })
+}
+
+/// Whether a payload looks like a JSON value. Nearly all are objects, and reading each to its end
+/// would cost as much as sending it.
+fn is_whole(payload: &[u8]) -> bool {
+    match payload {
+        [b'{', .., b'}'] => true,
+        _ => match payload.trim_ascii() {
+            [b'{', object @ ..] => object.ends_with(b"}"),
+            value => serde_json::from_slice::<IgnoredAny>(value).is_ok(),
+        },
+    }
 }
 
 fn corrupt(column: usize, what: &'static str) -> Error {
@@ -438,4 +445,19 @@ fn optional_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite:
 
 fn from_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     optional_word(row, column)?.ok_or_else(|| corrupt(column, "no word"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_that_is_cut_off_is_none() {
+        for whole in ["{}", "{\"a\":1}", " {\"a\":1} \r", "7", "[1]", "\"a\"", "null"] {
+            assert!(is_whole(whole.as_bytes()), "{whole}");
+        }
+        for cut in ["", " ", "{", "}", "{\"a\":1", "\"a\":1}", "[1", "nul", "\"a"] {
+            assert!(!is_whole(cut.as_bytes()), "{cut}");
+        }
+    }
 }
