@@ -10,8 +10,8 @@ use super::{GroupNo, StoreError};
 /// The most rows of one group that are named; of further rows only the existence is kept.
 const ROWS_MAX: usize = 16;
 
-/// What is wrong with stored JSON, and where. The parser's own words quote the value, which may be a
-/// prompt or a key: they must not get into the log or into an answer (RELIABILITY C21).
+/// What is wrong with stored JSON, and where. The parser's own words quote the value, which may be
+/// a prompt or a key: they must not get into the log or into an answer (RELIABILITY C16).
 pub fn fault_in(err: &serde_json::Error) -> String {
     let what = match err.classify() {
         Category::Data => "it is JSON of another form",

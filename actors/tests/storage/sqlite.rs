@@ -77,8 +77,8 @@ fn everything_that_one_question_reads_is_of_one_moment() {
     });
 }
 
-/// I2: which tasks wait is what their rows say. A group's row that counts otherwise breaks the group
-/// only if a row is hidden or gone.
+/// I2: which tasks wait is what their rows say. A group's row that counts otherwise breaks the
+/// group only if a row is hidden or gone.
 #[test]
 fn a_wrong_count_alone_breaks_no_group() {
     let dir = tempfile::tempdir().unwrap();

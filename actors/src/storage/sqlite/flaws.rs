@@ -104,7 +104,7 @@ fn judge<T>(
 }
 
 /// In which column a row cannot be understood, and why. The reasons quote no stored text: they are
-/// for the log and for every client (RELIABILITY C21).
+/// for the log and for every client (RELIABILITY C16).
 fn flaw(err: Error) -> Result<(usize, String), Error> {
     Ok(match err {
         Error::FromSqlConversionFailure(column, _, reason) => (column, reason.to_string()),

@@ -74,8 +74,8 @@ pub fn missing<T>(conn: &Connection, group: GroupNo) -> Result<Option<T>, Failur
     Err(flaw(conn, group, "the group: epoch cannot be read: it is out of range".into()))
 }
 
-/// Whether no task is hidden or gone, so that the `found` open ones are all that there are, whatever
-/// the group's own row counts.
+/// Whether no task is hidden or gone: then the `found` open ones are all, whatever the group's own
+/// row counts.
 fn all_read(
     conn: &Connection,
     group: GroupNo,
