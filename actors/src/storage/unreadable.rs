@@ -112,6 +112,8 @@ impl BrokenGroups {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
