@@ -251,6 +251,11 @@ fn an_unreadable_row_of_the_history_is_left_out() {
     server.kill();
     let (code, told) = verify(&server, &["--repair", "work"]);
     assert!(code == 1 && told.contains("nothing was changed"), "{told}");
+    for told in [told, verify(&server, &[]).1] {
+        let frames: Vec<&str> = told.lines().filter(|line| line.contains("frames from")).collect();
+        let each = frames.iter().collect::<std::collections::BTreeSet<_>>();
+        assert!(!frames.is_empty() && frames.len() == each.len(), "each once: {told}");
+    }
     server.boot();
     server.delete("/v1/groups/work?purge=true").expect(202);
     eventually("the purge", &server.log, || {
