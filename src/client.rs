@@ -44,7 +44,12 @@ pub enum ClientError {
     },
     /// The server's answer, as RFC 9457 has it.
     #[error("{message}")]
-    Problem { status: u16, message: String },
+    Problem {
+        status: u16,
+        message: String,
+        /// Whether greenroom itself said so, in a problem document.
+        is_document: bool,
+    },
     #[error("cannot understand the answer of {url}: {reason}")]
     BadAnswer { url: String, reason: String },
     /// An answer whose end is missing.
@@ -54,9 +59,11 @@ pub enum ClientError {
 
 impl ClientError {
     /// Whether a retry may succeed: the server or a proxy before it is away, busy or restarting.
+    /// What greenroom itself calls a 500 lasts until somebody repairs it.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Problem { status, .. } => *status == 429 || 500 <= *status,
+            Self::Problem { status: 429 | 502..=504, .. } => true,
+            Self::Problem { status, is_document, .. } => *status == 500 && !is_document,
             Self::Unreachable { .. } | Self::CutOff { .. } => true,
             Self::BadUrl { .. } | Self::BadAnswer { .. } => false,
         }
@@ -220,7 +227,8 @@ impl Client {
         if !status.is_success() {
             let body = text.ok().and_then(|text| serde_json::from_str(&text).ok());
             let message = problem(status.as_u16(), body.as_ref());
-            return Err(ClientError::Problem { status: status.as_u16(), message });
+            let is_document = body.is_some_and(|body| body["title"].is_string());
+            return Err(ClientError::Problem { status: status.as_u16(), message, is_document });
         }
         let text = text.map_err(|error| match error {
             ureq::Error::BodyExceedsLimit(_) => self.bad_answer(path, &error.to_string()),
@@ -356,13 +364,22 @@ mod tests {
 
     #[test]
     fn passing_errors_are_told_from_final_ones() {
-        let problem = |status| ClientError::Problem { status, message: String::new() };
-        for status in [300, 400, 401, 404, 409, 413, 422, 499] {
-            assert!(!problem(status).is_passing(), "{status}");
+        let problem = |status, is_document| {
+            let message = String::new();
+            ClientError::Problem { status, message, is_document }.is_passing()
+        };
+        for status in [300, 400, 401, 404, 409, 413, 422, 499, 501, 505, 507] {
+            assert!(!problem(status, true) && !problem(status, false), "{status}");
         }
-        for status in [429, 500, 502, 503, 504] {
-            assert!(problem(status).is_passing(), "{status}");
+        for status in [429, 502, 503, 504] {
+            assert!(problem(status, true) && problem(status, false), "{status}");
         }
+        assert!(problem(500, false) && !problem(500, true), "greenroom's own lasts");
+        let broken = Reply::json(500, r#"{"title":"Group broken","detail":"d","status":500}"#);
+        let server = Server::start(vec![broken, Reply::json(500, "<html>")]);
+        let client = Client::new(server.url(), None).unwrap();
+        let passing = || client.get("/v1/groups/a").map_err(|error| error.is_passing());
+        assert_eq!((passing(), passing()), (Err(false), Err(true)));
         let whole = r#"{"id":"tsk_1"}"#;
         let server = Server::start(vec![
             Reply::json(200, whole).cut(1),

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     agent::sessions::Reread,
-    storage::{SegmentRecord, StoredBase},
+    storage::{SegmentRecord, StoredBase, fault_in},
 };
 
 /// The folded log up to and with the frame [`Base::seq`].
@@ -75,9 +75,9 @@ impl StoredBase {
     ///
     /// # Errors
     ///
-    /// It is none that this version knows.
-    pub fn read(&self) -> Result<Base, serde_json::Error> {
-        serde_json::from_str(&self.state)
+    /// It is none that this version knows: where, in words that quote nothing of it.
+    pub fn read(&self) -> Result<Base, String> {
+        serde_json::from_str(&self.state).map_err(|err| fault_in(&err))
     }
 }
 

@@ -48,7 +48,7 @@ use crate::{
     metrics::Metrics,
     profile::{Compacts, Limits, Profile},
     residents::{Needed, Wish},
-    storage::{GroupNo, KeyUse, Ledger, Standing, StoreError, TaskView, Writes},
+    storage::{GroupNo, KeyUse, Ledger, Standing, StoreError, TaskView, Unreadable, Writes},
 };
 
 /// What all groups of a server share.
@@ -127,7 +127,7 @@ pub struct Group {
     /// Whether that is the one by which it goes on where the last actor stopped.
     recovers: bool,
     /// What of its rows cannot be read, if it cannot work for it.
-    broken: Option<String>,
+    broken: Option<Unreadable>,
     status: Status,
     /// What is armed, and for when.
     timer: Option<(SpawnHandle, Awake)>,

@@ -21,7 +21,7 @@ use crate::{
     agent::{acp, sessions::Reread},
     base::{Base, ClosedSegments, Ended, KnownCompaction, ResidentRun, WaitingTask},
     frames::{Block, Frame, Place},
-    storage::{ClosedRows, SegmentRecord},
+    storage::{ClosedRows, SegmentRecord, fault_in},
 };
 
 /// How much of a value is shown that differs.
@@ -220,6 +220,7 @@ impl Refold {
         match Write::read(frame.kind, frame.payload) {
             Some(Ok(write)) => return Some(self.complete(write)),
             Some(Err(err)) => {
+                let err = fault_in(&err);
                 self.differ(format!("frame {} ({}) cannot be read: {err}", frame.seq, frame.kind));
                 return None;
             }
@@ -240,7 +241,7 @@ impl Refold {
         match acp::prompt_sent(frame.payload) {
             Ok((id, session, prompt)) => Some(Write::PromptSent { id, session, prompt }),
             Err(err) => {
-                self.differ(format!("frame {} is no prompt: {err}", frame.seq));
+                self.differ(format!("frame {} is no prompt: {}", frame.seq, fault_in(&err)));
                 None
             }
         }

@@ -17,7 +17,7 @@ use crate::{
     refold::{Refold, Run},
     storage::{
         Archive, FrameFilter, GroupNo, PermissionRecord, Rebuilt, RunRecord, Salvage, SalvagedTask,
-        SegmentRecord, Standing, StoreError, StoredBase, Writes,
+        SegmentRecord, Standing, StoreError, StoredBase, Writes, once,
     },
 };
 
@@ -63,8 +63,7 @@ pub fn repair(
     let (accepted, lost, mut said) = tasks.accepted();
     let mut refold = Refold::new(base, accepted);
     each_block(archive, no, cut, &mut |block| refold.block(block))?;
-    let mut damage: Vec<String> = archive.left_out().into_iter().map(|row| row.what).collect();
-    damage.dedup();
+    let mut damage = once(archive.left_out());
     damage.append(&mut refold.differences);
     if refold.seq < salvage.last_seq {
         // Its lost facts would be undone: a task that ended would run again.

@@ -46,7 +46,7 @@ pub use self::{
     reader::{Query, Reader},
     salvage::{Rebuilt, Salvage, SalvagedPermission, SalvagedTask},
     tally::Tally,
-    unreadable::{Broken, Unreadable},
+    unreadable::{Broken, Unreadable, fault_in, once},
 };
 use serde::{Deserialize, Serialize};
 

@@ -12,7 +12,7 @@ use crate::{
     refold::{Permission, Refold, Run},
     storage::{
         Archive, DigestRows, FrameFilter, GroupNo, PermissionFilter, PermissionRecord, RunRecord,
-        SegmentRecord, Standing, StoreError, StoredBase, TaskFilter, Unreadable,
+        SegmentRecord, Standing, StoreError, StoredBase, TaskFilter, Unreadable, once,
     },
 };
 
@@ -89,8 +89,7 @@ pub fn verify(archive: &dyn Archive, no: GroupNo) -> Result<Option<Verdict>, Sto
     let Refold { seq, mut differences, .. } = refold;
     let mut unread = archive.left_out();
     unread.retain(|row| row.group == no);
-    unread.dedup();
-    differences.extend(unread.into_iter().map(|row| row.what));
+    differences.extend(once(unread));
     Ok(Some(Verdict { group: standing.id, frames: seq - cut, differences }))
 }
 

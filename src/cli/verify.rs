@@ -91,12 +91,17 @@ pub fn repair(
         tell(out, as_json, &json!({ "group": id, what: line }), &format!("{id}: {line}"))
     };
     let before = verify(&archive, no).map_err(failed)?;
-    for line in before.iter().flat_map(|verdict| &verdict.differences) {
-        say("difference", line)?;
-    }
     archive.left_out();
     let salvage = store.salvage(no).map_err(failed)?;
-    let (rows, lost) = match repair::repair(&archive, no, id.clone(), salvage).map_err(failed)? {
+    let made = repair::repair(&archive, no, id.clone(), salvage).map_err(failed)?;
+    // Damage is told once, as what it is.
+    let is_damage = |line: &String| matches!(&made, Repair::Damaged(why) if why.contains(line));
+    for line in before.iter().flat_map(|verdict| &verdict.differences) {
+        if !is_damage(line) {
+            say("difference", line)?;
+        }
+    }
+    let (rows, lost) = match made {
         Repair::Rows(rows, lost) => (rows, lost),
         Repair::Damaged(why) => {
             for line in why {

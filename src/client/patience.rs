@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     fn away() -> ClientError {
-        ClientError::Problem { status: 502, message: String::new() }
+        ClientError::Problem { status: 502, message: String::new(), is_document: false }
     }
 
     /// A patience with short pauses.
@@ -109,7 +109,8 @@ mod tests {
     #[test]
     fn a_final_error_is_not_retried() {
         let mut patience = Patience::endless();
-        let refused = ClientError::Problem { status: 404, message: String::new() };
+        let refused =
+            ClientError::Problem { status: 404, message: String::new(), is_document: true };
         assert!(patience.pause_after(refused).is_err() && patience.is_fresh());
     }
 

@@ -274,7 +274,7 @@ impl ResponseError for ApiError {
         let detail = match self {
             Self::Store(StoreError::Unreadable(row))
             | Self::Group(GroupError::Storage(StoreError::Unreadable(row))) => {
-                GroupError::Broken(row.what.clone()).to_string()
+                GroupError::Broken(row.clone()).to_string()
             }
             Self::Group(GroupError::Storage(err @ StoreError::Exhausted(_))) => err.to_string(),
             Self::Store(err)

@@ -15,7 +15,7 @@ use greenroom_actors::{
     clock,
     feed::{Chunk, Next, Tail},
     group::Change,
-    storage::{FrameFilter, Ledger},
+    storage::{FrameFilter, Ledger, StoreError},
     supervisor::{Changes, ChangesAfter, GroupHandle},
 };
 use serde::Deserialize;
@@ -119,6 +119,19 @@ struct FrameReader {
     _open: Subscriber,
 }
 
+/// What is on disk after a cursor.
+enum Found {
+    Frames(Chunk),
+    /// No frame that can be read.
+    Nothing {
+        /// The earliest frame that is kept.
+        earliest: u64,
+        /// The group's last frame.
+        last_seq: u64,
+    },
+    NoGroup,
+}
+
 impl FrameReader {
     /// What to send next; `None` when the server closes.
     async fn next(&mut self) -> Option<Bytes> {
@@ -129,7 +142,10 @@ impl FrameReader {
             if *self.phase.borrow() == Phase::Closing {
                 return None;
             }
-            let next = self.feed.borrow_and_update().after(self.cursor);
+            let (next, published) = {
+                let tail = self.feed.borrow_and_update();
+                (tail.after(self.cursor), tail.last_seq)
+            };
             let next = match next {
                 Next::Gone => return None,
                 Next::Chunk(chunk) => {
@@ -139,21 +155,26 @@ impl FrameReader {
                 next => next,
             };
             if self.on_disk || matches!(next, Next::Disk) {
+                // What was published is on disk, unless the group was purged.
                 match self.read().await {
-                    Ok((Some(chunk), _)) if chunk.first_seq == self.cursor + 1 => {
+                    Ok(Found::Frames(chunk)) if chunk.first_seq == self.cursor + 1 => {
                         self.cursor = chunk.last_seq;
                         return Some(chunk.events);
                     }
                     // Retention was faster than the reader, or rows cannot be read.
-                    Ok((Some(Chunk { first_seq: earliest, .. }), _)) => {
-                        (self.cursor, self.gap) = (earliest - 1, Some(earliest));
+                    Ok(Found::Frames(Chunk { first_seq: earliest, .. })) => self.skip_to(earliest),
+                    Ok(Found::Nothing { earliest, last_seq }) => {
+                        let last_seq = last_seq.max(published);
+                        if self.cursor + 1 < earliest {
+                            self.skip_to(earliest);
+                        } else if self.cursor < last_seq {
+                            // None of the log's last frames can be read.
+                            self.skip_to(last_seq + 1);
+                        } else {
+                            self.on_disk = false;
+                        }
                     }
-                    Ok((None, earliest)) if self.cursor + 1 < earliest => {
-                        (self.cursor, self.gap) = (earliest - 1, Some(earliest));
-                    }
-                    Ok(_) if self.on_disk => self.on_disk = false,
-                    // What the feed tells of is not on disk: the group is no more.
-                    Ok(_) => return None,
+                    Ok(Found::NoGroup) => return None,
                     // The reader comes back with its cursor.
                     Err(()) => return None,
                 }
@@ -172,8 +193,13 @@ impl FrameReader {
         }
     }
 
-    /// What is on disk after the cursor, and the earliest frame that is kept.
-    async fn read(&self) -> Result<(Option<Chunk>, u64), ()> {
+    /// Continues with the frame `earliest`, and says that what is before it does not come.
+    fn skip_to(&mut self, earliest: u64) {
+        (self.cursor, self.gap) = (earliest - 1, Some(earliest));
+    }
+
+    /// What is on disk after the cursor.
+    async fn read(&self) -> Result<Found, ()> {
         let (no, id, cursor) = (self.group.no, self.group.id.clone(), self.cursor);
         let filter = FrameFilter {
             after: cursor,
@@ -184,7 +210,17 @@ impl FrameReader {
         let read = self.ledger.read(move |archive| {
             let blocks = archive.blocks(no, &filter)?;
             let chunk = Chunk::encode(&id, &blocks, cursor);
-            Ok((chunk.filter(|chunk| chunk.last_seq > cursor), archive.earliest_seq(no)?))
+            if let Some(chunk) = chunk.filter(|chunk| chunk.last_seq > cursor) {
+                return Ok(Found::Frames(chunk));
+            }
+            let last_seq = match archive.group(no) {
+                Ok(Some(standing)) => standing.head.last_seq,
+                Ok(None) => return Ok(Found::NoGroup),
+                // It exists. Only the feed knows how far its log goes.
+                Err(StoreError::Unreadable(_)) => 0,
+                Err(err) => return Err(err),
+            };
+            Ok(Found::Nothing { earliest: archive.earliest_seq(no)?, last_seq })
         });
         read.await
             .map_err(|err| log::log!(err.level(), err:%; "event stream ended: frames unreadable"))

@@ -57,9 +57,17 @@ pub async fn list(
     let groups = worker.edge.shared.ledger.read(move |archive| match query.status.as_deref() {
         Some(view::BROKEN) => {
             let broken = health.broken_groups().into_iter().filter(|no| *no > after);
-            let listed = |no: GroupNo| archive.groups(None, no.saturating_sub(1), 1);
-            let found: Result<Vec<_>, _> = broken.take(limit + 1).map(listed).collect();
-            Ok(found?.into_iter().flatten().collect())
+            let mut found = Vec::new();
+            for no in broken {
+                // One that is purged, or whose name cannot be read, is in no list: then the answer
+                // is about the next group.
+                let listed = archive.groups(None, no.saturating_sub(1), 1)?;
+                found.extend(listed.into_iter().filter(|listed| listed.no == no));
+                if limit < found.len() {
+                    break;
+                }
+            }
+            Ok(found)
         }
         status => archive.groups(status, after, limit + 1),
     });

@@ -13,12 +13,12 @@ type Case = (&'static str, &'static str);
 #[rustfmt::skip]
 const CASES: &[Case] = &[
     ("settings",        "UPDATE groups SET settings = '{' WHERE no = $no"),
-    ("settings-type",   "UPDATE groups SET settings = '{\"agent\":7}' WHERE no = $no"),
+    ("settings-type",   "UPDATE groups SET settings = '\"sk-secret\"' WHERE no = $no"),
     ("created",         "UPDATE groups SET created_at = 9223372036854775807 WHERE no = $no"),
-    ("status",          "UPDATE heads SET status = 'unheard of' WHERE no = $no"),
+    ("status",          "UPDATE heads SET status = 'sk-secret' WHERE no = $no"),
     ("blocked",         "UPDATE heads SET blocked_by = '' WHERE no = $no"),
     ("usage",           "UPDATE heads SET usage = 'null and void' WHERE no = $no"),
-    ("compacting",      "UPDATE heads SET compacting = '[]' WHERE no = $no"),
+    ("compacting",      "UPDATE heads SET compacting = '\"sk-secret\"' WHERE no = $no"),
     ("last-seq",        "UPDATE heads SET last_seq = -1 WHERE no = $no"),
     ("last-seq-high",   "UPDATE heads SET last_seq = 1 << 40 WHERE no = $no"),
     ("task-count",      "UPDATE heads SET tasks = -9223372036854775808 WHERE no = $no"),
@@ -37,8 +37,8 @@ const CASES: &[Case] = &[
                          VALUES (randomblob(16), $no, 'x', 0)"),
     ("no-head",         "DELETE FROM heads WHERE no = $no"),
     ("task-prompt",     "UPDATE tasks SET prompt = '{' WHERE $keys AND state = 'queued'"),
-    ("task-kind",       "UPDATE tasks SET kind = 'unheard of' WHERE $keys AND state = 'queued'"),
-    ("task-state",      "UPDATE tasks SET state = 'unheard of' WHERE $keys AND state = 'queued'"),
+    ("task-kind",       "UPDATE tasks SET kind = 'sk-secret' WHERE $keys AND state = 'queued'"),
+    ("task-state",      "UPDATE tasks SET state = 'sk-secret' WHERE $keys AND state = 'queued'"),
     ("task-id",         "UPDATE tasks SET id = x'00' WHERE $keys AND state = 'queued'"),
     ("task-created",    "UPDATE tasks SET created_at = -1 << 62 WHERE $keys AND state = 'queued'"),
     ("task-attempt",    "UPDATE tasks SET attempt = -1 WHERE $keys AND state = 'queued'"),
@@ -118,12 +118,14 @@ fn an_unreadable_row_breaks_its_group_alone() {
     for (group, sql) in CASES {
         let path = format!("/v1/groups/{group}");
         let shown = server.wait_group(group, sql, |shown| shown["status"] == "broken");
-        assert!(!shown["broken"].as_str().unwrap().is_empty(), "{shown}");
+        let broken = shown["broken"].as_str().unwrap();
+        assert!(!broken.is_empty() && !broken.contains("sk-secret"), "{shown}");
         for _ in 0..3 {
             assert_eq!(server.group(group), shown, "{sql}");
             let turn = server.post(&format!("{path}/turns"), &json!({ "prompt": "x" }));
             let problem = turn.problem(500, "group-broken");
-            assert!(problem["detail"].as_str().unwrap().contains("verify --repair"), "{problem}");
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.contains(&format!("verify --repair {group},")), "{problem}");
         }
         server.put(&path, &json!({ "title": "x" })).problem(500, "group-broken");
         server.post(&format!("{path}/pause"), &json!({})).problem(500, "group-broken");
@@ -156,6 +158,7 @@ fn an_unreadable_row_breaks_its_group_alone() {
     server.get("/v1/digest").expect(200);
     assert!(!server.log.lines().iter().any(|line| line.contains("storage failed")));
     assert!(!server.log.lines().iter().any(|line| line.contains("group actor ended")));
+    assert!(!server.log.lines().iter().any(|line| line.contains("sk-secret")), "C16: no value");
 
     let (code, told) = verify(&server, &[]);
     assert_eq!(code, 1, "{told}");
@@ -252,6 +255,11 @@ fn an_unreadable_row_of_the_history_is_left_out() {
     server.kill();
     let (code, told) = verify(&server, &["--repair", "work"]);
     assert!(code == 1 && told.contains("nothing was changed"), "{told}");
+    for told in [told, verify(&server, &[]).1] {
+        let frames: Vec<&str> = told.lines().filter(|line| line.contains("frames from")).collect();
+        let each = frames.iter().collect::<std::collections::BTreeSet<_>>();
+        assert!(!frames.is_empty() && frames.len() == each.len(), "each once: {told}");
+    }
     server.boot();
     server.delete("/v1/groups/work?purge=true").expect(202);
     eventually("the purge", &server.log, || {

@@ -308,6 +308,39 @@ fn missing_frames_are_a_gap() {
     assert_whole(&server.events("work", "").until_synced(), 1);
 }
 
+/// SEEDS AM-18: a reader whose next frames, the last ones, cannot be read gets a gap, and stays
+/// live.
+#[test]
+fn unreadable_last_frames_are_a_gap_and_the_stream_stays() {
+    let mut server = Server::usual();
+    // Without a reader the feed keeps no frames: then they are on disk alone.
+    let sql = "UPDATE blocks SET text = CAST('{' AS BLOB) \
+               WHERE key = (SELECT max(key) FROM blocks) RETURNING key & ((1 << 36) - 1), count";
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?));
+    for restarts in [false, true] {
+        server.complete("work", "unseen");
+        if restarts {
+            server.kill();
+        }
+        let damaged = server.writable_database().query_row(sql, [], read).unwrap();
+        let (first, next) = (u64::from(damaged.0), u64::from(damaged.0 + damaged.1));
+        if restarts {
+            server.boot();
+        }
+        let events = server.events("work", &format!("?after={}", first - 1));
+        let seen = events.until_synced();
+        assert_eq!(earliest(&seen[0]), next, "{seen:?}");
+        let task = server.complete("work", "live");
+        let behind: Vec<_> = seen.into_iter().chain(events.until_task_ended(&task["id"])).collect();
+        assert_whole(&behind, next);
+        drop(events);
+    }
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    eventually("the purge", &server.log, || {
+        (server.get("/v1/groups/work").status == 404).then_some(())
+    });
+}
+
 /// Checks that the frames among the events are numbered from `first` on without gap or repeat,
 /// and that each event's id is its frame's `seq`.
 #[track_caller]

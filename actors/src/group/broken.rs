@@ -18,7 +18,7 @@ impl Group {
     /// Why it takes no change at all.
     pub(super) fn cannot_work(&self) -> Result<(), GroupError> {
         match &self.broken {
-            Some(what) => Err(GroupError::Broken(what.clone())),
+            Some(row) => Err(GroupError::Broken(row.clone())),
             None => Ok(()),
         }
     }
@@ -88,12 +88,20 @@ impl Group {
                 Ok(())
             }
             Err(err) => {
-                // Its successor finds the order in the database.
-                log::log!(
-                    target: "greenroom::group", err.level(), group:% = self.id,
-                    err:% = crate::storage::chain(&err);
-                    "group could not be purged; it is tried again"
-                );
+                let (level, cause) = (err.level(), crate::storage::chain(&err));
+                if self.broken.is_some() {
+                    // No order to purge it could be stored.
+                    log::log!(
+                        target: "greenroom::group", level, group:% = self.id, err:% = cause;
+                        "broken group could not be purged; it stays until it is purged again"
+                    );
+                } else {
+                    // Its successor finds the order in the database.
+                    log::log!(
+                        target: "greenroom::group", level, group:% = self.id, err:% = cause;
+                        "group could not be purged; it is tried again"
+                    );
+                }
                 Err(err.into())
             }
         }

@@ -14,7 +14,7 @@ use super::Group;
 use crate::{
     agent::AgentReport,
     clock, failpoint,
-    storage::{KeyUse, StoreError, TaskView},
+    storage::{KeyUse, StoreError, TaskView, Unreadable},
 };
 
 /// Why a group did not do what it was asked.
@@ -48,11 +48,8 @@ pub enum GroupError {
     #[error("the group is being rebuilt from the database")]
     Rebuilding,
     /// A row of the group cannot be read; it takes nothing until that is repaired.
-    #[error(
-        "a stored row of the group cannot be read ({0}); stop the server and repair it with \
-         greenroom verify --repair, restore a backup, or purge the group"
-    )]
-    Broken(String),
+    #[error("a stored row of the group cannot be read ({0}); {remedy}", remedy = .0.remedy())]
+    Broken(Unreadable),
     /// The group, or the database, has used up a range of numbers.
     #[error("no number is left for another task of this group, or for another group")]
     Exhausted,

@@ -14,7 +14,7 @@ use crate::{
     agent::{sessions::Reread, tree},
     digest, feed,
     frames::Place,
-    storage::{FrameFilter, GroupNo, Hydration, Ledger, StoreError},
+    storage::{FrameFilter, GroupNo, Hydration, Ledger, StoreError, Unreadable},
 };
 
 /// What was read back.
@@ -33,7 +33,11 @@ impl Group {
                 Ok(found) => group.take_up(found),
                 // It would be read again in vain: it stays, and says so to everybody.
                 Err(NotFound::Store(StoreError::Unreadable(row))) => {
-                    group.broken = Some(row.what);
+                    // Reading the row may have looked optional to whoever found the flaw.
+                    let (no, name) = (group.no, group.id.to_string());
+                    let row = Unreadable { group: no, name, stops: true, ..row };
+                    group.shared.ledger.health.unreadable(&row);
+                    group.broken = Some(row);
                     Vec::new()
                 }
                 Err(err) => {
@@ -158,7 +162,7 @@ async fn rebuild(
 async fn hear_again(ledger: &Ledger, no: GroupNo, task: &Task) -> Result<Option<Turn>, StoreError> {
     let (Some(run), Some(first)) = (task.run, task.seq_first) else { return Ok(None) };
     let (mut turn, mut reread) = (Turn::new(run, 0), Reread::default());
-    let mut after = first - 1;
+    let mut after = first.saturating_sub(1);
     loop {
         let filter = FrameFilter {
             after,

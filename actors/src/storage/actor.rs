@@ -366,7 +366,7 @@ impl<S: Store + Unpin> Storage<S> {
             );
         }
         if set_ms != 0 {
-            log::info!(target: "greenroom::storage", set_ms; "the wall clock is believed");
+            log::info!(target: "greenroom::storage", set_ms; "trusted time set to the wall clock");
         }
         self.trust = Some(trust);
         Ok(trust.time(now))

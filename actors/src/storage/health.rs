@@ -82,7 +82,7 @@ impl StorageHealth {
         if let Some(level) = level {
             log::log!(
                 target: "greenroom::storage", level, group:% = row.name, row = row.what,
-                stops = row.stops, remedy = "stop the server and run greenroom verify --repair";
+                stops = row.stops, remedy = row.remedy();
                 "a stored row of a group cannot be read; other groups are not affected"
             );
         }

@@ -47,7 +47,7 @@ impl<A: Archive + Unpin> Handler<Query> for Reader<A> {
             Ok(Err(err)) => {
                 log::log!(
                     target: "greenroom::storage", err.level(), err:% = chain(&err);
-                    "a reader could not end its read; it is started again"
+                    "reader could not close its transaction; restarting it"
                 );
                 // Otherwise every later read would see this same state.
                 ctx.stop();

@@ -2,10 +2,29 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use greenroom_core::GroupId;
+use serde_json::error::Category;
+
 use super::{GroupNo, StoreError};
 
 /// The most rows of one group that are named; of further rows only the existence is kept.
 const ROWS_MAX: usize = 16;
+
+/// What is wrong with stored JSON, and where. The parser's own words quote the value, which may be
+/// a prompt or a key: they must not get into the log or into an answer (RELIABILITY C16).
+pub fn fault_in(err: &serde_json::Error) -> String {
+    let what = match err.classify() {
+        Category::Data => "it is JSON of another form",
+        Category::Syntax => "it is no JSON",
+        Category::Eof => "it is JSON without its end",
+        Category::Io => "it could not be read",
+    };
+    format!("{what} (line {}, column {})", err.line(), err.column())
+}
+
+/// How the words about a row begin that is part of the log.
+pub(super) const FRAMES: &str = "frames from";
+pub(super) const BASE: &str = "the base";
 
 /// A row of a group that cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,10 +40,35 @@ pub struct Unreadable {
     pub stops: bool,
 }
 
+impl Unreadable {
+    /// What to do about it. The rows can be made from the log; the log from nothing.
+    pub fn remedy(&self) -> String {
+        let otherwise = "restore a backup, or purge the group";
+        if [FRAMES, BASE].iter().any(|noun| self.what.starts_with(noun)) {
+            return otherwise.to_owned();
+        }
+        // A name that is not known here is described.
+        let is_known = self.group != 0 && self.name.parse::<GroupId>().is_ok();
+        let group = if is_known { &self.name } else { "GROUP" };
+        format!("stop the server and run greenroom verify --repair {group}, {otherwise}")
+    }
+}
+
 impl From<Unreadable> for StoreError {
     fn from(row: Unreadable) -> Self {
         Self::Unreadable(row)
     }
+}
+
+/// What is wrong with rows, each told once: a row may have been read several times.
+pub fn once(rows: Vec<Unreadable>) -> Vec<String> {
+    let mut told = Vec::new();
+    for row in rows {
+        if !told.contains(&row.what) {
+            told.push(row.what);
+        }
+    }
+    told
 }
 
 /// What is known of a group some rows of which cannot be understood.
@@ -68,7 +112,31 @@ impl BrokenGroups {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+
+    #[test]
+    fn a_remedy_is_a_command_as_it_is_typed() {
+        let remedy = |group, name: &str, what: &str| {
+            Unreadable { group, name: name.into(), what: what.into(), stops: true }.remedy()
+        };
+        assert!(remedy(7, "work", "task 1: prompt").contains("verify --repair work, restore"));
+        assert!(remedy(7, "number 7", "the group: id").contains("verify --repair GROUP, restore"));
+        assert!(remedy(0, "unknown", "a row").contains("verify --repair GROUP, restore"));
+        for what in ["frames from 7: text cannot be read", "the base: state cannot be read"] {
+            assert_eq!(remedy(7, "work", what), "restore a backup, or purge the group");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_json_quotes_nothing_of_it() {
+        let told = |text: &str| fault_in(&serde_json::from_str::<u8>(text).unwrap_err());
+        assert_eq!(told("\"secret\""), "it is JSON of another form (line 1, column 8)");
+        assert_eq!(told("{secret"), "it is JSON of another form (line 1, column 0)");
+        assert_eq!(told("1 secret"), "it is no JSON (line 1, column 3)");
+        assert_eq!(told(""), "it is JSON without its end (line 1, column 0)");
+    }
 
     #[test]
     fn a_row_is_named_once_and_only_so_many_are() {

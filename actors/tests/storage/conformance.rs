@@ -36,7 +36,7 @@ const EVERYTHING: FrameFilter = FrameFilter {
 };
 const ALL_TASKS: TaskFilter = TaskFilter { state: None, kind: None, after: 0, limit: 10_000 };
 /// No lock of these tests expires.
-const UP: Uptime = Uptime { boot: BootId(Uuid::nil()), ms: 0 };
+pub const UP: Uptime = Uptime { boot: BootId(Uuid::nil()), ms: 0 };
 /// Whatever the facts are, they have a time.
 const NOW: Timestamp = Timestamp(5_000);
 
@@ -335,7 +335,7 @@ fn check(actor: &Actor, store: &mut impl Store, archive: &impl Archive) {
     assert_eq!(alive, group.run().map(|run| run.id).into_iter().collect::<Vec<_>>());
     if let (Some(live), Some(task)) = (reference.turn(), group.current()) {
         let mut heard = greenroom_core::Turn::new(live.run, live.prompt_id);
-        heard.cut = live.cut;
+        (heard.cut, heard.past) = (live.cut, live.past);
         let after = task.seq_first.unwrap() - 1;
         let filter = FrameFilter { after, task: Some(task.id), ..EVERYTHING };
         let blocks = archive.blocks(actor.no, &filter).unwrap();

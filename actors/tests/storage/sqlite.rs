@@ -6,7 +6,8 @@ use actix::SyncArbiter;
 use greenroom_actors::{
     frames::Block,
     storage::{
-        Archive, FrameFilter, Query, Reader, StoreError, TaskFilter, Writes, sqlite::Database,
+        Archive, FrameFilter, Query, Reader, Store as _, StoreError, TaskFilter, Writes,
+        sqlite::{Database, SqliteStore},
     },
 };
 use greenroom_core::TaskId;
@@ -14,6 +15,7 @@ use rusqlite::Connection;
 
 use crate::{
     actor::{Actor, READY, SUBMIT, commit},
+    conformance::UP,
     world::Move,
 };
 
@@ -73,6 +75,47 @@ fn everything_that_one_question_reads_is_of_one_moment() {
         })));
         assert_ne!(answer.await.unwrap(), before);
     });
+}
+
+/// I2: which tasks wait is what their rows say. A group's row that counts otherwise breaks the
+/// group only if a row is hidden or gone.
+#[test]
+fn a_wrong_count_alone_breaks_no_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("greenroom.db");
+    let mut store = Database::open(&path).unwrap().store().unwrap();
+    let mut actor = Actor::new(7);
+    commit(&mut store, &actor.play_all(&[SUBMIT, SUBMIT, SUBMIT]));
+    let waiting = |store: &mut SqliteStore| match store.adopt(7, UP) {
+        Ok(hydration) => Ok(hydration.unwrap().tasks.len()),
+        Err(StoreError::Unreadable(row)) => Err(row.what),
+        Err(err) => panic!("{err}"),
+    };
+    for counted in [0, 9] {
+        change(&path, &format!("UPDATE heads SET queue_length = {counted}"));
+        assert_eq!(waiting(&mut store), Ok(3), "{counted}");
+    }
+    // As earlier versions ended a task that they could not read.
+    change(&path, "UPDATE tasks SET state = 'failed', error = '{' WHERE key & 15 = 3");
+    assert_eq!(waiting(&mut store), Ok(2));
+    change(&path, "UPDATE tasks SET state = 'unheard of' WHERE key & 15 = 2");
+    assert!(waiting(&mut store).unwrap_err().contains("2 are open"));
+    change(&path, "UPDATE tasks SET state = 'queued' WHERE key & 15 = 2");
+    assert_eq!(waiting(&mut store), Ok(2));
+    change(&path, "DELETE FROM tasks WHERE key & 15 > 1");
+    assert!(waiting(&mut store).unwrap_err().contains("2 are open"));
+}
+
+/// I7: without its first frame a running task cannot be heard again.
+#[test]
+fn a_running_task_without_a_first_frame_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("greenroom.db");
+    let mut store = Database::open(&path).unwrap().store().unwrap();
+    commit(&mut store, &Actor::new(7).play_all(&[SUBMIT, Move::Grant, READY]));
+    change(&path, "UPDATE tasks SET seq_first = 0 WHERE state = 'running'");
+    let answer = store.adopt(7, UP);
+    assert!(matches!(answer, Err(StoreError::Unreadable(_))), "{answer:?}");
 }
 
 fn mode(path: &std::path::Path) -> u32 {

@@ -22,7 +22,7 @@ use crate::{
         Archive, CurrentView, DigestRows, EndedAt, EndedFilter, EndedTurn, FrameFilter, GroupIndex,
         GroupNo, KeyUse, Listed, LockError, PermissionFilter, PermissionRecord, RunRecord,
         RunStanding, SegmentRecord, Snapshot, Standing, StoreError, StoredBase, Tally, TaskFilter,
-        TaskView, TurnEntry, TurnFilter, Unreadable,
+        TaskView, TurnEntry, TurnFilter, Unreadable, unreadable::FRAMES,
     },
     word::word,
 };
@@ -408,7 +408,7 @@ impl Archive for SqliteArchive {
                 ])?;
                 while frames < filter.frames_max && bytes < filter.bytes_max {
                     let Some(row) = found.next()? else { break };
-                    let block = keyed("frames from", rows::block)(row);
+                    let block = keyed(FRAMES, rows::block)(row);
                     let Some(block) = self.1.sound(&self.0, block)? else { continue };
                     if filter.frames_max < u64::MAX {
                         let wanted = block.frames().filter(|frame| filter.takes(&block, *frame));

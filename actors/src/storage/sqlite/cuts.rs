@@ -7,7 +7,7 @@ use super::{
     flaws::{Flaw, asked, of_group},
     rows::{int, key},
 };
-use crate::storage::{Cut, GroupNo, StoredBase, Swept};
+use crate::storage::{Cut, GroupNo, StoredBase, Swept, unreadable::BASE};
 
 /// Blocks that one transaction deletes, and bytes of them: those of the block that goes over are
 /// still deleted. So many take a few milliseconds; a commit may have to wait that long.
@@ -72,7 +72,7 @@ pub fn sweep(conn: &mut Connection, group: GroupNo) -> Result<Swept, Failure> {
         .prepare_cached("SELECT 1 FROM heads WHERE no = ? AND last_seq >= ?")?
         .exists(params![group, int(base)])?;
     if !within {
-        let what = format!("the base: seq cannot be read: {base} is after the last frame");
+        let what = format!("{BASE}: seq cannot be read: {base} is after the last frame");
         return Err(Flaw { group, what }.named(conn, false).into());
     }
     let (from, to) = (key(group, 0), key(group, base));
@@ -113,7 +113,7 @@ pub fn seq(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<u64>> {
 /// What a group's log came to up to there.
 pub fn base(conn: &Connection, group: GroupNo) -> Result<Option<StoredBase>, Failure> {
     let mut found = conn.prepare_cached("SELECT seq, state FROM bases WHERE no = ?")?;
-    let base = of_group("the base", group, |row| {
+    let base = of_group(BASE, group, |row| {
         Ok(StoredBase { seq: as_seq(row.get(0)?), state: row.get(1)? })
     });
     found.query_row([group], base).optional()?.map(|base| asked(conn, Ok(base))).transpose()

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use crate::storage::{Sizes, StoreError, WORK_DIR};
 
@@ -40,9 +43,18 @@ pub fn make_dir(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the names in a directory durable.
+/// Makes the names in a directory durable, as far as the file system knows how: some refuse to sync
+/// a directory.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    unless_unsupported(File::open(dir)?.sync_all())
+}
+
+fn unless_unsupported(synced: io::Result<()>) -> io::Result<()> {
+    let refused = [Errno::INVAL, Errno::NOTSUP].map(|errno| Some(errno.raw_os_error()));
+    match synced {
+        Err(err) if refused.contains(&err.raw_os_error()) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Locks a file for this process alone. Waits for processes that share the lock; refuses at once if
@@ -63,7 +75,7 @@ pub fn own(lock: &File, patience: Duration) -> io::Result<()> {
         if !std::mem::replace(&mut said, true) {
             log::info!(
                 target: "greenroom::storage",
-                "another process looks at the database; the start waits for it"
+                "waiting for another process that reads the database"
             );
         }
         thread::sleep(LOOK_AGAIN);
@@ -195,4 +207,22 @@ fn has_groups(work: &Path) -> bool {
         let name = name.as_encoded_bytes();
         !name.is_empty() && name.iter().all(u8::is_ascii_digit)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_cannot_sync_directories_is_passed_over() {
+        let synced = |errno: Errno| {
+            unless_unsupported(Err(io::Error::from_raw_os_error(errno.raw_os_error())))
+        };
+        for errno in [Errno::INVAL, Errno::NOTSUP] {
+            assert!(synced(errno).is_ok(), "{errno}");
+        }
+        for errno in [Errno::IO, Errno::NOSPC, Errno::ROFS] {
+            assert!(synced(errno).is_err(), "{errno}");
+        }
+    }
 }

@@ -12,8 +12,6 @@ use crate::storage::{GroupNo, StoreError, Unreadable};
 
 /// The most rows that are remembered between two calls of [`LeftOut::take`].
 pub const LEFT_OUT_MAX: usize = 100;
-/// How much of a reason is shown: it may quote the row.
-const REASON_BYTES_MAX: usize = 200;
 
 /// What is wrong with a row.
 #[derive(Debug)]
@@ -100,13 +98,13 @@ fn judge<T>(
         Ok(value) => return Ok(Ok(value)),
         Err(err) => err,
     };
-    let (column, mut reason) = flaw(err)?;
-    reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+    let (column, reason) = flaw(err)?;
     let column = row.as_ref().column_name(column).unwrap_or("a column");
     Ok(Err(Flaw { group, what: format!("{}: {column} cannot be read: {reason}", noun()) }))
 }
 
-/// In which column a row cannot be understood, and why.
+/// In which column a row cannot be understood, and why. The reasons quote no stored text: they are
+/// for the log and for every client (RELIABILITY C16).
 fn flaw(err: Error) -> Result<(usize, String), Error> {
     Ok(match err {
         Error::FromSqlConversionFailure(column, _, reason) => (column, reason.to_string()),
@@ -146,23 +144,24 @@ pub fn asked<T>(conn: &Connection, judged: Judged<T>) -> Result<T, Failure> {
 }
 
 /// What a group's owner learns of an error that it met while the database `operation`: a row that
-/// cannot be understood is one of its own.
+/// cannot be understood is one of its own. `stops`: the group cannot work after that error.
 pub fn owned<'a>(
     conn: &'a Connection,
     group: GroupNo,
     operation: &'static str,
+    stops: bool,
 ) -> impl Fn(Failure) -> StoreError + 'a {
     move |failure| match failure {
         Failure::Sqlite(err)
             if err.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
         {
             let what = format!("rows that the database refused while it {operation}: {err}");
-            Flaw { group, what }.named(conn, true).into()
+            Flaw { group, what }.named(conn, stops).into()
         }
         Failure::Sqlite(err) => match flaw(err) {
             Ok((_, reason)) => {
                 let what = format!("a row that was read while the database {operation}: {reason}");
-                Flaw { group, what }.named(conn, true).into()
+                Flaw { group, what }.named(conn, stops).into()
             }
             Err(err) => failed(operation)(err),
         },

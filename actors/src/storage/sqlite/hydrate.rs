@@ -2,7 +2,7 @@
 //! cannot be understood nothing is read, and the group cannot work.
 
 use greenroom_core::{Compaction, Run, RunPhase, Task, TaskState};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
     Failure, digests,
@@ -34,12 +34,20 @@ pub fn hydrate(conn: &Connection, group: GroupNo, epoch: u64) -> Result<Hydratio
     let range = [key(group, 0), key(group + 1, 0), i64::from(group)];
     let found = statement.query_map(range, keyed("task", rows::task))?;
     let tasks: Vec<Task> = found.map(|task| needed(conn, task)).collect::<Result<_, _>>()?;
-    // A state that is no word hides a task from the indexes.
     let open = standing.queue_length + u64::from(standing.current_task.is_some());
     let claimed = tasks.iter().find(|task| task.claimed_at.is_some()).map(|task| task.id);
-    if open != tasks.len() as u64 || claimed != standing.current_task {
-        let found = tasks.len();
-        let what = format!("tasks: {open} are open by the group's own row, {found} by theirs");
+    let found = tasks.len() as u64;
+    if open != found {
+        // A state that is no word hides a task from the indexes.
+        if claimed != standing.current_task || !all_read(conn, group, &standing, found)? {
+            let what = format!("tasks: {open} are open by the group's own row, {found} by theirs");
+            return Err(flaw(conn, group, what));
+        }
+        let waiting = tasks.iter().filter(|task| task.claimed_at.is_none()).count();
+        conn.prepare_cached("UPDATE heads SET queue_length = ? WHERE no = ?")?
+            .execute(params![waiting as i64, group])?;
+    } else if claimed != standing.current_task {
+        let what = "the group: current_task is not the task that is claimed by its row".into();
         return Err(flaw(conn, group, what));
     }
     if let Some(what) = contradiction(conn, group, &standing)? {
@@ -64,6 +72,30 @@ pub fn missing<T>(conn: &Connection, group: GroupNo) -> Result<Option<T>, Failur
     let Some(judged) = found else { return Ok(None) };
     needed(conn, Ok(judged))?;
     Err(flaw(conn, group, "the group: epoch cannot be read: it is out of range".into()))
+}
+
+/// Whether no task is hidden or gone: then the `found` open ones are all, whatever the group's own
+/// row counts.
+fn all_read(
+    conn: &Connection,
+    group: GroupNo,
+    standing: &Standing,
+    found: u64,
+) -> rusqlite::Result<bool> {
+    let sql = "SELECT count(*), \
+               count(*) FILTER (WHERE state NOT IN ('queued', 'retrying', 'running', 'completed', \
+               'failed', 'cancelled', 'interrupted', 'skipped') \
+               OR state = 'running' AND claimed_at IS NULL), \
+               count(*) FILTER (WHERE state = 'failed' AND ended_at IS NULL) \
+               FROM tasks WHERE key >= ? AND key < ?";
+    let counted = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let range = params![key(group, 0), key(group + 1, 0)];
+    let (all, hidden, dropped): (i64, i64, i64) = conn.query_row(sql, range, counted)?;
+    // Earlier versions ended a task whose row they could not read, and did not count it out.
+    let open = standing.queue_length + u64::from(standing.current_task.is_some());
+    let is_dropped = open.checked_sub(found).is_some_and(|less| less <= dropped as u64);
+    // Retention deletes ended ones: then a missing row says nothing.
+    Ok(hidden == 0 && (is_dropped || all as u64 == standing.head.tasks))
 }
 
 fn flaw(conn: &Connection, group: GroupNo, what: String) -> Failure {

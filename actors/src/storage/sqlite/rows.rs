@@ -18,7 +18,7 @@ use crate::{
     frames::Block,
     storage::{
         GROUP_MAX, GroupNo, PermissionRecord, RunRecord, SEQ_MAX, SalvagedPermission, SalvagedTask,
-        SegmentRecord, Standing,
+        SegmentRecord, Standing, fault_in,
     },
 };
 
@@ -158,7 +158,8 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
         },
     };
     // Without them its frames cannot be found, and its prompt would be sent again (I7).
-    let begun = task.run.is_some() && task.seq_first.is_some() && task.started_at.is_some();
+    let has_first = task.seq_first.is_some_and(|seq| seq > 0);
+    let begun = task.run.is_some() && has_first && task.started_at.is_some();
     if task.state == TaskState::Running && !begun {
         return Err(corrupt(15, "a running task has a run, a first frame and a beginning"));
     }
@@ -357,17 +358,12 @@ pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
     }
     let payloads = row.get_ref(7)?.as_blob().map_err(|_| corrupt(7, "no bytes"))?;
     // Readers get them as they are: one that is cut off would spoil the page that it is in.
-    let mut lines = 0;
-    for payload in payloads.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii) {
-        lines += 1;
-        // Nearly all are objects, and reading each to its end would cost as much as sending it.
-        let whole = match payload.first() {
-            Some(b'{') => payload.ends_with(b"}"),
-            _ => serde_json::from_slice::<IgnoredAny>(payload).is_ok(),
-        };
-        if !whole {
+    let (mut lines, mut from) = (0, 0);
+    for to in memchr::memchr_iter(b'\n', payloads).chain([payloads.len()]) {
+        if !is_whole(&payloads[from..to]) {
             return Err(corrupt(7, "a payload is no JSON value"));
         }
+        (lines, from) = (lines + 1, to + 1);
     }
     if lines != count {
         return Err(corrupt(7, "not as many payloads as frames"));
@@ -389,8 +385,25 @@ pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
     })
 }
 
+/// Whether a payload looks like a JSON value. Nearly all are objects, and reading each to its end
+/// would cost as much as sending it.
+fn is_whole(payload: &[u8]) -> bool {
+    match payload {
+        [b'{', .., b'}'] => true,
+        _ => match payload.trim_ascii() {
+            [b'{', object @ ..] => object.ends_with(b"}"),
+            value => serde_json::from_slice::<IgnoredAny>(value).is_ok(),
+        },
+    }
+}
+
 fn corrupt(column: usize, what: &'static str) -> Error {
     Error::FromSqlConversionFailure(column, Type::Text, what.into())
+}
+
+/// A column whose JSON cannot be read. Says where, and quotes nothing: see [`fault_in`].
+fn unread(column: usize, err: &serde_json::Error) -> Error {
+    Error::FromSqlConversionFailure(column, Type::Text, fault_in(err).into())
 }
 
 fn uuid(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Uuid>> {
@@ -416,26 +429,35 @@ pub fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<Uuid> {
 /// A column that may hold JSON.
 pub fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
     let Some(text) = text(row, column)? else { return Ok(None) };
-    serde_json::from_str(text)
-        .map(Some)
-        .map_err(|err| Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+    serde_json::from_str(text).map(Some).map_err(|err| unread(column, &err))
 }
 
 fn raw_json(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Json>> {
     let Some(text) = text(row, column)? else { return Ok(None) };
-    Json::parse(text.to_owned())
-        .map(Some)
-        .map_err(|err| Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+    Json::parse(text.to_owned()).map(Some).map_err(|err| unread(column, &err))
 }
 
 fn optional_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
     let Some(text) = text(row, column)? else { return Ok(None) };
     let value = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
-    T::deserialize(value)
-        .map(Some)
-        .map_err(|err| Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
+    T::deserialize(value).map(Some).map_err(|_| corrupt(column, "it is no known word"))
 }
 
 fn from_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     optional_word(row, column)?.ok_or_else(|| corrupt(column, "no word"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_that_is_cut_off_is_none() {
+        for whole in ["{}", "{\"a\":1}", " {\"a\":1} \r", "7", "[1]", "\"a\"", "null"] {
+            assert!(is_whole(whole.as_bytes()), "{whole}");
+        }
+        for cut in ["", " ", "{", "}", "{\"a\":1", "\"a\":1}", "[1", "nul", "\"a"] {
+            assert!(!is_whole(cut.as_bytes()), "{cut}");
+        }
+    }
 }

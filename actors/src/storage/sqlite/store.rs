@@ -87,7 +87,7 @@ impl Store for SqliteStore {
             Ok(Some(hydration))
         };
         let adopted = adopt();
-        adopted.map_err(owned(&self.0, group, "read a group"))
+        adopted.map_err(owned(&self.0, group, "read a group", true))
     }
 
     fn put_closed(
@@ -148,7 +148,7 @@ impl Store for SqliteStore {
             Ok(transaction.commit()?)
         };
         let deleted = delete();
-        deleted.map_err(owned(&self.0, group, "deleted a group"))
+        deleted.map_err(owned(&self.0, group, "deleted a group", true))
     }
 
     fn probe(&mut self) -> Result<(), StoreError> {
@@ -191,12 +191,12 @@ impl Store for SqliteStore {
 
     fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
         let done = cuts::cut(&mut self.0, cut).map_err(Failure::from);
-        done.map_err(owned(&self.0, cut.group, "cut a log"))
+        done.map_err(owned(&self.0, cut.group, "cut a log", false))
     }
 
     fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
         let swept = cuts::sweep(&mut self.0, group);
-        swept.map_err(owned(&self.0, group, "deleted old frames"))
+        swept.map_err(owned(&self.0, group, "deleted old frames", false))
     }
 
     fn lock_acquire(
