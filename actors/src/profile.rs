@@ -4,11 +4,13 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
     time::Duration,
 };
 
 use greenroom_core::{CompactionOrder, OnInterrupt, Patience, PermissionPolicy, Retry, Strategy};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::awake;
 
@@ -79,9 +81,12 @@ const DIRECTORY_MAX: Duration = Duration::from_secs(5);
 pub async fn look_apart(
     look: impl FnOnce() -> io::Result<PathBuf> + Send + 'static,
 ) -> io::Result<PathBuf> {
-    let looked = tokio::task::spawn_blocking(look);
+    let (done, looked) = oneshot::channel();
+    // Not one of the runtime's: those panic where the system gives no thread (RELIABILITY F34).
+    thread::Builder::new().name("directory".into()).spawn(move || _ = done.send(look()))?;
     match awake::timeout(DIRECTORY_MAX, looked).await {
-        Ok(looked) => looked.unwrap_or_else(|err| Err(io::Error::other(err))),
+        Ok(Ok(looked)) => looked,
+        Ok(Err(_)) => Err(io::Error::other("the look at a directory panicked")),
         Err(_) => {
             let max = DIRECTORY_MAX.as_secs();
             Err(io::Error::other(format!("its file system did not answer within {max} s")))

@@ -38,16 +38,16 @@ impl Group {
 
     /// Takes note that its rows contradict each other: what follows from them breaks the schema.
     pub(super) fn contradicts(&mut self, why: &dyn std::error::Error) -> GroupError {
-        let what = format!("its rows contradict each other: {why}");
-        self.shared.ledger.health.unreadable(&Unreadable {
+        let row = Unreadable {
             group: self.no,
             name: self.id.to_string(),
-            what: what.clone(),
+            what: format!("its rows contradict each other: {why}"),
             stops: true,
-        });
+        };
+        self.shared.ledger.health.unreadable(&row);
         (self.slot, self.commits) = (None, false);
-        self.broken = Some(what.clone());
-        GroupError::Broken(what)
+        self.broken = Some(row.clone());
+        GroupError::Broken(row)
     }
 
     pub(super) fn purge(&mut self, ctx: &mut Context<Self>) {
