@@ -55,8 +55,8 @@ pub(super) const KILL: u8 = b'K';
 
 /// How long a server may be silent before it counts as dead, unless `--silence-ms` says otherwise.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// Silence is counted in waits, of which this many make it up, so that time in which the shim itself
-/// was stopped (a frozen container, a suspended machine) counts as one wait at most.
+/// Silence is counted in waits, of which this many make it up, so that time in which the shim
+/// itself was stopped (a frozen container, a suspended machine) counts as one wait at most.
 const SILENT_WAITS_MAX: u32 = 5;
 /// After a TERM, what the agent's main process leaves behind has this long to end by itself: an
 /// `npx` dies at once, the agent below it may still be saving its session. Two seconds, counted in

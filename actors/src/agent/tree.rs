@@ -35,8 +35,8 @@ const SHIM_LEAVE: Duration = Duration::from_secs(1);
 const STOP_LOOKS_MAX: u32 = 50;
 /// How many looks in a row must find nobody.
 const EMPTY_LOOKS: u32 = 2;
-/// The same while processes end before they can be looked at: one of a chain that forks and ends may
-/// be among them, and is met in one look of several.
+/// The same while processes end before they can be looked at: one of a chain that forks and ends
+/// may be among them, and is met in one look of several.
 const UNSURE_LOOKS: u32 = 40;
 /// Pause between two looks at `/proc` while killed processes vanish.
 const LOOK_EVERY: Duration = Duration::from_millis(5);

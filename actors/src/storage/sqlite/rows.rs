@@ -309,7 +309,7 @@ pub fn compaction(row: &Row<'_>) -> rusqlite::Result<(u64, Compaction)> {
 /// The columns of a permission in the order that [`permission`] reads them.
 pub const PERMISSION_COLUMNS: &str = "key, record, tool_call, options, opened_at, expires_at, \
      state, selected, resolved_by, resolved_at, \
-     (SELECT id FROM groups WHERE groups.no = permissions.key >> 36)";
+     (SELECT id FROM groups WHERE groups.no = permissions.key >> 36), id";
 
 /// Reads a permission, and the seq of its frame, from [`PERMISSION_COLUMNS`].
 pub fn permission(row: &Row<'_>) -> rusqlite::Result<(u64, PermissionRecord)> {
@@ -317,6 +317,9 @@ pub fn permission(row: &Row<'_>) -> rusqlite::Result<(u64, PermissionRecord)> {
     let tool_call = raw_json(row, 2)?.ok_or_else(|| corrupt(2, "no tool call"))?;
     let options = raw_json(row, 3)?.ok_or_else(|| corrupt(3, "no options"))?;
     let permission: Permission = from_json(row, 1)?.ok_or_else(|| corrupt(1, "no record"))?;
+    if id(row, 11)? != permission.permission.0 {
+        return Err(corrupt(11, "it is not that of its record"));
+    }
     let group: String = row.get(10)?;
     let record = PermissionRecord {
         group: group.parse().map_err(|_| corrupt(10, "no group id"))?,
