@@ -3,8 +3,8 @@
 //! A frozen container, a suspended machine or a stopped process tree stands still, and its agents
 //! with it. By the monotonic clock every deadline has passed when it thaws, before anyone had a
 //! chance to do anything. By this clock none has: a thread that sleeps for a short time at once
-//! counts no more than [`STEP_MAX`] for each of its sleeps, however long it was asleep. On a machine
-//! that is very busy the clock runs late, which is lenient as well.
+//! counts no more than [`STEP_MAX`] for each of its sleeps, however long it was asleep. On a very
+//! busy machine the clock runs late, which is lenient as well.
 //!
 //! What is promised to callers in wall time (leases, `expires_in_ms`, backoffs) goes by
 //! [`crate::clock`].

@@ -219,8 +219,8 @@ fn follow<W: Write>(
                 return Ok(cut_short(task));
             }
         }
-        // The server closed the stream, perhaps before it sent the task's end. What is missing up to
-        // that is streamed again.
+        // The server closed the stream, perhaps before it sent the task's end. The next stream then
+        // has what is missing up to that.
         match client.get(&task_path(id)) {
             Ok(task) if is_terminal(&task) => {
                 let last: u64 = last_id.parse().unwrap_or_default();
