@@ -245,7 +245,7 @@ fn a_start_waits_for_readers_of_the_files() {
     looks.lock_shared().unwrap();
     let log = server.log.clone();
     let waits = thread::spawn(move || {
-        log.wait("the start to wait", |line| line.contains("the start waits for it"));
+        log.wait("the start to wait", |line| line.contains("waiting for another process"));
         drop(looks);
     });
     server.boot();
