@@ -124,7 +124,7 @@ pub struct Group {
     halted: Vec<oneshot::Sender<()>>,
     /// Whether a commit of its facts is under way.
     commits: bool,
-    /// Whether that is the one by which it goes on where the last actor stopped.
+    /// Whether it still reads itself back, with the commit of what follows from that.
     recovers: bool,
     /// What of its rows cannot be read, if it cannot work for it.
     broken: Option<Unreadable>,
@@ -352,7 +352,6 @@ impl Group {
         Box::pin(stored.into_actor(self).map(|stored, group, ctx| match stored {
             Ok(stored) => {
                 group.commits = false;
-                group.recovers = false;
                 // The agent works while the logs are written.
                 group.settle(effects, ctx);
                 group.show(&stored);

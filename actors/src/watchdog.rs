@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 /// How often a watched arbiter turns at least, and how often the watchdog looks.
 const TICK: Duration = Duration::from_millis(500);
-/// So many ticks without a turn, a second, are a stall.
+/// Ticks without a turn that are a stall: a second.
 const TICKS_MAX: u32 = 2;
 
 /// The watchdog's thread; it ends with the last arbiter that it watches, and this handle.
@@ -43,7 +43,7 @@ enum Look {
     /// It has just stood still for [`TICKS_MAX`].
     Stalls,
     StillStalls,
-    /// It turns after it stood still for so many ticks.
+    /// It turns after it stood still for this number of ticks.
     TurnsAgain(u32),
 }
 

@@ -94,7 +94,7 @@ pub fn repair(
     archive.left_out();
     let salvage = store.salvage(no).map_err(failed)?;
     let made = repair::repair(&archive, no, id.clone(), salvage).map_err(failed)?;
-    // Damage is told once, as what it is.
+    // Damage is printed once, as damage.
     let is_damage = |line: &String| matches!(&made, Repair::Damaged(why) if why.contains(line));
     for line in before.iter().flat_map(|verdict| &verdict.differences) {
         if !is_damage(line) {

@@ -17,7 +17,7 @@ enum Does {
     Pass,
     /// Passes on the request, and all of the answer but its last bytes.
     Cut,
-    /// Passes on the request, and so many bytes of the answer.
+    /// Passes on the request, and this number of bytes of the answer.
     CutAfter(usize),
     /// Answers with this status, and passes on nothing.
     Say(u16),

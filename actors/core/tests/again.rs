@@ -257,7 +257,7 @@ fn a_permission_outside_of_a_turn_keeps_no_place() {
     assert!(step.writes.iter().any(void), "it is void before an answer is lost: {step:?}");
     let answer = Answer { request: Json::write(&2).unwrap(), selected: None };
     let told = [Effect::Answer { run, answer }, Effect::Stop { run, how: Stop::Gently }];
-    assert_eq!(step.effects, told, "and the agent is told before its stdin is closed");
+    assert_eq!(step.effects, told, "the agent gets the answer before its stdin is closed");
 }
 
 /// I7, DQ-11: a prompt that a server withheld as it shut down was not run, so its task keeps its

@@ -34,7 +34,7 @@ impl Pipe {
         self.left = Some(rustix::io::ioctl_fionread(&self.pipe).unwrap_or_default());
     }
 
-    /// Notes that so many bytes were read.
+    /// Counts bytes that were read.
     pub fn took(&mut self, bytes: usize) {
         self.left = self.left.map(|left| left.saturating_sub(bytes as u64));
     }

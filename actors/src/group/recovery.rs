@@ -33,7 +33,7 @@ impl Group {
                 Ok(found) => group.take_up(found),
                 // It would be read again in vain: it stays, and says so to everybody.
                 Err(NotFound::Store(StoreError::Unreadable(row))) => {
-                    // Reading the row may have looked optional to whoever found the flaw.
+                    // The reader that met the flaw may not have needed the row.
                     let (no, name) = (group.no, group.id.to_string());
                     let row = Unreadable { group: no, name, stops: true, ..row };
                     group.shared.ledger.health.unreadable(&row);
@@ -54,6 +54,7 @@ impl Group {
                 }
             };
             group.advance(events, ctx).map(|done, group, _| {
+                group.recovers = false;
                 if done.is_ok() {
                     group.obituary.recovery = Recovery::Restart;
                 }

@@ -31,7 +31,7 @@ pub enum StoreError {
         file: String,
         /// What to do, or what is wrong.
         why: String,
-        /// The words of whoever found out.
+        /// The cause.
         #[source]
         source: Option<Arc<dyn std::error::Error + Send + Sync>>,
     },
