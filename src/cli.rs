@@ -1,28 +1,33 @@
-//! The command line: what a person or a script types, and the exit code they get.
+//! The command line: parses the arguments, runs one command, returns its exit code.
 
 mod backup;
 mod digest;
+mod error;
 mod lists;
 mod permissions;
-pub mod render;
+mod render;
 mod turn;
 mod verify;
 mod watch;
 
-use std::error::Error;
-use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 
-pub use self::turn::is_terminal;
-use crate::client::{Client, ClientError, DEFAULT_URL};
-use crate::config::{Config, ConfigError, DEFAULT_FILE};
-use crate::logs::{self, LogFormat};
-use crate::{demo, demo_agent, serve};
+use self::error::{CliError, EXIT_CODES, Exit};
+use crate::{
+    client::{Client, ClientError, DEFAULT_URL},
+    config::{Config, DEFAULT_FILE},
+    demo, demo_agent,
+    logs::{self, LogFormat},
+    serve, text,
+};
 
-/// Runs AI agents that speak ACP, one durable task queue a group, over HTTP.
+/// Supervises AI agents that speak ACP: one durable task queue per group, over HTTP.
 #[derive(Debug, Parser)]
 #[command(name = "greenroom", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -32,23 +37,13 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "\
-Exit codes:
-  0    done; of a task: completed (a compaction: or not needed)
-  1    failed
-  2    wrong usage or configuration
-  3    the task was cancelled
-  4    the task was interrupted: it was cut off after the agent may have acted
-  5    the server cannot be reached, or refused
-  130  Ctrl-C; a task that was begun goes on";
-
-/// How to reach a server; for commands that ask one.
+/// How client commands reach the server.
 #[derive(Debug, Args)]
 struct Remote {
-    /// Server to ask; its token is taken from GREENROOM_TOKEN
+    /// URL of the server; the token is read from GREENROOM_TOKEN
     #[arg(long, global = true, env = "GREENROOM_URL", default_value = DEFAULT_URL)]
     url: String,
-    /// Print JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long, global = true)]
     json: bool,
 }
@@ -59,30 +54,30 @@ enum Command {
     Serve {
         #[command(flatten)]
         file: ConfigFile,
-        /// Address and port instead of the configured ones
+        /// Address and port to listen on, instead of the configured ones
         #[arg(long, value_name = "ADDR")]
         listen: Option<String>,
-        /// How log lines look
+        /// Format of the log lines
         #[arg(long, value_enum, default_value = "text")]
         log_format: LogFormat,
     },
-    /// Start a server, send its built-in agent some work, and show what happens
+    /// Start a server, submit work to its built-in agent, and show what happens
     Demo {
-        /// Directory for the demo's data, made if need be [default: a fresh one under the temporary
-        /// directory]
+        /// Directory for the demo's data, created if missing [default: a new one under the
+        /// temporary directory]
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
-    /// Give a group a turn and print the answer as it comes
+    /// Submit a turn to a group and stream the agent's answer
     #[command(after_help = EXIT_CODES)]
     Turn {
-        /// The group; one that does not exist yet is made, with the default agent
+        /// The group; created with the default agent if it does not exist
         group: String,
         /// The prompt; `-` reads it from stdin
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
-    /// Compact a group's context, and wait for it
+    /// Compact a group's context and wait for the result
     #[command(after_help = EXIT_CODES)]
     Compact {
         /// The group
@@ -90,22 +85,22 @@ enum Command {
     },
     /// List the groups
     Groups,
-    /// List a group's tasks, waiting and done
+    /// List a group's tasks: its queue and its history
     Tasks {
         /// The group
         group: String,
     },
-    /// Show what a group came to, or one run of its agent
+    /// Show the digest of a group, or of one run of its agent
     Digest {
         /// The group
         group: String,
-        /// Only this run of it
+        /// Show only this run
         #[arg(long, value_name = "RUN")]
         run: Option<String>,
     },
-    /// Print what happens, as it happens: in one group, or the status of all
+    /// Print events as they happen: the frames of one group, or the status changes of all
     Watch {
-        /// The group; all of them if absent
+        /// The group [default: all groups]
         group: Option<String>,
     },
     /// Cancel a task
@@ -113,133 +108,76 @@ enum Command {
         /// The task's id, as `tasks` prints it
         task: String,
     },
-    /// Make an ended task again, as a new one: failed, interrupted or cancelled
+    /// Retry a failed, interrupted or cancelled task, as a new task
     Retry {
         /// The task's id, as `tasks` prints it
         task: String,
     },
-    /// Let a group claim no more work; what runs goes on
+    /// Pause a group: it starts no more tasks; a running task continues
     Pause {
         /// The group
         group: String,
     },
-    /// Let a group go on that is paused, held or degraded
+    /// Resume a group that is paused, held or degraded
     Resume {
         /// The group
         group: String,
     },
-    /// End a group's agent now; the task in it is cancelled
+    /// Stop a group's agent now; its running task is cancelled
     Stop {
         /// The group
         group: String,
     },
-    /// List what agents want to be allowed, or answer it
+    /// List pending permission requests, or answer one
     #[command(args_conflicts_with_subcommands = true)]
     Permissions {
-        /// Only this group's
+        /// List only the requests of this group
         #[arg(long)]
         group: Option<String>,
         #[command(subcommand)]
         answer: Option<permissions::Answer>,
     },
-    /// Say what is wrong with the configuration; with --json, print it as it counts
+    /// Check the configuration; with --json, print the effective values
     CheckConfig {
         #[command(flatten)]
         file: ConfigFile,
     },
-    /// Fold the stored log again and compare it with every row; exit code 1 if anything differs
+    /// Replay the stored log and compare it with every row; exit code 1 if they differ
     Verify {
-        /// The group; all of them if absent
+        /// The group [default: all groups]
         group: Option<String>,
-        /// Make the group's rows from its log; the server must be stopped
+        /// Rebuild the group's rows from its log; the server must be stopped
         #[arg(long, requires = "group")]
         repair: bool,
         #[command(flatten)]
         file: ConfigFile,
     },
-    /// Copy the database, also while a server writes to it; FILE is complete or is not there
+    /// Back up the database, also while a server writes to it; FILE is complete or absent
     Backup {
-        /// Where to; it must not exist
+        /// Path of the copy; it must not exist
         #[arg(value_name = "FILE")]
         target: PathBuf,
         #[command(flatten)]
         file: ConfigFile,
     },
-    /// Be an ACP agent on stdio that needs no model, to try things with
+    /// Run an ACP agent on stdio that needs no model, for trying things out
     DemoAgent,
 }
 
 #[derive(Debug, Args)]
 struct ConfigFile {
-    /// Configuration file [default: config/greenroom.toml, if there is one]
+    /// Configuration file [default: config/greenroom.toml, if it exists]
     #[arg(long, value_name = "FILE", env = "GREENROOM_CONFIG")]
     config: Option<PathBuf>,
 }
 
-/// What the process ends with. Scripts rely on the numbers: [`EXIT_CODES`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    Done = 0,
-    Failed = 1,
-    Usage = 2,
-    Cancelled = 3,
-    Interrupted = 4,
-    Unreachable = 5,
-}
-
-/// Exit code after Ctrl-C, as a shell has it.
-const INTERRUPT_EXIT: i32 = 130;
-
-/// Why a command could not do its work.
-#[derive(Debug, thiserror::Error)]
-pub enum CliError {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Usage(String),
-    #[error("{0}")]
-    Storage(String),
-    #[error("{0}")]
-    Serve(Box<dyn Error>),
-}
-
-impl CliError {
-    fn exit(&self) -> Exit {
-        match self {
-            CliError::Client(ClientError::BadUrl { .. })
-            | CliError::Config(_)
-            | CliError::Usage(_) => Exit::Usage,
-            CliError::Client(_) => Exit::Unreachable,
-            // Whoever read our output has enough of it, as `head` does.
-            CliError::Io(error) if error.kind() == ErrorKind::BrokenPipe => Exit::Done,
-            CliError::Io(_) | CliError::Storage(_) => Exit::Failed,
-            CliError::Serve(error) if is_about_address(error.as_ref()) => Exit::Usage,
-            CliError::Serve(_) => Exit::Failed,
-        }
-    }
-}
-
-/// Whether a server could not start because of the address it was configured to take (F32).
-fn is_about_address(error: &(dyn Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| (*error).source()).any(|error| {
-        error.downcast_ref::<io::Error>().is_some_and(|error| {
-            matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable)
-        })
-    })
-}
-
-/// Does what the arguments of this process say.
+/// Runs the command that this process's arguments name.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let exit = run(cli).unwrap_or_else(|error| {
         let exit = error.exit();
         if exit != Exit::Done {
-            eprintln!("greenroom: {}", crate::text::clean(&error.to_string()));
+            eprintln!("greenroom: {}", text::clean(&error.to_string()));
         }
         exit
     });
@@ -258,7 +196,7 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
             serve::run(config).map_err(CliError::Serve)?;
             Ok(Exit::Done)
         }
-        Command::Demo { dir } => demo::run(dir),
+        Command::Demo { dir } => Ok(if demo::run(dir)? { Exit::Done } else { Exit::Failed }),
         Command::Turn { group, text } => {
             turn::turn(&remote.client()?, &group, text, remote.json, &mut out)
         }
@@ -326,7 +264,7 @@ fn check_config(file: &ConfigFile, json: bool, out: &mut impl Write) -> Result<E
     }
     match &config.file {
         Some(file) => writeln!(out, "{}: ok", file.display())?,
-        None => writeln!(out, "no {DEFAULT_FILE} here: the built-in defaults are ok")?,
+        None => writeln!(out, "no {DEFAULT_FILE} here: the built-in defaults apply, and are ok")?,
     }
     Ok(Exit::Done)
 }

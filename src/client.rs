@@ -1,36 +1,39 @@
-//! What the command line needs of HTTP: JSON there and back, problems as errors, event streams.
+//! The blocking HTTP client of CLI and demo: JSON both ways, problems as errors, event streams.
 //!
-//! Blocking; follows no redirect and uses no proxy, since both would carry the token elsewhere.
+//! It follows no redirect and uses no proxy: both would send the token to another server.
 
-mod patience;
+mod retry;
 mod sse;
 
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, ErrorKind};
-use std::time::Duration;
+use std::{
+    fmt::Write as _,
+    io::{BufRead, BufReader, ErrorKind},
+    time::Duration,
+};
 
 use serde_json::Value;
-use ureq::http::Response;
-use ureq::{Agent, Body, Timeout};
+use ureq::{Agent, Body, Timeout, http::Response};
 
-pub use self::patience::Patience;
-pub use self::sse::{Event, Events};
+pub use self::{
+    retry::Backoff,
+    sse::{Event, Events},
+};
 
-/// Where a server listens when nobody says otherwise.
+/// The address of a server with the default configuration.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7433";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long an answer may take beyond what it was asked to wait.
+/// How long an answer may take beyond the `wait` of the request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Silence after which a stream is taken for dead: the server comments every 15 s.
+/// Silence after which a stream counts as broken: the server sends a comment every 15 s.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// Most bytes of one JSON answer: 1,000 tasks with 1 MiB of text each would not fit, and need not.
+/// Maximum bytes of one JSON answer; 1,000 tasks with 1 MiB of text each are over it.
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
 
-/// Why a request did not give what was asked for.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error("cannot use {url:?} as the server's URL: {reason}")]
@@ -39,38 +42,38 @@ pub enum ClientError {
     Unreachable {
         url: String,
         reason: String,
-        /// Whether a connection was made, and ended without an answer.
+        /// Whether the connection was established, and then closed without an answer.
         connected: bool,
     },
-    /// The server's answer, as RFC 9457 has it.
+    /// The server answered with an error status, usually as an RFC 9457 problem.
     #[error("{message}")]
     Problem {
         status: u16,
         message: String,
-        /// Whether greenroom itself said so, in a problem document.
+        /// Whether the answer is a problem document, so that greenroom itself sent it.
         is_document: bool,
     },
     #[error("cannot understand the answer of {url}: {reason}")]
     BadAnswer { url: String, reason: String },
-    /// An answer whose end is missing.
-    #[error("the answer of {url} broke off: {reason}")]
-    CutOff { url: String, reason: String },
+    /// The answer was truncated.
+    #[error("the answer of {url} was truncated: {reason}")]
+    Truncated { url: String, reason: String },
 }
 
 impl ClientError {
-    /// Whether a retry may succeed: the server or a proxy before it is away, busy or restarting.
-    /// What greenroom itself calls a 500 lasts until somebody repairs it.
-    pub fn is_passing(&self) -> bool {
+    /// Whether a retry may succeed: the server, or a proxy in front of it, is unreachable, busy or
+    /// restarting. A 500 of greenroom itself is permanent until an operator repairs the cause.
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Problem { status: 429 | 502..=504, .. } => true,
             Self::Problem { status, is_document, .. } => *status == 500 && !is_document,
-            Self::Unreachable { .. } | Self::CutOff { .. } => true,
+            Self::Unreachable { .. } | Self::Truncated { .. } => true,
             Self::BadUrl { .. } | Self::BadAnswer { .. } => false,
         }
     }
 }
 
-/// One server.
+/// A client of one server.
 #[derive(Clone)]
 pub struct Client {
     agent: Agent,
@@ -79,6 +82,8 @@ pub struct Client {
 }
 
 impl Client {
+    /// Returns a client of the server at `url`.
+    ///
     /// # Errors
     ///
     /// [`ClientError::BadUrl`] unless `url` starts with `http://`.
@@ -87,7 +92,7 @@ impl Client {
         let bad = |reason: &str| ClientError::BadUrl { url: url.to_owned(), reason: reason.into() };
         if base.starts_with("https:") {
             return Err(bad(
-                "this client does not speak TLS; use a tunnel to the server's machine",
+                "this client does not support TLS; use a tunnel to the server's machine",
             ));
         }
         if base.strip_prefix("http://").is_none_or(str::is_empty) {
@@ -110,7 +115,7 @@ impl Client {
         self.get_waiting(path, Duration::ZERO)
     }
 
-    /// GET of something that may take `wait` to answer.
+    /// Sends a GET that the server may take `wait` to answer.
     pub fn get_waiting(&self, path: &str, wait: Duration) -> Result<Value, ClientError> {
         let request = self.with_token(self.agent.get(self.url(path)));
         let request = request
@@ -122,15 +127,15 @@ impl Client {
     }
 
     pub fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
-        self.post_under(None, path, body)
+        self.post_with_key(None, path, body)
     }
 
-    /// POST with an idempotency key: the server carries it out once, however often it is sent.
+    /// Sends a POST with an idempotency key: the server executes it once, even if it is retried.
     pub fn post_once(&self, key: &str, path: &str, body: &Value) -> Result<Value, ClientError> {
-        self.post_under(Some(key), path, body)
+        self.post_with_key(Some(key), path, body)
     }
 
-    fn post_under(
+    fn post_with_key(
         &self,
         key: Option<&str>,
         path: &str,
@@ -149,36 +154,36 @@ impl Client {
         self.json(path, request.send(body.to_string()))
     }
 
-    /// All items of a list, page by page. Every page after the first is retried.
+    /// Reads all items of a list, page by page. Every page after the first is retried.
     pub fn items(&self, path: &str) -> Result<Vec<Value>, ClientError> {
         let mut items = Vec::new();
         let mut cursor: Option<String> = None;
-        let mut patience = Patience::bounded();
+        let mut backoff = Backoff::bounded();
         loop {
             let page = match &cursor {
                 Some(cursor) => {
-                    let joint = if path.contains('?') { '&' } else { '?' };
-                    match self.get(&format!("{path}{joint}cursor={}", encode(cursor))) {
+                    let separator = if path.contains('?') { '&' } else { '?' };
+                    match self.get(&format!("{path}{separator}cursor={}", encode(cursor))) {
                         Ok(page) => page,
                         Err(error) => {
-                            patience.pause_after(error)?;
+                            backoff.pause_after(error)?;
                             continue;
                         }
                     }
                 }
                 None => self.get(path)?,
             };
-            patience.progressed();
+            backoff.progressed();
             items.extend(page["items"].as_array().into_iter().flatten().cloned());
             match page["next_cursor"].as_str() {
-                // A cursor that does not move would never end.
+                // A cursor that does not advance would loop for ever.
                 Some(next) if cursor.as_deref() != Some(next) => cursor = Some(next.to_owned()),
                 _ => return Ok(items),
             }
         }
     }
 
-    /// Opens a stream of events, after the one with id `last_id` if there is one.
+    /// Opens an event stream that starts after the event `last_id`, or at the server's default.
     pub fn events(
         &self,
         path: &str,
@@ -198,7 +203,7 @@ impl Client {
         if response.status().as_u16() != 200 {
             return match self.json(path, Ok(response)) {
                 Err(error) => Err(error),
-                Ok(_) => Err(self.bad_answer(path, "it is no event stream")),
+                Ok(_) => Err(self.bad_answer(path, "it is not an event stream")),
             };
         }
         Ok(Events::new(BufReader::new(response.into_body().into_reader())))
@@ -232,10 +237,10 @@ impl Client {
         }
         let text = text.map_err(|error| match error {
             ureq::Error::BodyExceedsLimit(_) => self.bad_answer(path, &error.to_string()),
-            error => self.cut_off(path, &error),
+            error => self.truncated(path, &error),
         })?;
         serde_json::from_str(&text).map_err(|error| match error.is_eof() {
-            true => self.cut_off(path, &error),
+            true => self.truncated(path, &error),
             false => self.bad_answer(path, &error.to_string()),
         })
     }
@@ -262,8 +267,8 @@ impl Client {
         ClientError::Unreachable { url: self.base.clone(), reason, connected }
     }
 
-    fn cut_off(&self, path: &str, error: &dyn std::error::Error) -> ClientError {
-        ClientError::CutOff { url: self.url(path), reason: error.to_string() }
+    fn truncated(&self, path: &str, error: &dyn std::error::Error) -> ClientError {
+        ClientError::Truncated { url: self.url(path), reason: error.to_string() }
     }
 
     fn bad_answer(&self, path: &str, reason: &str) -> ClientError {
@@ -271,7 +276,7 @@ impl Client {
     }
 }
 
-/// `title: detail` of a problem, or what can be said without one.
+/// Returns `title: detail` of a problem, or a message with the status if it has neither.
 fn problem(status: u16, body: Option<&Value>) -> String {
     let field = |name: &str| body.and_then(|body| body[name].as_str());
     match (field("title"), field("detail")) {
@@ -282,8 +287,8 @@ fn problem(status: u16, body: Option<&Value>) -> String {
     }
 }
 
-/// Percent-encodes `text` for one segment of a path or one value of a query (RFC 3986 `pchar`, less
-/// what separates there).
+/// Percent-encodes `text` for one path segment or one query value: RFC 3986 `pchar` without the
+/// characters that separate.
 pub fn encode(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         match byte {
@@ -291,11 +296,17 @@ pub fn encode(text: &str) -> String {
                 encoded.push(char::from(byte));
             }
             _ => {
-                let _ = write!(encoded, "%{byte:02X}");
+                _ = write!(encoded, "%{byte:02X}");
             }
         }
         encoded
     })
+}
+
+/// Whether a task's JSON shows a terminal state.
+pub fn is_terminal(task: &Value) -> bool {
+    let states = ["completed", "failed", "cancelled", "interrupted", "skipped"];
+    task["state"].as_str().is_some_and(|state| states.contains(&state))
 }
 
 #[cfg(test)]
@@ -311,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_that_cannot_work_are_refused() {
+    fn unusable_urls_are_refused() {
         for url in ["", "127.0.0.1:7433", "http://", "https://greenroom.example", "ftp://x"] {
             assert!(Client::new(url, None).is_err(), "{url:?}");
         }
@@ -363,10 +374,10 @@ mod tests {
     }
 
     #[test]
-    fn passing_errors_are_told_from_final_ones() {
+    fn transient_errors_are_distinguished_from_final_ones() {
         let problem = |status, is_document| {
             let message = String::new();
-            ClientError::Problem { status, message, is_document }.is_passing()
+            ClientError::Problem { status, message, is_document }.is_transient()
         };
         for status in [300, 400, 401, 404, 409, 413, 422, 499, 501, 505, 507] {
             assert!(!problem(status, true) && !problem(status, false), "{status}");
@@ -374,47 +385,47 @@ mod tests {
         for status in [429, 502, 503, 504] {
             assert!(problem(status, true) && problem(status, false), "{status}");
         }
-        assert!(problem(500, false) && !problem(500, true), "greenroom's own lasts");
+        assert!(problem(500, false) && !problem(500, true), "greenroom's own 500 is permanent");
         let broken = Reply::json(500, r#"{"title":"Group broken","detail":"d","status":500}"#);
         let server = Server::start(vec![broken, Reply::json(500, "<html>")]);
         let client = Client::new(server.url(), None).unwrap();
-        let passing = || client.get("/v1/groups/a").map_err(|error| error.is_passing());
-        assert_eq!((passing(), passing()), (Err(false), Err(true)));
+        let transient = || client.get("/v1/groups/a").map_err(|error| error.is_transient());
+        assert_eq!((transient(), transient()), (Err(false), Err(true)));
         let whole = r#"{"id":"tsk_1"}"#;
         let server = Server::start(vec![
-            Reply::json(200, whole).cut(1),
+            Reply::json(200, whole).truncate(1),
             Reply::json(200, &whole[..5]),
             Reply::json(200, ""),
-            Reply::chunked(whole).cut(1),
-            Reply::json(200, whole).cut(whole.len() + 20),
-            Reply::json(502, whole).cut(1),
-            Reply::json(404, whole).cut(1),
+            Reply::chunked(whole).truncate(1),
+            Reply::json(200, whole).truncate(whole.len() + 20),
+            Reply::json(502, whole).truncate(1),
+            Reply::json(404, whole).truncate(1),
             Reply::json(200, "<html>"),
             Reply::chunked(whole),
         ]);
         let client = Client::new(server.url(), None).unwrap();
-        let passing = || client.get("/v1/tasks/tsk_1").map_err(|error| error.is_passing());
+        let transient = || client.get("/v1/tasks/tsk_1").map_err(|error| error.is_transient());
         for name in ["body", "JSON", "nothing", "chunks", "head", "problem"] {
-            assert_eq!(passing(), Err(true), "{name}");
+            assert_eq!(transient(), Err(true), "{name}");
         }
-        assert_eq!((passing(), passing()), (Err(false), Err(false)), "a final status; no JSON");
-        assert_eq!(passing().unwrap()["id"], "tsk_1");
-        assert_eq!(passing(), Err(true), "the server has ended");
+        assert_eq!((transient(), transient()), (Err(false), Err(false)), "a final status; no JSON");
+        assert_eq!(transient().unwrap()["id"], "tsk_1");
+        assert_eq!(transient(), Err(true), "the server has ended");
     }
 
     #[test]
-    fn a_list_outlives_a_restart_between_two_pages() {
+    fn a_list_survives_a_restart_between_two_pages() {
         let server = Server::start(vec![
             Reply::json(200, r#"{"items":[1],"next_cursor":"a"}"#),
             Reply::json(502, ""),
-            Reply::json(200, r#"{"items":[2],"next_cursor":null}"#).cut(3),
+            Reply::json(200, r#"{"items":[2],"next_cursor":null}"#).truncate(3),
             Reply::json(200, r#"{"items":[2],"next_cursor":null}"#),
             Reply::json(503, ""),
         ]);
         let client = Client::new(server.url(), None).unwrap();
         assert_eq!(client.items("/v1/groups").unwrap(), [json!(1), json!(2)]);
         assert!(server.requests()[3].starts_with("GET /v1/groups?cursor=a "));
-        client.items("/v1/groups").expect_err("the first answer says how it is");
+        client.items("/v1/groups").expect_err("the first page is not retried");
     }
 
     #[test]
@@ -429,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_goes_on_after_an_id() {
+    fn a_stream_resumes_after_the_last_event_id() {
         let server = Server::start(vec![
             Reply::events("id: 8\ndata: x\n\n"),
             Reply::json(404, r#"{"title":"No such group"}"#),
@@ -443,12 +454,12 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_not_there_is_said_to_be_unreachable() {
+    fn a_missing_server_is_unreachable() {
         let client = Client::new("http://127.0.0.1:1", None).unwrap();
         let error = client.get("/v1/status").unwrap_err();
         assert!(error.to_string().starts_with("cannot reach http://127.0.0.1:1: "), "{error}");
         assert!(matches!(error, ClientError::Unreachable { connected: false, .. }), "{error:?}");
-        let server = Server::start(vec![Reply::json(200, "{}").cut(usize::MAX)]);
+        let server = Server::start(vec![Reply::json(200, "{}").truncate(usize::MAX)]);
         let client = Client::new(server.url(), None).unwrap();
         let error = client.get("/v1/status").unwrap_err();
         assert!(matches!(error, ClientError::Unreachable { connected: true, .. }), "{error:?}");

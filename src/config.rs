@@ -1,7 +1,7 @@
-//! The configuration: built-in defaults, a file, the environment, flags; later ones win.
+//! The configuration: built-in defaults, a file, the environment, flags; the later source wins.
 //!
-//! The only place that reads any of these. `config/greenroom.toml` is the one source of defaults
-//! and says what every key means; here is which values a key takes.
+//! Only this module reads them. `config/greenroom.toml` is the one source of the defaults and
+//! documents every key; this file defines which values a key accepts.
 
 mod agent;
 mod layers;
@@ -10,36 +10,42 @@ mod section;
 mod services;
 mod source;
 
-use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::fs;
-use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    fs,
+    io::{self, ErrorKind},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use greenroom_core::{OnInterrupt, PermissionPolicy, Policy, Retry, TOOL_KINDS};
+use greenroom_core::{OnInterrupt, PermissionPolicy, Policy, RetryPolicy, TOOL_KINDS};
 use serde::{Serialize, Serializer};
 
-pub use self::agent::{Agent, Compaction, Signal};
-use self::layers::{keys_of, overlay, overlay_environment, set};
-pub use self::otlp::Otlp;
-use self::section::{DURATION_MAX, Section};
-use self::source::{Lines, Origin, Value, line_of};
+pub use self::{
+    agent::{Agent, Compaction, Signal},
+    otlp::Otlp,
+};
+use self::{
+    layers::{keys_of, overlay, overlay_environment, set},
+    section::{DURATION_MAX, Section},
+    source::{Lines, Origin, Value, line_of},
+};
 
-/// The defaults, with the meaning of every key.
+/// The defaults, with documentation of every key.
 const BUILTIN: &str = include_str!("../config/greenroom.toml");
 
-/// Read when no file is given and this one exists.
+/// The file that is read if none is given and this one exists.
 pub const DEFAULT_FILE: &str = "config/greenroom.toml";
 
-/// Longest lease of a lock, as over HTTP.
+/// Longest lease of a lock, the same as over HTTP.
 const LOCK_TTL_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// How many tasks may run, children live, or tasks wait: a bound on typing errors.
+/// Maximum of running tasks, of resident agents and of waiting tasks: it catches typing errors.
 const COUNT_MAX: u32 = 1_000_000;
 
-/// What the server does, as its operator wants it.
+/// The operator's settings of the server.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Config {
     pub server: Server,
@@ -48,19 +54,19 @@ pub struct Config {
     pub defaults: Defaults,
     pub otlp: Otlp,
     pub agents: BTreeMap<String, Agent>,
-    /// The file that was read; `None` if there was none.
+    /// The file that was read, if any.
     #[serde(skip)]
     pub file: Option<PathBuf>,
-    /// What looks like a slip; to be logged at `warn`.
+    /// Probable mistakes; the caller logs them at `warn`.
     #[serde(skip)]
     pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Server {
-    /// A loopback address; port 0 takes a free one.
+    /// A loopback address; port 0 picks a free port.
     pub listen: SocketAddr,
-    /// Values of `Host` accepted besides the loopback names, lower case.
+    /// Values of `Host` accepted besides the loopback names, in lower case.
     pub allowed_hosts: Vec<String>,
     /// Bytes.
     pub max_body: u64,
@@ -70,7 +76,7 @@ pub struct Server {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Storage {
-    /// The file behind `storage.url`; relative to the working directory.
+    /// The file that `storage.url` names; relative to the working directory.
     pub path: PathBuf,
     /// 0 keeps everything.
     pub retention_days: u32,
@@ -78,9 +84,9 @@ pub struct Storage {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Limits {
-    /// Tasks running at once, all groups.
+    /// Tasks running at once in all groups.
     pub running_groups: u32,
-    /// Child processes kept.
+    /// Agent processes kept at once.
     pub resident_agents: u32,
     /// Waiting tasks of one group.
     pub queue: u32,
@@ -92,13 +98,13 @@ pub struct Limits {
 pub struct Defaults {
     /// Always a key of [`Config::agents`].
     pub agent: String,
-    /// Share of the context window, 0 to 1; 0 is off.
+    /// Share of the context window, 0 to 1; 0 disables it.
     pub auto_compact: f64,
     pub permission_policy: PermissionPolicy,
     #[serde(serialize_with = "duration")]
     pub permission_timeout: Duration,
     pub on_interrupt: OnInterrupt,
-    pub retry: Retry,
+    pub retry: RetryPolicy,
     #[serde(serialize_with = "duration")]
     pub retry_base: Duration,
     #[serde(serialize_with = "duration")]
@@ -111,7 +117,7 @@ pub struct Defaults {
     pub idle_timeout: Duration,
 }
 
-/// What is wrong with the configuration, and where.
+/// A problem of the configuration, and its place.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(String);
@@ -125,19 +131,19 @@ impl ConfigError {
 impl Config {
     /// Loads the configuration of this process.
     ///
-    /// `file` is what `--config` names; without it, [`DEFAULT_FILE`] if there is one. A file that
-    /// is there and cannot be read is an error: with the defaults it would be another server.
-    /// `listen` is the flag of that name.
+    /// `file` is the value of `--config`; without it, [`DEFAULT_FILE`] is read if it exists. An
+    /// existing file that cannot be read is an error: the defaults would make a different server.
+    /// `listen` is the value of `--listen`.
     ///
     /// # Errors
     ///
-    /// The first thing that is wrong, as `file:line: problem`, or with the variable or flag.
+    /// The first problem, as `file:line: problem`, or with the name of the variable or flag.
     pub fn load(file: Option<&Path>, listen: Option<&str>) -> Result<Self, ConfigError> {
         let text = match file {
             Some(file) => Some((file, read(file)?)),
             None => {
                 let file = Path::new(DEFAULT_FILE);
-                read_if_there(file)?.map(|text| (file, text))
+                read_if_present(file)?.map(|text| (file, text))
             }
         };
         let name = text.as_ref().map(|(file, _)| file.display().to_string());
@@ -151,7 +157,7 @@ impl Config {
         Ok(Config { file: text.map(|(file, _)| file.to_owned()), ..config })
     }
 
-    /// [`Config::load`] without the process: `file` is name and text, `environment` all variables.
+    /// [`Config::load`] without I/O: `file` is name and text, `environment` holds all variables.
     fn from_layers(
         file: Option<(&str, &str)>,
         environment: &[(String, String)],
@@ -159,7 +165,7 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let mut layers = Lines::builtin(BUILTIN).parse()?;
         let known = layers.clone();
-        // The shipped file, copied as it is, sets nothing.
+        // An unchanged copy of the shipped file sets nothing.
         if let Some((name, text)) = file.filter(|(_, text)| *text != BUILTIN) {
             overlay(&mut layers, &known, Lines::file(name, text).parse()?)?;
         }
@@ -192,7 +198,7 @@ fn read(file: &Path) -> Result<String, ConfigError> {
 }
 
 /// Reads a file's text; `None` if the file does not exist.
-fn read_if_there(file: &Path) -> Result<Option<String>, ConfigError> {
+fn read_if_present(file: &Path) -> Result<Option<String>, ConfigError> {
     match fs::read(file) {
         Ok(bytes) => text_of(file, bytes).map(Some),
         Err(error) if is_absent(file, &error) => Ok(None),
@@ -200,11 +206,11 @@ fn read_if_there(file: &Path) -> Result<Option<String>, ConfigError> {
     }
 }
 
-/// Whether `error`, which reading `file` gave, says that the file does not exist. A dangling link
-/// is not absence, neither as the file itself nor as a directory on its path.
+/// Whether `error`, from reading `file`, means that the file does not exist. A dangling link does
+/// not count as absent, neither as the file itself nor as a directory on its path.
 fn is_absent(file: &Path, error: &io::Error) -> bool {
-    let mut on_the_way = file.ancestors().filter(|path| !path.as_os_str().is_empty());
-    let nearest = on_the_way.find(|path| path.symlink_metadata().is_ok());
+    let mut paths = file.ancestors().filter(|path| !path.as_os_str().is_empty());
+    let nearest = paths.find(|path| path.symlink_metadata().is_ok());
     error.kind() == ErrorKind::NotFound && nearest.is_none_or(|path| path.metadata().is_ok())
 }
 
@@ -228,8 +234,8 @@ fn server(mut section: Section<'_>) -> Result<Server, ConfigError> {
     })?;
     if !listen.ip().to_canonical().is_loopback() {
         let problem = format!(
-            "must be a loopback address: {listen} could be reached from elsewhere, and this \
-             version has no tokens to guard it"
+            "must be a loopback address: {listen} is reachable from other machines, and this \
+             version has no tokens to protect it"
         );
         return Err(section.bad(&at, "listen", problem));
     }
@@ -237,8 +243,8 @@ fn server(mut section: Section<'_>) -> Result<Server, ConfigError> {
         .texts("allowed_hosts")?
         .into_iter()
         .map(|(host, at)| {
-            let odd = |c: char| !(c.is_ascii_alphanumeric() || ".-_:[]".contains(c));
-            if host.is_empty() || host.contains(odd) {
+            let is_invalid = |c: char| !(c.is_ascii_alphanumeric() || ".-_:[]".contains(c));
+            if host.is_empty() || host.contains(is_invalid) {
                 let problem =
                     format!("must be hosts such as \"greenroom.example:7433\", found {host:?}");
                 return Err(section.bad(&at, "allowed_hosts", problem));
@@ -257,11 +263,11 @@ fn server(mut section: Section<'_>) -> Result<Server, ConfigError> {
 fn storage(mut section: Section<'_>) -> Result<Storage, ConfigError> {
     let (url, at) = section.text("url")?;
     let path = url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
-    // `:memory:` and `?options` mean something to SQLite, and would not keep what is promised.
-    let usable = |path: &&str| {
+    // SQLite would interpret `:memory:` and `?options`, which break durability.
+    let is_usable = |path: &&str| {
         !path.is_empty() && !path.starts_with(':') && !path.contains(['?', '\0', '#'])
     };
-    let Some(path) = path.filter(usable) else {
+    let Some(path) = path.filter(is_usable) else {
         let problem = format!("must be \"sqlite:\" and the path of a file, found {url:?}");
         return Err(section.bad(&at, "url", problem));
     };
@@ -282,7 +288,7 @@ fn defaults(
     mut section: Section<'_>,
     agents: &BTreeMap<String, Agent>,
 ) -> Result<Defaults, ConfigError> {
-    const LEAST: Duration = Duration::from_millis(1);
+    const TIMEOUT_MIN: Duration = Duration::from_millis(1);
     let (agent, at) = section.text("agent")?;
     if !agents.contains_key(&agent) {
         let names: Vec<&str> = agents.keys().map(String::as_str).collect();
@@ -294,7 +300,7 @@ fn defaults(
         agent,
         auto_compact: section.share("auto_compact", &auto_compact)?,
         permission_policy: permission_policy(&mut section)?,
-        permission_timeout: section.duration("permission_timeout", LEAST..=DURATION_MAX)?,
+        permission_timeout: section.duration("permission_timeout", TIMEOUT_MIN..=DURATION_MAX)?,
         on_interrupt: section.choice(
             "on_interrupt",
             &[
@@ -306,20 +312,20 @@ fn defaults(
         retry: section.choice(
             "retry",
             &[
-                ("no_output", Retry::NoOutput),
-                ("undelivered", Retry::Undelivered),
-                ("never", Retry::Never),
+                ("no_output", RetryPolicy::NoOutput),
+                ("undelivered", RetryPolicy::Undelivered),
+                ("never", RetryPolicy::Never),
             ],
         )?,
-        retry_base: section.duration("retry_base", LEAST..=DURATION_MAX)?,
-        turn_timeout: section.duration("turn_timeout", LEAST..=DURATION_MAX)?,
-        compaction_timeout: section.duration("compaction_timeout", LEAST..=DURATION_MAX)?,
-        lock_ttl: section.duration("lock_ttl", LEAST..=LOCK_TTL_MAX)?,
+        retry_base: section.duration("retry_base", TIMEOUT_MIN..=DURATION_MAX)?,
+        turn_timeout: section.duration("turn_timeout", TIMEOUT_MIN..=DURATION_MAX)?,
+        compaction_timeout: section.duration("compaction_timeout", TIMEOUT_MIN..=DURATION_MAX)?,
+        lock_ttl: section.duration("lock_ttl", TIMEOUT_MIN..=LOCK_TTL_MAX)?,
         idle_timeout: section.duration("idle_timeout", Duration::ZERO..=DURATION_MAX)?,
     })
 }
 
-/// A word, or a table of words: `default`, and the kinds of tools that ACP tells apart.
+/// Reads one word, or a table of words: for `default` and for the kinds of tools in ACP.
 fn permission_policy(section: &mut Section<'_>) -> Result<PermissionPolicy, ConfigError> {
     const KEY: &str = "permission_policy";
     const WORDS: [(&str, Policy); 3] =
@@ -329,14 +335,15 @@ fn permission_policy(section: &mut Section<'_>) -> Result<PermissionPolicy, Conf
     }
     let mut policy = PermissionPolicy::default();
     for (kind, (word, at)) in section.text_table(KEY)? {
-        let own = section.one_of(KEY, &word, &at, &WORDS)?;
+        let policy_of_kind = section.one_of(KEY, &word, &at, &WORDS)?;
         if kind == "default" {
-            policy.default = own;
+            policy.default = policy_of_kind;
         } else if TOOL_KINDS.contains(&kind.as_str()) {
-            policy.kinds.insert(kind, own);
+            policy.kinds.insert(kind, policy_of_kind);
         } else {
             let kinds = TOOL_KINDS.join(", ");
-            let problem = format!("has no kind of tool {kind:?}; there are default, {kinds}");
+            let problem =
+                format!("has an unknown kind of tool {kind:?}; known kinds: default, {kinds}");
             return Err(section.bad(&at, KEY, problem));
         }
     }

@@ -1,67 +1,87 @@
-//! `greenroom demo`: a real server as a child process, some work for it, and all of it shown.
+//! `greenroom demo`: starts a real server as a child process, submits work, prints what happens.
 //!
-//! Uses the server as anybody would, over HTTP, and leaves its database for a look.
+//! It uses the server over HTTP as any client does, and keeps the database for inspection. Knows
+//! nothing of the command line.
 
 mod screen;
 mod server;
 
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
-use self::screen::Screen;
-use self::server::Server;
-use crate::cli::render::frame_line;
-use crate::cli::{CliError, Exit, is_terminal};
-use crate::client::{Client, DEFAULT_URL};
+use self::{screen::Screen, server::Server};
+use crate::{
+    client::{Client, ClientError, DEFAULT_URL, is_terminal},
+    text::frame::frame_line,
+};
 
-/// The two groups, which work at the same time.
+/// The two groups; they work at the same time.
 const GROUPS: [&str; 2] = ["stage", "backstage"];
 
-/// How long all the work may take; it takes two seconds or so.
+/// How long all the work may take; it normally takes about two seconds.
 const WORK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a stream of events may take to show the last of them.
+/// How long the event streams may take to show the last events.
 const STREAM_PAUSE: Duration = Duration::from_millis(300);
 
-/// Plays the demo. Its data stays in `directory`, or in a fresh temporary one.
-pub fn run(directory: Option<PathBuf>) -> Result<Exit, CliError> {
+/// Why the demo failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("the directory's name is not UTF-8")]
+    DirectoryName,
+}
+
+/// Runs the demo. Its data stays in `directory`, or in a new temporary one.
+///
+/// Returns whether every task completed and the server shut down cleanly.
+///
+/// # Errors
+///
+/// The directory or the server cannot be created, or a request failed.
+pub fn run(directory: Option<PathBuf>) -> Result<bool, DemoError> {
     let directory = server::directory(directory)?;
     let screen = Screen::new();
     screen.title(&format!("greenroom's demo, in {}", directory.display()));
     let server = Server::start(&directory, screen)?;
     let client = Client::new(server.url(), None)?;
-    let played = server.wait_ready(&client).and_then(|()| play(&client, screen));
+    let results = server.wait_ready(&client).and_then(|()| submit_work(&client, screen));
     screen.title("Shutting down");
     let stopped = server.stop();
-    let tasks = played?;
-    let clean = stopped?;
+    let tasks = results?;
+    let is_clean = stopped?;
 
-    screen.title("What became of it");
-    for (what, task) in &tasks {
+    screen.title("Results");
+    for (label, task) in &tasks {
         let state = task["state"].as_str().unwrap_or("?");
-        screen.plain(&format!("{what:<34} {state}"));
+        screen.plain(&format!("{label:<34} {state}"));
     }
-    say_what_next(screen, &directory);
-    if !clean {
+    print_next_steps(screen, &directory);
+    if !is_clean {
         screen.title("The server did not shut down cleanly");
     }
-    let good = clean && tasks.iter().all(|(_, task)| task["state"] == "completed");
-    Ok(if good { Exit::Done } else { Exit::Failed })
+    Ok(is_clean && tasks.iter().all(|(_, task)| task["state"] == "completed"))
 }
 
-/// A piece of work: group, what kind in the path, body.
+/// A request: group, kind of task as in the path, body.
 type Work = (&'static str, &'static str, Value);
 
-/// Sends the work and waits for it; gives each piece with its task as it ended.
-fn play(client: &Client, screen: Screen) -> Result<Vec<(String, Value)>, CliError> {
+/// Submits the work and waits for it; returns a label and the ended task for each request.
+fn submit_work(client: &Client, screen: Screen) -> Result<Vec<(String, Value)>, DemoError> {
     let turn = |group, text| -> Work { (group, "turns", json!({"prompt": text})) };
     let [stage, backstage] = GROUPS;
     let deadline = Instant::now() + WORK_TIMEOUT;
 
-    screen.title("A turn for each of two groups, at the same time");
+    screen.title("One turn in each of two groups, at the same time");
     let first = [turn(stage, "Good evening!"), turn(backstage, "Who is on tonight?")];
     let mut tasks = submit(client, screen, &first)?;
     for group in GROUPS {
@@ -69,7 +89,7 @@ fn play(client: &Client, screen: Screen) -> Result<Vec<(String, Value)>, CliErro
     }
     await_all(client, &mut tasks, deadline)?;
 
-    screen.title("Then a turn with a tool, a compaction, and a turn after it, all queued at once");
+    screen.title("A turn with a tool, a compaction, and another turn, all queued at once");
     let second = [
         turn(stage, "Use a tool, please."),
         (stage, "compactions", json!({})),
@@ -86,24 +106,24 @@ fn submit(
     client: &Client,
     screen: Screen,
     work: &[Work],
-) -> Result<Vec<(String, Value)>, CliError> {
+) -> Result<Vec<(String, Value)>, DemoError> {
     work.iter()
         .map(|(group, kind, body)| {
             let path = format!("/v1/groups/{group}/{kind}");
             screen.plain(&format!("POST {path} {body}"));
             let task = client.post(&path, body)?;
-            let what = body["prompt"].as_str().unwrap_or("(compaction)");
-            Ok((format!("{group}: {what}"), task))
+            let label = body["prompt"].as_str().unwrap_or("(compaction)");
+            Ok((format!("{group}: {label}"), task))
         })
         .collect()
 }
 
-/// Waits for every task to end, or for the deadline; puts in how it stands then.
+/// Waits until every task has ended or the deadline has passed; updates each task in place.
 fn await_all(
     client: &Client,
     tasks: &mut [(String, Value)],
     deadline: Instant,
-) -> Result<(), CliError> {
+) -> Result<(), DemoError> {
     for (_, task) in tasks {
         let path = format!("/v1/tasks/{}", task["id"].as_str().unwrap_or_default());
         while !is_terminal(task) {
@@ -118,11 +138,11 @@ fn await_all(
     Ok(())
 }
 
-/// Shows the frames of `group` until the server closes the stream.
+/// Prints the frames of `group`, in a thread, until the server closes the stream.
 fn show_frames(client: Client, screen: Screen, group: &'static str) {
     thread::spawn(move || {
         let Ok(events) = client.events(&format!("/v1/groups/{group}/events"), None) else {
-            return screen.plain(&format!("the frames of {group} cannot be shown"));
+            return screen.plain(&format!("cannot read the frames of {group}"));
         };
         for event in events.map_while(Result::ok) {
             if event.kind != "greenroom/synced" {
@@ -133,14 +153,15 @@ fn show_frames(client: Client, screen: Screen, group: &'static str) {
     });
 }
 
-fn say_what_next(screen: Screen, directory: &Path) {
+/// Prints the commands that reuse the demo's data.
+fn print_next_steps(screen: Screen, directory: &Path) {
     let [stage, backstage] = GROUPS;
-    screen.title("Now you");
+    screen.title("Next steps");
     screen.plain(&format!("the database: {}", directory.join(server::DATABASE).display()));
-    screen.plain("go on with it, in one terminal:");
+    screen.plain("serve it again, in one terminal:");
     let file = directory.join(server::CONFIG);
     screen.plain(&format!("  greenroom serve --config {}", file.display()));
-    screen.plain("and in another:");
+    screen.plain("and use it from another:");
     screen.plain(&format!("  curl {DEFAULT_URL}/v1/groups"));
     screen.plain(&format!("  curl '{DEFAULT_URL}/v1/groups/{stage}/frames?segment=current'"));
     screen.plain(&format!(

@@ -1,24 +1,28 @@
-//! `greenroom demo-agent`: an ACP agent without a model, so that everything can be tried at once.
+//! `greenroom demo-agent`: an ACP agent without a model, for trying greenroom out.
 //!
-//! Speaks ACP v1 on stdio and always answers the same. Keeps its sessions in files under their cwd,
-//! so that it survives restarts as a real agent does. Words in a prompt steer it: `tool` shows a
-//! tool call, `permission` asks for one, `slow` takes about four seconds; `/compact` compacts.
-//! Needs nothing of the server; the server treats it like any other agent.
+//! Speaks ACP v1 on stdio; its answers are deterministic. Stores its sessions in files under their
+//! cwd, so that they survive restarts as a real agent's do. Words in a prompt control it: `tool`
+//! shows a tool call, `permission` requests a permission, `slow` takes about four seconds;
+//! `/compact` compacts. Knows nothing of the server; the server treats it like any other agent.
 
 mod inbox;
 mod session;
 mod turn;
 
-use std::collections::BTreeMap;
-use std::io::{self, BufReader, Read, Write};
-use std::path::Path;
+use std::{
+    collections::BTreeMap,
+    io::{self, BufReader, Read, Write},
+    path::Path,
+};
 
 use serde_json::{Value, json};
 
-use self::inbox::{Inbox, Received};
-use self::session::Session;
+use self::{
+    inbox::{Inbox, Message},
+    session::Session,
+};
 
-/// JSON-RPC error codes, the last one ACP's own.
+/// JSON-RPC error codes; the last one is ACP's.
 const PARSE_ERROR: i64 = -32700;
 const INVALID_REQUEST: i64 = -32600;
 const METHOD_NOT_FOUND: i64 = -32601;
@@ -26,13 +30,13 @@ const INVALID_PARAMS: i64 = -32602;
 const INTERNAL_ERROR: i64 = -32603;
 const RESOURCE_NOT_FOUND: i64 = -32002;
 
-/// A request that cannot be met: JSON-RPC code and message.
+/// A failed request: JSON-RPC code and message.
 #[derive(Debug)]
-struct Refusal(i64, String);
+struct RequestError(i64, String);
 
-impl Refusal {
-    fn params(message: impl Into<String>) -> Self {
-        Refusal(INVALID_PARAMS, message.into())
+impl RequestError {
+    fn invalid_params(message: impl Into<String>) -> Self {
+        RequestError(INVALID_PARAMS, message.into())
     }
 }
 
@@ -40,7 +44,7 @@ impl Refusal {
 ///
 /// # Errors
 ///
-/// Stdout cannot be written any more.
+/// Stdout cannot be written.
 pub fn run() -> io::Result<()> {
     serve(io::stdin(), io::stdout())
 }
@@ -53,8 +57,8 @@ fn serve(input: impl Read + Send + 'static, output: impl Write) -> io::Result<()
         sessions: BTreeMap::new(),
         next_request: 0,
     };
-    while let Some(received) = agent.inbox.next() {
-        agent.take(received)?;
+    while let Some(message) = agent.inbox.next() {
+        agent.handle(message)?;
     }
     Ok(())
 }
@@ -65,23 +69,22 @@ struct Agent<W> {
     /// The client advertised `clientCapabilities.session.compaction`.
     shows_compaction: bool,
     sessions: BTreeMap<String, Session>,
-    /// Id of our next request to the client.
+    /// Id of the next request to the client.
     next_request: u64,
 }
 
 impl<W: Write> Agent<W> {
-    fn take(&mut self, received: Received) -> io::Result<()> {
-        match received {
-            Received::Garbage => {
-                self.refuse(&Value::Null, &Refusal(PARSE_ERROR, "this is not JSON".into()))
+    fn handle(&mut self, message: Message) -> io::Result<()> {
+        match message {
+            Message::NotJson => {
+                self.send_error(&Value::Null, &RequestError(PARSE_ERROR, "not JSON".into()))
             }
-            Received::Request { id, method, params } => self.request(&id, &method, &params),
-            // A cancel with no prompt in flight, a notification that we do not know, an answer
-            // that nobody waits for any more.
-            Received::Notification { .. } | Received::Response { .. } => Ok(()),
-            Received::Other => {
-                let refusal = Refusal(INVALID_REQUEST, "this is no JSON-RPC message".into());
-                self.refuse(&Value::Null, &refusal)
+            Message::Request { id, method, params } => self.request(&id, &method, &params),
+            // A cancel without a running prompt, an unknown notification, or a late response.
+            Message::Notification { .. } | Message::Response { .. } => Ok(()),
+            Message::Other => {
+                let error = RequestError(INVALID_REQUEST, "not a JSON-RPC message".into());
+                self.send_error(&Value::Null, &error)
             }
         }
     }
@@ -93,29 +96,29 @@ impl<W: Write> Agent<W> {
             "session/load" => match self.open_session(params) {
                 Ok(session) => {
                     for update in session.history() {
-                        self.update(session.id(), update)?;
+                        self.send_update(session.id(), update)?;
                     }
-                    self.keep(session);
+                    self.keep_session(session);
                     Ok(json!({}))
                 }
-                Err(refusal) => Err(refusal),
+                Err(error) => Err(error),
             },
             "session/resume" => self.open_session(params).map(|session| {
-                self.keep(session);
+                self.keep_session(session);
                 json!({})
             }),
             "session/prompt" => return self.prompt(id, params),
-            _ => Err(Refusal(METHOD_NOT_FOUND, format!("method not found: {method}"))),
+            _ => Err(RequestError(METHOD_NOT_FOUND, format!("method not found: {method}"))),
         };
         match answer {
             Ok(result) => {
-                self.answer(id, result.clone())?;
+                self.send_result(id, result.clone())?;
                 match (method, result["sessionId"].as_str()) {
                     ("session/new", Some(session)) => self.announce_commands(session),
                     _ => Ok(()),
                 }
             }
-            Err(refusal) => self.refuse(id, &refusal),
+            Err(error) => self.send_error(id, &error),
         }
     }
 
@@ -133,39 +136,41 @@ impl<W: Write> Agent<W> {
         })
     }
 
-    fn new_session(&mut self, params: &Value) -> Result<Value, Refusal> {
-        let session = Session::create(cwd(params)?)
-            .map_err(|error| Refusal(INTERNAL_ERROR, format!("no session was made: {error}")))?;
+    fn new_session(&mut self, params: &Value) -> Result<Value, RequestError> {
+        let session = Session::create(cwd(params)?).map_err(|error| {
+            RequestError(INTERNAL_ERROR, format!("cannot create a session: {error}"))
+        })?;
         let id = session.id().to_owned();
-        self.keep(session);
+        self.keep_session(session);
         Ok(json!({"sessionId": id}))
     }
 
-    fn open_session(&self, params: &Value) -> Result<Session, Refusal> {
+    fn open_session(&self, params: &Value) -> Result<Session, RequestError> {
         let id = params["sessionId"].as_str().unwrap_or_default();
-        let session = Session::open(cwd(params)?, id)
-            .map_err(|error| Refusal(INTERNAL_ERROR, format!("session cannot be read: {error}")))?;
-        session.ok_or_else(|| Refusal(RESOURCE_NOT_FOUND, format!("unknown session: {id}")))
+        let session = Session::open(cwd(params)?, id).map_err(|error| {
+            RequestError(INTERNAL_ERROR, format!("cannot read the session: {error}"))
+        })?;
+        session.ok_or_else(|| RequestError(RESOURCE_NOT_FOUND, format!("unknown session: {id}")))
     }
 
-    fn keep(&mut self, session: Session) {
+    fn keep_session(&mut self, session: Session) {
         self.sessions.insert(session.id().to_owned(), session);
     }
 
     fn announce_commands(&mut self, session: &str) -> io::Result<()> {
         let commands = json!([{
             "name": "compact",
-            "description": "Forget all but a summary of this session",
+            "description": "Replace this session's history by a summary",
         }]);
         let update = json!({
             "sessionUpdate": "available_commands_update",
             "availableCommands": commands,
         });
-        self.update(session, &update)
+        self.send_update(session, &update)
     }
 
-    /// Sends one `session/update`.
-    fn update(&mut self, session: &str, update: &Value) -> io::Result<()> {
+    /// Sends one `session/update` notification.
+    fn send_update(&mut self, session: &str, update: &Value) -> io::Result<()> {
         self.send(&json!({
             "jsonrpc": "2.0",
             "method": "session/update",
@@ -173,11 +178,15 @@ impl<W: Write> Agent<W> {
         }))
     }
 
-    fn answer(&mut self, id: &Value, result: Value) -> io::Result<()> {
+    fn send_result(&mut self, id: &Value, result: Value) -> io::Result<()> {
         self.send(&json!({"jsonrpc": "2.0", "id": id, "result": result}))
     }
 
-    fn refuse(&mut self, id: &Value, Refusal(code, message): &Refusal) -> io::Result<()> {
+    fn send_error(
+        &mut self,
+        id: &Value,
+        RequestError(code, message): &RequestError,
+    ) -> io::Result<()> {
         let error = json!({"code": code, "message": message});
         self.send(&json!({"jsonrpc": "2.0", "id": id, "error": error}))
     }
@@ -190,10 +199,10 @@ impl<W: Write> Agent<W> {
     }
 }
 
-fn cwd(params: &Value) -> Result<&Path, Refusal> {
+fn cwd(params: &Value) -> Result<&Path, RequestError> {
     let cwd = params["cwd"].as_str().map(Path::new);
     cwd.filter(|cwd| cwd.is_absolute())
-        .ok_or_else(|| Refusal::params("cwd must be an absolute path"))
+        .ok_or_else(|| RequestError::invalid_params("cwd must be an absolute path"))
 }
 
 #[cfg(test)]

@@ -1,31 +1,30 @@
-//! The log: one line an event, on stderr, for people or for programs. API section 7.
+//! Formats log records: one line per event on stderr, as text or as JSON. API-7.
 //!
-//! Owns how a record looks. What an agent said may stand in any value, and a terminal or a log
-//! collector reads the line: so no control character ever leaves here raw (C15). It refuses dumps
-//! of what was sent.
+//! Any value may hold text from an agent, and a terminal or a log collector reads the line: control
+//! characters are always escaped (C15). Dumps of the bytes that the HTTP client sends are dropped.
 
-use std::fmt::Write as _;
-use std::io::Write as _;
-use std::time::SystemTime;
+use std::{fmt::Write as _, io::Write as _, time::SystemTime};
 
 use env_logger::{Builder, Target};
-use log::{Level, Record};
+use log::{
+    Level, Record,
+    kv::{Error, Key, Value, VisitSource},
+};
 
 use crate::text::{escape_json, is_printable};
-use log::kv::{Error, Key, Value, VisitSource};
 
-/// What is logged when nobody says otherwise: our own events, and others' warnings.
+/// The default filter: greenroom's own events, and the warnings of libraries.
 const DEFAULT_FILTER: &str = "warn,greenroom=info,greenroom_actors=info,greenroom_core=info";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// `time LEVEL target message key=value …`
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Starts logging to stderr, filtered by `GREENROOM_LOG`, else `RUST_LOG`. Once a process.
+/// Starts logging to stderr, filtered by `GREENROOM_LOG`, else `RUST_LOG`. Call it once.
 pub fn init(format: LogFormat) {
     let filter = ["GREENROOM_LOG", "RUST_LOG"]
         .into_iter()
@@ -43,17 +42,17 @@ pub fn init(format: LogFormat) {
         };
         writeln!(out, "{line}")
     });
-    // A second logger in one process would be a mistake of ours; the first goes on.
-    let _ = builder.try_init();
+    // A second call would be a bug; the first logger stays in place.
+    _ = builder.try_init();
 }
 
-/// Whether the HTTP client shows the bytes that it sends. Tokens are among them, so this is never
-/// logged, whatever is asked for.
+/// Whether the record is the HTTP client's dump of the bytes that it sends. They include tokens, so
+/// no filter enables it.
 fn is_dump(record: &Record<'_>) -> bool {
     record.level() == Level::Trace && record.target().starts_with("ureq")
 }
 
-/// RFC 3339, UTC, with milliseconds.
+/// Formats a time as RFC 3339 in UTC, with milliseconds.
 fn time(at: SystemTime) -> impl std::fmt::Display {
     humantime::format_rfc3339_millis(at)
 }
@@ -63,7 +62,7 @@ fn text_line(at: SystemTime, record: &Record<'_>) -> String {
     escape_into(&mut line, record.target());
     line.push(' ');
     escape_into(&mut line, &record.args().to_string());
-    let _ = record.key_values().visit(&mut TextPairs(&mut line));
+    _ = record.key_values().visit(&mut TextPairs(&mut line));
     line
 }
 
@@ -79,10 +78,10 @@ impl<'kvs> VisitSource<'kvs> for TextPairs<'_> {
     }
 }
 
-/// Appends `text`, in quotes when it would not stand out as one value without them.
+/// Appends `text`, in quotes if it would be ambiguous as one value without them.
 fn quote_into(line: &mut String, text: &str) {
-    let plain = |c: char| c != ' ' && c != '"' && c != '=' && c != '\\' && is_printable(c);
-    if !text.is_empty() && text.chars().all(plain) {
+    let is_plain = |c: char| c != ' ' && c != '"' && c != '=' && c != '\\' && is_printable(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
         line.push_str(text);
         return;
     }
@@ -104,7 +103,7 @@ fn escape_char_into(line: &mut String, c: char) {
     if is_printable(c) {
         line.push(c);
     } else {
-        let _ = write!(line, "{}", c.escape_debug());
+        _ = write!(line, "{}", c.escape_debug());
     }
 }
 
@@ -114,7 +113,7 @@ fn json_line(at: SystemTime, record: &Record<'_>) -> String {
     pairs.push("level", record.level().as_str().into());
     pairs.push("target", record.target().into());
     pairs.push("message", record.args().to_string().into());
-    let _ = record.key_values().visit(&mut pairs);
+    _ = record.key_values().visit(&mut pairs);
     pairs.0.push('}');
     escape_json(&pairs.0)
 }
@@ -124,16 +123,16 @@ struct JsonPairs(String);
 impl JsonPairs {
     fn push(&mut self, key: &str, value: serde_json::Value) {
         let comma = if self.0.len() == 1 { "" } else { "," };
-        let _ = write!(self.0, "{comma}{}:{value}", serde_json::Value::from(key));
+        _ = write!(self.0, "{comma}{}:{value}", serde_json::Value::from(key));
     }
 }
 
 impl<'kvs> VisitSource<'kvs> for JsonPairs {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
-        // A value that refuses to be JSON is still worth its text.
+        // A value that cannot be serialized as JSON is logged as its text.
         let value = serde_json::to_value(&value).unwrap_or_else(|_| value.to_string().into());
         match key.as_str() {
-            // Keys of the event must not hide those of the line.
+            // Keys of the event must not shadow those of the line.
             name @ ("time" | "level" | "target" | "message") => {
                 self.push(&format!("{name}_"), value);
             }
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_line_is_as_documented() {
+    fn a_text_line_has_the_documented_form() {
         let pairs = [
             ("group", Value::from("work")),
             ("from", Value::from("idle")),
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_quoted_and_escaped_where_they_must_be() {
+    fn values_are_quoted_and_escaped_where_needed() {
         #[rustfmt::skip]
         let cases = [
             ("plain",                    "plain"),
@@ -241,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_events_are_logged_at_info() {
+    fn only_greenrooms_own_events_are_logged_at_info() {
         let logger = Builder::new().parse_filters(DEFAULT_FILTER).build();
         let matches =
             |target, level| logger.matches(&Record::builder().target(target).level(level).build());

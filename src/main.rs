@@ -1,4 +1,4 @@
-//! greenroom: supervises AI agents over HTTP. `README.md` has the code map.
+//! greenroom supervises AI agents over HTTP. `README.md` has the map of the code.
 
 mod cli;
 mod client;
@@ -14,10 +14,10 @@ mod text;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // Before anything else, and above all before any thread: the shim forks.
+    // Before anything else, above all before any thread starts: the shim forks.
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|command| command == "shim") {
-        return greenroom_actors::agent::shim::main(args);
+        return greenroom_actors::process::shim::main(args);
     }
     cli::main()
 }

@@ -1,4 +1,4 @@
-//! `greenroom serve`: puts the actors together, answers HTTP, and ends everything in order.
+//! `greenroom serve`: builds the actors, serves HTTP, shuts everything down in order.
 
 use std::{
     collections::HashMap,
@@ -13,25 +13,26 @@ use std::{
 use actix::{Actor as _, Addr, Arbiter, SyncArbiter, System};
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn};
 use greenroom_actors::{
-    agent::{
-        Nursery,
-        child::{HEARTBEAT_EVERY, Heartbeat},
-        tree::{self, Marker, SweepError},
-    },
-    changes::Watched,
+    agent::AgentLauncher,
+    changes::ChangeGate,
+    clock,
     group::Shared,
     metrics::Metrics,
-    profile::{self, Compacts, Limits, Profile},
-    residents::Residents,
-    retention,
+    pool::AgentPool,
+    process::{
+        child::{HEARTBEAT_EVERY, Heartbeat},
+        proc::{self, Marker, SweepError},
+    },
+    profile::{self, CompactionMethod, Profile, ServerSettings},
+    projections::retention,
     storage::{
-        Ledger, Reader, Storage, StorageHealth, WORK_DIR, chain,
-        sqlite::{Database, Rhythm, SqliteStore},
+        Db, Reader, StorageHealth, WORK_DIR, Writer, chain,
+        sqlite::{CheckpointSchedule, Database, SqliteStore},
     },
     supervisor::{Boot, ShutDown, Supervisor},
     watchdog::Watchdog,
 };
-use greenroom_core::Patience;
+use greenroom_core::Limits;
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -40,22 +41,22 @@ use tokio::{
 
 use crate::{
     config::{self, Agent, Compaction, Config},
-    http::{self, AllowedHosts, Edge, Meters, Phase},
+    http::{self, AllowedHosts, AppState, Meters, Phase, WorkerCache},
     otlp,
 };
 
 /// Threads that read from the database.
 const READERS: usize = 2;
-/// Bytes of the prompts that wait in one group.
+/// Maximum bytes of the waiting prompts of one group.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
-/// A client takes no longer than this to send its headers (RELIABILITY F30).
+/// How long a client may take to send its headers (F30).
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// A second signal within this time is the first one again.
+/// A second signal within this time counts as a repeat of the first.
 const SAME_SIGNAL: Duration = Duration::from_millis(500);
-/// What is still being answered when all streams were ended.
+/// How long open requests may still take after all streams have been closed.
 const ANSWER_SECONDS: u64 = 5;
 
-/// The address cannot be served on.
+/// The server cannot bind its address.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}")]
 struct CannotListen {
@@ -63,12 +64,12 @@ struct CannotListen {
     source: io::Error,
 }
 
-/// Serves until it is told to stop.
+/// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 ///
-/// What kept it from starting: the data directory is another server's, the port is taken, or the
-/// database cannot be used. Then nothing was started.
+/// The server could not start, and started nothing: another server uses the data directory, the
+/// port is taken, or the database is unusable.
 pub fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let address = config.server.listen;
     let listener = TcpListener::bind(address).map_err(|source| CannotListen { address, source })?;
@@ -76,11 +77,12 @@ pub fn run(config: Config) -> Result<(), Box<dyn Error>> {
     system.block_on(async { outlive_file_size_limit() })?;
     let database = Database::open(&config.storage.path).map_err(|err| chain(&err))?;
     let open_files = raise_open_files();
-    tree::become_subreaper()?;
+    proc::become_subreaper()?;
     let reaped = sweep(&database)?;
     system.block_on(serve(config, listener, database, (open_files, reaped)))
 }
 
+/// Starts all actors and the HTTP server, waits for a signal, shuts down.
 async fn serve(
     config: Config,
     listener: TcpListener,
@@ -91,26 +93,28 @@ async fn serve(
     let mut signals = Signals::new()?;
     let (supervisor, shared) = start_actors(&config, &database, open_files)?;
     shared.metrics.orphans_reaped.inc_by(reaped as u64);
-    let ledger = shared.ledger.clone();
-    // Before anything goes on: what ends by this start is not history.
+    let db = shared.db.clone();
+    // Before any group is loaded: tasks that this start ends are not history.
     let spans = otlp::Totals::default();
-    let export = otlp::start(&config.otlp, ledger.clone(), spans.clone())?;
+    let export = otlp::start(&config.otlp, db.clone(), spans.clone())?;
     let (phase, on_phase) = watch::channel(Phase::Serving);
-    let edge = Edge {
+    let state = AppState {
         shared,
         supervisor: supervisor.clone(),
         phase: on_phase,
         started,
+        data_dir: database.dir().to_path_buf(),
         body_bytes_max: usize::try_from(config.server.max_body)?,
         hosts: Arc::new(AllowedHosts::new(&config.server.allowed_hosts)),
-        meters: Meters::new(database.dir().to_path_buf()),
+        meters: Meters::new(clock::now()),
         spans,
+        cache: WorkerCache::default(),
     };
     let address = listener.local_addr()?;
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8));
     let server = HttpServer::new(move || {
         App::new()
-            .configure(http::configure(edge.clone()))
+            .configure(http::configure(state.clone()))
             .wrap(from_fn(http::guard))
             .wrap(from_fn(http::count))
     })
@@ -128,22 +132,23 @@ async fn serve(
         target: "greenroom",
         address:%, database:% = database.path().display(), groups,
         ms = started.elapsed().as_millis();
-        "ready; no tokens are configured, so only this machine is served"
+        "ready; no tokens are configured, so only loopback clients are served"
     );
     let days = config.storage.retention_days;
-    let retention = (days > 0).then(|| actix_rt::spawn(retention::keep(ledger, days)));
-    let end = signals.next().await;
+    let retention = (days > 0).then(|| actix_rt::spawn(retention::run(db, days)));
+    let signal = signals.next().await;
     if let Some(retention) = retention {
         retention.abort();
     }
-    log::info!(target: "greenroom", signal = end; "draining: running turns may finish");
+    log::info!(target: "greenroom", signal; "draining: running turns may finish");
     actix_rt::spawn(async move {
-        // Some programs that stop others send their signal twice at once.
+        // Some process managers send their signal twice in quick succession.
         tokio::time::sleep(SAME_SIGNAL).await;
         signals.drain();
-        let again = signals.next().await;
-        log::warn!(target: "greenroom", signal = again; "told twice to stop: ending at once");
-        // Everything accepted is durable, and the shims kill their trees when this process ends.
+        let signal = signals.next().await;
+        log::warn!(target: "greenroom", signal; "second signal: exiting at once");
+        // All accepted work is durable, and the shims kill their process trees when this process
+        // exits.
         std::process::exit(0);
     });
     shut_down(&supervisor, &phase, &handle).await;
@@ -155,6 +160,7 @@ async fn serve(
     Ok(())
 }
 
+/// Stops the groups, then the streams, then the HTTP server.
 async fn shut_down(
     supervisor: &Addr<Supervisor>,
     phase: &watch::Sender<Phase>,
@@ -162,12 +168,13 @@ async fn shut_down(
 ) {
     phase.send_replace(Phase::Draining);
     if let Err(err) = supervisor.send(ShutDown).await {
-        log::error!(err:%; "the supervisor ended before its groups");
+        log::error!(err:%; "the supervisor stopped before its groups");
     }
     phase.send_replace(Phase::Closing);
     server.stop(true).await;
 }
 
+/// Starts storage, agent pool and supervisor; returns the supervisor and the state of all groups.
 fn start_actors(
     config: &Config,
     database: &Database,
@@ -176,100 +183,102 @@ fn start_actors(
     let metrics = Arc::<Metrics>::default();
     let watchdog =
         Watchdog::start(metrics.arbiters_stalled.clone(), metrics.arbiter_stalls.clone())?;
-    let ledger = start_storage(database, &watchdog)?;
+    let db = start_storage(database, &watchdog)?;
     let data = database.dir().to_path_buf();
-    let nursery = Nursery {
+    let launcher = AgentLauncher {
         shim: "/proc/self/exe".into(),
         shim_args: vec!["shim".into()],
         heartbeat: Heartbeat::start(HEARTBEAT_EVERY)?,
         data: Marker::data(data.display()),
         line_bytes_max: usize::try_from(config.limits.line)?,
         open_files,
-        residents: Residents::start(usize::try_from(config.limits.resident_agents)?),
+        pool: AgentPool::start(usize::try_from(config.limits.resident_agents)?),
         reaped: metrics.orphans_reaped.clone(),
     };
     let profiles = profiles(config);
-    let limits = limits(config)?;
+    let settings = server_settings(config)?;
     let config::Limits { running_groups, resident_agents, .. } = config.limits;
     if resident_agents < running_groups {
         log::warn!(
             target: "greenroom", running_groups, resident_agents;
-            "no more tasks run at once than resident_agents allows agents"
+            "running_groups is above resident_agents, which limits the tasks that run at once"
         );
     }
-    let slots = Arc::new(tokio::sync::Semaphore::new(limits.running_groups));
+    let slots = Arc::new(tokio::sync::Semaphore::new(settings.running_groups));
     let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
     let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
     for (number, arbiter) in arbiters.iter().enumerate() {
         watchdog.watch(format!("groups-{number}"), &arbiter.handle());
     }
-    let mut made = None;
+    let mut created = None;
     let supervisor = Supervisor::create(|ctx| {
         let address = actix::AsyncContext::address(ctx);
         let shared = Arc::new(Shared {
-            ledger,
+            db,
             slots,
-            nursery,
+            launcher,
             metrics,
             profiles,
-            limits,
+            settings,
             work_dir: data.join(WORK_DIR),
             default_agent: config.defaults.agent.clone(),
             status: address.clone().recipient(),
-            watched: Watched::default(),
+            change_gate: ChangeGate::default(),
             draining: AtomicBool::new(false),
             died: address.clone().recipient(),
             forget: address.recipient(),
         });
-        made = Some(shared.clone());
+        created = Some(shared.clone());
         Supervisor::new(shared, arbiters)
     });
-    // Until here it was busy with the database.
+    // Until here the main thread was busy with the database.
     watchdog.watch("main", &Arbiter::current());
-    Ok((supervisor, made.ok_or("the supervisor was not made")?))
+    Ok((supervisor, created.ok_or("the supervisor was not created")?))
 }
 
-fn start_storage(database: &Database, watchdog: &Watchdog) -> Result<Ledger, Box<dyn Error>> {
+/// Starts the writer, the readers and the checkpointer of the database.
+fn start_storage(database: &Database, watchdog: &Watchdog) -> Result<Db, Box<dyn Error>> {
     let health = StorageHealth::default();
     let refused = |err| chain(&database.refusal(err));
     let store = database.store().map_err(refused)?;
-    let checkpointer = database.checkpointer(Rhythm::default()).map_err(refused)?;
+    let checkpointer = database.checkpointer(CheckpointSchedule::default()).map_err(refused)?;
     let writer = {
         let health = health.clone();
         let arbiter = Arbiter::new();
         watchdog.watch("storage", &arbiter.handle());
-        Storage::<SqliteStore>::start_in_arbiter(&arbiter.handle(), move |_| {
-            Storage::new(store, health)
+        Writer::<SqliteStore>::start_in_arbiter(&arbiter.handle(), move |_| {
+            Writer::new(store, health)
         })
     };
     let opener = database.opener();
     let readers = SyncArbiter::start(READERS, move || {
         let opener = opener.clone();
-        Reader::new(move || opener.archive())
+        Reader::new(move || opener.read_store())
     });
     checkpointer.start(health.clone(), writer.clone().recipient())?;
-    Ok(Ledger::new(writer, readers, health))
+    Ok(Db::new(writer, readers, health))
 }
 
+/// Builds the agent profiles; reads the variables of `env_pass` from the environment.
 fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
     let profile = |(name, agent): (&String, &Agent)| {
-        let passed = agent.env_pass.iter().filter_map(|key| {
+        let inherited = agent.env_pass.iter().filter_map(|key| {
             let value = std::env::var(key).ok()?;
             (!agent.env.contains_key(key)).then(|| (key.clone(), value))
         });
-        let set = agent.env.iter().map(|(key, value)| (key.clone(), value.clone()));
+        let configured = agent.env.iter().map(|(key, value)| (key.clone(), value.clone()));
         let profile = Profile {
             name: name.clone(),
             command: PathBuf::from(&agent.command),
             args: agent.args.clone(),
-            env: set.chain(passed).collect(),
+            env: configured.chain(inherited).collect(),
             cwd_roots: agent.cwd_roots.clone(),
             auth_method: agent.auth_method.clone(),
             start_timeout: agent.start_timeout,
             compaction: match &agent.compaction {
-                Compaction::Command { command } => Compacts::ByCommand(command.clone()),
-                Compaction::Rotate => Compacts::ByRotation,
-                Compaction::None => Compacts::Not,
+                Compaction::Command { command } => CompactionMethod::ByCommand(command.clone()),
+                Compaction::Rotate => CompactionMethod::ByRotation,
+                Compaction::None => CompactionMethod::Unsupported,
             },
             auto_compact: agent.auto_compact,
             signals: profile::Signals {
@@ -291,13 +300,14 @@ fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
     config.agents.iter().map(profile).collect()
 }
 
-fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
+/// Converts the configuration to the settings of the actors.
+fn server_settings(config: &Config) -> Result<ServerSettings, std::num::TryFromIntError> {
     let config::Limits { running_groups, resident_agents, .. } = config.limits;
-    Ok(Limits {
-        // A task with a slot then never waits for a busy agent to end, but for an idle one: who
-        // runs next is decided in one line, that of the slots (SEEDS DQ-10).
+    Ok(ServerSettings {
+        // A task with a slot then waits at most for an idle agent to stop, never for a busy one:
+        // one queue, that of the slots, decides which task runs next (DQ-10).
         running_groups: usize::try_from(running_groups.min(resident_agents))?,
-        patience: Patience {
+        limits: Limits {
             turn_ms: u64::try_from(config.defaults.turn_timeout.as_millis())?,
             compaction_ms: u64::try_from(config.defaults.compaction_timeout.as_millis())?,
             idle_ms: u64::try_from(config.defaults.idle_timeout.as_millis())?,
@@ -315,40 +325,40 @@ fn limits(config: &Config) -> Result<Limits, std::num::TryFromIntError> {
     })
 }
 
-/// Kills what earlier servers of this data directory left running, before anything is claimed;
-/// gives how many processes that were.
+/// Kills the processes that earlier servers of this data directory left running, before any task is
+/// claimed; returns their number.
 fn sweep(database: &Database) -> Result<usize, SweepError> {
-    let pids = tree::sweep(&Marker::data(database.dir().display()))?;
+    let pids = proc::sweep(&Marker::data(database.dir().display()))?;
     if !pids.is_empty() {
-        log::warn!(target: "greenroom", pids:?; "leftover processes of an earlier server killed");
+        log::warn!(target: "greenroom", pids:?; "killed leftover processes of an earlier server");
     }
     Ok(pids.len())
 }
 
-/// Lets a write beyond the limit of file sizes be an error like any other (RELIABILITY F19). The
-/// signal is caught, not ignored: so agents, which are exec'd, have it as it was.
+/// Turns a write beyond the file size limit into an ordinary error (F19). The signal is
+/// caught, not ignored, so that exec resets it to the default for agents.
 fn outlive_file_size_limit() -> io::Result<()> {
-    let _caught_from_now_on = signal(SignalKind::from_raw(Number::XFSZ.as_raw()))?;
+    _ = signal(SignalKind::from_raw(Number::XFSZ.as_raw()))?;
     Ok(())
 }
 
-/// As many open files as the system lets this process have: each agent takes five, each reader one.
-/// Gives the limit from before, which is the agents'.
+/// Raises the soft limit of open files to the hard limit: each agent takes five, each reader one.
+/// Returns the previous soft limit, which agents get.
 fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     if let Err(err) = setrlimit(Resource::Nofile, raised) {
-        log::warn!(target: "greenroom", err:%; "the limit of open files stays as it is");
+        log::warn!(target: "greenroom", err:%; "cannot raise the limit of open files");
     }
     limit.current
 }
 
-/// What tells the server to stop.
+/// The signals that stop the server.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// Nobody waits for it. Where it is ignored, as whoever started the server may have it,
-    /// children vanish unread, and their process ids may be others' when they are signalled.
+    /// Never awaited. The parent may have left SIGCHLD ignored; then the kernel would reap children
+    /// before the server reads their exit, and a signal could reach a reused process id.
     _child: Signal,
 }
 
@@ -361,11 +371,11 @@ impl Signals {
         })
     }
 
-    /// Forgets the signals that came so far.
+    /// Discards the signals received so far.
     fn drain(&mut self) {
-        let mut nothing = std::task::Context::from_waker(std::task::Waker::noop());
-        while self.terminate.poll_recv(&mut nothing).is_ready() {}
-        while self.interrupt.poll_recv(&mut nothing).is_ready() {}
+        let mut no_waker = std::task::Context::from_waker(std::task::Waker::noop());
+        while self.terminate.poll_recv(&mut no_waker).is_ready() {}
+        while self.interrupt.poll_recv(&mut no_waker).is_ready() {}
     }
 
     async fn next(&mut self) -> &'static str {

@@ -1,16 +1,18 @@
-//! Text from agents, made fit for a terminal or a line of a log (C15).
+//! Makes text from agents safe for a terminal or a log line (C15).
+
+pub mod frame;
 
 use std::fmt::Write as _;
 
-/// Whether `c` may stand in a line as it is. Not: control characters, line and paragraph
-/// separators, what turns the direction of text, what is not assigned.
+/// Whether `c` may stand in a line unescaped. False for control characters, line and paragraph
+/// separators, characters that change the direction of text, and unassigned ones.
 pub fn is_printable(c: char) -> bool {
-    // Nearly every character of a log is one of these; the rest takes a look into tables.
+    // The fast path for nearly every character of a log; the others need a table lookup.
     matches!(c, ' '..='~') || c.escape_debug().len() == 1
 }
 
-/// Escapes what a JSON text holds raw and a terminal would act on. The text stays the same JSON:
-/// below U+007F only strings hold such characters, and there they are escaped already.
+/// Escapes the raw characters of a JSON text that a terminal would act on. The result is equivalent
+/// JSON: only strings hold such characters, and those below U+007F are escaped there already.
 pub fn escape_json(line: &str) -> String {
     let mut escaped = String::with_capacity(line.len());
     for c in line.chars() {
@@ -18,25 +20,25 @@ pub fn escape_json(line: &str) -> String {
             escaped.push(c);
         } else {
             for unit in c.encode_utf16(&mut [0; 2]) {
-                let _ = write!(escaped, "\\u{unit:04x}");
+                _ = write!(escaped, "\\u{unit:04x}");
             }
         }
     }
     escaped
 }
 
-/// `text` without what a terminal would act on: all control characters but LF and TAB, and those
-/// that turn the direction of what follows.
+/// Removes the characters of `text` that a terminal would act on: control characters except LF and
+/// TAB, and those that change the direction of text.
 pub fn clean(text: &str) -> String {
-    let harmless = |c: &char| match c {
+    let is_harmless = |c: &char| match c {
         '\n' | '\t' => true,
         '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => false,
         c => !c.is_control(),
     };
-    text.chars().filter(harmless).collect()
+    text.chars().filter(is_harmless).collect()
 }
 
-/// `text`, clean, as one line of at most `chars_max` characters.
+/// Returns `text`, cleaned, as one line of at most `chars_max` characters.
 pub fn one_line(text: &str, chars_max: usize) -> String {
     let line = clean(text).split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(chars_max) {
@@ -50,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_cleaned_of_what_a_terminal_acts_on() {
+    fn characters_that_a_terminal_acts_on_are_removed() {
         #[rustfmt::skip]
         let cases = [
             ("plain é 日本 👩\u{200d}💻", "plain é 日本 👩\u{200d}💻"),
@@ -65,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_cut_where_it_must_be() {
+    fn a_long_line_is_truncated() {
         assert_eq!(one_line(" a\n\n b\u{1b}c ", 10), "a bc");
         assert_eq!(one_line("éééé", 4), "éééé");
         assert_eq!(one_line("ééééé", 4), "ééé…");

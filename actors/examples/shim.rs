@@ -1,5 +1,5 @@
-//! The keeper as a program of its own, for the tests of this package.
+//! The shim as a program of its own, for the tests of this package.
 
 fn main() -> std::process::ExitCode {
-    greenroom_actors::agent::shim::main(std::env::args_os().skip(1))
+    greenroom_actors::process::shim::main(std::env::args_os().skip(1))
 }

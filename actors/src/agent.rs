@@ -1,24 +1,17 @@
-//! One run of one agent: spawned through the shim, lines in and out, and how it ended.
+//! The actor of one run of one agent: acquires a place, spawns the process, runs its loop.
 //!
-//! The actor reports to its group and knows no queue. It decides nothing but what is a line, what
-//! is a message, and when a process that was told to end has had long enough.
+//! It reports to its group and knows no queue. It decides only what is a line, what is a message,
+//! and when a stopping process is killed.
 
-pub mod acp;
 mod batch;
-mod bounds;
-pub mod cgroup;
-pub mod child;
-mod conversation;
-pub mod detector;
+pub mod compaction_detector;
+mod handshake;
 pub mod hermes;
-mod opening;
-mod pipe;
-pub mod sessions;
-pub mod shim;
+mod run_loop;
 mod stderr;
 mod stdin;
-mod tools;
-pub mod tree;
+mod termination;
+mod tool_kinds;
 
 use std::{
     ffi::OsString, fs::DirBuilder, os::unix::fs::DirBuilderExt as _, path::PathBuf, rc::Rc,
@@ -33,100 +26,99 @@ use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId, SessionId, Stop};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, oneshot};
 
-use self::{
-    child::{Heartbeat, Launch},
-    conversation::Conversation,
-    stdin::Stdin,
-    tree::Marker,
-};
+use self::{run_loop::RunLoop, stdin::Stdin};
 use crate::{
-    profile::{Profile, look_apart},
-    residents::{Residency, Residents, Wish},
+    pool::{AgentPool, PoolPermit, PoolRequest},
+    process::{
+        child::{self, Heartbeat, Launch},
+        proc::Marker,
+    },
+    profile::{Profile, inspect_directory},
 };
 
-/// Variables that every agent gets from the server's environment, beside `LC_*`.
+/// Variables that every agent inherits from the server's environment, besides `LC_*`.
 const BASICS: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR"];
 
-/// What all agents of a server share.
+/// Everything that all agents of a server share.
 #[derive(Clone, Debug)]
-pub struct Nursery {
-    /// This very program, which is the shim too.
+pub struct AgentLauncher {
+    /// This very program, which is also the shim.
     pub shim: PathBuf,
     /// The arguments that make it the shim.
     pub shim_args: Vec<String>,
-    /// The thread that tells all shims that the server lives.
+    /// The thread that sends heartbeats to all shims.
     pub heartbeat: Heartbeat,
-    /// The mark of all processes that belong to this data directory.
+    /// The marker of all processes that belong to this data directory.
     pub data: Marker,
-    /// One line from an agent, bytes.
+    /// The longest line from an agent, bytes.
     pub line_bytes_max: usize,
-    /// Open files that an agent gets which its profile says nothing of: the server's own limit from
+    /// The soft limit of open files for an agent whose profile sets none: the server's own limit
     /// before it was raised, as programs that use select(2) break above 1024. `None`: unlimited.
     pub open_files: Option<u64>,
-    /// The places for their processes.
-    pub residents: Residents,
-    /// Counts what outlived its keeper and was killed.
+    /// The pool of places for their processes.
+    pub pool: AgentPool,
+    /// Counts processes that outlived their shim and were killed.
     pub reaped: Counter,
 }
 
 /// One run to start.
 #[derive(Debug)]
 pub struct Start {
-    /// Its name.
+    /// Its id.
     pub run: RunId,
-    /// The group it is for.
+    /// Its group.
     pub group: GroupId,
     /// How it is launched.
     pub profile: Arc<Profile>,
-    /// Its working directory, if somebody named one.
+    /// Its working directory, if the group's settings name one.
     pub cwd: Option<PathBuf>,
-    /// The directory that is the group's own, made when it is needed.
+    /// The group's own directory, created on demand.
     pub own_dir: PathBuf,
-    /// The session to take up again.
+    /// The session to restore.
     pub session: Option<SessionId>,
-    /// Dropped with the run's actor: also by a panic, which actix says nothing of.
-    pub lives: oneshot::Sender<()>,
+    /// Dropped with the run's actor: also by a panic, which actix does not report.
+    pub alive: oneshot::Sender<()>,
 }
 
-/// What happened in a run, in order. Answered once it is durable: that is the back-pressure that
-/// reaches the agent's pipe.
+/// Events of a run, in order. The answer comes once they are durable: this is the back-pressure
+/// that reaches the agent's pipe.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct AgentReport {
-    /// What happened.
+    /// The events.
     pub events: Vec<Event>,
-    /// The session that was in force, as far as the run knew, when the first of it was read.
-    pub under: Option<SessionId>,
+    /// The run's current session when it read the first of them.
+    pub session_before: Option<SessionId>,
 }
 
 impl AgentReport {
-    /// Something that is about no session.
-    pub fn of(event: Event) -> Self {
-        Self { events: vec![event], under: None }
+    /// Creates a report of one event that is about no session.
+    pub fn single(event: Event) -> Self {
+        Self { events: vec![event], session_before: None }
     }
 }
 
-/// An order from the group.
+/// A command from the group.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub enum Order {
+pub enum AgentCommand {
     /// Write a line to the agent.
     Send(String),
     /// Write a prompt to the agent, for this session.
     Prompt(String, SessionId),
-    /// Have it open another session, by a request with this id.
+    /// Request a new session from the agent, by a request with this id.
     OpenSession(u64),
-    /// End its process tree.
+    /// Stop its process tree.
     Stop(Stop),
     /// Kill its process tree at once.
     Kill,
 }
 
-type Heeds = mpsc::UnboundedReceiver<Heed>;
+type Commands = mpsc::UnboundedReceiver<Command>;
 
-/// What the conversation with an agent heeds.
+/// A command to the run's loop.
 #[derive(Debug)]
-enum Heed {
+enum Command {
     Prompted(SessionId),
     OpenSession(u64),
     Stop(Stop),
@@ -136,118 +128,126 @@ enum Heed {
 /// One run of one agent.
 pub struct Agent {
     start: Start,
-    nursery: Nursery,
-    wish: Option<Wish>,
+    launcher: AgentLauncher,
+    request: Option<PoolRequest>,
     group: Recipient<AgentReport>,
     stdin: Rc<Stdin>,
-    orders: mpsc::UnboundedSender<Heed>,
-    heeds: Option<Heeds>,
+    to_loop: mpsc::UnboundedSender<Command>,
+    commands: Option<Commands>,
 }
 
 impl Agent {
-    /// A run that asks for its place when the actor starts, and is spawned when it has it.
-    pub fn new(start: Start, nursery: Nursery, wish: Wish, group: Recipient<AgentReport>) -> Self {
-        let (orders, heeds) = mpsc::unbounded_channel();
-        let (stdin, wish, heeds) = (Rc::default(), Some(wish), Some(heeds));
-        Self { start, nursery, wish, group, stdin, orders, heeds }
+    /// Creates the actor of a run: it acquires a place when it starts, and then spawns the agent.
+    pub fn new(
+        start: Start,
+        launcher: AgentLauncher,
+        request: PoolRequest,
+        group: Recipient<AgentReport>,
+    ) -> Self {
+        let (to_loop, commands) = mpsc::unbounded_channel();
+        let (stdin, request, commands) = (Rc::default(), Some(request), Some(commands));
+        Self { start, launcher, request, group, stdin, to_loop, commands }
     }
 
-    /// `greenroom` is this very binary; another name is looked up at the spawn.
-    fn command(&self) -> PathBuf {
+    /// Returns the program: `greenroom` is this very binary; the spawn looks up any other name.
+    fn program(&self) -> PathBuf {
         match &self.start.profile.command {
-            own if own.as_os_str() == "greenroom" => self.nursery.shim.clone(),
+            name if name.as_os_str() == "greenroom" => self.launcher.shim.clone(),
             command => command.clone(),
         }
     }
 
-    /// The process has the run's place until nothing of its tree is left.
-    fn spawn(&self, cwd: PathBuf, residency: Residency) -> std::io::Result<child::Child> {
+    /// Spawns the process, which holds the run's place until its tree is gone.
+    fn spawn(&self, cwd: PathBuf, permit: PoolPermit) -> std::io::Result<child::Child> {
         let profile = &self.start.profile;
         child::spawn(
             Launch {
-                shim: self.nursery.shim.clone(),
-                shim_args: self.nursery.shim_args.clone(),
-                command: self.command(),
+                shim: self.launcher.shim.clone(),
+                shim_args: self.launcher.shim_args.clone(),
+                command: self.program(),
                 args: profile.args.clone(),
                 env: environment(profile, std::env::vars_os()),
                 cwd,
                 umask: profile.umask,
                 no_new_privs: profile.no_new_privs,
                 rlimits: profile.rlimits.clone(),
-                open_files: self.nursery.open_files,
+                open_files: self.launcher.open_files,
                 run: Marker::run(self.start.run),
-                data: self.nursery.data.clone(),
-                reaped: self.nursery.reaped.clone(),
+                data: self.launcher.data.clone(),
+                reaped: self.launcher.reaped.clone(),
             },
-            &self.nursery.heartbeat,
-            residency,
+            &self.launcher.heartbeat,
+            permit,
         )
     }
 
-    /// Starts the process and holds the conversation with it.
-    fn begin(
+    /// Spawns the process and runs its loop.
+    fn start_loop(
         &mut self,
         cwd: std::io::Result<PathBuf>,
-        residency: Residency,
-        heeds: Heeds,
+        permit: PoolPermit,
+        commands: Commands,
         ctx: &mut Context<Self>,
     ) {
-        let spawned = cwd.and_then(|cwd| Ok((self.spawn(cwd.clone(), residency)?, cwd)));
+        let spawned = cwd.and_then(|cwd| Ok((self.spawn(cwd.clone(), permit)?, cwd)));
         match spawned {
             Ok((child, cwd)) => {
-                let conversation = Conversation::new(
+                let run_loop = RunLoop::new(
                     &self.start,
                     cwd,
                     child,
                     self.stdin.clone(),
-                    heeds,
+                    commands,
                     self.group.clone(),
-                    self.nursery.line_bytes_max,
+                    self.launcher.line_bytes_max,
                 );
-                ctx.spawn(conversation.hold().into_actor(self).map(|(), _, ctx| ctx.stop()));
+                ctx.spawn(run_loop.run().into_actor(self).map(|(), _, ctx| ctx.stop()));
             }
-            Err(err) => self.end(Exit::unseen(ExitReason::StartFailed, err.to_string()), ctx),
+            Err(err) => self.fail(Exit::unseen(ExitReason::StartFailed, err.to_string()), ctx),
         }
     }
 
-    /// Reports a run that came to no process.
-    fn end(&self, exit: Exit, ctx: &mut Context<Self>) {
+    /// Reports the end of a run without a process.
+    fn fail(&self, exit: Exit, ctx: &mut Context<Self>) {
         let exited = Event::AgentExited { run: self.start.run, exit };
-        self.group.do_send(AgentReport::of(exited));
+        self.group.do_send(AgentReport::single(exited));
         ctx.stop();
     }
 }
 
-/// Waits for the run's place; `Err` if it is told to end before. No process's time runs meanwhile.
-async fn place(granted: oneshot::Receiver<()>, mut heeds: Heeds) -> Result<Heeds, Exit> {
-    let told_to_end = async {
-        while let Some(heed) = heeds.recv().await {
-            if matches!(heed, Heed::Stop(_) | Heed::Kill) {
+/// Waits for the run's place; `Err` if the run is stopped before. No timeout runs meanwhile.
+async fn wait_for_place(
+    granted: oneshot::Receiver<()>,
+    mut commands: Commands,
+) -> Result<Commands, Exit> {
+    let stopped = async {
+        while let Some(command) = commands.recv().await {
+            if matches!(command, Command::Stop(_) | Command::Kill) {
                 return;
             }
         }
     };
     tokio::select! {
         biased;
-        () = told_to_end => {
+        () = stopped => {
             let why = "stopped by greenroom while it waited for a place among resident_agents";
             return Err(Exit::unseen(ExitReason::Stopped, why));
         }
         granted = granted => granted.map_err(|_| {
-            let why = "nobody gives out the places for agents any more";
+            let why = "the pool of places for agents is gone";
             Exit::unseen(ExitReason::StartFailed, why)
         })?,
     }
-    Ok(heeds)
+    Ok(commands)
 }
 
 impl Start {
-    /// The working directory, checked again at the spawn: it may have been moved since somebody
-    /// named it (RELIABILITY C12).
+    /// Returns the working directory, checked again at the spawn: it may have been moved since the
+    /// group's settings named it (C12).
     fn working_dir(&self) -> impl Future<Output = std::io::Result<PathBuf>> + use<> {
         let (profile, cwd, own_dir) =
             (self.profile.clone(), self.cwd.clone(), self.own_dir.clone());
-        look_apart(move || {
+        inspect_directory(move || {
             if let Some(cwd) = &cwd {
                 return profile.check_cwd(cwd);
             }
@@ -261,44 +261,46 @@ impl Actor for Agent {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let (Some(heeds), Some(wish)) = (self.heeds.take(), self.wish.take()) else { return };
-        let (residency, granted) = self.nursery.residents.enter(self.start.run, wish);
+        let (Some(commands), Some(request)) = (self.commands.take(), self.request.take()) else {
+            return;
+        };
+        let (permit, granted) = self.launcher.pool.acquire(self.start.run, request);
         let working_dir = self.start.working_dir();
         let placed = async move {
-            let heeds = place(granted, heeds).await?;
-            Ok((heeds, working_dir.await))
+            let commands = wait_for_place(granted, commands).await?;
+            Ok((commands, working_dir.await))
         };
         ctx.spawn(placed.into_actor(self).map(|placed, agent, ctx| match placed {
-            Ok((heeds, cwd)) => agent.begin(cwd, residency, heeds, ctx),
-            Err(exit) => agent.end(exit, ctx),
+            Ok((commands, cwd)) => agent.start_loop(cwd, permit, commands, ctx),
+            Err(exit) => agent.fail(exit, ctx),
         }));
     }
 }
 
-impl Handler<Order> for Agent {
+impl Handler<AgentCommand> for Agent {
     type Result = ();
 
-    fn handle(&mut self, order: Order, _: &mut Self::Context) {
-        // Nobody heeds the orders of a run that is over.
-        match order {
-            Order::Send(line) => self.stdin.send(line),
-            Order::Prompt(line, session) => {
-                _ = self.orders.send(Heed::Prompted(session));
+    fn handle(&mut self, command: AgentCommand, _: &mut Self::Context) {
+        // The commands to a run that is over are lost.
+        match command {
+            AgentCommand::Send(line) => self.stdin.send(line),
+            AgentCommand::Prompt(line, session) => {
+                _ = self.to_loop.send(Command::Prompted(session));
                 self.stdin.send(line);
             }
-            Order::OpenSession(id) => _ = self.orders.send(Heed::OpenSession(id)),
-            Order::Stop(how) => _ = self.orders.send(Heed::Stop(how)),
-            Order::Kill => _ = self.orders.send(Heed::Kill),
+            AgentCommand::OpenSession(id) => _ = self.to_loop.send(Command::OpenSession(id)),
+            AgentCommand::Stop(how) => _ = self.to_loop.send(Command::Stop(how)),
+            AgentCommand::Kill => _ = self.to_loop.send(Command::Kill),
         }
     }
 }
 
-/// The agent's whole environment: the basics, then what its profile sets (RELIABILITY C11).
+/// Returns the agent's whole environment: the basics, then the variables of its profile (C11).
 fn environment(
     profile: &Profile,
-    own: impl Iterator<Item = (OsString, OsString)>,
+    inherited: impl Iterator<Item = (OsString, OsString)>,
 ) -> Vec<(String, String)> {
-    let basics = own.filter_map(|(key, value)| {
+    let basics = inherited.filter_map(|(key, value)| {
         let (key, value) = (key.into_string().ok()?, value.into_string().ok()?);
         let basic = BASICS.contains(&&*key) || key.starts_with("LC_");
         (basic && !profile.env.iter().any(|(set, _)| *set == key)).then_some((key, value))

@@ -1,13 +1,12 @@
-//! The clock of deadlines: it advances only while this process can run.
+//! The clock of deadlines, which advances only while this process can run.
 //!
-//! A frozen container, a suspended machine or a stopped process tree stands still, and its agents
-//! with it. By the monotonic clock every deadline has passed when it thaws, before anyone had a
-//! chance to do anything. By this clock none has: a thread that sleeps for a short time at once
-//! counts no more than [`STEP_MAX`] for each of its sleeps, however long it was asleep. On a very
-//! busy machine the clock runs late, which is lenient as well.
+//! In a frozen container, a suspended machine or a stopped process tree, neither the server nor its
+//! agents run. By the monotonic clock every deadline would have passed on resumption, before any of
+//! them could act. By this clock none has: a thread sleeps for short times, and counts at most
+//! `STEP_MAX` for each sleep, however long it took. On a very busy machine the clock is late,
+//! which only lengthens deadlines.
 //!
-//! What is promised to callers in wall time (leases, `expires_in_ms`, backoffs) goes by
-//! [`crate::clock`].
+//! What the API promises in wall time (leases, `expires_in_ms`, backoffs) uses [`crate::clock`].
 
 use std::{
     ops::Add,
@@ -20,15 +19,15 @@ use tokio::time::sleep;
 
 /// How long the clock's thread sleeps at a time.
 const STEP: Duration = Duration::from_millis(250);
-/// What one sleep counts at most: a busy machine wakes the thread late, a frozen one much later.
+/// The most that one sleep counts: a busy machine wakes the thread late, a frozen one much later.
 const STEP_MAX: Duration = Duration::from_millis(300);
 
-/// A moment by this clock: how long the process could run until then.
+/// A moment by this clock: for how long the process could run until then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Awake(Duration);
 
 impl Awake {
-    /// How long it is until this moment; zero if it has passed.
+    /// Returns the time until this moment; zero if it has passed.
     pub fn left(self) -> Duration {
         self.0.saturating_sub(now().0)
     }
@@ -47,7 +46,7 @@ impl Add<Duration> for Awake {
     }
 }
 
-/// What was counted up to a step of the thread, and when that step was.
+/// The time counted up to the thread's last step, and when that step was.
 #[derive(Debug)]
 struct Count {
     counted: Duration,
@@ -64,7 +63,7 @@ impl Count {
     }
 }
 
-/// The process has one: it can only be frozen as a whole.
+/// One for the process, which is always frozen as a whole.
 static COUNT: LazyLock<Mutex<Count>> = LazyLock::new(|| {
     let started = thread::Builder::new().name("awake-clock".into()).spawn(|| {
         loop {
@@ -73,7 +72,7 @@ static COUNT: LazyLock<Mutex<Count>> = LazyLock::new(|| {
         }
     });
     if let Err(err) = started {
-        log::error!(err:%; "the clock of deadlines has no thread; deadlines may come late");
+        log::error!(err:%; "the thread of the deadline clock did not start; deadlines may be late");
     }
     Mutex::new(Count { counted: Duration::ZERO, stepped: Instant::now() })
 });
@@ -84,7 +83,7 @@ fn step(now: Instant) -> Awake {
     Awake(count.counted)
 }
 
-/// This moment.
+/// Returns this moment.
 pub fn now() -> Awake {
     step(Instant::now())
 }
@@ -100,20 +99,20 @@ pub async fn sleep_until(at: Awake) {
     }
 }
 
-/// Waits for `future`, but no longer than `max`.
+/// Waits for `future` for `max` at most.
 ///
 /// # Errors
 ///
-/// [`Elapsed`] if the time is over first.
+/// [`Elapsed`] if the time passes first.
 pub async fn timeout<F: Future>(max: Duration, future: F) -> Result<F::Output, Elapsed> {
     timeout_at(now() + max, future).await
 }
 
-/// Waits for `future`, but not past `until`.
+/// Waits for `future` until `until` at most.
 ///
 /// # Errors
 ///
-/// [`Elapsed`] if that moment comes first.
+/// [`Elapsed`] if that moment passes first.
 pub async fn timeout_at<F: Future>(until: Awake, future: F) -> Result<F::Output, Elapsed> {
     tokio::select! {
         biased;
@@ -122,9 +121,9 @@ pub async fn timeout_at<F: Future>(until: Awake, future: F) -> Result<F::Output,
     }
 }
 
-/// The time of a [`timeout`] is over.
+/// The time of a [`timeout`] has passed.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the time is over")]
+#[error("the time has passed")]
 pub struct Elapsed;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The clocks and fresh ids: what core may not fetch for itself.
+//! The clocks and new ids, which core may not read itself.
 
 use std::{
     fs,
@@ -6,41 +6,38 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use greenroom_core::{
-    RunId, TaskId, Timestamp,
-    lock::{BootId, Now, Uptime},
-};
+use greenroom_core::{BootId, Now, RunId, TaskId, Timestamp, Uptime};
 use jiff::fmt::temporal::DateTimePrinter;
 use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
-/// The wall clock's time.
+/// Returns the wall clock's time.
 pub fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(since.as_millis().try_into().unwrap_or(i64::MAX))
 }
 
-/// The wall clock's time in microseconds.
+/// Returns the wall clock's time in microseconds.
 pub fn now_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
-/// An id that nobody had, and greater than those before it.
+/// Returns a unique id, greater than the earlier ones.
 pub fn fresh() -> Uuid {
     Uuid::now_v7()
 }
 
-/// This moment on both clocks: the wall's, and the one that counts from the boot and cannot be set
-/// (RELIABILITY F27).
+/// Returns this moment on both clocks: the wall clock, and the one since the boot, which cannot be
+/// set (F27).
 pub fn moment() -> Now {
     let since = clock_gettime(ClockId::Boottime);
     let ms = since.tv_sec.unsigned_abs() * 1000 + since.tv_nsec.unsigned_abs() / 1_000_000;
     Now { wall: now(), up: Uptime { boot: boot(), ms } }
 }
 
-/// The boot that the machine is in; nil where the kernel does not tell. No process outlives it, so
-/// that it is asked for once.
+/// Returns the machine's boot id; nil if the kernel has none. It is read once, as no process
+/// outlives a boot.
 pub fn boot() -> BootId {
     static BOOT: LazyLock<BootId> = LazyLock::new(|| {
         let named = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -49,25 +46,25 @@ pub fn boot() -> BootId {
     *BOOT
 }
 
-/// A task id that nobody had.
+/// Returns a unique task id.
 pub fn task_id() -> TaskId {
     TaskId(fresh())
 }
 
-/// A run id that nobody had.
+/// Returns a unique run id.
 pub fn run_id() -> RunId {
     RunId(fresh())
 }
 
-/// RFC 3339 in UTC with milliseconds.
+/// Formats a time by RFC 3339, in UTC with milliseconds.
 pub fn rfc3339(at: Timestamp) -> String {
     const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
     let at = jiff::Timestamp::from_millisecond(at.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     PRINTER.timestamp_to_string(&at)
 }
 
-/// The first millisecond at or after an RFC 3339 time: whether something happened before a time is
-/// then the same question. `None` if the text is no such time.
+/// Parses an RFC 3339 time and rounds it up to a millisecond, so that comparisons with stored times
+/// give the same result. `None` if the text is not such a time.
 pub fn read_rfc3339(text: &str) -> Option<Timestamp> {
     let nanoseconds = text.parse::<jiff::Timestamp>().ok()?.as_nanosecond();
     let milliseconds = nanoseconds.checked_add(999_999)?.div_euclid(1_000_000);
@@ -100,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_of_leases_goes_on_within_one_named_boot() {
+    fn the_clock_of_leases_advances_within_one_boot() {
         let (first, second) = (moment().up, moment().up);
         assert!(first.boot == second.boot && first.boot.0 != Uuid::nil(), "{first:?} {second:?}");
         assert!(0 < first.ms && first.ms <= second.ms, "{first:?} {second:?}");

@@ -1,23 +1,23 @@
-//! Where a test has an actor of the real server panic (RELIABILITY F3, I15).
+//! The failpoints at which a benchmark makes an actor of the real server panic (F3, I15).
 //!
-//! Only in a build with the feature `failpoints`, which nothing but the benchmark asks for: in any
-//! other build nothing of it is left.
+//! Compiled only with the feature `failpoints`, which only the benchmark enables. In any other
+//! build [`pass`] is empty.
 
 use greenroom_core::GroupId;
 
-/// Panics if the environment's `FAILPOINT` names this actor and how this group's name begins, as
-/// `group=panics-` does.
+/// Panics if the environment variable `FAILPOINT` has this actor and a prefix of this group's name,
+/// as in `group=panics-`.
 #[cfg(feature = "failpoints")]
 pub fn pass(actor: &str, group: &GroupId) {
     use std::{env::var, sync::LazyLock};
 
     static NAMED: LazyLock<String> = LazyLock::new(|| var("FAILPOINT").unwrap_or_default());
     let named = NAMED.split_once('=');
-    if named.is_some_and(|(own, groups)| own == actor && group.as_str().starts_with(groups)) {
+    if named.is_some_and(|(name, groups)| name == actor && group.as_str().starts_with(groups)) {
         panic!("failpoint {actor} of {group}");
     }
 }
 
-/// Nothing.
+/// Does nothing.
 #[cfg(not(feature = "failpoints"))]
 pub fn pass(_actor: &str, _group: &GroupId) {}

@@ -1,17 +1,20 @@
-//! One group's actor: takes a message, asks core for a step, makes its facts durable, and only
-//! then carries out its orders.
+//! One group's actor: asks core for a step, commits its facts, and only then performs its effects.
 //!
-//! While a commit is under way the mailbox is closed, so nobody is answered from a state that is
-//! not durable yet.
+//! The steps of each message, in order: decide (`apply`), pack, commit, perform, publish. What is
+//! held over time (slot, place in the pool, lease, timer) is reconciled with core's state after
+//! each commit. The mailbox is closed during a commit, so that no answer is given from a state
+//! that is not durable yet.
 
 mod broken;
-mod item;
-mod lock;
-mod message;
-mod news;
+mod eviction;
+mod lease;
+mod logging;
+mod messages;
+mod notifications;
 mod recovery;
-mod report;
-mod residency;
+mod self_message;
+mod submit;
+mod timers;
 
 use std::{
     collections::HashMap,
@@ -19,7 +22,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use actix::{
@@ -27,61 +29,68 @@ use actix::{
     Message, Recipient, SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Blocked, Digests, Effect, Event, Expiry, GroupId, Recovery, Rejected, RunId, Settings, Status,
-    Step, Task, TaskId, TaskState, Terms, Write, lock::Now,
+    Blocked, Digests, Effect, EffectiveSettings, Event, Fact, GroupId, Now, Recovery, Rejected,
+    RunId, Settings, Status, Step, Task, TaskId, TaskState, Timer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use self::item::Item;
-pub use self::message::{
-    Accepted, Archive, Await, Cancel, Configure, Control, Cut, Decide, Demand, Drain, GroupError,
-    Halt, KeyHashes, Patch, Refold, Rouse, Submit,
+use self::self_message::SelfMessage;
+pub use self::{
+    messages::{
+        Accepted, AnswerPermission, Archive, Await, Cancel, CancelRunning, Configure, Control,
+        Drain, EnsureLoaded, GroupError, KeyHashes, Patch, RebuildDigests, StopAgent, Submit,
+        SubmitKind,
+    },
+    notifications::{Forget, GroupDied, StatusChanged},
 };
-pub use self::news::{Change, Forget, GroupDied, StatusChanged};
 use crate::{
-    agent::{Agent, AgentReport, Nursery, Order, Start, acp, sessions::Reread},
-    awake::{self, Awake},
-    changes::Watched,
-    clock, digest,
-    feed::{self, Feed},
-    frames::{self, Place},
+    acp::{self, session::SessionCursor},
+    agent::{Agent, AgentCommand, AgentLauncher, AgentReport, Start},
+    awake::Awake,
+    changes::{Change, ChangeGate},
+    clock,
     metrics::Metrics,
-    profile::{Compacts, Limits, Profile},
-    residents::{Needed, Wish},
-    storage::{GroupNo, KeyUse, Ledger, Standing, StoreError, TaskView, Unreadable, Writes},
+    pool::{PoolRequest, UsageCell},
+    profile::{CompactionMethod, Profile, ServerSettings},
+    projections::digest,
+    storage::{Db, GroupCommit, GroupNo, GroupSummary, KeyUse, StoreError, TaskView, Unreadable},
+    transcript::{
+        feed::{self, Feed},
+        frame::{self, FrameContext},
+    },
 };
 
 /// What all groups of a server share.
 #[derive(Debug)]
 pub struct Shared {
     /// The database.
-    pub ledger: Ledger,
-    /// One permit for each task that may run. Whoever has waited longest gets the next one that is
-    /// given back (SEEDS DQ-2, DQ-10), and an actor that dies gives back its own.
+    pub db: Db,
+    /// One permit for each task that may run. The group that has waited longest gets the next free
+    /// one (DQ-2, DQ-10); an actor that dies releases its own.
     pub slots: Arc<Semaphore>,
     /// How agents are started.
-    pub nursery: Nursery,
-    /// What is counted.
+    pub launcher: AgentLauncher,
+    /// The counters and histograms.
     pub metrics: Arc<Metrics>,
     /// The launch profiles.
     pub profiles: HashMap<String, Arc<Profile>>,
     /// The limits of every group.
-    pub limits: Limits,
-    /// Where a group's agent works if nobody says where.
+    pub settings: ServerSettings,
+    /// The parent of the directories that groups without a `cwd` work in.
     pub work_dir: std::path::PathBuf,
-    /// The profile of a group that nobody configured.
+    /// The profile of a group whose settings name none.
     pub default_agent: String,
-    /// Hears of each status change, while anybody wants to know.
+    /// Receives each status change while a reader is connected.
     pub status: Recipient<StatusChanged>,
-    /// Whether a reader of status changes is connected: to wake the supervisor twice a turn without
+    /// Whether a reader of status changes is connected: waking the supervisor twice a turn without
     /// one costs a tenth of the turn.
-    pub watched: Watched,
-    /// Whether the server shuts down: set once, before any group hears of it by a message, so that
-    /// none claims work or sends a prompt meanwhile (SEEDS DQ-11).
+    pub change_gate: ChangeGate,
+    /// Whether the server shuts down: set once, before any group gets its `Drain` message, so that
+    /// no group claims work or sends a prompt meanwhile (DQ-11).
     pub draining: AtomicBool,
-    /// Hears of a group's end.
+    /// Receives the end of each group's actor.
     pub died: Recipient<GroupDied>,
-    /// Hears of a group that is no more.
+    /// Receives each group that was purged.
     pub forget: Recipient<Forget>,
 }
 
@@ -90,7 +99,7 @@ impl Shared {
         self.draining.load(Ordering::SeqCst)
     }
 
-    /// The directory in which a group's agent works if nobody says where.
+    /// Returns the directory that a group's agent works in if its settings name none.
     pub fn own_dir(&self, no: GroupNo) -> std::path::PathBuf {
         self.work_dir.join(no.to_string())
     }
@@ -102,47 +111,48 @@ pub struct Group {
     no: GroupNo,
     epoch: u64,
     core: greenroom_core::Group,
-    /// What its facts come to.
+    /// The projection of its facts into digests.
     digests: Digests,
-    /// Whether they were made again because somebody missed a row of them.
-    refolded: bool,
-    /// What its settings come to; made when it is needed.
-    terms: Option<Terms>,
+    /// Whether this actor rebuilt them already because a reader missed a row.
+    digests_rebuilt: bool,
+    /// The effective settings; computed on first use, dropped when the settings change.
+    effective: Option<EffectiveSettings>,
     /// What the next frame belongs to.
-    place: Place,
-    /// Which session the next one is said in.
-    reread: Reread,
+    frame_context: FrameContext,
+    /// The session that the next frame is about.
+    session_cursor: SessionCursor,
     shared: Arc<Shared>,
     feed: Arc<Feed>,
     /// Held exactly while the core has a current task.
     slot: Option<OwnedSemaphorePermit>,
     waits_for_slot: bool,
-    /// Keeps the lock that the core holds.
+    /// The fencing token of the lease that core holds, and the future that renews it.
     lease: Option<(u64, SpawnHandle)>,
     agent: Option<(RunId, AgentHandle)>,
     waiters: HashMap<TaskId, Vec<oneshot::Sender<Task>>>,
-    halted: Vec<oneshot::Sender<()>>,
-    /// Whether a commit of its facts is under way.
-    commits: bool,
-    /// Whether it still reads itself back, with the commit of what follows from that.
-    recovers: bool,
-    /// What of its rows cannot be read, if it cannot work for it.
+    stop_waiters: Vec<oneshot::Sender<()>>,
+    /// Whether a commit is under way.
+    is_committing: bool,
+    /// Whether recovery, with its own commit, is still under way.
+    is_recovering: bool,
+    /// The unreadable row that keeps the group from working.
     broken: Option<Unreadable>,
     status: Status,
-    /// What is armed, and for when.
+    /// The armed timer, and its time.
     timer: Option<(SpawnHandle, Awake)>,
-    /// What is bounded now, and until when.
-    due: Vec<(Expiry, Awake)>,
-    /// What it reads itself back after.
+    /// Core's timers, and when each fires.
+    deadlines: Vec<(Timer, Awake)>,
+    /// How the last actor of the group ended.
     recovery: Recovery,
     obituary: Obituary,
 }
 
-/// Tells the supervisor when the actor is dropped: also by a panic, which actix says nothing of.
+/// Reports the actor's end to the supervisor when it is dropped: also by a panic, which actix does
+/// not report.
 struct Obituary {
     group: GroupId,
     incarnation: u64,
-    /// What its successor reads the group back after.
+    /// How the actor ended, for its successor.
     recovery: Recovery,
     reader: Recipient<GroupDied>,
 }
@@ -154,23 +164,23 @@ impl Drop for Obituary {
     }
 }
 
-/// A run's actor. Dropping the handle has its process tree killed, so that none outlives its group.
+/// A run's actor. Dropping the handle kills its process tree, so that no run outlives its group.
 struct AgentHandle {
     agent: Addr<Agent>,
-    needed: Needed,
+    usage: UsageCell,
 }
 
 impl Drop for AgentHandle {
     fn drop(&mut self) {
-        self.agent.do_send(Order::Kill);
+        self.agent.do_send(AgentCommand::Kill);
     }
 }
 
 type Progress = LocalBoxActorFuture<Group, Result<(), GroupError>>;
 
 impl Group {
-    /// The actor of a group, which reads itself back from the database when it starts, after its
-    /// last one ended by `recovery`.
+    /// Creates the actor of a group. It recovers the group from the database when it starts;
+    /// `recovery` says how the group's last actor ended.
     pub fn new(
         id: GroupId,
         no: GroupNo,
@@ -190,10 +200,10 @@ impl Group {
             epoch: 1,
             core,
             digests: Digests::default(),
-            refolded: false,
-            terms: None,
-            place: Place::default(),
-            reread: Reread::default(),
+            digests_rebuilt: false,
+            effective: None,
+            frame_context: FrameContext::default(),
+            session_cursor: SessionCursor::default(),
             shared,
             feed,
             slot: None,
@@ -201,22 +211,22 @@ impl Group {
             lease: None,
             agent: None,
             waiters: HashMap::new(),
-            halted: Vec::new(),
-            commits: false,
-            recovers: true,
+            stop_waiters: Vec::new(),
+            is_committing: false,
+            is_recovering: true,
             broken: None,
             status: Status::Idle,
             timer: None,
-            due: Vec::new(),
+            deadlines: Vec::new(),
             recovery,
             obituary,
         }
     }
 
-    /// Takes in events, one commit for all that follows from them. An event that the core rejects
-    /// ends the row; what the earlier ones led to is stored all the same.
+    /// Applies events in order, with one commit for all of their facts. An event that core rejects
+    /// ends the series; the facts of the earlier ones are stored all the same.
     fn advance(&mut self, events: Vec<Event>, ctx: &mut Context<Self>) -> Progress {
-        if let Err(refused) = self.cannot_work() {
+        if let Err(refused) = self.check_readable() {
             return Box::pin(actix::fut::ready(Err(refused)));
         }
         let at = clock::moment();
@@ -231,52 +241,59 @@ impl Group {
                 }
             }
         }
-        self.use_slot(&mut step, at, ctx);
-        let stored = self.store(step, at, None);
+        self.reconcile_slot(&mut step, at, ctx);
+        let stored = self.commit(step, at, None);
         Box::pin(stored.map(|stored, _, _| stored.and(refused)))
     }
 
-    /// Takes in one event. All that one commit stores has one time, `at`: live and in the database
-    /// (I13).
+    /// Applies one event. Everything that one commit stores has one time, `at`: live and in the
+    /// database (I13).
     fn apply(&mut self, event: Event, at: Now) -> Result<Step, Rejected> {
         let configures = matches!(event, Event::Configured(_));
-        let terms = match &event {
-            // What follows from a change is decided by what is in force after it.
-            Event::Configured(settings) => self.new_terms(settings),
-            _ => self.terms.take().unwrap_or_else(|| self.new_terms(&self.core.head().settings)),
+        let effective = match &event {
+            // The consequences of a change are decided by the settings after it.
+            Event::Configured(settings) => self.effective_settings(settings),
+            _ => self
+                .effective
+                .take()
+                .unwrap_or_else(|| self.effective_settings(&self.core.state().settings)),
         };
-        let step = self.core.apply(event, at, &terms, &mut clock::fresh);
-        step.iter().flat_map(|step| &step.writes).for_each(|write| self.reread.take(write));
-        let changes =
-            |write: &Write| matches!(write, Write::GroupCreated(_) | Write::GroupChanged(_));
-        let stale = configures || step.as_ref().is_ok_and(|step| step.writes.iter().any(changes));
-        self.terms = Some(terms).filter(|_| !stale);
+        let step = self.core.apply(event, at, &effective, &mut clock::fresh);
+        step.iter().flat_map(|step| &step.facts).for_each(|fact| self.session_cursor.apply(fact));
+        let changes = |fact: &Fact| matches!(fact, Fact::GroupCreated(_) | Fact::GroupChanged(_));
+        let stale = configures || step.as_ref().is_ok_and(|step| step.facts.iter().any(changes));
+        self.effective = Some(effective).filter(|_| !stale);
         step
     }
 
-    /// What these settings and their agent's profile come to.
-    fn new_terms(&self, settings: &Settings) -> Terms {
-        let limits = &self.shared.limits;
+    /// Returns the effective settings of a group with these settings, its profile's and the
+    /// server's included.
+    fn effective_settings(&self, settings: &Settings) -> EffectiveSettings {
+        let server = &self.shared.settings;
         let profile = self.shared.profiles.get(&settings.agent);
-        let of_profile = profile.and_then(|profile| profile.auto_compact);
-        // What waits under a profile that is not configured fails at its launch, and not before.
-        let compacts = profile.map_or(&Compacts::ByRotation, |profile| &profile.compaction);
-        Terms {
-            patience: limits.patience,
-            auto_compact: settings.auto_compact.or(of_profile).unwrap_or(limits.auto_compact),
-            retry: limits.retry,
-            on_interrupt: settings.on_interrupt.unwrap_or(limits.on_interrupt),
+        let profile_auto_compact = profile.and_then(|profile| profile.auto_compact);
+        // A task under a profile that is not configured fails at its launch, not before.
+        let compaction =
+            profile.map_or(&CompactionMethod::ByRotation, |profile| &profile.compaction);
+        EffectiveSettings {
+            limits: server.limits,
+            auto_compact: settings
+                .auto_compact
+                .or(profile_auto_compact)
+                .unwrap_or(server.auto_compact),
+            retry: server.retry,
+            on_interrupt: settings.on_interrupt.unwrap_or(server.on_interrupt),
             permissions: settings
                 .permission_policy
                 .clone()
-                .unwrap_or_else(|| limits.permissions.clone()),
-            compaction: compacts.order(),
-            listens: profile.is_some_and(|profile| profile.signals.any()),
+                .unwrap_or_else(|| server.permissions.clone()),
+            compaction: compaction.order(),
+            has_detectors: profile.is_some_and(|profile| profile.signals.any()),
         }
     }
 
-    /// Gives the slot back after each task, takes one if one is free, and else stands in line.
-    fn use_slot(&mut self, step: &mut Step, at: Now, ctx: &mut Context<Self>) {
+    /// Releases the slot after each task. If core wants one: claims a free slot, or waits for one.
+    fn reconcile_slot(&mut self, step: &mut Step, at: Now, ctx: &mut Context<Self>) {
         loop {
             if self.core.current().is_none() {
                 self.slot = None;
@@ -289,21 +306,21 @@ impl Group {
                     self.slot = Some(slot);
                     step.extend(self.apply(Event::SlotGranted, at).unwrap_or_default());
                 }
-                Err(_) => return self.stand_in_line(ctx),
+                Err(_) => return self.wait_for_slot(ctx),
             }
         }
     }
 
-    fn stand_in_line(&mut self, ctx: &mut Context<Self>) {
+    fn wait_for_slot(&mut self, ctx: &mut Context<Self>) {
         self.waits_for_slot = true;
         let slot = self.shared.slots.clone().acquire_owned();
         ctx.spawn(slot.into_actor(self).map(|slot, group, ctx| match slot {
-            Ok(slot) => ctx.address().do_send(Item::Slot(slot)),
+            Ok(slot) => ctx.address().do_send(SelfMessage::Slot(slot)),
             Err(_) => group.waits_for_slot = false,
         }));
     }
 
-    fn take_slot(&mut self, slot: OwnedSemaphorePermit) -> Vec<Event> {
+    fn on_slot_granted(&mut self, slot: OwnedSemaphorePermit) -> Vec<Event> {
         self.waits_for_slot = false;
         if self.shared.is_draining() || !self.core.wants_slot() {
             return Vec::new();
@@ -312,32 +329,32 @@ impl Group {
         vec![Event::SlotGranted]
     }
 
-    /// Makes a step's facts durable, and then carries out its orders and shows it. If they cannot
-    /// be stored the actor stops: what it believes is not what the database knows. It stops as well
-    /// if another commit is under way, of which only a handler that closes the mailbox can be sure
-    /// (see `item`): nobody could say which of the two the database gets first (I3).
-    fn store(&mut self, step: Step, at: Now, key: Option<KeyUse>) -> Progress {
+    /// Commits a step's facts, then performs its effects and publishes it. If the commit fails the
+    /// actor stops: its state is not that of the database. It also stops if another commit is under
+    /// way, which only a handler that closes the mailbox rules out (see `self_message`): the order
+    /// in which the database gets the two would be open (I3).
+    fn commit(&mut self, step: Step, at: Now, key: Option<KeyUse>) -> Progress {
         let at = at.wall;
-        let Step { writes, effects } = step;
-        if writes.is_empty() && key.is_none() {
+        let Step { facts, effects } = step;
+        if facts.is_empty() && key.is_none() {
             return Box::pin(actix::fut::ready(()).map(move |(), group: &mut Self, ctx| {
-                group.settle(effects, ctx);
+                group.reconcile(effects, ctx);
                 Ok(())
             }));
         }
-        let blocks = frames::pack(&mut self.place, at, &writes);
-        let digests = digest::fold(&mut self.digests, &writes, at);
-        let writes = Writes {
+        let blocks = frame::pack(&mut self.frame_context, at, &facts);
+        let digests = digest::project(&mut self.digests, &facts, at);
+        let commit = GroupCommit {
             group: self.no,
             epoch: self.epoch,
             at,
-            standing: self.standing(),
-            writes,
+            summary: self.summary(),
+            facts,
             blocks,
             digests,
             key,
         };
-        if std::mem::replace(&mut self.commits, true) {
+        if std::mem::replace(&mut self.is_committing, true) {
             return Box::pin(actix::fut::ready(()).map(|(), group: &mut Self, ctx| {
                 log::error!(
                     target: "greenroom::group", group:% = group.id;
@@ -347,19 +364,19 @@ impl Group {
                 Err(GroupError::Rebuilding)
             }));
         }
-        let ledger = self.shared.ledger.clone();
-        let stored = async move { ledger.commit(writes).await };
+        let db = self.shared.db.clone();
+        let stored = async move { db.commit(commit).await };
         Box::pin(stored.into_actor(self).map(|stored, group, ctx| match stored {
             Ok(stored) => {
-                group.commits = false;
+                group.is_committing = false;
                 // The agent works while the logs are written.
-                group.settle(effects, ctx);
-                group.show(&stored);
+                group.reconcile(effects, ctx);
+                group.publish(&stored);
                 Ok(())
             }
-            Err(StoreError::Refused(why)) if group.recovers => {
-                // Its rows contradict each other, and the next actor would meet the same.
-                Err(group.contradicts(&*why))
+            Err(StoreError::Refused(why)) if group.is_recovering => {
+                // Its rows contradict each other, and the next actor would fail the same way.
+                Err(group.on_contradiction(&*why))
             }
             Err(err) => {
                 log::log!(
@@ -374,11 +391,11 @@ impl Group {
         }))
     }
 
-    /// What lists show of the group.
-    fn standing(&self) -> Standing {
-        Standing {
+    /// Returns what lists show of the group.
+    fn summary(&self) -> GroupSummary {
+        GroupSummary {
             id: self.id.clone(),
-            head: self.core.head().clone(),
+            state: self.core.state().clone(),
             status: self.core.status(),
             blocked_by: self.core.blocked_by(),
             queue_length: self.core.waiting().len() as u64,
@@ -388,23 +405,23 @@ impl Group {
         }
     }
 
-    /// Wakes readers and waiters, and tells the logs.
-    fn show(&mut self, stored: &Writes) {
-        feed::publish(&self.feed, &self.id, &stored.blocks, stored.standing.head.last_seq);
+    /// Wakes readers and waiters, counts, and logs.
+    fn publish(&mut self, stored: &GroupCommit) {
+        feed::publish(&self.feed, &self.id, &stored.blocks, stored.summary.state.last_seq);
         self.shared.metrics.observe(stored, |task| self.core.task(task));
-        for write in &stored.writes {
-            report::tell(&self.id, write, stored.at);
-            if let Write::TaskEnded { task, record, .. } = write {
+        for fact in &stored.facts {
+            logging::log_fact(&self.id, fact, stored.at);
+            if let Fact::TaskEnded { task, record, .. } = fact {
                 for waiter in self.waiters.remove(task).into_iter().flatten() {
-                    // Whoever waited may have left.
+                    // The waiting request may have ended.
                     _ = waiter.send(Task::clone(record));
                 }
             }
         }
-        if self.status != stored.standing.status {
-            let from = std::mem::replace(&mut self.status, stored.standing.status);
-            report::tell_status(from, &stored.standing, self.core.current());
-            if !self.shared.watched.count() {
+        if self.status != stored.summary.status {
+            let from = std::mem::replace(&mut self.status, stored.summary.status);
+            logging::log_status(from, &stored.summary, self.core.current());
+            if !self.shared.change_gate.count() {
                 return;
             }
             self.shared.status.do_send(StatusChanged(Change {
@@ -413,53 +430,55 @@ impl Group {
                 group: self.id.clone(),
                 from,
                 to: self.status,
-                blocked_by: stored.standing.blocked_by,
-                queue_length: stored.standing.queue_length,
-                current_task: stored.standing.current_task,
+                blocked_by: stored.summary.blocked_by,
+                queue_length: stored.summary.queue_length,
+                current_task: stored.summary.current_task,
             }));
         }
     }
 
-    /// Carries out orders, and what else follows from the state that is durable now.
-    fn settle(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
+    /// Performs effects, and reconciles what the actor holds with the state that is durable now.
+    fn reconcile(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
         for effect in effects {
             self.perform(effect, ctx);
         }
         if self.core.run().is_none() {
             self.agent = None;
-            self.halted.drain(..).for_each(|waiter| _ = waiter.send(()));
-            if self.core.head().purging && self.core.current().is_none() {
+            self.stop_waiters.drain(..).for_each(|waiter| _ = waiter.send(()));
+            if self.core.state().purging && self.core.current().is_none() {
                 self.purge(ctx);
             }
         }
-        self.see_to_residency();
-        self.see_to_lease(ctx);
-        self.set_timer(ctx);
+        self.reconcile_pool();
+        self.reconcile_lease(ctx);
+        self.reconcile_timer(ctx);
     }
 
     fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
-        let (run, order) = match effect {
+        let (run, command) = match effect {
             Effect::Launch { run, session } => return self.launch(run, session, ctx),
             Effect::Prompt { run, id, .. } if self.shared.is_draining() => {
                 let withheld = Event::PromptWithheld { run, id };
-                return ctx.address().do_send(Item::Event(withheld));
+                return ctx.address().do_send(SelfMessage::Event(withheld));
             }
             Effect::Prompt { run, id, session, prompt } => {
-                (run, Order::Prompt(acp::prompt_line(id, &session, &prompt), session))
+                (run, AgentCommand::Prompt(acp::prompt_line(id, &session, &prompt), session))
             }
-            Effect::Cancel { run, session } => (run, Order::Send(acp::cancel_line(&session))),
-            Effect::OpenSession { run, id } => (run, Order::OpenSession(id)),
-            Effect::TakeLock { task, key } => return self.take_lock(task, &key, ctx),
-            Effect::DropLock { key, holder, token } => {
-                return self.drop_lock(&key, &holder, token);
+            Effect::Cancel { run, session } => {
+                (run, AgentCommand::Send(acp::cancel_line(&session)))
             }
-            Effect::Answer { run, answer } => (run, Order::Send(acp::answer_line(&answer))),
-            Effect::Stop { run, how } => (run, Order::Stop(how)),
+            Effect::OpenSession { run, id } => (run, AgentCommand::OpenSession(id)),
+            Effect::AcquireLock { task, key } => return self.acquire_lock(task, &key, ctx),
+            Effect::ReleaseLock { key, holder, token } => {
+                return self.release_lock(&key, &holder, token);
+            }
+            Effect::Answer { run, answer } => (run, AgentCommand::Send(acp::answer_line(&answer))),
+            Effect::Stop { run, how } => (run, AgentCommand::Stop(how)),
         };
-        if let Some((own, agent)) = &self.agent
-            && *own == run
+        if let Some((current, handle)) = &self.agent
+            && *current == run
         {
-            agent.agent.do_send(order);
+            handle.agent.do_send(command);
         }
     }
 
@@ -469,16 +488,16 @@ impl Group {
         session: Option<greenroom_core::SessionId>,
         ctx: &mut Context<Self>,
     ) {
-        let settings = &self.core.head().settings;
+        let settings = &self.core.state().settings;
         let Some(profile) = self.shared.profiles.get(&settings.agent).cloned() else {
             let detail = format!("the configuration has no agent {:?}", settings.agent);
             let exit =
                 greenroom_core::Exit::unseen(greenroom_core::ExitReason::StartFailed, detail);
             let exited = Event::AgentExited { run, exit };
-            return ctx.address().do_send(AgentReport::of(exited));
+            return ctx.address().do_send(AgentReport::single(exited));
         };
         let own_dir = self.shared.own_dir(self.no);
-        let (lives, died) = oneshot::channel();
+        let (alive, died) = oneshot::channel();
         let start = Start {
             run,
             group: self.id.clone(),
@@ -486,74 +505,38 @@ impl Group {
             own_dir,
             cwd: settings.cwd.clone().map(Into::into),
             session,
-            lives,
+            alive,
         };
-        let own = ctx.address();
-        ctx.spawn(died.into_actor(self).map(move |_, _, _| own.do_send(AgentDied(run))));
-        let needed = Needed::default();
-        let wish = Wish { needed: needed.clone(), group: ctx.address().recipient() };
-        let nursery = self.shared.nursery.clone();
-        let agent = Agent::new(start, nursery, wish, ctx.address().recipient()).start();
-        self.agent = Some((run, AgentHandle { agent, needed }));
+        let group = ctx.address();
+        ctx.spawn(died.into_actor(self).map(move |_, _, _| group.do_send(AgentDied(run))));
+        let usage = UsageCell::default();
+        let request = PoolRequest { usage: usage.clone(), group: ctx.address().recipient() };
+        let launcher = self.shared.launcher.clone();
+        let agent = Agent::new(start, launcher, request, ctx.address().recipient()).start();
+        self.agent = Some((run, AgentHandle { agent, usage }));
     }
 
-    /// One timer for whatever is bounded now, for the earliest of it. One that is armed for an
-    /// earlier moment stays: a turn that settles in time costs none.
-    fn set_timer(&mut self, ctx: &mut Context<Self>) {
-        let now = clock::moment();
-        let bounds = self.core.patience(&self.shared.limits.patience, now).map(|(expiry, ms)| {
-            // These were promised in real time, of which a freeze is a part.
-            let is_promised =
-                matches!(expiry, Expiry::Launch(_) | Expiry::Backoff(..) | Expiry::Queued(_));
-            let known = self.due.iter().find(|(same, _)| *same == expiry && !is_promised);
-            known.copied().unwrap_or_else(|| (expiry, awake::now() + Duration::from_millis(ms)))
-        });
-        self.due = bounds.collect();
-        let Some(due) = self.due.iter().map(|(_, due)| *due).min() else { return };
-        match self.timer {
-            Some((_, armed_for)) if armed_for <= due => return,
-            Some((timer, _)) => _ = ctx.cancel_future(timer),
-            None => {}
-        }
-        let ring = |_: &mut Self, ctx: &mut Context<Self>| ctx.address().do_send(Item::Timer);
-        self.timer = Some((ctx.run_later(due.left(), ring), due));
-    }
-
-    /// What is due; called when the timer went off.
-    fn expired(&mut self, ctx: &mut Context<Self>) -> Vec<Event> {
-        self.timer = None;
-        let now = awake::now();
-        let expired =
-            |(expiry, due): &(Expiry, Awake)| (*due <= now).then_some(Event::Expired(*expiry));
-        let events: Vec<Event> = self.due.iter().filter_map(expired).collect();
-        if events.is_empty() {
-            self.set_timer(ctx);
-        }
-        self.due.retain(|(_, due)| *due > now);
-        events
-    }
-
-    /// A task that is not terminal, as the API shows it.
+    /// Returns a task that is not terminal as the API shows it.
     fn view(&self, id: TaskId) -> Option<TaskView> {
         let task = self.core.task(id)?.clone();
         let claimed = self.core.current().filter(|task| task.state != TaskState::Running);
         let position = match claimed {
             Some(claimed) if claimed.id == id => Some(0),
-            Some(_) => self.core.position(id).map(|place| place + 1),
+            Some(_) => self.core.position(id).map(|ahead| ahead + 1),
             None => self.core.position(id),
         };
         let blocked_by = match position {
             Some(0) if claimed.is_some() => Some(Blocked::Agent),
             Some(0) => self.core.blocked_by(),
-            Some(_) => self.core.blocked_by().map(Blocked::behind),
+            Some(_) => self.core.blocked_by().map(Blocked::for_later_tasks),
             None => None,
         };
-        let position = position.map(|place| place as u64);
+        let position = position.map(|ahead| ahead as u64);
         Some(TaskView { task, group: self.id.clone(), position, blocked_by })
     }
 }
 
-/// A run's actor ended. By a message, so that what it told before is taken in before.
+/// A run's actor stopped. Sent as a message, so that it arrives after the run's last report.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct AgentDied(RunId);
@@ -561,10 +544,10 @@ struct AgentDied(RunId);
 impl Handler<AgentDied> for Group {
     type Result = ();
 
-    /// If it told nothing of how the run ended, the group is rebuilt from the database, which looks
-    /// for what is left of the run (I15).
+    /// Rebuilds the group from the database if the run's end was not reported: recovery searches
+    /// for leftover processes of the run (I15).
     fn handle(&mut self, AgentDied(run): AgentDied, ctx: &mut Context<Self>) {
-        if self.agent.as_ref().is_some_and(|(own, _)| *own == run) {
+        if self.agent.as_ref().is_some_and(|(current, _)| *current == run) {
             log::error!(
                 target: "greenroom::run", group:% = self.id, run:%;
                 "the run's actor panicked; its group is rebuilt from the database"

@@ -1,15 +1,15 @@
-//! What greenroom counts while it runs, for a Prometheus to read.
+//! Metrics: the counters and histograms of groups and agents, in the form that Prometheus reads.
 //!
-//! It owns the counters, and the one place that turns facts into them, after their commit. All of
-//! them are atomics that are found without a lock; a batch is counted, not its lines. What the
-//! database knows is not counted here: it is read when somebody asks.
+//! It has the one place that counts facts, after their commit. All metrics are atomics without a
+//! lock, and a batch is counted as a whole. What is in the database is not counted here: each
+//! scrape reads it.
 
-mod each;
-mod histogram;
+mod family;
+pub mod histogram;
 
 use greenroom_core::{
-    CompactionStatus, ExitReason, Origin, Source, StopReason, Task, TaskId, TaskKind, TaskState,
-    Timestamp, Write,
+    CompactionStatus, ExitReason, Fact, Origin, Source, StopReason, Task, TaskId, TaskKind,
+    TaskState, Timestamp,
 };
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -17,57 +17,52 @@ use prometheus_client::{
 };
 
 pub use self::{
-    each::{Closed, Each, Key, Labels},
+    family::{Family, LabelKey, LabelValue, Labels},
     histogram::Histogram,
 };
-use crate::storage::Writes;
+use crate::storage::GroupCommit;
 
-/// Upper bounds for what takes from a moment to hours, seconds.
+/// Upper bounds of durations from milliseconds to hours, seconds.
 const SECONDS: &[f64] = &[
     0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 10_800.0,
 ];
-/// Upper bounds for a commit, seconds.
-const COMMIT_SECONDS: &[f64] =
-    &[0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
-/// Upper bounds for the groups of one transaction.
-const GROUPS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
 
-/// What all groups and agents of a server count.
+/// The metrics of all groups and agents of a server.
 #[derive(Debug)]
 pub struct Metrics {
-    accepted: Each<(TaskKind, Origin), Counter>,
-    ended: Each<(TaskKind, TaskState), Counter>,
+    accepted: Family<(TaskKind, Origin), Counter>,
+    ended: Family<(TaskKind, TaskState), Counter>,
     queue_wait: Histogram,
-    turn: Each<StopReason, Histogram>,
-    compaction: Each<(Source, CompactionStatus), Histogram>,
+    turn: Family<StopReason, Histogram>,
+    compaction: Family<(Source, CompactionStatus), Histogram>,
     retries: Counter,
     frames: Counter,
     frame_bytes: Counter,
     runs_started: Counter,
-    runs_ended: Each<ExitReason, Counter>,
+    runs_ended: Family<ExitReason, Counter>,
     lines_rejected: Counter,
     stderr_dropped: Counter,
     lock_bypasses: Counter,
     lock_losses: Counter,
     /// Processes that outlived their run or their server, and were found and killed.
     pub orphans_reaped: Counter,
-    /// Arbiters that do not turn now: see [`crate::watchdog`].
+    /// Arbiters that are blocked now: see [`crate::watchdog`].
     pub arbiters_stalled: Gauge,
-    /// How often an arbiter stopped turning.
+    /// How often an arbiter was blocked.
     pub arbiter_stalls: Counter,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         Self {
-            accepted: Each::new(|_| Counter::default()),
-            ended: Each::only(
+            accepted: Family::new(|_| Counter::default()),
+            ended: Family::only(
                 |(_, state): (TaskKind, TaskState)| state.is_terminal(),
                 |_| Counter::default(),
             ),
             queue_wait: Histogram::new(SECONDS),
-            turn: Each::new(|_| Histogram::new(SECONDS)),
-            compaction: Each::only(
+            turn: Family::new(|_| Histogram::new(SECONDS)),
+            compaction: Family::only(
                 |(_, status): (Source, CompactionStatus)| status != CompactionStatus::InProgress,
                 |_| Histogram::new(SECONDS),
             ),
@@ -75,7 +70,7 @@ impl Default for Metrics {
             frames: Counter::default(),
             frame_bytes: Counter::default(),
             runs_started: Counter::default(),
-            runs_ended: Each::new(|_| Counter::default()),
+            runs_ended: Family::new(|_| Counter::default()),
             lines_rejected: Counter::default(),
             stderr_dropped: Counter::default(),
             lock_bypasses: Counter::default(),
@@ -88,72 +83,72 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Names all of it.
+    /// Registers all metrics, with their names and help texts.
     #[rustfmt::skip]
     pub fn register(&self, to: &mut Registry) {
-        to.register("tasks_accepted", "Tasks that were accepted, durably", self.accepted.clone());
+        to.register("tasks_accepted", "Tasks that were accepted", self.accepted.clone());
         to.register("tasks_ended", "Tasks that reached a terminal state", self.ended.clone());
-        to.register("task_retries", "Attempts that came to nothing and are made again", self.retries.clone());
-        to.register("queue_wait_seconds", "From a task's acceptance to the START of its first attempt; a first attempt whose agent did not start is left out", self.queue_wait.clone());
-        to.register("turn_seconds", "From a turn's START to its settlement, each attempt by itself", self.turn.clone());
-        to.register("compaction_seconds", "From a compaction's begin to its end, by who told of it first; one that was only seen to end counts as 0", self.compaction.clone());
+        to.register("task_retries", "Failed attempts without output, after which the task is retried", self.retries.clone());
+        to.register("queue_wait_seconds", "Time from a task's acceptance to the START of its first attempt; a first attempt whose agent did not start is left out", self.queue_wait.clone());
+        to.register("turn_seconds", "Time from the START of a turn's attempt to its settlement", self.turn.clone());
+        to.register("compaction_seconds", "Time from a compaction's start to its end, by the detector that reported it first; 0 if only its end was reported", self.compaction.clone());
         to.register("frames", "Frames that were stored", self.frames.clone());
         to.register("frame_bytes", "Bytes of the frames that were stored", self.frame_bytes.clone());
-        to.register("runs_started", "Agent processes that were ordered to start", self.runs_started.clone());
-        to.register("runs_ended", "Agent processes that ended, by why", self.runs_ended.clone());
-        to.register("agent_lines_rejected", "Lines of agents that are no protocol message", self.lines_rejected.clone());
-        to.register("stderr_lines_dropped", "Lines on agents' stderr that nobody kept, counted at the end of their run", self.stderr_dropped.clone());
-        to.register("lock_bypasses", "Compactions that went on without a lock as there was none to be had", self.lock_bypasses.clone());
-        to.register("lock_losses", "Compactions whose lock was taken over or could not be kept", self.lock_losses.clone());
+        to.register("runs_started", "Runs whose agent was ordered to start", self.runs_started.clone());
+        to.register("runs_ended", "Runs that ended, by reason", self.runs_ended.clone());
+        to.register("agent_lines_rejected", "Lines of agents that are not protocol messages", self.lines_rejected.clone());
+        to.register("stderr_lines_dropped", "Lines on agents' stderr that were not kept, counted at the end of their run", self.stderr_dropped.clone());
+        to.register("lock_bypasses", "Compactions that continued without a lock, as the database has no table of locks", self.lock_bypasses.clone());
+        to.register("lock_losses", "Compactions whose lock was lost", self.lock_losses.clone());
         to.register("orphans_reaped", "Processes that outlived their run or their server, found and killed", self.orphans_reaped.clone());
-        to.register("arbiters_stalled", "Threads of actors that have not turned for a second", self.arbiters_stalled.clone());
-        to.register("arbiter_stalls", "How often a thread of actors did not turn for a second", self.arbiter_stalls.clone());
+        to.register("arbiters_stalled", "Actor threads that have been blocked for a second", self.arbiters_stalled.clone());
+        to.register("arbiter_stalls", "How often an actor thread was blocked for a second", self.arbiter_stalls.clone());
     }
 
-    /// Counts what was just made durable. `now` is a task of the group as it is after that.
-    pub fn observe<'a>(&self, stored: &'a Writes, now: impl Fn(TaskId) -> Option<&'a Task>) {
+    /// Counts a durable commit. `now` returns a task of the group as it is after the commit.
+    pub fn observe<'a>(&self, stored: &'a GroupCommit, now: impl Fn(TaskId) -> Option<&'a Task>) {
         self.frames.inc_by(stored.blocks.iter().map(|block| block.count).sum());
         let bytes: usize = stored.blocks.iter().map(|block| block.text.len()).sum();
         self.frame_bytes.inc_by(bytes as u64);
-        for write in &stored.writes {
+        for fact in &stored.facts {
             let task = |id: TaskId| now(id).or_else(|| ended_in(stored, id));
-            self.count(write, stored.at, task);
+            self.count(fact, stored.at, task);
         }
     }
 
-    fn count<'a>(&self, write: &Write, at: Timestamp, task: impl Fn(TaskId) -> Option<&'a Task>) {
-        match write {
-            Write::TaskQueued { kind, origin, .. } => inc(self.accepted.of((*kind, *origin))),
-            Write::TaskStarted { task: id, attempt: 1, .. } => {
+    fn count<'a>(&self, fact: &Fact, at: Timestamp, task: impl Fn(TaskId) -> Option<&'a Task>) {
+        match fact {
+            Fact::TaskQueued { kind, origin, .. } => inc(self.accepted.of((*kind, *origin))),
+            Fact::TaskStarted { task: id, attempt: 1, .. } => {
                 if let Some(task) = task(*id) {
                     self.queue_wait.observe_ms(task.created_at.0, at.0);
                 }
             }
-            Write::TurnSettled { task: id, stop_reason, .. } => {
+            Fact::TurnSettled { task: id, stop_reason, .. } => {
                 let turn = task(*id).filter(|task| task.kind() == TaskKind::Turn);
                 let started = turn.and_then(|turn| turn.started_at);
                 if let (Some(started), Some(seconds)) = (started, self.turn.of(*stop_reason)) {
                     seconds.observe_ms(started.0, at.0);
                 }
             }
-            Write::TaskRetrying { .. } => _ = self.retries.inc(),
-            Write::TaskEnded { state, record, .. } => {
+            Fact::TaskRetrying { .. } => _ = self.retries.inc(),
+            Fact::TaskEnded { state, record, .. } => {
                 inc(self.ended.of((record.kind(), *state)));
             }
-            Write::CompactionEnded(compaction) => {
+            Fact::CompactionEnded(compaction) => {
                 let key = (compaction.source, compaction.status);
                 if let Some(seconds) = self.compaction.of(key) {
                     seconds.observe_ms(compaction.started_at.0, at.0);
                 }
             }
-            Write::RunStarted { .. } => _ = self.runs_started.inc(),
-            Write::RunExited { exit, .. } => {
+            Fact::RunStarted { .. } => _ = self.runs_started.inc(),
+            Fact::RunExited { exit, .. } => {
                 inc(self.runs_ended.of(exit.reason));
                 self.stderr_dropped.inc_by(exit.stderr_dropped);
             }
-            Write::AgentOutputRejected { .. } => _ = self.lines_rejected.inc(),
-            Write::LockBypassed { .. } => _ = self.lock_bypasses.inc(),
-            Write::LockLost { .. } => _ = self.lock_losses.inc(),
+            Fact::AgentOutputRejected { .. } => _ = self.lines_rejected.inc(),
+            Fact::LockBypassed { .. } => _ = self.lock_bypasses.inc(),
+            Fact::LockLost { .. } => _ = self.lock_losses.inc(),
             _ => {}
         }
     }
@@ -165,55 +160,12 @@ fn inc(counter: Option<&Counter>) {
     }
 }
 
-/// A task that ended in the very commit.
-fn ended_in(stored: &Writes, id: TaskId) -> Option<&Task> {
-    stored.writes.iter().find_map(|write| match write {
-        Write::TaskEnded { task, record, .. } if *task == id => Some(&**record),
+/// Returns a task that ended in this commit.
+fn ended_in(stored: &GroupCommit, id: TaskId) -> Option<&Task> {
+    stored.facts.iter().find_map(|fact| match fact {
+        Fact::TaskEnded { task, record, .. } if *task == id => Some(&**record),
         _ => None,
     })
-}
-
-/// What the one writer counts.
-#[derive(Clone, Debug)]
-pub struct StorageMetrics {
-    /// Transactions that were durable.
-    pub(crate) transactions: Counter,
-    /// Groups' commits in them.
-    pub(crate) commits: Counter,
-    /// How many groups' commits one transaction held.
-    pub(crate) groups: Histogram,
-    /// How long a transaction took, durable or not.
-    pub(crate) seconds: Histogram,
-    /// Locks that were taken.
-    pub(crate) lock_acquisitions: Counter,
-    /// Locks that were taken from a holder whose process is provably gone.
-    pub(crate) lock_reclaims: Counter,
-}
-
-impl Default for StorageMetrics {
-    fn default() -> Self {
-        Self {
-            transactions: Counter::default(),
-            commits: Counter::default(),
-            groups: Histogram::new(GROUPS),
-            seconds: Histogram::new(COMMIT_SECONDS),
-            lock_acquisitions: Counter::default(),
-            lock_reclaims: Counter::default(),
-        }
-    }
-}
-
-impl StorageMetrics {
-    /// Names all of it.
-    #[rustfmt::skip]
-    pub fn register(&self, to: &mut Registry) {
-        to.register("transactions", "Transactions of groups' facts that were durable", self.transactions.clone());
-        to.register("commits", "Groups' commits that were durable; a transaction holds those of several groups", self.commits.clone());
-        to.register("transaction_groups", "Groups' commits in one transaction", self.groups.clone());
-        to.register("commit_seconds", "How long a transaction of groups' facts took, durable or not", self.seconds.clone());
-        to.register("lock_acquisitions", "Compaction locks that were taken, by groups and over HTTP", self.lock_acquisitions.clone());
-        to.register("lock_reclaims", "Compaction locks that were taken from a holder whose process is provably gone", self.lock_reclaims.clone());
-    }
 }
 
 #[cfg(test)]
@@ -224,8 +176,8 @@ mod tests {
 
     use super::*;
 
-    /// What `metrics` tell that is not zero, in order; no buckets.
-    fn told(metrics: &Metrics) -> Vec<String> {
+    /// Returns the samples of `metrics` that are not zero, in order, without buckets.
+    fn samples(metrics: &Metrics) -> Vec<String> {
         let (mut registry, mut text) = (Registry::default(), String::new());
         metrics.register(&mut registry);
         text::encode(&mut text, &registry).unwrap();
@@ -241,16 +193,16 @@ mod tests {
         task
     }
 
-    /// One line a fact: what it moves, and what it leaves alone.
+    /// One line a fact, with the samples that it changes.
     #[test]
-    fn facts_move_what_they_are_about() {
+    fn each_fact_changes_its_own_metrics_only() {
         let prompt = Json::parse("[]".into()).unwrap();
         let turn = task(Work::Turn { prompt: prompt.clone() });
         let compaction =
             task(Work::Compaction { focus: None, prompt, strategy: Strategy::Command });
         let run = crate::clock::run_id();
-        let started = |task: &Task, attempt| Write::TaskStarted { task: task.id, attempt, run };
-        let settled = |task: &Task| Write::TurnSettled {
+        let started = |task: &Task, attempt| Fact::TaskStarted { task: task.id, attempt, run };
+        let settled = |task: &Task| Fact::TurnSettled {
             task: task.id,
             stop_reason: StopReason::EndTurn,
             tokens: None,
@@ -261,22 +213,22 @@ mod tests {
             r#"turn_seconds_count{stop_reason="end_turn"} 1"#,
         ];
         #[rustfmt::skip]
-        let cases: [(Write, &[&str]); 9] = [
+        let cases: [(Fact, &[&str]); 9] = [
             (started(&turn, 1),                                                             &wait),
             (started(&turn, 2),                                                             &[]),
             (settled(&turn),                                                                &seconds),
             (settled(&compaction),                                                          &[]),
-            (Write::LockLost { task: turn.id },                                             &["lock_losses_total 1"]),
-            (Write::LockBypassed { task: turn.id, remedy: "".into() },                      &["lock_bypasses_total 1"]),
-            (Write::RunStarted { run, agent: "a".into(), listens: false },                                  &["runs_started_total 1"]),
-            (Write::AgentOutputRejected { run, reason: "".into(), bytes: "".into() },       &["agent_lines_rejected_total 1"]),
-            (Write::CancelRequested { task: turn.id },                                      &[]),
+            (Fact::LockLost { task: turn.id },                                             &["lock_losses_total 1"]),
+            (Fact::LockBypassed { task: turn.id, remedy: "".into() },                      &["lock_bypasses_total 1"]),
+            (Fact::RunStarted { run, agent: "a".into(), has_detectors: false },                                  &["runs_started_total 1"]),
+            (Fact::AgentOutputRejected { run, reason: "".into(), bytes: "".into() },       &["agent_lines_rejected_total 1"]),
+            (Fact::CancelRequested { task: turn.id },                                      &[]),
         ];
-        for (write, moved) in cases {
+        for (fact, changed) in cases {
             let metrics = Metrics::default();
             let find = |id| [&turn, &compaction].into_iter().find(|task| task.id == id);
-            metrics.count(&write, Timestamp(5000), find);
-            assert_eq!(told(&metrics), moved, "{write:?}");
+            metrics.count(&fact, Timestamp(5000), find);
+            assert_eq!(samples(&metrics), changed, "{fact:?}");
         }
     }
 }

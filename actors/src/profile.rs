@@ -1,4 +1,4 @@
-//! How an agent is launched, and the limits that all groups share: what the configuration says.
+//! Launch profiles of agents, and the settings that all groups share, both from the configuration.
 
 use std::{
     io,
@@ -8,13 +8,15 @@ use std::{
     time::Duration,
 };
 
-use greenroom_core::{CompactionOrder, OnInterrupt, Patience, PermissionPolicy, Retry, Strategy};
+use greenroom_core::{
+    CompactionOrder, Limits, OnInterrupt, PermissionPolicy, RetryPolicy, Strategy,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use crate::awake;
 
-/// What an agent is asked whose session is to go on in another one.
+/// The prompt for the summary that starts a new session.
 const SUMMARY_REQUEST: &str = "\
     Your context is almost full. This session ends here and goes on in a new one, which will know \
     nothing but what you write now. Sum up what it needs to go on without a break: the goal and \
@@ -22,7 +24,7 @@ const SUMMARY_REQUEST: &str = "\
     names and values that matter, open questions, and the very next step. Call no tool. Answer \
     with the summary alone.";
 
-/// A named way to launch an agent. Callers of the API can only name one (RELIABILITY C10).
+/// A launch profile of an agent. Callers of the API can only name one (C10).
 #[derive(Clone, Debug)]
 pub struct Profile {
     /// Its name.
@@ -31,37 +33,37 @@ pub struct Profile {
     pub command: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
-    /// Its whole environment but for `PATH HOME USER LANG LC_* TZ TMPDIR` and greenroom's marks.
+    /// Its environment, except for `PATH HOME USER LANG LC_* TZ TMPDIR` and greenroom's markers.
     pub env: Vec<(String, String)>,
-    /// Where a group's working directory may lie; empty: any directory that exists.
+    /// The roots of groups' working directories; empty: any existing directory.
     pub cwd_roots: Vec<PathBuf>,
     /// The ACP `authenticate` method to use before a session, if the agent needs one.
     pub auth_method: Option<String>,
-    /// From spawn to a session.
+    /// The longest time from the spawn to a session.
     pub start_timeout: Duration,
     /// How its context is compacted.
-    pub compaction: Compacts,
-    /// The share of the context window at which a compaction is ordered; absent: the default.
+    pub compaction: CompactionMethod,
+    /// The share of the context window at which greenroom orders a compaction; absent: the default.
     pub auto_compact: Option<f64>,
-    /// What tells of its compactions besides ACP.
+    /// The detectors of its compactions besides ACP.
     pub signals: Signals,
     /// The file mode mask of the agent's process.
     pub umask: Option<u32>,
     /// Whether the agent may never gain privileges by exec.
     pub no_new_privs: bool,
-    /// What each of its processes may use.
+    /// The resource limits of each of its processes.
     pub rlimits: Rlimits,
 }
 
-/// Limits of the system for each process of an agent (setrlimit(2)); `None` leaves one as the
-/// server has it. There is none of the address space: V8 reserves far more than it uses.
+/// Resource limits of each process of an agent (setrlimit(2)); `None` keeps the server's limit. The
+/// address space has none: V8 reserves far more than it uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rlimits {
     /// Open files. `None`: as many as the server was started with.
     pub open_files: Option<u64>,
-    /// Processes and threads of the user that the agent runs as, all of them counted.
+    /// All processes and threads of the user that the agent runs as.
     pub processes: Option<u64>,
-    /// Bytes of a core file, which holds all that the agent knows.
+    /// Bytes of a core file, which holds all of the agent's memory.
     pub core_bytes: u64,
     /// Bytes of a file that it writes.
     pub file_bytes: Option<u64>,
@@ -69,24 +71,24 @@ pub struct Rlimits {
     pub cpu_seconds: Option<u64>,
 }
 
-/// How long a file system may take to say what a directory is.
+/// How long a file system may take to answer about a directory.
 const DIRECTORY_MAX: Duration = Duration::from_secs(5);
 
-/// Looks at directories on a thread of its own: one on a hung mount would keep an arbiter, and so
-/// all of its groups, from their work (I15).
+/// Runs `inspect` on a thread of its own: a directory on a hung mount would block an arbiter, and
+/// so all of its groups (I15).
 ///
 /// # Errors
 ///
-/// What the look gives, or that the file system did not answer within [`DIRECTORY_MAX`].
-pub async fn look_apart(
-    look: impl FnOnce() -> io::Result<PathBuf> + Send + 'static,
+/// The error of `inspect`, or the file system did not answer within 5 s.
+pub async fn inspect_directory(
+    inspect: impl FnOnce() -> io::Result<PathBuf> + Send + 'static,
 ) -> io::Result<PathBuf> {
-    let (done, looked) = oneshot::channel();
-    // Not one of the runtime's: those panic where the system gives no thread (RELIABILITY F34).
-    thread::Builder::new().name("directory".into()).spawn(move || _ = done.send(look()))?;
-    match awake::timeout(DIRECTORY_MAX, looked).await {
-        Ok(Ok(looked)) => looked,
-        Ok(Err(_)) => Err(io::Error::other("the look at a directory panicked")),
+    let (done, result) = oneshot::channel();
+    // Not a thread of the runtime, which panics if the system has no thread left (F34).
+    thread::Builder::new().name("directory".into()).spawn(move || _ = done.send(inspect()))?;
+    match awake::timeout(DIRECTORY_MAX, result).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(io::Error::other("the check of a directory panicked")),
         Err(_) => {
             let max = DIRECTORY_MAX.as_secs();
             Err(io::Error::other(format!("its file system did not answer within {max} s")))
@@ -95,21 +97,21 @@ pub async fn look_apart(
 }
 
 impl Profile {
-    /// [`Self::check_cwd`] by [`look_apart`].
+    /// Runs [`Self::check_cwd`] by [`inspect_directory`].
     ///
     /// # Errors
     ///
-    /// As both.
-    pub async fn check_cwd_apart(self: &Arc<Self>, cwd: PathBuf) -> io::Result<PathBuf> {
+    /// Those of both.
+    pub async fn check_cwd_off_thread(self: &Arc<Self>, cwd: PathBuf) -> io::Result<PathBuf> {
         let profile = self.clone();
-        look_apart(move || profile.check_cwd(&cwd)).await
+        inspect_directory(move || profile.check_cwd(&cwd)).await
     }
 
-    /// Checks that `cwd` is a directory where this agent may work, and gives its canonical path.
+    /// Checks that `cwd` is a directory where this agent may work, and returns its canonical path.
     ///
     /// # Errors
     ///
-    /// It does not exist, is no directory, or does not lie under the profile's roots.
+    /// It does not exist, is no directory, or is not under the profile's roots.
     pub fn check_cwd(&self, cwd: &Path) -> io::Result<PathBuf> {
         let named = |err: io::Error| {
             io::Error::new(err.kind(), format!("working directory {}: {err}", cwd.display()))
@@ -127,63 +129,63 @@ impl Profile {
     }
 }
 
-/// How an agent's context is compacted on order.
+/// How greenroom compacts an agent's context.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Compacts {
+pub enum CompactionMethod {
     /// By the agent's own slash command, sent as a prompt.
     ByCommand(String),
-    /// By a summary, which leads into a new session. Any agent can do that.
+    /// By a summary that starts a new session. Any agent supports this.
     ByRotation,
     /// Not at all.
-    Not,
+    Unsupported,
 }
 
-impl Compacts {
-    /// What a compaction task has the agent do; `None` if there is no way to order one.
+impl CompactionMethod {
+    /// Returns the order of a compaction task; `None` if compactions cannot be ordered.
     pub fn order(&self) -> Option<CompactionOrder> {
         let (strategy, text) = match self {
             Self::ByCommand(command) => (Strategy::Command, command.clone()),
             Self::ByRotation => (Strategy::Rotate, SUMMARY_REQUEST.to_owned()),
-            Self::Not => return None,
+            Self::Unsupported => return None,
         };
         Some(CompactionOrder { strategy, text })
     }
 }
 
-/// What is listened to for compactions that an agent makes by itself, besides ACP (SEEDS AM-20).
+/// The detectors, besides ACP, of compactions that an agent makes by itself (AM-20).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Signals {
-    /// `_meta.hermes` on updates and in the answers that open a session.
+    /// `_meta.hermes` in updates and in the responses that open a session.
     pub hermes_meta: bool,
     /// hermes' log lines on stderr.
     pub hermes_stderr: bool,
 }
 
 impl Signals {
-    /// Whether anything is listened to.
+    /// Whether any detector is enabled.
     pub fn any(self) -> bool {
         self.hermes_meta || self.hermes_stderr
     }
 }
 
-/// The limits that all groups share.
+/// The settings that all groups share.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct ServerSettings {
     /// Tasks running at once, all groups.
     pub running_groups: usize,
-    /// What each group goes by.
-    pub patience: Patience,
-    /// The share of the context window at which a compaction is ordered, if neither the group nor
-    /// its profile says otherwise; 0: never.
+    /// The limits of each group.
+    pub limits: Limits,
+    /// The share of the context window at which greenroom orders a compaction, unless the group or
+    /// its profile sets another one; 0: never.
     pub auto_compact: f64,
-    /// How long a compaction's lock is leased for at a time.
+    /// The lease of a compaction's lock.
     pub lock_ttl: Duration,
-    /// Which failed attempts are made again.
-    pub retry: Retry,
-    /// What becomes of a queue after a turn was cut off, unless its group says otherwise.
+    /// Which failed attempts are retried.
+    pub retry: RetryPolicy,
+    /// What happens to a queue after a turn was interrupted, unless its group sets another policy.
     pub on_interrupt: OnInterrupt,
-    /// Who decides on what agents ask for, unless their group says otherwise.
+    /// Who decides on permission requests, unless the group sets another policy.
     pub permissions: PermissionPolicy,
-    /// From a shutdown's begin until running turns are cut off.
+    /// The time from the start of a shutdown until running turns are cancelled.
     pub drain: Duration,
 }

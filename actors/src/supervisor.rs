@@ -1,7 +1,7 @@
-//! Starts groups from the database, and rebuilds an actor that died.
+//! The parent of all groups: starts them, rebuilds an actor that died, and shuts all down.
 //!
-//! actix's own Supervisor leaves a closed mailbox behind after a panic; here a group's actor tells
-//! of its end when it is dropped, however that comes about.
+//! actix's own Supervisor leaves a closed mailbox after a panic; here a group's actor reports its
+//! end when it is dropped, whatever the reason.
 
 use std::{
     collections::HashMap,
@@ -18,30 +18,30 @@ use greenroom_core::{GroupId, Recovery};
 use tokio::{sync::broadcast, time::sleep};
 
 use crate::{
+    abort_on_panic::AbortOnPanic,
     awake::timeout,
-    changes::{History, KEPT_MAX, Replay},
+    changes::{Backlog, Change, KEPT_MAX, RecentChanges},
     clock,
-    feed::Feed,
-    group::{Change, Cut, Drain, Forget, Group, GroupDied, Halt, Shared, StatusChanged},
+    group::{CancelRunning, Drain, Forget, Group, GroupDied, Shared, StatusChanged, StopAgent},
     storage::{GROUP_MAX, GroupIndex, GroupNo, StoreError},
-    vital::Vital,
+    transcript::feed::Feed,
 };
 
 /// How long a cancelled turn may still take when the server shuts down.
-const CUT: Duration = Duration::from_secs(5);
-/// How long a group's agent may take to end after that: its ladder and what its keeper adds.
-const HALT: Duration = Duration::from_secs(20);
-/// How long after its end an actor is rebuilt, at first; doubled up to [`REBUILD_MAX`] while it
-/// does not live long.
-const REBUILD: Duration = Duration::from_millis(50);
-const REBUILD_MAX: Duration = Duration::from_secs(5);
-/// An actor that lived so long had no trouble starting.
-const LIVED: Duration = Duration::from_secs(30);
-/// How often it is looked whether anybody watches the status of all groups. A reader who comes back
-/// within that time misses nothing.
-const UNWATCHED: Duration = Duration::from_secs(60);
+const CANCEL_WAIT: Duration = Duration::from_secs(5);
+/// How long a group's agent may take to stop after that: its escalation and the shim's time.
+const STOP_WAIT: Duration = Duration::from_secs(20);
+/// How long after its end an actor is rebuilt, at first; doubled up to [`REBUILD_WAIT_MAX`] while
+/// its successors end early too.
+const REBUILD_WAIT: Duration = Duration::from_millis(50);
+const REBUILD_WAIT_MAX: Duration = Duration::from_secs(5);
+/// An actor that ran this long started without trouble.
+const STABLE_AFTER: Duration = Duration::from_secs(30);
+/// How often the supervisor checks for readers of status changes. A reader who reconnects within
+/// that time misses nothing.
+const READERS_CHECK_EVERY: Duration = Duration::from_secs(60);
 
-/// A group as the HTTP edge holds it.
+/// A group as HTTP holds it.
 #[derive(Clone, Debug)]
 pub struct GroupHandle {
     /// Its name.
@@ -54,28 +54,28 @@ pub struct GroupHandle {
     pub feed: Arc<Feed>,
 }
 
-/// Find a group, or make its actor. The group itself exists once something of it is durable.
+/// Find a group, or start its actor. The group itself exists once it has a durable fact.
 #[derive(Debug, Message)]
 #[rtype(result = "Option<GroupHandle>")]
 pub struct Find {
     /// Its name.
     pub group: GroupId,
-    /// Whether a name that nobody used yet is taken.
+    /// Whether an unknown name gets an actor too.
     pub create: bool,
 }
 
-/// Read the index of groups, and start those that have something to go on with.
+/// Read the index of groups, and start those with work to continue.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<usize, StoreError>")]
 pub struct Boot;
 
-/// End everything in order: start nothing, let running turns finish for a while, cancel them, end
-/// every agent. Answered when nothing is left.
+/// Shut down in order: start no work, let running turns finish for a while, cancel them, stop every
+/// agent. The answer comes when all agents are gone.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ShutDown;
 
-/// Read the status changes after a number, and hear of all later ones.
+/// Read the status changes after a number, and subscribe to all later ones.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Changes")]
 pub struct ChangesAfter(pub u64);
@@ -83,19 +83,19 @@ pub struct ChangesAfter(pub u64);
 /// Status changes of all groups.
 #[derive(Debug, MessageResponse)]
 pub struct Changes {
-    /// The number of the first change that follows, if changes that were asked for are missing.
+    /// The number of the first change available, if requested ones are missing.
     pub gap: Option<u64>,
-    /// Those that were asked for and are kept.
+    /// The requested changes that are still in memory.
     pub past: Vec<Arc<Change>>,
-    /// Those to come. A reader that falls far behind misses some, and learns of it.
-    pub coming: broadcast::Receiver<Arc<Change>>,
+    /// Later changes. A reader that lags too far misses some, and is notified of that.
+    pub live: broadcast::Receiver<Arc<Change>>,
 }
 
 struct Entry {
     handle: GroupHandle,
     incarnation: u64,
     started: Instant,
-    patience: Duration,
+    rebuild_wait: Duration,
 }
 
 /// The parent of all groups.
@@ -103,19 +103,19 @@ pub struct Supervisor {
     shared: Arc<Shared>,
     arbiters: Vec<Arbiter>,
     groups: HashMap<GroupId, Entry>,
-    /// Groups that exist and whose actor nobody needed yet.
+    /// Groups that exist and whose actor was not needed yet.
     dormant: HashMap<GroupId, GroupNo>,
     last_no: GroupNo,
     last_incarnation: u64,
-    past_changes: History,
+    past_changes: RecentChanges,
     changes: broadcast::Sender<Arc<Change>>,
-    /// How often in a row nobody was found to watch.
-    unwatched: u32,
-    _vital: Vital,
+    /// The number of checks in a row that found no reader.
+    checks_without_readers: u32,
+    _vital: AbortOnPanic,
 }
 
 impl Supervisor {
-    /// A supervisor whose groups run on `arbiters`.
+    /// Creates a supervisor whose groups run on `arbiters`.
     pub fn new(shared: Arc<Shared>, arbiters: Vec<Arbiter>) -> Self {
         Self {
             shared,
@@ -125,15 +125,15 @@ impl Supervisor {
             last_no: 0,
             last_incarnation: 0,
             // Microseconds since the epoch. No server makes a million changes a second for long, so
-            // the numbers of an earlier life are below, or above if the clock was set back.
-            past_changes: History::new(clock::now_us()),
+            // the numbers of an earlier process are lower, or higher if the clock was set back.
+            past_changes: RecentChanges::new(clock::now_us()),
             changes: broadcast::Sender::new(KEPT_MAX),
-            unwatched: 0,
-            _vital: Vital("supervisor"),
+            checks_without_readers: 0,
+            _vital: AbortOnPanic("supervisor"),
         }
     }
 
-    fn open(&mut self, id: &GroupId, create: bool) -> Option<GroupHandle> {
+    fn find_or_start(&mut self, id: &GroupId, create: bool) -> Option<GroupHandle> {
         if let Some(entry) = self.groups.get(id) {
             return Some(entry.handle.clone());
         }
@@ -146,21 +146,21 @@ impl Supervisor {
             }
             None => return None,
         };
-        Some(self.start(id.clone(), no, Arc::default(), REBUILD, Recovery::Restart))
+        Some(self.start(id.clone(), no, Arc::default(), REBUILD_WAIT, Recovery::Restart))
     }
 
-    /// Stops listening to status changes when nobody has wanted to know of them for a while.
-    fn look_who_watches(&mut self, ctx: &mut Context<Self>) {
+    /// Stops receiving status changes after two checks without readers.
+    fn check_readers(&mut self, ctx: &mut Context<Self>) {
         if self.changes.receiver_count() > 0 {
-            self.unwatched = 0;
+            self.checks_without_readers = 0;
         } else {
-            self.unwatched += 1;
+            self.checks_without_readers += 1;
         }
-        if self.unwatched > 1 {
-            self.unwatched = 0;
-            self.shared.watched.end();
+        if self.checks_without_readers > 1 {
+            self.checks_without_readers = 0;
+            self.shared.change_gate.close();
         } else {
-            ctx.run_later(UNWATCHED, Self::look_who_watches);
+            ctx.run_later(READERS_CHECK_EVERY, Self::check_readers);
         }
     }
 
@@ -169,7 +169,7 @@ impl Supervisor {
         id: GroupId,
         no: GroupNo,
         feed: Arc<Feed>,
-        patience: Duration,
+        rebuild_wait: Duration,
         recovery: Recovery,
     ) -> GroupHandle {
         let arbiter = &self.arbiters[no as usize % self.arbiters.len()];
@@ -182,7 +182,7 @@ impl Supervisor {
         });
         let handle = GroupHandle { id: id.clone(), no, addr, feed };
         let entry =
-            Entry { handle: handle.clone(), incarnation, started: Instant::now(), patience };
+            Entry { handle: handle.clone(), incarnation, started: Instant::now(), rebuild_wait };
         self.groups.insert(id, entry);
         handle
     }
@@ -200,15 +200,15 @@ impl Handler<Boot> for Supervisor {
     type Result = AtomicResponse<Self, Result<usize, StoreError>>;
 
     fn handle(&mut self, _: Boot, _: &mut Self::Context) -> Self::Result {
-        let ledger = self.shared.ledger.clone();
-        let index = async move { ledger.read(|archive| archive.group_index()).await };
+        let db = self.shared.db.clone();
+        let index = async move { db.read(|store| store.group_index()).await };
         AtomicResponse::new(Box::pin(index.into_actor(self).map(|index, supervisor, _| {
             let GroupIndex { groups, last_no } = index?;
             supervisor.last_no = last_no;
             let count = groups.len();
             for (no, id, busy) in groups {
                 if busy {
-                    supervisor.start(id, no, Arc::default(), REBUILD, Recovery::Restart);
+                    supervisor.start(id, no, Arc::default(), REBUILD_WAIT, Recovery::Restart);
                 } else {
                     supervisor.dormant.insert(id, no);
                 }
@@ -222,7 +222,7 @@ impl Handler<Find> for Supervisor {
     type Result = Option<GroupHandle>;
 
     fn handle(&mut self, find: Find, _: &mut Self::Context) -> Self::Result {
-        self.open(&find.group, find.create)
+        self.find_or_start(&find.group, find.create)
     }
 }
 
@@ -231,27 +231,27 @@ impl Handler<GroupDied> for Supervisor {
 
     fn handle(&mut self, died: GroupDied, ctx: &mut Self::Context) {
         let GroupDied { group: id, incarnation, recovery } = died;
-        // Its mailbox may still be open: the actor tells of its end while it is being dropped.
+        // Its mailbox may still be open: the actor reports its end while it is being dropped.
         let entry = self.groups.get(&id).filter(|entry| entry.incarnation == incarnation);
         let Some(entry) = entry else { return };
-        let patience = match entry.started.elapsed() {
-            lived if lived >= LIVED => REBUILD,
-            _ => (entry.patience * 2).min(REBUILD_MAX),
+        let next_wait = match entry.started.elapsed() {
+            lived if lived >= STABLE_AFTER => REBUILD_WAIT,
+            _ => (entry.rebuild_wait * 2).min(REBUILD_WAIT_MAX),
         };
-        let (no, feed, wait) = (entry.handle.no, entry.handle.feed.clone(), entry.patience);
+        let (no, feed, wait) = (entry.handle.no, entry.handle.feed.clone(), entry.rebuild_wait);
         log::warn!(
             target: "greenroom::supervisor", group:% = id, after_ms = wait.as_millis();
             "group actor ended; it is rebuilt from the database"
         );
-        let health = self.shared.ledger.health.clone();
-        let rested = async move {
+        let health = self.shared.db.health.clone();
+        let ready = async move {
             sleep(wait).await;
-            // What it would believe of a database that fails would not be so.
+            // A failing database cannot give back the group's state.
             health.until_good().await;
         };
-        ctx.spawn(rested.into_actor(self).map(move |(), supervisor, _| {
+        ctx.spawn(ready.into_actor(self).map(move |(), supervisor, _| {
             if supervisor.groups.contains_key(&id) {
-                supervisor.start(id, no, feed, patience, recovery);
+                supervisor.start(id, no, feed, next_wait, recovery);
             }
         }));
     }
@@ -270,7 +270,7 @@ impl Handler<StatusChanged> for Supervisor {
 
     fn handle(&mut self, StatusChanged(change): StatusChanged, _: &mut Self::Context) {
         let change = self.past_changes.push(change);
-        // An error says that nobody listens.
+        // An error means that no reader is connected.
         _ = self.changes.send(change);
     }
 }
@@ -279,21 +279,21 @@ impl Handler<ChangesAfter> for Supervisor {
     type Result = Changes;
 
     fn handle(&mut self, ChangesAfter(id): ChangesAfter, ctx: &mut Self::Context) -> Self::Result {
-        if let Some(unheard) = self.shared.watched.begin() {
-            self.past_changes.skip(unheard);
-            ctx.run_later(UNWATCHED, Self::look_who_watches);
+        if let Some(missed) = self.shared.change_gate.open() {
+            self.past_changes.skip(missed);
+            ctx.run_later(READERS_CHECK_EVERY, Self::check_readers);
         }
-        let Replay { gap, past } = self.past_changes.after(id);
-        Changes { gap, past, coming: self.changes.subscribe() }
+        let Backlog { gap, past } = self.past_changes.after(id);
+        Changes { gap, past, live: self.changes.subscribe() }
     }
 }
 
 impl Handler<ShutDown> for Supervisor {
-    /// Not atomic: reads are answered all through the drain.
+    /// Not atomic: reads are answered throughout the drain.
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: ShutDown, _: &mut Self::Context) -> Self::Result {
-        // Before any group hears of it: none claims work while the others are told.
+        // Before any group gets its message: none claims work while the others get theirs.
         self.shared.draining.store(true, Ordering::SeqCst);
         let groups: Vec<GroupHandle> =
             self.groups.values().map(|entry| entry.handle.clone()).collect();
@@ -302,32 +302,33 @@ impl Handler<ShutDown> for Supervisor {
     }
 }
 
-/// Every wait has an end: a group that hangs must not keep the server from its own.
+/// Drains the groups, cancels what runs, and stops the agents. Every wait is bounded: a group that
+/// hangs must not stop the server from ending.
 async fn drain(groups: Vec<GroupHandle>, shared: Arc<Shared>) {
-    let all = u32::try_from(shared.limits.running_groups).unwrap_or(u32::MAX);
+    let all = u32::try_from(shared.settings.running_groups).unwrap_or(u32::MAX);
     let idle = || shared.slots.acquire_many(all);
     for group in &groups {
         group.addr.do_send(Drain);
     }
-    if timeout(shared.limits.drain, idle()).await.is_err() {
+    if timeout(shared.settings.drain, idle()).await.is_err() {
         log::warn!(
             target: "greenroom::supervisor",
-            "drain took too long; running turns are cut off"
+            "drain took too long; running turns are cancelled"
         );
         for group in &groups {
-            group.addr.do_send(Cut);
+            group.addr.do_send(CancelRunning);
         }
-        // What does not heed it is ended below.
-        _ = timeout(CUT, idle()).await;
+        // A turn that does not end then is ended with its agent below.
+        _ = timeout(CANCEL_WAIT, idle()).await;
     }
-    let halts = groups.iter().map(|group| async {
-        (timeout(HALT, group.addr.send(Halt)).await.is_err()).then_some(&group.id)
+    let stops = groups.iter().map(|group| async {
+        (timeout(STOP_WAIT, group.addr.send(StopAgent)).await.is_err()).then_some(&group.id)
     });
-    let left: Vec<&GroupId> = join_all(halts).await.into_iter().flatten().collect();
+    let left: Vec<&GroupId> = join_all(stops).await.into_iter().flatten().collect();
     for group in left {
         log::error!(
             target: "greenroom::supervisor", group:%;
-            "group did not end its agent in time; the agent is killed as the server ends"
+            "group did not stop its agent in time; the agent is killed as the server ends"
         );
     }
 }

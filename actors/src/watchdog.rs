@@ -1,8 +1,10 @@
-//! Says when an arbiter does not turn: one thread that hangs takes all of its groups with it, and
-//! nothing else would show which.
+//! The watchdog: logs and counts arbiters (actor threads) that are blocked.
 //!
-//! Each watched arbiter runs a task that counts its turns. The watchdog's thread compares them once
-//! a [`TICK`]; it counts its own ticks, not time, so that a frozen process hangs nowhere.
+//! A blocked thread stops all of its groups, and nothing else would show which one it is.
+//!
+//! Each watched arbiter runs a task that counts its wakeups. The watchdog's thread compares the
+//! counts once a `TICK`. It counts its own ticks instead of time, so that a frozen process shows
+//! no stall.
 
 use std::{
     sync::{
@@ -17,115 +19,116 @@ use actix::ArbiterHandle;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::time::sleep;
 
-/// How often a watched arbiter turns at least, and how often the watchdog looks.
+/// How often a free arbiter wakes up, and how often the watchdog checks.
 const TICK: Duration = Duration::from_millis(500);
-/// Ticks without a turn that are a stall: a second.
+/// The ticks without a wakeup that are a stall: a second.
 const TICKS_MAX: u32 = 2;
 
-/// The watchdog's thread; it ends with the last arbiter that it watches, and this handle.
+/// The handle of the watchdog's thread, which ends with the last watched arbiter and the last
+/// handle.
 #[derive(Clone, Debug)]
 pub struct Watchdog {
-    watched: Arc<Mutex<Vec<Watched>>>,
+    watched: Arc<Mutex<Vec<WatchedArbiter>>>,
 }
 
 #[derive(Debug)]
-struct Watched {
+struct WatchedArbiter {
     name: String,
-    turns: Arc<AtomicU64>,
+    wakeups: Arc<AtomicU64>,
     seen: u64,
     ticks: u32,
 }
 
-/// What a look at an arbiter shows.
+/// The result of one check of an arbiter.
 #[derive(Debug, PartialEq, Eq)]
-enum Look {
-    Turns,
-    /// It has just stood still for [`TICKS_MAX`].
-    Stalls,
-    StillStalls,
-    /// It turns after it stood still for this number of ticks.
-    TurnsAgain(u32),
+enum Check {
+    Runs,
+    /// It has been blocked for [`TICKS_MAX`] now.
+    Stalled,
+    StillStalled,
+    /// It runs again after it was blocked for this number of ticks.
+    Recovered(u32),
 }
 
 impl Watchdog {
-    /// Starts the thread, which watches nothing yet, and counts in `stalled` the arbiters that do
-    /// not turn, in `stalls` how often one stopped.
+    /// Starts the thread, without watched arbiters. It sets `stalled` to the number of blocked
+    /// arbiters, and counts the stalls in `stalls`.
     ///
     /// # Errors
     ///
-    /// No thread can be started.
+    /// The system cannot start a thread.
     pub fn start(stalled: Gauge, stalls: Counter) -> std::io::Result<Self> {
-        let dog = Self { watched: Arc::default() };
-        let watched = Arc::downgrade(&dog.watched);
+        let watchdog = Self { watched: Arc::default() };
+        let watched = Arc::downgrade(&watchdog.watched);
         thread::Builder::new()
             .name("watchdog".into())
-            .spawn(move || keep_watch(&watched, &stalled, &stalls))?;
-        Ok(dog)
+            .spawn(move || run(&watched, &stalled, &stalls))?;
+        Ok(watchdog)
     }
 
-    /// Watches an arbiter from now on, under this name.
+    /// Begins to watch an arbiter, under this name.
     pub fn watch(&self, name: impl Into<String>, arbiter: &ArbiterHandle) {
-        let turns = Arc::<AtomicU64>::default();
-        let (turning, dog) = (turns.clone(), self.clone());
-        // If the arbiter has ended, so has whatever it could keep from its work.
+        let wakeups = Arc::<AtomicU64>::default();
+        let (counter, watchdog) = (wakeups.clone(), self.clone());
+        // An arbiter that has ended has nothing to watch.
         let spawned = arbiter.spawn(async move {
-            let _keeps_watching = dog;
+            let _keeps_watching = watchdog;
             loop {
-                turning.fetch_add(1, Ordering::Relaxed);
+                counter.fetch_add(1, Ordering::Relaxed);
                 sleep(TICK).await;
             }
         });
         if spawned {
-            let watched = Watched { name: name.into(), turns, seen: 0, ticks: 0 };
+            let watched = WatchedArbiter { name: name.into(), wakeups, seen: 0, ticks: 0 };
             self.watched.lock().unwrap_or_else(PoisonError::into_inner).push(watched);
         }
     }
 }
 
-fn keep_watch(watched: &Weak<Mutex<Vec<Watched>>>, stalled: &Gauge, stalls: &Counter) {
+fn run(watched: &Weak<Mutex<Vec<WatchedArbiter>>>, stalled: &Gauge, stalls: &Counter) {
     loop {
         thread::sleep(TICK);
         let Some(watched) = watched.upgrade() else { return };
         let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
-        // The task of an arbiter that ended is dropped, and with it this.
-        watched.retain(|arbiter| Arc::strong_count(&arbiter.turns) > 1);
-        let mut standing = 0;
+        // The task of an ended arbiter is dropped, with its reference.
+        watched.retain(|arbiter| Arc::strong_count(&arbiter.wakeups) > 1);
+        let mut stalled_count = 0;
         for arbiter in watched.iter_mut() {
             let ms = |ticks: u32| u128::from(ticks) * TICK.as_millis();
-            let look = arbiter.look();
-            standing += i64::from(matches!(look, Look::Stalls | Look::StillStalls));
-            match look {
-                Look::Turns | Look::StillStalls => {}
-                Look::Stalls => {
+            let check = arbiter.check();
+            stalled_count += i64::from(matches!(check, Check::Stalled | Check::StillStalled));
+            match check {
+                Check::Runs | Check::StillStalled => {}
+                Check::Stalled => {
                     stalls.inc();
                     log::warn!(
                         target: "greenroom", arbiter = arbiter.name, stalled_ms = ms(TICKS_MAX);
                         "thread is blocked; the groups on it wait"
                     );
                 }
-                Look::TurnsAgain(ticks) => log::warn!(
+                Check::Recovered(ticks) => log::warn!(
                     target: "greenroom", arbiter = arbiter.name, stalled_ms = ms(ticks);
                     "thread responds again"
                 ),
             }
         }
-        stalled.set(standing);
+        stalled.set(stalled_count);
     }
 }
 
-impl Watched {
-    fn look(&mut self) -> Look {
-        let turns = self.turns.load(Ordering::Relaxed);
-        if turns != self.seen {
-            self.seen = turns;
+impl WatchedArbiter {
+    fn check(&mut self) -> Check {
+        let wakeups = self.wakeups.load(Ordering::Relaxed);
+        if wakeups != self.seen {
+            self.seen = wakeups;
             let ticks = std::mem::take(&mut self.ticks);
-            return if ticks < TICKS_MAX { Look::Turns } else { Look::TurnsAgain(ticks) };
+            return if ticks < TICKS_MAX { Check::Runs } else { Check::Recovered(ticks) };
         }
         self.ticks = self.ticks.saturating_add(1);
         match self.ticks {
-            TICKS_MAX => Look::Stalls,
-            ticks if ticks < TICKS_MAX => Look::Turns,
-            _ => Look::StillStalls,
+            TICKS_MAX => Check::Stalled,
+            ticks if ticks < TICKS_MAX => Check::Runs,
+            _ => Check::StillStalled,
         }
     }
 }
@@ -139,27 +142,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stall_is_noticed_once_and_its_end_too() {
-        let turns = Arc::<AtomicU64>::default();
+    fn a_stall_and_its_end_are_each_reported_once() {
+        let wakeups = Arc::<AtomicU64>::default();
         let mut watched =
-            Watched { name: "groups-0".into(), turns: turns.clone(), seen: 0, ticks: 0 };
-        let looks =
-            |watched: &mut Watched, count| (0..count).map(|_| watched.look()).collect::<Vec<_>>();
-        turns.fetch_add(1, Ordering::Relaxed);
-        assert_eq!(looks(&mut watched, 2), [Look::Turns, Look::Turns]);
-        assert_eq!(looks(&mut watched, 3), [Look::Stalls, Look::StillStalls, Look::StillStalls]);
-        turns.fetch_add(1, Ordering::Relaxed);
-        assert_eq!(looks(&mut watched, 2), [Look::TurnsAgain(4), Look::Turns]);
+            WatchedArbiter { name: "groups-0".into(), wakeups: wakeups.clone(), seen: 0, ticks: 0 };
+        let checks = |watched: &mut WatchedArbiter, count| {
+            (0..count).map(|_| watched.check()).collect::<Vec<_>>()
+        };
+        wakeups.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(checks(&mut watched, 2), [Check::Runs, Check::Runs]);
+        assert_eq!(
+            checks(&mut watched, 3),
+            [Check::Stalled, Check::StillStalled, Check::StillStalled]
+        );
+        wakeups.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(checks(&mut watched, 2), [Check::Recovered(4), Check::Runs]);
     }
 
     #[actix::test]
-    async fn an_arbiter_that_blocks_is_counted_until_it_turns() {
+    async fn a_blocked_arbiter_is_counted_until_it_runs_again() {
         let (stalled, stalls) = (Gauge::default(), Counter::default());
-        let dog = Watchdog::start(stalled.clone(), stalls.clone()).expect("start the watchdog");
+        let watchdog =
+            Watchdog::start(stalled.clone(), stalls.clone()).expect("start the watchdog");
         let arbiter = Arbiter::new();
-        dog.watch("blocks", &arbiter.handle());
-        let (go_on, wait) = mpsc::channel::<()>();
-        arbiter.spawn(async move { _ = wait.recv() });
+        watchdog.watch("blocks", &arbiter.handle());
+        let (unblock, blocked) = mpsc::channel::<()>();
+        arbiter.spawn(async move { _ = blocked.recv() });
         let until = async |count| {
             while stalled.get() != count {
                 sleep(Duration::from_millis(10)).await;
@@ -167,7 +175,7 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(30), until(1)).await.expect("a stall");
         assert_eq!(stalls.get(), 1);
-        go_on.send(()).expect("the arbiter waits for it");
+        unblock.send(()).expect("the arbiter waits for it");
         tokio::time::timeout(Duration::from_secs(30), until(0)).await.expect("its end");
         arbiter.stop();
     }

@@ -1,4 +1,4 @@
-//! Frames as they are packed and shown: gap-free, byte for byte, JSON, one line each.
+//! Frames as they are packed and encoded: without gaps, byte for byte, one line of JSON each.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,52 +6,52 @@
 mod world;
 
 use greenroom_actors::{
-    agent::acp,
-    feed::{self, Chunk, Feed},
-    frames::{Block, FrameWriter, Place, pack},
+    acp,
+    transcript::feed::{self, Chunk, Feed},
+    transcript::frame::{Block, FrameContext, FrameWriter, pack},
 };
 use greenroom_core::{
-    GroupId, Json, Kinds, Lines, RunId, Said, SessionId, TaskId, Timestamp, Write,
+    AgentOutput, Fact, GroupId, Json, Kinds, Lines, RunId, SessionId, TaskId, Timestamp,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 use uuid::Uuid;
-use world::{World, moves};
+use world::{World, actions};
 
 const BLOCK_BYTES: usize = 64 << 10;
 const AT: Timestamp = Timestamp(1_795_199_999_007);
 
-/// One frame as it should come out.
+/// One expected frame: its number, kind and payload.
 type Plain = (u64, String, String);
 
 fn group() -> GroupId {
     "19:team@thread.v2".parse().unwrap()
 }
 
-/// Facts with the worst that callers and agents may put into them, small and large.
-fn writes() -> impl Strategy<Value = Vec<Write>> {
-    let nasty = select(&["", "\"\\", "\r\n", "\u{2028}data: x", "\0\u{1b}[1m", "ä🦀", "]]>"][..]);
+/// Facts with the worst texts that callers and agents may send, small and large.
+fn facts() -> impl Strategy<Value = Vec<Fact>> {
+    let special = select(&["", "\"\\", "\r\n", "\u{2028}data: x", "\0\u{1b}[1m", "ä🦀", "]]>"][..]);
     let size = prop_oneof![8 => 0..50_usize, 1 => 60_000..70_000_usize];
-    let one = (nasty, size, 0..6_u8, 1..5_usize).prop_map(|(nasty, size, which, count)| {
-        let text = format!("{nasty}{}", "x".repeat(size));
+    let one = (special, size, 0..6_u8, 1..5_usize).prop_map(|(special, size, which, count)| {
+        let text = format!("{special}{}", "x".repeat(size));
         let (run, task) = (RunId(Uuid::from_u128(1)), TaskId(Uuid::from_u128(2)));
         match which {
-            0 => Write::AgentOutputRejected { run, reason: text, bytes: "eA==".into() },
+            0 => Fact::AgentOutputRejected { run, reason: text, bytes: "eA==".into() },
             1 => {
                 let pretty = format!("[\r\n{}\n]", serde_json::to_string(&text).unwrap());
-                Write::TurnStarted { task, prompt: Json::parse(pretty).unwrap(), strategy: None }
+                Fact::TurnStarted { task, prompt: Json::parse(pretty).unwrap(), strategy: None }
             }
-            2 => Write::PromptSent {
+            2 => Fact::PromptSent {
                 id: 7,
                 session: SessionId(text.clone().into()),
                 prompt: Json::write(&[text]).unwrap(),
             },
-            3 => Write::SegmentStarted {
+            3 => Fact::SegmentStarted {
                 segment: 1,
                 parent: None,
                 session: SessionId(text.into()),
                 provenance: None,
             },
-            4 => Write::RunStopping { run },
+            4 => Fact::RunStopping { run },
             _ => {
                 let line = format!("{{\"n\":{}}}", serde_json::to_string(&text).unwrap());
                 let kinds = (0..count).map(|n| if n % 2 == 0 { "a/b" } else { "c" }.into());
@@ -60,33 +60,33 @@ fn writes() -> impl Strategy<Value = Vec<Write>> {
                     kinds: Kinds::Each(kinds.collect()),
                     text: vec![line; count].join("\n").into(),
                 };
-                let fold = greenroom_core::Fold::default();
-                Write::Said(Said { run, task: Some(task), lines, fold })
+                let summary = greenroom_core::OutputSummary::default();
+                Fact::AgentOutput(AgentOutput { run, task: Some(task), lines, summary })
             }
         }
     });
     vec(one, 0..12)
 }
 
-/// What the facts are as frames, by their own words.
-fn plainly(first_seq: u64, writes: &[Write]) -> Vec<Plain> {
+/// Returns the expected frames of the facts.
+fn expected_frames(first_seq: u64, facts: &[Fact]) -> Vec<Plain> {
     let mut frames: Vec<(String, String)> = Vec::new();
-    for write in writes {
-        match write {
-            Write::Said(said) => {
-                for (number, line) in said.lines.text.split('\n').enumerate() {
-                    let kind = match &said.lines.kinds {
+    for fact in facts {
+        match fact {
+            Fact::AgentOutput(output) => {
+                for (number, line) in output.lines.text.split('\n').enumerate() {
+                    let kind = match &output.lines.kinds {
                         Kinds::All(kind) => kind.to_string(),
                         Kinds::Each(kinds) => kinds[number].to_string(),
                     };
                     frames.push((kind, line.to_owned()));
                 }
             }
-            Write::PromptSent { id, session, prompt } => {
-                frames.push((write.kind().into(), acp::prompt_line(*id, session, prompt)));
+            Fact::PromptSent { id, session, prompt } => {
+                frames.push((fact.kind().into(), acp::prompt_line(*id, session, prompt)));
             }
-            _ if write.frames() == 0 => {}
-            _ => frames.push((write.kind().into(), write.payload())),
+            _ if fact.frames() == 0 => {}
+            _ => frames.push((fact.kind().into(), fact.payload())),
         }
     }
     (first_seq..).zip(frames).map(|(seq, (kind, payload))| (seq, kind, payload)).collect()
@@ -109,20 +109,20 @@ fn check_blocks(blocks: &[Block]) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// I3, AM-10: no gap, nothing changed, and no block over 64 KiB but a frame that is longer.
+    /// I3, AM-10: no gap, no change, and no block over 64 KiB except for a longer frame.
     #[test]
-    fn facts_are_packed_as_they_are(before in 0..9_u64, writes in writes()) {
-        let mut place = Place { last_seq: before, ..Place::default() };
-        let blocks = pack(&mut place, AT, &writes);
-        prop_assert_eq!(shown(&blocks), plainly(before + 1, &writes));
-        prop_assert_eq!(place.last_seq, before + writes.iter().map(Write::frames).sum::<u64>());
+    fn facts_are_packed_unchanged_and_without_gaps(before in 0..9_u64, facts in facts()) {
+        let mut context = FrameContext { last_seq: before, ..FrameContext::default() };
+        let blocks = pack(&mut context, AT, &facts);
+        prop_assert_eq!(shown(&blocks), expected_frames(before + 1, &facts));
+        prop_assert_eq!(context.last_seq, before + facts.iter().map(Fact::frames).sum::<u64>());
         check_blocks(&blocks)?;
     }
 
-    /// RELIABILITY C15: a frame is one line of JSON that says what the block says.
+    /// C15: a frame is one line of JSON with the values of its block.
     #[test]
-    fn frames_are_shown_as_json_on_one_line(writes in writes()) {
-        let blocks = pack(&mut Place::default(), AT, &writes);
+    fn a_frame_is_one_line_of_json(facts in facts()) {
+        let blocks = pack(&mut FrameContext::default(), AT, &facts);
         for block in &blocks {
             let writer = FrameWriter::new(&group(), block);
             for frame in block.frames() {
@@ -143,26 +143,26 @@ proptest! {
                 let (seq, kind) = (frame.seq, frame.kind);
                 let expected = format!("id: {seq}\nevent: {kind}\ndata: {json}\n\n");
                 prop_assert_eq!(std::str::from_utf8(&event).unwrap(), expected);
-                prop_assert!(!json.contains(['\r', '\n']), "a line's end within data");
+                prop_assert!(!json.contains(['\r', '\n']), "a line break within data");
             }
         }
     }
 
-    /// AM-16: what live readers get is what they would have read.
+    /// AM-16: live readers get the frames that they would have read from the database.
     #[test]
-    fn the_feed_shows_what_was_stored(writes in vec(writes(), 1..4)) {
+    fn the_feed_has_the_stored_frames(facts in vec(facts(), 1..4)) {
         let feed = Feed::default();
         let _reader = feed.subscribe();
-        let mut place = Place::default();
+        let mut context = FrameContext::default();
         let mut expected = Vec::new();
-        for writes in &writes {
-            let blocks = pack(&mut place, AT, writes);
+        for facts in &facts {
+            let blocks = pack(&mut context, AT, facts);
             expected.extend(Chunk::encode(&group(), &blocks, 0).map(|chunk| chunk.events));
-            feed::publish(&feed, &group(), &blocks, place.last_seq);
+            feed::publish(&feed, &group(), &blocks, context.last_seq);
         }
         let tail = feed.borrow().clone();
-        prop_assert_eq!(tail.last_seq, place.last_seq);
-        let mut next = place.last_seq;
+        prop_assert_eq!(tail.last_seq, context.last_seq);
+        let mut next = context.last_seq;
         for chunk in tail.chunks.iter().rev() {
             prop_assert_eq!(chunk.last_seq, next, "no gap");
             next = chunk.first_seq - 1;
@@ -173,22 +173,22 @@ proptest! {
         prop_assert!(bytes <= 1 << 20 || kept.len() == 1, "{bytes} bytes are kept");
     }
 
-    /// AM-11, AM-12: a whole history's frames belong to the segment, run and task that they name.
+    /// AM-11, AM-12: the frames of a whole history name their segment, run and task.
     #[test]
-    fn frames_belong_where_they_were_said(history in moves(120)) {
+    fn frames_name_their_segment_run_and_task(history in actions(120)) {
         let mut world = World::default();
-        let mut place = Place::default();
+        let mut context = FrameContext::default();
         for next in history {
             let committed = world.play(next).map_err(TestCaseError::fail)?;
-            let Some((at, writes)) = committed else { continue };
-            let blocks = pack(&mut place, at, &writes);
-            prop_assert_eq!(shown(&blocks), plainly(place.last_seq + 1 - blocks.iter()
-                .map(|block| block.count).sum::<u64>(), &writes));
+            let Some((at, facts)) = committed else { continue };
+            let blocks = pack(&mut context, at, &facts);
+            prop_assert_eq!(shown(&blocks), expected_frames(context.last_seq + 1 - blocks.iter()
+                .map(|block| block.count).sum::<u64>(), &facts));
             check_blocks(&blocks)?;
-            prop_assert_eq!(place.last_seq, world.group.head().last_seq);
-            prop_assert_eq!(place.segment, world.group.head().segment);
-            prop_assert_eq!(place.run, world.group.run().map(|run| run.id));
-            prop_assert_eq!(place.task, world.group.current().map(|task| task.id));
+            prop_assert_eq!(context.last_seq, world.group.state().last_seq);
+            prop_assert_eq!(context.segment, world.group.state().segment);
+            prop_assert_eq!(context.run, world.group.run().map(|run| run.id));
+            prop_assert_eq!(context.task, world.group.current().map(|task| task.id));
             for block in &blocks {
                 for frame in block.frames() {
                     let payload: serde_json::Value = serde_json::from_str(frame.payload).unwrap();
@@ -206,36 +206,36 @@ proptest! {
     }
 }
 
-/// A chunk for a reader that has some of it begins behind that.
+/// A chunk for a reader that has its first frames starts after those.
 #[test]
-fn a_chunk_begins_where_its_reader_is() {
-    let writes = vec![Write::GroupArchived {}, Write::GroupArchived {}, Write::GroupArchived {}];
-    let blocks = pack(&mut Place::default(), AT, &writes);
+fn a_chunk_starts_after_the_frames_its_reader_has() {
+    let facts = vec![Fact::GroupArchived {}, Fact::GroupArchived {}, Fact::GroupArchived {}];
+    let blocks = pack(&mut FrameContext::default(), AT, &facts);
     let chunk = Chunk::encode(&group(), &blocks, 2).unwrap();
     assert_eq!((chunk.first_seq, chunk.last_seq), (3, 3));
     assert!(chunk.events.starts_with(b"id: 3\n"), "{:?}", chunk.events);
     assert!(Chunk::encode(&group(), &[], 0).is_none());
 }
 
-/// I11: the tail that readers share is bounded, but for one chunk that is larger; nothing is kept
-/// for nobody.
+/// I11: the tail that readers share is bounded, except for one larger chunk; without readers the
+/// feed keeps nothing.
 #[test]
 fn the_feed_keeps_a_bounded_tail() {
     const TAIL_BYTES_MAX: usize = 1 << 20;
     let rejected = |bytes: usize| {
         let (run, reason) = (RunId(Uuid::from_u128(1)), "x".repeat(bytes));
-        vec![Write::AgentOutputRejected { run, reason, bytes: String::new() }]
+        vec![Fact::AgentOutputRejected { run, reason, bytes: String::new() }]
     };
     let feed = Feed::default();
-    let mut place = Place::default();
+    let mut context = FrameContext::default();
     let mut publish = |bytes| {
-        let blocks = pack(&mut place, AT, &rejected(bytes));
-        feed::publish(&feed, &group(), &blocks, place.last_seq);
+        let blocks = pack(&mut context, AT, &rejected(bytes));
+        feed::publish(&feed, &group(), &blocks, context.last_seq);
         let tail = feed.borrow();
         let kept: usize = tail.chunks.iter().map(|chunk| chunk.events.len()).sum();
         (tail.chunks.len(), kept)
     };
-    assert_eq!(publish(10), (0, 0), "nobody reads");
+    assert_eq!(publish(10), (0, 0), "no reader");
     let _reader = feed.subscribe();
     for _ in 0..30 {
         let (_, kept) = publish(100_000);

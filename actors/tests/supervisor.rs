@@ -1,4 +1,4 @@
-//! Groups through the deaths of their actors and the failures of their storage (I2, I15).
+//! Groups whose actors panic or whose storage fails (I2, I15).
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -14,33 +14,35 @@ use std::{
 
 use actix::{Actor as _, Addr, Arbiter, AsyncContext as _, Context, Handler, Message, SyncArbiter};
 use greenroom_actors::{
-    agent::{
-        Nursery, acp,
+    acp,
+    agent::AgentLauncher,
+    changes::ChangeGate,
+    group::{Accepted, Await, Group, GroupError, Shared, Submit, SubmitKind},
+    pool::AgentPool,
+    process::{
         child::{HEARTBEAT_EVERY, Heartbeat},
-        tree::Marker,
+        proc::Marker,
     },
-    changes::Watched,
-    feed::{Next, Tail},
-    group::{Accepted, Await, Demand, Group, GroupError, Shared, Submit},
-    profile::{Compacts, Limits, Profile, Rlimits, Signals},
-    residents::Residents,
+    profile::{CompactionMethod, Profile, Rlimits, ServerSettings, Signals},
     storage::{
-        ClosedRows, Cut, DigestRows, EndedAt, Granted, GroupNo, Hydration, Ledger, LockAsk,
-        LockError, Reader, Storage, StorageHealth, Store, StoreError, Swept, Writes,
+        Db, DigestRows, EndedAt, GroupCommit, GroupNo, LockError, LockGrant, LockRequest,
+        LogTruncation, Reader, SealedDigests, StorageHealth, Store, StoreError, StoredGroup, Swept,
+        Writer,
         sqlite::{Database, SqliteStore},
     },
     supervisor::{Boot, Find, GroupHandle, Supervisor},
+    transcript::feed::{Next, Tail},
 };
 use greenroom_core::{
-    OnInterrupt, Patience, Policy, Retry, Task, TaskState, Timestamp,
-    lock::{Holder, Lease, Lock, Now, Uptime},
+    Limits, Now, OnInterrupt, Policy, RetryPolicy, Task, TaskState, Timestamp, Uptime,
+    lock::{Holder, Lease, Lock},
 };
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// A store that fails when told to.
+/// A store that fails or panics on demand.
 struct Flaky {
     store: SqliteStore,
     broken: Arc<AtomicBool>,
@@ -48,8 +50,8 @@ struct Flaky {
 }
 
 impl Store for Flaky {
-    fn commit(&mut self, batch: &[Writes]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        assert!(!self.panics.load(Ordering::SeqCst), "told to");
+    fn commit(&mut self, batch: &[GroupCommit]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        assert!(!self.panics.load(Ordering::SeqCst), "on demand");
         if self.broken.load(Ordering::SeqCst) {
             let source = Arc::new(std::io::Error::other("no space left"));
             return Err(StoreError::Database { operation: "wrote", source });
@@ -57,17 +59,17 @@ impl Store for Flaky {
         self.store.commit(batch)
     }
 
-    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
+    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<StoredGroup>, StoreError> {
         self.store.adopt(group, now)
     }
 
-    fn put_closed(
+    fn put_sealed(
         &mut self,
         group: GroupNo,
         epoch: u64,
-        rows: &ClosedRows,
+        rows: &SealedDigests,
     ) -> Result<(), StoreError> {
-        self.store.put_closed(group, epoch, rows)
+        self.store.put_sealed(group, epoch, rows)
     }
 
     fn put_digests(
@@ -98,8 +100,8 @@ impl Store for Flaky {
         self.store.forget_keys(before)
     }
 
-    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
-        self.store.cut(cut)
+    fn truncate_log(&mut self, cut: &LogTruncation) -> Result<bool, StoreError> {
+        self.store.truncate_log(cut)
     }
 
     fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
@@ -108,10 +110,10 @@ impl Store for Flaky {
 
     fn lock_acquire(
         &mut self,
-        ask: &LockAsk,
+        ask: &LockRequest,
         now: Now,
         is_dead: &dyn Fn(&Holder) -> bool,
-    ) -> Result<Granted, LockError> {
+    ) -> Result<LockGrant, LockError> {
         self.store.lock_acquire(ask, now, is_dead)
     }
 
@@ -128,7 +130,7 @@ impl Store for Flaky {
     }
 }
 
-/// What a bug in an actor would do.
+/// Makes an actor panic, as a bug would.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Panic;
@@ -137,7 +139,7 @@ impl Handler<Panic> for Group {
     type Result = ();
 
     fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
-        panic!("told to");
+        panic!("on demand");
     }
 }
 
@@ -145,11 +147,11 @@ impl Handler<Panic> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
-        panic!("told to");
+        panic!("on demand");
     }
 }
 
-/// Makes whichever actor logs this line panic, once, at that point.
+/// Makes the actor that logs this line panic, once, at that point.
 struct Tripwire(&'static str, AtomicBool);
 
 impl log::Log for Tripwire {
@@ -159,7 +161,7 @@ impl log::Log for Tripwire {
 
     fn log(&self, record: &log::Record<'_>) {
         if record.args().to_string() == self.0 && !self.1.swap(true, Ordering::SeqCst) {
-            panic!("told to");
+            panic!("on demand");
         }
     }
 
@@ -176,12 +178,12 @@ struct World {
 }
 
 impl World {
-    /// A server without HTTP, with one slot, whose agent cannot be started: its tasks fail.
+    /// Starts a server without HTTP, with one slot, whose agent cannot start: its tasks fail.
     async fn new() -> Self {
         Self::with("/bin/false".into(), profile()).await
     }
 
-    /// Such a server with this shim and this profile of its agent.
+    /// Starts such a server with this shim and this profile.
     async fn with(shim: PathBuf, profile: Profile) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
@@ -191,47 +193,47 @@ impl World {
         let store = database.store().unwrap();
         let store = Flaky { store, broken: broken.clone(), panics: panics.clone() };
         let for_actor = health.clone();
-        let writer = Storage::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-            Storage::new(store, for_actor)
+        let writer = Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| {
+            Writer::new(store, for_actor)
         });
         let opener = database.opener();
         let readers = SyncArbiter::start(1, move || {
             let opener = opener.clone();
-            Reader::new(move || opener.archive())
+            Reader::new(move || opener.read_store())
         });
-        let ledger = Ledger::new(writer, readers, health);
-        let mut made = None;
+        let db = Db::new(writer, readers, health);
+        let mut started = None;
         let supervisor = Supervisor::create(|ctx| {
             let address = ctx.address();
             let shared = Arc::new(Shared {
-                ledger,
+                db,
                 slots: Arc::new(tokio::sync::Semaphore::new(1)),
-                nursery: Nursery {
+                launcher: AgentLauncher {
                     shim,
                     shim_args: Vec::new(),
                     heartbeat: Heartbeat::start(HEARTBEAT_EVERY).unwrap(),
                     data: Marker::data(dir.path().display()),
                     line_bytes_max: 1 << 20,
                     open_files: None,
-                    residents: Residents::start(1),
+                    pool: AgentPool::start(1),
                     reaped: Default::default(),
                 },
                 metrics: Arc::default(),
                 profiles: HashMap::from([("absent".into(), Arc::new(profile))]),
-                limits: limits(),
+                settings: settings(),
                 work_dir: dir.path().join("work"),
                 default_agent: "absent".into(),
                 status: address.clone().recipient(),
-                watched: Watched::default(),
+                change_gate: ChangeGate::default(),
                 draining: AtomicBool::new(false),
                 died: address.clone().recipient(),
                 forget: address.recipient(),
             });
-            made = Some(shared.clone());
+            started = Some(shared.clone());
             Supervisor::new(shared, vec![Arbiter::new()])
         });
         supervisor.send(Boot).await.unwrap().unwrap();
-        let shared = made.unwrap();
+        let shared = started.unwrap();
         Self { supervisor, shared, broken, panics, _database: database, _dir: dir }
     }
 
@@ -240,7 +242,7 @@ impl World {
         self.supervisor.send(find).await.unwrap().unwrap()
     }
 
-    /// Submits a turn, over rebuilds of the group's actor.
+    /// Submits a turn, and retries while the group's actor is rebuilt.
     async fn submit(&self, group: &str) -> Accepted {
         timeout(LONG, async {
             loop {
@@ -248,7 +250,7 @@ impl World {
                 match submitted {
                     Ok(Ok(accepted)) => return accepted,
                     Ok(Err(err)) => panic!("{err}"),
-                    // Nothing to wait for: the supervisor rebuilds it by itself.
+                    // No event to wait for: the supervisor rebuilds it by itself.
                     Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
                 }
             }
@@ -263,7 +265,7 @@ impl World {
         if let Some(task) = timeout(LONG, ended).await.unwrap().unwrap() {
             return task;
         }
-        self.shared.ledger.read(move |archive| archive.task(task)).await.unwrap().unwrap().task
+        self.shared.db.read(move |read_store| read_store.task(task)).await.unwrap().unwrap().task
     }
 }
 
@@ -276,7 +278,7 @@ fn profile() -> Profile {
         cwd_roots: Vec::new(),
         auth_method: None,
         start_timeout: LONG,
-        compaction: Compacts::Not,
+        compaction: CompactionMethod::Unsupported,
         auto_compact: None,
         signals: Signals::default(),
         umask: None,
@@ -285,12 +287,12 @@ fn profile() -> Profile {
     }
 }
 
-fn limits() -> Limits {
-    Limits {
+fn settings() -> ServerSettings {
+    ServerSettings {
         running_groups: 1,
         auto_compact: 0.0,
         lock_ttl: Duration::from_secs(300),
-        patience: Patience {
+        limits: Limits {
             compaction_ms: 60_000,
             turn_ms: 60_000,
             idle_ms: 60_000,
@@ -300,26 +302,26 @@ fn limits() -> Limits {
             queue_bytes_max: 1 << 20,
         },
         drain: LONG,
-        retry: Retry::Never,
+        retry: RetryPolicy::Never,
         on_interrupt: OnInterrupt::Continue,
         permissions: Policy::Reject.into(),
     }
 }
 
 fn turn() -> Submit {
-    let demand = Demand::Turn(acp::text_prompt("hello").unwrap());
-    Submit::new(demand, None)
+    let kind = SubmitKind::Turn(acp::text_prompt("hello").unwrap());
+    Submit::new(kind, None)
 }
 
-/// I15, RELIABILITY F3: a panic costs its group an actor, and nothing else; the slot comes back.
+/// I15, F3: a panic costs its group only its actor; the slot is free again.
 #[actix_rt::test]
-async fn a_group_that_panicked_is_rebuilt_and_goes_on() {
+async fn a_group_whose_actor_panicked_is_rebuilt() {
     let world = World::new().await;
     let before = world.submit("work").await;
     assert_eq!(world.end("work", &before).await.state, TaskState::Failed);
     for _ in 0..3 {
         let dead = world.find("work").await.addr;
-        assert!(dead.send(Panic).await.is_err(), "nobody answers for the dead");
+        assert!(dead.send(Panic).await.is_err(), "a dead actor does not answer");
         let after = world.submit("work").await;
         let ended = world.end("work", &after).await;
         assert_eq!(ended.state, TaskState::Failed);
@@ -329,15 +331,15 @@ async fn a_group_that_panicked_is_rebuilt_and_goes_on() {
     assert_eq!(world.end("other", &other).await.state, TaskState::Failed, "the slot is free");
 }
 
-/// I3: readers learn of frames that were stored by an actor that died before it published them.
+/// I3: readers get frames that an actor stored and did not publish before it died.
 #[actix_rt::test]
 async fn a_rebuilt_actor_wakes_readers_for_unpublished_frames() {
     let world = World::new().await;
     let task = world.submit("work").await;
     world.end("work", &task).await;
     let GroupHandle { no, addr, feed, .. } = world.find("work").await;
-    let standing = world.shared.ledger.read(move |archive| archive.group(no)).await.unwrap();
-    let last_seq = standing.unwrap().head.last_seq;
+    let summary = world.shared.db.read(move |read_store| read_store.group(no)).await.unwrap();
+    let last_seq = summary.unwrap().state.last_seq;
     // As if the last frames had not been published.
     feed.send_replace(Arc::new(Tail { last_seq: last_seq - 2, ..Tail::default() }));
     let mut reader = feed.subscribe();
@@ -347,10 +349,10 @@ async fn a_rebuilt_actor_wakes_readers_for_unpublished_frames() {
     assert!(matches!(tail.after(last_seq - 2), Next::Disk), "{tail:?}");
 }
 
-/// I15, F3: a run's actor that panics takes its tree and its group's actor with it, and the group
-/// goes on; without that its task would wait for its deadline, and the slot with it.
+/// I15, F3: a panic of a run's actor ends its process tree and its group's actor, and the group
+/// continues; otherwise its task would hold the slot until its deadline.
 #[actix_rt::test]
-async fn a_group_whose_agents_actor_panicked_is_rebuilt() {
+async fn a_group_whose_agent_actor_panicked_is_rebuilt() {
     static WIRE: Tripwire = Tripwire("run started", AtomicBool::new(false));
     log::set_logger(&WIRE).unwrap();
     log::set_max_level(log::LevelFilter::Info);
@@ -361,7 +363,7 @@ async fn a_group_whose_agents_actor_panicked_is_rebuilt() {
     let ended = timeout(LONG, async {
         loop {
             let task = task.view.task.id;
-            let found = world.shared.ledger.read(move |archive| archive.task(task)).await;
+            let found = world.shared.db.read(move |read_store| read_store.task(task)).await;
             let task = found.unwrap().unwrap().task;
             if task.state.is_terminal() {
                 return task;
@@ -369,66 +371,75 @@ async fn a_group_whose_agents_actor_panicked_is_rebuilt() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    assert_eq!(ended.await.unwrap().state, TaskState::Failed, "made again, as nothing was sent");
+    assert_eq!(
+        ended.await.unwrap().state,
+        TaskState::Failed,
+        "the task failed, as no prompt was sent"
+    );
     assert!(WIRE.1.load(Ordering::SeqCst), "the actor panicked");
     let other = world.submit("other").await;
     assert_eq!(world.end("other", &other).await.state, TaskState::Failed, "the slot is free");
 }
 
-/// I15, F3: a question that panics costs its asker an answer, and nobody else.
+/// I15, F3: a query that panics fails for its caller alone.
 #[actix_rt::test]
-async fn readers_outlive_a_question_that_panics() {
+async fn readers_survive_a_query_that_panics() {
     let world = World::new().await;
-    let ledger = &world.shared.ledger;
+    let db = &world.shared.db;
     for _ in 0..3 {
-        let asked = ledger.read(|_| -> Result<(), StoreError> { panic!("told to") }).await;
+        let asked = db.read(|_| -> Result<(), StoreError> { panic!("on demand") }).await;
         assert!(matches!(asked, Err(StoreError::Stopped)), "{asked:?}");
-        ledger.read(|archive| archive.census(&[])).await.unwrap();
+        db.read(|read_store| read_store.status_counts(&[])).await.unwrap();
     }
 }
 
-/// F3: a server without its storage or its supervisor would look alive and take nothing.
+/// F3: a server without its storage or its supervisor would look alive and accept nothing, so the
+/// process ends.
 #[test]
-fn the_process_ends_with_an_actor_that_nobody_rebuilds() {
+fn the_process_ends_with_an_actor_that_is_not_rebuilt() {
     for test in ["with_storage_that_panics", "with_a_supervisor_that_panics"] {
-        let own = std::env::current_exe().unwrap();
-        let ended = Command::new(own).args(["--exact", test, "--ignored"]).output().unwrap();
-        let told = String::from_utf8_lossy(&ended.stdout);
-        assert_eq!(ended.status.code(), Some(greenroom_actors::vital::EXIT), "{test}: {told}");
+        let program = std::env::current_exe().unwrap();
+        let ended = Command::new(program).args(["--exact", test, "--ignored"]).output().unwrap();
+        let output = String::from_utf8_lossy(&ended.stdout);
+        assert_eq!(
+            ended.status.code(),
+            Some(greenroom_actors::abort_on_panic::EXIT),
+            "{test}: {output}"
+        );
     }
 }
 
 #[actix_rt::test]
-#[ignore = "run by the_process_ends_with_an_actor_that_nobody_rebuilds"]
+#[ignore = "run by the_process_ends_with_an_actor_that_is_not_rebuilt"]
 async fn with_storage_that_panics() {
     let world = World::new().await;
     world.panics.store(true, Ordering::SeqCst);
     world.find("work").await.addr.do_send(turn());
-    // Whoever waits for the commit is answered before the process has ended.
+    // The waiting caller gets its answer before the process has ended.
     _ = timeout(LONG, std::future::pending::<()>()).await;
 }
 
 #[actix_rt::test]
-#[ignore = "run by the_process_ends_with_an_actor_that_nobody_rebuilds"]
+#[ignore = "run by the_process_ends_with_an_actor_that_is_not_rebuilt"]
 async fn with_a_supervisor_that_panics() {
     let world = World::new().await;
     world.supervisor.do_send(Panic);
     _ = timeout(LONG, std::future::pending::<()>()).await;
 }
 
-/// Storage that works again is found out without anybody writing: a balancer that sends nothing
-/// to a server that is not ready would otherwise never send anything again.
+/// The server detects recovered storage without a write: a load balancer sends no request to a
+/// server that is not ready.
 #[actix_rt::test]
-async fn storage_that_works_again_is_noticed() {
+async fn recovered_storage_is_detected_without_a_write() {
     let world = World::new().await;
     let before = world.submit("work").await;
     world.end("work", &before).await;
     world.broken.store(true, Ordering::SeqCst);
     assert!(world.find("work").await.addr.send(turn()).await.unwrap().is_err());
-    assert!(!world.shared.ledger.health.is_good());
+    assert!(!world.shared.db.health.is_good());
     world.broken.store(false, Ordering::SeqCst);
     timeout(LONG, async {
-        while !world.shared.ledger.health.is_good() {
+        while !world.shared.db.health.is_good() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -436,19 +447,19 @@ async fn storage_that_works_again_is_noticed() {
     .unwrap();
 }
 
-/// I2: what could not be stored was not accepted, and what was accepted is still there.
+/// I2: a task that could not be stored is not accepted, and accepted tasks stay.
 #[actix_rt::test]
-async fn a_failed_commit_accepts_nothing_and_loses_nothing() {
+async fn a_failed_commit_accepts_no_task_and_loses_none() {
     let world = World::new().await;
     let before = world.submit("work").await;
     world.end("work", &before).await;
     world.broken.store(true, Ordering::SeqCst);
     let refused = world.find("work").await.addr.send(turn()).await.unwrap();
     assert!(matches!(refused, Err(GroupError::Storage(_))), "{refused:?}");
-    assert!(!world.shared.ledger.health.is_good());
+    assert!(!world.shared.db.health.is_good());
     world.broken.store(false, Ordering::SeqCst);
     let after = world.submit("work").await;
-    assert_eq!(after.view.task.ordinal, 2, "the refused one took no place");
+    assert_eq!(after.view.task.ordinal, 2, "the refused task took no number");
     assert_eq!(world.end("work", &after).await.state, TaskState::Failed);
-    assert!(world.shared.ledger.health.is_good());
+    assert!(world.shared.db.health.is_good());
 }

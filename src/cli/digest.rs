@@ -1,24 +1,31 @@
-//! `greenroom digest`: what a group or a run came to, as a card for a terminal.
+//! `greenroom digest`: prints the digest of a group or a run as a card for a terminal.
 
-use std::cmp::Reverse;
-use std::io::{self, Write};
+use std::{
+    cmp::Reverse,
+    io::{self, Write},
+};
 
 use serde_json::{Map, Value};
 
-use super::render::{cell, json_line};
-use super::{CliError, Exit};
-use crate::client::{Client, encode};
-use crate::text::one_line;
+use super::{
+    error::{CliError, Exit},
+    render::{cell, json_line},
+};
+use crate::{
+    client::{Client, encode},
+    text::one_line,
+};
 
 /// Characters of a line.
 const WIDTH: usize = 80;
-/// Of these, what says what a line is about.
+/// Characters of the label at the start of a line.
 const LABEL_WIDTH: usize = 13;
-/// Characters of a name that an agent gave.
+/// Characters of a name that comes from an agent.
 const NAME_MAX: usize = 40;
 /// Characters of the longest bar.
 const BAR_MAX: usize = 40;
 
+/// Prints the digest of `group`, or of its run `run`.
 pub fn digest(
     client: &Client,
     group: &str,
@@ -33,7 +40,7 @@ pub fn digest(
     let digest = client.get(&path)?;
     if digest["group"] != group {
         let owner = cell(&digest["group"]);
-        return Err(CliError::Usage(format!("that run is not of {group}, but of {owner}")));
+        return Err(CliError::Usage(format!("that run belongs to {owner}, not to {group}")));
     }
     if json {
         json_line(out, &digest)?;
@@ -78,7 +85,7 @@ fn usage(out: &mut impl Write, digest: &Value) -> io::Result<()> {
             let empty = "░".repeat(30_usize.saturating_sub(full.chars().count()));
             format!("{full}{empty} {share}% ({used} of {size})")
         }
-        _ => "not known".to_owned(),
+        _ => "unknown".to_owned(),
     };
     row(out, "context", &context)?;
     row(out, "tokens", &tokens(usage))?;
@@ -88,7 +95,7 @@ fn usage(out: &mut impl Write, digest: &Value) -> io::Result<()> {
     let more = digest["more_costs"].as_array().into_iter().flatten();
     let costs = std::iter::once(&digest["cost"]).chain(more).filter(|cost| cost.is_object());
     let costs = costs.map(|cost| [cell(&cost["amount"]), cell(&cost["currency"])].join(" "));
-    row(out, "cost", &listed(costs, "not known"))
+    row(out, "cost", &listed(costs, "unknown"))
 }
 
 fn tokens(spent: &Value) -> String {
@@ -96,7 +103,7 @@ fn tokens(spent: &Value) -> String {
     format!("{input} in ({cached} of them cached), {output} out")
 }
 
-/// How many turns, why they stopped, and how long they took.
+/// Prints the number of turns, their stop reasons and their latencies.
 fn turns(out: &mut impl Write, digest: &Value) -> io::Result<()> {
     let count = number(&digest["turn_count"]);
     let colon = if count == 0 { "" } else { ": " };
@@ -106,11 +113,12 @@ fn turns(out: &mut impl Write, digest: &Value) -> io::Result<()> {
     if number(&latency["count"]) == 0 {
         return Ok(());
     }
-    let within = ["p50", "p90", "p99"].map(|name| match latency[format!("{name}_ms")].as_u64() {
-        Some(ms) => format!("{name} {}", took(ms)),
-        None => format!("{name} longer"),
-    });
-    row(out, "latency", &within.join(", "))?;
+    let percentiles =
+        ["p50", "p90", "p99"].map(|name| match latency[format!("{name}_ms")].as_u64() {
+            Some(ms) => format!("{name} {}", took(ms)),
+            None => format!("{name} longer"),
+        });
+    row(out, "latency", &percentiles.join(", "))?;
     let counts: Vec<u64> = latency["counts"].as_array().into_iter().flatten().map(number).collect();
     let bounds: Vec<u64> =
         latency["bounds_ms"].as_array().into_iter().flatten().map(number).collect();
@@ -178,7 +186,7 @@ fn findings(out: &mut impl Write, digest: &Value) -> io::Result<()> {
     Ok(())
 }
 
-/// Lines about one thing, which is named once.
+/// Prints lines in two columns under one label.
 fn columns(out: &mut impl Write, label: &str, lines: Vec<(String, String)>) -> io::Result<()> {
     if lines.is_empty() {
         return row(out, label, "none");
@@ -190,7 +198,7 @@ fn columns(out: &mut impl Write, label: &str, lines: Vec<(String, String)>) -> i
     Ok(())
 }
 
-/// One labelled text, over several lines if need be.
+/// Prints one labelled text, wrapped to several lines where needed.
 fn row(out: &mut impl Write, label: &str, text: &str) -> io::Result<()> {
     for (number, line) in wrapped(text).iter().enumerate() {
         let label = if number == 0 { label } else { "" };
@@ -199,7 +207,7 @@ fn row(out: &mut impl Write, label: &str, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// `text` in lines that fit behind a label, broken where there are spaces.
+/// Wraps `text` at spaces into lines that fit beside a label.
 fn wrapped(text: &str) -> Vec<String> {
     let room = WIDTH - LABEL_WIDTH;
     let mut lines = vec![String::new()];
@@ -217,14 +225,14 @@ fn wrapped(text: &str) -> Vec<String> {
     lines
 }
 
-/// How often each of these happened, without what never did.
+/// Lists the counts under `names`, without zeros.
 fn counts(value: &Value, names: &[&str]) -> String {
     let counted = names.iter().map(|name| (name, number(&value[*name])));
     let counted = counted.filter(|(_, count)| 0 < *count);
     listed(counted.map(|(name, count)| format!("{name} {count}")), "none")
 }
 
-/// Everything that was counted, the most frequent first.
+/// Lists all counts, the highest first.
 fn ranked(value: &Value) -> impl Iterator<Item = String> {
     let mut counted: Vec<(&str, u64)> =
         entries(value).map(|(name, count)| (name, number(count))).collect();
@@ -237,7 +245,7 @@ fn listed(parts: impl Iterator<Item = String>, none: &str) -> String {
     if list.is_empty() { none.to_owned() } else { list }
 }
 
-/// An object's fields by name.
+/// Iterates over an object's fields in the order of their names.
 fn entries(value: &Value) -> impl Iterator<Item = (&str, &Value)> {
     let entries = value.as_object().into_iter().flat_map(Map::iter);
     let mut entries: Vec<_> = entries.map(|(name, value)| (name.as_str(), value)).collect();
@@ -249,13 +257,13 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
 }
 
-/// `count` of `most` as a bar: what is not nothing shows.
+/// Draws `count` of `most` as a bar; a positive count is at least one block.
 fn bar(count: u64, most: u64, width: usize) -> String {
     let share = (count.min(most) as f64 / most.max(1) as f64 * width as f64).round() as usize;
     "█".repeat(share.max(usize::from(0 < count)))
 }
 
-/// A duration in the unit that suits it.
+/// Formats a duration in the unit that suits its size.
 fn took(ms: u64) -> String {
     match ms {
         0..1_000 => format!("{ms} ms"),

@@ -1,17 +1,22 @@
-//! `greenroom groups` and `greenroom tasks`, and what is done to a whole group.
+//! `greenroom groups`, `tasks`, `pause`, `resume` and `stop`: lists, and requests to a whole group.
 
 use std::io::Write;
 
 use serde_json::{Value, json};
 
-use super::render::{cell, json_line, table};
-use super::{CliError, Exit};
-use crate::client::{Client, encode};
-use crate::text::one_line;
+use super::{
+    error::{CliError, Exit},
+    render::{cell, json_line, table},
+};
+use crate::{
+    client::{Client, encode},
+    text::one_line,
+};
 
 /// Characters of a prompt that a row shows.
 const PROMPT_MAX: usize = 60;
 
+/// Prints all groups.
 pub fn groups(client: &Client, json: bool, out: &mut impl Write) -> Result<Exit, CliError> {
     let groups = client.items("/v1/groups")?;
     if json {
@@ -34,6 +39,7 @@ pub fn groups(client: &Client, json: bool, out: &mut impl Write) -> Result<Exit,
     Ok(Exit::Done)
 }
 
+/// Prints the tasks of `group`.
 pub fn tasks(
     client: &Client,
     group: &str,
@@ -56,15 +62,15 @@ pub fn tasks(
     Ok(Exit::Done)
 }
 
-/// Pauses, resumes or stops a group, and says how it stands then.
+/// Pauses, resumes or stops a group, and prints its new status.
 pub fn control(
     client: &Client,
     group: &str,
-    what: &str,
+    action: &str,
     json: bool,
     out: &mut impl Write,
 ) -> Result<Exit, CliError> {
-    let group = client.post(&format!("/v1/groups/{}/{what}", encode(group)), &json!({}))?;
+    let group = client.post(&format!("/v1/groups/{}/{action}", encode(group)), &json!({}))?;
     if json {
         json_line(out, &group)?;
     } else {
@@ -91,7 +97,7 @@ fn blocked(state: &Value, by: &Value) -> String {
     }
 }
 
-/// Share of the context window that is used.
+/// Formats the used share of the context window.
 fn context(usage: &Value) -> String {
     match (usage["used"].as_u64(), usage["size"].as_u64()) {
         (Some(used), Some(size)) if 0 < size => format!("{}%", used.saturating_mul(100) / size),
@@ -99,7 +105,7 @@ fn context(usage: &Value) -> String {
     }
 }
 
-/// A prompt, which is text or content blocks.
+/// Formats a prompt, which is text or content blocks, as one line.
 fn prompt(prompt: &Value) -> String {
     let text = match prompt {
         Value::Array(blocks) => blocks

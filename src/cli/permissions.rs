@@ -1,22 +1,26 @@
-//! `greenroom permissions`: what agents want to be allowed, and the answers to it.
+//! `greenroom permissions`: lists the pending permission requests of agents, and answers one.
 
 use std::io::Write;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::render::{cell, json_line, table};
-use super::{CliError, Exit};
-use crate::client::{Client, encode};
-use crate::text::one_line;
+use super::{
+    error::{CliError, Exit},
+    render::{cell, json_line, table},
+};
+use crate::{
+    client::{Client, encode},
+    text::one_line,
+};
 
-/// Characters of what an agent wants to do that a row shows.
+/// Characters of a tool call's title that a row shows.
 const TITLE_MAX: usize = 60;
 
-/// What to do about a permission.
+/// How to resolve a permission request.
 #[derive(Debug, Subcommand)]
 pub enum Answer {
-    /// Choose one of its options
+    /// Select one of the options
     Answer {
         /// The permission's id, as `permissions` prints it
         permission: String,
@@ -24,14 +28,14 @@ pub enum Answer {
         #[arg(allow_hyphen_values = true)]
         option: String,
     },
-    /// Answer that the request is cancelled
+    /// Answer `cancelled`
     Cancel {
         /// The permission's id, as `permissions` prints it
         permission: String,
     },
 }
 
-/// Lists what nobody answered yet.
+/// Lists the pending permission requests.
 pub fn list(
     client: &Client,
     group: Option<&str>,
@@ -46,13 +50,13 @@ pub fn list(
         }
         return Ok(Exit::Done);
     }
-    let row = |own: &Value| {
-        let title = own["tool_call"]["title"].as_str().unwrap_or("-");
+    let row = |permission: &Value| {
+        let title = permission["tool_call"]["title"].as_str().unwrap_or("-");
         [
-            cell(&own["id"]),
-            cell(&own["group"]),
-            cell(&own["expires_at"]),
-            options(&own["options"]),
+            cell(&permission["id"]),
+            cell(&permission["group"]),
+            cell(&permission["expires_at"]),
+            options(&permission["options"]),
             one_line(title, TITLE_MAX),
         ]
     };
@@ -61,7 +65,7 @@ pub fn list(
     Ok(Exit::Done)
 }
 
-/// Answers one.
+/// Answers one permission request.
 pub fn answer(
     client: &Client,
     answer: &Answer,
@@ -81,9 +85,10 @@ pub fn answer(
     Ok(Exit::Done)
 }
 
-/// The ids of the options, which is what `answer` takes.
+/// Formats the ids of the options, which `answer` takes.
 fn options(options: &Value) -> String {
-    let ids = options.as_array().into_iter().flatten().filter_map(|own| own["optionId"].as_str());
+    let options = options.as_array().into_iter().flatten();
+    let ids = options.filter_map(|option| option["optionId"].as_str());
     match &*ids.map(|id| one_line(id, TITLE_MAX)).collect::<Vec<_>>() {
         [] => "-".to_owned(),
         ids => ids.join(" "),

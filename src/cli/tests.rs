@@ -1,5 +1,7 @@
-//! The command line against prepared answers: what is sent, printed, and the exit code.
+//! Tests of the command line with prepared answers: requests, output and exit codes.
 #![allow(clippy::unwrap_used)]
+
+use std::io::ErrorKind;
 
 use serde_json::json;
 
@@ -74,8 +76,8 @@ fn permissions_are_listed_and_answered() {
     let row = "prm_1       work   2026-01-01T00:00:00.000Z  yes no   Run rm";
     assert!(out.contains(row) && !out.contains('\u{1b}'), "{out:?}");
     assert!(out.ends_with("prm_1 is selected\nprm_1 is cancelled\n"), "{out}");
-    let asked = server.requests();
-    let lines: Vec<&str> = asked.iter().map(|request| request.lines().next().unwrap()).collect();
+    let requests = server.requests();
+    let lines: Vec<&str> = requests.iter().map(|request| request.lines().next().unwrap()).collect();
     assert_eq!(
         lines,
         [
@@ -85,8 +87,8 @@ fn permissions_are_listed_and_answered() {
             "POST /v1/permissions/prm_1 HTTP/1.1",
         ]
     );
-    assert!(asked[2].ends_with(r#"{"option_id":"yes"}"#), "{}", asked[2]);
-    assert!(asked[3].ends_with(r#"{"cancel":true}"#), "{}", asked[3]);
+    assert!(requests[2].ends_with(r#"{"option_id":"yes"}"#), "{}", requests[2]);
+    assert!(requests[3].ends_with(r#"{"cancel":true}"#), "{}", requests[3]);
 }
 
 #[test]
@@ -163,7 +165,7 @@ fn frame(seq: u64, task: &str, kind: &str, payload: &serde_json::Value) -> Strin
     format!("id: {seq}\nevent: {kind}\ndata: {frame}\n\n")
 }
 
-fn said(seq: u64, task: &str, text: &str) -> String {
+fn answer_frame(seq: u64, task: &str, text: &str) -> String {
     let update = json!({"sessionUpdate": "agent_message_chunk",
         "content": {"type": "text", "text": text}});
     let message = json!({"jsonrpc": "2.0", "method": "session/update",
@@ -172,18 +174,20 @@ fn said(seq: u64, task: &str, text: &str) -> String {
 }
 
 #[test]
-fn a_turn_prints_only_its_own_answer_cleaned_and_over_a_broken_stream() {
+fn a_turn_prints_only_its_own_clean_answer_across_a_broken_stream() {
     let server = Server::start(vec![
         Reply::json(200, r#"{"id":"work","last_seq":7}"#),
         Reply::json(202, r#"{"id":"tsk_2","state":"queued"}"#),
-        Reply::events(&(said(8, "tsk_1", "before") + &said(9, "tsk_2", "one\u{1b}[31m "))),
+        Reply::events(
+            &(answer_frame(8, "tsk_1", "before") + &answer_frame(9, "tsk_2", "one\u{1b}[31m ")),
+        ),
         // The stream ended; the task has not.
         Reply::json(200, r#"{"id":"tsk_2","state":"running"}"#),
         Reply::events(
-            &(said(10, "tsk_2", "two")
+            &(answer_frame(10, "tsk_2", "two")
                 + &frame(11, "tsk_1", "greenroom/task_ended", &json!({}))
                 + &frame(12, "tsk_2", "greenroom/task_ended", &json!({}))
-                + &said(13, "tsk_3", "after")),
+                + &answer_frame(13, "tsk_3", "after")),
         ),
         Reply::json(200, r#"{"id":"tsk_2","state":"completed","stop_reason":"end_turn"}"#),
     ]);
@@ -201,59 +205,59 @@ fn a_turn_prints_only_its_own_answer_cleaned_and_over_a_broken_stream() {
     assert_eq!((last_id(&requests[2]), last_id(&requests[4])), ("7".into(), "9".into()));
 }
 
-/// The key of a POST, and the first line of any request.
+/// Returns the idempotency key of a POST, and the first line of any request.
 fn key_and_line(request: &str) -> (Option<String>, &str) {
     let head = request.to_ascii_lowercase();
     let key = head.split("idempotency-key: ").nth(1);
     (key.map(|key| key.split("\r\n").next().unwrap().to_owned()), request.lines().next().unwrap())
 }
 
-/// Every request of a turn is retried while the server is away; the turn is enqueued once, and each
-/// of its words is printed once.
+/// Every request of a turn is retried while the server is unreachable; the turn is enqueued once,
+/// and each word of the answer is printed once.
 #[test]
-fn a_turn_retries_every_request_while_the_server_is_away() {
+fn a_turn_retries_every_request_while_the_server_is_unreachable() {
     let running = r#"{"id":"tsk_2","state":"running"}"#;
     let ended = r#"{"id":"tsk_2","state":"completed","stop_reason":"end_turn"}"#;
-    let words = said(8, "tsk_2", "one ") + &said(9, "tsk_2", "two");
+    let words = answer_frame(8, "tsk_2", "one ") + &answer_frame(9, "tsk_2", "two");
     let end = frame(10, "tsk_2", "greenroom/task_ended", &json!({}));
     let server = Server::start(vec![
         Reply::json(503, ""),
-        Reply::json(200, "{}").cut(usize::MAX),
+        Reply::json(200, "{}").truncate(usize::MAX),
         Reply::json(200, r#"{"id":"work","last_seq":7}"#),
         Reply::json(502, "<html>"),
-        Reply::json(202, running).cut(4),
+        Reply::json(202, running).truncate(4),
         Reply::json(202, running),
         Reply::json(504, ""),
-        // The stream breaks off within the second word's event.
-        Reply::events(&words).cut(9),
+        // The stream breaks within the event of the second word.
+        Reply::events(&words).truncate(9),
         Reply::json(502, "<html>"),
-        Reply::events(&said(9, "tsk_2", "two")),
-        Reply::json(200, running).cut(1),
+        Reply::events(&answer_frame(9, "tsk_2", "two")),
+        Reply::json(200, running).truncate(1),
         Reply::events(&end),
         Reply::json(504, ""),
         Reply::json(200, running),
-        Reply::json(200, ended).cut(2),
+        Reply::json(200, ended).truncate(2),
         Reply::json(200, ended),
     ]);
     let mut out = Vec::new();
     let exit = turn::turn(&client(&server), "work", "hi".into(), false, &mut out).unwrap();
     assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), ("one two\n", Exit::Done));
     let requests = server.requests();
-    let asked: Vec<_> = requests.iter().map(|request| key_and_line(request)).collect();
-    let key = asked[3].0.clone().unwrap();
-    for (asked_key, line) in &asked[3..6] {
-        assert_eq!(asked_key.as_ref(), Some(&key));
+    let sent: Vec<_> = requests.iter().map(|request| key_and_line(request)).collect();
+    let key = sent[3].0.clone().unwrap();
+    for (sent_key, line) in &sent[3..6] {
+        assert_eq!(sent_key.as_ref(), Some(&key));
         assert_eq!(*line, "POST /v1/groups/work/turns HTTP/1.1");
     }
-    assert!(asked[6..].iter().all(|(key, line)| key.is_none() && line.starts_with("GET ")));
-    let ends: Vec<&str> = asked[12..].iter().map(|(_, line)| *line).collect();
+    assert!(sent[6..].iter().all(|(key, line)| key.is_none() && line.starts_with("GET ")));
+    let ends: Vec<&str> = sent[12..].iter().map(|(_, line)| *line).collect();
     let (plain, waits) = ("GET /v1/tasks/tsk_2 HTTP/1.1", "GET /v1/tasks/tsk_2?wait=60 HTTP/1.1");
     assert_eq!(ends, [waits, plain, waits, plain]);
 }
 
-/// A final answer ends a turn at once, and so does a server that was never reached.
+/// A final error ends a turn at once, and so does a server that was never reached.
 #[test]
-fn a_turn_ends_with_a_final_answer() {
+fn a_turn_ends_with_a_final_error() {
     let group = || Reply::json(200, r#"{"id":"work","last_seq":7}"#);
     let task = || Reply::json(202, r#"{"id":"tsk_2","state":"queued"}"#);
     let no = |status| Reply::json(status, r#"{"title":"No"}"#);
@@ -288,7 +292,7 @@ fn a_turn_ends_with_a_final_answer() {
 fn a_compaction_and_a_retry_keep_their_key_when_they_are_retried() {
     let task = r#"{"id":"tsk_1","state":"completed"}"#;
     let server = Server::start(vec![
-        Reply::json(202, task).cut(1),
+        Reply::json(202, task).truncate(1),
         Reply::json(202, task),
         Reply::json(200, task),
         Reply::json(503, ""),
@@ -361,7 +365,7 @@ fn json_prints_the_task_as_it_ended() {
 }
 
 #[test]
-fn a_cancel_says_what_it_did() {
+fn a_cancel_prints_the_outcome() {
     let cases = [("cancelled", "tsk_1 is cancelled\n"), ("running", "tsk_1 will be cancelled\n")];
     for (state, expected) in cases {
         let task = json!({"id": "tsk_1", "state": state}).to_string();
@@ -408,11 +412,13 @@ tsk_3  turn        failed         T        a […]
 }
 
 #[test]
-fn a_watch_starts_at_the_end_and_goes_on_after_a_break() {
+fn a_watch_starts_at_the_end_and_resumes_after_a_broken_stream() {
     let server = Server::start(vec![
         Reply::json(200, r#"{"last_seq":7}"#),
-        Reply::events(&said(8, "tsk_1", "one\ntwo")),
-        Reply::events(&("event: greenroom/synced\ndata: {}\n\n".to_owned() + &said(9, "t", "x"))),
+        Reply::events(&answer_frame(8, "tsk_1", "one\ntwo")),
+        Reply::events(
+            &("event: greenroom/synced\ndata: {}\n\n".to_owned() + &answer_frame(9, "t", "x")),
+        ),
         Reply::json(404, r#"{"title":"No such group"}"#),
     ]);
     let mut out = Vec::new();
@@ -453,7 +459,7 @@ fn a_watch_of_all_groups_skips_history() {
 }
 
 #[test]
-fn a_watch_of_all_groups_tells_what_each_does() {
+fn a_watch_of_all_groups_prints_every_status_change() {
     let change = json!({
         "at": "2999-01-01T00:00:00.000Z", "group": "work", "from": "idle", "status": "running",
         "blocked_by": null, "queue_length": 2, "current_task": "tsk_1",
@@ -484,6 +490,6 @@ fn frames_are_one_line_each() {
         (json!({}), "- - -"),
     ];
     for (frame, expected) in cases {
-        assert_eq!(render::frame_line(&frame), expected);
+        assert_eq!(text::frame::frame_line(&frame), expected);
     }
 }

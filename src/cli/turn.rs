@@ -1,21 +1,27 @@
-//! `greenroom turn`, `compact` and `cancel`: one task, followed to its outcome.
+//! `greenroom turn`, `compact`, `cancel` and `retry`: one task, followed to its outcome.
 
-use std::io::{self, Write};
-use std::thread;
-use std::time::Duration;
+use std::{
+    io::{self, Write},
+    thread,
+    time::Duration,
+};
 
 use greenroom_actors::clock;
 use serde_json::{Value, json};
 
-use super::render::{answer_chunk, cell, json_line};
-use super::{CliError, Exit, INTERRUPT_EXIT};
-use crate::client::{Client, ClientError, Patience, encode};
-use crate::text::clean;
+use super::{
+    error::{CliError, Exit, INTERRUPT_EXIT},
+    render::{cell, json_line},
+};
+use crate::{
+    client::{Backoff, Client, ClientError, encode, is_terminal},
+    text::{clean, frame::answer_chunk},
+};
 
-/// How long one request waits for a task to end.
+/// How long one request waits for the task to end.
 const WAIT: Duration = Duration::from_secs(60);
 
-/// Enqueues a turn and prints the answer as it comes; with `json`, the task when it has ended.
+/// Enqueues a turn and streams the agent's answer; with `json`, prints the ended task instead.
 pub fn turn(
     client: &Client,
     group: &str,
@@ -28,7 +34,7 @@ pub fn turn(
         return Err(CliError::Usage("the prompt is empty".into()));
     }
     let path = format!("/v1/groups/{}", encode(group));
-    // Frames from here on may be of the turn; the group may not exist yet.
+    // Frames after this one may belong to the turn; the group may not exist yet.
     let after = match until_answered(false, || client.get(&path)) {
         Ok(group) => group["last_seq"].as_u64().unwrap_or(0),
         Err(ClientError::Problem { status: 404, .. }) => 0,
@@ -36,13 +42,13 @@ pub fn turn(
     };
     let task = enqueue(client, &format!("{path}/turns"), &json!({"prompt": text}), true)?;
     let id = task_id(&task)?;
-    say_on_interrupt(&id);
+    print_hint_on_interrupt(&id);
     if json {
         let task = wait(client, &id)?;
         json_line(out, &task)?;
         return Ok(exit_of(&task));
     }
-    let mut answer = Answer { out, last: None };
+    let mut answer = Answer { out, last_char: None };
     let task = follow(client, &format!("{path}/events"), &id, after, &mut answer)?;
     answer.end(&task)?;
     Ok(report(&task))
@@ -58,7 +64,7 @@ pub fn compact(
     let path = format!("/v1/groups/{}/compactions", encode(group));
     let task = enqueue(client, &path, &json!({}), false)?;
     let id = task_id(&task)?;
-    say_on_interrupt(&id);
+    print_hint_on_interrupt(&id);
     let task = wait(client, &id)?;
     if json {
         json_line(out, &task)?;
@@ -70,7 +76,7 @@ pub fn compact(
     Ok(report(&task))
 }
 
-/// Asks for a task to be cancelled. It is when its state says so, which may take a while.
+/// Requests that the server cancels a task. A running task may take a while to end.
 pub fn cancel(
     client: &Client,
     task: &str,
@@ -86,7 +92,7 @@ pub fn cancel(
     Ok(Exit::Done)
 }
 
-/// Has an ended task made again, as a new one.
+/// Retries an ended task, as a new task.
 pub fn retry(
     client: &Client,
     task: &str,
@@ -103,73 +109,73 @@ pub fn retry(
     Ok(Exit::Done)
 }
 
-/// The agent's words on their way to the reader.
+/// Writes the agent's answer, chunk by chunk.
 struct Answer<'a, W> {
     out: &'a mut W,
     /// The last character written.
-    last: Option<char>,
+    last_char: Option<char>,
 }
 
 impl<W: Write> Answer<'_, W> {
     fn write(&mut self, text: &str) -> io::Result<()> {
-        self.last = text.chars().next_back().or(self.last);
+        self.last_char = text.chars().next_back().or(self.last_char);
         self.out.write_all(text.as_bytes())?;
         self.out.flush()
     }
 
-    /// Ends the last line; first writes what was not streamed at all.
+    /// Ends the last line. If no chunk was streamed, first writes the task's text.
     fn end(&mut self, task: &Value) -> io::Result<()> {
-        if self.last.is_none() {
+        if self.last_char.is_none() {
             self.write(&clean(task["text"].as_str().unwrap_or_default()))?;
         }
-        match self.last {
+        match self.last_char {
             None | Some('\n') => Ok(()),
             Some(_) => self.write("\n"),
         }
     }
 }
 
-/// Enqueues a task. The idempotency key makes a retry safe whose first answer was lost.
+/// Enqueues a task. The idempotency key makes a retry safe after a lost answer.
 fn enqueue(
     client: &Client,
     path: &str,
     body: &Value,
-    was_there: bool,
+    was_reached: bool,
 ) -> Result<Value, ClientError> {
     let key = format!("cli-{}", clock::fresh());
-    until_answered(was_there, || client.post_once(&key, path, body))
+    until_answered(was_reached, || client.post_once(&key, path, body))
 }
 
-/// Retries a request until it is answered. The error is final at once if no connection could be
-/// made, unless the server was reached before (`was_there`), and if the queue is full.
+/// Retries a request until the server answers. Final at once: a full queue, and a failed connection
+/// unless the server was reached before (`was_reached`).
 fn until_answered<T>(
-    mut was_there: bool,
+    mut was_reached: bool,
     request: impl Fn() -> Result<T, ClientError>,
 ) -> Result<T, ClientError> {
-    let mut patience = Patience::bounded();
+    let mut backoff = Backoff::bounded();
     loop {
         match request() {
-            Err(error @ ClientError::Unreachable { connected: false, .. }) if !was_there => {
+            Err(error @ ClientError::Unreachable { connected: false, .. }) if !was_reached => {
                 return Err(error);
             }
             Err(error @ ClientError::Problem { status: 429, .. }) => return Err(error),
-            Err(error) => pause_after(&mut patience, error)?,
+            Err(error) => pause_after(&mut backoff, error)?,
             Ok(answer) => return Ok(answer),
         }
-        was_there = true;
+        was_reached = true;
     }
 }
 
-/// Pauses after a failed attempt, and reports the first one in a row on stderr.
-fn pause_after(patience: &mut Patience, error: ClientError) -> Result<(), ClientError> {
-    if patience.is_fresh() && error.is_passing() {
+/// Pauses after a failed attempt; reports the first of a series on stderr.
+fn pause_after(backoff: &mut Backoff, error: ClientError) -> Result<(), ClientError> {
+    if backoff.is_fresh() && error.is_transient() {
         eprintln!("greenroom: {}; trying again", clean(&error.to_string()));
     }
-    patience.pause_after(error)
+    backoff.pause_after(error)
 }
 
-/// Streams the answer of task `id` until the task has ended, over a restart of the server if need
-/// be. Gives the task as it ended.
+/// Streams the answer of task `id` until the task ends, also across a restart of the server.
+/// Returns the ended task.
 fn follow<W: Write>(
     client: &Client,
     path: &str,
@@ -178,14 +184,14 @@ fn follow<W: Write>(
     answer: &mut Answer<'_, W>,
 ) -> Result<Value, CliError> {
     let mut last_id = after.to_string();
-    let mut patience = Patience::bounded();
-    // The task as it ended, while frames up to its end were not streamed yet.
+    let mut backoff = Backoff::bounded();
+    // The ended task, until the frames up to its end have been streamed.
     let mut ended: Option<Value> = None;
     loop {
         let events = match client.events(path, Some(&last_id)) {
             Ok(events) => events,
-            Err(error) => match (pause_after(&mut patience, error), ended.take()) {
-                (Err(_), Some(task)) => return Ok(cut_short(task)),
+            Err(error) => match (pause_after(&mut backoff, error), ended.take()) {
+                (Err(_), Some(task)) => return Ok(truncated(task)),
                 (paused, task) => {
                     paused?;
                     ended = task;
@@ -194,11 +200,11 @@ fn follow<W: Write>(
             },
         };
         if ended.is_none() {
-            patience.answered();
+            backoff.answered();
         }
-        // The stream may break at any event; the next one starts after it.
+        // The stream may break after any event; the next stream starts after that event.
         for event in events.map_while(Result::ok) {
-            patience.progressed();
+            backoff.progressed();
             if let Some(id) = event.id {
                 last_id = id;
             }
@@ -212,55 +218,54 @@ fn follow<W: Write>(
             if event.kind == "greenroom/task_ended" {
                 return wait(client, id);
             }
-            // All that is kept was streamed, and the end was not among it.
+            // Every stored frame was streamed, and the task's end was not among them.
             if event.kind == "greenroom/synced"
                 && let Some(task) = ended.take()
             {
-                return Ok(cut_short(task));
+                return Ok(truncated(task));
             }
         }
-        // The server closed the stream, perhaps before it sent the task's end. The next stream then
-        // has what is missing up to that.
+        // The server closed the stream, perhaps before the task's end. The next stream then has the
+        // missing frames.
         match client.get(&task_path(id)) {
             Ok(task) if is_terminal(&task) => {
                 let last: u64 = last_id.parse().unwrap_or_default();
                 if task["seq_last"].as_u64().is_none_or(|end| end <= last) {
                     return Ok(task);
                 }
-                if patience.is_used_up() {
-                    return Ok(cut_short(task));
+                if backoff.is_exhausted() {
+                    return Ok(truncated(task));
                 }
                 ended = Some(task);
-                patience.pause();
+                backoff.pause();
             }
-            Ok(_) => patience.pause(),
-            Err(error) => pause_after(&mut patience, error)?,
+            Ok(_) => backoff.pause(),
+            Err(error) => pause_after(&mut backoff, error)?,
         }
     }
 }
 
-/// Says that the answer was not streamed to its end, of a task that has ended.
-fn cut_short(task: Value) -> Value {
+/// Reports on stderr that the answer of an ended task was not streamed to its end.
+fn truncated(task: Value) -> Value {
     let id = cell(&task["id"]);
-    eprintln!("greenroom: the answer of {id} broke off; GET /v1/tasks/{id} has all of it");
+    eprintln!("greenroom: the answer of {id} is truncated; GET /v1/tasks/{id} returns all of it");
     task
 }
 
-/// Waits until task `id` is terminal, over a restart of the server if need be.
+/// Waits until task `id` is terminal, also across a restart of the server.
 fn wait(client: &Client, id: &str) -> Result<Value, CliError> {
     let waiting = format!("{}?wait={}", task_path(id), WAIT.as_secs());
-    let mut patience = Patience::bounded();
+    let mut backoff = Backoff::bounded();
     loop {
-        // After a failure the next request does not wait: a proxy may cut off requests that take
-        // so long.
-        let asked = match patience.is_fresh() {
+        // After a failure the next request does not wait: a proxy may abort such long requests.
+        let answer = match backoff.is_fresh() {
             true => client.get_waiting(&waiting, WAIT),
             false => client.get(&task_path(id)),
         };
-        match asked {
+        match answer {
             Ok(task) if is_terminal(&task) => return Ok(task),
-            Ok(_) => patience.answered(),
-            Err(error) => pause_after(&mut patience, error)?,
+            Ok(_) => backoff.answered(),
+            Err(error) => pause_after(&mut backoff, error)?,
         }
     }
 }
@@ -271,14 +276,10 @@ fn task_path(id: &str) -> String {
 
 fn task_id(task: &Value) -> Result<String, CliError> {
     let id = task["id"].as_str().map(str::to_owned);
-    id.ok_or_else(|| CliError::Usage("the server's answer is no task; is it greenroom?".into()))
+    id.ok_or_else(|| CliError::Usage("the server's answer is not a task; is it greenroom?".into()))
 }
 
-pub fn is_terminal(task: &Value) -> bool {
-    let states = ["completed", "failed", "cancelled", "interrupted", "skipped"];
-    task["state"].as_str().is_some_and(|state| states.contains(&state))
-}
-
+/// Returns the exit code for an ended task.
 pub fn exit_of(task: &Value) -> Exit {
     match task["state"].as_str() {
         Some("completed" | "skipped") => Exit::Done,
@@ -288,7 +289,7 @@ pub fn exit_of(task: &Value) -> Exit {
     }
 }
 
-/// Says on stderr how a task ended, unless that is as expected.
+/// Prints on stderr how a task ended, unless it ended as expected.
 fn report(task: &Value) -> Exit {
     if let Some(line) = outcome(task) {
         eprintln!("greenroom: {line}");
@@ -296,7 +297,7 @@ fn report(task: &Value) -> Exit {
     exit_of(task)
 }
 
-/// What is to be said of the task's end; None when it ended as expected.
+/// Describes how a task ended; `None` if it ended as expected.
 fn outcome(task: &Value) -> Option<String> {
     let state = task["state"].as_str().unwrap_or_default();
     let stop_reason = task["stop_reason"].as_str();
@@ -313,13 +314,13 @@ fn outcome(task: &Value) -> Option<String> {
     Some(line)
 }
 
-/// Ctrl-C ends this process, not the task: says so, and how to end that, too.
-fn say_on_interrupt(task: &str) {
+/// On Ctrl-C: ends this process, not the task, and prints how to cancel the task.
+fn print_hint_on_interrupt(task: &str) {
     let task = clean(task);
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
         if runtime.is_ok_and(|runtime| runtime.block_on(tokio::signal::ctrl_c()).is_ok()) {
-            eprintln!("\ngreenroom: {task} goes on; to cancel it: greenroom cancel {task}");
+            eprintln!("\ngreenroom: {task} keeps running; to cancel it: greenroom cancel {task}");
             std::process::exit(INTERRUPT_EXIT);
         }
     });

@@ -1,16 +1,20 @@
-//! `greenroom watch`: what happens, as it happens, until Ctrl-C.
+//! `greenroom watch`: prints events as they happen, until Ctrl-C.
 
-use std::io::Write;
-use std::time::SystemTime;
+use std::{io::Write, time::SystemTime};
 
 use serde_json::Value;
 
-use super::render::{frame_line, json_line, status_line};
-use super::{CliError, Exit};
-use crate::client::{Client, Event, Patience, encode};
+use super::{
+    error::{CliError, Exit},
+    render::json_line,
+};
+use crate::{
+    client::{Backoff, Client, Event, encode},
+    text::frame::{frame_line, status_line},
+};
 
-/// Prints the frames of `group` from now on, or status changes of all groups. Comes back only with
-/// an error: once it was connected, it connects again for as long as it takes.
+/// Prints the frames of `group` from now on, or the status changes of all groups. Returns only with
+/// an error: once connected, it reconnects without end.
 pub fn watch(
     client: &Client,
     group: Option<&str>,
@@ -26,25 +30,25 @@ pub fn watch(
             format!("{path}/events")
         }
         None => {
-            // Where the end of this stream is only the stream itself says.
+            // Only the stream itself marks the end of its history.
             let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
             watch.live_from = Some(now);
             "/v1/events".to_owned()
         }
     };
-    let mut patience = Patience::endless();
+    let mut backoff = Backoff::endless();
     let mut events = client.events(&path, watch.last_id.as_deref())?;
     loop {
         for event in events.map_while(Result::ok) {
-            patience.progressed();
-            watch.take(event)?;
+            backoff.progressed();
+            watch.print(event)?;
         }
-        eprintln!("greenroom: the stream ended; connecting again");
-        patience.pause();
+        eprintln!("greenroom: the stream ended; reconnecting");
+        backoff.pause();
         events = loop {
             match client.events(&path, watch.last_id.as_deref()) {
                 Ok(events) => break events,
-                Err(error) => patience.pause_after(error)?,
+                Err(error) => backoff.pause_after(error)?,
             }
         };
     }
@@ -52,14 +56,14 @@ pub fn watch(
 
 struct Watch<'a, W> {
     last_id: Option<String>,
-    /// Events from before this time are history, until the server says where that ends.
+    /// Events older than this time are history, until the server marks the end of the history.
     live_from: Option<String>,
     out: &'a mut W,
     json: bool,
 }
 
 impl<W: Write> Watch<'_, W> {
-    fn take(&mut self, event: Event) -> Result<(), CliError> {
+    fn print(&mut self, event: Event) -> Result<(), CliError> {
         if let Some(id) = event.id {
             self.last_id = Some(id);
         }
@@ -68,14 +72,14 @@ impl<W: Write> Watch<'_, W> {
             return Ok(());
         }
         let frame: Value = serde_json::from_str(&event.data).unwrap_or_default();
-        let old = |from: &String| frame["at"].as_str().is_some_and(|at| at < from.as_str());
-        if self.live_from.as_ref().is_some_and(old) {
+        let is_old = |from: &String| frame["at"].as_str().is_some_and(|at| at < from.as_str());
+        if self.live_from.as_ref().is_some_and(is_old) {
             return Ok(());
         }
         match (self.json, event.kind.as_str()) {
             (true, _) => json_line(self.out, &frame)?,
             (false, "greenroom/gap") => {
-                writeln!(self.out, "(older frames are no longer kept)")?;
+                writeln!(self.out, "(some older events are missing)")?;
             }
             (false, "greenroom/status") => writeln!(self.out, "{}", status_line(&frame))?,
             (false, _) => writeln!(self.out, "{}", frame_line(&frame))?,

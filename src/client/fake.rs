@@ -1,11 +1,13 @@
-//! For tests: a server on loopback that gives prepared replies, one a connection, and keeps what it
-//! was asked.
+//! For tests: a loopback server that sends prepared replies, one per connection, and records the
+//! requests.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{Arc, Mutex},
+    thread,
+};
 
 pub struct Reply(String);
 
@@ -18,7 +20,7 @@ impl Reply {
         ))
     }
 
-    /// An answer in chunked transfer coding.
+    /// A reply in chunked transfer coding.
     pub fn chunked(body: &str) -> Self {
         Reply(format!(
             "HTTP/1.1 200 x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\
@@ -28,7 +30,7 @@ impl Reply {
     }
 
     /// The reply without its last `bytes` bytes; the connection ends there.
-    pub fn cut(mut self, bytes: usize) -> Self {
+    pub fn truncate(mut self, bytes: usize) -> Self {
         self.0.truncate(self.0.len().saturating_sub(bytes));
         self
     }
@@ -47,17 +49,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Answers the first request with the first of `replies`, and so on; then refuses.
+    /// Answers the n-th request with the n-th of `replies`; after the last it refuses connections.
     pub fn start(replies: Vec<Reply>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&requests);
+        let recorded = Arc::clone(&requests);
         thread::spawn(move || {
             for reply in replies {
                 let (mut stream, _) = listener.accept().unwrap();
-                kept.lock().unwrap().push(request(&mut stream));
-                let _ = stream.write_all(reply.0.as_bytes());
+                recorded.lock().unwrap().push(request(&mut stream));
+                _ = stream.write_all(reply.0.as_bytes());
             }
         });
         Server { url, requests }
@@ -72,7 +74,7 @@ impl Server {
     }
 }
 
-/// Head and body of one request.
+/// Reads head and body of one request.
 fn request(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];

@@ -1,26 +1,26 @@
-//! Server-Sent Events, as WHATWG HTML section 9.2 has them, out of any reader.
+//! Parses Server-Sent Events (WHATWG HTML section 9.2) from any reader.
 
 use std::io::{self, BufRead};
 
-/// Most bytes of one event. A frame holds one line of an agent, 16 MiB unless configured
-/// otherwise, escaped once more.
+/// Maximum bytes of one event. A frame holds one line of an agent, by default at most 16 MiB,
+/// escaped once more.
 const EVENT_BYTES_MAX: usize = 128 << 20;
 
-/// One event with data. Comments and empty events are not told.
+/// One event with data. Comments and events without data are skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The id that came with this event; None if it came without one.
+    /// The id of this event, if the server sent one with it.
     pub id: Option<String>,
-    /// `message` when the server named none.
+    /// The event's name; `message` if the server sent none.
     pub kind: String,
     /// All `data` lines, joined by LF.
     pub data: String,
 }
 
-/// Reads events until the stream ends; a last one that is not complete is dropped.
+/// Reads events until the stream ends; drops an incomplete last one.
 pub struct Events<R> {
     reader: R,
-    /// The last line ended in CR: an LF right after it belongs to it.
+    /// The last line ended in CR: an LF right after it belongs to that line end.
     after_cr: bool,
     first_line: bool,
 }
@@ -30,8 +30,8 @@ impl<R: BufRead> Events<R> {
         Events { reader, after_cr: false, first_line: true }
     }
 
-    /// The next line without its end, which is CR, LF or both; None at the end of the stream. Does
-    /// not wait for a byte after CR.
+    /// Returns the next line without its end (CR, LF or both); `None` at the end of the stream.
+    /// Does not wait for a byte after CR.
     fn line(&mut self) -> io::Result<Option<String>> {
         let mut line = Vec::new();
         loop {
@@ -93,7 +93,7 @@ impl<R: BufRead> Events<R> {
                         return Err(too_long());
                     }
                 }
-                // A comment (no field), `retry`, or a field that we do not know.
+                // A comment (no field), `retry`, or an unknown field.
                 _ => {}
             }
         }
@@ -130,14 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_read_as_the_standard_says() {
+    fn fields_are_parsed_by_the_standard() {
         #[rustfmt::skip]
         let cases: [(&str, &str, Vec<Event>); 14] = [
             ("nothing",               "",                                    vec![]),
             ("all fields",            "id: 7\nevent: a/b\ndata: x\n\n",      vec![event(Some("7"), "a/b", "x")]),
             ("no name",               "data: x\n\n",                         vec![event(None, "message", "x")]),
             ("multi-line data",       "data: a\ndata:\ndata: b\n\n",         vec![event(None, "message", "a\n\nb")]),
-            ("one space is taken",    "data:  x \n\n",                       vec![event(None, "message", " x ")]),
+            ("one space is removed",  "data:  x \n\n",                       vec![event(None, "message", " x ")]),
             ("no space, colons",      "data:a:b: c\n\n",                     vec![event(None, "message", "a:b: c")]),
             ("empty data counts",     "data\n\n",                            vec![event(None, "message", "")]),
             ("comment",               ": hi\n\n:data: x\ndata: y\n\n",       vec![event(None, "message", "y")]),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_end_and_every_split_reads_the_same() {
+    fn every_line_end_and_every_split_parses_the_same() {
         let lines = "id: 1\nevent: a\ndata: é1\ndata: 2\n\n: ping\n\nid: 2\ndata: 3\n\n";
         let expected = [event(Some("1"), "a", "é1\n2"), event(Some("2"), "message", "3")];
         for end in ["\n", "\r", "\r\n"] {
@@ -172,7 +172,7 @@ mod tests {
         }
     }
 
-    /// Gives its text, and fails if read beyond.
+    /// Returns its bytes, and panics on a read beyond them.
     struct NoMore<'a>(&'a [u8]);
 
     impl Read for NoMore<'_> {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_ends_in_cr_is_told_at_once() {
+    fn an_event_that_ends_in_cr_is_returned_at_once() {
         let mut events = Events::new(BufReader::new(NoMore(b"data: x\r\r")));
         assert_eq!(events.next().unwrap().unwrap(), event(None, "message", "x"));
     }

@@ -1,14 +1,14 @@
-//! Profiles: how an agent is started. Only the configuration can name a command (C10).
+//! Reads agent profiles: how an agent is launched. Only the configuration names commands (C10).
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Serialize, Serializer};
 
-use super::ConfigError;
-use super::section::{DURATION_MAX, Section};
-use super::source::{Entry, Origin, Table, Value};
+use super::{
+    ConfigError,
+    section::{DURATION_MAX, Section},
+    source::{Entry, Origin, Table, Value},
+};
 
 const KEYS: [&str; 13] = [
     "command",
@@ -26,57 +26,57 @@ const KEYS: [&str; 13] = [
     "rlimits",
 ];
 
-/// Keys that a profile without them takes from [`TEMPLATE`].
+/// Keys that a profile inherits from [`TEMPLATE`] if it lacks them.
 const INHERITED: [&str; 6] =
     ["env", "env_pass", "cwd_roots", "signals", "start_timeout", "no_new_privs"];
 
-/// The built-in profile, whose values stand for those that another leaves out.
+/// The built-in profile, which provides the inherited values.
 const TEMPLATE: &str = "demo";
 
 const NAME_BYTES_MAX: usize = 64;
 
-/// More open files than any Linux lets a process have by default (fs.nr_open).
+/// The kernel's default maximum of open files of a process (fs.nr_open).
 const OPEN_FILES_MAX: u32 = 1 << 20;
-/// More processes than there are pids.
+/// The kernel's maximum of process ids.
 const PROCESSES_MAX: u32 = 1 << 22;
-/// Largest file, or core file, that a limit can name.
+/// Largest limit for a file or a core file.
 const FILE_BYTES_MAX: u64 = 1 << 50;
 
-/// How an agent is started and spoken to.
+/// How an agent is launched, and which ACP options it needs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Agent {
-    /// Looked up in PATH at spawn; `greenroom` is this very binary.
+    /// Looked up in PATH at spawn; `greenroom` means this same binary.
     pub command: String,
     pub args: Vec<String>,
-    /// Variables to set. Only their names are ever printed.
+    /// Variables to set. Only their names are printed.
     #[serde(serialize_with = "names")]
     pub env: BTreeMap<String, String>,
-    /// Names of variables to pass on from the server's environment, besides the basics.
+    /// Names of variables to copy from the server's environment, besides the basic ones.
     pub env_pass: Vec<String>,
-    /// Absolute directories under which a group's cwd may lie; empty: any.
+    /// Absolute directories under which a group's cwd may be; empty: any directory.
     pub cwd_roots: Vec<PathBuf>,
-    /// What tells of compactions besides ACP.
+    /// Detectors of compactions, besides ACP.
     pub signals: Vec<Signal>,
-    /// None: as in `defaults`.
+    /// None: the value in `defaults`.
     pub auto_compact: Option<f64>,
-    /// For ACP `authenticate`; None: not asked for.
+    /// The method for ACP `authenticate`; None: greenroom does not authenticate.
     pub auth_method: Option<String>,
-    /// From the spawn to an open session.
+    /// The time from spawn to an open session.
     #[serde(serialize_with = "super::duration")]
     pub start_timeout: Duration,
     pub compaction: Compaction,
-    /// None: the server's own.
+    /// None: the server's umask.
     pub umask: Option<u32>,
     pub no_new_privs: bool,
     pub rlimits: Rlimits,
 }
 
-/// What each process of an agent may use; None: as the server.
+/// Resource limits of each process of an agent; None: the server's limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Rlimits {
     pub open_files: Option<u32>,
     pub processes: Option<u32>,
-    /// Bytes; None: no core file at all.
+    /// Bytes; None: no core files.
     pub core_size: Option<u64>,
     /// Bytes.
     pub file_size: Option<u64>,
@@ -91,21 +91,21 @@ pub enum Signal {
     HermesStderr,
 }
 
-/// How a compaction is ordered.
+/// How greenroom orders a compaction from the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "strategy", rename_all = "snake_case")]
 pub enum Compaction {
-    /// The agent's own slash command, sent as a prompt.
+    /// Send the agent's slash command as a prompt.
     Command { command: String },
-    /// A summary, carried over into a new session.
+    /// Request a summary, and open a new session with it.
     Rotate,
-    /// Not at all.
+    /// Compactions cannot be ordered.
     None,
 }
 
-/// Reads `[agents]`, which has the built-in profile and the user's.
+/// Reads `[agents]`, which holds the built-in profile and the user's.
 ///
-/// `builtin` is that table as the built-in file has it.
+/// `builtin` is the same table of the built-in file.
 pub fn read_all(
     agents: Option<Entry>,
     builtin: Option<&Entry>,
@@ -127,8 +127,8 @@ fn read(
     mut profile: Entry,
     template: Option<&Table>,
 ) -> Result<(String, Agent), ConfigError> {
-    let odd = |c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c));
-    if name.is_empty() || NAME_BYTES_MAX < name.len() || name.contains(odd) {
+    let is_invalid = |c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c));
+    if name.is_empty() || NAME_BYTES_MAX < name.len() || name.contains(is_invalid) {
         let problem = format!(
             "the name of agent {name:?} must be 1 to {NAME_BYTES_MAX} letters, digits, '.', '_', \
              '-'"
@@ -148,7 +148,7 @@ fn read(
     if command.trim().is_empty() || command.contains('\0') {
         return Err(section.bad(&at, "command", "must name a program"));
     }
-    let args = if section.has("args") { plain(section.texts("args")?) } else { Vec::new() };
+    let args = if section.has("args") { values(section.texts("args")?) } else { Vec::new() };
     let auto_compact = section.take_if("auto_compact");
     let agent = Agent {
         command,
@@ -174,11 +174,12 @@ fn read(
     Ok((name, agent))
 }
 
-fn plain(texts: Vec<(String, Origin)>) -> Vec<String> {
+/// Drops the origins of the texts.
+fn values(texts: Vec<(String, Origin)>) -> Vec<String> {
     texts.into_iter().map(|(text, _)| text).collect()
 }
 
-/// Whether `name` can be the name of an environment variable.
+/// Whether `name` is valid as the name of an environment variable.
 fn is_variable(name: &str) -> bool {
     !name.is_empty() && !name.contains(['=', '\0'])
 }
@@ -189,9 +190,11 @@ fn variables(section: &mut Section<'_>) -> Result<BTreeMap<String, String>, Conf
         .into_iter()
         .map(|(name, (value, at))| match is_variable(&name) && !value.contains('\0') {
             true => Ok((name, value)),
-            false => {
-                Err(section.bad(&at, "env", format_args!("cannot set a variable {name:?} so")))
-            }
+            false => Err(section.bad(
+                &at,
+                "env",
+                format_args!("cannot set the variable {name:?} to this"),
+            )),
         })
         .collect()
 }
@@ -199,16 +202,16 @@ fn variables(section: &mut Section<'_>) -> Result<BTreeMap<String, String>, Conf
 fn variable_names(section: &mut Section<'_>) -> Result<Vec<String>, ConfigError> {
     let names = section.texts("env_pass")?;
     if let Some((name, at)) = names.iter().find(|(name, _)| !is_variable(name)) {
-        let problem = format!("must be names of variables, found {name:?}");
+        let problem = format!("must hold names of variables, found {name:?}");
         return Err(section.bad(at, "env_pass", problem));
     }
-    Ok(plain(names))
+    Ok(values(names))
 }
 
 fn roots(section: &mut Section<'_>) -> Result<Vec<PathBuf>, ConfigError> {
     let roots = section.texts("cwd_roots")?;
     if let Some((root, at)) = roots.iter().find(|(root, _)| !root.starts_with('/')) {
-        let problem = format!("must be absolute paths, found {root:?}");
+        let problem = format!("must hold absolute paths, found {root:?}");
         return Err(section.bad(at, "cwd_roots", problem));
     }
     Ok(roots.into_iter().map(|(root, _)| PathBuf::from(root)).collect())
@@ -247,7 +250,7 @@ fn rlimits(agent: &str, entry: Option<Entry>) -> Result<Rlimits, ConfigError> {
     let mut section = Section::open(&title, entry, &KEYS)?;
     let has = KEYS.map(|key| section.has(key));
     let [open_files, processes, core_size, file_size, cpu_time] = has;
-    // Below 16 no program starts: its libraries are files.
+    // With less than 16 open files no program starts: its libraries are files.
     Ok(Rlimits {
         open_files: open_files
             .then(|| section.integer("open_files", 16..=OPEN_FILES_MAX))
@@ -299,7 +302,7 @@ fn compaction(agent: &str, entry: Option<Entry>) -> Result<Compaction, ConfigErr
     }
 }
 
-/// Prints the names only: a value may be a secret.
+/// Serializes the names only: a value may be a secret.
 pub fn names<S: Serializer>(
     variables: &BTreeMap<String, String>,
     serializer: S,

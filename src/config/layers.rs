@@ -1,19 +1,21 @@
-//! Layers of the configuration laid over each other, key by key: later ones win.
+//! Overlays the layers of the configuration key by key: the later layer wins.
 //!
-//! Knows sections and profiles, not what a value means.
+//! Knows sections and profiles, not the meaning of a value.
 
-use super::ConfigError;
-use super::section::refuse_unknown;
-use super::services::Services;
-use super::source::{Entry, Origin, Table, Value};
+use super::{
+    ConfigError,
+    section::refuse_unknown,
+    services::Services,
+    source::{Entry, Origin, Table, Value},
+};
 
-/// Sections whose single keys the environment can set.
+/// Sections whose keys the environment can set.
 const SECTIONS: [&str; 5] = ["server", "storage", "limits", "defaults", "otlp"];
 
-/// Everything that a file may have at its top.
+/// All top-level tables of a file.
 const TOP: [&str; 6] = ["server", "storage", "limits", "defaults", "otlp", "agents"];
 
-/// Variables of our name that are no configuration keys; `GREENROOM_LOG…` are none either.
+/// `GREENROOM_…` variables that are not configuration keys, besides `GREENROOM_LOG…`.
 const NOT_KEYS: [&str; 6] = [
     "GREENROOM_URL",
     "GREENROOM_TOKEN",
@@ -23,7 +25,7 @@ const NOT_KEYS: [&str; 6] = [
     "GREENROOM_BIN",
 ];
 
-/// Names of the keys that `[section]` has in the built-in file, which has them all.
+/// Returns the names of all keys of `[section]`, from the built-in file.
 pub fn keys_of<'a>(known: &'a Table, section: &str) -> Vec<&'a str> {
     match known.get(section).map(|entry| &entry.value) {
         Some(Value::Table(table)) => table.keys().map(String::as_str).collect(),
@@ -31,8 +33,8 @@ pub fn keys_of<'a>(known: &'a Table, section: &str) -> Vec<&'a str> {
     }
 }
 
-/// Puts the user's keys over the built-in ones. A profile that names its own command owes nothing
-/// to a built-in one of the same name.
+/// Overlays the user's keys over the built-in ones. A profile with its own command inherits nothing
+/// from a built-in profile of the same name.
 pub fn overlay(layers: &mut Table, known: &Table, user: Table) -> Result<(), ConfigError> {
     refuse_unknown("at the top level", &user, &TOP)?;
     for (name, entry) in user {
@@ -69,7 +71,7 @@ fn overlay_agents(layers: &mut Table, user: Table) {
     }
 }
 
-/// Puts `GREENROOM_<SECTION>_<KEY>` over everything; returns what looks like a slip.
+/// Overlays `GREENROOM_<SECTION>_<KEY>` over all layers; returns warnings of probable mistakes.
 pub fn overlay_environment(
     layers: &mut Table,
     known: &Table,
@@ -83,22 +85,22 @@ pub fn overlay_environment(
             continue;
         }
         let at = Origin::Env(name.clone());
-        if services.have(name, text) && !is_key(known, rest) {
+        if services.describe(name, text) && !is_key(known, rest) {
             warnings.push(format!(
-                "{at}: is not a key of the configuration, and was ignored: an orchestrator sets \
-                 such variables for a service"
+                "{at}: ignored: not a key of the configuration; orchestrators set such variables \
+                 for a service"
             ));
             continue;
         }
         if rest == "AGENTS" || rest.starts_with("AGENTS_") {
-            return Err(ConfigError::at(&at, "agents are configured in the file only"));
+            return Err(ConfigError::at(&at, "agents can only be configured in the file"));
         }
         let Some((section, key)) = section_of(rest) else {
-            warnings.push(format!("{at}: is not a key of the configuration, and was ignored"));
+            warnings.push(format!("{at}: ignored: not a key of the configuration"));
             continue;
         };
         let Some(key) = key else {
-            let keys = format!("a key of [{section}] is GREENROOM_{}_…", section.to_uppercase());
+            let keys = format!("keys of [{section}] are GREENROOM_{}_…", section.to_uppercase());
             return Err(ConfigError::at(&at, format!("unknown key; {keys}")));
         };
         let Some(default) = default_of(known, section, &key) else {
@@ -112,8 +114,8 @@ pub fn overlay_environment(
     Ok(warnings)
 }
 
-/// The section that a variable's name begins with, and the key that follows; no key if anything but
-/// an underscore follows the section.
+/// Returns the section that a variable's name begins with, and the key after it; no key if the
+/// section is followed by anything but an underscore.
 fn section_of(rest: &str) -> Option<(&'static str, Option<String>)> {
     let section = SECTIONS.into_iter().find(|name| rest.starts_with(&name.to_uppercase()))?;
     let key = match &rest[section.len()..] {
@@ -136,14 +138,15 @@ fn default_of<'a>(known: &'a Table, section: &str, key: &str) -> Option<&'a Entr
     }
 }
 
+/// Sets one key of a section.
 pub fn set(layers: &mut Table, section: &str, key: &str, at: Origin, value: Value) {
     if let Some(Value::Table(table)) = layers.get_mut(section).map(|entry| &mut entry.value) {
         table.insert(key.to_owned(), Entry { key_at: at.clone(), at, value });
     }
 }
 
-/// Reads a variable as the kind of value that `default` is. Text that is no such value stays text,
-/// so that the key itself says what it wants.
+/// Parses a variable as the kind of value that `default` is. Text of another kind stays text, so
+/// that reading the key reports the expected kind.
 fn from_text(default: &Value, text: &str, at: &Origin) -> Value {
     let as_text = || Value::Text(text.to_owned());
     let number = text.trim();
@@ -167,7 +170,7 @@ fn from_text(default: &Value, text: &str, at: &Origin) -> Value {
     }
 }
 
-/// `name=value,name=value`, as it is usual for headers.
+/// Parses `name=value,name=value`, the usual form for headers.
 fn table_of(text: &str, at: &Origin) -> Option<Table> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     pairs

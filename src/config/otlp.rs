@@ -1,37 +1,34 @@
-//! Where ended tasks are sent as OpenTelemetry spans.
+//! Reads `[otlp]`: the collector that ended tasks are sent to as OpenTelemetry spans.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 use ureq::http::{HeaderName, HeaderValue, Uri};
 
-use super::ConfigError;
-use super::section::Section;
-use super::source::Origin;
+use super::{ConfigError, section::Section, source::Origin};
 
-/// What a collector takes traces under.
+/// The path under which a collector accepts traces.
 const PATH: &str = "/v1/traces";
 
-/// Names of headers that the exporter sets by itself.
-const OWN_HEADERS: [&str; 4] = ["content-length", "content-type", "host", "transfer-encoding"];
+/// Names of headers that the exporter itself sets.
+const RESERVED_HEADERS: [&str; 4] = ["content-length", "content-type", "host", "transfer-encoding"];
 
 const SERVICE_BYTES_MAX: usize = 255;
 
-/// The exporter of spans.
+/// The settings of the span exporter.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Otlp {
-    /// The whole URL; None: nothing is sent.
+    /// The whole URL; None: the export is off.
     pub endpoint: Option<String>,
-    /// Headers to send. Only their names are ever printed.
+    /// Headers to send. Only their names are printed.
     #[serde(serialize_with = "super::agent::names")]
     pub headers: BTreeMap<String, String>,
     #[serde(serialize_with = "super::duration")]
     pub interval: Duration,
-    /// For one batch, answer and all.
+    /// The limit for one batch, including the answer.
     #[serde(serialize_with = "super::duration")]
     pub timeout: Duration,
-    /// Whether a first start sends what ended before it.
+    /// Whether the first start also sends tasks that ended before it.
     pub backfill: bool,
     pub service_name: String,
 }
@@ -50,33 +47,33 @@ pub fn read(mut section: Section<'_>) -> Result<Otlp, ConfigError> {
         let problem = format!("must be 1 to {SERVICE_BYTES_MAX} bytes long");
         return Err(section.bad(&at, "service_name", problem));
     }
-    let (least, hour) = (Duration::from_millis(10), Duration::from_secs(60 * 60));
+    let range = Duration::from_millis(10)..=Duration::from_secs(60 * 60);
     Ok(Otlp {
         endpoint,
         headers,
-        interval: section.duration("interval", least..=hour)?,
-        timeout: section.duration("timeout", least..=hour)?,
+        interval: section.duration("interval", range.clone())?,
+        timeout: section.duration("timeout", range)?,
         backfill: section.boolean("backfill")?,
         service_name,
     })
 }
 
-/// The URL that batches are posted to.
+/// Returns the URL for batches: a base URL is extended by [`PATH`].
 fn url_of(text: &str) -> Result<String, String> {
     let wrong = |what: &str| {
         format!("must be a URL such as \"http://127.0.0.1:4318\"{what}, found {text:?}")
     };
-    // What stands before an @ may be a password.
+    // The text before an @ may be a password.
     if text.contains('@') {
-        return Err("must hold no user and password: they belong into headers".into());
+        return Err("must not contain user and password: put them into headers".into());
     }
     let url: Uri = text.parse().map_err(|_| wrong(""))?;
     match url.scheme_str() {
         Some("http") => {}
         Some("https") => {
             let problem = format!(
-                "must begin with http://, found {text:?}: this version does not speak TLS; a \
-                 collector on this machine can send on what it gets"
+                "must begin with http://, found {text:?}: this version does not support TLS; a \
+                 collector on this machine can forward the spans"
             );
             return Err(problem);
         }
@@ -85,11 +82,13 @@ fn url_of(text: &str) -> Result<String, String> {
     if text.contains(['?', '#']) {
         return Err(wrong(", without a query"));
     }
-    // To the parser a port that is none is no error.
-    let has_place = url.authority().is_some_and(|at| {
-        !at.host().is_empty() && (at.as_str() == at.host() || at.port_u16().is_some())
+    // The parser accepts an invalid port.
+    let has_authority = url.authority().is_some_and(|authority| {
+        let has_valid_port =
+            authority.as_str() == authority.host() || authority.port_u16().is_some();
+        !authority.host().is_empty() && has_valid_port
     });
-    if !has_place {
+    if !has_authority {
         return Err(wrong(""));
     }
     let base = text.trim_end_matches('/');
@@ -102,13 +101,13 @@ fn headers(section: &mut Section<'_>) -> Result<BTreeMap<String, String>, Config
     for (name, (value, at)) in section.text_table(KEY)? {
         let bad = |at: &Origin, problem: String| Err(section.bad(at, KEY, problem));
         if HeaderName::from_bytes(name.as_bytes()).is_err()
-            || OWN_HEADERS.contains(&name.to_ascii_lowercase().as_str())
+            || RESERVED_HEADERS.contains(&name.to_ascii_lowercase().as_str())
         {
             return bad(&at, format!("cannot set a header {name:?}"));
         }
         // The value may be a secret.
         if HeaderValue::from_str(&value).is_err() {
-            return bad(&at, format!("has a value for {name:?} that cannot be sent"));
+            return bad(&at, format!("has an invalid value for {name:?}"));
         }
         headers.insert(name, value);
     }

@@ -1,21 +1,20 @@
-//! One table of the configuration, read key by key into types.
+//! Reads one table of the configuration key by key into types.
 //!
-//! Every complaint starts with where the value stands and says what would be right.
+//! Every error begins with the place of the value and names the accepted values.
 
-use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::ops::RangeInclusive;
-use std::time::Duration;
+use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, time::Duration};
 
 use bytesize::ByteSize;
 
-use super::ConfigError;
-use super::source::{Entry, Origin, Table, Value};
+use super::{
+    ConfigError,
+    source::{Entry, Origin, Table, Value},
+};
 
-/// Longest duration that a key takes: some headroom below what fits 64-bit milliseconds anywhere.
+/// Longest duration of any key, well below the range of 64-bit milliseconds.
 pub const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// Largest size that a key takes. Above it a limit no longer limits.
+/// Largest size of any key but an rlimit. A larger limit would no longer protect the server.
 const SIZE_MAX: u64 = 1 << 30;
 
 /// A table whose keys are all known.
@@ -26,11 +25,11 @@ pub struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// Takes the table in `entry`, which the user knows as `[name]`.
+    /// Opens the table in `entry`, which the user writes as `[name]`.
     ///
     /// # Errors
     ///
-    /// It is not a table, or has a key that is not among `known`.
+    /// The entry is not a table, or the table has a key that is not among `known`.
     pub fn open(name: &'a str, entry: Entry, known: &[&str]) -> Result<Self, ConfigError> {
         let Value::Table(table) = entry.value else {
             let problem = format!("[{name}] must be a table, found {}", entry.value.kind());
@@ -40,7 +39,7 @@ impl<'a> Section<'a> {
         Ok(Section { name, at: entry.key_at, table })
     }
 
-    /// A complaint about the value of `key`.
+    /// Returns an error about the value of `key`.
     pub fn bad(&self, at: &Origin, key: &str, problem: impl Display) -> ConfigError {
         ConfigError::at(at, format!("{key} in [{}] {problem}", self.name))
     }
@@ -50,10 +49,10 @@ impl<'a> Section<'a> {
         self.bad(&entry.at, key, format_args!("must be {expected}, found {found}"))
     }
 
-    /// Takes a key that has to be there.
+    /// Removes and returns a required key.
     pub fn take(&mut self, key: &str) -> Result<Entry, ConfigError> {
         self.table.remove(key).ok_or_else(|| {
-            ConfigError::at(&self.at, format!("[{}] has no {key}, which it needs", self.name))
+            ConfigError::at(&self.at, format!("[{}] lacks the required key {key}", self.name))
         })
     }
 
@@ -66,12 +65,12 @@ impl<'a> Section<'a> {
         matches!(self.table.get(key), Some(Entry { value: Value::Table(_), .. }))
     }
 
-    /// Takes a key that may be absent.
+    /// Removes and returns an optional key.
     pub fn take_if(&mut self, key: &str) -> Option<Entry> {
         self.table.remove(key)
     }
 
-    /// Text, and where it stands.
+    /// Reads a text, and its place.
     pub fn text(&mut self, key: &str) -> Result<(String, Origin), ConfigError> {
         let entry = self.take(key)?;
         match entry.value {
@@ -80,7 +79,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A duration such as `"30s"`, within `range`.
+    /// Reads a duration such as `"30s"`, within `range`.
     pub fn duration(
         &mut self,
         key: &str,
@@ -106,12 +105,12 @@ impl<'a> Section<'a> {
         Ok(duration)
     }
 
-    /// A size such as `"1MiB"` in bytes, at least 1.
+    /// Reads a size such as `"1MiB"`; returns bytes, at least 1.
     pub fn size(&mut self, key: &str) -> Result<u64, ConfigError> {
         self.size_up_to(key, SIZE_MAX)
     }
 
-    /// [`Self::size`] with a maximum of its own.
+    /// [`Self::size`] with another maximum.
     pub fn size_up_to(&mut self, key: &str, max: u64) -> Result<u64, ConfigError> {
         let entry = self.take(key)?;
         let Value::Text(text) = &entry.value else {
@@ -131,7 +130,7 @@ impl<'a> Section<'a> {
         Ok(size.0)
     }
 
-    /// A whole number within `range`.
+    /// Reads a whole number within `range`.
     pub fn integer(&mut self, key: &str, range: RangeInclusive<u32>) -> Result<u32, ConfigError> {
         let entry = self.take(key)?;
         let Value::Integer(number) = entry.value else {
@@ -144,12 +143,12 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A share, 0 to 1.
+    /// Reads a share, 0 to 1.
     pub fn share(&self, key: &str, entry: &Entry) -> Result<f64, ConfigError> {
         let share = match entry.value {
             Value::Integer(0) => 0.0,
             Value::Integer(1) => 1.0,
-            // Any other integer is out of range already, whatever its exact value.
+            // Any other integer is out of range.
             Value::Integer(number) => return Err(self.not_a_share(key, entry, number)),
             Value::Float(number) => number,
             _ => return Err(self.wrong_kind(key, entry, "a number from 0 to 1")),
@@ -173,13 +172,13 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// One of `words`, each with what it means.
+    /// Reads one of `words`; returns its meaning.
     pub fn choice<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Result<T, ConfigError> {
         let (text, at) = self.text(key)?;
         self.one_of(key, &text, &at, words)
     }
 
-    /// What `text`, which stands `at`, means: one of `words`.
+    /// Returns the meaning of `text`, found at `at`, among `words`.
     pub fn one_of<T: Copy>(
         &self,
         key: &str,
@@ -194,7 +193,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A list of texts, each with where it stands.
+    /// Reads a list of texts, each with its place.
     pub fn texts(&mut self, key: &str) -> Result<Vec<(String, Origin)>, ConfigError> {
         let entry = self.take(key)?;
         let Value::List(items) = entry.value else {
@@ -209,7 +208,7 @@ impl<'a> Section<'a> {
             .collect()
     }
 
-    /// A list of `words`.
+    /// Reads a list of `words`; returns their meanings.
     pub fn choices<T: Copy>(
         &mut self,
         key: &str,
@@ -219,7 +218,7 @@ impl<'a> Section<'a> {
         texts.iter().map(|(text, at)| self.one_of(key, text, at, words)).collect()
     }
 
-    /// A table of texts, each with where it stands.
+    /// Reads a table of texts, each with its place.
     pub fn text_table(
         &mut self,
         key: &str,
@@ -241,9 +240,11 @@ impl<'a> Section<'a> {
     }
 }
 
+/// Rejects a table that has an unknown key.
+///
 /// # Errors
 ///
-/// `table`, which is `place` ("in [server]"), has a key that is not among `known`.
+/// `table`, described by `place` ("in [server]"), has a key that is not among `known`.
 pub fn refuse_unknown(place: &str, table: &Table, known: &[&str]) -> Result<(), ConfigError> {
     let unknown = table.iter().find(|(key, _)| !known.contains(&key.as_str()));
     unknown.map_or(Ok(()), |(key, entry)| {

@@ -1,15 +1,15 @@
-//! Variables that an orchestrator sets for a service whose name begins with "greenroom".
+//! Recognizes variables that an orchestrator sets for a service named "greenroom…".
 //!
-//! Kubernetes sets some for each service of a namespace, Docker for each link. The operator did not
-//! write them, so they are no misspelt keys. Knows the shapes of their names, and no key.
+//! Kubernetes sets them for each service of a namespace, Docker for each link. The operator did not
+//! write them, so they are not misspelt keys. Knows the forms of their names, and no key.
 
-/// The transport protocols that both name.
+/// The transport protocols that Kubernetes and Docker name.
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 
-/// The services that the environment names.
+/// The services that the environment describes.
 pub struct Services {
-    /// The prefixes of the variables of Docker's links. Without its prefix, a link's variable could
-    /// not be told from a misspelt key.
+    /// The prefixes of the variables of Docker's links. Only the prefix distinguishes a link's
+    /// variable from a misspelt key.
     links: Vec<String>,
 }
 
@@ -17,7 +17,7 @@ impl Services {
     pub fn of(environment: &[(String, String)]) -> Self {
         let link = |(name, value): &(String, String)| {
             let link = name.strip_suffix("_NAME")?;
-            // `/container/alias`; the variable's name is made from the alias.
+            // `/container/alias`; the variable's name is built from the alias.
             let (container, alias) = value.strip_prefix('/')?.split_once('/')?;
             let alias = alias.to_uppercase().replace('-', "_");
             (!container.is_empty() && alias == link).then(|| link.to_owned())
@@ -25,18 +25,18 @@ impl Services {
         Self { links: environment.iter().filter_map(link).collect() }
     }
 
-    /// Whether a variable is about one of them.
-    pub fn have(&self, name: &str, value: &str) -> bool {
-        let words_of = |link: &String| {
-            let words = name.strip_prefix(link.as_str());
-            words.is_some_and(|words| words == "_NAME" || words.starts_with("_ENV_"))
+    /// Whether a variable describes one of the services.
+    pub fn describe(&self, name: &str, value: &str) -> bool {
+        let is_of_link = |link: &String| {
+            let suffix = name.strip_prefix(link.as_str());
+            suffix.is_some_and(|suffix| suffix == "_NAME" || suffix.starts_with("_ENV_"))
         };
-        is_about_a_port(name, value) || self.links.iter().any(words_of)
+        is_about_a_port(name, value) || self.links.iter().any(is_of_link)
     }
 }
 
-/// `…_SERVICE_HOST`, `…_SERVICE_PORT`, `…_SERVICE_PORT_HTTP`, `…_PORT=tcp://…`, `…_PORT_80_TCP`,
-/// `…_PORT_80_TCP_ADDR` and the like.
+/// Whether the variable is `…_SERVICE_HOST`, `…_SERVICE_PORT`, `…_SERVICE_PORT_HTTP`,
+/// `…_PORT=tcp://…`, `…_PORT_80_TCP`, `…_PORT_80_TCP_ADDR` and the like.
 fn is_about_a_port(name: &str, value: &str) -> bool {
     let names_a_port = || {
         let rest = name.rsplit_once("_SERVICE_PORT").map(|(_, rest)| rest);
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_of_services_are_told_from_misspelt_keys() {
+    fn variables_of_services_are_distinguished_from_misspelt_keys() {
         #[rustfmt::skip]
         let cases = [
             ("GREENROOM_PORT",                        "tcp://10.0.0.1:7433", true),
@@ -94,7 +94,7 @@ mod tests {
         let all = cases.map(|(name, value, _)| (name.to_owned(), value.to_owned()));
         let services = Services::of(&all);
         for (name, value, expected) in cases {
-            assert_eq!(services.have(name, value), expected, "{name}={value}");
+            assert_eq!(services.describe(name, value), expected, "{name}={value}");
         }
     }
 }

@@ -1,26 +1,26 @@
-//! Where configuration text comes from: TOML into a tree in which every value remembers its line.
+//! Parses TOML into a tree in which every value has its origin: file and line, variable or flag.
 //!
-//! Knows TOML and lines; knows no key.
+//! Knows TOML and lines, and no key.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::ops::Range;
+use std::{collections::BTreeMap, fmt, ops::Range};
 
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::ConfigError;
 
-/// Where a value was written, as it stands in front of a complaint about it.
+/// The place of a value, as error messages begin with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// The file that is built into the program.
+    /// The file that is compiled into the program.
     Builtin { line: usize },
-    /// A file of the user's, counted from line 1.
+    /// A file of the user; lines count from 1.
     File { name: String, line: usize },
     /// An environment variable.
     Env(String),
-    /// A flag of the command line.
+    /// A command-line flag.
     Flag(&'static str),
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A value and where it was written; for a key, `key_at` is where its name stands.
+/// A value and its place; `key_at` is the place of its key.
 #[derive(Debug, Clone)]
 pub struct Entry {
     pub key_at: Origin,
@@ -57,7 +57,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// The kind of value, with its article, for "expected …, found …".
+    /// Returns the kind of value with its article, for "expected …, found …".
     pub fn kind(&self) -> &'static str {
         match self {
             Value::Text(_) => "a string",
@@ -71,7 +71,7 @@ impl Value {
     }
 }
 
-/// Names the lines of one text.
+/// One text, whose offsets map to lines.
 pub struct Lines<'a> {
     /// None for the built-in text.
     name: Option<&'a str>,
@@ -87,7 +87,7 @@ impl<'a> Lines<'a> {
         Lines { name: Some(name), text }
     }
 
-    /// Where byte `offset` of the text is.
+    /// Returns the place of byte `offset`.
     pub fn origin(&self, offset: usize) -> Origin {
         let line = line_of(self.text.as_bytes(), offset);
         match self.name {
@@ -100,7 +100,7 @@ impl<'a> Lines<'a> {
     ///
     /// # Errors
     ///
-    /// Syntax, a duplicate key, or an integer that does not fit 64 bits, with its line.
+    /// A syntax error, a duplicate key, or an integer that exceeds 64 bits, with its line.
     pub fn parse(&self) -> Result<Table, ConfigError> {
         let document = DeTable::parse(self.text).map_err(|error| {
             let offset = error.span().map_or(0, |span| span.start);
@@ -157,7 +157,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// The line, from 1, in which byte `offset` of `text` stands.
+/// Returns the line, from 1, that holds byte `offset` of `text`.
 pub fn line_of(text: &[u8], offset: usize) -> usize {
     1 + text[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
 }

@@ -1,19 +1,20 @@
-//! The demo's own server: this very program, in a directory and on a port of its own.
+//! The demo's server: a child process of this same program, with its own directory and port.
 
-use std::fs;
-use std::io::{self, BufRead, BufReader, ErrorKind};
-use std::net::TcpListener;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, ErrorKind},
+    net::TcpListener,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::screen::Screen;
-use crate::cli::CliError;
+use super::{DemoError, screen::Screen};
 use crate::client::{Client, ClientError};
 
 pub const DATABASE: &str = "greenroom.db";
@@ -21,15 +22,15 @@ pub const CONFIG: &str = "greenroom.toml";
 
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Beyond the server's own drain and ladders.
+/// Longer than the server's own drain and the termination of its agents.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 const POLL_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long the last log lines may take after the server's end.
+/// How long the last log lines may take after the server has exited.
 const LOG_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Makes the directory of a demo: `wanted`, or a fresh one. Absolute, and for its owner alone.
+/// Creates the demo's directory, `wanted` or a new one, with mode 0700. Returns its absolute path.
 pub fn directory(wanted: Option<PathBuf>) -> io::Result<PathBuf> {
     let mut builder = fs::DirBuilder::new();
     builder.mode(0o700);
@@ -53,20 +54,20 @@ pub fn directory(wanted: Option<PathBuf>) -> io::Result<PathBuf> {
 pub struct Server {
     child: Child,
     url: String,
-    /// Ends when the log does.
+    /// Disconnects when the log ends.
     log: Receiver<()>,
 }
 
 impl Server {
-    /// Starts a server whose data is in `directory` and whose log is shown on `screen`.
-    pub fn start(directory: &Path, screen: Screen) -> Result<Self, CliError> {
+    /// Starts a server with its data in `directory` and its log on `screen`.
+    pub fn start(directory: &Path, screen: Screen) -> Result<Self, DemoError> {
         let config = directory.join(CONFIG);
         fs::write(&config, config_text(directory)?)?;
-        // The port is free now; if another program takes it at once, the server says so.
+        // The port is free now; if another program takes it meanwhile, the server reports that.
         let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve").arg("--config").arg(&config).args(["--listen", &listen]);
-        // The demo is the same whatever is configured around it.
+        // The demo ignores the configuration in its environment.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("GREENROOM_") || name == "RUST_LOG" {
                 command.env_remove(name);
@@ -76,15 +77,15 @@ impl Server {
         Self::spawn(command, format!("http://{listen}"), screen)
     }
 
-    fn spawn(mut command: Command, url: String, screen: Screen) -> Result<Self, CliError> {
+    fn spawn(mut command: Command, url: String, screen: Screen) -> Result<Self, DemoError> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
-        let (ended, log) = mpsc::channel();
+        let (log_open, log) = mpsc::channel();
         let stderr = child.stderr.take();
         thread::spawn(move || {
             let lines = stderr.into_iter().flat_map(|stderr| BufReader::new(stderr).lines());
             lines.map_while(Result::ok).for_each(|line| screen.log(&line));
-            drop(ended);
+            drop(log_open);
         });
         Ok(Server { child, url, log })
     }
@@ -93,33 +94,33 @@ impl Server {
         &self.url
     }
 
-    /// Waits until the server takes work.
-    pub fn wait_ready(&self, client: &Client) -> Result<(), CliError> {
+    /// Waits until the server is ready for work.
+    pub fn wait_ready(&self, client: &Client) -> Result<(), DemoError> {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
             match client.get("/readyz") {
-                // Readiness is the status; the body may be anything.
-                Ok(_) | Err(ClientError::BadAnswer { .. } | ClientError::CutOff { .. }) => {
+                // The status alone reports readiness; the body may be anything.
+                Ok(_) | Err(ClientError::BadAnswer { .. } | ClientError::Truncated { .. }) => {
                     return Ok(());
                 }
                 Err(error) if deadline < Instant::now() => return Err(error.into()),
                 Err(_) => {}
             }
             if self.log.recv_timeout(POLL_PAUSE) == Err(mpsc::RecvTimeoutError::Disconnected) {
-                let ended = "the server ended before it was ready; its log says why";
-                return Err(CliError::Io(io::Error::other(ended)));
+                let exited = "the server exited before it was ready; its log has the reason";
+                return Err(DemoError::Io(io::Error::other(exited)));
             }
         }
     }
 
-    /// Asks the server to end, and waits for it; true if it ended well.
+    /// Stops the server with SIGTERM and waits for it; true if its exit code was 0.
     pub fn stop(mut self) -> io::Result<bool> {
-        let clean = self.end()?;
-        let _ = self.log.recv_timeout(LOG_TIMEOUT);
-        Ok(clean)
+        let is_clean = self.terminate()?;
+        _ = self.log.recv_timeout(LOG_TIMEOUT);
+        Ok(is_clean)
     }
 
-    fn end(&mut self) -> io::Result<bool> {
+    fn terminate(&mut self) -> io::Result<bool> {
         if let Some(status) = self.child.try_wait()? {
             return Ok(status.success());
         }
@@ -139,15 +140,15 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.end();
+        _ = self.terminate();
     }
 }
 
-/// A configuration with which the same data can be served again.
-fn config_text(directory: &Path) -> Result<String, CliError> {
+/// Returns a configuration that serves the same data again later.
+fn config_text(directory: &Path) -> Result<String, DemoError> {
     let database = directory.join(DATABASE);
     let url = database.to_str().map(|path| format!("sqlite:{path}"));
-    let url = url.ok_or_else(|| CliError::Usage("the directory's name is not UTF-8".into()))?;
+    let url = url.ok_or(DemoError::DirectoryName)?;
     // A JSON string is a TOML string, too.
     Ok(format!("[storage]\nurl = {}\n", serde_json::Value::from(url)))
 }
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_fresh_and_private() {
+    fn a_directory_is_new_and_private() {
         let (one, two) = (directory(None).unwrap(), directory(None).unwrap());
         assert_ne!(one, two);
         assert!(one.is_absolute());
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn its_configuration_is_one_that_loads() {
+    fn the_written_configuration_loads() {
         let directory = tempfile::tempdir().unwrap();
         let odd = directory.path().join("a \"b\" \\c");
         fs::create_dir(&odd).unwrap();
@@ -182,21 +183,21 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_ends_at_once_is_no_endless_wait() {
+    fn the_wait_ends_when_the_server_exits_at_once() {
         let screen = Screen::new();
         let server =
             Server::spawn(Command::new("false"), "http://127.0.0.1:1".into(), screen).unwrap();
         let client = Client::new(server.url(), None).unwrap();
         let start = Instant::now();
         let error = server.wait_ready(&client).unwrap_err();
-        assert!(error.to_string().starts_with("the server ended before it was ready"), "{error}");
+        assert!(error.to_string().starts_with("the server exited before it was ready"), "{error}");
         assert!(start.elapsed() < READY_TIMEOUT);
         assert!(!server.stop().unwrap());
     }
 
     #[test]
-    fn a_server_is_asked_to_end_and_its_exit_counts() {
-        for (script, clean) in [("exit 0", true), ("exit 3", false)] {
+    fn stop_sends_sigterm_and_returns_whether_the_exit_was_clean() {
+        for (script, is_clean) in [("exit 0", true), ("exit 3", false)] {
             let directory = tempfile::tempdir().unwrap();
             let mut command = Command::new("sh");
             let script = format!("trap '{script}' TERM; touch up; while :; do sleep 0.01; done");
@@ -205,7 +206,7 @@ mod tests {
             while !directory.path().join("up").exists() {
                 thread::sleep(POLL_PAUSE);
             }
-            assert_eq!(server.stop().unwrap(), clean, "{script}");
+            assert_eq!(server.stop().unwrap(), is_clean, "{script}");
         }
     }
 }

@@ -1,16 +1,18 @@
-//! What the client sends, read by a thread so that a cancel is seen in mid-turn.
+//! The client's messages, read by a thread so that a cancel arrives during a turn.
 
-use std::collections::VecDeque;
-use std::io::BufRead;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    io::BufRead,
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
-/// One line from the client.
+/// One message from the client.
 #[derive(Debug)]
-pub enum Received {
+pub enum Message {
     Request {
         id: Value,
         method: String,
@@ -24,32 +26,33 @@ pub enum Received {
         id: Value,
         result: Value,
     },
-    /// JSON, but no JSON-RPC message.
+    /// JSON, but not a JSON-RPC message.
     Other,
-    /// No JSON.
-    Garbage,
+    /// Not JSON.
+    NotJson,
 }
 
-impl Received {
-    fn read(line: &[u8]) -> Self {
+impl Message {
+    fn parse(line: &[u8]) -> Self {
         let Ok(mut message) = serde_json::from_slice::<Value>(line) else {
-            return Received::Garbage;
+            return Message::NotJson;
         };
-        let Some(fields) = message.as_object_mut() else { return Received::Other };
+        let Some(fields) = message.as_object_mut() else { return Message::Other };
         let id = fields.remove("id");
         let params = fields.remove("params").unwrap_or_default();
         match (fields.remove("method"), id) {
-            (Some(Value::String(method)), Some(id)) => Received::Request { id, method, params },
-            (Some(Value::String(method)), None) => Received::Notification { method, params },
+            (Some(Value::String(method)), Some(id)) => Message::Request { id, method, params },
+            (Some(Value::String(method)), None) => Message::Notification { method, params },
             (None, Some(id)) => {
-                Received::Response { id, result: fields.remove("result").unwrap_or_default() }
+                Message::Response { id, result: fields.remove("result").unwrap_or_default() }
             }
-            _ => Received::Other,
+            _ => Message::Other,
         }
     }
 
+    /// Whether this is a `session/cancel` of `session`.
     fn cancels(&self, session: &str) -> bool {
-        matches!(self, Received::Notification { method, params }
+        matches!(self, Message::Notification { method, params }
             if method == "session/cancel" && params["sessionId"] == session)
     }
 }
@@ -57,26 +60,26 @@ impl Received {
 /// How a wait within a turn ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// The time is over.
-    Over,
+    /// The time has elapsed.
+    Elapsed,
     /// The client cancelled the session's turn.
     Cancelled,
     /// The client closed stdin.
     Closed,
-    /// The client answered the request: its result, or null for an error.
-    Answered(Value),
+    /// The client responded to the request: its result, or null for an error.
+    Response(Value),
 }
 
-/// Lines in order; those that came during a turn are kept for after it.
+/// The messages in order; those that arrive during a turn are deferred until its end.
 pub struct Inbox {
-    lines: Receiver<Received>,
-    waiting: VecDeque<Received>,
+    messages: Receiver<Message>,
+    deferred: VecDeque<Message>,
 }
 
 impl Inbox {
-    /// Starts reading `input`, in a thread that ends with it.
+    /// Starts reading `input`, in a thread that ends at the end of `input`.
     pub fn start(mut input: impl BufRead + Send + 'static) -> Self {
-        let (sender, lines) = mpsc::channel();
+        let (sender, messages) = mpsc::channel();
         thread::spawn(move || {
             let mut line = Vec::new();
             loop {
@@ -84,31 +87,31 @@ impl Inbox {
                 match input.read_until(b'\n', &mut line) {
                     Ok(0) | Err(_) => return,
                     Ok(_) if line.trim_ascii().is_empty() => {}
-                    Ok(_) if sender.send(Received::read(&line)).is_err() => return,
+                    Ok(_) if sender.send(Message::parse(&line)).is_err() => return,
                     Ok(_) => {}
                 }
             }
         });
-        Inbox { lines, waiting: VecDeque::new() }
+        Inbox { messages, deferred: VecDeque::new() }
     }
 
-    /// The next line, or None when there will be none.
-    pub fn next(&mut self) -> Option<Received> {
-        self.waiting.pop_front().or_else(|| self.lines.recv().ok())
+    /// Returns the next message; `None` at the end of the input.
+    pub fn next(&mut self) -> Option<Message> {
+        self.deferred.pop_front().or_else(|| self.messages.recv().ok())
     }
 
     /// Waits for `time`, or until `session` is cancelled.
     pub fn pause(&mut self, session: &str, time: Duration) -> Wait {
         let end = Instant::now() + time;
-        self.wait(session, None, |lines| {
-            lines.recv_timeout(end.saturating_duration_since(Instant::now()))
+        self.wait(session, None, |messages| {
+            messages.recv_timeout(end.saturating_duration_since(Instant::now()))
         })
     }
 
-    /// Waits until the client answers our request `id`, or `session` is cancelled.
-    pub fn await_answer(&mut self, session: &str, id: u64) -> Wait {
-        self.wait(session, Some(id), |lines| {
-            lines.recv().map_err(|_| RecvTimeoutError::Disconnected)
+    /// Waits until the client responds to request `id`, or `session` is cancelled.
+    pub fn await_response(&mut self, session: &str, id: u64) -> Wait {
+        self.wait(session, Some(id), |messages| {
+            messages.recv().map_err(|_| RecvTimeoutError::Disconnected)
         })
     }
 
@@ -116,34 +119,34 @@ impl Inbox {
         &mut self,
         session: &str,
         request: Option<u64>,
-        receive: impl Fn(&Receiver<Received>) -> Result<Received, RecvTimeoutError>,
+        receive: impl Fn(&Receiver<Message>) -> Result<Message, RecvTimeoutError>,
     ) -> Wait {
         loop {
-            match receive(&self.lines) {
-                Ok(line) if line.cancels(session) => return Wait::Cancelled,
-                Ok(Received::Response { id, result }) => {
+            match receive(&self.messages) {
+                Ok(message) if message.cancels(session) => return Wait::Cancelled,
+                Ok(Message::Response { id, result }) => {
                     if request.is_some_and(|request| id == request) {
-                        return Wait::Answered(result);
+                        return Wait::Response(result);
                     }
                 }
-                Ok(line) => self.waiting.push_back(line),
-                Err(RecvTimeoutError::Timeout) => return Wait::Over,
+                Ok(message) => self.deferred.push_back(message),
+                Err(RecvTimeoutError::Timeout) => return Wait::Elapsed,
                 Err(RecvTimeoutError::Disconnected) => return Wait::Closed,
             }
         }
     }
 
-    /// Takes out the prompts of `session` that wait; their request ids.
+    /// Removes the deferred prompts of `session`; returns their request ids.
     pub fn take_prompts(&mut self, session: &str) -> Vec<Value> {
         let mut prompts = Vec::new();
-        for line in std::mem::take(&mut self.waiting) {
-            match line {
-                Received::Request { id, method, params }
+        for message in std::mem::take(&mut self.deferred) {
+            match message {
+                Message::Request { id, method, params }
                     if method == "session/prompt" && params["sessionId"] == session =>
                 {
                     prompts.push(id);
                 }
-                other => self.waiting.push_back(other),
+                other => self.deferred.push_back(other),
             }
         }
         prompts

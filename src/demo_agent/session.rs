@@ -1,23 +1,25 @@
-//! A session of the demo agent: how much it remembers, kept in a file.
+//! A session of the demo agent, stored in a file: history and pretended tokens.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Where sessions are kept, under their cwd.
+/// The directory of the sessions, under their cwd.
 const DIRECTORY: &str = ".greenroom-demo";
 
-/// Tokens that the pretended context window holds.
+/// Size of the pretended context window, in tokens.
 pub const WINDOW_TOKENS: u64 = 20_000;
 
-/// Tokens of a context in which nothing was said yet.
+/// Tokens of an empty context.
 const EMPTY_TOKENS: u64 = 1_200;
 
-/// Updates kept for a replay; the oldest are forgotten first.
+/// Maximum of updates kept for a replay; the oldest are dropped first.
 const HISTORY_MAX: usize = 200;
 
 pub struct Session {
@@ -35,15 +37,15 @@ struct State {
 }
 
 impl Session {
-    /// Makes the next session of `cwd`. Its id is always the same, and no other directory's: the id
-    /// is what a compaction locks.
+    /// Creates the next session of `cwd`. Its id is deterministic and differs between directories:
+    /// a compaction locks the id.
     pub fn create(cwd: &Path) -> io::Result<Self> {
         let directory = cwd.join(DIRECTORY);
         fs::create_dir_all(&directory)?;
-        let place = fnv1a(cwd.as_os_str().as_bytes());
+        let cwd_hash = fnv1a(cwd.as_os_str().as_bytes());
         let state = State { turns: 0, compactions: 0, used_tokens: EMPTY_TOKENS, history: vec![] };
         for number in 1_u64.. {
-            let id = format!("demo-{place:016x}-{number}");
+            let id = format!("demo-{cwd_hash:016x}-{number}");
             let file = directory.join(format!("{id}.json"));
             match File::create_new(&file) {
                 Ok(_) => {
@@ -58,9 +60,9 @@ impl Session {
         Err(ErrorKind::StorageFull.into())
     }
 
-    /// Opens a session of `cwd`; None if there is none of that id.
+    /// Opens a session of `cwd`; `None` if none has this id.
     pub fn open(cwd: &Path, id: &str) -> io::Result<Option<Self>> {
-        // The id becomes a file's name: nothing but what `create` makes.
+        // The id becomes a file name: only ids in the form of `create` are accepted.
         if !id.starts_with("demo-") || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
             return Ok(None);
         }
@@ -79,7 +81,7 @@ impl Session {
         &self.id
     }
 
-    /// The conversation so far, as updates to replay.
+    /// Returns the conversation so far, as updates to replay.
     pub fn history(&self) -> &[Value] {
         &self.state.history
     }
@@ -92,14 +94,14 @@ impl Session {
         self.state.used_tokens
     }
 
-    /// Counts a turn that begins, and gives its number, from 1.
+    /// Counts a new turn; returns its number, from 1.
     pub fn begin_turn(&mut self) -> u64 {
         self.state.turns += 1;
         self.state.turns
     }
 
-    /// Takes in what was said in a turn, and saves it.
-    pub fn remember(&mut self, prompt: &str, answer: &str) -> io::Result<()> {
+    /// Records prompt and answer of a turn, and saves the session.
+    pub fn record_turn(&mut self, prompt: &str, answer: &str) -> io::Result<()> {
         let state = &mut self.state;
         state.used_tokens = WINDOW_TOKENS.min(state.used_tokens + tokens(prompt) + tokens(answer));
         state.history.push(chunk("user_message_chunk", prompt));
@@ -109,40 +111,39 @@ impl Session {
         self.save()
     }
 
-    /// Counts a compaction that begins, saves that, and gives its id, unique within the session.
+    /// Counts a new compaction and saves the session; returns an id that is unique in the session.
     pub fn begin_compaction(&mut self) -> io::Result<String> {
         self.state.compactions += 1;
         self.save()?;
         Ok(format!("{}-compaction-{}", self.id, self.state.compactions))
     }
 
-    /// Forgets all but `summary`, and saves it.
+    /// Replaces the history by `summary`, and saves the session.
     pub fn compact(&mut self, summary: &str) -> io::Result<()> {
         self.state.history = vec![chunk("agent_message_chunk", summary)];
         self.state.used_tokens = EMPTY_TOKENS.max(self.state.used_tokens / 4);
         self.save()
     }
 
-    /// Replaces the file at once, so that a kill leaves the old or the new state.
+    /// Replaces the file atomically, so that a kill leaves the old or the new state.
     fn save(&self) -> io::Result<()> {
-        let half = self.file.with_extension("json.new");
-        fs::write(&half, serde_json::to_vec(&self.state)?)?;
-        fs::rename(&half, &self.file)
+        let temporary = self.file.with_extension("json.new");
+        fs::write(&temporary, serde_json::to_vec(&self.state)?)?;
+        fs::rename(&temporary, &self.file)
     }
 }
 
-/// One update with text.
+/// Returns an update with text.
 pub fn chunk(kind: &str, text: &str) -> Value {
     json!({"sessionUpdate": kind, "content": {"type": "text", "text": text}})
 }
 
-/// What `text` would cost a model, more or less, and no less than shows.
+/// Estimates the tokens of `text`, at least enough to be visible.
 pub fn tokens(text: &str) -> u64 {
     100 + text.len() as u64 / 4
 }
 
-/// FNV-1a, 64 bits: the same in every version, which the standard library's hasher does not
-/// promise.
+/// FNV-1a, 64 bits: stable across versions, unlike the standard library's hasher.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)

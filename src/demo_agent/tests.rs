@@ -1,8 +1,10 @@
-//! The demo agent, driven as a client drives it, over pipes in memory.
+//! Tests of the demo agent, with a client on pipes.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, PipeReader, PipeWriter};
-use std::thread::{self, JoinHandle};
+use std::{
+    io::{BufRead, PipeReader, PipeWriter},
+    thread::{self, JoinHandle},
+};
 
 use agent_client_protocol_schema::v1;
 use tempfile::TempDir;
@@ -25,7 +27,7 @@ impl Client {
         Client { to_agent: Some(to_agent), from_agent, agent, next_id: 1 }
     }
 
-    /// A client that has opened a session in `directory`.
+    /// Starts a client and creates a session in `directory`.
     fn with_session(directory: &TempDir, compaction: bool) -> (Self, String) {
         let mut client = Client::start();
         let session = if compaction { json!({"compaction": {}}) } else { json!({}) };
@@ -66,7 +68,7 @@ impl Client {
         );
     }
 
-    /// The next message, after a look at it through the protocol's own types.
+    /// Reads the next message, and checks it against the types of the ACP schema.
     fn read(&mut self) -> Value {
         let mut line = String::new();
         assert_ne!(self.from_agent.read_line(&mut line).unwrap(), 0, "the agent closed stdout");
@@ -86,7 +88,7 @@ impl Client {
         message
     }
 
-    /// Reads up to the answer of request `id`: (updates before it, the answer).
+    /// Reads up to the response to request `id`; returns the updates before it, and the response.
     fn read_until(&mut self, id: u64) -> (Vec<Value>, Value) {
         let mut updates = Vec::new();
         loop {
@@ -98,7 +100,7 @@ impl Client {
         }
     }
 
-    /// Closes stdin and waits for the end.
+    /// Closes stdin and waits until the agent ends.
     fn close(mut self) {
         drop(self.to_agent.take());
         self.agent.take().unwrap().join().unwrap().unwrap();
@@ -118,7 +120,7 @@ fn text(updates: &[Value]) -> String {
 }
 
 #[test]
-fn it_introduces_itself() {
+fn initialize_returns_the_capabilities() {
     let mut client = Client::start();
     let id = client.request("initialize", json!({"protocolVersion": 7}));
     let answer = client.read();
@@ -156,7 +158,7 @@ fn a_turn_streams_an_answer_and_costs_context() {
 }
 
 #[test]
-fn words_steer_it_only_as_whole_words() {
+fn only_whole_words_control_the_agent() {
     let directory = tempfile::tempdir().unwrap();
     let (mut client, session) = Client::with_session(&directory, true);
     let id = client.prompt(&session, "toolbox permissions slowly");
@@ -171,7 +173,7 @@ fn words_steer_it_only_as_whole_words() {
 }
 
 #[test]
-fn a_cancel_works_in_mid_stream_and_stops_what_waits_behind() {
+fn a_cancel_ends_the_running_prompt_and_the_queued_ones() {
     let directory = tempfile::tempdir().unwrap();
     let (mut client, session) = Client::with_session(&directory, true);
     let running = client.prompt(&session, "slow please");
@@ -181,7 +183,7 @@ fn a_cancel_works_in_mid_stream_and_stops_what_waits_behind() {
     client.cancel(&session);
     let (updates, answer) = client.read_until(running);
     assert_eq!(answer["result"]["stopReason"], "cancelled");
-    assert!(updates.len() < 40, "cut short");
+    assert!(updates.len() < 40, "truncated");
     assert_eq!(
         client.read(),
         json!({"jsonrpc": "2.0", "id": waiting, "result": {"stopReason": "cancelled"}})
@@ -194,7 +196,7 @@ fn a_cancel_works_in_mid_stream_and_stops_what_waits_behind() {
 }
 
 #[test]
-fn a_permission_is_waited_for() {
+fn a_turn_waits_for_its_permission() {
     let directory = tempfile::tempdir().unwrap();
     let (mut client, session) = Client::with_session(&directory, true);
     let outcomes = [
@@ -223,7 +225,7 @@ fn a_permission_is_waited_for() {
 }
 
 #[test]
-fn a_compaction_is_shown_to_a_client_that_asked_and_frees_context() {
+fn a_compaction_frees_context_and_is_reported_to_clients_that_support_it() {
     for shown in [true, false] {
         let directory = tempfile::tempdir().unwrap();
         let (mut client, session) = Client::with_session(&directory, shown);
@@ -244,7 +246,7 @@ fn a_compaction_is_shown_to_a_client_that_asked_and_frees_context() {
         assert_eq!(updates[1]["status"], "completed");
         assert_eq!(updates[0]["compactionId"], updates[1]["compactionId"]);
         assert_eq!(updates[1]["summary"][0]["text"], "Summary of 1 turns, all of them echoes.");
-        // A second one is another one, and can be cancelled.
+        // A second compaction has another id, and can be cancelled.
         let id = client.prompt(&session, "/compact");
         let first = client.read();
         client.cancel(&session);
@@ -257,7 +259,7 @@ fn a_compaction_is_shown_to_a_client_that_asked_and_frees_context() {
 }
 
 #[test]
-fn sessions_outlive_the_process() {
+fn sessions_survive_the_process() {
     let directory = tempfile::tempdir().unwrap();
     let (mut client, session) = Client::with_session(&directory, true);
     let id = client.prompt(&session, "remember me");
@@ -284,7 +286,7 @@ fn sessions_outlive_the_process() {
 }
 
 #[test]
-fn two_sessions_of_one_directory_and_of_two_have_ids_of_their_own() {
+fn session_ids_are_unique_within_and_across_directories() {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let ids = [&here, &here, &there].map(|directory| {
         let (client, session) = Client::with_session(directory, true);
@@ -295,7 +297,7 @@ fn two_sessions_of_one_directory_and_of_two_have_ids_of_their_own() {
 }
 
 #[test]
-fn what_it_cannot_do_it_says() {
+fn an_invalid_request_gets_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let cwd = directory.path();
     #[rustfmt::skip]
@@ -311,7 +313,7 @@ fn what_it_cannot_do_it_says() {
         ("authenticate",   json!({"methodId": "x"}),                          METHOD_NOT_FOUND),
         ("_ext/anything",  json!({}),                                         METHOD_NOT_FOUND),
     ];
-    // A good session, but not where sessions are.
+    // A valid session file outside the directory of the sessions.
     let state = r#"{"turns":0,"compactions":0,"used_tokens":0,"history":[]}"#;
     std::fs::create_dir(cwd.join(".greenroom-demo")).unwrap();
     std::fs::write(cwd.join("x.json"), state).unwrap();
@@ -336,7 +338,7 @@ fn what_it_cannot_do_it_says() {
 }
 
 #[test]
-fn it_ends_when_stdin_does_even_in_mid_turn() {
+fn the_agent_ends_with_stdin_even_during_a_turn() {
     let directory = tempfile::tempdir().unwrap();
     let (mut client, session) = Client::with_session(&directory, true);
     client.prompt(&session, "slow");

@@ -1,18 +1,22 @@
-//! One prompt of the demo agent, from its words to its stop reason.
+//! One turn of the demo agent, from the prompt to the stop reason.
 
-use std::io::{self, Write};
-use std::time::Duration;
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
-use super::inbox::Wait;
-use super::session::{Session, WINDOW_TOKENS, chunk, tokens};
-use super::{Agent, INTERNAL_ERROR, Refusal};
+use super::{
+    Agent, INTERNAL_ERROR, RequestError,
+    inbox::Wait,
+    session::{Session, WINDOW_TOKENS, chunk, tokens},
+};
 
-/// Between two chunks of an answer.
+/// The pause between two chunks of an answer.
 const CHUNK_PAUSE: Duration = Duration::from_millis(20);
 
-/// The same in a `slow` turn, which has [`SLOW_CHUNKS`] more of them.
+/// The pause between the [`SLOW_CHUNKS`] additional chunks of a `slow` turn.
 const SLOW_PAUSE: Duration = Duration::from_millis(100);
 
 const SLOW_CHUNKS: usize = 40;
@@ -26,9 +30,9 @@ const ECHO_MAX: usize = 200;
 /// Why a turn ended early.
 enum Stop {
     Cancelled,
-    /// The client is gone, or stdout is: there is nobody to answer.
+    /// The client closed stdin, or stdout failed: no answer can be sent.
     Closed(io::Result<()>),
-    Refused(Refusal),
+    Failed(RequestError),
 }
 
 impl From<io::Error> for Stop {
@@ -42,16 +46,17 @@ impl<W: Write> Agent<W> {
     pub(super) fn prompt(&mut self, id: &Value, params: &Value) -> io::Result<()> {
         let name = params["sessionId"].as_str().unwrap_or_default().to_owned();
         let Some(mut session) = self.sessions.remove(&name) else {
-            return self.refuse(id, &Refusal::params(format!("unknown session: {name}")));
+            return self
+                .send_error(id, &RequestError::invalid_params(format!("unknown session: {name}")));
         };
         let before = session.used_tokens();
         let text = text_of(&params["prompt"]);
         let ended = match text.split_whitespace().next() {
             Some("/compact") => self.compact(&mut session),
-            _ => self.converse(&mut session, &text),
+            _ => self.answer_prompt(&mut session, &text),
         };
         let used = session.used_tokens();
-        self.keep(session);
+        self.keep_session(session);
         match ended {
             Ok(output) => {
                 let input = before + tokens(&text);
@@ -60,70 +65,70 @@ impl<W: Write> Agent<W> {
                     "inputTokens": input,
                     "outputTokens": output,
                 });
-                self.update(&name, &usage_update(used))?;
-                self.answer(id, json!({"stopReason": "end_turn", "usage": usage}))
+                self.send_update(&name, &usage_update(used))?;
+                self.send_result(id, json!({"stopReason": "end_turn", "usage": usage}))
             }
             Err(Stop::Cancelled) => {
                 let cancelled = json!({"stopReason": "cancelled"});
-                self.answer(id, cancelled.clone())?;
-                // A cancel is for the session: prompts behind this one are not to run either.
+                self.send_result(id, cancelled.clone())?;
+                // A cancel is for the session: it also cancels the prompts queued after this one.
                 for waiting in self.inbox.take_prompts(&name) {
-                    self.answer(&waiting, cancelled.clone())?;
+                    self.send_result(&waiting, cancelled.clone())?;
                 }
                 Ok(())
             }
-            Err(Stop::Refused(refusal)) => self.refuse(id, &refusal),
+            Err(Stop::Failed(error)) => self.send_error(id, &error),
             Err(Stop::Closed(result)) => result,
         }
     }
 
-    /// Answers in words; gives the tokens of the answer.
-    fn converse(&mut self, session: &mut Session, prompt: &str) -> Result<u64, Stop> {
+    /// Streams an answer to `prompt`; returns its tokens.
+    fn answer_prompt(&mut self, session: &mut Session, prompt: &str) -> Result<u64, Stop> {
         let turn = session.begin_turn();
-        let says = |word: &str| {
+        let contains_word = |word: &str| {
             prompt.split(|c: char| !c.is_alphanumeric()).any(|part| part.eq_ignore_ascii_case(word))
         };
         let mut answer = String::new();
-        let ended = self.speak(session, prompt, turn, &says, &mut answer);
-        // What was said so far was said, even if the turn was cancelled.
-        session.remember(prompt, &answer).map_err(not_saved)?;
+        let ended = self.stream_answer(session, prompt, turn, &contains_word, &mut answer);
+        // A cancelled turn also records the part that was streamed.
+        session.record_turn(prompt, &answer).map_err(not_saved)?;
         ended.map(|()| tokens(&answer))
     }
 
-    fn speak(
+    fn stream_answer(
         &mut self,
         session: &Session,
         prompt: &str,
         turn: u64,
-        says: &dyn Fn(&str) -> bool,
+        contains_word: &dyn Fn(&str) -> bool,
         answer: &mut String,
     ) -> Result<(), Stop> {
-        if says("tool") {
+        if contains_word("tool") {
             self.use_tool(session.id(), turn)?;
         }
-        if says("permission") {
+        if contains_word("permission") {
             let allowed = self.ask_permission(session.id(), turn)?;
             let outcome = if allowed { "I was allowed to. " } else { "I was not allowed to. " };
-            self.say(session.id(), outcome, answer)?;
+            self.send_text(session.id(), outcome, answer)?;
         }
         let echo: String = prompt.trim().chars().take(ECHO_MAX).collect();
         let text = format!("You said: {echo}\nThis is turn {turn} of session {}.", session.id());
         for words in text.split_inclusive([' ', '\n']).collect::<Vec<_>>().chunks(3) {
-            self.say(session.id(), &words.concat(), answer)?;
+            self.send_text(session.id(), &words.concat(), answer)?;
             self.pause(session.id(), CHUNK_PAUSE)?;
         }
-        if says("slow") {
+        if contains_word("slow") {
             for number in 1..=SLOW_CHUNKS {
-                self.say(session.id(), &format!(" {number}"), answer)?;
+                self.send_text(session.id(), &format!(" {number}"), answer)?;
                 self.pause(session.id(), SLOW_PAUSE)?;
             }
         }
         Ok(())
     }
 
-    fn say(&mut self, session: &str, text: &str, answer: &mut String) -> Result<(), Stop> {
+    fn send_text(&mut self, session: &str, text: &str, answer: &mut String) -> Result<(), Stop> {
         answer.push_str(text);
-        Ok(self.update(session, &chunk("agent_message_chunk", text))?)
+        Ok(self.send_update(session, &chunk("agent_message_chunk", text))?)
     }
 
     fn use_tool(&mut self, session: &str, turn: u64) -> Result<(), Stop> {
@@ -135,9 +140,9 @@ impl<W: Write> Agent<W> {
             "kind": "read",
             "status": "in_progress",
         });
-        self.update(session, &call)?;
-        let waited = self.pause(session, WORK_PAUSE);
-        let status = if waited.is_ok() { "completed" } else { "failed" };
+        self.send_update(session, &call)?;
+        let wait = self.pause(session, WORK_PAUSE);
+        let status = if wait.is_ok() { "completed" } else { "failed" };
         let content = json!([{
             "type": "content",
             "content": {"type": "text", "text": "Nothing but a stage."},
@@ -147,14 +152,14 @@ impl<W: Write> Agent<W> {
             "toolCallId": id,
             "status": status,
         });
-        if waited.is_ok() {
+        if wait.is_ok() {
             update["content"] = content;
         }
-        self.update(session, &update)?;
-        waited
+        self.send_update(session, &update)?;
+        wait
     }
 
-    /// Asks the client; true if it allowed.
+    /// Requests a permission; true if the client allowed it.
     fn ask_permission(&mut self, session: &str, turn: u64) -> Result<bool, Stop> {
         let id = format!("step-{turn}");
         let call = json!({
@@ -165,7 +170,7 @@ impl<W: Write> Agent<W> {
         });
         let mut shown = call.clone();
         shown["sessionUpdate"] = json!("tool_call");
-        self.update(session, &shown)?;
+        self.send_update(session, &shown)?;
 
         let request = self.next_request;
         self.next_request += 1;
@@ -179,8 +184,8 @@ impl<W: Write> Agent<W> {
             "method": "session/request_permission",
             "params": {"sessionId": session, "toolCall": call, "options": options},
         }))?;
-        let waited = self.inbox.await_answer(session, request);
-        let allowed = matches!(&waited, Wait::Answered(result)
+        let wait = self.inbox.await_response(session, request);
+        let allowed = matches!(&wait, Wait::Response(result)
             if result["outcome"]["outcome"] == "selected"
                 && result["outcome"]["optionId"] == "allow");
         let status = if allowed { "completed" } else { "failed" };
@@ -189,18 +194,17 @@ impl<W: Write> Agent<W> {
             "toolCallId": id,
             "status": status,
         });
-        self.update(session, &update)?;
-        stop_or_go(&waited)?;
-        // The client answers `cancelled` to a permission when it cancels the turn, and its cancel
-        // may be right behind; a short wait lets it arrive first.
-        if matches!(&waited, Wait::Answered(result) if result["outcome"]["outcome"] == "cancelled")
-        {
+        self.send_update(session, &update)?;
+        continue_or_stop(&wait)?;
+        // A client that cancels the turn answers the permission with `cancelled`, and its cancel
+        // may follow; a short wait lets it arrive first.
+        if matches!(&wait, Wait::Response(result) if result["outcome"]["outcome"] == "cancelled") {
             self.pause(session, WORK_PAUSE)?;
         }
         Ok(allowed)
     }
 
-    /// Pretends a compaction; gives the tokens of its summary.
+    /// Simulates a compaction; returns the tokens of its summary.
     fn compact(&mut self, session: &mut Session) -> Result<u64, Stop> {
         let id = session.begin_compaction().map_err(not_saved)?;
         let before = session.used_tokens();
@@ -216,12 +220,12 @@ impl<W: Write> Agent<W> {
         self.show_compaction(session.id(), &id, "completed", Some(&summary))?;
         if !self.shows_compaction {
             let text = format!("Compacted: {before} tokens became {}.", session.used_tokens());
-            self.update(session.id(), &chunk("agent_message_chunk", &text))?;
+            self.send_update(session.id(), &chunk("agent_message_chunk", &text))?;
         }
         Ok(tokens(&summary))
     }
 
-    /// Agents must not send `compaction_update` to a client that did not ask for it.
+    /// Sends a `compaction_update` if the client advertised support: ACP forbids it otherwise.
     fn show_compaction(
         &mut self,
         session: &str,
@@ -240,32 +244,32 @@ impl<W: Write> Agent<W> {
         if let Some(summary) = summary {
             update["summary"] = json!([{"type": "text", "text": summary}]);
         }
-        self.update(session, &update)
+        self.send_update(session, &update)
     }
 
     fn pause(&mut self, session: &str, time: Duration) -> Result<(), Stop> {
-        let waited = self.inbox.pause(session, time);
-        stop_or_go(&waited)
+        let wait = self.inbox.pause(session, time);
+        continue_or_stop(&wait)
     }
 }
 
-fn stop_or_go(waited: &Wait) -> Result<(), Stop> {
-    match waited {
-        Wait::Over | Wait::Answered(_) => Ok(()),
+fn continue_or_stop(wait: &Wait) -> Result<(), Stop> {
+    match wait {
+        Wait::Elapsed | Wait::Response(_) => Ok(()),
         Wait::Cancelled => Err(Stop::Cancelled),
         Wait::Closed => Err(Stop::Closed(Ok(()))),
     }
 }
 
 fn not_saved(error: io::Error) -> Stop {
-    Stop::Refused(Refusal(INTERNAL_ERROR, format!("session was not saved: {error}")))
+    Stop::Failed(RequestError(INTERNAL_ERROR, format!("cannot save the session: {error}")))
 }
 
 fn usage_update(used: u64) -> Value {
     json!({"sessionUpdate": "usage_update", "used": used, "size": WINDOW_TOKENS})
 }
 
-/// The text blocks of a prompt, one below the other.
+/// Joins the text blocks of a prompt with line feeds.
 fn text_of(prompt: &Value) -> String {
     let blocks = prompt.as_array().into_iter().flatten();
     blocks.filter_map(|block| block["text"].as_str()).collect::<Vec<_>>().join("\n")

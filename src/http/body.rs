@@ -1,4 +1,4 @@
-//! Reading a request's body: bounded, JSON by its own word, and every error names its field.
+//! Request bodies: reads JSON within limits of size and time; every error names its field.
 
 use std::{pin::Pin, time::Duration};
 
@@ -9,23 +9,23 @@ use actix_web::{
     web::{BytesMut, Data},
 };
 use futures_util::StreamExt as _;
+use greenroom_actors::group::KeyHashes;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 
-use super::{Worker, error::ApiError};
-use greenroom_actors::group::KeyHashes;
+use super::{error::ApiError, state::AppState};
 
-/// A body that takes longer to arrive holds its connection for nothing (RELIABILITY F30).
+/// The time for a body to arrive: a slower one holds a connection for nothing (F30).
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest idempotency key.
+/// The longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
 
-/// A body that was read as `T`. An absent one equals `{}`.
+/// A body, read as `T`. An absent one equals `{}`.
 pub struct Body<T> {
-    /// What it says.
+    /// The parsed body.
     pub value: T,
-    /// What identifies the request, if the caller gave an `Idempotency-Key`.
+    /// The identity of the request, if the caller gave an `Idempotency-Key`.
     pub key: Option<KeyHashes>,
 }
 
@@ -47,8 +47,7 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
 }
 
 async fn read(request: &HttpRequest, payload: Payload) -> Result<BytesMut, ApiError> {
-    let max =
-        request.app_data::<Data<Worker>>().map_or(usize::MAX, |worker| worker.edge.body_bytes_max);
+    let max = request.app_data::<Data<AppState>>().map_or(usize::MAX, |state| state.body_bytes_max);
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > max as u64) {
@@ -102,12 +101,14 @@ fn unknown_field(message: &str) -> Option<String> {
 
 fn idempotency_key(request: &HttpRequest, body: &[u8]) -> Result<Option<KeyHashes>, ApiError> {
     let mut keys = request.headers().get_all("idempotency-key");
-    let (key, more) = (keys.next(), keys.next());
+    let (key, second) = (keys.next(), keys.next());
     let Some(key) = key else { return Ok(None) };
-    if more.is_some() || key.is_empty() || key.len() > KEY_BYTES_MAX {
-        return Err(ApiError::InvalidHeader("an Idempotency-Key is one text of 1 to 255 bytes"));
+    if second.is_some() || key.is_empty() || key.len() > KEY_BYTES_MAX {
+        let detail = "Idempotency-Key must be one text of 1 to 255 bytes";
+        return Err(ApiError::InvalidHeader(detail));
     }
-    // Lengths keep one part from running into the next. There is no caller but the local one yet.
+    // Each part is hashed after its length, so that two splits of one text differ. The first part
+    // is the caller: empty, as only this machine is served.
     let mut scope = Sha256::new();
     let parts = [b"".as_slice(), request.method().as_str().as_bytes(), request.path().as_bytes()];
     for part in parts.into_iter().chain([key.as_bytes()]) {
@@ -151,8 +152,8 @@ mod tests {
             ("", None),
         ] {
             match parse::<Outer>(body.as_bytes()) {
-                Err(ApiError::InvalidBody { field: named, detail }) => {
-                    assert_eq!(named.as_deref(), field, "{body}");
+                Err(ApiError::InvalidBody { field: found, detail }) => {
+                    assert_eq!(found.as_deref(), field, "{body}");
                     assert!(detail.starts_with("the body is not valid: "), "{detail}");
                 }
                 other => panic!("{body}: {other:?}"),

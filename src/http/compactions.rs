@@ -1,25 +1,41 @@
-//! Compactions: the history of a group's context, whoever ordered them and whoever saw them.
+//! Compactions: submits one, and lists a group's, by whatever source greenroom learned of them.
 
 use actix_web::{
     HttpResponse,
     web::{Data, Path, Query},
 };
+use greenroom_actors::group::{Submit, SubmitKind};
 use greenroom_core::{
     Compaction as Record, CompactionId, CompactionStatus, Details, GroupId, Source, TaskId,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Worker, error::ApiError, frames::page_limit, view};
+use super::{
+    body::Body,
+    error::ApiError,
+    page::{Page, page_limit},
+    state::AppState,
+    submit::submit_task,
+    view::Time,
+    wait::{self, Wait},
+};
 
-/// A page ends when its summaries come to so many bytes.
-const PAGE_BYTES: usize = 8 << 20;
+/// The most bytes of summaries on a page; a page has one compaction at least.
+const PAGE_BYTES_MAX: usize = 8 << 20;
 
-/// Which compactions of a group.
+/// Selects the compactions of a group.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CompactionQuery {
     limit: Option<usize>,
     cursor: Option<u64>,
+}
+
+/// The body of a request that submits a compaction.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompactionRequest {
+    focus: Option<String>,
 }
 
 /// A compaction.
@@ -35,48 +51,65 @@ struct Compaction {
     to_segment: Option<u32>,
     #[serde(flatten)]
     details: Details,
-    started_at: view::Time,
-    ended_at: Option<view::Time>,
+    started_at: Time,
+    ended_at: Option<Time>,
 }
 
 /// Lists a group's compactions, the newest first.
 pub async fn list(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     group: Path<String>,
     Query(query): Query<CompactionQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let group = worker.find(&group, false).await?;
+    let group = state.existing_group(&group).await?;
     let (no, before) = (group.no, query.cursor);
-    let read = worker.read_of(no, move |archive, _| archive.compactions(no, before, limit + 1));
+    let read = state.read_group(no, move |store, _| store.compactions(no, before, limit + 1));
     let found = read.await?;
     let limit = fitting(&found, limit);
-    let page = view::Page::cut(found, limit, |(seq, _)| seq.to_string());
-    let items = page.items.into_iter().map(|(_, record)| show(record, &group.id)).collect();
-    Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
+    let page = Page::new(found, limit, |(seq, _)| seq.to_string());
+    Ok(HttpResponse::Ok().json(page.map(|(_, record)| Compaction::new(record, &group.id))))
 }
 
-/// How many go into a page, by number and by the bytes of their summaries; one at least.
+/// Submits a compaction. Answers 202 once it is durable, with the compaction that already waits or
+/// runs if there is one.
+pub async fn submit(
+    state: Data<AppState>,
+    group: Path<String>,
+    Query(Wait { wait }): Query<Wait>,
+    body: Body<CompactionRequest>,
+) -> Result<HttpResponse, ApiError> {
+    let demand = SubmitKind::Compaction(body.value.focus);
+    let submit = Submit::new(demand, body.key);
+    let wait = wait::checked(wait)?;
+    state.check_accepts_work()?;
+    let group = state.existing_group(&group).await?;
+    submit_task(&state, &group, wait, submit).await
+}
+
+/// Returns how many compactions fit on a page, by number and by the bytes of their summaries.
 fn fitting(found: &[(u64, Record)], limit: usize) -> usize {
     let bytes = found.iter().scan(0, |bytes, (_, record)| {
         *bytes += record.details.summary.as_ref().map_or(0, String::len);
         Some(*bytes)
     });
-    bytes.take_while(|bytes| *bytes <= PAGE_BYTES).count().clamp(1, limit)
+    bytes.take_while(|bytes| *bytes <= PAGE_BYTES_MAX).count().clamp(1, limit)
 }
 
-fn show(record: Record, group: &GroupId) -> Compaction {
-    Compaction {
-        id: record.id,
-        group: group.clone(),
-        task: record.task,
-        status: record.status,
-        source: record.source,
-        sources: record.sources,
-        from_segment: record.from_segment,
-        to_segment: record.to_segment,
-        details: record.details,
-        started_at: view::Time(record.started_at),
-        ended_at: record.ended_at.map(view::Time),
+impl Compaction {
+    fn new(record: Record, group: &GroupId) -> Self {
+        Self {
+            id: record.id,
+            group: group.clone(),
+            task: record.task,
+            status: record.status,
+            source: record.source,
+            sources: record.sources,
+            from_segment: record.from_segment,
+            to_segment: record.to_segment,
+            details: record.details,
+            started_at: Time(record.started_at),
+            ended_at: record.ended_at.map(Time),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The one place where an error becomes a status (RFC 9457).
+//! Errors: the one place where an error becomes a status and a problem document (RFC 9457).
 
 use actix::MailboxError;
 use actix_web::{
@@ -6,6 +6,7 @@ use actix_web::{
     http::{StatusCode, header},
 };
 use greenroom_actors::{
+    clock,
     group::GroupError,
     storage::{LockError, StoreError, chain},
 };
@@ -15,21 +16,19 @@ use greenroom_core::{
 };
 use serde::Serialize;
 
-use super::view;
-
-/// Why a request was not carried out.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// No path of the API.
+    /// The API has no such path.
     #[error("there is nothing at this path")]
     NoSuchPath,
     /// The path has other methods.
-    #[error("this path does not have that method")]
+    #[error("this path has no such method")]
     WrongMethod,
     /// The group id breaks the rule.
     #[error(
-        "a group id is 1 to 128 characters out of A-Z a-z 0-9 . _ : @ - and begins with a letter \
-         or a digit"
+        "a group id has 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and begins with a letter or a \
+         digit"
     )]
     InvalidGroup,
     /// No such group.
@@ -41,20 +40,20 @@ pub enum ApiError {
     /// No such run.
     #[error("there is no such run")]
     NoSuchRun,
-    /// The digest is not there, and its group did not make it again; the log says which.
-    #[error("the digest could not be made again from the transcript")]
+    /// The digest is missing, and its group could not rebuild it; the log names the group.
+    #[error("the digest could not be rebuilt from the transcript")]
     NoDigest,
     /// No such permission.
     #[error("there is no such permission")]
     NoSuchPermission,
-    /// What the permission was for is over.
-    #[error("what the permission was asked for is over; no answer reaches the agent any more")]
+    /// The turn or the run that the permission belongs to has ended.
+    #[error("the turn or the run has ended; no answer can reach the agent")]
     VoidPermission,
-    /// The task is not to be had again.
-    #[error("only a task that failed, was interrupted or was cancelled can be made again")]
+    /// The task is in a state that allows no retry.
+    #[error("only a failed, interrupted or cancelled task can be retried")]
     NotRetryable,
-    /// Nobody holds the lock.
-    #[error("nobody holds this lock")]
+    /// The lock is free.
+    #[error("this lock is free")]
     NoSuchLock,
     /// The key of a lock breaks a rule.
     #[error("{0}, percent-encoded UTF-8")]
@@ -65,18 +64,18 @@ pub enum ApiError {
     /// A header breaks a rule.
     #[error("{0}")]
     InvalidHeader(&'static str),
-    /// The body is not what the path takes; `field` says where.
+    /// The body is not valid for the path.
     #[error("{detail}")]
     InvalidBody {
-        /// The path of the field, dots between.
+        /// The path of the invalid field, separated by dots.
         field: Option<String>,
         /// What is wrong.
         detail: String,
     },
-    /// The body is not JSON by its own word.
+    /// The body's content type is not JSON.
     #[error("the body must be sent as application/json")]
     NotJson,
-    /// The body is larger than it may be.
+    /// The body exceeds the limit.
     #[error("the body is larger than {0} bytes")]
     BodyTooLarge(usize),
     /// The body could not be read to its end.
@@ -85,34 +84,34 @@ pub enum ApiError {
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     BodyTooSlow,
-    /// An unknown agent was named.
+    /// The configuration has no such agent.
     #[error("the configuration has no agent {0:?}")]
     UnknownAgent(String),
     /// The working directory cannot be used.
     #[error("{0}")]
     InvalidCwd(String),
-    /// The `Host` is none of ours (RELIABILITY C5).
-    #[error("this server does not answer to that host")]
+    /// The server does not serve this `Host` (C5).
+    #[error("this server does not serve that host")]
     ForeignHost,
-    /// The `Host` is missing, doubled or no host.
+    /// The `Host` is missing, repeated or malformed.
     #[error("a request needs exactly one valid Host")]
     BadHost,
-    /// The `Origin` is another site's (RELIABILITY C6).
-    #[error("requests from that origin are not taken")]
+    /// The `Origin` is another site's (C6).
+    #[error("this server accepts no requests from that origin")]
     ForeignOrigin,
     /// The server shuts down.
     #[error("the server is shutting down; nothing was accepted")]
     Draining,
-    /// A group's answer.
+    /// The group's error.
     #[error(transparent)]
     Group(#[from] GroupError),
-    /// A lock's answer.
+    /// The lock's error.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The database's answer.
+    /// The database's error.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An actor is gone, and is being rebuilt.
+    /// The actor has died, and is being rebuilt.
     #[error("the group is being rebuilt from the database")]
     Gone(#[from] MailboxError),
 }
@@ -128,11 +127,11 @@ struct Problem<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     holder: Option<&'a Holder>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<view::Time>,
+    expires_at: Option<String>,
 }
 
 impl ApiError {
-    /// The last part of the problem's type, and its title.
+    /// Returns the last part of the problem's type, and its title.
     fn slug(&self) -> (&'static str, &'static str) {
         match self {
             Self::NoSuchPath => ("not-found", "Not found"),
@@ -187,7 +186,7 @@ impl ApiError {
             Self::Group(GroupError::Exhausted | GroupError::Storage(StoreError::Exhausted(_))) => {
                 ("numbers-exhausted", "Numbers exhausted")
             }
-            Self::Lock(LockError::Held { .. }) => ("lock-held", "Lock held"),
+            Self::Lock(LockError::Conflict { .. }) => ("lock-held", "Lock held"),
             Self::Lock(LockError::Lost) => ("lock-lost", "Lock lost"),
             Self::Lock(LockError::Absent) => ("locks-absent", "No locks"),
             Self::Store(_)
@@ -207,7 +206,7 @@ impl ApiError {
         )
     }
 
-    /// Seconds after which to try again, where that may help.
+    /// Returns the seconds after which to retry, where that may help.
     fn retry_after(&self) -> Option<u32> {
         match self.status_code() {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(1),
@@ -226,7 +225,7 @@ impl ResponseError for ApiError {
             | Self::NoSuchRun
             | Self::NoSuchPermission
             | Self::Group(GroupError::Unknown) => StatusCode::NOT_FOUND,
-            // No outage: it lasts until a repair, and affects no other group.
+            // Not an outage: it lasts until a repair, and affects no other group.
             Self::NoDigest
             | Self::Store(StoreError::Unreadable(_))
             | Self::Group(GroupError::Broken(_))
@@ -259,7 +258,7 @@ impl ResponseError for ApiError {
             ) => StatusCode::BAD_REQUEST,
             Self::Group(GroupError::Rejected(Rejected::QueueFull)) => StatusCode::TOO_MANY_REQUESTS,
             Self::Group(GroupError::Rejected(_) | GroupError::CompactionUnsupported)
-            | Self::Lock(LockError::Held { .. } | LockError::Lost) => StatusCode::CONFLICT,
+            | Self::Lock(LockError::Conflict { .. } | LockError::Lost) => StatusCode::CONFLICT,
             Self::Group(GroupError::KeyConflict) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Draining
             | Self::Group(GroupError::Draining | GroupError::Storage(_) | GroupError::Rebuilding)
@@ -270,7 +269,7 @@ impl ResponseError for ApiError {
     }
 
     fn error_response(&self) -> HttpResponse {
-        // The database's words may hold paths and SQL: they are for the log (RELIABILITY C21).
+        // The database's message may contain paths and SQL: it goes to the log (C21).
         let detail = match self {
             Self::Store(StoreError::Unreadable(row))
             | Self::Group(GroupError::Storage(StoreError::Unreadable(row))) => {
@@ -281,7 +280,7 @@ impl ResponseError for ApiError {
             | Self::Group(GroupError::Storage(err))
             | Self::Lock(LockError::Store(err)) => {
                 log::log!(err.level(), err:% = chain(err); "request failed");
-                "the database could not be used; nothing was accepted".to_owned()
+                "the database failed; nothing was accepted".to_owned()
             }
             err => err.to_string(),
         };
@@ -292,8 +291,8 @@ impl ResponseError for ApiError {
             _ => None,
         };
         let (holder, expires_at) = match self {
-            Self::Lock(LockError::Held { holder, expires_at }) => {
-                (Some(holder), Some(view::Time(*expires_at)))
+            Self::Lock(LockError::Conflict { holder, expires_at }) => {
+                (Some(holder), Some(clock::rfc3339(*expires_at)))
             }
             _ => (None, None),
         };

@@ -1,7 +1,7 @@
-//! Server-Sent Events: a group's frames, and the status changes of all groups.
+//! Events: streams a group's frames, and the status changes of all groups, as Server-Sent Events.
 //!
-//! A stream reads from disk at its reader's pace and goes over to the shared tail once it has
-//! caught up; a reader that stops reading costs nothing but its socket.
+//! A stream reads from disk at its client's pace and switches to the shared tail once it has caught
+//! up; a client that stops reading costs nothing but its socket.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,26 +12,26 @@ use actix_web::{
 };
 use futures_util::stream;
 use greenroom_actors::{
+    changes::Change,
     clock,
-    feed::{Chunk, Next, Tail},
-    group::Change,
-    storage::{FrameFilter, Ledger, StoreError},
+    storage::{Db, FrameFilter, StoreError},
     supervisor::{Changes, ChangesAfter, GroupHandle},
+    transcript::feed::{Chunk, Next, Tail},
 };
 use serde::Deserialize;
 use tokio::sync::{broadcast::error::RecvError, watch};
 
 use super::{
-    Phase, Worker,
     error::ApiError,
-    metrics::{Stream, Subscriber},
+    meters::{Stream, Subscriber},
+    state::{AppState, Phase},
     view,
 };
 
-/// From one sign of life to the next.
+/// The time after which a silent stream sends a comment.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// One read from disk.
-const READ_BYTES: usize = 256 << 10;
+/// The most bytes of one read from disk.
+const READ_BYTES_MAX: usize = 256 << 10;
 
 /// `?after=`
 #[derive(Deserialize)]
@@ -42,54 +42,50 @@ pub struct After {
 
 /// Streams a group's frames: those after the cursor from disk, then live.
 pub async fn group(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     request: HttpRequest,
     group: Path<String>,
     Query(after): Query<After>,
 ) -> Result<HttpResponse, ApiError> {
     let cursor = cursor(&request, after)?;
-    let group = worker.find(&group, false).await?;
+    let group = state.existing_group(&group).await?;
     let no = group.no;
-    let ledger = worker.edge.shared.ledger.clone();
-    let read = worker.read_of(no, move |archive, standing| {
-        Ok((standing.head.last_seq, archive.earliest_seq(no)?))
+    let db = state.shared.db.clone();
+    let read = state.read_group(no, move |store, summary| {
+        Ok((summary.state.last_seq, store.earliest_seq(no)?))
     });
     let (last_seq, earliest) = read.await?;
     let feed = group.feed.subscribe();
-    let phase = worker.edge.phase.clone();
-    // A cursor from beyond the end is of another group of this name, or of a lost future: all that
-    // there is comes again, and `greenroom/gap` says so.
-    let lost = cursor > last_seq;
-    let gap = (lost || cursor + 1 < earliest).then_some(earliest);
+    let phase = state.phase.clone();
+    // A cursor beyond the end is from another group with this id, or from frames that this database
+    // lost: the stream sends `greenroom/gap` and then every frame that there is.
+    let is_beyond_end = cursor > last_seq;
+    let gap = (is_beyond_end || cursor + 1 < earliest).then_some(earliest);
     let cursor = gap.map_or(cursor, |earliest| earliest - 1);
-    let on_disk = true;
-    let open = worker.edge.meters.subscribe(Stream::Group);
     let reader = FrameReader {
         group,
-        ledger,
+        db,
         feed,
         phase,
         cursor,
         gap,
-        on_disk,
+        on_disk: true,
         synced: false,
-        _open: open,
+        _open: state.meters.subscribe(Stream::Group),
     };
     Ok(event_stream(stream::unfold(reader, |mut reader| async {
         reader.next().await.map(|events| (Ok(events), reader))
     })))
 }
 
-/// `Last-Event-ID` wins over `?after=`; without either, from the beginning.
+/// Returns where to begin: `Last-Event-ID`, or else `?after=`, or else the beginning.
 fn cursor(request: &HttpRequest, After { after }: After) -> Result<u64, ApiError> {
-    match request.headers().get("last-event-id") {
-        Some(id) => {
-            id.to_str().ok().and_then(|id| id.trim().parse().ok()).ok_or(ApiError::InvalidHeader(
-                "Last-Event-ID is the id of an event of this stream",
-            ))
-        }
-        None => Ok(after.unwrap_or_default()),
-    }
+    let Some(id) = request.headers().get("last-event-id") else {
+        return Ok(after.unwrap_or_default());
+    };
+    let invalid = "Last-Event-ID must be the id of an event of this stream";
+    let id = id.to_str().ok().and_then(|id| id.trim().parse().ok());
+    id.ok_or(ApiError::InvalidHeader(invalid))
 }
 
 fn event_stream(
@@ -104,25 +100,25 @@ fn event_stream(
 
 struct FrameReader {
     group: GroupHandle,
-    ledger: Ledger,
+    db: Db,
     feed: watch::Receiver<Arc<Tail>>,
     phase: watch::Receiver<Phase>,
     /// The last frame sent.
     cursor: u64,
-    /// The frame with which the stream goes on, if that is not the one behind the reader's own
-    /// cursor and it was not told so yet.
+    /// The next frame to send, if it does not follow the cursor and the stream has not sent
+    /// `greenroom/gap` yet.
     gap: Option<u64>,
-    /// Whether there may be frames on disk that neither cursor nor feed know of.
+    /// Whether there may be frames on disk after the cursor that the feed does not know of.
     on_disk: bool,
-    /// Whether the seam between replay and live was marked.
+    /// Whether the stream has sent `greenroom/synced`, which separates replay from live.
     synced: bool,
     _open: Subscriber,
 }
 
-/// What is on disk after a cursor.
-enum Found {
+/// The frames on disk after a cursor.
+enum OnDisk {
     Frames(Chunk),
-    /// No frame that can be read.
+    /// No frame can be read.
     Nothing {
         /// The earliest frame that is kept.
         earliest: u64,
@@ -133,7 +129,7 @@ enum Found {
 }
 
 impl FrameReader {
-    /// What to send next; `None` when the server closes.
+    /// Returns what to send next; `None` ends the stream.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(earliest) = self.gap.take() {
@@ -155,27 +151,27 @@ impl FrameReader {
                 next => next,
             };
             if self.on_disk || matches!(next, Next::Disk) {
-                // What was published is on disk, unless the group was purged.
+                // Published frames are on disk, unless the group was purged.
                 match self.read().await {
-                    Ok(Found::Frames(chunk)) if chunk.first_seq == self.cursor + 1 => {
+                    Ok(OnDisk::Frames(chunk)) if chunk.first_seq == self.cursor + 1 => {
                         self.cursor = chunk.last_seq;
                         return Some(chunk.events);
                     }
-                    // Retention was faster than the reader, or rows cannot be read.
-                    Ok(Found::Frames(Chunk { first_seq: earliest, .. })) => self.skip_to(earliest),
-                    Ok(Found::Nothing { earliest, last_seq }) => {
+                    // Retention deleted frames before they were sent, or rows cannot be read.
+                    Ok(OnDisk::Frames(Chunk { first_seq: earliest, .. })) => self.skip_to(earliest),
+                    Ok(OnDisk::Nothing { earliest, last_seq }) => {
                         let last_seq = last_seq.max(published);
                         if self.cursor + 1 < earliest {
                             self.skip_to(earliest);
                         } else if self.cursor < last_seq {
-                            // None of the log's last frames can be read.
+                            // The last frames of the log cannot be read.
                             self.skip_to(last_seq + 1);
                         } else {
                             self.on_disk = false;
                         }
                     }
-                    Ok(Found::NoGroup) => return None,
-                    // The reader comes back with its cursor.
+                    Ok(OnDisk::NoGroup) => return None,
+                    // The client reconnects with its cursor.
                     Err(()) => return None,
                 }
                 continue;
@@ -193,56 +189,57 @@ impl FrameReader {
         }
     }
 
-    /// Continues with the frame `earliest`, and says that what is before it does not come.
+    /// Continues with the frame `earliest`, and reports the gap before it.
     fn skip_to(&mut self, earliest: u64) {
         (self.cursor, self.gap) = (earliest - 1, Some(earliest));
     }
 
-    /// What is on disk after the cursor.
-    async fn read(&self) -> Result<Found, ()> {
+    /// Reads the frames on disk after the cursor.
+    async fn read(&self) -> Result<OnDisk, ()> {
         let (no, id, cursor) = (self.group.no, self.group.id.clone(), self.cursor);
         let filter = FrameFilter {
             after: cursor,
             frames_max: u64::MAX,
-            bytes_max: READ_BYTES,
+            bytes_max: READ_BYTES_MAX,
             ..FrameFilter::default()
         };
-        let read = self.ledger.read(move |archive| {
-            let blocks = archive.blocks(no, &filter)?;
+        let read = self.db.read(move |store| {
+            let blocks = store.blocks(no, &filter)?;
             let chunk = Chunk::encode(&id, &blocks, cursor);
             if let Some(chunk) = chunk.filter(|chunk| chunk.last_seq > cursor) {
-                return Ok(Found::Frames(chunk));
+                return Ok(OnDisk::Frames(chunk));
             }
-            let last_seq = match archive.group(no) {
-                Ok(Some(standing)) => standing.head.last_seq,
-                Ok(None) => return Ok(Found::NoGroup),
-                // It exists. Only the feed knows how far its log goes.
+            let last_seq = match store.group(no) {
+                Ok(Some(summary)) => summary.state.last_seq,
+                Ok(None) => return Ok(OnDisk::NoGroup),
+                // The group exists; only the feed knows its last frame.
                 Err(StoreError::Unreadable(_)) => 0,
                 Err(err) => return Err(err),
             };
-            Ok(Found::Nothing { earliest: archive.earliest_seq(no)?, last_seq })
+            Ok(OnDisk::Nothing { earliest: store.earliest_seq(no)?, last_seq })
         });
         read.await
             .map_err(|err| log::log!(err.level(), err:%; "event stream ended: frames unreadable"))
     }
 }
 
-/// Streams the status changes of all groups. Those since the cursor come first as far as they are
-/// kept; if some are missing, or if no change has had the cursor's number, `greenroom/gap` says so.
+/// Streams the status changes of all groups, beginning with those since the cursor that are kept.
+/// If some are missing, or if no change ever had the cursor's number, the stream begins with
+/// `greenroom/gap`.
 pub async fn all(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     request: HttpRequest,
     Query(after): Query<After>,
 ) -> Result<HttpResponse, ApiError> {
     let cursor = cursor(&request, after)?;
-    let changes = worker.edge.supervisor.send(ChangesAfter(cursor)).await?;
+    let changes = state.supervisor.send(ChangesAfter(cursor)).await?;
     let mut first = changes.gap.map(gap).unwrap_or_default();
     for change in &changes.past {
         first.extend(event(change));
     }
     first.extend_from_slice(b"event: greenroom/synced\ndata: {}\n\n");
-    let phase = worker.edge.phase.clone();
-    let open = worker.edge.meters.subscribe(Stream::All);
+    let phase = state.phase.clone();
+    let open = state.meters.subscribe(Stream::All);
     let reader = ChangeReader { first: Some(first.into()), changes, phase, _open: open };
     Ok(event_stream(stream::unfold(reader, |mut reader| async {
         reader.next().await.map(|events| (Ok(events), reader))
@@ -267,13 +264,13 @@ impl ChangeReader {
                 return None;
             }
             tokio::select! {
-                change = self.changes.coming.recv() => match change {
+                change = self.changes.live.recv() => match change {
                     Ok(change) => {
                         let mut events = if lagged { gap(change.id) } else { Vec::new() };
                         events.extend(event(&change));
                         return Some(events.into());
                     }
-                    // The next change is the earliest that is kept for this reader.
+                    // The next change is the earliest that is kept for this client.
                     Err(RecvError::Lagged(_)) => lagged = true,
                     Err(RecvError::Closed) => return None,
                 },

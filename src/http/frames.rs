@@ -1,4 +1,4 @@
-//! Pages of a group's transcript.
+//! Frames: lists a group's transcript page by page.
 
 use actix_web::{
     HttpResponse,
@@ -6,18 +6,22 @@ use actix_web::{
     web::{Data, Path, Query},
 };
 use greenroom_actors::{
-    frames::{Block, Frame, FrameWriter},
     storage::FrameFilter,
+    transcript::frame::{Block, Frame, FrameWriter},
 };
 use greenroom_core::{GroupId, TaskId};
 use serde::Deserialize;
 
-use super::{Worker, error::ApiError};
+use super::{
+    error::ApiError,
+    page::{Order, page_limit},
+    state::AppState,
+};
 
-/// A page ends when it holds so many bytes, but holds one frame at least.
+/// A page with this many bytes ends, after one frame at least.
 const PAGE_BYTES: usize = 8 << 20;
 
-/// Which frames of a group.
+/// Selects the frames of a group.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FrameQuery {
@@ -31,60 +35,38 @@ pub struct FrameQuery {
     order: Option<Order>,
 }
 
-/// In which order.
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum Order {
-    /// The oldest first.
-    Asc,
-    /// The newest first.
-    Desc,
-}
-
-/// Checks a list's `limit`.
-///
-/// # Errors
-///
-/// [`ApiError::InvalidQuery`] if it is out of range.
-pub fn page_limit(limit: Option<usize>) -> Result<usize, ApiError> {
-    match limit.unwrap_or(100) {
-        limit @ 1..=1000 => Ok(limit),
-        _ => Err(ApiError::InvalidQuery("limit is a number from 1 to 1000".into())),
-    }
-}
-
 /// Lists frames, oldest first unless the query says otherwise.
 pub async fn list(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     group: Path<String>,
     Query(query): Query<FrameQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let group = worker.find(&group, false).await?;
+    let group = state.existing_group(&group).await?;
     let no = group.no;
     let current = query.segment.as_deref() == Some("current");
     let wanted = filter(query, limit)?;
-    let read = worker.read_of(no, move |archive, _| {
-        let view = current.then(|| archive.current_view(no)).transpose()?;
+    let read = state.read_group(no, move |store, _| {
+        let view = current.then(|| store.current_view(no)).transpose()?;
         let wanted = FrameFilter { view, ..wanted };
-        Ok((archive.blocks(no, &wanted)?, wanted))
+        Ok((store.blocks(no, &wanted)?, wanted))
     });
     let (blocks, wanted) = read.await?;
-    let body = page(&group.id, &blocks, &wanted, limit);
+    let body = page_json(&group.id, &blocks, &wanted, limit);
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
 }
 
 fn filter(query: FrameQuery, limit: usize) -> Result<FrameFilter, ApiError> {
-    let invalid = |what: &str| ApiError::InvalidQuery(what.into());
+    let invalid = |detail: &str| ApiError::InvalidQuery(detail.into());
     let descending = query.order == Some(Order::Desc);
     let task: Option<TaskId> = query
         .task
-        .map(|task| task.parse().map_err(|_| invalid("task is a task id")))
+        .map(|task| task.parse().map_err(|_| invalid("task must be a task id")))
         .transpose()?;
     let segment = match query.segment.as_deref() {
         None | Some("current") => None,
         Some(number) => {
-            Some(number.parse().map_err(|_| invalid("segment is a number, or `current`"))?)
+            Some(number.parse().map_err(|_| invalid("segment must be a number or `current`"))?)
         }
     };
     let (mut after, mut before) = (query.after.unwrap_or_default(), query.before);
@@ -106,12 +88,12 @@ fn filter(query: FrameQuery, limit: usize) -> Result<FrameFilter, ApiError> {
     })
 }
 
-/// The page as JSON. The payloads go in as they are stored.
-fn page(group: &GroupId, blocks: &[Block], wanted: &FrameFilter, limit: usize) -> Vec<u8> {
+/// Returns the page as JSON. Payloads are copied as they are stored.
+fn page_json(group: &GroupId, blocks: &[Block], wanted: &FrameFilter, limit: usize) -> Vec<u8> {
     let mut body = b"{\"items\":[".to_vec();
-    let mut taken = 0;
+    let mut count = 0;
     let mut last = None;
-    let mut more = false;
+    let mut is_full = false;
     for block in blocks {
         let writer = FrameWriter::new(group, block);
         let mut frames: Vec<Frame> =
@@ -120,25 +102,25 @@ fn page(group: &GroupId, blocks: &[Block], wanted: &FrameFilter, limit: usize) -
             frames.reverse();
         }
         for frame in frames {
-            if taken == limit || (taken > 0 && body.len() > PAGE_BYTES) {
-                more = true;
+            if count == limit || (count > 0 && body.len() > PAGE_BYTES) {
+                is_full = true;
                 break;
             }
-            if taken > 0 {
+            if count > 0 {
                 body.push(b',');
             }
             writer.json(frame, &mut body);
-            taken += 1;
+            count += 1;
             last = Some(frame.seq);
         }
     }
-    // What was read may have ended by its bytes, with more behind it in the database; also when no
-    // frame of it was wanted.
+    // The read may have stopped at its limit of bytes, with more frames after it in the database;
+    // also if the filter accepts none of the frames that were read.
     let bytes: usize = blocks.iter().map(|block| block.text.len()).sum();
-    let edge = |block: &Block| if wanted.descending { block.first_seq } else { block.last_seq() };
-    let cursor = match more {
+    let end = |block: &Block| if wanted.descending { block.first_seq } else { block.last_seq() };
+    let cursor = match is_full {
         true => last,
-        false => blocks.last().map(edge).filter(|_| bytes >= PAGE_BYTES),
+        false => blocks.last().map(end).filter(|_| bytes >= PAGE_BYTES),
     };
     match cursor {
         Some(seq) => body.extend(format!("],\"next_cursor\":\"{seq}\"}}").bytes()),
@@ -168,9 +150,9 @@ mod tests {
         }
     }
 
-    /// Pages follow one another to the end, also over megabytes of frames that nobody asked for.
+    /// Pages follow one another to the end, also over megabytes of frames that the filter rejects.
     #[test]
-    fn a_page_tells_where_the_next_one_begins() {
+    fn a_page_gives_the_cursor_of_the_next() {
         let small = [block(1, "k/a", 1), block(3, "k/a", 1)];
         let unwanted = [block(1, "k/ab", 5 << 20)];
         #[rustfmt::skip]
@@ -188,7 +170,7 @@ mod tests {
             if descending {
                 blocks.reverse();
             }
-            let page = page(&"g".parse().unwrap(), &blocks, &wanted, limit);
+            let page = page_json(&"g".parse().unwrap(), &blocks, &wanted, limit);
             let page = String::from_utf8(page).unwrap();
             assert!(page.ends_with(&format!("\"next_cursor\":{cursor}}}")), "{name}: {page}");
         }

@@ -1,4 +1,4 @@
-//! Groups: making, changing, reading, deleting.
+//! Groups: creates, changes, reads, pauses, resumes, stops, archives and purges them.
 
 use std::path::Path as FilePath;
 
@@ -8,14 +8,20 @@ use actix_web::{
 };
 use greenroom_actors::{
     group::{Archive, Configure, Control, Patch},
-    storage::{GroupNo, Listed, Standing},
+    storage::{GroupNo, Listed},
 };
 use greenroom_core::{Json, OnInterrupt, PermissionPolicy};
 use serde::Deserialize;
 
-use super::{Worker, body::Body, error::ApiError, frames::page_limit, view};
+use super::{
+    body::Body,
+    error::ApiError,
+    page::{Page, page_limit},
+    state::AppState,
+    view,
+};
 
-/// Which groups.
+/// Selects groups.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupQuery {
@@ -32,7 +38,7 @@ pub struct Purge {
     purge: bool,
 }
 
-/// A group to make, or to change.
+/// The body of a request that creates or changes a group.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupRequest {
@@ -45,23 +51,23 @@ pub struct GroupRequest {
     metadata: Option<Json>,
 }
 
-/// Lists groups in the order in which they were made.
+/// Lists groups in the order in which they were created.
 pub async fn list(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     Query(query): Query<GroupQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let by_status = query.status.as_deref().is_some_and(|status| status != view::BROKEN);
+    let excludes_broken = query.status.as_deref().is_some_and(|status| status != view::BROKEN);
     let after = query.cursor.unwrap_or_default();
-    let health = worker.edge.shared.ledger.health.clone();
-    let groups = worker.edge.shared.ledger.read(move |archive| match query.status.as_deref() {
+    let health = state.health().clone();
+    let groups = state.read(move |store| match query.status.as_deref() {
         Some(view::BROKEN) => {
             let broken = health.broken_groups().into_iter().filter(|no| *no > after);
             let mut found = Vec::new();
             for no in broken {
-                // One that is purged, or whose name cannot be read, is in no list: then the answer
-                // is about the next group.
-                let listed = archive.groups(None, no.saturating_sub(1), 1)?;
+                // A group that is purged, or whose id cannot be read, is in no list: then the
+                // database returns the next group.
+                let listed = store.groups(None, no.saturating_sub(1), 1)?;
                 found.extend(listed.into_iter().filter(|listed| listed.no == no));
                 if limit < found.len() {
                     break;
@@ -69,64 +75,44 @@ pub async fn list(
             }
             Ok(found)
         }
-        status => archive.groups(status, after, limit + 1),
+        status => store.groups(status, after, limit + 1),
     });
-    let page = view::Page::cut(groups.await?, limit, |listed: &Listed| listed.no.to_string());
-    let items = page.items.into_iter().map(|listed| match listed.standing {
-        Ok(standing) => worker.group(listed.no, *standing),
-        Err(row) => view::Group::unreadable(listed.id, row.what),
-    });
-    // Whatever status its row has.
-    let items = items.filter(|group| !(by_status && group.is_broken())).collect();
-    Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
+    let page = Page::new(groups.await?, limit, |listed: &Listed| listed.no.to_string());
+    let mut page = page.map(|listed| view::Group::listed(&state, listed));
+    // The stored status of a broken group does not count.
+    page.items.retain(|group| !(excludes_broken && group.is_broken()));
+    Ok(HttpResponse::Ok().json(page))
 }
 
-/// One group.
-pub async fn get(worker: Data<Worker>, group: Path<String>) -> Result<HttpResponse, ApiError> {
-    let no = worker.find(&group, false).await?.no;
-    Ok(HttpResponse::Ok().json(show(&worker, no).await?))
+/// Returns a group.
+pub async fn get(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+    let no = state.existing_group(&group).await?.no;
+    Ok(HttpResponse::Ok().json(show(&state, no).await?))
 }
 
-async fn show(worker: &Worker, no: GroupNo) -> Result<view::Group, ApiError> {
-    let listed = worker
-        .edge
-        .shared
-        .ledger
-        .read(move |archive| archive.groups(None, no.saturating_sub(1), 1));
+async fn show(state: &AppState, no: GroupNo) -> Result<view::Group, ApiError> {
+    let listed = state.read(move |store| store.groups(None, no.saturating_sub(1), 1));
     let listed = listed.await?.pop().filter(|listed| listed.no == no);
-    let Listed { id, standing, .. } = listed.ok_or(ApiError::NoSuchGroup)?;
-    Ok(match standing {
-        Ok(standing) => worker.group(no, *standing),
-        Err(row) => view::Group::unreadable(id, row.what),
-    })
+    Ok(view::Group::listed(state, listed.ok_or(ApiError::NoSuchGroup)?))
 }
 
-impl Worker {
-    /// A group as the contract shows it.
-    pub fn group(&self, no: GroupNo, mut standing: Standing) -> view::Group {
-        standing.blocked_by = self.blocked_by(standing.blocked_by);
-        let broken = self.edge.shared.ledger.health.broken(no);
-        view::Group::new(standing, *self.edge.phase.borrow(), &self.edge.shared.own_dir(no), broken)
-    }
-}
-
-/// Makes a group, changes it, or revives it.
+/// Creates a group, changes it, or revives an archived one.
 pub async fn put(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     group: Path<String>,
     body: Body<GroupRequest>,
 ) -> Result<HttpResponse, ApiError> {
-    worker.take_work()?;
-    let patch = patch(&worker, &group, body.value).await?;
-    let group = worker.find(&group, true).await?;
+    state.check_accepts_work()?;
+    let patch = patch(&state, &group, body.value).await?;
+    let group = state.find_or_create(&group).await?;
     let created = group.addr.send(Configure(patch)).await??;
-    let mut answer = if created { HttpResponse::Created() } else { HttpResponse::Ok() };
-    Ok(answer.json(show(&worker, group.no).await?))
+    let mut response = if created { HttpResponse::Created() } else { HttpResponse::Ok() };
+    Ok(response.json(show(&state, group.no).await?))
 }
 
-async fn patch(worker: &Worker, group: &str, request: GroupRequest) -> Result<Patch, ApiError> {
+async fn patch(state: &AppState, group: &str, request: GroupRequest) -> Result<Patch, ApiError> {
     if let Some(agent) = &request.agent
-        && !worker.edge.shared.profiles.contains_key(agent)
+        && !state.shared.profiles.contains_key(agent)
     {
         return Err(ApiError::UnknownAgent(agent.clone()));
     }
@@ -135,11 +121,11 @@ async fn patch(worker: &Worker, group: &str, request: GroupRequest) -> Result<Pa
         detail: format!("{field} {detail}"),
     };
     if request.auto_compact.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
-        return Err(invalid("auto_compact", "is a share of the context window, from 0 to 1"));
+        return Err(invalid("auto_compact", "must be a share of the context window, from 0 to 1"));
     }
     let cwd = match request.cwd {
         None => None,
-        Some(cwd) => Some(check_cwd(worker, group, request.agent.as_deref(), &cwd).await?),
+        Some(cwd) => Some(check_cwd(state, group, request.agent.as_deref(), &cwd).await?),
     };
     Ok(Patch {
         agent: request.agent,
@@ -152,20 +138,20 @@ async fn patch(worker: &Worker, group: &str, request: GroupRequest) -> Result<Pa
     })
 }
 
-/// The directory's canonical path, if the group's agent may work there (RELIABILITY C12).
+/// Returns the directory's canonical path, if the group's agent may work there (C12).
 async fn check_cwd(
-    worker: &Worker,
+    state: &AppState,
     group: &str,
     agent: Option<&str>,
     cwd: &str,
 ) -> Result<String, ApiError> {
-    let shared = &worker.edge.shared;
+    let shared = &state.shared;
     let agent = match agent {
         Some(agent) => agent.to_owned(),
-        None => match worker.find(group, false).await {
+        None => match state.existing_group(group).await {
             Ok(handle) => {
-                let standing = shared.ledger.read(move |archive| archive.group(handle.no)).await?;
-                standing.map_or(shared.default_agent.clone(), |group| group.head.settings.agent)
+                let summary = state.read(move |store| store.group(handle.no)).await?;
+                summary.map_or(shared.default_agent.clone(), |group| group.state.settings.agent)
             }
             Err(ApiError::NoSuchGroup) => shared.default_agent.clone(),
             Err(err) => return Err(err),
@@ -175,48 +161,52 @@ async fn check_cwd(
         return Err(ApiError::UnknownAgent(agent));
     };
     if !FilePath::new(cwd).is_absolute() {
-        return Err(ApiError::InvalidCwd("cwd is an absolute path".into()));
+        return Err(ApiError::InvalidCwd("cwd must be an absolute path".into()));
     }
-    let real = profile.check_cwd_apart(cwd.into()).await;
+    let real = profile.check_cwd_off_thread(cwd.into()).await;
     let real = real.map_err(|err| ApiError::InvalidCwd(err.to_string()))?;
     let real = real.into_os_string().into_string();
-    real.map_err(|_| ApiError::InvalidCwd("cwd is not UTF-8".into()))
+    real.map_err(|_| ApiError::InvalidCwd("cwd must be UTF-8".into()))
 }
 
-/// Lets the group claim no more work; what runs goes on.
-pub async fn pause(worker: Data<Worker>, group: Path<String>) -> Result<HttpResponse, ApiError> {
-    control(&worker, &group, Control::Pause).await
+/// Pauses a group: it starts no further task; the running one continues.
+pub async fn pause(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+    control(&state, &group, Control::Pause).await
 }
 
-/// Lets the group go on.
-pub async fn resume(worker: Data<Worker>, group: Path<String>) -> Result<HttpResponse, ApiError> {
-    control(&worker, &group, Control::Resume).await
+/// Resumes a group that is paused, on hold or degraded.
+pub async fn resume(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+    control(&state, &group, Control::Resume).await
 }
 
-/// Ends the group's run now; the task in it is cancelled, those that wait go on in the next run.
-pub async fn stop(worker: Data<Worker>, group: Path<String>) -> Result<HttpResponse, ApiError> {
-    control(&worker, &group, Control::Stop).await
+/// Ends the group's run now and cancels the task in it; waiting tasks run in the next run.
+pub async fn stop(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+    control(&state, &group, Control::Stop).await
 }
 
-async fn control(worker: &Worker, group: &str, control: Control) -> Result<HttpResponse, ApiError> {
-    let group = worker.find(group, false).await?;
-    worker.can_store()?;
-    show(worker, group.no).await?;
+async fn control(
+    state: &AppState,
+    group: &str,
+    control: Control,
+) -> Result<HttpResponse, ApiError> {
+    let group = state.existing_group(group).await?;
+    state.check_can_write()?;
+    show(state, group.no).await?;
     group.addr.send(control).await??;
-    Ok(HttpResponse::Accepted().json(show(worker, group.no).await?))
+    Ok(HttpResponse::Accepted().json(show(state, group.no).await?))
 }
 
-/// Calls everything off, ends the agent, and keeps the group readable or, with `purge`, deletes it.
+/// Cancels every task, ends the agent, and archives the group or, with `purge`, deletes it.
 pub async fn delete(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     group: Path<String>,
     Query(Purge { purge }): Query<Purge>,
 ) -> Result<HttpResponse, ApiError> {
-    let group = worker.find(&group, false).await?;
-    worker.can_store()?;
-    let body = show(&worker, group.no).await?;
+    let group = state.existing_group(&group).await?;
+    state.check_can_write()?;
+    let body = show(&state, group.no).await?;
     group.addr.send(Archive { purge }).await??;
     // A purged group may be gone already.
-    let body = if purge { body } else { show(&worker, group.no).await? };
+    let body = if purge { body } else { show(&state, group.no).await? };
     Ok(HttpResponse::Accepted().json(body))
 }

@@ -1,157 +1,30 @@
-//! Who may talk to this server at all: checked before routing (RELIABILITY C5, C6).
-//!
-//! A server that starts shells must not obey a web page. A page of another site cannot choose its
-//! `Host` and `Origin`; so both are held against an exact list.
+//! The middleware that checks `Host` and `Origin` before routing (C5, C6).
 
 use actix_web::{
     Error,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::{
-        header::{self, HeaderMap},
-        uri::Authority,
-    },
     middleware::Next,
-    web,
+    web::Data,
 };
 
-use super::{Worker, error::ApiError};
+use super::{error::ApiError, state::AppState};
 
-/// The names that always mean this machine.
-const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
-
-/// The hosts that the server answers to.
-#[derive(Clone, Debug, Default)]
-pub struct AllowedHosts(Vec<String>);
-
-impl AllowedHosts {
-    /// The loopback names, on any port (a tunnel may have another one), and `configured` ones: a
-    /// name, which then goes for every port, or a name with a port.
-    pub fn new(configured: &[String]) -> Self {
-        Self(configured.iter().map(|host| host.to_ascii_lowercase()).collect())
-    }
-
-    /// Whether a request with these headers, for this request target, may be routed.
-    ///
-    /// # Errors
-    ///
-    /// [`ApiError::BadHost`], [`ApiError::ForeignHost`] or [`ApiError::ForeignOrigin`].
-    fn check(&self, headers: &HeaderMap, target: Option<&Authority>) -> Result<(), ApiError> {
-        let mut hosts = headers.get_all(header::HOST);
-        let (Some(host), None) = (hosts.next(), hosts.next()) else {
-            return Err(ApiError::BadHost);
-        };
-        let host = host.to_str().map_err(|_| ApiError::BadHost)?.to_ascii_lowercase();
-        let authority: Authority = host.parse().map_err(|_| ApiError::BadHost)?;
-        let port_is_sound = host == authority.host() || authority.port_u16().is_some();
-        if host.contains('@') || !port_is_sound {
-            return Err(ApiError::BadHost);
-        }
-        for authority in std::iter::once(&authority).chain(target) {
-            if !self.holds(authority) {
-                return Err(ApiError::ForeignHost);
-            }
-        }
-        let mut origins = headers.get_all(header::ORIGIN);
-        match (origins.next(), origins.next()) {
-            (None, _) => Ok(()),
-            (Some(origin), None) if is_same_site(origin.as_bytes(), &host) => Ok(()),
-            (Some(_), _) => Err(ApiError::ForeignOrigin),
-        }
-    }
-
-    fn holds(&self, authority: &Authority) -> bool {
-        let whole = authority.as_str().to_ascii_lowercase();
-        let name = authority.host().to_ascii_lowercase();
-        LOOPBACK.contains(&&*name) || self.0.contains(&name) || self.0.contains(&whole)
-    }
-}
-
-/// A page of this very host, behind TLS or not.
-fn is_same_site(origin: &[u8], host: &str) -> bool {
-    let Ok(origin) = std::str::from_utf8(origin) else { return false };
-    let origin = origin.to_ascii_lowercase();
-    ["http://", "https://"].iter().any(|scheme| origin.strip_prefix(scheme) == Some(host))
-}
-
-/// The middleware that asks [`AllowedHosts`].
+/// Routes a request only if [`AppState::hosts`] allows it.
 ///
 /// # Errors
 ///
-/// What the service answers; a refusal is answered, not returned.
+/// The service's error; a refusal is a response, not an error.
 pub async fn guard(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let allowed = match request.app_data::<web::Data<Worker>>() {
-        Some(worker) => worker.edge.hosts.check(request.headers(), request.uri().authority()),
+    let allowed = match request.app_data::<Data<AppState>>() {
+        Some(state) => state.hosts.check(request.headers(), request.uri().authority()),
         None => Err(ApiError::BadHost),
     };
     match allowed {
         Ok(()) => next.call(request).await.map(ServiceResponse::map_into_left_body),
         Err(err) => Ok(request.error_response(err).map_into_right_body()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use actix_web::http::header::{HeaderName, HeaderValue};
-
-    use super::*;
-
-    fn check(hosts: &[&str], origin: Option<&str>, target: Option<&str>) -> &'static str {
-        let mut headers = HeaderMap::new();
-        let add = |headers: &mut HeaderMap, name: HeaderName, value: &str| {
-            headers.append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
-        };
-        hosts.iter().for_each(|host| add(&mut headers, header::HOST, host));
-        origin.iter().for_each(|origin| add(&mut headers, header::ORIGIN, origin));
-        let allowed = AllowedHosts::new(&["Green.example".into(), "pinned.example:8443".into()]);
-        let target = target.map(|target| target.parse().unwrap());
-        match allowed.check(&headers, target.as_ref()) {
-            Ok(()) => "ok",
-            Err(ApiError::BadHost) => "bad",
-            Err(ApiError::ForeignHost) => "host",
-            Err(_) => "origin",
-        }
-    }
-
-    type Case = (&'static [&'static str], Option<&'static str>, Option<&'static str>, &'static str);
-
-    /// RELIABILITY C5 and C6.
-    #[test]
-    fn only_exact_hosts_and_their_own_pages_are_let_in() {
-        #[rustfmt::skip]
-        let cases: [Case; 25] = [
-            (&["localhost"],                  None, None, "ok"),
-            (&["LocalHost:7433"],             None, None, "ok"),
-            (&["127.0.0.1:7433"],             None, None, "ok"),
-            (&["[::1]:7433"],                 None, None, "ok"),
-            (&["green.example"],              None, None, "ok"),
-            (&["green.example:443"],          None, None, "ok"),
-            (&["pinned.example:8443"],        None, None, "ok"),
-            (&["pinned.example"],             None, None, "host"),
-            (&["127.evil.com"],               None, None, "host"),
-            (&["localhost.evil.com"],         None, None, "host"),
-            (&["localhost."],                 None, None, "host"),
-            (&["evil.com"],                   None, None, "host"),
-            (&["127.0.0.1:x"],                None, None, "bad"),
-            (&["user@localhost"],             None, None, "bad"),
-            (&["localhost", "localhost"],     None, None, "bad"),
-            (&["localhost", "evil.com"],      None, None, "bad"),
-            (&[],                             None, None, "bad"),
-            (&["localhost"],                  None, Some("evil.com"), "host"),
-            (&["localhost"],                  None, Some("localhost:1"), "ok"),
-            (&["localhost:7433"],             Some("http://localhost:7433"), None, "ok"),
-            (&["green.example"],              Some("https://green.example"), None, "ok"),
-            (&["localhost:7433"],             Some("http://localhost:3000"), None, "origin"),
-            (&["localhost:7433"],             Some("http://evil.com"), None, "origin"),
-            (&["localhost:7433"],             Some("null"), None, "origin"),
-            (&["localhost:7433"],             Some("http://localhost:7433.evil.com"), None, "origin"),
-        ];
-        for (hosts, origin, target, verdict) in cases {
-            assert_eq!(check(hosts, origin, target), verdict, "{hosts:?} {origin:?} {target:?}");
-        }
     }
 }

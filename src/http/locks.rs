@@ -1,8 +1,7 @@
-//! The compaction lock, for programs outside greenroom that compact the same sessions (SEEDS
-//! HL-15).
+//! Locks: the compaction lock, for outside programs that compact the same sessions (HL-15).
 //!
-//! Refreshing and releasing go on while the server drains: what was begun under a lock may end
-//! under it.
+//! A holder can refresh and release its lock while the server drains: what it began under the lock
+//! may end under it.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -10,22 +9,25 @@ use actix_web::{
 };
 use greenroom_actors::{
     clock,
-    storage::{Granted, LockAsk, LockError},
+    storage::{LockError, LockGrant, LockRequest},
 };
-use greenroom_core::lock::{Holder, InvalidLease, Lease, Lock, LockKey, Now, Ttl};
+use greenroom_core::{
+    Now,
+    lock::{Holder, InvalidLease, Lease, Lock, LockKey, Ttl},
+};
 use serde::{Deserialize, Serialize};
 
-use super::{Worker, body::Body, error::ApiError, view};
+use super::{body::Body, error::ApiError, state::AppState, view::Time};
 
-/// Who wants a lock, and for how long.
+/// The body of a request that acquires a lock.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LockRequest {
+pub struct AcquireRequest {
     holder: Holder,
     ttl_ms: Ttl,
 }
 
-/// Whose lock it is.
+/// The proof that a caller holds a lock.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeaseRequest {
@@ -39,8 +41,8 @@ struct LockView<'a> {
     key: &'a LockKey,
     holder: &'a Holder,
     token: u64,
-    acquired_at: view::Time,
-    expires_at: view::Time,
+    acquired_at: Time,
+    expires_at: Time,
 }
 
 impl<'a> LockView<'a> {
@@ -50,56 +52,56 @@ impl<'a> LockView<'a> {
             key,
             holder,
             token: *token,
-            acquired_at: view::Time(lock.acquired_at),
-            expires_at: view::Time(lock.expires_at(now)),
+            acquired_at: Time(lock.acquired_at),
+            expires_at: Time(lock.expires_at(now)),
         }
     }
 }
 
-/// Shows who holds a lock; 404 if nobody does.
-pub async fn get(worker: Data<Worker>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+/// Returns a lock and its holder; 404 if the lock is free.
+pub async fn get(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let key = key(&request).map_err(|_| ApiError::NoSuchLock)?;
-    let found = worker.edge.shared.ledger.lock_get(key).await?;
+    let found = state.shared.db.lock_get(key).await?;
     let lock = found.ok_or(ApiError::NoSuchLock)?;
     Ok(HttpResponse::Ok().json(LockView::new(&lock, clock::moment())))
 }
 
-/// Takes a lock: 201. 200 if its living holder asks again, who keeps the token.
+/// Acquires a lock: 201; or 200 with the same token if the caller already holds it.
 pub async fn put(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     request: HttpRequest,
-    body: Body<LockRequest>,
+    body: Body<AcquireRequest>,
 ) -> Result<HttpResponse, ApiError> {
-    worker.take_work()?;
-    let LockRequest { holder, ttl_ms } = body.value;
-    let ask = LockAsk { key: key(&request)?, holder, ttl: ttl_ms, group: None };
-    let Granted { lock, fresh } = worker.edge.shared.ledger.lock_acquire(ask).await?;
+    state.check_accepts_work()?;
+    let AcquireRequest { holder, ttl_ms } = body.value;
+    let ask = LockRequest { key: key(&request)?, holder, ttl: ttl_ms, group: None };
+    let LockGrant { lock, fresh } = state.shared.db.lock_acquire(ask).await?;
     let mut response = if fresh { HttpResponse::Created() } else { HttpResponse::Ok() };
     Ok(response.json(LockView::new(&lock, clock::moment())))
 }
 
 /// Extends a lease by its `ttl_ms`.
 pub async fn refresh(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     request: HttpRequest,
     body: Body<LeaseRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let LeaseRequest { holder, token } = body.value;
     let lease = Lease { key: key(&request)?, holder, token };
-    let lock = worker.edge.shared.ledger.lock_refresh(lease).await?;
+    let lock = state.shared.db.lock_refresh(lease).await?;
     Ok(HttpResponse::Ok().json(LockView::new(&lock, clock::moment())))
 }
 
-/// Gives a lease up. Who asks for what is not theirs changes nothing, and gets the same answer.
+/// Releases a lock. A caller that does not hold it changes nothing, and gets the same response.
 pub async fn delete(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     request: HttpRequest,
     Query(LeaseRequest { holder, token }): Query<LeaseRequest>,
 ) -> Result<HttpResponse, ApiError> {
     if let Ok(key) = key(&request) {
         let lease = Lease { key, holder, token };
-        match worker.edge.shared.ledger.lock_release(lease).await {
-            // Where there are no locks, nobody holds one.
+        match state.shared.db.lock_release(lease).await {
+            // Without a lock table no lock is held.
             Ok(_) | Err(LockError::Absent) => {}
             Err(err) => return Err(err.into()),
         }
@@ -107,15 +109,15 @@ pub async fn delete(
     Ok(HttpResponse::NoContent().finish())
 }
 
-/// The key as it was sent. The router decodes a path leniently, so that two paths may become one;
-/// two keys must not.
+/// Returns the key as the caller sent it. The router decodes a path leniently, so that two paths
+/// may become one; two keys must not.
 fn key(request: &HttpRequest) -> Result<LockKey, ApiError> {
     let encoded = request.uri().path().split('/').nth(3).unwrap_or_default();
     let decoded = decode(encoded).ok_or(ApiError::InvalidKey(InvalidLease::Key))?;
     decoded.parse().map_err(ApiError::InvalidKey)
 }
 
-/// Undoes percent-encoding (RFC 3986, 2.1), if the text is properly encoded UTF-8.
+/// Decodes percent-encoding (RFC 3986, 2.1); `None` if the text is not properly encoded UTF-8.
 fn decode(encoded: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(encoded.len());
     let mut rest = encoded.as_bytes().iter();
@@ -141,8 +143,8 @@ mod tests {
             ("two bytes",                 "%C3%A4",       Some("ä")),
             ("once and not twice",        "%252F",        Some("%2F")),
             ("empty",                     "",             Some("")),
-            ("cut off",                   "a%",           None),
-            ("cut off after a digit",     "a%2",          None),
+            ("truncated",                 "a%",           None),
+            ("truncated after a digit",   "a%2",          None),
             ("no digits",                 "%zz",          None),
             ("a sign",                    "%+1",          None),
             ("no UTF-8",                  "%FF",          None),

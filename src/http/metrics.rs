@@ -1,210 +1,99 @@
-//! `GET /metrics`: what was counted, and what the database and the system know, as OpenMetrics.
+//! `GET /metrics`: the counters in memory, and gauges from the database and the system, as
+//! OpenMetrics; and the middleware that counts responses.
 //!
-//! A scrape never waits for the writer, and answers with what is in memory when the database fails.
-//! Here is also what the edge itself counts: answers by route, and open streams.
+//! A scrape never waits for the writer; while the database fails, it returns what is in memory.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use actix_web::{
     Error, HttpResponse,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::header::CONTENT_TYPE,
     middleware::Next,
     web::{self, Data},
 };
 use greenroom_actors::{
     clock,
-    metrics::{Closed as _, Each, Key, Labels},
-    residents::Census,
-    storage::{Fault, StorageHealth, Tally},
+    metrics::{Family, LabelKey, LabelValue as _, Labels},
+    pool::Occupancy,
+    storage::{Fault, GaugeSnapshot, StorageHealth},
 };
 use greenroom_core::{Blocked, Status, TaskKind, TaskState, Timestamp};
 use prometheus_client::{
     encoding::text,
-    metrics::{
-        counter::{ConstCounter, Counter},
-        family::Family,
-        gauge::{ConstGauge, Gauge},
-        info::Info,
-    },
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
 use tokio::time::timeout;
 
-use super::{Worker, error::ApiError, view};
+use super::{error::ApiError, meters::RouteCounters, state::AppState, view};
 
-/// What the exposition is, in the words of its specification.
+/// The content type of the exposition, as OpenMetrics specifies it.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-/// What the database or the file system may take; then the scrape goes without.
-const READ_MAX: Duration = Duration::from_secs(2);
-/// The route of what was refused before routing, or has none.
-const NO_ROUTE: &str = "none";
-/// The classes of statuses that greenroom answers with.
-const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
+/// The longest read from the database or the file system; after it, the scrape omits the result.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the edge counts, over all workers.
-#[derive(Clone, Debug)]
-pub struct Meters {
-    responses: Family<Labels, Counter>,
-    unrouted: Answers,
-    streams: Family<Labels, Gauge>,
-    started_at: Timestamp,
-    data_dir: PathBuf,
-}
-
-/// The answers of one route, by class.
-#[derive(Clone, Debug)]
-pub struct Answers([Counter; CLASSES.len()]);
-
-impl Answers {
-    fn count(&self, status: StatusCode) {
-        let class = usize::from(status.as_u16() / 100);
-        if let Some(counter) = class.checked_sub(2).and_then(|place| self.0.get(place)) {
-            counter.inc();
-        }
-    }
-}
-
-/// One open stream. Dropping it is its end.
-#[derive(Debug)]
-pub struct Subscriber(Gauge);
-
-impl Drop for Subscriber {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-/// The streams that one may subscribe to.
-#[derive(Clone, Copy, Debug)]
-pub enum Stream {
-    /// A group's frames.
-    Group,
-    /// The status changes of all groups.
-    All,
-}
-
-impl Stream {
-    fn labels(self) -> Labels {
-        let word = match self {
-            Self::Group => "group",
-            Self::All => "all",
-        };
-        vec![("stream", word.to_owned())]
-    }
-}
-
-impl Meters {
-    /// Nothing counted yet, of a server that starts now and keeps its files in `data_dir`.
-    pub fn new(data_dir: PathBuf) -> Self {
-        let (responses, streams) = (Family::default(), Family::<Labels, Gauge>::default());
-        let unrouted = answers(&responses, NO_ROUTE);
-        for stream in [Stream::Group, Stream::All] {
-            drop(streams.get_or_create(&stream.labels()));
-        }
-        Self { responses, unrouted, streams, started_at: clock::now(), data_dir }
-    }
-
-    /// The counters of a route, all workers' together; called once a worker.
-    pub fn route(&self, pattern: &str) -> Answers {
-        answers(&self.responses, pattern)
-    }
-
-    /// Counts a stream for as long as what is returned lives.
-    pub fn subscribe(&self, to: Stream) -> Subscriber {
-        let gauge = self.streams.get_or_create_owned(&to.labels());
-        gauge.inc();
-        Subscriber(gauge)
-    }
-
-    #[rustfmt::skip]
-    fn register(&self, to: &mut Registry) {
-        to.register("http_responses", "Answers by route and class of status; route none: refused before routing, or no path of the API", self.responses.clone());
-        to.register("subscribers", "Event streams that are open", self.streams.clone());
-        to.register("build", "The running version", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
-        to.register("process_start_time_seconds", "When the server was started, since the Unix epoch", ConstGauge::new(self.started_at.0 as f64 / 1000.0));
-    }
-}
-
-fn answers(family: &Family<Labels, Counter>, route: &str) -> Answers {
-    Answers(CLASSES.map(|class| {
-        let labels = vec![("route", route.to_owned()), ("class", class.to_owned())];
-        family.get_or_create_owned(&labels)
-    }))
-}
-
-/// The middleware that counts what is answered, by the counters that the route carries.
+/// The middleware that counts responses, by the counters that the route carries.
 ///
 /// # Errors
 ///
-/// What the service answers.
+/// The service's error.
 pub async fn count(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let worker = request.app_data::<Data<Worker>>().cloned();
-    let answered = next.call(request).await;
-    let status = match &answered {
+    let state = request.app_data::<Data<AppState>>().cloned();
+    let result = next.call(request).await;
+    let status = match &result {
         Ok(response) => response.status(),
         Err(err) => err.as_response_error().status_code(),
     };
-    let route =
-        answered.as_ref().ok().and_then(|response| response.request().app_data::<Answers>());
-    let unrouted = worker.as_ref().map(|worker| &worker.edge.meters.unrouted);
-    if let Some(answers) = route.or(unrouted) {
-        answers.count(status);
+    let route = result.as_ref().ok();
+    let route = route.and_then(|response| response.request().app_data::<RouteCounters>());
+    let unrouted = state.as_ref().map(|state| &state.meters.unrouted);
+    if let Some(counters) = route.or(unrouted) {
+        counters.count(status);
     }
-    answered
+    result
 }
 
-/// All that is known now.
-pub async fn get(worker: Data<Worker>) -> Result<HttpResponse, ApiError> {
-    let edge = &worker.edge;
-    let shared = &edge.shared;
-    let broken = shared.ledger.health.broken_groups();
+/// Returns all metrics.
+pub async fn get(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
+    let shared = &state.shared;
+    let health = state.health();
+    let broken = health.broken_groups();
     let count = broken.len() as u64;
-    let tally = timeout(READ_MAX, shared.ledger.read(move |archive| archive.tally(&broken))).await;
-    let mut tally = tally.ok().and_then(Result::ok);
-    if let Some(tally) = tally.as_mut().filter(|_| count > 0) {
-        tally.groups.insert(view::BROKEN.into(), count);
+    let stored = timeout(READ_TIMEOUT, state.read(move |store| store.gauges(&broken))).await;
+    let mut stored = stored.ok().and_then(Result::ok);
+    if let Some(stored) = stored.as_mut().filter(|_| count > 0) {
+        stored.groups.insert(view::BROKEN.into(), count);
     }
-    let dir = edge.meters.data_dir.clone();
-    let free = timeout(READ_MAX, web::block(move || free_bytes(&dir))).await;
+    let dir = state.data_dir.clone();
+    let free = timeout(READ_TIMEOUT, web::block(move || free_bytes(&dir))).await;
     let free = free.ok().and_then(Result::ok).flatten();
 
     let mut registry = Registry::with_prefix("greenroom");
     let to = &mut registry;
-    edge.meters.register(to);
-    gauge(
-        to,
-        "uptime_seconds",
-        "How long the server has run",
-        edge.started.elapsed().as_secs_f64(),
-    );
+    state.meters.register(to);
+    let uptime = state.started.elapsed().as_secs_f64();
+    gauge(to, "uptime_seconds", "How long the server has run", uptime);
     shared.metrics.register(to);
-    shared.ledger.health.metrics().register(to);
-    storage(to, &shared.ledger.health, tally.is_some());
-    gauge(
-        to,
-        "groups_broken",
-        "Groups that take no work, as a stored row of theirs cannot be read",
-        count as f64,
-    );
-    edge.spans.register(to);
+    health.metrics().register(to);
+    storage_gauges(to, health, stored.is_some());
+    let help = "Groups that accept no work, because a stored row cannot be read";
+    gauge(to, "groups_broken", help, count as f64);
+    state.spans.register(to);
     if let Some(free) = free {
         gauge(to, "disk_free_bytes", "Free bytes on the disk of the data directory", free);
     }
-    limits(to, &worker);
-    let residents = &shared.nursery.residents;
-    if let Ok(census) = residents.census().await {
-        resident(to, census, residents.let_go().get());
+    limit_gauges(to, &state);
+    let pool = &shared.launcher.pool;
+    if let Ok(occupancy) = pool.occupancy().await {
+        pool_gauges(to, occupancy, pool.evicted().get());
     }
-    if let Some(tally) = tally {
-        stored(to, &tally, clock::now());
+    if let Some(stored) = stored {
+        stored_gauges(to, &stored, clock::now());
     }
     let mut exposition = String::with_capacity(64 << 10);
     // Writing to memory does not fail.
@@ -216,81 +105,82 @@ fn gauge(to: &mut Registry, name: &str, help: &str, value: f64) {
     to.register(name, help, ConstGauge::new(value));
 }
 
-/// What a program of this user may still write.
+/// Returns the bytes that a program of this user can still write.
 fn free_bytes(dir: &Path) -> Option<f64> {
     let disk = rustix::fs::statvfs(dir).ok()?;
     Some(disk.f_bavail as f64 * disk.f_frsize as f64)
 }
 
 #[rustfmt::skip]
-fn storage(to: &mut Registry, health: &StorageHealth, is_readable: bool) {
+fn storage_gauges(to: &mut Registry, health: &StorageHealth, is_readable: bool) {
     let failing = health.failing().map(|failing| failing.fault);
     let sizes = health.sizes();
-    gauge(to, "storage_up", "Whether the database takes writes and answers reads", f64::from(failing.is_none() && is_readable));
-    to.register("storage_failing", "Why the database takes no writes; all 0 while it does", Each::new(|fault: Fault| ConstGauge::new(u64::from(failing == Some(fault)))));
+    gauge(to, "storage_up", "Whether the database accepts writes and answers reads", f64::from(failing.is_none() && is_readable));
+    to.register("storage_failing", "Why the database accepts no writes; all 0 while it does", Family::new(|fault: Fault| ConstGauge::new(u64::from(failing == Some(fault)))));
     gauge(to, "database_bytes", "Size of the database", sizes.database as f64);
     gauge(to, "wal_bytes", "Size of the database's write-ahead log", sizes.log as f64);
 }
 
 #[rustfmt::skip]
-fn limits(to: &mut Registry, worker: &Worker) {
-    let shared = &worker.edge.shared;
-    let (slots, patience) = (shared.limits.running_groups, &shared.limits.patience);
+fn limit_gauges(to: &mut Registry, state: &AppState) {
+    let shared = &state.shared;
+    let (slots, limits) = (shared.settings.running_groups, &shared.settings.limits);
     let used = slots.saturating_sub(shared.slots.available_permits());
     gauge(to, "slots", "Tasks that may run at once", slots as f64);
     gauge(to, "slots_used", "Slots that are taken", used as f64);
-    gauge(to, "turn_timeout_seconds", "What a turn may take that names no deadline", patience.turn_ms as f64 / 1000.0);
-    gauge(to, "compaction_timeout_seconds", "What a compaction may take, and the wait for its lock", patience.compaction_ms as f64 / 1000.0);
+    gauge(to, "turn_timeout_seconds", "The time limit of a turn without a deadline", limits.turn_ms as f64 / 1000.0);
+    gauge(to, "compaction_timeout_seconds", "The time limit of a compaction, and of the wait for its lock", limits.compaction_ms as f64 / 1000.0);
 }
 
 #[rustfmt::skip]
-fn resident(to: &mut Registry, census: Census, let_go: u64) {
-    gauge(to, "agents_resident", "Agents that have a process, or are about to", census.count as f64);
-    gauge(to, "agents_resident_limit", "Agents that may have a process at once", census.max as f64);
-    gauge(to, "agents_waiting", "Runs that wait for a place", census.waiting as f64);
-    to.register("agents_let_go", "Idle agents that were ended to make room for another", ConstCounter::new(let_go));
+fn pool_gauges(to: &mut Registry, occupancy: Occupancy, evicted: u64) {
+    gauge(to, "agents_resident", "Agents that have a process, or are about to", occupancy.count as f64);
+    gauge(to, "agents_resident_limit", "Agents that may have a process at once", occupancy.max as f64);
+    gauge(to, "agents_waiting", "Runs that wait for a place in the agent pool", occupancy.waiting as f64);
+    to.register("agents_let_go", "Idle agents that were evicted to make room for another", ConstCounter::new(evicted));
 }
 
-/// A status as lists show it. There are broken groups only after damage.
+/// A status as lists show it. Groups are broken only after damage.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Shown {
-    Of(Status),
+enum ListedStatus {
+    Sound(Status),
     Broken,
 }
 
-impl Shown {
-    fn word(self) -> String {
+impl ListedStatus {
+    fn wire_name(self) -> String {
         match self {
-            Self::Of(status) => status.word(),
+            Self::Sound(status) => status.wire_name(),
             Self::Broken => view::BROKEN.into(),
         }
     }
 }
 
-impl Key for Shown {
+impl LabelKey for ListedStatus {
     fn all() -> Vec<Self> {
-        Status::ALL.iter().copied().map(Self::Of).chain([Self::Broken]).collect()
+        Status::ALL.iter().copied().map(Self::Sound).chain([Self::Broken]).collect()
     }
 
     fn labels(self) -> Labels {
-        vec![(Status::LABEL, self.word())]
+        vec![(Status::LABEL, self.wire_name())]
     }
 }
 
-/// What the database knows. Absent while it cannot be read: a zero would be a lie.
+/// Adds the gauges of stored rows. They are absent while the database cannot be read: a zero would
+/// be wrong.
 #[rustfmt::skip]
-fn stored(to: &mut Registry, tally: &Tally, now: Timestamp) {
+fn stored_gauges(to: &mut Registry, stored: &GaugeSnapshot, now: Timestamp) {
     let age = |since: Option<&Timestamp>| {
         let age_ms = since.map_or(0, |since| now.0.saturating_sub(since.0).max(0));
         ConstGauge::new(age_ms as f64 / 1000.0)
     };
-    let waiting = |state: TaskState| !state.is_terminal();
-    to.register("groups", "Groups by status", Each::only(|status: Shown| status != Shown::Broken || tally.groups.contains_key(view::BROKEN), |status| ConstGauge::new(tally.groups.get(&status.word()).copied().unwrap_or(0))));
-    to.register("tasks", "Tasks that are not over", Each::only(|(_, state): (TaskKind, TaskState)| waiting(state), |(kind, state)| ConstGauge::new(tally.tasks.get(&(kind.word(), state.word())).copied().unwrap_or(0))));
-    gauge(to, "queue_depth", "Tasks that wait, over all groups", tally.queued as f64);
-    gauge(to, "slots_waiting", "Groups that wait for a slot, and for nothing else", tally.wait_for_slot as f64);
-    to.register("oldest_waiting_task_age_seconds", "Since when the oldest waiting task was accepted, by what stands before the next task of its group; 0: none waits for that", Each::new(|blocked: Blocked| age(tally.waiting_since.get(&blocked.word()))));
-    to.register("oldest_running_task_age_seconds", "Since when the oldest running attempt was started; 0: none runs", Each::new(|kind: TaskKind| age(tally.running_since.get(&kind.word()))));
-    gauge(to, "permissions_pending", "Permissions that wait for an answer", tally.permissions as f64);
-    gauge(to, "compactions_open", "Compactions that began and did not end", tally.compactions as f64);
+    let is_open = |state: TaskState| !state.is_terminal();
+    to.register("groups", "Groups by status", Family::only(|status: ListedStatus| status != ListedStatus::Broken || stored.groups.contains_key(view::BROKEN), |status| ConstGauge::new(stored.groups.get(&status.wire_name()).copied().unwrap_or(0))));
+    to.register("tasks", "Tasks that have not ended", Family::only(|(_, state): (TaskKind, TaskState)| is_open(state), |(kind, state)| ConstGauge::new(stored.tasks.get(&(kind.wire_name(), state.wire_name())).copied().unwrap_or(0))));
+    gauge(to, "queue_depth", "Tasks that wait, over all groups", stored.queued as f64);
+    gauge(to, "slots_waiting", "Groups that wait for a slot, and for nothing else", stored.wait_for_slot as f64);
+    to.register("oldest_waiting_task_age_seconds", "Time since the oldest waiting task was accepted, by what blocks the next task of its group; 0: nothing waits for that", Family::new(|blocked: Blocked| age(stored.waiting_since.get(&blocked.wire_name()))));
+    to.register("oldest_running_task_age_seconds", "Time since the oldest running attempt was started; 0: none runs", Family::new(|kind: TaskKind| age(stored.running_since.get(&kind.wire_name()))));
+    gauge(to, "permissions_pending", "Permissions that wait for an answer", stored.permissions as f64);
+    gauge(to, "compactions_open", "Compactions that have begun and not ended", stored.compactions as f64);
 }

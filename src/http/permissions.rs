@@ -1,11 +1,11 @@
-//! The inbox: what agents want to be allowed, and the answers to it.
+//! Permissions: lists what agents ask permission for, and answers one.
 
 use actix_web::{
     HttpResponse,
     web::{Data, Path, Query},
 };
 use greenroom_actors::{
-    group::{Decide, GroupError},
+    group::{AnswerPermission, GroupError},
     storage::{PermissionFilter, PermissionRecord},
 };
 use greenroom_core::{
@@ -13,9 +13,15 @@ use greenroom_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Worker, body::Body, error::ApiError, frames::page_limit, view};
+use super::{
+    body::Body,
+    error::ApiError,
+    page::{Page, page_limit},
+    state::AppState,
+    view::Time,
+};
 
-/// Which permissions.
+/// Selects permissions.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PermissionQuery {
@@ -25,7 +31,7 @@ pub struct PermissionQuery {
     cursor: Option<PermissionId>,
 }
 
-/// An answer: one of the options, or `cancel`.
+/// The body of a request that answers a permission: one of the options, or `cancel`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnswerRequest {
@@ -44,9 +50,9 @@ pub struct Permission {
     tool_call: Option<Json>,
     options: Option<Json>,
     selected: Option<String>,
-    opened_at: view::Time,
-    expires_at: view::Time,
-    resolved_at: Option<view::Time>,
+    opened_at: Time,
+    expires_at: Time,
+    resolved_at: Option<Time>,
     resolved_by: Option<String>,
 }
 
@@ -64,59 +70,56 @@ impl From<PermissionRecord> for Permission {
             tool_call,
             options,
             selected: record.selected,
-            opened_at: view::Time(record.opened_at),
-            expires_at: view::Time(permission.expires_at),
-            resolved_at: record.resolved_at.map(view::Time),
+            opened_at: Time(record.opened_at),
+            expires_at: Time(permission.expires_at),
+            resolved_at: record.resolved_at.map(Time),
             resolved_by: record.resolved_by,
         }
     }
 }
 
-/// Lists permissions, those asked for first first.
+/// Lists permissions in the order in which the agents asked for them.
 pub async fn list(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     Query(query): Query<PermissionQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
     let group = match &query.group {
-        Some(group) => match worker.find(group, false).await {
+        Some(group) => match state.existing_group(group).await {
             Ok(group) => Some(group.no),
-            // Nothing is asked for in a group that is not there.
-            Err(ApiError::NoSuchGroup) => return Ok(HttpResponse::Ok().json(nothing())),
+            Err(ApiError::NoSuchGroup) => {
+                let none: Page<Permission> = Page { items: Vec::new(), next_cursor: None };
+                return Ok(HttpResponse::Ok().json(none));
+            }
             Err(err) => return Err(err),
         },
         None => None,
     };
     let filter =
         PermissionFilter { group, state: query.state, after: query.cursor, limit: limit + 1 };
-    let found = worker.edge.shared.ledger.read(move |archive| archive.permissions(&filter)).await?;
-    let page = view::Page::cut(found, limit, |own| own.permission.permission.to_string());
-    let items = page.items.into_iter().map(Permission::from).collect();
-    Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
-}
-
-fn nothing() -> view::Page<Permission> {
-    view::Page { items: Vec::new(), next_cursor: None }
+    let found = state.read(move |store| store.permissions(&filter)).await?;
+    let page = Page::new(found, limit, |record| record.permission.permission.to_string());
+    Ok(HttpResponse::Ok().json(page.map(Permission::from)))
 }
 
 /// Answers a permission. The first answer wins.
 pub async fn answer(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     permission: Path<String>,
     body: Body<AnswerRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let id: PermissionId = permission.parse().map_err(|_| ApiError::NoSuchPermission)?;
     let choice = choice(body.value)?;
-    let record = worker.permission(id).await?;
+    let record = read(&state, id).await?;
     if record.state != PermissionState::Pending {
-        return Err(over(record.state));
+        return Err(resolved(record.state));
     }
-    worker.can_store()?;
-    let group = worker.find(record.group.as_str(), false).await?;
-    match group.addr.send(Decide { permission: id, choice, by: "api" }).await? {
-        Ok(()) => Ok(HttpResponse::Ok().json(Permission::from(worker.permission(id).await?))),
+    state.check_can_write()?;
+    let group = state.existing_group(record.group.as_str()).await?;
+    match group.addr.send(AnswerPermission { permission: id, choice, by: "api" }).await? {
+        Ok(()) => Ok(HttpResponse::Ok().json(Permission::from(read(&state, id).await?))),
         Err(GroupError::Rejected(Rejected::NotPending)) => {
-            Err(over(worker.permission(id).await?.state))
+            Err(resolved(read(&state, id).await?.state))
         }
         Err(err) => Err(err.into()),
     }
@@ -136,7 +139,8 @@ fn choice(answer: AnswerRequest) -> Result<Choice, ApiError> {
     }
 }
 
-fn over(state: PermissionState) -> ApiError {
+/// Returns the error of an answer that arrives when the permission is in `state`.
+fn resolved(state: PermissionState) -> ApiError {
     match state {
         PermissionState::Void => ApiError::VoidPermission,
         PermissionState::Pending
@@ -146,9 +150,6 @@ fn over(state: PermissionState) -> ApiError {
     }
 }
 
-impl Worker {
-    async fn permission(&self, id: PermissionId) -> Result<PermissionRecord, ApiError> {
-        let found = self.edge.shared.ledger.read(move |archive| archive.permission(id)).await?;
-        found.ok_or(ApiError::NoSuchPermission)
-    }
+async fn read(state: &AppState, id: PermissionId) -> Result<PermissionRecord, ApiError> {
+    state.read(move |store| store.permission(id)).await?.ok_or(ApiError::NoSuchPermission)
 }

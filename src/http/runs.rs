@@ -1,4 +1,4 @@
-//! Runs: the incarnations of a group's agent.
+//! Runs: lists a group's agent processes, from launch to exit.
 
 use actix_web::{
     HttpResponse,
@@ -8,9 +8,14 @@ use greenroom_actors::storage::RunRecord;
 use greenroom_core::{ExitReason, GroupId, RunId, digest::Outcome};
 use serde::{Deserialize, Serialize};
 
-use super::{Worker, error::ApiError, frames::page_limit, view};
+use super::{
+    error::ApiError,
+    page::{Page, page_limit},
+    state::AppState,
+    view::Time,
+};
 
-/// Which runs of a group.
+/// Selects the runs of a group.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunQuery {
@@ -29,55 +34,59 @@ struct Run {
     exit_code: Option<i32>,
     signal: Option<i32>,
     reason: Option<ExitReason>,
-    /// What its digest is sealed with.
+    /// The outcome that its digest is sealed with.
     outcome: Option<Outcome>,
     detail: Option<String>,
-    started_at: view::Time,
-    ended_at: Option<view::Time>,
+    started_at: Time,
+    ended_at: Option<Time>,
     stderr_tail: Option<String>,
 }
 
 /// Lists a group's runs, the newest first.
 pub async fn list(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     group: Path<String>,
     Query(query): Query<RunQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let group = worker.find(&group, false).await?;
+    let group = state.existing_group(&group).await?;
     let (no, before) = (group.no, query.cursor);
-    let read = worker.read_of(no, move |archive, standing| {
-        Ok((standing.current_task.is_some(), archive.runs(no, before, limit + 1)?))
+    let read = state.read_group(no, move |store, summary| {
+        Ok((summary.current_task.is_some(), store.runs(no, before, limit + 1)?))
     });
     let (busy, runs) = read.await?;
-    let page = view::Page::cut(runs, limit, |run| run.id.to_string());
-    let items = page.items.into_iter().map(|run| show(run, &group.id, busy)).collect();
-    Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
+    let page = Page::new(runs, limit, |run| run.id.to_string());
+    Ok(HttpResponse::Ok().json(page.map(|run| Run::new(run, &group.id, busy))))
 }
 
-fn show(run: RunRecord, group: &GroupId, busy: bool) -> Run {
-    let state = match &run.ended {
-        Some((_, exit)) if exit.reason == ExitReason::Stopped || exit.code == Some(0) => "exited",
-        Some(_) => "crashed",
-        None if run.ready_at.is_none() => "spawning",
-        None if busy => "busy",
-        None => "ready",
-    };
-    let (ended_at, exit) = run.ended.map_or((None, None), |(at, exit)| (Some(at), Some(exit)));
-    let exit = exit.as_ref();
-    Run {
-        id: run.id,
-        group: group.clone(),
-        agent: run.agent,
-        pid: run.pid,
-        state,
-        exit_code: exit.and_then(|exit| exit.code),
-        signal: exit.and_then(|exit| exit.signal),
-        reason: exit.map(|exit| exit.reason),
-        outcome: exit.map(Outcome::from),
-        detail: exit.map(|exit| exit.detail.clone()),
-        started_at: view::Time(run.started_at),
-        ended_at: ended_at.map(view::Time),
-        stderr_tail: exit.map(|exit| exit.stderr_tail.clone()),
+impl Run {
+    /// Shows a run; `busy` is whether its group has a task in it.
+    fn new(run: RunRecord, group: &GroupId, busy: bool) -> Self {
+        let state = match &run.ended {
+            Some((_, exit)) if exit.reason == ExitReason::Stopped || exit.code == Some(0) => {
+                "exited"
+            }
+            Some(_) => "crashed",
+            None if run.ready_at.is_none() => "spawning",
+            None if busy => "busy",
+            None => "ready",
+        };
+        let (ended_at, exit) = run.ended.map_or((None, None), |(at, exit)| (Some(at), Some(exit)));
+        let exit = exit.as_ref();
+        Self {
+            id: run.id,
+            group: group.clone(),
+            agent: run.agent,
+            pid: run.pid,
+            state,
+            exit_code: exit.and_then(|exit| exit.code),
+            signal: exit.and_then(|exit| exit.signal),
+            reason: exit.map(|exit| exit.reason),
+            outcome: exit.map(Outcome::from),
+            detail: exit.map(|exit| exit.detail.clone()),
+            started_at: Time(run.started_at),
+            ended_at: ended_at.map(Time),
+            stderr_tail: exit.map(|exit| exit.stderr_tail.clone()),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Segments: in which session's context each stretch of a transcript was said.
+//! Segments: lists the stretches of a group's transcript, each under one session's context.
 
 use actix_web::{
     HttpResponse,
@@ -8,9 +8,14 @@ use greenroom_actors::storage::SegmentRecord;
 use greenroom_core::{EndReason, Json, SessionId};
 use serde::{Deserialize, Serialize};
 
-use super::{Worker, error::ApiError, frames::page_limit, view};
+use super::{
+    error::ApiError,
+    page::{Page, page_limit},
+    state::AppState,
+    view::Time,
+};
 
-/// Which segments of a group.
+/// Selects the segments of a group.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SegmentQuery {
@@ -26,33 +31,31 @@ pub struct Segment {
     session_id: SessionId,
     opened_seq: u64,
     closed_seq: Option<u64>,
-    opened_at: view::Time,
-    closed_at: Option<view::Time>,
+    opened_at: Time,
+    closed_at: Option<Time>,
     end_reason: Option<EndReason>,
     provenance: Option<Json>,
 }
 
 /// Lists a group's segments in order: one unbranched lineage (I4).
 pub async fn list(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     group: Path<String>,
     Query(query): Query<SegmentQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let no = worker.find(&group, false).await?.no;
+    let no = state.existing_group(&group).await?.no;
     let after = query.cursor.unwrap_or_default();
-    let read = worker.read_of(no, move |archive, _| archive.segments(no, after, limit + 1));
-    let segments = read.await?;
-    let page = view::Page::cut(segments, limit, |segment| segment.segment.to_string());
-    let items = page.items.into_iter().map(Segment::from).collect();
-    Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
+    let read = state.read_group(no, move |store, _| store.segments(no, after, limit + 1));
+    let page = Page::new(read.await?, limit, |segment| segment.segment.to_string());
+    Ok(HttpResponse::Ok().json(page.map(Segment::from)))
 }
 
 impl From<SegmentRecord> for Segment {
     fn from(record: SegmentRecord) -> Self {
         let (opened_seq, opened_at) = record.opened;
         let (closed_seq, closed_at, end_reason) = match record.closed {
-            Some((seq, at, why)) => (Some(seq), Some(view::Time(at)), Some(why)),
+            Some((seq, at, reason)) => (Some(seq), Some(Time(at)), Some(reason)),
             None => (None, None, None),
         };
         Self {
@@ -61,7 +64,7 @@ impl From<SegmentRecord> for Segment {
             session_id: record.session,
             opened_seq,
             closed_seq,
-            opened_at: view::Time(opened_at),
+            opened_at: Time(opened_at),
             closed_at,
             end_reason,
             provenance: record.provenance.map(|known| known.given),

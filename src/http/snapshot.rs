@@ -1,4 +1,4 @@
-//! All that somebody who joins late needs, in one consistent cut.
+//! Snapshot: all that a client needs to attach to a group, read in one transaction.
 
 use actix_web::{
     HttpResponse,
@@ -7,32 +7,37 @@ use actix_web::{
 use greenroom_core::Usage;
 use serde::Serialize;
 
-use super::{Worker, error::ApiError, permissions::Permission, segments::Segment, view};
+use super::{
+    error::ApiError,
+    permissions::Permission,
+    segments::Segment,
+    state::AppState,
+    view::{CompactionSummary, Group, Task},
+};
 
-/// The cut. Its group's `last_seq` is where to go on reading frames or events.
+/// The snapshot. Its `last_seq` is the cursor from which to read frames or events.
 #[derive(Serialize)]
 struct Snapshot {
     last_seq: u64,
     segments: Vec<Segment>,
-    current_task: Option<view::Task>,
+    current_task: Option<Task>,
     permissions: Vec<Permission>,
-    compaction: Option<view::Compacting>,
+    compaction: Option<CompactionSummary>,
     usage: Option<Usage>,
-    group: view::Group,
+    group: Group,
 }
 
 /// Reads the snapshot of a group.
-pub async fn get(worker: Data<Worker>, group: Path<String>) -> Result<HttpResponse, ApiError> {
-    let no = worker.find(&group, false).await?.no;
-    let ledger = &worker.edge.shared.ledger;
-    let found = ledger.read(move |archive| archive.snapshot(no)).await?;
+pub async fn get(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+    let no = state.existing_group(&group).await?.no;
+    let found = state.read(move |store| store.snapshot(no)).await?;
     let found = found.ok_or(ApiError::NoSuchGroup)?;
-    let last_seq = found.standing.head.last_seq;
-    let group = worker.group(no, found.standing);
+    let last_seq = found.summary.state.last_seq;
+    let group = Group::new(&state, no, found.summary);
     Ok(HttpResponse::Ok().json(Snapshot {
         last_seq,
         segments: found.segments.into_iter().map(Segment::from).collect(),
-        current_task: found.current_task.map(|task| worker.shown(task, false)),
+        current_task: found.current_task.map(|task| Task::new(&state, task, false)),
         permissions: found.permissions.into_iter().map(Permission::from).collect(),
         compaction: group.compaction,
         usage: group.usage.clone(),

@@ -1,27 +1,27 @@
-//! Tasks: the queue and its history.
+//! Tasks: lists a group's queue and its history, reads, cancels and retries one.
 
 use actix_web::{
     HttpResponse,
     web::{Data, Path, Query},
 };
 use greenroom_actors::{
-    group::{Cancel, Demand, Submit},
+    group::{Cancel, Submit, SubmitKind},
     storage::{TaskFilter, TaskView},
 };
 use greenroom_core::{TaskId, TaskKind, TaskState};
 use serde::Deserialize;
 
 use super::{
-    Worker,
     body::Body,
     error::ApiError,
-    frames::page_limit,
-    turns::submit_task,
-    view,
+    page::{Page, page_limit},
+    state::AppState,
+    submit::submit_task,
+    view::Task,
     wait::{self, Wait},
 };
 
-/// Which tasks of a group.
+/// Selects the tasks of a group.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskQuery {
@@ -33,60 +33,59 @@ pub struct TaskQuery {
 
 /// Lists a group's tasks in the order in which they were accepted.
 pub async fn list(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     group: Path<String>,
     Query(query): Query<TaskQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let no = worker.find(&group, false).await?.no;
+    let no = state.existing_group(&group).await?.no;
     let filter = TaskFilter {
         state: query.state,
         kind: query.kind,
         after: query.cursor.unwrap_or_default(),
         limit: limit + 1,
     };
-    let tasks = worker.read_of(no, move |archive, _| archive.tasks(no, &filter)).await?;
-    let page = view::Page::cut(tasks, limit, |view| view.task.ordinal.to_string());
-    let items = page.items.into_iter().map(|view| worker.shown(view, false)).collect();
-    Ok(HttpResponse::Ok().json(view::Page { items, next_cursor: page.next_cursor }))
+    let tasks = state.read_group(no, move |store, _| store.tasks(no, &filter)).await?;
+    let page = Page::new(tasks, limit, |view| view.task.ordinal.to_string());
+    Ok(HttpResponse::Ok().json(page.map(|view| Task::new(&state, view, false))))
 }
 
-/// One task; with `wait`, as soon as it is terminal.
+/// Returns a task; with `wait`, as soon as it is terminal.
 pub async fn get(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     task: Path<String>,
     Query(Wait { wait }): Query<Wait>,
 ) -> Result<HttpResponse, ApiError> {
     let wait = wait::checked(wait)?;
-    let view = worker.task(task_id(&task)?).await?;
-    let view = worker.wait(view, None, wait).await;
-    Ok(HttpResponse::Ok().json(worker.shown(view, false)))
+    let view = state.task(task_id(&task)?).await?;
+    let view = wait::for_end(&state, view, None, wait).await;
+    Ok(HttpResponse::Ok().json(Task::new(&state, view, false)))
 }
 
-/// Calls a task off: at once if it waits, else by asking its agent.
-pub async fn cancel(worker: Data<Worker>, task: Path<String>) -> Result<HttpResponse, ApiError> {
+/// Cancels a task: at once if it waits, else by asking its agent.
+pub async fn cancel(state: Data<AppState>, task: Path<String>) -> Result<HttpResponse, ApiError> {
     let id = task_id(&task)?;
-    let view = worker.task(id).await?;
-    worker.can_store()?;
-    let group = worker.find(view.group.as_str(), false).await?;
+    let view = state.task(id).await?;
+    state.check_can_write()?;
+    let group = state.existing_group(view.group.as_str()).await?;
     group.addr.send(Cancel(id)).await??;
-    let view = worker.task(id).await?;
-    Ok(HttpResponse::Accepted().json(worker.shown(view, false)))
+    let view = state.task(id).await?;
+    Ok(HttpResponse::Accepted().json(Task::new(&state, view, false)))
 }
 
-/// The body of a request that says nothing.
+/// The body of a request that has no fields.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Nothing {}
+pub struct Empty {}
 
-/// Makes an ended task again, as a new one at the end of the queue.
+/// Retries an ended task, as a new one at the end of the queue.
 pub async fn retry(
-    worker: Data<Worker>,
+    state: Data<AppState>,
     task: Path<String>,
     Query(Wait { wait }): Query<Wait>,
-    body: Body<Nothing>,
+    body: Body<Empty>,
 ) -> Result<HttpResponse, ApiError> {
-    let TaskView { task, group, .. } = worker.task(task_id(&task)?).await?;
+    let TaskView { task, group, .. } = state.task(task_id(&task)?).await?;
     match task.state {
         TaskState::Failed | TaskState::Interrupted | TaskState::Cancelled => {}
         TaskState::Queued
@@ -95,21 +94,16 @@ pub async fn retry(
         | TaskState::Completed
         | TaskState::Skipped => return Err(ApiError::NotRetryable),
     }
-    let demand = Demand::Again(task.id, task.work);
+    let demand = SubmitKind::Retry(task.id, task.work);
     let submit = Submit {
         metadata: task.metadata,
         deadline_ms: task.deadline_ms,
         ..Submit::new(demand, body.key)
     };
-    submit_task(&worker, group.as_str(), false, wait, submit).await
-}
-
-impl Worker {
-    /// A task as the contract shows it.
-    pub fn shown(&self, mut view: TaskView, deduplicated: bool) -> view::Task {
-        view.blocked_by = self.blocked_by(view.blocked_by);
-        view::Task::new(view, deduplicated)
-    }
+    let wait = wait::checked(wait)?;
+    state.check_accepts_work()?;
+    let group = state.existing_group(group.as_str()).await?;
+    submit_task(&state, &group, wait, submit).await
 }
 
 fn task_id(text: &str) -> Result<TaskId, ApiError> {

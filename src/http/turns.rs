@@ -1,28 +1,35 @@
-//! Enqueueing work: turns and compactions.
+//! Turns: submits one, and lists the turns that were started with their results and frames.
 
 use actix_web::{
     HttpResponse,
-    http::header,
     web::{Data, Path, Query},
 };
 use greenroom_actors::{
-    agent::acp,
-    group::{Accepted, Demand, Submit},
+    acp,
+    group::{Submit, SubmitKind},
+    storage::{GroupNo, ReadStore, StoreError, TurnEntry, TurnFilter},
 };
-use greenroom_core::Json;
-use serde::Deserialize;
+use greenroom_core::{
+    Digest, Json, Origin, RunId, StopReason, TaskError, TaskId, TaskState, Tokens,
+    digest::{Bounded, ErrorClass, Finding, ToolUse},
+};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use super::{
-    Worker,
     body::Body,
+    digest::{self, Costs},
     error::ApiError,
+    page::{BiPage, Cursor, Order, Page, page_limit},
+    state::AppState,
+    submit::submit_task,
+    view::Time,
     wait::{self, Wait},
 };
 
-/// The longest that a caller may give a task: 366 days.
+/// The largest `deadline_ms` and `expires_in_ms`: 366 days.
 const MS_MAX: u64 = 366 * 24 * 60 * 60 * 1000;
 
-/// A turn to enqueue.
+/// The body of a request that submits a turn.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TurnRequest {
@@ -36,8 +43,7 @@ pub struct TurnRequest {
 pub struct Prompt(Json);
 
 impl<'de> Deserialize<'de> for Prompt {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        use serde::de::Error as _;
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = Json::deserialize(deserializer)?;
         if let Ok(text) = serde_json::from_str::<String>(json.as_str()) {
             return acp::text_prompt(&text).map(Self).map_err(D::Error::custom);
@@ -47,17 +53,10 @@ impl<'de> Deserialize<'de> for Prompt {
     }
 }
 
-/// A compaction to enqueue.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CompactionRequest {
-    focus: Option<String>,
-}
-
-/// Answers 202 once the turn is durable, which is before it has run; 200 if it ended within
-/// `wait`.
-pub async fn submit_turn(
-    worker: Data<Worker>,
+/// Submits a turn, and creates its group if it does not exist. Answers 202 once the turn is
+/// durable, which is before it runs; 200 if it ended within `wait`.
+pub async fn submit(
+    state: Data<AppState>,
     group: Path<String>,
     Query(Wait { wait }): Query<Wait>,
     body: Body<TurnRequest>,
@@ -69,42 +68,134 @@ pub async fn submit_turn(
             return Err(ApiError::InvalidBody { field: Some(field.into()), detail });
         }
     }
-    let demand = Demand::Turn(prompt);
+    let demand = SubmitKind::Turn(prompt);
     let submit = Submit { metadata, deadline_ms, expires_in_ms, ..Submit::new(demand, body.key) };
-    submit_task(&worker, &group, true, wait, submit).await
-}
-
-/// Answers 202 once the compaction is durable; the one that waits or runs already, if there is one.
-pub async fn submit_compaction(
-    worker: Data<Worker>,
-    group: Path<String>,
-    Query(Wait { wait }): Query<Wait>,
-    body: Body<CompactionRequest>,
-) -> Result<HttpResponse, ApiError> {
-    let demand = Demand::Compaction(body.value.focus);
-    let submit = Submit::new(demand, body.key);
-    submit_task(&worker, &group, false, wait, submit).await
-}
-
-/// Hands a task to its group.
-pub async fn submit_task(
-    worker: &Worker,
-    group: &str,
-    create: bool,
-    wait: Option<f64>,
-    submit: Submit,
-) -> Result<HttpResponse, ApiError> {
     let wait = wait::checked(wait)?;
-    worker.take_work()?;
-    let group = worker.find(group, create).await?;
-    let submit = Submit { wait: !wait.is_zero(), ..submit };
-    let Accepted { view, deduplicated, end } = group.addr.send(submit).await??;
-    let view = worker.wait(view, end, wait).await;
-    let mut answer = if view.task.state.is_terminal() && !wait.is_zero() {
-        HttpResponse::Ok()
-    } else {
-        HttpResponse::Accepted()
+    state.check_accepts_work()?;
+    let group = state.find_or_create(&group).await?;
+    submit_task(&state, &group, wait, submit).await
+}
+
+/// Selects the turns of a group.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TurnQuery {
+    limit: Option<usize>,
+    order: Option<Order>,
+    cursor: Option<Cursor>,
+}
+
+/// A turn. The fields of its result are null until it has ended.
+#[derive(Serialize)]
+struct Turn {
+    task: TaskId,
+    origin: Origin,
+    state: TaskState,
+    attempt: u32,
+    stop_reason: Option<StopReason>,
+    seq_first: Option<u64>,
+    seq_last: Option<u64>,
+    segment: Option<u32>,
+    run: Option<RunId>,
+    started_at: Option<Time>,
+    ended_at: Option<Time>,
+    duration_ms: Option<u64>,
+    tokens: Option<Tokens>,
+    #[serde(flatten)]
+    costs: Costs,
+    tools: Option<Bounded<ToolUse>>,
+    errors: Option<Bounded<ErrorClass>>,
+    findings: Option<Vec<Finding>>,
+    error: Option<TaskError>,
+}
+
+/// Lists the turns of a group that were started, including the running one, in the order in which
+/// they were accepted or in reverse.
+pub async fn list(
+    state: Data<AppState>,
+    group: Path<String>,
+    Query(query): Query<TurnQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let limit = page_limit(query.limit)?;
+    let no = state.existing_group(&group).await?.no;
+    // Rebuilds digests of an older format, the group's and its turns' together.
+    digest::read_or_rebuild(&state, no).await?.ok_or(ApiError::NoSuchGroup)?;
+    let descending = query.order == Some(Order::Desc);
+    let cursor = query.cursor;
+    let read =
+        state.read_group(no, move |store, _| read_page(store, no, cursor, descending, limit));
+    let BiPage { page, prev_cursor } = read.await?;
+    Ok(HttpResponse::Ok().json(BiPage { page: page.map(Turn::from), prev_cursor }))
+}
+
+/// Reads a page, and whether the list has an item on the side where reading began.
+fn read_page(
+    store: &dyn ReadStore,
+    no: GroupNo,
+    cursor: Option<Cursor>,
+    descending: bool,
+    limit: usize,
+) -> Result<BiPage<TurnEntry>, StoreError> {
+    let (back, place) = match cursor {
+        None => (false, if descending { u64::MAX } else { 0 }),
+        Some(Cursor::Next(ordinal)) => (false, ordinal),
+        Some(Cursor::Prev(ordinal)) => (true, ordinal),
     };
-    answer.insert_header((header::LOCATION, format!("/v1/tasks/{}", view.task.id)));
-    Ok(answer.json(worker.shown(view, deduplicated)))
+    // Whether this page's ordinals grow as it is read.
+    let grows = descending == back;
+    let found = store.turns(no, &beside(place, grows, limit + 1))?;
+    // From an empty page, the opposite cursor includes the turn that this cursor named.
+    let here = if grows { place.saturating_add(1) } else { place.saturating_sub(1) };
+    let near = found.first().map_or(here, |entry| entry.task.ordinal);
+    let opposite = store.turns(no, &beside(near, !grows, 1))?;
+    let cursor = |back| if back { Cursor::Prev } else { Cursor::Next };
+    let mut page = Page::new(found, limit, |entry| cursor(back)(entry.task.ordinal).to_string());
+    let mut prev_cursor = (!opposite.is_empty()).then(|| cursor(!back)(near).to_string());
+    if back {
+        page.items.reverse();
+        std::mem::swap(&mut page.next_cursor, &mut prev_cursor);
+    }
+    Ok(BiPage { page, prev_cursor })
+}
+
+/// Selects turns on one side of a place, the nearest first.
+fn beside(place: u64, grows: bool, limit: usize) -> TurnFilter {
+    TurnFilter {
+        after: if grows { place } else { 0 },
+        before: (!grows).then_some(place),
+        descending: !grows,
+        limit,
+    }
+}
+
+impl From<TurnEntry> for Turn {
+    fn from(TurnEntry { task, digest }: TurnEntry) -> Self {
+        let lasted = task.started_at.zip(task.ended_at).map(|(start, end)| end.0 - start.0);
+        let costs = digest.as_ref().map(|digest| Costs::new(&digest.costs)).unwrap_or_default();
+        let tokens = digest.as_ref().map(|digest| digest.tokens);
+        let (tools, errors, findings) = digest.map_or((None, None, None), |digest| {
+            let Digest { tools, errors, findings, .. } = digest;
+            (Some(tools), Some(errors), Some(findings.newest))
+        });
+        Self {
+            task: task.id,
+            origin: task.origin,
+            state: task.state,
+            attempt: task.attempt,
+            stop_reason: task.ending.stop_reason,
+            seq_first: task.seq_first,
+            seq_last: task.seq_last,
+            segment: task.segment,
+            run: task.run,
+            started_at: task.started_at.map(Time),
+            ended_at: task.ended_at.map(Time),
+            duration_ms: lasted.map(|ms| u64::try_from(ms).unwrap_or_default()),
+            tokens,
+            costs,
+            tools,
+            errors,
+            findings,
+            error: task.ending.error,
+        }
+    }
 }

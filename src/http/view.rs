@@ -1,21 +1,19 @@
-//! Groups and tasks as JSON: the names of the contract.
-
-use std::path::Path;
+//! Groups and tasks as JSON, under the names of the API.
 
 use greenroom_actors::{
     clock,
-    storage::{Broken, Standing, TaskView},
+    storage::{BrokenGroup, GroupNo, GroupSummary, Listed, TaskView},
 };
 use greenroom_core::{
-    Blocked, Due, Finding, GroupId, Interrupted, Json, OnInterrupt, Origin, PermissionPolicy,
-    RunId, SessionId, Source, Status, StopReason, TaskError, TaskId, TaskKind, TaskState,
+    Blocked, Deadline, GroupId, Interrupted, Json, OnInterrupt, Origin, PermissionPolicy, RunId,
+    SessionId, Source, Status, StopReason, TaskError, TaskFinding, TaskId, TaskKind, TaskState,
     Timestamp, Usage, Work,
 };
 use serde::{Serialize, Serializer};
 
-use super::Phase;
+use super::state::{AppState, Phase};
 
-/// A time as RFC 3339.
+/// A time, in JSON as RFC 3339.
 #[derive(Clone, Copy)]
 pub struct Time(pub Timestamp);
 
@@ -39,8 +37,8 @@ pub struct Group {
     segment: Option<u32>,
     /// How full its context is.
     pub usage: Option<Usage>,
-    /// What became of its compactions.
-    pub compaction: Option<Compacting>,
+    /// Its compactions so far.
+    pub compaction: Option<CompactionSummary>,
     last_seq: Option<u64>,
     cwd: Option<String>,
     title: Option<String>,
@@ -49,13 +47,13 @@ pub struct Group {
     on_interrupt: Option<OnInterrupt>,
     metadata: Option<Json>,
     created_at: Option<Time>,
-    /// What of it cannot be read.
+    /// The stored row that cannot be read.
     broken: Option<String>,
 }
 
-/// What became of a group's compactions; absent before the first one (SEEDS AM-31).
+/// The compactions of a group so far; absent before the first one (AM-31).
 #[derive(Clone, Copy, Serialize)]
-pub struct Compacting {
+pub struct CompactionSummary {
     active: bool,
     count: u64,
     last_source: Option<Source>,
@@ -64,8 +62,16 @@ pub struct Compacting {
 }
 
 impl Group {
-    /// A group whose own row cannot be read: only its name is known.
-    pub fn unreadable(id: GroupId, broken: String) -> Self {
+    /// Shows a group of a list, also one whose own row cannot be read.
+    pub fn listed(state: &AppState, listed: Listed) -> Self {
+        match listed.summary {
+            Ok(summary) => Self::new(state, listed.no, *summary),
+            Err(row) => Self::unreadable(listed.id, row.what),
+        }
+    }
+
+    /// Shows a group whose own row cannot be read: only its id is known.
+    fn unreadable(id: GroupId, broken: String) -> Self {
         Self {
             id,
             agent: None,
@@ -90,58 +96,57 @@ impl Group {
         }
     }
 
-    /// The group while the server is in `phase`; it works in `own_dir` unless somebody named a
-    /// directory. `broken` is what is known of rows of it that cannot be read.
-    pub fn new(standing: Standing, phase: Phase, own_dir: &Path, broken: Option<Broken>) -> Self {
-        let head = standing.head;
-        let settings = head.settings;
-        let known = head.compacting;
-        let compaction = known.last_source.map(|_| Compacting {
-            active: standing.is_compacting,
-            count: known.count,
-            last_source: known.last_source,
-            last_started_at: known.last_started_at.map(Time),
-            last_completed_at: known.last_completed_at.map(Time),
+    /// Shows a group by its stored summary, and by what this server knows of it: the phase, the
+    /// directory of its agent, the rows that cannot be read.
+    pub fn new(state: &AppState, no: GroupNo, summary: GroupSummary) -> Self {
+        let group = summary.state;
+        let settings = group.settings;
+        let compacting = group.compacting;
+        let compaction = compacting.last_source.map(|_| CompactionSummary {
+            active: summary.is_compacting,
+            count: compacting.count,
+            last_source: compacting.last_source,
+            last_started_at: compacting.last_started_at.map(Time),
+            last_completed_at: compacting.last_completed_at.map(Time),
         });
+        let broken = state.health().broken(no);
         Self {
-            id: standing.id,
+            id: summary.id,
             agent: Some(settings.agent),
             status: match &broken {
-                Some(Broken { stops: true, .. }) => BROKEN,
-                _ => status(standing.status, phase),
+                Some(BrokenGroup { stops: true, .. }) => BROKEN,
+                _ => status(summary.status, *state.phase.borrow()),
             },
             broken: broken.map(|broken| broken.to_string()),
-            blocked_by: standing.blocked_by,
-            queue_length: Some(standing.queue_length),
-            current_task: standing.current_task,
-            current_run: standing.current_run,
-            session_id: head.session,
-            segment: Some(head.segment),
-            usage: head.usage,
+            blocked_by: state.blocked_by(summary.blocked_by),
+            queue_length: Some(summary.queue_length),
+            current_task: summary.current_task,
+            current_run: summary.current_run,
+            session_id: group.session,
+            segment: Some(group.segment),
+            usage: group.usage,
             compaction,
-            last_seq: Some(head.last_seq),
-            cwd: settings.cwd.or_else(|| Some(own_dir.display().to_string())),
+            last_seq: Some(group.last_seq),
+            cwd: settings.cwd.or_else(|| Some(state.shared.own_dir(no).display().to_string())),
             title: settings.title,
             auto_compact: settings.auto_compact,
             permission_policy: settings.permission_policy,
             on_interrupt: settings.on_interrupt,
             metadata: settings.metadata,
-            created_at: head.created_at.map(Time),
+            created_at: group.created_at.map(Time),
         }
     }
-}
 
-impl Group {
-    /// Whether it cannot work, as a row of it cannot be read.
+    /// Whether the group accepts no work because a row of it cannot be read.
     pub fn is_broken(&self) -> bool {
         self.status == BROKEN
     }
 }
 
-/// The status of a group that cannot work, as a row of it cannot be read.
+/// The status of a group that accepts no work because a row of it cannot be read.
 pub const BROKEN: &str = "broken";
 
-/// The contract's word for a status.
+/// Returns the API's name of a status.
 pub fn status(status: Status, phase: Phase) -> &'static str {
     match status {
         Status::Archived => "archived",
@@ -183,7 +188,7 @@ pub struct Task {
     seq_first: Option<u64>,
     seq_last: Option<u64>,
     interrupted: Option<Interrupted>,
-    findings: Vec<Finding>,
+    findings: Vec<TaskFinding>,
     cancel_requested: bool,
     deadline_ms: Option<u64>,
     expires_at: Option<Time>,
@@ -196,7 +201,7 @@ pub struct Task {
     metadata: Option<Json>,
 }
 
-/// How full the context was when the task ended, and what the agent says it spent on it.
+/// How full the context was when the task ended, and the tokens that the agent reported for it.
 #[derive(Serialize)]
 struct TaskUsage {
     #[serde(flatten)]
@@ -206,8 +211,8 @@ struct TaskUsage {
 }
 
 impl Task {
-    /// The task as it stands.
-    pub fn new(view: TaskView, deduplicated: bool) -> Self {
+    /// Shows a task; `deduplicated` is whether an earlier request submitted it.
+    pub fn new(state: &AppState, view: TaskView, deduplicated: bool) -> Self {
         let TaskView { task, group, position, blocked_by } = view;
         let kind = task.kind();
         let (prompt, focus) = match task.work {
@@ -222,7 +227,7 @@ impl Task {
             group,
             kind,
             state: task.state,
-            blocked_by,
+            blocked_by: state.blocked_by(blocked_by),
             position,
             origin: task.origin,
             prompt,
@@ -241,8 +246,8 @@ impl Task {
             findings: ending.findings,
             cancel_requested: task.cancel_requested,
             deadline_ms: task.deadline_ms,
-            expires_at: task.expires.as_ref().map(Due::shown).map(Time),
-            retry_at: task.retry_at.as_ref().map(Due::shown).map(Time),
+            expires_at: task.expires.as_ref().map(Deadline::at_wall_clock).map(Time),
+            retry_at: task.retry_at.as_ref().map(Deadline::at_wall_clock).map(Time),
             created_at: Time(task.created_at),
             started_at: task.started_at.map(Time),
             ended_at: task.ended_at.map(Time),
@@ -250,25 +255,5 @@ impl Task {
             retry_of: task.retry_of,
             metadata: task.metadata,
         }
-    }
-}
-
-/// A page of a list.
-#[derive(Serialize)]
-pub struct Page<T> {
-    /// What was asked for.
-    pub items: Vec<T>,
-    /// Where the next page begins, if there is one.
-    pub next_cursor: Option<String>,
-}
-
-impl<T> Page<T> {
-    /// A page out of `items`, one more of which was asked for than the page holds; `cursor` names
-    /// the last one.
-    pub fn cut(mut items: Vec<T>, limit: usize, cursor: impl Fn(&T) -> String) -> Self {
-        let more = items.len() > limit;
-        items.truncate(limit);
-        let next_cursor = items.last().filter(|_| more).map(cursor);
-        Self { items, next_cursor }
     }
 }

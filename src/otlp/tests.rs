@@ -1,4 +1,4 @@
-//! What spans say, as golden JSON; and how large a batch may become.
+//! Tests of the spans' attributes, as golden JSON, and of the size of a batch.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
@@ -18,8 +18,8 @@ fn id(last: u8) -> TaskId {
     format!("tsk_01a1fa75-0000-7000-8000-0000000000{last:02x}").parse().unwrap()
 }
 
-/// A task that was accepted at 1,000,000 ms, started 250 ms later and ended at 1,001,500 ms. All
-/// that must not go out says so.
+/// A task that was accepted at 1,000,000 ms, started 250 ms later and ended at 1,001,500 ms. Every
+/// field that must not be exported contains [`SECRET`].
 fn task(kind: TaskKind, state: TaskState) -> Task {
     let prompt: Json = Json::parse(format!(r#"[{{"type":"text","text":"{SECRET}"}}]"#)).unwrap();
     let work = match kind {
@@ -42,7 +42,7 @@ fn task(kind: TaskKind, state: TaskState) -> Task {
     task
 }
 
-fn spent() -> Digest {
+fn digest_with_usage() -> Digest {
     let mut digest = Digest { frame_count: 9, ..Digest::default() };
     digest.tokens = Tokens { input: 1200, output: 34, cached: 1000 };
     *digest.by_model.slot("model-1") = digest.tokens;
@@ -60,14 +60,16 @@ fn shown(task: Task, first: TaskId, agent: Option<&str>, digest: &Digest) -> Val
     assert!(!text.contains(SECRET), "{text}");
     let mut span: Value = serde_json::from_str(&text).unwrap();
     let attributes = span["attributes"].as_array().unwrap();
-    let pair = |one: &Value| (one["key"].as_str().unwrap().to_owned(), one["value"].clone());
+    let pair = |attribute: &Value| {
+        (attribute["key"].as_str().unwrap().to_owned(), attribute["value"].clone())
+    };
     let table: serde_json::Map<String, Value> = attributes.iter().map(pair).collect();
-    assert_eq!(table.len(), attributes.len(), "an attribute twice: {text}");
+    assert_eq!(table.len(), attributes.len(), "a duplicate attribute: {text}");
     span["attributes"] = table.into();
     span
 }
 
-/// What all these spans say alike, and what is changed about it; null: not there.
+/// The common part of the expected spans, with `changes`; null removes a field.
 fn expected(changes: Value) -> Value {
     let mut span = json!({
         "traceId": "01a1fa75000070008000000000000001",
@@ -96,9 +98,9 @@ fn expected(changes: Value) -> Value {
         "status": {},
     });
     for (key, value) in changes.as_object().unwrap() {
-        let own =
+        let is_attribute =
             key.starts_with("gen_ai.") || key.starts_with("greenroom.") || key == "error.type";
-        let place = if own { &mut span["attributes"] } else { &mut span };
+        let place = if is_attribute { &mut span["attributes"] } else { &mut span };
         match value {
             Value::Null => _ = place.as_object_mut().unwrap().remove(key),
             value => place[key] = value.clone(),
@@ -108,7 +110,7 @@ fn expected(changes: Value) -> Value {
 }
 
 #[test]
-fn a_completed_turn() {
+fn the_span_of_a_completed_turn() {
     let mut turn = task(TaskKind::Turn, TaskState::Completed);
     turn.ending.stop_reason = Some(StopReason::EndTurn);
     let reasons = json!({ "arrayValue": { "values": [{ "stringValue": "end_turn" }] } });
@@ -122,7 +124,7 @@ fn a_completed_turn() {
         "greenroom.tools.calls": { "intValue": "5" },
         "greenroom.tools.failed": { "intValue": "1" },
     });
-    let mut digest = spent();
+    let mut digest = digest_with_usage();
     assert_eq!(shown(turn.clone(), id(1), Some("demo"), &digest), expected(all.clone()));
     // With two models, none is *the* model.
     digest.by_model.slot("model-2").output = 1;
@@ -132,7 +134,7 @@ fn a_completed_turn() {
 }
 
 #[test]
-fn a_failed_turn() {
+fn the_span_of_a_failed_turn() {
     let mut turn = task(TaskKind::Turn, TaskState::Failed);
     turn.attempt = 6;
     turn.ending.stop_reason = Some(StopReason::Error);
@@ -149,7 +151,7 @@ fn a_failed_turn() {
 }
 
 #[test]
-fn an_interrupted_turn() {
+fn the_span_of_an_interrupted_turn() {
     let mut turn = task(TaskKind::Turn, TaskState::Interrupted);
     turn.ending.stop_reason = Some(StopReason::ServerRestart);
     let cause = Cause::ServerRestart;
@@ -176,25 +178,25 @@ fn an_interrupted_turn() {
     assert_eq!(shown(turn, id(1), None, &Digest::default()), interrupted);
 }
 
-/// The same trace as the task that it repeats, and a span of its own.
+/// The same trace as the task that it retries, with another span id.
 #[test]
-fn a_repeated_turn() {
+fn the_span_of_a_retried_turn() {
     let mut turn = task(TaskKind::Turn, TaskState::Cancelled);
     turn.id = id(3);
     turn.origin = Origin::Retry;
     turn.retry_of = Some(id(2));
-    let again = expected(json!({
+    let retried = expected(json!({
         "spanId": "c63528f8e484374e",
         "greenroom.task": { "stringValue": id(3).to_string() },
         "greenroom.origin": { "stringValue": "retry" },
         "greenroom.retry_of": { "stringValue": id(2).to_string() },
         "greenroom.state": { "stringValue": "cancelled" },
     }));
-    assert_eq!(shown(turn, id(1), Some("demo"), &Digest::default()), again);
+    assert_eq!(shown(turn, id(1), Some("demo"), &Digest::default()), retried);
 }
 
 #[test]
-fn a_compaction() {
+fn the_span_of_a_compaction() {
     let compaction = task(TaskKind::Compaction, TaskState::Skipped);
     let skipped = expected(json!({
         "name": "compact demo",
@@ -206,7 +208,7 @@ fn a_compaction() {
 }
 
 #[test]
-fn what_was_not_started_or_is_not_over_is_no_span() {
+fn a_task_that_was_not_started_or_has_not_ended_has_no_span() {
     let view = |task| {
         let group = "work".parse().unwrap();
         TaskView { task, group, position: None, blocked_by: None }
@@ -219,7 +221,7 @@ fn what_was_not_started_or_is_not_over_is_no_span() {
     }
 }
 
-/// I11: the widest batch is below 1 MiB.
+/// I11: the largest batch is below 1 MiB.
 #[test]
 fn a_batch_is_bounded() {
     let mut turn = task(TaskKind::Turn, TaskState::Failed);
@@ -230,7 +232,7 @@ fn a_batch_is_bounded() {
     turn.ending.error = Some(TaskError { code, message: SECRET.into() });
     let mut digest = Digest { frame_count: u64::MAX, ..Digest::default() };
     digest.tokens = Tokens { input: u64::MAX, output: u64::MAX, cached: u64::MAX };
-    // The widest name that a digest keeps, and JSON's widest writing of it.
+    // The longest name that a digest keeps, in JSON's longest encoding.
     digest.by_model.slot(&"\u{1}".repeat(1000)).input = 1;
     let group = "g".repeat(128).parse().unwrap();
     let view = TaskView { task: turn, group, position: None, blocked_by: None };
@@ -244,13 +246,13 @@ fn a_batch_is_bounded() {
 }
 
 #[test]
-fn a_request_is_otlps() {
-    let resource = resource("own");
+fn a_request_has_otlps_form() {
+    let resource = resource("service");
     let scope = Scope { name: "greenroom", version: "1" };
     let request = serde_json::to_value(Request::new(&resource, &scope, &[])).unwrap();
     let version = json!({ "stringValue": env!("CARGO_PKG_VERSION") });
     let attributes = json!([
-        { "key": "service.name", "value": { "stringValue": "own" } },
+        { "key": "service.name", "value": { "stringValue": "service" } },
         { "key": "service.version", "value": version },
     ]);
     let spans = json!([{ "scope": { "name": "greenroom", "version": "1" }, "spans": [] }]);

@@ -1,28 +1,28 @@
-//! What became of spans since the start, and whether they wait: for the last line of the log, and
-//! for whoever scrapes. Without an export it is all zeros.
+//! Counts spans by their result, and whether spans wait: for the metrics and for the last log line.
+//! Without an export all values are zero.
 
-use greenroom_actors::metrics::{Closed, Each};
+use greenroom_actors::metrics::{Family, LabelValue};
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
 
-/// What a collector did with a span.
+/// The collector's result for a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It took it.
+pub enum SpanResult {
+    /// The collector accepted the span.
     Sent,
-    /// It refused the whole batch, which is left out.
+    /// The collector refused the whole batch; it is dropped.
     Refused,
-    /// It took the batch without this one.
+    /// The collector accepted the batch without this span.
     Rejected,
 }
 
-impl Closed for Fate {
+impl LabelValue for SpanResult {
     const LABEL: &'static str = "result";
     const ALL: &'static [Self] = &[Self::Sent, Self::Refused, Self::Rejected];
 
-    fn word(self) -> String {
+    fn wire_name(self) -> String {
         match self {
             Self::Sent => "sent",
             Self::Refused => "refused",
@@ -35,38 +35,38 @@ impl Closed for Fate {
 /// The counts. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Totals {
-    spans: Each<Fate, Counter>,
+    spans: Family<SpanResult, Counter>,
     stalled: Gauge,
 }
 
 impl Default for Totals {
     fn default() -> Self {
-        Self { spans: Each::new(|_| Counter::default()), stalled: Gauge::default() }
+        Self { spans: Family::new(|_| Counter::default()), stalled: Gauge::default() }
     }
 }
 
 impl Totals {
-    /// Names all of it.
+    /// Registers all metrics.
     #[rustfmt::skip]
     pub fn register(&self, to: &mut Registry) {
-        to.register("otlp_spans", "Spans by what the collector did with them; those that it did not take yet are none of these", self.spans.clone());
-        to.register("otlp_stalled", "Whether spans wait because the collector takes none, or because what ended cannot be read", self.stalled.clone());
+        to.register("otlp_spans", "Spans by the collector's result; spans that wait are not counted", self.spans.clone());
+        to.register("otlp_stalled", "Whether spans wait because the collector takes none, or because ended tasks cannot be read", self.stalled.clone());
     }
 
-    /// So many more.
-    pub(super) fn add(&self, fate: Fate, count: u64) {
-        if let Some(spans) = self.spans.of(fate) {
+    /// Adds `count` spans.
+    pub(super) fn add(&self, result: SpanResult, count: u64) {
+        if let Some(spans) = self.spans.of(result) {
             spans.inc_by(count);
         }
     }
 
-    /// How many by now.
-    pub(super) fn of(&self, fate: Fate) -> u64 {
-        self.spans.of(fate).map_or(0, Counter::get)
+    /// Returns the number of spans with this result.
+    pub(super) fn of(&self, result: SpanResult) -> u64 {
+        self.spans.of(result).map_or(0, Counter::get)
     }
 
-    /// Whether they go on.
-    pub(super) fn stall(&self, is_stalled: bool) {
+    /// Records whether spans wait.
+    pub(super) fn set_stalled(&self, is_stalled: bool) {
         self.stalled.set(i64::from(is_stalled));
     }
 }

@@ -1,7 +1,7 @@
-//! OTLP as JSON, as much of it as spans take.
+//! The part of OTLP's JSON encoding that spans need.
 //!
-//! By hand and not by `opentelemetry-proto`: these few structs are all that is sent, and that crate
-//! brings the whole SDK, with an executor, random numbers and protobuf.
+//! Written by hand instead of `opentelemetry-proto`: these few structs are enough, and that crate
+//! depends on the whole SDK, with an executor, random numbers and protobuf.
 //! See <https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding>: keys in lowerCamelCase,
 //! ids in hex, 64-bit integers as text, enums as numbers.
 
@@ -15,7 +15,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// These spans, all of one resource, made by one scope.
+    /// Returns a request with `spans`, all of one resource and one scope.
     pub fn new(resource: &'a Resource, scope: &'a Scope, spans: &'a [Span]) -> Self {
         let scope_spans = [ScopeSpans { scope, spans }];
         Self { resource_spans: [ResourceSpans { resource, scope_spans }] }
@@ -29,7 +29,7 @@ struct ResourceSpans<'a> {
     scope_spans: [ScopeSpans<'a>; 1],
 }
 
-/// Who it is that spans are about.
+/// The service that the spans describe.
 #[derive(Debug, Serialize)]
 pub struct Resource {
     pub attributes: Vec<Attribute>,
@@ -41,14 +41,14 @@ struct ScopeSpans<'a> {
     spans: &'a [Span],
 }
 
-/// What made the spans.
+/// The instrumentation that created the spans.
 #[derive(Debug, Serialize)]
 pub struct Scope {
     pub name: &'static str,
     pub version: &'static str,
 }
 
-/// One operation, from its beginning to its end.
+/// One operation, from its start to its end.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Span {
@@ -93,7 +93,7 @@ impl Serialize for SpanKind {
     }
 }
 
-/// Whether it failed; nothing is said if not, as the conventions ask.
+/// The status of an operation; empty unless it failed, as the conventions require.
 #[derive(Debug, Default, Serialize)]
 pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,7 +103,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// `STATUS_CODE_ERROR`, and why.
+    /// `STATUS_CODE_ERROR` with a message.
     pub fn error(message: String) -> Self {
         Self { code: Some(2), message }
     }

@@ -1,28 +1,34 @@
-//! A scripted ACP agent on stdio, for tests only: it does what the words in a prompt say.
+//! A scripted ACP agent on stdio, for tests only: it performs the words of a prompt.
 //!
 //! It owns a control directory (`SCRIPT_DIR`, else the working directory) with its sessions, the
 //! gates that tests open, and `journal.jsonl`, the fsynced ground truth of what it received. It
-//! keeps ACP's rules except where a word or a switch says to break one. Prompt words: `turn.rs`,
-//! `asks.rs`, `signals.rs` and `misbehave.rs`. Switches in its arguments: [`Switches`].
+//! keeps ACP's rules unless a word or a switch breaks one. Prompt words: `turn.rs`, `requests.rs`,
+//! `signals.rs` and `faults.rs`. Switches in its arguments: [`Switches`].
 //!
-//! What no caller words is scripted by files in the control directory, read each time anew:
-//! `on-compact` for a `/compact` and `on-summary` for a request to summarize, where these bring no
-//! words of their own; `on-new` for `session/new` (only `error` and `gate`).
+//! Files in the control directory script the rest; the agent reads them each time: `on-compact` for
+//! a `/compact` and `on-summary` for a request to summarize, if these have no words of their own;
+//! `on-new` for `session/new` (only `error` and `gate`).
 
-use std::collections::{HashMap, HashSet};
-use std::io::{self, BufRead, Write};
-use std::os::fd::AsFd;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use std::{env, fs, process, thread};
+use std::{
+    collections::{HashMap, HashSet},
+    env, fs,
+    io::{self, BufRead, Write},
+    os::fd::AsFd,
+    path::PathBuf,
+    process,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
-mod asks;
-mod misbehave;
+mod faults;
+mod requests;
 mod sessions;
 mod signals;
 mod switches;
@@ -33,7 +39,7 @@ mod words;
 use switches::Switches;
 use wedge::Wedge;
 
-/// What JSON-RPC and ACP call these errors.
+/// The error codes of JSON-RPC and ACP.
 const INVALID_REQUEST: i64 = -32600;
 const METHOD_NOT_FOUND: i64 = -32601;
 const INVALID_PARAMS: i64 = -32602;
@@ -59,7 +65,7 @@ struct Agent {
     wedged: Mutex<HashMap<String, Wedge>>,
     pending: Mutex<HashMap<u64, Sender<Value>>>,
     next_number: AtomicU64,
-    deaf: AtomicBool,
+    stopped_reading: AtomicBool,
 }
 
 fn main() {
@@ -77,14 +83,14 @@ fn main() {
     let run = env::var("GREENROOM_RUN").ok();
     agent.note("start", json!({ "args": arguments, "run": run }));
     if let Some(code) = agent.switches.exit_at_start {
-        agent.leave(code);
+        agent.exit_with(code);
     }
     if agent.switches.exit_until.as_ref().is_some_and(|gate| !agent.directory.join(gate).exists()) {
-        agent.leave(1);
+        agent.exit_with(1);
     }
     for line in io::stdin().lock().split(b'\n') {
         let Ok(line) = line else { break };
-        agent.listen();
+        agent.wait_if_stopped();
         let line = String::from_utf8_lossy(&line).into_owned();
         match serde_json::from_str(&line) {
             Ok(message) => agent.take(message, &line),
@@ -94,8 +100,8 @@ fn main() {
     if agent.switches.outlives_eof {
         agent.wait_at_gate("outlived-eof", || false);
     }
-    agent.listen();
-    agent.leave(0);
+    agent.wait_if_stopped();
+    agent.exit_with(0);
 }
 
 impl Agent {
@@ -114,11 +120,11 @@ impl Agent {
             wedged: Mutex::default(),
             pending: Mutex::default(),
             next_number: AtomicU64::new(0),
-            deaf: AtomicBool::new(false),
+            stopped_reading: AtomicBool::new(false),
         })
     }
 
-    /// Acts on one message from the client; prompts get a thread of their own.
+    /// Handles one message from the client; prompts get a thread of their own.
     fn take(self: &Arc<Self>, message: Value, line: &str) {
         let id = message.get("id").cloned();
         let params = message.get("params").cloned().unwrap_or_default();
@@ -192,7 +198,7 @@ impl Agent {
         if !lock(&self.known).contains(&session) {
             return self.fail(&id, RESOURCE_NOT_FOUND, "no such session");
         }
-        if self.answers_wedged(&id, &session) {
+        if self.answer_if_wedged(&id, &session) {
             return;
         }
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -216,7 +222,7 @@ impl Agent {
         }
     }
 
-    /// Hands the client's response to the turn that asked.
+    /// Passes the client's response to the turn that sent the request.
     fn deliver(&self, id: &Value, response: Value) {
         let waiting = id.as_u64().and_then(|id| lock(&self.pending).remove(&id));
         match waiting {
@@ -264,7 +270,7 @@ impl Agent {
         }
         let written = lock(&self.output).write_all(bytes);
         if written.is_err() {
-            self.leave(0);
+            self.exit_with(0);
         }
     }
 
@@ -281,21 +287,21 @@ impl Agent {
         }
     }
 
-    /// How many prompts of just this text are in the journal, whoever received them.
+    /// Counts the prompts of exactly this text in the journal, of all agents.
     fn received(&self, text: &str) -> usize {
         let journal = fs::read_to_string(self.directory.join("journal.jsonl")).unwrap_or_default();
         let events = journal.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         events.filter(|event| event["event"] == "prompt" && event["text"] == text).count()
     }
 
-    fn leave(&self, code: i32) -> ! {
+    fn exit_with(&self, code: i32) -> ! {
         self.note("exit", json!({ "code": code }));
         process::exit(code)
     }
 
-    /// Waits until the gate's file exists or `interrupted` says to stop; says whether it opened.
+    /// Waits until the gate's file exists or `interrupted` holds. Returns whether the gate opened.
     ///
-    /// A control directory that is gone means that the test is over: the process leaves.
+    /// If the control directory is gone, the test is over: the process exits.
     fn wait_at_gate(&self, name: &str, interrupted: impl Fn() -> bool) -> bool {
         self.note("gate", json!({ "name": name }));
         let file = self.directory.join(name);

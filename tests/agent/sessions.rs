@@ -1,18 +1,23 @@
-//! Sessions: opened, taken up again, and kept in files with their histories.
+//! Sessions: opened, restored, and kept in files with their histories.
 
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::{process, thread};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process,
+    sync::Arc,
+    thread,
+};
 
 use serde_json::{Value, json};
 
-use crate::words::{error_of, words};
-use crate::{Agent, INTERNAL_ERROR, RESOURCE_NOT_FOUND, lock};
+use crate::{
+    Agent, INTERNAL_ERROR, RESOURCE_NOT_FOUND, lock,
+    words::{error_of, words},
+};
 
 impl Agent {
-    /// Opens a session, after what `on-new` says.
+    /// Opens a session, after the script `on-new`.
     pub fn new_session(self: &Arc<Self>, id: Value, params: Value) {
         let script = self.script("on-new");
         if script.is_empty() {
@@ -84,7 +89,7 @@ impl Agent {
         self.answer(id, self.restored(session));
     }
 
-    /// What the result of `session/new`, `load` and `resume` holds beside an id.
+    /// Returns the result of `session/new`, `load` and `resume`, without an id.
     fn restored(&self, session: &str) -> Value {
         if !self.switches.hermes {
             return json!({});
@@ -92,7 +97,7 @@ impl Agent {
         json!({ "_meta": { "hermes": { "sessionProvenance": root_provenance(session, session) } } })
     }
 
-    /// Makes another id for this session, which can be prompted and taken up like the first.
+    /// Creates another id for this session, which can be prompted and restored like the first.
     pub fn continue_as(&self, session: &str, other: &str) {
         if let Err(err) = fs::copy(self.history_path(session), self.history_path(other)) {
             eprintln!("scripted-agent: cannot continue the session: {err}");
@@ -108,7 +113,7 @@ impl Agent {
         }
     }
 
-    /// The stored updates of a session; `None` if there is no such session.
+    /// Returns the stored updates of a session; `None` if there is no such session.
     pub fn history(&self, session: &str) -> Option<Vec<Value>> {
         if !is_name(session) {
             return None;
@@ -117,7 +122,7 @@ impl Agent {
         Some(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }
 
-    /// Whether there is such a session and it has no update yet: not read, as it may be long.
+    /// Whether the session exists and has no update yet; by its size, as it may be long.
     pub fn is_fresh(&self, session: &str) -> bool {
         let stored = is_name(session).then(|| fs::metadata(self.history_path(session)));
         stored.is_some_and(|stored| stored.is_ok_and(|file| file.len() == 0))
@@ -127,19 +132,20 @@ impl Agent {
         self.directory.join("sessions").join(format!("{session}.jsonl"))
     }
 
-    /// The text of a script file, empty if there is none; `{n}` in it becomes a fresh number.
+    /// Returns the text of a script file, empty if there is none; `{n}` in it becomes a fresh
+    /// number.
     pub fn script(&self, name: &str) -> String {
         let text = fs::read_to_string(self.directory.join(name)).unwrap_or_default();
         text.replace("{n}", &format!("{}-{}", process::id(), self.number()))
     }
 }
 
-/// Whether it could be a session's file.
+/// Whether it can name a session's file.
 fn is_name(session: &str) -> bool {
     !session.is_empty() && Path::new(session).components().count() == 1
 }
 
-/// hermes' provenance of a session that was never compacted.
+/// Returns hermes' provenance of a session that was never compacted.
 pub fn root_provenance(session: &str, current: &str) -> Value {
     json!({
         "acpSessionId": session,

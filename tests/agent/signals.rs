@@ -1,4 +1,4 @@
-//! The words with which an agent tells of a compaction, in the forms of the real ones.
+//! The words by which an agent reports a compaction, in the forms of real agents.
 //!
 //! | word | what happens |
 //! |---|---|
@@ -9,22 +9,24 @@
 //! | `compression:PHASE` | a chunk with `_meta.contextCompression` |
 //! | `compression:PHASE:BEFORE:AFTER` | the same with counts of tokens |
 //! | `provenance:CURRENT` | a `session_info_update` with hermes' provenance of a root session |
-//! | `provenance:CURRENT:PREVIOUS` | the same of one that a compression led to |
+//! | `provenance:CURRENT:PREVIOUS` | the same of a session that a compression created |
 //! | `provenance:CURRENT:PREVIOUS:REASON` | the same for another reason |
 //! | `old-provenance:ID` · `old-provenance:ID:MODE` | hermes' older form · with its `lastMode` |
 //! | `stderr-line:TEXT` | that line on stderr |
-//! | `session:ID:TEXT` | a chunk under another `sessionId`, which goes on with this session |
+//! | `session:ID:TEXT` | a chunk under another `sessionId`, which continues this session |
 //!
-//! `CURRENT` and `session`'s `ID` can be taken up again afterwards, like the session itself. An
-//! empty `PREVIOUS` is the session's own id.
+//! `CURRENT` and `session`'s `ID` can be restored later, like the session itself. An empty
+//! `PREVIOUS` is the session's own id.
 
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-use crate::sessions::root_provenance;
-use crate::turn::{Answer, Turn, chunk, unknown};
-use crate::words::two_numbers;
+use crate::{
+    sessions::root_provenance,
+    turn::{Answer, Turn, chunk, unknown},
+    words::two_numbers,
+};
 
 impl Turn {
     /// Performs one of these words; an answer ends the turn.
@@ -42,16 +44,20 @@ impl Turn {
             ("compression", [phase, ..]) => self.compression(phase, argument),
             ("provenance", [current]) if !current.is_empty() => {
                 let provenance = root_provenance(self.session(), current);
-                self.tell_provenance(current, &json!({ "sessionProvenance": provenance }));
+                self.send_provenance(current, &json!({ "sessionProvenance": provenance }));
             }
-            ("provenance", [current, previous]) => self.moved(current, previous, "compression"),
-            ("provenance", [current, previous, reason]) => self.moved(current, previous, reason),
+            ("provenance", [current, previous]) => {
+                self.continuation(current, previous, "compression")
+            }
+            ("provenance", [current, previous, reason]) => {
+                self.continuation(current, previous, reason)
+            }
             ("old-provenance", [id, mode @ ..]) => {
                 let mut hermes = json!({ "hermesSessionId": id });
                 if let [mode] = mode {
                     hermes["compaction"] = json!({ "lastMode": mode });
                 }
-                self.tell_provenance(id, &hermes);
+                self.send_provenance(id, &hermes);
             }
             ("stderr-line", _) => {
                 drop(io::stderr().lock().write_all(format!("{argument}\n").as_bytes()));
@@ -77,7 +83,7 @@ impl Turn {
         self.update(&update);
     }
 
-    fn moved(&self, current: &str, previous: &str, reason: &str) {
+    fn continuation(&self, current: &str, previous: &str, reason: &str) {
         let previous = if previous.is_empty() { self.session() } else { previous };
         let provenance = json!({
             "acpSessionId": self.session(),
@@ -90,10 +96,10 @@ impl Turn {
             "reason": reason,
             "creatorKind": reason,
         });
-        self.tell_provenance(current, &json!({ "sessionProvenance": provenance }));
+        self.send_provenance(current, &json!({ "sessionProvenance": provenance }));
     }
 
-    fn tell_provenance(&self, current: &str, hermes: &Value) {
+    fn send_provenance(&self, current: &str, hermes: &Value) {
         if current != self.session() {
             self.agent().continue_as(self.session(), current);
         }
@@ -122,7 +128,7 @@ fn compaction(status: &str, id: &str, text: &str) -> Value {
     update
 }
 
-/// What codex and claude send to a client that did not advertise `session.compaction`.
+/// Returns the update of codex and claude for a client that did not advertise `session.compaction`.
 fn compact_tool(status: &str, id: &str) -> Value {
     let mut update = json!({
         "sessionUpdate": "tool_call_update",

@@ -1,6 +1,6 @@
 //! The arguments of the profile.
 
-/// What the arguments of the profile switch on.
+/// The switches in the arguments of the profile.
 #[derive(Default)]
 pub struct Switches {
     /// `--no-resume`: neither advertises nor serves `session/resume`.
@@ -28,7 +28,7 @@ pub struct Switches {
     /// `--first-turn-marker`: the first turn of a session without history begins with a chunk
     /// `[first turn]`, so that a lost context shows.
     pub first_turn_marker: bool,
-    /// `--journal-output`: what an attempt may have shown is in the journal before it is written.
+    /// `--journal-output`: the journal notes possible output of an attempt before it is written.
     pub journal_output: bool,
 }
 

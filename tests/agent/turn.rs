@@ -1,4 +1,4 @@
-//! One prompt, played word by word.
+//! One prompt, performed word by word.
 //!
 //! A word is `[[name]]` or `[[name:argument]]`; text around words is ignored, and a prompt without
 //! words is echoed. A turn ends with `end_turn`, unless a word ended it otherwise. Between words,
@@ -10,16 +10,16 @@
 //! | `thought:TEXT` | one `agent_thought_chunk` |
 //! | `chunks:N:BYTES` | N chunks in lines of BYTES bytes, in large writes |
 //! | `usage:USED:SIZE` | a `usage_update` |
-//! | `usage:USED:SIZE:AMOUNT:CURRENCY` | the same with what the session cost so far |
+//! | `usage:USED:SIZE:AMOUNT:CURRENCY` | the same with the cost of the session so far |
 //! | `tokens:IN:OUT` | the answer carries this usage |
-//! | `model:NAME:IN:OUT` | the answer says in `_meta` that this was this model's |
+//! | `model:NAME:IN:OUT` | the answer reports this usage of the model in `_meta` |
 //! | `tool` · `tool:open` · `tool:failed` | a tool call that completes · stays open · fails |
-//! | `update:KIND` | the least update of that kind, for the kinds that no other word sends |
+//! | `update:KIND` | the smallest update of that kind, for kinds that no other word sends |
 //! | `gate:NAME` | waits for the file NAME in the control directory |
-//! | `ignore-cancel` | from here on |
+//! | `ignore-cancel` | ignores a cancel from here on |
 //! | `die:CODE` · `abort` | the process ends at once |
 //! | `error:CODE:MESSAGE` · `refuse` | the answer is an error · `refusal` |
-//! | `times:N:WORD` | that word, while at most N prompts of just this text were ever received |
+//! | `times:N:WORD` | that word, while at most N prompts of exactly this text were received |
 //! | `garbage` · `garbage-run:N` · `utf8` | lines that are not JSON · not UTF-8 |
 //! | `crlf` | a chunk whose line ends in CR LF |
 //! | `huge-line:BYTES` · `deep:N` | a valid update of that length · nested that deep |
@@ -30,32 +30,40 @@
 //! | `no-newline-eof` | answers without a newline and exits |
 //! | `env` | reports the names of its environment, sorted, with spaces between |
 //! | `spawn-orphans` | starts three `sleep`s that leave the group, and reports their pids |
-//! | `silent` | nothing; nothing is said of its own accord either |
-//! | `answer` · `answer:REASON` | answers now; the words behind it are performed afterwards |
+//! | `silent` | sends no text, not even the default one |
+//! | `answer` · `answer:REASON` | answers now; the words after it are performed later |
 //! | `on-cancel:WORD` | when cancelled: performs that word before the answer |
 //! | `wedge` · `wedge:now` | a cancel wedges the session after this turn · with this turn |
 //!
-//! Words that ask the client are in `asks.rs`, those that tell of compactions in `signals.rs`,
-//! worse manners in `misbehave.rs`.
+//! Words for requests to the client are in `requests.rs`, those that report compactions in
+//! `signals.rs`, faults in `faults.rs`.
 //!
-//! `/compact` at the beginning says `Compacted.` after its words, and a request for a summary (not
-//! the first prompt of its session, with `summar` outside of words) says `The summary.`, unless a
-//! `reply` or `silent` was among them.
+//! A prompt that begins with `/compact` replies `Compacted.` after its words, and a request for a
+//! summary (not the first prompt of its session, with `summar` outside of words) replies `The
+//! summary.`, unless `reply` or `silent` is among the words.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsFd;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use std::{env, io, mem, process, thread};
+use std::{
+    env,
+    io::{self, BufRead, BufReader, Write},
+    mem,
+    os::fd::AsFd,
+    process::{self, Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
-use crate::asks::Asks;
-use crate::wedge::Wedge;
-use crate::words::{error_of, parted, plain, two_numbers, words};
-use crate::{Agent, INVALID_PARAMS, lock};
+use crate::{
+    Agent, INVALID_PARAMS, lock,
+    requests::Requests,
+    wedge::Wedge,
+    words::{error_of, parted, plain, two_numbers, words},
+};
 
 /// The bytes collected before `chunks` writes.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -73,7 +81,7 @@ pub enum Answer {
     WithoutNewline,
 }
 
-/// What a cancel does to the session besides.
+/// The further effect of a cancel on the session.
 #[derive(Clone, Copy)]
 enum Wedging {
     /// The next prompt fails.
@@ -82,7 +90,7 @@ enum Wedging {
     This,
 }
 
-/// What a prompt is beside its words.
+/// The kind of a prompt.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Plain,
@@ -101,7 +109,7 @@ impl Kind {
         }
     }
 
-    /// The words that are performed where the prompt brings none.
+    /// Returns the script for a prompt without words.
     fn script(self) -> Option<&'static str> {
         match self {
             Self::Plain => None,
@@ -120,13 +128,13 @@ pub struct Turn {
     on_cancel: Vec<String>,
     wedging: Option<Wedging>,
     usage: Option<Value>,
-    /// What the answer tells of each model.
+    /// The usage of each model in the answer.
     models: Vec<Value>,
     late: Option<Duration>,
     answered: bool,
-    /// How often a prompt of this text has been received, this one included; 0 if no word asks.
+    /// How often a prompt of this text was received, including this one; 0 if no word needs it.
     received: usize,
-    pub asks: Asks,
+    pub requests: Requests,
 }
 
 impl Turn {
@@ -149,7 +157,7 @@ impl Turn {
             late: None,
             answered: false,
             received: 0,
-            asks: Asks::default(),
+            requests: Requests::default(),
         }
     }
 
@@ -244,7 +252,7 @@ impl Turn {
                 return (!open).then(|| self.stop("cancelled"));
             }
             "ignore-cancel" => self.ignores_cancel = true,
-            "die" => self.agent.leave(argument.parse().unwrap_or(1)),
+            "die" => self.agent.exit_with(argument.parse().unwrap_or(1)),
             "abort" => process::abort(),
             "error" => {
                 let Some((code, message)) = error_of(argument) else {
@@ -285,17 +293,17 @@ impl Turn {
             "wedge" if argument == "now" => self.wedging = Some(Wedging::This),
             "wedge" => self.wedging = Some(Wedging::Next),
             _ if self.ask(name, argument) => {}
-            _ => return self.misbehave(name, argument),
+            _ => return self.fault(name, argument),
         }
         None
     }
 
-    /// Ends a turn that words have not answered, and sends what comes late.
+    /// Answers a turn that no word answered, and sends the late chunk.
     fn finish(mut self, answer: Option<Answer>) {
         if !self.answered {
             let mut answer = answer.unwrap_or_else(|| self.stop("end_turn"));
             if matches!(&answer, Answer::Stop(reason) if reason == "cancelled") {
-                answer = self.give_way(answer);
+                answer = self.perform_on_cancel(answer);
             }
             self.settle(answer);
         }
@@ -305,8 +313,8 @@ impl Turn {
         }
     }
 
-    /// Performs what a cancel calls for; says how the cancelled prompt is answered.
-    fn give_way(&mut self, answer: Answer) -> Answer {
+    /// Performs the words for a cancel. Returns the answer of the cancelled prompt.
+    fn perform_on_cancel(&mut self, answer: Answer) -> Answer {
         self.ignores_cancel = true;
         for word in mem::take(&mut self.on_cancel) {
             let (name, argument) = parted(&word);
@@ -352,7 +360,7 @@ impl Turn {
                 let result = self.result("end_turn");
                 let line = json!({ "jsonrpc": "2.0", "id": self.request, "result": result });
                 self.agent.write(line.to_string().as_bytes());
-                self.agent.leave(0);
+                self.agent.exit_with(0);
             }
         }
     }
@@ -382,7 +390,7 @@ impl Turn {
         self.agent.update(&self.session, update);
     }
 
-    /// An update's line, without its newline.
+    /// Returns an update's line, without its newline.
     fn line(&self, update: &Value) -> String {
         json!({
             "jsonrpc": "2.0",
@@ -433,7 +441,7 @@ impl Turn {
             "kind": "execute",
             "status": "in_progress",
         }));
-        self.asks.last_tool.clone_from(&id);
+        self.requests.last_tool.clone_from(&id);
         if argument != "open" {
             self.update(&json!({
                 "sessionUpdate": "tool_call_update",
@@ -461,7 +469,7 @@ fn usage_update(argument: &str) -> Option<Value> {
     Some(update)
 }
 
-/// The least update of a kind, as ACP's schema has it.
+/// Returns the smallest update of a kind by ACP's schema.
 fn update(kind: &str) -> Option<Value> {
     let mut update = match kind {
         "plan" => {
@@ -501,7 +509,7 @@ fn stderr_lines(count: u64) {
     drop(io::stderr().lock().write_all(&batch));
 }
 
-/// Starts three processes that a kill of the group does not reach; gives their pids.
+/// Starts three processes that a kill of the group does not reach. Returns their pids.
 ///
 /// The first leaves by `setsid` and holds the agent's stdout; the second is double-forked; the
 /// third is both.

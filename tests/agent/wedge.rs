@@ -8,13 +8,13 @@ use crate::{Agent, INTERNAL_ERROR, lock};
 pub enum Wedge {
     /// With the error -32603.
     Fails,
-    /// With a false `end_turn`, and the number of prompts that are said to be queued.
+    /// With a false `end_turn`, and the number of prompts that it reports as queued.
     Queues(u64),
 }
 
 impl Agent {
-    /// Answers the prompt of a wedged session; `false` if the session is sound.
-    pub fn answers_wedged(&self, request: &Value, session: &str) -> bool {
+    /// Answers the prompt of a wedged session; returns `false` if the session is not wedged.
+    pub fn answer_if_wedged(&self, request: &Value, session: &str) -> bool {
         let mut wedged = lock(&self.wedged);
         let Some(wedge) = wedged.get_mut(session) else { return false };
         let queued = match wedge {
@@ -36,7 +36,7 @@ impl Agent {
         true
     }
 
-    /// The error with which a wedge begins.
+    /// Answers with the error of a fresh wedge.
     pub fn fail_wedged(&self, request: &Value) {
         let details = "'NoneType' object has no attribute 'startswith'";
         let data = json!({ "details": details });

@@ -2,20 +2,20 @@
 
 use std::collections::VecDeque;
 
-/// The words of a text, each with its argument (empty if it has none).
+/// Returns the words of a text, each with its argument (empty if it has none).
 pub fn words(text: &str) -> VecDeque<(&str, &str)> {
     let parts = text.split("[[").skip(1).filter_map(|part| part.split_once("]]"));
     parts.map(|(word, _)| parted(word)).collect()
 }
 
-/// What a text says outside of its words.
+/// Returns the text outside of the words.
 pub fn plain(text: &str) -> String {
     let mut parts = text.split("[[");
     let first = parts.next().unwrap_or_default().to_owned();
-    parts.fold(first, |said, part| said + part.split_once("]]").map_or(part, |(_, rest)| rest))
+    parts.fold(first, |text, part| text + part.split_once("]]").map_or(part, |(_, rest)| rest))
 }
 
-/// A name and what follows its colon.
+/// Splits a word into its name and its argument.
 pub fn parted(word: &str) -> (&str, &str) {
     word.split_once(':').unwrap_or((word, ""))
 }
@@ -25,7 +25,7 @@ pub fn two_numbers(argument: &str) -> Option<(u64, u64)> {
     Some((first.parse().ok()?, second.parse().ok()?))
 }
 
-/// An error's code and message.
+/// Splits an argument into an error's code and message.
 pub fn error_of(argument: &str) -> Option<(i64, &str)> {
     let (code, message) = argument.split_once(':').unwrap_or((argument, "scripted"));
     Some((code.parse().ok()?, message))

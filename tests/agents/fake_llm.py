@@ -3,9 +3,8 @@
 
 It owns the three wire formats that the agents in this folder speak: OpenAI chat completions
 (hermes), OpenAI responses (codex) and Anthropic messages (claude), each streamed or in one piece.
-It refuses to be clever: what it answers depends only on the request in hand and on nothing that
-happened before, so a turn number in an answer proves what the *agent* remembered. The one thing
-that can be switched is how it answers when a summary is asked for.
+It keeps no state: an answer depends only on its request, so a turn number in an answer proves what
+the *agent* remembered. Only the answer to a request for a summary can be switched.
 
 The answer to a turn is `[turn N] alpha bravo …`, where N counts the user messages in the request.
 Markers in the newest user message change it:
@@ -15,21 +14,21 @@ Markers in the newest user message change it:
     [[delay:MS]]    pause before each word after the first
     [[hold]]        send the first word, then wait for `POST /control/release`
     [[fail:CODE]]   answer HTTP CODE
-    [[tokens:N]]    say that the prompt was N tokens long
-    [[tool:NAME {…}]]  call this tool; its result is answered like any message, tokens apart
+    [[tokens:N]]    report that the prompt was N tokens long
+    [[tool:NAME {…}]]  call this tool; its result is answered like any message, without the tokens
 
-A request for a summary of the conversation gets a fixed text, or what `/control/summaries` says.
-Any other without tools, or for an answer by schema, is an agent's own errand (a title). It gets a
-fixed text and is no turn.
+A request for a summary of the conversation gets a fixed text, or the answer that
+`/control/summaries` sets. Any other request without tools, or for an answer by schema, is an
+agent's own errand (a title): it gets a fixed text and is no turn.
 
-    GET  /control/requests   what was asked, oldest first
-    GET  /control/stats      how many turns, summaries, errands, failures, clients gone, other paths
-    POST /control/release    let every held answer go on
-    POST /control/summaries  {"answer": …} from now on: `text`, `fail` (HTTP 500), `drop` (the
+    GET  /control/requests   the requests, oldest first
+    GET  /control/stats      counts of turns, summaries, errands, failures, clients gone, other paths
+    POST /control/release    releases every held answer
+    POST /control/summaries  sets {"answer": …}: `text`, `fail` (HTTP 500), `drop` (the
                              connection, without an answer) or `hold` (until a release, then text)
     GET  /control/held       answers as soon as a summary is held
 
-Run alone it prints `{"url": "http://127.0.0.1:PORT"}` and serves until it is stopped.
+Run as a program it prints `{"url": "http://127.0.0.1:PORT"}` and serves until it is stopped.
 """
 
 import argparse
@@ -61,7 +60,7 @@ MARKER = re.compile(r"\[\[(say|reply|delay|hold|fail|tokens|tool)(?::(.*?))?\]\]
 
 @dataclass
 class Request:
-    """One request, reduced to what the wire formats have in common."""
+    """One request, reduced to the common fields of the wire formats."""
 
     wire: str
     stream: bool
@@ -77,7 +76,7 @@ class Request:
 
 @dataclass
 class Reply:
-    """What to answer: words, or one tool call."""
+    """The answer: words, or one tool call."""
 
     words: list
     tool: tuple | None
@@ -91,12 +90,12 @@ class Reply:
 
 
 def is_person(text):
-    """Agents put context of their own in user messages, wrapped in a tag; people do not."""
+    """Whether a person wrote the text: agents wrap their own context in a tag."""
     return bool(text.strip()) and not text.lstrip().startswith(("<", "# AGENTS.md"))
 
 
-def said(content):
-    """What a person said in a user message; empty if it is the agent's own."""
+def person_text(content):
+    """Returns a person's text in a user message; empty if the message is the agent's own."""
     parts = content if isinstance(content, list) else [{"text": content}]
     return "\n".join(filter(is_person, (part.get("text") or "" for part in parts)))
 
@@ -120,7 +119,7 @@ def read_request(wire, body):
     entries = body.get("input" if wire == "responses" else "messages") or []
     if isinstance(entries, str):
         entries = [{"role": "user", "content": entries}]
-    users = [said(entry.get("content")) for entry in entries if entry.get("role") == "user"]
+    users = [person_text(entry.get("content")) for entry in entries if entry.get("role") == "user"]
     return Request(
         wire=wire,
         stream=bool(body.get("stream")),
@@ -157,7 +156,7 @@ def make_reply(request):
 
 
 class Chat:
-    """OpenAI chat completions. `paced` yields the words of a reply in its tempo."""
+    """OpenAI chat completions. `paced` yields the words of a reply at its pace."""
 
     def __init__(self, reply, number):
         self.reply = reply
@@ -312,7 +311,7 @@ PLURALS = {"turn": "turns", "errand": "errands", "summary": "summaries"}
 
 
 class Model(ThreadingHTTPServer):
-    """The server: counts, the requests seen, and the gate that holds answers back."""
+    """The server: counts, received requests, and the gate that holds answers back."""
 
     daemon_threads = True
 
@@ -331,7 +330,7 @@ class Model(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request, client_address):
-        """Says nothing of a client that is gone, as a killed agent is."""
+        """Ignores a client that is gone, as a killed agent is."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -350,12 +349,12 @@ class Model(ThreadingHTTPServer):
             self.held -= 1
 
     def until_held(self):
-        """Waits until a summary is held, and tells whether one is."""
+        """Waits until a summary is held, and returns whether one is."""
         with self.gate:
             return self.gate.wait_for(lambda: self.held, timeout=HOLD_S_MAX)
 
     def paced(self, reply):
-        """Yields the words of `reply`, first at once, the others in its tempo."""
+        """Yields the words of `reply`, first at once, the others at its pace."""
         with self.gate:
             seen = self.releases
         for place, word in enumerate(reply.words):
@@ -371,7 +370,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_args):
-        """Silent: the requests are in `/control/requests`."""
+        """Logs nothing: the requests are in `/control/requests`."""
 
     def do_HEAD(self):
         self.send_response(200)

@@ -1,7 +1,7 @@
-"""What the tests stand on: the model, the agents' homes, the server, and its event stream.
+"""The test harness: the model, the agents' homes, the server, and its event stream.
 
 Everything runs as real processes on 127.0.0.1. Each test marks its processes by an environment
-variable, so that what is left of them can be found in /proc whatever became of their parents.
+variable, so that the tests find survivors in /proc, also without their parents.
 """
 
 import http.client
@@ -25,18 +25,18 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 MARK = "GREENROOM_TEST_MARK"
 MODEL = "fake-model"
-CONTEXT_TOKENS = 64_000  # the least that hermes accepts
-CLAUDE_CONTEXT_TOKENS = 100_000  # the least that claude accepts
+CONTEXT_TOKENS = 64_000  # the minimum that hermes accepts
+CLAUDE_CONTEXT_TOKENS = 100_000  # the minimum that claude accepts
 
 READY_S = 30
-STOP_S = 60  # above `drain_timeout` and the ladder behind it
+STOP_S = 60  # above `drain_timeout` and the escalation after it
 LEFTOVER_S = 5
 WAIT_S = 60
 LOG_TAIL_LINES = 80
 
 
 def binary():
-    """The greenroom binary: `GREENROOM_BIN`, else what Cargo built last in release, else debug."""
+    """Returns the greenroom binary: `GREENROOM_BIN`, else Cargo's release build, else debug."""
     named = os.environ.get("GREENROOM_BIN")
     candidates = [Path(named)] if named else [
         PROJECT / "target" / profile / "greenroom" for profile in ("release", "debug")
@@ -53,11 +53,11 @@ def binary():
 
 @dataclass(frozen=True)
 class Agent:
-    """A real agent: how to start it, and in what it differs from the others.
+    """A real agent: how to start it, and its differences from the others.
 
     `write_home` writes its own configuration and may return more variables for its environment.
-    From `full` tokens on it compacts by itself, at `nearly_full` not yet; hermes goes by those of
-    its own count between turns, and by the model's inside one.
+    It compacts by itself from `full` tokens on, and not at `nearly_full`; hermes uses its own count
+    between turns, and the model's inside a turn.
     """
 
     name: str
@@ -186,7 +186,7 @@ CLAUDE = Agent(
     full=95_000,
     nearly_full=60_000,
 )
-AGENTS = [HERMES, CODEX]  # what every test of test_agents.py runs with
+AGENTS = [HERMES, CODEX]  # the agents of every test in test_agents.py
 PROFILES = [*AGENTS, HERMES_ROTATING, CLAUDE]
 
 
@@ -251,16 +251,16 @@ class Model:
         self.process.stdout.close()
 
     def release(self):
-        """Lets the answers go on that `[[hold]]` holds back."""
+        """Releases the answers that `[[hold]]` holds back."""
         fetch("POST", self.url + "/control/release")
 
     def turns(self):
-        """The requests that were turns, oldest first."""
+        """Returns the requests that were turns, oldest first."""
         requests = fetch("GET", self.url + "/control/requests").body
         return [request for request in requests if request["kind"] == "turn"]
 
     def answer_summaries(self, how):
-        """From now on: `text`, `fail`, `drop` or `hold`, as `fake_llm.py` explains."""
+        """Sets the answer to summaries: `text`, `fail`, `drop` or `hold`, see `fake_llm.py`."""
         answer = fetch("POST", self.url + "/control/summaries", {"answer": how})
         assert answer.status == 200, answer
 
@@ -313,7 +313,7 @@ class Events:
         self.connection.close()
 
     def until(self, wanted):
-        """Reads on to the first frame for which `wanted` holds, and returns it.
+        """Reads up to the first frame for which `wanted` holds, and returns it.
 
         Nothing that the tests wait for comes after a task's end, so that is where waiting ends too.
         """
@@ -328,7 +328,7 @@ class Events:
         raise AssertionError(f"the frame did not come, by the task's end or {WAIT_S} s: {kinds}")
 
     def _next(self):
-        """One event, or None for a comment or an event that is no frame."""
+        """Returns one event, or None for a comment or an event that is no frame."""
         fields = {}
         while line := self.response.readline():
             text = line.decode().rstrip("\r\n")
@@ -349,7 +349,7 @@ class Events:
 
 
 class Server:
-    """`greenroom serve` on a free port, over one data directory; it can be started again."""
+    """`greenroom serve` on a free port, over one data directory; it can be restarted."""
 
     def __init__(self, directory, model, agents, **defaults):
         self.mark = uuid.uuid4().hex
@@ -402,12 +402,12 @@ class Server:
             return False
 
     def stop(self):
-        """Asks the server to end and returns its exit code."""
+        """Stops the server and returns its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_S)
 
     def end(self):
-        """Ends whatever is left of the server and its agents, for the end of a test."""
+        """Kills the remaining processes of the server and its agents, at the end of a test."""
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -436,7 +436,7 @@ class Server:
             time.sleep(0.05)
 
     def logged_pids(self, group):
-        """Every `pid=` that the log names on a line about `group`."""
+        """Returns every `pid=` in the log on a line about `group`."""
         word = re.compile(rf"(?<![\w.:@-]){re.escape(group)}(?![\w.:@-])")
         lines = self.log.read_text(errors="replace").splitlines()
         about = [line for line in lines if word.search(line)]
@@ -484,7 +484,7 @@ class Server:
         return self.settled(self.order_compaction(group))
 
     def list(self, path, query=""):
-        """A whole list, page by page."""
+        """Returns a whole list, page by page."""
         items, cursor = [], ""
         while cursor is not None:
             page = self.get(f"{path}?limit=1000&{query}{cursor}")
@@ -494,18 +494,18 @@ class Server:
         return items
 
     def frames(self, group):
-        """The whole transcript."""
+        """Returns the whole transcript."""
         return self.list(f"/v1/groups/{group}/frames")
 
     def tasks(self, group, query):
         return self.list(f"/v1/groups/{group}/tasks", query)
 
     def compactions(self, group):
-        """The group's compactions, newest first."""
+        """Returns the group's compactions, newest first."""
         return self.list(f"/v1/groups/{group}/compactions")
 
     def segments(self, group):
-        """The group's segments, oldest first."""
+        """Returns the group's segments, oldest first."""
         return self.list(f"/v1/groups/{group}/segments")
 
     @contextmanager

@@ -1,7 +1,7 @@
 """Two real agents under a real greenroom, with a model on loopback.
 
 Each test runs once for hermes and once for codex. The model's `[turn N]` counts the user messages
-that the agent sent it, so N tells what the agent remembers.
+that the agent sent it, so N shows what the agent remembers.
 """
 
 import json
@@ -29,7 +29,7 @@ def group(server, agent):
 
 
 def check_completed(task, text):
-    """A turn that the agent ended by itself, with the model's words and nothing else."""
+    """The agent ended the turn by itself, with exactly the model's words."""
     assert (task["state"], task["stop_reason"]) == ("completed", "end_turn"), task
     assert task["error"] is None, task
     assert task["text"].strip() == text, task
@@ -61,7 +61,7 @@ def kinds(frames):
 
 
 def check_resumed(server, group, session, frames_before):
-    """The session went on in another process, and what it replayed was not recorded again."""
+    """The session continued in another process, and replayed messages were not recorded again."""
     after = server.group(group)
     assert after["session_id"] == session, after
     frames = server.frames(group)
@@ -84,8 +84,8 @@ def test_two_turns_share_one_session(server, model, agent, group):
     assert server.group(group)["agent"] == agent.name
 
 
-def test_digests_have_what_the_agent_tells(server, agent, group):
-    """TD-9: the context from usage updates, tokens from answers, by model from those that tell."""
+def test_digests_have_the_usage_of_the_agent(server, agent, group):
+    """TD-9: context from usage updates, tokens from answers, by model if the agent has them."""
     tasks = [server.turn(group, f"turn [[say:{FIRST_TEXT}]]") for _ in range(2)]
     digests = [server.get(f"/v1/groups/{group}/digest")]
     digests.append(server.get(f"/v1/runs/{tasks[0]['run']}/digest"))
@@ -118,7 +118,7 @@ def test_frames_stream_while_the_turn_runs(server, model, group):
     assert kinds(streamed).count("greenroom/turn_settled") == 1
 
 
-def test_cancel_in_mid_stream(server, model, group):
+def test_cancel_during_a_stream(server, model, group):
     with server.events(group) as events:
         task = server.submit(group, "never ending [[hold]]")
         events.until(is_chunk)
@@ -158,7 +158,7 @@ def test_server_restart_keeps_the_session(server, model, group):
     check_resumed(server, group, session, before)
 
 
-def test_killed_agent_is_replaced_and_remembers(server, model, group):
+def test_killed_agent_is_replaced_and_keeps_its_session(server, model, group):
     first = server.turn(group, "before")
     check_completed(first, f"[turn 1] {WORDS}")
     session = server.group(group)["session_id"]
@@ -192,14 +192,14 @@ def test_permission_is_refused_by_the_policy(server, agent, group, tmp_path):
     doomed.mkdir()
     tool, arguments = agent.shell_call(f"rm -rf {doomed}")
     task = server.turn(group, f"tidy up [[tool:{tool} {json.dumps(arguments)}]]")
-    assert doomed.exists(), "nobody allowed it"
+    assert doomed.exists(), "no answer allowed it"
     assert task["state"] in ("completed", "cancelled"), task
     frames = server.frames(group)
     asked, answered = "session/request_permission", "greenroom/permission_resolved"
-    told = [frame for frame in frames if frame["kind"] in (asked, answered)]
-    assert kinds(told) == [asked, answered], kinds(frames)
-    options = {option["optionId"]: option for option in told[0]["payload"]["params"]["options"]}
-    assert options[told[1]["payload"]["selected"]]["kind"].startswith("reject")
+    shown = [frame for frame in frames if frame["kind"] in (asked, answered)]
+    assert kinds(shown) == [asked, answered], kinds(frames)
+    options = {option["optionId"]: option for option in shown[0]["payload"]["params"]["options"]}
+    assert options[shown[1]["payload"]["selected"]]["kind"].startswith("reject")
     digest = server.get(f"/v1/groups/{group}/digest")
     permissions = digest["permissions"]
     assert (permissions["asked"], permissions["selected"]) == (1, 1), digest
@@ -210,7 +210,7 @@ def test_permission_is_refused_by_the_policy(server, agent, group, tmp_path):
     assert following["text"].strip().endswith(FIRST_TEXT), following
 
 
-def test_both_agents_at_once(server, model):
+def test_two_agents_run_at_once(server, model):
     tasks = {}
     for agent in AGENTS:
         group = f"side-{agent.name}"

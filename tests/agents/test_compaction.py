@@ -1,4 +1,4 @@
-"""Compactions of real agents: ordered over HTTP, and of their own accord.
+"""Compactions of real agents: ordered over HTTP, and by the agents themselves.
 
 hermes compacts when the text of a conversation is long, the others when the model says that a
 prompt had many tokens. What a real agent does on the way there differs; what greenroom must make of
@@ -13,9 +13,9 @@ import pytest
 from rig import CLAUDE, CODEX, HERMES, HERMES_ROTATING
 from test_agents import FIRST_TEXT, WORDS, check_completed, check_gap_free, is_end_of, kinds
 
-LONG = "lorem ipsum " * 3_300  # 10,000 tokens as hermes counts: a fifth prompt is too much for it
-SHORT = "lorem ipsum " * 600  # as many turns, far from that also if it counts twice after a load
-HERMES_TURNS = 4  # it leaves a shorter conversation as it is
+LONG = "lorem ipsum " * 3_300  # 10,000 tokens by hermes' count: the fifth prompt exceeds its limit
+SHORT = "lorem ipsum " * 600  # as many turns stay far below, even if it counts twice after a load
+HERMES_TURNS = 4  # it compacts no shorter conversation
 SUMMARY = "A summary of what was said before."
 ENDED, STARTED = "greenroom/compaction_ended", "greenroom/compaction_started"
 
@@ -26,7 +26,7 @@ def for_each(*agents):
 
 
 def grow(server, group, agent, text=LONG):
-    """Runs turns until the conversation is long, and not yet so long that the agent compacts."""
+    """Runs turns until the conversation is long, but not long enough for the agent to compact."""
     if agent.nearly_full:
         prompts = ["1 say on", "2 say on", f"3 say on [[tokens:{agent.nearly_full}]]"]
     else:
@@ -38,7 +38,7 @@ def grow(server, group, agent, text=LONG):
 
 
 def fill(server, group, agent):
-    """Runs a turn after which the agent compacts before the next, by the tokens told."""
+    """Runs a turn with enough reported tokens that the agent compacts before the next."""
     task = server.turn(group, f"no more room [[tokens:{agent.full}]]")
     assert task["state"] == "completed", task
 
@@ -54,7 +54,7 @@ def check_answered(server, model, group):
 
 
 def check_compacted(server, group, times):
-    """The group counts so many compactions and has rotated its segment once for each of them."""
+    """The group counts `times` compactions and has rotated its segment once for each of them."""
     state = server.group(group)["compaction"]
     assert (state["count"], state["active"]) == (times, False), state
     entities = server.compactions(group)
@@ -81,13 +81,13 @@ def check_compacted(server, group, times):
 
 
 def check_shrunk(entity):
-    """The numbers that hermes gives."""
+    """hermes reports fewer messages and tokens than before."""
     assert 0 < entity["messages_after"] < entity["messages_before"], entity
     assert 0 < entity["tokens_after"] < entity["tokens_before"], entity
 
 
 def check_nothing_changed(server, group, status):
-    """The group's only compaction came to nothing. Returns it."""
+    """The group's only compaction changed nothing. Returns it."""
     check_compacted(server, group, times=0)
     entities = server.compactions(group)
     assert [entity["status"] for entity in entities] == [status], entities
@@ -103,12 +103,12 @@ def look_up():
 
 
 def first_words(model):
-    """How the prompts begin that the agent told the model last."""
+    """Returns the first words of the prompts in the last request to the model."""
     return [user.split()[0] for user in model.turns()[-1]["users"]]
 
 
 def hermes_session(segment):
-    """hermes' own id of the segment's session, as its `_meta` names it now or named it once."""
+    """Returns hermes' own id of the segment's session, from its current or former `_meta`."""
     given = segment["provenance"].get("sessionProvenance", segment["provenance"])
     return given.get("currentHermesSessionId") or given.get("hermesSessionId")
 
@@ -122,7 +122,7 @@ def agent_pid(server, task):
 
 
 @for_each(HERMES, CODEX, CLAUDE)
-def test_ordered(server, model, agent):
+def test_ordered_compaction_completes(server, model, agent):
     server.create("room", agent)
     prompts = grow(server, "room", agent)
     task = server.compact("room")
@@ -136,7 +136,7 @@ def test_ordered(server, model, agent):
     assert entity["error"] is None, entity
     if agent is HERMES:
         check_shrunk(entity)
-    if agent is CLAUDE:  # it says `completed` twice with one id, the summary the first time only
+    if agent is CLAUDE:  # it reports `completed` twice with one id, the summary only once
         assert entity["summary"] == SUMMARY, entity
     assert model.stats()["summaries"] == 1
     check_answered(server, model, "room")
@@ -149,7 +149,7 @@ def test_ordered(server, model, agent):
     [(HERMES, 0.7), (CODEX, 0.7), (CLAUDE, 0.5)],
     ids=["hermes", "codex", "claude"],
 )
-def test_ordered_by_the_usage_told(server, model, agent, threshold):
+def test_reported_usage_orders_a_compaction(server, model, agent, threshold):
     server.create("room", agent, auto_compact=threshold)
     grow(server, "room", agent)
     tasks = server.tasks("room", "kind=compaction")
@@ -163,11 +163,11 @@ def test_ordered_by_the_usage_told(server, model, agent, threshold):
     assert len(server.tasks("room", "kind=compaction")) == 1, "it is not full any more"
 
 
-# ---- of their own accord, over ACP ----------------------------------------------------------
+# ---- by the agents themselves, over ACP -------------------------------------------------------
 
 
 @for_each(CODEX, CLAUDE)
-def test_own_accord(server, model, agent):
+def test_agent_compacts_by_itself(server, model, agent):
     server.create("room", agent)
     grow(server, "room", agent)
     fill(server, "room", agent)
@@ -183,7 +183,7 @@ def test_own_accord(server, model, agent):
 
 
 @for_each(CODEX, CLAUDE)
-def test_own_accord_fails(server, model, agent):
+def test_compaction_of_the_agent_itself_fails(server, model, agent):
     server.create("room", agent)
     grow(server, "room", agent)
     fill(server, "room", agent)
@@ -192,7 +192,7 @@ def test_own_accord_fails(server, model, agent):
     assert (turn["state"], turn["stop_reason"]) == ("completed", "end_turn"), turn
     entity = check_nothing_changed(server, "room", "failed")
     assert entity["error"], entity
-    if agent is CODEX:  # its only words are the compaction's error, and it goes on to nothing
+    if agent is CODEX:  # its only text is the compaction's error, and it gives no answer
         assert model.turns()[-1]["users"][-1] != "is anybody there?"
         assert "empty_answer" in turn["findings"], turn
     else:
@@ -204,7 +204,7 @@ def test_own_accord_fails(server, model, agent):
 
 
 @for_each(CODEX, CLAUDE)
-def test_ordered_fails(server, model, agent):
+def test_ordered_compaction_fails(server, model, agent):
     server.create("room", agent)
     grow(server, "room", agent)
     session = server.group("room")["session_id"]
@@ -219,7 +219,7 @@ def test_ordered_fails(server, model, agent):
 
 
 @for_each(CODEX, CLAUDE)
-def test_ordered_is_cancelled(server, model, agent):
+def test_ordered_compaction_is_cancelled(server, model, agent):
     server.create("room", agent)
     prompts = grow(server, "room", agent)
     model.answer_summaries("hold")
@@ -240,14 +240,14 @@ def test_ordered_is_cancelled(server, model, agent):
     assert model.turns()[-1]["users"][: len(prompts)] == prompts
 
 
-# ---- hermes, of its own accord --------------------------------------------------------------
+# ---- hermes, by itself ----------------------------------------------------------------------
 
 
-def test_hermes_before_a_turn_and_inside_one(server, model):
+def test_hermes_compacts_before_a_turn_and_inside_one(server, model):
     server.create("room", HERMES)
     grow(server, "room", HERMES)
     before = server.turn("room", f"5 {LONG}")
-    check_completed(before, f"[turn 4] {WORDS}")  # of five, hermes summed up some
+    check_completed(before, f"[turn 4] {WORDS}")  # hermes summarized some of five
     (first,) = check_compacted(server, "room", times=1)
     assert (first["source"], first["sources"]) == ("hermes_stderr", ["hermes_stderr"]), first
     check_shrunk(first)
@@ -266,7 +266,7 @@ def test_hermes_before_a_turn_and_inside_one(server, model):
 
 
 def test_hermes_rotates_its_session(server, model):
-    """With `in_place: false` the session goes on under an id that only hermes' meta tells."""
+    """With `in_place: false` the session continues under an id that only hermes' meta reports."""
     server.create("room", HERMES_ROTATING)
     grow(server, "room", HERMES_ROTATING)
     session = server.group("room")["session_id"]
@@ -294,8 +294,8 @@ def test_hermes_rotates_its_session(server, model):
 
 
 @pytest.mark.parametrize("how", ["fail", "drop"])
-def test_hermes_gets_no_summary(server, model, how):
-    """An HTTP error makes it drop messages all the same, a lost connection makes it give up."""
+def test_hermes_compacts_without_a_summary(server, model, how):
+    """After an HTTP error it still drops messages; after a lost connection it aborts."""
     for group in ("own", "ordered"):
         server.create(group, HERMES)
     for group in ("own", "ordered"):
@@ -320,7 +320,7 @@ def test_hermes_gets_no_summary(server, model, how):
 
 
 @pytest.mark.defaults(compaction_timeout="2s")
-def test_hermes_waits_too_long(server, model):
+def test_hermes_compaction_exceeds_its_deadline(server, model):
     """The deadline ends the compaction, not the turn; a late end still counts."""
     server.create("room", HERMES)
     grow(server, "room", HERMES)
@@ -344,8 +344,8 @@ def test_hermes_waits_too_long(server, model):
 
 
 @pytest.mark.defaults(compaction_timeout="2s")
-def test_hermes_waits_too_long_when_ordered(server, model):
-    """Its command blocks hermes whole: it reads no cancel, and its process must go."""
+def test_ordered_hermes_compaction_exceeds_its_deadline(server, model):
+    """The command blocks hermes completely: it reads no cancel, and its process must be killed."""
     server.create("room", HERMES)
     grow(server, "room", HERMES, SHORT)
     session = server.group("room")["session_id"]
@@ -360,7 +360,7 @@ def test_hermes_waits_too_long_when_ordered(server, model):
 
 
 @pytest.mark.defaults(retry="never")
-def test_hermes_is_killed(server, model):
+def test_hermes_is_killed_during_a_compaction(server, model):
     server.create("room", HERMES)
     grow(server, "room", HERMES)
     model.answer_summaries("hold")
@@ -378,7 +378,7 @@ def test_hermes_is_killed(server, model):
     assert (turn["state"], turn["stop_reason"]) == ("interrupted", "_process_exited"), turn
     check_nothing_changed(server, "room", "abandoned")
 
-    # The dead process still holds hermes' own lock, so that it starts often and is always refused.
+    # The dead process still holds hermes' own lock: the new one starts often and is refused.
     model.answer_summaries("text")
     following = check_answered(server, model, "room")
     assert following["run"] != turn["run"]
@@ -388,7 +388,7 @@ def test_hermes_is_killed(server, model):
 
 
 def check_not_wedged(server, model, session):
-    """The session goes on in another process, which answers whatever the wedged one would say."""
+    """The session continues in another process, which answers as the wedged one would not."""
     check_answered(server, model, "room")
     assert server.group("room")["session_id"] == session
     assert "greenroom/context_lost" not in kinds(server.frames("room"))
@@ -397,7 +397,7 @@ def check_not_wedged(server, model, session):
 
 @pytest.mark.defaults(retry_base="1s")
 def test_hermes_is_wedged_by_a_cancel(server, model):
-    """hermes ends the turn with an error, and would say `Queued for the next turn` ever after."""
+    """hermes ends the turn with an error; then it would answer `Queued for the next turn`."""
     server.create("room", HERMES)
     grow(server, "room", HERMES, SHORT)
     session = server.group("room")["session_id"]
@@ -418,8 +418,8 @@ def test_hermes_is_wedged_by_a_cancel(server, model):
 
 
 @pytest.mark.defaults(retry_base="1s")
-def test_hermes_is_wedged_by_a_cancel_that_comes_late(server, model):
-    """Its command blocks hermes, which reads the cancel when nothing is left to be cancelled."""
+def test_hermes_is_wedged_by_a_late_cancel(server, model):
+    """The command blocks hermes, which reads the cancel when no prompt is left to cancel."""
     server.create("room", HERMES)
     grow(server, "room", HERMES, SHORT)
     session = server.group("room")["session_id"]

@@ -1,11 +1,11 @@
-//! The benchmark's ACP agent on stdio: as fast as an agent can be, so that it is not what is
-//! measured. A prompt's text says what to do:
+//! The benchmark's ACP agent on stdio: as fast as possible, so that it does not limit the
+//! measurement. A prompt's text is a command:
 //!
 //! - `empty`: answers at once
-//! - `stream N BYTES`: says N message chunks, each a line of exactly BYTES bytes, then answers
-//! - `stamp`: says the machine's monotonic time in nanoseconds, and answers
-//! - `flood BYTES`: says such lines on stdout and on stderr without an end
-//! - `hang`: says its process id, and never answers
+//! - `stream N BYTES`: writes N message chunks, each a line of exactly BYTES bytes, then answers
+//! - `stamp`: writes the machine's monotonic time in nanoseconds, and answers
+//! - `flood BYTES`: writes such lines to stdout and stderr without end
+//! - `hang`: writes its process id, and never answers
 //!
 //! With the argument `crash` it exits at once.
 
@@ -26,7 +26,7 @@ const HEAD: &str = concat!(
     r#"{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":""#,
 );
 const TAIL: &str = "\"}}}}\n";
-/// One write is about this large: the agent should wait for the reader, never the other way round.
+/// The size of one write: the agent should wait for the reader, never the reader for the agent.
 const WRITE_BYTES: usize = 128 << 10;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Does what a prompt says; `false` if it is not to be answered.
+/// Performs a prompt's command; returns `false` if the prompt gets no answer.
 fn play(prompt: &str, out: &mut File) -> Result<bool, Box<dyn Error>> {
     let mut words = prompt.split(' ');
     match words.next() {
@@ -89,7 +89,7 @@ fn play(prompt: &str, out: &mut File) -> Result<bool, Box<dyn Error>> {
     Ok(true)
 }
 
-/// `count` lines of `bytes` bytes each, beside the line feed.
+/// Writes `count` lines of `bytes` bytes each, without the line feed.
 fn stream(count: usize, bytes: usize, out: &mut File) -> io::Result<()> {
     let text = "x".repeat((bytes + 1).saturating_sub(HEAD.len() + TAIL.len()));
     let line = format!("{HEAD}{text}{TAIL}");

@@ -1,5 +1,5 @@
-//! What is left of greenroom when everything is taken away that is not the machine: an agent, its
-//! pipe, the parse of each line's envelope, and SQLite with full sync. No actors, no HTTP.
+//! The machine's limit: an agent, its pipe, the parse of each line's envelope, and SQLite with full
+//! sync. No actors, no HTTP.
 
 use std::{
     borrow::Cow,
@@ -21,12 +21,12 @@ use crate::{Result, database::Database, server::built};
 const READ_BYTES: usize = 256 << 10;
 const PIPE_BYTES: usize = 1 << 20;
 
-/// How frames are laid out in the database.
+/// The layout of frames in the database.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// A row for each.
+    /// A row for each frame.
     Rows,
-    /// A row for as many as fit into 64 KiB, as greenroom does it.
+    /// A row for as many frames as fit into 64 KiB, as in greenroom.
     Packed,
 }
 
@@ -34,7 +34,7 @@ pub enum Layout {
 pub struct Agent {
     child: Child,
     stdin: File,
-    /// What it says.
+    /// Its stdout.
     pub stdout: BufReader<File>,
 }
 
@@ -47,7 +47,7 @@ impl Agent {
             .spawn()?;
         let stdin: OwnedFd = child.stdin.take().ok_or("no stdin")?.into();
         let stdout: OwnedFd = child.stdout.take().ok_or("no stdout")?.into();
-        // Without the larger pipe it works too, only slower.
+        // Without the larger pipe it also works, only slower.
         _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES);
         let stdout = BufReader::with_capacity(READ_BYTES, File::from(stdout));
         let mut agent = Self { child, stdin: stdin.into(), stdout };
@@ -77,7 +77,7 @@ impl Agent {
         Ok(line)
     }
 
-    /// Lets the reading end go to another thread.
+    /// Moves the reading end to another thread.
     pub fn split(mut self) -> Result<(Self, BufReader<File>)> {
         let stdout = std::mem::replace(&mut self.stdout, BufReader::new(File::open("/dev/null")?));
         Ok((self, stdout))
@@ -86,7 +86,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // It is being given up; what else could be done about a failure?
+        // The agent is discarded; a failure here changes nothing.
         drop(self.child.kill().and_then(|()| self.child.wait()));
     }
 }
@@ -99,31 +99,31 @@ struct Envelope<'a> {
     _params: Option<&'a RawValue>,
 }
 
-/// Lines of the agent that were looked at and may be stored.
+/// Parsed lines of the agent that may be stored.
 struct Lines {
     text: String,
     count: usize,
 }
 
-/// One agent and a database. Both are kept over all runs: a write-ahead log that was filled once is
-/// written over, which is faster than one that grows, and greenroom has such a one too.
+/// One agent and a database, kept over all runs: a write-ahead log that was filled once is
+/// overwritten, which is faster than growing it, and greenroom's log is also such.
 pub struct Pipeline {
     agent: Agent,
     database: Database,
     _directory: TempDir,
-    /// The last row's number.
+    /// The number of the last row.
     last: u64,
 }
 
 impl Pipeline {
-    /// With an empty database.
+    /// Starts the agent with an empty database.
     pub fn start() -> Result<Self> {
         let (database, directory) = Database::make()?;
         Ok(Self { agent: Agent::start()?, database, _directory: directory, last: 0 })
     }
 
-    /// Has the agent say `count` lines of `bytes` bytes, and says how many seconds it took until
-    /// the last one was durable. The agent's answer is taken in, too.
+    /// Has the agent write `count` lines of `bytes` bytes. Returns the seconds until the last one
+    /// was durable. The agent's answer is stored, too.
     pub fn stream(&mut self, count: usize, bytes: usize, layout: Layout) -> Result<f64> {
         let (batches, waiting) = sync_channel::<Lines>(4);
         let Self { agent, database, last, .. } = self;
@@ -147,7 +147,7 @@ impl Pipeline {
                     count += 1;
                     answered |= envelope.method.is_none();
                 }
-                // The answer is a row like the others: one more among so many does not show.
+                // The answer is a row like the others: one more among many makes no difference.
                 if count > 0 {
                     batches.send(Lines { text: text.to_owned(), count })?;
                 }
@@ -161,7 +161,7 @@ impl Pipeline {
     }
 
     /// Runs `turns` empty turns with two commits each: START before the prompt is written, and the
-    /// settlement after it was answered. Says how many seconds it took.
+    /// settlement after its answer. Returns the seconds.
     pub fn turns(&mut self, turns: u64) -> Result<f64> {
         let start = Instant::now();
         for _ in 0..turns {
@@ -207,7 +207,7 @@ fn store(
 /// Many agents and one database, kept over all runs.
 pub struct Crowd {
     agents: Vec<Agent>,
-    /// Says which agent answered.
+    /// Receives the number of each agent that answered.
     answers: Receiver<usize>,
     database: Database,
     _directory: TempDir,
@@ -216,7 +216,7 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// So many agents, each for a group of its own.
+    /// Starts this number of agents, each for a group of its own.
     pub fn start(groups: usize) -> Result<Self> {
         let (database, directory) = Database::make()?;
         let (answered, answers) = sync_channel::<usize>(groups);
@@ -237,8 +237,8 @@ impl Crowd {
         Ok(Self { agents, answers, database, _directory: directory, last: 0 })
     }
 
-    /// Runs `turns` empty turns in each group, all groups at once; what is ready at a moment, of
-    /// all groups, is one commit. Says how many seconds it took.
+    /// Runs `turns` empty turns in each group, all groups at once; everything that is ready at one
+    /// time, of all groups, is one commit. Returns the seconds.
     pub fn turns(&mut self, turns: u64) -> Result<f64> {
         let groups = self.agents.len();
         let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! Many clients on one thread: each has a connection of its own and takes its turns one by one.
+//! Many clients on one thread: each has a connection of its own and sends its requests one by one.
 
 use std::{
     net::SocketAddr,
@@ -16,8 +16,8 @@ use crate::{Result, http};
 
 const CLIENTS: usize = 16;
 
-/// Has each client send its `requests` one after another, `times` times over. Gives how long it
-/// took in all, and each request's latency in seconds, sorted.
+/// Has each client send its `requests` one after another, `times` times. Returns the whole time,
+/// and each request's latency in seconds, sorted.
 pub fn send(
     address: SocketAddr,
     clients: Vec<Vec<Vec<u8>>>,
@@ -39,7 +39,7 @@ pub fn send(
     })
 }
 
-/// Has a few clients send these requests between them, once.
+/// Has a few clients share these requests and send each once.
 pub fn spread(address: SocketAddr, requests: Vec<Vec<u8>>) -> Result<()> {
     let mut clients = vec![Vec::new(); CLIENTS];
     for (request, client) in requests.into_iter().zip((0..CLIENTS).cycle()) {

@@ -1,4 +1,4 @@
-//! The same rows as greenroom stores, written with nothing in between.
+//! The same rows as greenroom stores, written directly.
 
 use std::{path::Path, time::Instant};
 
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use crate::{Result, server::built};
 
 const SCHEMA: &str = include_str!("../../actors/src/storage/sqlite/0001.sql");
-/// The facts of a turn are about this large.
+/// The size of a turn's facts.
 const FACTS: &str = concat!(
     r#"{"task":"tsk_00000000-0000-0000-0000-000000000000","kind":"turn","origin":"api"}"#,
     "\n",
@@ -23,7 +23,7 @@ const FACTS: &str = concat!(
 pub struct Database(Connection);
 
 impl Database {
-    /// An empty one, in a directory that goes when it is dropped.
+    /// Creates an empty database, in a directory that is deleted on drop.
     pub fn make() -> Result<(Self, TempDir)> {
         let directory = TempDir::with_prefix_in("bench-", built("")?)?;
         let conn = Connection::open(directory.path().join("bare.db"))?;
@@ -39,7 +39,7 @@ impl Database {
         Ok((Self(conn), directory))
     }
 
-    /// One transaction.
+    /// Runs one transaction.
     pub fn commit(&mut self, write: impl FnOnce(&Rows<'_>) -> Result<()>) -> Result<()> {
         let rows = Rows(self.0.transaction()?);
         write(&rows)?;
@@ -47,18 +47,18 @@ impl Database {
     }
 }
 
-/// What a transaction writes.
+/// The writes of a transaction.
 pub struct Rows<'a>(Transaction<'a>);
 
 impl Rows<'_> {
-    /// A row that is one frame.
+    /// Writes a row with one frame.
     pub fn frame(&self, seq: u64, text: &str) -> Result<()> {
         let mut insert = self.0.prepare_cached("INSERT INTO frames VALUES (?, 0, ?, ?)")?;
         insert.execute(params![seq as i64, "session/update", text.as_bytes()])?;
         Ok(())
     }
 
-    /// Rows that are many frames each.
+    /// Writes rows with many frames each.
     pub fn block(&self, group: u64, seq: u64, count: usize, text: &str) -> Result<()> {
         const BLOCK_BYTES: usize = 64 << 10;
         let mut insert = self.0.prepare_cached(
@@ -81,9 +81,9 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// What greenroom writes before a prompt is sent.
+    /// Writes what greenroom writes before it sends a prompt.
     pub fn start(&self, group: u64, turn: u64) -> Result<()> {
-        self.head(group, turn, "running")?;
+        self.state(group, turn, "running")?;
         let (key, id) = ids(group, turn);
         self.0
             .prepare_cached(
@@ -100,9 +100,9 @@ impl Rows<'_> {
         self.block(group, turn * 6, 4, FACTS)
     }
 
-    /// What greenroom writes when a prompt was answered.
+    /// Writes what greenroom writes after a prompt's answer.
     pub fn settle(&self, group: u64, turn: u64) -> Result<()> {
-        self.head(group, turn, "idle")?;
+        self.state(group, turn, "idle")?;
         let (_, id) = ids(group, turn);
         self.0
             .prepare_cached(
@@ -113,7 +113,7 @@ impl Rows<'_> {
         self.block(group, turn * 6 + 4, 2, FACTS)
     }
 
-    fn head(&self, group: u64, turn: u64, status: &str) -> Result<()> {
+    fn state(&self, group: u64, turn: u64, status: &str) -> Result<()> {
         self.0
             .prepare_cached(
                 "INSERT INTO heads (no, epoch, last_seq, tasks, segment, paused, archived, status, \
@@ -128,12 +128,12 @@ impl Rows<'_> {
 
 fn ids(group: u64, turn: u64) -> (i64, [u8; 16]) {
     let key = (group << 36) + turn;
-    // In the order of time, as UUIDv7 is.
+    // Ordered by time, as UUIDv7 is.
     let id = (u128::from(turn) << 64) + u128::from(group);
     (key as i64, id.to_be_bytes())
 }
 
-/// How many 200-byte rows a second can be made durable, so many in each transaction.
+/// Returns the 200-byte rows a second that become durable, with this number in each transaction.
 pub fn row_rate(batch: u64, rows: u64) -> Result<f64> {
     let (mut database, _directory) = Database::make()?;
     let text = "x".repeat(200);
@@ -145,7 +145,7 @@ pub fn row_rate(batch: u64, rows: u64) -> Result<f64> {
     Ok(rows as f64 / start.elapsed().as_secs_f64())
 }
 
-/// How many seconds it takes to read all blocks of a database in order.
+/// Returns the seconds to read all blocks of a database in order.
 pub fn read_blocks(path: &Path) -> Result<f64> {
     let conn = Connection::open(path)?;
     let start = Instant::now();
@@ -161,7 +161,7 @@ pub fn read_blocks(path: &Path) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Moves what is in the write-ahead log into the database.
+/// Moves the write-ahead log into the database.
 pub fn checkpoint(path: &Path) -> Result<()> {
     Ok(Connection::open(path)?.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
 }

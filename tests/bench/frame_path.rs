@@ -1,20 +1,19 @@
-//! The way of frames within greenroom, on one thread and without processes: lines are told apart,
-//! the rules decide, facts are packed, folded into digests, and committed to a database on disk.
+//! The path of frames within greenroom, on one thread and without processes: lines are parsed, the
+//! rules decide, facts are packed, projected into digests, and committed to a database on disk.
 
 use greenroom_actors::{
-    agent::acp::{self, Heard},
-    digest,
-    frames::{Place, pack},
+    acp::{self, Message},
+    projections::digest,
     storage::{
-        Standing, Store as _, Writes,
+        GroupCommit, GroupSummary, Store as _,
         sqlite::{Database, SqliteStore},
     },
+    transcript::frame::{FrameContext, pack},
 };
 use greenroom_core::{
-    Continuity, Digests, Event, Fold, Group, Kinds, Lines, OnInterrupt, Origin, Patience,
-    PermissionPolicy, PromptReply, Retry, RunId, SessionId, Settings, Step, StopReason, Task,
-    TaskId, Terms, Timestamp, Work as Asked,
-    lock::{BootId, Now, Uptime},
+    BootId, Continuity, Digests, EffectiveSettings, Event, Group, Kinds, Limits, Lines, Now,
+    OnInterrupt, Origin, OutputSummary, PermissionPolicy, PromptReply, RetryPolicy, RunId,
+    SessionId, Settings, Step, StopReason, Task, TaskId, Timestamp, Uptime, Work as Asked,
 };
 use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
@@ -22,12 +21,12 @@ use uuid::Uuid;
 
 use crate::Result;
 
-/// Lines in one report of an agent that streams: what its batches come to under load.
+/// The lines in one report of a streaming agent: the size of its batches under load.
 const BATCH: usize = 1_024;
 const LINE_BYTES: usize = 200;
 const MS: u64 = 3_600_000;
 
-/// What goes through.
+/// The measured work.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     /// Chunks of one turn; counted in frames.
@@ -42,9 +41,9 @@ pub struct FramePath {
     _database: Database,
     store: SqliteStore,
     group: Group,
-    place: Place,
+    place: FrameContext,
     digests: Option<Digests>,
-    terms: Terms,
+    terms: EffectiveSettings,
     run: RunId,
     ids: u128,
     at: i64,
@@ -52,7 +51,7 @@ pub struct FramePath {
 }
 
 impl FramePath {
-    /// A group whose agent is ready, and whose digests are kept if asked for.
+    /// Creates a group whose agent is ready, with or without digests.
     pub fn start(digests: bool) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let database = Database::open(&dir.path().join("greenroom.db"))?;
@@ -65,7 +64,7 @@ impl FramePath {
             _database: database,
             store,
             group: Group::new(Settings { agent: "bench".into(), ..Settings::default() }),
-            place: Place::default(),
+            place: FrameContext::default(),
             digests: digests.then(Digests::default),
             terms: terms(),
             run: RunId(Uuid::nil()),
@@ -86,7 +85,7 @@ impl FramePath {
         Ok(path)
     }
 
-    /// The processor time of one frame, or one turn, in seconds.
+    /// Returns the processor time of one frame, or one turn, in seconds.
     pub fn cpu_seconds(&mut self, work: Work, count: usize) -> Result<f64> {
         let start = cpu_now();
         match work {
@@ -111,14 +110,16 @@ impl FramePath {
     }
 
     fn hear(&self) -> Result<Event> {
-        let mut fold = Fold::default();
+        let mut fold = OutputSummary::default();
         for line in &self.batch {
-            let Ok(Heard::Notice(notice)) = acp::hear(line) else { return Err("no notice".into()) };
-            fold.join(notice.fold);
+            let Ok(Message::Notification(notification)) = acp::parse(line) else {
+                return Err("no notice".into());
+            };
+            fold.join(notification.summary);
         }
         let kinds = Kinds::All("session/update".into());
         let lines = Lines { count: BATCH as u64, kinds, text: self.batch.join("\n").into() };
-        Ok(Event::AgentSaid { run: self.run, lines, fold })
+        Ok(Event::OutputReceived { run: self.run, lines, summary: fold })
     }
 
     fn submit(&mut self) -> Result<()> {
@@ -129,12 +130,12 @@ impl FramePath {
     }
 
     fn answer(&mut self) -> Result<()> {
-        let id = self.group.turn().ok_or("no turn runs")?.prompt_id;
+        let id = self.group.attempt().ok_or("no turn runs")?.prompt_id;
         let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
         self.take(vec![Event::PromptAnswered { run: self.run, id, reply }])
     }
 
-    /// What a group's actor does with a message: one commit for all that follows from it.
+    /// Handles an event as a group's actor does: one commit for all its facts.
     fn take(&mut self, events: Vec<Event>) -> Result<()> {
         self.at += 1;
         let boot = BootId(Uuid::nil());
@@ -147,29 +148,29 @@ impl FramePath {
             };
             step.extend(self.group.apply(event, now, &self.terms, &mut fresh)?);
         }
-        let blocks = pack(&mut self.place, now.wall, &step.writes);
+        let blocks = pack(&mut self.place, now.wall, &step.facts);
         let digests = self.digests.as_mut();
-        let digests = digests.and_then(|own| digest::fold(own, &step.writes, now.wall));
-        let writes = Writes {
+        let digests = digests.and_then(|digests| digest::project(digests, &step.facts, now.wall));
+        let facts = GroupCommit {
             group: 1,
             epoch: 1,
             at: now.wall,
-            standing: self.standing()?,
-            writes: step.writes,
+            summary: self.standing()?,
+            facts: step.facts,
             blocks,
             digests,
             key: None,
         };
-        for answer in self.store.commit(&[writes])? {
+        for answer in self.store.commit(&[facts])? {
             answer?;
         }
         Ok(())
     }
 
-    fn standing(&self) -> Result<Standing> {
-        Ok(Standing {
+    fn standing(&self) -> Result<GroupSummary> {
+        Ok(GroupSummary {
             id: "bench".parse()?,
-            head: self.group.head().clone(),
+            state: self.group.state().clone(),
             status: self.group.status(),
             blocked_by: self.group.blocked_by(),
             queue_length: self.group.waiting().len() as u64,
@@ -190,9 +191,9 @@ fn cpu_now() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-fn terms() -> Terms {
-    Terms {
-        patience: Patience {
+fn terms() -> EffectiveSettings {
+    EffectiveSettings {
+        limits: Limits {
             turn_ms: MS,
             compaction_ms: MS,
             idle_ms: MS,
@@ -202,10 +203,10 @@ fn terms() -> Terms {
             queue_bytes_max: 1 << 20,
         },
         auto_compact: 0.0,
-        retry: Retry::Never,
+        retry: RetryPolicy::Never,
         on_interrupt: OnInterrupt::Auto,
         permissions: PermissionPolicy::default(),
         compaction: None,
-        listens: false,
+        has_detectors: false,
     }
 }

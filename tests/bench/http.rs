@@ -1,4 +1,4 @@
-//! The plainest HTTP client: one connection, one request at a time, nothing parsed in vain.
+//! A minimal HTTP client: one connection, one request at a time, no needless parsing.
 
 use std::{
     io::{Read as _, Write as _},
@@ -22,7 +22,7 @@ impl Connection {
         Ok(Self { stream: TcpStream::connect(address)?, buffer: Vec::new() })
     }
 
-    /// Sends a request and gives the response's body, if its status is 2xx.
+    /// Sends a request. Returns the response's body, if its status is 2xx.
     pub fn exchange(&mut self, request: &[u8]) -> Result<Vec<u8>> {
         self.stream.write_all(request)?;
         self.buffer.clear();
@@ -39,14 +39,14 @@ impl Connection {
         }
     }
 
-    /// GET, and the response as JSON.
+    /// Sends a GET. Returns the response as JSON.
     pub fn get(&mut self, path: &str) -> Result<Value> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         let body = self.exchange(request.as_bytes())?;
         Ok(serde_json::from_slice(&body).unwrap_or_default())
     }
 
-    /// Has a turn run to its end, and gives its task.
+    /// Runs a turn to its end. Returns its task.
     pub fn turn(&mut self, group: &str, prompt: &str) -> Result<Value> {
         let task: Value = serde_json::from_slice(&self.exchange(&turn(group, prompt, 60))?)?;
         if task["ended_at"].is_null() {
@@ -56,34 +56,34 @@ impl Connection {
     }
 }
 
-/// The request for a turn; it is answered when the turn ended, or after `wait` seconds.
+/// Returns the request for a turn; its answer comes when the turn ended, or after `wait` seconds.
 pub fn turn(group: &str, prompt: &str, wait: u32) -> Vec<u8> {
     let path = format!("/v1/groups/{group}/turns?wait={wait}");
     with_body("POST", &path, &json!({ "prompt": prompt }))
 }
 
-/// The request for a turn that has to start within so many milliseconds.
+/// Returns the request for a turn that has to start within this many milliseconds.
 pub fn turn_within(group: &str, prompt: &str, ms: u64) -> Vec<u8> {
     let path = format!("/v1/groups/{group}/turns");
     with_body("POST", &path, &json!({ "prompt": prompt, "expires_in_ms": ms }))
 }
 
-/// The request that makes a group.
+/// Returns the request that creates a group.
 pub fn put(group: &str) -> Vec<u8> {
     with_body("PUT", &format!("/v1/groups/{group}"), &json!({}))
 }
 
-/// The request that makes a group for an agent of that profile.
+/// Returns the request that creates a group with this profile.
 pub fn put_for(group: &str, agent: &str) -> Vec<u8> {
     with_body("PUT", &format!("/v1/groups/{group}"), &json!({ "agent": agent }))
 }
 
-/// A POST that says nothing.
+/// Returns a POST without a body.
 pub fn post(path: &str) -> Vec<u8> {
     with_body("POST", path, &json!({}))
 }
 
-/// A DELETE.
+/// Returns a DELETE.
 pub fn delete(path: &str) -> Vec<u8> {
     format!("DELETE {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes()
 }
@@ -98,11 +98,11 @@ fn with_body(method: &str, path: &str, body: &Value) -> Vec<u8> {
     .into_bytes()
 }
 
-/// The body of `response` once all of it is there.
+/// Returns the body of `response` once it is complete.
 ///
 /// # Errors
 ///
-/// A status other than 2xx, or a response that does not say how long it is.
+/// A status other than 2xx, or a response without a length.
 pub fn body(response: &[u8]) -> Result<Option<&[u8]>> {
     let Some(end) = memmem::find(response, b"\r\n\r\n") else { return Ok(None) };
     let (head, body) = (std::str::from_utf8(&response[..end])?, &response[end + 4..]);

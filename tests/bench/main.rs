@@ -1,14 +1,13 @@
-//! The benchmark: greenroom against its targets, each row beside what the machine allows in the
-//! same run. Prints a Markdown table.
+//! The benchmark: greenroom against its targets, each row beside the machine's limit in the same
+//! run. Prints a Markdown table.
 //!
 //! ```text
 //! cargo run --release --example bench [-- [--quick] [ROW…]]
 //! ```
 //!
-//! All rows take about five minutes. `--quick` shows in a few seconds a row that everything
-//! works, and its figures mean nothing. Figures of different runs differ by 20 %: compare only
-//! what stands in one row. The column of the nearest system was published elsewhere and measured
-//! on another machine.
+//! All rows take about five minutes. `--quick` checks in a few seconds a row that everything works;
+//! its figures mean nothing. Figures of different runs differ by 20 %: compare only figures of one
+//! row. The figures of the nearest system were published elsewhere and measured on another machine.
 
 mod bare;
 mod crowd;
@@ -35,12 +34,12 @@ use crate::{
     table::Line,
 };
 
-/// Whatever went wrong ends the benchmark, with its own words.
+/// Any error ends the benchmark with its own message.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// How much of everything is done.
+/// The amount of work of each row.
 pub struct Scale {
-    /// How often a figure is taken; the median counts.
+    /// How often a figure is measured; the median counts.
     pub runs: usize,
     /// Frames in one stream.
     pub frames: usize,
@@ -48,17 +47,17 @@ pub struct Scale {
     pub history: usize,
     /// Turns one after another.
     pub turns: u64,
-    /// Groups that do nothing.
+    /// Idle groups.
     pub idle_groups: usize,
-    /// Tasks that wait.
+    /// Waiting tasks.
     pub backlog: usize,
-    /// Tasks that wait, and are made.
+    /// Waiting tasks that run later.
     pub queue: usize,
-    /// Groups that are there at a restart.
+    /// Groups in the database at a restart.
     pub groups: usize,
-    /// Frames that are there at a restart.
+    /// Frames in the database at a restart.
     pub many_frames: usize,
-    /// How long groups are measured beside each disturber, at a time.
+    /// The time of one measurement beside each disturber.
     pub phase: Duration,
 }
 
@@ -152,7 +151,7 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// Builds the server with failpoints, and keeps it under a name of its own.
+/// Builds the server with failpoints, under a name of its own.
 fn build_failing() -> Result<()> {
     build(&["--features", "failpoints"])?;
     if env::var_os("CARGO").is_some() {
@@ -162,8 +161,8 @@ fn build_failing() -> Result<()> {
     Ok(())
 }
 
-/// Builds the server, and what else is asked for, as this program was built, if cargo runs it: so
-/// that nothing old is measured.
+/// Builds the server and the given programs as this program was built, if cargo runs it: so that no
+/// old build is measured.
 fn build(arguments: &[&str]) -> Result<()> {
     let Some(cargo) = env::var_os("CARGO") else { return Ok(()) };
     let mut command = Command::new(cargo);

@@ -1,5 +1,5 @@
-//! Clients at a steady pace, whatever the server makes of it: each has a group of its own, gives it
-//! a turn at fixed moments, and learns when the agent got the prompt.
+//! Clients at a steady pace, regardless of the server's speed: each has a group of its own, submits
+//! a turn at fixed times, and measures when the agent got the prompt.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,9 +14,9 @@ use tokio::{
 
 use crate::{Result, http};
 
-/// Gives each of so many groups a turn each `every`, for so long. Gives the start latency of each
-/// turn in seconds: from the request's first byte until the agent has the prompt in its hands, so
-/// with all that is made durable before.
+/// Submits a turn each `every` to each of this number of groups, for this time. Returns the start
+/// latency of each turn in seconds: from the request's first byte until the agent has read the
+/// prompt, including all commits before.
 pub fn starts(
     address: SocketAddr,
     groups: usize,
@@ -73,7 +73,7 @@ async fn client(
     Ok(latencies)
 }
 
-/// The machine's monotonic time, which all processes share, in nanoseconds.
+/// Returns the machine's monotonic time, which all processes share, in nanoseconds.
 fn now_ns() -> i128 {
     let now = clock_gettime(ClockId::Monotonic);
     i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)

@@ -7,20 +7,20 @@ use crate::Result;
 /// The kernel counts processor time for `/proc` in ticks of this length.
 const TICK: Duration = Duration::from_millis(10);
 
-/// The processor time that a process used so far.
+/// Returns the processor time of a process so far.
 pub fn cpu(pid: u32) -> Result<Duration> {
     let ticks = |field: usize| -> Result<u32> { Ok(stat(pid, field)?.parse()?) };
     Ok(TICK * (ticks(11)? + ticks(12)?))
 }
 
-/// A process's resident memory, in bytes.
+/// Returns a process's resident memory, in bytes.
 pub fn resident(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
 }
 
-/// How many children a process has.
+/// Returns the number of a process's children.
 pub fn children(pid: u32) -> Result<usize> {
     let processes =
         fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -28,7 +28,7 @@ pub fn children(pid: u32) -> Result<usize> {
     Ok(processes.filter(|child| stat(*child, 1).is_ok_and(|ppid| ppid == parent)).count())
 }
 
-/// A field of `/proc/PID/stat`, counted from the state, which is 0.
+/// Returns a field of `/proc/PID/stat`, counted from the state, which is 0.
 fn stat(pid: u32, field: usize) -> Result<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit(')').next().unwrap_or_default();

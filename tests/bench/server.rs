@@ -17,7 +17,7 @@ use crate::{Result, http::Connection, process};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A server that ends when this is dropped.
+/// A server that ends on drop.
 pub struct Server {
     directory: TempDir,
     address: SocketAddr,
@@ -26,7 +26,7 @@ pub struct Server {
     child: Option<Child>,
 }
 
-/// What differs from the defaults.
+/// The settings that differ from the defaults.
 #[derive(Clone, Copy)]
 pub struct Setup {
     /// `limits.running_groups`
@@ -35,14 +35,14 @@ pub struct Setup {
     pub queue: u32,
     /// `defaults.idle_timeout`
     pub idle_timeout: &'static str,
-    /// `GREENROOM_LOG`; absent: what is logged by default.
+    /// `GREENROOM_LOG`; absent: the default.
     pub log_filter: Option<&'static str>,
-    /// Whether it is the build in which the actor of a group panics whose name begins with
+    /// Whether to use the build in which the actor of a group panics if its name begins with
     /// [`PANICS`].
     pub fails: bool,
 }
 
-/// How the name of a group begins whose actor panics.
+/// The prefix of the names of groups whose actors panic.
 pub const PANICS: &str = "panics-";
 
 /// The name of the build in which actors may panic.
@@ -63,7 +63,8 @@ impl Default for Setup {
 impl Server {
     /// Starts a server on an empty database, and waits until it answers.
     pub fn start(setup: Setup) -> Result<Self> {
-        // Beside the build, not in a temporary directory: that may be memory, where a sync is free.
+        // Beside the build, not in a temporary directory: that may be in memory, where a sync costs
+        // nothing.
         let directory = TempDir::with_prefix_in("bench-", built("")?)?;
         let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
         let Setup { running_groups, queue, idle_timeout, log_filter, fails } = setup;
@@ -86,7 +87,7 @@ impl Server {
     /// Waits until it is ready.
     pub fn wait_ready(&self) -> Result<()> {
         let start = Instant::now();
-        while self.connect().and_then(|mut own| own.get("/readyz")).is_err() {
+        while self.connect().and_then(|mut client| client.get("/readyz")).is_err() {
             if start.elapsed() > PATIENCE {
                 return Err("the server does not answer".into());
             }
@@ -95,7 +96,7 @@ impl Server {
         Ok(())
     }
 
-    /// Starts the process again, on the database that is there, and waits for nothing.
+    /// Restarts the process on its database, without waiting.
     pub fn spawn(&mut self) -> Result<()> {
         let log = File::options().append(true).create(true).open(self.path().join("log"))?;
         let mut command = Command::new(built(if self.fails { FAILING } else { "greenroom" })?);
@@ -106,7 +107,7 @@ impl Server {
         }
         command
             .args(["serve", "--config", "bench.toml"])
-            // To make one takes long, and would be measured with the panic.
+            // A backtrace takes long, and would be measured with the panic.
             .env("RUST_BACKTRACE", "0")
             .envs(self.fails.then(|| ("FAILPOINT", format!("group={PANICS}"))))
             .envs(self.log_filter.map(|filter| ("GREENROOM_LOG", filter)))
@@ -137,27 +138,27 @@ impl Server {
         Ok(())
     }
 
-    /// The process.
+    /// Returns the process.
     pub fn pid(&self) -> Result<u32> {
         Ok(self.child.as_ref().ok_or("the server does not run")?.id())
     }
 
-    /// The processor time that the process used so far, in seconds.
+    /// Returns the processor time of the process so far, in seconds.
     pub fn cpu(&self) -> Result<f64> {
         Ok(process::cpu(self.pid()?)?.as_secs_f64())
     }
 
-    /// Where it listens.
+    /// Returns its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its working directory; the database is `data/greenroom.db`.
+    /// Returns its working directory; the database is `data/greenroom.db`.
     pub fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    /// A connection to it.
+    /// Opens a connection to it.
     pub fn connect(&self) -> Result<Connection> {
         Connection::open(self.address)
     }
@@ -165,7 +166,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It is being given up; what else could be done about a failure?
+        // The server is discarded; a failure here changes nothing.
         drop(self.kill());
     }
 }
@@ -176,10 +177,10 @@ pub fn send(pid: u32, signal: Signal) -> Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
-/// Something that cargo built in the same profile as this program.
+/// Returns a program that cargo built in the same profile as this one.
 pub fn built(name: &str) -> Result<PathBuf> {
-    let own = env::current_exe()?;
-    let profile = own.ancestors().nth(2).ok_or("this program lies nowhere")?;
+    let program = env::current_exe()?;
+    let profile = program.ancestors().nth(2).ok_or("this program has no directory")?;
     let path = profile.join(name);
     if path.exists() { Ok(path) } else { Err(format!("{} is not built", path.display()).into()) }
 }

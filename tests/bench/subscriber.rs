@@ -1,5 +1,5 @@
-//! A reader of a group's events that is never what is measured: it takes large pieces and looks
-//! only for the last frame's number in each, for numbers have no gap.
+//! A fast reader of a group's events that does not limit the measurement: it reads large pieces and
+//! looks only for the last frame's number in each, as numbers have no gap.
 
 use std::{
     io::{Read as _, Write as _},
@@ -12,11 +12,11 @@ use memchr::memmem::{Finder, FinderRev};
 use crate::Result;
 
 const PIECE_BYTES: usize = 256 << 10;
-/// What may stand at the end of a piece of an `id:` line that goes on in the next.
+/// The most bytes at the end of a piece of an `id:` line that continues in the next.
 const KEPT_BYTES: usize = 32;
 const ID: &[u8] = b"\nid: ";
 
-/// A connection that carries a group's events.
+/// A connection with a group's events.
 pub struct Subscriber {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -50,7 +50,7 @@ impl Subscriber {
         })
     }
 
-    /// Reads until frame `seq` was seen, and gives the moment.
+    /// Reads until frame `seq`. Returns the time.
     pub fn read_to(&mut self, seq: u64) -> Result<Instant> {
         while self.seq < seq {
             self.read()?;
@@ -58,7 +58,7 @@ impl Subscriber {
         Ok(Instant::now())
     }
 
-    /// Reads until replay is over and live begins.
+    /// Reads until the replay is over and live frames begin.
     pub fn read_to_seam(&mut self) -> Result<()> {
         while !self.synced {
             self.read()?;

@@ -1,19 +1,23 @@
-//! The scripted agent itself, driven on its pipes: what the other tests rely on.
+//! The scripted agent, driven on its pipes: the other tests rely on this behaviour.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread;
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+};
 
 use agent_client_protocol_schema::v1::SessionUpdate;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::process::{Doomed, is_alive};
-use crate::support::setup::scripted_agent;
-use crate::support::{Journal, Log, PATIENCE, eventually};
+use crate::support::{
+    Journal, Log, TIMEOUT, eventually,
+    process::{KillOnDrop, is_alive},
+    setup::scripted_agent,
+};
 
-/// The scripted agent's process, spoken to as a client would.
+/// The scripted agent's process, driven as a client would drive it.
 struct Driver {
     directory: TempDir,
     child: Child,
@@ -83,14 +87,14 @@ impl Driver {
         self.ask("session/prompt", json!({ "sessionId": session, "prompt": prompt }))
     }
 
-    /// Plays a prompt; gives its updates and, last, its response.
+    /// Plays a prompt; returns its updates and, last, its response.
     fn play(&mut self, session: &str, text: &str) -> Vec<Value> {
         let id = self.prompt(session, text);
         self.until_response(id)
     }
 
     fn bytes(&self) -> Vec<u8> {
-        self.lines.recv_timeout(PATIENCE).expect("a line from the agent")
+        self.lines.recv_timeout(TIMEOUT).expect("a line from the agent")
     }
 
     fn line(&self) -> String {
@@ -136,19 +140,20 @@ fn text(message: &Value) -> &str {
     message["params"]["update"]["content"]["text"].as_str().unwrap_or_default()
 }
 
-/// Words that speak: replies, chunks of an exact length, usage, tools, an echo without words.
+/// Words that produce output: replies, chunks of an exact length, usage, tools; a prompt without
+/// words is echoed.
 #[test]
-fn says_what_the_words_say() {
+fn words_produce_their_output() {
     let (mut agent, session) = Driver::ready();
-    let said = agent.play(&session, "plain");
-    assert_eq!(text(&said[0]), "echo: plain");
-    assert_eq!(said[1]["result"]["stopReason"], "end_turn");
-    let said = agent.play(&session, "x [[reply:a: b]] y [[usage:5:10]][[tokens:3:4]][[tool]]");
-    assert_eq!(text(&said[0]), "a: b");
-    assert_eq!(said[1]["params"]["update"]["used"], 5);
-    assert_eq!(said[2]["params"]["update"]["sessionUpdate"], "tool_call");
-    assert_eq!(said[3]["params"]["update"]["status"], "completed");
-    assert_eq!(said[4]["result"]["usage"]["totalTokens"], 7);
+    let messages = agent.play(&session, "plain");
+    assert_eq!(text(&messages[0]), "echo: plain");
+    assert_eq!(messages[1]["result"]["stopReason"], "end_turn");
+    let messages = agent.play(&session, "x [[reply:a: b]] y [[usage:5:10]][[tokens:3:4]][[tool]]");
+    assert_eq!(text(&messages[0]), "a: b");
+    assert_eq!(messages[1]["params"]["update"]["used"], 5);
+    assert_eq!(messages[2]["params"]["update"]["sessionUpdate"], "tool_call");
+    assert_eq!(messages[3]["params"]["update"]["status"], "completed");
+    assert_eq!(messages[4]["result"]["usage"]["totalTokens"], 7);
     let id = agent.prompt(&session, "[[chunks:1000:300]]");
     for number in 1..=1000 {
         let line = agent.line();
@@ -157,22 +162,22 @@ fn says_what_the_words_say() {
         assert!(text(&message).starts_with(&format!("{number} ")));
     }
     assert_eq!(agent.until_response(id).len(), 1);
-    let said = agent.play(&session, "[[refuse]]");
-    assert_eq!(said[0]["result"]["stopReason"], "refusal");
-    let said = agent.play(&session, "[[error:-32603:out: of luck]]");
-    assert_eq!(said[0]["error"], json!({ "code": -32603, "message": "out: of luck" }));
-    let said = agent.play(&session, "[[no such word]]");
-    assert_eq!(said[0]["error"]["code"], -32602);
-    let said = agent.play(&session, "/compact all of it");
-    assert_eq!(text(&said[0]), "Compacted.");
-    let said = agent.play(&session, "[[env]]");
-    assert!(text(&said[0]).split(' ').any(|name| name == "SCRIPT_DIR"));
+    let messages = agent.play(&session, "[[refuse]]");
+    assert_eq!(messages[0]["result"]["stopReason"], "refusal");
+    let messages = agent.play(&session, "[[error:-32603:out: of luck]]");
+    assert_eq!(messages[0]["error"], json!({ "code": -32603, "message": "out: of luck" }));
+    let messages = agent.play(&session, "[[no such word]]");
+    assert_eq!(messages[0]["error"]["code"], -32602);
+    let messages = agent.play(&session, "/compact all of it");
+    assert_eq!(text(&messages[0]), "Compacted.");
+    let messages = agent.play(&session, "[[env]]");
+    assert!(text(&messages[0]).split(' ').any(|name| name == "SCRIPT_DIR"));
     assert_eq!(agent.close(), Some(0));
 }
 
 /// Words that break the protocol.
 #[test]
-fn breaks_the_rules_as_told() {
+fn words_can_break_the_protocol() {
     let (mut agent, session) = Driver::ready();
     let id =
         agent.prompt(&session, "[[garbage]][[garbage-run:2]][[utf8]][[crlf]][[huge-line:70000]]");
@@ -190,23 +195,23 @@ fn breaks_the_rules_as_told() {
     let id = agent.prompt(&session, "[[deep:10000]]");
     assert!(serde_json::from_str::<Value>(&agent.line()).is_err());
     agent.until_response(id);
-    let said = agent.play(&session, "[[two-responses]]");
-    assert_eq!(said[0]["result"]["stopReason"], "end_turn");
+    let messages = agent.play(&session, "[[two-responses]]");
+    assert_eq!(messages[0]["result"]["stopReason"], "end_turn");
     assert_eq!(agent.message()["result"]["stopReason"], "refusal");
     agent.play(&session, "[[late:20]]");
     assert_eq!(text(&agent.message()), "late");
     agent.prompt(&session, "[[no-answer]]");
     agent.journal.wait("silence", |event| event["stop"] == "nothing");
-    let said = agent.play(&session, "[[stderr:3]][[reply:after silence]]");
-    assert_eq!(text(&said[0]), "after silence");
+    let messages = agent.play(&session, "[[stderr:3]][[reply:after silence]]");
+    assert_eq!(text(&messages[0]), "after silence");
     agent.prompt(&session, "[[no-newline-eof]]");
     assert_eq!(agent.message()["result"]["stopReason"], "end_turn");
     assert_eq!(agent.exit_code(), Some(0));
 }
 
-/// Requests to the client, and reports of what it answered.
+/// Requests to the client, and reports of the client's answers.
 #[test]
-fn asks_and_reports() {
+fn client_answers_are_reported() {
     let (mut agent, session) = Driver::ready();
     let id = agent.prompt(&session, "[[permission]][[fs]][[unknown-request]]");
     let request = agent.message();
@@ -227,9 +232,9 @@ fn asks_and_reports() {
     agent.until_response(id);
 }
 
-/// Permissions of other forms, for tools of a kind, and several at a time.
+/// Permissions with other options, for tools of a kind, and several at a time.
 #[test]
-fn asks_in_other_forms() {
+fn permission_words_choose_options_tools_and_concurrency() {
     let (mut agent, session) = Driver::ready();
     let words = "[[tool:open]][[permission-open:none:known]][[permission-open:lasting:edit]]";
     let id = agent.prompt(&session, &format!("{words}[[await-permissions]][[reply:all]]"));
@@ -251,23 +256,23 @@ fn asks_in_other_forms() {
     let answered = agent.journal.events_named("permission");
     assert_eq!(answered.len(), 2, "{answered:?}");
     assert!(answered.iter().any(|event| event["tool"] == tool), "{answered:?}");
-    let said = agent.play(&session, "[[unknown-request:open]]");
-    assert_eq!(said[0]["method"], "scripted/unknown");
-    assert_eq!(said.len(), 2, "it went on");
+    let messages = agent.play(&session, "[[unknown-request:open]]");
+    assert_eq!(messages[0]["method"], "scripted/unknown");
+    assert_eq!(messages.len(), 2, "the turn continued without an answer");
 }
 
-/// Words for some attempts only, the least updates, and a start that fails until it does not.
+/// Words for some attempts only, minimal updates, and a start that fails until a gate is open.
 #[test]
-fn changes_its_mind() {
+fn words_and_starts_can_depend_on_the_attempt() {
     let (mut agent, session) = Driver::ready();
     let prompt = "[[times:2:error:-32603:not yet]][[times:1:reply:no]][[reply:now]]";
     for _ in 0..2 {
         assert_eq!(agent.play(&session, prompt)[0]["error"]["message"], "not yet");
     }
-    let said = agent.play(&session, prompt);
-    assert_eq!((text(&said[0]), said.len()), ("now", 2));
+    let messages = agent.play(&session, prompt);
+    assert_eq!((text(&messages[0]), messages.len()), ("now", 2));
     let other = agent.play(&session, "[[times:1:reply:first]][[times:x:reply:y]]");
-    assert_eq!(text(&other[0]), "first", "each prompt counts by itself");
+    assert_eq!(text(&other[0]), "first", "attempts are counted per prompt");
     assert_eq!(other[1]["error"]["code"], -32602);
     for kind in [
         "plan",
@@ -277,8 +282,8 @@ fn changes_its_mind() {
         "config_option_update",
         "session_info_update",
     ] {
-        let said = agent.play(&session, &format!("[[update:{kind}]]"));
-        let update = &said[0]["params"]["update"];
+        let messages = agent.play(&session, &format!("[[update:{kind}]]"));
+        let update = &messages[0]["params"]["update"];
         assert_eq!(update["sessionUpdate"], kind);
         let parsed: Result<SessionUpdate, _> = serde_json::from_value(update.clone());
         assert!(parsed.is_ok(), "{update}: {parsed:?}");
@@ -293,9 +298,9 @@ fn changes_its_mind() {
     assert_eq!(answered["result"]["protocolVersion"], 1);
 }
 
-/// Gates, cancel, and the refusal of a second prompt; all of it is in the journal.
+/// Gates, cancel, and the refusal of a second prompt; the journal has all of them.
 #[test]
-fn waits_at_gates_and_obeys_cancel() {
+fn gates_block_and_cancel_ends_the_turn() {
     let (mut agent, session) = Driver::ready();
     let cancel =
         json!({ "jsonrpc": "2.0", "method": "session/cancel", "params": { "sessionId": session } });
@@ -308,9 +313,9 @@ fn waits_at_gates_and_obeys_cancel() {
     let id = agent.prompt(&session, "[[gate:two]][[reply:never]]");
     agent.journal.wait_gate("two");
     agent.send(&cancel);
-    let said = agent.until_response(id);
-    assert_eq!(said.last().unwrap()["result"]["stopReason"], "cancelled");
-    assert_eq!(said.len(), 1);
+    let messages = agent.until_response(id);
+    assert_eq!(messages.last().unwrap()["result"]["stopReason"], "cancelled");
+    assert_eq!(messages.len(), 1);
     let id = agent.prompt(&session, "[[ignore-cancel]][[gate:three]][[reply:deaf]]");
     agent.journal.wait_gate("three");
     agent.send(&cancel);
@@ -322,9 +327,9 @@ fn waits_at_gates_and_obeys_cancel() {
     assert_eq!(agent.journal.most_at_once(), 1);
 }
 
-/// A session outlives the process: load replays it, resume does not; an unknown id is -32002.
+/// A session survives the process: load replays it, resume does not; an unknown id is -32002.
 #[test]
-fn keeps_sessions_over_a_restart() {
+fn sessions_survive_a_restart_of_the_agent() {
     let (mut agent, session) = Driver::ready();
     agent.play(&session, "[[reply:remember me]]");
     agent.prompt(&session, "[[die:7]]");
@@ -337,13 +342,13 @@ fn keeps_sessions_over_a_restart() {
     let replayed = agent.until_response(load);
     assert_eq!(text(&replayed[1]), "remember me");
     assert_eq!(replayed.last().unwrap()["result"], json!({}));
-    let said = agent.play(&session, "again");
-    assert_eq!(text(&said[0]), "echo: again", "not a first turn");
+    let messages = agent.play(&session, "again");
+    assert_eq!(text(&messages[0]), "echo: again", "not a first turn");
     let resumed = agent.call("session/resume", json!({ "sessionId": session }));
     assert_eq!(resumed["result"], json!({}));
-    let unknown = agent.call("session/resume", json!({ "sessionId": "nobody" }));
+    let unknown = agent.call("session/resume", json!({ "sessionId": "absent" }));
     assert_eq!(unknown["error"]["code"], -32002);
-    let empty = agent.call("session/load", json!({ "sessionId": "nobody" }));
+    let empty = agent.call("session/load", json!({ "sessionId": "absent" }));
     assert_eq!(empty["result"], json!({}), "--load-empty");
     let opened = agent.call("session/new", json!({ "cwd": "/" }));
     let opened = opened["result"]["sessionId"].as_str().unwrap().to_owned();
@@ -351,9 +356,9 @@ fn keeps_sessions_over_a_restart() {
     assert_eq!(text(&agent.play(&opened, "one")[0]), "[first turn]");
 }
 
-/// The switches that spoil a start.
+/// The switches that make a start fail.
 #[test]
-fn fails_to_start_as_told() {
+fn switches_make_a_start_fail() {
     assert_eq!(Driver::start(&["--exit-at-start", "3"]).exit_code(), Some(3));
     let version = json!({ "protocolVersion": 1 });
     let failed = Driver::start(&["--fail-initialize"]).call("initialize", version.clone());
@@ -373,22 +378,22 @@ fn fails_to_start_as_told() {
     gated.until_response(id);
     let mut silent = Driver::start(&["--hang-initialize"]);
     silent.ask("initialize", version);
-    assert_eq!(silent.close(), Some(0), "ends when its stdin does");
-    assert!(silent.lines.try_recv().is_err(), "said nothing");
+    assert_eq!(silent.close(), Some(0), "the agent ends with its stdin");
+    assert!(silent.lines.try_recv().is_err(), "the agent wrote nothing");
 }
 
-/// `[[spawn-orphans]]` gives three living processes that the end of the agent does not end.
+/// `[[spawn-orphans]]` starts three processes that survive the end of the agent.
 #[test]
-fn leaves_orphans() {
+fn orphans_survive_the_agent() {
     let (mut agent, session) = Driver::ready();
-    let said = agent.play(&session, "[[spawn-orphans]]");
-    let doomed = Doomed::reported(&json!({ "text": text(&said[0]) }));
-    assert_eq!(doomed.0.len(), 3);
-    assert!(doomed.all_live());
+    let messages = agent.play(&session, "[[spawn-orphans]]");
+    let orphans = KillOnDrop::reported(&json!({ "text": text(&messages[0]) }));
+    assert_eq!(orphans.0.len(), 3);
+    assert!(orphans.all_live());
     assert_eq!(agent.close(), Some(0));
-    assert!(doomed.all_live(), "they died with the agent");
-    let pids = doomed.0.clone();
-    drop(doomed);
+    assert!(orphans.all_live(), "the orphans died with the agent");
+    let pids = orphans.0.clone();
+    drop(orphans);
     eventually("the end of the orphans", &Log::default(), || {
         (!pids.iter().any(|pid| is_alive(*pid))).then_some(())
     });

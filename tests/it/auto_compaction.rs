@@ -1,23 +1,23 @@
-//! Compactions that a group orders by itself, when the context is nearly full.
+//! Compactions that a group orders automatically when the context is nearly full.
 
 use serde_json::{Value, json};
 
 use crate::support::{Server, Setup};
 
-/// A turn that leaves the context nearly full, and nearly empty.
+/// The words of a turn that leaves the context nearly full, and nearly empty.
 const FULL: &str = "[[usage:950:1000]]";
 const EMPTY: &str = "[[usage:100:1000]]";
 
-/// Runs a turn, and all that it calls for.
+/// Runs a turn, and waits until the group is idle again.
 #[track_caller]
 fn turn_and_rest(server: &Server, prompt: &str) {
     server.complete("work", prompt);
     server.wait_group("work", "an idle group", |group| group["status"] == "idle");
 }
 
-/// How many compactions the group has ordered by itself, and all of them are over.
+/// Waits for the group's automatic compactions to end, and counts them.
 #[track_caller]
-fn ordered(server: &Server) -> usize {
+fn count_ordered(server: &Server) -> usize {
     let tasks = server.auto_compactions("work");
     for task in &tasks {
         server.finish(task);
@@ -28,7 +28,7 @@ fn ordered(server: &Server) -> usize {
 /// DQ-5, DQ-4: a real `usage_update` of a real process over the threshold makes the compaction
 /// run, in the same process, once the turn has settled.
 #[test]
-fn the_whole_path_is_live() {
+fn usage_over_the_threshold_starts_a_compaction_after_the_turn() {
     let server = Server::usual();
     server.journal.script("on-compact", EMPTY);
     let running = server.submit("work", &format!("{FULL}[[gate:go]]"));
@@ -46,36 +46,37 @@ fn the_whole_path_is_live() {
     assert_eq!(server.journal.events_named("start").len(), 1, "no second process");
     server.assert_compacted("work", 1);
     turn_and_rest(&server, EMPTY);
-    assert_eq!(ordered(&server), 1, "below the threshold nothing is ordered");
+    assert_eq!(count_ordered(&server), 1, "below the threshold nothing is ordered");
 }
 
-/// DQ-6: an agent that reports no usage is never compacted by itself, however much it says.
+/// DQ-6: an agent that reports no usage is never compacted automatically, however much it outputs.
 #[test]
-fn no_usage_no_compaction() {
+fn without_usage_no_compaction_is_ordered() {
     let server = Server::usual();
     turn_and_rest(&server, "[[chunks:2000:1000]][[tokens:900000:900000]]");
     turn_and_rest(&server, "next");
-    assert_eq!(ordered(&server), 0);
+    assert_eq!(count_ordered(&server), 0);
     assert_eq!(server.journal.prompts().len(), 2);
 }
 
-/// ARCHITECTURE 5: at the threshold it fires, just below it does not; the default is 0.85.
+/// at the threshold a compaction is ordered, just below it is not; the default is
+/// 0.85.
 #[test]
-fn the_threshold_is_exact() {
+fn compaction_is_ordered_exactly_at_the_threshold() {
     let server = Server::usual();
     server.journal.script("on-compact", EMPTY);
     turn_and_rest(&server, "[[usage:849:1000]]");
-    assert_eq!(ordered(&server), 0);
+    assert_eq!(count_ordered(&server), 0);
     turn_and_rest(&server, "[[usage:850:1000]]");
-    assert_eq!(ordered(&server), 1);
+    assert_eq!(count_ordered(&server), 1);
     turn_and_rest(&server, "[[usage:0:0]]");
-    assert_eq!(ordered(&server), 1, "no window, no share of it");
+    assert_eq!(count_ordered(&server), 1, "without a window there is no ratio");
 }
 
-/// API 2, API 4: a group's own `auto_compact` wins over its profile's, that over the default; 0
-/// turns it off, in each place.
+/// API-2, API-4: a group's `auto_compact` overrides its profile's, which overrides the default; 0
+/// disables it at each level.
 #[test]
-fn threshold_by_group_profile_and_default() {
+fn threshold_of_the_group_overrides_profile_and_default() {
     let setup = Setup::new()
         .set("defaults", "auto_compact", "0.5")
         .agent("off", &[])
@@ -106,9 +107,10 @@ fn threshold_by_group_profile_and_default() {
     }
 }
 
-/// DQ-4, I8: it overtakes the waiting turns, after a turn that failed or was cut off likewise.
+/// DQ-4, I8: the compaction overtakes the waiting turns, also after a turn that failed or was
+/// interrupted.
 #[test]
-fn runs_ahead_of_waiting_turns() {
+fn automatic_compaction_runs_before_waiting_turns() {
     for (end, state) in [
         ("", "completed"),
         ("[[error:-32602:no]]", "failed"),
@@ -126,40 +128,40 @@ fn runs_ahead_of_waiting_turns() {
             server.finish_as(task, "completed");
         }
         assert_eq!(server.journal.prompts()[1..], ["/compact", "one", "two"], "after {state}");
-        assert_eq!(ordered(&server), 1);
+        assert_eq!(count_ordered(&server), 1);
         server.journal.assert_one_at_a_time();
     }
 }
 
-/// DQ-3, I8: where a compaction waits already, no second one is ordered.
+/// DQ-3, I8: while a compaction is waiting, the group orders no second one.
 #[test]
-fn joins_one_that_waits() {
+fn no_second_compaction_is_ordered_while_one_waits() {
     let server = Server::usual();
     server.journal.script("on-compact", EMPTY);
     let running = server.submit("work", &format!("{FULL}[[gate:go]]"));
     server.journal.wait_gate("go");
-    let asked = server.compact("work");
+    let requested = server.compact("work");
     server.journal.open_gate("go");
     server.finish_as(&running, "completed");
-    server.finish_as(&asked, "completed");
+    server.finish_as(&requested, "completed");
     turn_and_rest(&server, EMPTY);
-    assert_eq!(ordered(&server), 0);
+    assert_eq!(count_ordered(&server), 0);
     assert_eq!(server.list("work", "tasks?kind=compaction").len(), 1);
 }
 
-/// API 4: a profile that cannot be compacted is left alone.
+/// API-4: no compaction is ordered for a profile that cannot be compacted.
 #[test]
-fn strategy_none_orders_nothing() {
+fn strategy_none_orders_no_compaction() {
     let none = "{ strategy = \"none\" }";
     let server = Setup::new().set("agents.scripted", "compaction", none).start();
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 0);
+    assert_eq!(count_ordered(&server), 0);
     assert_eq!(server.journal.prompts(), [FULL]);
 }
 
-/// DQ-5 with the strategy `rotate`: the next turn is led by the summary, in a new session.
+/// DQ-5 with the strategy `rotate`: the summary leads the next prompt, in a new session.
 #[test]
-fn rotates_by_itself() {
+fn automatic_compaction_can_rotate_the_session() {
     let server = Setup::new().rotates().start();
     server.journal.script("on-summary", "[[reply:what was said so far]]");
     let old = {
@@ -167,115 +169,115 @@ fn rotates_by_itself() {
         server.session("work")
     };
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 1);
+    assert_eq!(count_ordered(&server), 1);
     assert_ne!(server.session("work"), old);
     server.complete("work", "[[reply:x]]");
-    let led = server.journal.prompts_of(&server.session("work"));
-    assert!(led[0].contains("what was said so far"), "{led:?}");
+    let prompts = server.journal.prompts_of(&server.session("work"));
+    assert!(prompts[0].contains("what was said so far"), "{prompts:?}");
 }
 
-/// I12, HL-14: two in a row that freed less than a tenth are the last, over a restart too; then it
-/// fires again once somebody acts, by a compaction over HTTP or by a PUT.
+/// I12, HL-14: after two compactions in a row that freed less than a tenth, the group orders no
+/// more, also after a restart; a compaction over HTTP or a PUT enables it again.
 #[test]
-fn stops_when_it_does_not_help() {
+fn two_ineffective_compactions_in_a_row_stop_automatic_compaction() {
     let mut server = Server::usual();
-    let in_vain = "[[usage:900:1000]]";
-    server.journal.script("on-compact", in_vain);
+    let ineffective = "[[usage:900:1000]]";
+    server.journal.script("on-compact", ineffective);
     for _ in 0..4 {
         turn_and_rest(&server, FULL);
     }
-    assert_eq!(ordered(&server), 2, "{}", server.log.tail());
+    assert_eq!(count_ordered(&server), 2, "{}", server.log.tail());
     server.kill_and_boot();
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 2, "also after a restart");
+    assert_eq!(count_ordered(&server), 2, "also after a restart");
     server.finish_as(&server.compact("work"), "completed");
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 3, "a compaction over HTTP sets it going");
+    assert_eq!(count_ordered(&server), 3, "a compaction over HTTP enables it again");
     for _ in 0..3 {
         turn_and_rest(&server, FULL);
     }
-    let before = ordered(&server);
-    assert!(before <= 5, "and it stops again: {before}");
+    let before = count_ordered(&server);
+    assert!(before <= 5, "it stops again: {before}");
     server.put("/v1/groups/work", &json!({ "auto_compact": 0.8 })).expect(200);
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), before + 1, "a PUT sets it going");
+    assert_eq!(count_ordered(&server), before + 1, "a PUT enables it again");
 }
 
-/// I12: one that helps in between keeps it going: only two in a row stop it, and a compaction of
-/// the agent's own that frees enough sets it going again.
+/// I12: an effective compaction in between keeps it enabled: only two ineffective ones in a row
+/// stop it, and a compaction by the agent itself that frees enough enables it again.
 #[test]
-fn a_later_one_that_helps_sets_it_going() {
+fn an_effective_compaction_enables_automatic_compaction_again() {
     let server = Server::usual();
     let mut expected = 0;
     for effect in [FULL, EMPTY, FULL, EMPTY, FULL] {
         server.journal.script("on-compact", effect);
         turn_and_rest(&server, FULL);
         expected += 1;
-        assert_eq!(ordered(&server), expected, "{}", server.log.tail());
+        assert_eq!(count_ordered(&server), expected, "{}", server.log.tail());
     }
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), expected + 1, "the second in a row that freed nothing");
+    assert_eq!(count_ordered(&server), expected + 1, "the second in a row that freed nothing");
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), expected + 1, "stopped");
-    let own = "[[compaction:in_progress:own]][[compaction:completed:own]]";
-    turn_and_rest(&server, &format!("{own}{EMPTY}"));
+    assert_eq!(count_ordered(&server), expected + 1, "stopped");
+    let by_agent = "[[compaction:in_progress:own]][[compaction:completed:own]]";
+    turn_and_rest(&server, &format!("{by_agent}{EMPTY}"));
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), expected + 2, "the agent's own has helped");
+    assert_eq!(count_ordered(&server), expected + 2, "the agent's own compaction was effective");
 }
 
-/// HL-14, I12: after a failure it does not fire at every turn; the cooldown outlives a restart, and
-/// holds nobody back who asks for a compaction.
+/// HL-14, I12: after a failure a cooldown prevents a compaction at every turn; it survives a
+/// restart, and does not delay a compaction that a caller orders.
 #[test]
-fn cooldown_after_a_failure_is_durable() {
+fn a_failure_starts_a_cooldown_that_survives_a_restart() {
     let mut server = Server::usual();
     server.journal.script("on-compact", "[[error:-32602:no]]");
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 1);
+    assert_eq!(count_ordered(&server), 1);
     assert_eq!(server.auto_compactions("work")[0]["state"], "failed");
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 1, "it cools down");
+    assert_eq!(count_ordered(&server), 1, "the cooldown holds");
     server.kill_and_boot();
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 1, "also after a restart");
+    assert_eq!(count_ordered(&server), 1, "also after a restart");
     server.journal.script("on-compact", EMPTY);
-    let asked = server.compact("work");
-    assert_eq!(asked["origin"], "api");
-    server.finish_as(&asked, "completed");
+    let requested = server.compact("work");
+    assert_eq!(requested["origin"], "api");
+    server.finish_as(&requested, "completed");
     server.assert_compacted("work", 1);
 }
 
-/// HL-14, I12: a lock that another program keeps delays one turn by `compaction_timeout`, and not
-/// each later one; over a restart too. A caller may order a compaction all the same.
+/// HL-14, I12: a lock that another program holds delays one turn by `compaction_timeout`, but not
+/// the later ones, also after a restart. A caller may still order a compaction.
 #[test]
-fn a_held_lock_is_followed_by_a_rest() {
+fn a_held_lock_starts_a_cooldown() {
     let mut server = Setup::new().text("defaults", "compaction_timeout", "300ms").start();
     server.complete("work", EMPTY);
-    let lock = server.take_lock(&server.session("work"), "outside").expect_any(&[200, 201]);
+    let lock = server.acquire_lock(&server.session("work"), "outside").expect_any(&[200, 201]);
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 1);
+    assert_eq!(count_ordered(&server), 1);
     assert_eq!(server.auto_compactions("work")[0]["state"], "skipped");
     turn_and_rest(&server, FULL);
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 1, "it rests");
+    assert_eq!(count_ordered(&server), 1, "the cooldown holds");
     server.kill_and_boot();
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 1, "also after a restart");
+    assert_eq!(count_ordered(&server), 1, "also after a restart");
     server.release_lock(&lock);
     server.journal.script("on-compact", EMPTY);
     server.finish_as(&server.compact("work"), "completed");
     turn_and_rest(&server, FULL);
-    assert_eq!(ordered(&server), 2, "one that is done ends the rest");
+    assert_eq!(count_ordered(&server), 2, "a completed compaction ends the cooldown");
 }
 
-/// HL-14: so does one that was cancelled, as it waited or as it ran.
+/// HL-14: a cancelled compaction starts a cooldown too, whether it was waiting or running.
 #[test]
-fn a_cancelled_one_is_followed_by_a_rest() {
+fn a_cancelled_compaction_starts_a_cooldown() {
     for waits in [true, false] {
         let server = Server::usual();
         server.journal.script("on-compact", "[[gate:compacts]]");
         server.complete("work", EMPTY);
         if waits {
-            server.take_lock(&server.session("work"), "outside").expect_any(&[200, 201]);
+            server.acquire_lock(&server.session("work"), "outside").expect_any(&[200, 201]);
         }
         server.complete("work", FULL);
         let task = server.auto_compactions("work").remove(0);
@@ -285,14 +287,14 @@ fn a_cancelled_one_is_followed_by_a_rest() {
         server.cancel(&task).expect(202);
         server.finish_as(&task, "cancelled");
         turn_and_rest(&server, FULL);
-        assert_eq!(ordered(&server), 1, "it rests");
+        assert_eq!(count_ordered(&server), 1, "the cooldown holds");
     }
 }
 
-/// DQ-4, RELIABILITY 1: one that waits, ordered in the settlement's own commit, survives kill -9
+/// DQ-4, R-1: a waiting compaction, ordered in the settlement's commit, survives kill -9
 /// and keeps its place.
 #[test]
-fn survives_a_restart() {
+fn a_waiting_automatic_compaction_survives_a_restart() {
     let mut server = Setup::new().set("limits", "running_groups", 1).start();
     server.journal.script("on-compact", EMPTY);
     let full = server.submit("work", &format!("{FULL}[[gate:go]]"));

@@ -1,13 +1,11 @@
-//! A row that cannot be read concerns its group alone: that one is `broken`, is named once, takes
-//! nothing, and can be purged. Rows are damaged in the database of a stopped server.
+//! An unreadable row affects its group alone: that group is `broken`, is logged once, accepts no
+//! work, and can be purged. Rows are damaged in the database of a stopped server.
 
 use serde_json::{Value, json};
 
-use crate::support::server::greenroom;
-use crate::support::{Server, Setup, eventually};
+use crate::support::{Server, Setup, eventually, server::greenroom};
 
-/// A group that is to be broken, and the statement that does it; `$no` is its number, `$keys` are
-/// its keys.
+/// A group, and the statement that breaks it; `$no` is its number, `$keys` selects its keys.
 type Case = (&'static str, &'static str);
 
 #[rustfmt::skip]
@@ -50,7 +48,7 @@ const CASES: &[Case] = &[
     ("permission-id",   "UPDATE permissions SET id = randomblob(16) WHERE $keys"),
 ];
 
-/// The groups in which a turn runs that does not end by itself; in the others one waits.
+/// The groups with a running turn that does not end by itself; in the others a turn waits.
 const RUNNING: [(&str, &str); 3] = [
     ("running", "[[gate:never]]"),
     ("permission", "[[permission]]"),
@@ -79,12 +77,12 @@ fn verify(server: &Server, arguments: &[&str]) -> (i32, String) {
     let all = [&["verify", "--config", config.to_str().unwrap()], arguments].concat();
     let ended =
         greenroom(&server.home, &all).stdout(std::process::Stdio::piped()).output().unwrap();
-    let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-    (ended.status.code().unwrap(), told)
+    let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+    (ended.status.code().unwrap(), output)
 }
 
-/// A server with a group for each case, in which a task waits or a permission is asked for, and the
-/// group `sound`; killed, and damaged.
+/// Prepares a server with a group for each case, in which a task waits or a permission is pending,
+/// and the group `sound`; kills it, and damages the rows.
 #[track_caller]
 fn damaged() -> Server {
     let mut server = Setup::new().asks().start();
@@ -108,7 +106,7 @@ fn damaged() -> Server {
     server
 }
 
-/// I15, AM-18: whichever row cannot be read, other groups work, and its group says which row it is.
+/// I15, AM-18: whichever row is unreadable, other groups work, and its group names the row.
 #[test]
 fn an_unreadable_row_breaks_its_group_alone() {
     let mut server = damaged();
@@ -131,9 +129,9 @@ fn an_unreadable_row_breaks_its_group_alone() {
         server.post(&format!("{path}/pause"), &json!({})).problem(500, "group-broken");
         server.delete(&path).problem(500, "group-broken");
         let errors = errors_naming(&server, group);
-        assert_eq!(errors.len(), 1, "{sql}: named once: {errors:#?}");
+        assert_eq!(errors.len(), 1, "{sql}: logged once: {errors:#?}");
     }
-    server.complete("sound", "while others are looked at");
+    server.complete("sound", "while others are loaded");
     server.get("/readyz").expect(200);
     let count = CASES.len();
     let status = server.get("/v1/status").expect(200);
@@ -160,12 +158,12 @@ fn an_unreadable_row_breaks_its_group_alone() {
     assert!(!server.log.lines().iter().any(|line| line.contains("group actor ended")));
     assert!(!server.log.lines().iter().any(|line| line.contains("sk-secret")), "C16: no value");
 
-    let (code, told) = verify(&server, &[]);
-    assert_eq!(code, 1, "{told}");
+    let (code, output) = verify(&server, &[]);
+    assert_eq!(code, 1, "{output}");
     for (group, _) in CASES {
         assert!(
-            told.lines().any(|line| line.starts_with(&format!("{group}: "))),
-            "{group}: {told}"
+            output.lines().any(|line| line.starts_with(&format!("{group}: "))),
+            "{group}: {output}"
         );
         let path = format!("/v1/groups/{group}");
         server.delete(&format!("{path}?purge=true")).expect(202);
@@ -175,18 +173,17 @@ fn an_unreadable_row_breaks_its_group_alone() {
     assert_eq!(server.get("/v1/status").expect(200)["groups"]["broken"], Value::Null);
 }
 
-/// I13, I2: `verify --repair` makes the rows from the log. A task whose prompt is lost is ended
-/// there.
+/// I13, I2: `verify --repair` rebuilds the rows from the log. It ends a task whose prompt is lost.
 #[test]
 fn a_broken_group_is_repaired_from_its_log() {
     let mut server = damaged();
     for (group, sql) in CASES {
-        let (code, told) = verify(&server, &["--repair", group]);
-        assert_eq!(code, 0, "{sql}: {told}");
-        assert!(told.contains("made from its log"), "{sql}: {told}");
+        let (code, output) = verify(&server, &["--repair", group]);
+        assert_eq!(code, 0, "{sql}: {output}");
+        assert!(output.contains("made from its log"), "{sql}: {output}");
     }
-    let (code, told) = verify(&server, &[]);
-    assert_eq!(code, 0, "{told}");
+    let (code, output) = verify(&server, &[]);
+    assert_eq!(code, 0, "{output}");
     server.boot();
     for (group, sql) in CASES {
         let tasks = server.get(&format!("/v1/groups/{group}/tasks")).expect(200)["items"].clone();
@@ -208,8 +205,8 @@ fn a_broken_group_is_repaired_from_its_log() {
     }
 }
 
-/// AM-18: a row of the history is left out of lists and named once; its group works. What a key was
-/// used for is not run again because the row of its task cannot be read.
+/// AM-18: an unreadable row of the history is left out of lists and logged once; its group works.
+/// An idempotency key whose task's row is unreadable runs no second task.
 #[test]
 fn an_unreadable_row_of_the_history_is_left_out() {
     let mut server = Server::usual();
@@ -251,14 +248,18 @@ fn an_unreadable_row_of_the_history_is_left_out() {
     server.complete("work", "works");
     assert_eq!(server.journal.times("first"), 1);
 
-    // A damaged frame is in no other row: it is said, and nothing is changed.
+    // No other row holds a damaged frame: `verify --repair` reports it, and changes nothing.
     server.kill();
-    let (code, told) = verify(&server, &["--repair", "work"]);
-    assert!(code == 1 && told.contains("nothing was changed"), "{told}");
-    for told in [told, verify(&server, &[]).1] {
-        let frames: Vec<&str> = told.lines().filter(|line| line.contains("frames from")).collect();
+    let (code, output) = verify(&server, &["--repair", "work"]);
+    assert!(code == 1 && output.contains("nothing was changed"), "{output}");
+    for output in [output, verify(&server, &[]).1] {
+        let frames: Vec<&str> =
+            output.lines().filter(|line| line.contains("frames from")).collect();
         let each = frames.iter().collect::<std::collections::BTreeSet<_>>();
-        assert!(!frames.is_empty() && frames.len() == each.len(), "each once: {told}");
+        assert!(
+            !frames.is_empty() && frames.len() == each.len(),
+            "each is reported once: {output}"
+        );
     }
     server.boot();
     server.delete("/v1/groups/work?purge=true").expect(202);

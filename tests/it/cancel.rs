@@ -1,12 +1,12 @@
-//! Cancel: an intent, answered by one outcome.
+//! Cancel: an intent that leads to exactly one outcome.
 
 use serde_json::{Value, json};
 
 use crate::support::{Server, Setup, eventually, process};
 
-/// API 2: a queued task is cancelled at once and never reaches the agent; the rest runs on.
+/// API-2: a queued task is cancelled immediately and never reaches the agent; the other tasks run.
 #[test]
-fn queued_task() {
+fn a_queued_task_is_cancelled_immediately() {
     let server = Server::usual();
     let running = server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
@@ -23,10 +23,10 @@ fn queued_task() {
     assert_eq!(server.journal.prompts(), ["[[gate:go]]", "next"]);
 }
 
-/// AM-5, API 2: a running task gets `session/cancel`, ends `cancelled` once the agent says so,
-/// and the same agent runs the next.
+/// AM-5, API-2: a running task gets `session/cancel`, ends `cancelled` once the agent confirms it,
+/// and the same agent runs the next task.
 #[test]
-fn running_task() {
+fn a_running_task_is_cancelled_by_its_agent() {
     let server = Server::usual();
     let running = server.submit("work", "[[reply:before]][[gate:never]]");
     let next = server.submit("work", "next");
@@ -37,16 +37,16 @@ fn running_task() {
     assert_eq!(ended["text"], "before");
     server.finish_as(&next, "completed");
     assert_eq!(server.journal.events_named("cancel").len(), 1);
-    assert_eq!(server.journal.events_named("start").len(), 1, "nobody was killed");
+    assert_eq!(server.journal.events_named("start").len(), 1, "the agent was not killed");
     let ends = server.frames_where("work", &format!("&task={}", running["id"].as_str().unwrap()));
     let ends = ends.iter().filter(|frame| frame["kind"] == "greenroom/task_ended");
     assert_eq!(ends.count(), 1, "one outcome (I9)");
 }
 
-/// ARCHITECTURE 4, F6: an agent that ignores the cancel is ended by the ladder, after 10 s; the
-/// task is `cancelled`, and the next task runs in a new agent, in the same session.
+/// A-4, F6: greenroom ends an agent that ignores the cancel by escalation, after 10 s;
+/// the task is `cancelled`, and the next task runs in a new agent, in the same session.
 #[test]
-fn ladder_ends_a_deaf_agent() {
+fn escalation_ends_an_agent_that_ignores_cancel() {
     let server = Server::usual();
     server.complete("work", "first");
     let running = server.submit("work", "[[ignore-cancel]][[gate:never]]");
@@ -56,7 +56,7 @@ fn ladder_ends_a_deaf_agent() {
     server.cancel(&running).expect(202);
     server.journal.wait("the cancel", |event| event["event"] == "cancel");
     assert!(process::is_alive(agent), "the agent has its 10 s");
-    assert_eq!(server.task(&running)["state"], "running", "an intent is no outcome");
+    assert_eq!(server.task(&running)["state"], "running", "an intent is not an outcome");
     server.finish_as(&running, "cancelled");
     server.finish_as(&next, "completed");
     assert!(!process::is_alive(agent));
@@ -64,9 +64,9 @@ fn ladder_ends_a_deaf_agent() {
     assert_eq!(sessions[0]["session"], sessions[2]["session"], "the session was restored");
 }
 
-/// API 2: a terminal task answers 409 `already-terminal` and stays as it is (I9).
+/// API-2: a terminal task answers 409 `already-terminal` and is unchanged (I9).
 #[test]
-fn terminal_task() {
+fn cancel_of_a_terminal_task_is_refused() {
     let server = Server::usual();
     let done = server.complete("work", "done");
     server.cancel(&done).problem(409, "already-terminal");
@@ -79,10 +79,10 @@ fn terminal_task() {
     assert_eq!(server.task(&running), cancelled);
 }
 
-/// RELIABILITY 2, cancel × response: cancels that race with the end leave one outcome, which the
-/// answers to the cancels agree with, and a queue that goes on.
+/// R-2, cancel × response: cancels that race with the end leave one outcome, which
+/// matches the answers to the cancels, and the queue continues.
 #[test]
-fn cancel_races_with_the_end() {
+fn cancels_that_race_with_the_end_leave_one_outcome() {
     let server = Server::usual();
     for number in 0..30 {
         let task = server.submit("work", &format!("race {number}"));
@@ -101,10 +101,10 @@ fn cancel_races_with_the_end() {
     assert_eq!(ends.len(), 31);
 }
 
-/// RELIABILITY 2, claim × cancel: a task whose agent is still starting can be cancelled, and the
-/// prompt is never sent.
+/// R-2, claim × cancel: a task whose agent is still starting can be cancelled; its prompt
+/// is never sent.
 #[test]
-fn claimed_task() {
+fn a_claimed_task_is_cancelled_without_a_prompt() {
     let server = Setup::new().agent("slow", &["--gate-initialize", "start"]).start();
     server.put("/v1/groups/work", &json!({ "agent": "slow" })).expect(201);
     let task = server.submit("work", "never sent");
@@ -116,9 +116,10 @@ fn claimed_task() {
     assert_eq!(server.journal.prompts(), ["next"]);
 }
 
-/// API 2, stop: the run ends now, its task is cancelled, the group can start the next run.
+/// API-2, stop: the run ends immediately, its task is cancelled, and the group can start the next
+/// run.
 #[test]
-fn stop_ends_the_run() {
+fn stop_ends_the_run_and_cancels_its_task() {
     let server = Server::usual();
     let running = server.submit("work", "[[gate:never]]");
     server.journal.wait_gate("never");

@@ -1,60 +1,68 @@
-//! `greenroom turn` and `compact` follow a task to its outcome while the server, or a proxy before
-//! it, fails and comes back.
+//! `greenroom turn` and `compact` follow a task to its outcome while the server, or a proxy in
+//! front of it, fails and recovers.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    process::{Child, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+};
 
-use crate::support::server::greenroom;
-use crate::support::{Log, Server};
+use crate::support::{Log, Server, server::greenroom};
 
-/// What a proxy does with one request.
+/// How the proxy handles one request.
 #[derive(Clone, Copy, Debug)]
-enum Does {
-    /// Passes on the request, and the answer.
+enum Handling {
+    /// Forwards the request and the answer.
     Pass,
-    /// Passes on the request, and all of the answer but its last bytes.
+    /// Forwards the request, and all of the answer but its last bytes.
     Cut,
-    /// Passes on the request, and this number of bytes of the answer.
+    /// Forwards the request, and this number of bytes of the answer.
     CutAfter(usize),
-    /// Answers with this status, and passes on nothing.
-    Say(u16),
-    /// Ends the connection, and passes on nothing.
+    /// Answers with this status, and forwards nothing.
+    Answer(u16),
+    /// Closes the connection, and forwards nothing.
     HangUp,
 }
 
-/// A proxy before the server. It takes one request a connection and treats each by the next word of
-/// a list, which it repeats.
+/// A proxy in front of the server. It accepts one request per connection, and handles each by the
+/// next item of a list, which it repeats.
 struct Proxy {
     address: SocketAddr,
-    /// The first lines of the requests.
-    asked: Arc<Mutex<Vec<String>>>,
+    /// The request lines.
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Proxy {
-    fn start(server: SocketAddr, words: Vec<Does>) -> Self {
+    fn start(server: SocketAddr, handlings: Vec<Handling>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-        let kept = asked.clone();
+        let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+        let recorded = requests.clone();
         thread::spawn(move || {
-            for (client, does) in listener.incoming().zip(words.iter().copied().cycle()) {
-                let kept = kept.clone();
-                thread::spawn(move || treat(client.unwrap(), server, does, &kept));
+            for (client, handling) in listener.incoming().zip(handlings.iter().copied().cycle()) {
+                let recorded = recorded.clone();
+                thread::spawn(move || {
+                    serve_connection(client.unwrap(), server, handling, &recorded)
+                });
             }
         });
-        Self { address, asked }
+        Self { address, requests }
     }
 
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
     }
 }
 
-/// One connection.
-fn treat(mut client: TcpStream, server: SocketAddr, does: Does, asked: &Mutex<Vec<String>>) {
+/// Handles one connection.
+fn serve_connection(
+    mut client: TcpStream,
+    server: SocketAddr,
+    handling: Handling,
+    requests: &Mutex<Vec<String>>,
+) {
     let mut reader = BufReader::new(client.try_clone().unwrap());
     let (mut head, mut length) = (Vec::<String>::new(), 0);
     loop {
@@ -72,22 +80,22 @@ fn treat(mut client: TcpStream, server: SocketAddr, does: Does, asked: &Mutex<Ve
         }
         head.push(line);
     }
-    asked.lock().unwrap().push(format!("{does:?} {}", head[0].trim()));
+    requests.lock().unwrap().push(format!("{handling:?} {}", head[0].trim()));
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
     let mut left = usize::MAX;
-    let cut = match does {
-        Does::Pass => 0,
-        Does::Cut => 9,
-        Does::CutAfter(bytes) => {
+    let withheld = match handling {
+        Handling::Pass => 0,
+        Handling::Cut => 9,
+        Handling::CutAfter(bytes) => {
             left = bytes;
             0
         }
-        Does::Say(status) => {
+        Handling::Answer(status) => {
             let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n");
             return drop(client.write_all(answer.as_bytes()));
         }
-        Does::HangUp => return,
+        Handling::HangUp => return,
     };
     let Ok(mut stream) = TcpStream::connect(server) else { return };
     let head = head.concat() + "Connection: close\r\n\r\n";
@@ -97,7 +105,7 @@ fn treat(mut client: TcpStream, server: SocketAddr, does: Does, asked: &Mutex<Ve
     let (mut held, mut buffer) = (Vec::new(), [0; 4096]);
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         held.extend_from_slice(&buffer[..count]);
-        let ready = held.len().saturating_sub(cut).min(left);
+        let ready = held.len().saturating_sub(withheld).min(left);
         left -= ready;
         if client.write_all(&held[..ready]).is_err() {
             return;
@@ -119,13 +127,13 @@ fn start(server: &Server, address: SocketAddr, log: &Log, arguments: &[&str]) ->
     child
 }
 
-/// The exit code, and what was printed.
+/// Waits for the exit code and the stdout.
 fn end(child: Child) -> (Option<i32>, String) {
     let output = child.wait_with_output().unwrap();
     (output.status.code(), String::from_utf8(output.stdout).unwrap())
 }
 
-/// API 5: a turn is followed over a restart of the server, to its outcome and exit code.
+/// API-5: `turn` follows its task over a restart of the server, to its outcome and exit code.
 #[test]
 fn a_turn_is_followed_over_a_restart() {
     let mut server = Server::usual();
@@ -133,61 +141,66 @@ fn a_turn_is_followed_over_a_restart() {
     let prompt = "[[reply:before]][[gate:never]]";
     let turn = start(&server, server.address(), &log, &["turn", "work", prompt]);
     server.journal.wait_gate("never");
-    let said = |frame: &serde_json::Value| frame.to_string().contains(r#""text":"before""#);
-    server.wait_frame("work", "the word", |frame| frame["kind"] == "session/update" && said(frame));
+    let has_text = |frame: &serde_json::Value| frame.to_string().contains(r#""text":"before""#);
+    server.wait_frame("work", "the word", |frame| {
+        frame["kind"] == "session/update" && has_text(frame)
+    });
     server.kill();
-    log.wait("that the server is away", |line| line.contains("trying again"));
+    log.wait("a line that the server is unreachable", |line| line.contains("; trying again"));
     server.boot();
     let (code, printed) = end(turn);
     assert_eq!((code, printed.trim()), (Some(4), "before"), "{}", log.tail());
     log.wait("the outcome", |line| line.contains("interrupted"));
 }
 
-/// API 5: passing errors are retried; each task is enqueued once, and each word printed once.
+/// API-5: the command line retries temporary errors; each task is enqueued once, and each word
+/// printed once.
 #[test]
-fn a_turn_outlives_a_failing_proxy() {
-    const WORDS: &[Does] = &[
-        Does::Say(502),
-        Does::Cut,
-        Does::Pass,
-        Does::HangUp,
-        Does::Say(504),
-        Does::Cut,
-        Does::Pass,
-        Does::Say(503),
+fn a_turn_survives_a_failing_proxy() {
+    const HANDLINGS: &[Handling] = &[
+        Handling::Answer(502),
+        Handling::Cut,
+        Handling::Pass,
+        Handling::HangUp,
+        Handling::Answer(504),
+        Handling::Cut,
+        Handling::Pass,
+        Handling::Answer(503),
     ];
     let server = Server::usual();
     let mut lost_answers = 0;
     for (first, command) in [(0, "turn"), (4, "turn"), (6, "turn --json"), (5, "compact")] {
-        let words: Vec<Does> = WORDS[first..].iter().chain(&WORDS[..first]).copied().collect();
-        let proxy = Proxy::start(server.address(), words);
+        let handlings: Vec<Handling> =
+            HANDLINGS[first..].iter().chain(&HANDLINGS[..first]).copied().collect();
+        let proxy = Proxy::start(server.address(), handlings);
         let log = Log::default();
         let mut arguments: Vec<&str> = command.split(' ').chain(["work"]).collect();
         if command.starts_with("turn") {
             arguments.push("[[reply:one ]][[reply:two ]][[reply:three]]");
         }
         let (code, printed) = end(start(&server, proxy.address, &log, &arguments));
-        let asked = proxy.asked();
-        assert_eq!(code, Some(0), "{command}: {asked:#?}\n{}", log.tail());
+        let requests = proxy.requests();
+        assert_eq!(code, Some(0), "{command}: {requests:#?}\n{}", log.tail());
         match command {
             "turn" => assert_eq!(printed, "one two three\n"),
             "compact" => assert_eq!(printed, "compacted\n"),
             _ => assert!(printed.contains(r#""text":"one two three""#), "{printed}"),
         }
-        lost_answers += asked.iter().filter(|line| line.starts_with("Cut POST")).count();
+        lost_answers += requests.iter().filter(|line| line.starts_with("Cut POST")).count();
     }
     assert_eq!(lost_answers, 3, "accepted tasks whose answer was lost");
     let tasks = server.get("/v1/groups/work/tasks").expect(200);
     assert_eq!(tasks["items"].as_array().unwrap().len(), 4, "{tasks}");
 }
 
-/// API 5: a stream that breaks off when its task has ended already is streamed to that end.
+/// API-5: a stream that breaks after its task has ended is resumed and printed to its end.
 #[test]
-fn a_turn_prints_all_of_an_answer_whose_stream_broke() {
+fn a_turn_prints_the_whole_answer_after_a_broken_stream() {
     let server = Server::usual();
     for cut in [100, 3_000, 20_000] {
-        let words = [Does::Pass, Does::CutAfter(cut)].into_iter().chain([Does::Pass; 50]);
-        let proxy = Proxy::start(server.address(), words.collect());
+        let handlings =
+            [Handling::Pass, Handling::CutAfter(cut)].into_iter().chain([Handling::Pass; 50]);
+        let proxy = Proxy::start(server.address(), handlings.collect());
         let log = Log::default();
         let turn = start(&server, proxy.address, &log, &["turn", "work", "[[chunks:200:300]]"]);
         let (code, printed) = end(turn);
@@ -198,9 +211,9 @@ fn a_turn_prints_all_of_an_answer_whose_stream_broke() {
     }
 }
 
-/// API 5: a server that does not run is an error at once, with exit code 5.
+/// API-5: a server that does not run is an immediate error, with exit code 5.
 #[test]
-fn a_server_that_does_not_run_is_an_error() {
+fn a_server_that_does_not_run_is_an_immediate_error() {
     let mut server = Server::usual();
     let address = server.address();
     server.kill();
@@ -208,7 +221,7 @@ fn a_server_that_does_not_run_is_an_error() {
         let log = Log::default();
         let (code, printed) = end(start(&server, address, &log, arguments));
         assert_eq!((code, printed.as_str()), (Some(5), ""), "{arguments:?}");
-        log.wait("why", |line| line.contains("cannot reach"));
+        log.wait("the reason", |line| line.contains("cannot reach"));
         assert_eq!(log.lines().len(), 1, "{:?}", log.lines());
     }
 }

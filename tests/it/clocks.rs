@@ -1,16 +1,16 @@
-//! A wall clock that is wrong, by libfaketime: nothing is deleted on its word, and no request runs
-//! twice (RELIABILITY F27). libfaketime leaves alone what the server counts elapsed time by.
+//! A wrong wall clock, simulated by libfaketime: greenroom neither deletes data because of it, nor
+//! runs a request twice (F27). libfaketime does not change the clock by which the server measures
+//! elapsed time.
 
 use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::support::server::id;
-use crate::support::{Server, Setup, eventually};
+use crate::support::{Server, Setup, eventually, server::id};
 
 const TURNS: &str = "/v1/groups/work/turns";
 
-/// Where Debian has libfaketime.
+/// The path of libfaketime on Debian.
 fn fake_clock() -> String {
     let places = fs::read_dir("/usr/lib").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
     let mut found = places.map(|place| place.join("faketime/libfaketimeMT.so.1"));
@@ -18,13 +18,13 @@ fn fake_clock() -> String {
     found.to_str().unwrap().to_owned()
 }
 
-/// From its next start on the server's wall clock is wrong by so much, such as `+3650d`.
-fn set_clock(server: &mut Server, wrong: &str) {
+/// Shifts the server's wall clock by this offset, such as `+3650d`, from its next start on.
+fn set_clock(server: &mut Server, offset: &str) {
     server.home.environment =
-        vec![("LD_PRELOAD".into(), fake_clock()), ("FAKETIME".into(), wrong.into())];
+        vec![("LD_PRELOAD".into(), fake_clock()), ("FAKETIME".into(), offset.into())];
 }
 
-/// What the pass of retention says that a server makes when it has started.
+/// Waits for the log line of the retention pass that follows the server's last start.
 #[track_caller]
 fn wait_pass(server: &Server) -> String {
     eventually("a pass of retention", &server.log, || {
@@ -34,7 +34,8 @@ fn wait_pass(server: &Server) -> String {
     })
 }
 
-/// A server that keeps transcripts for a day, with a turn that has a key; it is stopped.
+/// Prepares a server that keeps transcripts for a day, and runs a turn with an idempotency key;
+/// returns it stopped.
 fn stopped() -> (Server, Value) {
     let mut server = Setup::new().set("storage", "retention_days", 1).start();
     let once = server.post_once("key", TURNS, &json!({ "prompt": "once" })).expect(202);
@@ -44,7 +45,7 @@ fn stopped() -> (Server, Value) {
     (server, once)
 }
 
-/// What was stored before the clock was wrong is there, and its key is known.
+/// Checks that the turn from before the wrong clock is still stored, and its key is known.
 #[track_caller]
 fn assert_kept(server: &Server, once: &Value) {
     assert!(wait_pass(server).contains("groups=0 tasks=0 frames=0"), "{}", server.log.tail());
@@ -59,8 +60,8 @@ fn assert_kept(server: &Server, once: &Value) {
 #[test]
 fn a_clock_that_is_years_ahead_at_the_start_deletes_nothing() {
     let (mut server, once) = stopped();
-    for wrong in ["+3650d", "+3d", "+3650d"] {
-        set_clock(&mut server, wrong);
+    for offset in ["+3650d", "+3d", "+3650d"] {
+        set_clock(&mut server, offset);
         server.boot();
         assert_kept(&server, &once);
         let lines = server.log.lines();
@@ -75,9 +76,9 @@ fn a_clock_that_is_years_ahead_at_the_start_deletes_nothing() {
     assert_kept(&server, &once);
 }
 
-/// A database of a version that kept no time: what is stored in it tells of one.
+/// A database of a version that stored no time: the newest time in its log counts.
 #[test]
-fn the_first_start_of_an_older_database_believes_its_log() {
+fn the_first_start_of_an_older_database_trusts_its_log() {
     for keeps in [true, false] {
         let (mut server, once) = stopped();
         server.writable_database().execute("DELETE FROM clock", []).unwrap();
@@ -91,9 +92,9 @@ fn the_first_start_of_an_older_database_believes_its_log() {
     }
 }
 
-/// A clock that was behind when a key was used does not make the key old.
+/// A clock that was behind when a key was used does not let the key expire.
 #[test]
-fn a_clock_that_is_behind_at_the_start_forgets_no_key() {
+fn a_clock_that_is_behind_at_the_start_expires_no_key() {
     let (mut server, once) = stopped();
     set_clock(&mut server, "-3650d");
     server.boot();

@@ -9,9 +9,9 @@ use crate::support::{Server, Setup};
 
 const COMPACTIONS: &str = "/v1/groups/work/compactions";
 
-/// I8, DQ-4: a compaction runs after the running turn and before the turns that wait.
+/// I8, DQ-4: a compaction runs after the running turn and before the waiting turns.
 #[test]
-fn overtakes_waiting_turns() {
+fn a_compaction_overtakes_waiting_turns() {
     let server = Server::usual();
     let running = server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
@@ -34,10 +34,10 @@ fn overtakes_waiting_turns() {
     assert_eq!(server.journal.events_named("start").len(), 1, "no second process (DQ-4)");
 }
 
-/// API 2: `turn_started` and `turn_settled` frame a compaction too, around the prompt as sent,
-/// and the group says `compacting` while it runs.
+/// API-2: a compaction has `turn_started` and `turn_settled` frames around its prompt too, and the
+/// group's status is `compacting` while it runs.
 #[test]
-fn shows_while_it_runs() {
+fn a_running_compaction_is_shown_in_status_and_frames() {
     let server = Server::usual();
     server.complete("work", "first");
     let body = json!({ "focus": "[[gate:go]]" });
@@ -57,10 +57,10 @@ fn shows_while_it_runs() {
     assert!(started < prompt && prompt < settled, "{frames:?}");
 }
 
-/// DQ-3: while one is queued or running, that one is returned; after its end a new one is made;
-/// another group has its own.
+/// DQ-3: while a compaction is queued or running, a second request returns it; after its end a
+/// request creates a new one; each group has its own.
 #[test]
-fn coalesces() {
+fn compaction_requests_coalesce_per_group() {
     let server = Server::usual();
     server.complete("other", "other");
     server.submit("work", "[[gate:go]]");
@@ -84,10 +84,10 @@ fn coalesces() {
     server.finish_as(&gated, "completed");
 }
 
-/// API 2: a group without a session has nothing to compact: the task is `skipped`, the compaction
+/// API-2: a group without a session has nothing to compact: the task is `skipped`, the compaction
 /// a `noop`, and no agent is prompted.
 #[test]
-fn without_a_session_is_skipped() {
+fn a_compaction_without_a_session_is_skipped() {
     let server = Server::usual();
     server.put("/v1/groups/work", &json!({})).expect(201);
     let task = server.post(&format!("{COMPACTIONS}?wait=20"), &json!({})).expect(200);
@@ -99,18 +99,18 @@ fn without_a_session_is_skipped() {
     server.complete("work", "next");
 }
 
-/// API 2: an unknown group is 404, and is not made.
+/// API-2: an unknown group is 404, and is not created.
 #[test]
-fn unknown_group() {
+fn a_compaction_of_an_unknown_group_is_404() {
     let server = Server::usual();
     server.post(COMPACTIONS, &json!({})).any_problem(404);
     server.get(COMPACTIONS).any_problem(404);
     server.get("/v1/groups/work").any_problem(404);
 }
 
-/// API 2, DQ-12: strategy `none` is 409 `compaction-unsupported`, and stops no work.
+/// API-2, DQ-12: strategy `none` is 409 `compaction-unsupported`, and does not disturb other work.
 #[test]
-fn unsupported() {
+fn strategy_none_refuses_a_compaction() {
     let none = "{ strategy = \"none\" }";
     let setup = Setup::new().agent("plain", &[]).set("agents.plain", "compaction", none);
     let server = setup.start();
@@ -123,10 +123,10 @@ fn unsupported() {
     assert_eq!(server.journal.prompts(), ["[[gate:go]]"]);
 }
 
-/// DQ-9, DQ-12: a compaction that the agent refuses fails and says that the session is unchanged;
-/// the waiting turns run on in it.
+/// DQ-9, DQ-12: a compaction that the agent refuses fails, and its error states that the session is
+/// unchanged; the waiting turns run in it.
 #[test]
-fn failure_drains_on() {
+fn waiting_turns_run_after_a_failed_compaction() {
     let server = Server::usual();
     server.complete("work", "first");
     let body = json!({ "focus": "[[gate:go]][[error:-32602:cannot compact]]" });
@@ -144,10 +144,10 @@ fn failure_drains_on() {
     );
 }
 
-/// RELIABILITY 1, DQ-9: a queued compaction survives kill -9, keeps its place before the waiting
+/// R-1, DQ-9: a queued compaction survives kill -9, keeps its place before the waiting
 /// turns, and runs once.
 #[test]
-fn survives_a_restart() {
+fn a_queued_compaction_survives_a_restart() {
     let mut server = Server::usual();
     server.complete("work", "first");
     server.submit("work", "[[gate:go]]");
@@ -163,9 +163,9 @@ fn survives_a_restart() {
     assert_eq!(prompts.len(), 4);
 }
 
-/// API 2: a queued compaction can be cancelled; the turns behind it run.
+/// API-2: a queued compaction can be cancelled; the turns after it run.
 #[test]
-fn can_be_cancelled() {
+fn a_queued_compaction_can_be_cancelled() {
     let server = Server::usual();
     server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
@@ -178,10 +178,10 @@ fn can_be_cancelled() {
     assert_eq!(server.journal.prompts(), ["[[gate:go]]", "waiting"]);
 }
 
-/// API 2, API 4: the focus goes to the agent behind its command, and without one the command
-/// stands alone.
+/// API-2, API-4: the focus follows the agent's compaction command; without a focus the command is
+/// sent alone.
 #[test]
-fn focus_is_passed_on() {
+fn focus_follows_the_compaction_command() {
     let server = Server::usual();
     server.complete("work", "first");
     let task = server.compact_with("work", "the names of the files");
@@ -191,9 +191,10 @@ fn focus_is_passed_on() {
     assert_eq!(server.journal.prompts()[1..], ["/compact the names of the files", "/compact"]);
 }
 
-/// DQ-3, I8: a repeat changes nothing of the one that waits: its focus and its place stay.
+/// DQ-3, I8: a repeated request changes nothing in the waiting compaction: its focus and its place
+/// stay.
 #[test]
-fn a_repeat_changes_nothing() {
+fn a_repeated_request_keeps_focus_and_place() {
     let server = Server::usual();
     server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
@@ -210,7 +211,7 @@ fn a_repeat_changes_nothing() {
 /// HL-13, I8: turns are accepted while a compaction runs, and run after it, in order; no write
 /// transaction is held while the agent works.
 #[test]
-fn accepts_turns_while_it_runs() {
+fn turns_are_accepted_while_a_compaction_runs() {
     let server = Server::usual();
     server.complete("work", "first");
     let compaction = server.compact_with("work", "[[gate:go]]");
@@ -219,7 +220,7 @@ fn accepts_turns_while_it_runs() {
     database.busy_timeout(Duration::from_secs(1)).unwrap();
     database.transaction_with_behavior(TransactionBehavior::Immediate).unwrap().rollback().unwrap();
     let turns: Vec<_> = (0..5).map(|n| server.submit("work", &format!("turn {n}"))).collect();
-    server.complete("other", "another group runs on");
+    server.complete("other", "another group keeps running");
     assert_eq!(server.task(&compaction)["state"], "running");
     server.journal.open_gate("go");
     server.finish_as(&compaction, "completed");

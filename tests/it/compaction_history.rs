@@ -1,18 +1,16 @@
-//! What is kept and shown of compactions that were ordered: their records, their outcomes, and
-//! the group's own state.
+//! Ordered compactions: their records, their outcomes, and the group's compaction state.
 
 use serde_json::{Value, json};
 
-use crate::support::server::encode;
-use crate::support::{Server, Setup, hermes};
+use crate::support::{Server, Setup, hermes, server::encode};
 
-/// The first and last words of an agent that compacts and says so.
-const SAYS_SO: &str = "[[compaction:in_progress:c{n}]][[compaction:completed:c{n}:what was said]]";
+/// The words of an agent that compacts and signals it.
+const SIGNALS: &str = "[[compaction:in_progress:c{n}]][[compaction:completed:c{n}:what was said]]";
 
-/// API 2, API 1: a record has all fields of the contract; what the agent said of an ordered
-/// compaction is merged into it (AM-29), with its summary.
+/// API-2, API-1: a record has all fields of the API; the agent's signals of an ordered compaction
+/// are merged into it (AM-29), with its summary.
 #[test]
-fn a_record_has_its_fields() {
+fn a_compaction_record_has_all_fields() {
     let server = Server::usual();
     server.complete("work", "[[usage:800:1000]]");
     let words = "[[compaction:in_progress:c1]][[compaction:completed:c1:what was said]]";
@@ -52,7 +50,7 @@ fn a_record_has_its_fields() {
     server.assert_compacted("work", 1);
 }
 
-/// API 2: the history is listed newest first, in pages of any size.
+/// API-2: the history is listed newest first, in pages of any size.
 #[test]
 fn history_is_newest_first() {
     let server = Server::usual();
@@ -61,7 +59,7 @@ fn history_is_newest_first() {
         (0..5).map(|_| server.finish_as(&server.compact("work"), "completed")).collect();
     let expected: Vec<&Value> = tasks.iter().rev().map(|task| &task["id"]).collect();
     let all = server.compactions("work");
-    assert_eq!(all.iter().map(|one| &one["task"]).collect::<Vec<_>>(), expected);
+    assert_eq!(all.iter().map(|compaction| &compaction["task"]).collect::<Vec<_>>(), expected);
     for limit in [1, 2, 5, 6] {
         let mut seen = Vec::new();
         let mut cursor = String::new();
@@ -82,10 +80,10 @@ fn history_is_newest_first() {
     server.assert_compacted("work", 5);
 }
 
-/// ARCHITECTURE 5, REAL-AGENTS: an agent that answers its command with text and no signal has
-/// compacted: nobody but the task says so.
+/// A-5, RA: an agent that answers its command with text and no signal has
+/// compacted: the task is the only source.
 #[test]
-fn text_without_a_signal_completes() {
+fn text_without_a_signal_completes_a_compaction() {
     let server = Server::usual();
     server.complete("work", "first");
     let task = server.finish_as(&server.compact("work"), "completed");
@@ -97,11 +95,11 @@ fn text_without_a_signal_completes() {
     server.assert_compacted("work", 1);
 }
 
-/// API 1, DQ-12, I5: each way in which an ordered compaction comes to nothing has its status; the
-/// error says that the session is unchanged, nothing is counted or rotated, the session stays and
+/// API-1, DQ-12, I5: each way in which an ordered compaction has no effect has its status; the
+/// error states that the session is unchanged, nothing is counted or rotated, the session stays and
 /// the next turn runs in it.
 #[test]
-fn outcomes_that_change_nothing() {
+fn compactions_without_effect_leave_the_session_unchanged() {
     struct Case {
         name: &'static str,
         focus: &'static str,
@@ -114,7 +112,7 @@ fn outcomes_that_change_nothing() {
         Case { name: "the agent's error",     focus: "[[error:-32602:no]]",                                                     cancelled: false, task: "failed",      compaction: "failed" },
         Case { name: "an error in mid-way",   focus: "[[compaction:in_progress:c]][[error:-32602:no]]",                         cancelled: false, task: "failed",      compaction: "failed" },
         Case { name: "a failed update",       focus: "[[compaction:in_progress:c]][[compaction:failed:c:no]][[silent]]",        cancelled: false, task: "failed",      compaction: "failed" },
-        Case { name: "cancelled, and said",   focus: "[[compaction:in_progress:c]][[on-cancel:compaction:cancelled:c]][[gate:never]]", cancelled: true, task: "cancelled", compaction: "cancelled" },
+        Case { name: "cancelled, signalled",  focus: "[[compaction:in_progress:c]][[on-cancel:compaction:cancelled:c]][[gate:never]]", cancelled: true, task: "cancelled", compaction: "cancelled" },
         Case { name: "cancelled, no signal",  focus: "[[gate:never]]",                                                          cancelled: true,  task: "cancelled",   compaction: "cancelled" },
         Case { name: "death in mid-way",      focus: "[[compaction:in_progress:c]][[die:3]]",                                   cancelled: false, task: "interrupted", compaction: "abandoned" },
     ];
@@ -148,10 +146,11 @@ fn outcomes_that_change_nothing() {
     }
 }
 
-/// API 1, REAL-AGENTS: an agent that finds nothing to gain makes a `noop`, one that finds somebody
-/// else compacting is `skipped`; the task is `skipped` in both (HL-2), and the session untouched.
+/// API-1, RA: the compaction is `noop` if the agent finds nothing to compact, and
+/// `skipped` if the agent finds another process compacting; the task is `skipped` in both (HL-2),
+/// and the session unchanged.
 #[test]
-fn nothing_to_do_is_told_apart() {
+fn noop_and_skipped_compactions_are_distinct() {
     for (line, status) in [
         (hermes::no_progress("s1"), "noop"),
         (hermes::skipped("s1"), "skipped"),
@@ -159,11 +158,11 @@ fn nothing_to_do_is_told_apart() {
     ] {
         let server = Setup::new().signals(&["hermes_stderr"]).start();
         server.complete("work", "first");
-        let focus = format!("{}{line}[[gate:said]]", hermes::started("s1"));
+        let focus = format!("{}{line}[[gate:signalled]]", hermes::started("s1"));
         let task = server.compact_with("work", &focus);
-        server.journal.wait_gate("said");
+        server.journal.wait_gate("signalled");
         server.wait_stderr_frames("work", 2);
-        server.journal.open_gate("said");
+        server.journal.open_gate("signalled");
         server.finish_as(&task, "skipped");
         let compaction = server.only_compaction("work");
         assert_eq!(compaction["status"], status, "{compaction}");
@@ -171,10 +170,10 @@ fn nothing_to_do_is_told_apart() {
     }
 }
 
-/// AM-31: the group's compaction state is absent before the first signal; it then tells who said
-/// what last, and when.
+/// AM-31: the group's compaction state is absent before the first signal; afterwards it has the
+/// last source and the times of the last start and completion.
 #[test]
-fn the_group_tells_its_state() {
+fn the_group_shows_its_compaction_state() {
     let server = Server::usual();
     server.complete("work", "first");
     assert_eq!(server.group("work")["compaction"], json!(null));
@@ -201,15 +200,15 @@ fn the_group_tells_its_state() {
     server.finish_as(&failing, "failed");
     let state = server.group("work")["compaction"].clone();
     assert_eq!((&state["active"], &state["count"]), (&json!(false), &json!(1)), "{state}");
-    assert_eq!(state["last_completed_at"], completed_at, "a failure is no completion");
+    assert_eq!(state["last_completed_at"], completed_at, "a failure is not a completion");
 }
 
-/// AM-17: history, count and state are there after kill -9, as they were.
+/// AM-17: history, count and state are unchanged after kill -9.
 #[test]
-fn history_survives_a_restart() {
+fn compaction_history_survives_a_restart() {
     let mut server = Server::usual();
     server.complete("work", "first");
-    server.journal.script("on-compact", SAYS_SO);
+    server.journal.script("on-compact", SIGNALS);
     server.finish_as(&server.compact("work"), "completed");
     server.finish_as(&server.compact_with("work", "[[error:-32602:no]]"), "failed");
     let (history, segments) = (server.compactions("work"), server.segments("work"));
@@ -222,13 +221,13 @@ fn history_survives_a_restart() {
     server.assert_compacted("work", 2);
 }
 
-/// API 2: the transcript tells each compaction once: `compaction_started` before the agent's
-/// answer, `compaction_ended` before `turn_settled`.
+/// API-2: the transcript has each compaction once: `compaction_started` before the agent's answer,
+/// `compaction_ended` before `turn_settled`.
 #[test]
-fn frames_tell_it() {
+fn each_compaction_has_one_started_and_one_ended_frame() {
     let server = Server::usual();
     server.complete("work", "first");
-    server.journal.script("on-compact", SAYS_SO);
+    server.journal.script("on-compact", SIGNALS);
     let task = server.finish_as(&server.compact("work"), "completed");
     let frames = server.frames_where("work", &format!("&task={}", task["id"].as_str().unwrap()));
     let place = |kind: &str| {
@@ -250,7 +249,7 @@ fn frames_tell_it() {
 
 fn sources(compaction: &Value) -> Vec<&str> {
     let sources = compaction["sources"].as_array().unwrap_or_else(|| panic!("{compaction}"));
-    let mut sources: Vec<&str> = sources.iter().map(|one| one.as_str().unwrap()).collect();
+    let mut sources: Vec<&str> = sources.iter().map(|source| source.as_str().unwrap()).collect();
     sources.sort_unstable();
     sources
 }

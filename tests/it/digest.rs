@@ -1,9 +1,8 @@
-//! What a group, a run, a turn and a stretch of time come to, as they are read.
+//! The digests of groups, runs, turns and time windows, as the API returns them.
 
 use serde_json::{Value, json};
 
-use crate::support::server::id;
-use crate::support::{Server, Setup, eventually};
+use crate::support::{Server, Setup, eventually, server::id};
 
 impl Server {
     #[track_caller]
@@ -22,8 +21,8 @@ impl Server {
     }
 }
 
-/// What is in a digest of nothing.
-fn nothing() -> Value {
+/// The digest of an empty log.
+fn empty_digest() -> Value {
     let bounds: Vec<u64> = (0..23).map(|power| 1 << power).collect();
     json!({
         "group": null, "run": null, "agent": null, "schema_version": 1,
@@ -45,23 +44,24 @@ fn nothing() -> Value {
     })
 }
 
-/// ARCHITECTURE 8: a digest has all its fields from the first frame on, and a merge of nothing too.
+/// A-8: a digest has all its fields from the first frame on; so has a merge of no
+/// groups.
 #[test]
-fn every_field_is_always_there() {
+fn a_digest_always_has_all_fields() {
     let server = Server::usual();
-    let mut expected = nothing();
+    let mut expected = empty_digest();
     for (name, value) in [("groups", json!(0)), ("from", json!(null)), ("to", json!(null))] {
         expected[name] = value;
     }
     assert_eq!(server.merged(""), expected);
-    let made = server.put("/v1/groups/work", &json!({})).expect(201);
-    let mut expected = nothing();
+    let created = server.put("/v1/groups/work", &json!({})).expect(201);
+    let mut expected = empty_digest();
     for (name, value) in [
         ("group", &json!("work")),
         ("watermark_seq", &json!(1)),
         ("frame_count", &json!(1)),
-        ("first_at", &made["created_at"]),
-        ("last_at", &made["created_at"]),
+        ("first_at", &created["created_at"]),
+        ("last_at", &created["created_at"]),
         ("duration_ms", &json!(0)),
     ] {
         expected[name] = value.clone();
@@ -69,10 +69,10 @@ fn every_field_is_always_there() {
     assert_eq!(server.digest("work"), expected);
 }
 
-/// ARCHITECTURE 8, TD-9: what turns, tools, permissions, errors and compactions come to; a run's is
-/// the group's but for what was before and after it.
+/// A-8, TD-9: a digest sums turns, tools, permissions, errors and compactions; the
+/// digest of the only run equals the group's.
 #[test]
-fn what_turns_come_to() {
+fn a_digest_sums_turns_tools_permissions_errors_and_compactions() {
     let server = Server::usual();
     server.complete("work", "[[usage:90:1000:0.25:USD]][[tokens:7:5]][[tool]][[tool:failed]]");
     server.complete("work", "[[usage:95:1000:0.75:USD]][[tokens:1:2]][[model:m-1:1:2]][[reply:x]]");
@@ -120,12 +120,13 @@ fn what_turns_come_to() {
         assert_eq!(run[same], digest[same], "{same}");
     }
     let names = |digest: &Value| digest.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&run), names(&nothing()));
+    assert_eq!(names(&run), names(&empty_digest()));
 }
 
-/// The outcome of the group's last run and its digest, which must agree with the list of runs.
+/// Waits until the group's last run has this outcome; returns its digest, which must agree with the
+/// list of runs.
 #[track_caller]
-fn sealed(server: &Server, group: &str, outcome: &str) -> Value {
+fn wait_sealed(server: &Server, group: &str, outcome: &str) -> Value {
     let run = eventually(&format!("a run that is {outcome}"), &server.log, || {
         let runs = server.list(group, "runs");
         runs.into_iter().next().filter(|run| run["outcome"] == outcome)
@@ -133,48 +134,48 @@ fn sealed(server: &Server, group: &str, outcome: &str) -> Value {
     let digest = server.run_digest(id(&run));
     assert_eq!(digest["outcome"], outcome, "{digest}");
     let exited = server.frames_of_kind(group, "greenroom/run_exited");
-    let own = exited.iter().rev().find(|frame| frame["run"] == run["id"]).unwrap();
-    assert_eq!(digest["watermark_seq"], own["seq"], "{digest}");
+    let exit = exited.iter().rev().find(|frame| frame["run"] == run["id"]).unwrap();
+    assert_eq!(digest["watermark_seq"], exit["seq"], "{digest}");
     digest
 }
 
-/// I6, TD-1, TD-2, TD-10: whatever ends a run, its digest is sealed with it, to its last frame.
+/// I6, TD-1, TD-2, TD-10: whatever ends a run, its digest is sealed with its last frame.
 #[test]
-fn every_ending_seals() {
+fn every_end_of_a_run_seals_its_digest() {
     let mut server = Setup::new().agent("broken", &["--exit-at-start", "3"]).start();
     server.complete("stopped", "x");
     server.post("/v1/groups/stopped/stop", &json!({})).expect(202);
-    sealed(&server, "stopped", "stopped");
+    wait_sealed(&server, "stopped", "stopped");
     server.turn("crashed", "[[tool:open]][[die:7]]");
-    let digest = sealed(&server, "crashed", "crashed");
+    let digest = wait_sealed(&server, "crashed", "crashed");
     let mut kinds: Vec<&str> = digest["findings"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|one| one["kind"].as_str().unwrap())
+        .map(|finding| finding["kind"].as_str().unwrap())
         .collect();
     kinds.sort_unstable();
     assert_eq!(kinds, ["abnormal_stop", "incomplete_turn", "tool_without_result"], "{digest}");
-    server.make("broken", "broken", "");
+    server.create_group("broken", "broken", "");
     server.turn("broken", "x");
-    sealed(&server, "broken", "start_failed");
+    wait_sealed(&server, "broken", "start_failed");
     server.complete("deleted", "x");
     server.delete("/v1/groups/deleted").expect(202);
-    sealed(&server, "deleted", "stopped");
+    wait_sealed(&server, "deleted", "stopped");
     assert_eq!(server.digest("deleted")["outcome"], "deleted");
-    let cut = server.submit("cut", "[[gate:never]]");
+    let interrupted = server.submit("cut", "[[gate:never]]");
     server.journal.wait_gate("never");
     let alive = server.group("cut")["current_run"].as_str().unwrap().to_owned();
     assert_eq!(server.run_digest(&alive)["outcome"], json!(null));
     server.kill_and_boot();
-    server.finish_as(&cut, "interrupted");
-    assert_eq!(sealed(&server, "cut", "server_restart")["run"], json!(alive));
+    server.finish_as(&interrupted, "interrupted");
+    assert_eq!(wait_sealed(&server, "cut", "server_restart")["run"], json!(alive));
 }
 
-/// SEEDS TD-6: rows of an older form are made again before they are served, also those that a merge
+/// TD-6: digests in an old format are rebuilt before they are served, also those that a merge
 /// needs.
 #[test]
-fn an_older_form_is_made_again() {
+fn digests_in_an_old_format_are_rebuilt() {
     let mut server = Server::usual();
     server.turn("work", "[[reply:x]][[die:1]]");
     server.complete("work", "[[tool]]");
@@ -188,14 +189,14 @@ fn an_older_form_is_made_again() {
     server.wait_exit();
     server.boot();
     let before = read(&server);
-    let forget = "UPDATE heads SET digest_version = 0, digest = '{}', carry = '{}';
+    let outdate = "UPDATE heads SET digest_version = 0, digest = '{}', carry = '{}';
         UPDATE runs SET digest = NULL; DELETE FROM turns;";
     for first in 0..5 {
         server.terminate();
         server.wait_exit();
-        server.writable_database().execute_batch(forget).unwrap();
+        server.writable_database().execute_batch(outdate).unwrap();
         server.boot();
-        // Whichever is asked for first has them made again.
+        // Any first read rebuilds them.
         match first {
             0 => drop(server.digest("work")),
             1 => drop(server.run_digest(&run)),
@@ -208,16 +209,16 @@ fn an_older_form_is_made_again() {
         }
         let after = read(&server);
         for (one, other) in before.iter().zip(&after) {
-            assert_eq!(one, other, "asked for {first} first");
+            assert_eq!(one, other, "read {first} first");
         }
     }
 }
 
-/// SEEDS TD-6: a row that is missing or damaged under a group that lives is made again before it is
-/// served. What that does not help is a problem, and not a wrong answer, and nobody is kept waiting
-/// for it again.
+/// TD-6: if the digest of a live group is missing or damaged, it is rebuilt before it is
+/// served. If a rebuild does not help, the answer is a problem instead of a wrong digest, and later
+/// requests do not wait for another rebuild.
 #[test]
-fn a_damaged_row_is_made_again() {
+fn a_missing_or_damaged_digest_is_rebuilt() {
     let mut server = Server::usual();
     server.turn("work", "[[reply:x]][[die:1]]");
     server.complete("other", "[[reply:y]]");
@@ -248,7 +249,7 @@ fn a_damaged_row_is_made_again() {
         change(&server, damage);
         server.get(path).expect(200);
         assert_eq!(read(), before, "{damage}");
-        // An actor does so once.
+        // An actor rebuilds them once.
         server.terminate();
         server.wait_exit();
         server.boot();
@@ -267,10 +268,10 @@ fn a_damaged_row_is_made_again() {
     assert_eq!(server.digest("work")["turn_count"], 8, "a commit stores them");
 }
 
-/// A group that goes while others are summed up takes no answer with it: between the look at its
-/// row and the word to its actor, which is what a row without an actor stands for here.
+/// A group that is purged during a merge is left out of the answer. Here a row without an actor
+/// stands for a group that is purged after its row is read and before its actor gets a message.
 #[test]
-fn a_group_that_goes_meanwhile_is_none() {
+fn a_merge_leaves_out_a_group_that_is_purged_meanwhile() {
     let server = Server::usual();
     server.complete("work", "x");
     let gone = r#"INSERT INTO groups (no, id, settings, created_at) VALUES
@@ -285,21 +286,21 @@ fn a_group_that_goes_meanwhile_is_none() {
     server
         .get("/v1/runs/run_01890000-0000-7000-8000-00000000000a/digest")
         .problem(404, "run-not-found");
-    let all_of_it = "DELETE FROM runs WHERE no = 99; DELETE FROM heads WHERE no = 99;
+    let cleanup = "DELETE FROM runs WHERE no = 99; DELETE FROM heads WHERE no = 99;
         DELETE FROM groups WHERE no = 99;";
-    server.writable_database().execute_batch(all_of_it).unwrap();
+    server.writable_database().execute_batch(cleanup).unwrap();
 }
 
-/// F19: while the database fails, a digest that is there is read, and one that is not is no wrong
-/// answer but 503.
+/// F19: while the database fails, a stored digest is served; a missing one is 503 instead of a
+/// wrong answer.
 #[test]
-fn without_room_to_write() {
+fn without_disk_space_a_missing_digest_is_503() {
     let server = Server::usual();
     server.complete("work", "x");
     server.complete("other", "x");
-    let forget = "UPDATE heads SET digest_version = 0 WHERE digest LIKE '%\"watermark_seq\"%' \
+    let outdate = "UPDATE heads SET digest_version = 0 WHERE digest LIKE '%\"watermark_seq\"%' \
         AND no = (SELECT no FROM groups WHERE id = 'work')";
-    assert_eq!(server.writable_database().execute(forget, []).unwrap(), 1);
+    assert_eq!(server.writable_database().execute(outdate, []).unwrap(), 1);
     server.limit_file_size(Some(1));
     let prompt = json!({ "prompt": "refused" });
     server.post("/v1/groups/work/turns", &prompt).problem(503, "storage-unavailable");
@@ -308,7 +309,7 @@ fn without_room_to_write() {
     }
     assert_eq!(server.digest("other")["turn_count"], 1);
     server.limit_file_size(None);
-    let digest = eventually("the digest to be made again", &server.log, || {
+    let digest = eventually("the digest to be rebuilt", &server.log, || {
         let reply = server.get("/v1/groups/work/digest");
         (reply.status == 200).then(|| reply.json())
     });
@@ -323,21 +324,22 @@ fn page(server: &Server, query: &str) -> (Vec<String>, Value) {
     (items.map(|turn| turn["task"].as_str().unwrap().to_owned()).collect(), page)
 }
 
-/// Reads on from a page, or back, to the end; gives what was read, page by page.
+/// Reads from a page forward, or back, to the end; returns the items page by page.
 #[track_caller]
 fn walk(server: &Server, query: &str, first: &Value, by: &str) -> Vec<Vec<String>> {
     let (mut pages, mut page_now) = (Vec::new(), first.clone());
     while let Some(cursor) = page_now[by].as_str() {
         let (items, next) = page(server, &format!("{query}&cursor={cursor}"));
-        assert!(!items.is_empty(), "{by} led to nothing: {next}");
+        assert!(!items.is_empty(), "{by} led to an empty page: {next}");
         (pages, page_now) = ([pages, vec![items]].concat(), next);
     }
     pages
 }
 
-/// API 2: pages of turns, in both orders and both ways, lose and repeat nothing while turns come.
+/// API-2: pages of turns, in both orders and both directions, lose and repeat nothing while turns
+/// are added.
 #[test]
-fn pages_both_ways() {
+fn pages_of_turns_lose_and_repeat_nothing() {
     let server = Server::usual();
     let complete = |count| -> Vec<String> {
         (0..count).map(|_| id(&server.complete("work", "x")).to_owned()).collect()
@@ -358,7 +360,7 @@ fn pages_both_ways() {
     assert_eq!([first, asc.concat()].concat(), all);
     let desc = walk(&server, "?limit=2&order=desc", &at_newest, "next_cursor");
     assert_eq!(desc, [[all[2].clone(), all[1].clone()].to_vec(), vec![all[0].clone()]]);
-    // Back from the end: the pages before it, and those that came in front of the first.
+    // Back from the end: the pages before it, and the turns that were added before the first page.
     let cursor = at_newest["next_cursor"].as_str().unwrap();
     let (_, second) = page(&server, &format!("?limit=2&order=desc&cursor={cursor}"));
     let back = walk(&server, "?limit=2&order=desc", &second, "prev_cursor");
@@ -367,11 +369,11 @@ fn pages_both_ways() {
     assert_eq!((&last[..], &at_last["next_cursor"]), (&all[4..], &json!(null)));
     let back = walk(&server, "?limit=3", &at_last, "prev_cursor");
     assert_eq!(back, [all[1..4].to_vec(), all[..1].to_vec()]);
-    // Behind the end there is nothing, and the way back; new turns come there.
+    // After the end there is an empty page with a `prev_cursor`; new turns appear there.
     for (order, cursor, nearest) in [("asc", 7, 6), ("desc", 1, 0)] {
-        let (none, at_end) = page(&server, &format!("?limit=1&order={order}&cursor={cursor}"));
-        assert_eq!((none.len(), &at_end["next_cursor"]), (0, &json!(null)), "{order}");
-        let back = at_end["prev_cursor"].as_str().unwrap();
+        let (none, empty_page) = page(&server, &format!("?limit=1&order={order}&cursor={cursor}"));
+        assert_eq!((none.len(), &empty_page["next_cursor"]), (0, &json!(null)), "{order}");
+        let back = empty_page["prev_cursor"].as_str().unwrap();
         let (items, _) = page(&server, &format!("?limit=1&order={order}&cursor={back}"));
         assert_eq!(items, [all[nearest].clone()], "{order}");
     }
@@ -384,10 +386,10 @@ fn pages_both_ways() {
     }
 }
 
-/// API 2, TD-8: a turn is in the index from its start on, and what it came to from its end; tasks
-/// that compact, or that did not start, are not in it.
+/// API-2, TD-8: a turn is in the index from its start on, and its result from its end on;
+/// compactions and tasks that did not start are not in it.
 #[test]
-fn the_turn_index() {
+fn the_turn_index_has_started_turns_and_their_results() {
     let server = Server::usual();
     let done = server.complete("work", "[[usage:1:2:0.5:USD]][[tokens:3:4]][[tool:failed]]");
     let failed = server.turn("work", "[[error:-32602:no]]");
@@ -452,14 +454,14 @@ fn the_turn_index() {
     assert_eq!(server.digest("work")["turn_count"], 4);
 }
 
-/// API 2: merged over groups, all of it, or what ended in a time and under an agent. The end of a
-/// window is not in it.
+/// API-2: a merge covers all groups, or the turns that ended in a window and under an agent. The
+/// end of a window is exclusive.
 #[test]
-fn windows() {
+fn a_merge_selects_turns_by_window_and_agent() {
     let server = Setup::new().agent("second", &[]).start();
-    server.make("b", "second", "");
+    server.create_group("b", "second", "");
     let first = server.complete("a", "[[usage:1:2]][[tokens:1:1]][[silent]]");
-    // Its agent is started in between: the clock reads later.
+    // Its agent starts in between, so the clock reads later.
     let middle = server.turn("b", "[[tokens:10:10]][[error:-32602:no]]");
     let last = server.complete("a", "[[tokens:100:100]][[tool:failed]]");
     let at = middle["ended_at"].as_str().unwrap();
@@ -480,8 +482,8 @@ fn windows() {
     ];
     for (query, groups, turns, input) in cases {
         let merged = server.merged(&query);
-        let told = (&merged["groups"], &merged["turn_count"], &merged["usage"]["input"]);
-        assert_eq!(told, (&json!(groups), &json!(turns), &json!(input)), "{query}: {merged}");
+        let counts = (&merged["groups"], &merged["turn_count"], &merged["usage"]["input"]);
+        assert_eq!(counts, (&json!(groups), &json!(turns), &json!(input)), "{query}: {merged}");
         for unknown in ["group", "run", "watermark_seq", "outcome"] {
             assert_eq!(merged[unknown], json!(null), "{unknown}: {merged}");
         }
@@ -499,34 +501,34 @@ fn windows() {
     );
 }
 
-/// TD-11: merges read a page at a time, of groups and of turns, and leave none out.
+/// TD-11: merges read groups and turns page by page, and omit none.
 #[test]
-fn merges_over_many_pages() {
+fn a_merge_over_many_pages_omits_nothing() {
     let (groups, turns) = (201, 1001);
     let server = Server::usual();
     for number in 1..groups {
         server.put(&format!("/v1/groups/g{number}"), &json!({})).expect(201);
     }
     let tasks: Vec<Value> = (0..turns).map(|_| server.submit("work", "[[silent]]")).collect();
-    // One wait is not for all of them.
+    // One wait is too short for all of them.
     for task in tasks.iter().step_by(250) {
         server.finish_as(task, "completed");
     }
     let from = server.task(&tasks[0])["ended_at"].as_str().unwrap().to_owned();
     for (query, groups) in [(String::new(), groups), (format!("?from={from}"), 1)] {
         let merged = server.merged(&query);
-        let told = (&merged["groups"], &merged["turn_count"], &merged["findings_count"]);
-        assert_eq!(told, (&json!(groups), &json!(turns), &json!(turns)), "{query}: {merged}");
+        let counts = (&merged["groups"], &merged["turn_count"], &merged["findings_count"]);
+        assert_eq!(counts, (&json!(groups), &json!(turns), &json!(turns)), "{query}: {merged}");
     }
 }
 
-/// API 2: what cannot be asked.
+/// API-2: invalid requests are refused.
 #[test]
-fn what_is_refused() {
+fn invalid_digest_requests_are_refused() {
     let server = Server::usual();
     server.complete("work", "x");
     for group in ["digest", "turns"] {
-        server.get(&format!("/v1/groups/nobody/{group}")).problem(404, "group-not-found");
+        server.get(&format!("/v1/groups/absent/{group}")).problem(404, "group-not-found");
         server.get(&format!("/v1/groups/-/{group}")).problem(400, "invalid-group");
     }
     for run in ["x", "run_x", "run_01890000-0000-7000-8000-000000000000"] {
@@ -554,23 +556,24 @@ fn what_is_refused() {
     assert_eq!(server.merged("")["groups"], 0);
 }
 
-/// API 5: `greenroom digest` shows the card of a group or of a run; `--json` what the server says.
+/// API-5: `greenroom digest` shows a summary of a group or a run; `--json` prints the server's
+/// answer.
 #[test]
-fn on_the_command_line() {
+fn the_command_line_shows_digests() {
     let server = Server::usual();
     server.complete("work", "[[tool:failed]][[usage:27:100]]");
-    let said = server.cli_says(&["digest", "work"]);
+    let stdout = server.cli_stdout(&["digest", "work"]);
     for words in ["work ", "live", "27% (27 of 100)", "end_turn 1", "execute  1 called, 1 failed"] {
-        assert!(said.contains(words), "{words:?} in {said}");
+        assert!(stdout.contains(words), "{words:?} in {stdout}");
     }
-    let told = server.cli_says(&["digest", "work", "--json"]);
-    assert_eq!(serde_json::from_str::<Value>(&told).unwrap(), server.digest("work"));
+    let json = server.cli_stdout(&["digest", "work", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), server.digest("work"));
     let run = server.group("work")["current_run"].as_str().unwrap().to_owned();
-    let said = server.cli_says(&["digest", "work", "--run", &run]);
-    assert!(said.contains(&format!("{run} of scripted")), "{said}");
+    let stdout = server.cli_stdout(&["digest", "work", "--run", &run]);
+    assert!(stdout.contains(&format!("{run} of scripted")), "{stdout}");
     server.complete("other", "x");
     for (arguments, code) in
-        [(&["digest", "other", "--run", &run][..], 2), (&["digest", "nobody"], 5)]
+        [(&["digest", "other", "--run", &run][..], 2), (&["digest", "absent"], 5)]
     {
         let output = server.cli(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");

@@ -1,4 +1,4 @@
-//! `end_turn` alone is no proof of an answer.
+//! `end_turn` alone does not prove an answer.
 
 use serde_json::{Value, json};
 
@@ -6,13 +6,13 @@ use crate::support::Server;
 
 fn findings(task: &Value) -> Vec<&str> {
     let findings = task["findings"].as_array().map(Vec::as_slice).unwrap_or_default();
-    findings.iter().map(|one| one.as_str().unwrap()).collect()
+    findings.iter().map(|finding| finding.as_str().unwrap()).collect()
 }
 
-/// REAL-AGENTS: a turn that ends `end_turn` with no agent message and no tool call is completed,
-/// with the finding `empty_answer`; thoughts, plans and usage are no answer.
+/// RA: a turn that ends `end_turn` with no agent message and no tool call is completed,
+/// with the finding `empty_answer`; thoughts, plans and usage do not count as an answer.
 #[test]
-fn nothing_said_and_nothing_done() {
+fn a_turn_without_message_or_tool_call_has_a_finding() {
     let server = Server::usual();
     for prompt in ["[[silent]]", "[[usage:1:100]]", "[[thought:hm]]", "[[tokens:1:1]]"] {
         let task = server.complete("work", prompt);
@@ -21,7 +21,8 @@ fn nothing_said_and_nothing_done() {
     }
 }
 
-/// REAL-AGENTS: a word or a tool call is an answer; so is every end but `end_turn`.
+/// RA: a message or a tool call is an answer; a turn that ends other than by `end_turn`
+/// has no finding either.
 #[test]
 fn an_answer_has_no_finding() {
     let server = Server::usual();
@@ -33,18 +34,18 @@ fn an_answer_has_no_finding() {
     assert!(findings(&failed).is_empty(), "{failed}");
 }
 
-/// REAL-AGENTS: an ordered compaction has nothing to say; that is no finding.
+/// RA: an ordered compaction without output has no finding.
 #[test]
-fn a_compaction_may_be_silent() {
+fn a_silent_compaction_has_no_finding() {
     let server = Server::usual();
     server.complete("work", "first");
     let task = server.compact_with("work", "[[compaction:completed:c1]][[silent]]");
     assert!(findings(&server.finish_as(&task, "completed")).is_empty());
 }
 
-/// AM-17, I13: the finding is there after a restart, and in the list as in the task.
+/// AM-17, I13: the finding survives a restart, and is in the list as in the task.
 #[test]
-fn the_finding_is_durable() {
+fn a_finding_survives_a_restart() {
     let mut server = Server::usual();
     let task = server.complete("work", "[[silent]]");
     server.kill_and_boot();

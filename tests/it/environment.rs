@@ -1,9 +1,6 @@
-//! What an agent is given: a cleared environment, a directory, and nothing of the server's.
+//! What an agent inherits: a cleared environment, a directory, and no resource of the server.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
@@ -11,9 +8,9 @@ use serde_json::json;
 use crate::support::{Server, Setup};
 
 /// C11: the environment holds the basics, the profile's `env` and `env_pass`, greenroom's two
-/// markers, and nothing else of the server's.
+/// markers, and nothing else of the server's environment.
 #[test]
-fn environment_is_an_allow_list() {
+fn only_allowed_variables_reach_the_agent() {
     let server = Setup::new()
         .environment("IT_SECRET_TOKEN", "canary")
         .environment("IT_PASSED", "yes")
@@ -41,13 +38,13 @@ fn environment_is_an_allow_list() {
     ];
     let others: Vec<_> =
         names.iter().filter(|name| !allowed.contains(name) && !name.starts_with("LC_")).collect();
-    assert!(others.is_empty(), "passed on without leave: {others:?}");
+    assert!(others.is_empty(), "passed without permission: {others:?}");
 }
 
-/// API 2, C12: without a `cwd` the session opens in a private directory of the group's own, below
-/// the data directory; with one, there.
+/// API-2, C12: without a `cwd` the session opens in a private directory of the group, below the
+/// data directory; with a `cwd`, in that directory.
 #[test]
-fn working_directory() {
+fn a_session_opens_in_its_cwd_or_in_a_private_directory() {
     let server = Server::usual();
     server.complete("own", "x");
     let given = server.home.path().join("given");
@@ -55,16 +52,16 @@ fn working_directory() {
     server.put("/v1/groups/given", &json!({ "cwd": given })).expect(201);
     server.complete("given", "x");
     let opened = server.journal.events_named("new");
-    let own = Path::new(opened[0]["cwd"].as_str().unwrap()).to_owned();
-    assert!(own.starts_with(server.home.data()), "{}", own.display());
-    assert_eq!(fs::metadata(&own).unwrap().permissions().mode() & 0o777, 0o700);
+    let private = Path::new(opened[0]["cwd"].as_str().unwrap()).to_owned();
+    assert!(private.starts_with(server.home.data()), "{}", private.display());
+    assert_eq!(fs::metadata(&private).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(opened[1]["cwd"], given.to_str().unwrap());
 }
 
 /// C12: a `cwd` must be an existing directory below the profile's roots; dots and links do not
 /// lead out of them.
 #[test]
-fn working_directory_stays_below_its_roots() {
+fn a_cwd_outside_of_its_roots_is_refused() {
     let setup = Setup::new();
     let root = tempfile::TempDir::new().unwrap();
     let roots = format!("[{:?}]", root.path());
@@ -89,9 +86,9 @@ fn working_directory_stays_below_its_roots() {
     server.get("/v1/groups/bad").any_problem(404);
 }
 
-/// C14: the data directory is 0700, the database and its companions 0600.
+/// C14: the data directory is 0700, the files of the database are 0600.
 #[test]
-fn data_is_private() {
+fn data_is_readable_by_its_owner_only() {
     let server = Server::usual();
     server.complete("work", "x");
     let data = server.home.data();
@@ -107,10 +104,10 @@ fn data_is_private() {
     assert!(0 < files, "no database in {}", data.display());
 }
 
-/// C13: the server takes as many open files as it may; an agent gets what the server was started
-/// with, or what its profile says, and no core file.
+/// C13: the server raises its limit of open files to the hard limit; an agent gets the limits that
+/// the server was started with, or its profile's, and no core file.
 #[test]
-fn limits_of_an_agent() {
+fn an_agent_gets_the_limits_of_its_profile() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: Some(1500), maximum }).unwrap();
     let setup = Setup::new().agent("strict", &[]).set(
@@ -148,9 +145,9 @@ fn limits_of_an_agent() {
     }
 }
 
-/// C13: the agent is in no session of the server's, and holds no file of the server's.
+/// C13: the agent is in another session than the server, and holds no file of the server.
 #[test]
-fn agent_holds_nothing_of_the_server() {
+fn an_agent_holds_no_file_and_no_session_of_the_server() {
     let server = Server::usual();
     server.complete("work", "x");
     let agent = server.journal.agent_pid();

@@ -1,4 +1,4 @@
-//! What is refused, and how it is said: RFC 9457 problems at every edge.
+//! Refused requests and their answers: RFC 9457 problems everywhere.
 
 use serde_json::json;
 
@@ -6,9 +6,9 @@ use crate::support::{Server, Setup};
 
 const TURNS: &str = "/v1/groups/work/turns";
 
-/// API 2, C12: group ids that do not fit the pattern are 400 `invalid-group` in every route.
+/// API-2, C12: group ids that do not match the pattern are 400 `invalid-group` in every route.
 #[test]
-fn malformed_group_ids() {
+fn malformed_group_ids_are_refused_in_every_route() {
     let server = Server::usual();
     let long = "x".repeat(129);
     let bad = ["-dash", ".dot", "_under", "a%20b", "a%2Fb", "a%00b", "%C3%A4", "a%0Ab", &long];
@@ -29,9 +29,9 @@ fn malformed_group_ids() {
     assert_eq!(server.group("abc")["id"], "abc");
 }
 
-/// API 2: an unknown field or a wrong type is 400 `invalid-body`, and the answer names the field.
+/// API-2: an unknown field or a wrong type is 400 `invalid-body`, and the answer names the field.
 #[test]
-fn bodies_that_do_not_fit() {
+fn a_misfit_body_is_refused_and_its_field_named() {
     let server = Server::usual();
     let bad = [
         (TURNS, json!({ "prompt": "x", "pormpt": "y" }), "pormpt"),
@@ -66,9 +66,9 @@ fn bodies_that_do_not_fit() {
     assert!(server.journal.events().is_empty(), "no agent was started");
 }
 
-/// C7: what is not JSON, or not called so, is a problem, and nothing is enqueued.
+/// C7: a body that is not JSON, or not declared as JSON, is a problem, and nothing is enqueued.
 #[test]
-fn bodies_that_are_not_json() {
+fn a_body_that_is_not_json_is_refused() {
     let server = Server::usual();
     let json_type = [("Content-Type", "application/json")];
     for body in ["{", "", "\"text\"", "[]", "[\"x\"]", "{\"prompt\":\"x\"} x", "\u{feff}x"] {
@@ -87,9 +87,9 @@ fn bodies_that_are_not_json() {
     server.request("POST", TURNS, &headers, Some(good.as_bytes())).expect(202);
 }
 
-/// I11, API 2: a body over the limit is 413; one below is taken.
+/// I11, API-2: a body over the limit is 413; a body below it is accepted.
 #[test]
-fn body_over_the_limit() {
+fn a_body_over_the_limit_is_413() {
     let server = Setup::new().text("server", "max_body", "16KiB").start();
     let body = json!({ "prompt": "x".repeat(20 * 1024) });
     server.post(TURNS, &body).any_problem(413);
@@ -99,9 +99,9 @@ fn body_over_the_limit() {
     server.post(TURNS, &body).expect(202);
 }
 
-/// I11: a body announced over the limit is refused before it is sent.
+/// I11: a body with an announced length over the limit is refused before it is sent.
 #[test]
-fn announced_length_over_the_limit() {
+fn an_announced_length_over_the_limit_is_413() {
     let server = Setup::new().text("server", "max_body", "16KiB").start();
     let reply = server.raw(format!(
         "POST {TURNS} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
@@ -111,9 +111,9 @@ fn announced_length_over_the_limit() {
     assert_eq!(reply.status, 413, "{}", reply.text());
 }
 
-/// API 2: `wait` is 0 to 300; list limits are 1 to 1000; other values are 400.
+/// API-2: `wait` is 0 to 300; list limits are 1 to 1000; other values are 400.
 #[test]
-fn query_values_out_of_range() {
+fn query_values_out_of_range_are_400() {
     let server = Server::usual();
     let body = json!({ "prompt": "x" });
     for wait in ["301", "-1", "soon", "1e3", "99999999999999999999"] {
@@ -132,22 +132,22 @@ fn query_values_out_of_range() {
     server.get("/v1/groups/work/frames?limit=1000").expect(200);
 }
 
-/// API 2: an id that does not or cannot exist is 404.
+/// API-2: an id that does not or cannot exist is 404.
 #[test]
-fn unknown_ids() {
+fn unknown_ids_are_404() {
     let server = Server::usual();
     for task in ["tsk_01890000-0000-7000-8000-000000000000", "nonsense", "tsk_", "prm_1", "%00"] {
         server.get(&format!("/v1/tasks/{task}")).any_problem(404);
         server.post(&format!("/v1/tasks/{task}/cancel"), &json!({})).any_problem(404);
     }
     for path in ["", "/tasks", "/frames", "/events"] {
-        server.get(&format!("/v1/groups/nobody{path}")).any_problem(404);
+        server.get(&format!("/v1/groups/absent{path}")).any_problem(404);
     }
 }
 
-/// API 2: an unknown path is a 404 problem, a wrong method a 405 problem.
+/// API-2: an unknown path is a 404 problem, a wrong method a 405 problem.
 #[test]
-fn unknown_paths_and_wrong_methods() {
+fn unknown_paths_are_404_and_wrong_methods_405() {
     let server = Server::usual();
     for path in ["/nothing", "/v1", "/v1/nothing", "/v1/groups/work/nothing", "/v2/groups"] {
         server.get(path).any_problem(404);
@@ -166,15 +166,15 @@ fn unknown_paths_and_wrong_methods() {
     }
 }
 
-/// C21: a problem shows no path of the machine and no SQL.
+/// C21: a problem reveals no path of the machine and no SQL.
 #[test]
-fn problems_show_no_insides() {
+fn problems_reveal_no_internals() {
     let server = Server::usual();
     let replies = [
-        server.get("/v1/groups/nobody"),
+        server.get("/v1/groups/absent"),
         server.get("/v1/tasks/nonsense"),
         server.post(TURNS, &json!({ "prompt": 5 })),
-        server.put("/v1/groups/work", &json!({ "agent": "nobody" })),
+        server.put("/v1/groups/work", &json!({ "agent": "absent" })),
     ];
     let home = server.home.path();
     for reply in replies {

@@ -1,20 +1,22 @@
-//! Server-Sent Events: from disk and then live, without a gap or a repeat.
+//! Server-Sent Events: replayed from disk and then live, without a gap or a repeat.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::thread;
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    thread,
+};
 
 use serde_json::json;
 
-use crate::support::server::id;
-use crate::support::{Event, Events, PATIENCE, Server, eventually, process};
+use crate::support::{Event, Events, Server, TIMEOUT, eventually, process, server::id};
 
-/// The most memory that the server may need while readers do not read what is streamed.
+/// The most memory that the server may use while its readers do not read the stream.
 const RESIDENT_BYTES_MAX: u64 = 160 * 1024 * 1024;
 
-/// AM-16, API 2: replay, one id-less seam, then live; ids count up by one across the seam.
+/// AM-16, API-2: replay, one `greenroom/synced` without an id, then live; ids count up by one
+/// across it.
 #[test]
-fn replays_then_goes_live() {
+fn a_stream_replays_then_continues_live() {
     let server = Server::usual();
     server.complete("work", "[[chunks:20:200]]");
     let running = server.submit("work", "[[reply:before]][[gate:go]][[chunks:30:200]]");
@@ -23,7 +25,7 @@ fn replays_then_goes_live() {
     let mut seen = events.until_synced();
     server.journal.open_gate("go");
     seen.extend(events.until_task_ended(&running["id"]));
-    assert_whole(&seen, 1);
+    assert_complete(&seen, 1);
     let frames = server.frames("work");
     let sent: Vec<_> = seen.iter().filter(|event| event.is_frame()).map(Event::frame).collect();
     assert_eq!(sent, frames[..sent.len()]);
@@ -32,9 +34,9 @@ fn replays_then_goes_live() {
     }
 }
 
-/// AM-16: readers that come at any moment of a stream all see it whole.
+/// AM-16: readers that attach at any moment of a stream all receive all of it.
 #[test]
-fn attach_at_any_moment_of_a_stream() {
+fn a_reader_may_attach_at_any_moment() {
     let server = Server::usual();
     let task = server.submit("work", "[[chunks:8000:200]][[gate:go]][[chunks:8000:200]]");
     server.journal.wait_prompt("[[chunks:8000:200]][[gate:go]][[chunks:8000:200]]");
@@ -47,16 +49,16 @@ fn attach_at_any_moment_of_a_stream() {
                     server.journal.wait_gate("go");
                     server.journal.open_gate("go");
                 }
-                assert_whole(&events.until_task_ended(task), 1);
+                assert_complete(&events.until_task_ended(task), 1);
             });
         }
     });
     server.finish_as(&task, "completed");
 }
 
-/// AM-10: what is replayed is byte-identical to what was sent live.
+/// AM-10: replayed events are byte-identical to the live ones.
 #[test]
-fn replay_is_byte_identical() {
+fn replay_is_byte_identical_to_live() {
     let server = Server::usual();
     server.put("/v1/groups/work", &json!({})).expect(201);
     let live = server.events("work", "");
@@ -70,42 +72,42 @@ fn replay_is_byte_identical() {
     assert_eq!(live, replay);
 }
 
-/// API 2: `?after` begins behind that frame; `Last-Event-ID` wins over it; a cursor at the end
-/// replays nothing.
+/// API-2: `?after` begins after that frame; `Last-Event-ID` takes precedence over it; a cursor at
+/// the end replays nothing.
 #[test]
-fn cursors_of_the_stream() {
+fn a_cursor_selects_where_the_stream_begins() {
     let server = Server::usual();
     server.complete("work", "[[chunks:10:200]]");
     let last = server.group("work")["last_seq"].as_u64().unwrap();
-    assert_whole(&server.events("work", "?after=5").until_synced(), 6);
+    assert_complete(&server.events("work", "?after=5").until_synced(), 6);
     let resumed = server.events_with("work", "?after=5", &[("Last-Event-ID", "9")]);
-    assert_whole(&resumed.until_synced(), 10);
+    assert_complete(&resumed.until_synced(), 10);
     let resumed = server.events_with("work", "", &[("Last-Event-ID", "7")]);
-    assert_whole(&resumed.until_synced(), 8);
+    assert_complete(&resumed.until_synced(), 8);
     let end = server.events("work", &format!("?after={last}"));
     let nothing = end.until_synced();
-    assert_eq!(nothing.len(), 1, "only the seam: {nothing:?}");
+    assert_eq!(nothing.len(), 1, "only greenroom/synced: {nothing:?}");
     server.complete("work", "next");
     assert_eq!(end.next().unwrap().id, Some(last + 1));
 }
 
-/// API 2: the seam comes once, without an id, also for a group that has no turn yet.
+/// API-2: `greenroom/synced` is sent once, without an id, also for a group without a turn.
 #[test]
-fn one_seam() {
+fn synced_is_sent_once() {
     let server = Server::usual();
     server.put("/v1/groups/work", &json!({})).expect(201);
     let events = server.events("work", "");
     let mut seen = events.until_synced();
     let task = server.complete("work", "[[chunks:100:200]]");
     seen.extend(events.until_task_ended(&task["id"]));
-    let seams: Vec<_> = seen.iter().filter(|event| event.event == "greenroom/synced").collect();
-    assert_eq!(seams.len(), 1);
-    assert_eq!(seams[0].id, None);
+    let synced: Vec<_> = seen.iter().filter(|event| event.event == "greenroom/synced").collect();
+    assert_eq!(synced.len(), 1);
+    assert_eq!(synced[0].id, None);
 }
 
-/// API 2: two readers see the same bytes in the same order.
+/// API-2: two readers receive the same bytes in the same order.
 #[test]
-fn readers_see_the_same() {
+fn all_readers_receive_the_same_bytes() {
     let server = Server::usual();
     server.put("/v1/groups/work", &json!({})).expect(201);
     let readers = [server.events("work", ""), server.events("work", "")];
@@ -117,16 +119,16 @@ fn readers_see_the_same() {
     assert_eq!(one, two);
 }
 
-/// API 2: a reader that comes back after a server restart, with its last id, misses nothing and
-/// gets nothing twice.
+/// API-2: a reader that reconnects with its last id after a server restart misses nothing and
+/// receives nothing twice.
 #[test]
-fn reconnects_across_a_restart() {
+fn a_reader_reconnects_across_a_restart_without_loss() {
     let mut server = Server::usual();
     let first = server.complete("work", "[[chunks:50:200]]");
     let events = server.events("work", "");
     let mut seen = events.until_task_ended(&first["id"]);
-    let running = server.submit("work", "[[reply:cut off]][[gate:never]]");
-    seen.extend(events.until("the cut-off chunk", |event| event.data.contains("cut off\"")));
+    let running = server.submit("work", "[[reply:incomplete]][[gate:never]]");
+    seen.extend(events.until("the incomplete chunk", |event| event.data.contains("incomplete\"")));
     server.kill();
     while let Some(event) = events.next() {
         seen.push(event);
@@ -138,13 +140,13 @@ fn reconnects_across_a_restart() {
     let next = server.submit("work", "next");
     seen.extend(events.until_task_ended(&next["id"]));
     seen.retain(Event::is_frame);
-    assert_whole(&seen, 1);
+    assert_complete(&seen, 1);
 }
 
-/// F28, I11: readers that never read cost the server no memory while 200,000 frames stream, and
-/// afterwards get them all.
+/// F28, I11: readers that do not read cost the server no memory while 200,000 frames are streamed,
+/// and afterwards receive them all.
 #[test]
-fn slow_reader_costs_no_memory() {
+fn a_slow_reader_costs_no_memory() {
     const FRAMES: usize = 200_000;
     let server = Server::usual();
     server.put("/v1/groups/work", &json!({})).expect(201);
@@ -154,7 +156,8 @@ fn slow_reader_costs_no_memory() {
             let host = server.address();
             let request = format!("GET /v1/groups/work/events HTTP/1.1\r\nHost: {host}\r\n\r\n");
             stream.write_all(request.as_bytes()).unwrap();
-            // The head has come: the server is sending, and from here nobody reads.
+            // The head has arrived: the server is sending, and from here on the reader does not
+            // read.
             stream.read_exact(&mut [0; 12]).unwrap();
             stream
         })
@@ -167,12 +170,12 @@ fn slow_reader_costs_no_memory() {
     let peak = process::peak_resident_bytes(server.pid());
     assert!(peak < RESIDENT_BYTES_MAX, "{} MiB resident", peak / 1024 / 1024);
     let mut last = idle.pop().unwrap();
-    last.set_read_timeout(Some(PATIENCE)).unwrap();
-    let sign = format!("id: {}\n", server.group("work")["last_seq"]);
+    last.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let last_id = format!("id: {}\n", server.group("work")["last_seq"]);
     let (mut tail, mut buffer) = (Vec::new(), vec![0; 1 << 20]);
-    while !String::from_utf8_lossy(&tail).contains(&sign) {
+    while !String::from_utf8_lossy(&tail).contains(&last_id) {
         let read = last.read(&mut buffer).expect("the slow reader is served to the end");
-        assert_ne!(read, 0, "the stream ended before {sign:?}\n{}", server.log.tail());
+        assert_ne!(read, 0, "the stream ended before {last_id:?}\n{}", server.log.tail());
         let keep = tail.len().min(64);
         tail.drain(..tail.len() - keep);
         tail.extend_from_slice(&buffer[..read]);
@@ -182,9 +185,9 @@ fn slow_reader_costs_no_memory() {
     assert!(peak < RESIDENT_BYTES_MAX, "{} MiB resident in the replay", peak / 1024 / 1024);
 }
 
-/// F29, I15: readers that vanish leave nothing behind that others feel.
+/// F29, I15: readers that disconnect do not affect others.
 #[test]
-fn readers_that_vanish() {
+fn disconnected_readers_do_not_affect_others() {
     let server = Server::usual();
     server.complete("work", "[[chunks:2000:500]]");
     for _ in 0..50 {
@@ -193,7 +196,7 @@ fn readers_that_vanish() {
     }
     server.complete("work", "after them");
     let all = server.events("work", "").until_synced();
-    assert_whole(&all, 1);
+    assert_complete(&all, 1);
 }
 
 /// C15: agent text with line ends and field names cannot break out of an event.
@@ -205,13 +208,13 @@ fn agent_text_cannot_forge_events() {
     let task = server.post("/v1/groups/work/turns?wait=25", &body).expect(200);
     assert_eq!(task["text"], text);
     let seen = server.events("work", "").until_synced();
-    assert_whole(&seen, 1);
+    assert_complete(&seen, 1);
     assert!(seen.iter().all(|event| event.event != "forged"));
 }
 
-/// API 2: status changes of all groups are one stream.
+/// API-2: status changes of all groups are one stream.
 #[test]
-fn status_of_all_groups() {
+fn one_stream_has_the_status_changes_of_all_groups() {
     let server = Server::usual();
     let events = Events::open(server.address(), "/v1/events", &[], &server.log);
     server.complete("one", "x");
@@ -230,10 +233,10 @@ fn earliest(event: &Event) -> u64 {
     event.frame()["earliest"].as_u64().unwrap()
 }
 
-/// API 2: a reader that missed status changes gets a gap with the number of the next change; a
-/// reader that missed none gets no gap.
+/// API-2: a reader that missed status changes receives a gap with the number of the next change; a
+/// reader that missed none receives no gap.
 #[test]
-fn changes_without_a_reader_are_a_gap() {
+fn missed_status_changes_are_a_gap() {
     let server = Server::usual();
     let open = |path: &str| Events::open(server.address(), path, &[], &server.log);
     server.complete("work", "unread");
@@ -244,17 +247,17 @@ fn changes_without_a_reader_are_a_gap() {
     for id in next..next + 2 {
         assert_eq!(events.next().unwrap().id, Some(id));
     }
-    // The last of the unread changes has the number before.
-    let behind = open(&format!("/v1/events?after={}", next - 1));
-    assert_eq!(behind.until_synced()[0].id, Some(next));
+    // The number before is that of the last unread change.
+    let exact = open(&format!("/v1/events?after={}", next - 1));
+    assert_eq!(exact.until_synced()[0].id, Some(next));
     let missed = open(&format!("/v1/events?after={}", next - 2)).until_synced();
     assert_eq!((earliest(&missed[0]), missed[1].id), (next, Some(next)));
     let none = open(&format!("/v1/events?after={}", next + 1)).until_synced();
     assert_eq!(none.len(), 1, "{none:?}");
 }
 
-/// API 2: a cursor beyond the last change, as after the clock was set back, gets a gap, then what
-/// is kept, then live changes.
+/// API-2: for a cursor beyond the last change, as after the clock was set back, the stream has a
+/// gap, then the kept changes, then live changes.
 #[test]
 fn a_cursor_of_the_future_gets_a_gap_and_live_changes() {
     let server = Server::usual();
@@ -275,7 +278,7 @@ fn a_cursor_of_the_future_gets_a_gap_and_live_changes() {
     assert_eq!(again.next().unwrap().id, Some(last + 1));
 }
 
-/// I3, SEEDS AM-18: if frames are missing on disk, a gap says where the stream continues.
+/// I3, AM-18: if frames are missing on disk, a gap names where the stream continues.
 #[test]
 fn missing_frames_are_a_gap() {
     let server = Server::usual();
@@ -305,15 +308,15 @@ fn missing_frames_are_a_gap() {
     assert_eq!(gaps, [usize::try_from(first).unwrap() - 1], "{seen:?}");
     assert_eq!(earliest(&seen[gaps[0]]), first + count);
     move_block(away, key);
-    assert_whole(&server.events("work", "").until_synced(), 1);
+    assert_complete(&server.events("work", "").until_synced(), 1);
 }
 
-/// SEEDS AM-18: a reader whose next frames, the last ones, cannot be read gets a gap, and stays
-/// live.
+/// AM-18: if a reader's next frames are the last ones and unreadable, it receives a gap, and
+/// the stream stays live.
 #[test]
 fn unreadable_last_frames_are_a_gap_and_the_stream_stays() {
     let mut server = Server::usual();
-    // Without a reader the feed keeps no frames: then they are on disk alone.
+    // Without a reader the feed keeps no frames, so they are only on disk.
     let sql = "UPDATE blocks SET text = CAST('{' AS BLOB) \
                WHERE key = (SELECT max(key) FROM blocks) RETURNING key & ((1 << 36) - 1), count";
     let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?));
@@ -331,8 +334,8 @@ fn unreadable_last_frames_are_a_gap_and_the_stream_stays() {
         let seen = events.until_synced();
         assert_eq!(earliest(&seen[0]), next, "{seen:?}");
         let task = server.complete("work", "live");
-        let behind: Vec<_> = seen.into_iter().chain(events.until_task_ended(&task["id"])).collect();
-        assert_whole(&behind, next);
+        let later: Vec<_> = seen.into_iter().chain(events.until_task_ended(&task["id"])).collect();
+        assert_complete(&later, next);
         drop(events);
     }
     server.delete("/v1/groups/work?purge=true").expect(202);
@@ -344,7 +347,7 @@ fn unreadable_last_frames_are_a_gap_and_the_stream_stays() {
 /// Checks that the frames among the events are numbered from `first` on without gap or repeat,
 /// and that each event's id is its frame's `seq`.
 #[track_caller]
-fn assert_whole(events: &[Event], first: u64) {
+fn assert_complete(events: &[Event], first: u64) {
     let frames: Vec<&Event> = events.iter().filter(|event| event.is_frame()).collect();
     assert!(!frames.is_empty(), "no frames");
     for (number, event) in (first..).zip(&frames) {
@@ -353,31 +356,31 @@ fn assert_whole(events: &[Event], first: u64) {
     }
 }
 
-/// A stream of a group that is purged ends, and a cursor that is no frame's is told so: whoever
-/// comes back to another group of the name does not wait for ever.
+/// The stream of a purged group ends, and a cursor beyond the last frame leads to a gap: a reader
+/// that reconnects to a new group of the same name does not wait for ever.
 #[test]
-fn stream_of_a_purged_group_ends() {
+fn the_stream_of_a_purged_group_ends() {
     let server = Server::usual();
     server.complete("work", "[[chunks:50:200]]");
     let events = server.events("work", "");
     events.until_synced();
     server.delete("/v1/groups/work?purge=true").expect(202);
     while events.next().is_some() {}
-    // The last of it may still refuse, for a moment.
-    eventually("the group's next life", &server.log, || {
+    // The purge may still be running, for a moment.
+    eventually("a new group of that name", &server.log, || {
         (server.put("/v1/groups/work", &json!({})).status == 201).then_some(())
     });
     server.complete("work", "again");
     let seen = server.events("work", "?after=50000").until_synced();
     assert_eq!(seen[0].event, "greenroom/gap");
-    assert_whole(&seen[1..], 1);
+    assert_complete(&seen[1..], 1);
     let last = u64::MAX;
     let seen = server.events("work", &format!("?after={last}")).until_synced();
     assert_eq!(seen[0].event, "greenroom/gap");
     server.get(&format!("/v1/groups/work/frames?after={last}")).expect(200);
 }
 
-/// `/v1/events` tells a reader whose cursor is too old that it missed something.
+/// `/v1/events` sends a gap to a reader whose cursor is too old.
 #[test]
 fn status_events_after_a_restart_begin_with_a_gap() {
     let mut server = Server::usual();

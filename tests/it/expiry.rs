@@ -1,4 +1,4 @@
-//! `expires_in_ms`: a task that did not start in time is not started any more.
+//! `expires_in_ms`: a task that did not start in time is never started.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use crate::support::{Server, Setup, eventually, millis};
 
 /// Enqueues a turn that expires.
 #[track_caller]
-fn expiring(server: &Server, group: &str, prompt: &str, expires_in_ms: u64) -> Value {
+fn submit_expiring(server: &Server, group: &str, prompt: &str, expires_in_ms: u64) -> Value {
     let body = json!({ "prompt": prompt, "expires_in_ms": expires_in_ms });
     server.post(&format!("/v1/groups/{group}/turns"), &body).expect(202)
 }
@@ -27,59 +27,59 @@ fn assert_expired(server: &Server, task: &Value, prompt: &str) -> Value {
     ended
 }
 
-/// API 2, I12: a turn behind a long one expires at its time, which others can see at once; the
-/// running one is not touched, though its own time is over too, and what waits behind keeps its
-/// place.
+/// API-2, I12: a turn that waits for a long one expires on time, and its state shows it
+/// immediately; the running turn continues although its own time has passed too, and later turns
+/// keep their places.
 #[test]
-fn in_the_queue() {
+fn a_queued_task_expires_on_time() {
     let server = Server::usual();
-    let running = expiring(&server, "work", "[[gate:go]]", 2_000);
+    let running = submit_expiring(&server, "work", "[[gate:go]]", 2_000);
     server.journal.wait_gate("go");
     let before = server.submit("work", "before");
-    let late = expiring(&server, "work", "late", 2_500);
-    let behind = server.submit("work", "behind");
+    let late = submit_expiring(&server, "work", "late", 2_500);
+    let after = server.submit("work", "after");
     let ended = assert_expired(&server, &late, "late");
     let waited = millis(&ended["ended_at"]) - millis(&ended["created_at"]);
-    assert!(2_400 <= waited, "it had {waited} ms");
+    assert!(2_400 <= waited, "expired after {waited} ms");
     assert_eq!(server.task(&running)["state"], "running");
     assert_eq!(server.group("work")["queue_length"], 2);
     server.journal.open_gate("go");
-    for task in [&running, &before, &behind] {
+    for task in [&running, &before, &after] {
         server.finish_as(task, "completed");
     }
-    assert_eq!(server.journal.prompts(), ["[[gate:go]]", "before", "behind"]);
+    assert_eq!(server.journal.prompts(), ["[[gate:go]]", "before", "after"]);
 }
 
-/// API 2: one that starts in time is a turn like any other.
+/// API-2: a turn that starts in time runs as usual.
 #[test]
-fn in_time() {
+fn a_task_that_starts_in_time_does_not_expire() {
     let server = Server::usual();
-    let task = expiring(&server, "work", "in time", 60_000);
+    let task = submit_expiring(&server, "work", "in time", 60_000);
     server.finish_as(&task, "completed");
 }
 
-/// I12: a turn that waits for a slot expires as well, and its group takes the slot for the next.
+/// I12: a turn that waits for a slot expires too, and its group uses the slot for the next turn.
 #[test]
-fn without_a_slot() {
+fn a_task_without_a_slot_expires() {
     let server = Setup::new().set("limits", "running_groups", 1).start();
     server.submit("busy", "[[gate:go]]");
     server.journal.wait_gate("go");
-    let late = expiring(&server, "work", "late", 300);
-    let behind = server.submit("work", "behind");
+    let late = submit_expiring(&server, "work", "late", 300);
+    let after = server.submit("work", "after");
     assert_expired(&server, &late, "late");
-    assert_eq!(server.wait_blocked(&behind, "slot")["state"], "queued");
+    assert_eq!(server.wait_blocked(&after, "slot")["state"], "queued");
     server.journal.open_gate("go");
-    server.finish_as(&behind, "completed");
+    server.finish_as(&after, "completed");
 }
 
-/// ARCHITECTURE 4: a turn whose agent is still starting did not start: it expires, its prompt is
+/// a turn whose agent is still starting has not started: it expires, its prompt is
 /// never sent, and its slot is free for another group.
 #[test]
-fn while_its_agent_starts() {
+fn a_task_whose_agent_is_starting_expires() {
     let setup = Setup::new().agent("slow", &["--gate-initialize", "start"]);
     let server = setup.set("limits", "running_groups", 1).start();
-    server.make("work", "slow", "");
-    let late = expiring(&server, "work", "late", 500);
+    server.create_group("work", "slow", "");
+    let late = submit_expiring(&server, "work", "late", 500);
     server.journal.wait_gate("start");
     assert_expired(&server, &late, "late");
     server.complete("other", "fine");
@@ -89,40 +89,40 @@ fn while_its_agent_starts() {
 
 /// I12: a paused group's turns expire too.
 #[test]
-fn in_a_paused_group() {
+fn a_task_of_a_paused_group_expires() {
     let server = Server::usual();
     server.put("/v1/groups/work", &json!({})).expect(201);
     server.post("/v1/groups/work/pause", &json!({})).expect(202);
-    let late = expiring(&server, "work", "late", 200);
+    let late = submit_expiring(&server, "work", "late", 200);
     assert_expired(&server, &late, "late");
     server.resume("work");
     server.complete("work", "next");
 }
 
-/// I12: so do those of a group that is held.
+/// I12: a held group's turns expire too.
 #[test]
-fn in_a_held_group() {
+fn a_task_of_a_held_group_expires() {
     let server = Setup::new().text("defaults", "on_interrupt", "hold").start();
     server.finish_as(&server.submit("work", "[[reply:x]][[die:1]]"), "interrupted");
     server.wait_status("work", "held");
-    let late = expiring(&server, "work", "late", 200);
+    let late = submit_expiring(&server, "work", "late", 200);
     assert_expired(&server, &late, "late");
     server.wait_status("work", "held");
     server.resume("work");
     server.complete("work", "next");
 }
 
-/// I2: the time runs on while the server is down.
+/// I2: the time until expiry also counts while the server is down.
 #[test]
-fn over_a_restart() {
+fn a_task_expires_while_the_server_is_down() {
     let mut server = Server::usual();
     server.put("/v1/groups/work", &json!({})).expect(201);
     server.post("/v1/groups/work/pause", &json!({})).expect(202);
-    let late = expiring(&server, "work", "late", 800);
-    let patient = expiring(&server, "work", "patient", 600_000);
+    let late = submit_expiring(&server, "work", "late", 800);
+    let patient = submit_expiring(&server, "work", "patient", 600_000);
     server.kill();
     let over = millis(&late["created_at"]) + 800;
-    eventually("the time's end", &server.log, || {
+    eventually("the expiry", &server.log, || {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
         (i128::from(over) < i128::try_from(now).unwrap()).then_some(())
     });
@@ -133,13 +133,13 @@ fn over_a_restart() {
     assert_eq!(server.journal.prompts(), ["patient"]);
 }
 
-/// API 2: a turn that expired can be done again.
+/// API-2: an expired turn can be retried.
 #[test]
-fn can_be_retried() {
+fn an_expired_task_can_be_retried() {
     let server = Server::usual();
     let running = server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
-    let late = expiring(&server, "work", "late", 300);
+    let late = submit_expiring(&server, "work", "late", 300);
     assert_expired(&server, &late, "late");
     server.journal.open_gate("go");
     server.finish_as(&running, "completed");
@@ -147,9 +147,9 @@ fn can_be_retried() {
     server.finish_as(&again, "completed");
 }
 
-/// API 2: a time that is none is 400 `invalid-body`, names the field, and makes nothing.
+/// API-2: an invalid time is 400 `invalid-body`, names the field, and creates nothing.
 #[test]
-fn times_that_are_none() {
+fn an_invalid_expiry_is_refused() {
     let server = Server::usual();
     for time in [
         json!(0),
@@ -170,9 +170,10 @@ fn times_that_are_none() {
     server.post("/v1/groups/work/turns", &body).expect(202);
 }
 
-/// API 2: `deadline_ms` is about what runs, not about what waits, beside `expires_in_ms` too.
+/// API-2: `deadline_ms` limits a running task, not a waiting one, also together with
+/// `expires_in_ms`.
 #[test]
-fn deadlines_are_another_thing() {
+fn a_deadline_counts_from_the_start_of_a_task() {
     let server = Server::usual();
     let first = server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
@@ -182,7 +183,7 @@ fn deadlines_are_another_thing() {
         "expires_in_ms": 600_000,
     });
     let task = server.post("/v1/groups/work/turns", &body).expect(202);
-    let other = expiring(&server, "other", "other", 600_000);
+    let other = submit_expiring(&server, "other", "other", 600_000);
     server.finish_as(&other, "completed");
     assert_eq!(server.task(&task)["state"], "queued");
     server.journal.open_gate("go");

@@ -1,15 +1,14 @@
 //! Agents that cannot start, and agents that break the protocol.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use crate::support::{Server, Setup};
 
-/// F7: an agent that cannot start fails the task with an error that says so; the queue drains on
-/// and another group is not affected.
+/// F7: if an agent cannot start, its task fails with an error that states it; the queue drains and
+/// other groups are not affected.
 #[test]
-fn agents_that_do_not_start() {
+fn an_agent_that_cannot_start_fails_its_tasks() {
     let setup = Setup::new()
         .command("missing", "greenroom-it-no-such-program")
         .command("directory", "/")
@@ -38,9 +37,10 @@ fn agents_that_do_not_start() {
     server.complete("work", "fine");
 }
 
-/// F7: what failed at the start says the agent's exit code, and its version where that is wrong.
+/// F7: the error of a failed start states the agent's exit code, or its protocol version if that is
+/// unsupported.
 #[test]
-fn start_errors_are_clear() {
+fn start_errors_state_the_cause() {
     let setup = Setup::new()
         .agent("exits", &["--exit-at-start", "37"])
         .agent("refuses", &["--fail-initialize"])
@@ -53,9 +53,9 @@ fn start_errors_are_clear() {
     }
 }
 
-/// AM-6: fs, terminal and session capabilities that nobody serves are not advertised.
+/// AM-6: greenroom does not advertise the fs and terminal capabilities, which it does not serve.
 #[test]
-fn initialize_advertises_what_is_served() {
+fn initialize_advertises_only_served_capabilities() {
     let server = Server::usual();
     server.complete("work", "x");
     let initialize = server.journal.events_named("initialize");
@@ -69,18 +69,18 @@ fn initialize_advertises_what_is_served() {
     }
 }
 
-/// AM-6: `fs/*` and unknown requests are answered -32601, and the turn goes on.
+/// AM-6: `fs/*` and unknown requests are answered -32601, and the turn continues.
 #[test]
-fn requests_that_are_not_served() {
+fn unserved_requests_are_answered_with_an_error() {
     let server = Server::usual();
     let task = server.complete("work", "[[fs]][[unknown-request]]");
     assert_eq!(task["text"], "fs: -32601unknown-request: -32601");
 }
 
 /// AM-7, C22: policy `reject` selects the first `reject_once`, else `reject_always`, else answers
-/// `cancelled`; the request is a frame, and what became of it too.
+/// `cancelled`; the request is a frame, and so is its outcome.
 #[test]
-fn permissions_are_rejected() {
+fn policy_reject_selects_a_rejecting_option() {
     let server = Server::usual();
     for (word, outcome) in [
         ("[[permission]]", "permission: selected not-now"),
@@ -89,17 +89,18 @@ fn permissions_are_rejected() {
     ] {
         assert_eq!(server.complete("work", word)["text"], outcome);
     }
-    let asked = server.frames_of_kind("work", "session/request_permission");
-    assert_eq!(asked.len(), 3);
-    let options = asked[0]["payload"]["params"]["options"].as_array().unwrap();
+    let requests = server.frames_of_kind("work", "session/request_permission");
+    assert_eq!(requests.len(), 3);
+    let options = requests[0]["payload"]["params"]["options"].as_array().unwrap();
     assert_eq!(options.len(), 4, "the payload is the agent's message");
     let resolved = server.frames_of_kind("work", "greenroom/permission_resolved");
     assert_eq!(resolved.len(), 3);
 }
 
-/// F13, I16: lines that are not JSON, or not UTF-8, are tolerated, and kept byte for byte.
+/// F13, I16: lines that are not JSON, or not UTF-8, are tolerated, and kept byte for byte in the
+/// transcript.
 #[test]
-fn rejected_lines_are_kept() {
+fn rejected_lines_are_kept_byte_for_byte() {
     let server = Server::usual();
     let task = server.complete("work", "[[garbage]][[reply:a]][[utf8]][[crlf]]");
     assert_eq!(task["text"], "acrlf");
@@ -111,9 +112,10 @@ fn rejected_lines_are_kept() {
     }
 }
 
-/// F13: nine rejected lines in a row are tolerated, ten are a protocol stop; the next turn runs.
+/// F13: nine rejected lines in a row are tolerated, ten stop the run (`_protocol`); the next turn
+/// runs.
 #[test]
-fn ten_rejected_lines_stop_the_run() {
+fn ten_rejected_lines_in_a_row_stop_the_run() {
     let server = Server::usual();
     let run = "[[garbage-run:9]][[reply:ok]][[garbage-run:9]][[reply:ok]]";
     assert_eq!(server.complete("work", run)["text"], "okok");
@@ -125,9 +127,9 @@ fn ten_rejected_lines_stop_the_run() {
     assert_eq!(server.journal.events_named("start").len(), 2, "a new run");
 }
 
-/// F12, I11: a line over `limits.line` is a protocol stop; one below passes whole.
+/// F12, I11: a line over `limits.line` stops the run (`_protocol`); a line below it is kept whole.
 #[test]
-fn line_over_the_limit() {
+fn a_line_over_the_limit_stops_the_run() {
     let server = Setup::new().text("limits", "line", "64KiB").start();
     let long = server.complete("work", "[[huge-line:65000]]");
     assert!(64_000 < long["text"].as_str().unwrap().len());
@@ -138,9 +140,10 @@ fn line_over_the_limit() {
     server.finish_as(&next, "completed");
 }
 
-/// F12, I11: JSON nested without end is a protocol stop, not a crash; a sane depth passes.
+/// F12, I11: JSON that is nested too deeply stops the run (`_protocol`) without a crash; a usual
+/// depth is accepted.
 #[test]
-fn json_too_deep() {
+fn json_nested_too_deeply_stops_the_run() {
     let server = Server::usual();
     assert_eq!(server.complete("work", "[[deep:40]]")["text"], "deep");
     let stopped = server.submit("work", "[[reply:x]][[deep:10000]][[gate:never]]");
@@ -150,9 +153,9 @@ fn json_too_deep() {
     server.finish_as(&next, "completed");
 }
 
-/// AM-40, F11: stderr that nobody reads never wedges the agent.
+/// AM-40, F11: much output on stderr never blocks the agent.
 #[test]
-fn stderr_never_wedges() {
+fn stderr_never_blocks_the_agent() {
     let server = Server::usual();
     for count in [4_096, 50_000] {
         let task = server.complete("work", &format!("[[stderr:{count}]][[reply:alive]]"));
@@ -160,9 +163,9 @@ fn stderr_never_wedges() {
     }
 }
 
-/// AM-20: stderr changes nothing where no profile asks for it.
+/// AM-20: stderr is not in the transcript unless the profile enables it.
 #[test]
-fn stderr_is_not_transcript() {
+fn stderr_is_not_in_the_transcript() {
     let server = Server::usual();
     server.complete("work", "[[stderr:10]]");
     assert!(server.frames_of_kind("work", "greenroom/stderr").is_empty());
@@ -170,7 +173,7 @@ fn stderr_is_not_transcript() {
 
 /// F11: a flood of output is stored whole and in order.
 #[test]
-fn flood_is_stored_whole() {
+fn a_flood_of_output_is_stored_whole() {
     let server = Server::usual();
     server.complete("work", "[[chunks:20000:300]]");
     let mut expected = 1;
@@ -185,7 +188,7 @@ fn flood_is_stored_whole() {
     assert_eq!(expected, 20_001);
 }
 
-/// The texts anywhere in the payload that are base64, decoded, without a line end.
+/// Returns the payload's base64 texts, decoded, without line ends.
 fn base64_texts(payload: &Value) -> impl Iterator<Item = Vec<u8>> {
     let texts = payload.as_object().into_iter().flat_map(|object| object.values());
     let decoded = texts.filter_map(|text| STANDARD.decode(text.as_str()?).ok());

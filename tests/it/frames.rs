@@ -1,15 +1,13 @@
 //! Frames: the durable transcript, paged and filtered.
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
-use crate::support::Server;
-use crate::support::server::encode;
+use crate::support::{Server, server::encode};
 
 /// I3, AM-10: `seq` runs 1, 2, 3 … without gaps, in every view, over turns and restarts.
 #[test]
-fn seq_has_no_gaps() {
+fn seq_has_no_gaps_over_turns_and_restarts() {
     let mut server = Server::usual();
     server.complete("work", "[[chunks:50:200]][[tool]]");
     server.complete("work", "second");
@@ -19,7 +17,7 @@ fn seq_has_no_gaps() {
     server.complete("work", "third");
     let after = server.frames("work");
     assert_gap_free(&after);
-    assert_eq!(after[..before.len()], before, "what was there stays as it was");
+    assert_eq!(after[..before.len()], before, "existing frames are unchanged");
     assert!(before.len() < after.len());
 }
 
@@ -37,9 +35,9 @@ fn pages_are_byte_identical() {
     assert_eq!(server.get(path).body, first.body);
 }
 
-/// API 2: a frame has the contract's fields; ACP payloads are whole JSON-RPC messages, untouched.
+/// API-2: a frame has all fields of the API; ACP payloads are whole, unchanged JSON-RPC messages.
 #[test]
-fn frames_have_their_fields() {
+fn a_frame_has_all_fields() {
     let server = Server::usual();
     let task = server.complete("work", "[[reply:hello]][[usage:1:2]]");
     for frame in server.frames("work") {
@@ -63,10 +61,10 @@ fn frames_have_their_fields() {
     assert_eq!(reply["run"], task["run"]);
 }
 
-/// AM-2, I7, I8: `turn_started` carries the prompt and stands before `session/prompt`, and both
-/// before any output; `turn_settled` and `task_ended` close the turn, in this order (AM-3).
+/// AM-2, I7, I8: `turn_started` has the prompt and precedes `session/prompt`, and both precede any
+/// output; `turn_settled` and `task_ended` close the turn, in this order (AM-3).
 #[test]
-fn a_turn_in_order() {
+fn the_frames_of_a_turn_are_in_order() {
     let server = Server::usual();
     let task = server.complete("work", "[[reply:output]][[tool]]");
     let id = task["id"].as_str().unwrap();
@@ -76,11 +74,11 @@ fn a_turn_in_order() {
         found.unwrap_or_else(|| panic!("no {kind} in {frames:?}"))
     };
     let started = place("greenroom/turn_started");
-    let carried = &frames[started]["payload"]["prompt"];
+    let prompt = &frames[started]["payload"]["prompt"];
     let text = json!("[[reply:output]][[tool]]");
     assert!(
-        *carried == text || *carried == json!([{ "type": "text", "text": text }]),
-        "the prompt verbatim: {carried}"
+        *prompt == text || *prompt == json!([{ "type": "text", "text": text }]),
+        "not the prompt verbatim: {prompt}"
     );
     let output = frames.iter().position(|frame| {
         frame["payload"]["params"]["update"]["sessionUpdate"] == "agent_message_chunk"
@@ -99,10 +97,10 @@ fn a_turn_in_order() {
     assert!(task["seq_last"].as_u64() >= seq(order[4]), "{task}");
 }
 
-/// API 2: every prompt written to the agent is a `session/prompt` frame, byte for byte as the
+/// API-2: every prompt written to the agent is a `session/prompt` frame, byte for byte as the
 /// agent received it.
 #[test]
-fn prompts_are_byte_for_byte() {
+fn prompts_are_stored_byte_for_byte() {
     #[derive(Deserialize)]
     struct Page<'a> {
         #[serde(borrow)]
@@ -131,9 +129,9 @@ fn prompts_are_byte_for_byte() {
     assert_eq!(stored.len(), 3);
 }
 
-/// API 2: greenroom's own facts appear, each once for a first turn.
+/// API-2: greenroom's own facts appear once each for a first turn.
 #[test]
-fn facts_of_a_first_turn() {
+fn each_fact_of_a_first_turn_is_one_frame() {
     let server = Server::usual();
     server.complete("work", "hello");
     for fact in [
@@ -153,10 +151,10 @@ fn facts_of_a_first_turn() {
     assert!(server.frames_of_kind("work", "greenroom/segment_ended").is_empty());
 }
 
-/// API 2: filters by kind, task, `after` and `before`, in both orders; unknown words select
+/// API-2: filters by kind, task, `after` and `before`, in both orders; unknown values select
 /// nothing.
 #[test]
-fn filters() {
+fn frames_are_filtered_by_kind_task_and_seq() {
     let server = Server::usual();
     let first = server.complete("work", "[[chunks:5:200]]");
     let second = server.complete("work", "[[chunks:7:200]]");
@@ -192,10 +190,10 @@ fn filters() {
     assert_eq!(server.frames_where("work", "&after=999999"), nothing);
 }
 
-/// API 2: pages of every size give the same list, in both orders, also with a filter, and the
-/// last page has no cursor.
+/// API-2: pages of every size give the same list, in both orders, also with a filter; the last page
+/// has no cursor.
 #[test]
-fn cursors() {
+fn pages_of_any_size_give_the_same_frames() {
     let server = Server::usual();
     server.complete("work", "[[chunks:10:200]]");
     for query in ["", "&order=desc", "&kind=session/update", "&order=desc&after=4"] {
@@ -222,9 +220,9 @@ fn cursors() {
     assert!(default["items"].as_array().unwrap().len() <= 100);
 }
 
-/// API 2: the transcript of one group holds nothing of another's.
+/// API-2: the transcript of one group has no frames of another.
 #[test]
-fn groups_do_not_mix() {
+fn a_transcript_has_frames_of_its_group_only() {
     let server = Server::usual();
     server.complete("one", "for one");
     server.complete("two", "for two");

@@ -1,16 +1,16 @@
-//! Groups: made, changed, listed, deleted and revived.
+//! Groups: created, changed, listed, deleted and revived.
 
 use serde_json::{Value, json};
 
-use crate::support::server::encode;
-use crate::support::{Server, Setup, eventually, process};
+use crate::support::{Server, Setup, eventually, process, server::encode};
 
-/// API 2, PUT: 201 with the whole group, then 200; a change keeps what it does not name.
+/// API-2, PUT: 201 with the whole group, then 200; a change keeps the fields that it does not name.
 #[test]
-fn put_creates_and_changes() {
+fn put_creates_a_group_and_changes_named_fields_only() {
     let server = Server::usual();
-    let made = server.put("/v1/groups/work", &json!({ "title": "Work", "metadata": { "a": 1 } }));
-    let made = made.expect(201);
+    let created =
+        server.put("/v1/groups/work", &json!({ "title": "Work", "metadata": { "a": 1 } }));
+    let created = created.expect(201);
     for name in [
         "id",
         "agent",
@@ -32,37 +32,38 @@ fn put_creates_and_changes() {
         "metadata",
         "created_at",
     ] {
-        assert!(made.get(name).is_some(), "no {name} in {made}");
+        assert!(created.get(name).is_some(), "no {name} in {created}");
     }
-    assert_eq!(made["id"], "work");
-    assert_eq!(made["agent"], "scripted", "the default agent");
-    assert_eq!(made["status"], "idle");
-    assert_eq!(made["queue_length"], 0);
-    assert_eq!(made["title"], "Work");
-    assert_eq!(made["metadata"], json!({ "a": 1 }));
+    assert_eq!(created["id"], "work");
+    assert_eq!(created["agent"], "scripted", "the default agent");
+    assert_eq!(created["status"], "idle");
+    assert_eq!(created["queue_length"], 0);
+    assert_eq!(created["title"], "Work");
+    assert_eq!(created["metadata"], json!({ "a": 1 }));
     let changed = server.put("/v1/groups/work", &json!({ "metadata": { "b": 2 } })).expect(200);
     assert_eq!(changed["title"], "Work");
     assert_eq!(changed["metadata"], json!({ "b": 2 }));
-    assert_eq!(changed["created_at"], made["created_at"]);
+    assert_eq!(changed["created_at"], created["created_at"]);
     assert_eq!(server.group("work"), changed);
 }
 
-/// API 2: an agent is named, never given; an unknown name is refused and makes nothing (C10).
+/// API-2: an agent is a configured name, never a command; an unknown name is refused and creates
+/// nothing (C10).
 #[test]
-fn agent_must_be_configured() {
+fn the_agent_of_a_group_must_be_configured() {
     let server = Setup::new().agent("other", &[]).start();
-    let made = server.put("/v1/groups/work", &json!({ "agent": "other" })).expect(201);
-    assert_eq!(made["agent"], "other");
-    server.put("/v1/groups/bad", &json!({ "agent": "nobody" })).problem(400, "unknown-agent");
+    let created = server.put("/v1/groups/work", &json!({ "agent": "other" })).expect(201);
+    assert_eq!(created["agent"], "other");
+    server.put("/v1/groups/bad", &json!({ "agent": "absent" })).problem(400, "unknown-agent");
     server.get("/v1/groups/bad").any_problem(404);
     let command = json!({ "command": "/bin/true" });
     server.put("/v1/groups/bad", &command).problem(400, "invalid-body");
     server.get("/v1/groups/bad").any_problem(404);
 }
 
-/// API 2: the list pages through all groups and selects by status.
+/// API-2: the list pages through all groups and selects by status.
 #[test]
-fn list_pages_and_selects() {
+fn groups_are_listed_by_page_and_status() {
     let server = Server::usual();
     for number in 0..5 {
         server.put(&format!("/v1/groups/g{number}"), &json!({})).expect(201);
@@ -91,9 +92,9 @@ fn list_pages_and_selects() {
     assert_eq!(ids("idle").len(), 4);
 }
 
-/// API 2: one group shows its status, queue length, current task and run while it works.
+/// API-2: one group shows its status, queue length, current task and run while it works.
 #[test]
-fn one_group_shows_its_work() {
+fn a_group_shows_its_current_work() {
     let server = Server::usual();
     server.get("/v1/groups/work").any_problem(404);
     let running = server.submit("work", "[[usage:10:1000]][[gate:go]]");
@@ -116,10 +117,10 @@ fn one_group_shows_its_work() {
     assert_eq!(server.group("work")["last_seq"], last);
 }
 
-/// API 2, DELETE: what is queued and running is cancelled, the agent ends, the group stays
-/// readable as `archived` and refuses work; PUT revives it.
+/// API-2, DELETE: queued and running tasks are cancelled, the agent ends, the group stays readable
+/// as `archived` and refuses work; PUT revives it.
 #[test]
-fn delete_archives_and_put_revives() {
+fn delete_archives_a_group_and_put_revives_it() {
     let server = Server::usual();
     let running = server.submit("work", "[[gate:never]]");
     let queued = server.submit("work", "queued");
@@ -139,9 +140,9 @@ fn delete_archives_and_put_revives() {
     assert_eq!(server.journal.times("queued"), 0);
 }
 
-/// API 2, DELETE with purge: the group and its rows are gone, and the id is free again.
+/// API-2, DELETE with purge: the group and its rows are deleted, and the id can be used again.
 #[test]
-fn delete_with_purge_forgets() {
+fn purge_deletes_all_rows_of_a_group() {
     let server = Server::usual();
     let task = server.complete("work", "once");
     server.delete("/v1/groups/work?purge=true").expect(202);
@@ -149,55 +150,55 @@ fn delete_with_purge_forgets() {
         (server.get("/v1/groups/work").status == 404).then_some(())
     });
     server.get(&format!("/v1/tasks/{}", task["id"].as_str().unwrap())).any_problem(404);
-    // The last of it may still refuse, for a moment.
-    eventually("the group's next life", &server.log, || {
+    // The purge may still be running, for a moment.
+    eventually("a new group of that name", &server.log, || {
         (server.put("/v1/groups/work", &json!({})).status == 201).then_some(())
     });
     let frames = server.frames("work");
     assert!(frames.iter().all(|frame| frame["task"].is_null()), "{frames:?}");
 }
 
-/// API 2: deleting an unknown group is 404.
+/// API-2: deleting an unknown group is 404.
 #[test]
-fn delete_of_an_unknown_group() {
+fn delete_of_an_unknown_group_is_404() {
     let server = Server::usual();
-    server.delete("/v1/groups/nobody").any_problem(404);
+    server.delete("/v1/groups/absent").any_problem(404);
 }
 
-/// I2: a purge that waits for its agent's end is not undone by a PUT in between, so nothing that is
-/// accepted can be lost with it; and what the group's agent left on disk goes too.
+/// I2: a PUT does not undo a purge that waits for its agent's end, so the purge cannot delete
+/// accepted work; and the purge deletes the files of the group's agent too.
 #[test]
-fn purge_takes_nothing_that_was_accepted() {
+fn a_purge_deletes_no_work_accepted_after_it() {
     let server = Server::usual();
     server.complete("work", "once");
-    let own = server.group("work")["cwd"].as_str().unwrap().to_owned();
-    std::fs::write(format!("{own}/left-behind"), "x").unwrap();
+    let directory = server.group("work")["cwd"].as_str().unwrap().to_owned();
+    std::fs::write(format!("{directory}/left-behind"), "x").unwrap();
     server.delete("/v1/groups/work?purge=true").expect(202);
     let refused = server.put("/v1/groups/work", &json!({}));
     match refused.status {
         409 => _ = refused.problem(409, "group-archived"),
-        // Gone already, or just going.
+        // The purge has ended, or is just ending.
         _ => _ = refused.expect_any(&[201, 503]),
     }
-    eventually("the group's end, or its next life", &server.log, || {
+    eventually("the end of the group, or a new one", &server.log, || {
         matches!(server.put("/v1/groups/work", &json!({})).status, 200 | 201).then_some(())
     });
     let next = server.group("work");
-    assert_ne!(next["cwd"], own.as_str(), "a directory is never another group's");
-    assert!(!std::path::Path::new(&own).exists(), "{own}");
+    assert_ne!(next["cwd"], directory.as_str(), "a directory is never reused for another group");
+    assert!(!std::path::Path::new(&directory).exists(), "{directory}");
     server.complete("work", "again");
     assert_eq!(server.frames_of_kind("work", "greenroom/turn_started").len(), 1);
 }
 
-/// I2: a purge that was accepted is carried out, also when the server dies first; and its number
-/// and directory are nobody else's after that.
+/// I2: an accepted purge is executed, also if the server dies first; its number and directory are
+/// never reused.
 #[test]
-fn purge_survives_a_crash() {
+fn an_accepted_purge_survives_a_crash() {
     let mut server = Server::usual();
     server.complete("kept", "one");
     server.submit("work", "[[ignore-cancel]][[gate:never]]");
     server.journal.wait_gate("never");
-    let own = server.group("work")["cwd"].clone();
+    let directory = server.group("work")["cwd"].clone();
     server.delete("/v1/groups/work?purge=true").expect(202);
     server.kill_and_boot();
     eventually("the purge", &server.log, || {
@@ -205,15 +206,15 @@ fn purge_survives_a_crash() {
     });
     server.kill_and_boot();
     server.complete("other", "one");
-    assert_ne!(server.group("other")["cwd"], own);
+    assert_ne!(server.group("other")["cwd"], directory);
     assert_eq!(server.complete("kept", "two")["state"], "completed");
 }
 
-/// A PUT that is refused leaves nothing behind, not even a name.
+/// A refused PUT stores nothing, not even the group's name.
 #[test]
-fn refused_put_makes_no_group() {
+fn a_refused_put_creates_no_group() {
     let server = Server::usual();
-    server.put("/v1/groups/ghost", &json!({ "agent": "nobody" })).problem(400, "unknown-agent");
+    server.put("/v1/groups/ghost", &json!({ "agent": "absent" })).problem(400, "unknown-agent");
     server.get("/v1/groups/ghost/tasks").any_problem(404);
     server.post("/v1/groups/ghost/compactions", &json!({})).any_problem(404);
     server.get("/v1/groups/ghost").any_problem(404);

@@ -1,5 +1,5 @@
-//! `on_interrupt`: whether a group goes on after an interruption, or is held until somebody
-//! decides.
+//! `on_interrupt`: whether a group continues after an interruption, or is held until a caller
+//! resumes it.
 
 use serde_json::{Value, json};
 
@@ -7,23 +7,23 @@ use crate::support::{Server, Setup};
 
 const LOST: &str = "greenroom/context_lost";
 
-/// Runs a turn that is cut off after it said something.
+/// Runs a turn that is interrupted after its first output.
 #[track_caller]
-fn cut(server: &Server, group: &str) -> Value {
+fn interrupt_turn(server: &Server, group: &str) -> Value {
     let task = server.submit(group, "[[reply:x]][[die:1]]");
     server.finish_as(&task, "interrupted")
 }
 
-/// A server with a group `work` whose agent cannot restore a session, and which had a turn.
+/// Starts a server with a group `work` whose agent cannot restore a session, and runs a turn in it.
 #[track_caller]
-fn forgetful(on_interrupt: &str) -> Server {
+fn start_forgetful(on_interrupt: &str) -> Server {
     let server = Setup::new().forgetful().start();
-    server.make("work", "forgetful", on_interrupt);
+    server.create_group("work", "forgetful", on_interrupt);
     server.complete("work", "[[reply:zero]]");
     server
 }
 
-/// Checks that the group is held and that these tasks wait for that.
+/// Checks that the group is held and that these tasks wait for its resume.
 #[track_caller]
 fn assert_held(server: &Server, tasks: &[&Value]) {
     server.wait_status("work", "held");
@@ -38,11 +38,12 @@ fn assert_held(server: &Server, tasks: &[&Value]) {
     }
 }
 
-/// API 2, 4: PUT sets another for one group, over a restart too; words that are none are refused.
+/// API-2, 4: PUT sets the policy of one group, and it survives a restart; unknown words are
+/// refused.
 #[test]
-fn is_set_by_group() {
+fn put_sets_the_policy_of_a_group() {
     let mut server = Setup::new().text("defaults", "on_interrupt", "hold").start();
-    server.make("work", "scripted", "");
+    server.create_group("work", "scripted", "");
     for word in ["hold", "auto", "continue"] {
         let changed = server.put("/v1/groups/work", &json!({ "on_interrupt": word })).expect(200);
         assert_eq!(changed["on_interrupt"], word);
@@ -52,26 +53,26 @@ fn is_set_by_group() {
     assert!(problem.to_string().contains("on_interrupt"), "{problem}");
     server.kill_and_boot();
     assert_eq!(server.group("work")["on_interrupt"], "continue");
-    cut(&server, "work");
-    server.complete("work", "the group's word counts");
-    cut(&server, "other");
-    let waiting = server.submit("other", "the default counts");
+    interrupt_turn(&server, "work");
+    server.complete("work", "the group's policy applies");
+    interrupt_turn(&server, "other");
+    let waiting = server.submit("other", "the default applies");
     server.wait_blocked(&waiting, "held");
 }
 
-/// API 4: `auto` is the default.
+/// API-4: `auto` is the default policy.
 #[test]
 fn auto_is_the_default() {
-    let server = forgetful("");
-    cut(&server, "work");
+    let server = start_forgetful("");
+    interrupt_turn(&server, "work");
     assert_held(&server, &[&server.submit("work", "next")]);
 }
 
-/// RELIABILITY 1, I16: under `auto` an interruption whose context is lost holds the group: it is
-/// said once, what waits keeps its order, and `resume` lets it go on in a new session.
+/// R-1, I16: under `auto` an interruption with a lost context holds the group: it is
+/// reported once, waiting tasks keep their order, and after `resume` they run in a new session.
 #[test]
-fn auto_holds_when_the_context_is_lost() {
-    let server = forgetful("auto");
+fn auto_holds_a_group_whose_context_is_lost() {
+    let server = start_forgetful("auto");
     let dead = server.submit("work", "[[reply:x]][[gate:go]][[die:1]]");
     let waiting = ["one", "two", "three"].map(|text| server.submit("work", text));
     server.journal.open_gate("go");
@@ -85,7 +86,7 @@ fn auto_holds_when_the_context_is_lost() {
     server.log.wait("a warning of the lost context", warned);
     let later = server.submit("work", "four");
     assert_eq!((&later["state"], &later["blocked_by"]), (&json!("queued"), &json!("held")));
-    // Another group's whole turn: time in which a wrong start would show.
+    // A whole turn of another group: meanwhile a wrong start would become visible.
     server.complete("other", "fine");
     assert_eq!(server.journal.times("one"), 0);
     let warnings = server.log.lines().iter().filter(|line| warned(line)).count();
@@ -102,11 +103,11 @@ fn auto_holds_when_the_context_is_lost() {
     server.wait_status("work", "idle");
 }
 
-/// RELIABILITY 1: nothing waits when the context is lost: the next turn is taken, and held.
+/// if no task waits when the context is lost, the next turn is accepted and held.
 #[test]
-fn auto_holds_the_next_turn() {
-    let server = forgetful("auto");
-    cut(&server, "work");
+fn auto_holds_the_next_turn_of_an_empty_queue() {
+    let server = start_forgetful("auto");
+    interrupt_turn(&server, "work");
     let next = server.submit("work", "next");
     assert_held(&server, &[&next]);
     assert_eq!(server.journal.times("next"), 0);
@@ -114,22 +115,22 @@ fn auto_holds_the_next_turn() {
     server.finish_as(&next, "completed");
 }
 
-/// RELIABILITY 1: an interruption whose session is restored does not hold the group.
+/// an interruption whose session is restored does not hold the group.
 #[test]
-fn auto_goes_on_with_its_context() {
+fn auto_continues_in_a_restored_session() {
     let server = Server::usual();
-    cut(&server, "work");
+    interrupt_turn(&server, "work");
     server.complete("work", "next");
     assert!(server.frames_of_kind("work", LOST).is_empty());
 }
 
-/// RELIABILITY 1: two interruptions in a row hold the group, also with the session restored; a turn
-/// that completes between them begins the count anew.
+/// two interruptions in a row hold the group, also with the session restored; a turn
+/// that completes between them resets the count.
 #[test]
-fn auto_holds_after_two_in_a_row() {
+fn auto_holds_a_group_after_two_interruptions_in_a_row() {
     let server = Server::usual();
     for _ in 0..3 {
-        cut(&server, "work");
+        interrupt_turn(&server, "work");
         server.complete("work", "between");
     }
     let dead = ["one", "two"]
@@ -144,23 +145,24 @@ fn auto_holds_after_two_in_a_row() {
     });
     server.resume("work");
     server.finish_as(&waiting, "completed");
-    cut(&server, "work");
+    interrupt_turn(&server, "work");
     server.complete("work", "one interruption after the resume does not hold");
 }
 
-/// API 4: under `continue` the group goes on in an empty context, which is said.
+/// API-4: under `continue` the group continues in an empty context, and the loss is reported.
 #[test]
-fn continue_goes_on() {
-    let server = forgetful("continue");
-    cut(&server, "work");
-    cut(&server, "work");
+fn continue_runs_the_next_turn_in_a_new_session() {
+    let server = start_forgetful("continue");
+    interrupt_turn(&server, "work");
+    interrupt_turn(&server, "work");
     server.complete("work", "next");
     assert_eq!(server.frames_of_kind("work", LOST).len(), 2);
 }
 
-/// API 4: under `hold` every interruption holds, whatever its cause, with the session restored.
+/// API-4: under `hold` every interruption holds the group, whatever its cause, also with the
+/// session restored.
 #[test]
-fn hold_holds_after_any() {
+fn hold_holds_a_group_after_any_interruption() {
     for (word, stop_reason) in [
         ("[[reply:x]][[die:1]]", "_process_exited"),
         ("[[garbage-run:10]][[gate:never]]", "_protocol"),
@@ -185,9 +187,10 @@ fn hold_holds_after_any() {
     }
 }
 
-/// API 4: what is no interruption holds nobody: a failure, a cancel, an attempt that is made again.
+/// API-4: a failure, a cancel and a retried attempt are not interruptions, and do not hold the
+/// group.
 #[test]
-fn hold_is_for_interruptions() {
+fn hold_ignores_failures_cancels_and_retries() {
     let setup = Setup::new().retries("10ms").text("defaults", "on_interrupt", "hold");
     let server = setup.start();
     server.turn("work", "[[error:-32602:no]]");
@@ -195,17 +198,17 @@ fn hold_is_for_interruptions() {
     server.journal.wait_gate("off");
     server.cancel(&cancelled).expect(202);
     server.finish_as(&cancelled, "cancelled");
-    server.complete("work", "[[times:1:die:1]][[reply:made again]]");
+    server.complete("work", "[[times:1:die:1]][[reply:retried]]");
     server.complete("work", "next");
     server.wait_status("work", "idle");
 }
 
-/// RELIABILITY 1: kill -9 of the server under a running turn is an interruption like any other.
+/// kill -9 of the server during a running turn is an interruption too.
 #[test]
-fn a_crash_of_the_server_counts() {
-    let mut server = forgetful("auto");
-    server.make("held", "scripted", "hold");
-    server.make("kept", "scripted", "auto");
+fn a_crash_of_the_server_is_an_interruption() {
+    let mut server = start_forgetful("auto");
+    server.create_group("held", "scripted", "hold");
+    server.create_group("kept", "scripted", "auto");
     let groups = ["work", "held", "kept"];
     let running = groups.map(|group| server.submit(group, &format!("[[reply:x]][[gate:{group}]]")));
     let waiting = groups.map(|group| server.submit(group, "waiting"));
@@ -225,10 +228,10 @@ fn a_crash_of_the_server_counts() {
     assert!(server.frames_of_kind("held", LOST).is_empty());
 }
 
-/// I2, AM-4: a held group is held after the next start, with its queue.
+/// I2, AM-4: a held group is still held after a restart, with its queue.
 #[test]
-fn survives_a_restart() {
-    let mut server = forgetful("auto");
+fn a_held_group_survives_a_restart() {
+    let mut server = start_forgetful("auto");
     let dead = server.submit("work", "[[reply:x]][[gate:go]][[die:1]]");
     let waiting = ["one", "two"].map(|text| server.submit("work", text));
     server.journal.open_gate("go");
@@ -248,14 +251,14 @@ fn survives_a_restart() {
     assert_eq!(server.journal.times("one"), 0);
     server.resume("work");
     waiting.iter().for_each(|task| drop(server.finish_as(task, "completed")));
-    assert_eq!(server.frames_of_kind("work", LOST).len(), 1, "said once");
+    assert_eq!(server.frames_of_kind("work", LOST).len(), 1, "reported once");
 }
 
-/// API 2: what waits in a held group can be cancelled, and the group deleted.
+/// API-2: a waiting task of a held group can be cancelled, and the group deleted.
 #[test]
-fn a_held_group_obeys() {
-    let server = forgetful("hold");
-    cut(&server, "work");
+fn a_held_group_accepts_cancel_and_delete() {
+    let server = start_forgetful("hold");
+    interrupt_turn(&server, "work");
     let waiting = ["one", "two"].map(|text| server.submit("work", text));
     assert_held(&server, &waiting.each_ref());
     server.cancel(&waiting[0]).expect(202);
@@ -268,11 +271,11 @@ fn a_held_group_obeys() {
     server.complete("work", "revived");
 }
 
-/// I16: an idle agent whose session cannot be restored was not interrupted: the loss is said, and
-/// the group goes on; so after a restart.
+/// I16: if the session of an idle agent cannot be restored, no turn was interrupted: the loss is
+/// reported and the group continues, also after a restart.
 #[test]
-fn a_loss_without_interruption_holds_nobody() {
-    let mut server = forgetful("auto");
+fn a_lost_context_without_interruption_does_not_hold() {
+    let mut server = start_forgetful("auto");
     server.post("/v1/groups/work/stop", &json!({})).expect(202);
     server.wait_group("work", "no run", |group| group["current_run"].is_null());
     server.complete("work", "one");
@@ -282,27 +285,27 @@ fn a_loss_without_interruption_holds_nobody() {
     assert_eq!(server.frames_of_kind("work", LOST).len(), 2);
 }
 
-/// RELIABILITY 1: "two in a row" is about turns; a compaction between them, done or not, changes
-/// nothing.
+/// "two in a row" counts turns; a compaction between them, successful or not, does
+/// not reset the count.
 #[test]
-fn a_compaction_between_two_counts_for_nothing() {
+fn a_compaction_does_not_reset_the_count_of_interruptions() {
     for focus in ["[[reply:x]]", "[[error:-32602:no]]"] {
         let server = Server::usual();
-        cut(&server, "work");
+        interrupt_turn(&server, "work");
         server.finish(&server.compact_with("work", focus));
         assert_eq!(server.group("work")["status"], "idle");
-        cut(&server, "work");
+        interrupt_turn(&server, "work");
         assert_held(&server, &[&server.submit("work", "next")]);
     }
 }
 
-/// API 2: a group that was deleted and is revived keeps neither its pause nor its count of turns
-/// that were cut off, over a restart too.
+/// API-2: a deleted group that is revived keeps neither its pause nor its count of interrupted
+/// turns, also over a restart.
 #[test]
-fn a_revived_group_has_a_clean_slate() {
+fn a_revived_group_keeps_neither_pause_nor_count() {
     for killed in [false, true] {
         let mut server = Server::usual();
-        cut(&server, "work");
+        interrupt_turn(&server, "work");
         server.post("/v1/groups/work/pause", &json!({})).expect(202);
         server.delete("/v1/groups/work").expect(202);
         server.wait_status("work", "archived");
@@ -313,11 +316,11 @@ fn a_revived_group_has_a_clean_slate() {
         server.complete("work", "[[reply:x]]");
         server.delete("/v1/groups/work").expect(202);
         server.put("/v1/groups/work", &json!({})).expect(200);
-        cut(&server, "work");
+        interrupt_turn(&server, "work");
         server.delete("/v1/groups/work").expect(202);
         server.put("/v1/groups/work", &json!({})).expect(200);
-        cut(&server, "work");
-        assert_eq!(server.group("work")["status"], "idle", "one cut in this life");
+        interrupt_turn(&server, "work");
+        assert_eq!(server.group("work")["status"], "idle", "one interruption since the revival");
         server.complete("work", "[[reply:y]]");
     }
 }

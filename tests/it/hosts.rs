@@ -1,4 +1,4 @@
-//! Who may speak to a loopback server: `Host` and `Origin`, looked at before anything else.
+//! Access to a loopback server: `Host` and `Origin` are checked before anything else.
 
 use serde_json::json;
 
@@ -13,9 +13,9 @@ fn request(path: &str, headers: &[String]) -> String {
     request + "\r\n"
 }
 
-/// C5: the loopback names are served, with this server's port.
+/// C5: requests to the loopback names with this server's port are served.
 #[test]
-fn hosts_that_are_served() {
+fn loopback_hosts_are_served() {
     let server = Server::usual();
     let port = server.address().port();
     for host in ["127.0.0.1", "localhost", "LocalHost", "[::1]"] {
@@ -24,9 +24,9 @@ fn hosts_that_are_served() {
     }
 }
 
-/// C5: any other name is 403, a malformed or missing one 400 or 403; unknown paths tell no more.
+/// C5: any other name is 403, a malformed or missing one 400 or 403, also for unknown paths.
 #[test]
-fn hosts_that_are_refused() {
+fn foreign_and_malformed_hosts_are_refused() {
     let server = Server::usual();
     let port = server.address().port();
     let foreign = [
@@ -72,9 +72,9 @@ fn hosts_that_are_refused() {
     }
 }
 
-/// C5: the absolute form of a request does not get around the check.
+/// C5: the absolute form of a request does not bypass the check.
 #[test]
-fn absolute_form() {
+fn the_absolute_form_does_not_bypass_the_check() {
     let server = Server::usual();
     let port = server.address().port();
     for (target, host) in [
@@ -86,15 +86,15 @@ fn absolute_form() {
     }
 }
 
-/// C6: without `Origin`, or with the server's own, requests are served; any other is 403, in
-/// every route and before its body is looked at.
+/// C6: requests without `Origin`, or with the server's own, are served; any other is 403, in every
+/// route and before its body is read.
 #[test]
-fn origins() {
+fn foreign_origins_are_refused() {
     let server = Server::usual();
     let port = server.address().port();
     let host = format!("Host: 127.0.0.1:{port}");
-    let own = format!("Origin: http://127.0.0.1:{port}");
-    let reply = server.raw(request("/v1/status", &[host.clone(), own]));
+    let same_origin = format!("Origin: http://127.0.0.1:{port}");
+    let reply = server.raw(request("/v1/status", &[host.clone(), same_origin]));
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert!(reply.header("access-control-allow-origin").is_none(), "no CORS by default");
     let foreign = [
@@ -124,17 +124,17 @@ fn origins() {
     server.get("/v1/groups/work").any_problem(404);
 }
 
-/// C5: a refusal is a problem like any other.
+/// C5: a refusal is an RFC 9457 problem.
 #[test]
-fn refusals_are_problems() {
+fn refused_hosts_and_origins_get_problems() {
     let server = Server::usual();
     server.request("GET", "/v1/status", &[("Host", "evil.com")], None).any_problem(403);
     server.request("GET", "/v1/status", &[("Origin", "null")], None).any_problem(403);
 }
 
-/// C5: `allowed_hosts` adds names, exactly.
+/// C5: `allowed_hosts` adds exact names.
 #[test]
-fn configured_hosts() {
+fn configured_hosts_are_matched_exactly() {
     let server = Setup::new().set("server", "allowed_hosts", "[\"green.example\"]").start();
     let port = server.address().port();
     for (host, status) in [

@@ -1,7 +1,6 @@
-//! `Idempotency-Key`: the same request again is the same task.
+//! `Idempotency-Key`: a repeated request returns the same task.
 
-use std::collections::HashSet;
-use std::thread;
+use std::{collections::HashSet, thread};
 
 use serde_json::json;
 
@@ -9,9 +8,9 @@ use crate::support::Server;
 
 const TURNS: &str = "/v1/groups/work/turns";
 
-/// API 2, I7: same key and same body give the same task, before and after it ran, and it ran once.
+/// API-2, I7: the same key and body give the same task, before and after it runs, and it runs once.
 #[test]
-fn same_key_is_the_same_task() {
+fn the_same_key_and_body_give_the_same_task() {
     let server = Server::usual();
     let body = json!({ "prompt": "once" });
     let first = server.post_once("key", TURNS, &body).expect(202);
@@ -27,9 +26,9 @@ fn same_key_is_the_same_task() {
     assert_eq!(server.frames_of_kind("work", "greenroom/task_queued").len(), 1);
 }
 
-/// API 2: same key and another body is 422, and changes nothing.
+/// API-2: the same key with another body is 422, and changes nothing.
 #[test]
-fn same_key_with_another_body() {
+fn the_same_key_with_another_body_is_refused() {
     let server = Server::usual();
     let first = server.post_once("key", TURNS, &json!({ "prompt": "one" })).expect(202);
     let other = json!({ "prompt": "two" });
@@ -39,9 +38,9 @@ fn same_key_with_another_body() {
     assert_eq!(server.journal.prompts(), ["one"]);
 }
 
-/// API 2: the scope is the path: the key of one group is free in another.
+/// API-2: the scope of a key is the path: another group can use the same key.
 #[test]
-fn key_is_scoped_by_path() {
+fn a_key_is_scoped_by_its_path() {
     let server = Server::usual();
     let body = json!({ "prompt": "mine" });
     let first = server.post_once("key", TURNS, &body).expect(202);
@@ -56,10 +55,10 @@ fn key_is_scoped_by_path() {
     }
 }
 
-/// RELIABILITY 1, "after the commit, before the 2xx": a key outlives kill -9, and the retry does
-/// not run the turn again.
+/// R-1, "after the commit, before the 2xx": a key survives kill -9, and a repeated
+/// request does not run the turn again.
 #[test]
-fn key_survives_a_restart() {
+fn a_key_survives_a_restart() {
     let mut server = Server::usual();
     let body = json!({ "prompt": "once" });
     let done = server.post_once("done", TURNS, &body).expect(202);
@@ -81,9 +80,9 @@ fn key_survives_a_restart() {
     assert_eq!(server.journal.prompts(), ["once", "[[gate:go]]", "waiting"]);
 }
 
-/// RELIABILITY 2, submit × same key: of many at once, one makes the task.
+/// R-2, submit × same key: of many simultaneous requests, one creates the task.
 #[test]
-fn same_key_at_once() {
+fn simultaneous_requests_with_one_key_create_one_task() {
     let server = Server::usual();
     let body = json!({ "prompt": "once" });
     let tasks: Vec<_> = thread::scope(|scope| {
@@ -93,15 +92,16 @@ fn same_key_at_once() {
     });
     let ids: HashSet<String> = tasks.iter().map(|task| task["id"].to_string()).collect();
     assert_eq!(ids.len(), 1, "{tasks:?}");
-    let fresh = tasks.iter().filter(|task| task["deduplicated"] == false);
-    assert_eq!(fresh.count(), 1, "{tasks:?}");
+    let new = tasks.iter().filter(|task| task["deduplicated"] == false);
+    assert_eq!(new.count(), 1, "{tasks:?}");
     server.finish_as(&tasks[0], "completed");
     assert_eq!(server.journal.times("once"), 1);
 }
 
-/// API 2: a key that was answered with a compaction that waited already is answered with it again.
+/// API-2: a key whose first answer was an already waiting compaction always returns that
+/// compaction.
 #[test]
-fn key_of_a_coalesced_compaction() {
+fn a_key_of_a_coalesced_compaction_keeps_its_answer() {
     let server = Server::usual();
     server.complete("work", "one");
     let running = server.submit("work", "[[gate:go]]");

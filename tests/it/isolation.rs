@@ -1,20 +1,19 @@
-//! One pipe, one process, one commit and one clock: none of them reaches another group (I15), and
-//! none keeps the server from its end.
+//! A blocked pipe, a dying process, a slow commit or a frozen clock of one group does not affect
+//! another group (I15), nor prevent the server's end.
 
-use std::fs;
-use std::thread;
-use std::time::Duration;
+use std::{fs, thread, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::setup::scripted_agent;
-use crate::support::strace::Strace;
-use crate::support::{Server, Setup, eventually, process, within};
+use crate::support::{
+    Server, Setup, eventually, process, setup::scripted_agent, strace::Strace, within,
+};
 
-/// F15: an agent fills its own stdin, by asking and not reading the answers, and then dies.
+/// F15: an agent fills its own stdin, because it sends requests and does not read the answers, and
+/// then dies.
 #[test]
-fn full_stdin_of_a_dead_agent_stops_no_other_group() {
+fn a_full_stdin_of_a_dead_agent_stops_no_other_group() {
     let mut server = Setup::new().text("server", "drain_timeout", "1s").start();
     let dying: Vec<Value> =
         (0..4).map(|n| server.submit(&format!("full-{n}"), "[[fill-stdin]][[die:3]]")).collect();
@@ -30,9 +29,9 @@ fn full_stdin_of_a_dead_agent_stops_no_other_group() {
     assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
 }
 
-/// I12: nothing reaches an agent that closed its stdin. Its turn ends, and the next one runs.
+/// I12: if an agent closes its stdin, its turn ends, and the next one runs.
 #[test]
-fn agent_that_closes_its_stdin_is_ended() {
+fn an_agent_that_closes_its_stdin_is_ended() {
     // Three lines reach the agent: `initialize`, `session/new`, and one prompt.
     let agent = scripted_agent();
     let script = format!(
@@ -45,16 +44,16 @@ fn agent_that_closes_its_stdin_is_ended() {
         .text("defaults", "agent", "closes");
     let server = setup.start();
     server.complete("work", "first");
-    let unheard = server.turn("work", "second");
-    assert_eq!(unheard["stop_reason"], "_protocol", "{unheard}");
-    assert!(unheard["error"]["message"].as_str().unwrap().contains("stdin"), "{unheard}");
+    let unsent = server.turn("work", "second");
+    assert_eq!(unsent["stop_reason"], "_protocol", "{unsent}");
+    assert!(unsent["error"]["message"].as_str().unwrap().contains("stdin"), "{unsent}");
     server.complete("work", "third");
     assert_eq!(server.journal.prompts(), ["first", "third"]);
 }
 
-/// I3: what a stream shows is the log, while commits of several messages follow each other.
+/// I3: a stream shows the whole log while commits of several messages follow each other.
 #[test]
-fn stream_shows_every_frame_of_a_group_without_a_profile() {
+fn a_stream_shows_every_frame_of_a_group_without_a_profile() {
     const GROUPS: u32 = 10;
     let mut server = Setup::new().command("gone", "true").start();
     for n in 0..GROUPS {
@@ -85,23 +84,23 @@ fn stream_shows_every_frame_of_a_group_without_a_profile() {
     }
     server.kill_and_boot();
     server.terminate();
-    // Which has `verify` look at what is left.
+    // After its exit, `verify` checks the data.
     server.wait_exit();
 }
 
-/// RELIABILITY 1, "agent died": what it said before its death is read to the end, however long the
-/// commits take that hold its reader up.
+/// R-1, "agent died": the output before its death is read to the end, however long the
+/// commits block its reader.
 #[test]
-fn last_words_of_a_dead_agent_survive_slow_commits() {
+fn the_last_output_of_a_dead_agent_survives_slow_commits() {
     // Many batches, and fewer bytes than the pipe holds.
     const LINES: usize = 20_000;
     let server = Server::usual();
     server.complete("work", "warm");
-    // Longer than anything that held open pipes of a dead agent was ever waited for.
+    // Longer than any timeout for the open pipes of a dead agent.
     let _slow = Strace::delay_commits(&server, 2_100_000);
     let task = server.submit("work", &format!("[[asks:{LINES}]][[die:3]]"));
     let limit = Duration::from_secs(120);
-    // Requests would be traced, too, and slow.
+    // Requests would be traced too, and be slow.
     within(limit, "the turn's end", &server.log, || {
         let is_end = |line: &String| line.contains("stop_reason=_process_exited");
         server.log.lines().iter().any(is_end).then_some(())
@@ -111,10 +110,9 @@ fn last_words_of_a_dead_agent_survive_slow_commits() {
     assert_eq!(server.frames_of_kind("work", "scripted/unknown").len(), LINES);
 }
 
-/// A frozen container or a suspended machine stands still as a whole: no deadline of a turn passes
-/// meanwhile.
+/// In a frozen container or a suspended machine no time of a turn's deadline passes.
 #[test]
-fn freeze_of_server_and_agent_counts_against_no_deadline() {
+fn a_freeze_of_server_and_agent_counts_against_no_deadline() {
     let server = Server::usual();
     server.complete("work", "warm");
     let body = json!({ "prompt": "[[gate:go]][[reply:done]]", "deadline_ms": 6000 });
@@ -123,10 +121,10 @@ fn freeze_of_server_and_agent_counts_against_no_deadline() {
     let agent = server.journal.agent_pid();
     let frozen = [process::parent(agent), agent, server.pid()];
     frozen.iter().for_each(|&pid| process::signal(pid, Signal::STOP));
-    // This is the fault itself, not a wait for something.
+    // This is the fault itself, not a wait for an event.
     thread::sleep(Duration::from_secs(9));
     frozen.iter().for_each(|&pid| process::signal(pid, Signal::CONT));
-    // Meanwhile each thread of the server has looked at its timers.
+    // After these turns each thread of the server has checked its timers.
     for n in 0..4 {
         server.complete(&format!("other-{n}"), "x");
     }
@@ -135,8 +133,8 @@ fn freeze_of_server_and_agent_counts_against_no_deadline() {
     assert_eq!(server.frames_of_kind("work", "greenroom/run_exited"), Vec::<Value>::new());
 }
 
-/// DQ-11: a prompt whose START is being committed when SIGTERM comes is not sent any more. Its task
-/// keeps its place, and runs after the next start.
+/// DQ-11: if SIGTERM arrives while START is being committed, the prompt is not sent. Its task keeps
+/// its place, and runs after the next start.
 #[test]
 fn no_prompt_is_sent_after_sigterm() {
     let mut server = Server::usual();

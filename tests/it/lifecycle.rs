@@ -1,21 +1,21 @@
-//! Compactions that an agent does by itself in a turn: one entity each, whoever tells of it and
-//! in whichever order, and an active state that always ends.
+//! Compactions that an agent does by itself in a turn: one record each, whichever detectors report
+//! it and in whichever order, and an active state that always ends.
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{Server, Setup, eventually, hermes, process};
 
-/// Both detectors of hermes beside ACP's.
+/// Both detectors of hermes, in addition to ACP's.
 const ALL: &[&str] = &["hermes_meta", "hermes_stderr"];
 
 const ACP_STARTED: &str = "[[compaction:in_progress:c1]]";
 const ACP_DONE: &str = "[[compaction:completed:c1]]";
 
-/// hermes goes on as `h2`, after `h1`.
+/// hermes continues as session `h2`, after `h1`.
 const META: &str = "[[provenance:h2:h1]]";
 
-/// A server that listens to all detectors, and a group whose hermes session is known as `h1`.
+/// Starts a server with all detectors, and a group whose hermes session is known as `h1`.
 fn server_of_h1() -> Server {
     let server = Setup::new().signals(ALL).start();
     server.complete("work", "[[provenance:h1]][[reply:x]]");
@@ -26,12 +26,12 @@ fn server_of_h1() -> Server {
 fn sources(compaction: &Value) -> Vec<String> {
     let sources = compaction["sources"].as_array().unwrap_or_else(|| panic!("{compaction}"));
     let mut sources: Vec<String> =
-        sources.iter().map(|one| one.as_str().unwrap().to_owned()).collect();
+        sources.iter().map(|source| source.as_str().unwrap().to_owned()).collect();
     sources.sort_unstable();
     sources
 }
 
-/// Waits until a compaction is active, and gives the group's state of it.
+/// Waits until a compaction is active, and returns the group's compaction state.
 #[track_caller]
 fn wait_active(server: &Server) -> Value {
     let group = server
@@ -39,7 +39,7 @@ fn wait_active(server: &Server) -> Value {
     group["compaction"].clone()
 }
 
-/// Checks that nothing is active, and how many count.
+/// Checks that no compaction is active, and the count of compactions.
 #[track_caller]
 fn assert_inactive(server: &Server, count: u64) {
     let state = server.group("work")["compaction"].clone();
@@ -47,18 +47,18 @@ fn assert_inactive(server: &Server, count: u64) {
     assert_eq!(state["count"], count, "{state}");
 }
 
-/// REAL-AGENTS: agents send `compaction_update` only to a client that advertises it.
+/// RA: agents send `compaction_update` only to a client that advertises it.
 #[test]
-fn the_capability_is_advertised() {
+fn the_compaction_capability_is_advertised() {
     let server = Server::usual();
     server.complete("work", "x");
     let params = &server.journal.events_named("initialize")[0]["params"];
     assert_eq!(params["clientCapabilities"]["session"]["compaction"], json!({}), "{params}");
 }
 
-/// AM-20: what no profile asks for changes nothing, not even an exact match.
+/// AM-20: detectors that the profile does not enable change nothing, not even on an exact match.
 #[test]
-fn detectors_of_hermes_are_opt_in() {
+fn detectors_of_hermes_must_be_enabled() {
     let server = Setup::new().environment("GREENROOM_LOG", "debug").start();
     let lines = format!("{}{}", hermes::started("h1"), hermes::done("h1"));
     server.complete("work", &format!("[[provenance:h1]]{lines}{META}[[reply:x]]"));
@@ -72,9 +72,9 @@ fn detectors_of_hermes_are_opt_in() {
     }
 }
 
-/// AM-21, AM-22, AM-23: each detector alone makes one compaction, counted and rotated once.
+/// AM-21, AM-22, AM-23: each detector alone creates one compaction, counted once and rotating once.
 #[test]
-fn each_detector_alone() {
+fn each_detector_alone_counts_one_compaction() {
     let (started, done) = (hermes::started("h1"), hermes::done("h1"));
     let old_form = "[[old-provenance:h2:session_split]]";
     let qwen = ["[[compression:progress]]", "[[compression:done:23375:18451]]"];
@@ -109,10 +109,10 @@ fn each_detector_alone() {
     }
 }
 
-/// AM-21, AM-22, AM-31: a start makes it active and counts nothing; the end counts, and brings
-/// what both said of it.
+/// AM-21, AM-22, AM-31: a start makes a compaction active without counting it; the end counts it,
+/// and the record has the figures of both.
 #[test]
-fn a_start_is_not_counted() {
+fn a_compaction_counts_at_its_end() {
     let server = server_of_h1();
     assert_eq!(server.group("work")["compaction"], json!(null), "no signal yet");
     let (started, done) = (hermes::started("h1"), hermes::done("h1"));
@@ -125,7 +125,7 @@ fn a_start_is_not_counted() {
     server.journal.open_gate("a");
     server.wait_group("work", "its end", |group| group["compaction"]["count"] == 1);
     assert_inactive(&server, 1);
-    assert_eq!(server.task(&task)["state"], "running", "the turn goes on (AM-14)");
+    assert_eq!(server.task(&task)["state"], "running", "the turn continues (AM-14)");
     server.journal.open_gate("b");
     server.finish_as(&task, "completed");
     let compaction = server.only_compaction("work");
@@ -139,10 +139,10 @@ fn a_start_is_not_counted() {
     }
 }
 
-/// AM-29: two and three detectors of one compaction, in every order that pipes can give: one
-/// entity with all sources, one count, one rotation.
+/// AM-29: two or three detectors of one compaction, in every order that pipes can produce, give one
+/// record with all sources, one count, one rotation.
 #[test]
-fn detectors_are_merged() {
+fn several_detectors_give_one_compaction() {
     let (started, done) = (hermes::started("h1"), hermes::done("h1"));
     let (begun, over) = (started.as_str(), done.as_str());
     let done_as_new = hermes::done("h2");
@@ -191,10 +191,10 @@ fn detectors_are_merged() {
     }
 }
 
-/// AM-29: what detectors see of an ordered compaction is that compaction, also where stderr is read
-/// only after the answer.
+/// AM-29: signals of detectors during an ordered compaction are merged into it, also if stderr is
+/// read only after the answer.
 #[test]
-fn an_ordered_one_is_merged_too() {
+fn signals_are_merged_into_an_ordered_compaction() {
     let server = server_of_h1();
     for round in 1..=5 {
         let (started, done) = (hermes::started("h1"), hermes::done("h1"));
@@ -210,9 +210,9 @@ fn an_ordered_one_is_merged_too() {
     }
 }
 
-/// AM-29, REAL-AGENTS: what a detector says only after the turn's end is still the same compaction.
+/// AM-29, RA: a signal after the turn's end is merged into the same compaction.
 #[test]
-fn a_detector_that_comes_late_is_merged() {
+fn a_late_signal_is_merged() {
     let server = server_of_h1();
     let (started, done) = (hermes::started("h1"), hermes::done("h1"));
     let prompt = format!("{started}{done}[[gate:a]][[reply:x]][[answer]][[gate:late]]{META}");
@@ -229,9 +229,9 @@ fn a_detector_that_comes_late_is_merged() {
     server.assert_compacted("work", 1);
 }
 
-/// AM-23: several compactions of one turn, and of several turns, each count once.
+/// AM-23: several compactions in one turn, and in several turns, count once each.
 #[test]
-fn several_are_several() {
+fn several_compactions_count_once_each() {
     let server = server_of_h1();
     let (started, done) = (hermes::started("h1"), hermes::done("h1"));
     server.play("work", &[&started, &done, &started, &done]);
@@ -245,10 +245,10 @@ fn several_are_several() {
     server.assert_compacted("other", 2);
 }
 
-/// ARCHITECTURE 5: once a run has shown a more trusted detector, a lesser one alone starts nothing
-/// and counts nothing.
+/// once a run has shown a more trusted detector, a less trusted one alone starts
+/// nothing and counts nothing.
 #[test]
-fn a_lesser_detector_only_fills_in() {
+fn a_less_trusted_detector_alone_counts_nothing() {
     let server = server_of_h1();
     server.play("work", &[ACP_STARTED, ACP_DONE]);
     server.play("work", &[&hermes::started("h1"), &hermes::done("h1")]);
@@ -256,10 +256,10 @@ fn a_lesser_detector_only_fills_in() {
     assert_inactive(&server, 1);
 }
 
-/// AM-23, REAL-AGENTS: `completed` twice with one id counts once, and takes nothing of what was
-/// said before; the same in a later turn.
+/// AM-23, RA: a second `completed` with the same id counts nothing and removes nothing
+/// from the record, also in a later turn.
 #[test]
-fn completed_twice_counts_once() {
+fn a_repeated_completed_counts_once() {
     let server = Server::usual();
     let with_summary = "[[compaction:completed:c1:what was said]]";
     server.play("work", &[ACP_STARTED, with_summary, ACP_DONE]);
@@ -269,7 +269,7 @@ fn completed_twice_counts_once() {
     server.assert_compacted("work", 1);
 }
 
-/// ARCHITECTURE 5: chunks of a summary make a compaction, and its summary.
+/// summary chunks alone create a compaction, and are joined to its summary.
 #[test]
 fn summary_chunks_are_joined() {
     let server = Server::usual();
@@ -279,9 +279,9 @@ fn summary_chunks_are_joined() {
     assert_eq!(server.only_compaction("work")["summary"], "what was said");
 }
 
-/// AM-23: another hermes session counts only for a compression.
+/// AM-23: a new hermes session counts as a compaction only if the reason is compression.
 #[test]
-fn other_reasons_do_not_count() {
+fn a_new_session_for_another_reason_does_not_count() {
     for word in ["[[provenance:h2:h1:branch]]", "[[provenance:h2]]", "[[old-provenance:h2:reset]]"]
     {
         let server = server_of_h1();
@@ -291,10 +291,10 @@ fn other_reasons_do_not_count() {
     }
 }
 
-/// REAL-AGENTS, AM-23: the ways in which hermes ends what it started are kept apart; none but
-/// `done` counts, with a fallback marker too.
+/// RA, AM-23: the outcomes of a compression by hermes are distinct; only `done` counts,
+/// also with a fallback marker.
 #[test]
-fn outcomes_of_hermes_are_kept_apart() {
+fn outcomes_of_hermes_are_distinct() {
     let (started, done) = (hermes::started("h1"), hermes::done("h1"));
     let (fallback, aborted) = (hermes::fallback(), hermes::aborted());
     let (no_progress, skipped) = (hermes::no_progress("h1"), hermes::skipped("h1"));
@@ -320,24 +320,24 @@ fn outcomes_of_hermes_are_kept_apart() {
     }
 }
 
-/// REAL-AGENTS: `started` repeats, four in one turn, each skipped: nothing counts or stays active.
+/// RA: `started` repeats, four in one turn, each skipped: none counts or stays active.
 #[test]
-fn starts_that_repeat_count_nothing() {
+fn repeated_starts_count_nothing() {
     let server = server_of_h1();
     let (started, rotated) = (hermes::started("h1"), hermes::already_rotated("h1"));
     server.play("work", &[started.as_str(), rotated.as_str()].repeat(4));
     server.assert_compacted("work", 0);
     assert_inactive(&server, 0);
-    assert!(server.compactions("work").iter().all(|one| one["status"] == "skipped"));
+    assert!(server.compactions("work").iter().all(|compaction| compaction["status"] == "skipped"));
     server.play("work", &[&started, &started, &started, &hermes::done("h1")]);
     server.assert_compacted("work", 1);
     assert_inactive(&server, 1);
 }
 
-/// AM-24: any prefix, both arrows, missing and unknown fields are tolerated; lines that only sound
-/// like it change nothing.
+/// AM-24: any prefix, both arrows, missing and unknown fields are tolerated; merely similar lines
+/// change nothing.
 #[test]
-fn lines_are_read_with_tolerance() {
+fn lines_of_hermes_are_parsed_with_tolerance() {
     let server = Setup::new().signals(&["hermes_stderr"]).start();
     for (number, text) in [
         "context compression done: session=h1 messages=9->5 tokens=~72,908",
@@ -361,14 +361,14 @@ fn lines_are_read_with_tolerance() {
     let noise: String = noise.into_iter().map(hermes::line).collect();
     server.play("noise", &[&format!("{noise}{}", hermes::started("h1"))]);
     let compaction = server.only_compaction("noise");
-    assert_eq!(compaction["status"], "abandoned", "nothing ended it: {compaction}");
+    assert_eq!(compaction["status"], "abandoned", "no signal ended it: {compaction}");
     server.assert_compacted("noise", 0);
 }
 
-/// AM-25, I5: a compaction that is active at settlement is cleared: its frame, `abandoned`, stands
-/// before `turn_settled`; count and history stay as they were.
+/// AM-25, I5: settlement ends an active compaction: its `abandoned` frame precedes `turn_settled`;
+/// count and history are unchanged.
 #[test]
-fn settlement_clears_what_is_active() {
+fn settlement_abandons_an_active_compaction() {
     for (end, state) in [("[[reply:x]]", "completed"), ("[[error:-32602:no]]", "failed")] {
         let server = Server::usual();
         server.play("work", &[ACP_STARTED, ACP_DONE]);
@@ -395,7 +395,8 @@ fn settlement_clears_what_is_active() {
     }
 }
 
-/// AM-23, ARCHITECTURE 5: a done that comes after the clear still counts and rotates, once.
+/// AM-23, A-5: a `done` after the compaction was abandoned still counts and rotates,
+/// once.
 #[test]
 fn a_late_done_counts_once() {
     let (started, done) = (hermes::started("h1"), hermes::done("h1"));
@@ -410,8 +411,8 @@ fn a_late_done_counts_once() {
         assert_eq!(server.only_compaction("work")["status"], "abandoned");
         assert_inactive(&server, 0);
         server.journal.open_gate("late");
-        server.wait_group("work", "the late one", |group| group["compaction"]["count"] == 1);
-        server.wait_frame("work", "what follows it", |frame| {
+        server.wait_group("work", "the late compaction", |group| group["compaction"]["count"] == 1);
+        server.wait_frame("work", "the update after it", |frame| {
             frame["payload"]["params"]["update"]["content"]["text"] == "after"
         });
         assert_eq!(server.only_compaction("work")["status"], "completed");
@@ -421,26 +422,26 @@ fn a_late_done_counts_once() {
     }
 }
 
-/// AM-27, AM-28, I5: what is active when the agent dies, the server is killed, or a settled turn
-/// is followed by a restart, is not active afterwards, and nothing is counted.
+/// AM-27, AM-28, I5: a compaction that is active when the agent dies or the server ends, or when
+/// its turn settles before a restart, is not active afterwards, and is not counted.
 #[test]
-fn deaths_and_restarts_clear_it() {
+fn deaths_and_restarts_abandon_an_active_compaction() {
     #[derive(Debug, PartialEq)]
-    enum Fate {
+    enum End {
         Settled,
         AgentKilled,
         ServerKilled,
         ServerTerminated,
     }
-    use Fate::{AgentKilled, ServerKilled, ServerTerminated, Settled};
+    use End::{AgentKilled, ServerKilled, ServerTerminated, Settled};
     let started = hermes::started("h1");
     for begun in [ACP_STARTED, started.as_str()] {
-        for fate in [Settled, AgentKilled, ServerKilled, ServerTerminated] {
+        for end in [Settled, AgentKilled, ServerKilled, ServerTerminated] {
             let setup = Setup::new().signals(ALL).text("server", "drain_timeout", "100ms");
             let mut server = setup.start();
             let task = server.submit("work", &format!("{begun}[[gate:go]]"));
             wait_active(&server);
-            match fate {
+            match end {
                 Settled => server.journal.open_gate("go"),
                 AgentKilled => process::signal(server.journal.agent_pid(), Signal::KILL),
                 ServerKilled => server.kill_and_boot(),
@@ -453,10 +454,10 @@ fn deaths_and_restarts_clear_it() {
             server.finish(&task);
             assert_inactive(&server, 0);
             let compaction = server.only_compaction("work");
-            assert_eq!(compaction["status"], "abandoned", "{fate:?}: {compaction}");
+            assert_eq!(compaction["status"], "abandoned", "{end:?}: {compaction}");
             server.kill_and_boot();
             assert_inactive(&server, 0);
-            assert_eq!(server.only_compaction("work"), compaction, "{fate:?}");
+            assert_eq!(server.only_compaction("work"), compaction, "{end:?}");
             server.journal.open_gate("go");
             server.complete("work", "next");
             assert_inactive(&server, 0);
@@ -465,10 +466,10 @@ fn deaths_and_restarts_clear_it() {
     }
 }
 
-/// AM-28, I12: after `compaction_timeout` a silent compaction is no longer active; the turn goes
-/// on, and a late done counts after all.
+/// AM-28, I12: after `compaction_timeout` a compaction without further signals is no longer active;
+/// the turn continues, and a late `done` still counts.
 #[test]
-fn the_deadline_clears_it() {
+fn the_deadline_abandons_an_active_compaction() {
     let server = Setup::new().text("defaults", "compaction_timeout", "300ms").start();
     let task = server.submit("work", &format!("{ACP_STARTED}[[gate:go]]{ACP_DONE}[[reply:x]]"));
     server.journal.wait_gate("go");
@@ -477,16 +478,16 @@ fn the_deadline_clears_it() {
     assert_eq!(server.only_compaction("work")["status"], "abandoned");
     assert_inactive(&server, 0);
     assert_eq!(server.task(&task)["state"], "running");
-    assert!(server.journal.events_named("cancel").is_empty(), "the turn is left alone");
+    assert!(server.journal.events_named("cancel").is_empty(), "the turn is not cancelled");
     server.journal.open_gate("go");
     assert_eq!(server.finish_as(&task, "completed")["text"], "x");
     server.assert_compacted("work", 1);
 }
 
-/// AM-30: stdout and stderr that race lose, repeat and reorder nothing within their own stream;
-/// each turn has its bookends, and each done counts once.
+/// AM-30: racing stdout and stderr lose, repeat and reorder nothing within each stream; each turn
+/// has its `turn_started` and `turn_settled`, and each `done` counts once.
 #[test]
-fn racing_pipes() {
+fn racing_pipes_lose_and_reorder_nothing() {
     let server = Setup::new().signals(&["hermes_stderr"]).start();
     let rounds = 12;
     for round in 0..rounds {

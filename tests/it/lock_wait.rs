@@ -1,34 +1,33 @@
-//! The compaction lock, shared with programs outside greenroom.
+//! The compaction lock, shared with external programs.
 
-use std::thread;
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use crate::support::{Server, Setup, eventually};
 
-/// A server whose group has had one turn, and its session.
-fn with_a_session(setup: Setup) -> (Server, String) {
+/// Starts a server and runs one turn in its group; returns the group's session too.
+fn start_with_session(setup: Setup) -> (Server, String) {
     let server = setup.start();
     server.complete("work", "first");
     let session = server.session("work");
     (server, session)
 }
 
-/// ARCHITECTURE 5, HL-2, HL-13: while another holds the lock, the compaction waits, visibly, and
-/// the turns behind it; it runs when the lock is released.
+/// A-5, HL-2, HL-13: while another program holds the lock, the compaction visibly waits,
+/// and so do the turns after it; it runs when the lock is released.
 #[test]
-fn waits_for_a_holder_outside() {
-    let (server, session) = with_a_session(Setup::new());
-    let lock = server.take_lock(&session, "outside").expect_any(&[200, 201]);
+fn a_compaction_waits_for_an_external_holder() {
+    let (server, session) = start_with_session(Setup::new());
+    let lock = server.acquire_lock(&session, "outside").expect_any(&[200, 201]);
     let compaction = server.compact("work");
     let group = server.wait_group("work", "a group that waits", |group| {
         group["status"] == "waiting" && group["blocked_by"] == "lock"
     });
     assert_eq!(group["queue_length"], 1);
     let waiting = server.submit("work", "waiting");
-    // Another group's whole turn: time in which a wrong claim would show.
+    // A whole turn of another group: meanwhile a wrong claim would become visible.
     server.complete("other", "other");
     let task = server.task(&compaction);
     assert_eq!((&task["state"], &task["blocked_by"]), (&json!("queued"), &json!("lock")));
@@ -41,10 +40,10 @@ fn waits_for_a_holder_outside() {
     server.assert_compacted("work", 1);
 }
 
-/// ARCHITECTURE 5: a lease that runs out, its holder silent, lets the compaction run.
+/// when the lease of a silent holder expires, the compaction runs.
 #[test]
-fn an_expired_lease_is_no_lock() {
-    let (server, session) = with_a_session(Setup::new());
+fn a_compaction_runs_when_the_lease_expires() {
+    let (server, session) = start_with_session(Setup::new());
     let body = json!({ "holder": "outside", "ttl_ms": 700 });
     server.put(&format!("/v1/locks/{session}"), &body).expect_any(&[200, 201]);
     let compaction = server.compact("work");
@@ -52,13 +51,13 @@ fn an_expired_lease_is_no_lock() {
     server.assert_compacted("work", 1);
 }
 
-/// HL-2, ARCHITECTURE 5: held past `compaction_timeout` the compaction is `skipped`: nobody was
-/// prompted, the other's lock is untouched, and the turns run on.
+/// HL-2, A-5: if the lock is held past `compaction_timeout`, the compaction is
+/// `skipped`: no agent is prompted, the external lock is unchanged, and the turns run.
 #[test]
-fn gives_up_after_the_timeout() {
+fn a_compaction_is_skipped_after_the_timeout() {
     let setup = Setup::new().text("defaults", "compaction_timeout", "300ms");
-    let (server, session) = with_a_session(setup);
-    let lock = server.take_lock(&session, "outside").expect_any(&[200, 201]);
+    let (server, session) = start_with_session(setup);
+    let lock = server.acquire_lock(&session, "outside").expect_any(&[200, 201]);
     let compaction = server.compact("work");
     let waiting = server.submit("work", "waiting");
     server.finish_as(&compaction, "skipped");
@@ -70,11 +69,11 @@ fn gives_up_after_the_timeout() {
     assert_eq!((&seen["holder"], &seen["token"]), (&json!("outside"), &lock["token"]));
 }
 
-/// API 2: one that waits for the lock can be cancelled, and the turns behind it run.
+/// API-2: a compaction that waits for the lock can be cancelled, and the turns after it run.
 #[test]
-fn can_be_cancelled() {
-    let (server, session) = with_a_session(Setup::new());
-    server.take_lock(&session, "outside").expect_any(&[200, 201]);
+fn a_compaction_that_waits_for_the_lock_can_be_cancelled() {
+    let (server, session) = start_with_session(Setup::new());
+    server.acquire_lock(&session, "outside").expect_any(&[200, 201]);
     let compaction = server.compact("work");
     let waiting = server.submit("work", "waiting");
     eventually("the wait for the lock", &server.log, || {
@@ -87,12 +86,12 @@ fn can_be_cancelled() {
     assert_eq!(server.journal.prompts_of(&session), ["first", "waiting"]);
 }
 
-/// RELIABILITY 1, AM-4: one that waits for the lock still waits after kill -9, behind nobody, and
-/// runs when the lock, which outlives the restart too, is released.
+/// R-1, AM-4: a compaction that waits for the lock still waits after kill -9, first in
+/// the queue, and runs when the lock, which survives the restart too, is released.
 #[test]
-fn waits_on_after_a_restart() {
-    let (mut server, session) = with_a_session(Setup::new());
-    let lock = server.take_lock(&session, "outside").expect_any(&[200, 201]);
+fn the_wait_for_the_lock_survives_a_restart() {
+    let (mut server, session) = start_with_session(Setup::new());
+    let lock = server.acquire_lock(&session, "outside").expect_any(&[200, 201]);
     let compaction = server.compact("work");
     eventually("the wait for the lock", &server.log, || {
         (server.task(&compaction)["blocked_by"] == "lock").then_some(())
@@ -107,11 +106,11 @@ fn waits_on_after_a_restart() {
     server.assert_compacted("work", 1);
 }
 
-/// HL-15, HL-4, HL-5: while greenroom compacts, everybody reads its holder, nobody takes the lock
-/// from it, and it is another holder at each time.
+/// HL-15, HL-4, HL-5: while greenroom compacts, programs can read its holder, none can take the
+/// lock from it, and each acquisition has a new holder.
 #[test]
-fn greenroom_holds_it_while_it_compacts() {
-    let (server, session) = with_a_session(Setup::new());
+fn greenroom_holds_the_lock_while_it_compacts() {
+    let (server, session) = start_with_session(Setup::new());
     server.lock(&session).any_problem(404);
     let mut seen: Vec<Value> = Vec::new();
     for gate in ["one", "two"] {
@@ -122,7 +121,7 @@ fn greenroom_holds_it_while_it_compacts() {
             assert!(lock.get(name).is_some(), "no {name} in {lock}");
         }
         assert_eq!(lock["key"], session);
-        let refused = server.take_lock(&session, "outside").problem(409, "lock-held");
+        let refused = server.acquire_lock(&session, "outside").problem(409, "lock-held");
         assert_eq!(refused["holder"], lock["holder"]);
         assert!(refused["expires_at"].is_string(), "{refused}");
         let body = json!({ "holder": "outside", "token": lock["token"] });
@@ -141,10 +140,10 @@ fn greenroom_holds_it_while_it_compacts() {
 /// HL-7: the lock is free after every outcome: success, error, cancel, deadline, the agent's
 /// death, and the server's.
 #[test]
-fn free_after_every_outcome() {
+fn the_lock_is_free_after_every_outcome() {
     let setup = || Setup::new().text("defaults", "compaction_timeout", "20s");
     for focus in ["[[reply:x]]", "[[error:-32602:no]]", "[[reply:x]][[die:3]]", "[[gate:cancel]]"] {
-        let (server, session) = with_a_session(setup());
+        let (server, session) = start_with_session(setup());
         let compaction = server.compact_with("work", focus);
         if focus == "[[gate:cancel]]" {
             server.journal.wait_gate("cancel");
@@ -152,13 +151,13 @@ fn free_after_every_outcome() {
         }
         server.finish(&compaction);
         server.lock(&session).any_problem(404);
-        server.take_lock(&session, "outside").expect_any(&[200, 201]);
+        server.acquire_lock(&session, "outside").expect_any(&[200, 201]);
     }
     let short = setup().text("defaults", "compaction_timeout", "300ms");
-    let (server, session) = with_a_session(short);
+    let (server, session) = start_with_session(short);
     server.finish(&server.compact_with("work", "[[gate:never]]"));
     server.lock(&session).any_problem(404);
-    let (mut server, session) = with_a_session(setup());
+    let (mut server, session) = start_with_session(setup());
     let compaction = server.compact_with("work", "[[gate:never]]");
     server.journal.wait_gate("never");
     server.kill_and_boot();
@@ -167,15 +166,16 @@ fn free_after_every_outcome() {
     assert_eq!(server.only_compaction("work")["status"], "abandoned");
 }
 
-/// HL-6: a compaction that takes longer than its lease keeps it: it is refreshed, not stolen.
+/// HL-6: a compaction that takes longer than its lease keeps the lock, because the lease is
+/// refreshed.
 #[test]
 fn a_long_compaction_keeps_its_lease() {
-    let (server, session) = with_a_session(Setup::new().text("defaults", "lock_ttl", "2s"));
+    let (server, session) = start_with_session(Setup::new().text("defaults", "lock_ttl", "2s"));
     let compaction = server.compact_with("work", "[[gate:go]]");
     server.journal.wait_gate("go");
     let lock = server.lock(&session).expect(200);
     let extended = eventually("a refresh of the lease", &server.log, || {
-        server.take_lock(&session, "outside").problem(409, "lock-held");
+        server.acquire_lock(&session, "outside").problem(409, "lock-held");
         Some(server.lock(&session).expect(200))
             .filter(|now| now["expires_at"] != lock["expires_at"])
     });
@@ -185,20 +185,20 @@ fn a_long_compaction_keeps_its_lease() {
     server.assert_compacted("work", 1);
 }
 
-/// HL-1, HL-15: greenroom and a program outside that want one session at once: one of them at a
-/// time has it, and greenroom compacts once.
+/// HL-1, HL-15: if greenroom and an external program acquire one lock simultaneously, one at a time
+/// holds it, and greenroom compacts once.
 #[test]
-fn two_parties_race() {
+fn greenroom_and_an_external_program_race_for_the_lock() {
     for _ in 0..8 {
-        let (server, session) = with_a_session(Setup::new());
-        let (compaction, taken) = thread::scope(|scope| {
-            let taking = scope.spawn(|| server.take_lock(&session, "outside"));
-            (server.compact("work"), taking.join().unwrap())
+        let (server, session) = start_with_session(Setup::new());
+        let (compaction, acquired) = thread::scope(|scope| {
+            let acquiring = scope.spawn(|| server.acquire_lock(&session, "outside"));
+            (server.compact("work"), acquiring.join().unwrap())
         });
-        if taken.status == 409 {
-            assert_ne!(taken.problem(409, "lock-held")["holder"], "outside");
+        if acquired.status == 409 {
+            assert_ne!(acquired.problem(409, "lock-held")["holder"], "outside");
         } else {
-            server.release_lock(&taken.expect_any(&[200, 201]));
+            server.release_lock(&acquired.expect_any(&[200, 201]));
         }
         server.finish_as(&compaction, "completed");
         server.lock(&session).any_problem(404);
@@ -207,11 +207,11 @@ fn two_parties_race() {
     }
 }
 
-/// HL-8, I16: without the lock's table the compaction goes on, once, and says so: a frame, and a
-/// warning that names the remedy. Nothing spins, and the next one does the same.
+/// HL-8, I16: without the table of locks the compaction runs, once, and reports it by a frame and a
+/// warning that names the remedy. Nothing spins, and the next compaction does the same.
 #[test]
-fn goes_on_without_the_table() {
-    let (server, session) = with_a_session(Setup::new());
+fn a_compaction_runs_without_the_table_of_locks() {
+    let (server, session) = start_with_session(Setup::new());
     drop_lock_tables(&server);
     for number in 1..=2 {
         let compaction = server.compact("work");
@@ -231,13 +231,13 @@ fn goes_on_without_the_table() {
     let warnings = server.log.lines().into_iter().filter(|line| {
         line.contains("WARN") && line.contains("lock") && line.contains("group=work")
     });
-    assert!(warnings.count() <= 2, "once a compaction");
+    assert!(warnings.count() <= 2, "one warning per compaction");
 }
 
-/// HL-8: the strategy `rotate` likewise; the unique index still keeps the lineage in one line.
+/// HL-8: the strategy `rotate` likewise; the unique index still prevents a fork of the segments.
 #[test]
-fn rotates_without_the_table() {
-    let (server, old) = with_a_session(Setup::new().rotates());
+fn a_rotation_runs_without_the_table_of_locks() {
+    let (server, old) = start_with_session(Setup::new().rotates());
     drop_lock_tables(&server);
     server.finish_as(&server.compact("work"), "completed");
     assert_ne!(server.session("work"), old);
@@ -245,7 +245,7 @@ fn rotates_without_the_table() {
     assert_eq!(server.frames_of_kind("work", "greenroom/lock_bypassed").len(), 1);
 }
 
-/// Drops what the database keeps locks in, as an older version that had none would show it.
+/// Drops the tables of locks, as in the database of an older version without locks.
 #[track_caller]
 fn drop_lock_tables(server: &Server) {
     let database: Connection = server.writable_database();
@@ -265,15 +265,15 @@ fn drop_lock_tables(server: &Server) {
     }
 }
 
-/// HL-2, I12: a compaction that waits for its lock with no agent running waits on, and runs, after
-/// a server that was stopped or killed.
+/// HL-2, I12: a compaction that waits for its lock without a running agent still waits, and then
+/// runs, after the server was stopped or killed.
 #[test]
-fn waits_on_without_an_agent() {
+fn the_wait_for_the_lock_survives_a_restart_without_an_agent() {
     for kill in [false, true] {
-        let (mut server, session) = with_a_session(Setup::new());
+        let (mut server, session) = start_with_session(Setup::new());
         server.post("/v1/groups/work/stop", &json!({})).expect(202);
         server.wait_group("work", "no run", |group| group["current_run"].is_null());
-        let lock = server.take_lock(&session, "outside").expect_any(&[200, 201]);
+        let lock = server.acquire_lock(&session, "outside").expect_any(&[200, 201]);
         let compaction = server.compact("work");
         server.wait_group("work", "the wait", |group| group["blocked_by"] == "lock");
         if kill {
@@ -288,10 +288,10 @@ fn waits_on_without_an_agent() {
     }
 }
 
-/// AM-13, I4: what an agent says late of sessions that it was taken out of moves nothing, and fills
-/// no context but their own.
+/// AM-13, I4: late updates of a replaced session do not change the current session, and are counted
+/// for the context of the replaced one only.
 #[test]
-fn sessions_that_were_left_stay_left() {
+fn late_updates_of_replaced_sessions_change_nothing() {
     let server = Setup::new().rotates().start();
     server.complete("work", "one");
     let first = server.session("work");
@@ -308,14 +308,15 @@ fn sessions_that_were_left_stay_left() {
     server.assert_compacted("work", 2);
 }
 
-/// HL-6, HL-7: a lock that was held for as long as one may be, while its compaction waits for a
-/// slot, is given back, and stands in nobody's way.
+/// HL-6, HL-7: a lock that reaches its maximum time while its compaction waits for a slot is
+/// released, so that it blocks no other program.
 #[test]
-fn a_lock_past_its_cap_is_given_back() {
+fn a_lock_past_its_cap_is_released() {
     let setup = Setup::new().set("limits", "running_groups", 1);
     let setup = setup.text("defaults", "turn_timeout", "2s");
-    let (server, session) = with_a_session(setup.text("defaults", "compaction_timeout", "500ms"));
-    // It heeds no cancel, and keeps the only slot until the ladder has ended it.
+    let (server, session) =
+        start_with_session(setup.text("defaults", "compaction_timeout", "500ms"));
+    // This agent ignores the cancel, and keeps the only slot until escalation has ended it.
     server.submit("other", "[[ignore-cancel]][[gate:never]]");
     server.journal.wait_gate("never");
     let compaction = server.compact("work");

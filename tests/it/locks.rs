@@ -1,19 +1,17 @@
-//! The compaction lock over HTTP (HL-15): other programs that compact the same sessions.
+//! The compaction lock over HTTP (HL-15), for other programs that compact the same sessions.
 
 use std::thread;
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use crate::support::http::Reply;
-use crate::support::server::encode;
-use crate::support::{Server, Setup, eventually};
+use crate::support::{Server, Setup, eventually, http::Reply, server::encode};
 
 const LOCK: &str = "/v1/locks/session";
 const HOUR_MS: u64 = 3_600_000;
 
 #[track_caller]
-fn take(server: &Server, path: &str, holder: &str, ttl_ms: u64) -> Reply {
+fn acquire(server: &Server, path: &str, holder: &str, ttl_ms: u64) -> Reply {
     server.put(path, &json!({ "holder": holder, "ttl_ms": ttl_ms }))
 }
 
@@ -28,20 +26,20 @@ fn release(server: &Server, path: &str, holder: &str, token: &Value) {
     assert_eq!((reply.status, reply.body.len()), (204, 0), "{}", reply.text());
 }
 
-/// The 409 that tells who has it.
+/// Checks that the reply is the 409 that names the holder.
 #[track_caller]
-fn held(reply: &Reply, holder: &str, lock: &Value) {
+fn assert_held(reply: &Reply, holder: &str, lock: &Value) {
     let problem = reply.problem(409, "lock-held");
     assert_eq!(problem["holder"], holder, "{problem}");
     assert!(problem["expires_at"].as_str() >= lock["acquired_at"].as_str(), "{problem}");
 }
 
-/// HL-15, HL-3, HL-4, API 2: one lock through all that can be asked of it.
+/// HL-15, HL-3, HL-4, API-2: all requests for one lock.
 #[test]
-fn a_lock_from_end_to_end() {
+fn a_lock_is_acquired_refreshed_and_released() {
     let server = Server::usual();
     server.get(LOCK).problem(404, "lock-not-found");
-    let lock = take(&server, LOCK, "me", HOUR_MS).expect(201);
+    let lock = acquire(&server, LOCK, "me", HOUR_MS).expect(201);
     let mut fields: Vec<&String> = lock.as_object().unwrap().keys().collect();
     fields.sort_unstable();
     assert_eq!(fields, ["acquired_at", "expires_at", "holder", "key", "token"]);
@@ -49,15 +47,15 @@ fn a_lock_from_end_to_end() {
     assert!(lock["token"].is_u64(), "{lock}");
     assert_eq!(server.get(LOCK).expect(200)["token"], lock["token"]);
 
-    held(&take(&server, LOCK, "you", HOUR_MS), "me", &lock);
-    let again = take(&server, LOCK, "me", HOUR_MS).expect(200);
+    assert_held(&acquire(&server, LOCK, "you", HOUR_MS), "me", &lock);
+    let again = acquire(&server, LOCK, "me", HOUR_MS).expect(200);
     assert_eq!((&again["token"], &again["acquired_at"]), (&lock["token"], &lock["acquired_at"]));
     assert!(again["expires_at"].as_str() >= lock["expires_at"].as_str(), "{again}");
 
     let token = &lock["token"];
     assert_eq!(refresh(&server, LOCK, "me", token).expect(200)["token"], *token);
-    held(&refresh(&server, LOCK, "you", token), "me", &lock);
-    held(&refresh(&server, LOCK, "me", &json!(token.as_u64().unwrap() + 1)), "me", &lock);
+    assert_held(&refresh(&server, LOCK, "you", token), "me", &lock);
+    assert_held(&refresh(&server, LOCK, "me", &json!(token.as_u64().unwrap() + 1)), "me", &lock);
 
     release(&server, LOCK, "you", token);
     release(&server, LOCK, "me", &json!(0));
@@ -68,13 +66,14 @@ fn a_lock_from_end_to_end() {
     server.get(LOCK).problem(404, "lock-not-found");
     refresh(&server, LOCK, "me", token).problem(409, "lock-lost");
 
-    let yours = take(&server, LOCK, "you", HOUR_MS).expect(201);
+    let yours = acquire(&server, LOCK, "you", HOUR_MS).expect(201);
     assert!(yours["token"].as_u64() > token.as_u64(), "{yours}");
 }
 
-/// HL-15, HL-1: of clients at once exactly one gets the lock, round after round, and tokens grow.
+/// HL-15, HL-1: of simultaneous clients exactly one gets the lock, in every round, and tokens
+/// increase.
 #[test]
-fn clients_race_and_one_wins() {
+fn exactly_one_of_racing_clients_gets_the_lock() {
     let server = Server::usual();
     let mut last = 0;
     for round in 0..20 {
@@ -82,7 +81,7 @@ fn clients_race_and_one_wins() {
         let replies = thread::scope(|scope| {
             let race = racers.map(|name| {
                 let server = &server;
-                scope.spawn(move || take(server, LOCK, name, HOUR_MS))
+                scope.spawn(move || acquire(server, LOCK, name, HOUR_MS))
             });
             race.map(|racer| racer.join().unwrap())
         });
@@ -91,7 +90,7 @@ fn clients_race_and_one_wins() {
         let lock = replies[winner].json();
         for (at, reply) in replies.iter().enumerate() {
             if at != winner {
-                held(reply, racers[winner], &lock);
+                assert_held(reply, racers[winner], &lock);
             }
         }
         let token = lock["token"].as_u64().unwrap();
@@ -101,7 +100,7 @@ fn clients_race_and_one_wins() {
     }
 }
 
-/// API 2: a key is any text, percent-encoded once; no two are taken for one another.
+/// API-2: a key is any text, percent-encoded once; no two keys are confused.
 #[test]
 fn keys_are_percent_encoded() {
     let server = Server::usual();
@@ -123,7 +122,7 @@ fn keys_are_percent_encoded() {
     ];
     let mut tokens = Vec::new();
     for (encoded, key) in keys {
-        let lock = take(&server, &format!("/v1/locks/{encoded}"), "me", HOUR_MS).expect(201);
+        let lock = acquire(&server, &format!("/v1/locks/{encoded}"), "me", HOUR_MS).expect(201);
         assert_eq!(lock["key"], key, "{encoded}");
         tokens.push(lock["token"].clone());
     }
@@ -136,27 +135,27 @@ fn keys_are_percent_encoded() {
     }
 }
 
-/// API 2, HL-3: what cannot be a key is no lock.
+/// API-2, HL-3: an invalid key is refused.
 #[test]
-fn keys_that_cannot_be() {
+fn invalid_keys_are_refused() {
     let server = Server::usual();
     let too_long = "k".repeat(1025);
     for key in ["%FF", "a%zz", "a%2", &too_long] {
         let path = format!("/v1/locks/{key}");
-        take(&server, &path, "me", 1_000).problem(400, "invalid-key");
+        acquire(&server, &path, "me", 1_000).problem(400, "invalid-key");
         refresh(&server, &path, "me", &json!(1)).problem(400, "invalid-key");
         server.get(&path).problem(404, "lock-not-found");
         release(&server, &path, "me", &json!(1));
     }
-    take(&server, "/v1/locks/", "me", 1_000).any_problem(404);
-    take(&server, "/v1/locks/a/b", "me", 1_000).any_problem(404);
+    acquire(&server, "/v1/locks/", "me", 1_000).any_problem(404);
+    acquire(&server, "/v1/locks/a/b", "me", 1_000).any_problem(404);
     server.post(LOCK, &json!({})).any_problem(405);
     server.get(&format!("{LOCK}/refresh")).any_problem(405);
 }
 
-/// API 2: bodies and queries that do not fit name the field, and take no lock.
+/// API-2: the answer to an invalid body or query names the field, and no lock is acquired.
 #[test]
-fn what_does_not_fit_is_refused() {
+fn invalid_bodies_and_queries_are_refused() {
     let server = Server::usual();
     let long = "h".repeat(513);
     let bad = [
@@ -191,54 +190,55 @@ fn what_does_not_fit_is_refused() {
         server.delete(&format!("{LOCK}{query}")).any_problem(400);
     }
     server.get(LOCK).any_problem(404);
-    take(&server, LOCK, &"h".repeat(512), 1).expect(201);
+    acquire(&server, LOCK, &"h".repeat(512), 1).expect(201);
 }
 
-/// HL-4: a lease that ran out is free for others, and its holder's until one takes it.
+/// HL-4: an expired lease is free for others, and its holder can refresh it until another client
+/// acquires it.
 #[test]
-fn a_lease_runs_out() {
+fn an_expired_lease_is_free_for_others() {
     let server = Server::usual();
-    let lock = take(&server, LOCK, "me", 1).expect(201);
-    eventually("the lease to run out", &server.log, || {
+    let lock = acquire(&server, LOCK, "me", 1).expect(201);
+    eventually("the lease to expire", &server.log, || {
         (server.get(LOCK).status == 404).then_some(())
     });
     refresh(&server, LOCK, "me", &lock["token"]).expect(200);
     let yours = eventually("the lock to be free", &server.log, || {
-        let reply = take(&server, LOCK, "you", HOUR_MS);
+        let reply = acquire(&server, LOCK, "you", HOUR_MS);
         (reply.status == 201).then(|| reply.json())
     });
     assert!(yours["token"].as_u64() > lock["token"].as_u64());
-    held(&refresh(&server, LOCK, "me", &lock["token"]), "you", &yours);
+    assert_held(&refresh(&server, LOCK, "me", &lock["token"]), "you", &yours);
 }
 
 /// HL-15: a lock is durable, and so is the order of tokens.
 #[test]
 fn a_lock_survives_a_restart() {
     let mut server = Server::usual();
-    let lock = take(&server, LOCK, "me", HOUR_MS).expect(201);
-    let other = take(&server, "/v1/locks/other", "me", HOUR_MS).expect(201);
+    let lock = acquire(&server, LOCK, "me", HOUR_MS).expect(201);
+    let other = acquire(&server, "/v1/locks/other", "me", HOUR_MS).expect(201);
     release(&server, "/v1/locks/other", "me", &other["token"]);
     server.kill_and_boot();
     let kept = server.get(LOCK).expect(200);
     for field in ["key", "holder", "token", "acquired_at"] {
         assert_eq!(kept[field], lock[field], "{field}");
     }
-    held(&take(&server, LOCK, "you", HOUR_MS), "me", &lock);
+    assert_held(&acquire(&server, LOCK, "you", HOUR_MS), "me", &lock);
     refresh(&server, LOCK, "me", &lock["token"]).expect(200);
-    let later = take(&server, "/v1/locks/other", "me", HOUR_MS).expect(201);
-    assert!(later["token"].as_u64() > other["token"].as_u64(), "never used again");
+    let later = acquire(&server, "/v1/locks/other", "me", HOUR_MS).expect(201);
+    assert!(later["token"].as_u64() > other["token"].as_u64(), "a token is never reused");
 }
 
-/// DQ-11: in the drain no lock is given, while what was begun under one may end under it.
+/// DQ-11: during the drain no lock is granted, while work that began under a lock may end under it.
 #[test]
-fn no_lock_is_given_in_the_drain() {
+fn no_lock_is_granted_during_the_drain() {
     let server = Setup::new().text("server", "drain_timeout", "25s").start();
-    let lock = take(&server, LOCK, "me", HOUR_MS).expect(201);
+    let lock = acquire(&server, LOCK, "me", HOUR_MS).expect(201);
     server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
     server.terminate();
-    let refused = eventually("a refusal in the drain", &server.log, || {
-        let reply = take(&server, "/v1/locks/other", "me", HOUR_MS);
+    let refused = eventually("a refusal during the drain", &server.log, || {
+        let reply = acquire(&server, "/v1/locks/other", "me", HOUR_MS);
         (reply.status == 503).then_some(reply)
     });
     refused.problem(503, "draining");
@@ -249,28 +249,28 @@ fn no_lock_is_given_in_the_drain() {
     server.journal.open_gate("go");
 }
 
-/// HL-8, HL-9, C21: a database without locks is said to be one, and is told from one that fails;
-/// all else is served.
+/// HL-8, HL-9, C21: a database without a table of locks is reported, and distinguished from a
+/// failing database; all other requests are served.
 #[test]
-fn a_database_without_locks_is_told_apart() {
+fn a_database_without_locks_has_its_own_problem() {
     let server = Server::usual();
     let database = Connection::open(server.home.data().join("greenroom.db")).unwrap();
     database.execute_batch("DROP TABLE locks").unwrap();
-    let refused = take(&server, LOCK, "me", 1_000);
+    let refused = acquire(&server, LOCK, "me", 1_000);
     refused.problem(503, "locks-absent");
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
     server.get(LOCK).problem(503, "locks-absent");
     release(&server, LOCK, "me", &json!(1));
-    server.complete("work", "goes on");
+    server.complete("work", "still served");
     assert_eq!(server.get("/readyz").status, 200);
 
     database.execute_batch("CREATE VIEW locks AS SELECT * FROM gone").unwrap();
     let query = format!("{LOCK}?holder=me&token=1");
     let refresh = refresh(&server, LOCK, "me", &json!(1));
-    for reply in [take(&server, LOCK, "me", 1_000), refresh, server.delete(&query)] {
+    for reply in [acquire(&server, LOCK, "me", 1_000), refresh, server.delete(&query)] {
         let problem = reply.problem(503, "storage-unavailable");
         assert!(!problem.to_string().contains("gone"), "{problem}");
         assert!(reply.header("retry-after").is_some(), "{reply:?}");
     }
-    server.complete("work", "goes on");
+    server.complete("work", "still served");
 }

@@ -1,12 +1,12 @@
-//! The log: a person can follow every group at `info`.
+//! The log: at level `info` an operator can follow every group.
 
 use rustix::process::Signal;
 
 use crate::support::{Server, process};
 
-/// API 7: each status change of a group is one line, with from, to, task, kind and queue.
+/// API-7: each status change of a group is one line, with from, to, task, kind and queue.
 #[test]
-fn status_changes_are_lines() {
+fn each_status_change_is_one_line() {
     let server = Server::usual();
     let task = server.complete("work", "x");
     server.wait_group("work", "idle", |group| group["status"] == "idle");
@@ -36,9 +36,9 @@ fn status_changes_are_lines() {
     }
 }
 
-/// API 7: each end of a task is one line with its outcome.
+/// API-7: each end of a task is one line with its outcome.
 #[test]
-fn task_ends_are_lines() {
+fn each_end_of_a_task_is_one_line() {
     let server = Server::usual();
     let completed = server.complete("work", "x");
     let failed = server.turn("work", "[[error:-32602:no]]");
@@ -59,12 +59,12 @@ fn task_ends_are_lines() {
     }
 }
 
-/// API 7: each run's start and exit is one line with the agent's pid, the exit with its code.
+/// API-7: each run's start and exit is one line with the agent's pid, the exit with its code.
 #[test]
-fn runs_are_lines() {
+fn each_start_and_exit_of_a_run_is_one_line() {
     let server = Server::usual();
     server.turn("work", "[[reply:x]][[die:23]]");
-    let has = |line: &str, word: String| line.split_whitespace().any(|one| one == word);
+    let has = |line: &str, word: String| line.split_whitespace().any(|field| field == word);
     let pid = format!("pid={}", server.journal.agent_pid());
     server.log.wait("the run's start", |line| has(line, pid.clone()));
     server.log.wait("the run's exit with its code", |line| {
@@ -80,7 +80,7 @@ fn runs_are_lines() {
 
 /// C15: text from an agent is escaped, never raw, at every level.
 #[test]
-fn agent_text_is_escaped() {
+fn agent_text_is_escaped_in_the_log() {
     let server = Server::usual();
     server.turn("work", "[[error:-32602:a\n2026-01-01 ERROR forged \u{1b}[31mred]]");
     let last = server.complete("work", "next");
@@ -94,9 +94,9 @@ fn agent_text_is_escaped() {
     }
 }
 
-/// API 3: a server without tokens says so, in one line.
+/// API-3: a server without tokens logs it, in one line.
 #[test]
-fn open_server_says_so() {
+fn a_server_without_tokens_logs_it() {
     let server = Server::usual();
     server.log.wait("that no token is configured", |line| line.to_lowercase().contains("token"));
 }

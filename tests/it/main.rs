@@ -1,6 +1,6 @@
-//! greenroom from outside: the real server, scripted agents over real pipes, one module a
-//! behaviour. Each test names the statement it holds (SEEDS, ARCHITECTURE's I, RELIABILITY's F
-//! and C); where none fits, it holds the contract at the edges (API and its section).
+//! greenroom from outside: the real server, scripted agents over real pipes, one module per
+//! behaviour. Each test cites the rules it holds (the table of rules is in actors/core/README.md);
+//! where none fits, it cites the section of the API.
 //!
 //! `IT_GREENROOM` names another build to test, such as a release build.
 
@@ -36,6 +36,7 @@ mod locks;
 mod logs;
 mod metrics;
 mod monitoring;
+mod older_database;
 mod otlp;
 mod permission_policy;
 mod permissions;

@@ -1,38 +1,41 @@
-//! `GET /metrics`: what is counted, by how much, and that it is told also when the database fails.
+//! `GET /metrics`: what is counted, by how much, and that a scrape is answered also when the
+//! database fails.
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::process::Command;
-use std::time::Duration;
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, process::Command, time::Duration,
+};
 
 use rusqlite::TransactionBehavior;
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::json;
 
-use crate::support::openmetrics::{Scrape, parse};
-use crate::support::{Events, Server, Setup, process};
+use crate::support::{
+    Events, Server, Setup,
+    openmetrics::{Scrape, parse},
+    process,
+};
 
 const ENDED: &str = "greenroom_tasks_ended_total";
 
-/// A sample's name, its labels, and by how much it moved.
-type Moved = (&'static str, &'static [(&'static str, &'static str)], f64);
+/// A sample's name, its labels, and its increase.
+type Increase = (&'static str, &'static [(&'static str, &'static str)], f64);
 
-/// How much more a sample is than it was.
+/// Returns the increase of a sample.
 #[track_caller]
-fn grown(before: &Scrape, after: &Scrape, name: &str, labels: &[(&str, &str)]) -> f64 {
+fn increase(before: &Scrape, after: &Scrape, name: &str, labels: &[(&str, &str)]) -> f64 {
     after.value(name, labels) - before.value(name, labels)
 }
 
-/// The values that a label of a family has.
-fn words(scrape: &Scrape, name: &str, label: &str) -> BTreeSet<String> {
+/// Returns the values of a family's label.
+fn label_values(scrape: &Scrape, name: &str, label: &str) -> BTreeSet<String> {
     let labels = scrape.named(name).into_iter().filter_map(|sample| sample.labels.get(label));
     labels.cloned().collect()
 }
 
-/// The reader of the tests refuses what the format forbids; else the tests below prove nothing.
+/// The parser of the tests refuses what the format forbids; otherwise the tests below prove
+/// nothing.
 #[test]
-fn the_reader_is_strict() {
+fn the_parser_of_the_tests_is_strict() {
     let head = "# HELP greenroom_a Help.\n# TYPE greenroom_a";
     let sound = [
         format!("{head} counter\ngreenroom_a_total 1\n# EOF\n"),
@@ -70,10 +73,10 @@ fn the_reader_is_strict() {
     }
 }
 
-/// Each family is there from the first scrape, closed sets with all their words, and with zeros;
-/// other methods are 405, other hosts refused as on every route.
+/// The first scrape has each family, closed label sets with all their values, and zeros; other
+/// methods are 405, and foreign hosts are refused as on every route.
 #[test]
-fn all_is_there_from_the_first_scrape() {
+fn the_first_scrape_has_all_families() {
     let server = Server::usual();
     let scrape = server.scrape();
     #[rustfmt::skip]
@@ -97,14 +100,14 @@ fn all_is_there_from_the_first_scrape() {
     ];
     for (name, label, all) in closed {
         let all = all.split(' ').map(str::to_owned).collect();
-        assert_eq!(words(&scrape, name, label), all, "{name} {label}");
+        assert_eq!(label_values(&scrape, name, label), all, "{name} {label}");
         if name != "greenroom_http_responses_total" {
             assert_eq!(scrape.sum(name), 0.0, "{name}");
         }
     }
-    let routes = words(&scrape, "greenroom_http_responses_total", "route");
+    let routes = label_values(&scrape, "greenroom_http_responses_total", "route");
     for route in ["/v1/groups/{group}/turns", "/v1/locks/{key}", "/metrics", "/readyz", "none"] {
-        assert!(routes.contains(route), "{route} is none of {routes:?}");
+        assert!(routes.contains(route), "{route} is not in {routes:?}");
     }
     for zero in [
         "queue_wait_seconds_count task_retries_total frames_total frame_bytes_total queue_depth",
@@ -139,14 +142,14 @@ fn all_is_there_from_the_first_scrape() {
     let after = server.scrape();
     let of = |route, class| {
         let labels = [("route", route), ("class", class)];
-        grown(&scrape, &after, "greenroom_http_responses_total", &labels)
+        increase(&scrape, &after, "greenroom_http_responses_total", &labels)
     };
-    // The scrape counts itself only once it is answered.
+    // A scrape counts itself only after its answer.
     assert_eq!((of("/metrics", "2xx"), of("/metrics", "4xx"), of("none", "4xx")), (1.0, 1.0, 2.0));
 }
 
-/// A turn, one that fails and one whose agent crashes move their counters, each by one; no label
-/// names a group or a task.
+/// A turn, a failed turn and a turn whose agent crashes increase their counters by one each; no
+/// label names a group or a task.
 #[test]
 fn turns_are_counted() {
     let server = Server::usual();
@@ -165,7 +168,7 @@ fn turns_are_counted() {
         assert_eq!(after.sum(name), count, "{name}");
     }
     #[rustfmt::skip]
-    let moved: [Moved; 11] = [
+    let increases: [Increase; 11] = [
         ("greenroom_tasks_accepted_total", &[("kind", "turn"), ("origin", "api")], 3.0),
         (ENDED, &[("kind", "turn"), ("state", "completed")], 1.0),
         (ENDED, &[("kind", "turn"), ("state", "failed")], 1.0),
@@ -178,8 +181,8 @@ fn turns_are_counted() {
         ("greenroom_agent_lines_rejected_total", &[], 1.0),
         ("greenroom_http_responses_total", &[("route", "/v1/groups/{group}/turns"), ("class", "2xx")], 3.0),
     ];
-    for (name, labels, by) in moved {
-        assert_eq!(grown(&before, &after, name, labels), by, "{name} {labels:?}");
+    for (name, labels, by) in increases {
+        assert_eq!(increase(&before, &after, name, labels), by, "{name} {labels:?}");
     }
     let dropped = &server.frames_of_kind("some-group", "greenroom/run_exited")[0]["payload"];
     let dropped = dropped["stderr_dropped"].as_f64().unwrap();
@@ -202,9 +205,9 @@ fn turns_are_counted() {
     }
 }
 
-/// A task made again, and one that nobody gets to: its wait has an age, and what it waits for.
+/// A retried task is counted; a waiting task has an age by what it waits for.
 #[test]
-fn the_queue_is_shown() {
+fn waiting_tasks_are_shown_by_age_and_cause() {
     let server = Setup::new().retries("10ms").set("limits", "running_groups", 1).start();
     server.complete("again", "[[times:1:die:1]][[reply:fine]]");
     server.wait_metric("greenroom_task_retries_total", &[], 1.0);
@@ -212,7 +215,7 @@ fn the_queue_is_shown() {
     server.journal.wait_gate("go");
     let next = [server.submit("busy", "next"), server.submit("other", "waits for the slot")];
     let age = "greenroom_oldest_waiting_task_age_seconds";
-    let scrape = server.wait_scrape("waiting tasks that grow old", |scrape| {
+    let scrape = server.wait_scrape("waiting tasks with an age", |scrape| {
         let ages = ["slot", "turn"].map(|by| scrape.value(age, &[("blocked_by", by)]));
         let runs = scrape.value("greenroom_oldest_running_task_age_seconds", &[("kind", "turn")]);
         ages.iter().all(|age| *age > 0.0) && runs > 0.0
@@ -238,14 +241,14 @@ fn the_queue_is_shown() {
     assert_eq!((scrape.sum("greenroom_tasks"), scrape.sum(age)), (0.0, 0.0));
 }
 
-/// A task that has its slot and whose agent does not come waits, too.
+/// A task that has its slot, and whose agent has not started, is waiting too.
 #[test]
 fn a_wait_for_an_agent_is_shown() {
     let server = Setup::new().agent("slow", &["--gate-initialize", "start"]).start();
-    server.make("work", "slow", "");
+    server.create_group("work", "slow", "");
     let task = server.submit("work", "x");
     let age = "greenroom_oldest_waiting_task_age_seconds";
-    let scrape = server.wait_scrape("a task that grows old", |scrape| {
+    let scrape = server.wait_scrape("a waiting task with an age", |scrape| {
         scrape.value(age, &[("blocked_by", "agent")]) > 0.0
     });
     assert_eq!(scrape.value("greenroom_tasks", &[("kind", "turn"), ("state", "queued")]), 1.0);
@@ -255,7 +258,7 @@ fn a_wait_for_an_agent_is_shown() {
     assert_eq!(server.scrape().sum(age), 0.0);
 }
 
-/// Compactions by source and status, open ones, and the locks that they take.
+/// Compactions are counted by source and status, open ones and their locks too.
 #[test]
 fn compactions_are_counted() {
     let server = Server::usual();
@@ -268,18 +271,22 @@ fn compactions_are_counted() {
     let seconds = "greenroom_compaction_seconds_count";
     let done = [("source", "task"), ("status", "completed")];
     let scrape = server.wait_metric(seconds, &done, 1.0);
-    assert_eq!(scrape.sum(seconds), 1.0, "and no other");
+    assert_eq!(scrape.sum(seconds), 1.0, "no other compaction");
     assert_eq!(scrape.value(ENDED, &[("kind", "compaction"), ("state", "completed")]), 1.0);
-    assert_eq!(scrape.sum("greenroom_turn_seconds_count"), 1.0, "its prompt is no turn");
+    assert_eq!(
+        scrape.sum("greenroom_turn_seconds_count"),
+        1.0,
+        "the prompt of a compaction is not a turn"
+    );
     assert_eq!(scrape.value("greenroom_lock_acquisitions_total", &[]), 1.0);
     assert_eq!(scrape.value("greenroom_lock_reclaims_total", &[]), 0.0);
     assert_eq!(scrape.value("greenroom_compactions_open", &[]), 0.0);
-    // Locks of others count as well; asking again for one's own does not.
-    server.take_lock("a-session", "somebody").expect(201);
-    server.take_lock("a-session", "somebody").expect(200);
+    // Locks of other holders count too; a repeated acquisition by the same holder does not.
+    server.acquire_lock("a-session", "outside").expect(201);
+    server.acquire_lock("a-session", "outside").expect(200);
     assert_eq!(server.scrape().value("greenroom_lock_acquisitions_total", &[]), 2.0);
-    server.take_lock("another", &dead_holder()).expect(201);
-    server.take_lock("another", "somebody").expect(201);
+    server.acquire_lock("another", &dead_holder()).expect(201);
+    server.acquire_lock("another", "outside").expect(201);
     let scrape = server.scrape();
     assert_eq!(scrape.value("greenroom_lock_acquisitions_total", &[]), 4.0);
     assert_eq!(scrape.value("greenroom_lock_reclaims_total", &[]), 1.0);
@@ -291,7 +298,7 @@ fn compactions_are_counted() {
     server.wait_metric("greenroom_lock_bypasses_total", &[], 1.0);
 }
 
-/// A holder whose process is provably gone: it ended, and was waited for.
+/// Returns a holder whose process has provably ended.
 fn dead_holder() -> String {
     let mut child = Command::new("true").spawn().unwrap();
     let pid = child.id();
@@ -302,34 +309,34 @@ fn dead_holder() -> String {
     format!("greenroom:pid={pid}:start=1:ns={namespace}:boot={boot}:nonce={nonce}")
 }
 
-/// A permission is pending until it is answered.
+/// A permission counts as pending until it is answered.
 #[test]
-fn permissions_are_counted() {
+fn pending_permissions_are_counted() {
     let server = Setup::new().asks().start();
-    let (task, permission) = server.asked("work", "[[permission]]");
+    let (task, permission) = server.submit_asking("work", "[[permission]]");
     assert_eq!(server.scrape().value("greenroom_permissions_pending", &[]), 1.0);
     server.answer(&permission, "once").expect(200);
     server.finish_as(&task, "completed");
     assert_eq!(server.scrape().value("greenroom_permissions_pending", &[]), 0.0);
 }
 
-/// A held group, and how long it keeps its tasks waiting.
+/// A held group is shown, and the age of its waiting tasks.
 #[test]
 fn held_groups_are_shown() {
     let server = Setup::new().text("defaults", "on_interrupt", "hold").start();
     server.finish_as(&server.submit("work", "[[reply:x]][[die:1]]"), "interrupted");
     server.submit("work", "next");
     let held = [("blocked_by", "held")];
-    let scrape = server.wait_scrape("a held task that grows old", |scrape| {
+    let scrape = server.wait_scrape("a held task with an age", |scrape| {
         scrape.value("greenroom_oldest_waiting_task_age_seconds", &held) > 0.0
     });
     assert_eq!(scrape.value("greenroom_groups", &[("status", "held")]), 1.0);
     assert_eq!(scrape.sum("greenroom_groups"), 1.0);
 }
 
-/// Open streams, of a group and of all groups.
+/// Open streams are counted, of a group and of all groups.
 #[test]
-fn subscribers_are_counted() {
+fn open_streams_are_counted() {
     let server = Server::usual();
     server.complete("work", "x");
     let group = [server.events("work", ""), server.events("work", "?after=3")];
@@ -339,50 +346,53 @@ fn subscribers_are_counted() {
         |scrape: &Scrape, stream| scrape.value("greenroom_subscribers", &[("stream", stream)]);
     assert_eq!((open(&scrape, "group"), open(&scrape, "all")), (2.0, 1.0));
     drop((group, all));
-    // The server learns of it when it writes next.
+    // The server notices the end at its next write.
     server.wait_scrape("the end of the streams", |scrape| {
         server.complete("work", "y");
         open(scrape, "group") + open(scrape, "all") == 0.0
     });
 }
 
-/// I10: what outlived its keeper was killed, and that is told; so is an idle agent that made room.
+/// I10: processes that survived their shim are killed and counted; so is an idle agent that was
+/// evicted.
 #[test]
-fn processes_that_were_ended() {
+fn orphans_and_evictions_are_counted() {
     let server = Setup::new().set("limits", "resident_agents", 1).start();
     server.complete("idle", "x");
-    let doomed = process::Doomed::reported(&server.complete("work", "[[spawn-orphans]]"));
+    let orphans = process::KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
     server.wait_metric("greenroom_agents_let_go_total", &[], 1.0);
-    let cut = server.submit("work", "[[reply:x]][[gate:never]]");
+    let interrupted = server.submit("work", "[[reply:x]][[gate:never]]");
     server.journal.wait_gate("never");
     process::signal(process::parent(server.journal.agent_pid()), Signal::KILL);
-    server.finish_as(&cut, "interrupted");
+    server.finish_as(&interrupted, "interrupted");
     let scrape = server.wait_scrape("a count of the orphans", |scrape| {
-        scrape.value("greenroom_orphans_reaped_total", &[]) >= doomed.0.len() as f64
+        scrape.value("greenroom_orphans_reaped_total", &[]) >= orphans.0.len() as f64
     });
-    assert!(doomed.all_gone(), "{scrape:?}");
+    assert!(orphans.all_gone(), "{scrape:?}");
 }
 
-/// I10: what outlived its keeper and its server is killed by the next one, which tells how many.
+/// I10: processes that survived their shim and their server are killed and counted by the next
+/// server.
 #[test]
-fn orphans_of_an_earlier_server() {
+fn orphans_of_an_earlier_server_are_counted() {
     let mut server = Server::usual();
-    let doomed = process::Doomed::reported(&server.complete("work", "[[spawn-orphans]]"));
-    let keeper = process::parent(server.journal.agent_pid());
-    // One that stands still sees nothing of its server's end.
-    process::signal(keeper, Signal::STOP);
+    let orphans = process::KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
+    let shim = process::parent(server.journal.agent_pid());
+    // A stopped shim does not notice its server's end.
+    process::signal(shim, Signal::STOP);
     server.kill();
-    process::signal(keeper, Signal::KILL);
-    assert!(doomed.all_live());
+    process::signal(shim, Signal::KILL);
+    assert!(orphans.all_live());
     server.boot();
     let reaped = server.scrape().value("greenroom_orphans_reaped_total", &[]);
-    assert!(reaped >= doomed.0.len() as f64, "{reaped} of {:?}", doomed.0);
-    assert!(doomed.all_gone());
+    assert!(reaped >= orphans.0.len() as f64, "{reaped} of {:?}", orphans.0);
+    assert!(orphans.all_gone());
 }
 
-/// F19: while nothing can be written a scrape is answered, and says so; then it takes that back.
+/// F19: while storage cannot be written, a scrape is answered and shows the failure; after the
+/// recovery it shows none.
 #[test]
-fn a_scrape_while_storage_fails() {
+fn a_scrape_shows_a_failing_storage() {
     let server = Server::usual();
     server.complete("work", "before");
     let limit = |current| {
@@ -404,9 +414,9 @@ fn a_scrape_while_storage_fails() {
     assert_eq!(after.value("greenroom_http_responses_total", &class), 1.0);
 }
 
-/// A database of which nothing can be read: what is in memory is told, and what is not is absent.
+/// If the database cannot be read, a scrape has the values in memory, and lacks the others.
 #[test]
-fn a_scrape_without_the_database() {
+fn a_scrape_without_the_database_omits_stored_values() {
     let server = Server::usual();
     server.complete("work", "before");
     let database = server.writable_database();
@@ -415,7 +425,7 @@ fn a_scrape_without_the_database() {
     let scrape = server.scrape();
     assert_eq!(scrape.value("greenroom_storage_up", &[]), 0.0);
     assert_eq!(scrape.value(ENDED, &[("kind", "turn"), ("state", "completed")]), 1.0);
-    assert!(scrape.named("greenroom_groups").is_empty(), "a zero would be a lie");
+    assert!(scrape.named("greenroom_groups").is_empty(), "a zero would be wrong");
     database.execute_batch("ALTER TABLE elsewhere RENAME TO heads").unwrap();
     assert_eq!(server.scrape().value("greenroom_groups", &[("status", "idle")]), 1.0);
 }

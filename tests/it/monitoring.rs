@@ -1,7 +1,6 @@
-//! `config/deploy`: the alert rules and the dashboard name nothing but what a scrape has.
+//! `config/deploy`: the alert rules and the dashboard use only samples that a scrape has.
 
-use std::collections::BTreeSet;
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
 
@@ -11,24 +10,24 @@ fn deployed(file: &str) -> String {
     fs::read_to_string(format!("{}/config/deploy/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-/// The names of greenroom's samples in an expression.
+/// Returns the names of greenroom's samples in an expression.
 fn names(expression: &str) -> BTreeSet<String> {
     let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
     let words = expression.split(word).filter(|word| word.starts_with("greenroom_"));
     words.map(str::to_owned).collect()
 }
 
-/// What a label is compared with in an expression, as far as it is a list of words.
+/// Returns the values with which an expression compares a label, if they are a list of words.
 fn selected(expression: &str, label: &str) -> Vec<String> {
-    let sign = format!("{label}=");
-    let behind = expression.split(&sign).skip(1);
-    let quoted =
-        behind.filter_map(|rest| rest.trim_start_matches('~').strip_prefix('"')?.split('"').next());
+    let comparison = format!("{label}=");
+    let comparisons = expression.split(&comparison).skip(1);
+    let quoted = comparisons
+        .filter_map(|rest| rest.trim_start_matches('~').strip_prefix('"')?.split('"').next());
     quoted.flat_map(|words| words.split('|')).map(str::to_owned).collect()
 }
 
-/// Checks that a scrape has every sample that these expressions name, and every word that they
-/// select by.
+/// Checks that a scrape has every sample that these expressions name, and every label value that
+/// they select.
 #[track_caller]
 fn assert_scraped(expressions: &[String]) {
     let scrape = Server::usual().scrape();
@@ -39,8 +38,8 @@ fn assert_scraped(expressions: &[String]) {
         for label in ["blocked_by", "kind", "status", "reason", "class", "result"] {
             for word in selected(expression, label) {
                 let samples = scrape.0.values().flat_map(|family| &family.samples);
-                let mut own = samples.filter(|sample| names(expression).contains(&sample.name));
-                let known = own.any(|sample| sample.labels.get(label) == Some(&word));
+                let mut named = samples.filter(|sample| names(expression).contains(&sample.name));
+                let known = named.any(|sample| sample.labels.get(label) == Some(&word));
                 assert!(known, "no {label}={word} is scraped: {expression}");
             }
         }
@@ -50,8 +49,8 @@ fn assert_scraped(expressions: &[String]) {
 /// One alert rule, its fields by name.
 type Alert = Vec<(String, String)>;
 
-/// Reads the alert rules: YAML as far as the file uses it, and nothing else. Scalars are plain or
-/// in single quotes; `>-` folds the deeper lines behind it.
+/// Parses the alert rules: only the part of YAML that the file uses. Scalars are plain or in single
+/// quotes; `>-` folds the more indented lines after it.
 fn alerts(text: &str) -> Vec<Alert> {
     let mut lines = text.lines().filter(|line| !line.trim_start().starts_with('#')).peekable();
     for line in ["groups:", "  - name: greenroom", "    rules:"] {
@@ -92,16 +91,16 @@ fn alerts(text: &str) -> Vec<Alert> {
                 plain.to_owned()
             }
         };
-        let alert = alerts.last_mut().unwrap_or_else(|| panic!("of no alert: {line}"));
-        assert!(alert.iter().all(|(known, _)| known != name), "twice: {line}");
+        let alert = alerts.last_mut().unwrap_or_else(|| panic!("a field without an alert: {line}"));
+        assert!(alert.iter().all(|(known, _)| known != name), "duplicate field: {line}");
         alert.push((name.into(), value));
     }
     alerts
 }
 
-/// Each alert can fire: it waits for a while, is of a known severity, and says what to do.
+/// Each alert has a duration, a known severity, and a description of what to do.
 #[test]
-fn the_alerts_are_sound() {
+fn the_alerts_are_well_formed_and_use_scraped_samples() {
     let alerts = alerts(&deployed("alerts.yml"));
     assert!(alerts.len() > 10, "{alerts:?}");
     let mut seen = BTreeSet::new();
@@ -110,18 +109,19 @@ fn the_alerts_are_sound() {
         let all =
             ["alert", "expr", "for", "labels", "severity", "annotations", "summary", "description"];
         assert_eq!(fields, all, "{alert:?}");
-        let value = |name: &str| &alert.iter().find(|(own, _)| own == name).unwrap().1;
+        let value = |name: &str| &alert.iter().find(|(field, _)| field == name).unwrap().1;
         assert!(seen.insert(value("alert").clone()), "{alert:?}");
         assert!(value("alert").starts_with("Greenroom"), "{alert:?}");
         assert!(["critical", "warning", "info"].contains(&value("severity").as_str()), "{alert:?}");
         let (number, unit) = value("for").split_at(value("for").len() - 1);
         assert!(number.parse::<u32>().is_ok() && ["m", "h"].contains(&unit), "{alert:?}");
-        assert!(value("description").len() > 80, "what to look at: {alert:?}");
+        assert!(value("description").len() > 80, "the description is too short: {alert:?}");
         for name in ["expr", "summary"] {
             assert!(!value(name).is_empty(), "{alert:?}");
         }
         let expression = value("expr");
-        // It is seen in between only: each attempt makes the group `starting` or `running`.
+        // `degraded` is visible only between attempts: each makes the group `starting` or
+        // `running`.
         let is_fleeting = expression.contains(r#"status="degraded""#);
         assert!(!is_fleeting || expression.contains("max_over_time("), "{alert:?}");
         assert_eq!(expression.matches('(').count(), expression.matches(')').count(), "{alert:?}");
@@ -130,9 +130,9 @@ fn the_alerts_are_sound() {
     assert_scraped(&texts.collect::<Vec<_>>());
 }
 
-/// The dashboard is JSON, its data source a variable, and its rows are what operators look for.
+/// The dashboard is JSON, its data source is a variable, and it has all rows.
 #[test]
-fn the_dashboard_is_sound() {
+fn the_dashboard_is_well_formed_and_uses_scraped_samples() {
     let dashboard: Value = serde_json::from_str(&deployed("dashboard.json")).unwrap();
     let variable = &dashboard["templating"]["list"][0];
     assert_eq!(

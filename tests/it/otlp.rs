@@ -1,17 +1,22 @@
-//! Ended tasks as OpenTelemetry spans: what a collector gets, and what becomes of spans while it,
-//! or the server, is down.
+//! Ended tasks as OpenTelemetry spans: what a collector receives, and that no span is lost while
+//! the collector or the server is down.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::support::collector::{Answer, Collector, said};
-use crate::support::server::id;
-use crate::support::setup::Port;
-use crate::support::{Home, Server, Setup, eventually, millis};
+use crate::support::{
+    Home, Server, Setup,
+    collector::{Answer, Collector, attribute},
+    eventually, millis,
+    server::id,
+    setup::Port,
+};
 
 const OK: Option<Answer> = None;
 
@@ -35,11 +40,11 @@ fn uuid(task: &Value) -> String {
     id(task).trim_start_matches("tsk_").replace('-', "")
 }
 
-/// How many spans there were of each task.
+/// Counts the spans of each task.
 fn counts(spans: &[Value]) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for span in spans {
-        let task = said(span, "greenroom.task").as_str().unwrap();
+        let task = attribute(span, "greenroom.task").as_str().unwrap();
         *counts.entry(task.to_owned()).or_default() += 1;
     }
     counts
@@ -56,12 +61,12 @@ const REFUSED: &str = "the collector refused a batch";
 const SPANS: &str = "greenroom_otlp_spans_total";
 const STALLED: &str = "greenroom_otlp_stalled";
 
-/// Each task that was started is one span with the ids, the times and the counts of the task, and
-/// with nothing that somebody said. What was never started is none.
+/// Each started task is one span with the ids, the times and the counts of the task, and without
+/// any text of the conversation. A task that never started has no span.
 #[test]
-fn ended_tasks_are_spans() {
+fn each_started_task_is_one_span() {
     let collector = Collector::start();
-    // What dumps bytes shows a long secret in rows, one of them full of it.
+    // A hex dump would show a long secret in rows, at least one of them completely.
     let secret = "hush-".repeat(10);
     let server = exporting(&collector.url())
         .set("otlp", "headers", format!("{{ x-key = {secret:?} }}"))
@@ -93,27 +98,27 @@ fn ended_tasks_are_spans() {
             assert_eq!(span[key], format!("{}000000", millis(&task[at])), "{span}");
         }
         let waited = millis(&task["started_at"]) - millis(&task["created_at"]);
-        assert_eq!(*said(span, "greenroom.queue_wait_ms"), waited.to_string());
+        assert_eq!(*attribute(span, "greenroom.queue_wait_ms"), waited.to_string());
         for key in ["group", "state", "kind", "origin", "run"] {
-            assert_eq!(said(span, &format!("greenroom.{key}")), &task[key], "{key} of {span}");
+            assert_eq!(attribute(span, &format!("greenroom.{key}")), &task[key], "{key} of {span}");
         }
-        assert_eq!(said(span, "gen_ai.agent.name"), "scripted");
-        assert_eq!(said(span, "gen_ai.conversation.id"), &task["group"]);
+        assert_eq!(attribute(span, "gen_ai.agent.name"), "scripted");
+        assert_eq!(attribute(span, "gen_ai.conversation.id"), &task["group"]);
     }
     let [done, failed, compacted, _] = spans.as_slice() else { panic!() };
     assert_eq!((&done["name"], &done["status"]), (&json!("invoke_agent scripted"), &json!({})));
-    assert_eq!(said(done, "gen_ai.usage.input_tokens"), "120");
-    assert_eq!(said(done, "gen_ai.usage.output_tokens"), "7");
-    assert_eq!(said(done, "greenroom.tools.calls"), "1");
+    assert_eq!(attribute(done, "gen_ai.usage.input_tokens"), "120");
+    assert_eq!(attribute(done, "gen_ai.usage.output_tokens"), "7");
+    assert_eq!(attribute(done, "greenroom.tools.calls"), "1");
     let reasons = json!([{ "stringValue": "end_turn" }]);
-    let reasons_said = done["attributes"].as_array().unwrap().iter();
-    let mut reasons_said =
-        reasons_said.filter(|one| one["key"] == "gen_ai.response.finish_reasons");
-    assert_eq!(reasons_said.next().unwrap()["value"]["arrayValue"]["values"], reasons);
-    assert_eq!(said(failed, "error.type"), "agent_error");
+    let attributes = done["attributes"].as_array().unwrap().iter();
+    let mut attributes =
+        attributes.filter(|attribute| attribute["key"] == "gen_ai.response.finish_reasons");
+    assert_eq!(attributes.next().unwrap()["value"]["arrayValue"]["values"], reasons);
+    assert_eq!(attribute(failed, "error.type"), "agent_error");
     assert_eq!(failed["status"], json!({ "code": 2, "message": "agent_error" }));
     assert_eq!(compacted["name"], "compact scripted");
-    assert_eq!(said(compacted, "gen_ai.operation.name"), "compact");
+    assert_eq!(attribute(compacted, "gen_ai.operation.name"), "compact");
     let all = counts(&collector.spans());
     assert!(!all.contains_key(id(&unstarted)), "{all:?}");
     for batch in collector.batches() {
@@ -123,13 +128,13 @@ fn ended_tasks_are_spans() {
         assert!(batch.body.contains(r#"{"key":"service.name","value":{"stringValue":"own"}}"#));
         assert!(!batch.body.contains("canary"), "{}", batch.body);
     }
-    assert!(lines(&server, "ureq::run") > 0, "what the client logs is seen");
+    assert!(lines(&server, "ureq::run") > 0, "the log of the client is captured");
     assert_eq!(lines(&server, "hush"), 0, "a header's value in the log");
 }
 
-/// A task that is made again is in the trace of the first one.
+/// The span of a retried task is in the trace of the first task.
 #[test]
-fn a_task_made_again_is_in_the_same_trace() {
+fn a_retry_is_in_the_trace_of_the_first_task() {
     let (server, collector) = start(Collector::start());
     let first = server.turn("work", "[[error:-32602:no]]");
     let second = server.finish(&server.retry(&first).expect(202));
@@ -140,17 +145,19 @@ fn a_task_made_again_is_in_the_same_trace() {
     for span in &spans {
         assert_eq!(span["traceId"], uuid(&first), "{span}");
     }
-    assert_eq!(said(&spans[2], "greenroom.retry_of"), &second["id"]);
+    assert_eq!(attribute(&spans[2], "greenroom.retry_of"), &second["id"]);
 }
 
-/// Groups go on while nobody listens; later everything comes, once, and the log has one line for
-/// the beginning and one for the end of it.
+/// Groups work while the collector is down; later it receives every span once. The log has one line
+/// for the beginning and one for the end of the outage.
 #[test]
-fn a_collector_that_is_down_gets_everything_later() {
+fn a_collector_that_was_down_gets_every_span_later() {
     let port = Port::take();
     let server = exporting(&format!("http://{}", port.address())).start();
     let mut tasks = vec![server.complete("work", "x")];
-    server.log.wait("that nobody listens", |line| line.contains(DOWN) && line.contains("WARN"));
+    server.log.wait("a line that the collector is down", |line| {
+        line.contains(DOWN) && line.contains("WARN")
+    });
     server.wait_metric(STALLED, &[], 1.0);
     tasks.extend((0..3).map(|number| server.complete(&format!("g{}", number % 3), "x")));
     let collector = Collector::start_at(&port).with_log(&server.log);
@@ -160,7 +167,9 @@ fn a_collector_that_is_down_gets_everything_later() {
         Answer::Status(429, "", "{}"),
     ]);
     collector.wait_spans(&tasks.iter().collect::<Vec<_>>());
-    server.log.wait("that it goes on", |line| line.contains(UP) && line.contains("INFO"));
+    server
+        .log
+        .wait("a line that the collector is up", |line| line.contains(UP) && line.contains("INFO"));
     let last = server.complete("work", "y");
     collector.wait_spans(&[&last]);
     let scrape = server.wait_metric(SPANS, &[("result", "sent")], 5.0);
@@ -172,7 +181,7 @@ fn a_collector_that_is_down_gets_everything_later() {
     assert_eq!((lines(&server, DOWN), lines(&server, UP), lines(&server, REFUSED)), (1, 1, 0));
 }
 
-/// The server is killed with spans that nobody took, and with a turn that runs: none is lost.
+/// The server is killed with unsent spans and a running turn: no span is lost.
 #[test]
 fn a_killed_server_loses_no_span() {
     let collector = Collector::start();
@@ -186,24 +195,24 @@ fn a_killed_server_loses_no_span() {
     server.kill();
     collector.always(OK);
     server.boot();
-    let cut = server.finish_as(&running, "interrupted");
-    let spans = collector.wait_spans(&[&first, &second, &cut]);
-    assert_eq!(said(&spans[2], "error.type"), "server_restarted", "{}", spans[2]);
+    let interrupted = server.finish_as(&running, "interrupted");
+    let spans = collector.wait_spans(&[&first, &second, &interrupted]);
+    assert_eq!(attribute(&spans[2], "error.type"), "server_restarted", "{}", spans[2]);
     server.kill_and_boot();
     let last = server.complete("work", "z");
-    let again = collector.wait_spans(&[&first, &second, &cut, &last]);
-    // One may come twice by now: it is the same one.
+    let again = collector.wait_spans(&[&first, &second, &interrupted, &last]);
+    // By now a span may have been sent twice: both are the same.
     assert_eq!(again[..3], spans[..]);
     for span in collector.spans() {
-        let same = again.iter().find(|own| own["spanId"] == span["spanId"]);
+        let same = again.iter().find(|other| other["spanId"] == span["spanId"]);
         assert_eq!(same, Some(&span));
     }
 }
 
-/// What a collector refuses is left out, with its words, and does not hold up what follows; an
-/// error of its own that stays does not either.
+/// A batch that the collector refuses is dropped, the collector's message is logged, and later
+/// batches are not delayed; the same holds for a persistent error of the collector.
 #[test]
-fn a_refused_batch_is_left_out_and_said() {
+fn a_refused_batch_is_dropped_and_logged() {
     let collector = Collector::start();
     collector.answer(&[Answer::Status(400, "", r#"{"message":"no\nsuch \u001b[31mspan"}"#)]);
     let (server, collector) = start(collector);
@@ -214,7 +223,9 @@ fn a_refused_batch_is_left_out_and_said() {
 
     collector.always(Some(Answer::Status(500, "", "broken")));
     let broken = server.complete("work", "x");
-    server.log.wait("that it gives up", |line| line.contains("status=500 spans=1 refused=2"));
+    server.log.wait("a line that the batch is dropped", |line| {
+        line.contains("status=500 spans=1 refused=2")
+    });
     collector.always(OK);
 
     let partial =
@@ -228,8 +239,8 @@ fn a_refused_batch_is_left_out_and_said() {
     collector.wait_spans(&[&rejected, &taken]);
     let counts = counts(&collector.spans());
     assert!(!counts.contains_key(id(&refused)) && !counts.contains_key(id(&broken)), "{counts:?}");
-    assert_eq!(counts[id(&rejected)], 1, "what was rejected is not sent again");
-    assert_eq!(lines(&server, REFUSED), 2, "one line a batch");
+    assert_eq!(counts[id(&rejected)], 1, "a rejected span is not sent again");
+    assert_eq!(lines(&server, REFUSED), 2, "one line per batch");
     let scrape = server.wait_metric(SPANS, &[("result", "sent")], 1.0);
     let of = |result| scrape.value(SPANS, &[("result", result)]);
     assert_eq!((of("refused"), of("rejected")), (2.0, 1.0));
@@ -237,17 +248,18 @@ fn a_refused_batch_is_left_out_and_said() {
     assert_eq!(tries, 5);
 }
 
-/// Without an endpoint nothing is sent or noted; the first start with one begins there; the next
-/// ones go on from where the last one was, however it ended, also if that seems to be to come.
+/// Without an endpoint nothing is sent or stored. The first start with an endpoint exports only
+/// tasks that end later; later starts resume at the stored position, however the server ended, also
+/// if that position is in the future.
 #[test]
-fn it_begins_when_it_is_asked_for_and_goes_on() {
+fn export_begins_at_the_first_configured_start_and_resumes() {
     let collector = Collector::start();
     let mut server = Setup::new().text("otlp", "interval", "20ms").start();
     let history = server.complete("work", "x");
-    let places = |server: &Server| -> i64 {
+    let count_positions = |server: &Server| -> i64 {
         server.database().query_row("SELECT count(*) FROM exports", [], |row| row.get(0)).unwrap()
     };
-    assert_eq!(places(&server), 0);
+    assert_eq!(count_positions(&server), 0);
     let threads = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
     let name = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("comm")).unwrap();
     let names: Vec<String> = threads.map(|thread| name(thread.unwrap())).collect();
@@ -260,7 +272,7 @@ fn it_begins_when_it_is_asked_for_and_goes_on() {
     let first = server.complete("work", "x");
     collector.wait_spans(&[&first]);
     assert_eq!(counts(&collector.spans()).get(id(&history)), None);
-    assert_eq!(places(&server), 1);
+    assert_eq!(count_positions(&server), 1);
 
     server.kill();
     server.home.write_config(&off);
@@ -275,14 +287,16 @@ fn it_begins_when_it_is_asked_for_and_goes_on() {
     let ahead = "UPDATE exports SET ended_at = ended_at + 3600000";
     assert_eq!(server.writable_database().execute(ahead, []).unwrap(), 1);
     server.boot();
-    server.log.wait("that the clock was set back", |line| line.contains("clock was set back"));
+    server
+        .log
+        .wait("a line that the clock was set back", |line| line.contains("clock was set back"));
     let last = server.complete("work", "x");
     collector.wait_spans(&[&last]);
 }
 
-/// `backfill`: the first start also sends what there is.
+/// `backfill`: the first start also sends earlier tasks.
 #[test]
-fn history_is_sent_if_asked_for() {
+fn backfill_sends_earlier_tasks() {
     let collector = Collector::start();
     let mut server = Server::usual();
     let history: Vec<Value> = (0..3).map(|_| server.complete("work", "x")).collect();
@@ -293,9 +307,9 @@ fn history_is_sent_if_asked_for() {
     collector.wait_spans(&history.iter().collect::<Vec<_>>());
 }
 
-/// Batches are bounded, and nothing is lost or sent twice between them.
+/// Batches are bounded, and no span is lost or sent twice between them.
 #[test]
-fn many_spans_go_in_several_batches() {
+fn many_spans_are_sent_in_bounded_batches() {
     let collector = Collector::start();
     collector.always(Some(Answer::Status(503, "", "{}")));
     let (server, collector) = start(collector);
@@ -311,10 +325,10 @@ fn many_spans_go_in_several_batches() {
     assert!(largest <= Some(256), "{largest:?}");
 }
 
-/// A turn is sent that can be read only after a page was taken, and that ended before the last turn
-/// of that page, although the collector fails at the next page.
+/// A turn becomes readable only after a page was sent, and it ended before the last turn of that
+/// page: it is sent, although the collector fails at the next page.
 #[test]
-fn a_collector_that_fails_between_two_pages_loses_no_span() {
+fn a_collector_that_fails_between_two_pages_misses_no_span() {
     let collector = Collector::start();
     let mut server = Server::usual();
     let tasks: Vec<Value> =
@@ -339,13 +353,13 @@ fn a_collector_that_fails_between_two_pages_loses_no_span() {
     database.execute_batch("COMMIT").unwrap();
     let section = "interval = \"20ms\"\nbackfill = true\n";
     add(&server.home, &format!("[otlp]\nendpoint = {:?}\n{section}", collector.url()));
-    // Longer than the time for which late turns are looked for.
+    // Longer than the time in which late turns are searched.
     let fails = Answer::Status(503, "Retry-After: 9\r\n", "{}");
     collector.answer(&[Answer::Status(200, "", "{}"), fails]);
     server.boot();
     let collector = collector.with_log(&server.log);
-    let came = collector.wait_batches(2);
-    assert_eq!((came[0].taken, came[1].taken), (true, false));
+    let arrived = collector.wait_batches(2);
+    assert_eq!((arrived[0].taken, arrived[1].taken), (true, false));
     set_end(late, base + late as i64);
     collector.wait_spans(&tasks.iter().collect::<Vec<_>>());
     let counts = counts(&collector.spans());
@@ -354,7 +368,7 @@ fn a_collector_that_fails_between_two_pages_loses_no_span() {
     (0..ends.len()).for_each(|rank| set_end(rank, ends[rank].1));
 }
 
-/// An orderly end sends what is left at once.
+/// An orderly end sends the remaining spans immediately.
 #[test]
 fn an_orderly_end_sends_the_last_spans() {
     let collector = Collector::start();
@@ -366,9 +380,9 @@ fn an_orderly_end_sends_the_last_spans() {
     collector.wait_spans(&[&task]);
 }
 
-/// A collector that never answers keeps no turn and no orderly end waiting, and loses nothing.
+/// A collector that never answers delays neither a turn nor an orderly end, and no span is lost.
 #[test]
-fn a_silent_collector_holds_nothing_up() {
+fn a_silent_collector_delays_nothing() {
     let collector = Collector::start();
     collector.always(Some(Answer::Silence));
     let mut server = exporting(&collector.url()).text("otlp", "timeout", "1h").start();
@@ -378,23 +392,25 @@ fn a_silent_collector_holds_nothing_up() {
     let second = server.complete("work", "x");
     server.terminate();
     assert!(server.wait_exit().success());
-    server.log.wait("that it is put off", |line| line.contains("after the next start"));
+    server
+        .log
+        .wait("a line that spans are postponed", |line| line.contains("after the next start"));
     collector.always(OK);
     server.boot();
     collector.wait_spans(&[&first, &second]);
 }
 
-/// The place is stored, so that a restart does not begin anew.
+/// The position of the export is stored, so that a restart resumes there.
 #[test]
-fn the_place_follows_what_was_taken() {
+fn the_position_follows_the_sent_spans() {
     let (server, collector) = start(Collector::start());
     let task = server.complete("work", "x");
     collector.wait_spans(&[&task]);
     let ended_at = millis(&server.task(&task)["ended_at"]);
-    eventually("the place to be that task's", &server.log, || {
-        let place = "SELECT ended_at FROM exports WHERE name = 'otlp'";
-        let place: i64 = server.database().query_row(place, [], |row| row.get(0)).unwrap();
-        (place == ended_at).then_some(())
+    eventually("the position to be that task's", &server.log, || {
+        let position = "SELECT ended_at FROM exports WHERE name = 'otlp'";
+        let position: i64 = server.database().query_row(position, [], |row| row.get(0)).unwrap();
+        (position == ended_at).then_some(())
     });
     assert_eq!(counts(&collector.spans())[id(&task)], 1);
 }

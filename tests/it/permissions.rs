@@ -1,21 +1,24 @@
-//! The inbox: what an agent asks stays until somebody answers it, or it is void.
+//! The inbox: a permission request stays pending until a caller answers it, or it expires or
+//! becomes void.
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::server::{encode, id};
-use crate::support::{Server, Setup, millis, process};
+use crate::support::{
+    Server, Setup, millis, process,
+    server::{encode, id},
+};
 
 const OPENED: &str = "greenroom/permission_opened";
 const RESOLVED: &str = "greenroom/permission_resolved";
 
-/// A server whose permissions wait for somebody.
+/// Starts a server whose permissions wait for a caller.
 #[track_caller]
-fn asking() -> Server {
+fn start_asking() -> Server {
     Setup::new().asks().start()
 }
 
-/// Checks what became of a permission, over HTTP and in the transcript.
+/// Checks the outcome of a permission, over HTTP and in the transcript.
 #[track_caller]
 fn assert_resolved(server: &Server, permission: &Value, state: &str, selected: Option<&str>) {
     let now = server.permission(permission);
@@ -28,19 +31,19 @@ fn assert_resolved(server: &Server, permission: &Value, state: &str, selected: O
     let group = permission["group"].as_str().unwrap();
     for kind in [OPENED, RESOLVED] {
         let frames = server.frames_of_kind(group, kind);
-        let own = frames.iter().filter(|frame| frame.to_string().contains(id(permission)));
-        assert_eq!(own.count(), 1, "{kind}: {frames:?}");
+        let about_it = frames.iter().filter(|frame| frame.to_string().contains(id(permission)));
+        assert_eq!(about_it.count(), 1, "{kind}: {frames:?}");
     }
     let pending = server.permissions("state=pending");
-    assert!(pending.iter().all(|one| one["id"] != permission["id"]), "{pending:?}");
+    assert!(pending.iter().all(|other| other["id"] != permission["id"]), "{pending:?}");
 }
 
-/// API 2, AM-7: what is asked is pending, in the inbox and in the transcript, until it is answered;
-/// the agent is given the answer.
+/// API-2, AM-7: a permission is pending, in the inbox and in the transcript, until it is answered;
+/// the agent receives the answer.
 #[test]
-fn asked_and_answered() {
-    let server = asking();
-    let (task, permission) = server.asked("work", "[[permission::execute]]");
+fn a_permission_is_pending_until_it_is_answered() {
+    let server = start_asking();
+    let (task, permission) = server.submit_asking("work", "[[permission::execute]]");
     assert!(id(&permission).starts_with("prm_"), "{permission}");
     assert_eq!((&permission["group"], &permission["task"]), (&json!("work"), &task["id"]));
     assert_eq!(permission["state"], "pending");
@@ -72,30 +75,29 @@ fn option_id(option: &Value) -> &str {
     option["optionId"].as_str().unwrap()
 }
 
-/// API 2: an option that says no is an answer like any other; `cancel` selects none.
+/// API-2: a rejecting option is an answer too; `cancel` selects none.
 #[test]
 fn every_answer_reaches_the_agent() {
-    let server = asking();
+    let server = start_asking();
     for option in ["always", "never", "not-now"] {
-        let (task, permission) = server.asked("work", "[[permission]]");
+        let (task, permission) = server.submit_asking("work", "[[permission]]");
         server.answer(&permission, option).expect(200);
-        let said = format!("permission: selected {option}");
-        assert_eq!(server.finish_as(&task, "completed")["text"], said);
+        let expected = format!("permission: selected {option}");
+        assert_eq!(server.finish_as(&task, "completed")["text"], expected);
         assert_resolved(&server, &permission, "selected", Some(option));
     }
-    let (task, permission) = server.asked("work", "[[permission]]");
+    let (task, permission) = server.submit_asking("work", "[[permission]]");
     let answered = server.answer_with(&permission, &json!({ "cancel": true })).expect(200);
     assert_eq!(answered["state"], "cancelled", "{answered}");
     assert_eq!(server.finish_as(&task, "completed")["text"], "permission: cancelled -");
     assert_resolved(&server, &permission, "cancelled", None);
 }
 
-/// API 2: the second answer is 409 `already-resolved`, also one that says the same, and changes
-/// nothing.
+/// API-2: a second answer is 409 `already-resolved`, also if it is the same, and changes nothing.
 #[test]
 fn the_first_answer_counts() {
-    let server = asking();
-    let (task, permission) = server.asked("work", "[[permission]][[gate:go]]");
+    let server = start_asking();
+    let (task, permission) = server.submit_asking("work", "[[permission]][[gate:go]]");
     server.answer(&permission, "once").expect(200);
     for body in [json!({ "option_id": "never" }), json!({ "option_id": "once" })] {
         server.answer_with(&permission, &body).problem(409, "already-resolved");
@@ -109,12 +111,12 @@ fn the_first_answer_counts() {
     assert_eq!(server.journal.events_named("permission").len(), 1);
 }
 
-/// API 2: what is no answer is refused, and leaves the permission pending.
+/// API-2: an invalid answer is refused, and the permission stays pending.
 #[test]
-fn what_is_no_answer() {
-    let server = asking();
-    let (_, permission) = server.asked("work", "[[permission]]");
-    let problem = server.answer(&permission, "nobody").any_problem(400);
+fn an_invalid_answer_is_refused() {
+    let server = start_asking();
+    let (_, permission) = server.submit_asking("work", "[[permission]]");
+    let problem = server.answer(&permission, "unknown").any_problem(400);
     assert!(problem.to_string().contains("option"), "{problem}");
     for (body, field) in [
         (json!({}), ""),
@@ -136,10 +138,10 @@ fn what_is_no_answer() {
     assert!(server.journal.events_named("permission").is_empty());
 }
 
-/// API 2: several are open at once; each answer goes to the request that it is for.
+/// API-2: several permissions can be pending; each answer reaches its request.
 #[test]
-fn several_at_once() {
-    let server = asking();
+fn each_of_several_answers_reaches_its_request() {
+    let server = start_asking();
     let ask = "[[permission-open]][[permission-open]][[permission-open]]";
     let task = server.submit("work", &format!("{ask}[[await-permissions]][[reply:all]]"));
     let pending = server.wait_pending("work", 3);
@@ -155,16 +157,16 @@ fn several_at_once() {
     assert_eq!(server.finish_as(&task, "completed")["text"], "all");
 }
 
-/// API 2: lists select by group and state, and come in pages.
+/// API-2: permissions are listed by group and state, in pages.
 #[test]
-fn listed_by_group_state_and_page() {
-    let server = asking();
+fn permissions_are_listed_by_group_state_and_page() {
+    let server = start_asking();
     let ask = "[[permission-open]][[permission-open]][[permission-open]]";
     let task = server.submit("a", &format!("{ask}[[await-permissions]]"));
-    server.asked("b", "[[permission]]");
+    server.submit_asking("b", "[[permission]]");
     let of_a = server.wait_pending("a", 3);
     assert_eq!(server.permissions("state=pending").len(), 4);
-    assert_eq!(server.permissions("group=nobody").len(), 0);
+    assert_eq!(server.permissions("group=absent").len(), 0);
     let mut seen = Vec::new();
     let mut query = "group=a&state=pending&limit=2".to_owned();
     loop {
@@ -188,11 +190,11 @@ fn listed_by_group_state_and_page() {
     }
 }
 
-/// API 2: the snapshot has what is pending, as the inbox shows it.
+/// API-2: the snapshot has the pending permissions, as the inbox shows them.
 #[test]
-fn in_the_snapshot() {
-    let server = asking();
-    let (task, permission) = server.asked("work", "[[permission]]");
+fn the_snapshot_has_pending_permissions() {
+    let server = start_asking();
+    let (task, permission) = server.submit_asking("work", "[[permission]]");
     let inbox = || {
         let snapshot = server.get("/v1/groups/work/snapshot").expect(200);
         let found =
@@ -205,19 +207,21 @@ fn in_the_snapshot() {
     server.finish_as(&task, "completed");
 }
 
-/// AM-7, C22: nobody answers in time: the permission is `expired`, and the agent is told no.
+/// AM-7, C22: without an answer in time the permission is `expired`, and the agent receives a
+/// rejection.
 #[test]
-fn nobody_answers() {
+fn an_unanswered_permission_expires_as_rejected() {
     let server = Setup::new().asks().text("defaults", "permission_timeout", "300ms").start();
-    for (form, selected, said) in [
+    for (form, selected, outcome) in [
         ("", Some("not-now"), "permission: selected not-now"),
         (":always", Some("never"), "permission: selected never"),
         (":none", None, "permission: cancelled -"),
     ] {
         let task = server.complete("work", &format!("[[permission{form}]]"));
-        assert_eq!(task["text"], said);
-        let kept = server.permissions("group=work&state=expired");
-        let permission = kept.into_iter().find(|one| one["task"] == task["id"]).unwrap();
+        assert_eq!(task["text"], outcome);
+        let expired = server.permissions("group=work&state=expired");
+        let permission =
+            expired.into_iter().find(|candidate| candidate["task"] == task["id"]).unwrap();
         let waited = millis(&task["ended_at"]) - millis(&permission["opened_at"]);
         assert!(240 <= waited, "after {waited} ms");
         assert_resolved(&server, &permission, "expired", selected);
@@ -225,10 +229,10 @@ fn nobody_answers() {
     }
 }
 
-/// ARCHITECTURE 4: a cancel of the task answers all that are open with `cancelled`.
+/// a cancel of the task answers all its pending permissions with `cancelled`.
 #[test]
-fn the_task_is_cancelled() {
-    let server = asking();
+fn cancel_of_a_task_cancels_its_permissions() {
+    let server = start_asking();
     let task = server.submit("work", "[[permission-open]][[permission-open]][[permission]]");
     let pending = server.wait_pending("work", 3);
     server.cancel(&task).expect(202);
@@ -239,55 +243,56 @@ fn the_task_is_cancelled() {
         server.answer(permission, "once").problem(409, "already-resolved");
     }
     assert_eq!(server.journal.events_named("cancel").len(), 1);
-    assert_eq!(server.journal.events_named("start").len(), 1, "nobody was killed");
+    assert_eq!(server.journal.events_named("start").len(), 1, "the agent was not killed");
 }
 
-/// ARCHITECTURE 4, AM-3: what is open when its turn settles is `void`, before the settlement, and
-/// the agent is answered.
+/// A-4, AM-3: a permission that is pending when its turn settles becomes `void` before
+/// the settlement, and the agent receives an answer.
 #[test]
-fn the_turn_settles() {
-    let server = asking();
-    let (task, permission) = server.asked("work", "[[permission-open]][[gate:go]]");
+fn settlement_voids_pending_permissions() {
+    let server = start_asking();
+    let (task, permission) = server.submit_asking("work", "[[permission-open]][[gate:go]]");
     server.journal.open_gate("go");
     server.finish_as(&task, "completed");
     assert_eq!(server.wait_outcome(&permission), json!({ "outcome": "cancelled" }));
     assert_resolved(&server, &permission, "void", None);
     server.answer(&permission, "once").problem(410, "void");
-    let place = |kind: &str| server.task_frames(&task, kind)[0]["seq"].as_u64().unwrap();
-    assert!(place(RESOLVED) < place("greenroom/turn_settled"));
+    let seq = |kind: &str| server.task_frames(&task, kind)[0]["seq"].as_u64().unwrap();
+    assert!(seq(RESOLVED) < seq("greenroom/turn_settled"));
 }
 
-/// ARCHITECTURE 4, I7: an agent that dies leaves it `void`; having asked, it is not run again.
+/// A-4, I7: the death of the agent voids its permissions; a turn that requested a
+/// permission is not run again.
 #[test]
-fn the_agent_dies() {
+fn death_of_the_agent_voids_its_permissions() {
     let server = Setup::new().asks().retries("10ms").start();
-    let (task, permission) = server.asked("work", "[[permission]]");
+    let (task, permission) = server.submit_asking("work", "[[permission]]");
     process::signal(server.journal.agent_pid(), Signal::KILL);
-    let cut = server.finish_as(&task, "interrupted");
-    assert_eq!(cut["stop_reason"], "_process_exited", "{cut}");
+    let interrupted = server.finish_as(&task, "interrupted");
+    assert_eq!(interrupted["stop_reason"], "_process_exited", "{interrupted}");
     assert_resolved(&server, &permission, "void", None);
     server.answer(&permission, "once").problem(410, "void");
     server.assert_attempts(&task, 1);
 }
 
-/// RELIABILITY 1: so does the end of the server; the turn is `interrupted`.
+/// kill -9 of the server voids permissions too; the turn is `interrupted`.
 #[test]
-fn the_server_is_killed() {
-    let mut server = asking();
-    let (task, permission) = server.asked("work", "[[permission]]");
+fn a_kill_of_the_server_voids_permissions() {
+    let mut server = start_asking();
+    let (task, permission) = server.submit_asking("work", "[[permission]]");
     server.kill_and_boot();
-    let cut = server.finish_as(&task, "interrupted");
-    assert_eq!(cut["stop_reason"], "_server_restart", "{cut}");
+    let interrupted = server.finish_as(&task, "interrupted");
+    assert_eq!(interrupted["stop_reason"], "_server_restart", "{interrupted}");
     assert_resolved(&server, &permission, "void", None);
     server.answer(&permission, "once").problem(410, "void");
     assert!(server.permissions("state=pending").is_empty());
 }
 
-/// F4: a permission that nobody answers in the drain ends with its turn; the exit code is 0.
+/// F4: a permission that is not answered during the drain ends with its turn; the exit code is 0.
 #[test]
-fn the_server_drains() {
+fn an_unanswered_permission_ends_with_the_drain() {
     let mut server = Setup::new().asks().text("server", "drain_timeout", "1s").start();
-    let (task, permission) = server.asked("work", "[[permission]]");
+    let (task, permission) = server.submit_asking("work", "[[permission]]");
     server.terminate();
     assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
     server.boot();
@@ -298,11 +303,11 @@ fn the_server_drains() {
     assert_eq!(server.journal.times("[[permission]]"), 1);
 }
 
-/// DQ-11: what is asked in the drain can be answered in it, and its turn completes.
+/// DQ-11: a permission can be answered during the drain, and its turn completes.
 #[test]
-fn answered_in_the_drain() {
+fn a_permission_can_be_answered_during_the_drain() {
     let mut server = Setup::new().asks().text("server", "drain_timeout", "25s").start();
-    let (task, permission) = server.asked("work", "[[permission]]");
+    let (task, permission) = server.submit_asking("work", "[[permission]]");
     server.terminate();
     server.log.wait("the drain", |line| line.contains("draining"));
     server.answer(&permission, "once").expect(200);
@@ -312,24 +317,24 @@ fn answered_in_the_drain() {
     assert_resolved(&server, &permission, "selected", Some("once"));
 }
 
-/// AM-4: what was answered stays answered over a restart.
+/// AM-4: an answered permission stays answered over a restart.
 #[test]
-fn an_answer_is_durable() {
-    let mut server = asking();
-    let (_, permission) = server.asked("work", "[[permission]][[gate:never]]");
+fn an_answer_survives_a_restart() {
+    let mut server = start_asking();
+    let (_, permission) = server.submit_asking("work", "[[permission]][[gate:never]]");
     let answered = server.answer(&permission, "never").expect(200);
     server.kill_and_boot();
     assert_eq!(server.permission(&permission), answered);
     server.answer(&permission, "once").problem(409, "already-resolved");
 }
 
-/// API 2: the end of the group ends what it asked; a purge forgets it.
+/// API-2: the deletion of a group ends its permissions; a purge deletes them.
 #[test]
-fn the_group_is_deleted() {
-    let server = asking();
-    let (task, permission) = server.asked("work", "[[permission]]");
+fn deletion_of_a_group_ends_its_permissions() {
+    let server = start_asking();
+    let (task, permission) = server.submit_asking("work", "[[permission]]");
     server.delete("/v1/groups/work").expect(202);
-    // The agent may still end its turn on the answer that its question is cancelled.
+    // The agent may still complete its turn after the answer `cancelled`.
     let state = server.finish(&task)["state"].clone();
     assert!(["cancelled", "completed"].contains(&state.as_str().unwrap()), "{state}");
     assert!(server.permissions("state=pending").is_empty());

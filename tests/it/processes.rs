@@ -1,34 +1,37 @@
-//! Agents, keepers and servers that die or stand still, in mid-turn (RELIABILITY 3).
+//! Agents, shims and servers that die or are stopped during a turn.
 
-use std::fs;
-use std::thread;
-use std::time::Duration;
+use std::{fs, thread, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::process::Doomed;
-use crate::support::{Server, Setup, eventually, process, within};
+use crate::support::{
+    Server, Setup, eventually,
+    process::{self, KillOnDrop},
+    within,
+};
 
-/// I10: no process outlives its run by more.
-const ORPHANED: Duration = Duration::from_secs(5);
-/// From the silence of a server to the end of its agents: 15 s, and what a busy machine adds.
-const SILENCE: Duration = Duration::from_secs(25);
+/// I10: the longest time that a process may survive its run.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest time from the stop of a server to the end of its agents: 15 s, and a margin for a
+/// busy machine.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Starts a turn that stands at the gate of the group's name, and gives its agent's pid.
-fn at_gate(server: &Server, group: &str, before: &str) -> (Value, u32) {
+/// Starts a turn that waits at the gate of the group's name; returns its task and its agent's pid.
+fn submit_to_gate(server: &Server, group: &str, before: &str) -> (Value, u32) {
     let task = server.submit(group, &format!("{before}[[gate:{group}]]"));
     server.journal.wait_gate(group);
     (task, server.journal.agent_pid())
 }
 
-/// F2: a server that stands still for a while, as in a snapshot of its machine, loses nothing.
+/// F2: a server that is stopped for a short time, as during a snapshot of its machine, loses
+/// nothing.
 #[test]
-fn a_short_stop_of_the_server_does_nothing() {
+fn a_short_stop_of_the_server_loses_nothing() {
     let server = Server::usual();
-    let (task, agent) = at_gate(&server, "work", "[[reply:a]]");
+    let (task, agent) = submit_to_gate(&server, "work", "[[reply:a]]");
     process::signal(server.pid(), Signal::STOP);
-    // This is the fault itself, not a wait for something.
+    // This is the fault itself, not a wait for an event.
     thread::sleep(Duration::from_secs(5));
     assert!(process::is_alive(agent));
     process::signal(server.pid(), Signal::CONT);
@@ -37,31 +40,34 @@ fn a_short_stop_of_the_server_does_nothing() {
     assert_eq!(server.journal.events_named("start").len(), 1, "the same agent");
 }
 
-/// F2, I10: when it is silent for longer, its agents are killed with all that they started; when it
-/// goes on, their turns were cut off, and the next ones run in the same sessions.
+/// F2, I10: if the server is stopped for longer, its agents and all their child processes are
+/// killed; when the server continues, their turns are interrupted, and the next turns run in the
+/// same sessions.
 #[test]
 fn a_long_stop_of_the_server_ends_its_agents() {
     let server = Server::usual();
-    let mut doomed = Doomed::reported(&server.complete("orphans", "[[spawn-orphans]]"));
-    doomed.0.push(server.journal.agent_pid());
-    let (task, agent) = at_gate(&server, "work", "[[reply:a]]");
-    doomed.0.push(agent);
+    let mut orphans = KillOnDrop::reported(&server.complete("orphans", "[[spawn-orphans]]"));
+    orphans.0.push(server.journal.agent_pid());
+    let (task, agent) = submit_to_gate(&server, "work", "[[reply:a]]");
+    orphans.0.push(agent);
     process::signal(server.pid(), Signal::STOP);
-    within(SILENCE, "the end of all processes", &server.log, || doomed.all_gone().then_some(()));
+    within(SILENCE_TIMEOUT, "the end of all processes", &server.log, || {
+        orphans.all_gone().then_some(())
+    });
     process::signal(server.pid(), Signal::CONT);
-    let cut = server.finish_as(&task, "interrupted");
-    assert_eq!(cut["stop_reason"], "_process_exited", "{cut}");
-    assert_eq!(cut["text"], "a");
+    let interrupted = server.finish_as(&task, "interrupted");
+    assert_eq!(interrupted["stop_reason"], "_process_exited", "{interrupted}");
+    assert_eq!(interrupted["text"], "a");
     for group in ["work", "orphans"] {
         server.complete(group, "next");
         assert!(server.frames_of_kind(group, "greenroom/context_lost").is_empty(), "{group}");
     }
 }
 
-/// F5: however an agent ends in mid-turn, the turn is over, once, and the run's end is told with
-/// its code or signal; the next turn runs in the same session.
+/// F5: however an agent ends during a turn, the turn ends once, and `run_exited` has the code or
+/// signal; the next turn runs in the same session.
 #[test]
-fn deaths_in_mid_turn() {
+fn a_turn_ends_once_however_its_agent_ends() {
     let server = Server::usual();
     for (name, output) in [("quiet", ""), ("spoken", "[[reply:output]]")] {
         #[rustfmt::skip]
@@ -78,7 +84,7 @@ fn deaths_in_mid_turn() {
             server.journal.wait_gate(&group);
             let agent = server.journal.agent_pid();
             match signal {
-                // Rust's runtime takes the first SIGSEGV for a fault that will come again.
+                // Rust's runtime treats the first SIGSEGV as a fault that will repeat.
                 Some(signal) => eventually("the agent's end", &server.log, || {
                     process::signal(agent, signal);
                     (!process::is_alive(agent)).then_some(())
@@ -109,74 +115,82 @@ fn deaths_in_mid_turn() {
     }
 }
 
-/// F6: an agent that stands still is cancelled at the deadline, or by a caller, and killed when it
-/// does not listen; with it what it started. Then its group goes on.
+/// F6: a stopped agent is cancelled at the deadline, or by a caller, and then killed together with
+/// its child processes. Then its group continues.
 #[test]
-fn a_stopped_agent_is_ended_by_the_ladder() {
+fn escalation_ends_a_stopped_agent() {
     let server = Server::usual();
-    let mut doomed = Doomed::reported(&server.complete("late", "[[spawn-orphans]]"));
+    let mut orphans = KillOnDrop::reported(&server.complete("late", "[[spawn-orphans]]"));
     let body = json!({ "prompt": "[[reply:a]][[gate:late]]", "deadline_ms": 1000 });
     let late = server.post("/v1/groups/late/turns", &body).expect(202);
     server.journal.wait_gate("late");
     let stopped = server.journal.agent_pid();
     process::signal(stopped, Signal::STOP);
-    let (called_off, other) = at_gate(&server, "called-off", "[[reply:a]]");
+    let (cancelled, other) = submit_to_gate(&server, "cancelled", "[[reply:a]]");
     process::signal(other, Signal::STOP);
-    server.cancel(&called_off).expect(202);
-    doomed.0.extend([stopped, other]);
+    server.cancel(&cancelled).expect(202);
+    orphans.0.extend([stopped, other]);
     // 1 s, 10 s for the cancel, 5 s for TERM.
     let late = server.finish_as(&late, "interrupted");
     assert_eq!(late["stop_reason"], "_deadline", "{late}");
-    server.finish_as(&called_off, "cancelled");
-    within(ORPHANED, "the end of all processes", &server.log, || doomed.all_gone().then_some(()));
-    for group in ["late", "called-off"] {
+    server.finish_as(&cancelled, "cancelled");
+    within(ORPHAN_TIMEOUT, "the end of all processes", &server.log, || {
+        orphans.all_gone().then_some(())
+    });
+    for group in ["late", "cancelled"] {
         server.complete(group, "next");
     }
 }
 
-/// I10: a server that is killed under many agents leaves nothing of any of them.
+/// I10: a kill of the server ends all processes of all its agents.
 #[test]
-fn a_killed_server_leaves_nothing_of_many_groups() {
+fn a_killed_server_leaves_no_process_of_any_group() {
     let mut server = Server::usual();
-    let mut doomed = Doomed(Vec::new());
+    let mut orphans = KillOnDrop(Vec::new());
     for number in 0..4 {
         let group = format!("g{number}");
-        doomed.0.extend(&Doomed::reported(&server.complete(&group, "[[spawn-orphans]]")).take());
-        doomed.0.push(at_gate(&server, &group, "").1);
+        orphans
+            .0
+            .extend(&KillOnDrop::reported(&server.complete(&group, "[[spawn-orphans]]")).take());
+        orphans.0.push(submit_to_gate(&server, &group, "").1);
     }
-    assert!(doomed.all_live() && doomed.0.len() == 16);
+    assert!(orphans.all_live() && orphans.0.len() == 16);
     server.kill();
-    within(ORPHANED, "the end of all processes", &server.log, || doomed.all_gone().then_some(()));
+    within(ORPHAN_TIMEOUT, "the end of all processes", &server.log, || {
+        orphans.all_gone().then_some(())
+    });
 }
 
-/// I10, F9: server and keeper killed at the same moment: the agent dies with its keeper, and what
-/// it had started is found at the next boot by its mark, before anything runs.
+/// I10, F9: if server and shim are killed simultaneously, the agent dies with its shim, and the
+/// next server finds the agent's child processes by their marker, before it starts any agent.
 #[test]
-fn leftovers_are_swept_at_boot() {
+fn leftover_processes_are_killed_at_the_next_start() {
     let mut server = Server::usual();
-    let mut doomed = Doomed::reported(&server.complete("work", "[[spawn-orphans]]"));
-    let (cut, agent) = at_gate(&server, "work", "[[reply:a]]");
-    let keeper = process::parent(agent);
-    // Stopped first, so that neither can act on the other's death.
+    let mut orphans = KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
+    let (interrupted, agent) = submit_to_gate(&server, "work", "[[reply:a]]");
+    let shim = process::parent(agent);
+    // Stop both first, so that neither can react to the other's death.
     for signal in [Signal::STOP, Signal::KILL] {
-        process::signal(keeper, signal);
+        process::signal(shim, signal);
         process::signal(server.pid(), signal);
     }
     server.kill();
-    within(ORPHANED, "the agent's end", &server.log, || (!process::is_alive(agent)).then_some(()));
-    assert!(doomed.all_live(), "nobody was left to end them");
+    within(ORPHAN_TIMEOUT, "the agent's end", &server.log, || {
+        (!process::is_alive(agent)).then_some(())
+    });
+    assert!(orphans.all_live(), "no process was left to end them");
     server.boot();
-    assert!(doomed.all_gone(), "before the server was ready");
-    doomed.0.push(agent);
+    assert!(orphans.all_gone(), "before the server was ready");
+    orphans.0.push(agent);
     server.log.wait("the sweep", |line| line.contains("leftover processes of an earlier server"));
-    server.finish_as(&cut, "interrupted");
+    server.finish_as(&interrupted, "interrupted");
     server.complete("work", "next");
 }
 
-/// C13: whoever starts the server may ignore signals, as `nohup` does. Its agents do not, and the
-/// server learns of its children's ends all the same.
+/// C13: a server may be started with ignored signals, as by `nohup`. Its agents do not ignore them,
+/// and the server still notices the ends of its children.
 #[test]
-fn a_server_that_was_started_with_signals_ignored() {
+fn ignored_signals_are_not_inherited_by_agents() {
     let setup = Setup::new().under(&["env", "--ignore-signal=CHLD,HUP,USR1,XFSZ"]);
     let server = setup.start();
     let ignored = |pid: u32, signal: Signal| {
@@ -184,26 +198,26 @@ fn a_server_that_was_started_with_signals_ignored() {
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
         u64::from_str_radix(mask, 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
     };
-    assert!(ignored(server.pid(), Signal::HUP), "it was started so");
+    assert!(ignored(server.pid(), Signal::HUP), "the server was started with it ignored");
     assert!(!ignored(server.pid(), Signal::CHILD));
-    let (cut, agent) = at_gate(&server, "work", "[[reply:a]]");
+    let (interrupted, agent) = submit_to_gate(&server, "work", "[[reply:a]]");
     for signal in [Signal::CHILD, Signal::HUP, Signal::USR1, Signal::XFSZ] {
         assert!(!ignored(agent, signal), "{signal:?}");
     }
-    let keeper = process::parent(agent);
-    process::signal(keeper, Signal::KILL);
-    server.finish_as(&cut, "interrupted");
+    let shim = process::parent(agent);
+    process::signal(shim, Signal::KILL);
+    server.finish_as(&interrupted, "interrupted");
     let died = server.submit("work", "[[reply:a]][[die:3]]");
     server.finish_as(&died, "interrupted");
     let exits = server.frames_of_kind("work", "greenroom/run_exited");
     assert_eq!(exits[1]["payload"]["code"], 3, "{exits:?}");
-    eventually("the keeper reaped", &server.log, || {
-        (!fs::exists(format!("/proc/{keeper}")).unwrap()).then_some(())
+    eventually("the shim reaped", &server.log, || {
+        (!fs::exists(format!("/proc/{shim}")).unwrap()).then_some(())
     });
 }
 
 /// F15: an agent that does not read its stdin is ended after ten seconds; other groups do not wait
-/// for that.
+/// for it.
 #[test]
 fn an_agent_that_does_not_read_is_ended() {
     let server = Setup::new().text("server", "max_body", "4MiB").start();

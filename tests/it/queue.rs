@@ -1,4 +1,5 @@
-//! The queue: order, one at a time, the cap over groups, fairness, and the bound.
+//! The queue: order, one task at a time, the limit of running groups, fairness, and the length
+//! limit.
 
 use std::thread;
 
@@ -8,8 +9,8 @@ use crate::support::{Server, Setup, eventually};
 
 const TURNS: &str = "/v1/groups/work/turns";
 
-/// I8, DQ-1, I1: turns run in the order in which they were accepted, one at a time; the frames
-/// tell the same order as the agent's journal.
+/// I8, DQ-1, I1: turns run in the order of acceptance, one at a time; the frames have the same
+/// order as the agent's journal.
 #[test]
 fn turns_run_in_order() {
     let server = Server::usual();
@@ -44,10 +45,10 @@ fn turns_run_in_order() {
     assert_eq!(started, accepted);
 }
 
-/// DQ-1, I1: whatever mix arrives from many callers at once, one task of a group runs at a time
-/// and each accepted turn runs once.
+/// DQ-1, I1: with any mix of simultaneous requests of many callers, one task of a group runs at a
+/// time and each accepted turn runs once.
 #[test]
-fn mixed_callers_at_once() {
+fn simultaneous_callers_get_one_task_at_a_time() {
     let server = Server::usual();
     server.complete("work", "first");
     thread::scope(|scope| {
@@ -69,14 +70,14 @@ fn mixed_callers_at_once() {
         let name = format!("turn {caller}.");
         let prompts = server.journal.prompts().into_iter().filter(|text| text.starts_with(&name));
         let expected: Vec<String> = (0..5).map(|number| format!("{name}{number}")).collect();
-        assert_eq!(prompts.collect::<Vec<_>>(), expected, "a caller's own order holds");
+        assert_eq!(prompts.collect::<Vec<_>>(), expected, "the order of one caller's turns holds");
     }
 }
 
-/// I11, API 2: a full queue answers 429 `queue-full` with `Retry-After`, takes nothing, and takes
-/// again when there is room.
+/// I11, API-2: a full queue answers 429 `queue-full` with `Retry-After`, accepts nothing, and
+/// accepts again when it has room.
 #[test]
-fn full_queue_refuses() {
+fn a_full_queue_refuses_work() {
     let server = Setup::new().set("limits", "queue", 2).start();
     let running = server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
@@ -96,9 +97,9 @@ fn full_queue_refuses() {
     assert!(!prompts.contains(&"three".to_owned()), "{prompts:?}");
 }
 
-/// I11, API 2: an idempotent repeat of a task that is in the full queue is not refused.
+/// I11, API-2: an idempotent repeat of a task in a full queue is not refused.
 #[test]
-fn full_queue_knows_its_tasks() {
+fn a_full_queue_accepts_idempotent_repeats() {
     let server = Setup::new().set("limits", "queue", 1).start();
     server.submit("work", "[[gate:never]]");
     server.journal.wait_gate("never");
@@ -108,10 +109,10 @@ fn full_queue_knows_its_tasks() {
     assert_eq!(again["id"], task["id"]);
 }
 
-/// DQ-2: never more than `running_groups` run; the rest wait, visibly, and a freed slot starts
-/// the next in the order of their coming.
+/// DQ-2: at most `running_groups` groups run; the others visibly wait, and get free slots in the
+/// order of their arrival.
 #[test]
-fn cap_over_groups() {
+fn groups_wait_for_slots_in_order_of_arrival() {
     let server = Setup::new().set("limits", "running_groups", 2).start();
     let tasks: Vec<Value> = (0..5)
         .map(|number| {
@@ -137,7 +138,8 @@ fn cap_over_groups() {
     for (number, task) in tasks.iter().enumerate() {
         server.journal.open_gate(&format!("go{number}"));
         server.finish_as(task, "completed");
-        // Before the next slot is free: agents that start at once are ready in any order.
+        // Wait before the next slot is free, because agents that start simultaneously become ready
+        // in any order.
         if number + 2 < tasks.len() {
             server.journal.wait_gate(&format!("go{}", number + 2));
         }
@@ -147,9 +149,10 @@ fn cap_over_groups() {
     assert_eq!(server.journal.prompts(), expected);
 }
 
-/// DQ-2: under load the cap holds at every moment of the journal, and all of it is done.
+/// DQ-2: under load the limit of running groups holds at every moment of the journal, and all tasks
+/// complete.
 #[test]
-fn cap_holds_under_load() {
+fn the_limit_of_running_groups_holds_under_load() {
     let server = Setup::new().set("limits", "running_groups", 3).start();
     let tasks: Vec<Value> = (0..48)
         .map(|number| server.submit(&format!("g{}", number % 8), "[[reply:a]][[tool]]"))
@@ -163,10 +166,10 @@ fn cap_holds_under_load() {
     assert_eq!(server.journal.prompts().len(), 48);
 }
 
-/// DQ-10: a busy group does not starve the waiting ones: after each task the slot goes to the
-/// group that has waited longest.
+/// DQ-10: a busy group does not starve waiting groups: after each task the group that has waited
+/// longest gets the slot.
 #[test]
-fn busy_group_starves_nobody() {
+fn a_busy_group_starves_no_other_group() {
     let server = Setup::new().set("limits", "running_groups", 1).start();
     server.submit("busy", "[[gate:go]]");
     server.journal.wait_gate("go");
@@ -184,7 +187,7 @@ fn busy_group_starves_nobody() {
 
 /// DQ-9: a failed task frees its slot for other groups.
 #[test]
-fn failure_frees_the_slot() {
+fn a_failed_task_frees_its_slot() {
     let server = Setup::new().set("limits", "running_groups", 1).start();
     let failing = server.submit("one", "[[gate:go]][[error:-32602:no]]");
     server.journal.wait_gate("go");
@@ -194,9 +197,9 @@ fn failure_frees_the_slot() {
     server.finish_as(&next, "completed");
 }
 
-/// API 1: the group's status tells what it does, from start to end.
+/// API-1: the group's status follows its work, from start to end.
 #[test]
-fn status_tells_what_happens() {
+fn status_follows_the_work_of_a_group() {
     let server = Setup::new().agent("slow", &["--gate-initialize", "start"]).start();
     server.put("/v1/groups/work", &json!({ "agent": "slow" })).expect(201);
     let task = server.submit("work", "[[gate:go]]");
@@ -214,7 +217,7 @@ fn status_tells_what_happens() {
     server.wait_group("work", "idle", |group| group["status"] == "idle");
 }
 
-/// API 2: a queued task has a position at every moment, and any other task has none; the positions
+/// API-2: a queued task has a position at every moment, and any other task has none; the positions
 /// in a list count up from 0 without a gap.
 #[test]
 fn a_queued_task_has_a_position_at_every_moment() {
@@ -223,7 +226,7 @@ fn a_queued_task_has_a_position_at_every_moment() {
     let tasks: Vec<Value> = (0..150).map(|_| server.submit("work", "x")).collect();
     server.journal.wait_gate("go");
     server.journal.open_gate("go");
-    let mut looks = 0;
+    let mut polls = 0;
     loop {
         let page = server.get("/v1/groups/work/tasks?limit=1000").expect(200);
         let listed = page["items"].as_array().unwrap();
@@ -244,17 +247,17 @@ fn a_queued_task_has_a_position_at_every_moment() {
             let task = server.task(task);
             assert_eq!(task["state"] == "queued", task["position"].is_u64(), "{task}");
         }
-        looks += 1;
-        if done == listed.len() || looks == 2_000 {
+        polls += 1;
+        if done == listed.len() || polls == 2_000 {
             break;
         }
     }
     server.finish_as(&gate, "completed");
 }
 
-/// API 2, pause and resume: a paused group claims nothing and loses nothing.
+/// API-2, pause and resume: a paused group claims no task and loses none.
 #[test]
-fn pause_claims_nothing() {
+fn a_paused_group_claims_nothing() {
     let server = Server::usual();
     let running = server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
@@ -264,16 +267,16 @@ fn pause_claims_nothing() {
     server.finish_as(&running, "completed");
     server.wait_group("work", "paused", |group| group["status"] == "paused");
     assert_eq!(server.task(&waiting)["blocked_by"], "paused");
-    // Another group's whole turn: time in which a wrong claim would show.
+    // A whole turn of another group: meanwhile a wrong claim would become visible.
     server.complete("other", "other");
     assert_eq!(server.task(&waiting)["state"], "queued");
     server.post("/v1/groups/work/resume", &json!({})).expect(202);
     server.finish_as(&waiting, "completed");
 }
 
-/// I15: a group whose agent cannot start is not felt by another.
+/// I15: a group whose agent cannot start does not affect another group.
 #[test]
-fn broken_group_is_not_felt() {
+fn a_broken_group_does_not_affect_others() {
     let server = Setup::new().agent("broken", &["--exit-at-start", "1"]).start();
     server.put("/v1/groups/bad", &json!({ "agent": "broken" })).expect(201);
     let bad: Vec<Value> = (0..3).map(|_| server.submit("bad", "x")).collect();
@@ -282,15 +285,15 @@ fn broken_group_is_not_felt() {
         server.finish(task);
     }
     server.complete("good", "still fine");
-    eventually("the slots back", &server.log, || {
+    eventually("an idle group", &server.log, || {
         (server.group("good")["status"] == "idle").then_some(())
     });
 }
 
-/// I3, I11: at the last number of a group, or of the database, more is refused; no number is used
-/// twice, and the rest works.
+/// I3, I11: after the last number of a group, or of the database, more work is refused; no number
+/// is used twice, and other groups work.
 #[test]
-fn numbers_that_are_used_up_are_refused() {
+fn exhausted_numbers_refuse_work() {
     let mut server = Server::usual();
     server.complete("full", "before");
     server.complete("work", "before");
@@ -322,7 +325,7 @@ fn numbers_that_are_used_up_are_refused() {
     eventually("the purge", &server.log, || {
         (server.get("/v1/groups/last").status == 404).then_some(())
     });
-    // No orderly end: its log is not as long as its row says.
+    // Kill instead of an orderly end, because the row does not match the log.
     server.kill();
     set(&server, &format!("UPDATE heads SET last_seq = {last_seq}, digest_version = 0 {of_full}"));
     server.boot();

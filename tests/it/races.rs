@@ -1,23 +1,29 @@
-//! Two things at once: one conditional commit decides, the first wins, the loser is told
-//! (RELIABILITY 2).
+//! Simultaneous requests: one conditional commit decides, the first wins, and the loser gets an
+//! error.
 
-use std::collections::HashSet;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::HashSet,
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::server::{TERMINAL, id};
-use crate::support::{Server, Setup, eventually, millis, process};
+use crate::support::{
+    Server, Setup, eventually, millis, process,
+    server::{TERMINAL, id},
+};
 
-/// How often each race is run.
+/// The number of rounds of each race.
 const ROUNDS: usize = 20;
 
-/// Does both at once; gives what each gave.
-fn at_once<A: Send, B: Send>(
+/// Runs both simultaneously, and returns both results.
+fn simultaneously<A: Send, B: Send>(
     one: impl FnOnce() -> A + Send,
     other: impl FnOnce() -> B + Send,
 ) -> (A, B) {
@@ -34,7 +40,7 @@ fn at_once<A: Send, B: Send>(
 }
 
 /// Checks that the task has one outcome (I9), that each of its attempts was sent at most once (I7)
-/// and settled (I8), and that a task that was never started was never sent.
+/// and settled (I8), and that the prompt of a task that never started was never sent.
 #[track_caller]
 fn assert_one_outcome(server: &Server, task: &Value, prompt: &str) -> String {
     let ended = server.finish(task);
@@ -48,7 +54,7 @@ fn assert_one_outcome(server: &Server, task: &Value, prompt: &str) -> String {
     ended["state"].as_str().unwrap().to_owned()
 }
 
-/// Milliseconds since 1970.
+/// The current time, in milliseconds since 1970.
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     i64::try_from(since.as_millis()).unwrap()
@@ -59,14 +65,14 @@ fn now() -> i64 {
 fn assert_agrees(status: u16, state: &str) {
     match status {
         202 => assert!(["cancelled", "completed"].contains(&state), "202, {state}"),
-        409 => assert_eq!(state, "completed", "the cancel came too late"),
+        409 => assert_eq!(state, "completed", "the cancel was too late"),
         other => panic!("{other}"),
     }
 }
 
 /// Cancel × response: whichever is first, there is one outcome, and the next turn runs.
 #[test]
-fn cancel_and_response() {
+fn a_cancel_that_races_with_the_response_leaves_one_outcome() {
     let server = Server::usual();
     let mut outcomes = HashSet::new();
     for round in 0..ROUNDS {
@@ -74,7 +80,8 @@ fn cancel_and_response() {
         let prompt = format!("[[reply:x]][[gate:{gate}]]");
         let task = server.submit("work", &prompt);
         server.journal.wait_gate(&gate);
-        let (reply, ()) = at_once(|| server.cancel(&task), || server.journal.open_gate(&gate));
+        let (reply, ()) =
+            simultaneously(|| server.cancel(&task), || server.journal.open_gate(&gate));
         let state = assert_one_outcome(&server, &task, &prompt);
         assert_agrees(reply.status, &state);
         outcomes.insert(state);
@@ -84,9 +91,9 @@ fn cancel_and_response() {
     assert_eq!(server.journal.events_named("start").len(), 1, "{outcomes:?}");
 }
 
-/// Cancel × START: the turn before ends just as the next one is cancelled.
+/// Cancel × START: the previous turn ends just as the next one is cancelled.
 #[test]
-fn cancel_and_start() {
+fn a_cancel_that_races_with_the_start_leaves_one_outcome() {
     let server = Server::usual();
     for round in 0..ROUNDS {
         let gate = format!("g{round}");
@@ -95,7 +102,8 @@ fn cancel_and_start() {
         let task = server.submit("work", &prompt);
         let last = server.submit("work", "last");
         server.journal.wait_gate(&gate);
-        let (reply, ()) = at_once(|| server.cancel(&task), || server.journal.open_gate(&gate));
+        let (reply, ()) =
+            simultaneously(|| server.cancel(&task), || server.journal.open_gate(&gate));
         assert_agrees(reply.status, &assert_one_outcome(&server, &task, &prompt));
         server.finish_as(&before, "completed");
         server.finish_as(&last, "completed");
@@ -105,7 +113,7 @@ fn cancel_and_start() {
 
 /// Claim × cancel: the agent becomes ready just as its task is cancelled.
 #[test]
-fn claim_and_cancel() {
+fn a_cancel_that_races_with_the_ready_agent_leaves_one_outcome() {
     let gates: Vec<String> = (0..6).map(|round| format!("start-{round}")).collect();
     let mut setup = Setup::new();
     for gate in &gates {
@@ -113,11 +121,12 @@ fn claim_and_cancel() {
     }
     let server = setup.start();
     for gate in &gates {
-        server.make(gate, gate, "");
+        server.create_group(gate, gate, "");
         let prompt = format!("of {gate}");
         let task = server.submit(gate, &prompt);
         server.journal.wait_gate(gate);
-        let (reply, ()) = at_once(|| server.cancel(&task), || server.journal.open_gate(gate));
+        let (reply, ()) =
+            simultaneously(|| server.cancel(&task), || server.journal.open_gate(gate));
         assert_agrees(reply.status, &assert_one_outcome(&server, &task, &prompt));
         server.complete(gate, "next");
     }
@@ -125,12 +134,12 @@ fn claim_and_cancel() {
 
 /// Retry × cancel: the backoff ends just as its task is cancelled.
 #[test]
-fn retry_and_cancel() {
+fn a_cancel_that_races_with_a_retry_leaves_one_outcome() {
     let server = Setup::new().retries("5ms").start();
     for round in 0..ROUNDS {
         let prompt = format!("{round}[[times:2:die:1]][[reply:fine]]");
         let task = server.submit("work", &prompt);
-        eventually("an attempt that failed", &server.log, || {
+        eventually("a failed attempt", &server.log, || {
             let settled = server.task_frames(&task, "greenroom/turn_settled");
             (round % 2 < settled.len()).then_some(())
         });
@@ -138,17 +147,17 @@ fn retry_and_cancel() {
         let state = assert_one_outcome(&server, &task, &prompt);
         assert_agrees(reply.status, &state);
         assert!(server.task(&task)["attempt"].as_u64().unwrap() <= 3);
-        // So many deaths in a row are a crash loop, which is another test's.
+        // This many deaths in a row are a crash loop, which another test covers.
         server.post("/v1/groups/work/resume", &json!({})).expect(202);
-        // So that the deaths are no crash loop.
+        // A completed turn prevents a crash loop.
         server.complete("work", "between the races");
     }
     server.journal.assert_one_at_a_time();
 }
 
-/// Submit × delete: what was accepted ends, what was not leaves nothing.
+/// Submit × delete: an accepted task ends, and a refused one leaves nothing.
 #[test]
-fn submit_and_delete() {
+fn a_submit_that_races_with_a_delete_ends_or_leaves_nothing() {
     let server = Server::usual();
     for round in 0..ROUNDS {
         let group = format!("g{round}");
@@ -156,8 +165,10 @@ fn submit_and_delete() {
         server.complete(&group, &format!("first of {group}"));
         let prompt = format!("racer of {group}");
         let body = json!({ "prompt": prompt });
-        let (reply, deleted) =
-            at_once(|| server.post(&format!("{path}/turns"), &body), || server.delete(&path));
+        let (reply, deleted) = simultaneously(
+            || server.post(&format!("{path}/turns"), &body),
+            || server.delete(&path),
+        );
         deleted.expect(202);
         server.wait_status(&group, "archived");
         let tasks = server.list(&group, "tasks");
@@ -173,25 +184,24 @@ fn submit_and_delete() {
     }
 }
 
-/// Submit × SIGTERM: every task that was accepted is there after the next start, and ends; none
-/// runs twice.
+/// Submit × SIGTERM: every accepted task is stored, and ends after the next start; none runs twice.
 #[test]
-fn submit_and_terminate() {
+fn a_submit_that_races_with_sigterm_is_never_lost() {
     let setup = Setup::new().text("server", "drain_timeout", "20s");
     let mut server = setup.text("defaults", "on_interrupt", "continue").start();
     let mut accepted = Vec::new();
     for round in 0..3 {
         let refused = AtomicBool::new(false);
         let submit = |caller: usize| {
-            let mut mine = Vec::new();
+            let mut accepted_here = Vec::new();
             while !refused.load(Ordering::SeqCst) {
-                let prompt = format!("{round}.{caller}.{}", mine.len());
+                let prompt = format!("{round}.{caller}.{}", accepted_here.len());
                 let body = json!({ "prompt": prompt }).to_string();
                 let headers = [("Content-Type", "application/json")];
                 let path = format!("/v1/groups/c{caller}/turns");
-                // Once the server is gone, no answer comes at all.
+                // After the server's exit there is no answer.
                 match server.try_request("POST", &path, &headers, Some(body.as_bytes())) {
-                    Ok(reply) if reply.status == 202 => mine.push((reply.json(), prompt)),
+                    Ok(reply) if reply.status == 202 => accepted_here.push((reply.json(), prompt)),
                     Ok(reply) => {
                         assert!([503, 429].contains(&reply.status), "{reply:?}");
                         refused.store(reply.status == 503, Ordering::SeqCst);
@@ -199,12 +209,12 @@ fn submit_and_terminate() {
                     Err(_) => refused.store(true, Ordering::SeqCst),
                 }
             }
-            mine
+            accepted_here
         };
         thread::scope(|scope| {
             let submit = &submit;
             let callers: Vec<_> = (0..3).map(|n| scope.spawn(move || submit(n))).collect();
-            eventually("some that ran", &server.log, || {
+            eventually("some completed turns", &server.log, || {
                 (round * 20 + 10 < server.journal.prompts().len()).then_some(())
             });
             server.terminate();
@@ -221,9 +231,9 @@ fn submit_and_terminate() {
     server.journal.assert_one_at_a_time();
 }
 
-/// Submit × same key: of ten clients one makes the task, key after key.
+/// Submit × same key: of ten clients exactly one creates the task, for every key.
 #[test]
-fn submit_with_the_same_key() {
+fn racing_submits_with_one_key_create_one_task() {
     let server = Server::usual();
     for round in 0..5 {
         let prompt = format!("once {round}");
@@ -240,31 +250,31 @@ fn submit_with_the_same_key() {
         });
         let ids: HashSet<&str> = tasks.iter().map(id).collect();
         assert_eq!(ids.len(), 1, "{tasks:?}");
-        let fresh = tasks.iter().filter(|task| task["deduplicated"] == false).count();
-        assert_eq!(fresh, 1, "{tasks:?}");
+        let new = tasks.iter().filter(|task| task["deduplicated"] == false).count();
+        assert_eq!(new, 1, "{tasks:?}");
         assert_eq!(assert_one_outcome(&server, &tasks[0], &prompt), "completed");
         assert_eq!(server.journal.times(&prompt), 1);
     }
 }
 
-/// Retry over HTTP × the same: two calls without a key make two tasks, and neither is lost.
+/// Retry over HTTP × the same: two requests without a key create two tasks, and neither is lost.
 #[test]
-fn two_retries_at_once() {
+fn racing_retries_create_a_task_each() {
     let server = Server::usual();
     let failed = server.turn("work", "[[times:1:error:-32602:no]]");
-    let (one, other) = at_once(|| server.retry(&failed), || server.retry(&failed));
+    let (one, other) = simultaneously(|| server.retry(&failed), || server.retry(&failed));
     let (one, other) = (one.expect(202), other.expect(202));
     assert_ne!(one["id"], other["id"]);
     server.finish_as(&one, "completed");
     server.finish_as(&other, "completed");
 }
 
-/// Answer × answer: of ten clients one is taken at its word, and nine are told.
+/// Answer × answer: of ten clients one answer is accepted, and nine get an error.
 #[test]
-fn ten_answers_at_once() {
+fn one_of_racing_answers_is_accepted() {
     let server = Setup::new().asks().start();
     for _ in 0..5 {
-        let (task, permission) = server.asked("work", "[[permission]]");
+        let (task, permission) = server.submit_asking("work", "[[permission]]");
         let options = ["always", "once", "never", "not-now", "cancel"];
         let barrier = Barrier::new(10);
         let answer = &|option| {
@@ -284,64 +294,64 @@ fn ten_answers_at_once() {
                 .collect();
             clients.into_iter().map(|client| client.join().unwrap()).collect()
         });
-        let won: Vec<&str> = answers
+        let accepted: Vec<&str> = answers
             .iter()
             .filter(|(_, status)| *status == 200)
             .map(|(option, _)| *option)
             .collect();
-        assert_eq!(won.len(), 1, "{answers:?}");
+        assert_eq!(accepted.len(), 1, "{answers:?}");
         assert!(answers.iter().all(|(_, status)| [200, 409].contains(status)), "{answers:?}");
-        let said = match won[0] {
+        let expected = match accepted[0] {
             "cancel" => "permission: cancelled -".to_owned(),
             option => format!("permission: selected {option}"),
         };
-        assert_eq!(server.finish_as(&task, "completed")["text"], said, "{answers:?}");
+        assert_eq!(server.finish_as(&task, "completed")["text"], expected, "{answers:?}");
     }
     assert_eq!(server.journal.events_named("permission").len(), 5);
 }
 
-/// Answer × answer × deadline × death of a permission: exactly one of them counts, every other is
-/// told, and what is kept agrees with it.
+/// Answer × answer × deadline × death of a permission: exactly one of them counts, every other gets
+/// an error, and the stored permission matches it.
 #[test]
-fn answers_deadline_and_death() {
+fn racing_answers_deadline_and_death_leave_one_outcome() {
     let setup = Setup::new().asks().text("defaults", "permission_timeout", "150ms");
     let server = setup.text("defaults", "on_interrupt", "continue").start();
     for round in 0..ROUNDS {
         let task = server.submit("work", "[[permission]]");
         let pending = eventually("the permission", &server.log, || {
             let all = server.permissions("group=work");
-            all.into_iter().find(|one| one["task"] == task["id"])
+            all.into_iter().find(|candidate| candidate["task"] == task["id"])
         });
         let agent = server.journal.agent_pid();
-        // A death, a deadline that is near, or neither.
+        // A death, a near deadline, or neither.
         if round % 3 == 1 {
             let near = millis(&pending["expires_at"]) - 3;
-            eventually("the last of its time", &server.log, || (near <= now()).then_some(()));
+            eventually("the near deadline", &server.log, || (near <= now()).then_some(()));
         }
         let die = || {
             if round % 3 == 0 {
                 process::signal(agent, Signal::KILL);
             }
         };
-        let (once, (never, ())) = at_once(
+        let (once, (never, ())) = simultaneously(
             || server.answer(&pending, "once"),
-            || at_once(|| server.answer(&pending, "never"), die),
+            || simultaneously(|| server.answer(&pending, "never"), die),
         );
         let ended = server.finish(&task);
         let state = ended["state"].as_str().unwrap();
         assert!(TERMINAL.contains(&state), "{ended}");
-        let kept = server.permission(&pending);
+        let stored = server.permission(&pending);
         let statuses = [once.status, never.status];
-        let won = statuses.iter().filter(|status| **status == 200).count();
+        let accepted = statuses.iter().filter(|status| **status == 200).count();
         assert!(statuses.iter().all(|status| [200, 409, 410].contains(status)), "{statuses:?}");
-        match kept["state"].as_str().unwrap() {
+        match stored["state"].as_str().unwrap() {
             "selected" => {
-                assert_eq!(won, 1, "{statuses:?}: {kept}");
+                assert_eq!(accepted, 1, "{statuses:?}: {stored}");
                 let winner = if once.status == 200 { "once" } else { "never" };
-                assert_eq!(kept["selected"], winner, "{kept}");
+                assert_eq!(stored["selected"], winner, "{stored}");
             }
-            "expired" | "void" => assert_eq!(won, 0, "{statuses:?}: {kept}"),
-            other => panic!("{other}: {kept}"),
+            "expired" | "void" => assert_eq!(accepted, 0, "{statuses:?}: {stored}"),
+            other => panic!("{other}: {stored}"),
         }
         let resolved = server.task_frames(&task, "greenroom/permission_resolved");
         assert_eq!(resolved.len(), 1, "{resolved:?}");

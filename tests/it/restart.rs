@@ -1,23 +1,26 @@
-//! The server ends, by kill -9 or SIGTERM, and starts again on the same data.
+//! The server ends, by kill -9 or SIGTERM, and restarts on the same data.
 
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::process::Doomed;
-use crate::support::server::TERMINAL;
-use crate::support::{Server, Setup, eventually, process, within};
+use crate::support::{
+    Server, Setup, eventually,
+    process::{self, KillOnDrop},
+    server::TERMINAL,
+    within,
+};
 
-/// How long a process may outlive its run (I10).
-const ORPHANED: Duration = Duration::from_secs(5);
+/// The longest time that a process may survive its run (I10).
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(5);
 
 const TURNS: &str = "/v1/groups/work/turns";
 
-/// I2, I7, I8, RELIABILITY 1: after kill -9 the running turn is `interrupted` and not run again;
-/// what was queued survives and runs in order, once.
+/// I2, I7, I8, R-1: after kill -9 the running turn is `interrupted` and not run again;
+/// the queued turns survive and run in order, once.
 #[test]
-fn kill_interrupts_what_ran_and_keeps_the_queue() {
+fn kill_interrupts_the_running_turn_and_keeps_the_queue() {
     let mut server = Server::usual();
     let running = server.submit("work", "[[reply:some output]][[gate:never]]");
     let queued: Vec<Value> =
@@ -25,10 +28,10 @@ fn kill_interrupts_what_ran_and_keeps_the_queue() {
     server.journal.wait_gate("never");
     let agent = server.journal.agent_pid();
     server.kill_and_boot();
-    let cut = server.finish_as(&running, "interrupted");
-    assert_eq!(cut["stop_reason"], "_server_restart", "{cut}");
-    assert_eq!(cut["interrupted"]["cause"], "server_restart", "{cut}");
-    assert!(cut["interrupted"]["side_effects"].is_string(), "{cut}");
+    let interrupted = server.finish_as(&running, "interrupted");
+    assert_eq!(interrupted["stop_reason"], "_server_restart", "{interrupted}");
+    assert_eq!(interrupted["interrupted"]["cause"], "server_restart", "{interrupted}");
+    assert!(interrupted["interrupted"]["side_effects"].is_string(), "{interrupted}");
     for task in &queued {
         server.finish_as(task, "completed");
     }
@@ -37,13 +40,13 @@ fn kill_interrupts_what_ran_and_keeps_the_queue() {
     assert_eq!(server.journal.times("[[reply:some output]][[gate:never]]"), 1, "not run again");
     assert!(!process::is_alive(agent), "the old agent is gone");
     let settled = server.frames_of_kind("work", "greenroom/turn_settled");
-    let of_cut = settled.iter().filter(|frame| frame["task"] == running["id"]);
-    assert_eq!(of_cut.count(), 1, "settled exactly once");
+    let of_interrupted = settled.iter().filter(|frame| frame["task"] == running["id"]);
+    assert_eq!(of_interrupted.count(), 1, "settled exactly once");
 }
 
-/// I2, I9: a crash changes no task that had ended, and leaves a sound database.
+/// I2, I9: a crash changes no ended task, and leaves a sound database.
 #[test]
-fn kill_changes_no_history() {
+fn kill_changes_no_ended_task() {
     let mut server = Server::usual();
     let done = server.complete("work", "[[reply:done]][[tool]]");
     let failed = server.turn("work", "[[error:-32602:no]]");
@@ -64,13 +67,13 @@ fn kill_changes_no_history() {
     for name in ["agent", "session_id", "title", "metadata", "created_at", "queue_length"] {
         assert_eq!(after[name], group[name], "{name}");
     }
-    server.complete("work", "goes on");
+    server.complete("work", "after the crash");
 }
 
-/// SEEDS TD-6: digests of another version, or that are gone, are made again by the next server, as
-/// they were. One that cannot be read is, when its group has something to do.
+/// TD-6: the next server rebuilds digests that are missing or in another version, unchanged.
+/// It rebuilds an unreadable one when its group has work.
 #[test]
-fn digests_are_made_again() {
+fn digests_are_rebuilt_after_a_restart() {
     let mut server = Server::usual();
     let groups = ["older", "gone", "damaged"];
     for group in groups {
@@ -79,7 +82,7 @@ fn digests_are_made_again() {
     }
     server.terminate();
     server.wait_exit();
-    let told = |server: &Server| -> Vec<(String, Vec<String>)> {
+    let read_digests = |server: &Server| -> Vec<(String, Vec<String>)> {
         let database = server.database();
         let sql = "SELECT groups.id, digest_version || heads.digest || carry || run_digest, \
                    runs.digest, turns.digest FROM groups \
@@ -91,7 +94,7 @@ fn digests_are_made_again() {
         };
         found.query_map([], read).unwrap().filter_map(Result::ok).collect()
     };
-    let sound = told(&server);
+    let sound = read_digests(&server);
     assert!(sound.len() >= 2 * groups.len(), "{sound:#?}");
     let database = server.writable_database();
     for (group, sql) in [
@@ -111,14 +114,14 @@ fn digests_are_made_again() {
     };
     let expected = idle(sound);
     eventually("the digests as they were", &server.log, || {
-        (idle(told(&server)) == expected).then_some(())
+        (idle(read_digests(&server)) == expected).then_some(())
     });
     server.complete("damaged", "again");
 }
 
-/// I2, RELIABILITY 1: kills at many moments lose no accepted turn, and run none twice.
+/// I2, R-1: kills at many moments lose no accepted turn, and no turn runs twice.
 #[test]
-fn kills_at_many_moments() {
+fn kills_at_many_moments_lose_no_turn_and_repeat_none() {
     // Two interruptions in a row hold a group otherwise.
     let mut server = Setup::new().text("defaults", "on_interrupt", "continue").start();
     let mut accepted = Vec::new();
@@ -128,7 +131,7 @@ fn kills_at_many_moments() {
             accepted.push((server.submit("work", &text), text));
         }
         if round % 2 == 0 {
-            // Some rounds die at once, in whatever step they are; others after some work.
+            // Some rounds are killed immediately, in any step; others after some work.
             let place = accepted.len() - 3;
             server.finish(&accepted[place].0);
         }
@@ -145,14 +148,14 @@ fn kills_at_many_moments() {
     }
     let interrupted =
         accepted.iter().filter(|(task, _)| server.task(task)["state"] == "interrupted");
-    assert!(interrupted.count() <= 6, "at most one a kill");
+    assert!(interrupted.count() <= 6, "at most one per kill");
     server.journal.assert_one_at_a_time();
 }
 
-/// RELIABILITY 1, "claimed": a task whose agent was still starting goes back to the head of the
+/// R-1, "claimed": a task whose agent was still starting returns to the head of the
 /// queue, and is sent once.
 #[test]
-fn claimed_task_goes_back_to_the_head() {
+fn a_claimed_task_returns_to_the_head_of_the_queue() {
     let mut server = Setup::new().agent("slow", &["--gate-initialize", "start"]).start();
     server.put("/v1/groups/work", &json!({ "agent": "slow" })).expect(201);
     let first = server.submit("work", "first");
@@ -167,10 +170,10 @@ fn claimed_task_goes_back_to_the_head() {
     assert_eq!(server.journal.prompts(), ["first", "second"]);
 }
 
-/// DQ-11, F4: a task whose agent does not come up in the whole drain was not failed by that: it
-/// keeps its place and runs after the next start.
+/// DQ-11, F4: a task whose agent is not ready before the drain ends does not fail: it keeps its
+/// place and runs after the next start.
 #[test]
-fn claimed_task_survives_the_drain() {
+fn a_claimed_task_survives_the_drain() {
     let setup = Setup::new().agent("slow", &["--gate-initialize", "start"]);
     let mut server = setup.text("server", "drain_timeout", "1s").start();
     server.put("/v1/groups/work", &json!({ "agent": "slow" })).expect(201);
@@ -186,17 +189,18 @@ fn claimed_task_survives_the_drain() {
     assert_eq!(server.journal.prompts(), ["first", "second"]);
 }
 
-/// DQ-11, F4: after SIGTERM submits get 503 with `Retry-After`, the running turn ends in its own
-/// time, nothing more is claimed, the exit code is 0, and the queue is intact at the next start.
+/// DQ-11, F4: after SIGTERM the answer to a submit is 503 with `Retry-After`, the running turn may
+/// complete, no other task is claimed, the exit code is 0, and the queue is intact at the next
+/// start.
 #[test]
-fn terminate_drains() {
+fn sigterm_drains_the_running_turn_and_keeps_the_queue() {
     let mut server = Setup::new().text("server", "drain_timeout", "25s").start();
-    let running = server.submit("work", "[[gate:go]][[reply:in its own time]]");
+    let running = server.submit("work", "[[gate:go]][[reply:completed in the drain]]");
     let mut queued = vec![server.submit("work", "queued 0")];
     server.journal.wait_gate("go");
     server.terminate();
     let log = server.log.clone();
-    let refused = eventually("a refusal in the drain", &log, || {
+    let refused = eventually("a refusal during the drain", &log, || {
         let body = json!({ "prompt": format!("queued {}", queued.len()) });
         let reply = server.post(TURNS, &body);
         if reply.status == 202 {
@@ -207,16 +211,16 @@ fn terminate_drains() {
     });
     refused.any_problem(503);
     assert!(refused.header("retry-after").is_some(), "{refused:?}");
-    assert_eq!(server.get("/readyz").status, 503, "not ready in the drain");
+    assert_eq!(server.get("/readyz").status, 503, "not ready during the drain");
     assert_eq!(server.task(&running)["state"], "running", "reads are still answered");
     server.journal.open_gate("go");
     let status = server.wait_exit();
     assert_eq!(status.code(), Some(0), "{}", server.log.tail());
-    assert_eq!(server.journal.prompts().len(), 1, "nothing was claimed in the drain");
+    assert_eq!(server.journal.prompts().len(), 1, "no task was claimed during the drain");
     server.boot();
     let ended = server.task(&running);
     assert_eq!(ended["state"], "completed", "{ended}");
-    assert_eq!(ended["text"], "in its own time");
+    assert_eq!(ended["text"], "completed in the drain");
     for task in &queued {
         server.finish_as(task, "completed");
     }
@@ -225,10 +229,10 @@ fn terminate_drains() {
     assert_eq!(server.journal.prompts()[1..], expected);
 }
 
-/// DQ-11, F4: a turn that outlasts the drain is cancelled; the exit code is 0 all the same, and
-/// no agent is left.
+/// DQ-11, F4: a turn that exceeds the drain timeout is cancelled; the exit code is still 0, and no
+/// agent is left.
 #[test]
-fn drain_has_an_end() {
+fn the_drain_ends_after_its_timeout() {
     let mut server = Setup::new().text("server", "drain_timeout", "1s").start();
     let running = server.submit("work", "[[gate:never]]");
     let queued = server.submit("work", "queued");
@@ -237,7 +241,9 @@ fn drain_has_an_end() {
     server.terminate();
     let status = server.wait_exit();
     assert_eq!(status.code(), Some(0), "{}", server.log.tail());
-    within(ORPHANED, "the agent's end", &server.log, || (!process::is_alive(agent)).then_some(()));
+    within(ORPHAN_TIMEOUT, "the agent's end", &server.log, || {
+        (!process::is_alive(agent)).then_some(())
+    });
     server.boot();
     let ended = server.finish(&running);
     let state = ended["state"].as_str().unwrap();
@@ -246,20 +252,22 @@ fn drain_has_an_end() {
     assert_eq!(server.journal.prompts(), ["[[gate:never]]", "queued"]);
 }
 
-/// DQ-11: SIGTERM of an idle server ends it at once, with its resident agents.
+/// DQ-11: SIGTERM ends an idle server immediately, with its resident agents.
 #[test]
-fn terminate_when_idle() {
+fn sigterm_ends_an_idle_server_immediately() {
     let mut server = Server::usual();
     server.complete("work", "done");
     let agent = server.journal.agent_pid();
     server.terminate();
     assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
-    within(ORPHANED, "the agent's end", &server.log, || (!process::is_alive(agent)).then_some(()));
+    within(ORPHAN_TIMEOUT, "the agent's end", &server.log, || {
+        (!process::is_alive(agent)).then_some(())
+    });
 }
 
-/// F4: a second SIGTERM in the drain does not make it a crash: the queue is intact.
+/// F4: a second SIGTERM during the drain does not cause a crash: the queue is intact.
 #[test]
-fn terminate_twice() {
+fn a_second_sigterm_keeps_the_queue() {
     let mut server = Setup::new().text("server", "drain_timeout", "2s").start();
     server.submit("work", "[[gate:never]]");
     let queued = server.submit("work", "queued");
@@ -271,54 +279,60 @@ fn terminate_twice() {
     server.finish_as(&queued, "completed");
 }
 
-/// I10, AM-42, F9: after kill -9 of the server nothing that the agent started is alive within
-/// 5 s, neither what left by `setsid` nor what was double-forked.
+/// I10, AM-42, F9: within 5 s after kill -9 of the server no process of the agent is alive,
+/// including those that escaped by `setsid` or a double fork.
 #[test]
 fn kill_leaves_no_orphans() {
     let mut server = Server::usual();
-    let mut doomed = Doomed::reported(&server.complete("work", "[[spawn-orphans]]"));
-    doomed.0.push(server.journal.agent_pid());
+    let mut orphans = KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
+    orphans.0.push(server.journal.agent_pid());
     server.submit("work", "[[gate:never]]");
     server.journal.wait_gate("never");
-    assert!(doomed.all_live(), "a settled turn ends nothing");
+    assert!(orphans.all_live(), "a settled turn ends no process");
     server.kill();
-    within(ORPHANED, "the end of all processes", &server.log, || doomed.all_gone().then_some(()));
+    within(ORPHAN_TIMEOUT, "the end of all processes", &server.log, || {
+        orphans.all_gone().then_some(())
+    });
 }
 
-/// I10: the end of a run, by an agent's death, ends what the agent had started.
+/// I10: the end of a run, by its agent's death, ends the agent's child processes.
 #[test]
 fn death_of_the_agent_leaves_no_orphans() {
     let server = Server::usual();
-    let cut = server.submit("work", "[[spawn-orphans]][[gate:go]][[die:3]]");
+    let interrupted = server.submit("work", "[[spawn-orphans]][[gate:go]][[die:3]]");
     server.journal.wait_gate("go");
     server.journal.open_gate("go");
-    let cut = server.finish_as(&cut, "interrupted");
-    let doomed = Doomed::reported(&cut);
-    within(ORPHANED, "the end of all processes", &server.log, || doomed.all_gone().then_some(()));
+    let interrupted = server.finish_as(&interrupted, "interrupted");
+    let orphans = KillOnDrop::reported(&interrupted);
+    within(ORPHAN_TIMEOUT, "the end of all processes", &server.log, || {
+        orphans.all_gone().then_some(())
+    });
     server.complete("work", "next");
 }
 
-/// I10, F9: after kill -9 of the process between server and agent the whole tree is gone too; the
-/// turn is `interrupted`, and the next one runs.
+/// I10, F9: after kill -9 of the shim, the process between server and agent, the whole process
+/// tree ends too; the turn is `interrupted`, and the next one runs.
 #[test]
-fn death_of_the_keeper_leaves_no_orphans() {
+fn death_of_the_shim_leaves_no_orphans() {
     let server = Server::usual();
-    let mut doomed = Doomed::reported(&server.complete("work", "[[spawn-orphans]]"));
+    let mut orphans = KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
     let agent = server.journal.agent_pid();
-    doomed.0.push(agent);
-    let cut = server.submit("work", "[[reply:x]][[gate:never]]");
+    orphans.0.push(agent);
+    let interrupted = server.submit("work", "[[reply:x]][[gate:never]]");
     server.journal.wait_gate("never");
-    let keeper = process::parent(agent);
-    assert_ne!(keeper, server.pid(), "the agent has a keeper of its own");
-    process::signal(keeper, Signal::KILL);
-    within(ORPHANED, "the end of all processes", &server.log, || doomed.all_gone().then_some(()));
-    server.finish_as(&cut, "interrupted");
+    let shim = process::parent(agent);
+    assert_ne!(shim, server.pid(), "the agent has a shim of its own");
+    process::signal(shim, Signal::KILL);
+    within(ORPHAN_TIMEOUT, "the end of all processes", &server.log, || {
+        orphans.all_gone().then_some(())
+    });
+    server.finish_as(&interrupted, "interrupted");
     server.complete("work", "next");
 }
 
-/// DQ-11: reads are answered all through the drain, also of groups that nobody asked for before.
+/// DQ-11: reads are answered during the whole drain, also of groups that are not loaded.
 #[test]
-fn reads_are_answered_in_the_drain() {
+fn reads_are_answered_during_the_drain() {
     let mut server = Setup::new().text("server", "drain_timeout", "25s").start();
     server.complete("asleep", "one");
     server.kill_and_boot();

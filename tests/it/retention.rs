@@ -1,26 +1,29 @@
-//! `storage.retention_days`: what is old and over is deleted, whatever else goes on. Time passes in
-//! the database of a stopped server: all that it holds becomes older.
+//! `storage.retention_days`: old, ended work is deleted while other work continues. The tests let
+//! time pass in the database of a stopped server: they move all its times into the past.
 
-use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+};
 
 use serde_json::{Value, json};
 
-use crate::support::server::{greenroom, id};
-use crate::support::{PATIENCE, Server, Setup, eventually};
+use crate::support::{
+    Server, Setup, TIMEOUT, eventually,
+    server::{greenroom, id},
+};
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// A server that keeps transcripts for a week.
-fn weekly() -> Server {
+/// Starts a server that keeps transcripts for a week.
+fn start_weekly() -> Server {
     Setup::new().set("storage", "retention_days", 7).start()
 }
 
-/// Stops the server, and starts it again when so many days have passed and retention has been at
-/// work.
+/// Stops the server, lets this number of days pass, restarts it, and waits for its retention pass.
 #[track_caller]
-fn sleep_days(server: &mut Server, days: i64) {
+fn restart_after_days(server: &mut Server, days: i64) {
     server.terminate();
     server.wait_exit();
     make_older(server, days);
@@ -28,7 +31,7 @@ fn sleep_days(server: &mut Server, days: i64) {
     wait_pass(server);
 }
 
-/// Waits for the end of the pass that a server makes when it has started; gives what it says.
+/// Waits for the end of the retention pass that follows a start; returns its log line.
 #[track_caller]
 fn wait_pass(server: &Server) -> String {
     let seen = |line: &String| line.contains("old transcripts deleted");
@@ -41,7 +44,7 @@ fn wait_pass(server: &Server) -> String {
     pass
 }
 
-/// Moves all that the stopped server's database holds into the past.
+/// Moves all times in the stopped server's database into the past.
 fn make_older(server: &Server, days: i64) {
     let ms = days * DAY_MS;
     let columns = [
@@ -65,15 +68,15 @@ fn make_older(server: &Server, days: i64) {
         let sql = format!("UPDATE {table} SET {column} = {column} - {ms}");
         database.execute(&sql, []).unwrap();
     }
-    // The times in digests: they are made again from the frames.
+    // Digests have times too: invalidate them, so that they are rebuilt from the frames.
     database.execute("UPDATE heads SET digest_version = 0", []).unwrap();
     database.execute("DELETE FROM turns", []).unwrap();
-    // What a base holds of times, for a log that was cut already.
+    // The times in the checkpoint of a log that is already truncated.
     let state = ["head.created_at", "segment.opened[1]", "newest_at"];
     let head = ["last_started_at", "last_completed_at", "failed_at"];
-    let in_base = head.map(|name| format!("head.compacting.{name}"));
-    let in_base = state.map(str::to_owned).into_iter().chain(in_base);
-    let paths = in_base.map(|path| ("bases", "state", path));
+    let in_checkpoint = head.map(|name| format!("head.compacting.{name}"));
+    let in_checkpoint = state.map(str::to_owned).into_iter().chain(in_checkpoint);
+    let paths = in_checkpoint.map(|path| ("bases", "state", path));
     for (table, column, path) in
         paths.chain(head.map(|name| ("heads", "compacting", name.to_owned())))
     {
@@ -105,14 +108,14 @@ fn assert_sound(server: &Server) {
     let ended = greenroom(&server.home, &["verify", "--config", config.to_str().unwrap()])
         .output()
         .unwrap();
-    let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-    assert!(ended.status.success(), "{told}");
+    let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+    assert!(ended.status.success(), "{output}");
 }
 
-/// API 4, I3, I13: old work is gone, what is kept of its group is not, and work goes on.
+/// API-4, I3, I13: old work is deleted, the state of its group is kept, and the group continues.
 #[test]
-fn old_work_is_deleted_and_the_group_goes_on() {
-    let mut server = weekly();
+fn old_work_is_deleted_and_the_group_continues() {
+    let mut server = start_weekly();
     let path = "/v1/groups/work/turns";
     let old = server.post_once("key", path, &json!({ "prompt": "[[reply:one]]" })).expect(202);
     server.finish_as(&old, "completed");
@@ -126,7 +129,7 @@ fn old_work_is_deleted_and_the_group_goes_on() {
     assert!(young.contains("groups=0 tasks=0 frames=0"), "{young}");
     let before = server.group("work");
     let segments = server.get("/v1/groups/work/segments").expect(200);
-    sleep_days(&mut server, 8);
+    restart_after_days(&mut server, 8);
 
     assert_eq!(server.frames("work"), Vec::<Value>::new());
     server.get(&format!("/v1/tasks/{}", id(&old))).expect(404);
@@ -144,7 +147,7 @@ fn old_work_is_deleted_and_the_group_goes_on() {
     assert_eq!(numbers(&lineage), numbers(&segments));
     assert_sound(&server);
 
-    // Its key is forgotten: it makes another task, and brings no dead one back.
+    // The key of the deleted task is deleted too: it creates a new task.
     let again = server.post_once("key", path, &json!({ "prompt": "[[reply:one]]" })).expect(202);
     assert_ne!(id(&again), id(&old));
     let ended = server.finish_as(&again, "completed");
@@ -154,7 +157,7 @@ fn old_work_is_deleted_and_the_group_goes_on() {
     assert_eq!(last, last_seq(&server, "work"));
     assert_eq!(server.frames_where("work", "&after=2"), server.frames("work"));
     let current = server.frames_where("work", "&segment=current");
-    assert_eq!(current, server.frames("work"), "the open segment began before the cut");
+    assert_eq!(current, server.frames("work"), "the open segment began before the truncation");
     let back = server.frames_where("work", "&order=desc");
     assert_eq!(back.last().unwrap()["seq"], first);
     server.get("/v1/groups/work/snapshot").expect(200);
@@ -163,41 +166,45 @@ fn old_work_is_deleted_and_the_group_goes_on() {
     assert_sound(&server);
 }
 
-/// What is younger stays whole, and what waits is not over: its row stays, however old.
+/// Younger work stays complete, and a waiting task has not ended: its row stays, however old.
 #[test]
 fn young_work_and_waiting_work_stay() {
-    let mut server = weekly();
+    let mut server = start_weekly();
     let old = server.complete("work", "[[reply:old]]");
     server.post("/v1/groups/work/pause", &json!({})).expect_any(&[200, 202]);
     let waiting = server.submit("work", "[[reply:waited]]");
-    sleep_days(&mut server, 5);
+    restart_after_days(&mut server, 5);
     server.get(&format!("/v1/tasks/{}", id(&old))).expect(200);
     server.complete("other", "[[reply:young]]");
     let before = server.frames("other");
-    sleep_days(&mut server, 5);
+    restart_after_days(&mut server, 5);
 
     server.get(&format!("/v1/tasks/{}", id(&old))).expect(404);
     assert_eq!(server.frames("other").first().unwrap()["seq"], before[0]["seq"]);
-    assert!(server.frames("other").len() > before.len(), "and the end of its run");
+    assert!(
+        server.frames("other").len() > before.len(),
+        "the frames do not include the end of the run"
+    );
     assert_eq!(server.task(&waiting)["state"], "queued");
     assert_sound(&server);
     server.post("/v1/groups/work/resume", &json!({})).expect_any(&[200, 202]);
     let ended = server.finish_as(&waiting, "completed");
     assert_eq!(ended["text"], "waited");
     assert_sound(&server);
-    // Cut a second time, from a base.
-    sleep_days(&mut server, 8);
+    // Truncate a second time, from a checkpoint.
+    restart_after_days(&mut server, 8);
     server.get(&format!("/v1/tasks/{}", id(&waiting))).expect(404);
     server.complete("work", "[[reply:new]]");
     assert_sound(&server);
 }
 
-/// API, Server-Sent Events: a cursor below what is kept is told where the stream goes on.
+/// API, Server-Sent Events: for a cursor below the kept frames, a gap has the number at which the
+/// stream continues.
 #[test]
-fn a_cursor_below_what_is_kept_gets_a_gap() {
-    let mut server = weekly();
+fn a_cursor_below_the_kept_frames_gets_a_gap() {
+    let mut server = start_weekly();
     server.complete("work", "[[reply:old]]");
-    sleep_days(&mut server, 8);
+    restart_after_days(&mut server, 8);
     let kept_from = last_seq(&server, "work") + 1;
     for (query, headers) in [
         ("", None),
@@ -220,31 +227,33 @@ fn a_cursor_below_what_is_kept_gets_a_gap() {
     assert_eq!(replayed[1].id, Some(kept_from));
     let query = format!("?after={}", kept_from - 1);
     let exact = server.events("work", &query).until_synced();
-    assert_eq!(exact[0].id, Some(kept_from), "nothing is missing, so no gap is told");
+    assert_eq!(exact[0].id, Some(kept_from), "no frame is missing, so there is no gap");
 }
 
-/// RELIABILITY 2, resume × retention: the log is cut while a slow reader is far behind.
+/// R-2, resume × retention: the log is truncated while a slow reader is still far from
+/// its end.
 #[test]
-fn a_slow_reader_is_told_when_the_log_is_cut_under_it() {
+fn a_slow_reader_gets_a_gap_when_the_log_is_truncated() {
     let server = Server::usual();
     server.complete("work", "[[chunks:60000:400]]");
     let mut stream = TcpStream::connect(server.address()).unwrap();
     let host = server.address();
     write!(stream, "GET /v1/groups/work/events HTTP/1.1\r\nHost: {host}\r\n\r\n").unwrap();
-    // The head has come: the server sends as much as the sockets hold.
+    // The head has arrived: the server sends as much as the sockets hold.
     stream.read_exact(&mut [0; 12]).unwrap();
 
-    // What retention writes when it cuts a log: all but the last block.
+    // The checkpoint that retention writes to truncate a log before its last block.
     let database = server.writable_database();
-    let cut = "INSERT INTO bases SELECT no, (SELECT max(key) FROM blocks) - (no << 36) - 1, '' \
-               FROM groups RETURNING seq";
-    let cut_at: u64 =
-        database.query_row(cut, [], |row| row.get::<_, i64>(0)).unwrap().try_into().unwrap();
+    let checkpoint = "INSERT INTO bases \
+                      SELECT no, (SELECT max(key) FROM blocks) - (no << 36) - 1, '' \
+                      FROM groups RETURNING seq";
+    let truncated_at: u64 =
+        database.query_row(checkpoint, [], |row| row.get::<_, i64>(0)).unwrap().try_into().unwrap();
 
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (mut text, mut buffer) = (String::new(), vec![0; 1 << 20]);
-    let sign = "event: greenroom/synced";
-    while !text.contains(sign) {
+    let synced = "event: greenroom/synced";
+    while !text.contains(synced) {
         let read = stream.read(&mut buffer).expect("the slow reader is served to the end");
         assert_ne!(read, 0, "the stream ended\n{}", server.log.tail());
         text.push_str(&String::from_utf8_lossy(&buffer[..read]));
@@ -258,18 +267,18 @@ fn a_slow_reader_is_told_when_the_log_is_cut_under_it() {
     };
     let (read, resumed) = (ids(read), ids(rest));
     assert_eq!(read, (1..=read.len() as u64).collect::<Vec<_>>());
-    assert!((read.len() as u64) < cut_at);
-    assert_eq!(resumed, (cut_at + 1..=last_seq(&server, "work")).collect::<Vec<_>>());
-    assert!(rest.contains(&format!("data: {{\"earliest\":{}}}", cut_at + 1)));
+    assert!((read.len() as u64) < truncated_at);
+    assert_eq!(resumed, (truncated_at + 1..=last_seq(&server, "work")).collect::<Vec<_>>());
+    assert!(rest.contains(&format!("data: {{\"earliest\":{}}}", truncated_at + 1)));
     database.execute("DELETE FROM bases", []).unwrap();
 }
 
-/// RELIABILITY 1 of retention: killed at any moment of a pass, the database says the same, and the
-/// next pass does the rest.
+/// R-1 of retention: if the server is killed at any moment of a pass, the database stays
+/// sound, and the next pass completes the work.
 #[test]
-fn kills_in_the_middle_of_a_pass() {
+fn a_pass_that_was_killed_is_completed_by_the_next() {
     const GROUPS: usize = 6;
-    let mut server = weekly();
+    let mut server = start_weekly();
     let tasks: Vec<Value> = (0..GROUPS)
         .flat_map(|group| (0..25).map(move |_| format!("group-{group}")))
         .map(|group| server.submit(&group, "[[reply:old]]"))
@@ -281,23 +290,23 @@ fn kills_in_the_middle_of_a_pass() {
     let rows = |server: &Server, sql: &str| -> i64 {
         server.database().query_row(sql, [], |row| row.get(0)).unwrap()
     };
-    let cut = |server: &Server| rows(server, "SELECT count(*) FROM bases");
+    let count_truncated = |server: &Server| rows(server, "SELECT count(*) FROM bases");
     for more in 1..=3 {
-        let before = cut(&server);
+        let before = count_truncated(&server);
         server.boot();
-        eventually("a log to be cut", &server.log, || {
+        eventually("a log to be truncated", &server.log, || {
             let goal = (before + more).min(GROUPS as i64);
-            (cut(&server) >= goal).then_some(())
+            (count_truncated(&server) >= goal).then_some(())
         });
         server.kill();
         assert_sound(&server);
     }
     server.boot();
     wait_pass(&server);
-    assert_eq!(cut(&server), GROUPS as i64);
-    let left = "SELECT count(*) FROM blocks JOIN bases ON key >> 36 = no \
+    assert_eq!(count_truncated(&server), GROUPS as i64);
+    let leftover = "SELECT count(*) FROM blocks JOIN bases ON key >> 36 = no \
                 WHERE key <= (no << 36 | seq)";
-    assert_eq!(rows(&server, left), 0);
+    assert_eq!(rows(&server, leftover), 0);
     assert_eq!(rows(&server, "SELECT count(*) FROM tasks"), 0);
     for group in 0..GROUPS {
         server.complete(&format!("group-{group}"), "[[reply:new]]");
@@ -305,10 +314,10 @@ fn kills_in_the_middle_of_a_pass() {
     assert_sound(&server);
 }
 
-/// AM-18: a log that contradicts itself is kept as it is, and somebody is told.
+/// AM-18: a log that contradicts itself is kept unchanged, and a warning is logged.
 #[test]
-fn a_log_that_is_not_sound_is_not_cut() {
-    let mut server = weekly();
+fn an_unsound_log_is_not_truncated() {
+    let mut server = start_weekly();
     server.complete("broken", "[[reply:old]]");
     server.complete("sound", "[[reply:old]]");
     server.terminate();
@@ -323,16 +332,16 @@ fn a_log_that_is_not_sound_is_not_cut() {
     wait_pass(&server);
     assert_eq!(server.frames("broken")[0]["seq"], 1);
     assert_eq!(server.frames("sound"), Vec::<Value>::new());
-    let told = server.log.wait("a warning", |line| line.contains("its log contradicts itself"));
-    assert!(told.contains("WARN") && told.contains("group=broken"), "{told}");
-    let mended = broken.replace("segment = 9", "segment = 1");
-    assert_eq!(database.execute(&mended, []).unwrap(), 1);
+    let warning = server.log.wait("a warning", |line| line.contains("its log contradicts itself"));
+    assert!(warning.contains("WARN") && warning.contains("group=broken"), "{warning}");
+    let repaired = broken.replace("segment = 9", "segment = 1");
+    assert_eq!(database.execute(&repaired, []).unwrap(), 1);
 }
 
-/// I15: a group with a row that cannot be read keeps its transcript, and no other's.
+/// I15: a group with an unreadable row keeps its own transcript only; other groups are truncated.
 #[test]
-fn a_broken_group_does_not_end_the_pass() {
-    let mut server = weekly();
+fn a_broken_group_does_not_stop_the_pass() {
+    let mut server = start_weekly();
     for group in ["broken", "sound"] {
         server.complete(group, "[[reply:old]]");
     }
@@ -353,29 +362,29 @@ fn a_broken_group_does_not_end_the_pass() {
                 (SELECT no FROM groups WHERE id = 'broken')";
     let kept: i64 = database.query_row(kept, [], |row| row.get(0)).unwrap();
     assert!(0 < kept, "it is kept for a repair");
-    let told = server.log.wait("a warning", |line| line.contains("until the next try"));
-    assert!(told.contains("groups=1"), "{told}");
+    let warning = server.log.wait("a warning", |line| line.contains("until the next try"));
+    assert!(warning.contains("groups=1"), "{warning}");
     let turn = server.post("/v1/groups/broken/turns", &json!({ "prompt": "x" }));
     turn.problem(500, "group-broken");
     assert_eq!(database.execute(set, [settings]).unwrap(), 1);
-    // Nor does it keep the server from ending in order.
+    // The group does not prevent an orderly end of the server either.
     server.terminate();
     assert!(server.wait_exit().success());
 }
 
-/// I13: a base that was changed is found, and what is missing behind it.
+/// I13: `verify` finds a changed checkpoint, and missing rows after it.
 #[test]
-fn a_changed_base_is_found() {
-    let mut server = weekly();
+fn a_changed_checkpoint_is_found() {
+    let mut server = start_weekly();
     server.complete("work", "[[reply:old]]");
     server.finish_as(&server.compact("work"), "completed");
     server.complete("work", "[[reply:old]]");
-    sleep_days(&mut server, 8);
+    restart_after_days(&mut server, 8);
     server.complete("work", "[[reply:new]]");
     server.terminate();
     server.wait_exit();
     let file = server.home.data().join("greenroom.db");
-    // Whatever is in the log is moved into the file when its last user leaves.
+    // The last connection moves the write-ahead log into the file when it closes.
     drop(server.writable_database());
     let sound = fs::read(&file).unwrap();
     #[rustfmt::skip]
@@ -400,8 +409,8 @@ fn a_changed_base_is_found() {
         let verify = ["verify", "--config", config.to_str().unwrap()];
         let ended =
             greenroom(&server.home, &verify).stdout(std::process::Stdio::piped()).output().unwrap();
-        let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-        assert!(ended.status.code() == Some(1) && told.contains(holds), "{sql}: {told}");
+        let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+        assert!(ended.status.code() == Some(1) && output.contains(holds), "{sql}: {output}");
         for end in ["-wal", "-shm"] {
             fs::remove_file(server.home.data().join(format!("greenroom.db{end}"))).ok();
         }

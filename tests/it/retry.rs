@@ -1,16 +1,16 @@
-//! Attempts that failed without output are made again, after a backoff; others never are.
+//! Attempts that failed without output are retried, after a backoff; others never are.
 
 use serde_json::{Value, json};
 
 use crate::support::{Setup, millis};
 
-/// The longest that a test waits before a retry that it never wants to see.
-const FAR: &str = "10m";
+/// A backoff that no test waits for.
+const NEVER: &str = "10m";
 
-/// DQ-8, I7: an agent that exits, or answers with an internal error, before it said anything gets
-/// the prompt again, as the same task: after a death in a new run, and in the same session.
+/// DQ-8, I7: if an agent exits, or answers with an internal error, before any output, it receives
+/// the prompt again, in the same task and session; after a death in a new run.
 #[test]
-fn attempts_without_output_are_made_again() {
+fn attempts_without_output_are_retried() {
     let server = Setup::new().retries("50ms").start();
     for (group, word) in
         [("a", "die:0"), ("b", "die:9"), ("c", "abort"), ("d", "error:-32603:Internal error")]
@@ -22,24 +22,24 @@ fn attempts_without_output_are_made_again() {
         assert_eq!((&ended["stop_reason"], &ended["error"]), (&json!("end_turn"), &json!(null)));
         assert_eq!(ended["interrupted"], json!(null), "{word}: {ended}");
         server.assert_attempts(&task, 2);
-        assert_eq!(server.journal.times(&prompt), 2, "once an attempt");
+        assert_eq!(server.journal.times(&prompt), 2, "once per attempt");
         let started = server.task_frames(&task, "greenroom/turn_started");
         assert!(word.starts_with("error") || started[0]["run"] != started[1]["run"], "{started:?}");
         let settled = server.task_frames(&task, "greenroom/turn_settled");
         let first = if word.starts_with("error") { "_error" } else { "_process_exited" };
         assert_eq!(settled[0]["payload"]["stop_reason"], first, "{word}: {settled:?}");
         let prompts = server.journal.events_named("prompt");
-        let own: Vec<&Value> = prompts.iter().filter(|event| event["text"] == prompt).collect();
-        assert_eq!(own[0]["session"], own[1]["session"], "the session was restored");
+        let of_task: Vec<&Value> = prompts.iter().filter(|event| event["text"] == prompt).collect();
+        assert_eq!(of_task[0]["session"], of_task[1]["session"], "the session was restored");
     }
     assert!(server.list("a", "tasks").len() == 1, "the same task");
 }
 
-/// API 1, I9: between two attempts the task is `retrying`, blocked by `backoff`, and has not ended;
-/// a cancel ends it at once, and what waits goes on.
+/// API-1, I9: between two attempts the task is `retrying`, blocked by `backoff`, and has not ended;
+/// a cancel ends it immediately, and the next task runs.
 #[test]
-fn waits_in_sight_and_can_be_cancelled() {
-    let server = Setup::new().retries(FAR).start();
+fn a_retrying_task_is_visible_and_can_be_cancelled() {
+    let server = Setup::new().retries(NEVER).start();
     let task = server.submit("work", "first[[die:1]]");
     let next = server.submit("work", "next");
     let waiting = server.wait_retrying(&task);
@@ -50,16 +50,16 @@ fn waits_in_sight_and_can_be_cancelled() {
     assert_eq!(listed.iter().map(|task| &task["id"]).collect::<Vec<_>>(), [&task["id"]]);
     assert_eq!(server.task(&next)["state"], "queued");
     server.cancel(&task).expect(202);
-    assert_eq!(server.task(&task)["state"], "cancelled", "at once");
+    assert_eq!(server.task(&task)["state"], "cancelled", "immediately");
     server.finish_as(&next, "completed");
     server.assert_attempts(&task, 1);
     assert_eq!(server.journal.prompts(), ["first[[die:1]]", "next"]);
 }
 
-/// DQ-8: after five retries, each twice as long after the one before it, the task is `failed` and
-/// says why; the next task has five of its own.
+/// DQ-8: after five retries, with a backoff that doubles each time, the task is `failed` and its
+/// error states the cause; the next task has its own five retries.
 #[test]
-fn gives_up_after_five_retries() {
+fn a_task_fails_after_five_retries() {
     let server = Setup::new().retries("50ms").start();
     let task = server.submit("work", "[[die:37]]");
     let ended = server.finish_as(&task, "failed");
@@ -80,9 +80,9 @@ fn gives_up_after_five_retries() {
     server.assert_attempts(&next, 6);
 }
 
-/// DQ-8: what a task has used up is not counted against the next.
+/// DQ-8: the retries of a task do not count for the next one.
 #[test]
-fn success_starts_the_count_anew() {
+fn each_task_has_its_own_retries() {
     let server = Setup::new().retries("10ms").start();
     for name in ["one", "two", "three"] {
         let task = server.submit("work", &format!("{name}[[times:3:die:1]][[reply:fine]]"));
@@ -91,9 +91,9 @@ fn success_starts_the_count_anew() {
     }
 }
 
-/// I7, ARCHITECTURE 4: what counts as output, each by itself, makes an attempt the last.
+/// I7, A-4: any kind of output forbids a retry.
 #[test]
-fn any_output_forbids_it() {
+fn any_output_forbids_a_retry() {
     let server = Setup::new().retries("10ms").start();
     for (number, output) in [
         "reply:x",
@@ -124,11 +124,11 @@ fn any_output_forbids_it() {
     }
 }
 
-/// ARCHITECTURE 4: updates that agents send unasked, and stderr, are no output.
+/// updates that agents send unprompted, and stderr, do not count as output.
 #[test]
-fn what_is_no_output_does_not() {
+fn unprompted_updates_and_stderr_do_not_forbid_a_retry() {
     let server = Setup::new().retries("10ms").start();
-    for (number, said) in [
+    for (number, word) in [
         "update:available_commands_update",
         "update:current_mode_update",
         "update:config_option_update",
@@ -139,16 +139,16 @@ fn what_is_no_output_does_not() {
     .into_iter()
     .enumerate()
     {
-        let prompt = format!("[[{said}]][[times:1:die:5]][[reply:fine]]");
+        let prompt = format!("[[{word}]][[times:1:die:5]][[reply:fine]]");
         let task = server.submit(&format!("g{number}"), &prompt);
-        assert_eq!(server.finish_as(&task, "completed")["text"], "fine", "{said}");
+        assert_eq!(server.finish_as(&task, "completed")["text"], "fine", "{word}");
         server.assert_attempts(&task, 2);
     }
 }
 
-/// ARCHITECTURE 4: errors that would come again are not asked for again.
+/// errors that would repeat are not retried.
 #[test]
-fn errors_that_are_final() {
+fn permanent_errors_are_not_retried() {
     let server = Setup::new().retries("10ms").start();
     for code in [-32000, -32600, -32601, -32602] {
         let prompt = format!("[[error:{code}:as scripted]]");
@@ -161,16 +161,16 @@ fn errors_that_are_final() {
     }
 }
 
-/// API 4: `no_output` is the default.
+/// API-4: `no_output` is the default policy.
 #[test]
-fn policy_by_default() {
+fn no_output_is_the_default_policy() {
     let server = Setup::new().retries("10ms").unset("defaults", "retry").start();
     assert_eq!(server.complete("work", "[[times:1:die:1]][[reply:fine]]")["text"], "fine");
 }
 
-/// API 4: under `undelivered` only what never reached the agent is made again.
+/// API-4: under `undelivered` only prompts that never reached the agent are retried.
 #[test]
-fn policy_undelivered() {
+fn undelivered_retries_only_unsent_prompts() {
     let setup = Setup::new().retries("300ms").text("defaults", "retry", "undelivered").crashing();
     let server = setup.start();
     let died = server.submit("work", "[[die:1]]");
@@ -179,7 +179,7 @@ fn policy_undelivered() {
     let failed = server.submit("work", "[[error:-32603:no]]");
     server.finish_as(&failed, "failed");
     server.assert_attempts(&failed, 1);
-    server.make("crashing", "crashing", "");
+    server.create_group("crashing", "crashing", "");
     let task = server.submit("crashing", "sent once");
     server.wait_retrying(&task);
     assert_eq!(server.journal.times("sent once"), 0);
@@ -188,9 +188,9 @@ fn policy_undelivered() {
     assert_eq!(server.journal.times("sent once"), 1);
 }
 
-/// API 4: under `never` nothing is.
+/// API-4: under `never` nothing is retried.
 #[test]
-fn policy_never() {
+fn never_retries_nothing() {
     let server = Setup::new().retries("10ms").text("defaults", "retry", "never").crashing().start();
     let died = server.submit("work", "[[die:1]]");
     server.finish_as(&died, "interrupted");
@@ -198,7 +198,7 @@ fn policy_never() {
     let failed = server.submit("work", "[[error:-32603:no]]");
     server.finish_as(&failed, "failed");
     server.assert_attempts(&failed, 1);
-    server.make("crashing", "crashing", "");
+    server.create_group("crashing", "crashing", "");
     server.finish_as(&server.submit("crashing", "x"), "failed");
     assert_eq!(server.list("crashing", "runs").len(), 1);
     for kind in ["greenroom/run_started", "greenroom/run_exited"] {
@@ -206,19 +206,19 @@ fn policy_never() {
     }
 }
 
-/// ARCHITECTURE 4: a task in its backoff holds no slot.
+/// a task in its backoff holds no slot.
 #[test]
-fn backoff_holds_no_slot() {
-    let server = Setup::new().retries(FAR).set("limits", "running_groups", 1).start();
+fn a_backoff_holds_no_slot() {
+    let server = Setup::new().retries(NEVER).set("limits", "running_groups", 1).start();
     let task = server.submit("work", "[[die:1]]");
     server.wait_retrying(&task);
     server.complete("other", "fine");
     server.wait_retrying(&task);
 }
 
-/// I8: a later turn does not overtake one that is made again; nor does a compaction.
+/// I8: neither a later turn nor a compaction overtakes a task that is retried.
 #[test]
-fn order_holds() {
+fn a_retrying_task_keeps_its_place() {
     let server = Setup::new().retries("1s").start();
     server.complete("work", "zero");
     let first = server.submit("work", "[[times:2:die:1]][[reply:fine]]");
@@ -236,9 +236,9 @@ fn order_holds() {
     server.journal.assert_one_at_a_time();
 }
 
-/// I2: a backoff survives kill -9: the task waits on, and is made again once, not before its time.
+/// I2: a backoff survives kill -9: the task still waits, and is retried once, not before its time.
 #[test]
-fn backoff_survives_a_crash() {
+fn a_backoff_survives_a_crash() {
     let mut server = Setup::new().retries("2s").start();
     let task = server.submit("work", "[[times:1:die:1]][[reply:fine]]");
     let next = server.submit("work", "next");
@@ -254,9 +254,9 @@ fn backoff_survives_a_crash() {
     assert!(1_600 <= waited, "after {waited} ms");
 }
 
-/// DQ-11: nothing is made again in a drain; it is, after the next start.
+/// DQ-11: no task is retried during the drain; it is retried after the next start.
 #[test]
-fn backoff_survives_a_drain() {
+fn a_backoff_survives_a_drain() {
     let mut server = Setup::new().retries("1s").start();
     let task = server.submit("work", "[[times:1:die:1]][[reply:fine]]");
     server.wait_retrying(&task);
@@ -268,10 +268,10 @@ fn backoff_survives_a_drain() {
     server.assert_attempts(&task, 2);
 }
 
-/// I9: the end of the group ends what waits for its next attempt.
+/// I9: the deletion of a group ends a task that waits for its next attempt.
 #[test]
-fn deletion_ends_a_backoff() {
-    let server = Setup::new().retries(FAR).start();
+fn deletion_of_the_group_ends_a_backoff() {
+    let server = Setup::new().retries(NEVER).start();
     let task = server.submit("work", "[[die:1]]");
     server.wait_retrying(&task);
     server.delete("/v1/groups/work").expect(202);
@@ -279,10 +279,10 @@ fn deletion_ends_a_backoff() {
     server.wait_status("work", "archived");
 }
 
-/// ARCHITECTURE 4, I7: a protocol violation, a deadline, a cancel and a crash of the server end the
+/// A-4, I7: a protocol violation, a deadline, a cancel and a crash of the server end the
 /// task at its first attempt, also without output.
 #[test]
-fn what_is_never_made_again() {
+fn violations_deadlines_cancels_and_crashes_are_never_retried() {
     let mut server = Setup::new().retries("10ms").start();
     let broken = server.submit("broken", "[[garbage-run:10]][[gate:never]]");
     let broken = server.finish_as(&broken, "interrupted");
@@ -291,27 +291,28 @@ fn what_is_never_made_again() {
     let late = server.post("/v1/groups/late/turns", &late).expect(202);
     let late = server.finish_as(&late, "interrupted");
     assert_eq!(late["stop_reason"], "_deadline", "{late}");
-    let called_off = server.submit("called-off", "[[on-cancel:die:1]][[gate:called-off]]");
-    server.journal.wait_gate("called-off");
-    server.cancel(&called_off).expect(202);
-    let called_off = server.finish_as(&called_off, "cancelled");
-    let cut = server.submit("cut", "[[times:1:die:1]][[silent]][[gate:cut]]");
+    let cancelled = server.submit("cancelled", "[[on-cancel:die:1]][[gate:cancelled]]");
+    server.journal.wait_gate("cancelled");
+    server.cancel(&cancelled).expect(202);
+    let cancelled = server.finish_as(&cancelled, "cancelled");
+    let interrupted = server.submit("cut", "[[times:1:die:1]][[silent]][[gate:cut]]");
     server.journal.wait_gate("cut");
     server.kill_and_boot();
-    let cut = server.finish_as(&cut, "interrupted");
-    assert_eq!(cut["stop_reason"], "_server_restart", "{cut}");
-    assert_eq!(cut["interrupted"]["side_effects"], "unknown", "{cut}");
-    for group in ["broken", "late", "called-off", "cut"] {
+    let interrupted = server.finish_as(&interrupted, "interrupted");
+    assert_eq!(interrupted["stop_reason"], "_server_restart", "{interrupted}");
+    assert_eq!(interrupted["interrupted"]["side_effects"], "unknown", "{interrupted}");
+    for group in ["broken", "late", "cancelled", "cut"] {
         server.complete(group, "next");
     }
-    for (task, attempts) in [(&broken, 1), (&late, 1), (&called_off, 1), (&cut, 2)] {
+    for (task, attempts) in [(&broken, 1), (&late, 1), (&cancelled, 1), (&interrupted, 2)] {
         server.assert_attempts(task, attempts);
     }
 }
 
-/// REAL-AGENTS: the prompt that a wedged session failed is made again in the new run, and answered.
+/// RA: a prompt that failed because its session was wedged is retried in the new run, and
+/// answered.
 #[test]
-fn the_victim_of_a_wedge_is_answered() {
+fn a_prompt_that_failed_by_a_wedge_is_retried() {
     let server = Setup::new().retries("10ms").start();
     let cancelled = server.submit("work", "[[wedge]][[reply:x]][[gate:never]]");
     server.journal.wait_gate("never");

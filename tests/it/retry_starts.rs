@@ -1,18 +1,17 @@
-//! Agents that do not start are started again, as often as a task is tried.
+//! A failed start of an agent is retried, up to the number of attempts of a task.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::{fs, os::unix::fs::symlink};
 
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::setup::scripted_agent;
-use crate::support::{Setup, millis};
+use crate::support::{Setup, millis, setup::scripted_agent};
 
 /// F7, DQ-8: a program that is missing, cannot be executed, exits, refuses, speaks another version
-/// or says nothing is started six times; then its task is `failed`, with an error that says why.
+/// or is silent is started six times; then its task is `failed`, with an error that states the
+/// cause.
 #[test]
-fn starts_are_tried_six_times() {
+fn a_failing_start_is_tried_six_times() {
     let directory = TempDir::new().unwrap();
     let plain = directory.path().join("not-executable");
     fs::write(&plain, "#!/bin/sh\n").unwrap();
@@ -35,7 +34,7 @@ fn starts_are_tried_six_times() {
         ("silent", ""),
     ];
     let tasks = cases.map(|(agent, _)| {
-        server.make(agent, agent, "");
+        server.create_group(agent, agent, "");
         server.submit(agent, agent)
     });
     for ((agent, word), task) in cases.iter().zip(&tasks) {
@@ -52,15 +51,15 @@ fn starts_are_tried_six_times() {
     server.complete("work", "fine");
 }
 
-/// F7: a program that comes to be there, or to start, gets its task, once.
+/// F7: a program that is installed later, or starts later, gets its task once.
 #[test]
-fn a_start_that_comes_to_succeed() {
+fn a_task_runs_once_its_agent_starts() {
     let directory = TempDir::new().unwrap();
     let program = directory.path().join("installed-late");
     let setup = Setup::new().retries("300ms").crashing().agent("late", &[]);
     let server = setup.text("agents.late", "command", program.to_str().unwrap()).start();
     let tasks = ["late", "crashing"].map(|agent| {
-        server.make(agent, agent, "");
+        server.create_group(agent, agent, "");
         (server.submit(agent, agent), server.submit(agent, "then"))
     });
     for (first, then) in &tasks {
@@ -77,13 +76,13 @@ fn a_start_that_comes_to_succeed() {
     server.journal.assert_one_at_a_time();
 }
 
-/// ARCHITECTURE 4: a backoff after a start that failed is as long as any, holds no slot, and
-/// survives kill -9.
+/// a backoff after a failed start is as long as others, holds no slot, and survives
+/// kill -9.
 #[test]
-fn backoff_after_a_start() {
+fn a_backoff_after_a_failed_start_survives_a_crash() {
     let mut server =
         Setup::new().retries("2s").crashing().set("limits", "running_groups", 1).start();
-    server.make("bad", "crashing", "");
+    server.create_group("bad", "crashing", "");
     let task = server.submit("bad", "x");
     server.wait_retrying(&task);
     server.complete("other", "fine");
@@ -97,23 +96,23 @@ fn backoff_after_a_start() {
     assert!(1_600 <= waited, "after {waited} ms");
 }
 
-/// API 2: a task whose agent does not start is cancelled at once.
+/// API-2: a task whose agent does not start can be cancelled immediately.
 #[test]
-fn cancelled_between_two_starts() {
+fn a_task_can_be_cancelled_between_two_starts() {
     let server = Setup::new().retries("10m").crashing().start();
-    server.make("bad", "crashing", "");
+    server.create_group("bad", "crashing", "");
     let task = server.submit("bad", "x");
     server.wait_retrying(&task);
     server.cancel(&task).expect(202);
     assert_eq!(server.task(&task)["state"], "cancelled");
 }
 
-/// DQ-8: a compaction whose agent does not start is tried again like a turn.
+/// DQ-8: a compaction whose agent does not start is retried like a turn.
 #[test]
-fn compactions_too() {
+fn a_compaction_whose_agent_does_not_start_is_retried() {
     let server = Setup::new().retries("300ms").crashing().start();
     server.journal.open_gate("open");
-    server.make("work", "crashing", "");
+    server.create_group("work", "crashing", "");
     server.complete("work", "first");
     server.post("/v1/groups/work/stop", &json!({})).expect(202);
     server.wait_group("work", "no run", |group| group["current_run"].is_null());

@@ -1,19 +1,18 @@
-//! `POST /v1/tasks/{task}/retry`: a task that did not succeed, again, as a new one.
+//! `POST /v1/tasks/{task}/retry`: retries an unsuccessful task as a new one.
 
 use serde_json::{Value, json};
 
-use crate::support::server::id;
-use crate::support::{Server, Setup};
+use crate::support::{Server, Setup, server::id};
 
 /// Enqueues a turn with this body.
 fn submit(server: &Server, body: &Value) -> Value {
     server.post("/v1/groups/work/turns", body).expect(202)
 }
 
-/// API 2, I7: a failed, an interrupted and a cancelled task are each done again as a new task, with
-/// the same prompt and metadata; the old one stays as it was.
+/// API-2, I7: a failed, an interrupted and a cancelled task are retried as a new task, with the
+/// same prompt and metadata; the old one is unchanged.
 #[test]
-fn what_did_not_succeed() {
+fn an_unsuccessful_task_is_retried_as_a_new_one() {
     let server = Server::usual();
     let words = ["[[times:1:error:-32602:no]]", "[[times:1:die:1]]", "[[times:1:gate:off]]"];
     let states = ["failed", "interrupted", "cancelled"];
@@ -42,7 +41,7 @@ fn what_did_not_succeed() {
         assert_eq!(ended["text"], "done", "{ended}");
         assert_eq!((&ended["prompt"], &ended["metadata"]), (&first["prompt"], &body["metadata"]));
         assert_eq!((&ended["attempt"], &ended["retry_of"]), (&json!(1), &first["id"]));
-        assert_eq!(server.task(&first), first, "untouched");
+        assert_eq!(server.task(&first), first, "unchanged");
         assert_eq!(first["retry_of"], json!(null));
     }
     let prompts = server.journal.prompts();
@@ -50,9 +49,9 @@ fn what_did_not_succeed() {
     assert!(prompts.chunks(2).all(|pair| pair[0] == pair[1]), "{prompts:?}");
 }
 
-/// API 2: the new task goes to the end of the queue, and can be done again in its turn.
+/// API-2: the new task is last in the queue, and can itself be retried.
 #[test]
-fn takes_its_place_in_the_queue() {
+fn a_retry_is_last_in_the_queue() {
     let server = Server::usual();
     let first = server.finish_as(&server.submit("work", "[[times:2:die:1]]"), "interrupted");
     server.submit("work", "[[gate:go]]");
@@ -70,9 +69,9 @@ fn takes_its_place_in_the_queue() {
     assert_eq!(server.journal.prompts(), [again, "[[gate:go]]", "waiting", again, again]);
 }
 
-/// API 2: a task in any other state is 409 `not-retryable`, and nothing is made.
+/// API-2: a task in any other state is 409 `not-retryable`, and no task is created.
 #[test]
-fn what_cannot_be_retried() {
+fn a_task_in_another_state_is_not_retryable() {
     let server = Setup::new().retries("10m").start();
     let skipped = {
         server.put("/v1/groups/empty", &json!({})).expect(201);
@@ -93,15 +92,15 @@ fn what_cannot_be_retried() {
     ] {
         server.retry(task).problem(409, "not-retryable");
         let group = task["group"].as_str().unwrap();
-        let made = server.list(group, "tasks").len();
-        assert_eq!(made, if group == "busy" { 2 } else { 1 }, "{name}");
+        let count = server.list(group, "tasks").len();
+        assert_eq!(count, if group == "busy" { 2 } else { 1 }, "{name}");
     }
 }
 
-/// API 2: an unknown task is 404, an archived group's 409 `group-archived`, a body with anything in
-/// it 400; a body may be absent.
+/// API-2: an unknown task is 404, an archived group's 409 `group-archived`, a body with any field
+/// 400; a body may be absent.
 #[test]
-fn other_refusals() {
+fn invalid_retries_are_refused() {
     let server = Server::usual();
     for task in ["tsk_01890000-0000-7000-8000-000000000000", "nonsense", "tsk_"] {
         server.post(&format!("/v1/tasks/{task}/retry"), &json!({})).any_problem(404);
@@ -121,9 +120,10 @@ fn other_refusals() {
     server.retry(&failed).any_problem(404);
 }
 
-/// API 2: the same key is the same new task, over a restart too; without one each call makes one.
+/// API-2: the same key returns the same new task, also after a restart; without a key each request
+/// creates one.
 #[test]
-fn idempotency() {
+fn a_retry_with_the_same_key_returns_the_same_task() {
     let mut server = Server::usual();
     let failed = server.turn("work", "[[times:1:error:-32602:no]]");
     let path = format!("/v1/tasks/{}/retry", id(&failed));
@@ -141,24 +141,28 @@ fn idempotency() {
     assert_eq!(server.journal.prompts().len(), 3);
 }
 
-/// I2: a task that was retried is on disk before the answer.
+/// I2: the new task is stored before the answer.
 #[test]
-fn is_durable() {
+fn a_retry_is_stored_before_the_answer() {
     let mut server = Server::usual();
     let failed = server.turn("work", "[[times:1:error:-32602:no]]");
     server.post("/v1/groups/work/pause", &json!({})).expect(202);
     let again = server.retry(&failed).expect(202);
     server.kill_and_boot();
-    let kept = server.task(&again);
-    assert_eq!((&kept["retry_of"], &kept["origin"]), (&failed["id"], &json!("retry")), "{kept}");
-    assert_eq!(kept["blocked_by"], "paused", "{kept}");
+    let stored = server.task(&again);
+    assert_eq!(
+        (&stored["retry_of"], &stored["origin"]),
+        (&failed["id"], &json!("retry")),
+        "{stored}"
+    );
+    assert_eq!(stored["blocked_by"], "paused", "{stored}");
     server.resume("work");
     server.finish_as(&again, "completed");
 }
 
-/// API 2: a compaction that failed can be ordered again, with its focus.
+/// API-2: a failed compaction can be retried, with its focus.
 #[test]
-fn a_compaction() {
+fn a_failed_compaction_is_retried_with_its_focus() {
     let server = Server::usual();
     server.complete("work", "first");
     let focus = "[[times:1:error:-32602:no]]";
@@ -170,9 +174,9 @@ fn a_compaction() {
     server.assert_compacted("work", 1);
 }
 
-/// I11, API 2: a full queue takes no retry.
+/// I11, API-2: a full queue refuses a retry.
 #[test]
-fn a_full_queue() {
+fn a_full_queue_refuses_a_retry() {
     let server = Setup::new().set("limits", "queue", 1).start();
     let failed = server.turn("work", "[[error:-32602:no]]");
     server.submit("work", "[[gate:never]]");
@@ -184,21 +188,20 @@ fn a_full_queue() {
     assert_eq!(server.list("work", "tasks").len(), 3);
 }
 
-/// API 5: `greenroom retry TASK` does the same, and names the new task; one that cannot be retried
-/// is refused.
+/// API-5: `greenroom retry TASK` retries a task, and prints the new task; a refusal is printed too.
 #[test]
-fn by_command_line() {
+fn the_command_line_retries_a_task() {
     let server = Server::usual();
     let failed = server.turn("work", "[[times:2:error:-32602:no]]");
-    let said = server.cli_says(&["retry", id(&failed)]);
+    let stdout = server.cli_stdout(&["retry", id(&failed)]);
     let tasks = server.list("work", "tasks");
     let again = tasks.iter().find(|task| task["retry_of"] == failed["id"]).expect("a new task");
-    assert!(said.contains(id(again)), "the new task's id in {said:?}");
+    assert!(stdout.contains(id(again)), "the new task's id in {stdout:?}");
     let again = server.finish_as(again, "failed");
-    let told: Value =
-        serde_json::from_str(&server.cli_says(&["retry", id(&again), "--json"])).unwrap();
-    assert_eq!(told["retry_of"], again["id"], "{told}");
-    let done = server.finish_as(&told, "completed");
+    let retried: Value =
+        serde_json::from_str(&server.cli_stdout(&["retry", id(&again), "--json"])).unwrap();
+    assert_eq!(retried["retry_of"], again["id"], "{retried}");
+    let done = server.finish_as(&retried, "completed");
     let refused = server.cli(&["retry", id(&done)]);
     assert_eq!(refused.status.code(), Some(5), "{refused:?}");
     assert!(!refused.stderr.is_empty());

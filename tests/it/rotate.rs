@@ -1,16 +1,15 @@
 //! The strategy `rotate`: a summary from the old session leads the first prompt of a new one.
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use crate::support::{Server, Setup, eventually, process};
 
-/// The summary that the agent gives, unless a test says otherwise.
+/// The summary that the agent writes, unless a test scripts another.
 const SUMMARY: &str = "the plan was to paint the fence green";
 
-/// A server whose group has had one turn in its first session, and that session.
-fn with_a_session(setup: Setup) -> (Server, String) {
+/// Starts a server and runs one turn in its group's first session; returns that session too.
+fn start_with_session(setup: Setup) -> (Server, String) {
     let server = setup.start();
     server.journal.script("on-summary", &format!("[[reply:{SUMMARY}]]"));
     server.complete("work", "first");
@@ -18,26 +17,26 @@ fn with_a_session(setup: Setup) -> (Server, String) {
     (server, session)
 }
 
-/// ARCHITECTURE 5, API 4: the summary is asked for in the old session, a new session is opened,
-/// and its first prompt, and only that, is led by the summary.
+/// A-5, API-4: greenroom requests the summary in the old session and opens a new one;
+/// the summary leads its first prompt, and only that.
 #[test]
-fn summary_leads_the_new_session() {
-    let (server, old) = with_a_session(Setup::new().rotates());
+fn the_summary_leads_the_first_prompt_of_the_new_session() {
+    let (server, old) = start_with_session(Setup::new().rotates());
     let task = server.finish_as(&server.compact("work"), "completed");
     let new = server.session("work");
     assert_ne!(new, old);
-    let asked = server.journal.prompts_of(&old);
-    assert_eq!(asked.len(), 2, "the turn and the request: {asked:?}");
-    assert!(server.journal.prompts_of(&new).is_empty(), "nothing is sent ahead of a turn");
+    let prompts = server.journal.prompts_of(&old);
+    assert_eq!(prompts.len(), 2, "the turn and the request: {prompts:?}");
+    assert!(server.journal.prompts_of(&new).is_empty(), "no prompt is sent before a turn");
     assert_eq!(server.journal.events_named("new").len(), 2);
     assert_eq!(server.journal.events_named("start").len(), 1, "in one process (DQ-4)");
     server.complete("work", "[[reply:a]] paint on");
     server.complete("work", "[[reply:b]]");
-    let led = server.journal.prompts_of(&new);
-    assert_eq!(led.len(), 2, "{led:?}");
-    let (summary, prompt) = (led[0].find(SUMMARY), led[0].find("[[reply:a]] paint on"));
-    assert!(summary.is_some() && summary < prompt, "the summary leads: {led:?}");
-    assert_eq!(led[1], "[[reply:b]]", "once");
+    let prompts = server.journal.prompts_of(&new);
+    assert_eq!(prompts.len(), 2, "{prompts:?}");
+    let (summary, prompt) = (prompts[0].find(SUMMARY), prompts[0].find("[[reply:a]] paint on"));
+    assert!(summary.is_some() && summary < prompt, "the summary leads: {prompts:?}");
+    assert_eq!(prompts[1], "[[reply:b]]", "only once");
     let compaction = server.compaction_of(&task);
     assert_eq!(compaction["status"], "completed", "{compaction}");
     assert!(compaction["summary"].as_str().unwrap().contains(SUMMARY), "{compaction}");
@@ -49,10 +48,10 @@ fn summary_leads_the_new_session() {
     );
 }
 
-/// API 2, AM-2: `turn_started` shows the caller's prompt as it was given, `session/prompt` what
-/// was sent, byte for byte, the request for the summary included.
+/// API-2, AM-2: `turn_started` has the caller's prompt, `session/prompt` the sent prompt, byte for
+/// byte, the request for the summary included.
 #[test]
-fn frames_show_what_was_asked_and_what_was_sent() {
+fn frames_have_the_callers_prompt_and_the_sent_prompt() {
     #[derive(Deserialize)]
     struct Page<'a> {
         #[serde(borrow)]
@@ -63,7 +62,7 @@ fn frames_show_what_was_asked_and_what_was_sent() {
         #[serde(borrow)]
         payload: &'a RawValue,
     }
-    let (server, _) = with_a_session(Setup::new().rotates());
+    let (server, _) = start_with_session(Setup::new().rotates());
     server.finish_as(&server.compact("work"), "completed");
     let blocks = json!([
         { "type": "text", "text": "[[reply:x]]" },
@@ -83,14 +82,14 @@ fn frames_show_what_was_asked_and_what_was_sent() {
     assert_eq!(stored.len(), 3, "a turn, the request, a turn");
     let line: Value = serde_json::from_str(received[2]).unwrap();
     let sent = line["params"]["prompt"].as_array().unwrap();
-    assert!(sent.ends_with(blocks.as_array().unwrap()), "the caller's blocks, untouched: {line}");
+    assert!(sent.ends_with(blocks.as_array().unwrap()), "the caller's blocks, unchanged: {line}");
 }
 
-/// I8, DQ-4: the rotation runs after the running turn and before the waiting ones; the first of
-/// these is led by the summary.
+/// I8, DQ-4: the rotation runs after the running turn and before the waiting ones; the summary
+/// leads the first of these.
 #[test]
-fn overtakes_waiting_turns() {
-    let (server, old) = with_a_session(Setup::new().rotates());
+fn a_rotation_overtakes_waiting_turns() {
+    let (server, old) = start_with_session(Setup::new().rotates());
     server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
     let waiting = server.submit("work", "[[reply:waiting]]");
@@ -99,26 +98,29 @@ fn overtakes_waiting_turns() {
     server.finish_as(&compaction, "completed");
     server.finish_as(&waiting, "completed");
     assert_eq!(server.journal.prompts_of(&old).len(), 3, "turn, turn, request");
-    let led = server.journal.prompts_of(&server.session("work"));
-    assert_eq!(led.len(), 1, "{led:?}");
-    assert!(led[0].contains(SUMMARY) && led[0].contains("[[reply:waiting]]"), "{led:?}");
+    let prompts = server.journal.prompts_of(&server.session("work"));
+    assert_eq!(prompts.len(), 1, "{prompts:?}");
+    assert!(
+        prompts[0].contains(SUMMARY) && prompts[0].contains("[[reply:waiting]]"),
+        "{prompts:?}"
+    );
     server.journal.assert_one_at_a_time();
 }
 
-/// API 2: the focus is part of the request for the summary.
+/// API-2: the focus is part of the request for the summary.
 #[test]
-fn focus_is_passed_on() {
-    let (server, old) = with_a_session(Setup::new().rotates());
+fn the_focus_is_part_of_the_request_for_the_summary() {
+    let (server, old) = start_with_session(Setup::new().rotates());
     let task = server.compact_with("work", "the colour of the fence");
     server.finish_as(&task, "completed");
-    let asked = server.journal.prompts_of(&old);
-    assert!(asked[1].contains("the colour of the fence"), "{asked:?}");
+    let prompts = server.journal.prompts_of(&old);
+    assert!(prompts[1].contains("the colour of the fence"), "{prompts:?}");
 }
 
-/// ARCHITECTURE 5, DQ-12, I4: whatever goes wrong on the way, the old session stays in force,
-/// unled; nothing is counted or rotated, and a later compaction succeeds.
+/// A-5, DQ-12, I4: after any failure of a rotation the old session stays in force,
+/// without a leading summary; nothing is counted or rotated, and a later compaction succeeds.
 #[test]
-fn failures_leave_the_old_session() {
+fn a_failed_rotation_leaves_the_old_session_in_force() {
     struct Case {
         name: &'static str,
         summary: &'static str,
@@ -140,7 +142,7 @@ fn failures_leave_the_old_session() {
         let late = case.name.ends_with("over time");
         let timeout = if late { "1s" } else { "20s" };
         let setup = Setup::new().rotates().text("defaults", "compaction_timeout", timeout);
-        let (server, old) = with_a_session(setup);
+        let (server, old) = start_with_session(setup);
         server.journal.script("on-summary", case.summary);
         server.journal.script("on-new", case.new);
         let task = server.finish(&server.compact("work"));
@@ -156,15 +158,15 @@ fn failures_leave_the_old_session() {
         server.journal.script("on-summary", &format!("[[reply:{SUMMARY}]]"));
         server.journal.script("on-new", "");
         server.finish_as(&server.compact("work"), "completed");
-        assert_ne!(server.session("work"), old, "{}: a later one succeeds", case.name);
+        assert_ne!(server.session("work"), old, "{}: a later compaction succeeds", case.name);
         server.assert_compacted("work", 1);
     }
 }
 
-/// API 2, DQ-12: a rotation whose summary hangs can be cancelled; the old session stays.
+/// API-2, DQ-12: a rotation whose summary hangs can be cancelled; the old session stays.
 #[test]
-fn cancelled_while_the_summary_hangs() {
-    let (server, old) = with_a_session(Setup::new().rotates());
+fn a_rotation_can_be_cancelled_during_the_summary() {
+    let (server, old) = start_with_session(Setup::new().rotates());
     server.journal.script("on-summary", "[[reply:half]][[gate:never]]");
     let task = server.compact("work");
     server.journal.wait_gate("never");
@@ -174,10 +176,10 @@ fn cancelled_while_the_summary_hangs() {
     assert_old_session_in_force(&server, &old, "cancelled");
 }
 
-/// I4, ARCHITECTURE 5: an agent that dies while it opens the new session leaves the old one.
+/// I4, A-5: if an agent dies while it opens the new session, the old one stays in force.
 #[test]
-fn death_in_the_new_session() {
-    let (server, old) = with_a_session(Setup::new().rotates());
+fn death_while_the_new_session_opens_leaves_the_old_one() {
+    let (server, old) = start_with_session(Setup::new().rotates());
     server.journal.script("on-new", "[[gate:never]]");
     let task = server.compact("work");
     server.journal.wait_gate("never");
@@ -187,12 +189,12 @@ fn death_in_the_new_session() {
     assert_old_session_in_force(&server, &old, "death");
 }
 
-/// RELIABILITY 1, I4: kill -9 in the summary, or while the new session is opened, leaves the old
-/// session in force; the compaction is `abandoned`, and the lock is free.
+/// R-1, I4: kill -9 during the summary, or while the new session is opened, leaves the
+/// old session in force; the compaction is `abandoned`, and the lock is free.
 #[test]
-fn server_killed_on_the_way() {
+fn a_kill_of_the_server_during_a_rotation_leaves_the_old_session() {
     for (summary, new) in [("[[gate:never]]", ""), ("[[reply:all]]", "[[gate:never]]")] {
-        let (mut server, old) = with_a_session(Setup::new().rotates());
+        let (mut server, old) = start_with_session(Setup::new().rotates());
         server.journal.script("on-summary", summary);
         server.journal.script("on-new", new);
         let task = server.compact("work");
@@ -204,11 +206,11 @@ fn server_killed_on_the_way() {
     }
 }
 
-/// AM-17, ARCHITECTURE 5: after a rotation a restart goes on in the new session: the summary still
-/// leads its first prompt, and no later one.
+/// AM-17, A-5: after a rotation and a restart the new session is in force: the summary
+/// still leads its first prompt, and no later one.
 #[test]
-fn restart_goes_on_in_the_new_session() {
-    let (mut server, old) = with_a_session(Setup::new().rotates());
+fn a_restart_restores_the_new_session() {
+    let (mut server, old) = start_with_session(Setup::new().rotates());
     server.finish_as(&server.compact("work"), "completed");
     let new = server.session("work");
     server.kill_and_boot();
@@ -217,22 +219,23 @@ fn restart_goes_on_in_the_new_session() {
     server.kill_and_boot();
     server.complete("work", "[[reply:b]]");
     assert_eq!(server.session("work"), new);
-    let led = server.journal.prompts_of(&new);
-    assert_eq!(led.len(), 2, "{led:?}");
-    assert!(led[0].contains(SUMMARY) && led[0].contains("[[reply:a]]"), "{led:?}");
-    assert_eq!(led[1], "[[reply:b]]");
+    let prompts = server.journal.prompts_of(&new);
+    assert_eq!(prompts.len(), 2, "{prompts:?}");
+    assert!(prompts[0].contains(SUMMARY) && prompts[0].contains("[[reply:a]]"), "{prompts:?}");
+    assert_eq!(prompts[1], "[[reply:b]]");
     assert_eq!(server.journal.prompts_of(&old).len(), 2, "nothing more in the old session");
-    let mut taken_up = server.journal.events_named("resume");
-    taken_up.extend(server.journal.events_named("load"));
-    assert_eq!(taken_up.len(), 2, "{taken_up:?}");
-    assert!(taken_up.iter().all(|event| event["session"] == *new), "{taken_up:?}");
+    let mut restored = server.journal.events_named("resume");
+    restored.extend(server.journal.events_named("load"));
+    assert_eq!(restored.len(), 2, "{restored:?}");
+    assert!(restored.iter().all(|event| event["session"] == *new), "{restored:?}");
     server.assert_compacted("work", 1);
 }
 
-/// AM-12: sessions rotate again and again, in one line: each segment follows from the one before.
+/// AM-12: after several rotations the segments are one line: each has the previous one as its
+/// parent.
 #[test]
-fn rotations_follow_each_other() {
-    let (server, old) = with_a_session(Setup::new().rotates());
+fn repeated_rotations_form_one_line() {
+    let (server, old) = start_with_session(Setup::new().rotates());
     let mut sessions = vec![old];
     for _ in 0..3 {
         server.finish_as(&server.compact("work"), "completed");
@@ -240,12 +243,13 @@ fn rotations_follow_each_other() {
         sessions.push(server.session("work"));
     }
     let segments = server.segments("work");
-    let shown: Vec<&str> = segments.iter().map(|one| one["session_id"].as_str().unwrap()).collect();
+    let shown: Vec<&str> =
+        segments.iter().map(|segment| segment["session_id"].as_str().unwrap()).collect();
     assert_eq!(shown, sessions);
     server.assert_compacted("work", 3);
 }
 
-/// Checks that nothing was rotated, that no lock is left, and that the next turn goes, as it is,
+/// Checks that nothing was rotated, that no lock is left, and that the next turn is sent unchanged
 /// to the old session.
 #[track_caller]
 fn assert_old_session_in_force(server: &Server, old: &str, name: &str) {
@@ -256,8 +260,8 @@ fn assert_old_session_in_force(server: &Server, old: &str, name: &str) {
     server.assert_compacted("work", 0);
     assert_eq!(server.segments("work").len(), 1, "{name}");
     server.lock(old).any_problem(404);
-    server.complete("work", "[[reply:goes on]]");
+    server.complete("work", "[[reply:continues]]");
     let last = server.journal.events_named("prompt").pop().unwrap();
     assert_eq!(last["session"], old, "{name}");
-    assert_eq!(last["text"], "[[reply:goes on]]", "{name}: unled");
+    assert_eq!(last["text"], "[[reply:continues]]", "{name}: no summary leads it");
 }

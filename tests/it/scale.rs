@@ -1,24 +1,26 @@
-//! Many tasks in one group, and many groups with a task: nothing is lost, and order holds
-//! (RELIABILITY F31). How long it takes is the benchmark's.
+//! Many tasks in one group, and many groups with a task: no task is lost, and the order holds
+//! (F31). The benchmark measures the time.
 
-use std::thread;
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::support::server::{encode, id};
-use crate::support::{Server, Setup, within};
+use crate::support::{
+    Server, Setup,
+    server::{encode, id},
+    within,
+};
 
 const TURNS: usize = 1_200;
 const CALLERS: usize = 4;
 const GROUPS: usize = 150;
 const SLOTS: usize = 4;
-/// How long it may take until all is done, on a busy machine.
-const LONG: Duration = Duration::from_secs(240);
+/// The longest time until all tasks end, on a busy machine.
+const LONG_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// I2, I7, I8, F31: thousands of turns that many callers queued start in the order in which they
-/// were accepted, over a kill -9 in the middle: what ran is cut off and not run again, and
-/// everything else runs once.
+/// I2, I7, I8, F31: thousands of turns of several callers start in the order of acceptance, over a
+/// kill -9 in the middle: the running turn is interrupted and not run again, and every other turn
+/// runs once.
 #[test]
 fn a_long_queue_keeps_its_order_over_a_crash() {
     let mut server = Setup::new().set("limits", "queue", TURNS).start();
@@ -34,7 +36,7 @@ fn a_long_queue_keeps_its_order_over_a_crash() {
         assert_eq!(task["position"], place, "{task}");
     }
     server.journal.open_gate("begin");
-    within(LONG, "the middle", &server.log, || {
+    within(LONG_TIMEOUT, "the middle", &server.log, || {
         (server.task(&middle)["state"] == "running").then_some(())
     });
     server.journal.wait_gate("middle");
@@ -45,12 +47,16 @@ fn a_long_queue_keeps_its_order_over_a_crash() {
     server.journal.assert_one_at_a_time();
     for (before, after) in accepted.iter().zip(tasks(&server)) {
         assert_eq!(before["id"], after["id"]);
-        let cut = text(before) == "[[gate:middle]]";
-        assert_eq!(after["state"], if cut { "interrupted" } else { "completed" }, "{after}");
+        let interrupted = text(before) == "[[gate:middle]]";
+        assert_eq!(
+            after["state"],
+            if interrupted { "interrupted" } else { "completed" },
+            "{after}"
+        );
     }
 }
 
-/// I2, I7, DQ-2, F31: hundreds of groups with a waiting task each go on after a kill -9 as slots
+/// I2, I7, DQ-2, F31: hundreds of groups with a waiting task each continue after a kill -9 as slots
 /// become free, each once and never more at a time than there are slots.
 #[test]
 fn many_waiting_groups_drain_after_a_crash() {
@@ -72,11 +78,11 @@ fn many_waiting_groups_drain_after_a_crash() {
         assert_eq!(server.journal.times(&format!("turn {number}")), 1);
     }
     assert_eq!(server.journal.prompts().len(), GROUPS + SLOTS);
-    // The agents that were killed in a prompt count to the end.
+    // The agents that were killed during a prompt count until the end.
     assert!(server.journal.most_at_once() <= 2 * SLOTS);
 }
 
-/// Has several callers queue turns at once; which is accepted when is for the server to say.
+/// Submits turns from several callers simultaneously; the server decides the order of acceptance.
 fn submit_many(server: &Server, turns: std::ops::Range<usize>) {
     thread::scope(|scope| {
         for caller in 0..CALLERS {
@@ -90,7 +96,7 @@ fn submit_many(server: &Server, turns: std::ops::Range<usize>) {
     });
 }
 
-/// All tasks of the group, in the order in which they were accepted.
+/// Returns all tasks of the group, in the order of acceptance.
 fn tasks(server: &Server) -> Vec<Value> {
     let (mut tasks, mut cursor) = (Vec::new(), String::new());
     loop {
@@ -110,7 +116,7 @@ fn text(task: &Value) -> String {
 }
 
 fn wait_until_idle(server: &Server) {
-    within(LONG, "all tasks to end", &server.log, || {
+    within(LONG_TIMEOUT, "all tasks to end", &server.log, || {
         let status = server.get("/v1/status").expect(200);
         (status["queue_depth"] == 0 && status["slots"]["used"] == 0).then_some(())
     });

@@ -1,48 +1,49 @@
-//! Every ending of a run seals its digest, in the transaction of the ending (I6, SEEDS TD-1 to
-//! TD-3, TD-10). That the rows are what the frames come to is compared byte for byte after each
-//! test, by `greenroom verify`.
+//! Every end of a run seals its digest, in the transaction of the end (I6, TD-1 to TD-3,
+//! TD-10). After each test `greenroom verify` compares the rows with the frames, byte for byte.
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::server::id;
-use crate::support::{Server, Setup, eventually, process};
+use crate::support::{Server, Setup, eventually, process, server::id};
 
-/// What the run is at when it ends.
+/// The activity during which the run ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Amid {
+enum Activity {
     Nothing,
     Turn,
     Compaction,
     Permission,
 }
 
-const ALL: [Amid; 4] = [Amid::Nothing, Amid::Turn, Amid::Compaction, Amid::Permission];
+const ALL: [Activity; 4] =
+    [Activity::Nothing, Activity::Turn, Activity::Compaction, Activity::Permission];
 
-/// A server whose permissions wait for somebody, and which stops no agent by itself.
-fn server() -> Server {
+/// Starts a server whose permissions wait for a caller, and which stops no agent by itself.
+fn start_server() -> Server {
     Setup::new().asks().start()
 }
 
-/// A group named after `amid` whose run is at that.
+/// Starts a run with this activity, in a group named after it.
 #[track_caller]
-fn begun(server: &Server, amid: Amid) -> String {
-    let group = format!("{amid:?}").to_lowercase();
+fn start_activity(server: &Server, activity: Activity) -> String {
+    let group = format!("{activity:?}").to_lowercase();
     server.complete(&group, "first");
-    match amid {
-        Amid::Nothing => {}
-        Amid::Turn => {
+    match activity {
+        Activity::Nothing => {}
+        Activity::Turn => {
             server.submit(&group, "[[reply:x]][[tool:open]][[gate:never]]");
             server.wait_frame(&group, "the tool call", |frame| {
                 frame.to_string().contains("\"tool_call\"")
             });
         }
-        Amid::Compaction => {
+        Activity::Compaction => {
             server.compact_with(&group, "[[compaction:in_progress:c1]][[gate:never]]");
-            server.wait_group(&group, "the compaction", |own| own["compaction"]["active"] == true);
+            server.wait_group(&group, "the compaction", |shown| {
+                shown["compaction"]["active"] == true
+            });
         }
-        Amid::Permission => {
-            server.asked(&group, "[[permission]]");
+        Activity::Permission => {
+            server.submit_asking(&group, "[[permission]]");
         }
     }
     group
@@ -50,112 +51,118 @@ fn begun(server: &Server, amid: Amid) -> String {
 
 /// Waits for the end of a group's only run, and checks its digest and the group's.
 #[track_caller]
-fn assert_sealed(server: &Server, group: &str, amid: Amid, outcome: &str) -> Value {
+fn assert_sealed(server: &Server, group: &str, activity: Activity, outcome: &str) -> Value {
     let exited = server
         .wait_frame(group, "the end of the run", |frame| frame["kind"] == "greenroom/run_exited");
     let run = exited["run"].as_str().unwrap();
     let digest = server.get(&format!("/v1/runs/{run}/digest")).expect(200);
     let tail = server.log.tail();
-    assert_eq!(digest["outcome"], outcome, "{amid:?}: {digest}\n{tail}");
-    assert_eq!(digest["watermark_seq"], exited["seq"], "{amid:?}: {digest}");
+    assert_eq!(digest["outcome"], outcome, "{activity:?}: {digest}\n{tail}");
+    assert_eq!(digest["watermark_seq"], exited["seq"], "{activity:?}: {digest}");
     let frames = server.frames(group);
-    let own = frames.iter().filter(|frame| frame["run"] == run).count();
-    assert_eq!(digest["frame_count"], own, "{amid:?}: {digest}");
+    let of_run = frames.iter().filter(|frame| frame["run"] == run).count();
+    assert_eq!(digest["frame_count"], of_run, "{activity:?}: {digest}");
     assert_eq!((&digest["run"], &digest["group"]), (&json!(run), &json!(group)));
-    assert_eq!(digest["last_at"], exited["at"], "{amid:?}: {digest}");
+    assert_eq!(digest["last_at"], exited["at"], "{activity:?}: {digest}");
     let of_group = server.get(&format!("/v1/groups/{group}/digest")).expect(200);
     assert!(of_group["watermark_seq"].as_u64() >= exited["seq"].as_u64(), "{of_group}");
-    assert_eq!(of_group["outcomes"], json!({ outcome: 1 }), "{amid:?}: {of_group}");
+    assert_eq!(of_group["outcomes"], json!({ outcome: 1 }), "{activity:?}: {of_group}");
     digest
 }
 
-/// The kinds of the findings.
+/// Returns the kinds of the findings, sorted.
 fn findings(digest: &Value) -> Vec<String> {
     let findings = digest["findings"].as_array().unwrap();
-    let kinds = findings.iter().map(|one| one["kind"].as_str().unwrap().to_owned());
+    let kinds = findings.iter().map(|finding| finding["kind"].as_str().unwrap().to_owned());
     let mut kinds: Vec<String> = kinds.collect();
     kinds.sort();
     kinds
 }
 
-/// What is found of a run that was ended in the midst of `amid`.
-fn found(amid: Amid, prompts_end: bool, abnormal: bool) -> Vec<&'static str> {
+/// Returns the expected findings of a run that ended during `activity`.
+fn expected_findings(activity: Activity, prompts_end: bool, abnormal: bool) -> Vec<&'static str> {
     let mut found = Vec::new();
     found.extend(abnormal.then_some("abnormal_stop"));
-    found.extend((prompts_end && amid != Amid::Nothing).then_some("incomplete_turn"));
-    found.extend((amid == Amid::Turn).then_some("tool_without_result"));
-    found.extend((amid == Amid::Permission && prompts_end).then_some("unanswered_permission"));
+    found.extend((prompts_end && activity != Activity::Nothing).then_some("incomplete_turn"));
+    found.extend((activity == Activity::Turn).then_some("tool_without_result"));
+    found.extend(
+        (activity == Activity::Permission && prompts_end).then_some("unanswered_permission"),
+    );
     found
 }
 
-/// TD-1: an operator stops it. Its permissions are answered `cancelled` first, and its prompt is
-/// called off.
+/// TD-1: an operator stops the run. Its permissions are answered `cancelled` first, and its prompt
+/// is cancelled.
 #[test]
-fn operator_stop() {
-    let server = server();
-    for amid in ALL {
-        let group = begun(&server, amid);
+fn a_stop_by_an_operator_seals_the_digest() {
+    let server = start_server();
+    for activity in ALL {
+        let group = start_activity(&server, activity);
         server.post(&format!("/v1/groups/{group}/stop"), &json!({})).expect(202);
-        let digest = assert_sealed(&server, &group, amid, "stopped");
+        let digest = assert_sealed(&server, &group, activity, "stopped");
         assert!(!findings(&digest).contains(&"abnormal_stop".to_owned()), "{digest}");
     }
 }
 
-/// TD-1, TD-10: it crashes; whatever it was at is found.
+/// TD-1, TD-10: the run crashes; the digest has a finding for each open activity.
 #[test]
-fn crash() {
-    let server = server();
-    for amid in ALL {
-        let group = begun(&server, amid);
+fn a_crash_seals_the_digest_with_findings() {
+    let server = start_server();
+    for activity in ALL {
+        let group = start_activity(&server, activity);
         let agent = server.journal.agent_pid();
         process::signal(agent, Signal::KILL);
-        let digest = assert_sealed(&server, &group, amid, "crashed");
-        assert_eq!(findings(&digest), found(amid, true, true), "{amid:?}: {digest}");
+        let digest = assert_sealed(&server, &group, activity, "crashed");
+        assert_eq!(
+            findings(&digest),
+            expected_findings(activity, true, true),
+            "{activity:?}: {digest}"
+        );
     }
 }
 
-/// TD-1: it ends by itself, with code 0.
+/// TD-1: the agent exits by itself, with code 0.
 #[test]
-fn exit_0() {
-    let server = server();
+fn an_exit_with_code_0_seals_the_digest() {
+    let server = start_server();
     server.turn("in-a-turn", "[[reply:x]][[die:0]]");
-    let digest = assert_sealed(&server, "in-a-turn", Amid::Turn, "exited");
+    let digest = assert_sealed(&server, "in-a-turn", Activity::Turn, "exited");
     assert_eq!(findings(&digest), ["incomplete_turn"], "{digest}");
     server.complete("between", "[[reply:x]][[answer]][[die:0]]");
-    let digest = assert_sealed(&server, "between", Amid::Nothing, "exited");
+    let digest = assert_sealed(&server, "between", Activity::Nothing, "exited");
     assert_eq!(findings(&digest), [""; 0], "{digest}");
 }
 
-/// TD-1: it could not be started: the digest of a run that never was is there all the same.
+/// TD-1: the agent could not be started: its run has a digest too.
 #[test]
-fn failed_start() {
+fn a_failed_start_seals_the_digest() {
     let server = Setup::new().command("scripted", "no-such-agent").start();
     server.turn("work", "hello");
-    let digest = assert_sealed(&server, "work", Amid::Nothing, "start_failed");
+    let digest = assert_sealed(&server, "work", Activity::Nothing, "start_failed");
     assert_eq!(findings(&digest), ["abnormal_stop"], "{digest}");
-    assert_eq!(digest["turn_count"], 0, "nothing was sent: {digest}");
+    assert_eq!(digest["turn_count"], 0, "no prompt was sent: {digest}");
     let digest = server.get("/v1/groups/work/digest").expect(200);
     assert_eq!(digest["errors"]["agent_start_failed"]["count"], 1, "{digest}");
 }
 
-/// TD-1: a cancel that the agent does not heed ends it by the ladder.
+/// TD-1: the agent ignores a cancel and is ended by escalation.
 #[test]
-fn task_cancel_kill() {
-    let server = server();
+fn a_kill_after_an_ignored_cancel_seals_the_digest() {
+    let server = start_server();
     let task = server.submit("work", "[[reply:x]][[ignore-cancel]][[gate:never]]");
     server.journal.wait_gate("never");
     server.cancel(&task).expect(202);
     server.finish_as(&task, "cancelled");
-    let digest = assert_sealed(&server, "work", Amid::Turn, "stopped");
+    let digest = assert_sealed(&server, "work", Activity::Turn, "stopped");
     assert_eq!(digest["turn_count"], 1, "{digest}");
 }
 
 /// TD-1: the agent breaks the protocol.
 #[test]
-fn protocol_violation() {
-    let server = server();
+fn a_protocol_violation_seals_the_digest() {
+    let server = start_server();
     server.turn("work", "[[reply:x]][[garbage-run:10]][[gate:never]]");
-    let digest = assert_sealed(&server, "work", Amid::Turn, "protocol");
+    let digest = assert_sealed(&server, "work", Activity::Turn, "protocol");
     assert_eq!(findings(&digest), ["abnormal_stop", "incomplete_turn"], "{digest}");
     assert_eq!(digest["errors"]["agent_output_rejected"]["count"], 10, "{digest}");
     let samples = digest["errors"]["agent_output_rejected"]["samples"].as_array().unwrap();
@@ -164,35 +171,36 @@ fn protocol_violation() {
     assert_eq!(samples, &newest, "the newest five");
 }
 
-/// TD-1: nobody needs it.
+/// TD-1: the run is stopped when it is idle.
 #[test]
-fn idle_stop() {
+fn an_idle_stop_seals_the_digest() {
     let server = Setup::new().text("defaults", "idle_timeout", "0s").start();
     server.complete("work", "hello");
-    let digest = assert_sealed(&server, "work", Amid::Nothing, "stopped");
+    let digest = assert_sealed(&server, "work", Activity::Nothing, "stopped");
     assert_eq!(findings(&digest), [""; 0], "{digest}");
 }
 
-/// TD-1: the group is deleted, and its run with it.
+/// TD-1: the group is deleted, and its run ends.
 #[test]
-fn group_delete() {
-    let server = server();
-    for amid in ALL {
-        let group = begun(&server, amid);
+fn deletion_of_the_group_seals_the_digests() {
+    let server = start_server();
+    for activity in ALL {
+        let group = start_activity(&server, activity);
         server.delete(&format!("/v1/groups/{group}")).expect(202);
-        assert_sealed(&server, &group, amid, "stopped");
+        assert_sealed(&server, &group, activity, "stopped");
         let digest = server.get(&format!("/v1/groups/{group}/digest")).expect(200);
         assert_eq!(digest["outcome"], "deleted", "{digest}");
     }
 }
 
-/// TD-1: a group without a live session is deleted, also one that never had any; it is revived.
+/// TD-1: a group without a live session is deleted, also one that never had a session; then it is
+/// revived.
 #[test]
-fn group_delete_without_a_live_session() {
-    let server = server();
+fn deletion_without_a_live_session_seals_the_digest() {
+    let server = start_server();
     server.put("/v1/groups/never", &json!({})).expect(201);
     server.complete("once", "[[reply:x]][[answer]][[die:0]]");
-    assert_sealed(&server, "once", Amid::Nothing, "exited");
+    assert_sealed(&server, "once", Activity::Nothing, "exited");
     for group in ["never", "once"] {
         server.delete(&format!("/v1/groups/{group}")).expect(202);
         let path = format!("/v1/groups/{group}/digest");
@@ -204,54 +212,62 @@ fn group_delete_without_a_live_session() {
         assert_eq!(digest["outcome"], "deleted", "{digest}");
         assert_eq!(digest["watermark_seq"], server.group(group)["last_seq"], "{digest}");
         server.put(&format!("/v1/groups/{group}"), &json!({})).expect_any(&[200, 201]);
-        assert_eq!(server.get(&path).expect(200)["outcome"], json!(null), "it goes on");
+        assert_eq!(
+            server.get(&path).expect(200)["outcome"],
+            json!(null),
+            "the revived group has no outcome"
+        );
     }
 }
 
-/// TD-1, TD-10: the server dies, and its successor seals what it left.
+/// TD-1, TD-10: the server dies, and the next server seals the digests.
 #[test]
-fn server_death() {
-    for amid in ALL {
-        let mut server = server();
-        let group = begun(&server, amid);
+fn the_next_server_seals_after_a_death_of_the_server() {
+    for activity in ALL {
+        let mut server = start_server();
+        let group = start_activity(&server, activity);
         server.kill_and_boot();
-        let digest = assert_sealed(&server, &group, amid, "server_restart");
-        assert_eq!(findings(&digest), found(amid, true, true), "{amid:?}: {digest}");
+        let digest = assert_sealed(&server, &group, activity, "server_restart");
+        assert_eq!(
+            findings(&digest),
+            expected_findings(activity, true, true),
+            "{activity:?}: {digest}"
+        );
     }
 }
 
-/// TD-1: what it does cannot be stored; its digest is sealed when that works again.
+/// TD-1: storage fails; the digest is sealed when storage works again.
 #[test]
-fn storage_failure() {
-    let server = server();
+fn a_storage_failure_seals_the_digest_after_recovery() {
+    let server = start_server();
     server.submit("work", "[[reply:x]][[gate:go]][[reply:y]][[gate:never]]");
     server.journal.wait_gate("go");
     server.limit_file_size(Some(1));
     server.journal.open_gate("go");
     server.log.wait("the failure", |line| line.contains("storage failed"));
     server.limit_file_size(None);
-    let digest = assert_sealed(&server, "work", Amid::Turn, "storage");
+    let digest = assert_sealed(&server, "work", Activity::Turn, "storage");
     assert_eq!(findings(&digest), ["abnormal_stop", "incomplete_turn"], "{digest}");
 }
 
-/// TD-1: the server is stopped, and ends its agents itself.
+/// TD-1: the server is stopped, and ends its agents.
 #[test]
-fn server_stop() {
-    let mut server = server();
-    let group = begun(&server, Amid::Nothing);
+fn a_stop_of_the_server_seals_the_digest() {
+    let mut server = start_server();
+    let group = start_activity(&server, Activity::Nothing);
     server.terminate();
     server.wait_exit();
     server.boot();
-    assert_sealed(&server, &group, Amid::Nothing, "stopped");
+    assert_sealed(&server, &group, Activity::Nothing, "stopped");
 }
 
-/// TD-7: what comes after the seal changes the counts of the group, and no outcome.
+/// TD-7: frames after the seal change the counts of the group, but not its outcome.
 #[test]
-fn late_frames() {
-    let server = server();
-    let group = begun(&server, Amid::Nothing);
+fn late_frames_do_not_change_the_outcome() {
+    let server = start_server();
+    let group = start_activity(&server, Activity::Nothing);
     server.post(&format!("/v1/groups/{group}/stop"), &json!({})).expect(202);
-    let sealed = assert_sealed(&server, &group, Amid::Nothing, "stopped");
+    let sealed = assert_sealed(&server, &group, Activity::Nothing, "stopped");
     let path = format!("/v1/groups/{group}/digest");
     let before = server.get(&path).expect(200);
     server.post(&format!("/v1/groups/{group}/pause"), &json!({})).expect(202);

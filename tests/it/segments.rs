@@ -1,36 +1,34 @@
-//! Segments: the intervals of a transcript in which one context is in force, and the view of the
-//! current one.
+//! Segments: the intervals of a transcript with one context each, and the view of the current one.
 
-use std::collections::HashSet;
-use std::thread;
+use std::{collections::HashSet, thread};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::setup::SCRIPTED;
-use crate::support::{Server, Setup, eventually, process};
+use crate::support::{Server, Setup, eventually, process, setup::SCRIPTED};
 
 const STARTED: &str = "greenroom/segment_started";
 const ENDED: &str = "greenroom/segment_ended";
 
-/// The first and last words of an ordered compaction of an agent that says so.
-const SAYS_SO: &str = "[[compaction:in_progress:o{n}]][[compaction:completed:o{n}]]";
+/// The words of an agent that signals the start and the end of an ordered compaction.
+const SIGNALS: &str = "[[compaction:in_progress:o{n}]][[compaction:completed:o{n}]]";
 
-/// A compaction of the agent's own.
-const COMPACTS: &str = "[[compaction:in_progress:c{n}]][[compaction:completed:c{n}]]";
+/// The words of a compaction by the agent itself.
+const COMPACTION: &str = "[[compaction:in_progress:c{n}]][[compaction:completed:c{n}]]";
 
-fn compacts(id: u64) -> String {
-    COMPACTS.replace("{n}", &id.to_string())
+fn compaction_words(id: u64) -> String {
+    COMPACTION.replace("{n}", &id.to_string())
 }
 
-/// A server whose agent names hermes' sessions, also in the results of `session/new` and `load`.
-fn hermes(arguments: &[&str]) -> Server {
+/// Starts a server whose agent names hermes' sessions, also in the results of `session/new` and
+/// `load`.
+fn start_hermes(arguments: &[&str]) -> Server {
     let all = [&["--hermes"], arguments].concat();
     Setup::new().agent(SCRIPTED, &all).signals(&["hermes_meta", "hermes_stderr"]).start()
 }
 
-/// AM-11, AM-12: the first segment has only its start; each rotation is exactly two frames, side
-/// by side: the last of the old segment and the first of the new.
+/// AM-11, AM-12: Checks that the first segment has only its start, and that each rotation is
+/// exactly two adjacent frames: the last of the old segment and the first of the new.
 #[track_caller]
 fn assert_lineage(server: &Server, group: &str) {
     let segments = server.segments(group);
@@ -70,7 +68,7 @@ fn assert_lineage(server: &Server, group: &str) {
 
 /// AM-13: restoring the same session starts no new segment.
 #[test]
-fn restore_keeps_the_segment() {
+fn restoring_the_same_session_keeps_the_segment() {
     let mut server = Server::usual();
     server.complete("work", "one");
     let segments = server.segments("work");
@@ -80,9 +78,9 @@ fn restore_keeps_the_segment() {
     assert_lineage(&server, "work");
 }
 
-/// I4, AM-11: what lost its context has two segments, one of them open.
+/// I4, AM-11: a group that lost its context has two segments, one of them open.
 #[test]
-fn a_lost_context_is_a_segment() {
+fn a_lost_context_starts_a_segment() {
     let setup = Setup::new().agent(SCRIPTED, &["--no-resume", "--no-load"]);
     let server = setup.text("defaults", "on_interrupt", "continue").start();
     server.complete("work", "one");
@@ -97,10 +95,10 @@ fn a_lost_context_is_a_segment() {
     assert_lineage(&server, "work");
 }
 
-/// API 2, AM-11: a segment has all fields of the contract; frames before the first session belong
-/// to segment 0.
+/// API-2, AM-11: a segment has all fields of the API; frames before the first session belong to
+/// segment 0.
 #[test]
-fn a_segment_has_its_fields() {
+fn a_segment_has_all_fields() {
     let server = Server::usual();
     server.put("/v1/groups/work", &json!({})).expect(201);
     assert!(server.segments("work").is_empty(), "no session, no segment");
@@ -126,11 +124,12 @@ fn a_segment_has_its_fields() {
     assert_lineage(&server, "work");
 }
 
-/// AM-12, AM-14: a compaction rotates once, in mid-turn too, and the turn goes on across it.
+/// AM-12, AM-14: a compaction rotates the segment once, also during a turn, and the turn continues
+/// across it.
 #[test]
-fn rotation_in_mid_turn() {
+fn a_turn_continues_across_a_rotation() {
     let server = Server::usual();
-    let task = server.complete("work", &format!("[[reply:a]]{}[[reply:b]]", compacts(1)));
+    let task = server.complete("work", &format!("[[reply:a]]{}[[reply:b]]", compaction_words(1)));
     assert_eq!(task["text"], "ab", "one turn");
     let segments = server.segments("work");
     assert_eq!(segments.len(), 2, "{segments:?}");
@@ -150,19 +149,19 @@ fn rotation_in_mid_turn() {
     assert_eq!(server.segments("work").len(), 2);
 }
 
-/// I4, AM-12: an ordered compaction rotates as well; a chain of any of them is one line, which
-/// kill -9 does not change.
+/// I4, AM-12: an ordered compaction rotates too; any chain of rotations is one line, which kill -9
+/// does not change.
 #[test]
-fn a_chain_is_one_line() {
+fn a_chain_of_rotations_is_one_line() {
     let mut server = Server::usual();
-    server.journal.script("on-compact", SAYS_SO);
+    server.journal.script("on-compact", SIGNALS);
     server.complete("work", "one");
     server.finish_as(&server.compact("work"), "completed");
-    server.complete("work", &format!("{}{}[[reply:x]]", compacts(1), compacts(2)));
+    server.complete("work", &format!("{}{}[[reply:x]]", compaction_words(1), compaction_words(2)));
     server.complete("work", "[[session:other-1:moved]]");
     server.finish_as(&server.compact("work"), "completed");
     let segments = server.segments("work");
-    let reasons: Vec<&Value> = segments.iter().map(|one| &one["end_reason"]).collect();
+    let reasons: Vec<&Value> = segments.iter().map(|segment| &segment["end_reason"]).collect();
     let words = ["compaction", "compaction", "compaction", "acp_session_id_changed", "compaction"];
     let mut expected: Vec<Value> = words.map(Value::from).to_vec();
     expected.push(json!(null));
@@ -175,10 +174,10 @@ fn a_chain_is_one_line() {
     assert_lineage(&server, "work");
 }
 
-/// AM-13, AM-14: a bare change of ACP's `sessionId` rotates, in mid-turn; the new id is in force,
-/// and repeated it rotates nothing.
+/// AM-13, AM-14: a mere change of ACP's `sessionId` rotates, also during a turn; the new id is in
+/// force, and a repetition rotates nothing.
 #[test]
-fn another_session_id_rotates() {
+fn another_session_id_rotates_the_segment() {
     let server = Server::usual();
     let task = server.complete("work", "[[reply:a]][[session:other-1:b]][[session:other-1:c]]");
     assert_eq!(task["stop_reason"], "end_turn");
@@ -194,15 +193,15 @@ fn another_session_id_rotates() {
     assert_eq!(server.segments("work").len(), 2);
 }
 
-/// AM-13: another hermes session rotates where both are known; the first one seen is filled in
-/// without a frame, and a repeated one rotates nothing.
+/// AM-13: another hermes session rotates if both are known; the first one is stored without a
+/// frame, and a repeated one rotates nothing.
 #[test]
-fn another_hermes_session_rotates() {
+fn another_hermes_session_rotates_the_segment() {
     let server = Setup::new().signals(&["hermes_meta"]).start();
     server.complete("work", "[[reply:x]]");
     let marks = server.frames_of_kind("work", STARTED).len();
     server.play("work", &["[[provenance:h1]]"]);
-    assert_eq!(server.frames_of_kind("work", STARTED).len(), marks, "filled in without a frame");
+    assert_eq!(server.frames_of_kind("work", STARTED).len(), marks, "stored without a frame");
     let provenance = server.segments("work")[0]["provenance"].to_string();
     assert!(provenance.contains("h1"), "{provenance}");
     server.play("work", &["[[provenance:h1]]", "[[provenance:h1]]"]);
@@ -218,9 +217,9 @@ fn another_hermes_session_rotates() {
     assert_lineage(&server, "work");
 }
 
-/// AM-13: a hermes session seen for the first time rotates only if it says that it was split.
+/// AM-13: the first known hermes session rotates only if its reason is a split.
 #[test]
-fn a_first_hermes_session_that_was_split() {
+fn a_first_hermes_session_rotates_only_after_a_split() {
     let server = Setup::new().signals(&["hermes_meta"]).start();
     server.play("whole", &["[[old-provenance:h1]]"]);
     assert_eq!(server.segments("whole").len(), 1);
@@ -232,12 +231,12 @@ fn a_first_hermes_session_that_was_split() {
     assert_lineage(&server, "split");
 }
 
-/// REAL-AGENTS, AM-13, AM-17: after a rotation by hermes and a restart of the server, the session
-/// that goes on is taken up, not its ended parent; no segment is opened for it.
+/// RA, AM-13, AM-17: after a rotation by hermes and a restart of the server, the current session is
+/// restored, not its ended parent; no segment is opened for it.
 #[test]
-fn the_session_in_force_is_taken_up() {
+fn the_current_session_is_restored_after_a_restart() {
     for arguments in [&[] as &[&str], &["--no-resume"]] {
-        let mut server = hermes(arguments);
+        let mut server = start_hermes(arguments);
         server.complete("work", "[[reply:x]]");
         server.play("work", &["[[provenance:h2:]]"]);
         server.assert_compacted("work", 1);
@@ -245,9 +244,9 @@ fn the_session_in_force_is_taken_up() {
         assert_eq!(segments.len(), 2, "{segments:?}");
         server.kill_and_boot();
         server.complete("work", "next");
-        let mut taken_up = server.journal.events_named("resume");
-        taken_up.extend(server.journal.events_named("load"));
-        let ids: Vec<&Value> = taken_up.iter().map(|event| &event["session"]).collect();
+        let mut restored = server.journal.events_named("resume");
+        restored.extend(server.journal.events_named("load"));
+        let ids: Vec<&Value> = restored.iter().map(|event| &event["session"]).collect();
         assert_eq!(ids, ["h2"], "{}", server.log.tail());
         assert_eq!(server.journal.events_named("prompt").pop().unwrap()["session"], "h2");
         assert_eq!(server.segments("work").len(), 2, "no new segment");
@@ -262,10 +261,10 @@ fn the_session_in_force_is_taken_up() {
     }
 }
 
-/// AM-13, REAL-AGENTS: the agent's death between turns likewise: what goes on is taken up.
+/// AM-13, RA: after the agent's death between turns the current session is restored too.
 #[test]
-fn the_session_in_force_is_taken_up_after_a_death() {
-    let server = hermes(&[]);
+fn the_current_session_is_restored_after_a_death() {
+    let server = start_hermes(&[]);
     server.play("work", &["[[provenance:h2:]]"]);
     process::signal(server.journal.agent_pid(), Signal::KILL);
     eventually("the end of the run", &server.log, || {
@@ -277,22 +276,23 @@ fn the_session_in_force_is_taken_up_after_a_death() {
     server.assert_compacted("work", 1);
 }
 
-/// AM-15: the current view is the open segment, segment 0, and the bookends of an older segment's
-/// turn that has a frame in the open one: none of its chunks, and no turn that ended before.
+/// AM-15: the current view has the open segment, segment 0, and `turn_started` and `turn_settled`
+/// of a turn of an older segment that has a frame in the open one: none of its chunks, and no turn
+/// that ended before.
 #[test]
-fn the_current_view() {
+fn the_current_view_has_the_open_segment_and_its_turns() {
     let server = Server::usual();
-    server.journal.script("on-compact", SAYS_SO);
+    server.journal.script("on-compact", SIGNALS);
     server.complete("work", "[[reply:before]]");
-    server.complete("work", &format!("[[reply:a]]{}[[reply:b]]", compacts(1)));
+    server.complete("work", &format!("[[reply:a]]{}[[reply:b]]", compaction_words(1)));
     assert_current_view(&server, 2);
     server.complete("work", "[[reply:after]]");
     assert_current_view(&server, 2);
-    server.complete("work", &format!("{}[[reply:c]]{}", compacts(2), compacts(3)));
+    server.complete("work", &format!("{}[[reply:c]]{}", compaction_words(2), compaction_words(3)));
     assert_current_view(&server, 4);
     server.finish_as(&server.compact("work"), "completed");
     assert_current_view(&server, 5);
-    let running = server.submit("work", &format!("[[reply:d]]{}[[gate:go]]", compacts(4)));
+    let running = server.submit("work", &format!("[[reply:d]]{}[[gate:go]]", compaction_words(4)));
     server.wait_group("work", "the rotation", |group| group["segment"] == 6);
     assert_current_view(&server, 6);
     server.journal.open_gate("go");
@@ -300,10 +300,10 @@ fn the_current_view() {
     assert_current_view(&server, 6);
 }
 
-/// AM-15: the current view is of one moment, also while segments rotate: except for bookends, all
-/// its frames are of one segment.
+/// AM-15: the current view is consistent, also while segments rotate: except for `turn_started` and
+/// `turn_settled`, all its frames are of one segment.
 #[test]
-fn the_current_view_is_of_one_moment() {
+fn the_current_view_is_consistent_while_segments_rotate() {
     let server = Server::usual();
     server.complete("work", "first");
     let bookends = ["greenroom/turn_started", "greenroom/turn_settled"];
@@ -317,33 +317,37 @@ fn the_current_view_is_of_one_moment() {
                 server.complete("work", &words);
             }
         });
-        let mut looks = 0;
-        while (looks < 20 || !turns.is_finished()) && looks < 2_000 {
+        let mut polls = 0;
+        while (polls < 20 || !turns.is_finished()) && polls < 2_000 {
             let path = "/v1/groups/work/frames?segment=current&limit=1000";
             let view = server.get(path).expect(200);
             let items = view["items"].as_array().unwrap();
-            let own = items.iter().filter(|frame| {
+            let inner = items.iter().filter(|frame| {
                 let kind = frame["kind"].as_str().unwrap();
                 frame["segment"] != 0 && !bookends.contains(&kind)
             });
             let segments: HashSet<u64> =
-                own.map(|frame| frame["segment"].as_u64().unwrap()).collect();
+                inner.map(|frame| frame["segment"].as_u64().unwrap()).collect();
             assert_eq!(segments.len(), 1, "{segments:?}: {items:?}");
-            looks += 1;
+            polls += 1;
         }
     });
 }
 
-/// API 2: `segment=N` selects one segment's frames, and the pages of the current view join up.
+/// API-2: `segment=N` selects one segment's frames, and the pages of the current view add up to it.
 #[test]
-fn one_segment_and_pages() {
+fn one_segment_and_pages_of_the_current_view_are_complete() {
     let server = Server::usual();
-    server.complete("work", &format!("[[reply:a]]{}[[reply:b]]", compacts(1)));
+    server.complete("work", &format!("[[reply:a]]{}[[reply:b]]", compaction_words(1)));
     let all = server.frames("work");
     for number in 0..=3 {
-        let own: Vec<Value> =
+        let expected: Vec<Value> =
             all.iter().filter(|frame| frame["segment"] == number).cloned().collect();
-        assert_eq!(server.frames_where("work", &format!("&segment={number}")), own, "{number}");
+        assert_eq!(
+            server.frames_where("work", &format!("&segment={number}")),
+            expected,
+            "{number}"
+        );
     }
     let current = server.frames_where("work", "&segment=current");
     let mut reversed = server.frames_where("work", "&segment=current&order=desc");
@@ -384,5 +388,5 @@ fn assert_current_view(server: &Server, open: u64) {
         .collect();
     let view = server.frames_where("work", "&segment=current");
     assert_eq!(view.iter().collect::<Vec<_>>(), expected, "segment {open}");
-    assert!(view.len() < all.len(), "something is left out");
+    assert!(view.len() < all.len(), "the view omits no frame");
 }

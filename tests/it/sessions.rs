@@ -1,13 +1,13 @@
-//! Sessions: restored over the death of the agent and the restart of the server.
+//! Sessions: restored after the death of the agent and a restart of the server.
 
 use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{Server, Setup, eventually, process};
 
-/// AM-4, AM-17: after a restart the session is resumed, and the context goes on.
+/// AM-4, AM-17: after a restart the session is resumed, with its context.
 #[test]
-fn resumed_after_a_restart() {
+fn a_session_is_resumed_after_a_restart() {
     let mut server = Setup::new().agent("marks", &["--first-turn-marker"]).start();
     server.put("/v1/groups/work", &json!({ "agent": "marks" })).expect(201);
     assert_eq!(server.complete("work", "one")["text"], "[first turn]echo: one");
@@ -20,14 +20,14 @@ fn resumed_after_a_restart() {
     assert_eq!(resumed.len(), 1);
     assert_eq!(resumed[0]["session"], session);
     assert_eq!(server.journal.events_named("new").len(), 1);
-    assert!(server.journal.events_named("load").is_empty(), "resume comes first");
+    assert!(server.journal.events_named("load").is_empty(), "resume is tried first");
     assert!(server.frames_of_kind("work", "greenroom/context_lost").is_empty());
 }
 
-/// ARCHITECTURE 4, TD-9: an agent that cannot resume loads; what it replays is no new frame and
-/// no text of the next turn.
+/// A-4, TD-9: an agent that cannot resume loads the session; its replay adds no new frames and no
+/// text to the next turn.
 #[test]
-fn loaded_without_new_frames() {
+fn a_loaded_session_adds_no_frames() {
     let mut server = Setup::new().agent("loads", &["--no-resume"]).start();
     server.put("/v1/groups/work", &json!({ "agent": "loads" })).expect(201);
     server.complete("work", "[[reply:one]][[reply:two]]");
@@ -44,10 +44,10 @@ fn loaded_without_new_frames() {
     }));
 }
 
-/// I16, ARCHITECTURE 4: an agent that can neither resume nor load has lost the context: it is
-/// said, and with `on_interrupt = "continue"` the queue goes on in a new session.
+/// I16, A-4: an agent that can neither resume nor load has lost the context: the loss is reported,
+/// and with `on_interrupt = "continue"` the queue continues in a new session.
 #[test]
-fn lost_context_is_said() {
+fn a_lost_context_is_reported() {
     let setup = Setup::new().agent("forgets", &["--no-resume", "--no-load"]);
     let mut server = setup.text("defaults", "on_interrupt", "continue").start();
     server.put("/v1/groups/work", &json!({ "agent": "forgets" })).expect(201);
@@ -59,9 +59,9 @@ fn lost_context_is_said() {
     assert_eq!(server.frames_of_kind("work", "greenroom/context_lost").len(), 1);
 }
 
-/// F5: an agent that dies between turns is started again for the next, in the same session.
+/// F5: an agent that dies between turns is restarted for the next turn, in the same session.
 #[test]
-fn death_between_turns() {
+fn an_agent_that_dies_between_turns_is_restarted() {
     let server = Setup::new().agent("marks", &["--first-turn-marker"]).start();
     server.put("/v1/groups/work", &json!({ "agent": "marks" })).expect(201);
     server.complete("work", "one");
@@ -79,20 +79,20 @@ fn death_between_turns() {
     assert!(prompts.iter().all(|prompt| prompt["session"] == prompts[0]["session"]));
 }
 
-/// F5, RELIABILITY 1: an agent that dies in mid-turn leaves the turn `interrupted`, with what it
-/// said; the next task runs, in the same session.
+/// F5, R-1: if an agent dies during a turn, the turn is `interrupted` and keeps its output; the
+/// next task runs in the same session.
 #[test]
-fn death_in_mid_turn() {
+fn a_turn_is_interrupted_if_its_agent_dies() {
     let server = Server::usual();
     for (group, word) in [("a", "[[die:0]]"), ("b", "[[die:9]]"), ("c", "[[abort]]")] {
         let prompt = format!("[[reply:some output]][[tool:open]][[gate:{group}]]{word}");
-        let cut = server.submit(group, &prompt);
+        let interrupted = server.submit(group, &prompt);
         let next = server.submit(group, "next");
         server.journal.open_gate(group);
-        let cut = server.finish_as(&cut, "interrupted");
-        assert_eq!(cut["stop_reason"], "_process_exited", "{word}: {cut}");
-        assert_eq!(cut["text"], "some output");
-        assert!(cut["interrupted"]["cause"].is_string(), "{cut}");
+        let interrupted = server.finish_as(&interrupted, "interrupted");
+        assert_eq!(interrupted["stop_reason"], "_process_exited", "{word}: {interrupted}");
+        assert_eq!(interrupted["text"], "some output");
+        assert!(interrupted["interrupted"]["cause"].is_string(), "{interrupted}");
         server.finish_as(&next, "completed");
         assert_eq!(server.journal.times(&prompt), 1, "not run again");
         let exits = server.frames_of_kind(group, "greenroom/run_exited");
@@ -100,9 +100,9 @@ fn death_in_mid_turn() {
     }
 }
 
-/// API 2: the runs of a group, the newest first, each with its process and its end.
+/// API-2: the runs of a group are listed newest first, each with its process and its end.
 #[test]
-fn runs_are_listed() {
+fn runs_are_listed_newest_first() {
     let server = Server::usual();
     server.put("/v1/groups/work", &json!({})).expect(201);
     assert_eq!(server.get("/v1/groups/work/runs").expect(200)["items"], json!([]));

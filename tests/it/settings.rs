@@ -1,5 +1,5 @@
-//! Settings that are changed while work waits, starts or runs: a task takes those in force at its
-//! START, and a turn keeps the agent and the directory that it began with.
+//! Settings that are changed while work waits, starts or runs: a task uses the settings in force at
+//! its START, and a turn keeps its agent and its directory.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Server, Setup, eventually};
 
-/// A second profile that compacts by a command of its own, and one that has no way to compact.
+/// Adds a profile with another compaction command, one that cannot compact, and one that rotates.
 fn setup() -> Setup {
     Setup::new()
         .agent("other", &[])
@@ -22,8 +22,8 @@ fn setup() -> Setup {
         .set("agents.rotates", "compaction", "{ strategy = \"rotate\" }")
 }
 
-/// A group that is paused, has had a turn, and whose compaction waits.
-fn with_a_waiting_compaction(server: &Server) -> Value {
+/// Runs a turn in the group, pauses it, and orders a compaction, which waits.
+fn order_waiting_compaction(server: &Server) -> Value {
     server.complete("work", "first");
     server.post("/v1/groups/work/pause", &json!({})).expect(202);
     server.compact("work")
@@ -47,17 +47,17 @@ fn assert_unsupported(server: &Server, task: &Value) {
     assert!(!server.journal.prompts().iter().any(compacts), "{:?}", server.journal.prompts());
 }
 
-/// DQ-4: what waits is not what was in force when it was accepted: command and strategy are the
-/// new agent's, over a restart too.
+/// DQ-4: a waiting compaction does not use the settings at its acceptance: it uses the new agent's
+/// command and strategy, also after a restart.
 #[test]
-fn a_waiting_compaction_is_the_new_agents() {
+fn a_waiting_compaction_uses_the_new_agent() {
     for (agent, killed, sent) in [
         ("other", false, "/compact-other"),
         ("other", true, "/compact-other"),
         ("rotates", false, "Your context is almost full"),
     ] {
         let mut server = setup().start();
-        let task = with_a_waiting_compaction(&server);
+        let task = order_waiting_compaction(&server);
         put(&server, json!({ "agent": agent }));
         if killed {
             server.kill_and_boot();
@@ -70,11 +70,11 @@ fn a_waiting_compaction_is_the_new_agents() {
     }
 }
 
-/// Likewise if another configuration brings another command with the same name of a profile.
+/// The same holds if a new configuration has another command for the same profile.
 #[test]
-fn a_waiting_compaction_is_the_new_configurations() {
+fn a_waiting_compaction_uses_the_new_configuration() {
     let mut server = setup().start();
-    let task = with_a_waiting_compaction(&server);
+    let task = order_waiting_compaction(&server);
     server.kill();
     let config = fs::read_to_string(server.home.config()).unwrap();
     server.home.write_config(&config.replace("\"/compact\"", "\"/compact-more\""));
@@ -84,9 +84,9 @@ fn a_waiting_compaction_is_the_new_configurations() {
     assert_eq!(server.journal.prompts()[1], "/compact-more");
 }
 
-/// A focus is the caller's, and stays.
+/// The focus is the caller's, and is kept.
 #[test]
-fn a_focus_stays() {
+fn a_waiting_compaction_keeps_its_focus() {
     let server = setup().start();
     server.complete("work", "first");
     server.post("/v1/groups/work/pause", &json!({})).expect(202);
@@ -97,12 +97,12 @@ fn a_focus_stays() {
     assert_eq!(server.journal.prompts()[1], "/compact-other the plan");
 }
 
-/// A compaction that no profile in force can do says so, and is never `completed`; also while
-/// another program holds the lock that it waited for, and one that the group ordered by itself.
+/// A compaction that the profile in force cannot do is `skipped` with an error; so is one that
+/// waits for a lock of another program, and one that the group ordered automatically.
 #[test]
-fn a_waiting_compaction_of_an_agent_that_cannot() {
+fn a_waiting_compaction_is_skipped_if_the_new_agent_cannot_compact() {
     let server = setup().start();
-    let task = with_a_waiting_compaction(&server);
+    let task = order_waiting_compaction(&server);
     put(&server, json!({ "agent": "none" }));
     resume(&server);
     assert_unsupported(&server, &task);
@@ -110,7 +110,7 @@ fn a_waiting_compaction_of_an_agent_that_cannot() {
 
     let server = setup().start();
     server.complete("work", "first");
-    server.take_lock(&server.session("work"), "outside").expect_any(&[200, 201]);
+    server.acquire_lock(&server.session("work"), "outside").expect_any(&[200, 201]);
     let task = server.compact("work");
     let waiting = server.submit("work", "waiting");
     eventually("the wait for the lock", &server.log, || {
@@ -122,18 +122,18 @@ fn a_waiting_compaction_of_an_agent_that_cannot() {
 
     let server = setup().start();
     server.complete("work", "first");
-    server.take_lock(&server.session("work"), "outside").expect_any(&[200, 201]);
+    server.acquire_lock(&server.session("work"), "outside").expect_any(&[200, 201]);
     server.complete("work", "[[usage:950:1000]]");
     let task = server.auto_compactions("work").remove(0);
     put(&server, json!({ "agent": "none" }));
     assert_unsupported(&server, &task);
 }
 
-/// API 2: a compaction that is retried is the agent's of that time.
+/// API-2: a retried compaction uses the agent in force at its start.
 #[test]
-fn a_retried_compaction_is_the_new_agents() {
+fn a_retried_compaction_uses_the_new_agent() {
     let server = setup().start();
-    let task = with_a_waiting_compaction(&server);
+    let task = order_waiting_compaction(&server);
     server.cancel(&task).expect(202);
     server.finish_as(&task, "cancelled");
     let again = server.retry(&task).expect(202);
@@ -143,15 +143,16 @@ fn a_retried_compaction_is_the_new_agents() {
     assert_eq!(server.journal.prompts()[1], "/compact-other");
 }
 
-/// A session that the new agent cannot restore holds nothing to compact: none is counted.
+/// If the new agent cannot restore the session, there is nothing to compact, and no compaction is
+/// counted.
 #[test]
-fn a_compaction_of_a_lost_session_is_none() {
+fn a_compaction_of_a_lost_session_is_a_noop() {
     let lost = "{ strategy = \"command\", command = \"/compact\" }";
     let server = Setup::new()
         .agent("forgets", &["--no-load", "--no-resume"])
         .set("agents.forgets", "compaction", lost)
         .start();
-    let task = with_a_waiting_compaction(&server);
+    let task = order_waiting_compaction(&server);
     put(&server, json!({ "agent": "forgets" }));
     resume(&server);
     let task = server.finish_as(&task, "skipped");
@@ -161,28 +162,28 @@ fn a_compaction_of_a_lost_session_is_none() {
     server.complete("work", "next");
 }
 
-/// A task whose agent is still starting goes to the agent, and into the directory, that are in
-/// force at its START; however often they change.
+/// A task whose agent is still starting runs with the agent and in the directory in force at its
+/// START, however often they change.
 #[test]
-fn a_run_that_is_outdated_as_it_starts_takes_no_prompt() {
+fn a_run_that_is_outdated_during_its_start_gets_no_prompt() {
     let server = setup().agent("gated", &["--gate-initialize", "never"]).start();
     let directory = server.home.path().join("elsewhere");
     fs::create_dir(&directory).unwrap();
     server.put("/v1/groups/work", &json!({ "agent": "gated" })).expect(201);
-    let task = server.submit("work", "to whom?");
-    server.journal.wait("an agent that starts", |event| event["event"] == "initialize");
+    let task = server.submit("work", "for the agent in force");
+    server.journal.wait("a starting agent", |event| event["event"] == "initialize");
     let first = server.journal.agent_pid();
     put(&server, json!({ "agent": "other" }));
     put(&server, json!({ "agent": "scripted", "cwd": directory }));
     let task = server.finish_as(&task, "completed");
     assert_eq!(task["attempt"], 1, "{task}");
-    let prompt = server.journal.wait_prompt("to whom?");
+    let prompt = server.journal.wait_prompt("for the agent in force");
     assert_ne!(prompt["pid"], first);
     let opened = server.journal.events_named("new");
     assert_eq!(opened.last().unwrap()["cwd"], json!(directory), "{opened:?}");
 }
 
-/// A turn that runs keeps its agent; the next task goes to the new agent, in the same session.
+/// A running turn keeps its agent; the next task runs with the new agent, in the same session.
 #[test]
 fn a_running_turn_keeps_its_agent() {
     let server = setup().start();
@@ -202,10 +203,10 @@ fn a_running_turn_keeps_its_agent() {
     assert_eq!(agents.len(), 2, "{agents:?}");
 }
 
-/// C12: an agent that may not work in the group's directory is refused, though the request names
-/// no directory; nothing is changed then.
+/// C12: an agent that may not work in the group's directory is refused, even if the request names
+/// no directory; then nothing is changed.
 #[test]
-fn an_agent_alone_is_held_against_the_directory() {
+fn a_new_agent_is_checked_against_the_directory_in_force() {
     let setup = setup().agent("rooted", &[]);
     let home = setup.set("agents.rooted", "cwd_roots", "[\"$SCRIPT_DIR\"]").home();
     let (inside, outside) = (home.script().join("inside"), home.path().join("outside"));

@@ -1,22 +1,23 @@
-//! The system has no more descriptors, or no more processes, to give (RELIABILITY F34).
+//! The system has no free descriptors, or no free processes (F34).
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::net::TcpStream;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpStream,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
-use crate::support::strace::Strace;
-use crate::support::{Server, eventually, process};
+use crate::support::{Server, eventually, process, strace::Strace};
 
-/// Descriptors that a request needs, and an agent does not get by with.
+/// A number of descriptors that suffices for a request, but not for an agent.
 const FEW: usize = 3;
 
-/// Leaves the server `more` descriptors beside those that it has; `None`: as many as it had before.
+/// Limits the server to `more` descriptors beyond its open ones; `None`: removes the limit.
 ///
-/// The limit is of their numbers, of which the lowest free one is always taken.
+/// The limit applies to descriptor numbers, and the system always assigns the lowest free one.
 fn limit_descriptors(server: &Server, more: Option<usize>) {
     let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
     let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
@@ -28,7 +29,7 @@ fn limit_descriptors(server: &Server, more: Option<usize>) {
     prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap();
 }
 
-/// Processor time that the process has taken.
+/// Returns the processor time that the process has used.
 fn processor_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
@@ -36,10 +37,10 @@ fn processor_time(pid: u32) -> Duration {
     Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).unwrap()
 }
 
-/// A start that fails for want of descriptors fails its task, clearly; what runs goes on, and when
-/// there are descriptors again, so do starts.
+/// A start that fails because of too few descriptors fails its task with a clear error; running
+/// turns continue, and starts succeed again when there are free descriptors.
 #[test]
-fn without_descriptors_for_an_agent() {
+fn without_descriptors_starts_fail_and_running_turns_continue() {
     let server = Server::usual();
     let running = server.submit("living", "[[gate:go]][[reply:done]]");
     server.journal.wait_gate("go");
@@ -59,28 +60,28 @@ fn without_descriptors_for_an_agent() {
     for number in 0..5 {
         server.complete(&format!("new-{number}"), "y");
     }
-    assert_eq!(server.journal.prompts().len(), 7, "none of those that failed was sent");
+    assert_eq!(server.journal.prompts().len(), 7, "no prompt of a failed task was sent");
 }
 
-/// More connections than descriptors: the server neither ends nor spins, its agents work on, and it
-/// answers as soon as some are closed.
+/// With more connections than descriptors the server neither ends nor spins, its agents continue,
+/// and it answers as soon as some connections are closed.
 #[test]
-fn without_descriptors_for_connections() {
-    const LOOK: Duration = Duration::from_secs(2);
+fn without_descriptors_for_connections_the_server_does_not_spin() {
+    const MEASURED: Duration = Duration::from_secs(2);
     let server = Server::usual();
     let running = server.submit("work", "[[gate:go]][[reply:done]]");
     server.journal.wait_gate("go");
     limit_descriptors(&server, Some(4));
-    let crowd: Vec<TcpStream> =
+    let connections: Vec<TcpStream> =
         (0..40).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
     let (before, began) = (processor_time(server.pid()), Instant::now());
     server.journal.open_gate("go");
     server.log.wait("the end of a task", |line| line.contains("task ended"));
-    // A share of the processor is measured over a time.
-    thread::sleep(LOOK);
-    let taken = processor_time(server.pid()) - before;
-    assert!(taken < began.elapsed() / 4, "{taken:?} of {:?}", began.elapsed());
-    drop(crowd);
+    // The share of the processor is measured over this time.
+    thread::sleep(MEASURED);
+    let used = processor_time(server.pid()) - before;
+    assert!(used < began.elapsed() / 4, "{used:?} of {:?}", began.elapsed());
+    drop(connections);
     eventually("an answer", &server.log, || {
         let reply = server.try_request("GET", "/readyz", &[], None).ok()?;
         (reply.status == 200).then_some(())
@@ -90,28 +91,28 @@ fn without_descriptors_for_connections() {
     server.complete("other", "x");
 }
 
-/// A keeper that is killed while there are no descriptors: what it leaves is found all the same, as
+/// If a shim is killed while there are no free descriptors, its leftover processes are found as
 /// soon as there are some again (I10).
 #[test]
-fn leftovers_are_found_without_descriptors() {
+fn leftovers_are_found_after_a_shortage_of_descriptors() {
     let server = Server::usual();
-    let mut doomed = process::Doomed::reported(&server.complete("work", "[[spawn-orphans]]"));
+    let mut orphans = process::KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
     let agent = server.journal.agent_pid();
-    doomed.0.push(agent);
-    // Not even those that the run gives back when it ends.
+    orphans.0.push(agent);
+    // No descriptors at all, not even those that the end of the run frees.
     let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
     let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
     prlimit(pid, Resource::Nofile, Rlimit { current: Some(0), maximum }).unwrap();
     process::signal(process::parent(agent), Signal::KILL);
-    server.log.wait("a search that failed", |line| line.contains("cannot clear up after shim"));
+    server.log.wait("a failed search", |line| line.contains("cannot clear up after shim"));
     limit_descriptors(&server, None);
-    eventually("the end of all processes", &server.log, || doomed.all_gone().then_some(()));
+    eventually("the end of all processes", &server.log, || orphans.all_gone().then_some(()));
     server.complete("work", "next");
 }
 
-/// No process can be started: tasks fail, clearly, and later ones run.
+/// If no process can be started, tasks fail with a clear error, and later ones run.
 #[test]
-fn without_processes() {
+fn without_processes_tasks_fail_and_later_ones_run() {
     let server = Server::usual();
     let running = server.submit("living", "[[gate:go]][[reply:done]]");
     server.journal.wait_gate("go");

@@ -1,4 +1,4 @@
-//! The snapshot: all that a late joiner needs, in one consistent cut.
+//! The snapshot: all that a late reader needs, consistent at one moment.
 
 use std::thread;
 
@@ -8,15 +8,15 @@ use crate::support::{Server, Setup};
 
 const SNAPSHOT: &str = "/v1/groups/work/snapshot";
 
-/// API 2, AM-31: it has the group, its segments, task, permissions, compaction and usage as they
-/// are read one by one.
+/// API-2, AM-31: it has the group, its segments, task, permissions, compaction and usage, equal to
+/// the single requests.
 #[test]
-fn has_all_that_a_late_joiner_needs() {
+fn a_snapshot_has_all_that_a_late_reader_needs() {
     let server = Server::usual();
     server.get(SNAPSHOT).any_problem(404);
     server.put("/v1/groups/work", &json!({})).expect(201);
-    let fresh = server.get(SNAPSHOT).expect(200);
-    assert_eq!((&fresh["segments"], &fresh["compaction"]), (&json!([]), &json!(null)), "{fresh}");
+    let empty = server.get(SNAPSHOT).expect(200);
+    assert_eq!((&empty["segments"], &empty["compaction"]), (&json!([]), &json!(null)), "{empty}");
     server.complete("work", "[[usage:10:100]][[compaction:completed:c1]]");
     let running = server.submit("work", "[[compaction:in_progress:c2]][[gate:go]]");
     server.journal.wait_gate("go");
@@ -38,9 +38,9 @@ fn has_all_that_a_late_joiner_needs() {
     server.finish_as(&running, "completed");
 }
 
-/// AM-16: events from the snapshot's `last_seq` on join up with it, without a gap or a repeat.
+/// AM-16: events after the snapshot's `last_seq` continue it without a gap or a repeat.
 #[test]
-fn events_go_on_from_it() {
+fn events_continue_from_a_snapshot() {
     let server = Server::usual();
     let task = server.submit("work", "[[reply:a]][[gate:go]][[reply:b]]");
     server.journal.wait_gate("go");
@@ -52,10 +52,9 @@ fn events_go_on_from_it() {
     assert_eq!(ids, (last + 1..=last + ids.len() as u64).collect::<Vec<_>>());
 }
 
-/// API 2, I4: one cut, also while segments rotate: what is in it agrees with itself at every
-/// moment.
+/// API-2, I4: the snapshot is consistent at every moment, also while segments rotate.
 #[test]
-fn is_one_consistent_cut() {
+fn a_snapshot_is_consistent_while_segments_rotate() {
     let server = Setup::new().start();
     server.complete("work", "first");
     thread::scope(|scope| {
@@ -68,10 +67,10 @@ fn is_one_consistent_cut() {
                 server.complete("work", &words);
             }
         });
-        let mut looks = 0;
-        while looks < 20 || !turns.is_finished() {
+        let mut polls = 0;
+        while polls < 20 || !turns.is_finished() {
             assert_consistent(&server.get(SNAPSHOT).expect(200));
-            looks += 1;
+            polls += 1;
         }
     });
     server.assert_compacted("work", 60);
@@ -82,12 +81,13 @@ fn assert_consistent(snapshot: &Value) {
     let (group, segments) = (&snapshot["group"], snapshot["segments"].as_array().unwrap());
     let last_seq = snapshot["last_seq"].as_u64().unwrap();
     assert_eq!(group["last_seq"], last_seq);
-    let open: Vec<&Value> = segments.iter().filter(|one| one["closed_seq"].is_null()).collect();
+    let open: Vec<&Value> =
+        segments.iter().filter(|segment| segment["closed_seq"].is_null()).collect();
     assert_eq!(open.len(), 1, "{segments:?}");
     assert_eq!(open[0]["segment"], group["segment"]);
     assert_eq!(open[0]["session_id"], group["session_id"]);
     assert!(open[0]["opened_seq"].as_u64().unwrap() <= last_seq, "{open:?}, {last_seq}");
-    let compacted = segments.iter().filter(|one| one["end_reason"] == "compaction").count();
+    let compacted = segments.iter().filter(|segment| segment["end_reason"] == "compaction").count();
     let count = snapshot["compaction"]["count"].as_u64().unwrap_or(0);
     assert_eq!(compacted as u64, count, "{snapshot}");
     assert_eq!(snapshot["compaction"], group["compaction"]);

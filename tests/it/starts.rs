@@ -1,18 +1,23 @@
-//! Starting: what is refused, with which exit code, and what the probes say.
+//! Starting: refused starts and their exit codes, and the probes.
 
-use std::io::Read;
-use std::process::{Child, Output};
-use std::time::Duration;
+use std::{
+    io::Read,
+    process::{Child, Output},
+    time::Duration,
+};
 
-use crate::support::server::{greenroom, serve};
-use crate::support::{Home, Log, Server, Setup, within};
+use crate::support::{
+    Home, Log, Server, Setup,
+    server::{greenroom, serve},
+    within,
+};
 
-/// How long a start that must fail may take.
-const REFUSAL: Duration = Duration::from_secs(20);
+/// The longest duration of a start that must fail.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Waits until the process has ended by itself; kills it if it does not.
+/// Waits until the process has exited by itself; kills it after the timeout.
 #[track_caller]
-fn ended(mut child: Child) -> Output {
+fn wait_exit(mut child: Child) -> Output {
     let mut stderr = child.stderr.take().unwrap();
     let reader = std::thread::spawn(move || {
         let mut text = Vec::new();
@@ -23,19 +28,20 @@ fn ended(mut child: Child) -> Output {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        if REFUSAL < start.elapsed() {
+        if REFUSAL_TIMEOUT < start.elapsed() {
             child.kill().unwrap();
             let text = reader.join().unwrap().unwrap();
-            panic!("still running after {REFUSAL:?}:\n{}", String::from_utf8_lossy(&text));
+            panic!("still running after {REFUSAL_TIMEOUT:?}:\n{}", String::from_utf8_lossy(&text));
         }
         std::thread::sleep(Duration::from_millis(5));
     };
     Output { status, stdout: Vec::new(), stderr: reader.join().unwrap().unwrap() }
 }
 
-/// F32: errors in the configuration exit 2, say the file, line and key, and start nothing.
+/// F32: with an error in the configuration the server exits with 2, names the file, line and key,
+/// and starts nothing.
 #[test]
-fn configuration_errors() {
+fn configuration_errors_exit_with_2_and_name_file_line_and_key() {
     let cases = [
         ("unknown key", "[server]\nlisten = \"127.0.0.1:1\"\nlitsen = 1\n", "3", "litsen"),
         ("unknown section", "\n[severs]\nx = 1\n", "2", "severs"),
@@ -50,37 +56,40 @@ fn configuration_errors() {
     for (name, text, line, word) in cases {
         let home = Setup::new().home();
         home.write_config(text);
-        let output = ended(serve(&home));
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{name}: {said}");
-        assert!(said.contains("greenroom.toml"), "{name} names the file: {said}");
+        let output = wait_exit(serve(&home));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name}: {stderr}");
+        assert!(stderr.contains("greenroom.toml"), "{name} names the file: {stderr}");
         let places = [format!(":{line}"), format!("line {line}")];
-        assert!(places.iter().any(|place| said.contains(place)), "{name} names {places:?}: {said}");
-        assert!(said.contains(word), "{name} names {word}: {said}");
+        assert!(
+            places.iter().any(|place| stderr.contains(place)),
+            "{name} names {places:?}: {stderr}"
+        );
+        assert!(stderr.contains(word), "{name} names {word}: {stderr}");
         assert!(!home.data().exists(), "{name}: nothing was started");
     }
 }
 
-/// F32: a default agent that is not configured, and a file that is missing, exit 2.
+/// F32: with an unconfigured default agent, or a missing file, the server exits with 2.
 #[test]
-fn configuration_that_does_not_fit() {
-    let home = Setup::new().text("defaults", "agent", "nobody").home();
-    let output = ended(serve(&home));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("nobody"), "{said}");
+fn an_unknown_default_agent_and_a_missing_file_exit_with_2() {
+    let home = Setup::new().text("defaults", "agent", "absent").home();
+    let output = wait_exit(serve(&home));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("absent"), "{stderr}");
     let missing = home.path().join("missing.toml");
     let arguments = ["serve", "--config", missing.to_str().unwrap()];
-    let output = ended(greenroom(&home, &arguments).spawn().unwrap());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("missing.toml"), "{said}");
+    let output = wait_exit(greenroom(&home, &arguments).spawn().unwrap());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("missing.toml"), "{stderr}");
 }
 
-/// API 4: the configuration's place is `config/greenroom.toml`, and an environment variable
+/// API-4: the default configuration file is `config/greenroom.toml`, and an environment variable
 /// overrides a single key.
 #[test]
-fn default_place_and_override() {
+fn the_default_file_is_read_and_a_variable_overrides_a_key() {
     let home = Setup::new().home();
     let address = home.address();
     let config = std::fs::read_to_string(home.config()).unwrap();
@@ -91,8 +100,8 @@ fn default_place_and_override() {
     log.follow(child.stderr.take().unwrap());
     let client = crate::support::http::client();
     let url = format!("http://{address}/readyz");
-    let ready = within(REFUSAL, "a ready server", &log, || {
-        assert!(child.try_wait().unwrap().is_none(), "it ended\n{}", log.tail());
+    let ready = within(REFUSAL_TIMEOUT, "a ready server", &log, || {
+        assert!(child.try_wait().unwrap().is_none(), "the server ended\n{}", log.tail());
         crate::support::http::exchange(&client, "GET", &url, &[], None).ok()
     });
     child.kill().unwrap();
@@ -100,9 +109,9 @@ fn default_place_and_override() {
     assert!(ready.status < 300, "{ready:?}");
 }
 
-/// API 4: a configuration file in the default place that exists and cannot be read is an error.
+/// API-4: an existing but unreadable configuration file in the default place is an error.
 #[test]
-fn a_file_that_cannot_be_read_is_an_error() {
+fn an_unreadable_configuration_file_is_an_error() {
     let home = Setup::new().home();
     std::fs::remove_file(home.config()).unwrap();
     for (name, works) in [("nothing", true), ("a link to nowhere", false), ("a directory", false)] {
@@ -120,20 +129,20 @@ fn a_file_that_cannot_be_read_is_an_error() {
             if works && command == "serve" {
                 continue;
             }
-            let output = ended(greenroom(&home, &[command]).spawn().unwrap());
-            let said = String::from_utf8_lossy(&output.stderr);
+            let output = wait_exit(greenroom(&home, &[command]).spawn().unwrap());
+            let stderr = String::from_utf8_lossy(&output.stderr);
             if works {
-                assert!(!said.contains("cannot be read"), "{name}, {command}: {said}");
+                assert!(!stderr.contains("cannot be read"), "{name}, {command}: {stderr}");
                 continue;
             }
-            assert_eq!(output.status.code(), Some(2), "{name}, {command}: {said}");
-            assert!(said.contains("config/greenroom.toml: cannot be read"), "{name}: {said}");
+            assert_eq!(output.status.code(), Some(2), "{name}, {command}: {stderr}");
+            assert!(stderr.contains("config/greenroom.toml: cannot be read"), "{name}: {stderr}");
         }
     }
 }
 
-/// API 4: the server warns of variables that an orchestrator sets for a service, by name; a name
-/// that only looks like a key's is refused.
+/// API-4: the server warns of variables that an orchestrator sets for a service, by name; a name
+/// that only resembles a key is refused.
 #[test]
 fn variables_of_an_orchestrator_are_not_fatal() {
     let server = Setup::new()
@@ -145,62 +154,64 @@ fn variables_of_an_orchestrator_are_not_fatal() {
         assert!(line.contains("WARN") && !line.contains("10.9.8.7"), "{line}");
     }
     let home = Setup::new().environment("GREENROOM_SERVERLISTEN", "127.0.0.1:1").home();
-    let output = ended(serve(&home));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("GREENROOM_SERVERLISTEN"), "{said}");
+    let output = wait_exit(serve(&home));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("GREENROOM_SERVERLISTEN"), "{stderr}");
 }
 
-/// C4: without tokens only the loopback is served: another address is refused at the start.
+/// C4: without tokens the server listens on loopback addresses only: another address is refused at
+/// the start.
 #[test]
-fn only_loopback_without_tokens() {
+fn without_tokens_only_loopback_addresses_are_allowed() {
     for address in ["0.0.0.0:0", "[::]:0"] {
         let home = Setup::new().home();
         let config = std::fs::read_to_string(home.config()).unwrap();
         home.write_config(&config.replace(&home.address().to_string(), address));
-        let output = ended(serve(&home));
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "{address}: {said}");
-        assert!(!said.trim().is_empty(), "{address}: no reason given");
+        let output = wait_exit(serve(&home));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{address}: {stderr}");
+        assert!(!stderr.trim().is_empty(), "{address}: no reason given");
     }
 }
 
-/// F26: a second server on the same data directory refuses, and the first is not disturbed.
+/// F26: a second server on the same data directory refuses to start, and the first is not
+/// disturbed.
 #[test]
-fn one_server_a_data_directory() {
+fn a_second_server_on_the_same_data_directory_is_refused() {
     let server = Server::usual();
     let running = server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
     let second: Home = Setup::new()
         .text("storage", "url", &format!("sqlite:{}/greenroom.db", server.home.data().display()))
         .home();
-    let output = ended(serve(&second));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "{said}");
-    assert!(!said.trim().is_empty(), "no reason given");
+    let output = wait_exit(serve(&second));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{stderr}");
+    assert!(!stderr.trim().is_empty(), "no reason given");
     server.journal.open_gate("go");
     server.finish_as(&running, "completed");
     assert_eq!(server.journal.events_named("start").len(), 1);
 }
 
-/// F32: a second server on the same port refuses, and its data is as it was.
+/// F32: a second server on the same port refuses to start, and the first is not disturbed.
 #[test]
-fn one_server_a_port() {
+fn a_second_server_on_the_same_port_is_refused() {
     let server = Server::usual();
     let second = Setup::new().home();
     let config = std::fs::read_to_string(second.config()).unwrap();
-    let own = second.address().to_string();
-    second.write_config(&config.replace(&own, &server.address().to_string()));
-    let output = ended(serve(&second));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "{said}");
-    assert!(said.contains(&server.address().to_string()), "names the address: {said}");
+    let configured = second.address().to_string();
+    second.write_config(&config.replace(&configured, &server.address().to_string()));
+    let output = wait_exit(serve(&second));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{stderr}");
+    assert!(stderr.contains(&server.address().to_string()), "names the address: {stderr}");
     server.complete("work", "undisturbed");
 }
 
 /// I2: after kill -9 the lock of the data directory is free.
 #[test]
-fn lock_of_the_dead_is_free() {
+fn the_lock_of_a_killed_server_is_free() {
     let mut server = Server::usual();
     for _ in 0..3 {
         server.kill_and_boot();
@@ -208,9 +219,9 @@ fn lock_of_the_dead_is_free() {
     server.complete("work", "x");
 }
 
-/// API 2, C1: `/healthz` says nothing, `/readyz` says ready, `/v1/status` says what is what.
+/// API-2, C1: `/healthz` has no body, `/readyz` reports readiness, `/v1/status` has the version.
 #[test]
-fn probes() {
+fn probes_report_health_readiness_and_version() {
     let server = Server::usual();
     let health = server.get("/healthz");
     assert!([200, 204].contains(&health.status), "{}", health.status);
@@ -221,7 +232,7 @@ fn probes() {
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"), "{status}");
 }
 
-/// API 2, C10, C16: the profiles are listed by name, without their secrets.
+/// API-2, C10, C16: the profiles are listed by name, without their secrets.
 #[test]
 fn agents_are_listed_without_secrets() {
     let setup = Setup::new().agent("secretive", &[]);

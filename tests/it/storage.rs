@@ -1,27 +1,31 @@
-//! A database that fails, and its backups. It is fail-stop: no 2xx, no prompt, not ready, one clear
-//! line; nothing that was answered with 2xx is lost.
+//! A database that fails, and its backups. Storage is fail-stop: no 2xx, no prompt, not ready, one
+//! clear log line; nothing that was answered with 2xx is lost.
 //!
-//! Faults are made without privileges: a limit on file sizes of the running server, a lock of this
-//! process, files that are removed or damaged, and `strace`, which makes system calls fail.
+//! Faults need no privileges: a limit on file sizes of the running server, a lock of this process,
+//! removed or damaged files, and `strace`, which makes system calls fail.
 
-use std::fs;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::Path;
-use std::thread;
+use std::{
+    fs,
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    path::Path,
+    thread,
+};
 
 use serde_json::{Value, json};
 
-use crate::support::http::{Reply, client, exchange};
-use crate::support::server::{greenroom, serve};
-use crate::support::{Home, Log, Server, Setup, eventually};
+use crate::support::{
+    Home, Log, Server, Setup, eventually,
+    http::{Reply, client, exchange},
+    server::{greenroom, serve},
+};
 
 const TURNS: &str = "/v1/groups/work/turns";
 
-/// What every failure looks like from outside, after a write has met it: the server is alive, says
-/// what is wrong, and takes nothing.
+/// Checks a failing server from outside, after a failed write: the server is alive, reports the
+/// cause, and accepts nothing.
 #[track_caller]
 fn assert_stopped(server: &Server, cause: &str) {
-    let before = storage(server);
+    let before = storage_status(server);
     assert_eq!(before["state"], "failing", "{before}");
     assert_eq!(before["cause"], cause, "{before}");
     assert!(before["since"].is_string(), "{before}");
@@ -41,25 +45,25 @@ fn assert_stopped(server: &Server, cause: &str) {
     }
     server.get("/readyz").problem(503, "storage-unavailable");
     assert_eq!(server.get("/healthz").status, 204);
-    let after = storage(server);
-    assert_eq!(after["transactions"], before["transactions"], "nothing was even tried: {after}");
-    assert_eq!(server.journal.times("refused"), 0, "nothing of it was started");
+    let after = storage_status(server);
+    assert_eq!(after["transactions"], before["transactions"], "no transaction was tried: {after}");
+    assert_eq!(server.journal.times("refused"), 0, "no refused turn was started");
     let errors = server.log.lines().into_iter().filter(|line| line.contains(" ERROR "));
     let errors: Vec<_> = errors.collect();
-    assert_eq!(errors.len(), 1, "one clear line: {errors:#?}");
+    assert_eq!(errors.len(), 1, "not exactly one error line: {errors:#?}");
     for words in ["storage failed", "greenroom.db", cause, "remedy="] {
         assert!(errors[0].contains(words), "{words:?} is missing in {}", errors[0]);
     }
 }
 
-/// Waits until the server takes work again by itself, and gives it some.
+/// Waits until the server accepts work again by itself, and completes a turn.
 #[track_caller]
 fn assert_recovers(server: &Server) {
     let ready = || (server.get("/readyz").status == 200).then_some(());
     eventually("the server to be ready again", &server.log, ready);
     let line = server.log.wait("recovery", |line| line.contains("storage works again"));
     assert!(line.contains("down_ms="), "{line}");
-    assert_eq!(storage(server)["state"], "ok");
+    assert_eq!(storage_status(server)["state"], "ok");
     let task = eventually("the group to be rebuilt", &server.log, || {
         let reply = server.post(TURNS, &json!({ "prompt": "after" }));
         (reply.status == 202).then(|| reply.json())
@@ -70,30 +74,30 @@ fn assert_recovers(server: &Server) {
 }
 
 #[track_caller]
-fn storage(server: &Server) -> Value {
+fn storage_status(server: &Server) -> Value {
     server.get("/v1/status").expect(200)["storage"].clone()
 }
 
-/// Runs the server under strace, which lets these calls on this file of the data directory fail.
-/// `strace` is a grandchild, so the server keeps its pid, its exit code, and its ends by signal.
+/// Runs the server under strace, which makes these calls on this file of the data directory fail.
+/// `strace` is a grandchild, so that the server keeps its pid, its exit code and its signals.
 fn inject(home: &mut Home, file: &str, fault: &str) {
     let file = home.data().join(file);
     let words = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-P", file.to_str().unwrap()];
     home.wrapper = words.into_iter().chain(["-e", fault, "--"]).map(str::to_owned).collect();
 }
 
-/// Moves the log of a server that was killed into the database: a page that stands in the log is
-/// not read from the database, whatever became of it there.
+/// Moves the write-ahead log of a killed server into the database, because a page in the log hides
+/// the page, damaged or not, in the database.
 fn move_log(server: &Server) {
-    // The last connection does it when it is closed.
+    // The last connection moves the log when it closes.
     let read = "SELECT count(*) FROM groups";
     server.writable_database().query_row(read, [], |_| Ok(())).unwrap();
     assert!(!server.home.data().join("greenroom.db-wal").exists());
 }
 
-/// Starts a server that must refuse to; what it said.
+/// Starts a server that must refuse to start; returns its reason.
 #[track_caller]
-fn refuses(home: &Home) -> String {
+fn wait_refusal(home: &Home) -> String {
     let (mut child, log) = (serve(home), Log::default());
     log.follow(child.stderr.take().unwrap());
     let url = format!("http://{}/healthz", home.address());
@@ -108,10 +112,10 @@ fn refuses(home: &Home) -> String {
     log.wait("the reason", |line| line.starts_with("greenroom: "))
 }
 
-/// F19: a write that finds no room, here by a limit on file sizes: its signal does not kill the
-/// server, and agents have it as ever. It recovers by itself when there is room.
+/// F19: a write fails for lack of space, here by a limit on file sizes: its signal does not kill
+/// the server, and agents do not ignore it. The server recovers by itself when there is space.
 #[test]
-fn no_room_to_write() {
+fn without_disk_space_the_server_stops_accepting_and_recovers() {
     let server = Server::usual();
     server.complete("work", "before");
     let agent = fs::read_to_string(format!("/proc/{}/status", server.journal.agent_pid())).unwrap();
@@ -125,14 +129,14 @@ fn no_room_to_write() {
     assert_stopped(&server, "io_error");
     server.limit_file_size(None);
     assert_recovers(&server);
-    // Nothing of it had to be stored meanwhile, so it went on.
+    // This turn had nothing to store meanwhile, so it continued.
     server.journal.open_gate("go");
     server.finish_as(&running, "completed");
 }
 
-/// F19: ENOSPC for some writes in a row, as a disk gives it that somebody then makes room on.
+/// F19: ENOSPC for several writes in a row, as on a full disk before an operator frees space.
 #[test]
-fn a_full_disk() {
+fn a_full_disk_stops_the_server_until_space_is_free() {
     let mut home = Setup::new().home();
     inject(&mut home, "greenroom.db-wal", "inject=pwrite64:error=ENOSPC:when=200..210");
     let server = Server::start(home);
@@ -140,16 +144,16 @@ fn a_full_disk() {
         let reply = server.post(TURNS, &json!({ "prompt": "[[reply:x]]" }));
         (reply.status != 202).then_some(reply)
     });
-    // The agent's frames may have met it first, and taken the group's actor with them.
+    // The agent's frames may have failed first, and stopped the group's actor.
     refused.any_problem(503);
     server.log.wait("the failure", |line| line.contains("storage failed"));
     assert_stopped(&server, "disk_full");
     assert_recovers(&server);
 }
 
-/// F20: a sync that fails ends the process with a code of its own, and one clear line; whatever was
-/// answered with 2xx is there after the next start. That it is `fdatasync` that fails also holds
-/// what `.cargo/config.toml` asks for.
+/// F20: a failed sync ends the process with its own exit code, and one clear log line; everything
+/// that was answered with 2xx is stored after the next start. As `fdatasync` is the call that
+/// fails, this also tests the build setting in `.cargo/config.toml`.
 #[test]
 fn a_failed_sync_ends_the_process() {
     let mut home = Setup::new().home();
@@ -163,10 +167,10 @@ fn a_failed_sync_ends_the_process() {
     {
         accepted.push(reply.json());
     }
-    assert!(accepted.len() > 3, "the fault came too early: {accepted:?}");
+    assert!(accepted.len() > 3, "the fault was too early: {accepted:?}");
     let status = server.wait_exit();
     assert_eq!(status.code(), Some(70), "{}", server.log.tail());
-    let line = server.log.wait("why", |line| line.contains("storage failed"));
+    let line = server.log.wait("the reason", |line| line.contains("storage failed"));
     assert!(line.contains("sync_failed") && line.contains(" ERROR "), "{line}");
     server.home.wrapper.clear();
     server.boot();
@@ -182,7 +186,7 @@ fn a_failed_sync_of_a_checkpoint_ends_the_process() {
     let mut server = Server::usual();
     let task = server.complete("work", "before");
     server.kill();
-    // The first one after the start is let through, or the start might not come to its end.
+    // The first sync after the start succeeds, because otherwise the start might fail.
     inject(&mut server.home, "greenroom.db", "inject=fdatasync:error=EIO:when=2+");
     server.boot();
     let mut seen = Value::Null;
@@ -200,73 +204,77 @@ fn a_failed_sync_of_a_checkpoint_ends_the_process() {
         None
     });
     assert_eq!(server.wait_exit().code(), Some(70), "{}", server.log.tail());
-    let line = server.log.wait("why", |line| line.contains("storage failed"));
+    let line = server.log.wait("the reason", |line| line.contains("storage failed"));
     assert!(line.contains("write-ahead log") && line.contains("sync_failed"), "{line}");
     server.home.wrapper.clear();
     server.boot();
     server.finish_as(&task, "completed");
 }
 
-/// F22: a data directory that cannot be written to.
+/// F22: a read-only data directory is refused.
 #[test]
-fn a_read_only_directory() {
+fn a_read_only_directory_is_refused() {
     let mut home = Setup::new().home();
     inject(&mut home, "greenroom.lock", "inject=openat:error=EROFS");
-    let said = refuses(&home);
-    assert!(said.contains("greenroom.lock") && said.contains("Read-only file system"), "{said}");
-    assert!(!home.data().join("greenroom.db").exists(), "nothing was made");
+    let stderr = wait_refusal(&home);
+    assert!(
+        stderr.contains("greenroom.lock") && stderr.contains("Read-only file system"),
+        "{stderr}"
+    );
+    assert!(!home.data().join("greenroom.db").exists(), "nothing was created");
 }
 
-/// F23: while another program holds the write lock nothing is accepted; then work goes on.
+/// F23: while another program holds the write lock nothing is accepted; after its release the
+/// server works again.
 #[test]
-fn a_lock_held_by_another_program() {
+fn a_write_lock_of_another_program_stops_the_server_until_its_release() {
     let server = Server::usual();
     server.complete("work", "before");
     let other = server.writable_database();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    // Waits for as long as locks are waited out.
+    // This request takes the whole timeout for locks.
     server.post(TURNS, &json!({ "prompt": "refused" })).problem(503, "storage-unavailable");
     assert_stopped(&server, "locked");
     other.execute_batch("ROLLBACK").unwrap();
     assert_recovers(&server);
 }
 
-/// F26: `verify` and `backup` lock the directory while they look at the log. A start waits for
-/// them, and refuses at once if another server has it.
+/// F26: `verify` and `backup` lock the directory while they read the log. A start waits for them,
+/// and is refused immediately if another server has the lock.
 #[test]
 fn a_start_waits_for_readers_of_the_files() {
     let mut server = Server::usual();
     server.complete("work", "before");
-    let refused = refuses_beside(&server);
+    let refused = wait_refusal_of_second(&server);
     assert!(refused.contains("in use by another greenroom"), "{refused}");
     server.terminate();
     server.wait_exit();
-    let looks = fs::File::open(server.home.data().join("greenroom.lock")).unwrap();
-    looks.lock_shared().unwrap();
+    let reader = fs::File::open(server.home.data().join("greenroom.lock")).unwrap();
+    reader.lock_shared().unwrap();
     let log = server.log.clone();
     let waits = thread::spawn(move || {
         log.wait("the start to wait", |line| line.contains("waiting for another process"));
-        drop(looks);
+        drop(reader);
     });
     server.boot();
     waits.join().unwrap();
     server.complete("work", "after");
 }
 
-/// What a second server says that is started on the data of one that runs.
+/// Starts a second server on the data of a running one; returns its reason for refusing.
 #[track_caller]
-fn refuses_beside(server: &Server) -> String {
+fn wait_refusal_of_second(server: &Server) -> String {
     let other = Setup::new().home();
     let data = format!("sqlite:{}/greenroom.db", server.home.data().display());
     let config = fs::read_to_string(other.config()).unwrap();
     other.write_config(&config.replace("sqlite:data/greenroom.db", &data));
-    refuses(&other)
+    wait_refusal(&other)
 }
 
-/// I2: of a directory that is made for the database, the name is durable before anything is
-/// acknowledged: a power loss takes nothing away.
+/// I2: the name of a directory that is created for the database is synced before any
+/// acknowledgement, so that a power loss loses nothing.
 #[test]
-fn what_is_made_for_the_database_is_synced() {
+fn created_directories_are_synced() {
     let mut home = Setup::new().text("storage", "url", "sqlite:data/deep/greenroom.db").home();
     let trace = home.path().join("trace");
     let words = ["strace", "-D", "-f", "-qq", "-y", "-o", trace.to_str().unwrap()];
@@ -276,13 +284,14 @@ fn what_is_made_for_the_database_is_synced() {
     server.complete("work", "acknowledged");
     let traced = fs::read_to_string(&trace).unwrap();
     let home = server.home.path();
-    for made in [home.join("data/deep"), home.join("data"), home] {
-        let synced = format!("<{}>) = 0", made.display());
+    for created in [home.join("data/deep"), home.join("data"), home] {
+        let synced = format!("<{}>) = 0", created.display());
         assert!(traced.contains(&synced), "{synced} is missing in\n{traced}");
     }
 }
 
-/// F24: what is no database, or none any more, is refused at the start, named, and left alone.
+/// F24: a file that is not a database, or a damaged one, is refused at the start, named, and left
+/// unchanged.
 #[test]
 fn a_damaged_database_is_refused() {
     let mut server = Server::usual();
@@ -291,14 +300,14 @@ fn a_damaged_database_is_refused() {
     move_log(&server);
     let file = server.home.data().join("greenroom.db");
     let whole = fs::read(&file).unwrap();
-    // The header; everything behind the page with the schema.
+    // The header; everything after the page with the schema.
     for place in [0..100, 4096..whole.len()] {
         let mut damaged = whole.clone();
         damaged[place.clone()].fill(0xA5);
         fs::write(&file, &damaged).unwrap();
-        let said = refuses(&server.home);
+        let stderr = wait_refusal(&server.home);
         for words in ["greenroom.db", "damaged", "restore a backup", "nothing was changed"] {
-            assert!(said.contains(words), "{words:?} is missing in {said}");
+            assert!(stderr.contains(words), "{words:?} is missing in {stderr}");
         }
         assert!(fs::read(&file).unwrap() == damaged, "{place:?}");
     }
@@ -307,9 +316,10 @@ fn a_damaged_database_is_refused() {
     server.finish_as(&task, "completed");
 }
 
-/// F24: damage that a reader meets stops the server for good: a write that works proves nothing.
+/// F24: damage that a reader finds stops the server until its restart: a successful write proves
+/// nothing.
 #[test]
-fn damage_that_a_reader_meets() {
+fn damage_found_by_a_reader_stops_the_server() {
     let mut server = Server::usual();
     server.complete("work", "[[reply:a-very-peculiar-answer]]");
     server.kill();
@@ -329,11 +339,11 @@ fn damage_that_a_reader_meets() {
     server.get("/v1/groups/work/frames").problem(503, "storage-unavailable");
     server.log.wait("the failure", |line| line.contains("storage failed"));
     assert_stopped(&server, "corrupt");
-    // Long enough for two trials, which would work.
+    // Long enough for two trial writes, which would succeed.
     let uptime = || server.get("/v1/status").expect(200)["uptime_ms"].as_u64().unwrap();
     let began = uptime();
     eventually("two seconds and a half", &server.log, || (began + 2_500 < uptime()).then_some(()));
-    assert_eq!(storage(&server)["state"], "failing", "{}", server.log.tail());
+    assert_eq!(storage_status(&server)["state"], "failing", "{}", server.log.tail());
     server.kill();
     fs::write(&file, &whole).unwrap();
     fs::remove_file(server.home.data().join("greenroom.db-wal")).unwrap();
@@ -341,10 +351,10 @@ fn damage_that_a_reader_meets() {
     server.complete("work", "after");
 }
 
-/// F25: the write-ahead log is removed under a running server. What was answered with 2xx was in it
-/// alone, and is there after a restart.
+/// F25: the write-ahead log of a running server is removed. It alone held what was answered with
+/// 2xx, which is still stored after a restart.
 #[test]
-fn the_log_is_removed() {
+fn removal_of_the_log_stops_the_server_and_loses_nothing() {
     let mut server = Server::usual();
     let task = server.complete("work", "before");
     let log = server.home.data().join("greenroom.db-wal");
@@ -352,28 +362,29 @@ fn the_log_is_removed() {
     let line = server.log.wait("the failure", |line| line.contains("storage failed"));
     assert!(line.contains("greenroom.db-wal was removed"), "{line}");
     assert_stopped(&server, "file_replaced");
-    assert!(!log.exists(), "it is not made anew");
+    assert!(!log.exists(), "it is not created again");
     server.kill_and_boot();
     server.finish_as(&task, "completed");
 }
 
-/// F25: a database that is missing is not begun anew while its log or its groups' files are there.
+/// F25: a missing database is not created again while its log or its groups' files exist.
 #[test]
-fn the_database_is_removed() {
+fn a_missing_database_is_not_created_again() {
     let mut server = Server::usual();
     server.complete("work", "before");
     server.kill();
     let (file, aside) = (server.home.data().join("greenroom.db"), server.home.path().join("aside"));
     fs::rename(&file, &aside).unwrap();
-    let said = refuses(&server.home);
-    assert!(said.contains("greenroom.db-wal is still there"), "{said}");
-    assert!(!file.exists(), "it is not made anew");
+    let stderr = wait_refusal(&server.home);
+    assert!(stderr.contains("greenroom.db-wal is still there"), "{stderr}");
+    assert!(!file.exists(), "it is not created again");
     fs::rename(&aside, &file).unwrap();
     server.boot();
     fs::remove_file(&file).unwrap();
     server.log.wait("the failure", |line| line.contains("greenroom.db was removed"));
     assert_stopped(&server, "file_replaced");
-    // From what the process still has open: as a person would, before they stop it.
+    // Restore it from the descriptor that the process still has open, as an operator would before
+    // stopping the process.
     let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().map(Result::unwrap);
     let deleted = |path: &Path| {
         fs::read_link(path).is_ok_and(|to| to.to_string_lossy().ends_with("greenroom.db (deleted)"))
@@ -384,10 +395,10 @@ fn the_database_is_removed() {
     server.complete("work", "after");
 }
 
-/// C14: whatever the umask, what greenroom makes is its owner's alone; what was there already is
-/// left as it is, and named.
+/// C14: whatever the umask, only the owner can access what greenroom creates; existing files are
+/// left unchanged, and named in a warning.
 #[test]
-fn files_are_private() {
+fn created_files_are_private() {
     let mut home = Setup::new().home();
     let words = ["sh", "-c", "umask 0; exec \"$@\"", "sh"];
     home.wrapper = words.map(str::to_owned).to_vec();
@@ -404,7 +415,7 @@ fn files_are_private() {
     self::backup(&server.home, &backup);
     assert_eq!(mode(&backup), 0o600);
     server.kill();
-    assert!(!server.log.tail().contains("may open what"), "{}", server.log.tail());
+    assert!(!server.log.tail().contains("other users of this machine"), "{}", server.log.tail());
     fs::set_permissions(&data, fs::Permissions::from_mode(0o750)).unwrap();
     fs::set_permissions(data.join("greenroom.db"), fs::Permissions::from_mode(0o644)).unwrap();
     server.boot();
@@ -414,20 +425,20 @@ fn files_are_private() {
     assert_eq!((mode(&data), mode(&data.join("greenroom.db"))), (0o750, 0o644));
 }
 
-/// Runs `greenroom backup`; what it printed.
+/// Runs `greenroom backup`; returns its output.
 #[track_caller]
 fn backup(home: &Home, target: &Path) -> Value {
     let config = home.config();
     let words =
         ["backup", target.to_str().unwrap(), "--json", "--config", config.to_str().unwrap()];
     let output = greenroom(home, &words).stdout(std::process::Stdio::piped()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// A backup of a running server holds all that was answered with 2xx before it was begun, and a
-/// server goes on from it; one without a server, too.
+/// A backup of a running server has everything that was answered with 2xx before it began, and a
+/// server can start from it; so can it from a backup of a stopped server.
 #[test]
 fn a_backup_is_restored() {
     let mut server = Server::usual();
@@ -436,8 +447,8 @@ fn a_backup_is_restored() {
     server.journal.wait_gate("go");
     let waiting = server.submit("work", "waiting");
     let target = server.home.path().join("backup.db");
-    let told = backup(&server.home, &target);
-    assert_eq!(told["bytes"], fs::metadata(&target).unwrap().len());
+    let report = backup(&server.home, &target);
+    assert_eq!(report["bytes"], fs::metadata(&target).unwrap().len());
     server.journal.open_gate("go");
     server.finish_as(&waiting, "completed");
     server.kill();
@@ -455,9 +466,9 @@ fn a_backup_is_restored() {
     }
 }
 
-/// A backup overwrites nothing, and says so by its exit code.
+/// A backup overwrites no file, and reports the refusal by its exit code.
 #[test]
-fn a_backup_overwrites_nothing() {
+fn a_backup_overwrites_no_file() {
     let server = Server::usual();
     let target = server.home.path().join("mine");
     fs::write(&target, "mine").unwrap();
@@ -465,31 +476,32 @@ fn a_backup_overwrites_nothing() {
     for (file, code) in [("mine", 2), ("missing/backup.db", 1)] {
         let words = ["backup", file, "--config", config.to_str().unwrap()];
         let output = greenroom(&server.home, &words).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{said}");
-        assert!(said.contains(file), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(file), "{stderr}");
     }
     assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
 }
 
-/// The log is moved into the database while nobody waits for it, and a purged group's pages go back
-/// to the file system.
+/// The log is moved into the database in the background, and a purged group's pages are returned to
+/// the file system.
 #[test]
-fn a_purge_gives_its_room_back() {
+fn a_purge_returns_disk_space() {
     let server = Server::usual();
     server.complete("work", "[[chunks:20000:300]]");
     let moved = || {
-        let storage = storage(&server);
-        storage["last_checkpoint_at"].is_string().then_some(())?;
-        storage["database_bytes"].as_u64().filter(|bytes| *bytes > 6_000_000)
+        let status = storage_status(&server);
+        status["last_checkpoint_at"].is_string().then_some(())?;
+        status["database_bytes"].as_u64().filter(|bytes| *bytes > 6_000_000)
     };
     let before = eventually("the log to be moved", &server.log, moved);
     server.delete("/v1/groups/work?purge=true").expect(202);
-    let after = || storage(&server)["database_bytes"].as_u64().filter(|bytes| *bytes < before / 3);
+    let after =
+        || storage_status(&server)["database_bytes"].as_u64().filter(|bytes| *bytes < before / 3);
     eventually("the file to shrink", &server.log, after);
 }
 
-/// F24: a byte that changed in the middle of the log hides all that was committed behind it.
+/// F24: a changed byte in the middle of the log hides all later commits.
 #[test]
 fn a_damaged_log_is_refused() {
     let mut server = Server::usual();
@@ -504,9 +516,9 @@ fn a_damaged_log_is_refused() {
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
     let damaged = fs::read(&path).unwrap();
-    let said = refuses(&server.home);
-    assert!(said.contains("greenroom.db-wal") && said.contains("damaged"), "{said}");
-    assert_eq!(fs::read(&path).unwrap(), damaged, "it is as it was");
+    let stderr = wait_refusal(&server.home);
+    assert!(stderr.contains("greenroom.db-wal") && stderr.contains("damaged"), "{stderr}");
+    assert_eq!(fs::read(&path).unwrap(), damaged, "the log is unchanged");
     file.write_all_at(&byte, at).unwrap();
     server.boot();
     assert_eq!(server.group("work")["queue_length"], 0);

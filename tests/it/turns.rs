@@ -2,13 +2,12 @@
 
 use serde_json::json;
 
-use crate::support::Server;
-use crate::support::server::id;
+use crate::support::{Server, server::id};
 
-/// API 2: 202 with `Location` and the task; an unknown group is made with the default agent; the
+/// API-2: 202 with `Location` and the task; an unknown group is created with the default agent; the
 /// task ends `completed` with the agent's text.
 #[test]
-fn accepted_then_completed() {
+fn a_turn_is_accepted_and_completes() {
     let server = Server::usual();
     let body = json!({ "prompt": "hello", "metadata": { "ticket": 7 } });
     let reply = server.post("/v1/groups/work/turns", &body);
@@ -59,9 +58,9 @@ fn accepted_then_completed() {
     assert_eq!(server.journal.prompts(), ["hello"]);
 }
 
-/// API 2, `wait`: 200 when the task ended within it, 202 with the task as it is when not.
+/// API-2, `wait`: 200 if the task ended within it, otherwise 202 with its current state.
 #[test]
-fn wait_answers_with_the_end_or_the_state() {
+fn wait_returns_the_end_or_the_current_state() {
     let server = Server::usual();
     let reply = server.post("/v1/groups/work/turns?wait=25", &json!({ "prompt": "[[reply:ok]]" }));
     let task = reply.expect(200);
@@ -77,9 +76,9 @@ fn wait_answers_with_the_end_or_the_state() {
     server.finish_as(&task, "completed");
 }
 
-/// API 2: a prompt is a text or a list of ACP content blocks, passed through untouched.
+/// API-2: a prompt is a text or a list of ACP content blocks, passed through unchanged.
 #[test]
-fn content_blocks_reach_the_agent_untouched() {
+fn content_blocks_reach_the_agent_unchanged() {
     let server = Server::usual();
     let blocks = json!([
         { "type": "text", "text": "[[reply:one]]" },
@@ -99,30 +98,31 @@ fn content_blocks_reach_the_agent_untouched() {
     assert_eq!(line["params"]["prompt"], json!([{ "type": "text", "text": "plain" }]));
 }
 
-/// API 1: the agent's stop reason is the task's; a refusal is a completed turn.
+/// API-1: the agent's stop reason is the task's; a refusal completes the turn.
 #[test]
-fn refusal_is_a_stop_reason() {
+fn a_refusal_is_a_stop_reason() {
     let server = Server::usual();
     let task = server.turn("work", "[[refuse]]");
     assert_eq!(task["stop_reason"], "refusal", "{task}");
 }
 
-/// API 2, ARCHITECTURE 4: a JSON-RPC error fails the task and says why; the queue drains on (DQ-9).
+/// API-2, A-4: a JSON-RPC error fails the task, whose error has the cause; the queue continues
+/// (DQ-9).
 #[test]
-fn agent_error_fails_the_task() {
+fn an_agent_error_fails_the_task() {
     let server = Server::usual();
-    let failing = server.submit("work", "[[error:-32602:what the agent said]]");
+    let failing = server.submit("work", "[[error:-32602:what the agent reported]]");
     let next = server.submit("work", "next");
     let failed = server.finish_as(&failing, "failed");
     assert_eq!(failed["stop_reason"], "_error");
-    assert!(failed["error"].to_string().contains("what the agent said"), "{failed}");
+    assert!(failed["error"].to_string().contains("what the agent reported"), "{failed}");
     assert!(!failed["error"]["code"].is_null(), "{failed}");
     server.finish_as(&next, "completed");
 }
 
-/// API 2: the group's tasks are listed by state and kind, queue and history alike.
+/// API-2: the group's tasks are listed by state and kind, both the queue and the history.
 #[test]
-fn tasks_are_listed() {
+fn tasks_are_listed_by_state_and_kind() {
     let server = Server::usual();
     let done = server.complete("work", "done");
     let running = server.submit("work", "[[gate:never]]");
@@ -145,12 +145,12 @@ fn tasks_are_listed() {
     assert!(ids("?kind=compaction").is_empty());
     let waiting = server.task(&queued);
     assert_eq!(waiting["blocked_by"], "turn", "{waiting}");
-    server.get("/v1/groups/nobody/tasks").any_problem(404);
+    server.get("/v1/groups/absent/tasks").any_problem(404);
 }
 
-/// AM-1, I1: two first requests at once start one agent, never two.
+/// AM-1, I1: simultaneous first requests start one agent, never two.
 #[test]
-fn first_requests_at_once_start_one_agent() {
+fn simultaneous_first_requests_start_one_agent() {
     let server = Server::usual();
     std::thread::scope(|scope| {
         for number in 0..8 {
@@ -164,9 +164,9 @@ fn first_requests_at_once_start_one_agent() {
     server.journal.assert_one_at_a_time();
 }
 
-/// RELIABILITY F14: the first of two responses wins, and the next turn is not confused by it.
+/// F14: the first of two responses counts, and the second does not affect the next turn.
 #[test]
-fn second_response_is_ignored() {
+fn a_second_response_is_ignored() {
     let server = Server::usual();
     let task = server.complete("work", "[[reply:x]][[two-responses]]");
     assert_eq!(task["stop_reason"], "end_turn");
@@ -176,9 +176,9 @@ fn second_response_is_ignored() {
     assert_eq!(server.task(&task)["stop_reason"], "end_turn");
 }
 
-/// REAL-AGENTS: an update after the response is an out-of-turn frame, and no part of the turn.
+/// RA: an update after the response is an out-of-turn frame, not part of the turn.
 #[test]
-fn late_update_is_out_of_turn() {
+fn a_late_update_is_out_of_turn() {
     let server = Server::usual();
     let task = server.complete("work", "[[reply:in time]][[late:50]]");
     assert_eq!(task["text"], "in time");
@@ -190,9 +190,9 @@ fn late_update_is_out_of_turn() {
     assert_eq!(server.complete("work", "next")["text"], "echo: next");
 }
 
-/// F12: a last line without its newline is read: the response in it completes the turn.
+/// F12: a last line without a newline is read: the response in it completes the turn.
 #[test]
-fn response_without_newline_counts() {
+fn a_response_without_newline_counts() {
     let server = Server::usual();
     server.complete("work", "[[reply:x]][[no-newline-eof]]");
     server.complete("work", "next");

@@ -1,15 +1,13 @@
-//! `greenroom verify`: a sound database differs in nothing, and whatever is changed is found.
+//! `greenroom verify`: a sound database has no differences, and any change is found.
 
-use std::fs;
-use std::process::Stdio;
+use std::{fs, process::Stdio};
 
 use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 
-use crate::support::server::greenroom;
-use crate::support::{Home, Server, Setup};
+use crate::support::{Home, Server, Setup, server::greenroom};
 
-/// How `greenroom verify` ended, and what it printed.
+/// The exit code and the output of `greenroom verify`.
 struct Verified {
     code: i32,
     lines: Vec<String>,
@@ -20,10 +18,10 @@ fn verify(home: &Home, arguments: &[&str]) -> Verified {
     let config = home.config();
     let all = [&["verify", "--config", config.to_str().unwrap()], arguments].concat();
     let ended = greenroom(home, &all).stdout(Stdio::piped()).output().unwrap();
-    let told = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+    let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
     Verified {
-        code: ended.status.code().unwrap_or_else(|| panic!("{}: {told}", ended.status)),
-        lines: told.lines().map(str::to_owned).collect(),
+        code: ended.status.code().unwrap_or_else(|| panic!("{}: {output}", ended.status)),
+        lines: output.lines().map(str::to_owned).collect(),
     }
 }
 
@@ -35,8 +33,8 @@ fn assert_sound(home: &Home, arguments: &[&str], begins: &str) {
     assert!(lines[0].ends_with("0 differences"), "{arguments:?}: {lines:?}");
 }
 
-/// A server with a group `work` that has seen much, and four others.
-fn eventful() -> Server {
+/// Starts a server with a group `work` with many kinds of events, and four other groups.
+fn start_eventful() -> Server {
     let rotating = "{ strategy = \"rotate\" }";
     let setup = Setup::new().agent("rotating", &[]).set("agents.rotating", "compaction", rotating);
     let server = setup.retries("1ms").start();
@@ -62,10 +60,11 @@ fn eventful() -> Server {
     server
 }
 
-/// I13: while the server runs, after its kill and before its next start, and in that.
+/// I13: `verify` finds no difference while the server runs, after its kill, and after its next
+/// start.
 #[test]
-fn a_sound_database_differs_in_nothing() {
-    let mut server = eventful();
+fn a_sound_database_has_no_differences() {
+    let mut server = start_eventful();
     assert_sound(&server.home, &[], "5 groups, ");
     for group in ["work", "rotated", "cancelled", "deleted", "quiet"] {
         assert_sound(&server.home, &[group], "1 groups, ");
@@ -82,10 +81,10 @@ fn a_sound_database_differs_in_nothing() {
     assert_sound(&server.home, &[], "5 groups, ");
 }
 
-/// I13: what a run that is being stopped still says belongs to no task, also when the next one is
-/// claimed and waits for it to end.
+/// I13: the late output of a stopping run belongs to no task, also if the next task is already
+/// claimed and waits for the run to end.
 #[test]
-fn a_late_word_while_the_next_task_is_claimed() {
+fn late_output_belongs_to_no_task_while_the_next_is_claimed() {
     let server = Setup::new().text("defaults", "idle_timeout", "0s").start();
     server.complete("work", "[[deaf]][[reply:x]][[answer]][[gate:late]][[reply:late]]");
     let next = server.submit("work", "next");
@@ -94,7 +93,7 @@ fn a_late_word_while_the_next_task_is_claimed() {
         frame["kind"] == "greenroom/task_claimed" && frame["payload"]["task"] == next["id"]
     });
     server.journal.open_gate("late");
-    let late = server.wait_frame("work", "the late word", |frame| {
+    let late = server.wait_frame("work", "the late update", |frame| {
         frame["payload"]["params"]["update"]["content"]["text"] == "late"
     });
     assert_eq!(late["task"], Value::Null, "{late}");
@@ -103,32 +102,33 @@ fn a_late_word_while_the_next_task_is_claimed() {
 }
 
 #[test]
-fn the_answer_is_for_programs_as_well() {
+fn the_output_can_be_json() {
     let mut server = Server::usual();
     server.complete("work", "[[reply:hello]]");
     server.kill();
     let last_seq = "SELECT last_seq FROM heads";
     let frames: i64 = server.database().query_row(last_seq, [], |row| row.get(0)).unwrap();
     let Verified { code, lines } = verify(&server.home, &["--json"]);
-    let told: Value = serde_json::from_str(&lines[0]).unwrap();
+    let output: Value = serde_json::from_str(&lines[0]).unwrap();
     let expected = json!({ "groups": 1, "frames": frames, "differences": 0 });
-    assert_eq!((code, lines.len(), told), (0, 1, expected));
-    let Verified { code, lines } = verify(&server.home, &["nobody"]);
+    assert_eq!((code, lines.len(), output), (0, 1, expected));
+    let Verified { code, lines } = verify(&server.home, &["absent"]);
     assert_eq!(code, 2, "{lines:?}");
-    assert!(lines.concat().contains("no group nobody"), "{lines:?}");
+    assert!(lines.concat().contains("no group absent"), "{lines:?}");
 
     let copy = Copies::of(&server);
     copy.change("UPDATE tasks SET state = 'failed'");
     let Verified { code, lines } = verify(&copy.home, &["--json", "work"]);
-    let told: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!((code, told.len()), (1, 2), "{lines:?}");
-    assert_eq!(told[0]["group"], "work");
-    let difference = told[0]["difference"].as_str().unwrap();
+    let outputs: Vec<Value> =
+        lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((code, outputs.len()), (1, 2), "{lines:?}");
+    assert_eq!(outputs[0]["group"], "work");
+    let difference = outputs[0]["difference"].as_str().unwrap();
     assert!(difference.starts_with("task tsk_"), "{difference}");
-    assert_eq!(told[1], json!({ "groups": 1, "frames": frames, "differences": 1 }));
+    assert_eq!(outputs[1], json!({ "groups": 1, "frames": frames, "differences": 1 }));
 }
 
-/// What is short for the number of the group `work`, the range of its keys, and a text in a blob.
+/// Abbreviations for the number of the group `work`, the range of its keys, and a text in a blob.
 const SHORT: [(&str, &str); 4] = [
     ("$keys", "key >> 36 = $no"),
     ("$no", "(SELECT no FROM groups WHERE id = 'work')"),
@@ -152,7 +152,7 @@ impl Copies {
         Self { sound: fs::read(&copy).unwrap(), home }
     }
 
-    /// Copies the database, changes it, and gives how many rows that were.
+    /// Copies the database, changes it, and returns the number of changed rows.
     #[track_caller]
     fn change(&self, sql: &str) -> usize {
         let sql = SHORT.iter().fold(sql.to_owned(), |sql, (short, long)| sql.replace(short, long));
@@ -165,12 +165,13 @@ impl Copies {
         database.unwrap().execute(&sql, []).unwrap_or_else(|err| panic!("{sql}: {err}"))
     }
 
-    /// Every change is found: in a line that names the group, and holds these words.
+    /// Checks that `verify` finds every change: in a line that names the group and contains these
+    /// words.
     #[track_caller]
     fn assert_found(&self, cases: &[(&str, &str)]) {
         let mut wrong = Vec::new();
         for (sql, holds) in cases {
-            assert!(0 < self.change(sql), "nothing is changed by {sql}");
+            assert!(0 < self.change(sql), "{sql} changes nothing");
             let Verified { code, lines } = verify(&self.home, &[]);
             let found = lines.iter().any(|line| line.starts_with("work: ") && line.contains(holds));
             if code != 1 || !found {
@@ -252,10 +253,10 @@ const CHANGED_ROWS: &[(&str, &str)] = &[
     ("UPDATE groups SET created_at = created_at + 1 WHERE id = 'work'",                       "head"),
 ];
 
-/// I13: a row that says something else than the log.
+/// I13: a row that differs from the log is found.
 #[test]
 fn a_changed_row_is_found() {
-    let server = eventful();
+    let server = start_eventful();
     let copies = Copies::of(&server);
     copies.assert_found(CHANGED_ROWS);
 }
@@ -278,10 +279,10 @@ const CHANGED_DIGESTS: &[(&str, &str)] = &[
     ("DELETE FROM turns WHERE $keys",                                                         "digests of turns:"),
 ];
 
-/// I6, I13: a digest that is not what the frames come to, or that is missing.
+/// I6, I13: a digest that differs from the frames, or that is missing, is found.
 #[test]
 fn a_changed_digest_is_found() {
-    let server = eventful();
+    let server = start_eventful();
     let copies = Copies::of(&server);
     copies.assert_found(CHANGED_DIGESTS);
     copies
@@ -292,7 +293,7 @@ fn a_changed_digest_is_found() {
     assert!(code == 1 && found, "exit code {code}: {lines:?}");
 }
 
-/// I13: a log that says something else than the rows. Frames are counted from the front, or found
+/// Changes of the log.
 #[rustfmt::skip]
 const CHANGED_LOG: &[(&str, &str)] = &[
     ("DELETE FROM blocks WHERE $keys AND kinds = 'session/update' AND text LIKE '%again%'",  "I3: frame"),
@@ -318,10 +319,10 @@ const CHANGED_LOG: &[(&str, &str)] = &[
     ("UPDATE blocks SET task = NULL WHERE $keys AND text LIKE '%again%'",                     "run and task of frame"),
 ];
 
-/// by what is in them.
+/// I13: a log that differs from the rows is found.
 #[test]
 fn a_changed_log_is_found() {
-    let server = eventful();
+    let server = start_eventful();
     let copies = Copies::of(&server);
     copies.assert_found(CHANGED_LOG);
 }
@@ -354,10 +355,10 @@ const UNREADABLE_ROWS: &[(&str, &str)] = &[
     ("DELETE FROM heads WHERE no = $no",                                              "has no row in heads"),
 ];
 
-/// AM-18: a row that cannot be understood is told of, and the others are verified all the same.
+/// AM-18: an unreadable row is reported, and the others are still verified.
 #[test]
 fn an_unreadable_row_is_found() {
-    let server = eventful();
+    let server = start_eventful();
     let copies = Copies::of(&server);
     copies.assert_found(UNREADABLE_ROWS);
     for (sql, holds) in [
@@ -379,19 +380,19 @@ fn an_unreadable_row_is_found() {
     assert_sound(&copies.home, &["quiet"], "1 groups, ");
 }
 
-/// I13: whatever row was changed or cannot be read, the log gives it; of a damaged log it is said.
+/// I13: any changed or unreadable row is repaired from the log; a damaged log is reported.
 #[test]
 fn changed_and_unreadable_rows_are_repaired() {
-    let server = eventful();
+    let server = start_eventful();
     let copies = Copies::of(&server);
     let mut wrong = Vec::new();
     for (sql, _) in [CHANGED_ROWS, CHANGED_DIGESTS, UNREADABLE_ROWS].concat() {
         copies.change(sql);
         let repaired = verify(&copies.home, &["--repair", "work"]);
         let of_log = sql.starts_with("UPDATE blocks");
-        let says = |words: &str| repaired.lines.iter().any(|line| line.contains(words));
+        let prints = |words: &str| repaired.lines.iter().any(|line| line.contains(words));
         if of_log {
-            if repaired.code != 1 || !says("nothing was changed") {
+            if repaired.code != 1 || !prints("nothing was changed") {
                 wrong.push(format!("{sql}: {}: {:?}", repaired.code, repaired.lines));
             }
             continue;
@@ -402,7 +403,7 @@ fn changed_and_unreadable_rows_are_repaired() {
             wrong.push(format!("{sql}:\n    {repaired}\n  then\n    {after}"));
         }
     }
-    // The log is believed, or else nothing is changed.
+    // The repair trusts the log, or changes nothing.
     for (sql, _) in CHANGED_LOG {
         copies.change(sql);
         let repaired = verify(&copies.home, &["--repair", "work"]);
@@ -416,8 +417,8 @@ fn changed_and_unreadable_rows_are_repaired() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     copies.change("UPDATE heads SET usage = '{' WHERE no = $no");
-    assert_eq!(verify(&copies.home, &["--repair"]).code, 2, "it is one group that is repaired");
-    assert_eq!(verify(&copies.home, &["--repair", "nobody"]).code, 2);
+    assert_eq!(verify(&copies.home, &["--repair"]).code, 2, "a repair needs a group");
+    assert_eq!(verify(&copies.home, &["--repair", "absent"]).code, 2);
     let usable = verify(&server.home, &["--repair", "work"]);
     assert!(usable.code == 1 && usable.lines.concat().contains("in use"), "{:?}", usable.lines);
 }

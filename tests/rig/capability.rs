@@ -1,17 +1,19 @@
-//! What the server under test can do: found out at the start, printed, and used where it is there.
+//! The optional features of the server under test: detected at the start, printed, and used if
+//! present.
 
-use std::fmt;
-use std::process::Command;
+use std::{fmt, process::Command};
 
 use serde_json::json;
 
-use crate::Result;
-use crate::home::{Home, built};
-use crate::plan::{Form, Plan};
-use crate::server::Server;
-use crate::stage::{Ask, Stage};
+use crate::{
+    Result,
+    home::{Home, built},
+    plan::{Form, Plan},
+    server::Server,
+    stage::{Ask, Stage},
+};
 
-/// What not every version serves.
+/// Features that not every version serves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Capabilities {
     /// The inbox, `/v1/permissions`.
@@ -27,7 +29,7 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Asks a server on an empty database.
+    /// Detects the features of a server on an empty database.
     pub fn probe() -> Result<Self> {
         let mut plan = Plan::new(0, Form::Quick);
         plan.limits.on_interrupt = "auto";
@@ -72,7 +74,7 @@ impl Capabilities {
         ]
     }
 
-    /// Those of a list, or of `all`, that are not there.
+    /// Returns the missing features of a list, or of `all`.
     pub fn missing(self, required: &str) -> Vec<&'static str> {
         let asked = |name: &str| required == "all" || required.split(',').any(|one| one == name);
         let missing = self.named().into_iter().filter(|(name, has)| asked(name) && !has);

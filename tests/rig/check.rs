@@ -1,7 +1,7 @@
-//! The history checker: every rule reads a [`History`] and tells what breaks it.
+//! The history checker: every rule reads a [`History`] and returns its violations.
 //!
-//! It knows nothing of the server but its contract. `check/tests.rs` feeds it small bad histories,
-//! one for each rule at least: a checker that cannot fail is worth nothing.
+//! It knows only the server's contract. `check/tests.rs` feeds it small bad histories, at least one
+//! for each rule: a checker that cannot fail is worth nothing.
 
 mod digests;
 mod frames;
@@ -15,16 +15,16 @@ use std::fmt;
 
 use crate::history::History;
 
-/// The most memory that a server may ever have had, in bytes (I11): a build without optimisation,
-/// some hundred readers, floods of a few megabytes.
+/// The most memory that a server may use, in bytes (I11): a build without optimisation, some
+/// hundred readers, floods of a few megabytes.
 const MEMORY_MAX: u64 = 512 << 20;
 
-/// Something that must not be.
+/// A broken rule.
 #[derive(Clone, Debug)]
 pub struct Violation {
     /// The rule's name.
     pub rule: &'static str,
-    /// What breaks it.
+    /// How the history breaks it.
     pub what: String,
 }
 
@@ -37,33 +37,33 @@ impl fmt::Display for Violation {
 
 type Rule = fn(&History) -> Vec<String>;
 
-/// The rules, each with the invariant that it holds.
+/// The rules, each with its invariant.
 #[rustfmt::skip]
 pub const RULES: [(&str, Rule); 21] = [
-    ("every fault was injected",     injected),
-    ("one at a time",                group::one_at_a_time),            // I1
-    ("accepted is kept",             requests::accepted_is_kept),      // I2
-    ("frames stay",                  frames::frames_stay),             // I3
-    ("segments are one line",        group::segments_are_one_line),    // I4
-    ("compacting ends",              group::compacting_ends),          // I5
-    ("runs are sealed",              digests::runs_are_sealed),        // I6
-    ("sent once an attempt",         sent::sent_once_an_attempt),      // I7
-    ("sent as it was committed",     sent::sent_as_committed),         // I7, I3
-    ("in order",                     group::in_order),                 // I8
-    ("one outcome",                  requests::one_outcome),           // I9
-    ("one end in the frames",        group::one_end),                  // I9
-    ("no orphans",                   |history| history.orphans.clone()),  // I10
-    ("bounded",                      bounded),                         // I11
-    ("nothing is stuck",             |history| history.stuck.clone()),    // I12
-    ("every wait says why",          requests::every_wait_says_why),   // I12
-    ("replay is live",               |history| history.damage.clone()),   // I13
-    ("others go on",                 group::others_go_on),             // I15
-    ("what was rejected is said",    sent::rejected_is_said),          // I16
-    ("a lost context is said",       sent::lost_context_is_said),      // I16
-    ("answers are sound",            requests::answers_are_sound),     // keys, retry_of, statuses
+    ("every fault was injected",    injected),
+    ("one at a time",               group::one_at_a_time),              // I1
+    ("accepted is kept",            requests::accepted_is_kept),        // I2
+    ("frames stay",                 frames::frames_stay),               // I3
+    ("segments are one line",       group::segments_are_one_line),      // I4
+    ("compacting ends",             group::compacting_ends),            // I5
+    ("runs are sealed",             digests::runs_are_sealed),          // I6
+    ("sent once an attempt",        sent::sent_once_an_attempt),        // I7
+    ("sent as it was committed",    sent::sent_as_committed),           // I7, I3
+    ("in order",                    group::in_order),                   // I8
+    ("one outcome",                 requests::one_outcome),             // I9
+    ("one end in the frames",       group::one_end),                    // I9
+    ("no orphans",                  |history| history.orphans.clone()), // I10
+    ("bounded",                     bounded),                           // I11
+    ("nothing is stuck",            |history| history.stuck.clone()),   // I12
+    ("every wait says why",         requests::every_wait_says_why),     // I12
+    ("replay is live",              |history| history.damage.clone()),  // I13
+    ("others continue",             group::others_continue),            // I15
+    ("rejected lines are reported", sent::rejected_is_reported),        // I16
+    ("a lost context is reported",  sent::lost_context_is_reported),    // I16
+    ("answers are sound",           requests::answers_are_sound),       // keys, retry_of, statuses
 ];
 
-/// Everything that breaks a rule.
+/// Returns all violations.
 pub fn check(history: &History) -> Vec<Violation> {
     let mut found = Vec::new();
     for (rule, holds) in RULES {
@@ -74,7 +74,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     found
 }
 
-/// A rig that injected nothing tested nothing.
+/// A rig that injected no fault tested nothing.
 fn injected(history: &History) -> Vec<String> {
     let missing = history.injected.iter().filter(|injected| injected.proof.is_none());
     missing.map(|one| format!("nothing was injected in life {}: {}", one.life, one.fault)).collect()

@@ -1,14 +1,15 @@
-//! Reading what the server has: all tasks after a start, and all of everything in the end.
+//! Reads the server's state: all tasks after a start, and everything at the end.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Value, from_str};
+use serde_json::{Value, from_str, value::RawValue};
 
-use crate::Result;
-use crate::history::{Audit, Frame, Group};
-use crate::stage::{Client, Stage};
+use crate::{
+    Result,
+    history::{Audit, Frame, Group},
+    stage::{Client, Stage},
+};
 
 #[derive(Deserialize)]
 struct Page {
@@ -16,7 +17,7 @@ struct Page {
     next_cursor: Option<String>,
 }
 
-/// All items of a list, byte for byte; `None` if the server is gone.
+/// Returns all items of a list, byte for byte; `None` if the server is gone.
 fn list(client: &Client<'_>, path: &str) -> Option<Vec<String>> {
     let mut items = Vec::new();
     let mut cursor = String::new();
@@ -36,7 +37,7 @@ fn values(client: &Client<'_>, path: &str) -> Option<Vec<Value>> {
     Some(items.iter().filter_map(|item| from_str(item).ok()).collect())
 }
 
-/// The tasks that there are now; `None` if the server did not live long enough to tell.
+/// Returns the present tasks; `None` if the server died before it answered.
 pub fn audit(stage: &Stage) -> Option<Audit> {
     let client = stage.client();
     let (life, at) = (stage.life(), stage.now());
@@ -48,7 +49,7 @@ pub fn audit(stage: &Stage) -> Option<Audit> {
                 let tasks = values(&client, &format!("{path}/tasks"))?;
                 audit.tasks.insert(group.name.clone(), tasks);
             }
-            // Nobody has made it yet.
+            // The group does not exist yet.
             (404, _) => {}
             _ => return None,
         }
@@ -57,7 +58,7 @@ pub fn audit(stage: &Stage) -> Option<Audit> {
     Some(audit)
 }
 
-/// Everything that is kept of one group.
+/// Returns everything that is stored of one group.
 pub fn collect(stage: &Stage, group: &str) -> Result<Group> {
     let client = stage.client();
     let path = format!("/v1/groups/{group}");
@@ -76,7 +77,7 @@ pub fn collect(stage: &Stage, group: &str) -> Result<Group> {
     let tasks = all("tasks")?;
     Ok(Group {
         read_at,
-        // Read behind what it is held against: a group may go on meanwhile.
+        // Read after the data that it is compared with: a group may continue meanwhile.
         digest: digest(&path)?,
         run_digests,
         shown: from_str(&shown)?,

@@ -1,5 +1,5 @@
-//! What a run leaves to be judged: every request and answer, what readers saw, the agents'
-//! journal, and all that the server has in the end.
+//! The history of a run for the checker: every request and answer, the frames of the readers, the
+//! agents' journal, and the server's final state.
 
 use std::collections::BTreeMap;
 
@@ -8,27 +8,27 @@ use serde_json::{Value, value::RawValue};
 
 use crate::Result;
 
-/// A request and what came of it.
+/// A request and its answer.
 #[derive(Clone, Debug, Default)]
 pub struct Exchange {
-    /// In which of the server's lives it was sent, from 1.
+    /// The server's life in which it was sent, from 1.
     pub life: usize,
     /// When, in microseconds since the run began.
     pub sent: u64,
-    /// When the answer was there, or given up.
+    /// When the answer came, or the caller gave up.
     pub answered: u64,
     pub method: &'static str,
     pub path: String,
     /// The idempotency key.
     pub key: Option<String>,
     pub body: Value,
-    /// 0 if no answer came: nobody knows whether it was done.
+    /// 0 if no answer came: the request may or may not have been served.
     pub status: u16,
     pub answer: Value,
 }
 
 impl Exchange {
-    /// The id of the task that this request was promised: it asked for one, and got 2xx.
+    /// The id of the task that the server promised: the request submitted one, and got 2xx.
     pub fn accepted(&self) -> Option<&str> {
         let asks = ["/turns", "/compactions", "/retry"];
         let path = self.path.split('?').next().unwrap_or_default();
@@ -37,7 +37,7 @@ impl Exchange {
     }
 }
 
-/// One frame as it was served.
+/// One frame as the server sent it.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub seq: u64,
@@ -65,28 +65,28 @@ impl Frame {
     ///
     /// # Errors
     ///
-    /// It is none.
+    /// The text is no frame.
     pub fn read(text: &str) -> Result<Self> {
         let Shape { seq, kind, run, task, payload } =
             serde_json::from_str(text).map_err(|err| format!("no frame ({err}): {text:?}"))?;
         let payload_text = payload.get().to_owned();
-        // What nests too deep for a value is compared by its bytes alone.
+        // A payload that nests too deep for a value is compared by its bytes alone.
         let payload = serde_json::from_str(&payload_text).unwrap_or_default();
         Ok(Self { seq, kind, run, task, payload, payload_text, text: text.to_owned() })
     }
 
-    /// Whether it is this fact of greenroom's own.
+    /// Whether the frame is this fact of greenroom.
     pub fn is(&self, fact: &str) -> bool {
         self.kind.strip_prefix("greenroom/") == Some(fact)
     }
 
-    /// The task that the fact names.
+    /// Returns the task that the fact names.
     pub fn names(&self) -> &str {
         self.payload["task"].as_str().unwrap_or_default()
     }
 }
 
-/// All that the server has of one group in the end.
+/// The server's final state of one group.
 #[derive(Clone, Debug, Default)]
 pub struct Group {
     /// When its frames were read, in microseconds since the run began.
@@ -103,7 +103,7 @@ pub struct Group {
     pub run_digests: Vec<Value>,
 }
 
-/// A frame that a reader saw at some time.
+/// A frame that a reader received.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub life: usize,
@@ -114,28 +114,28 @@ pub struct Seen {
     pub text: String,
 }
 
-/// The tasks that the server had after one of its starts.
+/// The server's tasks after one of its starts.
 #[derive(Clone, Debug, Default)]
 pub struct Audit {
     pub life: usize,
-    /// When it was begun, in microseconds since the run began.
+    /// When the reading began, in microseconds since the run began.
     pub at: u64,
-    /// When all of it was read.
+    /// When the reading ended.
     pub until: u64,
     /// By group.
     pub tasks: BTreeMap<String, Vec<Value>>,
 }
 
-/// What was broken, and whether it was.
+/// An injected fault, and the proof of its effect.
 #[derive(Clone, Debug)]
 pub struct Injected {
     pub life: usize,
     pub fault: String,
-    /// What shows it; absent: nothing does.
+    /// The proof of its effect, if there is one.
     pub proof: Option<String>,
 }
 
-/// Everything.
+/// The whole history.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     pub exchanges: Vec<Exchange>,
@@ -145,30 +145,30 @@ pub struct History {
     pub journal: Vec<Value>,
     pub groups: BTreeMap<String, Group>,
     pub injected: Vec<Injected>,
-    /// What `greenroom verify` and SQLite's own check found wrong, by life.
+    /// The findings of `greenroom verify` and SQLite's own check, by life.
     pub damage: Vec<String>,
     /// Processes that outlived their run or their server by more than 5 s (I10).
     pub orphans: Vec<String>,
-    /// Groups that did not come to rest, and servers that did not start or end (I12).
+    /// Groups that did not become idle, and servers that did not start or end (I12).
     pub stuck: Vec<String>,
-    /// What a group must do whatever becomes of the others: its name, and the stop reasons that
-    /// the faults of this run excuse (I15).
+    /// The group that must work regardless of the others: its name, and the stop reasons that the
+    /// faults of this run excuse (I15).
     pub witness: Option<(String, Vec<&'static str>)>,
-    /// The most memory that a server had resident, in bytes (I11).
+    /// The most resident memory of a server, in bytes (I11).
     pub memory: u64,
-    /// Anything else that the rig saw go wrong.
+    /// Any other failure that the rig saw.
     pub wrong: Vec<String>,
 }
 
-/// The states that a task never leaves.
+/// The terminal states of a task.
 pub const TERMINAL: [&str; 5] = ["completed", "failed", "cancelled", "interrupted", "skipped"];
 
-/// Whether a task, as it was shown, is over.
+/// Whether a task, as the server showed it, is over.
 pub fn is_over(task: &Value) -> bool {
     task["state"].as_str().is_some_and(|state| TERMINAL.contains(&state))
 }
 
-/// A text out of a value, empty if there is none.
+/// Returns a text field of a value, empty if there is none.
 pub fn text<'a>(value: &'a Value, name: &str) -> &'a str {
     value[name].as_str().unwrap_or_default()
 }

@@ -1,19 +1,21 @@
 //! The directory of one run: configuration, database, the agents' journal, logs.
 
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::{env, process};
+use std::{
+    env,
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+    process,
+};
 
 use serde_json::Value;
 
-use crate::Result;
-use crate::plan::Plan;
+use crate::{Result, plan::Plan};
 
-/// The longest line that an agent may write: the prompts have longer and shorter ones.
+/// The longest line that an agent may write: prompts make longer and shorter ones.
 const LINE: &str = "64KiB";
 
-/// Profiles by name: what the scripted agent is told besides, and how it compacts.
+/// Profiles by name: the further arguments of the scripted agent, and its way to compact.
 const PROFILES: [(&str, &[&str], &str); 5] = [
     ("plain", &[], "command"),
     ("loads", &["--no-resume"], "command"),
@@ -28,9 +30,10 @@ pub struct Home {
 }
 
 impl Home {
-    /// Makes the directory and writes the configuration.
+    /// Creates the directory and writes the configuration.
     pub fn new(plan: &Plan) -> Result<Self> {
-        // Beside the build, not in a temporary directory: that may be memory, where a sync is free.
+        // Beside the build, not in a temporary directory: that may be in memory, where a sync costs
+        // nothing.
         let name = format!("rig/seed-{}-{}", plan.seed, process::id());
         let path = built("")?.join(name);
         fs::create_dir_all(path.join("script"))?;
@@ -81,7 +84,7 @@ impl Home {
         &self.path
     }
 
-    /// Something in the directory.
+    /// Returns a path in the directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
@@ -90,7 +93,7 @@ impl Home {
         self.file("rig.toml")
     }
 
-    /// The server's data directory.
+    /// Returns the server's data directory.
     pub fn data(&self) -> PathBuf {
         self.file("data")
     }
@@ -103,7 +106,7 @@ impl Home {
         Ok(journal.sync_data()?)
     }
 
-    /// The agents' journal so far, in the order in which it was written.
+    /// Returns the agents' journal so far, in order.
     pub fn journal(&self) -> Result<Vec<Value>> {
         let text = fs::read(self.file("script/journal.jsonl"))?;
         let text = String::from_utf8_lossy(&text).into_owned();
@@ -116,10 +119,10 @@ impl Home {
     }
 }
 
-/// Something that cargo built in the same profile as this program.
+/// Returns a program that cargo built in the same profile as this one.
 pub fn built(name: &str) -> Result<PathBuf> {
-    let own = env::current_exe()?;
-    let profile = own.ancestors().nth(2).ok_or("this program lies nowhere")?;
+    let program = env::current_exe()?;
+    let profile = program.ancestors().nth(2).ok_or("this program has no directory")?;
     let path = profile.join(name);
     if path.exists() { Ok(path) } else { Err(format!("{} is not built", path.display()).into()) }
 }

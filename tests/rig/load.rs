@@ -1,26 +1,31 @@
-//! What callers do: one of them for each group, and one that answers permissions and kills agents.
+//! The load: one caller for each group, and one that answers permissions and kills agents.
 
-use std::collections::VecDeque;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::history::{Exchange, text};
-use crate::plan::Group;
-use crate::prompt::prompt;
-use crate::random::Random;
-use crate::stage::{Ask, Client, Stage};
-use crate::{process, server};
+use crate::{
+    history::{Exchange, text},
+    plan::Group,
+    process,
+    prompt::prompt,
+    random::Random,
+    server,
+    stage::{Ask, Client, Stage},
+};
 
-/// Between two looks for a server that is not there.
+/// The time between two attempts to reach a server that is down.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a caller waits when the queue is full.
 const FULL: Duration = Duration::from_millis(15);
 
-/// What a caller keeps in mind of what it asked before.
+/// The most earlier requests that a caller remembers.
 const REMEMBERED: usize = 40;
 
 /// One group's caller.
@@ -29,7 +34,7 @@ struct Caller<'a> {
     client: Client<'a>,
     group: &'a Group,
     random: Random,
-    /// Requests with a key that nobody answered: they are asked again until somebody does.
+    /// Unanswered requests with a key: the caller repeats them until they are answered.
     unanswered: VecDeque<Ask>,
     /// Requests with a key that were answered.
     answered: VecDeque<Ask>,
@@ -37,7 +42,7 @@ struct Caller<'a> {
     count: u64,
 }
 
-/// Asks for work until the stage is calm, and then for the answers that are still missing.
+/// Submits work until the load ends, and then repeats the unanswered requests.
 pub fn call(stage: &Stage, group: &Group) {
     let mut caller = Caller {
         stage,
@@ -65,7 +70,7 @@ impl Caller<'_> {
         format!("/v1/groups/{}{rest}", self.group.name)
     }
 
-    /// Sends what changes nothing the second time, until it is answered.
+    /// Sends an idempotent request until it is answered.
     fn until_answered(&mut self, ask: &Ask) {
         while !self.stage.is_over() {
             match self.client.send(ask) {
@@ -142,7 +147,7 @@ impl Caller<'_> {
 
     fn submit(&mut self, ask: Ask) {
         let Some(exchange) = self.client.send(&ask) else {
-            // Nothing was sent; a turn without a key is dropped as well as any other.
+            // Nothing was sent; the caller drops a turn without a key.
             return self.unanswered.extend(ask.key.is_some().then_some(ask));
         };
         match exchange.status {
@@ -162,7 +167,7 @@ impl Caller<'_> {
         }
     }
 
-    /// A key once more: the same task must come back.
+    /// Repeats a key: the server must answer with the same task.
     fn repeat(&mut self) {
         if self.answered.is_empty() {
             return;
@@ -191,7 +196,7 @@ impl Caller<'_> {
     }
 }
 
-/// Answers permissions now and then, and kills agents and their keepers in the lives that want it.
+/// Answers some permissions, and kills agents and their shims in the lives whose plan says so.
 pub fn meddle(stage: &Stage) {
     let client = stage.client();
     let mut random = Random::new(stage.plan.seed, "meddler");
@@ -213,7 +218,7 @@ pub fn meddle(stage: &Stage) {
     }
 }
 
-/// Answers what is pending: with an option, or by calling it off.
+/// Answers pending permissions: with an option, or with a cancel.
 pub fn answer_permissions(stage: &Stage, client: &Client<'_>, random: &mut Random) {
     if !stage.capabilities.permissions {
         return;
@@ -231,7 +236,7 @@ pub fn answer_permissions(stage: &Stage, client: &Client<'_>, random: &mut Rando
     }
 }
 
-/// Kills the agent of a group that is no witness, or what keeps it.
+/// Kills the agent of a group other than the witness, or its shim.
 fn kill_an_agent(stage: &Stage, client: &Client<'_>, random: &mut Random) {
     let group = random.pick(&stage.plan.groups);
     if group.witness {
@@ -244,11 +249,11 @@ fn kill_an_agent(stage: &Stage, client: &Client<'_>, random: &mut Random) {
     let run = &runs["items"][0];
     let pid = run["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
     let (Some(agent), true) = (pid, run["ended_at"].is_null()) else { return };
-    // The pid may be another's by now: only what carries this run's mark is killed.
+    // The pid may belong to another process by now: only a process with this run's mark is killed.
     let marked = process::marked(&stage.home.data());
     if !marked.iter().any(|one| one.pid == agent && one.run == text(run, "id")) {
         return;
     }
-    let keeper = process::parent(agent).filter(|_| random.one_in(3));
-    server::signal(keeper.unwrap_or(agent), Signal::KILL);
+    let shim = process::parent(agent).filter(|_| random.one_in(3));
+    server::signal(shim.unwrap_or(agent), Signal::KILL);
 }

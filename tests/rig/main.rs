@@ -1,16 +1,16 @@
-//! The fault rig: the real server is killed, stopped, starved and lied to by a seed's plan while
-//! callers load it, and then its whole history is checked (RELIABILITY, I1–I16).
+//! The fault rig: a seed's plan kills, stops and starves the real server and sets its clock while
+//! callers load it; then the rig checks its whole history (I1–I16).
 //!
 //! ```text
 //! cargo run --example rig                     the quick form: eight seeds, a few minutes
 //! cargo run --example rig -- --long 17 99     these seeds in the long form
-//! cargo run --example rig -- --long           a hundred fresh ones
-//! cargo run --example rig -- --kills 200      that many kills at syncs, and the counts
+//! cargo run --example rig -- --long           a hundred fresh seeds
+//! cargo run --example rig -- --kills 200      this many kills at syncs, and the counts
 //! ```
 //!
-//! `--jobs N` seeds run at once, `--seeds N` fresh ones are drawn, and `--require NAMES` (or
-//! `all`) fails if the server lacks a capability that the rig would use. A seed that fails leaves
-//! its directory, and the command that plays it again.
+//! `--jobs N` seeds run at once, `--seeds N` fresh ones are drawn, and `--require NAMES` (or `all`)
+//! fails if the server lacks a capability that the rig would use. A failing seed leaves its
+//! directory, and prints the command that repeats it.
 
 mod capability;
 mod check;
@@ -29,31 +29,33 @@ mod stage;
 mod summary;
 mod unreadable;
 
-use std::error::Error;
-use std::process::{Command, ExitCode};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
-use std::{env, thread};
+use std::{
+    env,
+    error::Error,
+    process::{Command, ExitCode},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use crate::capability::Capabilities;
-use crate::plan::Form;
-use crate::random::Random;
-use crate::summary::Summary;
+use crate::{capability::Capabilities, plan::Form, random::Random, summary::Summary};
 
-/// Whatever went wrong in the rig itself ends a seed, with its own words.
+/// An error of the rig itself ends a seed with its own message.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// The seeds of the quick form; as many as it takes for every fault to come.
+/// The seeds of the quick form; enough for every fault to occur.
 const QUICK: std::ops::RangeInclusive<u64> = 1..=8;
 
-/// How many fresh seeds the long form draws.
+/// The number of fresh seeds of the long form.
 const FRESH: u64 = 100;
 
-/// Kills of one seed where nothing but kills is wanted.
+/// The kills of one seed in the form with kills alone.
 const KILLS_A_SEED: usize = 10;
 
-/// What the arguments say.
+/// The arguments.
 struct Order {
     form: Form,
     seeds: Vec<u64>,
@@ -134,8 +136,8 @@ fn run(order: &Order) -> Result<bool> {
     Ok(summary.is_clean())
 }
 
-/// Builds the server and the agent as this program was built, if cargo runs it: so that nothing old
-/// is tested.
+/// Builds the server and the agent as this program was built, if cargo runs it: so that no old
+/// build is tested.
 fn build() -> Result<()> {
     let Some(cargo) = env::var_os("CARGO") else { return Ok(()) };
     let mut command = Command::new(cargo);

@@ -1,42 +1,40 @@
-//! What a seed decides before anything runs: the groups, the limits, and what becomes of each of
-//! the server's lives.
+//! The plan of a seed: the groups, the limits, and the end of each of the server's lives.
 
-use std::fmt;
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use crate::random::Random;
 
 /// Which faults a run has.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Form {
-    /// A few lives a seed; each fault comes in one of a few seeds.
+    /// A few lives a seed; each fault occurs in one of a few seeds.
     Quick,
-    /// More lives, and also what takes long.
+    /// More lives, and also the slow faults.
     Long,
-    /// Nothing but kills at syncs, this many.
+    /// Only kills at syncs, this many.
     Kills(usize),
 }
 
-/// What one seed does.
+/// The plan of one seed.
 pub struct Plan {
     pub seed: u64,
     pub groups: Vec<Group>,
     pub limits: Limits,
     pub lives: Vec<Life>,
-    /// Whether agents may hang in ways that only the cancel ladder ends (17 s each).
+    /// Whether agents may hang in ways that only the escalation ends (17 s each).
     pub hangs: bool,
 }
 
-/// A group and who talks to it.
+/// A group and its agent.
 pub struct Group {
     pub name: String,
     /// A profile of the rig's configuration.
     pub agent: &'static str,
-    /// Gets plain turns only: whatever the others do, it goes on (I15).
+    /// Whether it gets plain turns only: it must continue regardless of the others (I15).
     pub witness: bool,
 }
 
-/// What the configuration says.
+/// The configuration.
 pub struct Limits {
     pub running_groups: u64,
     pub resident_agents: u64,
@@ -50,40 +48,40 @@ pub struct Limits {
 /// One life of the server, and how it ends.
 pub struct Life {
     pub fault: Fault,
-    /// Every how often a random agent or its keeper is killed.
+    /// The interval at which a random agent or its shim is killed.
     pub kills_agents: Option<Duration>,
-    /// Whether the next life begins while processes of this one may still be about.
+    /// Whether the next life begins while processes of this one may still run.
     pub at_once: bool,
     /// Whether a second server is started on the same data (F26).
     pub second_server: bool,
-    /// Readers that read slowly, or not at all, beside the one that follows (F28, F29).
+    /// The readers that read slowly or not at all, besides the one that follows (F28, F29).
     pub slow_readers: u64,
 }
 
-/// What happens to the server.
+/// A fault of the server.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// SIGKILL at the `at`-th sync of a thread (F1).
     SyncKill { at: u64 },
-    /// SIGKILL at a moment.
+    /// SIGKILL at a random time.
     Kill { after: Duration },
-    /// SIGTERM, perhaps a second one (F4).
+    /// SIGTERM, possibly a second one (F4).
     Terminate { after: Duration, twice: bool },
-    /// SIGSTOP, SIGCONT that long after, then SIGKILL (F2).
+    /// SIGSTOP, SIGCONT after this time, then SIGKILL (F2).
     Stop { after: Duration, lasting: Duration },
-    /// From the `at`-th write of a thread on, that many fail with ENOSPC (F19).
-    Full { at: u64, writes: u64 },
+    /// From the `at`-th write of a thread on, this many fail with ENOSPC (F19).
+    Full { at: u64, facts: u64 },
     /// The `at`-th sync of a thread fails with EIO (F20).
     SyncError { at: u64 },
-    /// Another program holds the database's write lock that long (F23).
+    /// Another program holds the database's write lock this long (F23).
     Locked { after: Duration, lasting: Duration },
     /// The wall clock jumps (F27).
     Clock { after: Duration, seconds: i64 },
-    /// The wall clock is wrong by so much already when the server starts (F27).
+    /// The wall clock is already wrong by this much when the server starts (F27).
     WrongClock { after: Duration, years: i64 },
-    /// A row of one group cannot be read.
+    /// A row of one group is unreadable.
     Unreadable { after: Duration },
-    /// So few descriptors are left (F34).
+    /// Only this many descriptors are left (F34).
     Descriptors { after: Duration, spare: u64 },
 }
 
@@ -105,7 +103,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// How many kinds of faults there are besides kills at syncs.
+/// The number of fault kinds besides kills at syncs.
 const OTHERS: u64 = 10;
 
 impl Plan {
@@ -148,7 +146,7 @@ fn faults(seed: u64, form: Form, random: &mut Random) -> Vec<Fault> {
     let mut faults: Vec<Fault> = (0..kills).map(|_| sync_kill(random)).collect();
     for number in 0..others {
         let which = match form {
-            // Neighbouring seeds go through all of them.
+            // Neighbouring seeds cover all kinds.
             Form::Quick => (2 * seed + number) % OTHERS,
             _ => random.between(0, OTHERS - 1),
         };
@@ -160,7 +158,7 @@ fn faults(seed: u64, form: Form, random: &mut Random) -> Vec<Fault> {
 }
 
 fn sync_kill(random: &mut Random) -> Fault {
-    // The first ones are of the start: opening, recovery, what goes on in the groups.
+    // The first syncs are of the start: opening, recovery, resumed groups.
     let at = if random.one_in(5) { random.between(1, 12) } else { random.between(5, 150) };
     Fault::SyncKill { at }
 }
@@ -175,7 +173,7 @@ fn other(which: u64, form: Form, random: &mut Random) -> Fault {
             let lasting = if long { random.ms(15_500, 18_000) } else { random.ms(100, 1_500) };
             Fault::Stop { after, lasting }
         }
-        3 => Fault::Full { at: random.between(20, 300), writes: random.between(1, 40) },
+        3 => Fault::Full { at: random.between(20, 300), facts: random.between(1, 40) },
         4 => Fault::SyncError { at: random.between(8, 100) },
         5 => {
             let long = form == Form::Long && random.one_in(4);

@@ -1,26 +1,28 @@
 //! The processes that carry a run's mark, as `/proc` shows them (I10).
 
-use std::fs;
-use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// How long a process may outlive its run or its server.
 pub const OUTLIVES: Duration = Duration::from_secs(5);
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// A process that an agent's environment was handed down to.
+/// A process that inherited an agent's environment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Marked {
     pub pid: u32,
     pub start_time: String,
-    /// The run that it belongs to.
+    /// Its run.
     pub run: String,
     pub name: String,
 }
 
-/// The living processes of every run on this data directory.
+/// Returns the live processes of every run on this data directory.
 pub fn marked(data: &Path) -> Vec<Marked> {
     let mark = format!("GREENROOM_DATA={}", data.display());
     let pids = fs::read_dir("/proc").into_iter().flatten();
@@ -43,7 +45,7 @@ pub fn marked(data: &Path) -> Vec<Marked> {
     .collect()
 }
 
-/// Waits until none is left for which `doomed` holds; gives those that stay.
+/// Waits until no process is left for which `doomed` holds. Returns those that stay.
 pub fn wait_gone(data: &Path, doomed: impl Fn(&Marked) -> bool) -> Vec<Marked> {
     let start = Instant::now();
     loop {
@@ -56,7 +58,7 @@ pub fn wait_gone(data: &Path, doomed: impl Fn(&Marked) -> bool) -> Vec<Marked> {
     }
 }
 
-/// The parent of a living process.
+/// Returns the parent of a live process.
 pub fn parent(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()

@@ -1,4 +1,4 @@
-//! What a turn has the scripted agent do: its words are in `tests/agent`.
+//! The prompts for the scripted agent: its words are in `tests/agent`.
 
 use crate::random::Random;
 
@@ -30,7 +30,7 @@ const DEATHS: [&str; 12] = [
     "[[no-newline-eof]]",
 ];
 
-/// Answers that are none (F14), and errors.
+/// Invalid answers (F14), and errors.
 const ANSWERS: [&str; 6] = [
     "[[error:-32603:scripted]]",
     "[[error:-32602:scripted]]",
@@ -54,7 +54,7 @@ const NOISE: [&str; 10] = [
     "[[stderr:20000]][[reply:x]]",
 ];
 
-/// What outlives its turn (F9), and what waits.
+/// Processes that outlive their turn (F9), and waits.
 const STUBBORN: [&str; 4] = [
     "[[spawn-orphans]]",
     "[[spawn-orphans]][[die:1]]",
@@ -62,12 +62,12 @@ const STUBBORN: [&str; 4] = [
     "[[tool:open]][[permission]]",
 ];
 
-/// What reaches beyond its own group if it can: a full stdin that is then dead, processes that fork
-/// faster than they are seen (F9, F15).
+/// Faults that may reach beyond their own group: a full stdin that is never read again, processes
+/// that fork faster than they are found (F9, F15).
 const UNRULY: [&str; 3] =
     ["[[fill-stdin]][[die:1]]", "[[fork-chain]][[reply:x]]", "[[fork-chain]][[sleep:50]][[die:1]]"];
 
-/// What only the ladder ends (F6, F15).
+/// Hangs that only the escalation ends (F6, F15).
 const HANGS: [&str; 4] = [
     "[[ignore-cancel]][[gate:never]]",
     "[[reply:x]][[freeze]][[gate:never]]",
@@ -75,7 +75,7 @@ const HANGS: [&str; 4] = [
     "[[reply:x]][[no-answer]]",
 ];
 
-/// A prompt that carries `marker`, which no other has; `witness` gets ordinary ones only.
+/// Returns a prompt with the unique `marker`; the `witness` gets ordinary ones only.
 pub fn prompt(random: &mut Random, witness: bool, hangs: bool, marker: &str) -> String {
     let kinds: [(u64, &[&str]); 9] = [
         (600, &ORDINARY),

@@ -1,4 +1,4 @@
-//! Chance that a seed decides: the same on every machine and in every version.
+//! Random numbers from a seed: the same on every machine and in every version.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use std::time::Duration;
 pub struct Random(u64);
 
 impl Random {
-    /// The stream of a seed; each `name` has one of its own, so that none depends on how far
-    /// another was read.
+    /// Returns the stream of a seed; each `name` has its own, so that none depends on the others'
+    /// reads.
     pub fn new(seed: u64, name: &str) -> Self {
-        let mut own = Self(seed);
+        let mut stream = Self(seed);
         for byte in name.bytes() {
-            own.0 = own.next() ^ u64::from(byte);
+            stream.0 = stream.next() ^ u64::from(byte);
         }
-        own
+        stream
     }
 
     fn next(&mut self) -> u64 {
@@ -25,27 +25,27 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// From `low` to `high`, both included.
+    /// Returns a number from `low` to `high`, inclusive.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.next() % (high - low + 1)
     }
 
-    /// That many milliseconds.
+    /// Returns a number of milliseconds in this range.
     pub fn ms(&mut self, low: u64, high: u64) -> Duration {
         Duration::from_millis(self.between(low, high))
     }
 
-    /// True once in `of` times.
+    /// Returns true once in `of` times.
     pub fn one_in(&mut self, of: u64) -> bool {
         self.next().is_multiple_of(of)
     }
 
-    /// One of these.
+    /// Returns one of these.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[usize::try_from(self.next() % from.len() as u64).unwrap_or(0)]
     }
 
-    /// One of these, by weight.
+    /// Returns one of these, by weight.
     pub fn weighed<'a, T>(&mut self, from: &'a [(u64, T)]) -> &'a T {
         let mut left = self.next() % from.iter().map(|(weight, _)| weight).sum::<u64>();
         for (weight, what) in from {

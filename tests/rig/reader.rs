@@ -1,27 +1,27 @@
 //! Readers of events: those that follow a group over every restart, and those that are slow or
 //! dead (F28, F29).
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::thread;
-use std::time::Duration;
+use std::{
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::Duration,
+};
 
-use crate::history::Seen;
-use crate::random::Random;
-use crate::stage::Stage;
+use crate::{history::Seen, random::Random, stage::Stage};
 
-/// How long a read may wait before the reader looks whether all is over.
+/// How long a read may wait before the reader checks whether the run is over.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Between two attempts at a server that is not there.
+/// The time between two attempts to reach a server that is down.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Follows a group from its first frame on, over every restart, until the run is over.
+/// Follows a group from its first frame, over every restart, until the run is over.
 pub fn follow(stage: &Stage, group: &str) {
     let mut cursor = 0;
     while !stage.is_over() {
         if let Some(address) = stage.address() {
-            // A stream that breaks is taken up behind the last frame that came whole.
+            // A broken stream is resumed after the last complete frame.
             drop(stream(stage, address, group, &mut cursor));
         }
         thread::sleep(PAUSE);
@@ -58,7 +58,7 @@ fn stream(stage: &Stage, address: SocketAddr, group: &str, cursor: &mut u64) -> 
     }
 }
 
-/// In HTTP/1.0, so that the body is what comes until the end, without chunks.
+/// In HTTP/1.0, so that the body is everything until the end, without chunks.
 fn open(address: SocketAddr, group: &str, cursor: u64) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect_timeout(&address, LOOK)?;
     stream.set_read_timeout(Some(LOOK))?;
@@ -68,8 +68,8 @@ fn open(address: SocketAddr, group: &str, cursor: u64) -> io::Result<TcpStream> 
     Ok(stream)
 }
 
-/// Some readers of which one half reads a little and the other half nothing; they last as long as
-/// the life in which they were opened.
+/// Starts readers of which one half reads a little and the other half nothing; they last as long as
+/// their life of the server.
 pub fn loiter(stage: &Stage, random: &mut Random, count: u64) {
     let life = stage.life();
     let Some(address) = stage.address() else { return };

@@ -1,40 +1,46 @@
-//! One seed from its first start to the verdict: the server's lives one after another, the drain,
-//! and the reading of all that is left.
+//! One seed from the first start to the verdict: the server's lives one after another, the drain,
+//! and the reading of the final state.
 
-use std::process::Command;
-use std::sync::atomic::Ordering;
-use std::thread::{self, Scope};
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    sync::atomic::Ordering,
+    thread::{self, Scope},
+    time::{Duration, Instant},
+};
 
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit};
 use serde_json::{Value, from_str, json};
 
-use crate::Result;
-use crate::capability::Capabilities;
-use crate::check::{self, Violation};
-use crate::collect;
-use crate::history::{History, Injected, text};
-use crate::home::{Home, built};
-use crate::plan::{Fault, Form, Life, Plan};
-use crate::process::{marked, wait_gone};
-use crate::random::Random;
-use crate::server::{PATIENCE, Server};
-use crate::stage::{Ask, Stage};
-use crate::{load, reader, unreadable};
+use crate::{
+    Result,
+    capability::Capabilities,
+    check::{self, Violation},
+    collect,
+    history::{History, Injected, text},
+    home::{Home, built},
+    load,
+    plan::{Fault, Form, Life, Plan},
+    process::{marked, wait_gone},
+    random::Random,
+    reader,
+    server::{PATIENCE, Server},
+    stage::{Ask, Stage},
+    unreadable,
+};
 
-/// The longest time until every group is at rest (I12): a full queue of turns that hang.
+/// The longest time until every group is idle (I12): a full queue of turns that hang.
 const DRAIN: Duration = Duration::from_secs(120);
 
 /// How long the load may take to bring the server to its fault.
 const REACHED: Duration = Duration::from_secs(30);
 
-/// What a fault is given to show its effect.
+/// How long a fault may take to show its effect.
 const EFFECT: Duration = Duration::from_millis(400);
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// What a seed came to.
+/// The result of a seed.
 pub struct Outcome {
     pub violations: Vec<Violation>,
     pub history: History,
@@ -42,11 +48,11 @@ pub struct Outcome {
     pub took: Duration,
 }
 
-/// Plays a seed.
+/// Runs a seed.
 ///
 /// # Errors
 ///
-/// The rig itself failed; the server is not judged.
+/// The rig itself failed; there is no verdict on the server.
 pub fn play(seed: u64, form: Form, capabilities: Capabilities) -> Result<Outcome> {
     let start = Instant::now();
     let plan = Plan::new(seed, form);
@@ -63,8 +69,8 @@ pub fn play(seed: u64, form: Form, capabilities: Capabilities) -> Result<Outcome
         stage.over.store(true, Ordering::SeqCst);
         played
     });
-    let told = |err| format!("{err} (in {})", stage.home.path().display());
-    played.map_err(told)?;
+    let with_path = |err| format!("{err} (in {})", stage.home.path().display());
+    played.map_err(with_path)?;
     let mut history = std::mem::take(&mut *stage.record());
     history.journal = stage.home.journal()?;
     history.witness = witness(&stage.plan);
@@ -72,7 +78,7 @@ pub fn play(seed: u64, form: Form, capabilities: Capabilities) -> Result<Outcome
     Ok(Outcome { violations, history, home: stage.home, took: start.elapsed() })
 }
 
-/// All lives that end by a fault.
+/// Runs all lives that end by a fault.
 fn lives<'scope>(stage: &'scope Stage, scope: &'scope Scope<'scope, '_>) -> Result<()> {
     for (number, life) in (1..).zip(&stage.plan.lives) {
         stage.home.note(&json!({ "event": "server-start", "life": number }))?;
@@ -91,7 +97,7 @@ fn lives<'scope>(stage: &'scope Stage, scope: &'scope Scope<'scope, '_>) -> Resu
                 }
                 let proof = strike(stage, &mut server, &life.fault);
                 weigh(stage, &server);
-                // Nobody learns that it is gone before it is.
+                // The callers learn that it is gone only after its end.
                 let killed = server.kill();
                 stage.set_address(None);
                 stage.record().injected.push(Injected {
@@ -109,7 +115,7 @@ fn lives<'scope>(stage: &'scope Stage, scope: &'scope Scope<'scope, '_>) -> Resu
     Ok(())
 }
 
-/// A server that ended before it was ready: only its own fault may have ended it.
+/// Handles a server that ended before it was ready: only its own fault may have ended it.
 fn died_at_start(stage: &Stage, server: &mut Server, life: usize, fault: &Fault) -> Result<()> {
     let proof = match fault {
         Fault::SyncKill { .. } => server.died_at_its_sync()?.then(|| "at its start".to_owned()),
@@ -127,7 +133,7 @@ fn died_at_start(stage: &Stage, server: &mut Server, life: usize, fault: &Fault)
     Ok(())
 }
 
-/// Does what is to be done to the server; gives what shows that it was.
+/// Injects the fault. Returns the proof of its effect.
 fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<String>> {
     let wait = |server: &mut Server, after| server.wait_exit(after).map(|ended| ended.is_none());
     match fault {
@@ -143,7 +149,7 @@ fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<St
             server.send(Signal::TERM)?;
             if *twice {
                 wait(server, Duration::from_millis(700))?;
-                // It may have ended meanwhile.
+                // The server may have ended meanwhile.
                 drop(server.send(Signal::TERM));
             }
             let ended = server.wait_exit(PATIENCE)?;
@@ -170,7 +176,7 @@ fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<St
             let ended = server.wait_exit(3 * EFFECT)?;
             let failed = server.failed_calls();
             if matches!(fault, Fault::SyncError { .. }) && 0 < failed && ended.is_none() {
-                let what = "F20: a sync failed, and the server goes on";
+                let what = "F20: a sync failed, and the server continues";
                 stage.record().stuck.push(what.to_owned());
             }
             Ok((0 < failed).then(|| match ended {
@@ -194,7 +200,7 @@ fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<St
             let client = stage.client();
             let before = client.clock();
             std::fs::write(stage.home.file("clock"), format!("{seconds:+}"))?;
-            // The clock is looked at every other second.
+            // libfaketime reads the clock's file every other second.
             let start = Instant::now();
             let mut jumped = false;
             while !jumped && start.elapsed() < 10 * EFFECT {
@@ -217,7 +223,7 @@ fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<St
         Fault::Descriptors { after, spare } => {
             wait(server, *after)?;
             let limit = server.descriptors()? + spare;
-            // Its maximum is this program's, which started it.
+            // Its hard limit is that of this program, which started it.
             let maximum = getrlimit(Resource::Nofile).maximum;
             let before = server.limit_descriptors(Rlimit { current: Some(limit), maximum })?;
             let taken = exhaust(stage, server, limit)?;
@@ -229,14 +235,14 @@ fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<St
     }
 }
 
-/// Keeps the most memory that any server had.
+/// Records the peak memory of all servers.
 fn weigh(stage: &Stage, server: &Server) {
     let memory = server.memory();
     let mut record = stage.record();
     record.memory = record.memory.max(memory);
 }
 
-/// A server that must outlive its fault.
+/// Checks that the server outlives its fault.
 fn still_there(server: &mut Server, after: Duration) -> Result<()> {
     match server.wait_exit(after)? {
         None => Ok(()),
@@ -260,7 +266,7 @@ fn exhaust(stage: &Stage, server: &Server, limit: u64) -> Result<bool> {
     Ok(false)
 }
 
-/// F26: another server on the same data refuses, and says why.
+/// F26: another server on the same data refuses to start, and reports why.
 fn second_server(stage: &Stage, life: usize) {
     let second = Command::new("timeout")
         .arg("20")
@@ -269,12 +275,13 @@ fn second_server(stage: &Stage, life: usize) {
         .arg(stage.home.config())
         .output();
     match second {
-        // 124: it was still there in the end. A signal: the fault's kill reaches only the first.
+        // 124: it still ran at the timeout. A signal: the fault's kill reaches only the first
+        // server.
         Ok(output) if output.status.success() || output.status.code() == Some(124) => {
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            // The first server may have died at its fault, and then nobody keeps the second out.
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            // The first server may have died by its fault, and then nothing keeps the second out.
             if stage.address().is_some() && stage.life() == life && output.status.success() {
-                stage.record().wrong.push(format!("a second server served: {told}"));
+                stage.record().wrong.push(format!("a second server served: {stderr}"));
             }
         }
         Ok(_) => {}
@@ -282,7 +289,7 @@ fn second_server(stage: &Stage, life: usize) {
     }
 }
 
-/// What must hold when a life is over: nothing of it is left, and the database is sound.
+/// Checks the end of a life: no process of it is left, and the database is sound.
 fn ended<'scope>(
     stage: &'scope Stage,
     scope: &'scope Scope<'scope, '_>,
@@ -293,11 +300,11 @@ fn ended<'scope>(
     let left = marked(&stage.home.data());
     let wait = move || {
         let orphans = wait_gone(&stage.home.data(), |one| left.contains(one));
-        let told = orphans.iter().map(|one| format!("after life {number}: {one:?}"));
-        stage.record().orphans.extend(told);
+        let found = orphans.iter().map(|one| format!("after life {number}: {one:?}"));
+        stage.record().orphans.extend(found);
     };
     if life.at_once {
-        // The next start has to cope with them, and the count of seconds goes on.
+        // The next start has to handle them, and their 5 seconds keep running.
         scope.spawn(wait);
     } else {
         wait();
@@ -308,7 +315,7 @@ fn ended<'scope>(
 /// I13: `greenroom verify` finds nothing, and neither does SQLite.
 fn verify(stage: &Stage, life: usize) -> Result<()> {
     if !stage.home.data().join("greenroom.db").exists() {
-        // Killed before it had made one.
+        // The server was killed before it created one.
         return Ok(());
     }
     let verified = Command::new(built("greenroom")?)
@@ -316,16 +323,17 @@ fn verify(stage: &Stage, life: usize) -> Result<()> {
         .arg(stage.home.config())
         .output()?;
     if !verified.status.success() {
-        let told = [verified.stdout, verified.stderr].concat();
-        let told = String::from_utf8_lossy(&told).into_owned();
-        if !told.contains("no such table") {
-            stage.record().damage.push(format!("after life {life}: verify: {told}"));
+        let output = [verified.stdout, verified.stderr].concat();
+        let output = String::from_utf8_lossy(&output).into_owned();
+        if !output.contains("no such table") {
+            stage.record().damage.push(format!("after life {life}: verify: {output}"));
         }
     }
     Ok(())
 }
 
-/// A life without faults: what is missing is asked for, everything comes to rest and is read.
+/// Runs a life without faults: callers repeat unanswered requests, all groups become idle and are
+/// read.
 fn last_life(stage: &Stage) -> Result<()> {
     let number = stage.plan.lives.len() + 1;
     stage.home.note(&json!({ "event": "server-start", "life": number }))?;
@@ -339,7 +347,7 @@ fn last_life(stage: &Stage) -> Result<()> {
     stage.set_address(Some(address));
     let audit = collect::audit(stage).ok_or("the tasks cannot be read in the last life")?;
     stage.record().audits.push(audit);
-    // Some more load, in a life of peace.
+    // Some more load, in a life without faults.
     thread::sleep(EFFECT);
     stage.calm.store(true, Ordering::SeqCst);
     rest(stage);
@@ -361,8 +369,8 @@ fn last_life(stage: &Stage) -> Result<()> {
     stage.set_address(None);
     stage.home.note(&json!({ "event": "server-end", "life": number }))?;
     let orphans = wait_gone(&stage.home.data(), |_| true);
-    let told = orphans.iter().map(|one| format!("after the last life: {one:?}"));
-    stage.record().orphans.extend(told);
+    let found = orphans.iter().map(|one| format!("after the last life: {one:?}"));
+    stage.record().orphans.extend(found);
     verify(stage, number)?;
     let database = Connection::open(stage.home.data().join("greenroom.db"))?;
     let check: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
@@ -372,7 +380,7 @@ fn last_life(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Waits until every group is at rest: those that wait for a decision get one.
+/// Waits until every group is idle; groups that wait for a decision get one.
 fn rest(stage: &Stage) {
     let client = stage.client();
     let mut random = Random::new(stage.plan.seed, "rest");
@@ -393,20 +401,20 @@ fn rest(stage: &Stage) {
             }
             busy.push(shown);
         }
-        // The callers may still be asking for answers that they never got.
+        // The callers may still repeat unanswered requests.
         let asking = stage.record().exchanges.last().map_or(0, |last| last.answered);
         if busy.is_empty() && asking + 300_000 < stage.now() {
             return;
         }
         if DRAIN < start.elapsed() {
-            let told = busy.iter().map(|shown| format!("not at rest after {DRAIN:?}: {shown}"));
-            return stage.record().stuck.extend(told);
+            let found = busy.iter().map(|shown| format!("not idle after {DRAIN:?}: {shown}"));
+            return stage.record().stuck.extend(found);
         }
         thread::sleep(POLL);
     }
 }
 
-/// The reader that follows a group comes to its last frame.
+/// Waits until the reader of a group reaches its last frame.
 fn readers_arrive(stage: &Stage, group: &str, last_seq: u64) {
     let start = Instant::now();
     let arrived = || {
@@ -416,14 +424,14 @@ fn readers_arrive(stage: &Stage, group: &str, last_seq: u64) {
     };
     while !arrived() {
         if PATIENCE < start.elapsed() {
-            let told = format!("the reader of {group} never came to frame {last_seq}");
-            return stage.record().stuck.push(told);
+            let stuck = format!("the reader of {group} never reached frame {last_seq}");
+            return stage.record().stuck.push(stuck);
         }
         thread::sleep(POLL);
     }
 }
 
-/// I10: what still lives belongs to a run that does.
+/// I10: every live process belongs to a live run.
 fn runs_left_nothing(stage: &Stage) {
     let alive: Vec<String> = {
         let record = stage.record();
@@ -431,11 +439,11 @@ fn runs_left_nothing(stage: &Stage) {
         runs.filter(|run| run["ended_at"].is_null()).map(|run| text(run, "id").into()).collect()
     };
     let orphans = wait_gone(&stage.home.data(), |one| !alive.contains(&one.run));
-    let told = orphans.iter().map(|one| format!("outlived its run: {one:?}"));
-    stage.record().orphans.extend(told);
+    let found = orphans.iter().map(|one| format!("outlived its run: {one:?}"));
+    stage.record().orphans.extend(found);
 }
 
-/// The group that must go on, and what the faults of this run excuse.
+/// Returns the witness, and the stop reasons that the faults of this run excuse.
 fn witness(plan: &Plan) -> Option<(String, Vec<&'static str>)> {
     let group = plan.groups.iter().find(|group| group.witness)?;
     let mut excuses = vec!["_server_restart"];
@@ -448,7 +456,7 @@ fn witness(plan: &Plan) -> Option<(String, Vec<&'static str>)> {
     if plan.has(storage) {
         excuses.push("_storage");
     }
-    // A clock that stands still for the server runs on for a turn.
+    // A turn's time passes while the server is stopped.
     if plan.has(|fault| matches!(fault, Fault::Stop { .. } | Fault::Locked { .. })) {
         excuses.push("_deadline");
     }

@@ -1,23 +1,28 @@
-//! The server under its fault: the real binary, under strace where a system call is to go wrong.
+//! The server under its fault: the real binary, under strace if a system call has to fail.
 
-use std::fs::{self, File};
-use std::net::SocketAddr;
-use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
-use std::{env, thread};
+use std::{
+    env,
+    fs::{self, File},
+    net::SocketAddr,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
-use crate::Result;
-use crate::home::{Home, built};
-use crate::plan::Fault;
+use crate::{
+    Result,
+    home::{Home, built},
+    plan::Fault,
+};
 
-/// How long a start, or an end that was asked for, may take on a busy machine.
+/// How long a start, or a requested end, may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long the tracer may take to write down what it saw.
+/// How long the tracer may take to write its log.
 const TRACED: Duration = Duration::from_secs(5);
 
 const YEAR_SECONDS: i64 = 365 * 86_400;
@@ -33,14 +38,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the server on what is in the directory; `fault` says what it is started under.
+    /// Starts the server on the directory, under the `fault`.
     pub fn start(home: &Home, life: usize, fault: Option<&Fault>) -> Result<Self> {
         let (log, trace) = (home.file(&format!("log-{life}")), home.file(&format!("trace-{life}")));
         let inject = fault.and_then(inject);
         let mut command = match &inject {
             Some(inject) => {
                 let mut command = Command::new("strace");
-                // -D: the server stays this program's child. -b execve: what it starts is let go.
+                // -D: the server stays this program's child. -b execve: the programs it starts are
+                // not traced.
                 command.args(["-D", "-f", "-b", "execve", "-qq", "-o"]).arg(&trace);
                 command.args(["-e", inject.0, "-e", &inject.1]).arg(built("greenroom")?);
                 command
@@ -80,7 +86,7 @@ impl Server {
         Ok(Self { child, log, trace, ended: None })
     }
 
-    /// Waits until the server says where it listens; `None` if it ended before.
+    /// Waits until the server logs its address; `None` if it ended before.
     pub fn wait_ready(&mut self) -> Result<Option<SocketAddr>> {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
@@ -98,7 +104,7 @@ impl Server {
         Err(format!("the server was not ready in {PATIENCE:?}").into())
     }
 
-    /// How it ended, if it did.
+    /// Returns how it ended, if it did.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait()?;
@@ -106,7 +112,7 @@ impl Server {
         Ok(self.ended)
     }
 
-    /// Waits for its end; `None` if it goes on.
+    /// Waits for its end; `None` if it still runs.
     pub fn wait_exit(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
         let start = Instant::now();
         while start.elapsed() < patience {
@@ -118,7 +124,7 @@ impl Server {
         Ok(self.ended)
     }
 
-    /// Ends it with SIGKILL, unless it is gone, and waits for that.
+    /// Ends it with SIGKILL, unless it is gone, and waits for its end.
     pub fn kill(&mut self) -> Result<()> {
         if self.exited()?.is_none() {
             self.child.kill()?;
@@ -136,12 +142,12 @@ impl Server {
         Ok(kill_process(id(self.pid())?, signal)?)
     }
 
-    /// Whether SIGKILL ended it at the sync that strace was told of.
+    /// Whether SIGKILL ended it at the sync of the fault.
     pub fn died_at_its_sync(&mut self) -> Result<bool> {
         if self.exited()?.is_none_or(|status| status.signal() != Some(9)) {
             return Ok(false);
         }
-        // The tracer may still be writing down how it went: the call that never returned.
+        // The tracer may still be writing the call that never returned.
         let start = Instant::now();
         let cut_off = |line: &str| line.contains("sync") && line.ends_with("= ?");
         while !self.traced().lines().any(cut_off) {
@@ -153,7 +159,7 @@ impl Server {
         Ok(true)
     }
 
-    /// How many calls strace let fail.
+    /// Returns the number of calls that strace failed.
     pub fn failed_calls(&self) -> usize {
         // The tracer writes a line when the call returns.
         self.traced().lines().filter(|line| line.contains("(INJECTED)")).count()
@@ -163,19 +169,19 @@ impl Server {
         fs::read_to_string(&self.trace).unwrap_or_default()
     }
 
-    /// What it logged.
+    /// Returns its log.
     pub fn logged(&self) -> String {
         fs::read(&self.log)
             .map(|log| String::from_utf8_lossy(&log).into_owned())
             .unwrap_or_default()
     }
 
-    /// How many descriptors it has open.
+    /// Returns the number of its open descriptors.
     pub fn descriptors(&self) -> Result<u64> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count() as u64)
     }
 
-    /// Sets how many descriptors it may have open; gives what it might before.
+    /// Sets the limit of its open descriptors. Returns the old limit.
     pub fn limit_descriptors(&self, limit: Rlimit) -> Result<Rlimit> {
         Ok(prlimit(Some(id(self.pid())?), Resource::Nofile, limit)?)
     }
@@ -186,7 +192,7 @@ impl Server {
         stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
     }
 
-    /// The most memory that it had resident, in bytes; 0 if it is gone.
+    /// Returns its peak resident memory, in bytes; 0 if it is gone.
     pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -197,27 +203,27 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It is being given up; what else could be done about a failure?
+        // The server is discarded; a failure here changes nothing.
         drop(self.kill());
     }
 }
 
-/// What strace is told: the calls to trace, and how they go wrong.
+/// Returns strace's arguments: the calls to trace, and how they fail.
 fn inject(fault: &Fault) -> Option<(&'static str, String)> {
     const SYNCS: &str = "fsync,fdatasync";
     let syncs = "trace=fsync,fdatasync";
     match fault {
         Fault::SyncKill { at } => Some((syncs, format!("inject={SYNCS}:signal=KILL:when={at}"))),
         Fault::SyncError { at } => Some((syncs, format!("inject={SYNCS}:error=EIO:when={at}"))),
-        Fault::Full { at, writes } => {
-            let to = at + writes;
+        Fault::Full { at, facts } => {
+            let to = at + facts;
             Some(("trace=pwrite64", format!("inject=pwrite64:error=ENOSPC:when={at}..{to}")))
         }
         _ => None,
     }
 }
 
-/// Where Debian has libfaketime.
+/// Debian's path of libfaketime.
 fn fake_clock() -> Result<PathBuf> {
     let places = fs::read_dir("/usr/lib")?.filter_map(|entry| Some(entry.ok()?.path()));
     let found = places
@@ -233,6 +239,6 @@ fn id(pid: u32) -> Result<Pid> {
 /// Sends a signal to a process that may be gone.
 pub fn signal(pid: u32, signal: Signal) {
     if let Ok(pid) = id(pid) {
-        let _ = kill_process(pid, signal);
+        _ = kill_process(pid, signal);
     }
 }

@@ -1,31 +1,37 @@
-//! What all threads of one run share, and the client through which every request goes.
+//! The shared state of all threads of one run, and the client that sends every request.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 use ureq::http::Request;
 
-use crate::capability::Capabilities;
-use crate::history::{Exchange, History};
-use crate::home::Home;
-use crate::plan::Plan;
+use crate::{
+    capability::Capabilities,
+    history::{Exchange, History},
+    home::Home,
+    plan::Plan,
+};
 
 /// The longest that a caller waits for an answer.
 const EXCHANGE: Duration = Duration::from_secs(10);
 
-/// One run under way.
+/// One run in progress.
 pub struct Stage {
     pub plan: Plan,
     pub home: Home,
     pub capabilities: Capabilities,
     /// Counts the server's lives, from 1.
     pub life: AtomicUsize,
-    /// No caller asks for anything more.
+    /// The load ends: callers submit no more work.
     pub calm: AtomicBool,
-    /// Everything is over.
+    /// The run is over.
     pub over: AtomicBool,
     address: Mutex<Option<SocketAddr>>,
     record: Mutex<History>,
@@ -47,22 +53,22 @@ impl Stage {
         }
     }
 
-    /// Where the server listens, if it does.
+    /// Returns the server's address, if it listens.
     pub fn address(&self) -> Option<SocketAddr> {
         *self.address.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells everybody where the server listens.
+    /// Publishes the server's address.
     pub fn set_address(&self, address: Option<SocketAddr>) {
         *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
-    /// What is known so far.
+    /// Returns the history so far.
     pub fn record(&self) -> MutexGuard<'_, History> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Microseconds since the run began.
+    /// Returns the microseconds since the run began.
     pub fn now(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
@@ -79,7 +85,7 @@ impl Stage {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// A client of its own.
+    /// Returns a new client.
     pub fn client(&self) -> Client<'_> {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -93,7 +99,7 @@ impl Stage {
     }
 }
 
-/// Sends requests and puts each into the history.
+/// Sends requests and records each in the history.
 pub struct Client<'a> {
     stage: &'a Stage,
     agent: ureq::Agent,
@@ -119,7 +125,7 @@ impl Ask {
 }
 
 impl Client<'_> {
-    /// Sends a request; `None` if nobody listens, and then nothing was sent.
+    /// Sends a request; `None` if no server listens, and then nothing was sent.
     pub fn send(&self, ask: &Ask) -> Option<Exchange> {
         let address = self.stage.address()?;
         let life = self.stage.life();
@@ -140,7 +146,8 @@ impl Client<'_> {
         Some(exchange)
     }
 
-    /// Reads without leaving a trace in the history: the answer's status and text, if there is one.
+    /// Reads without a record in the history. Returns the answer's status and text, if there is
+    /// one.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let url = format!("http://{}{path}", self.stage.address()?);
         let response = self.agent.run(Request::get(url).body(()).ok()?).ok()?;
@@ -149,24 +156,24 @@ impl Client<'_> {
         Some((parts.status.as_u16(), String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    /// Reads likewise: the answer's text, if it was 200.
+    /// Reads likewise. Returns the answer's text, if it was 200.
     pub fn read(&self, path: &str) -> Option<String> {
         self.get(path).filter(|(status, _)| *status == 200).map(|(_, text)| text)
     }
 
-    /// The year by the server's clock.
+    /// Returns the year by the server's clock.
     pub fn year(&self) -> Option<u64> {
         self.date()?.split(' ').nth(3)?.parse().ok()
     }
 
-    /// The time by the server's clock, as HTTP writes it.
+    /// Returns the time by the server's clock, in HTTP's format.
     fn date(&self) -> Option<String> {
         let url = format!("http://{}/healthz", self.stage.address()?);
         let response = self.agent.run(Request::get(url).body(()).ok()?).ok()?;
         Some(response.headers().get("date")?.to_str().ok()?.to_owned())
     }
 
-    /// The seconds of the day by the server's clock.
+    /// Returns the seconds of the day by the server's clock.
     pub fn clock(&self) -> Option<u64> {
         let date = self.date()?;
         let time = date.split(' ').find(|word| word.contains(':'))?;

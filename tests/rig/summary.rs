@@ -1,16 +1,19 @@
-//! What is printed: a line a seed, what failed and how to play it again, and the counts of all.
+//! The output: a line a seed, the failures and how to repeat them, and the counts of all seeds.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
-use std::fs;
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt, fs,
+    time::Duration,
+};
 
 use serde_json::json;
 
-use crate::Result;
-use crate::history::{History, is_over, text};
-use crate::plan::Form;
-use crate::run::Outcome;
+use crate::{
+    Result,
+    history::{History, is_over, text},
+    plan::Form,
+    run::Outcome,
+};
 
 /// The counts over all seeds.
 #[derive(Default)]
@@ -90,7 +93,7 @@ impl Summary {
         println!("  again: {}", again(seed, form));
     }
 
-    /// Whether nothing went wrong in any seed.
+    /// Whether no seed failed.
     pub fn is_clean(&self) -> bool {
         self.failed.is_empty() && 0 < self.seeds
     }
@@ -115,7 +118,7 @@ fn again(seed: u64, form: Form) -> String {
     }
 }
 
-/// Writes down every request and its answer.
+/// Writes every request and its answer to a file.
 fn keep(history: &History, file: &std::path::Path) -> Result<()> {
     let lines = history.exchanges.iter().map(|one| {
         let line = json!({

@@ -1,24 +1,28 @@
-//! A database with a row that cannot be read (I15): its group is `broken`, the others go on, and
-//! once the row is readable again so does the group.
+//! A database with an unreadable row (I15): its group is `broken` and the others continue; once the
+//! row is readable again, the group continues too.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use crate::Result;
-use crate::history::text;
-use crate::server::{PATIENCE, Server};
-use crate::stage::{Ask, Client, Stage};
+use crate::{
+    Result,
+    history::text,
+    server::{PATIENCE, Server},
+    stage::{Ask, Client, Stage},
+};
 
 /// A group that no caller uses.
 const PATH: &str = "/v1/groups/damaged";
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// Kills the server, damages a row, and starts a server that must do its work all the same. Gives
-/// what shows that the group was broken.
+/// Kills the server, damages a row, and starts a server that must still do its work. Returns the
+/// proof that the group was broken.
 pub fn strike(stage: &Stage, server: &mut Server) -> Result<Option<String>> {
     let client = stage.client();
     let made = Ask { method: "PUT", ..Ask::post(PATH, json!({ "agent": "plain" })) };
@@ -57,7 +61,7 @@ fn restart(
     Ok(())
 }
 
-/// The last frame of the group that must go on.
+/// Returns the last frame of the witness.
 fn witness(stage: &Stage, client: &Client<'_>) -> Result<u64> {
     let group = stage.plan.groups.iter().find(|group| group.witness).ok_or("no witness")?;
     let shown = read(client, &format!("/v1/groups/{}", group.name)).unwrap_or_default();
@@ -75,7 +79,7 @@ fn until<T>(mut look: impl FnMut() -> Option<T>) -> Result<T> {
             return Ok(found);
         }
         if PATIENCE < start.elapsed() {
-            return Err("a group with an unreadable row: waited in vain".into());
+            return Err("a group with an unreadable row: timed out".into());
         }
         thread::sleep(POLL);
     }

@@ -1,13 +1,15 @@
-//! The summary of a group, a run and a turn: one fold over facts, for life, rebuilding and
-//! `verify` (I6).
+//! Digests: the summaries of a group, a run and a turn.
 //!
-//! Owns what is summed up and how. A fact becomes a small [`Digest`] of its own, and everything
-//! else is [`Digest::merge`]: a group's is its runs' and what was between them. It decides nothing:
-//! no rule asks a digest.
+//! They are a projection of facts, the same live, at a rebuild and in `verify` (I6). Each fact
+//! becomes a small [`Digest`], and all else is [`Digest::merge`]: a group's digest is its runs'
+//! plus what lies between them. No rule reads a digest.
 
+// Sums by name, with a limit on the names.
 mod count;
-mod fold;
+// Durations in fixed classes.
 mod histogram;
+// Which fact adds what.
+mod projection;
 
 use std::collections::BTreeMap;
 
@@ -15,76 +17,75 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::{
     count::{Bounded, Tokens, ToolUse},
-    fold::{Closed, Digests, RunDigest},
     histogram::{BOUNDS_MS, Histogram},
+    projection::{Digests, RunDigest, Sealed},
 };
 use crate::{CompactionId, Exit, ExitReason, PermissionId, StopReason, TaskId, Timestamp};
 
-/// The form of a stored digest. One of an older form is folded again before it is served
-/// (SEEDS TD-6).
+/// The version of stored digests. One of another version is rebuilt before it is served (TD-6).
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// So many frames of each class of error are named, the newest.
+/// How many frames of each error class are kept, the newest.
 const SAMPLES_MAX: usize = 5;
-/// So many findings are kept, the newest.
+/// How many findings are kept, the newest.
 const FINDINGS_MAX: usize = 5;
 
-/// What a stretch of a transcript comes to.
+/// The summary of a stretch of a transcript.
 ///
 /// It is stored: a field that an earlier version did not write needs a default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Digest {
-    /// The last frame that is in it.
+    /// The last frame that it includes.
     #[serde(skip_serializing_if = "is_default")]
     pub watermark_seq: u64,
-    /// How many frames.
+    /// The number of frames.
     #[serde(skip_serializing_if = "is_default")]
     pub frame_count: u64,
-    /// How many turns ended of those that were started (SEEDS TD-8).
+    /// How many started turns ended (TD-8).
     #[serde(skip_serializing_if = "is_default")]
     pub turn_count: u64,
     /// When the first frame was stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_at: Option<Timestamp>,
-    /// When the last one was.
+    /// When the last frame was stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_at: Option<Timestamp>,
-    /// How full the context is, as last reported; `Some(None)`: it is another one since.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "said")]
+    /// The last reported usage; `Some(None)`: the context has been replaced since.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub context: Option<Option<Context>>,
-    /// What settled prompts say that they spent (SEEDS TD-9).
+    /// What the answers to prompts reported as spent (TD-9).
     #[serde(skip_serializing_if = "is_default")]
     pub tokens: Tokens,
-    /// The same by model, from agents that tell.
+    /// The same by model, from agents that report it.
     #[serde(skip_serializing_if = "is_default")]
     pub by_model: Bounded<Tokens>,
-    /// What was paid, by currency, in billionths.
+    /// The costs by currency, in billionths.
     #[serde(skip_serializing_if = "is_default")]
     pub costs: Bounded<u64>,
     /// Why turns stopped.
     #[serde(skip_serializing_if = "is_default")]
     pub stop_reasons: BTreeMap<StopReason, u64>,
-    /// What went wrong, by class: the code of a task's error, or the fact's name.
+    /// Errors by class: the code of a task's error, or the fact's name.
     #[serde(skip_serializing_if = "is_default")]
     pub errors: Bounded<ErrorClass>,
-    /// What tools were called, by name.
+    /// Tool calls by the tool's name.
     #[serde(skip_serializing_if = "is_default")]
     pub tools: Bounded<ToolUse>,
-    /// What became of the permissions that were asked for.
+    /// How permissions were resolved.
     #[serde(skip_serializing_if = "is_default")]
     pub permissions: Permissions,
     /// How compactions ended.
     #[serde(skip_serializing_if = "is_default")]
     pub compactions: Compactions,
-    /// How long turns took.
+    /// The durations of turns.
     #[serde(skip_serializing_if = "is_default")]
     pub latency: Histogram,
     /// How runs ended.
     #[serde(skip_serializing_if = "is_default")]
     pub outcomes: BTreeMap<Outcome, u64>,
-    /// How it ended; `Some(None)`: it goes on.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "said")]
+    /// How it ended; `Some(None)`: it continues.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub outcome: Option<Option<Outcome>>,
     /// What a person should look at.
     #[serde(skip_serializing_if = "is_default")]
@@ -92,7 +93,7 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// Takes in what came after it, or beside it.
+    /// Adds a later digest, or one beside it.
     pub fn merge(&mut self, later: &Self) {
         self.watermark_seq = self.watermark_seq.max(later.watermark_seq);
         self.frame_count += later.frame_count;
@@ -114,13 +115,13 @@ impl Digest {
         self.findings.merge(&later.findings);
     }
 
-    /// How it ended, if it did.
+    /// Returns how it ended, if it did.
     pub fn outcome(&self) -> Option<Outcome> {
         self.outcome.flatten()
     }
 }
 
-/// How full the context is.
+/// The usage of a context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
     /// Tokens in use.
@@ -132,9 +133,9 @@ pub struct Context {
 /// Errors of one class.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ErrorClass {
-    /// How many.
+    /// The number of errors.
     pub count: u64,
-    /// The frames of the newest.
+    /// The frames of the newest ones.
     pub samples: Vec<u64>,
 }
 
@@ -150,19 +151,19 @@ impl ErrorClass {
     }
 }
 
-/// What became of permissions.
+/// Counts of permissions by their resolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Permissions {
-    /// How many were asked for.
+    /// How many the agent asked for.
     pub asked: u64,
-    /// One of the options was chosen.
+    /// An option was selected.
     pub selected: u64,
-    /// Answered `cancelled`.
+    /// The answer was `cancelled`.
     pub cancelled: u64,
-    /// Nobody answered in time.
+    /// They reached their deadline.
     pub expired: u64,
-    /// Nobody answered, and what it was for is over.
+    /// They ended with their turn or run.
     pub void: u64,
 }
 
@@ -176,35 +177,39 @@ impl Permissions {
     }
 }
 
-/// How compactions ended, and what they freed. A late `done` takes the abandoned one back
-/// (SEEDS AM-23), so that what one fact adds may be less than nothing.
+/// Counts of compactions by their end, and what they freed. A late completion takes back the
+/// abandoned one (AM-23), so a fact may add negative numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Compactions {
-    /// Done.
+    /// Completed.
     pub completed: i64,
     /// Failed.
     pub failed: i64,
-    /// Called off.
+    /// Cancelled.
     pub cancelled: i64,
-    /// Began and never ended.
+    /// Abandoned: the end was not seen in time.
     pub abandoned: i64,
-    /// Left to somebody else.
+    /// Skipped: they had no lock or no strategy.
     pub skipped: i64,
-    /// Nothing to compact.
+    /// There was nothing to compact.
     pub noop: i64,
-    /// Tokens before those completed ones of which both numbers are known.
+    /// The tokens before the completed ones, of those with both numbers known.
     pub tokens_before: i64,
-    /// Tokens after them.
+    /// The tokens after them.
     pub tokens_after: i64,
 }
 
 impl Compactions {
     fn add(&mut self, later: &Self) {
-        self.apply(later, 1);
+        self.add_times(later, 1);
     }
 
-    fn apply(&mut self, other: &Self, sign: i64) {
+    fn subtract(&mut self, earlier: &Self) {
+        self.add_times(earlier, -1);
+    }
+
+    fn add_times(&mut self, other: &Self, sign: i64) {
         self.completed += sign * other.completed;
         self.failed += sign * other.failed;
         self.cancelled += sign * other.cancelled;
@@ -216,30 +221,30 @@ impl Compactions {
     }
 }
 
-/// How a run ended, or a group.
+/// How a run or a group ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It ended by itself and well.
+    /// It exited with code 0.
     Exited,
-    /// It ended by itself, with another code than 0 or by a signal.
+    /// It exited with another code, or by a signal.
     Crashed,
-    /// It could not be started, or was not ready in time.
+    /// It did not start, or was not ready in time.
     StartFailed,
-    /// greenroom ended it: somebody asked, or it was idle.
+    /// greenroom stopped it: for a caller, or because it was idle or evicted.
     Stopped,
     /// It broke the protocol.
     Protocol,
-    /// Its server died.
+    /// Its server, or its group's actor, died.
     ServerRestart,
-    /// What it did could not be stored.
+    /// greenroom could not store its output.
     Storage,
-    /// Of a group: it was deleted.
+    /// The group was archived.
     Deleted,
 }
 
 impl Outcome {
-    /// Whether a person may want to know why.
+    /// Whether it is a finding.
     pub fn is_abnormal(self) -> bool {
         match self {
             Self::Exited | Self::Stopped | Self::Deleted => false,
@@ -266,19 +271,19 @@ impl From<&Exit> for Outcome {
     }
 }
 
-/// What a person should look at (SEEDS TD-10).
+/// Findings: what a person should look at (TD-10).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Findings {
-    /// How many there were.
+    /// The number of findings.
     pub count: u64,
     /// The newest of them.
-    pub newest: Vec<Flaw>,
+    pub newest: Vec<Finding>,
 }
 
 impl Findings {
-    fn one(flaw: Flaw) -> Self {
-        Self { count: 1, newest: vec![flaw] }
+    fn one(finding: Finding) -> Self {
+        Self { count: 1, newest: vec![finding] }
     }
 
     fn merge(&mut self, later: &Self) {
@@ -288,54 +293,54 @@ impl Findings {
     }
 }
 
-/// One finding, and the frame by which it was found.
+/// A finding, and its frame.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Flaw {
+pub struct Finding {
     /// The frame's number.
     pub seq: u64,
-    /// What it is.
+    /// What was found.
     #[serde(flatten)]
-    pub kind: FlawKind,
+    pub kind: FindingKind,
 }
 
-/// What is odd about a stretch of a transcript.
+/// The kinds of findings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum FlawKind {
+pub enum FindingKind {
     /// A prompt that the agent never answered.
     IncompleteTurn {
         /// Its task.
         task: TaskId,
     },
-    /// A turn is completed, and the agent said nothing and called no tool.
+    /// A turn was completed without message text and without a tool call.
     EmptyAnswer {
         /// Its task.
         task: TaskId,
     },
-    /// A tool was called, and its run ended without a result.
+    /// A tool call had no result when its run ended.
     ToolWithoutResult {
         /// The agent's name for the call.
         tool_call: String,
         /// The tool.
         tool: String,
     },
-    /// A permission that nobody answered before what it was for was over.
+    /// A permission ended unanswered with its turn or run.
     UnansweredPermission {
-        /// Which.
+        /// The permission.
         permission: PermissionId,
     },
-    /// The run ended as no run should.
+    /// A run ended abnormally.
     AbnormalStop {
-        /// How.
+        /// How it ended.
         outcome: Outcome,
-        /// In words.
+        /// The explanation.
         detail: String,
     },
 }
 
-/// A compaction as a fold remembers it, to tell a change from a new one.
+/// A compaction that is counted, and as what: a later fact about it replaces that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Told {
+struct CountedCompaction {
     compaction: CompactionId,
     counted: Compactions,
 }
@@ -355,8 +360,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Tells `null`, which is said, from nothing.
-fn said<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+/// Deserializes a present `null` to `Some(None)`; an absent field stays `None`.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)

@@ -1,208 +1,209 @@
-//! Events: what may happen to a group, in the rules' words.
+//! Events: what can happen to a group. They are the input of the rules.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Choice, Continuity, Exit, Expiry, Json, PermissionId, PermissionOption, PermissionShown,
-    Provenance, RunId, SessionId, Settings, Signal, StopReason, Task, TaskId, Tokens,
+    Choice, CompactionSignal, Continuity, Exit, Json, PermissionId, PermissionOption,
+    PermissionShown, Provenance, RunId, SessionId, Settings, StopReason, Task, TaskId, Timer,
+    Tokens,
 };
 
 /// Something that happened to a group.
 #[derive(Debug)]
 pub enum Event {
-    /// Somebody made the group, changed it, or revived it.
+    /// A caller created, changed or revived the group.
     Configured(Settings),
-    /// Somebody asked for work. Its `ordinal` and `state` are set by the rules.
+    /// A caller submitted a task. The rules set its `ordinal` and `state`.
     Submitted(Box<Task>),
-    /// Somebody wants a task called off.
+    /// A caller asked to cancel a task.
     CancelRequested(TaskId),
-    /// Somebody deleted the group.
+    /// A caller archived the group.
     Archived,
-    /// Somebody wants nothing of the deleted group kept.
+    /// A caller ordered the rows of the archived group to be deleted.
     PurgeOrdered,
-    /// Somebody wants it to claim no more work.
+    /// A caller paused the group.
     Paused,
-    /// Somebody wants it to go on.
+    /// A caller resumed the group.
     Resumed,
-    /// Somebody wants its run ended now.
+    /// A caller stopped the group's run.
     Stopped,
-    /// One of the server's slots is this group's for one task.
+    /// The server gave the group a slot for one task.
     SlotGranted,
-    /// The lock for a compaction was asked for.
+    /// The lock table answered a request for a compaction's lock.
     LockAnswered {
         /// The compaction task.
         task: TaskId,
-        /// The session whose lock was asked for; another may be in force by now.
+        /// The session that was to be locked; another session may be in force by now.
         key: SessionId,
-        /// Whether it has it.
+        /// Whether the group has the lock.
         answer: LockAnswer,
     },
-    /// The lock of a compaction was taken over, or could not be kept.
+    /// Another holder took the compaction's lock, or the group could not refresh it.
     LockLost {
         /// The compaction task.
         task: TaskId,
     },
-    /// The agent takes prompts now.
+    /// The agent has a session and takes prompts.
     AgentReady {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// Its process.
+        /// Its process id.
         pid: u32,
         /// The session that it opened.
         session: SessionId,
-        /// What became of the context.
+        /// Whether the context was restored.
         continuity: Continuity,
-        /// Which of hermes' sessions it is.
+        /// Which of hermes' own sessions it is.
         provenance: Option<Provenance>,
     },
-    /// The agent said something.
-    AgentSaid {
-        /// Which run.
+    /// The agent wrote protocol messages.
+    OutputReceived {
+        /// The run.
         run: RunId,
-        /// What it said.
+        /// The messages.
         lines: Lines,
-        /// What the rules need to know of it.
-        fold: Fold,
+        /// What the rules need to know of them.
+        summary: OutputSummary,
     },
-    /// What the agent just said tells of a compaction.
+    /// A detector reported a compaction from the agent's output.
     Signalled {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// What it tells.
-        signal: Box<Signal>,
+        /// The report.
+        signal: Box<CompactionSignal>,
     },
-    /// What the agent just said tells which of hermes' sessions is in force.
+    /// The agent's output named the hermes session that is in force.
     ProvenanceGiven {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// What it tells.
+        /// The named session.
         provenance: Provenance,
     },
-    /// What the agent just said is about a session that it was not about before (SEEDS AM-13).
+    /// The agent's output named another session than before (AM-13).
     SessionNamed {
-        /// Which run.
+        /// The run.
         run: RunId,
         /// The session.
         session: SessionId,
     },
-    /// The agent wrote a line to stderr that its profile listens to.
+    /// The agent wrote a line to stderr that its profile's detector recognizes.
     StderrMatched {
-        /// Which run.
+        /// The run.
         run: RunId,
         /// The line.
         line: String,
-        /// What it tells of a compaction.
-        signal: Box<Signal>,
+        /// What the detector reports.
+        signal: Box<CompactionSignal>,
     },
-    /// The agent opened another session, or could not.
+    /// The agent opened another session, or failed to.
     SessionOpened {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// Which request.
+        /// The request's JSON-RPC id.
         id: u64,
-        /// The session, or what is wrong.
+        /// The session, or the error.
         opened: Result<(SessionId, Option<Provenance>), String>,
     },
-    /// The agent said something that is no protocol message.
+    /// The agent wrote a line that is no protocol message.
     OutputRejected {
-        /// Which run.
+        /// The run.
         run: RunId,
         /// What is wrong with it.
         reason: String,
         /// The line in base64.
         bytes: String,
     },
-    /// The agent asked for something that is refused, and of which readers see the name alone
-    /// (SEEDS AM-6).
+    /// The agent sent a request that greenroom refuses; the transcript shows its method alone
+    /// (AM-6).
     RequestRefused {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// What it asked for.
+        /// The method.
         method: String,
     },
     /// The agent asked for a permission.
     PermissionAsked {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// The request as it came.
+        /// The request, unchanged.
         lines: Lines,
-        /// What was asked.
+        /// Its parsed form.
         asked: Box<PermissionAsked>,
     },
-    /// Somebody answered a permission.
+    /// A caller answered a permission.
     PermissionAnswered {
-        /// Which.
+        /// The permission.
         permission: PermissionId,
-        /// With what.
+        /// The answer.
         choice: Choice,
-        /// Who.
+        /// Who answered.
         by: Cow<'static, str>,
     },
     /// The agent answered a prompt.
     PromptAnswered {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// Which prompt.
+        /// The prompt's JSON-RPC id.
         id: u64,
-        /// With what.
+        /// The reply.
         reply: PromptReply,
     },
-    /// The agent closed its stdout: it says nothing more, and is not to be asked any more.
+    /// The agent closed its stdout: it writes nothing more, and gets no further prompt.
     AgentClosed(RunId),
-    /// The run is over and nothing of its process tree is left.
+    /// The run ended, and no process of its tree is left.
     AgentExited {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// How.
+        /// How it ended.
         exit: Exit,
     },
-    /// Something took as long as [`crate::Group::patience`] allows.
-    Expired(Expiry),
-    /// The server shuts down and cannot wait for the running turn.
+    /// A limit of [`crate::Group::timers`] was reached.
+    TimerFired(Timer),
+    /// The server shuts down and waits no longer for the running turn.
     Shutdown,
-    /// The server began to shut down before the prompt with this id was written to the run: it is
-    /// not written any more.
+    /// The server began to shut down before it wrote the prompt with this id to the run. It does
+    /// not write the prompt.
     PromptWithheld {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// Which prompt.
+        /// The prompt's JSON-RPC id.
         id: u64,
     },
-    /// The group was read back from the database after its server, or its actor, died; nothing of
+    /// The group was loaded from the database after its server or its actor died. No process of
     /// its run is alive.
     Recovered(Recovery),
 }
 
-/// What a group was read back after.
+/// Why a group was loaded again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recovery {
-    /// Its server died, or was stopped, or its actor died.
+    /// Its server or its actor died, or the server was stopped.
     #[default]
     Restart,
-    /// Something of it could not be stored.
+    /// A commit of the group failed.
     Storage,
 }
 
-/// What came of the wish for a compaction's lock.
+/// The answer to a request for a compaction's lock.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LockAnswer {
     /// The group has it.
-    Taken {
-        /// Under which name.
+    Acquired {
+        /// The name that it holds the lock under.
         holder: String,
         /// The fencing token.
         token: u64,
     },
-    /// Somebody else has it.
-    Held {
-        /// Who.
+    /// Another holder has it.
+    Busy {
+        /// Its name.
         holder: String,
     },
-    /// There is no lock to be had, as the database does not know any (SEEDS HL-8).
+    /// The database has no lock table (HL-8).
     Absent,
-    /// Nobody knows whether it is free (SEEDS HL-9).
+    /// The request failed; whether the lock is free is unknown (HL-9).
     Failed,
 }
 
@@ -211,36 +212,36 @@ pub enum LockAnswer {
 pub struct PermissionAsked {
     /// The request's JSON-RPC id.
     pub request: Json,
-    /// The kind of the tool, as the agent says.
+    /// The kind of the tool, as the agent named it.
     pub tool_kind: Option<String>,
-    /// The answers that it offers.
+    /// The answers that the agent offers.
     pub options: Vec<PermissionOption>,
-    /// What a person needs to see of it.
+    /// What a person needs to see to decide.
     pub shown: PermissionShown,
 }
 
 /// How the agent answered a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PromptReply {
-    /// It settled.
+    /// The prompt stopped.
     Stopped {
         /// ACP's reason.
         stop_reason: StopReason,
-        /// What it spent, if the agent tells.
-        tokens: Option<Box<Spent>>,
+        /// What it spent, if the agent reports that.
+        tokens: Option<Box<TokensSpent>>,
     },
     /// A JSON-RPC error.
     Failed {
         /// JSON-RPC's code.
         code: i64,
-        /// The agent's words.
+        /// The agent's message.
         message: String,
     },
 }
 
 impl PromptReply {
-    /// What the prompt spent, if the agent tells.
-    pub fn tokens(&self) -> Option<Box<Spent>> {
+    /// Returns what the prompt spent, if the agent reports that.
+    pub fn tokens(&self) -> Option<Box<TokensSpent>> {
         match self {
             Self::Stopped { tokens, .. } => tokens.clone(),
             Self::Failed { .. } => None,
@@ -251,48 +252,48 @@ impl PromptReply {
 /// The name of a kind of frame: an ACP method, or `greenroom/<fact>`.
 pub type FrameKind = Cow<'static, str>;
 
-/// Raw protocol messages, one a line, in the order in which the agent said them.
+/// Raw protocol messages, one a line, in the order in which the agent wrote them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lines {
     /// How many.
     pub count: u64,
-    /// What each one is.
+    /// The kind of each.
     pub kinds: Kinds,
-    /// The messages as they came, with a line feed between them.
+    /// The messages, unchanged, with a line feed between them.
     pub text: Arc<String>,
 }
 
-/// The kind of each of a row of frames.
+/// The kinds of consecutive frames.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kinds {
-    /// All the same.
+    /// All have the same kind.
     All(FrameKind),
-    /// One for each.
+    /// One kind for each frame.
     Each(Vec<FrameKind>),
 }
 
 /// What the rules need to know of a batch of the agent's messages.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Fold {
-    /// Whether any of them is output of an attempt (ARCHITECTURE 4).
-    pub output: bool,
+pub struct OutputSummary {
+    /// Whether any of them is output of an attempt.
+    pub has_output: bool,
     /// The message text in them, joined.
     pub text: String,
     /// The last usage in them.
     pub usage: Option<Usage>,
-    /// What is told of tool calls, in order.
-    pub tools: Vec<ToolNews>,
-    /// What the session cost each time that this was said.
+    /// The reports of tool calls, in order.
+    pub tools: Vec<ToolUpdate>,
+    /// The session's reported costs, in order.
     pub costs: Vec<Cost>,
     /// Whether any of them is an answer: message text, or a tool call.
-    pub answer: bool,
+    pub has_answer: bool,
 }
 
-impl Fold {
-    /// Takes in what is known of the messages behind these.
-    pub fn join(&mut self, later: Fold) {
-        self.output |= later.output;
-        self.answer |= later.answer;
+impl OutputSummary {
+    /// Adds the summary of the messages after these.
+    pub fn join(&mut self, later: OutputSummary) {
+        self.has_output |= later.has_output;
+        self.has_answer |= later.has_answer;
         self.text.push_str(&later.text);
         self.usage = later.usage.or(self.usage.take());
         self.tools.extend(later.tools);
@@ -300,42 +301,42 @@ impl Fold {
     }
 }
 
-/// What a message tells of a tool call.
+/// What a message reports of a tool call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ToolNews {
+pub struct ToolUpdate {
     /// The agent's name for the call.
     pub call: String,
-    /// What it tells.
-    pub step: ToolStep,
+    /// How far the call is.
+    pub step: ToolProgress,
 }
 
 /// How far a tool call is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToolStep {
-    /// The tool was called, and may have given its result at once.
+pub enum ToolProgress {
+    /// The agent called the tool; the result may be in the same message.
     Called {
         /// The tool.
         tool: String,
         /// The result.
         ended: Option<ToolResult>,
     },
-    /// It gave its result.
+    /// The call ended.
     Ended(ToolResult),
 }
 
-/// What a tool call came to.
+/// How a tool call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolResult {
-    /// It did what it is for.
+    /// It succeeded.
     Completed,
-    /// It did not.
+    /// It failed.
     Failed,
 }
 
-impl ToolNews {
-    /// Whether the call goes on.
+impl ToolUpdate {
+    /// Whether the call has no result yet.
     pub fn is_open(&self) -> bool {
-        matches!(self.step, ToolStep::Called { ended: None, .. })
+        matches!(self.step, ToolProgress::Called { ended: None, .. })
     }
 }
 
@@ -346,25 +347,25 @@ impl ToolResult {
     }
 }
 
-/// An amount of money, as an agent adds it up for its session.
+/// What a session cost so far, as the agent reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// Its currency, ISO 4217.
     pub currency: String,
-    /// How much, in billionths of it: sums are then the same in whatever order they are made.
+    /// The amount in billionths: integers, so that a sum does not depend on the order.
     pub billionths: u64,
 }
 
-/// What a prompt spent, as the agent says when it answers.
+/// What a prompt spent, as the agent reports in its answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Spent {
+pub struct TokensSpent {
     /// All of it.
     #[serde(flatten)]
     pub total: Tokens,
-    /// What each model spent, where the agent tells.
+    /// What each model spent, if the agent reports that.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub by_model: BTreeMap<String, Tokens>,
-    /// The token counts as the agent gave them.
+    /// The token counts, unchanged.
     #[serde(skip)]
     pub given: Option<Json>,
 }
@@ -376,6 +377,6 @@ pub struct Usage {
     pub used: u64,
     /// Tokens that fit.
     pub size: u64,
-    /// What the session cost so far, as the agent gave it.
+    /// What the session cost so far, unchanged.
     pub cost: Option<Json>,
 }

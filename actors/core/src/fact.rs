@@ -1,77 +1,78 @@
-//! Facts: what is made durable, and what the transcript shows.
+//! Facts: what is true since a commit, and the frame that the transcript shows for it.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cause, Compaction, Continuity, Due, Exit, Finding, Fold, Interrupted, Json, Lines, Origin,
-    Permission, PermissionId, PermissionState, Provenance, RunId, SessionId, Settings, Spent,
-    StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState,
+    Cause, Compaction, Continuity, Deadline, Exit, Interrupted, Json, Lines, Origin, OutputSummary,
+    Permission, PermissionId, PermissionState, Provenance, RunId, SessionId, Settings, StopReason,
+    Strategy, Task, TaskError, TaskFinding, TaskId, TaskKind, TaskState, TokensSpent,
 };
 
 /// A batch of the agent's messages as a fact.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Said {
-    /// The run that said it.
+pub struct AgentOutput {
+    /// The run that wrote them.
     pub run: RunId,
-    /// The turn within which it was said.
+    /// The task whose attempt ran, if one did.
     pub task: Option<TaskId>,
-    /// What it said.
+    /// The messages.
     pub lines: Lines,
-    /// What the rules know of it.
-    pub fold: Fold,
+    /// What the rules need to know of them.
+    pub summary: OutputSummary,
 }
 
-/// Why a group is held.
+/// Why a group is on hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Held {
-    /// A turn was cut off, and the agent's context could not be restored.
+pub enum HoldReason {
+    /// A turn was interrupted, and the agent's session could not be restored.
     ContextLost,
-    /// A turn was cut off, and the group's owner wants to decide what follows.
+    /// A turn was interrupted, and the group's setting is to hold then.
     Interrupted,
-    /// Two turns in a row were cut off.
+    /// Two turns in a row were interrupted.
     InterruptedTwice,
 }
 
-/// Why a segment is not the open one any more.
+/// Why a segment was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
-    /// Another session was loaded.
+    /// greenroom loaded another session.
     SessionLoad,
     /// The context was compacted.
     Compaction,
-    /// The agent spoke of another session.
+    /// The agent's output named another session.
     AcpSessionIdChanged,
-    /// The session did not outlive its process.
+    /// The session could not be restored in the next run.
     AgentRestart,
-    /// The agent put another session behind the same id.
+    /// The agent exchanged its own session under the same ACP id.
     Reset,
 }
 
-/// A fact. Each is a frame of the transcript (but those that [`Write::frames`] counts otherwise),
-/// and its fields are the frame's payload. The frame's kind is the variant's name in snake case.
+/// A fact, in the past tense. Each is one frame of the transcript, except where [`Fact::frames`]
+/// counts otherwise. Its fields are the frame's payload, and the variant's name in snake case is
+/// the frame's kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Write {
-    /// The group exists.
+pub enum Fact {
+    /// The group was created.
     GroupCreated(Settings),
     /// The group's settings changed, or it was revived.
     GroupChanged(Settings),
-    /// The group was deleted, and stays readable.
+    /// The group was archived: it accepts no work and stays readable.
     GroupArchived {},
-    /// The group's rows are to be deleted as soon as nothing of its run is left.
+    /// A caller ordered the group's rows to be deleted, as soon as its run is over.
     PurgeOrdered {},
-    /// The group claims no more work.
+    /// A caller paused the group: it claims no task.
     GroupPaused {},
-    /// The group goes on: paused, held or in a crash loop no more.
+    /// The group was resumed: pause, hold and crash loop are over.
     GroupResumed {},
-    /// The group claims no more work until somebody decided what becomes of it.
+    /// The group is on hold: it claims no task until a caller decides.
     GroupHeld {
         /// Why.
-        reason: Held,
+        reason: HoldReason,
     },
     /// A task was accepted.
     TaskQueued {
@@ -79,10 +80,10 @@ pub enum Write {
         task: TaskId,
         /// Its kind.
         kind: TaskKind,
-        /// Who asked.
+        /// Who submitted it.
         origin: Origin,
-        /// All of it.
-        #[serde(skip, default = "nobody")]
+        /// Its whole record.
+        #[serde(skip, default = "empty_record")]
         record: Box<Task>,
     },
     /// The task has its slot and waits for its agent.
@@ -90,45 +91,45 @@ pub enum Write {
         /// The task.
         task: TaskId,
     },
-    /// The task lost its slot before its prompt was sent, and waits in its old place again.
+    /// The task lost its slot before its prompt was sent, and returned to its place in the queue.
     TaskReleased {
         /// The task.
         task: TaskId,
     },
-    /// The task's attempt begins.
+    /// An attempt of the task began (START).
     TaskStarted {
         /// The task.
         task: TaskId,
-        /// Which attempt, from 1.
+        /// The attempt's number, from 1.
         attempt: u32,
-        /// The run it goes to.
+        /// The run that gets the prompt.
         run: RunId,
     },
-    /// The turn begins: before the first byte of its prompt is sent (SEEDS AM-2).
+    /// The turn began. Committed before the first byte of its prompt is sent (AM-2).
     TurnStarted {
         /// The task.
         task: TaskId,
-        /// The caller's prompt as content blocks; of a compaction, what the profile in force makes
-        /// of it.
+        /// The caller's prompt as content blocks; for a compaction, the prompt that the profile in
+        /// force makes.
         prompt: Json,
-        /// How a compaction is done, if it is done otherwise than it was accepted: the profile
-        /// changed since.
+        /// The strategy of a compaction, if it differs from that at acceptance: the profile changed
+        /// since.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         strategy: Option<Strategy>,
     },
-    /// The prompt, as it is sent to the agent.
+    /// The prompt was committed, as it is sent to the agent.
     PromptSent {
         /// JSON-RPC's id.
         id: u64,
-        /// The session it goes to.
+        /// The session that gets the prompt.
         session: SessionId,
         /// The content blocks.
         prompt: Json,
     },
-    /// What the agent said: kept as it came, and read back by whoever knows its language.
+    /// The agent wrote protocol messages. They are stored unchanged; `acp` parses them again.
     #[serde(skip)]
-    Said(Said),
-    /// A line of the agent that is no protocol message.
+    AgentOutput(AgentOutput),
+    /// The agent wrote a line that is no protocol message.
     AgentOutputRejected {
         /// The run that wrote it.
         run: RunId,
@@ -137,70 +138,70 @@ pub enum Write {
         /// The line in base64.
         bytes: String,
     },
-    /// The agent asked for something that greenroom does not offer: it had begun.
+    /// The agent sent a request that greenroom refuses. It counts as output.
     RequestRefused {
-        /// The run that asked.
+        /// The run that sent it.
         run: RunId,
-        /// What for.
+        /// The method.
         method: String,
     },
-    /// The agent wants a permission.
+    /// The agent asked for a permission.
     PermissionOpened(Box<Permission>),
-    /// A permission is decided on.
+    /// A permission was resolved.
     PermissionResolved {
-        /// Which.
+        /// The permission.
         permission: PermissionId,
         /// The request's JSON-RPC id.
         request: Json,
-        /// How.
+        /// How it was resolved.
         state: PermissionState,
-        /// The option chosen; absent: answered `cancelled`, if at all.
+        /// The selected option; absent: the answer was `cancelled`, or there was none.
         selected: Option<String>,
-        /// Who chose.
+        /// Who resolved it.
         resolved_by: Cow<'static, str>,
     },
-    /// Somebody wants the running task called off.
+    /// A caller asked to cancel the running task.
     CancelRequested {
         /// The task.
         task: TaskId,
     },
-    /// A cancel was sent to the agent.
+    /// greenroom sent `session/cancel` to the agent.
     CancelSent {
         /// The run.
         run: RunId,
     },
-    /// The running turn is being cut off by greenroom.
+    /// greenroom began to interrupt the running turn.
     TurnCut {
         /// The task.
         task: TaskId,
         /// Why.
         cause: Cause,
     },
-    /// The turn is over.
+    /// The attempt was settled.
     TurnSettled {
         /// The task.
         task: TaskId,
         /// Why the prompt stopped.
         stop_reason: StopReason,
-        /// What it spent, if the agent tells.
+        /// What it spent, if the agent reports that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        tokens: Option<Box<Spent>>,
+        tokens: Option<Box<TokensSpent>>,
     },
-    /// The task's attempt came to nothing, and another one is made after a while.
+    /// The attempt failed, and the task is retried after a backoff.
     TaskRetrying {
         /// The task.
         task: TaskId,
-        /// Which attempt it was, from 1.
+        /// The number of the failed attempt, from 1.
         attempt: u32,
-        /// What went wrong.
+        /// The attempt's error.
         error: TaskError,
-        /// How long until the next one, milliseconds.
+        /// The backoff, milliseconds.
         wait_ms: u64,
-        /// The same, so that it outlives a restart.
+        /// The backoff's end, which survives a restart.
         #[serde(skip)]
-        due: Due,
+        due: Deadline,
     },
-    /// The task waited long enough for its next attempt.
+    /// The task's backoff ended.
     BackoffEnded {
         /// The task.
         task: TaskId,
@@ -209,211 +210,211 @@ pub enum Write {
     TaskEnded {
         /// The task.
         task: TaskId,
-        /// Its kind; a frame of an earlier version does not tell it of a compaction.
-        #[serde(default = "a_turn", skip_serializing_if = "is_a_turn")]
+        /// Its kind; a frame of an earlier version lacks it, also for a compaction.
+        #[serde(default = "default_kind", skip_serializing_if = "is_turn")]
         kind: TaskKind,
-        /// Which attempt was its last, from 1; 0 if there was none, or in a frame that does not
-        /// tell.
+        /// The number of its last attempt, from 1; 0 if there was none, or if the frame lacks it.
         #[serde(default)]
         attempt: u32,
-        /// Which.
+        /// The terminal state.
         state: TaskState,
         /// Why the prompt stopped, if one was sent.
         stop_reason: Option<StopReason>,
-        /// What went wrong.
+        /// The error, if it has one.
         error: Option<TaskError>,
-        /// What is known of a turn that was cut off.
+        /// What is known of an interrupted turn.
         interrupted: Option<Interrupted>,
-        /// What is odd about it.
+        /// What a person should look at.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        findings: Vec<Finding>,
-        /// All of it, as it stays.
-        #[serde(skip, default = "nobody")]
+        findings: Vec<TaskFinding>,
+        /// Its whole record, in its final form.
+        #[serde(skip, default = "empty_record")]
         record: Box<Task>,
     },
-    /// An agent process is being started.
+    /// greenroom began to launch an agent process.
     RunStarted {
-        /// Its name.
+        /// The run's id.
         run: RunId,
-        /// The profile.
+        /// The launch profile.
         agent: String,
-        /// Whether the profile listens to more than ACP.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        listens: bool,
+        /// Whether the profile has detectors beyond ACP.
+        #[serde(rename = "listens", default, skip_serializing_if = "std::ops::Not::not")]
+        has_detectors: bool,
     },
-    /// The agent takes prompts.
+    /// The agent has a session and takes prompts.
     RunReady {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// Its process.
+        /// Its process id.
         pid: u32,
         /// Its session.
         session: SessionId,
-        /// What became of the context.
+        /// Whether the context was restored.
         continuity: Continuity,
-        /// Which of hermes' sessions it is, if the agent says so.
+        /// Which of hermes' own sessions it is, if the agent reports that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         provenance: Option<Provenance>,
     },
-    /// The agent was told to end.
+    /// The run is being stopped, or its agent closed stdout.
     RunStopping {
-        /// Which run.
+        /// The run.
         run: RunId,
     },
-    /// The run is over.
+    /// The run ended.
     RunExited {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// How.
+        /// How it ended.
         #[serde(flatten)]
         exit: Exit,
     },
-    /// The agent fails again and again; its next run waits, unless a task's own backoff did.
+    /// The agent is in a crash loop: its next run waits, unless it is for a retry, which had its
+    /// own backoff.
     AgentDegraded {
-        /// How many runs in a row ended without settling a turn.
+        /// How many runs in a row ended without settling an attempt.
         runs: u32,
-        /// How long the next one waits, milliseconds.
+        /// How long the next run waits, milliseconds.
         wait_ms: u64,
-        /// The same, so that it outlives a restart.
+        /// The end of the wait, which survives a restart.
         #[serde(skip)]
-        due: Due,
+        due: Deadline,
     },
-    /// The next run waited long enough.
+    /// The wait before the next run ended.
     LaunchAllowed {},
-    /// The segment is closed for good.
+    /// A segment was closed.
     SegmentEnded {
         /// Its number.
         segment: u32,
-        /// Why.
+        /// Why it was closed.
         end_reason: EndReason,
     },
-    /// A segment is opened.
+    /// A segment was opened.
     SegmentStarted {
         /// Its number.
         segment: u32,
-        /// The one that it continues.
+        /// The segment that it continues.
         parent: Option<u32>,
-        /// The session whose context is in force in it.
+        /// The session that is in force in it.
         session: SessionId,
-        /// Which of hermes' sessions that is.
+        /// Which of hermes' own sessions that is.
         provenance: Option<Provenance>,
     },
-    /// More is known of the open segment (SEEDS AM-13: that is no frame).
+    /// The provenance of the open segment was noted. It is no frame (AM-13).
     ProvenanceNoted {
-        /// Which of hermes' sessions is in force.
+        /// The hermes session that is in force.
         provenance: Provenance,
     },
     /// A compaction began.
     CompactionStarted(Box<Compaction>),
-    /// More is known of a compaction.
+    /// More became known of a compaction.
     CompactionUpdated(Box<Compaction>),
-    /// A compaction is over.
+    /// A compaction ended.
     CompactionEnded(Box<Compaction>),
-    /// An ordered compaction was not completed: for a while the group orders none by itself.
+    /// An ordered compaction was not completed: automatic compaction is paused (HL-14).
     CompactionRests {
-        /// Until when.
-        due: Due,
+        /// The end of the pause.
+        due: Deadline,
     },
-    /// The agent gave the summary that was asked for; another session is opened for it.
+    /// The agent answered with a summary; greenroom asks it to open another session.
     SummaryGiven {
         /// The compaction task.
         task: TaskId,
-        /// What it spent, if the agent tells.
+        /// What the summary spent, if the agent reports that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        tokens: Option<Box<Spent>>,
+        tokens: Option<Box<TokensSpent>>,
     },
-    /// The lock of the session is asked for.
+    /// The group requested the session's lock.
     LockAsked {
         /// The compaction task.
         task: TaskId,
     },
-    /// Somebody else holds the lock.
+    /// Another holder has the lock.
     LockRefused {
         /// The compaction task.
         task: TaskId,
-        /// Who holds it.
+        /// The holder's name.
         holder: String,
-        /// Whether that was said before: once is enough for a transcript.
+        /// Whether an earlier request of the task was refused: the transcript shows the first only.
         #[serde(skip)]
         again: bool,
     },
-    /// The compaction has its lock.
+    /// The group acquired the lock for the compaction.
     LockTaken {
         /// The compaction task.
         task: TaskId,
         /// The session.
         key: SessionId,
-        /// Under which name.
+        /// The name that it holds the lock under.
         holder: String,
         /// The fencing token.
         token: u64,
     },
-    /// The compaction goes on without a lock, as there is none to be had (SEEDS HL-8).
+    /// The compaction proceeds without a lock: the database has no lock table (HL-8).
     LockBypassed {
         /// The compaction task.
         task: TaskId,
-        /// What somebody should do about it.
+        /// What an operator should do about it.
         remedy: Cow<'static, str>,
     },
-    /// The compaction's lock was taken over, or could not be kept.
+    /// Another holder took the compaction's lock, or the group could not refresh it.
     LockLost {
         /// The compaction task.
         task: TaskId,
     },
-    /// The compaction's lock is given back.
+    /// The group released the compaction's lock.
     LockReleased {
         /// The session.
         key: SessionId,
-        /// Whose it was.
+        /// The name that it held the lock under.
         holder: String,
         /// The fencing token.
         token: u64,
-        /// Whether the facts beside this one hold only if the lock was still the group's (HL-11).
+        /// Whether the commit of this fact succeeds only if the group still had the lock (HL-11).
         fences: bool,
     },
-    /// The agent does not take prompts any more and pretends that it does; its run is ended.
+    /// The agent is wedged: it pretends to take prompts. greenroom ends its run.
     AgentWedged {
-        /// Which run.
+        /// The run.
         run: RunId,
-        /// By what it was recognised.
+        /// What showed it.
         sign: Cow<'static, str>,
     },
-    /// The agent wrote a line to stderr that its profile listens to.
+    /// The agent wrote a line to stderr that its profile's detector recognizes.
     #[serde(rename = "stderr")]
     StderrMatched {
-        /// Which run.
+        /// The run.
         run: RunId,
         /// The line.
         line: String,
     },
-    /// The agent's context could not be restored.
+    /// The agent's session could not be restored.
     ContextLost {
-        /// The session that is gone.
+        /// The lost session.
         session: SessionId,
     },
 }
 
-/// What greenroom's own frames are called before the fact's name.
-const OWN: &str = "greenroom/";
+/// The prefix of the kinds of greenroom's own frames.
+const KIND_PREFIX: &str = "greenroom/";
 
-/// The kind of task that a stored fact is about if it does not tell.
-fn a_turn() -> TaskKind {
+/// The kind of task that a stored fact without a kind is about.
+fn default_kind() -> TaskKind {
     TaskKind::Turn
 }
 
-fn is_a_turn(kind: &TaskKind) -> bool {
+fn is_turn(kind: &TaskKind) -> bool {
     *kind == TaskKind::Turn
 }
 
-/// A record that a stored fact does not hold.
-fn nobody() -> Box<Task> {
+/// The record of a fact that is read from a frame, which does not hold it.
+fn empty_record() -> Box<Task> {
     let id = TaskId(uuid::Uuid::nil());
     let prompt = Json::parse("[]".into()).unwrap_or_else(|_| unreachable!("it is JSON"));
     Box::new(Task::new(id, crate::Work::Turn { prompt }, Origin::Api))
 }
 
-impl Write {
-    /// The payload of the frame that the fact is.
+impl Fact {
+    /// Returns the payload of the fact's frame.
     pub fn payload(&self) -> String {
         // Written as an object with one member, named after the fact.
         let mut named = serde_json::to_string(self).unwrap_or_else(|_| r#"{"":null}"#.into());
@@ -423,21 +424,21 @@ impl Write {
         named
     }
 
-    /// The fact that a stored frame is, but for its task's record; `None` for what the agent said,
+    /// Reads the fact of a stored frame, without its task's record. Returns `None` for agent output
     /// and for prompts.
     ///
     /// # Errors
     ///
-    /// The frame claims to be greenroom's own, and is no fact that this version knows.
+    /// The frame's kind is greenroom's own, and this version knows no such fact.
     pub fn read(kind: &str, payload: &str) -> Option<Result<Self, serde_json::Error>> {
-        let name = kind.strip_prefix(OWN)?;
+        let name = kind.strip_prefix(KIND_PREFIX)?;
         Some(serde_json::from_str(&format!("{{{name:?}:{payload}}}")))
     }
 
-    /// How many frames of the transcript the fact is.
+    /// Returns how many frames of the transcript the fact is.
     pub fn frames(&self) -> u64 {
         match self {
-            Self::Said(said) => said.lines.count,
+            Self::AgentOutput(output) => output.lines.count,
             Self::RunStopping { .. }
             | Self::CancelSent { .. }
             | Self::CompactionRests { .. }
@@ -452,7 +453,7 @@ impl Write {
         }
     }
 
-    /// The task that the fact itself names.
+    /// Returns the task that the fact itself names.
     pub fn task(&self) -> Option<TaskId> {
         match self {
             Self::TaskQueued { task, .. }
@@ -477,7 +478,8 @@ impl Write {
         }
     }
 
-    /// The kind of the frame that the fact is; for [`Write::Said`] the lines tell themselves.
+    /// Returns the kind of the fact's frame; for [`Fact::AgentOutput`], [`Lines::kinds`] has the
+    /// kinds.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::GroupCreated(_) => "greenroom/group_created",
@@ -493,7 +495,7 @@ impl Write {
             Self::TaskStarted { .. } => "greenroom/task_started",
             Self::TurnStarted { .. } => "greenroom/turn_started",
             Self::PromptSent { .. } => "session/prompt",
-            Self::Said(_) => "session/update",
+            Self::AgentOutput(_) => "session/update",
             Self::AgentOutputRejected { .. } => "greenroom/agent_output_rejected",
             Self::RequestRefused { .. } => "greenroom/request_refused",
             Self::PermissionOpened(_) => "greenroom/permission_opened",

@@ -1,16 +1,11 @@
-//! Names of things, each its own type, and the one unit of time.
+//! Ids: each kind of name is its own type.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::{Uuid, fmt::Hyphenated};
 
-/// Milliseconds since the Unix epoch, UTC. A stamp to show, never a basis for a deadline: the wall
-/// clock may jump.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Timestamp(pub i64);
-
-/// Text that is no id of the kind that was asked for.
+/// Text that is no id of the expected kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid {0} id")]
 pub struct InvalidId(&'static str);
@@ -44,7 +39,7 @@ macro_rules! uuid_id {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                // Written with every commit: formatting takes three times as long.
+                // Each commit writes ids, and formatting takes three times as long.
                 let mut text = [0; $prefix.len() + Hyphenated::LENGTH];
                 let (prefix, id) = text.split_at_mut($prefix.len());
                 prefix.copy_from_slice($prefix.as_bytes());
@@ -62,39 +57,39 @@ macro_rules! uuid_id {
 }
 
 uuid_id!(
-    /// One unit of work in a group's queue: `tsk_` and a UUIDv7.
+    /// A task: `tsk_` and a UUIDv7.
     TaskId,
     "tsk_",
     "task"
 );
 uuid_id!(
-    /// One incarnation of a group's agent process: `run_` and a UUIDv7.
+    /// A run: `run_` and a UUIDv7.
     RunId,
     "run_",
     "run"
 );
 uuid_id!(
-    /// One compaction of a group's context: `cmp_` and a UUIDv7.
+    /// A compaction: `cmp_` and a UUIDv7.
     CompactionId,
     "cmp_",
     "compaction"
 );
 uuid_id!(
-    /// One permission that an agent asked for: `prm_` and a UUIDv7.
+    /// A permission: `prm_` and a UUIDv7.
     PermissionId,
     "prm_",
     "permission"
 );
 
-/// A group's stable name, given by its users: `^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$`, so that the
-/// channel ids of chat systems fit.
+/// A group's name, chosen by its users: `^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$`, so that channel ids
+/// of chat systems fit.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(Arc<str>);
 
 impl GroupId {
     const BYTES_MAX: usize = 128;
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -105,10 +100,10 @@ impl FromStr for GroupId {
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let mut bytes = text.bytes();
-        let starts_well = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        let goes_on_well =
+        let is_first_valid = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let is_rest_valid =
             bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._:@-".contains(&byte));
-        if starts_well && goes_on_well && text.len() <= Self::BYTES_MAX {
+        if is_first_valid && is_rest_valid && text.len() <= Self::BYTES_MAX {
             Ok(Self(text.into()))
         } else {
             Err(InvalidId("group"))
@@ -140,7 +135,7 @@ impl<'de> Deserialize<'de> for GroupId {
     }
 }
 
-/// An ACP session id, as the agent gave it.
+/// An ACP session id, unchanged.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(pub Arc<str>);
@@ -156,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn group_ids_take_what_chat_systems_use_and_nothing_that_could_be_a_path() {
+    fn group_ids_accept_chat_channel_ids_and_no_paths() {
         let long = "a".repeat(128);
         for good in ["a", "work", "19:x@thread.v2", "C-1_2", "0", &long] {
             assert!(good.parse::<GroupId>().is_ok(), "{good}");
@@ -168,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_read_back_and_refuse_another_kind() {
+    fn ids_read_back_and_reject_another_kind() {
         let task = TaskId(Uuid::from_u128(7));
         assert_eq!(task.to_string().parse(), Ok(task));
         assert!(task.to_string().parse::<RunId>().is_err());

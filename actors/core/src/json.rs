@@ -1,17 +1,17 @@
-//! JSON that is passed on as it came.
+//! JSON that is passed on unchanged.
 
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 
-/// One JSON value, kept as the text that it arrived in and shared. It is on one line: line feeds
-/// between its tokens become spaces, so that a transcript can put a line feed between values.
+/// A JSON value, kept as its original text and shared. It is on one line: line feeds between its
+/// tokens become spaces, so that a transcript can put a line feed between values.
 #[derive(Clone)]
 pub struct Json(Arc<RawValue>);
 
 impl Json {
-    /// Takes `text` as one JSON value.
+    /// Parses `text` as one JSON value.
     ///
     /// # Errors
     ///
@@ -24,12 +24,12 @@ impl Json {
     ///
     /// # Errors
     ///
-    /// The writer's error if `value` has no JSON form.
+    /// The serializer's error if `value` has no JSON form.
     pub fn write(value: &impl Serialize) -> Result<Self, serde_json::Error> {
         serde_json::value::to_raw_value(value).map(|raw| Self(raw.into()))
     }
 
-    /// The text as it came.
+    /// Returns the original text.
     pub fn as_str(&self) -> &str {
         self.0.get()
     }
@@ -63,7 +63,7 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
-/// JSON has raw line ends between tokens only: inside strings they are escaped.
+/// Replaces line ends by spaces. In valid JSON they are between tokens only: strings escape them.
 fn on_one_line(text: String) -> String {
     if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], " ") } else { text }
 }

@@ -1,53 +1,77 @@
-//! greenroom's rules: what may happen to a group, and what follows from it.
+//! greenroom's rules: which events a group accepts, and which facts and effects follow.
 //!
-//! This crate owns the state machines. It refuses to know a clock, a socket, a row or a thread:
-//! time and fresh ids are arguments, and a decision is data (a [`Step`]) that an actor carries out.
+//! This crate owns the state machines. It has no clock, socket, row or thread: time and fresh ids
+//! are arguments, and a decision is data (a [`Step`]) that an actor carries out.
 
+// One sending of a task's prompt, from START to settlement.
+mod attempt;
+// The states of one compaction, and which signal belongs to which.
 mod compaction;
+// Summaries of a group, a run and a turn: projections of facts.
 pub mod digest;
-mod due;
+// What actors do once the facts of a step are durable.
+mod effect;
+// The input of the rules.
 mod event;
+// What is true since a commit, and its frame in the transcript.
 mod fact;
+// The group: its state, its decisions, its projection.
 mod group;
+// Names of tasks, runs, compactions, permissions, groups and sessions.
 mod ids;
+// JSON that is passed on unchanged.
 mod json;
-mod lifecycle;
+// The compaction lock: who may compact a session.
 pub mod lock;
+// Permissions: who decides, and with which option.
 mod permission;
-pub mod residents;
+// The places for agents' processes, and who is evicted.
+pub mod pool;
+// Which attempts are retried, and after which backoff.
 mod retry;
+// A run: one process of the group's agent.
 mod run;
+// What a caller sets for a group.
 mod settings;
+// What detectors report of a compaction.
+mod signal;
+// What one event leads to: facts, then effects.
 mod step;
+// A task: its states, its work, its ending.
 mod task;
+// Timestamps, monotonic time and deadlines.
+mod time;
+// The time that deletions trust.
 mod trust;
-mod turn;
 
-pub use compaction::{Details, Lineage, Provenance, SUMMARY_BYTES_MAX, Sign, Signal, Source};
+pub use attempt::{Attempt, CancelReason, TEXT_BYTES_MAX};
+pub use compaction::{Compaction, CompactionEvent, CompactionStatus};
 pub use digest::{Digest, Digests, Tokens};
-pub use due::Due;
+pub use effect::{Answer, Effect, Stop};
 pub use event::{
-    Cost, Event, Fold, FrameKind, Kinds, Lines, LockAnswer, PermissionAsked, PromptReply, Recovery,
-    Spent, ToolNews, ToolResult, ToolStep, Usage,
+    Cost, Event, FrameKind, Kinds, Lines, LockAnswer, OutputSummary, PermissionAsked, PromptReply,
+    Recovery, TokensSpent, ToolProgress, ToolResult, ToolUpdate, Usage,
 };
-pub use fact::{EndReason, Held, Said, Write};
-pub use group::{Compacting, Expiry, Group, Head, Patience, Rejected, Status, Terms};
-pub use ids::{
-    CompactionId, GroupId, InvalidId, PermissionId, RunId, SessionId, TaskId, Timestamp,
+pub use fact::{AgentOutput, EndReason, Fact, HoldReason};
+pub use group::{
+    CompactionHistory, EffectiveSettings, Group, GroupState, Limits, Rejected, Status, Timer,
 };
+pub use ids::{CompactionId, GroupId, InvalidId, PermissionId, RunId, SessionId, TaskId};
 pub use json::Json;
-pub use lifecycle::{Compaction, CompactionStatus, Fate};
 pub use permission::{
     Choice, Permission, PermissionOption, PermissionPolicy, PermissionShown, PermissionState,
     Policy, TOOL_KINDS,
 };
-pub use retry::Retry;
+pub use retry::RetryPolicy;
 pub use run::{Continuity, Exit, ExitReason, Run, RunPhase};
 pub use settings::{OnInterrupt, Settings};
-pub use step::{Answer, Effect, Step, Stop};
-pub use task::{
-    Blocked, Cause, CompactionOrder, Ending, Finding, Interrupted, Origin, SideEffects, StopReason,
-    Strategy, Task, TaskError, TaskKind, TaskState, Work,
+pub use signal::{
+    CompactionSignal, Details, Lineage, Provenance, SUMMARY_BYTES_MAX, SignalKind, Source,
 };
+pub use step::Step;
+pub use task::{
+    Blocked, Cause, CompactionOrder, Ending, Interrupted, Origin, SideEffects, StopReason,
+    Strategy, Task, TaskError, TaskFinding, TaskKind, TaskState, Work,
+};
+pub use time::{BootId, Deadline, Now, Timestamp, Uptime};
 pub use trust::Trust;
-pub use turn::{CutBy, TEXT_BYTES_MAX, Turn};

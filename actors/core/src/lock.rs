@@ -1,15 +1,15 @@
-//! The compaction lock: who may compact a session, and until when (SEEDS HL).
+//! The compaction lock: who may compact a session, and until when (HL rules).
 //!
-//! One stored row is decided over at a time. Nothing here reads a clock or a process table: the
-//! moment, and what can be seen of a holder's process, are arguments. That a lease is released by
-//! its holder and token alone is one conditional delete, and the store's.
+//! Each function decides about one stored row. Nothing here reads a clock or a process table: the
+//! moment and the state of a holder's process are arguments. The store releases a lease itself, by
+//! one conditional delete on holder and token.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use uuid::Uuid;
 
-use crate::Timestamp;
+use crate::{BootId, Now, Timestamp, Uptime};
 
 #[cfg(test)]
 mod tests;
@@ -18,24 +18,24 @@ mod tests;
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The longest holder, in bytes.
 pub const HOLDER_BYTES_MAX: usize = 512;
-/// The longest time to live. Whoever needs longer refreshes.
+/// The longest time to live. A holder that needs longer refreshes.
 pub const TTL_MS_MAX: u64 = 3_600_000;
 
-/// From this time to live on the bounds of SEEDS HL-6 apply to the interval of refreshing.
+/// The bounds of HL-6 for the refresh interval apply from this time to live on.
 const TTL_MS_USUAL: u64 = 2_000;
 const REFRESH_MS_MIN: u64 = 1_000;
 const REFRESH_MS_MAX: u64 = 60_000;
 
-/// A part of a lease that breaks its rule.
+/// Which part of a lease is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidLease {
-    /// The key is empty or too long (SEEDS HL-3).
+    /// The key is empty or too long (HL-3).
     #[error("a lock's key is 1 to {KEY_BYTES_MAX} bytes")]
     Key,
     /// The holder is empty or too long.
     #[error("a lock's holder is 1 to {HOLDER_BYTES_MAX} bytes")]
     Holder,
-    /// The time to live is nothing, or too long.
+    /// The time to live is zero or too long.
     #[error("a lock's time to live is 1 to {TTL_MS_MAX} ms")]
     Ttl,
 }
@@ -48,7 +48,7 @@ macro_rules! bounded_text {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// It as text.
+            /// Returns it as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -78,14 +78,13 @@ macro_rules! bounded_text {
 }
 
 bounded_text!(
-    /// What is locked: the id of the session that is compacted, the parent (SEEDS HL-3).
+    /// What is locked: the id of the session that is compacted (HL-3).
     LockKey,
     KEY_BYTES_MAX,
     Key
 );
 bounded_text!(
-    /// Who holds a lock. Programs outside choose theirs; greenroom's own are made by
-    /// [`Holder::of`].
+    /// Who holds a lock. Outside programs choose their own; [`Holder::of`] makes greenroom's.
     Holder,
     HOLDER_BYTES_MAX,
     Holder
@@ -96,29 +95,29 @@ bounded_text!(
 pub struct Ttl(u64);
 
 impl Ttl {
-    /// A time to live of so many milliseconds.
+    /// A time to live of `ms` milliseconds.
     ///
     /// # Errors
     ///
-    /// [`InvalidLease::Ttl`] if it is none, or longer than [`TTL_MS_MAX`].
+    /// [`InvalidLease::Ttl`] if it is 0, or longer than [`TTL_MS_MAX`].
     pub fn from_ms(ms: u64) -> Result<Self, InvalidLease> {
         if (1..=TTL_MS_MAX).contains(&ms) { Ok(Self(ms)) } else { Err(InvalidLease::Ttl) }
     }
 
-    /// In milliseconds.
+    /// Returns it in milliseconds.
     pub fn ms(self) -> u64 {
         self.0
     }
 
-    /// How often to refresh: at half time, every 1 to 60 s; below 2 s simply at half time
-    /// (SEEDS HL-6).
+    /// Returns the refresh interval: half of it, bounded to 1 to 60 s; below 2 s without bounds
+    /// (HL-6).
     pub fn refresh_ms(self) -> u64 {
         let half = (self.0 / 2).max(1);
         if self.0 < TTL_MS_USUAL { half } else { half.clamp(REFRESH_MS_MIN, REFRESH_MS_MAX) }
     }
 
-    /// After how many failures in a row refreshing is given up: nobody could then still rely on
-    /// the lease (SEEDS HL-6).
+    /// Returns after how many failures in a row the holder stops refreshing: about the time to live
+    /// (HL-6).
     pub fn failures_max(self) -> u64 {
         (self.0 / self.refresh_ms()).max(1)
     }
@@ -130,103 +129,80 @@ impl<'de> Deserialize<'de> for Ttl {
     }
 }
 
-/// One boot of one machine, by the kernel's own name for it; nil where that is not known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootId(pub Uuid);
-
-/// A moment that no jump of the wall clock moves, the same for all processes of the machine
-/// (RELIABILITY F27).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Uptime {
-    /// The boot that is counted from. Moments of two boots cannot be compared.
-    pub boot: BootId,
-    /// Milliseconds since, suspension included (`CLOCK_BOOTTIME`).
-    pub ms: u64,
-}
-
-/// A moment on both clocks: leases are measured by one and shown by the other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Now {
-    /// The wall clock.
-    pub wall: Timestamp,
-    /// The clock of leases.
-    pub up: Uptime,
-}
-
-/// The right to compact one session, as long as nobody else has taken it over.
+/// The right to compact one session, until another holder takes the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// What is locked.
     pub key: LockKey,
     /// Who holds it.
     pub holder: Holder,
-    /// The fencing token: greater with every acquisition, never used again.
+    /// The fencing token: it grows with each acquisition and is never reused.
     pub token: u64,
 }
 
-/// A lock as it is stored. One that has expired stays until somebody takes it.
+/// A stored lock. An expired one stays until another holder takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lock {
-    /// Whose it is.
+    /// The lease that holds it.
     pub lease: Lease,
-    /// How long it was asked for; every refresh gives as much again.
+    /// Its time to live, which each refresh restores.
     pub ttl: Ttl,
-    /// When it was acquired, to show.
+    /// When it was acquired, for display.
     pub acquired_at: Timestamp,
-    /// From when on anybody may take it.
+    /// When it expires: from then on any holder may take it.
     pub expires: Uptime,
 }
 
-/// Another holds the lock.
+/// Another holder has the lock.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the lock is held by {holder}")]
-pub struct Held {
-    /// Who.
+pub struct LockConflict {
+    /// The other holder.
     pub holder: Holder,
-    /// Until when, by the wall clock, unless they refresh it.
+    /// When it expires unless it is refreshed, by the wall clock.
     pub expires_at: Timestamp,
 }
 
-/// What an acquisition comes to.
+/// The result of a successful acquisition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Acquisition {
-    /// Whatever is stored gives way to a lease with a token of its own.
+    /// Replace the stored row, if any, by a lease with a new token.
     Take,
-    /// The asker holds it already: this is what to store in place of the row.
+    /// The holder already has the lock: replace the row by this one.
     Extend(Lock),
 }
 
-/// Why a lease cannot be refreshed: it is its holder's no more.
+/// Why a lease cannot be refreshed: its holder has lost it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lost {
-    /// Another holds the lock, or the same holder by a later token.
-    Held(Held),
-    /// Nobody does.
+pub enum RefreshError {
+    /// Another holder has the lock, or the same holder under a later token.
+    Conflict(LockConflict),
+    /// The lock is free.
     Free,
 }
 
 impl Ttl {
-    /// When a lease of this length that begins, or is refreshed, now expires.
+    /// Returns when a lease of this length expires that begins or is refreshed now.
     pub fn end(self, now: Uptime) -> Uptime {
         Uptime { ms: now.ms.saturating_add(self.0), ..now }
     }
 }
 
 impl Lock {
-    /// Whether nobody but its holder may have it. What claims to last longer than any lease can
-    /// was written in another boot that looks like this one.
+    /// Whether only its holder may have it. A row that lasts longer than any lease can was written
+    /// in another boot with the same id.
     pub fn is_live(&self, now: Uptime) -> bool {
         let left = self.expires.ms.saturating_sub(now.ms);
         self.expires.boot == now.boot && (1..=TTL_MS_MAX).contains(&left)
     }
 
-    /// When it expires, by the wall clock as it stands.
+    /// Returns when it expires, by the present wall clock.
     pub fn expires_at(&self, now: Now) -> Timestamp {
         let left = self.expires.ms as i64 - now.up.ms as i64;
         Timestamp(now.wall.0 + left)
     }
 
-    /// Never shortened: a refresh that comes late takes nothing away.
+    /// Returns it with a new expiry, which is never earlier than the old one.
     fn extended(&self, ttl: Ttl, now: Uptime) -> Self {
         let mut expires = ttl.end(now);
         if self.is_live(now) {
@@ -235,52 +211,52 @@ impl Lock {
         Self { ttl, expires, ..self.clone() }
     }
 
-    /// What anybody else is told of it.
-    pub fn held(&self, now: Now) -> Held {
-        Held { holder: self.lease.holder.clone(), expires_at: self.expires_at(now) }
+    /// Returns the error for another holder.
+    pub fn conflict(&self, now: Now) -> LockConflict {
+        LockConflict { holder: self.lease.holder.clone(), expires_at: self.expires_at(now) }
     }
 }
 
-/// Decides whether `holder` may have the lock whose stored row is `row`.
+/// Decides whether `holder` acquires the lock whose stored row is `row`.
 ///
-/// Anybody takes a lock that is free, expired or from another boot, and one whose holder `is_dead`
-/// by proof (SEEDS HL-5); the living holder keeps its token and is given `ttl` from now on.
+/// Any holder acquires a lock that is free, expired or from another boot, or whose holder `is_dead`
+/// by proof (HL-5). The present holder keeps its token and gets `ttl` from now on.
 ///
 /// # Errors
 ///
-/// [`Held`] if another holds it; the row is as it was.
+/// [`LockConflict`] if another holder has it; the row is unchanged.
 pub fn acquire(
     row: Option<&Lock>,
     holder: &Holder,
     ttl: Ttl,
     now: Now,
     is_dead: impl FnOnce(&Holder) -> bool,
-) -> Result<Acquisition, Held> {
+) -> Result<Acquisition, LockConflict> {
     match row.filter(|lock| lock.is_live(now.up)) {
         None => Ok(Acquisition::Take),
         Some(lock) if lock.lease.holder == *holder => {
             Ok(Acquisition::Extend(lock.extended(ttl, now.up)))
         }
         Some(lock) if is_dead(&lock.lease.holder) => Ok(Acquisition::Take),
-        Some(lock) => Err(lock.held(now)),
+        Some(lock) => Err(lock.conflict(now)),
     }
 }
 
-/// Decides whether `lease` may go on, and gives the row to store: also past its expiry, as long as
-/// nobody has taken the lock over (SEEDS HL-4).
+/// Decides whether `lease` is refreshed, and returns the row to store. It may be refreshed after
+/// its expiry, as long as no other holder has taken the lock (HL-4).
 ///
 /// # Errors
 ///
-/// [`Lost`] if the stored lock is another lease's, or there is none; nothing brings it back.
-pub fn refresh(row: Option<&Lock>, lease: &Lease, now: Now) -> Result<Lock, Lost> {
+/// [`RefreshError`] if the stored lock is another lease's, or if there is none: the lease is lost.
+pub fn refresh(row: Option<&Lock>, lease: &Lease, now: Now) -> Result<Lock, RefreshError> {
     match row {
         Some(lock) if lock.lease == *lease => Ok(lock.extended(lock.ttl, now.up)),
-        Some(lock) if lock.is_live(now.up) => Err(Lost::Held(lock.held(now))),
-        Some(_) | None => Err(Lost::Free),
+        Some(lock) if lock.is_live(now.up) => Err(RefreshError::Conflict(lock.conflict(now))),
+        Some(_) | None => Err(RefreshError::Free),
     }
 }
 
-/// A process, told from every other one that had or will have its number.
+/// A process, distinct from all others that ever have its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
     /// Its number within its PID namespace.
@@ -293,40 +269,41 @@ pub struct Process {
     pub boot: BootId,
 }
 
-/// What can be seen of the process that has a number now.
+/// What is known of the process that has a number now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sight {
-    /// Nobody has the number.
+pub enum PidState {
+    /// No process has the number.
     Gone,
-    /// Whoever has it started then.
+    /// The process that has it started at this tick.
     Started(u64),
-    /// It cannot be told.
+    /// It cannot be read.
     Unknown,
 }
 
-/// What greenroom's own holders begin with.
-const OWN: &str = "greenroom:";
+/// The prefix of greenroom's own holders.
+const HOLDER_PREFIX: &str = "greenroom:";
 
 impl Holder {
-    /// A holder that carries what can prove its death. `nonce` makes it unique (SEEDS HL-5).
+    /// A holder that names its process, so that its death can be proved. `nonce` makes it unique
+    /// (HL-5).
     pub fn of(process: &Process, nonce: Uuid) -> Self {
         let Process { pid, start, pid_ns, boot } = process;
         let text = format!(
-            "{OWN}pid={pid}:start={start}:ns={pid_ns}:boot={}:nonce={}",
+            "{HOLDER_PREFIX}pid={pid}:start={start}:ns={pid_ns}:boot={}:nonce={}",
             boot.0,
             nonce.simple()
         );
         Self(text.into())
     }
 
-    /// A holder of greenroom's whose death nothing proves: its lock is free when it expires.
+    /// A holder without its process: its death cannot be proved, so its lock has to expire.
     pub fn unprovable(nonce: Uuid) -> Self {
-        Self(format!("{OWN}nonce={}", nonce.simple()).into())
+        Self(format!("{HOLDER_PREFIX}nonce={}", nonce.simple()).into())
     }
 
-    /// The process that it names, if it is exactly what [`Holder::of`] makes.
+    /// Returns the process that it names, if it is exactly what [`Holder::of`] makes.
     pub fn process(&self) -> Option<Process> {
-        let mut fields = self.0.strip_prefix(OWN)?.split(':');
+        let mut fields = self.0.strip_prefix(HOLDER_PREFIX)?.split(':');
         let mut field = |name: &str| fields.next()?.strip_prefix(name)?.strip_prefix('=');
         let process = Process {
             pid: field("pid")?.parse().ok()?,
@@ -339,17 +316,21 @@ impl Holder {
     }
 }
 
-/// Whether the holder's process is gone beyond doubt (SEEDS HL-5): never if it cannot be read out
-/// of the name, has the number of `own`, or was counted elsewhere: in another PID namespace, boot
-/// or machine.
-pub fn is_provably_dead(holder: &Holder, own: &Process, look: impl FnOnce(u32) -> Sight) -> bool {
-    let comparable = |process: &Process| {
-        process.pid != own.pid && process.pid_ns == own.pid_ns && process.boot == own.boot
+/// Whether the holder's process is provably dead (HL-5). It is not if the holder names no process,
+/// if the process has the number of `this` process, or if it is of another PID namespace, boot or
+/// machine.
+pub fn is_provably_dead(
+    holder: &Holder,
+    this: &Process,
+    inspect: impl FnOnce(u32) -> PidState,
+) -> bool {
+    let is_comparable = |process: &Process| {
+        process.pid != this.pid && process.pid_ns == this.pid_ns && process.boot == this.boot
     };
-    let Some(process) = holder.process().filter(comparable) else { return false };
-    match look(process.pid) {
-        Sight::Gone => true,
-        Sight::Started(start) => start != process.start,
-        Sight::Unknown => false,
+    let Some(process) = holder.process().filter(is_comparable) else { return false };
+    match inspect(process.pid) {
+        PidState::Gone => true,
+        PidState::Started(start) => start != process.start,
+        PidState::Unknown => false,
     }
 }

@@ -1,4 +1,4 @@
-//! What an agent may do only if somebody lets it: who decides, and what their word comes to.
+//! Permissions: who decides, which state they reach, and which option says yes or no.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{Json, PermissionId, RunId, TaskId, Timestamp};
 
-/// The kinds of tool calls that ACP tells apart.
+/// ACP's kinds of tool calls.
 pub const TOOL_KINDS: [&str; 10] = [
     "read",
     "edit",
@@ -20,34 +20,34 @@ pub const TOOL_KINDS: [&str; 10] = [
     "other",
 ];
 
-/// The kind of a tool call that the agent gives no kind.
+/// The kind of a tool call for which the agent gives none.
 const OTHER: &str = "other";
 
 /// Who decides on a permission.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
-    /// A person, through the inbox.
+    /// A person, over the API.
     #[default]
     Ask,
-    /// Everything is allowed.
+    /// greenroom allows everything.
     Allow,
-    /// Nothing is allowed.
+    /// greenroom rejects everything.
     Reject,
 }
 
-/// Who decides, by the kind of tool. Written as a policy's word, or as an object of such words:
-/// `default`, and ACP's tool kinds.
+/// Who decides, by the kind of tool. Its JSON form is a policy's word, or an object with such words
+/// for `default` and for ACP's tool kinds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PermissionPolicy {
-    /// For a kind that is not named.
+    /// For kinds that are not listed.
     pub default: Policy,
-    /// For single kinds of tools.
+    /// For the listed kinds of tools.
     pub kinds: BTreeMap<String, Policy>,
 }
 
 impl PermissionPolicy {
-    /// Who decides on a tool call of this kind.
+    /// Returns who decides on a tool call of this kind.
     pub fn on(&self, kind: Option<&str>) -> Policy {
         self.kinds.get(kind.unwrap_or(OTHER)).copied().unwrap_or(self.default)
     }
@@ -91,14 +91,14 @@ impl<'de> de::Visitor<'de> for PolicyVisitor {
 
     fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<PermissionPolicy, A::Error> {
         let mut policy = PermissionPolicy::default();
-        while let Some((kind, own)) = map.next_entry::<String, Policy>()? {
+        while let Some((kind, decider)) = map.next_entry::<String, Policy>()? {
             if kind == "default" {
-                policy.default = own;
+                policy.default = decider;
             } else if TOOL_KINDS.contains(&&*kind) {
-                policy.kinds.insert(kind, own);
+                policy.kinds.insert(kind, decider);
             } else {
                 let kinds = TOOL_KINDS.join(", ");
-                let wrong = format!("no kind of tool {kind:?}; there are default, {kinds}");
+                let wrong = format!("unknown kind of tool {kind:?}; known are default, {kinds}");
                 return Err(de::Error::custom(wrong));
             }
         }
@@ -106,33 +106,33 @@ impl<'de> de::Visitor<'de> for PolicyVisitor {
     }
 }
 
-/// One of the answers that the agent offers.
+/// An option that the agent offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PermissionOption {
     /// The agent's name for it.
     pub id: String,
-    /// ACP's word for what it means: `allow_once`, `allow_always`, `reject_once`, `reject_always`,
-    /// or one that ACP does not know yet.
+    /// ACP's word for its meaning: `allow_once`, `allow_always`, `reject_once`, `reject_always`, or
+    /// a word of a later ACP.
     pub kind: String,
 }
 
-/// A permission that the agent asked for, and that nobody answered yet.
+/// An open permission: the agent asked, and it is not resolved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Permission {
-    /// greenroom's name for it.
+    /// Its id.
     pub permission: PermissionId,
-    /// The run that asked, and that an answer goes to.
+    /// The run that asked and gets the answer.
     pub run: RunId,
-    /// The turn within which it asked.
+    /// The task whose attempt ran when it asked.
     pub task: Option<TaskId>,
     /// The request's JSON-RPC id.
     pub request: Json,
-    /// The kind of the tool, as the agent says.
+    /// The kind of the tool, as the agent named it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_kind: Option<String>,
-    /// The answers that the agent offers.
+    /// The options that the agent offers.
     pub options: Vec<PermissionOption>,
-    /// When the answer is no if nobody gave one by then, by the wall clock as it was.
+    /// When it is rejected unless it is resolved before, by the wall clock at its opening.
     #[serde(skip)]
     pub expires_at: Timestamp,
     /// What a person needs to see to decide.
@@ -140,7 +140,7 @@ pub struct Permission {
     pub shown: Option<Box<PermissionShown>>,
 }
 
-/// What a person needs to see of a permission, as the agent gave it.
+/// What a person needs to see of a permission, unchanged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PermissionShown {
     /// ACP's `toolCall`.
@@ -149,38 +149,38 @@ pub struct PermissionShown {
     pub options: Json,
 }
 
-/// Where a permission stands. All but the first are final.
+/// The state of a permission. All but the first are final.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PermissionState {
-    /// Nobody answered it yet.
+    /// It is open.
     Pending,
-    /// One of its options was chosen.
+    /// An option was selected.
     Selected,
-    /// It was answered `cancelled`.
+    /// The answer was `cancelled`.
     Cancelled,
-    /// Nobody answered it in time, and so the answer was no.
+    /// It reached its deadline, and greenroom rejected it.
     Expired,
-    /// What it was asked for is over; no answer means anything any more.
+    /// It ended with its turn or its run.
     Void,
 }
 
-/// What somebody answers to a permission.
+/// A caller's answer to a permission.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// One of its options, by the agent's name for it.
+    /// The option with this id.
     Select(String),
     /// `cancelled`.
     Cancel,
 }
 
-/// The option that says yes: once, rather than for good.
-pub(crate) fn allowing(options: &[PermissionOption]) -> Option<String> {
+/// Returns the option that allows: once, rather than always.
+pub(crate) fn allow_option(options: &[PermissionOption]) -> Option<String> {
     first(options, ["allow_once", "allow_always"])
 }
 
-/// The option that says no: once, rather than for good.
-pub(crate) fn rejecting(options: &[PermissionOption]) -> Option<String> {
+/// Returns the option that rejects: once, rather than always.
+pub(crate) fn reject_option(options: &[PermissionOption]) -> Option<String> {
     first(options, ["reject_once", "reject_always"])
 }
 
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn once_comes_before_for_good() {
+    fn once_is_preferred_to_always() {
         #[rustfmt::skip]
         let cases = [
             (&["allow_always", "allow_once", "reject_always", "reject_once"][..], Some("id-allow_once"),   Some("id-reject_once")),
@@ -211,8 +211,8 @@ mod tests {
         ];
         for (kinds, allow, reject) in cases {
             let options = options(kinds);
-            assert_eq!(allowing(&options).as_deref(), allow, "{kinds:?}");
-            assert_eq!(rejecting(&options).as_deref(), reject, "{kinds:?}");
+            assert_eq!(allow_option(&options).as_deref(), allow, "{kinds:?}");
+            assert_eq!(reject_option(&options).as_deref(), reject, "{kinds:?}");
         }
     }
 

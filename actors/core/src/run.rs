@@ -1,103 +1,105 @@
-//! One incarnation of a group's agent process, as the rules see it.
+//! A run: one process tree of the group's agent, from launch to exit.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{RunId, SessionId};
+use crate::{RunId, SessionId, StopReason};
 
-/// The group's agent process: there is at most one (SEEDS AM-1).
+/// The group's run: there is at most one (AM-1).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// Which incarnation.
+    /// Its id.
     pub id: RunId,
-    /// How far it is.
+    /// Its phase.
     pub phase: RunPhase,
-    /// Whether the profile that it was started by listens to more than ACP: then a compaction of
-    /// which nothing is heard was none.
-    #[serde(default)]
-    pub listens: bool,
-    /// Whether the group's agent or directory was changed since it was started. It may finish the
-    /// turn that runs in it, and gets no other.
+    /// Whether the profile had detectors beyond ACP at its launch. Then an ordered compaction that
+    /// none of them saw is a no-op.
+    #[serde(default, rename = "listens")]
+    pub has_detectors: bool,
+    /// Whether the group's agent or directory changed since its launch. It finishes its running
+    /// attempt and gets no other.
     pub outdated: bool,
-    /// Whether it opened its session as a new one, and no prompt was sent in that yet.
+    /// Whether it opened a new session, which has got no prompt yet.
     #[serde(default)]
     pub fresh: bool,
-    /// Whether a cancel was sent to it: hermes does not always survive one.
+    /// Whether greenroom sent it a cancel: hermes does not always survive one.
     pub cancelled: bool,
-    /// Whether it did not survive one, and is ended for that.
+    /// Whether it is wedged after a cancel, and is stopped for that.
     pub wedged: bool,
-    /// Whether it settled a turn.
+    /// Whether it settled an attempt.
     pub settled: bool,
-    /// Whether it told of a compaction by ACP: lesser detectors then only add to that.
-    pub shows_acp: bool,
-    /// The session that a summary was carried out of: it may be heard of late.
-    pub left: Option<SessionId>,
+    /// Whether it reported a compaction by ACP: other detectors then only add details.
+    #[serde(rename = "shows_acp")]
+    pub reports_by_acp: bool,
+    /// The session that a rotation replaced: late output may still name it.
+    #[serde(rename = "left")]
+    pub left_session: Option<SessionId>,
 }
 
 impl Run {
-    /// A run that is being started.
+    /// A new run in this phase.
     pub fn new(id: RunId, phase: RunPhase) -> Self {
         Self {
             id,
             phase,
-            listens: false,
+            has_detectors: false,
             outdated: false,
             fresh: false,
             cancelled: false,
             wedged: false,
             settled: false,
-            shows_acp: false,
-            left: None,
+            reports_by_acp: false,
+            left_session: None,
         }
     }
 }
 
-/// How far a run is.
+/// The phase of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunPhase {
-    /// Spawning, initializing, or restoring its session.
+    /// Its process spawns, initializes or restores the session.
     Starting,
     /// It has a session and takes prompts.
     Ready,
-    /// Told to end; takes no prompt any more.
+    /// It is being stopped, or closed its stdout. It takes no prompt.
     Stopping,
 }
 
-/// What became of the context when a run opened its session.
+/// Whether the context was restored when a run opened its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Continuity {
     /// The group's first session.
     New,
-    /// `session/resume` took the session up again.
+    /// `session/resume` restored the session.
     Resumed,
-    /// `session/load` took the session up again.
+    /// `session/load` restored the session.
     Loaded,
-    /// The old session could not be restored; this one knows nothing of it (I16).
+    /// The stored session could not be restored; the new one is empty (I16).
     Lost,
 }
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Exit {
-    /// The agent's process, if it came to one.
+    /// The agent's process id, if a process was started.
     pub pid: Option<u32>,
-    /// The process's exit code, if it ended by itself.
+    /// The process's exit code, if it exited.
     pub code: Option<i32>,
-    /// The signal that ended it.
+    /// The signal that killed it.
     pub signal: Option<i32>,
-    /// Why, as far as greenroom knows.
+    /// Why it ended, as far as greenroom knows.
     pub reason: ExitReason,
-    /// What a person needs to understand it; empty for an ordinary end.
+    /// The explanation for a person; empty for an ordinary end.
     pub detail: String,
     /// The last lines that it wrote to stderr.
     pub stderr_tail: String,
-    /// Stderr lines that nobody kept (SEEDS AM-40).
+    /// The number of stderr lines that were dropped (AM-40).
     pub stderr_dropped: u64,
 }
 
 impl Exit {
-    /// The end of a run of whose process nobody saw anything.
+    /// The exit of a run whose process greenroom did not see end.
     pub fn unseen(reason: ExitReason, detail: impl Into<String>) -> Self {
         Self {
             pid: None,
@@ -112,7 +114,7 @@ impl Exit {
 }
 
 impl ExitReason {
-    /// Whether the agent is to blame, and not greenroom.
+    /// Whether the agent caused it, and not greenroom.
     pub(crate) fn is_crash(self) -> bool {
         match self {
             Self::StartFailed | Self::Exited | Self::Protocol => true,
@@ -125,16 +127,29 @@ impl ExitReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitReason {
-    /// It could not be started, or did not become ready in time.
+    /// It did not start, or was not ready in time.
     StartFailed,
     /// It ended by itself.
     Exited,
-    /// greenroom told it to end.
+    /// greenroom stopped it.
     Stopped,
-    /// It broke the protocol, and greenroom ended it.
+    /// It broke the protocol, and greenroom stopped it.
     Protocol,
-    /// The server that held it is gone.
+    /// Its server, or its group's actor, died.
     ServerRestart,
-    /// What it did could not be stored, and greenroom ended it.
+    /// greenroom could not store its output, and stopped it.
     Storage,
+}
+
+impl From<ExitReason> for StopReason {
+    fn from(reason: ExitReason) -> Self {
+        match reason {
+            ExitReason::Protocol => Self::Protocol,
+            ExitReason::ServerRestart => Self::ServerRestart,
+            ExitReason::Storage => Self::Storage,
+            ExitReason::StartFailed | ExitReason::Exited | ExitReason::Stopped => {
+                Self::ProcessExited
+            }
+        }
+    }
 }

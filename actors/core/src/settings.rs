@@ -1,48 +1,48 @@
-//! What a caller may set about a group.
+//! The settings of a group.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Json, PermissionPolicy};
 
-/// A group's own settings; what is absent follows the server's defaults.
+/// What a caller sets for a group. An absent setting follows the server's default.
 ///
-/// A task takes agent, directory and the way to compact as they are at its START, and a turn keeps
-/// agent and directory to its end. The others hold from the moment on that they are set: the next
-/// permission that is asked for, the next settlement, the next turn that is cut off.
+/// A task uses the agent, directory and compaction strategy in force at its START, and a turn keeps
+/// agent and directory to its end. The other settings are in force at once: for the next
+/// permission, the next settlement, the next interruption.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// The launch profile's name.
     pub agent: String,
     /// The agent's working directory, absolute.
     pub cwd: Option<String>,
-    /// A name for people.
+    /// A title for people.
     pub title: Option<String>,
-    /// The share of the context window at which a compaction is ordered; 0 turns it off.
+    /// The share of the context window at which the group orders a compaction; 0: never.
     pub auto_compact: Option<f64>,
-    /// Who decides on what its agent asks for.
+    /// Who decides on permissions.
     pub permission_policy: Option<PermissionPolicy>,
-    /// What becomes of its queue after a turn was cut off.
+    /// What happens to its queue after an interruption.
     pub on_interrupt: Option<OnInterrupt>,
-    /// Whatever the caller keeps with the group.
+    /// The caller's own data.
     pub metadata: Option<Json>,
 }
 
-/// What becomes of a group's queue after a turn was cut off.
+/// What happens to a group's queue after a turn was interrupted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnInterrupt {
-    /// It goes on if the session could be taken up again; but not after two in a row.
+    /// It continues if the session is restored, except after two interruptions in a row.
     #[default]
     Auto,
-    /// It waits for somebody to decide.
+    /// It waits for a caller's decision.
     Hold,
-    /// It goes on, with an empty context if need be.
+    /// It continues, also with an empty context.
     Continue,
 }
 
 impl Settings {
-    /// Whether a run that was started under `before` is outdated.
-    pub(crate) fn moves(&self, before: &Self) -> bool {
+    /// Whether the change from `before` makes the present run outdated.
+    pub(crate) fn invalidates_run(&self, before: &Self) -> bool {
         self.agent != before.agent || self.cwd != before.cwd
     }
 }

@@ -1,48 +1,49 @@
-//! A unit of work in a group's queue, and everything that is kept about it.
+//! A task: a unit of work in a group's queue, and its record.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Due, Json, RunId, TaskId, Timestamp, Usage, lock::Now};
+use crate::{Deadline, Json, Now, RunId, TaskId, Timestamp, Usage};
 
-/// One unit of work: asked for, queued, and kept for good. What an agent may have begun of it is
-/// never begun again.
+/// A unit of work in a group's queue. Its record stays. A prompt that an agent may have acted on is
+/// never sent again automatically.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
-    /// Its name.
+    /// Its id.
     pub id: TaskId,
-    /// Its place in the order of acceptance within the group, from 1.
+    /// Its place in the group's accept order, from 1.
     pub ordinal: u64,
-    /// What is to be done.
+    /// What it does.
     pub work: Work,
-    /// Who asked for it.
+    /// Who submitted it.
     pub origin: Origin,
-    /// What the caller keeps with it.
+    /// The caller's own data.
     pub metadata: Option<Json>,
     /// How long one attempt may take, in milliseconds; absent: the server's `turn_timeout`.
     pub deadline_ms: Option<u64>,
-    /// By when it has to start, if its caller said so.
-    pub expires: Option<Due>,
-    /// The ended task that somebody wants again with this one.
+    /// When it expires unless it has started, if its caller set that.
+    pub expires: Option<Deadline>,
+    /// The ended task that a caller retries with this one.
     pub retry_of: Option<TaskId>,
-    /// Where it stands.
+    /// Its state.
     pub state: TaskState,
-    /// Which attempt it is at, from 1; 0 before the first. One whose agent did not start counts.
+    /// The number of its last attempt, from 1; 0 before the first. An attempt whose agent did not
+    /// start counts.
     pub attempt: u32,
-    /// Until when its next attempt waits.
-    pub retry_at: Option<Due>,
-    /// Whether somebody asked to cancel it. A request is not an outcome (I9).
+    /// When its next attempt is due.
+    pub retry_at: Option<Deadline>,
+    /// Whether a caller asked to cancel it. A request is not an outcome (I9).
     pub cancel_requested: bool,
     /// When it was accepted.
     pub created_at: Timestamp,
     /// When it got its slot, if it has one or had one.
     pub claimed_at: Option<Timestamp>,
-    /// When its prompt was committed to be sent.
+    /// When its prompt was committed (START).
     pub started_at: Option<Timestamp>,
     /// When it reached its terminal state.
     pub ended_at: Option<Timestamp>,
-    /// The run that its prompt went to.
+    /// The run that got its prompt.
     pub run: Option<RunId>,
     /// The segment that it started in.
     pub segment: Option<u32>,
@@ -55,7 +56,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// A task that nobody accepted yet.
+    /// A task before it is accepted.
     pub fn new(id: TaskId, work: Work, origin: Origin) -> Self {
         Self {
             id,
@@ -82,13 +83,13 @@ impl Task {
         }
     }
 
-    /// How many milliseconds are left until it has to have started, if it has to and did not.
+    /// Returns the milliseconds until it expires, if it can still expire.
     pub(crate) fn start_within(&self, now: Now) -> Option<u64> {
         let expires = self.expires.filter(|_| self.started_at.is_none());
         expires.map(|expires| expires.left_ms(now))
     }
 
-    /// The kind that the API names.
+    /// Returns its kind.
     pub fn kind(&self) -> TaskKind {
         match self.work {
             Work::Turn { .. } => TaskKind::Turn,
@@ -96,7 +97,7 @@ impl Task {
         }
     }
 
-    /// The prompt as ACP content blocks.
+    /// Returns the prompt as ACP content blocks.
     pub fn prompt(&self) -> &Json {
         self.work.prompt()
     }
@@ -105,25 +106,25 @@ impl Task {
 /// What a task does.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
-    /// Sends one prompt and waits until it settles.
+    /// Sends a caller's prompt.
     Turn {
         /// ACP content blocks, a JSON array.
         prompt: Json,
     },
-    /// Has the context compacted. Prompt and strategy are those of the profile that was in force
-    /// when the task was accepted, and from its START on those of the profile in force by then.
+    /// Compacts the context. Prompt and strategy come from the profile in force at acceptance, and
+    /// from START on from the profile in force at START.
     Compaction {
-        /// What the summary should keep in view.
+        /// What the summary should focus on.
         focus: Option<Arc<str>>,
         /// The command, or the request for a summary, as ACP content blocks.
         prompt: Json,
-        /// What the agent is made to do.
+        /// How the context is compacted.
         strategy: Strategy,
     },
 }
 
 impl Work {
-    /// The prompt as ACP content blocks.
+    /// Returns the prompt as ACP content blocks.
     pub fn prompt(&self) -> &Json {
         match self {
             Self::Turn { prompt } | Self::Compaction { prompt, .. } => prompt,
@@ -131,13 +132,13 @@ impl Work {
     }
 }
 
-/// How a compaction that somebody ordered is done.
+/// How an ordered compaction is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
-    /// The agent compacts by its own command.
+    /// The agent runs its own compaction command.
     Command,
-    /// The agent sums the session up, and goes on with the summary in another one.
+    /// The agent summarizes the session, and continues in a new session with the summary.
     Rotate,
 }
 
@@ -149,17 +150,17 @@ struct TextBlock<'a> {
     text: &'a str,
 }
 
-/// How a profile has its agent's context compacted.
+/// How a profile orders its agent to compact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompactionOrder {
-    /// What the agent is made to do.
+    /// The strategy.
     pub strategy: Strategy,
     /// The agent's own command, or the request for a summary.
     pub text: String,
 }
 
 impl CompactionOrder {
-    /// What a compaction task with this focus sends, as ACP content blocks.
+    /// Returns the prompt of a compaction task with this focus, as ACP content blocks.
     pub fn prompt(&self, focus: Option<&str>) -> Json {
         let text = match (self.strategy, focus) {
             (_, None) => self.text.clone(),
@@ -172,7 +173,7 @@ impl CompactionOrder {
             .unwrap_or_else(|_| unreachable!("text always has a JSON form"))
     }
 
-    /// What a compaction task with this focus does.
+    /// Returns the work of a compaction task with this focus.
     pub fn work(&self, focus: Option<Arc<str>>) -> Work {
         let prompt = self.prompt(focus.as_deref());
         Work::Compaction { focus, prompt, strategy: self.strategy }
@@ -189,50 +190,50 @@ pub enum TaskKind {
     Compaction,
 }
 
-/// Who asked for a task.
+/// Who submitted a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// A caller over HTTP.
     Api,
-    /// The group itself.
+    /// The group itself, for an automatic compaction.
     Auto,
     /// An ACP client.
     Acp,
-    /// A caller who asked for an ended task again.
+    /// A caller who retries an ended task.
     Retry,
 }
 
-/// Where a task stands. The last five are terminal, and a terminal state never changes (I9).
+/// The state of a task. The last five are terminal, and a terminal state never changes (I9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskState {
-    /// Accepted; waits, or is claimed and waits for its agent.
+    /// It waits for its slot, or is claimed and waits for its agent.
     Queued,
-    /// Its prompt was committed to be sent.
+    /// Its prompt is committed, and the attempt is not settled.
     Running,
-    /// Its last attempt came to nothing, and the next one is due in a while.
+    /// Its last attempt failed; it waits for its retry.
     Retrying,
-    /// The prompt was answered.
+    /// The agent answered the prompt.
     Completed,
-    /// The agent answered with an error, or could not be started.
+    /// The agent answered with an error or did not start, or the task expired.
     Failed,
-    /// Somebody called it off.
+    /// A caller cancelled it.
     Cancelled,
-    /// Cut off after the agent may have acted; never run again by itself (I7).
+    /// It ended after the agent may have acted; it is never retried automatically (I7).
     Interrupted,
-    /// A compaction that had nothing to do.
+    /// Its compaction had nothing to do, no lock or no strategy.
     Skipped,
 }
 
 impl TaskState {
-    /// Whether nothing will change it any more.
+    /// Whether the state is final.
     pub fn is_terminal(self) -> bool {
         !matches!(self, Self::Queued | Self::Running | Self::Retrying)
     }
 }
 
-/// What a task that could not start yet waits for.
+/// What a task waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Blocked {
@@ -240,24 +241,23 @@ pub enum Blocked {
     Turn,
     /// One of the server's running slots.
     Slot,
-    /// The agent's start.
+    /// The agent's launch.
     Agent,
-    /// The wait before its next attempt, or before the next start of an agent that fails again
-    /// and again.
+    /// Its backoff, or the wait before the next run of a crash loop.
     Backoff,
-    /// Somebody who paused the group.
+    /// A caller who resumes the paused group.
     Paused,
-    /// Somebody who has to decide, as the context is lost.
+    /// A caller who decides about the group on hold.
     Held,
-    /// Somebody else who compacts the session.
+    /// Another holder of the session's lock.
     Lock,
-    /// The database, which fails.
+    /// The database, which refuses commits.
     Storage,
 }
 
 impl Blocked {
-    /// What a task waits for that stands behind one which waits for this.
-    pub fn behind(self) -> Self {
+    /// Returns what the later tasks of the queue wait for, if the next one waits for this.
+    pub fn for_later_tasks(self) -> Self {
         match self {
             Self::Held | Self::Paused | Self::Storage => self,
             Self::Turn | Self::Slot | Self::Agent | Self::Backoff | Self::Lock => Self::Turn,
@@ -270,68 +270,68 @@ impl Blocked {
 pub struct Ending {
     /// Why the prompt stopped, if one was sent.
     pub stop_reason: Option<StopReason>,
-    /// What went wrong.
+    /// The error, if it has one.
     pub error: Option<TaskError>,
-    /// What is known of a turn that was cut off.
+    /// What is known of an interrupted turn.
     pub interrupted: Option<Interrupted>,
     /// The agent's message text, joined, up to [`crate::TEXT_BYTES_MAX`].
     pub text: String,
-    /// Whether `text` was cut at its limit.
+    /// Whether `text` was truncated at its limit.
     pub text_truncated: bool,
-    /// The context usage that the agent last reported within the task.
+    /// The usage that the agent last reported within the attempt.
     pub usage: Option<Usage>,
-    /// The token counts that the agent gave in its answer, as it gave them.
+    /// The token counts in the agent's answer, unchanged.
     pub tokens: Option<Json>,
-    /// What is odd about it.
-    pub findings: Vec<Finding>,
+    /// What a person should look at.
+    pub findings: Vec<TaskFinding>,
 }
 
-/// Something odd about a task that ended all the same.
+/// Something odd about an ended task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Finding {
-    /// The turn is completed, and the agent said nothing and called no tool.
+pub enum TaskFinding {
+    /// The turn is completed without message text and without a tool call.
     EmptyAnswer,
 }
 
-/// What went wrong with a task: a code for programs, a sentence for people.
+/// The error of a task: a code for programs, a sentence for people.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskError {
-    /// Stable, `snake_case`.
+    /// A stable word in snake case.
     pub code: String,
-    /// What happened and what is still true.
+    /// What happened, and what is unchanged.
     pub message: String,
 }
 
-/// What is known of a turn that was cut off.
+/// What is known of an interrupted turn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interrupted {
-    /// What cut it off.
+    /// What interrupted it.
     pub cause: Cause,
-    /// What the agent may have done by then.
+    /// What the agent may have done before.
     pub side_effects: SideEffects,
     /// The tool calls that had begun and not ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub open_tools: Vec<String>,
 }
 
-/// What cut a turn off.
+/// What interrupted a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// The agent's process ended.
     AgentExited,
-    /// The server died, or was stopped and could not wait longer.
+    /// The server died, or shut down before the turn ended.
     ServerRestart,
-    /// The turn took longer than it may.
+    /// The turn reached its deadline.
     Deadline,
     /// The agent broke the protocol.
     Protocol,
-    /// What it did could not be stored.
+    /// greenroom could not store its output.
     Storage,
 }
 
-/// What the agent may have done before it was cut off.
+/// What the agent may have done before it was interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SideEffects {
@@ -339,19 +339,19 @@ pub enum SideEffects {
     NoneObserved,
     /// A tool call was open.
     Possible,
-    /// It may have said more than anybody read.
+    /// The agent may have written more than greenroom read.
     Unknown,
 }
 
-/// Why a prompt stopped: ACP's own reasons, and those that only greenroom can know.
+/// Why a prompt stopped: ACP's own reasons, and greenroom's, which begin with `_`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// The agent finished.
     EndTurn,
-    /// The model's answer was cut.
+    /// The model reached its token limit.
     MaxTokens,
-    /// The agent asked the model too often.
+    /// The agent reached its limit of model requests.
     MaxTurnRequests,
     /// The agent declined.
     Refusal,
@@ -360,25 +360,25 @@ pub enum StopReason {
     /// The agent answered with a JSON-RPC error.
     #[serde(rename = "_error")]
     Error,
-    /// The agent's process ended first.
+    /// The agent's process exited first.
     #[serde(rename = "_process_exited")]
     ProcessExited,
     /// The server ended first.
     #[serde(rename = "_server_restart")]
     ServerRestart,
-    /// The turn's time was up.
+    /// The turn reached its deadline.
     #[serde(rename = "_deadline")]
     Deadline,
     /// The agent broke the protocol.
     #[serde(rename = "_protocol")]
     Protocol,
-    /// What it did could not be stored.
+    /// greenroom could not store its output.
     #[serde(rename = "_storage")]
     Storage,
 }
 
 impl StopReason {
-    /// Whether it is the agent's answer to the prompt, and not what greenroom saw of its end.
+    /// Whether the agent's own answer stopped the prompt.
     pub fn is_answer(self) -> bool {
         match self {
             Self::EndTurn

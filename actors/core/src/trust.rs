@@ -1,28 +1,27 @@
-//! The trusted time, by which retention deletes transcripts and storage deletes idempotency keys. A
-//! wall clock that is years ahead would make everything old at once. So the trusted time advances
-//! by the clock that counts from the boot, and adopts the wall clock's time only after the server
-//! has run for a day while the wall clock was ahead (RELIABILITY F27).
+//! The trusted time, by which retention deletes transcripts and storage deletes idempotency keys.
+//!
+//! A wall clock that is years ahead would make everything old at once. So the trusted time advances
+//! by the clock since boot, and adopts the wall clock's time only after the server has run for a
+//! day while the wall clock was ahead (F27).
 
-use crate::{
-    Timestamp,
-    lock::{Now, Uptime},
-};
+use crate::{Now, Timestamp, Uptime};
 
-/// For how long a server has to run while the wall clock is ahead, before that is believed.
+/// How long a server has to run while the wall clock is ahead, before the trusted time adopts it.
 const CONFIRMED_MS: u64 = 24 * 60 * 60 * 1000;
 /// A wall clock that is behind by more than this was set back. Less is drift between two clocks.
 const SLACK_MS: i64 = 60_000;
 
-/// The trusted time at a moment, and what speaks for another one. Kept over restarts.
+/// The trusted time at a moment, and how far the wall clock is confirmed to differ. It survives
+/// restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trust {
-    /// The trusted time
+    /// The trusted time at the moment `up`.
     pub at: Timestamp,
-    /// at this moment.
+    /// The moment of `at`.
     pub up: Uptime,
-    /// By how much the wall clock has been ahead at least, milliseconds; 0: it is not ahead.
+    /// The least by which the wall clock has been ahead, milliseconds; 0: it is not ahead.
     pub ahead_ms: i64,
-    /// For how long a server has run under it.
+    /// How long a server has run while it was ahead, milliseconds.
     pub confirmed_ms: u64,
 }
 
@@ -34,12 +33,12 @@ impl Trust {
         Self { at, up: now.up, ahead_ms: 0, confirmed_ms: 0 }
     }
 
-    /// The trusted time, never later than the wall clock's.
+    /// Returns the trusted time, which is never later than the wall clock's.
     pub fn time(&self, now: Now) -> Timestamp {
         self.passed(now).min(now.wall)
     }
 
-    /// How far the wall clock is ahead, milliseconds; negative: behind.
+    /// Returns how far the wall clock is ahead, milliseconds; negative: behind.
     pub fn doubt_ms(&self, now: Now) -> i64 {
         now.wall.0.saturating_sub(self.passed(now).0)
     }
@@ -91,15 +90,15 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::lock::BootId;
+    use crate::BootId;
 
     const HOUR: i64 = 3_600_000;
     const DAY: i64 = 24 * HOUR;
     const YEARS: i64 = 3650 * DAY;
-    /// When it all begins.
+    /// The wall clock's time at the test's start.
     const START: i64 = 20_000 * DAY;
 
-    /// So long after the beginning, by a wall clock that is wrong by so much.
+    /// The moment `after` the start, by a wall clock that is wrong by `wrong`.
     fn now(boot: u128, after: i64, wrong: i64) -> Now {
         let up = Uptime { boot: BootId(Uuid::from_u128(boot)), ms: after.unsigned_abs() };
         Now { wall: Timestamp(START + after + wrong), up }
@@ -109,13 +108,13 @@ mod tests {
         Trust::first(None, now(1, 0, 0))
     }
 
-    /// By how much the trusted time is wrong then.
+    /// Returns by how much the trusted time is wrong at that moment.
     fn wrong_by(trust: &Trust, at: Now, after: i64) -> i64 {
         trust.time(at).0 - START - after
     }
 
     #[test]
-    fn a_clock_that_is_ahead_is_believed_after_a_day_of_running() {
+    fn a_clock_that_is_ahead_is_adopted_after_a_day_of_running() {
         let mut trust = trust();
         for hour in 1..=24 {
             let at = now(1, hour * HOUR, YEARS);
@@ -132,7 +131,7 @@ mod tests {
 
     /// What counts as confirmed: time that a server ran, over restarts, without a break.
     #[test]
-    fn only_time_under_the_same_word_confirms_it() {
+    fn only_running_under_the_same_clock_confirms_it() {
         // The hour, the wall clock's error, whether this process looked before; then the error.
         type Step = (i64, i64, bool);
         #[rustfmt::skip]
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_start_believes_what_is_stored_and_not_the_clock() {
+    fn a_first_start_trusts_the_stored_time_and_not_the_clock() {
         let newest = Some(Timestamp(START));
         let late = now(1, 0, YEARS);
         assert_eq!(wrong_by(&Trust::first(newest, late), late, 0), 0);
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn two_clocks_need_not_run_quite_alike() {
+    fn drift_between_two_clocks_changes_nothing() {
         let mut trust = trust();
         for hour in 1..100 {
             let at = now(1, hour * HOUR, if hour % 2 == 0 { 900 } else { -900 });

@@ -1,42 +1,42 @@
-//! One compaction, one entity, one count, one rotation, whichever detectors tell of it and in
-//! whatever order their pipes are read (SEEDS AM-29, AM-30).
+//! One compaction makes one record, one count and one rotation, whichever detectors report it and
+//! in whatever order greenroom reads their pipes (AM-29, AM-30).
 //!
-//! What is read from stdout, ACP's updates and hermes' `_meta` among it, keeps its order, and so
-//! does stderr; nothing is read of a turn before its prompt was sent. Beyond that, any order. What
-//! must be given, as otherwise the pipes do not hold what it takes:
+//! Stdout, with ACP's updates and hermes' `_meta`, keeps its order, and so does stderr; nothing of
+//! a turn is read before its prompt was sent. Beyond that, any order may occur. The tests assume
+//! the following, as otherwise the pipes do not hold the information:
 //!
-//! - Stderr lines that name no session are read before the next prompt is sent. Later, nothing
-//!   tells a late line of the last turn from a line of this one. Lines with sessions may come at
-//!   any time.
-//! - A compaction that stderr saw begin and nobody saw end is the last in its turn.
-//! - Where `_meta` tells once of several compactions, as of one from the first session to the last,
-//!   it counts as one of them, and whose detail it becomes is open.
+//! - Stderr lines that name no session are read before the next prompt is sent. Later, a late line
+//!   of the last turn looks like a line of this one. Lines with sessions may come at any time.
+//! - A compaction with a start on stderr and no reported end is the last in its turn.
+//! - If `_meta` reports several compactions at once, as one from the first session to the last, it
+//!   counts as one of them; which one gets its details is open.
 #![allow(clippy::unwrap_used)]
 
-mod scenes;
+mod detector_scenarios;
 
-use greenroom_core::Sign;
+use detector_scenarios::{Acp, Attempt, HermesMeta, Scenario, Stderr};
+use greenroom_core::SignalKind;
 use proptest::{
     collection::vec,
     prelude::*,
     sample::{Index, select},
     test_runner::TestCaseError,
 };
-use scenes::{Acp, Attempt, Meta, Scene, Stderr};
 
-const ACP: Acp = Acp { keys: true, starts: true, twice: false, vain: false };
-const STDERR: Stderr = Stderr { ids: true, names_old: false, starts: true, lag: 1 };
+const ACP: Acp =
+    Acp { keys: true, starts: true, repeats_completion: false, shows_unsuccessful: false };
+const STDERR: Stderr = Stderr { ids: true, names_old: false, starts: true, late_turns: 1 };
 
-/// What ACP may show, and nothing.
+/// Returns what ACP may show, and nothing.
 fn acps() -> Vec<Option<Acp>> {
     let all = [
         ACP,
         Acp { keys: false, ..ACP },
         Acp { starts: false, ..ACP },
-        Acp { twice: true, ..ACP },
-        Acp { vain: true, ..ACP },
+        Acp { repeats_completion: true, ..ACP },
+        Acp { shows_unsuccessful: true, ..ACP },
         Acp { keys: false, starts: false, ..ACP },
-        Acp { twice: true, vain: true, ..ACP },
+        Acp { repeats_completion: true, shows_unsuccessful: true, ..ACP },
     ];
     std::iter::once(None).chain(all.map(Some)).collect()
 }
@@ -44,119 +44,133 @@ fn acps() -> Vec<Option<Acp>> {
 fn stderrs() -> Vec<Option<Stderr>> {
     let all = [
         STDERR,
-        Stderr { lag: 2, ..STDERR },
+        Stderr { late_turns: 2, ..STDERR },
         Stderr { names_old: true, ..STDERR },
         Stderr { starts: false, ..STDERR },
-        Stderr { ids: false, lag: 0, ..STDERR },
-        Stderr { ids: false, starts: false, lag: 0, ..STDERR },
+        Stderr { ids: false, late_turns: 0, ..STDERR },
+        Stderr { ids: false, starts: false, late_turns: 0, ..STDERR },
     ];
     std::iter::once(None).chain(all.map(Some)).collect()
 }
 
-/// All in which two detectors or three tell.
-fn scenes(turns: &[Vec<Attempt>]) -> Vec<Scene> {
-    let mut scenes = Vec::new();
+/// Returns all scenarios in which two or three detectors report.
+fn scenarios(turns: &[Vec<Attempt>]) -> Vec<Scenario> {
+    let mut scenarios = Vec::new();
     for acp in acps() {
         for stderr in stderrs() {
-            for (rotates, meta) in [
-                (false, Meta::Silent),
-                (true, Meta::Silent),
-                (true, Meta::Each),
-                (true, Meta::AtEnd),
-                (true, Meta::Spans),
+            for (rotates, hermes_meta) in [
+                (false, HermesMeta::Silent),
+                (true, HermesMeta::Silent),
+                (true, HermesMeta::Each),
+                (true, HermesMeta::AtEnd),
+                (true, HermesMeta::Spans),
             ] {
-                let tellers = [acp.is_some(), stderr.is_some(), meta != Meta::Silent];
-                if tellers.into_iter().filter(|tells| *tells).count() >= 2 {
-                    scenes.push(Scene { turns: turns.to_vec(), rotates, acp, meta, stderr });
+                let reporters =
+                    [acp.is_some(), stderr.is_some(), hermes_meta != HermesMeta::Silent];
+                if reporters.into_iter().filter(|reports| *reports).count() >= 2 {
+                    scenarios.push(Scenario {
+                        turns: turns.to_vec(),
+                        rotates,
+                        acp,
+                        hermes_meta,
+                        stderr,
+                    });
                 }
             }
         }
     }
-    scenes
+    scenarios
 }
 
-fn all_hold(histories: &[Vec<Vec<Attempt>>]) -> u64 {
+fn check_all(histories: &[Vec<Vec<Attempt>>]) -> u64 {
     let (mut orders, mut wrong, mut all) = (0, Vec::new(), 0);
-    for scene in histories.iter().flat_map(|turns| scenes(turns)) {
+    for scenario in histories.iter().flat_map(|turns| scenarios(turns)) {
         all += 1;
-        match scene.read_in_every_order() {
-            Ok(own) => orders += own,
+        match scenario.read_in_every_order() {
+            Ok(count) => orders += count,
             Err(why) => wrong.push(why),
         }
     }
-    let told = wrong.iter().take(5).cloned().collect::<Vec<_>>().join("\n");
-    assert!(wrong.is_empty(), "{} of {all} scenes:\n{told}", wrong.len());
+    let first = wrong.iter().take(5).cloned().collect::<Vec<_>>().join("\n");
+    assert!(wrong.is_empty(), "{} of {all} scenarios:\n{first}", wrong.len());
     orders
 }
 
-use Attempt::{Again, Done, Silent, Vain};
+use Attempt::{Done, Restarted, Silent, Unsuccessful};
 
 #[test]
-fn one_compaction() {
+fn all_orders_of_one_compaction_make_one_record() {
     let histories = [vec![vec![Done]], vec![vec![Done], vec![]], vec![vec![], vec![Done], vec![]]];
-    println!("{} orders", all_hold(&histories));
+    println!("{} orders", check_all(&histories));
 }
 
 #[test]
-fn two_compactions() {
+fn all_orders_of_two_compactions_make_two_records() {
     let histories = [
         vec![vec![Done, Done]],
         vec![vec![Done], vec![Done]],
         vec![vec![Done, Done], vec![]],
         vec![vec![Done], vec![], vec![Done], vec![]],
     ];
-    println!("{} orders", all_hold(&histories));
+    println!("{} orders", check_all(&histories));
 }
 
-/// Two in one turn, or one in each of two, with what came to nothing before, between and behind.
+/// One compaction, with an unsuccessful attempt before or after it.
 #[test]
-fn what_came_to_nothing_stands_between() {
+fn unsuccessful_attempts_do_not_confuse_the_detectors() {
     let mut histories = Vec::new();
-    for vain in [Vain(Sign::Failed), Vain(Sign::Skipped), Again] {
-        histories.push(vec![vec![vain, Done]]);
-        histories.push(vec![vec![vain, Done], vec![]]);
+    for unsuccessful in
+        [Unsuccessful(SignalKind::Failed), Unsuccessful(SignalKind::Skipped), Restarted]
+    {
+        histories.push(vec![vec![unsuccessful, Done]]);
+        histories.push(vec![vec![unsuccessful, Done], vec![]]);
     }
-    for vain in [Vain(Sign::Cancelled), Vain(Sign::Noop)] {
-        histories.push(vec![vec![vain, Done]]);
-        histories.push(vec![vec![Done, vain], vec![]]);
+    for unsuccessful in [Unsuccessful(SignalKind::Cancelled), Unsuccessful(SignalKind::Noop)] {
+        histories.push(vec![vec![unsuccessful, Done]]);
+        histories.push(vec![vec![Done, unsuccessful], vec![]]);
     }
-    println!("{} orders", all_hold(&histories));
+    println!("{} orders", check_all(&histories));
 }
 
 #[test]
-fn what_never_ended_stands_before() {
+fn an_unfinished_compaction_does_not_absorb_the_next() {
     let histories =
         [vec![vec![Silent], vec![Done]], vec![vec![Silent], vec![], vec![Done], vec![]]];
-    println!("{} orders", all_hold(&histories));
+    println!("{} orders", check_all(&histories));
 }
 
-fn attempt() -> impl Strategy<Value = Attempt> {
-    let vain = select(vec![Sign::Failed, Sign::Cancelled, Sign::Skipped, Sign::Noop]);
-    prop_oneof![4 => Just(Done), 2 => vain.prop_map(Vain), 1 => Just(Again)]
+fn turn() -> impl Strategy<Value = Attempt> {
+    let end = select(vec![
+        SignalKind::Failed,
+        SignalKind::Cancelled,
+        SignalKind::Skipped,
+        SignalKind::Noop,
+    ]);
+    prop_oneof![4 => Just(Done), 2 => end.prop_map(Unsuccessful), 1 => Just(Restarted)]
 }
 
-/// Up to three compactions in up to three turns, with up to three tries before each.
+/// Up to three compactions in up to three turns, with up to three attempts before each.
 fn turns() -> impl Strategy<Value = Vec<Vec<Attempt>>> {
-    vec(vec(attempt(), 0..5), 1..4).prop_map(|mut turns| {
+    vec(vec(turn(), 0..5), 1..4).prop_map(|mut turns| {
         let mut done = 0;
         for turn in &mut turns {
             turn.retain(|attempt| {
                 done += usize::from(*attempt == Done);
                 *attempt != Done || done <= 3
             });
-            // One that begins again and again does end.
-            if turn.last() == Some(&Again) {
-                turn.push(Vain(Sign::Failed));
+            // An attempt that restarts does end.
+            if turn.last() == Some(&Restarted) {
+                turn.push(Unsuccessful(SignalKind::Failed));
             }
         }
         turns
     })
 }
 
-/// What two or three detectors tell of some turns.
-fn scene() -> impl Strategy<Value = Scene> {
+/// A scenario of some turns with two or three detectors.
+fn scenario() -> impl Strategy<Value = Scenario> {
     (turns(), any::<Index>()).prop_map(|(turns, which)| {
-        let all = scenes(&turns);
+        let all = scenarios(&turns);
         all[which.index(all.len())].clone()
     })
 }
@@ -168,11 +182,14 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    /// Each case reads one scene in twenty orders.
+    /// Each case reads one scenario in twenty orders.
     #[test]
-    fn many_compactions(scene in scene(), orders in vec(vec(any::<bool>(), 60), 20)) {
+    fn random_orders_of_up_to_three_compactions_make_one_record_each(
+        scenario in scenario(),
+        orders in vec(vec(any::<bool>(), 60), 20),
+    ) {
         for order in orders {
-            scene.read_in_order(order.into_iter()).map_err(TestCaseError::fail)?;
+            scenario.read_in_order(order.into_iter()).map_err(TestCaseError::fail)?;
         }
     }
 }

@@ -1,30 +1,31 @@
-//! The races of RELIABILITY section 2, as far as the rules alone decide them: each in every order.
-//! In each order every statement of the checker holds, each task has exactly one outcome, and the
-//! one wins that has to.
+//! The races of R-2 that the rules alone decide, each in all interleavings. In each of them the
+//! invariants of the checker hold, each task has exactly one outcome, and the right lane wins.
 
-mod orders;
+mod interleavings;
 mod world;
 
 use greenroom_core::{
-    Held, PermissionState as P, Sign, Source, StopReason, TaskKind, TaskState as T, Write,
+    Fact, HoldReason, PermissionState as P, SignalKind, Source, StopReason, TaskKind,
+    TaskState as T,
 };
-use orders::{Race, Told, race};
-use world::{Bound, Drain, Move, Seen, situations::*};
+use interleavings::{Outcome, Race, race};
+use world::{Action, DetectorSignal, Drain, TimerKind, situations::*};
 
-const GRANT: Move = Move::Grant;
-const EXPIRES: Move = Move::SubmitWithin { ms: 1 };
-const TIME_PASSES: Move = Move::Wait(1);
-const BEGUN: Move = Move::Signal(acp(Sign::Started));
-const DONE: Move = Move::Signal(acp(Sign::Completed));
-const LATE_DONE: Move = Move::LateSignal(acp(Sign::Completed));
-const COMPACTING: &[Move] = &[SUBMIT, GRANT, READY, SAY, ANSWER, Move::Compact, LOCKED, GRANT];
+const GRANT: Action = Action::GrantSlot;
+const SUBMIT_EXPIRING: Action = Action::SubmitWithin { ms: 1 };
+const TIME_PASSES: Action = Action::Wait(1);
+const STARTED: Action = Action::CompactionSignal(acp(SignalKind::Started));
+const COMPLETED: Action = Action::CompactionSignal(acp(SignalKind::Completed));
+const LATE_COMPLETION: Action = Action::LateSignal(acp(SignalKind::Completed));
+const COMPACTING: &[Action] =
+    &[SUBMIT, GRANT, READY, OUTPUT, ANSWER, Action::Compact, LOCK_ACQUIRED, GRANT];
 
-const fn acp(sign: Sign) -> Seen {
-    Seen { source: Source::Acp, sign, key: 0, lineage: (0, 0) }
+const fn acp(kind: SignalKind) -> DetectorSignal {
+    DetectorSignal { source: Source::Acp, kind, key: 0, lineage: (0, 0) }
 }
 
-const fn expire(bound: Bound) -> Move {
-    Move::ExpireA(bound)
+const fn fire(timer: TimerKind) -> Action {
+    Action::FireTimerOf(timer)
 }
 
 // ---- the rows
@@ -33,100 +34,114 @@ fn claim_cancel() -> Race {
     race(&[&[SUBMIT]], &[("claim", &[GRANT]), ("ready", &[READY]), ("cancel", &[CANCEL])])
 }
 
-fn cancel_response(response: Move) -> Race {
-    race(&[IN_TURN, &[SAY]], &[("cancel", &[CANCEL]), ("response", &[response])])
+fn cancel_response(response: Action) -> Race {
+    race(&[IN_TURN, &[OUTPUT]], &[("cancel", &[CANCEL]), ("response", &[response])])
 }
 
 fn cancel_silence() -> Race {
-    let ladder = [expire(Bound::Cancel)];
-    let deadline = [expire(Bound::Turn)];
-    race(&[IN_TURN, &[SAY]], &[("cancel", &[CANCEL]), ("deadline", &deadline), ("ladder", &ladder)])
+    let escalation = [fire(TimerKind::Cancel)];
+    let deadline = [fire(TimerKind::Attempt)];
+    race(
+        &[IN_TURN, &[OUTPUT]],
+        &[("cancel", &[CANCEL]), ("deadline", &deadline), ("escalation", &escalation)],
+    )
 }
 
 fn cancel_start() -> Race {
     race(&[&[SUBMIT, GRANT]], &[("cancel", &[CANCEL]), ("start", &[READY])])
 }
 
-fn response_exit(said: &[Move]) -> Race {
-    let response = [ANSWER, Move::LateAnswer];
-    race(&[&[AUTO], IN_TURN, said], &[("response", &response), ("exit", &[DIES])])
+fn response_exit(before: &[Action]) -> Race {
+    let response = [ANSWER, Action::LateAnswer];
+    race(&[&[AUTO_HOLD], IN_TURN, before], &[("response", &response), ("exit", &[EXITS])])
 }
 
 fn response_deadline() -> Race {
-    let deadline = [expire(Bound::Turn), expire(Bound::Cancel), ENDS];
-    let response = [ANSWER, Move::LateAnswer];
-    race(&[IN_TURN, &[SAY]], &[("response", &response), ("deadline", &deadline)])
+    let deadline = [fire(TimerKind::Attempt), fire(TimerKind::Cancel), STOPPED];
+    let response = [ANSWER, Action::LateAnswer];
+    race(&[IN_TURN, &[OUTPUT]], &[("response", &response), ("deadline", &deadline)])
 }
 
 fn old_lines_new_run() -> Race {
     race(
-        &[&[CONTINUES], IN_TURN, &[SAY, DIES, SUBMIT]],
+        &[&[CONTINUE], IN_TURN, &[OUTPUT, EXITS, SUBMIT]],
         &[
             ("new", &[GRANT, READY, ANSWER]),
-            ("old says", &[Move::LateSay, Move::LateAsk]),
-            ("old ends", &[Move::LateAnswer, Move::LateExit]),
+            ("old says", &[Action::LateOutput, Action::LatePermissionRequest]),
+            ("old ends", &[Action::LateAnswer, Action::LateExit]),
         ],
     )
 }
 
 fn done_deadline() -> Race {
-    let deadline = [expire(Bound::Compaction)];
-    race(&[IN_TURN, &[SAY, BEGUN]], &[("done", &[DONE]), ("deadline", &deadline)])
+    let deadline = [fire(TimerKind::Compaction)];
+    race(&[IN_TURN, &[OUTPUT, STARTED]], &[("done", &[COMPLETED]), ("deadline", &deadline)])
 }
 
 fn done_death() -> Race {
-    let done = [DONE, LATE_DONE];
-    race(&[&[CONTINUES], IN_TURN, &[SAY, BEGUN]], &[("done", &done), ("death", &[DIES])])
+    let done = [COMPLETED, LATE_COMPLETION];
+    race(&[&[CONTINUE], IN_TURN, &[OUTPUT, STARTED]], &[("done", &done), ("death", &[EXITS])])
 }
 
 fn compaction_compaction() -> Race {
     race(
         &[IDLE],
         &[
-            ("one", &[Move::Compact]),
-            ("other", &[Move::CompactByRotation]),
+            ("one", &[Action::Compact]),
+            ("other", &[Action::CompactByRotation]),
             ("turn", &[SUBMIT]),
-            ("lock", &[LOCKED]),
+            ("lock", &[LOCK_ACQUIRED]),
         ],
     )
 }
 
 fn lost_publication() -> Race {
-    race(&[COMPACTING], &[("lost", &[Move::LoseLock]), ("done", &[DONE]), ("answer", &[ANSWER])])
+    race(
+        &[COMPACTING],
+        &[("lost", &[Action::LoseLock]), ("done", &[COMPLETED]), ("answer", &[ANSWER])],
+    )
 }
 
 fn permission() -> Race {
-    let deadline = [expire(Bound::Permission)];
+    let deadline = [fire(TimerKind::Permission)];
     race(
-        &[&[CONTINUES], IN_TURN, &[ASK]],
-        &[("allow", &[ALLOW]), ("refuse", &[REFUSE]), ("deadline", &deadline), ("death", &[DIES])],
+        &[&[CONTINUE], IN_TURN, &[REQUEST_PERMISSION]],
+        &[("allow", &[ALLOW]), ("refuse", &[REFUSE]), ("deadline", &deadline), ("death", &[EXITS])],
     )
 }
 
 fn permission_settlement() -> Race {
-    race(&[IN_TURN, &[ASK]], &[("allow", &[ALLOW]), ("cancel", &[CANCEL]), ("settled", &[ANSWER])])
-}
-
-fn exit_retry_cancel_resume() -> Race {
-    let retry = [expire(Bound::Backoff), GRANT, READY];
     race(
-        &[&[AUTO], IN_TURN],
-        &[("exit", &[DIES]), ("retry", &retry), ("cancel", &[CANCEL]), ("resume", &[Move::Resume])],
+        &[IN_TURN, &[REQUEST_PERMISSION]],
+        &[("allow", &[ALLOW]), ("cancel", &[CANCEL]), ("settled", &[ANSWER])],
     )
 }
 
-fn expiry_claim_start(expiry: Move) -> Race {
-    race(&[&[EXPIRES]], &[("expiry", &[expiry]), ("claim", &[GRANT]), ("start", &[READY])])
+fn exit_retry_cancel_resume() -> Race {
+    let retry = [fire(TimerKind::Backoff), GRANT, READY];
+    race(
+        &[&[AUTO_HOLD], IN_TURN],
+        &[
+            ("exit", &[EXITS]),
+            ("retry", &retry),
+            ("cancel", &[CANCEL]),
+            ("resume", &[Action::Resume]),
+        ],
+    )
+}
+
+fn expiry_claim_start(expiry: Action) -> Race {
+    race(&[&[SUBMIT_EXPIRING]], &[("expiry", &[expiry]), ("claim", &[GRANT]), ("start", &[READY])])
 }
 
 fn held_submit_resume() -> Race {
     race(
-        &[&[HOLDS], IN_TURN, &[SAY]],
+        &[&[HOLD], IN_TURN, &[OUTPUT]],
         &[
-            ("exit", &[DIES]),
+            ("exit", &[EXITS]),
             ("submit", &[SUBMIT]),
             ("grant", &[GRANT]),
-            ("resume", &[Move::Resume]),
+            ("resume", &[Action::Resume]),
         ],
     )
 }
@@ -147,284 +162,301 @@ fn rows() -> Vec<(&'static str, Race)> {
         ("answer × answer × deadline × death", permission()),
         ("answer × cancel × settlement", permission_settlement()),
         ("exit × retry × cancel × resume", exit_retry_cancel_resume()),
-        ("expiry × claim × START", expiry_claim_start(expire(Bound::Queued))),
+        ("expiry × claim × START", expiry_claim_start(fire(TimerKind::Queued))),
         ("held × submit × resume", held_submit_resume()),
     ]
 }
 
-// ---- who wins
+// ---- the winners
 
-fn cancelled_or_asked(told: &Told, was_sent: bool) {
-    let task = &told.tasks[0];
+fn check_cancel(outcome: &Outcome, was_sent: bool) {
+    let task = &outcome.tasks[0];
     if was_sent {
         assert_eq!(
             (task.state, task.cancel_requested),
             (T::Completed, true),
-            "it was asked to end"
+            "the task was asked to end"
         );
     } else {
         assert_eq!((task.state, task.cancel_requested), (T::Cancelled, false));
-        assert_eq!(told.count("session/prompt"), 0, "nothing was sent");
+        assert_eq!(outcome.count("session/prompt"), 0, "nothing was sent");
     }
 }
 
 #[test]
-fn claim_x_cancel() {
-    let orders = claim_cancel().in_every_order(Drain::Answers, |told| {
-        // An agent is there to be ready only after the claim.
-        let claimed = told.before(("claim", 0), ("ready", 0));
-        cancelled_or_asked(told, claimed && told.before(("ready", 0), ("cancel", 0)));
+fn claim_races_cancel() {
+    let orders = claim_cancel().in_every_order(Drain::Answers, |outcome| {
+        // An agent can be ready only after the claim.
+        let claimed = outcome.before(("claim", 0), ("ready", 0));
+        check_cancel(outcome, claimed && outcome.before(("ready", 0), ("cancel", 0)));
     });
     assert_eq!(orders, 6);
 }
 
 #[test]
-fn cancel_x_response() {
+fn cancel_races_response() {
     let cases = [
         (ANSWER, T::Completed, T::Completed),
-        (CONFIRM, T::Cancelled, T::Cancelled),
-        (Move::AnswerError(-32603), T::Failed, T::Cancelled),
+        (CONFIRM_CANCEL, T::Cancelled, T::Cancelled),
+        (Action::AnswerPromptWithError(-32603), T::Failed, T::Cancelled),
     ];
     for (response, response_first, cancel_first) in cases {
-        cancel_response(response).in_every_order(Drain::Answers, |told| {
-            let asked = told.is_first("cancel");
+        cancel_response(response).in_every_order(Drain::Answers, |outcome| {
+            let asked = outcome.is_first("cancel");
             let state = if asked { cancel_first } else { response_first };
-            let task = &told.tasks[0];
-            assert_eq!((task.state, task.cancel_requested), (state, asked), "409 if it is over");
+            let task = &outcome.tasks[0];
+            assert_eq!(
+                (task.state, task.cancel_requested),
+                (state, asked),
+                "409 if the task is over"
+            );
         });
     }
 }
 
 #[test]
-fn cancel_x_silence() {
-    for does in [Drain::Silent, Drain::DiesOfPrompts] {
-        cancel_silence().in_every_order(does, |told| {
-            let by_caller = told.before(("cancel", 0), ("deadline", 0));
+fn cancel_races_deadline_of_a_silent_agent() {
+    for drain in [Drain::Silent, Drain::DiesOfPrompts] {
+        cancel_silence().in_every_order(drain, |outcome| {
+            let by_caller = outcome.before(("cancel", 0), ("deadline", 0));
             let expected =
                 if by_caller { (T::Cancelled, None) } else { (T::Interrupted, Some("deadline")) };
-            let (state, error, attempts) = told.end(1);
+            let (state, error, attempts) = outcome.end(1);
             assert_eq!(((state, error), attempts), (expected, 1), "the first reason stays");
         });
     }
 }
 
 #[test]
-fn cancel_x_start() {
-    cancel_start().in_every_order(Drain::Answers, |told| {
-        cancelled_or_asked(told, told.is_first("start"));
+fn cancel_races_start() {
+    cancel_start().in_every_order(Drain::Answers, |outcome| {
+        check_cancel(outcome, outcome.is_first("start"));
     });
 }
 
 #[test]
-fn response_x_exit() {
-    // I7: nothing was said, or something was.
-    let again = (T::Completed, None, 2);
+fn response_races_exit() {
+    // I7: without output, and with output.
+    let retried = (T::Completed, None, 2);
     let over = (T::Interrupted, Some("agent_exited"), 1);
-    for (said, died_first) in [(&[][..], again), (&[SAY], over)] {
-        response_exit(said).in_every_order(Drain::Answers, |told| {
+    for (before, died_first) in [(&[][..], retried), (&[OUTPUT], over)] {
+        response_exit(before).in_every_order(Drain::Answers, |outcome| {
             let answered = (T::Completed, None, 1);
-            assert_eq!(told.end(1), if told.is_first("exit") { died_first } else { answered });
+            assert_eq!(
+                outcome.end(1),
+                if outcome.is_first("exit") { died_first } else { answered }
+            );
         });
     }
 }
 
 #[test]
-fn response_x_deadline() {
-    response_deadline().in_every_order(Drain::Answers, |told| {
-        let in_time = told.before(("response", 0), ("deadline", 2));
+fn response_races_deadline() {
+    response_deadline().in_every_order(Drain::Answers, |outcome| {
+        let in_time = outcome.before(("response", 0), ("deadline", 2));
         let late = (T::Interrupted, Some("deadline"), 1);
-        assert_eq!(told.end(1), if in_time { (T::Completed, None, 1) } else { late });
+        assert_eq!(outcome.end(1), if in_time { (T::Completed, None, 1) } else { late });
     });
 }
 
 #[test]
-fn old_runs_lines_x_new_run() {
-    let orders = old_lines_new_run().in_every_order(Drain::Answers, |told| {
-        assert_eq!(told.end(1), (T::Interrupted, Some("agent_exited"), 1));
-        assert_eq!(told.end(2), (T::Completed, None, 1));
-        assert_eq!(told.tasks[1].ending.text, "", "the other run said that");
-        assert_eq!((told.count("permission_opened"), told.count("run_exited")), (0, 0));
+fn late_lines_of_the_old_run_race_the_new_run() {
+    let orders = old_lines_new_run().in_every_order(Drain::Answers, |outcome| {
+        assert_eq!(outcome.end(1), (T::Interrupted, Some("agent_exited"), 1));
+        assert_eq!(outcome.end(2), (T::Completed, None, 1));
+        assert_eq!(outcome.tasks[1].ending.text, "", "the late text belongs to the old run");
+        assert_eq!((outcome.count("permission_opened"), outcome.count("run_exited")), (0, 0));
     });
     assert_eq!(orders, 210);
 }
 
 #[test]
-fn done_x_deadline() {
-    done_deadline().in_every_order(Drain::Answers, |told| {
-        assert_eq!((told.compactions, told.segment), (1, 2), "AM-23: a late done counts, once");
-        let abandoned = usize::from(told.is_first("deadline"));
-        assert_eq!(told.count("compaction_ended"), 1 + abandoned);
-        assert_eq!(told.end(1), (T::Completed, None, 1), "AM-28: the turn goes on");
+fn compaction_completion_races_deadline() {
+    done_deadline().in_every_order(Drain::Answers, |outcome| {
+        assert_eq!(
+            (outcome.compactions, outcome.segment),
+            (1, 2),
+            "AM-23: a late done counts, once"
+        );
+        let abandoned = usize::from(outcome.is_first("deadline"));
+        assert_eq!(outcome.count("compaction_ended"), 1 + abandoned);
+        assert_eq!(outcome.end(1), (T::Completed, None, 1), "AM-28: the turn continues");
     });
 }
 
 #[test]
-fn done_x_agent_death() {
-    done_death().in_every_order(Drain::Answers, |told| {
-        let done = !told.is_first("death");
-        assert_eq!((told.compactions, told.segment), if done { (1, 2) } else { (0, 1) });
-        assert_eq!(told.count("compaction_ended"), 1);
+fn compaction_completion_races_agent_death() {
+    done_death().in_every_order(Drain::Answers, |outcome| {
+        let done = !outcome.is_first("death");
+        assert_eq!((outcome.compactions, outcome.segment), if done { (1, 2) } else { (0, 1) });
+        assert_eq!(outcome.count("compaction_ended"), 1);
     });
 }
 
 #[test]
-fn compaction_x_compaction() {
-    compaction_compaction().in_every_order(Drain::Answers, |told| {
+fn compaction_request_races_compaction_request() {
+    compaction_compaction().in_every_order(Drain::Answers, |outcome| {
         let compactions: Vec<_> =
-            told.tasks.iter().filter(|task| task.kind() == TaskKind::Compaction).collect();
-        assert_eq!(compactions.len(), 1, "DQ-3: the first is the one to wait for");
-        let (own, turn) = (
+            outcome.tasks.iter().filter(|task| task.kind() == TaskKind::Compaction).collect();
+        assert_eq!(compactions.len(), 1, "DQ-3: the second request is rejected");
+        let (compaction, turn) = (
             compactions[0].started_at,
-            told.tasks.iter().find(|task| task.kind() == TaskKind::Turn && task.ordinal > 1),
+            outcome.tasks.iter().find(|task| task.kind() == TaskKind::Turn && task.ordinal > 1),
         );
         let turn = turn.map(|task| task.started_at);
-        assert!(turn > Some(own), "DQ-4: {turn:?} is after {own:?}");
+        assert!(turn > Some(compaction), "DQ-4: {turn:?} is after {compaction:?}");
     });
 }
 
 #[test]
-fn lock_lost_x_publication() {
-    lost_publication().in_every_order(Drain::Answers, |told| {
-        // With no sign of it, the answer publishes; and a sign behind it is of the agent's own.
+fn lock_loss_races_publication() {
+    lost_publication().in_every_order(Drain::Answers, |outcome| {
+        // Without a signal the answer publishes; a signal after it is of the agent's own
+        // compaction.
         let (done, answer) = (("done", 0), ("answer", 0));
-        let published = told.before(done, ("lost", 0)) || told.before(answer, ("lost", 0));
-        let own = u64::from(!published && told.before(answer, done));
-        let (state, ..) = told.end(2);
-        let expected = if published { (T::Completed, 1) } else { (T::Failed, own) };
-        assert_eq!((state, told.compactions), expected, "HL-11");
+        let published = outcome.before(done, ("lost", 0)) || outcome.before(answer, ("lost", 0));
+        let by_agent = u64::from(!published && outcome.before(answer, done));
+        let (state, ..) = outcome.end(2);
+        let expected = if published { (T::Completed, 1) } else { (T::Failed, by_agent) };
+        assert_eq!((state, outcome.compactions), expected, "HL-11");
     });
 }
 
-/// How the only permission was decided on, and by whom.
-fn decision(told: &Told) -> (P, Option<&str>, &str) {
-    let mut all = told.facts.iter().filter_map(|fact| match fact {
-        Write::PermissionResolved { state, selected, resolved_by, .. } => {
+/// Returns how the only permission was resolved, and its resolver.
+fn decision(outcome: &Outcome) -> (P, Option<&str>, &str) {
+    let mut all = outcome.facts.iter().filter_map(|fact| match fact {
+        Fact::PermissionResolved { state, selected, resolved_by, .. } => {
             Some((*state, selected.as_deref(), &**resolved_by))
         }
         _ => None,
     });
     let first = all.next();
-    assert_eq!(all.next(), None, "decided on once");
-    first.unwrap_or_else(|| panic!("nobody decided"))
+    assert_eq!(all.next(), None, "resolved once");
+    first.unwrap_or_else(|| panic!("the permission was never resolved"))
 }
 
 #[test]
-fn answer_x_answer_x_deadline_x_death_of_a_permission() {
-    let orders = permission().in_every_order(Drain::Answers, |told| {
+fn permission_answers_race_deadline_and_agent_death() {
+    let orders = permission().in_every_order(Drain::Answers, |outcome| {
         let expected = [
-            ("allow", (P::Selected, Some("o-allow_once"), "somebody")),
-            ("refuse", (P::Selected, Some("o-reject_once"), "somebody")),
+            ("allow", (P::Selected, Some("o-allow_once"), "someone")),
+            ("refuse", (P::Selected, Some("o-reject_once"), "someone")),
             ("deadline", (P::Expired, Some("o-reject_once"), "deadline")),
             ("death", (P::Void, None, "run_ended")),
         ];
-        let winner = expected.into_iter().find(|(name, _)| told.is_first(name));
-        assert_eq!(Some(decision(told)), winner.map(|(_, decided)| decided));
-        assert_eq!(told.end(1).0, T::Interrupted, "to ask is output: it is not made again");
+        let winner = expected.into_iter().find(|(name, _)| outcome.is_first(name));
+        assert_eq!(Some(decision(outcome)), winner.map(|(_, decided)| decided));
+        assert_eq!(outcome.end(1).0, T::Interrupted, "a permission request is output: no retry");
     });
     assert_eq!(orders, 24);
 }
 
 #[test]
-fn answer_x_cancel_x_settlement_of_a_permission() {
-    permission_settlement().in_every_order(Drain::Answers, |told| {
+fn permission_answer_races_cancel_and_settlement() {
+    permission_settlement().in_every_order(Drain::Answers, |outcome| {
         let expected = [
-            ("allow", (P::Selected, Some("o-allow_once"), "somebody")),
+            ("allow", (P::Selected, Some("o-allow_once"), "someone")),
             ("cancel", (P::Cancelled, None, "cancel")),
             ("settled", (P::Void, None, "settlement")),
         ];
-        let winner = expected.into_iter().find(|(name, _)| told.is_first(name));
-        assert_eq!(Some(decision(told)), winner.map(|(_, decided)| decided));
+        let winner = expected.into_iter().find(|(name, _)| outcome.is_first(name));
+        assert_eq!(Some(decision(outcome)), winner.map(|(_, decided)| decided));
     });
 }
 
 #[test]
-fn exit_x_retry_x_cancel_x_resume() {
-    let orders = exit_retry_cancel_resume().in_every_order(Drain::Answers, |told| {
-        let died_first = told.before(("exit", 0), ("cancel", 0));
-        let went_again = died_first
-            && told.before(("exit", 0), ("retry", 0))
-            && told.before(("retry", 2), ("cancel", 0));
-        let task = &told.tasks[0];
-        if went_again {
-            assert_eq!(told.end(1), (T::Completed, None, 2));
+fn exit_races_retry_cancel_and_resume() {
+    let orders = exit_retry_cancel_resume().in_every_order(Drain::Answers, |outcome| {
+        let died_first = outcome.before(("exit", 0), ("cancel", 0));
+        let retried = died_first
+            && outcome.before(("exit", 0), ("retry", 0))
+            && outcome.before(("retry", 2), ("cancel", 0));
+        let task = &outcome.tasks[0];
+        if retried {
+            assert_eq!(outcome.end(1), (T::Completed, None, 2));
             assert!(task.cancel_requested, "the second attempt was asked to end");
         } else {
             assert_eq!((task.state, task.cancel_requested), (T::Cancelled, !died_first));
-            assert_eq!(told.count("task_started"), 0, "I7: a cancel is the end of it");
+            assert_eq!(outcome.count("task_started"), 0, "I7: no attempt follows a cancel");
         }
         let retries = usize::from(died_first);
-        assert_eq!(told.count("task_retrying"), retries, "never after a cancel");
+        assert_eq!(outcome.count("task_retrying"), retries, "never after a cancel");
     });
     assert_eq!(orders, 120);
 }
 
 #[test]
-fn expiry_x_claim_x_start() {
-    for expiry in [expire(Bound::Queued), TIME_PASSES] {
-        expiry_claim_start(expiry).in_every_order(Drain::Answers, |told| {
-            let claimed = told.before(("claim", 0), ("start", 0));
-            let sent = claimed && told.before(("start", 0), ("expiry", 0));
-            let (state, error, attempts) = told.end(1);
+fn queue_expiry_races_claim_and_start() {
+    for expiry in [fire(TimerKind::Queued), TIME_PASSES] {
+        expiry_claim_start(expiry).in_every_order(Drain::Answers, |outcome| {
+            let claimed = outcome.before(("claim", 0), ("start", 0));
+            let sent = claimed && outcome.before(("start", 0), ("expiry", 0));
+            let (state, error, attempts) = outcome.end(1);
             if sent {
                 assert_eq!((state, error, attempts), (T::Completed, None, 1));
             } else {
                 assert_eq!((state, error, attempts), (T::Failed, Some("expired"), 0));
-                assert_eq!(told.count("session/prompt"), 0);
+                assert_eq!(outcome.count("session/prompt"), 0);
             }
         });
     }
 }
 
 #[test]
-fn held_x_submit_x_resume() {
-    let orders = held_submit_resume().in_every_order(Drain::Answers, |told| {
-        assert_eq!(told.end(1), (T::Interrupted, Some("agent_exited"), 1));
-        assert_eq!(told.end(2), (T::Completed, None, 1), "it was accepted, and never dropped");
-        let resumed = told.before(("exit", 0), ("resume", 0));
-        assert_eq!(told.held, (!resumed).then_some(Held::Interrupted));
-        let place = |kind: &str| told.facts.iter().position(|fact| fact.kind().ends_with(kind));
+fn hold_races_submit_and_resume() {
+    let orders = held_submit_resume().in_every_order(Drain::Answers, |outcome| {
+        assert_eq!(outcome.end(1), (T::Interrupted, Some("agent_exited"), 1));
+        assert_eq!(
+            outcome.end(2),
+            (T::Completed, None, 1),
+            "the task was accepted and is never dropped"
+        );
+        let resumed = outcome.before(("exit", 0), ("resume", 0));
+        assert_eq!(outcome.held, (!resumed).then_some(HoldReason::Interrupted));
+        let place = |kind: &str| outcome.facts.iter().position(|fact| fact.kind().ends_with(kind));
         let claimed = place("task_claimed").or_else(|| place("task_started"));
-        assert!(place("group_resumed") < claimed, "nothing is claimed before somebody decided");
+        assert!(place("group_resumed") < claimed, "no task is claimed before the resumption");
     });
     assert_eq!(orders, 24);
 }
 
-/// A delete ends everything, whatever races with it: what was not sent is not sent any more.
+/// A delete ends everything, whatever races with it: no prompt is sent after it.
 #[test]
-fn archive_x_each_of_these() {
+fn a_delete_races_each_of_these() {
     for (name, race) in rows() {
-        race.and("archive", &[Move::Archive]).in_every_order(Drain::Answers, |told| {
-            let place = |kind: &str| told.facts.iter().position(|fact| fact.kind().ends_with(kind));
+        race.and("archive", &[Action::Archive]).in_every_order(Drain::Answers, |outcome| {
+            let place =
+                |kind: &str| outcome.facts.iter().position(|fact| fact.kind().ends_with(kind));
             let archived = place("group_archived");
             assert!(archived.is_some(), "{name}");
-            let last = told.facts.iter().rposition(|fact| {
-                matches!(fact, Write::TaskQueued { .. } | Write::TaskStarted { .. })
+            let last = outcome.facts.iter().rposition(|fact| {
+                matches!(fact, Fact::TaskQueued { .. } | Fact::TaskStarted { .. })
             });
             assert!(last < archived, "{name}: nothing starts in a deleted group");
             assert_eq!(
-                told.held,
-                None.or(told.held.filter(|_| name.starts_with("held"))),
+                outcome.held,
+                None.or(outcome.held.filter(|_| name.starts_with("held"))),
                 "{name}"
             );
         });
     }
 }
 
-/// A crash of the server: what was sent is over, and is told so; what was not is not lost.
+/// A crash of the server: sent prompts are over, and reported so; unsent ones are not lost.
 #[test]
-fn crash_x_each_of_these() {
+fn a_server_crash_races_each_of_these() {
     for (name, race) in rows() {
-        race.and("crash", &[Move::Crash]).in_every_order(Drain::Answers, |told| {
-            for task in &told.tasks {
+        race.and("crash", &[Action::Crash]).in_every_order(Drain::Answers, |outcome| {
+            for task in &outcome.tasks {
                 let restarted = task.ending.stop_reason == Some(StopReason::ServerRestart);
-                let again = told.facts.iter().any(|fact| {
-                    matches!(fact, Write::TaskRetrying { task: own, error, .. }
-                        if *own == task.id && error.code == "server_restarted")
+                let retried = outcome.facts.iter().any(|fact| {
+                    matches!(fact, Fact::TaskRetrying { task: other, error, .. }
+                        if *other == task.id && error.code == "server_restarted")
                 });
-                assert!(!again, "{name}: I7");
+                assert!(!retried, "{name}: I7");
                 let published = task.kind() == TaskKind::Compaction && task.state == T::Completed;
-                let well = published || matches!(task.state, T::Interrupted | T::Cancelled);
-                assert!(!restarted || well, "{name}: {:?}", task.state);
+                let is_over = published || matches!(task.state, T::Interrupted | T::Cancelled);
+                assert!(!restarted || is_over, "{name}: {:?}", task.state);
             }
         });
     }

@@ -1,22 +1,22 @@
-//! Lines of an agent on their way to its group: collected while the last ones are made durable.
+//! Collects an agent's lines for its group while the group commits the last batch.
 
-use greenroom_core::{Event, Fold, FrameKind, Kinds, Lines, RunId};
+use greenroom_core::{Event, FrameKind, Kinds, Lines, OutputSummary, RunId};
 
-/// A batch is full with this many bytes, or lines. The agent's pipe then holds it back. Other
-/// groups' commits wait for it.
+/// A batch is full with this many bytes, or lines; then the agent's pipe applies back-pressure.
+/// Other groups' commits wait for a batch, so it must stay small.
 const BYTES_MAX: usize = 256 << 10;
 const LINES_MAX: usize = 1024;
-/// Lines beyond that of what does not wait.
-const FEW_MAX: usize = 64;
+/// Room beyond that for lines that cannot be held back.
+const RESERVE_LINES: usize = 64;
 
-/// Events of one run, in order; lines without a meaning of their own share one.
+/// Events of one run, in order; consecutive lines of plain output share one event.
 pub struct Batch {
     run: RunId,
     events: Vec<Event>,
     open: Option<Open>,
     bytes: usize,
     lines: usize,
-    /// How large the text before this one became: a stream's batches are alike.
+    /// The size of the last text, to reserve: the batches of a stream are alike.
     text_bytes: usize,
 }
 
@@ -24,23 +24,23 @@ struct Open {
     count: u64,
     kinds: Kinds,
     text: String,
-    fold: Fold,
+    summary: OutputSummary,
 }
 
 impl Batch {
-    /// Nothing yet.
+    /// Creates an empty batch.
     pub fn new(run: RunId) -> Self {
         Self { run, events: Vec::new(), open: None, bytes: 0, lines: 0, text_bytes: 0 }
     }
 
-    /// Whether more may be read for it.
+    /// Whether more may be read from stdout.
     pub fn has_room(&self) -> bool {
         self.bytes < BYTES_MAX && self.lines < LINES_MAX
     }
 
-    /// Whether a few more lines are taken that nobody can hold back.
-    pub fn has_room_for_few(&self) -> bool {
-        self.lines < LINES_MAX + FEW_MAX
+    /// Whether there is room for a line that cannot be held back.
+    pub fn has_reserve(&self) -> bool {
+        self.lines < LINES_MAX + RESERVE_LINES
     }
 
     /// Whether there is nothing to report.
@@ -48,27 +48,27 @@ impl Batch {
         self.events.is_empty() && self.open.is_none()
     }
 
-    /// Adds a message that is only kept, and what the rules need to know of it.
-    pub fn say(&mut self, line: &str, kind: FrameKind, fold: Fold) {
+    /// Adds a message that is only stored, and its summary.
+    pub fn push_line(&mut self, line: &str, kind: FrameKind, summary: OutputSummary) {
         self.count(line.len());
         match &mut self.open {
             None => {
                 let mut text = String::with_capacity(self.text_bytes.max(line.len()));
                 text.push_str(line);
-                self.open = Some(Open { count: 1, kinds: Kinds::All(kind), text, fold });
+                self.open = Some(Open { count: 1, kinds: Kinds::All(kind), text, summary });
             }
-            Some(open) => open.add(line, kind, fold),
+            Some(open) => open.add(line, kind, summary),
         }
     }
 
-    /// Adds an event of another sort.
+    /// Adds another event.
     pub fn push(&mut self, event: Event) {
         self.count(0);
         self.close();
         self.events.push(event);
     }
 
-    /// Takes everything out.
+    /// Returns all events, and empties the batch.
     pub fn take(&mut self) -> Vec<Event> {
         self.close();
         (self.bytes, self.lines) = (0, 0);
@@ -81,15 +81,15 @@ impl Batch {
     }
 
     fn close(&mut self) {
-        let Some(Open { count, kinds, text, fold }) = self.open.take() else { return };
+        let Some(Open { count, kinds, text, summary }) = self.open.take() else { return };
         self.text_bytes = text.len();
         let lines = Lines { count, kinds, text: text.into() };
-        self.events.push(Event::AgentSaid { run: self.run, lines, fold });
+        self.events.push(Event::OutputReceived { run: self.run, lines, summary });
     }
 }
 
 impl Open {
-    fn add(&mut self, line: &str, kind: FrameKind, fold: Fold) {
+    fn add(&mut self, line: &str, kind: FrameKind, summary: OutputSummary) {
         match &mut self.kinds {
             Kinds::All(all) if *all == kind => {}
             Kinds::All(all) => {
@@ -102,11 +102,11 @@ impl Open {
         self.count += 1;
         self.text.push('\n');
         self.text.push_str(line);
-        self.fold.join(fold);
+        self.summary.join(summary);
     }
 }
 
-/// One message as [`Lines`].
+/// Returns one message as [`Lines`].
 pub fn single(line: &str, kind: FrameKind) -> Lines {
     Lines { count: 1, kinds: Kinds::All(kind), text: line.to_owned().into() }
 }

@@ -1,17 +1,17 @@
-//! hermes' lines on stderr that tell of a compaction (SEEDS AM-20…24, REAL-AGENTS).
+//! Detects compactions in hermes' log lines on stderr (AM-20…24, RA).
 
-use greenroom_core::{Details, Lineage, Sign, Signal, Source};
+use greenroom_core::{CompactionSignal, Details, Lineage, SignalKind, Source};
 
-use super::bounds::{ERROR_BYTES_MAX, cut, id};
+use crate::acp::bounds::{ERROR_BYTES_MAX, bounded_id, truncate};
 
-/// Logger lines begin with time, level and logger in whatever form somebody configured; a prefix
-/// that is longer, or that holds more plain words than these, is a sentence, and what stands behind
-/// it may be quoted from a prompt (hermes logs `Prompt on session …: <the prompt>`).
+/// Log lines begin with time, level and logger in a form that users configure. A prefix that is
+/// longer, or has more plain words than this, is a sentence, and the text after it may be quoted
+/// from a prompt (hermes logs `Prompt on session …: <the prompt>`).
 const PREFIX_BYTES_MAX: usize = 200;
 const PREFIX_WORDS_MAX: usize = 2;
 
-/// What tells the lines apart, and how the rest of each is read.
-type Marker = (&'static str, fn(&str) -> Signal);
+/// The text that identifies a line, and the parser of the rest.
+type Marker = (&'static str, fn(&str) -> CompactionSignal);
 
 const MARKERS: [Marker; 8] = [
     ("context compression started:", started),
@@ -24,16 +24,16 @@ const MARKERS: [Marker; 8] = [
     ("compression session ownership lookup failed", skipped),
 ];
 
-/// What a line tells of a compaction; most lines tell nothing.
+/// Returns the signal of a compaction in a line; most lines have none.
 ///
-/// Each attempt begins with a `started`, logged before hermes has its lock, and ends as one of:
-/// done; done with a fallback marker in place of a summary, which is a [`Sign::Noted`] with the
-/// error and then a [`Sign::Completed`]; aborted; no progress; skipped. hermes tells people of an
-/// error only once in a row: a second failure for the same reason ends with no line at all.
-pub fn stderr_signal(line: &str) -> Option<Signal> {
+/// Each attempt starts with a `started`, logged before hermes has its lock, and ends as one of:
+/// done; done with a fallback marker instead of a summary, which is a [`SignalKind::Noted`] with
+/// the error and then a [`SignalKind::Completed`]; aborted; no progress; skipped. hermes logs an
+/// error only once in a row: a second failure for the same reason ends without a line.
+pub fn stderr_signal(line: &str) -> Option<CompactionSignal> {
     memchr::memmem::find(line.as_bytes(), b"ompression")?;
     let found = |(marker, read): &Marker| Some((line.find(marker)?, marker.len(), *read));
-    // The first counts: an error, or what a compaction is to focus on, can quote another line.
+    // The first marker counts: an error, or the focus of a compaction, can quote another line.
     let (at, length, read) = MARKERS.iter().filter_map(found).min_by_key(|(at, ..)| *at)?;
     is_log_prefix(&line[..at]).then(|| read(&line[at + length..]))
 }
@@ -50,18 +50,18 @@ fn is_log_prefix(prefix: &str) -> bool {
 }
 
 /// `session=cc2b… messages=9 tokens=~60,032 model=fake-model focus=None` (AM-21)
-fn started(rest: &str) -> Signal {
+fn started(rest: &str) -> CompactionSignal {
     let details = Details {
         messages_before: field(rest, &["messages="]).and_then(|text| number(text).0),
         tokens_before: field(rest, &["tokens=", "rough_tokens="]).and_then(|text| number(text).0),
         ..Details::default()
     };
-    signal(Sign::Started, Lineage { before: session(rest), ..Lineage::default() }, details)
+    signal(SignalKind::Started, Lineage { before: session(rest), ..Lineage::default() }, details)
 }
 
 /// `session=cc2b… messages=9->5 rough_tokens=~40,942 awaiting_real_usage=true` (AM-22). The session
-/// is the one that goes on: the same as before when hermes compacts in place.
-fn done(rest: &str) -> Signal {
+/// is the one that continues: the same as before when hermes compacts in place.
+fn done(rest: &str) -> CompactionSignal {
     let messages = field(rest, &["messages="]).map(number);
     let after = messages.and_then(|(_, rest)| {
         let rest = rest.trim_start();
@@ -74,44 +74,44 @@ fn done(rest: &str) -> Signal {
         tokens_after: field(rest, &["tokens=", "rough_tokens="]).and_then(|text| number(text).0),
         ..Details::default()
     };
-    signal(Sign::Completed, Lineage { either: session(rest), ..Lineage::default() }, details)
+    signal(SignalKind::Completed, Lineage { either: session(rest), ..Lineage::default() }, details)
 }
 
-/// `… . Inserted a fallback context marker.`: hermes goes on, and says `done` next.
-fn summary_failed(rest: &str) -> Signal {
-    failure(Sign::Noted, until(rest, ". Inserted a fallback"))
+/// `… . Inserted a fallback context marker.`: hermes continues, and logs `done` next.
+fn summary_failed(rest: &str) -> CompactionSignal {
+    failure(SignalKind::Noted, until(rest, ". Inserted a fallback"))
 }
 
 /// `… . No messages were dropped — conversation continues unchanged. …`
-fn aborted(rest: &str) -> Signal {
-    failure(Sign::Failed, until(rest, ". No messages were dropped"))
+fn aborted(rest: &str) -> CompactionSignal {
+    failure(SignalKind::Failed, until(rest, ". No messages were dropped"))
 }
 
 /// `; refusing to rotate session=cc2b… so the parent remains resumable`
-fn emptied(rest: &str) -> Signal {
+fn emptied(rest: &str) -> CompactionSignal {
     let error = "the compression returned an empty transcript";
-    Signal { lineage: before(rest), ..failure(Sign::Failed, error) }
+    CompactionSignal { lineage: before(rest), ..failure(SignalKind::Failed, error) }
 }
 
 /// `(session=cc2b…) — skipping boundary rewrite.`
-fn no_progress(rest: &str) -> Signal {
-    signal(Sign::Noop, before(rest), Details::default())
+fn no_progress(rest: &str) -> CompactionSignal {
+    signal(SignalKind::Noop, before(rest), Details::default())
 }
 
 /// `another path is compressing session=cc2b… (holder=…) — …`, `session=cc2b… was already rotated
 /// by another compression path`; also `for session=cc2b… (…) - skipping compression this cycle`.
-fn skipped(rest: &str) -> Signal {
-    signal(Sign::Skipped, before(rest), Details::default())
+fn skipped(rest: &str) -> CompactionSignal {
+    signal(SignalKind::Skipped, before(rest), Details::default())
 }
 
-fn signal(sign: Sign, lineage: Lineage, details: Details) -> Signal {
-    Signal { source: Source::HermesStderr, sign, key: None, lineage, details }
+fn signal(kind: SignalKind, lineage: Lineage, details: Details) -> CompactionSignal {
+    CompactionSignal { source: Source::HermesStderr, kind, key: None, lineage, details }
 }
 
-fn failure(sign: Sign, error: &str) -> Signal {
-    let error = cut(error.trim().to_owned(), ERROR_BYTES_MAX);
+fn failure(kind: SignalKind, error: &str) -> CompactionSignal {
+    let error = truncate(error.trim().to_owned(), ERROR_BYTES_MAX);
     let error = (!error.is_empty()).then_some(error);
-    signal(sign, Lineage::default(), Details { error, ..Details::default() })
+    signal(kind, Lineage::default(), Details { error, ..Details::default() })
 }
 
 fn before(rest: &str) -> Lineage {
@@ -122,8 +122,8 @@ fn until<'a>(text: &'a str, end: &str) -> &'a str {
     text.find(end).map_or(text, |at| &text[..at])
 }
 
-/// What stands behind the first of `names`. Nothing is looked for behind `focus=`, which is a
-/// caller's own words.
+/// Returns the text after the first of `names`. The text after `focus=` is not searched, as it is a
+/// caller's own.
 fn field<'a>(rest: &'a str, names: &[&str]) -> Option<&'a str> {
     let rest = until(rest, " focus=");
     let starts = rest.match_indices(|c: char| c.is_whitespace() || c == '(');
@@ -138,11 +138,11 @@ fn session(rest: &str) -> Option<String> {
     let text = field(rest, &["session="])?;
     let word = text.split([' ', '\t', ')']).next()?;
     let name = word.trim_end_matches([',', '.', ';', ':']);
-    id(name).filter(|name| !matches!(name.as_str(), "none" | "None" | "unknown"))
+    bounded_id(name).filter(|name| !matches!(name.as_str(), "none" | "None" | "unknown"))
 }
 
-/// The number that a text begins with (`72,908`, `~72,908`), and what stands behind it; a number
-/// that is too large is none.
+/// Parses the number that a text begins with (`72,908`, `~72,908`), and returns the rest too; a
+/// number that is too large is `None`.
 fn number(text: &str) -> (Option<u64>, &str) {
     let text = text.trim_start_matches(['~', '≈']);
     let end = text.find(|c: char| !c.is_ascii_digit() && c != ',').unwrap_or(text.len());
@@ -152,7 +152,7 @@ fn number(text: &str) -> (Option<u64>, &str) {
 
 #[cfg(test)]
 mod tests {
-    use Sign::{Completed, Failed, Noop, Noted, Skipped, Started};
+    use SignalKind::{Completed, Failed, Noop, Noted, Skipped, Started};
     use proptest::prelude::*;
 
     use super::*;
@@ -160,28 +160,35 @@ mod tests {
     const LOG: &str = "2026-11-20 10:45:07 [INFO] agent.conversation_compression: ";
 
     /// sign, session, (messages before, after), (tokens before, after), error
-    type Told = (Sign, Option<String>, [Option<u64>; 2], [Option<u64>; 2], Option<String>);
+    type Parsed = (SignalKind, Option<String>, [Option<u64>; 2], [Option<u64>; 2], Option<String>);
 
-    fn told(line: &str) -> Option<Told> {
-        let Signal { source, sign, key, lineage, details } = stderr_signal(line)?;
+    fn parsed(line: &str) -> Option<Parsed> {
+        let CompactionSignal { source, kind, key, lineage, details } = stderr_signal(line)?;
         assert_eq!((source, key, details.summary), (Source::HermesStderr, None, None), "{line}");
-        let session = match sign {
+        let session = match kind {
             Completed => lineage.either,
             _ => lineage.before,
         };
         let messages = [details.messages_before, details.messages_after];
         let tokens = [details.tokens_before, details.tokens_after];
-        Some((sign, session, messages, tokens, details.error))
+        Some((kind, session, messages, tokens, details.error))
     }
 
-    type Case<'a> =
-        (&'a str, &'a str, Sign, &'a str, [Option<u64>; 2], [Option<u64>; 2], Option<&'a str>);
+    type Case<'a> = (
+        &'a str,
+        &'a str,
+        SignalKind,
+        &'a str,
+        [Option<u64>; 2],
+        [Option<u64>; 2],
+        Option<&'a str>,
+    );
 
     const NONE: [Option<u64>; 2] = [None, None];
 
     /// The lines as hermes 0.19.0 and older ones write them.
     #[test]
-    fn each_line_form_tells_one_thing() {
+    fn each_form_of_a_line_is_parsed() {
         #[rustfmt::skip]
         let cases: [Case; 22] = [
             ("AM-21",                "context compression started: session=cc2b-1 messages=9 tokens=~60,032 model=fake-model focus=None", Started, "cc2b-1", [Some(9), None], [Some(60_032), None], None),
@@ -207,16 +214,16 @@ mod tests {
             ("emptied",              "context compression returned an empty transcript; refusing to rotate session=cc2b so the parent remains resumable", Failed, "cc2b", NONE, NONE, Some("the compression returned an empty transcript")),
             ("AM-21, focus quotes",  "context compression started: session=a model=m focus='x messages=7 tokens=~8 context compression done: session=b'", Started, "a", NONE, NONE, None),
         ];
-        for (name, line, sign, session, messages, tokens, error) in cases {
+        for (name, line, kind, session, messages, tokens, error) in cases {
             let session = (!session.is_empty()).then(|| session.to_owned());
-            let expected = Some((sign, session, messages, tokens, error.map(str::to_owned)));
+            let expected = Some((kind, session, messages, tokens, error.map(str::to_owned)));
             for prefix in ["", LOG] {
-                assert_eq!(told(&format!("{prefix}{line}")), expected, "{name}: {prefix}{line}");
+                assert_eq!(parsed(&format!("{prefix}{line}")), expected, "{name}: {prefix}{line}");
             }
         }
     }
 
-    /// SEEDS AM-24: any log prefix.
+    /// AM-24: any log prefix.
     #[test]
     fn a_line_may_have_any_log_prefix() {
         let done = |prefix: &str| stderr_signal(&format!("{prefix}context compression done:"));
@@ -236,13 +243,13 @@ mod tests {
             ("a symbol",            "🗜️  "),
         ];
         for (name, prefix) in cases {
-            assert_eq!(done(prefix).map(|signal| signal.sign), Some(Completed), "{name}");
+            assert_eq!(done(prefix).map(|signal| signal.kind), Some(Completed), "{name}");
         }
     }
 
-    /// hermes logs prompts and what tools print: they can quote anything.
+    /// hermes logs prompts and the output of tools: they can quote anything.
     #[test]
-    fn a_quoted_line_tells_nothing() {
+    fn a_quoted_line_is_no_signal() {
         let done = "context compression done: session=a messages=9->5";
         #[rustfmt::skip]
         let cases = [
@@ -258,9 +265,9 @@ mod tests {
         }
     }
 
-    /// SEEDS AM-24: what changes nothing.
+    /// AM-24: lines without an effect.
     #[test]
-    fn other_lines_tell_nothing() {
+    fn other_lines_are_no_signals() {
         for line in [
             "🗜️ Compacting context — summarizing earlier conversation so I can continue...",
             "  ⟳ compacting context…",
@@ -282,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded() {
+    fn texts_are_bounded() {
         let long = "x".repeat(100_000);
         let aborted = stderr_signal(&format!("Compression aborted: {long}ä"));
         let error = aborted.and_then(|signal| signal.details.error);
@@ -310,12 +317,12 @@ mod tests {
             stderr_signal(&format!("{before}{marker}{after}"));
         }
 
-        /// What stands behind a marker never changes which line it is.
+        /// The text after a marker never changes the kind of the line.
         #[test]
         fn the_first_marker_counts(one in marker(), other in marker(), rest in "\\PC{0,30}") {
-            let sign = stderr_signal(one).map(|signal| signal.sign);
+            let kind = stderr_signal(one).map(|signal| signal.kind);
             let quoting = stderr_signal(&format!("{LOG}{one} {rest} {other}"));
-            prop_assert_eq!(quoting.map(|signal| signal.sign), sign);
+            prop_assert_eq!(quoting.map(|signal| signal.kind), kind);
         }
     }
 }

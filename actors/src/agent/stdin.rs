@@ -1,4 +1,4 @@
-//! What greenroom writes to an agent, line by line, without ever waiting for it.
+//! An agent's stdin: queues lines and writes them as the agent reads, without blocking the group.
 
 use std::{
     cell::{Cell, RefCell},
@@ -12,41 +12,41 @@ use tokio::{net::unix::pipe::Sender, sync::Notify, task::yield_now};
 
 use crate::awake::{self, Awake};
 
-/// An agent that takes nothing for this long has hung (RELIABILITY F15).
+/// An agent that reads nothing for this long has hung (F15).
 const STALL: Duration = Duration::from_secs(10);
-/// More than this unread is a hung agent too.
+/// An agent with more than this unread has hung too.
 const BYTES_MAX: usize = 64 << 20;
 
-/// The agent's standard input, and what does not fit into it yet.
+/// The agent's standard input, and the lines that do not fit into it yet.
 #[derive(Default)]
 pub struct Stdin {
     pipe: RefCell<Pipe>,
     waiting: RefCell<VecDeque<Line>>,
-    /// Bytes of the lines that wait, with what was written of the first.
+    /// The bytes of the waiting lines, including the written part of the first.
     waiting_bytes: Cell<usize>,
-    /// Since when the agent took nothing of what waits.
-    since: Cell<Option<Awake>>,
-    more: Notify,
+    /// Since when the agent has read nothing while lines wait.
+    stalled_since: Cell<Option<Awake>>,
+    changed: Notify,
 }
 
 #[derive(Default)]
 enum Pipe {
-    /// Lines wait for it.
+    /// Lines wait until it is open.
     #[default]
     Unopened,
     Open(Rc<Sender>),
     /// greenroom closed it.
     Closed,
-    /// The agent closed its end, so that nothing reaches it any more.
+    /// The agent closed its end.
     HungUp,
 }
 
 /// Why an agent cannot be written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unwritable {
-    /// It takes nothing of what waits for it.
+    /// It reads nothing while lines wait.
     Stalled,
-    /// It closed its end, as it does by ending.
+    /// It closed its end, or ended.
     HungUp,
 }
 
@@ -56,18 +56,18 @@ struct Line {
 }
 
 impl Stdin {
-    /// Begins with `pipe`; lines that were sent before go first.
+    /// Opens `pipe`; lines that were sent before go first.
     pub fn open(&self, pipe: Sender) {
         *self.pipe.borrow_mut() = Pipe::Open(Rc::new(pipe));
         self.write();
     }
 
-    /// Closes it; what was not written is lost.
+    /// Closes the pipe; unwritten lines are lost.
     pub fn close(&self) {
         self.end(Pipe::Closed);
     }
 
-    /// Sends one line; it is lost if the pipe is closed, at whichever end.
+    /// Sends one line; it is lost if either end of the pipe is closed.
     pub fn send(&self, line: String) {
         if matches!(*self.pipe.borrow(), Pipe::Closed | Pipe::HungUp) {
             return;
@@ -78,15 +78,15 @@ impl Stdin {
         self.waiting.borrow_mut().push_back(Line { text, written: 0 });
         self.write();
         if !self.waiting.borrow().is_empty() {
-            self.more.notify_one();
+            self.changed.notify_one();
         }
     }
 
-    /// Writes what waits as the agent takes it. Ends only when the agent takes nothing any more.
+    /// Writes the waiting lines as the agent reads them. Returns only when the agent has stalled or
+    /// hung up.
     ///
-    /// Yields after each write: an agent that reads as fast as it is written to must not keep the
-    /// thread from other groups (I15). Cancel safe: how long the agent takes nothing counts on from
-    /// one call to the next.
+    /// Yields after each write: an agent that reads as fast as greenroom writes must not keep the
+    /// thread from other groups (I15). Cancel safe: the time of a stall is counted across calls.
     pub async fn unwritable(&self) -> Unwritable {
         loop {
             let open = match &*self.pipe.borrow() {
@@ -94,8 +94,8 @@ impl Stdin {
                 Pipe::Open(pipe) => Some(pipe.clone()),
                 Pipe::Unopened | Pipe::Closed => None,
             };
-            let (Some(pipe), Some(since)) = (open, self.since.get()) else {
-                self.more.notified().await;
+            let (Some(pipe), Some(since)) = (open, self.stalled_since.get()) else {
+                self.changed.notified().await;
                 continue;
             };
             if self.waiting_bytes.get() > BYTES_MAX
@@ -109,7 +109,7 @@ impl Stdin {
     }
 
     fn write(&self) {
-        // A pipe without a reader is ready for ever, and takes nothing.
+        // A pipe without a reader is always ready, and accepts nothing.
         if self.write_while_it_fits().is_err() {
             self.end(Pipe::HungUp);
         }
@@ -123,10 +123,11 @@ impl Stdin {
             match pipe.try_write(&line.text[line.written..]) {
                 Ok(written) => {
                     line.written += written;
-                    self.since.set(None);
+                    self.stalled_since.set(None);
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    self.since.set(self.since.get().or_else(|| Some(awake::now())));
+                    let since = self.stalled_since.get().unwrap_or_else(awake::now);
+                    self.stalled_since.set(Some(since));
                     return Ok(());
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -144,8 +145,8 @@ impl Stdin {
         *self.pipe.borrow_mut() = how;
         self.waiting.borrow_mut().clear();
         self.waiting_bytes.set(0);
-        self.since.set(None);
-        self.more.notify_one();
+        self.stalled_since.set(None);
+        self.changed.notify_one();
     }
 }
 
@@ -159,15 +160,15 @@ mod tests {
     use super::*;
 
     fn full() -> (Stdin, OwnedFd) {
-        let (agents_end, own_end) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (agents_end, servers_end) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let stdin = Stdin::default();
-        stdin.open(Sender::from_owned_fd(own_end).unwrap());
+        stdin.open(Sender::from_owned_fd(servers_end).unwrap());
         stdin.send("x".repeat(1 << 20));
-        assert!(stdin.since.get().is_some(), "the pipe is full");
+        assert!(stdin.stalled_since.get().is_some(), "the pipe is full");
         (stdin, agents_end)
     }
 
-    /// A pipe without a reader is ready for ever: the wait for room in it must not spin on that.
+    /// A pipe without a reader is always ready: the wait for room must not spin on it.
     #[tokio::test]
     async fn a_hang_up_ends_the_wait_for_room() {
         let (stdin, agents_end) = full();
@@ -178,7 +179,7 @@ mod tests {
         assert!(stdin.waiting.borrow().is_empty() && stdin.waiting_bytes.get() == 0);
         stdin.close();
         let waited = tokio::time::timeout(Duration::from_millis(10), stdin.unwritable()).await;
-        assert!(waited.is_err(), "what greenroom closed itself is no fault of the agent's");
+        assert!(waited.is_err(), "a pipe that greenroom closed is no fault of the agent's");
     }
 
     #[tokio::test]
@@ -191,16 +192,16 @@ mod tests {
             }
             agents_end
         });
-        let mut turns = 0;
+        let mut yields = 0;
         let began = Instant::now();
         while !stdin.waiting.borrow().is_empty() && began.elapsed() < Duration::from_secs(10) {
             tokio::select! {
                 biased;
-                _ = stdin.unwritable() => panic!("it takes what it gets"),
-                () = yield_now() => turns += 1,
+                _ = stdin.unwritable() => panic!("the agent reads"),
+                () = yield_now() => yields += 1,
             }
         }
-        assert!(turns > 0 && stdin.since.get().is_none(), "{turns}");
+        assert!(yields > 0 && stdin.stalled_since.get().is_none(), "{yields}");
         drop(reader.join().unwrap());
     }
 

@@ -1,72 +1,76 @@
-//! A group that cannot work, as one of its rows cannot be read: it takes nothing, is not read again
-//! and again, and can be purged. Also the purge itself, and what a group takes at all.
+//! What a group accepts at all: a broken one nothing but its purge; and the purge itself.
+//!
+//! A group is broken if one of its rows cannot be read. Its actor stays, so that the rows are not
+//! read again and again.
 
 use actix::{ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 
-use super::{Group, GroupError, news::Forget};
+use super::{Group, GroupError, notifications::Forget};
 use crate::{
-    feed,
     storage::{GROUP_MAX, SEQ_MAX, StoreError, Unreadable},
+    transcript::feed,
 };
 
-/// Frames that are kept for what runs when no more work is taken.
-const FRAMES_KEPT: u64 = 1 << 24;
+/// Frames reserved for running work once no more work is accepted.
+const FRAMES_RESERVED: u64 = 1 << 24;
 
 type Purged = Result<std::io::Result<()>, StoreError>;
 
 impl Group {
-    /// Why it takes no change at all.
-    pub(super) fn cannot_work(&self) -> Result<(), GroupError> {
+    /// Checks that the group can work: that all of its rows were readable.
+    pub(super) fn check_readable(&self) -> Result<(), GroupError> {
         match &self.broken {
             Some(row) => Err(GroupError::Broken(row.clone())),
             None => Ok(()),
         }
     }
 
-    /// Why it takes no work, if so.
-    pub(super) fn takes_work(&self) -> Result<(), GroupError> {
-        self.cannot_work()?;
+    /// Checks that the group accepts work now.
+    pub(super) fn check_accepts_work(&self) -> Result<(), GroupError> {
+        self.check_readable()?;
         if self.shared.is_draining() {
             return Err(GroupError::Draining);
         }
-        let head = self.core.head();
-        if GROUP_MAX < self.no || SEQ_MAX - FRAMES_KEPT <= head.last_seq.max(head.tasks) {
+        let state = self.core.state();
+        if GROUP_MAX < self.no || SEQ_MAX - FRAMES_RESERVED <= state.last_seq.max(state.tasks) {
             return Err(GroupError::Exhausted);
         }
         Ok(())
     }
 
-    /// Takes note that its rows contradict each other: what follows from them breaks the schema.
-    pub(super) fn contradicts(&mut self, why: &dyn std::error::Error) -> GroupError {
+    /// Marks the group as broken: its rows contradict each other, as the facts of its recovery
+    /// violate the schema.
+    pub(super) fn on_contradiction(&mut self, why: &dyn std::error::Error) -> GroupError {
         let row = Unreadable {
             group: self.no,
             name: self.id.to_string(),
             what: format!("its rows contradict each other: {why}"),
             stops: true,
         };
-        self.shared.ledger.health.unreadable(&row);
-        (self.slot, self.commits) = (None, false);
+        self.shared.db.health.report_unreadable(&row);
+        (self.slot, self.is_committing) = (None, false);
         self.broken = Some(row.clone());
         GroupError::Broken(row)
     }
 
     pub(super) fn purge(&mut self, ctx: &mut Context<Self>) {
         let purged = self.delete();
-        ctx.wait(purged.into_actor(self).map(|purged, group, ctx| _ = group.purged(purged, ctx)));
+        let purged = purged.into_actor(self);
+        ctx.wait(purged.map(|purged, group, ctx| _ = group.on_purged(purged, ctx)));
     }
 
-    /// Deletes its rows, and the directory of its own.
+    /// Deletes the group's rows and its own directory.
     pub(super) fn delete(&self) -> impl Future<Output = Purged> + use<> {
-        let (ledger, no) = (self.shared.ledger.clone(), self.no);
+        let (db, no) = (self.shared.db.clone(), self.no);
         let own_dir = self.shared.own_dir(no);
         async move {
-            ledger.purge(no).await?;
+            db.purge(no).await?;
             let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(own_dir));
             Ok(removed.await.unwrap_or_else(|err| Err(err.into())))
         }
     }
 
-    pub(super) fn purged(
+    pub(super) fn on_purged(
         &mut self,
         purged: Purged,
         ctx: &mut Context<Self>,
@@ -90,16 +94,16 @@ impl Group {
             Err(err) => {
                 let (level, cause) = (err.level(), crate::storage::chain(&err));
                 if self.broken.is_some() {
-                    // No order to purge it could be stored.
+                    // A purge order cannot be stored for it.
                     log::log!(
                         target: "greenroom::group", level, group:% = self.id, err:% = cause;
-                        "broken group could not be purged; it stays until it is purged again"
+                        "broken group could not be purged; it stays until the next purge request"
                     );
                 } else {
                     // Its successor finds the order in the database.
                     log::log!(
                         target: "greenroom::group", level, group:% = self.id, err:% = cause;
-                        "group could not be purged; it is tried again"
+                        "group could not be purged; the purge is retried"
                     );
                 }
                 Err(err.into())

@@ -1,5 +1,4 @@
-//! How a group's actor goes on where the last one stopped, whether that was minutes ago in another
-//! process or just now by a panic.
+//! How a group's actor recovers the group from the database, after a restart or after a panic.
 
 use std::{sync::Arc, time::Instant};
 
@@ -7,43 +6,45 @@ use actix::{
     ActorContext as _, ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler,
     WrapFuture as _, fut::ready,
 };
-use greenroom_core::{Digests, Event, Recovery, Run, Task, TaskState, Turn, Write};
+use greenroom_core::{Attempt, Digests, Event, Fact, Recovery, Run, Task, TaskState};
 
-use super::{Group, GroupError, Refold, Shared};
+use super::{Group, GroupError, RebuildDigests, Shared};
 use crate::{
-    agent::{sessions::Reread, tree},
-    digest, feed,
-    frames::Place,
-    storage::{FrameFilter, GroupNo, Hydration, Ledger, StoreError, Unreadable},
+    acp::session::SessionCursor,
+    process::proc,
+    projections::digest,
+    storage::{Db, FrameFilter, GroupNo, StoreError, StoredGroup, Unreadable},
+    transcript::{feed, frame::FrameContext},
 };
 
-/// What was read back.
-struct Found {
-    hydration: Hydration,
-    /// The attempt that was running, heard again from its frames.
-    turn: Option<Turn>,
+/// A group as the database has it.
+struct Recovered {
+    stored: StoredGroup,
+    /// The attempt that was running, replayed from its frames.
+    attempt: Option<Attempt>,
 }
 
 impl Group {
-    /// Reads the group back before it answers anybody; whatever was alive of it is killed first.
+    /// Recovers the group before it answers any message. Leftover processes of its last run are
+    /// killed first.
     pub(super) fn recover(&mut self, ctx: &mut Context<Self>) {
-        let found = find(self.shared.clone(), self.no);
-        ctx.wait(found.into_actor(self).then(|found, group, ctx| {
-            let events = match found {
-                Ok(found) => group.take_up(found),
-                // It would be read again in vain: it stays, and says so to everybody.
-                Err(NotFound::Store(StoreError::Unreadable(row))) => {
-                    // The reader that met the flaw may not have needed the row.
+        let loaded = load(self.shared.clone(), self.no);
+        ctx.wait(loaded.into_actor(self).then(|loaded, group, ctx| {
+            let events = match loaded {
+                Ok(recovered) => group.restore(recovered),
+                // To read it again would fail again: the actor stays, and refuses all changes.
+                Err(LoadError::Store(StoreError::Unreadable(row))) => {
+                    // The reader that found the damage may not have needed the row.
                     let (no, name) = (group.no, group.id.to_string());
                     let row = Unreadable { group: no, name, stops: true, ..row };
-                    group.shared.ledger.health.unreadable(&row);
+                    group.shared.db.health.report_unreadable(&row);
                     group.broken = Some(row);
                     Vec::new()
                 }
                 Err(err) => {
                     let level = match &err {
-                        NotFound::Store(err) => err.level(),
-                        NotFound::Sweep(_) | NotFound::Task(_) => log::Level::Error,
+                        LoadError::Store(err) => err.level(),
+                        LoadError::Sweep(_) | LoadError::Task(_) => log::Level::Error,
                     };
                     log::log!(
                         target: "greenroom::group", level, group:% = group.id,
@@ -54,7 +55,7 @@ impl Group {
                 }
             };
             group.advance(events, ctx).map(|done, group, _| {
-                group.recovers = false;
+                group.is_recovering = false;
                 if done.is_ok() {
                     group.obituary.recovery = Recovery::Restart;
                 }
@@ -62,107 +63,102 @@ impl Group {
         }));
     }
 
-    fn take_up(&mut self, found: Option<Found>) -> Vec<Event> {
-        let Some(Found { hydration, turn }) = found else { return Vec::new() };
-        let Hydration { epoch, head, tasks, run, compactions, permissions, digests } = hydration;
+    fn restore(&mut self, recovered: Option<Recovered>) -> Vec<Event> {
+        let Some(Recovered { stored, attempt }) = recovered else { return Vec::new() };
+        let StoredGroup { epoch, state, tasks, run, compactions, permissions, digests } = stored;
         self.epoch = epoch;
         self.digests = digests.unwrap_or_default();
-        self.place = Place {
-            last_seq: head.last_seq,
-            segment: head.segment,
+        self.frame_context = FrameContext {
+            last_seq: state.last_seq,
+            segment: state.segment,
             run: run.as_ref().map(|run| run.id),
             task: tasks.iter().find(|task| task.claimed_at.is_some()).map(|task| task.id),
         };
-        self.terms = None;
+        self.effective = None;
         // The last actor may have died between a commit and its publication.
-        feed::publish(&self.feed, &self.id, &[], head.last_seq);
+        feed::publish(&self.feed, &self.id, &[], state.last_seq);
         self.core =
-            greenroom_core::Group::restore(head, tasks, run, turn, compactions, permissions);
+            greenroom_core::Group::restore(state, tasks, run, attempt, compactions, permissions);
         self.status = self.core.status();
         vec![Event::Recovered(self.recovery)]
     }
 }
 
-/// Why a group could not be read back.
+/// Why a group could not be recovered.
 #[derive(Debug, thiserror::Error)]
-enum NotFound {
+enum LoadError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("processes of its last run could not be looked for")]
-    Sweep(#[source] tree::SweepError),
+    #[error("cannot search for processes of its last run")]
+    Sweep(#[source] proc::SweepError),
     #[error("the search for processes of its last run panicked")]
     Task(#[source] tokio::task::JoinError),
 }
 
-async fn find(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Found>, NotFound> {
-    let ledger = &shared.ledger;
-    let Some(mut hydration) = ledger.adopt(no).await? else { return Ok(None) };
-    if hydration.digests.is_none() {
-        let last_seq = hydration.head.last_seq;
-        hydration.digests = Some(rebuild(ledger, no, hydration.epoch, last_seq).await?);
+async fn load(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Recovered>, LoadError> {
+    let db = &shared.db;
+    let Some(mut stored) = db.adopt(no).await? else { return Ok(None) };
+    if stored.digests.is_none() {
+        let last_seq = stored.state.last_seq;
+        stored.digests = Some(rebuild(db, no, stored.epoch, last_seq).await?);
     }
-    if let Some(Run { id, .. }) = hydration.run {
-        let mark = tree::Marker::run(id);
-        let swept = tokio::task::spawn_blocking(move || tree::sweep_run(&mark)).await;
-        // Whoever cannot look must not believe that nothing is left: two agents on one session.
-        let pids = swept.map_err(NotFound::Task)?.map_err(NotFound::Sweep)?;
+    if let Some(Run { id, .. }) = stored.run {
+        let mark = proc::Marker::run(id);
+        let swept = tokio::task::spawn_blocking(move || proc::sweep_run(&mark)).await;
+        // A failed search is an error: two agents must never work on one session.
+        let pids = swept.map_err(LoadError::Task)?.map_err(LoadError::Sweep)?;
         shared.metrics.orphans_reaped.inc_by(pids.len() as u64);
         if !pids.is_empty() {
             log::warn!(target: "greenroom::run", run:% = id, pids:?; "leftover processes killed");
         }
     }
-    let running = hydration.tasks.iter().find(|task| task.state == TaskState::Running);
-    let turn = match running.cloned() {
-        Some(task) => hear_again(ledger, no, &task).await?,
+    let running = stored.tasks.iter().find(|task| task.state == TaskState::Running);
+    let attempt = match running.cloned() {
+        Some(task) => replay_attempt(db, no, &task).await?,
         None => None,
     };
-    Ok(Some(Found { hydration, turn }))
+    Ok(Some(Recovered { stored, attempt }))
 }
 
-impl Handler<Refold> for Group {
-    /// Atomic: what is folded again is the whole log, and nothing is added to it meanwhile.
+impl Handler<RebuildDigests> for Group {
+    /// Atomic: the rebuild projects the whole log, which must not grow meanwhile.
     type Result = AtomicResponse<Self, Result<(), GroupError>>;
 
-    fn handle(&mut self, _: Refold, _: &mut Context<Self>) -> Self::Result {
-        if let Err(refused) = self.cannot_work() {
+    fn handle(&mut self, _: RebuildDigests, _: &mut Context<Self>) -> Self::Result {
+        if let Err(refused) = self.check_readable() {
             return AtomicResponse::new(Box::pin(ready(Err(refused))));
         }
-        if self.refolded {
+        if self.digests_rebuilt {
             return AtomicResponse::new(Box::pin(ready(Ok(()))));
         }
         let (shared, no, epoch) = (self.shared.clone(), self.no, self.epoch);
-        let last_seq = self.core.head().last_seq;
-        let again = async move { rebuild(&shared.ledger, no, epoch, last_seq).await };
-        AtomicResponse::new(Box::pin(again.into_actor(self).map(|again, group, _| {
-            group.digests = again?;
-            group.refolded = true;
+        let last_seq = self.core.state().last_seq;
+        let rebuilt = async move { rebuild(&shared.db, no, epoch, last_seq).await };
+        AtomicResponse::new(Box::pin(rebuilt.into_actor(self).map(|rebuilt, group, _| {
+            group.digests = rebuilt?;
+            group.digests_rebuilt = true;
             Ok(())
         })))
     }
 }
 
-/// The digests made again, and stored: they were of an earlier version, damaged, or none (SEEDS
-/// TD-6).
-async fn rebuild(
-    ledger: &Ledger,
-    no: GroupNo,
-    epoch: u64,
-    last_seq: u64,
-) -> Result<Digests, StoreError> {
+/// Rebuilds the digests and stores them: they were of an earlier version, damaged, or absent
+/// (TD-6).
+async fn rebuild(db: &Db, no: GroupNo, epoch: u64, last_seq: u64) -> Result<Digests, StoreError> {
     let started = Instant::now();
-    let digests = digest::rebuild(ledger, no, epoch, last_seq).await?;
+    let digests = digest::rebuild(db, no, epoch, last_seq).await?;
     log::info!(
         target: "greenroom::group",
         no, frames = digests.group.frame_count, ms = started.elapsed().as_millis();
-        "digests made again"
+        "digests rebuilt"
     );
     Ok(digests)
 }
 
-/// The running attempt, heard again from the frames that are durable: all that anybody saw of it.
-async fn hear_again(ledger: &Ledger, no: GroupNo, task: &Task) -> Result<Option<Turn>, StoreError> {
+/// Replays the running attempt from its durable frames, which are all that readers saw of it.
+async fn replay_attempt(db: &Db, no: GroupNo, task: &Task) -> Result<Option<Attempt>, StoreError> {
     let (Some(run), Some(first)) = (task.run, task.seq_first) else { return Ok(None) };
-    let (mut turn, mut reread) = (Turn::new(run, 0), Reread::default());
+    let (mut attempt, mut session_cursor) = (Attempt::new(run, 0), SessionCursor::default());
     let mut after = first.saturating_sub(1);
     loop {
         let filter = FrameFilter {
@@ -172,21 +168,21 @@ async fn hear_again(ledger: &Ledger, no: GroupNo, task: &Task) -> Result<Option<
             bytes_max: 4 << 20,
             ..FrameFilter::default()
         };
-        let blocks = ledger.read(move |archive| archive.blocks(no, &filter)).await?;
-        let Some(last) = blocks.last() else { return Ok(Some(turn)) };
+        let blocks = db.read(move |store| store.blocks(no, &filter)).await?;
+        let Some(last) = blocks.last() else { return Ok(Some(attempt)) };
         let seen = after;
         after = last.last_seq();
         for frame in blocks.iter().flat_map(|block| block.frames()) {
             if frame.seq > seen {
-                turn.hear(&reread.meaning(frame.kind, frame.payload));
-                // What cuts it off is no word of its agent's, and outlives the server all the same.
-                if let Some(Ok(fact)) = Write::read(frame.kind, frame.payload) {
-                    turn.take(&fact);
+                attempt.add_output(&session_cursor.summarize(frame.kind, frame.payload));
+                // The fact that cancels it is not the agent's output, and survives a restart too.
+                if let Some(Ok(fact)) = Fact::read(frame.kind, frame.payload) {
+                    attempt.apply(&fact);
                 }
             }
         }
         if after <= seen {
-            return Ok(Some(turn));
+            return Ok(Some(attempt));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A histogram out of atomics: the library's own takes a lock for each observation.
+//! A histogram of atomics: the library's own takes a lock for each observation.
 
 use std::{
     fmt,
@@ -13,18 +13,18 @@ use prometheus_client::{
     metrics::{MetricType, counter::Counter},
 };
 
-/// How often something was how large. Clones share it.
+/// Counts of values by size. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Histogram {
-    /// Upper bounds, inclusive, in order; what is above all of them has a place of its own.
+    /// Upper bounds, inclusive, in order. Greater values have the last count.
     bounds: &'static [f64],
-    /// One more than there are bounds.
+    /// One more than the bounds.
     counts: Arc<[AtomicU64]>,
     sum: Counter<f64, AtomicU64>,
 }
 
 impl Histogram {
-    /// Nothing yet, in buckets with these upper bounds, in order.
+    /// An empty histogram with these upper bounds, in order.
     pub fn new(bounds: &'static [f64]) -> Self {
         let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
         Self { bounds, counts, sum: Counter::default() }
@@ -32,13 +32,13 @@ impl Histogram {
 
     /// Counts a value.
     pub fn observe(&self, value: f64) {
-        // At most as many as there are bounds, and there is one place more.
-        let place = self.bounds.partition_point(|bound| *bound < value);
-        self.counts[place].fetch_add(1, Ordering::Relaxed);
+        // At most the number of bounds, and there is one more count.
+        let bucket = self.bounds.partition_point(|bound| *bound < value);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
         self.sum.inc_by(value);
     }
 
-    /// Counts the seconds between two moments; a clock that was set back counts as none.
+    /// Counts the seconds between two moments; 0 if the clock was set back.
     pub fn observe_ms(&self, from_ms: i64, to_ms: i64) {
         self.observe(to_ms.saturating_sub(from_ms).max(0) as f64 / 1000.0);
     }
@@ -49,7 +49,7 @@ impl EncodeMetric for Histogram {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
-        // From what was just read, so that it is what the last bucket comes to.
+        // From the counts just read, so that it equals the last bucket.
         let count = buckets.iter().map(|(_, count)| count).sum();
         encoder.encode_histogram::<NoLabelSet>(self.sum.get(), count, &buckets, None)
     }

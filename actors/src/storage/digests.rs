@@ -1,4 +1,4 @@
-//! Digests as the database has them, and what is asked for of them.
+//! The types of stored digests, and the filters of their lists.
 
 use std::collections::BTreeMap;
 
@@ -14,22 +14,22 @@ pub struct DigestRows {
     pub group: String,
     /// Its last run's, if it had one.
     pub run: Option<String>,
-    /// What has to be known to fold on.
-    pub carry: String,
-    /// What the facts closed.
-    pub closed: ClosedRows,
+    /// The projection's open state: what it needs to continue.
+    pub open: String,
+    /// The digests that the facts sealed.
+    pub sealed: SealedDigests,
 }
 
-/// Digests that stay as they are.
+/// Sealed digests: they do not change any more.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct ClosedRows {
-    /// Runs that are over.
+pub struct SealedDigests {
+    /// Of ended runs, JSON.
     pub runs: BTreeMap<RunId, String>,
-    /// Tasks that were started and are over.
+    /// Of tasks that were started and have ended.
     pub turns: BTreeMap<TaskId, TurnRow>,
 }
 
-/// The digest of a task that was started and is over.
+/// The digest of a task that was started and has ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TurnRow {
     /// When it ended.
@@ -40,12 +40,12 @@ pub struct TurnRow {
     pub digest: String,
 }
 
-/// A run's digest where it is asked for by name.
+/// A run's digest, found by the run's id.
 #[derive(Clone, Debug)]
-pub struct RunStanding {
+pub struct RunDigestRow {
     /// The run's group.
     pub group: GroupNo,
-    /// The digest; absent if it has to be made again first.
+    /// The digest; absent if it has to be rebuilt first.
     pub digest: Option<RunDigest>,
 }
 
@@ -54,14 +54,14 @@ pub struct RunStanding {
 pub struct TurnEntry {
     /// The task.
     pub task: Task,
-    /// What it came to, once it ended.
+    /// Its digest, once it has ended.
     pub digest: Option<Digest>,
 }
 
-/// A task that was started and is over, in the order of the ends.
+/// A task that was started and has ended, in the order of the ends.
 #[derive(Clone, Debug)]
 pub struct EndedTurn {
-    /// Where it is in that order.
+    /// Its place in that order.
     pub place: EndedAt,
     /// The group.
     pub group: GroupNo,
@@ -69,17 +69,17 @@ pub struct EndedTurn {
     pub ordinal: u64,
     /// The launch profile.
     pub agent: Option<String>,
-    /// What it came to.
+    /// Its digest.
     pub digest: Digest,
 }
 
-/// A place in the order in which tasks ended: by the wall clock as it was then, and by group and
-/// order of acceptance among those of one millisecond.
+/// A place in the order in which tasks ended: by the wall clock at the end, then by group and order
+/// of acceptance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EndedAt {
-    /// When.
+    /// When the task ended.
     pub at: Timestamp,
-    /// Which of that moment.
+    /// The task's key, for tasks that ended in the same millisecond.
     pub key: i64,
 }
 
@@ -92,7 +92,7 @@ pub struct TurnFilter {
     pub before: Option<u64>,
     /// The newest first.
     pub descending: bool,
-    /// At most so many.
+    /// At most this many.
     pub limit: usize,
 }
 
@@ -103,8 +103,8 @@ pub struct EndedFilter {
     pub from: Option<Timestamp>,
     /// Only those that ended before.
     pub to: Option<Timestamp>,
-    /// Only those behind this place.
+    /// Only those after this place.
     pub after: Option<EndedAt>,
-    /// At most so many.
+    /// At most this many.
     pub limit: usize,
 }

@@ -1,34 +1,34 @@
-//! What can be wrong with a database, as far as whoever runs it can do something about it.
+//! The faults of a database, and the operator's remedy for each.
 
 use std::{error::Error, fmt};
 
 use greenroom_core::Timestamp;
 
-/// Why a database does not work (RELIABILITY F19–F25).
+/// Why a database does not work (F19–F25).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// No room is left, on the disk or in the file.
     DiskFull,
-    /// It may be read only.
+    /// The file is read-only.
     ReadOnly,
     /// Another program holds its lock.
     Locked,
-    /// What stands in a file cannot be understood.
+    /// A file is damaged.
     Corrupt,
-    /// A file was removed, or another one put in its place, while it was open.
+    /// A file was removed or replaced while it was open.
     Replaced,
-    /// What was written could not be synced. Nobody knows what of it is on disk, and a later sync
-    /// that works says nothing about it.
+    /// A sync failed. How much of the write is on disk is unknown, and a later successful sync does
+    /// not prove it.
     Unsynced,
     /// The system refused to read or to write: a broken disk, a quota, a limit on file sizes.
     Io,
-    /// Whatever else.
+    /// Any other error.
     Other,
 }
 
 impl Fault {
-    /// One word for it, without a path (RELIABILITY C21).
-    pub fn word(self) -> &'static str {
+    /// The API's word for the fault, without a path (C21).
+    pub fn wire_name(self) -> &'static str {
         match self {
             Self::DiskFull => "disk_full",
             Self::ReadOnly => "read_only",
@@ -41,32 +41,33 @@ impl Fault {
         }
     }
 
-    /// What to do about it.
+    /// What the operator must do.
     pub fn remedy(self) -> &'static str {
         match self {
-            Self::DiskFull => "make room on its disk; work goes on by itself then",
-            Self::ReadOnly => "let this user write to it; work goes on by itself then",
-            Self::Locked => "end the program that holds its lock; work goes on by itself then",
+            Self::DiskFull => "free space on its disk; work then resumes by itself",
+            Self::ReadOnly => "give this user write access; work then resumes by itself",
+            Self::Locked => "end the program that holds its lock; work then resumes by itself",
             Self::Corrupt => "stop the server, keep the files, and restore a backup",
             Self::Replaced => "stop the server; put the file back, or restore a backup",
-            Self::Unsynced => "look after the disk; the next start reads what is on it",
-            Self::Io => "look after the disk, quotas and limits; work goes on by itself then",
-            Self::Other => "it is tried again every second",
+            Self::Unsynced => "check the disk; the next start reads what is on it",
+            Self::Io => "check the disk, quotas and limits; work then resumes by itself",
+            Self::Other => "greenroom retries every second",
         }
     }
 
-    /// Whether a write that works proves that it is over. A damaged file can be written to, too.
+    /// Whether a successful write proves that the fault has ended. It does not for a damaged file,
+    /// which can still be written to.
     pub fn heals(self) -> bool {
         !matches!(self, Self::Corrupt | Self::Replaced)
     }
 
-    /// Whether the reason may be one group's facts: then the others are tried without them.
-    pub(super) fn may_be_one_groups(self) -> bool {
+    /// Whether one group's facts may be the cause: then the writer commits each group by itself.
+    pub(super) fn may_be_of_one_group(self) -> bool {
         matches!(self, Self::Other)
     }
 }
 
-/// Since when a database does not work, and why.
+/// Why a database does not work, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failing {
     /// Why.
@@ -75,20 +76,20 @@ pub struct Failing {
     pub since: Timestamp,
 }
 
-/// A database's own error, with what it means for whoever runs it.
+/// A database's own error, with its fault.
 #[derive(Debug)]
-pub(super) struct Broken {
+pub(super) struct FaultError {
     pub fault: Fault,
     pub cause: Box<dyn Error + Send + Sync>,
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for FaultError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.cause.fmt(f)
     }
 }
 
-impl Error for Broken {
+impl Error for FaultError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.cause.source()
     }

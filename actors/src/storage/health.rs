@@ -1,18 +1,24 @@
-//! How the database is, for anybody to look at and to wait for.
+//! The shared state of the database: whether it works, its broken groups, sizes and counters.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicI64, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    thread::Thread,
+    time::Duration,
 };
-use std::{thread::Thread, time::Duration};
 
 use greenroom_core::Timestamp;
 use tokio::sync::watch;
 
-use super::{Broken, Failing, Fault, GroupNo, StoreError, Unreadable, unreadable::BrokenGroups};
-use crate::{clock, metrics::StorageMetrics};
+use super::{
+    BrokenGroup, Failing, Fault, GroupNo, StorageMetrics, StoreError, Unreadable,
+    unreadable::BrokenGroups,
+};
+use crate::clock;
 
-/// Whether the database works, and what was committed so far; for anybody to look at.
+/// Whether the database works, and how much was committed. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct StorageHealth(Arc<Figures>);
 
@@ -25,9 +31,9 @@ struct Figures {
     metrics: StorageMetrics,
     database_bytes: AtomicU64,
     log_bytes: AtomicU64,
-    /// Milliseconds since the epoch; 0 if there was none.
+    /// The last checkpoint, milliseconds since the epoch; 0 if there was none.
     checkpoint: AtomicI64,
-    /// Sleeps while nothing is committed.
+    /// The checkpointer's thread, which sleeps while nothing is committed.
     checkpointer: OnceLock<Thread>,
 }
 
@@ -41,41 +47,41 @@ pub struct Sizes {
 }
 
 impl StorageHealth {
-    /// Whether the last transaction was durable. While it is not, nothing but a trial write
-    /// touches the database, and every other write is refused at once.
+    /// Whether the database works. While it does not, only a trial write touches it, and every
+    /// other write is refused at once.
     pub fn is_good(&self) -> bool {
         self.0.failing.borrow().is_none()
     }
 
-    /// Since when it fails, and why.
+    /// The fault and its beginning, while the database fails.
     pub fn failing(&self) -> Option<Failing> {
         *self.0.failing.borrow()
     }
 
     /// Waits until the database works; returns at once if it does. Cancel safe.
     pub async fn until_good(&self) {
-        // An error says that the sender is gone, and `self` holds it.
+        // An error would mean that the sender is dropped, and `self` holds it.
         _ = self.0.failing.subscribe().wait_for(Option::is_none).await;
     }
 
-    /// The rows of a group that cannot be read, as far as they are known.
-    pub fn broken(&self, group: GroupNo) -> Option<Broken> {
+    /// The known unreadable rows of a group.
+    pub fn broken(&self, group: GroupNo) -> Option<BrokenGroup> {
         self.0.broken.borrow().0.get(&group).cloned()
     }
 
-    /// The groups that cannot work for it.
+    /// The groups that cannot work because of unreadable rows.
     pub fn broken_groups(&self) -> Vec<GroupNo> {
         let broken = self.0.broken.borrow();
         broken.0.iter().filter(|(_, broken)| broken.stops).map(|(no, _)| *no).collect()
     }
 
-    /// Takes in a row that cannot be understood, and names it in the log if it was not known: at
-    /// `error` the first of a group, at `warn` those that are found later.
-    pub fn unreadable(&self, row: &Unreadable) {
+    /// Records an unreadable row, and logs it if it was unknown: at `error` the first of a group,
+    /// at `warn` the later ones.
+    pub fn report_unreadable(&self, row: &Unreadable) {
         let mut level = None;
         self.0.broken.send_if_modified(|broken| {
             let known = broken.0.contains_key(&row.group);
-            let fresh = broken.take(row);
+            let fresh = broken.insert(row);
             level = fresh.then_some(if known { log::Level::Warn } else { log::Level::Error });
             true
         });
@@ -88,40 +94,41 @@ impl StorageHealth {
         }
     }
 
-    /// Forgets what was known of a group that is no more.
-    pub(super) fn purged(&self, group: GroupNo) {
+    /// Removes the unreadable rows of a purged group.
+    pub(super) fn forget_group(&self, group: GroupNo) {
         self.0.broken.send_if_modified(|broken| broken.0.remove(&group).is_some());
     }
 
-    /// How many groups' commits there were, and in how many transactions.
+    /// The number of groups' commits so far, and of their transactions.
     pub fn totals(&self) -> (u64, u64) {
         let of = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         (of(&self.0.commits), of(&self.0.transactions))
     }
 
-    /// What the writer counts.
+    /// The writer's metrics.
     pub fn metrics(&self) -> &StorageMetrics {
         &self.0.metrics
     }
 
-    /// How large the files were when they were last looked at, at most a second or so ago.
+    /// The sizes of the files at the last check, about a second ago at most.
     pub fn sizes(&self) -> Sizes {
         let of = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         Sizes { database: of(&self.0.database_bytes), log: of(&self.0.log_bytes) }
     }
 
-    /// When all of the write-ahead log was last moved into the database, by the wall clock.
+    /// When the whole write-ahead log was last moved into the database, by the wall clock.
     pub fn last_checkpoint(&self) -> Option<Timestamp> {
         let at = self.0.checkpoint.load(Ordering::Relaxed);
         (at != 0).then_some(Timestamp(at))
     }
 
-    /// Takes in that it fails. True if it did not before: then somebody should say so.
-    pub(super) fn fail(&self, fault: Fault) -> bool {
+    /// Records that the database fails. Returns true if it worked before, or if the fault is worse
+    /// than the known one: then the caller logs it.
+    pub(super) fn set_failing(&self, fault: Fault) -> bool {
         let failing = Failing { fault, since: clock::now() };
         self.0.failing.send_if_modified(|state| {
             let fresh = state.is_none();
-            // One that does not heal stands over one that does.
+            // A fault that does not heal replaces one that does.
             if fresh || state.is_some_and(|state| state.fault.heals() && !fault.heals()) {
                 *state = Some(failing);
                 return true;
@@ -130,11 +137,12 @@ impl StorageHealth {
         })
     }
 
-    /// Takes in that it works. True if it did not before: then somebody should say so.
-    pub(super) fn work(&self) -> bool {
+    /// Records that the database works. Returns true if it failed before: then the caller logs it.
+    pub(super) fn set_working(&self) -> bool {
         self.0.failing.send_if_modified(|state| state.take().is_some())
     }
 
+    /// Counts one transaction with this number of groups' commits, and wakes the checkpointer.
     pub(super) fn committed(&self, groups: u64) {
         self.0.transactions.fetch_add(1, Ordering::Relaxed);
         self.0.commits.fetch_add(groups, Ordering::Relaxed);
@@ -143,7 +151,7 @@ impl StorageHealth {
         }
     }
 
-    /// Counts a transaction that took so long, and the groups' commits in it that are durable.
+    /// Observes a transaction's duration, and the groups' commits in it that are durable.
     pub(super) fn transacted(&self, took: Duration, answers: &[Result<(), StoreError>]) {
         let metrics = &self.0.metrics;
         metrics.seconds.observe(took.as_secs_f64());
@@ -155,8 +163,8 @@ impl StorageHealth {
         }
     }
 
-    /// Counts a lock that was taken; `reclaimed`: from a holder that is provably dead.
-    pub(super) fn lock_taken(&self, reclaimed: bool) {
+    /// Counts an acquired lock; `reclaimed`: from a holder that is provably dead.
+    pub(super) fn lock_acquired(&self, reclaimed: bool) {
         self.0.metrics.lock_acquisitions.inc();
         self.0.metrics.lock_reclaims.inc_by(reclaimed.into());
     }
@@ -170,8 +178,8 @@ impl StorageHealth {
         self.0.checkpoint.store(clock::now().0, Ordering::Relaxed);
     }
 
-    /// Names the thread that is woken by the first commit after a quiet time.
-    pub(super) fn wake(&self, checkpointer: Thread) {
+    /// Sets the thread that the next commit wakes.
+    pub(super) fn set_checkpointer(&self, checkpointer: Thread) {
         _ = self.0.checkpointer.set(checkpointer);
     }
 }

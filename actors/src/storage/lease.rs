@@ -1,44 +1,46 @@
-//! Keeping a lease while its holder works (SEEDS HL-6).
+//! Refreshes a lease while its holder works (HL-6).
 
 use std::time::Duration;
 
 use greenroom_core::lock::{Lease, Ttl};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::{Ledger, LockError, chain};
+use super::{Db, LockError, chain};
 
-/// Why a lease is kept no longer.
+/// Why a lease is no longer refreshed.
 #[derive(Clone, Debug)]
-pub enum Lost {
-    /// It is not its holder's any more: another has the lock, or nobody.
+pub enum LeaseEnd {
+    /// Its holder has lost it.
     Gone(LockError),
-    /// It could not be refreshed for as long as it lasts.
+    /// The refreshes failed for as long as the lease lasts.
     Unreachable,
-    /// It was held for as long as anybody may, refreshed or not.
+    /// It was held for the longest time that is allowed.
     Outlived,
 }
 
-/// Refreshes a lease until that is no longer possible, and says why; until then the lease is its
-/// holder's. A failure does not end it, so many in a row that the time to live has passed do.
-/// `life_max` is the cap on the whole, from now on.
+/// Refreshes a lease until that is no longer possible, and returns why; until then its holder has
+/// it. One failure does not end it; failures in a row for the time to live do. `life_max` limits
+/// the whole time, from now on.
 ///
-/// It releases nothing. Dropped, it refreshes no more; a refresh that is under way then does no
-/// harm, as it brings no released or lost lease back.
-pub async fn keep(ledger: Ledger, lease: Lease, ttl: Ttl, life_max: Duration) -> Lost {
-    timeout(life_max, refresh(&ledger, &lease, ttl)).await.unwrap_or(Lost::Outlived)
+/// It never releases the lease. If the future is dropped, the refreshes end; one that is then under
+/// way is harmless, as a refresh does not restore a released or lost lease.
+pub async fn keep(db: Db, lease: Lease, ttl: Ttl, life_max: Duration) -> LeaseEnd {
+    timeout(life_max, refresh(&db, &lease, ttl)).await.unwrap_or(LeaseEnd::Outlived)
 }
 
-async fn refresh(ledger: &Ledger, lease: &Lease, ttl: Ttl) -> Lost {
+async fn refresh(db: &Db, lease: &Lease, ttl: Ttl) -> LeaseEnd {
     let every = Duration::from_millis(ttl.refresh_ms());
     let mut beat = interval(every);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beat.tick().await; // The first one is at once, and the lease is new.
+    beat.tick().await; // The first tick is immediate, and the lease is fresh.
     let mut failures = 0;
     while failures < ttl.failures_max() {
         beat.tick().await;
-        match timeout(every, ledger.lock_refresh(lease.clone())).await {
+        match timeout(every, db.lock_refresh(lease.clone())).await {
             Ok(Ok(_)) => failures = 0,
-            Ok(Err(lost @ (LockError::Held { .. } | LockError::Lost))) => return Lost::Gone(lost),
+            Ok(Err(lost @ (LockError::Conflict { .. } | LockError::Lost))) => {
+                return LeaseEnd::Gone(lost);
+            }
             Ok(Err(err @ (LockError::Absent | LockError::Store(_)))) => {
                 failures += 1;
                 log::warn!(key:% = lease.key, failures, err:% = chain(&err); "lease not refreshed");
@@ -49,5 +51,5 @@ async fn refresh(ledger: &Ledger, lease: &Lease, ttl: Ttl) -> Lost {
             }
         }
     }
-    Lost::Unreachable
+    LeaseEnd::Unreachable
 }

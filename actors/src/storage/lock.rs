@@ -1,80 +1,81 @@
-//! The compaction lock in the database's words: what is asked of it, and what it answers.
+//! The compaction lock's requests, answers and errors, and how the writer handles them.
 
 use std::cell::Cell;
 
 use actix::{Handler, Message};
 use greenroom_core::{
     Timestamp,
-    lock::{Held, Holder, Lease, Lock, LockKey, Lost, Ttl},
+    lock::{Holder, Lease, Lock, LockConflict, LockKey, RefreshError, Ttl},
 };
 
-use super::{Fault, GroupNo, Storage, Store, StoreError, chain, holder};
+use super::{Fault, GroupNo, Store, StoreError, Writer, chain, holder};
 use crate::clock;
 
-/// Who wants which lock.
+/// A request for a lock.
 #[derive(Clone, Debug)]
-pub struct LockAsk {
-    /// The session that is to be compacted.
+pub struct LockRequest {
+    /// The session to compact.
     pub key: LockKey,
-    /// Who wants to.
+    /// The holder.
     pub holder: Holder,
-    /// For how long, unless it is refreshed.
+    /// The time to live, from the acquisition or the last refresh.
     pub ttl: Ttl,
-    /// The group that greenroom itself takes it for: it goes when the group is adopted or purged.
+    /// The group for which greenroom itself acquires it: it is freed when the group is adopted or
+    /// purged.
     pub group: Option<GroupNo>,
 }
 
-/// A lock that the asker holds.
+/// A lock that the caller holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Granted {
+pub struct LockGrant {
     /// The lock.
     pub lock: Lock,
-    /// Whether it was taken just now; else its living holder asked again, and keeps its token.
+    /// Whether it was acquired now; otherwise its living holder renewed it and keeps its token.
     pub fresh: bool,
 }
 
-/// Why a lock was not given, refreshed, released or read. Nothing was changed.
+/// Why a lock was not acquired, refreshed, released or read. Nothing was changed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LockError {
-    /// The database has no locks: it was written by another version. Whether to go on without one
-    /// is the caller's decision (SEEDS HL-8).
+    /// The database has no table of locks: another version wrote it. The caller decides whether to
+    /// continue without a lock (HL-8).
     #[error("the database has no table of locks; restart greenroom, or upgrade it")]
     Absent,
-    /// Another holds it, or the same holder by a later token.
+    /// Another holder has it, or the same holder under a later token.
     #[error("the lock is held by {holder}")]
-    Held {
-        /// Who.
+    Conflict {
+        /// That holder.
         holder: Holder,
-        /// Until when, by the wall clock, unless they refresh it.
+        /// When their lease expires unless it is refreshed, by the wall clock.
         expires_at: Timestamp,
     },
-    /// The lease is its holder's no more, though nobody else holds the lock.
+    /// The holder has lost the lease, though the lock is free.
     #[error("the lease was released, or has expired and was taken")]
     Lost,
-    /// The database failed. Whether anybody holds the lock is not known (SEEDS HL-9).
+    /// The database failed. Whether the lock is held is unknown (HL-9).
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-impl From<Held> for LockError {
-    fn from(Held { holder, expires_at }: Held) -> Self {
-        Self::Held { holder, expires_at }
+impl From<LockConflict> for LockError {
+    fn from(LockConflict { holder, expires_at }: LockConflict) -> Self {
+        Self::Conflict { holder, expires_at }
     }
 }
 
-impl From<Lost> for LockError {
-    fn from(lost: Lost) -> Self {
+impl From<RefreshError> for LockError {
+    fn from(lost: RefreshError) -> Self {
         match lost {
-            Lost::Held(held) => held.into(),
-            Lost::Free => Self::Lost,
+            RefreshError::Conflict(conflict) => conflict.into(),
+            RefreshError::Free => Self::Lost,
         }
     }
 }
 
 /// See [`Store::lock_acquire`].
 #[derive(Debug, Message)]
-#[rtype(result = "Result<Granted, LockError>")]
-pub struct LockAcquire(pub LockAsk);
+#[rtype(result = "Result<LockGrant, LockError>")]
+pub struct LockAcquire(pub LockRequest);
 
 /// See [`Store::lock_refresh`].
 #[derive(Debug, Message)]
@@ -86,56 +87,61 @@ pub struct LockRefresh(pub Lease);
 #[rtype(result = "Result<bool, LockError>")]
 pub struct LockRelease(pub Lease);
 
-impl<S: Store + Unpin> Storage<S> {
-    /// Asks the store if it works, and keeps in mind whether it does. A table of locks that cannot
-    /// be used says nothing about the rest.
-    fn ask<T>(
+impl<S: Store + Unpin> Writer<S> {
+    /// Calls the store if the database works, and records a fault of the database. An unusable
+    /// table of locks is no such fault.
+    fn call_locks<T>(
         &mut self,
         ctx: &mut actix::Context<Self>,
-        ask: impl FnOnce(&mut S) -> Result<T, LockError>,
+        call: impl FnOnce(&mut S) -> Result<T, LockError>,
     ) -> Result<T, LockError> {
         self.refusal()?;
-        let answer = ask(&mut self.store);
+        let answer = call(&mut self.store);
         if let Err(LockError::Store(err)) = &answer {
             if err.fault() == Some(Fault::Other) {
-                log::error!(err:% = chain(err); "a lock could not be used");
+                log::error!(err:% = chain(err); "the table of locks could not be used");
             } else {
-                self.note(Some(err), ctx);
+                self.note_database(Some(err), ctx);
             }
         }
         answer
     }
 }
 
-impl<S: Store + Unpin> Handler<LockAcquire> for Storage<S> {
-    type Result = Result<Granted, LockError>;
+impl<S: Store + Unpin> Handler<LockAcquire> for Writer<S> {
+    type Result = Result<LockGrant, LockError>;
 
-    fn handle(&mut self, LockAcquire(ask): LockAcquire, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(
+        &mut self,
+        LockAcquire(request): LockAcquire,
+        ctx: &mut Self::Context,
+    ) -> Self::Result {
         let dead = Cell::new(false);
         let is_dead = |holder: &Holder| {
             dead.set(holder::is_dead(holder));
             dead.get()
         };
-        let granted = self.ask(ctx, |store| store.lock_acquire(&ask, clock::moment(), &is_dead))?;
+        let granted =
+            self.call_locks(ctx, |store| store.lock_acquire(&request, clock::moment(), &is_dead))?;
         if granted.fresh {
-            self.health.lock_taken(dead.get());
+            self.health.lock_acquired(dead.get());
         }
         Ok(granted)
     }
 }
 
-impl<S: Store + Unpin> Handler<LockRefresh> for Storage<S> {
+impl<S: Store + Unpin> Handler<LockRefresh> for Writer<S> {
     type Result = Result<Lock, LockError>;
 
     fn handle(&mut self, LockRefresh(lease): LockRefresh, ctx: &mut Self::Context) -> Self::Result {
-        self.ask(ctx, |store| store.lock_refresh(&lease, clock::moment()))
+        self.call_locks(ctx, |store| store.lock_refresh(&lease, clock::moment()))
     }
 }
 
-impl<S: Store + Unpin> Handler<LockRelease> for Storage<S> {
+impl<S: Store + Unpin> Handler<LockRelease> for Writer<S> {
     type Result = Result<bool, LockError>;
 
     fn handle(&mut self, LockRelease(lease): LockRelease, ctx: &mut Self::Context) -> Self::Result {
-        self.ask(ctx, |store| store.lock_release(&lease))
+        self.call_locks(ctx, |store| store.lock_release(&lease))
     }
 }

@@ -1,80 +1,79 @@
-//! Readers: a few threads, each with a connection of its own, apart from the writer.
+//! The readers: a few threads, each with its own connection to the database.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use actix::{Actor, ActorContext as _, Handler, Message, SyncContext};
 
-use super::{Archive, StoreError, chain};
+use super::{ReadStore, StoreError, chain};
 
-/// One reading thread. A question that panics takes its connection with it: then the thread opens
-/// another one.
+/// One reading thread. After a query that panicked it opens a new connection.
 pub struct Reader<A> {
-    archive: Result<A, StoreError>,
+    store: Result<A, StoreError>,
     open: Box<Open<A>>,
 }
 
 type Open<A> = dyn Fn() -> Result<A, StoreError> + Send;
 
-impl<A: Archive + Unpin> Reader<A> {
-    /// Reads from what `open` opens. If that fails, each question tries it again.
+impl<A: ReadStore + Unpin> Reader<A> {
+    /// A reader of the store that `open` opens. If that fails, each query retries it.
     pub fn new(open: impl Fn() -> Result<A, StoreError> + Send + 'static) -> Self {
-        Self { archive: open(), open: Box::new(open) }
+        Self { store: open(), open: Box::new(open) }
     }
 }
 
-impl<A: Archive + Unpin> Actor for Reader<A> {
+impl<A: ReadStore + Unpin> Actor for Reader<A> {
     type Context = SyncContext<Self>;
 }
 
-/// A question to the database, asked on a reading thread; the question itself passes the answer on.
-/// All of its reads see the same committed state.
+/// A closure that a reading thread calls with the store; it passes its answer on itself. All of its
+/// reads see the same committed state.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Query(pub Box<Question>);
+pub struct Query(pub Box<QueryFn>);
 
-type Question = dyn FnOnce(Result<&dyn Archive, &StoreError>) + Send;
+type QueryFn = dyn FnOnce(Result<&dyn ReadStore, &StoreError>) + Send;
 
-impl<A: Archive + Unpin> Handler<Query> for Reader<A> {
+impl<A: ReadStore + Unpin> Handler<Query> for Reader<A> {
     type Result = ();
 
-    fn handle(&mut self, Query(ask): Query, ctx: &mut Self::Context) {
-        if self.archive.is_err() {
-            self.archive = (self.open)();
+    fn handle(&mut self, Query(query): Query, ctx: &mut Self::Context) {
+        if self.store.is_err() {
+            self.store = (self.open)();
         }
-        // A panic would end the thread for good. Nothing of the connection is used after one.
-        match catch_unwind(AssertUnwindSafe(|| self.answer(ask))) {
+        // A panic would end the thread for good. Nothing of the connection is used after a panic.
+        match catch_unwind(AssertUnwindSafe(|| self.answer(query))) {
             Ok(Ok(())) => {}
             Ok(Err(err)) => {
                 log::log!(
                     target: "greenroom::storage", err.level(), err:% = chain(&err);
-                    "reader could not close its transaction; restarting it"
+                    "a reader could not end its transaction; it is restarted"
                 );
-                // Otherwise every later read would see this same state.
+                // Otherwise every later read would see this state.
                 ctx.stop();
             }
             Err(_) => {
-                log::error!(target: "greenroom::storage", "a reader panicked; it is started again");
+                log::error!(target: "greenroom::storage", "a reader panicked; it is restarted");
                 ctx.stop();
             }
         }
     }
 }
 
-impl<A: Archive + Unpin> Reader<A> {
-    fn answer(&self, ask: Box<Question>) -> Result<(), StoreError> {
-        let mut ask = Some(ask);
-        let read = match &self.archive {
-            Ok(archive) => archive.in_one_snapshot(&mut |archive| {
-                if let Some(ask) = ask.take() {
-                    ask(Ok(archive));
+impl<A: ReadStore + Unpin> Reader<A> {
+    fn answer(&self, query: Box<QueryFn>) -> Result<(), StoreError> {
+        let mut query = Some(query);
+        let read = match &self.store {
+            Ok(store) => store.in_one_snapshot(&mut |store| {
+                if let Some(query) = query.take() {
+                    query(Ok(store));
                 }
             }),
             Err(err) => Err(err.clone()),
         };
-        match (ask, read) {
-            // The read could not begin, so the question was not asked yet.
-            (Some(ask), Err(err)) => {
-                ask(Err(&err));
+        match (query, read) {
+            // The transaction could not begin, so the query was not called.
+            (Some(query), Err(err)) => {
+                query(Err(&err));
                 Ok(())
             }
             (_, read) => read,

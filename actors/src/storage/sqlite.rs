@@ -1,24 +1,29 @@
-//! The SQLite implementation: opening, migrating, and who may open it.
+//! SQLite: opens and migrates the database file, and keeps other servers out of its directory.
 //!
-//! This module and those below it alone name rusqlite.
+//! Only this module and its submodules use rusqlite.
 
-mod archive;
 mod backup;
 pub mod checkpoint;
 mod clock;
-mod cuts;
+mod compactions;
+mod damage;
 mod digests;
 mod exports;
 mod files;
-mod flaws;
-mod hydrate;
+mod frames;
+mod gauges;
+mod groups;
 mod locks;
 mod permissions;
+mod read_store;
 mod repair;
 mod rows;
+mod runs;
+mod segments;
 mod store;
-mod tally;
+mod stored_group;
 mod tasks;
+mod truncation;
 mod upkeep;
 mod wal;
 
@@ -36,14 +41,14 @@ use rustix::fs::FlockOperation;
 
 use self::files::Files;
 pub use self::{
-    archive::SqliteArchive,
     backup::BackupError,
-    checkpoint::{Checkpointer, Rhythm},
+    checkpoint::{CheckpointSchedule, Checkpointer},
+    read_store::SqliteReadStore,
     store::SqliteStore,
 };
-use super::{Fault, StoreError, Unreadable, fault::Broken};
+use super::{Fault, StoreError, Unreadable, fault::FaultError};
 
-/// Numbered migrations: the database's version is how many of them it has had.
+/// The migrations in order: the database's version is the number of migrations that it has had.
 const MIGRATIONS: [&str; 5] = [
     include_str!("sqlite/0001.sql"),
     include_str!("sqlite/0002.sql"),
@@ -51,34 +56,34 @@ const MIGRATIONS: [&str; 5] = [
     include_str!("sqlite/0004.sql"),
     include_str!("sqlite/0005.sql"),
 ];
-/// To how many bytes the log's file is cut when it begins anew after it grew, as under a backup.
+/// The size to which SQLite truncates the write-ahead log when it restarts it after it grew, as
+/// during a backup, bytes.
 const LOG_BYTES_KEPT: u32 = 32 << 20;
-/// How long a lock that another program holds on the database is waited out.
+/// How long a connection waits for a lock of another program.
 const BUSY: Duration = Duration::from_secs(5);
-
 /// How long a start waits for a process that only reads the files, as `greenroom verify` does.
-const LOOKED_AT: Duration = Duration::from_secs(30);
+const READERS_WAIT: Duration = Duration::from_secs(30);
 
-/// The file by whose lock a data directory is one server's.
+/// The file whose lock reserves a data directory for one server.
 const LOCK: &str = "greenroom.lock";
 
-/// A data directory that is this process's alone, and the database in it.
+/// The database in a data directory that this process has reserved.
 #[derive(Debug)]
 pub struct Database {
     path: PathBuf,
-    /// Holding it open holds the lock; the kernel gives the lock back however the process ends.
+    /// The open file holds the lock; the kernel releases it however the process ends.
     _lock: File,
 }
 
 impl Database {
-    /// Takes the directory of `path` for this process, makes what is missing (the directory 0700,
-    /// the database 0600: RELIABILITY C14), and brings the schema up to date.
+    /// Reserves the directory of `path` for this process, creates what is missing (the directory
+    /// 0700, the database 0600: C14), and migrates the schema.
     ///
     /// # Errors
     ///
     /// [`StoreError::InUse`] if another server has the directory, [`StoreError::TooNew`] if a later
-    /// version wrote the database, [`StoreError::Unusable`] if something cannot be made or read, or
-    /// if the database is missing and was there before. Then it was left as it is.
+    /// version wrote the database, [`StoreError::Unusable`] if something cannot be created or read,
+    /// or if an earlier database is missing. Then nothing of the database was changed.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         files::make_dir(dir).map_err(cannot_make(dir))?;
@@ -86,25 +91,26 @@ impl Database {
         let path = dir.join(path.file_name().unwrap_or_else(|| "greenroom.db".as_ref()));
         let lock = dir.join(LOCK);
         let all = [lock.clone(), path.clone(), files::beside(&path, "-wal")];
-        files::warn_of_open(&dir, &all);
+        files::warn_of_access(&dir, &all);
         let private = |path: &Path| {
             let mut options = OpenOptions::new();
             options.create(true).append(true).mode(0o600).open(path).map_err(cannot_make(path))
         };
         let lock = private(&lock)?;
-        files::own(&lock, LOOKED_AT).map_err(|_| StoreError::InUse(dir.display().to_string()))?;
-        files::refuse_remains(&path)?;
+        files::lock_exclusively(&lock, READERS_WAIT)
+            .map_err(|_| StoreError::InUse(dir.display().to_string()))?;
+        files::refuse_missing(&path)?;
         refuse_damaged_log(&path)?;
         private(&path)?;
-        // The names of the files, before anything is acknowledged that is in them.
+        // Makes the files' names durable before the first commit is acknowledged.
         files::sync_dir(&dir).map_err(cannot_make(&dir))?;
         let database = Self { path, _lock: lock };
-        database.begin().map_err(unusable(&database.path))?;
+        database.migrate().map_err(unusable(&database.path))?;
         Ok(database)
     }
 
-    fn begin(&self) -> Result<(), StoreError> {
-        // Before the first connection that writes anything: a later version's file stays as it is.
+    fn migrate(&self) -> Result<(), StoreError> {
+        // Before the first connection that writes: a later version's file is not changed.
         let reader =
             connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed("opened"))?;
         version(&reader)?;
@@ -112,7 +118,7 @@ impl Database {
         migrate(&mut self.writer()?)
     }
 
-    /// What to tell whoever started a server that met `err` before it served anybody.
+    /// Turns an error of the start into one that names the database file, for the operator.
     pub fn refusal(&self, err: StoreError) -> StoreError {
         unusable(&self.path)(err)
     }
@@ -135,12 +141,12 @@ impl Database {
     fn writer(&self) -> Result<Connection, StoreError> {
         let open = || -> rusqlite::Result<_> {
             let conn = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-            // `auto_vacuum` counts only before the first table is made.
+            // `auto_vacuum` has an effect only before the first table is created.
             conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
             conn.pragma_update(None, "journal_mode", "WAL")?;
             conn.pragma_update(None, "synchronous", "FULL")?;
-            // A checkpoint within a commit keeps its errors to itself, a failed sync too: see
-            // `checkpoint`, and `Store::check` for what happens if nobody does it.
+            // A checkpoint within a commit hides its errors, even a failed sync. See `checkpoint`,
+            // and `Store::check` for what happens if the checkpointer fails.
             conn.pragma_update(None, "wal_autocheckpoint", 0)?;
             conn.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
             Ok(conn)
@@ -148,65 +154,66 @@ impl Database {
         open().map_err(failed("opened"))
     }
 
-    /// The writing side of the store. One at a time.
+    /// Opens the writing store. There must be only one at a time.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
     pub fn store(&self) -> Result<SqliteStore, StoreError> {
         let conn = self.writer()?;
-        // Left by a probe that was cut off. It also opens the log.
+        // An interrupted probe may have left it. This also opens the write-ahead log.
         conn.execute(upkeep::FORGET_TRIAL, []).map_err(failed("opened"))?;
-        let files = Files::of(&self.path).map_err(|err| broken("opened", Fault::Replaced, err))?;
+        let files =
+            Files::of(&self.path).map_err(|err| database_error("opened", Fault::Replaced, err))?;
         Ok(SqliteStore::new(conn, Some(files)))
     }
 
-    /// What moves the write-ahead log, with a connection of its own.
+    /// Creates the checkpointer, with a connection of its own.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub fn checkpointer(&self, rhythm: Rhythm) -> Result<Checkpointer, StoreError> {
+    pub fn checkpointer(&self, schedule: CheckpointSchedule) -> Result<Checkpointer, StoreError> {
         let conn = self.writer()?;
         conn.busy_timeout(checkpoint::BUSY).map_err(failed("opened"))?;
-        Ok(Checkpointer::new(conn, rhythm))
+        Ok(Checkpointer::new(conn, schedule))
     }
 
-    /// What opens reading sides of the store.
+    /// Returns the opener of read stores.
     pub fn opener(&self) -> Opener {
         Opener(self.path.clone())
     }
 }
 
-/// Opens reading sides of the store, as many as wanted.
+/// Opens read stores, as many as the caller wants.
 #[derive(Clone, Debug)]
 pub struct Opener(PathBuf);
 
 impl Opener {
-    /// What opens reading sides of a database that may be another process's.
+    /// The opener of a database that may be another process's.
     pub fn at(path: &Path) -> Self {
         Self(path.to_owned())
     }
 
-    /// A reading side that may bring back what a killed server left in the write-ahead log, which
-    /// one that may not write cannot.
+    /// Opens a read store that may restore what a killed server left in the write-ahead log. That
+    /// needs write access.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`], [`StoreError::TooNew`].
-    pub fn inspect(&self) -> Result<SqliteArchive, StoreError> {
+    pub fn inspect(&self) -> Result<SqliteReadStore, StoreError> {
         let conn = self.for_repair()?;
         conn.pragma_update(None, "query_only", true).map_err(failed("opened"))?;
-        Ok(SqliteArchive::new(conn))
+        Ok(SqliteReadStore::new(conn))
     }
 
     fn for_repair(&self) -> Result<Connection, StoreError> {
-        // SQLite would delete the log of an empty database.
-        files::refuse_remains(&self.0)?;
-        // And it would leave out what stands behind damage in the log, and delete that, too.
+        // SQLite would delete the write-ahead log of an empty database.
+        files::refuse_missing(&self.0)?;
+        // It would also ignore and overwrite the commits after damage in the log.
         let lock = File::open(self.0.with_file_name(LOCK));
-        let held = |lock: &File| rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared);
-        if lock.as_ref().is_ok_and(|lock| held(lock).is_ok()) {
+        let share = |lock: &File| rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared);
+        if lock.as_ref().is_ok_and(|lock| share(lock).is_ok()) {
             refuse_damaged_log(&self.0)?;
         }
         let open = || {
@@ -218,18 +225,18 @@ impl Opener {
         open().map_err(unusable(&self.0))
     }
 
-    /// A reading side.
+    /// Opens a read store.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub fn archive(&self) -> Result<SqliteArchive, StoreError> {
+    pub fn read_store(&self) -> Result<SqliteReadStore, StoreError> {
         let open = || -> rusqlite::Result<_> {
             let conn = connect(&self.0, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-            // SQLite opens the log with the first read, and makes one if it was removed meanwhile
-            // (RELIABILITY F25): so that is now.
+            // SQLite opens the log with the first read, and would create one if it was removed
+            // meanwhile (F25). So the first read is made here.
             conn.pragma_query_value(None, "schema_version", |_| Ok(()))?;
-            Ok(SqliteArchive::new(conn))
+            Ok(SqliteReadStore::new(conn))
         };
         open().map_err(failed("opened"))
     }
@@ -243,23 +250,22 @@ fn connect(path: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
-/// Refuses to open a database of whose log SQLite would leave out commits that were synced
-/// (RELIABILITY F24).
+/// Refuses a database with a damaged write-ahead log: SQLite would ignore commits in it that were
+/// synced (F24).
 fn refuse_damaged_log(database: &Path) -> Result<(), StoreError> {
     let log = files::beside(database, "-wal");
     let file = log.display().to_string();
     let why = match wal::damage(&log) {
         Ok(None) => return Ok(()),
         Ok(Some(at)) => format!(
-            "it is damaged at byte {at}, and commits stand behind that; keep it, and restore a \
-             backup"
+            "it is damaged at byte {at}, before further commits; keep it, and restore a backup"
         ),
         Err(err) => return Err(cannot_make(&log)(err)),
     };
     Err(StoreError::Unusable { file, why, source: None })
 }
 
-/// How many migrations the database has had, if they are known here.
+/// Returns the database's version, if this greenroom knows it.
 fn version(conn: &Connection) -> Result<u32, StoreError> {
     let found: u32 = conn
         .pragma_query_value(None, "user_version", |row| row.get(0))
@@ -284,33 +290,33 @@ fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Turns SQLite's error, met while the database `operation`, into the store's.
+/// Turns SQLite's error, which occurred while the database `operation`, into the store's.
 fn failed(operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError {
     move |source| {
-        if flaws::is_flaw(&source) {
-            return flaws::of_unknown(&source).into();
+        if damage::is_unreadable(&source) {
+            return damage::of_unknown(&source).into();
         }
         let fault = fault(&source);
         match &source {
-            // The first are general words; the second say what exactly could not be done.
-            rusqlite::Error::SqliteFailure(code, Some(words)) => {
-                broken(operation, fault, format!("{words} ({code})"))
+            // The code's text is general; the message is exact.
+            rusqlite::Error::SqliteFailure(code, Some(message)) => {
+                database_error(operation, fault, format!("{message} ({code})"))
             }
-            _ => broken(operation, fault, source),
+            _ => database_error(operation, fault, source),
         }
     }
 }
 
-fn broken(
+fn database_error(
     operation: &'static str,
     fault: Fault,
     cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
 ) -> StoreError {
-    let source = Arc::new(Broken { fault, cause: cause.into() });
+    let source = Arc::new(FaultError { fault, cause: cause.into() });
     StoreError::Database { operation, source }
 }
 
-/// What SQLite's error means for whoever runs it.
+/// Returns the fault that SQLite's error shows.
 fn fault(err: &rusqlite::Error) -> Fault {
     let rusqlite::Error::SqliteFailure(ffi::Error { code, extended_code }, _) = err else {
         return Fault::Other;
@@ -329,7 +335,7 @@ fn fault(err: &rusqlite::Error) -> Fault {
     }
 }
 
-/// Why nothing can be begun with `file`.
+/// Turns a fault of the database into [`StoreError::Unusable`] of `file`.
 fn unusable(file: &Path) -> impl Fn(StoreError) -> StoreError {
     let file = file.display().to_string();
     move |err| {
@@ -339,7 +345,7 @@ fn unusable(file: &Path) -> impl Fn(StoreError) -> StoreError {
             Fault::ReadOnly => "this user may not write to it",
             Fault::Locked => "another program holds its lock",
             Fault::Corrupt => "it is damaged; keep it, and restore a backup",
-            Fault::Replaced => "somebody changes its directory",
+            Fault::Replaced => "another process changes its directory",
             Fault::Unsynced => "its disk does not sync",
             Fault::Io | Fault::Other => "it cannot be opened",
         };
@@ -347,63 +353,63 @@ fn unusable(file: &Path) -> impl Fn(StoreError) -> StoreError {
     }
 }
 
-/// Why `path` cannot be made.
+/// Turns an I/O error into [`StoreError::Unusable`] of `path`.
 fn cannot_make(path: &Path) -> impl Fn(io::Error) -> StoreError {
     let file = path.display().to_string();
     move |source| StoreError::Unusable {
         file: file.clone(),
-        why: "it cannot be made or opened".into(),
+        why: "it cannot be created or opened".into(),
         source: Some(Arc::new(source)),
     }
 }
 
-/// Why one group's facts are not stored.
+/// Why the rows of one group could not be stored or read.
 #[derive(Debug)]
-enum Failure {
+enum RowsError {
     /// SQLite's error.
     Sqlite(rusqlite::Error),
-    /// The lease that the facts needed is another's, or nobody's (SEEDS HL-11).
+    /// The lease that the facts need is lost (HL-11).
     LeaseLost,
-    /// A row of the group cannot be understood.
+    /// A row of the group is unreadable.
     Unreadable(Unreadable),
-    /// The group's keys have no room for more.
+    /// A range of numbers is used up.
     Exhausted(&'static str),
 }
 
-impl From<Unreadable> for Failure {
+impl From<Unreadable> for RowsError {
     fn from(row: Unreadable) -> Self {
         Self::Unreadable(row)
     }
 }
 
-impl Failure {
-    /// The store's error, met while the database `operation`.
-    fn met(operation: &'static str) -> impl Fn(Self) -> StoreError {
-        move |failure| match failure {
+impl RowsError {
+    /// Turns it into the store's error, which occurred while the database `operation`.
+    fn during(operation: &'static str) -> impl Fn(Self) -> StoreError {
+        move |err| match err {
             Self::Sqlite(err) => failed(operation)(err),
-            failure => failure.into(),
+            err => err.into(),
         }
     }
 }
 
-impl From<rusqlite::Error> for Failure {
+impl From<rusqlite::Error> for RowsError {
     fn from(err: rusqlite::Error) -> Self {
         Self::Sqlite(err)
     }
 }
 
-impl From<Failure> for StoreError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Sqlite(err) => write_failed(err),
-            Failure::LeaseLost => Self::LeaseLost,
-            Failure::Unreadable(row) => row.into(),
-            Failure::Exhausted(what) => Self::Exhausted(what),
+impl From<RowsError> for StoreError {
+    fn from(err: RowsError) -> Self {
+        match err {
+            RowsError::Sqlite(err) => write_failed(err),
+            RowsError::LeaseLost => Self::LeaseLost,
+            RowsError::Unreadable(row) => row.into(),
+            RowsError::Exhausted(what) => Self::Exhausted(what),
         }
     }
 }
 
-/// Tells facts that break the schema from a database that does not work.
+/// Separates facts that violate the schema from a database that does not work.
 fn write_failed(source: rusqlite::Error) -> StoreError {
     let missed = matches!(source, rusqlite::Error::StatementChangedRows(_));
     if missed || source.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) {

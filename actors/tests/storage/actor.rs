@@ -1,23 +1,23 @@
-//! What a group's actor does between the rules and the database, and nothing else of it.
+//! The part of a group's actor between the rules and the database.
 
 use greenroom_actors::{
-    digest,
-    frames::{Block, Place, pack},
-    storage::{GroupNo, Standing, Store, StoreError, Writes},
+    projections::digest,
+    storage::{GroupCommit, GroupNo, GroupSummary, Store, StoreError},
+    transcript::frame::{Block, FrameContext, pack},
 };
-use greenroom_core::{Continuity, Digests, GroupId, StopReason, Timestamp, Write};
+use greenroom_core::{Continuity, Digests, Fact, GroupId, StopReason, Timestamp};
 
-use crate::world::{Move, World};
+use crate::world::{Action, World};
 
-/// A group in its world, with what its actor adds to a commit.
+/// A group in its world, with the state that its actor adds to a commit.
 pub struct Actor {
     pub no: GroupNo,
     pub id: GroupId,
     pub epoch: u64,
     pub world: World,
-    /// All blocks that were ever packed.
+    /// All packed blocks.
     pub blocks: Vec<Block>,
-    place: Place,
+    context: FrameContext,
     pub digests: Digests,
 }
 
@@ -29,54 +29,54 @@ impl Actor {
             epoch: 1,
             world: World::numbered(u128::from(no) << 64),
             blocks: Vec::new(),
-            place: Place::default(),
+            context: FrameContext::default(),
             digests: Digests::default(),
         }
     }
 
-    /// The facts of one move as they would be stored, if it leads to any.
-    pub fn play(&mut self, next: Move) -> Option<Writes> {
-        let (at, mut writes) = self.world.play(next).unwrap()?;
-        for write in &mut writes {
-            // The locks of the play are in no table; `locks.rs` is about those that are.
-            if let Write::LockReleased { fences, .. } = write {
+    /// Plays one action, and returns the commit of its facts, if there are any.
+    pub fn play(&mut self, next: Action) -> Option<GroupCommit> {
+        let (at, mut facts) = self.world.play(next).unwrap()?;
+        for fact in &mut facts {
+            // The locks of the world are in no table; `locks.rs` tests those that are.
+            if let Fact::LockReleased { fences, .. } = fact {
                 *fences = false;
             }
         }
-        (!writes.is_empty()).then(|| self.state(at, writes))
+        (!facts.is_empty()).then(|| self.state(at, facts))
     }
 
-    /// The facts of several moves, each of which leads to some.
-    pub fn play_all(&mut self, moves: &[Move]) -> Vec<Writes> {
-        moves.iter().map(|next| self.play(*next).unwrap_or_else(|| panic!("{next:?}"))).collect()
+    /// Plays several actions, each of which has to make facts.
+    pub fn play_all(&mut self, actions: &[Action]) -> Vec<GroupCommit> {
+        actions.iter().map(|next| self.play(*next).unwrap_or_else(|| panic!("{next:?}"))).collect()
     }
 
-    /// Some facts, as the group's actor would have them stored.
-    pub fn state(&mut self, at: Timestamp, writes: Vec<Write>) -> Writes {
-        let blocks = pack(&mut self.place, at, &writes);
+    /// Returns the commit of the facts, as the group's actor makes it.
+    pub fn state(&mut self, at: Timestamp, facts: Vec<Fact>) -> GroupCommit {
+        let blocks = pack(&mut self.context, at, &facts);
         self.blocks.extend(blocks.iter().cloned());
-        let standing = self.standing();
-        let digests = digest::fold(&mut self.digests, &writes, at);
+        let summary = self.summary();
+        let digests = digest::project(&mut self.digests, &facts, at);
         let (group, epoch) = (self.no, self.epoch);
-        Writes { group, epoch, at, standing, writes, blocks, digests, key: None }
+        GroupCommit { group, epoch, at, summary, facts, blocks, digests, key: None }
     }
 
-    /// Facts that the rules did not state, as they would be stored next. The actor forgets them:
-    /// the database may refuse them.
-    pub fn forge(&self, at: Timestamp, writes: Vec<Write>) -> Writes {
-        let blocks = pack(&mut self.place.clone(), at, &writes);
-        let mut standing = self.standing();
-        standing.head.last_seq += writes.iter().map(Write::frames).sum::<u64>();
-        let digests = digest::fold(&mut self.digests.clone(), &writes, at);
+    /// Returns the commit of facts that the rules did not make. The actor keeps its state: the
+    /// database may refuse them.
+    pub fn forge(&self, at: Timestamp, facts: Vec<Fact>) -> GroupCommit {
+        let blocks = pack(&mut self.context.clone(), at, &facts);
+        let mut summary = self.summary();
+        summary.state.last_seq += facts.iter().map(Fact::frames).sum::<u64>();
+        let digests = digest::project(&mut self.digests.clone(), &facts, at);
         let (group, epoch) = (self.no, self.epoch);
-        Writes { group, epoch, at, standing, writes, blocks, digests, key: None }
+        GroupCommit { group, epoch, at, summary, facts, blocks, digests, key: None }
     }
 
-    pub fn standing(&self) -> Standing {
+    pub fn summary(&self) -> GroupSummary {
         let group = &self.world.group;
-        Standing {
+        GroupSummary {
             id: self.id.clone(),
-            head: group.head().clone(),
+            state: group.state().clone(),
             status: group.status(),
             blocked_by: group.blocked_by(),
             queue_length: group.waiting().len() as u64,
@@ -87,18 +87,18 @@ impl Actor {
     }
 }
 
-pub const SUBMIT: Move = Move::Submit { bytes: 3 };
-pub const READY: Move = Move::Ready(Continuity::Loaded);
-pub const ANSWER: Move = Move::Answer(StopReason::EndTurn);
+pub const SUBMIT: Action = Action::Submit { bytes: 3 };
+pub const READY: Action = Action::Ready(Continuity::Loaded);
+pub const ANSWER: Action = Action::AnswerPrompt(StopReason::EndTurn);
 
-/// Stores a batch all of which must succeed.
-pub fn commit(store: &mut impl Store, batch: &[Writes]) {
+/// Stores a batch of commits that must all succeed.
+pub fn commit(store: &mut impl Store, batch: &[GroupCommit]) {
     let answers = store.commit(batch).unwrap();
     assert!(answers.len() == batch.len() && answers.iter().all(Result::is_ok), "{answers:?}");
 }
 
-/// Stores facts of which the database must refuse the only ones.
-pub fn refused(store: &mut impl Store, writes: Writes) {
-    let answer = store.commit(&[writes]);
+/// Checks that the database refuses the commit.
+pub fn refused(store: &mut impl Store, facts: GroupCommit) {
+    let answer = store.commit(&[facts]);
     assert!(matches!(answer, Err(StoreError::Refused(_))), "{answer:?}");
 }

@@ -1,11 +1,11 @@
-//! Keeping a lease, on a real database and on one that fails when told to (SEEDS HL-6).
+//! Keeping a lease, on a real database and on one that fails by a script (HL-6).
 
 use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, Arbiter, Context, Handler, SyncArbiter};
 use greenroom_actors::storage::{
-    Ledger, LockAsk, LockError, LockRefresh, Reader, Storage, StorageHealth, StoreError, holder,
-    lease::{Lost, keep},
+    Db, LockError, LockRefresh, LockRequest, Reader, StorageHealth, StoreError, Writer, holder,
+    lease::{LeaseEnd, keep},
     sqlite::Database,
 };
 use greenroom_core::lock::{Lease, Lock, LockKey, Ttl};
@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 const LONG: Duration = Duration::from_secs(20);
 
 struct World {
-    ledger: Ledger,
+    db: Db,
     _database: Database,
     _dir: TempDir,
 }
@@ -26,21 +26,21 @@ impl World {
         let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
         let health = StorageHealth::default();
         let (store, for_actor) = (database.store().unwrap(), health.clone());
-        let writer = Storage::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-            Storage::new(store, for_actor)
+        let writer = Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| {
+            Writer::new(store, for_actor)
         });
         let opener = database.opener();
         let readers = SyncArbiter::start(1, move || {
             let opener = opener.clone();
-            Reader::new(move || opener.archive())
+            Reader::new(move || opener.read_store())
         });
-        Self { ledger: Ledger::new(writer, readers, health), _database: database, _dir: dir }
+        Self { db: Db::new(writer, readers, health), _database: database, _dir: dir }
     }
 
     async fn acquire(&self, ttl_ms: u64) -> Result<Lock, LockError> {
         let (holder, ttl) = (holder::fresh(), ttl(ttl_ms));
-        let ask = LockAsk { key: key(), holder, ttl, group: None };
-        self.ledger.lock_acquire(ask).await.map(|granted| granted.lock)
+        let request = LockRequest { key: key(), holder, ttl, group: None };
+        self.db.lock_acquire(request).await.map(|granted| granted.lock)
     }
 }
 
@@ -52,18 +52,18 @@ fn ttl(ms: u64) -> Ttl {
     Ttl::from_ms(ms).unwrap()
 }
 
-/// HL-6: a compaction of 2 s under a time to live of 1 s is not stolen, and once nobody keeps the
-/// lease, it runs out.
+/// HL-6: another holder cannot steal the lease of a 2 s compaction under a time to live of 1 s;
+/// once it is no longer kept, it expires.
 #[actix_rt::test]
 async fn a_long_compaction_under_a_short_lease_is_not_stolen() {
     let world = World::new();
     let mine = world.acquire(1_000).await.unwrap();
-    let keeping = keep(world.ledger.clone(), mine.lease.clone(), ttl(1_000), LONG);
+    let keeping = keep(world.db.clone(), mine.lease.clone(), ttl(1_000), LONG);
     let stealing = async {
         let done = Instant::now() + Duration::from_secs(2);
         while Instant::now() < done {
             let stolen = world.acquire(1_000).await;
-            assert!(matches!(stolen, Err(LockError::Held { .. })), "{stolen:?}");
+            assert!(matches!(stolen, Err(LockError::Conflict { .. })), "{stolen:?}");
             sleep(Duration::from_millis(20)).await;
         }
     };
@@ -71,12 +71,12 @@ async fn a_long_compaction_under_a_short_lease_is_not_stolen() {
         lost = keeping => panic!("{lost:?}"),
         () = stealing => {}
     }
-    assert_eq!(world.ledger.lock_get(key()).await.unwrap().unwrap().lease, mine.lease);
+    assert_eq!(world.db.lock_get(key()).await.unwrap().unwrap().lease, mine.lease);
     let stolen = timeout(LONG, async {
         loop {
             match world.acquire(1_000).await {
                 Ok(lock) => return lock,
-                Err(err) => assert!(matches!(err, LockError::Held { .. }), "{err:?}"),
+                Err(err) => assert!(matches!(err, LockError::Conflict { .. }), "{err:?}"),
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -84,29 +84,29 @@ async fn a_long_compaction_under_a_short_lease_is_not_stolen() {
     assert!(stolen.await.unwrap().lease.token > mine.lease.token);
 }
 
-/// HL-6: a lease that is released or taken over is noticed at the next refresh; the cap on its
-/// life ends it though it could be refreshed for ever.
+/// HL-6: the next refresh detects that a lease was released or taken; a cap ends a lease that could
+/// be refreshed for ever.
 #[actix_rt::test]
-async fn keeping_ends_when_the_lease_does() {
+async fn keeping_ends_with_the_lease() {
     let world = World::new();
     let mine = world.acquire(100).await.unwrap();
     let life = Duration::from_millis(400);
-    let keeping = keep(world.ledger.clone(), mine.lease.clone(), ttl(100), life);
+    let keeping = keep(world.db.clone(), mine.lease.clone(), ttl(100), life);
     let lost = timeout(LONG, keeping).await.unwrap();
-    assert!(matches!(lost, Lost::Outlived), "{lost:?}");
+    assert!(matches!(lost, LeaseEnd::Outlived), "{lost:?}");
 
-    assert!(world.ledger.lock_release(mine.lease.clone()).await.unwrap());
-    let keeping = keep(world.ledger.clone(), mine.lease.clone(), ttl(100), LONG);
+    assert!(world.db.lock_release(mine.lease.clone()).await.unwrap());
+    let keeping = keep(world.db.clone(), mine.lease.clone(), ttl(100), LONG);
     let lost = timeout(LONG, keeping).await.unwrap();
-    assert!(matches!(lost, Lost::Gone(LockError::Lost)), "{lost:?}");
+    assert!(matches!(lost, LeaseEnd::Gone(LockError::Lost)), "{lost:?}");
 
     world.acquire(60_000).await.unwrap();
-    let keeping = keep(world.ledger.clone(), mine.lease, ttl(100), LONG);
+    let keeping = keep(world.db.clone(), mine.lease, ttl(100), LONG);
     let lost = timeout(LONG, keeping).await.unwrap();
-    assert!(matches!(lost, Lost::Gone(LockError::Held { .. })), "{lost:?}");
+    assert!(matches!(lost, LeaseEnd::Gone(LockError::Conflict { .. })), "{lost:?}");
 }
 
-/// A writer that refreshes a lease when its script says so.
+/// A writer that refreshes a lease, or fails, by its script.
 struct Scripted {
     works: Vec<bool>,
     lock: Lock,
@@ -123,23 +123,23 @@ impl Handler<LockRefresh> for Scripted {
         if self.works.remove(0) {
             return Ok(self.lock.clone());
         }
-        let source = Arc::new(std::io::Error::other("told to"));
+        let source = Arc::new(std::io::Error::other("on demand"));
         Err(StoreError::Database { operation: "used a lock", source }.into())
     }
 }
 
-/// HL-6: single failures are survived; two in a row are as long as the time to live here.
+/// HL-6: keeping survives single failures; two in a row last as long as the time to live here.
 #[actix_rt::test]
-async fn keeping_survives_single_failures_and_gives_up_after_a_row_of_them() {
+async fn keeping_survives_single_failures_and_ends_after_several() {
     let world = World::new();
     let lock = world.acquire(400).await.unwrap();
     let lease: Lease = lock.lease.clone();
-    // One more failure than needed would empty the script, and panic.
+    // One refresh more than needed would empty the script, and panic.
     let works = vec![false, true, false, true, true, false, false];
     let refresher = Scripted { works, lock }.start();
-    let ledger = Ledger { lock_refresh: refresher.recipient(), ..world.ledger.clone() };
+    let db = Db { lock_refresh: refresher.recipient(), ..world.db.clone() };
     let began = Instant::now();
-    let lost = timeout(LONG, keep(ledger, lease, ttl(400), LONG)).await.unwrap();
-    assert!(matches!(lost, Lost::Unreachable), "{lost:?}");
-    assert!(began.elapsed() >= Duration::from_millis(7 * 200), "not given up early");
+    let lost = timeout(LONG, keep(db, lease, ttl(400), LONG)).await.unwrap();
+    assert!(matches!(lost, LeaseEnd::Unreachable), "{lost:?}");
+    assert!(began.elapsed() >= Duration::from_millis(7 * 200), "keeping does not end too early");
 }

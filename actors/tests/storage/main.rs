@@ -1,5 +1,5 @@
-//! What a database must do for greenroom, whichever one it is: one suite for every implementation
-//! of `Store` and `Archive`, played here on SQLite.
+//! The contract of a database: one suite for every implementation of `Store` and `ReadStore`, run
+//! here on SQLite.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -19,23 +19,23 @@ mod world;
 use std::path::Path;
 
 use greenroom_actors::storage::{
-    Archive, Store, StoreError,
-    sqlite::{Database, SqliteArchive, SqliteStore},
+    ReadStore, Store, StoreError,
+    sqlite::{Database, SqliteReadStore, SqliteStore},
 };
 
-/// An implementation under test: a database in a directory, opened and closed by being dropped.
+/// An implementation under test: a database in a directory; dropping it closes it.
 pub trait Engine: Sized {
     type Store: Store;
-    type Archive: Archive;
+    type ReadStore: ReadStore;
 
     fn open(dir: &Path) -> Result<Self, StoreError>;
     fn store(&self) -> Self::Store;
-    fn archive(&self) -> Self::Archive;
+    fn read_store(&self) -> Self::ReadStore;
 }
 
 impl Engine for Database {
     type Store = SqliteStore;
-    type Archive = SqliteArchive;
+    type ReadStore = SqliteReadStore;
 
     fn open(dir: &Path) -> Result<Self, StoreError> {
         Database::open(&dir.join("greenroom.db"))
@@ -45,12 +45,12 @@ impl Engine for Database {
         Database::store(self).unwrap()
     }
 
-    fn archive(&self) -> SqliteArchive {
-        self.opener().archive().unwrap()
+    fn read_store(&self) -> SqliteReadStore {
+        self.opener().read_store().unwrap()
     }
 }
 
-/// Runs the whole suite over an engine.
+/// Runs the whole suite on an engine.
 macro_rules! conforms {
     ($engine:ty: $($suite:ident::$test:ident),* $(,)?) => {
         $(#[test]
@@ -62,40 +62,40 @@ macro_rules! conforms {
 
 conforms!(Database:
     conformance::groups_of_one_batch_are_stored_together,
-    conformance::a_later_owner_fences_the_earlier_one_and_nobody_else,
-    conformance::adopting_gives_the_next_epoch_and_the_open_tasks_in_order,
-    conformance::facts_that_do_not_follow_the_log_are_not_written,
+    conformance::a_later_owner_fences_only_the_earlier_one,
+    conformance::adopting_returns_the_next_epoch_and_the_open_tasks_in_order,
+    conformance::facts_that_do_not_follow_the_log_are_refused,
     conformance::a_second_claimed_task_is_refused,
-    conformance::a_terminal_state_is_not_written_over,
-    conformance::a_second_living_run_and_a_second_open_segment_are_refused,
-    conformance::what_is_refused_leaves_nothing_behind,
-    conformance::any_history_is_read_back_as_it_was,
-    conformance::what_an_earlier_attempt_compacted_is_read_back,
-    conformance::a_purge_takes_one_group_and_no_other,
-    conformance::a_key_is_kept_until_it_is_forgotten,
-    conformance::keys_are_as_old_as_the_trusted_time_says,
-    conformance::lists_tell_positions_and_pages,
+    conformance::a_terminal_state_is_not_overwritten,
+    conformance::a_second_live_run_and_a_second_open_segment_are_refused,
+    conformance::a_refused_batch_stores_nothing,
+    conformance::any_history_is_restored_as_it_was,
+    conformance::compactions_of_an_earlier_attempt_are_restored,
+    conformance::a_purge_deletes_only_its_group,
+    conformance::an_idempotency_key_is_kept_until_it_is_old,
+    conformance::the_trusted_time_decides_the_age_of_keys,
+    conformance::lists_have_positions_and_pages,
     conformance::a_directory_has_one_owner,
-    exports::the_place_up_to_which_tasks_were_handed_on_is_kept,
+    exports::the_export_position_survives_a_restart,
     exports::an_ended_task_is_found_by_its_group_and_ordinal,
     locks::a_lock_has_one_holder_and_tokens_grow,
-    locks::a_lease_is_refreshed_and_released_by_its_holder_and_token_only,
+    locks::only_holder_and_token_refresh_or_release_a_lease,
     locks::a_lock_is_reclaimed_when_it_expires_or_its_holder_is_dead,
-    locks::old_leases_are_forgotten_and_no_others,
-    locks::what_is_published_without_its_lease_is_not_written,
-    locks::adopting_or_purging_a_group_frees_its_own_locks,
+    locks::only_old_leases_are_deleted,
+    locks::a_publication_without_its_lease_is_refused,
+    locks::adopting_or_purging_a_group_releases_only_its_locks,
     locks::a_closed_segment_without_a_child_is_reopened,
     reading::frames_are_read_as_they_were_written,
-    reading::a_read_ends_at_its_limits_and_goes_on_behind_them,
-    digests::only_digests_up_to_the_last_frame_are_gone_on_from,
-    digests::a_damaged_digest_is_none,
+    reading::a_read_stops_at_its_limits_and_the_next_continues,
+    digests::only_current_digests_are_restored,
+    digests::a_damaged_digest_counts_as_missing,
     digests::digests_of_an_earlier_owner_are_refused,
-    digests::digests_go_with_what_they_are_about,
-    digests::turns_are_listed_either_way,
-    digests::ended_turns_are_listed_by_their_ends,
-    digests::a_run_is_found_by_its_name,
-    retention::any_history_may_be_cut_anywhere,
-    retention::only_what_is_old_enough_is_cut,
-    retention::a_cut_takes_what_has_ended_and_nothing_else,
-    retention::frames_below_a_cut_are_gone_at_once_and_deleted_in_parts,
+    digests::digests_are_deleted_with_their_tasks,
+    digests::turns_are_listed_in_both_directions,
+    digests::ended_turns_are_listed_by_end_time,
+    digests::the_digest_of_a_run_is_found_by_its_id,
+    retention::any_history_may_be_truncated_anywhere,
+    retention::only_old_frames_are_truncated,
+    retention::a_truncation_deletes_only_ended_tasks,
+    retention::truncated_frames_are_hidden_at_once_and_deleted_in_parts,
 );

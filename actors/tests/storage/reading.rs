@@ -1,8 +1,8 @@
-//! Reading frames: any blocks, any filter, against a plain list of frames.
+//! Reading frames: any blocks with any filter, compared with a plain list of frames.
 
 use greenroom_actors::{
-    frames::{Block, Frame},
-    storage::{Archive, FrameFilter, Writes},
+    storage::{FrameFilter, GroupCommit, ReadStore},
+    transcript::frame::{Block, Frame},
 };
 use greenroom_core::{Kinds, RunId, TaskId, Timestamp};
 use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::{
     Engine,
     actor::{Actor, commit},
-    world::Move,
+    world::Action,
 };
 
 /// One frame of the plain list.
@@ -57,13 +57,13 @@ fn filters() -> impl Strategy<Value = FrameFilter> {
         })
 }
 
-/// A group with blocks of these shapes, stored, and its frames as a plain list.
+/// Stores a group with blocks of these shapes. Returns its blocks, and its frames as a plain list.
 fn stored<E: Engine>(engine: &E, shapes: &[Shape]) -> (Vec<Block>, Vec<Plain>) {
     let mut actor = Actor::new(5);
-    let mut made = actor.play(Move::Configure(0)).unwrap();
+    let mut made = actor.play(Action::Configure(0)).unwrap();
     let mut neighbours = [Actor::new(4), Actor::new(6)];
-    let around: Vec<Writes> =
-        neighbours.iter_mut().map(|actor| actor.play(Move::Configure(0)).unwrap()).collect();
+    let around: Vec<GroupCommit> =
+        neighbours.iter_mut().map(|actor| actor.play(Action::Configure(0)).unwrap()).collect();
     let mut blocks = std::mem::take(&mut made.blocks);
     for (frames, task, rotates) in shapes {
         let last = blocks.last().unwrap();
@@ -82,10 +82,10 @@ fn stored<E: Engine>(engine: &E, shapes: &[Shape]) -> (Vec<Block>, Vec<Plain>) {
             text: payloads.join("\n").into(),
         });
     }
-    made.standing.head.last_seq = blocks.last().unwrap().last_seq();
-    // Its fact is its first frame: the others have none, as far as this test goes.
-    made.writes
-        .extend((1..made.standing.head.last_seq).map(|_| greenroom_core::Write::GroupArchived {}));
+    made.summary.state.last_seq = blocks.last().unwrap().last_seq();
+    // Its fact is its first frame: the other frames get a placeholder fact each.
+    made.facts
+        .extend((1..made.summary.state.last_seq).map(|_| greenroom_core::Fact::GroupArchived {}));
     made.blocks = blocks.clone();
     let mut store = engine.store();
     commit(&mut store, &around);
@@ -103,7 +103,7 @@ fn stored<E: Engine>(engine: &E, shapes: &[Shape]) -> (Vec<Block>, Vec<Plain>) {
     (blocks, plain)
 }
 
-fn taken(blocks: &[Block], filter: &FrameFilter) -> Vec<(u64, String)> {
+fn matching(blocks: &[Block], filter: &FrameFilter) -> Vec<(u64, String)> {
     let mut all = Vec::new();
     for block in blocks {
         let mut frames: Vec<Frame> = block.frames().filter(|f| filter.takes(block, *f)).collect();
@@ -135,45 +135,53 @@ fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-/// AM-10: gap-free, byte for byte; every filter gives what it names and nothing else.
+/// AM-10: without gaps, byte for byte; every filter returns exactly the frames that it names.
 pub fn frames_are_read_as_they_were_written<E: Engine>() {
     TestRunner::new(config(60))
         .run(&(shapes(), vec(filters(), 20)), |(shapes, filters)| {
             let dir = tempfile::tempdir().unwrap();
             let engine = E::open(dir.path()).unwrap();
             let (blocks, plain) = stored(&engine, &shapes);
-            let archive = engine.archive();
+            let read_store = engine.read_store();
             let seqs: Vec<u64> = plain.iter().map(|frame| frame.seq).collect();
             prop_assert_eq!(seqs, (1..=plain.len() as u64).collect::<Vec<_>>());
             for filter in filters {
-                let read = archive.blocks(5, &filter).unwrap();
+                let read = read_store.blocks(5, &filter).unwrap();
                 prop_assert!(read.iter().all(|block| blocks.contains(block)));
-                prop_assert_eq!(taken(&read, &filter), expected(&plain, &filter), "{:?}", filter);
+                prop_assert_eq!(
+                    matching(&read, &filter),
+                    expected(&plain, &filter),
+                    "{:?}",
+                    filter
+                );
             }
             Ok(())
         })
         .unwrap();
 }
 
-/// I11: a read takes little more than it may, and the next one goes on where it ended.
-pub fn a_read_ends_at_its_limits_and_goes_on_behind_them<E: Engine>() {
+/// I11: a read exceeds its limits by at most one block, and the next read continues where it ended.
+pub fn a_read_stops_at_its_limits_and_the_next_continues<E: Engine>() {
     let limits = (1..8_u64, prop_oneof![Just(usize::MAX), 1..200_usize]);
     TestRunner::new(config(60))
         .run(&(shapes(), filters(), limits), |(shapes, filter, (frames_max, bytes_max))| {
             let dir = tempfile::tempdir().unwrap();
             let engine = E::open(dir.path()).unwrap();
             let (blocks, plain) = stored(&engine, &shapes);
-            let archive = engine.archive();
+            let read_store = engine.read_store();
             let mut filter = FrameFilter { frames_max, bytes_max, ..filter };
             let wanted = expected(&plain, &filter);
             let mut pages = Vec::new();
             for _ in 0..=blocks.len() {
-                let read = archive.blocks(5, &filter).unwrap();
+                let read = read_store.blocks(5, &filter).unwrap();
                 let Some((last, others)) = read.split_last() else { break };
                 let bytes: usize = others.iter().map(|block| block.text.len()).sum();
-                let before_last = taken(others, &filter).len() as u64;
-                prop_assert!(bytes < bytes_max && before_last < frames_max, "no block too many");
-                pages.extend(taken(&read, &filter));
+                let before_last = matching(others, &filter).len() as u64;
+                prop_assert!(
+                    bytes < bytes_max && before_last < frames_max,
+                    "at most one block over the limits"
+                );
+                pages.extend(matching(&read, &filter));
                 if filter.descending {
                     filter.before = Some(last.first_seq);
                 } else {

@@ -1,14 +1,14 @@
-//! What holds of the SQLite implementation beside the suite.
+//! Properties of the SQLite implementation beyond the suite.
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use actix::SyncArbiter;
 use greenroom_actors::{
-    frames::Block,
     storage::{
-        Archive, FrameFilter, Query, Reader, Store as _, StoreError, TaskFilter, Writes,
+        FrameFilter, GroupCommit, Query, ReadStore, Reader, Store as _, StoreError, TaskFilter,
         sqlite::{Database, SqliteStore},
     },
+    transcript::frame::Block,
 };
 use greenroom_core::TaskId;
 use rusqlite::Connection;
@@ -16,78 +16,78 @@ use rusqlite::Connection;
 use crate::{
     actor::{Actor, READY, SUBMIT, commit},
     conformance::UP,
-    world::Move,
+    world::Action,
 };
 
-/// Changes rows behind everybody's back.
+/// Changes rows past the store.
 pub fn change(path: &std::path::Path, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
 
-/// All reads of one question see the same state, also if a commit comes in between; the next
-/// question sees the commit.
+/// All reads of one query see the same state, even if a commit comes in between; the next query
+/// sees the commit.
 #[test]
-fn everything_that_one_question_reads_is_of_one_moment() {
+fn one_query_reads_one_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
     let mut store = database.store().unwrap();
     let mut actor = Actor::new(7);
     commit(&mut store, &actor.play_all(&[SUBMIT, SUBMIT]));
     let tasks: Vec<TaskId> = actor.world.group.waiting().map(|task| task.id).collect();
-    let more: Vec<Writes> = actor.play_all(&[Move::Grant, READY, SUBMIT]);
+    let more: Vec<GroupCommit> = actor.play_all(&[Action::GrantSlot, READY, SUBMIT]);
     actix_rt::System::new().block_on(async {
         let opener = database.opener();
         let readers = SyncArbiter::start(1, move || {
             let opener = opener.clone();
-            Reader::new(move || opener.archive())
+            Reader::new(move || opener.read_store())
         });
-        let look = |archive: &dyn Archive, tasks: &[TaskId]| {
+        let read_all = |read_store: &dyn ReadStore, tasks: &[TaskId]| {
             let filter = TaskFilter { state: None, kind: None, after: 0, limit: 9 };
-            let listed = archive.tasks(7, &filter).unwrap();
-            let alone = tasks.iter().map(|task| archive.task(*task).unwrap().unwrap());
+            let listed = read_store.tasks(7, &filter).unwrap();
+            let alone = tasks.iter().map(|task| read_store.task(*task).unwrap().unwrap());
             let views: Vec<_> =
                 listed.into_iter().chain(alone).map(|view| (view.task, view.position)).collect();
-            let standing = archive.group(7).unwrap().unwrap();
-            let seqs: Vec<u64> = archive
+            let summary = read_store.group(7).unwrap().unwrap();
+            let seqs: Vec<u64> = read_store
                 .blocks(7, &FrameFilter { frames_max: 99, bytes_max: 9_999, ..Default::default() })
                 .unwrap()
                 .iter()
                 .map(Block::last_seq)
                 .collect();
-            let cut = archive.snapshot(7).unwrap().unwrap();
-            assert_eq!(cut.standing.head.last_seq, standing.head.last_seq);
-            archive.tally(&[]).unwrap();
-            (views, standing.head.last_seq, seqs)
+            let snapshot = read_store.snapshot(7).unwrap().unwrap();
+            assert_eq!(snapshot.summary.state.last_seq, summary.state.last_seq);
+            read_store.gauges(&[]).unwrap();
+            (views, summary.state.last_seq, seqs)
         };
         let (done, answer) = tokio::sync::oneshot::channel();
-        let asked = tasks.clone();
-        readers.do_send(Query(Box::new(move |archive| {
-            let archive = archive.unwrap();
-            let before = look(archive, &asked);
+        let known = tasks.clone();
+        readers.do_send(Query(Box::new(move |read_store| {
+            let read_store = read_store.unwrap();
+            let before = read_all(read_store, &known);
             commit(&mut store, &more);
-            assert_eq!(look(archive, &asked), before);
+            assert_eq!(read_all(read_store, &known), before);
             _ = done.send(before);
         })));
         let before = answer.await.unwrap();
         let (done, answer) = tokio::sync::oneshot::channel();
-        readers.do_send(Query(Box::new(move |archive| {
-            _ = done.send(look(archive.unwrap(), &tasks));
+        readers.do_send(Query(Box::new(move |read_store| {
+            _ = done.send(read_all(read_store.unwrap(), &tasks));
         })));
         assert_ne!(answer.await.unwrap(), before);
     });
 }
 
-/// I2: which tasks wait is what their rows say. A group's row that counts otherwise breaks the
-/// group only if a row is hidden or gone.
+/// I2: the rows of the tasks decide which tasks wait. A different count in the group's row breaks
+/// the group only if a row is hidden or missing.
 #[test]
-fn a_wrong_count_alone_breaks_no_group() {
+fn a_wrong_count_breaks_no_group() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("greenroom.db");
     let mut store = Database::open(&path).unwrap().store().unwrap();
     let mut actor = Actor::new(7);
     commit(&mut store, &actor.play_all(&[SUBMIT, SUBMIT, SUBMIT]));
     let waiting = |store: &mut SqliteStore| match store.adopt(7, UP) {
-        Ok(hydration) => Ok(hydration.unwrap().tasks.len()),
+        Ok(stored) => Ok(stored.unwrap().tasks.len()),
         Err(StoreError::Unreadable(row)) => Err(row.what),
         Err(err) => panic!("{err}"),
     };
@@ -98,7 +98,7 @@ fn a_wrong_count_alone_breaks_no_group() {
     // As earlier versions ended a task that they could not read.
     change(&path, "UPDATE tasks SET state = 'failed', error = '{' WHERE key & 15 = 3");
     assert_eq!(waiting(&mut store), Ok(2));
-    change(&path, "UPDATE tasks SET state = 'unheard of' WHERE key & 15 = 2");
+    change(&path, "UPDATE tasks SET state = 'unknown' WHERE key & 15 = 2");
     assert!(waiting(&mut store).unwrap_err().contains("2 are open"));
     change(&path, "UPDATE tasks SET state = 'queued' WHERE key & 15 = 2");
     assert_eq!(waiting(&mut store), Ok(2));
@@ -106,13 +106,13 @@ fn a_wrong_count_alone_breaks_no_group() {
     assert!(waiting(&mut store).unwrap_err().contains("2 are open"));
 }
 
-/// I7: without its first frame a running task cannot be heard again.
+/// I7: without its first frame the output of a running task cannot be read back.
 #[test]
 fn a_running_task_without_a_first_frame_cannot_be_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("greenroom.db");
     let mut store = Database::open(&path).unwrap().store().unwrap();
-    commit(&mut store, &Actor::new(7).play_all(&[SUBMIT, Move::Grant, READY]));
+    commit(&mut store, &Actor::new(7).play_all(&[SUBMIT, Action::GrantSlot, READY]));
     change(&path, "UPDATE tasks SET seq_first = 0 WHERE state = 'running'");
     let answer = store.adopt(7, UP);
     assert!(matches!(answer, Err(StoreError::Unreadable(_))), "{answer:?}");
@@ -122,9 +122,9 @@ fn mode(path: &std::path::Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// RELIABILITY C14.
+/// C14.
 #[test]
-fn the_directory_and_the_database_are_private() {
+fn directory_and_database_files_are_private() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("a/b");
     let database = Database::open(&data.join("greenroom.db")).unwrap();
@@ -136,7 +136,7 @@ fn the_directory_and_the_database_are_private() {
     }
 }
 
-/// RELIABILITY F37: never touched, never made anew.
+/// F37: never changed, never created again.
 #[test]
 fn a_database_of_a_later_version_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
@@ -149,12 +149,12 @@ fn a_database_of_a_later_version_is_refused_and_left_alone() {
     let before = fs::read(&path).unwrap();
     let refused = Database::open(&path);
     assert!(matches!(refused, Err(StoreError::TooNew { found: 99, .. })), "{refused:?}");
-    assert_eq!(fs::read(&path).unwrap(), before, "not one byte is changed");
+    assert_eq!(fs::read(&path).unwrap(), before, "no byte is changed");
     assert!(!path.with_extension("db-wal").exists());
 }
 
 #[test]
-fn all_tables_are_strict_and_the_log_is_written_ahead() {
+fn all_tables_are_strict_and_journaled_by_wal() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("greenroom.db");
     let database = Database::open(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The card, as it is printed.
+//! Tests of the digest card: golden texts.
 #![allow(clippy::unwrap_used)]
 
 use serde_json::json;
@@ -57,7 +57,7 @@ fn shown(digest: &Value) -> String {
 }
 
 #[test]
-fn a_card_with_everything() {
+fn a_full_card_is_printed() {
     let expected = "\
 work                                                                        live
 time         2026-11-20T19:35:02.100Z to 2026-11-20T19:36:20.256Z 1.3 min
@@ -87,9 +87,9 @@ findings     30, the newest of them:
     assert_eq!(shown(&full()), expected);
 }
 
-/// What agents and callers name can be long: no line is, and nothing is left of control characters.
+/// Names from agents and callers can be long: every line fits, without control characters.
 #[test]
-fn no_line_is_too_wide() {
+fn every_line_fits_the_width() {
     let mut digest = full();
     let long = "x".repeat(128);
     digest["group"] = json!(long);
@@ -110,16 +110,16 @@ fn no_line_is_too_wide() {
     assert!(!shown.contains("runs ended"), "{shown}");
 }
 
-/// A group of which nothing is known, and an answer of a server that knows other fields.
+/// An empty group, or an answer of a server with other fields.
 #[test]
-fn a_card_with_nothing() {
+fn an_empty_card_is_printed() {
     let expected = "\
 g                                                                           live
 time         - to - -
 frames       0, up to #-
-context      not known
+context      unknown
 tokens       0 in (0 of them cached), 0 out
-cost         not known
+cost         unknown
 turns        0
 tools        none
 errors       none
@@ -132,7 +132,7 @@ findings     0
 }
 
 #[test]
-fn a_group_or_one_of_its_runs_is_asked_for() {
+fn the_digest_of_a_group_or_of_one_run_is_requested() {
     let answer = json!({ "group": "a", "run": "run_1", "outcome": "crashed\u{9b}" });
     let replies = (0..3).map(|_| Reply::json(200, &answer.to_string()));
     let server = Server::start(replies.collect());
@@ -146,8 +146,8 @@ fn a_group_or_one_of_its_runs_is_asked_for() {
     assert!(String::from_utf8(out).unwrap().contains("run          run_1 of -"));
     let other = digest(&client, "b", Some("run_1"), false, &mut Vec::new()).unwrap_err();
     assert!(matches!(&other, CliError::Usage(_)), "{other}");
-    let asked = server.requests();
-    let lines: Vec<&str> = asked.iter().map(|request| request.lines().next().unwrap()).collect();
+    let requests = server.requests();
+    let lines: Vec<&str> = requests.iter().map(|request| request.lines().next().unwrap()).collect();
     assert_eq!(lines[0], "GET /v1/groups/a/digest HTTP/1.1");
     assert_eq!(lines[1], "GET /v1/runs/run%2F1/digest HTTP/1.1");
 }

@@ -1,19 +1,19 @@
-//! Digests as JSON: every field is always there.
+//! Digests as JSON: every field is always present.
 
 use std::collections::BTreeMap;
 
 use greenroom_core::{
     Digest, GroupId, RunId, StopReason, Timestamp, Tokens,
     digest::{
-        BOUNDS_MS, Bounded, Compactions, ErrorClass, Flaw, Histogram, Outcome, Permissions,
+        BOUNDS_MS, Bounded, Compactions, ErrorClass, Finding, Histogram, Outcome, Permissions,
         RunDigest, SCHEMA_VERSION, ToolUse,
     },
 };
 use serde::Serialize;
 
-use crate::http::view::Time;
+use super::super::view::Time;
 
-/// What a stretch of one transcript, or of several, came to.
+/// The digest of a stretch of one transcript, or of several.
 #[derive(Serialize)]
 pub struct Summary {
     group: Option<GroupId>,
@@ -39,10 +39,10 @@ pub struct Summary {
     outcome: Option<Outcome>,
     outcomes: BTreeMap<Outcome, u64>,
     findings_count: u64,
-    findings: Vec<Flaw>,
+    findings: Vec<Finding>,
 }
 
-/// How full the context is, if that is known, and what was spent.
+/// How full the context is, if that is known, and the tokens spent.
 #[derive(Serialize)]
 struct Usage {
     used: Option<u64>,
@@ -51,7 +51,7 @@ struct Usage {
     tokens: Tokens,
 }
 
-/// What was paid: nearly always in one currency.
+/// The costs by currency; nearly always there is one.
 #[derive(Default, Serialize)]
 pub struct Costs {
     cost: Option<Cost>,
@@ -64,7 +64,7 @@ struct Cost {
     currency: String,
 }
 
-/// How long turns took. A percentile is the upper bound of its class; null behind the last bound.
+/// The durations of turns. A percentile is its bucket's upper bound; null above the last bound.
 #[derive(Serialize)]
 struct Latency {
     bounds_ms: &'static [u64],
@@ -76,7 +76,7 @@ struct Latency {
     p99_ms: Option<u64>,
 }
 
-/// What several groups came to.
+/// The digest of several groups.
 #[derive(Serialize)]
 pub struct Merged {
     #[serde(flatten)]
@@ -87,19 +87,19 @@ pub struct Merged {
 }
 
 impl Summary {
-    /// A group's.
+    /// Shows a group's digest.
     pub fn of_group(group: GroupId, digest: Box<Digest>) -> Self {
         Self { group: Some(group), ..Self::new(*digest) }
     }
 
-    /// A run's.
-    pub fn of_run(group: GroupId, own: RunDigest) -> Self {
+    /// Shows a run's digest.
+    pub fn of_run(group: GroupId, run: RunDigest) -> Self {
         Self {
             group: Some(group),
-            run: Some(own.run),
-            agent: Some(own.agent),
-            schema_version: own.schema_version,
-            ..Self::new(own.digest)
+            run: Some(run.run),
+            agent: Some(run.agent),
+            schema_version: run.schema_version,
+            ..Self::new(run.digest)
         }
     }
 
@@ -139,7 +139,7 @@ impl Summary {
 }
 
 impl Costs {
-    /// By currency, in billionths.
+    /// Shows costs that are counted in billionths of their currency.
     pub fn new(costs: &Bounded<u64>) -> Self {
         let mut costs = costs.iter().map(|(currency, billionths)| Cost {
             amount: *billionths as f64 / 1e9,
@@ -164,7 +164,8 @@ impl Latency {
 }
 
 impl Merged {
-    /// Without what means nothing but within one group: frames' numbers, a context, an end.
+    /// Shows the merged digest without the fields that only make sense for a single group: frame
+    /// numbers, the context, the outcome.
     pub fn new(
         mut digest: Digest,
         groups: usize,

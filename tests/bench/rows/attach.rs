@@ -1,4 +1,4 @@
-//! A late joiner reads a long transcript from its beginning, while somebody else works.
+//! A late reader reads a long transcript from its beginning, while another client works.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -18,7 +18,7 @@ use crate::{
 const SHORT: &str = "short";
 const OTHER: &str = "other";
 
-/// Attaches to a long transcript and to one of a tenth, beside a bare read of the database.
+/// Attaches to a long transcript and to one a tenth as long, beside a bare read of the database.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
     let server = Server::start(Setup::default())?;
     let mut client = server.connect()?;
@@ -39,7 +39,7 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
         }
         Ok(())
     })?;
-    // Once more without a neighbour: these are the figures that count.
+    // Once more without a neighbour: these figures count.
     let (mut quiet_firsts, mut quiet_shorts, mut quiet_alls) = (vec![], vec![], vec![]);
     for _ in 0..scale.runs {
         let (first, all) = attach(&server, GROUP, long)?;
@@ -88,7 +88,7 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
     ])
 }
 
-/// Seconds to the first frame, and to the last.
+/// Returns the seconds to the first frame, and to the last.
 fn attach(server: &Server, group: &str, last: u64) -> Result<(f64, f64)> {
     let start = Instant::now();
     let mut subscriber = Subscriber::open(server.address(), group, 0)?;
@@ -97,7 +97,7 @@ fn attach(server: &Server, group: &str, last: u64) -> Result<(f64, f64)> {
     Ok((first.as_secs_f64(), all.as_secs_f64()))
 }
 
-/// The longest of the turns that another client takes while `work` is done.
+/// Returns the longest turn of another client during `work`.
 fn worst_turn(server: &Server, work: impl FnOnce() -> Result<()>) -> Result<f64> {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {

@@ -16,7 +16,7 @@ use crate::{
     table::{Line, median, ms},
 };
 
-/// From the kill to the turn's answer; a subscriber stays through all of it.
+/// From the kill to the turn's answer; a subscriber stays connected.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
     let server = Server::start(Setup::default())?;
     let mut client = server.connect()?;
@@ -53,7 +53,7 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
     }])
 }
 
-/// The process id that the hanging agent says; each is new, for the one before was killed.
+/// Returns the process id that the hanging agent reports; each is new, as the last one was killed.
 fn hanging(client: &mut Connection) -> Result<u32> {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(10) {

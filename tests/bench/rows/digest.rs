@@ -1,4 +1,4 @@
-//! Digests: what reading one takes, however long the transcript, and what folding costs.
+//! Digests: the time to read one by the length of the transcript, and the cost of the projection.
 
 use std::time::Instant;
 
@@ -13,10 +13,10 @@ use crate::{
 
 /// Frames of the short transcript.
 const SHORT_FRAMES: usize = 1_000;
-/// So many reads are one measurement.
+/// The reads of one measurement.
 const READS: usize = 200;
 
-/// `GET …/digest` of a short transcript and of one a thousand times as long, in turn (SEEDS TD-11).
+/// `GET …/digest` of a short transcript and of one a thousand times as long, in turn (TD-11).
 pub fn read(scale: &Scale) -> Result<Vec<Line>> {
     let server = Server::start(Setup::default())?;
     let mut client = server.connect()?;
@@ -39,7 +39,7 @@ pub fn read(scale: &Scale) -> Result<Vec<Line>> {
     }])
 }
 
-/// Seconds that a read takes.
+/// Returns the seconds of a read.
 fn latency(client: &mut Connection, group: &str) -> Result<f64> {
     let path = format!("/v1/groups/{group}/digest");
     let start = Instant::now();
@@ -49,7 +49,7 @@ fn latency(client: &mut Connection, group: &str) -> Result<f64> {
     Ok(start.elapsed().as_secs_f64() / READS as f64)
 }
 
-/// The way of frames from an agent's lines to the disk, with their digests and without.
+/// The path of frames from an agent's lines to the disk, with digests and without.
 pub fn fold(scale: &Scale) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     for (work, name) in [(Work::Stream, "a streamed frame"), (Work::Turns, "an empty turn")] {

@@ -1,4 +1,4 @@
-//! What a frame takes on disk.
+//! The size of a frame on disk.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::{
 
 const FRAME_BYTES: f64 = 200.0;
 
-/// Bytes of the database for each frame, the write-ahead log moved into it.
+/// Bytes of the database for each frame, after the write-ahead log was moved into it.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
     let mut server = Server::start(Setup::default())?;
     let database = server.path().join("data/greenroom.db");

@@ -1,4 +1,4 @@
-//! What one group may do to the others: start latencies of healthy groups at a steady pace, alone
+//! The effect of one group on the others: start latencies of healthy groups at a steady pace, alone
 //! and beside a disturber, in turn, in one run (I15).
 
 use std::{
@@ -20,27 +20,27 @@ use crate::{
 };
 
 const GROUPS: usize = 16;
-/// Each group gets a turn so often.
+/// The interval of each group's turns.
 const EVERY: Duration = Duration::from_millis(50);
-/// Between two groups whose actors panic from their first report on.
+/// The time between two groups whose actors panic from their first report on.
 const PANIC_EVERY: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The agent's two threads, and the server's that hears it.
+/// The agent's two threads, and the server's thread that reads it.
 const BURNING: usize = 3;
 const P99_RATIO_MAX: f64 = 1.2;
 
-/// What goes on beside the healthy groups.
+/// The load beside the healthy groups.
 #[derive(Clone, Copy)]
 enum Disturber {
-    /// Threads outside of the server that are busy, as many as a flood keeps so: what the machine's
-    /// scheduler makes of it.
+    /// Busy threads outside of the server, as many as a flood keeps busy: the effect of the
+    /// machine's scheduler alone.
     Burn,
     /// An agent that writes to stdout and stderr as fast as it can.
     Flood,
-    /// A group whose actor panics whenever its agent says anything, and another one, and so on.
+    /// Groups whose actors panic at each output of their agent, one after another.
     Panics,
-    /// An agent that exits before it says anything, started again and again.
+    /// An agent that exits without output and is started repeatedly.
     Crashes,
 }
 
@@ -50,7 +50,7 @@ use Disturber::{Burn, Crashes, Flood, Panics};
 #[rustfmt::skip]
 const PHASES: [(&str, &[Disturber]); 7] = [
     ("nothing",                        &[]),
-    ("busy threads, none of its own",  &[Burn]),
+    ("busy threads outside the server", &[Burn]),
     ("a flooding agent",               &[Flood]),
     ("a group actor that panics",      &[Panics]),
     ("an agent in a crash loop",       &[Crashes]),
@@ -74,15 +74,16 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
     latencies.iter_mut().for_each(|phase| phase.sort_by(f64::total_cmp));
     let mut alone = [&*latencies[0], &latencies[PHASES.len() - 1]].concat();
     alone.sort_by(f64::total_cmp);
-    let told = |sorted: &[f64]| format!("{} · {}", ms(quantile(sorted, 0.5)), p99(sorted));
-    let barred = |disturbers: &[Disturber]| !disturbers.iter().all(|own| matches!(own, Burn));
-    let line = |((name, disturbers), own): (&(&str, &[Disturber]), &Vec<f64>)| {
-        let moved = quantile(own, 0.99) / quantile(&alone, 0.99);
+    let figures = |sorted: &[f64]| format!("{} · {}", ms(quantile(sorted, 0.5)), p99(sorted));
+    let barred =
+        |disturbers: &[Disturber]| !disturbers.iter().all(|disturber| matches!(disturber, Burn));
+    let line = |((name, disturbers), latencies): (&(&str, &[Disturber]), &Vec<f64>)| {
+        let moved = quantile(latencies, 0.99) / quantile(&alone, 0.99);
         Line {
             name: format!("start latency of {GROUPS} groups beside {name}: median · p99"),
-            greenroom: told(own),
-            limit: format!("{} alone, {} turns", told(&alone), own.len()),
-            ratio: ratio(quantile(own, 0.99), quantile(&alone, 0.99)),
+            greenroom: figures(latencies),
+            limit: format!("{} alone, {} turns", figures(&alone), latencies.len()),
+            ratio: ratio(quantile(latencies, 0.99), quantile(&alone, 0.99)),
             target: if barred(disturbers) { "p99 ≤ 1.20 of alone" } else { "" },
             holds: barred(disturbers).then_some(moved <= P99_RATIO_MAX),
             ..Line::default()
@@ -95,7 +96,7 @@ fn p99(sorted: &[f64]) -> String {
     ms(quantile(sorted, 0.99))
 }
 
-/// Measures the healthy groups while the disturbers are at it, and waits until those are over.
+/// Measures the healthy groups beside the disturbers, and waits until those are over.
 fn phase(
     scale: &Scale,
     address: SocketAddr,

@@ -1,4 +1,4 @@
-//! What the machine allows, whatever the program: SQLite with full sync, and the sync itself.
+//! The machine's limits for any program: SQLite with full sync, and the sync itself.
 
 use std::{fs::File, io::Write as _, time::Instant};
 

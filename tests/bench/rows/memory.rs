@@ -1,4 +1,4 @@
-//! What the server keeps in memory, and what it does when nobody wants anything.
+//! The server's memory, and its processor time when idle.
 
 use std::{
     thread,
@@ -18,7 +18,7 @@ const CLIENTS: usize = 16;
 const IDLE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A long transcript that was read six times, and many groups that do nothing.
+/// A long transcript that was read six times, and many idle groups.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
     Ok(vec![long_transcript(scale)?, idle_groups(scale, false)?, idle_groups(scale, true)?])
 }
@@ -47,7 +47,7 @@ fn long_transcript(scale: &Scale) -> Result<Line> {
     })
 }
 
-/// Groups that were made, or that had a turn each and whose agents are stopped.
+/// Groups without a turn, or with one turn each and a stopped agent.
 fn idle_groups(scale: &Scale, used: bool) -> Result<Line> {
     let server = Server::start(Setup { idle_timeout: "0s", ..Setup::default() })?;
     let pid = server.pid()?;

@@ -1,4 +1,4 @@
-//! The rows: each starts what it needs, and ends it.
+//! The rows: each starts and stops the server that it needs.
 
 pub mod attach;
 pub mod crash;
@@ -15,16 +15,16 @@ pub mod turns;
 
 use crate::{Result, Scale, http::Connection};
 
-/// A group's name where one is enough.
+/// The group's name, where one group is enough.
 pub const GROUP: &str = "bench";
 
-/// Fills a group with a long transcript of 200-byte frames; gives its last frame's number.
+/// Fills a group with a long transcript of 200-byte frames. Returns its last frame's number.
 pub fn fill(client: &mut Connection, group: &str, frames: usize) -> Result<u64> {
     let task = client.turn(group, &format!("stream {frames} 200"))?;
     task["seq_last"].as_u64().ok_or_else(|| "the turn has no frames".into())
 }
 
-/// Takes a figure as often as the scale says.
+/// Measures a figure as often as the scale says.
 pub fn repeat<T>(scale: &Scale, mut take: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
     (0..scale.runs).map(|_| take()).collect()
 }

@@ -1,4 +1,4 @@
-//! Work is accepted, made and listed at the same rate however much waits already.
+//! Turns are accepted, run and listed at the same rate with a short and a long queue.
 
 use std::{
     thread,
@@ -19,7 +19,7 @@ const CLIENTS: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(5);
 
-/// The rate at which one group accepts turns behind a turn that never ends.
+/// The rate at which one group accepts turns during a turn that never ends.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
     let server = Server::start(Setup { queue: 1_000_000, ..Setup::default() })?;
     server.connect()?.exchange(&http::turn(GROUP, "hang", 0))?;
@@ -51,8 +51,8 @@ fn accept(server: &Server, turns: usize) -> Result<f64> {
     Ok(turns as f64 / start.elapsed().as_secs_f64())
 }
 
-/// One group with a long queue: the rate of its turns while much waits against that while little
-/// does, with and without a moment by which they must start; and the queue as it is read.
+/// One group with a long queue: the rate of its turns with a long and a short queue, with and
+/// without a deadline to start; and the reading of the queue.
 pub fn drain(scale: &Scale) -> Result<Vec<Line>> {
     let plain = http::turn(GROUP, "empty", 0);
     let expiring = http::turn_within(GROUP, "empty", 3_600_000);
@@ -69,7 +69,7 @@ pub fn drain(scale: &Scale) -> Result<Vec<Line>> {
     Ok(vec![line("", rates), line(", all with expires_in_ms", with_expiry), read])
 }
 
-/// How long the queue takes to be read, and the rates of its turns while it is almost full and
+/// Returns the time to read the queue, and the rates of its turns while it is almost full and
 /// almost empty.
 fn drained(scale: &Scale, request: &[u8]) -> Result<(Line, (f64, f64))> {
     let server = Server::start(Setup { queue: 1_000_000, ..Setup::default() })?;
@@ -77,7 +77,7 @@ fn drained(scale: &Scale, request: &[u8]) -> Result<(Line, (f64, f64))> {
     crowd::spread(server.address(), vec![request.to_vec(); scale.queue])?;
     let mut client = server.connect()?;
     let read = read(&mut client, scale)?;
-    // Ends the turn that never ends, and its agent: the queue then goes on with another one.
+    // Ends the turn that never ends, and its agent: the queue then continues with another one.
     client.exchange(&http::post(&format!("/v1/groups/{GROUP}/stop")))?;
     let (start, mut seen) = (Instant::now(), Vec::new());
     loop {
@@ -98,7 +98,7 @@ fn drained(scale: &Scale, request: &[u8]) -> Result<(Line, (f64, f64))> {
     Ok((read, rates))
 }
 
-/// How long it takes to read a page of the queue, and its last task.
+/// Returns the time to read a page of the queue, and its last task.
 fn read(client: &mut Connection, scale: &Scale) -> Result<Line> {
     let mut timed = |path: &str| -> Result<(f64, Value)> {
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! The server is killed, and comes back on a long transcript, a long queue, or many groups.
+//! The server is killed and restarted on a long transcript, a long queue, or many groups.
 
 use std::{
     thread,
@@ -13,7 +13,7 @@ use crate::{
     table::{Line, median, ms},
 };
 
-/// Seconds until a server must be back, however much there is (RELIABILITY F31).
+/// The most seconds of a restart with any amount of data (F31).
 const READY_MAX: f64 = 10.0;
 
 /// From the spawn to the first frame that a client reads; after SIGKILL and after SIGTERM.
@@ -43,7 +43,7 @@ fn first_frame(server: &mut Server) -> Result<f64> {
     let start = Instant::now();
     server.spawn()?;
     while start.elapsed() < Duration::from_secs(10) {
-        // Refused connections, and answers before the groups are known, are both tried again.
+        // Refused connections, and answers before the groups are known, are both retried.
         if let Ok(mut reader) = Subscriber::open(server.address(), GROUP, 0)
             && let Ok(first) = reader.read_to(1)
         {
@@ -54,12 +54,12 @@ fn first_frame(server: &mut Server) -> Result<f64> {
     Err("no frame after a restart".into())
 }
 
-/// From the spawn after SIGKILL until `/readyz` says so, and until the last group answers.
+/// From the spawn after SIGKILL until `/readyz` answers 200, and until the last group answers.
 pub fn large(scale: &Scale) -> Result<Vec<Line>> {
     let (tasks, groups) = (scale.queue, scale.groups);
     let waiting = |group: &str| http::turn(group, "empty", 0);
     let long = |server: &Server| {
-        // Behind a turn that never ends; after the restart the first of them begins at once.
+        // Queued during a turn that never ends; after the restart the first of them starts at once.
         server.connect()?.exchange(&http::turn("g0", "hang", 0))?;
         crowd::spread(server.address(), vec![waiting("g0"); tasks])
     };
@@ -83,7 +83,7 @@ fn names(groups: usize) -> impl Iterator<Item = String> {
     (0..groups).map(|group| format!("g{group}"))
 }
 
-/// Kills a server of so many groups that was filled like this, and takes the time until it is back.
+/// Kills a server with this number of filled groups, and measures the time until it is ready again.
 fn back(what: &str, groups: usize, fill: &dyn Fn(&Server) -> Result<()>) -> Result<Line> {
     let setup = Setup { running_groups: 1, queue: 1_000_000, ..Setup::default() };
     let mut server = Server::start(setup)?;
@@ -93,7 +93,7 @@ fn back(what: &str, groups: usize, fill: &dyn Fn(&Server) -> Result<()>) -> Resu
     server.spawn()?;
     server.wait_ready()?;
     let ready = start.elapsed().as_secs_f64();
-    // The last one in the order in which they are read.
+    // The last group in the order of recovery.
     server.connect()?.get(&format!("/v1/groups/g{}", groups - 1))?;
     let answered = start.elapsed().as_secs_f64();
     Ok(Line {

@@ -1,4 +1,4 @@
-//! One agent says much, one subscriber reads it; every frame is durable before it is seen.
+//! One agent streams, one subscriber reads; every frame is durable before it is published.
 
 use std::{thread, time::Instant};
 
@@ -21,7 +21,7 @@ pub fn run(scale: &Scale, bytes: usize) -> Result<Vec<Line>> {
     let mut subscriber = Subscriber::open(server.address(), GROUP, 0)?;
     subscriber.read_to(warm)?;
     let mut bare = bare::Pipeline::start()?;
-    // Both sides begin with a write-ahead log that was filled once.
+    // Both sides start with a write-ahead log that was filled once.
     streamed(&mut client, &mut subscriber, count, bytes)?;
     bare.stream(count, bytes, Layout::Packed)?;
     let (mut rates, mut cpus, mut rows, mut packed) = (vec![], vec![], vec![], vec![]);
@@ -34,12 +34,12 @@ pub fn run(scale: &Scale, bytes: usize) -> Result<Vec<Line>> {
             rates.push(count as f64 / bare.stream(count, bytes, layout)?);
         }
     }
-    let (own, cpu, rows, packed) = (median(rates), median(cpus), median(rows), median(packed));
+    let (measured, cpu, rows, packed) = (median(rates), median(cpus), median(rows), median(packed));
     let line = |limit: f64, layout: &str| Line {
         name: format!("stream {bytes} B, 1 subscriber, beside the bare pipeline, {layout}"),
-        greenroom: rate(own),
+        greenroom: rate(measured),
         limit: rate(limit),
-        ratio: ratio(own, limit),
+        ratio: ratio(measured, limit),
         ..Line::default()
     };
     let by_row = line(rows, "a row for each frame");
@@ -47,7 +47,7 @@ pub fn run(scale: &Scale, bytes: usize) -> Result<Vec<Line>> {
     if bytes > 1000 {
         let published = "81k–94k/s";
         let target = "≥ 0.60 of the bare pipeline in the same layout (packed)";
-        let holds = Some(own / packed >= 0.6);
+        let holds = Some(measured / packed >= 0.6);
         return Ok(vec![by_row, Line { published, target, holds, ..by_block }]);
     }
     let cpu = Line {
@@ -59,11 +59,11 @@ pub fn run(scale: &Scale, bytes: usize) -> Result<Vec<Line>> {
         ..Line::default()
     };
     let published = "159k–175k/s";
-    let (target, holds) = ("≥ 0.60 of the bare pipeline", Some(own / rows >= 0.6));
+    let (target, holds) = ("≥ 0.60 of the bare pipeline", Some(measured / rows >= 0.6));
     Ok(vec![Line { published, target, holds, ..by_row }, by_block, cpu])
 }
 
-/// Seconds from the prompt until the subscriber has read the last of `count` frames.
+/// Returns the seconds from the prompt until the subscriber has read the last of `count` frames.
 fn streamed(
     client: &mut Connection,
     subscriber: &mut Subscriber,

@@ -1,4 +1,4 @@
-//! Empty turns: what greenroom itself costs when the agent does nothing.
+//! Empty turns: the cost of greenroom itself, with an agent that does nothing.
 
 use std::time::Instant;
 
@@ -17,11 +17,11 @@ pub fn one_group(scale: &Scale) -> Result<Vec<Line>> {
     let quiet = Server::start(Setup { log_filter: Some("warn"), ..Setup::default() })?;
     let mut pipeline = bare::Pipeline::start()?;
     let (mut rates, mut cpus, mut quiets, mut bare) = (vec![], vec![], vec![], vec![]);
-    // All begin with a write-ahead log that was filled once.
+    // All start with a write-ahead log that was filled once.
     turn_rate(&server, scale.turns)?;
     turn_rate(&quiet, scale.turns)?;
     pipeline.turns(scale.turns)?;
-    // Many short runs in turn: what disturbs the disk for a second then meets both sides.
+    // Many short runs in turn, so that a disturbance of the disk meets both sides.
     let turns = scale.turns / 4;
     for _ in 0..scale.runs * 4 {
         let cpu = server.cpu()?;
@@ -30,21 +30,21 @@ pub fn one_group(scale: &Scale) -> Result<Vec<Line>> {
         bare.push(turns as f64 / pipeline.turns(turns)?);
         quiets.push(turn_rate(&quiet, turns)?);
     }
-    let (own, cpu, quiet, bare) = (median(rates), mean(&cpus), median(quiets), median(bare));
-    let line = |name: &str, own: f64| Line {
+    let (measured, cpu, quiet, bare) = (median(rates), mean(&cpus), median(quiets), median(bare));
+    let line = |name: &str, measured: f64| Line {
         name: format!("empty turns, one group, plain client{name}"),
-        greenroom: rate(own),
+        greenroom: rate(measured),
         limit: rate(bare),
-        ratio: ratio(own, bare),
+        ratio: ratio(measured, bare),
         ..Line::default()
     };
     Ok(vec![
         Line {
-            greenroom: format!("{} ({} processor time each)", rate(own), us(cpu)),
+            greenroom: format!("{} ({} processor time each)", rate(measured), us(cpu)),
             published: "23/s",
             target: "≥ 0.55 of the bare pipe with two commits",
-            holds: Some(own / bare >= 0.55),
-            ..line("", own)
+            holds: Some(measured / bare >= 0.55),
+            ..line("", measured)
         },
         line(", GREENROOM_LOG=warn", quiet),
     ])
@@ -71,7 +71,7 @@ pub fn many_groups(scale: &Scale) -> Result<Vec<Line>> {
         crowd::send(server.address(), clients.collect(), turns)
     };
     let mut crowd = bare::Crowd::start(GROUPS)?;
-    // All begin with a write-ahead log that was filled once.
+    // All start with a write-ahead log that was filled once.
     all(&server, turns / 2)?;
     all(&quiet, turns / 2)?;
     crowd.turns(turns / 2)?;
@@ -83,25 +83,25 @@ pub fn many_groups(scale: &Scale) -> Result<Vec<Line>> {
         let (quiet, _) = all(&quiet, turns)?;
         let bare = count / crowd.turns(turns)?;
         let of = |share| quantile(&latencies, share);
-        let (own, quiet) = (count / took.as_secs_f64(), count / quiet.as_secs_f64());
-        Ok([own, bare, quiet, of(0.5), of(0.99), cpu])
+        let (measured, quiet) = (count / took.as_secs_f64(), count / quiet.as_secs_f64());
+        Ok([measured, bare, quiet, of(0.5), of(0.99), cpu])
     })?;
     let figure = |index: usize| median(runs.iter().map(|run| run[index]).collect());
-    let (own, bare) = (figure(0), figure(1));
-    let line = |name: &str, own: f64| Line {
+    let (measured, bare) = (figure(0), figure(1));
+    let line = |name: &str, measured: f64| Line {
         name: format!("empty turns, {GROUPS} groups{name}"),
-        greenroom: rate(own),
+        greenroom: rate(measured),
         limit: rate(bare),
-        ratio: ratio(own, bare),
+        ratio: ratio(measured, bare),
         ..Line::default()
     };
     Ok(vec![
         Line {
-            greenroom: format!("{} ({} processor time each)", rate(own), us(figure(5))),
+            greenroom: format!("{} ({} processor time each)", rate(measured), us(figure(5))),
             published: "12–16k/s",
             target: "≥ 10k/s",
-            holds: Some(own >= 1e4),
-            ..line("", own)
+            holds: Some(measured >= 1e4),
+            ..line("", measured)
         },
         Line {
             name: format!("empty turns, {GROUPS} groups: latency, median · p99"),

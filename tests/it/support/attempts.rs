@@ -1,14 +1,16 @@
-//! What tests of attempts, interruptions and held groups ask of a server.
+//! Requests and waits of tests of attempts, interruptions and held groups.
 
 use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
 
-use super::http::Reply;
-use super::server::{TERMINAL, greenroom, id};
-use super::{Server, Setup, eventually};
+use super::{
+    Server, Setup, eventually,
+    http::Reply,
+    server::{TERMINAL, greenroom, id},
+};
 
-/// Milliseconds since 1970 of a time as the API shows it: RFC 3339, UTC, with milliseconds.
+/// Parses a time of the API (RFC 3339, UTC, with milliseconds) into milliseconds since 1970.
 #[track_caller]
 pub fn millis(time: &Value) -> i64 {
     let text = time.as_str().unwrap_or_else(|| panic!("no time: {time}"));
@@ -24,21 +26,21 @@ pub fn millis(time: &Value) -> i64 {
 }
 
 impl Setup {
-    /// Adds a profile whose agents can restore no session.
+    /// Adds a profile whose agents cannot restore a session.
     pub fn forgetful(self) -> Self {
         self.agent("forgetful", &["--no-resume", "--no-load"])
     }
 
-    /// Adds a profile whose agents exit at their start, with 1, until the gate `open` is open.
+    /// Adds a profile whose agents exit with 1 at their start, until the gate `open` is open.
     pub fn crashing(self) -> Self {
         self.agent("crashing", &["--exit-until", "open"])
     }
 }
 
 impl Server {
-    /// Makes the group, with this agent and, unless it is empty, this `on_interrupt`.
+    /// Creates the group with this agent and, unless it is empty, this `on_interrupt`.
     #[track_caller]
-    pub fn make(&self, group: &str, agent: &str, on_interrupt: &str) -> Value {
+    pub fn create_group(&self, group: &str, agent: &str, on_interrupt: &str) -> Value {
         let mut body = json!({ "agent": agent });
         if !on_interrupt.is_empty() {
             body["on_interrupt"] = json!(on_interrupt);
@@ -46,7 +48,7 @@ impl Server {
         self.put(&format!("/v1/groups/{group}"), &body).expect(201)
     }
 
-    /// Waits until the task, which has not ended, waits for this.
+    /// Waits until the task has this `blocked_by`; it must not have ended.
     #[track_caller]
     pub fn wait_blocked(&self, task: &Value, by: &str) -> Value {
         eventually(&format!("a task that is blocked by {by}"), &self.log, || {
@@ -57,7 +59,7 @@ impl Server {
         })
     }
 
-    /// Waits until the task stands between two attempts.
+    /// Waits until the task is between two attempts.
     #[track_caller]
     pub fn wait_retrying(&self, task: &Value) -> Value {
         let waiting = self.wait_blocked(task, "backoff");
@@ -71,7 +73,7 @@ impl Server {
         self.wait_group(group, status, |group| group["status"] == status)
     }
 
-    /// Waits until nothing is left of the group.
+    /// Waits until the group is purged.
     #[track_caller]
     pub fn wait_purged(&self, group: &str) {
         eventually("the purge", &self.log, || {
@@ -84,7 +86,7 @@ impl Server {
         self.post(&format!("/v1/groups/{group}/resume"), &json!({})).expect(202);
     }
 
-    /// Asks for a task to be done again.
+    /// Requests a retry of the task.
     #[track_caller]
     pub fn retry(&self, task: &Value) -> Reply {
         self.post(&format!("/v1/tasks/{}/retry", id(task)), &json!({}))
@@ -98,28 +100,28 @@ impl Server {
         frames
     }
 
-    /// Checks that the task, which has ended, took so many attempts: each was started, sent once
-    /// and settled before the next, and the task ended once (I7, I9).
+    /// Checks that the ended task took this number of attempts: each was started, sent once and
+    /// settled before the next, and the task ended once (I7, I9).
     #[track_caller]
     pub fn assert_attempts(&self, task: &Value, attempts: usize) {
         let ended = self.task(task);
         let tail = self.log.tail();
         assert_eq!(ended["attempt"], attempts, "{ended}\n{tail}");
-        let mut told = Vec::new();
+        let mut kinds = Vec::new();
         for frame in self.frames(task["group"].as_str().unwrap()) {
             let kind = frame["kind"].as_str().unwrap().to_owned();
             let counts = ["session/prompt", "greenroom/turn_started", "greenroom/turn_settled"];
             if frame["task"] == task["id"] && counts.contains(&kind.as_str()) {
-                told.push(kind);
+                kinds.push(kind);
             }
         }
         let one = ["greenroom/turn_started", "session/prompt", "greenroom/turn_settled"];
         let expected: Vec<&str> = (0..attempts).flat_map(|_| one).collect();
-        assert_eq!(told, expected, "{ended}\n{tail}");
+        assert_eq!(kinds, expected, "{ended}\n{tail}");
         assert_eq!(self.task_frames(task, "greenroom/task_ended").len(), 1, "{ended}\n{tail}");
     }
 
-    /// Runs the command line against this server, to its end.
+    /// Runs the command line against this server and waits for its end.
     #[track_caller]
     pub fn cli(&self, arguments: &[&str]) -> Output {
         let mut command = greenroom(&self.home, arguments);
@@ -127,13 +129,13 @@ impl Server {
         command.stdout(Stdio::piped()).output().unwrap()
     }
 
-    /// [`Self::cli`] that must succeed; gives what it printed.
+    /// Returns the stdout of [`Self::cli`], which must succeed.
     #[track_caller]
-    pub fn cli_says(&self, arguments: &[&str]) -> String {
+    pub fn cli_stdout(&self, arguments: &[&str]) -> String {
         let output = self.cli(arguments);
-        let (said, failed) =
+        let (stdout, stderr) =
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{arguments:?}: {}: {said}{failed}", output.status);
-        said.into_owned()
+        assert!(output.status.success(), "{arguments:?}: {}: {stdout}{stderr}", output.status);
+        stdout.into_owned()
     }
 }

@@ -1,34 +1,33 @@
-//! A collector of OpenTelemetry spans, as small as one can be: keeps what it is sent, and answers
-//! what it is told to.
+//! A minimal collector of OpenTelemetry spans: it keeps every batch, and answers as scripted.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::Instant;
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Instant,
+};
 
 use serde_json::Value;
 
-use super::server::id;
-use super::setup::Port;
-use super::{Log, PATIENCE};
+use super::{Log, TIMEOUT, server::id, setup::Port};
 
 const BODY_BYTES_MAX: usize = 4 << 20;
 const HEADERS_MAX: usize = 64;
 
-/// What to say to one batch.
+/// The answer to one batch.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// This status, with these further lines of a header, and this body.
+    /// This status, with these additional header lines, and this body.
     Status(u16, &'static str, &'static str),
-    /// Nothing: the connection ends.
+    /// No answer: the collector closes the connection.
     HangUp,
-    /// Nothing, and the connection stays.
+    /// No answer, and the connection stays open.
     Silence,
 }
 
-/// One batch as it came, and whether it was answered with 200.
+/// One batch as received; `taken` if it was answered with 200.
 #[derive(Clone, Debug)]
 pub struct Batch {
     pub path: String,
@@ -41,9 +40,9 @@ pub struct Batch {
 #[derive(Default)]
 struct State {
     batches: Vec<Batch>,
-    /// What is said to the next batches.
+    /// The answers to the next batches.
     next: VecDeque<Answer>,
-    /// What is said to all others; none: 200.
+    /// The answer to all others; `None`: 200.
     always: Option<Answer>,
 }
 
@@ -55,12 +54,12 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// On any port.
+    /// Listens on any port.
     pub fn start() -> Self {
         Self::listen(TcpListener::bind(("127.0.0.1", 0)).unwrap())
     }
 
-    /// On a port that nobody else has.
+    /// Listens on this reserved port.
     pub fn start_at(port: &Port) -> Self {
         Self::listen(TcpListener::bind(port.address()).unwrap())
     }
@@ -72,13 +71,13 @@ impl Collector {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let shared = shared.clone();
-                thread::spawn(move || converse(&stream, &shared));
+                thread::spawn(move || serve_connection(&stream, &shared));
             }
         });
         Self { address, state, log: Log::default() }
     }
 
-    /// Shows this server's log when something is waited for in vain.
+    /// Shows this server's log when a wait times out.
     pub fn with_log(mut self, log: &Log) -> Self {
         self.log = log.clone();
         self
@@ -88,12 +87,12 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// Says this to the next batches, one each.
+    /// Gives the next batches these answers, one each.
     pub fn answer(&self, answers: &[Answer]) {
         self.lock().next.extend(answers.iter().cloned());
     }
 
-    /// Says this to every batch from now on; none: 200.
+    /// Gives every batch from now on this answer; `None`: 200.
     pub fn always(&self, answer: Option<Answer>) {
         self.lock().always = answer;
     }
@@ -102,26 +101,27 @@ impl Collector {
         self.lock().batches.clone()
     }
 
-    /// The spans that were taken, in the order in which they came.
+    /// The spans that were answered with 200, in the order of arrival.
     pub fn spans(&self) -> Vec<Value> {
         let taken = self.batches().into_iter().filter(|batch| batch.taken);
         taken.flat_map(|batch| batch.spans).collect()
     }
 
-    /// Waits until so many batches came, taken or not.
+    /// Waits until this number of batches arrived, whatever their answers.
     #[track_caller]
     pub fn wait_batches(&self, count: usize) -> Vec<Batch> {
         self.wait(&format!("{count} batches"), |batches| batches.len() >= count);
         self.batches()
     }
 
-    /// Waits until the spans of all these tasks were taken, and gives them in the tasks' order.
+    /// Waits until the spans of all these tasks were answered with 200, and returns them in the
+    /// tasks' order.
     #[track_caller]
     pub fn wait_spans(&self, tasks: &[&Value]) -> Vec<Value> {
         fn by_task(batches: &[Batch]) -> HashMap<&str, &Value> {
             let taken = batches.iter().filter(|batch| batch.taken);
             let spans = taken.flat_map(|batch| &batch.spans);
-            spans.map(|span| (said(span, "greenroom.task").as_str().unwrap(), span)).collect()
+            spans.map(|span| (attribute(span, "greenroom.task").as_str().unwrap(), span)).collect()
         }
         self.wait("spans of all tasks", |batches| {
             let spans = by_task(batches);
@@ -134,12 +134,12 @@ impl Collector {
 
     #[track_caller]
     fn wait(&self, what: &str, fits: impl Fn(&[Batch]) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut state = self.lock();
         while !fits(&state.batches) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let came = state.batches.len();
-            assert!(!left.is_zero(), "{what}: {came} batches came\n{}", self.log.tail());
+            let arrived = state.batches.len();
+            assert!(!left.is_zero(), "{what}: {arrived} batches arrived\n{}", self.log.tail());
             let waited = self.state.1.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -150,16 +150,16 @@ impl Collector {
     }
 }
 
-/// What a span's attribute says, whatever kind of value it is.
-pub fn said<'a>(span: &'a Value, key: &str) -> &'a Value {
+/// Returns the value of a span's attribute, whatever its type; `Null` if the span has none.
+pub fn attribute<'a>(span: &'a Value, key: &str) -> &'a Value {
     let attributes = span["attributes"].as_array().unwrap();
-    let found = attributes.iter().find(|attribute| attribute["key"] == key);
-    let value = found.and_then(|attribute| attribute["value"].as_object()?.values().next());
+    let found = attributes.iter().find(|candidate| candidate["key"] == key);
+    let value = found.and_then(|found| found["value"].as_object()?.values().next());
     value.unwrap_or(&Value::Null)
 }
 
 /// Answers the batches of one connection.
-fn converse(stream: &TcpStream, state: &(Mutex<State>, Condvar)) {
+fn serve_connection(stream: &TcpStream, state: &(Mutex<State>, Condvar)) {
     let mut reader = BufReader::new(stream);
     while let Some(mut batch) = read(&mut reader) {
         let answer = {
@@ -175,12 +175,12 @@ fn converse(stream: &TcpStream, state: &(Mutex<State>, Condvar)) {
             Answer::Status(status, header, body) => {
                 let length = body.len();
                 let mut out = stream;
-                let told = write!(
+                let written = write!(
                     out,
-                    "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\n\
+                    "HTTP/1.1 {status} Scripted\r\nContent-Type: application/json\r\n\
                      Content-Length: {length}\r\n{header}\r\n{body}"
                 );
-                if told.is_err() {
+                if written.is_err() {
                     return;
                 }
             }
@@ -191,7 +191,7 @@ fn converse(stream: &TcpStream, state: &(Mutex<State>, Condvar)) {
     }
 }
 
-/// One request; `None` at the end of the connection.
+/// Reads one request; `None` at the end of the connection.
 fn read(reader: &mut impl BufRead) -> Option<Batch> {
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|bytes| *bytes > 0)?;

@@ -1,13 +1,15 @@
-//! What tests of compactions ask of a server, and a turn whose words are performed one by one.
+//! Requests and waits of tests of compactions, and a turn whose words are performed one by one.
 
 use serde_json::{Value, json};
 
-use super::http::Reply;
-use super::server::{TERMINAL, encode};
-use super::{Server, eventually};
+use super::{
+    Server, eventually,
+    http::Reply,
+    server::{TERMINAL, encode},
+};
 
 impl Server {
-    /// All that one of the group's lists holds, in its order.
+    /// Returns all items of one of the group's lists, in its order.
     #[track_caller]
     pub fn list(&self, group: &str, what: &str) -> Vec<Value> {
         let page = self.get(&format!("/v1/groups/{group}/{what}")).expect(200);
@@ -24,7 +26,7 @@ impl Server {
     #[track_caller]
     pub fn only_compaction(&self, group: &str) -> Value {
         let all = self.compactions(group);
-        assert_eq!(all.len(), 1, "one compaction: {all:?}\n{}", self.log.tail());
+        assert_eq!(all.len(), 1, "not exactly one compaction: {all:?}\n{}", self.log.tail());
         all[0].clone()
     }
 
@@ -33,7 +35,9 @@ impl Server {
     pub fn compaction_of(&self, task: &Value) -> Value {
         let all = self.compactions(task["group"].as_str().unwrap());
         let found = all.iter().find(|compaction| compaction["task"] == task["id"]);
-        found.unwrap_or_else(|| panic!("none of {task} in {all:?}\n{}", self.log.tail())).clone()
+        found
+            .unwrap_or_else(|| panic!("no compaction of {task} in {all:?}\n{}", self.log.tail()))
+            .clone()
     }
 
     /// The group's segments, the oldest first.
@@ -42,7 +46,7 @@ impl Server {
         self.list(group, "segments")
     }
 
-    /// The compaction tasks that the group ordered by itself, as they are now.
+    /// Returns the current state of the compaction tasks that the group ordered automatically.
     #[track_caller]
     pub fn auto_compactions(&self, group: &str) -> Vec<Value> {
         let mut tasks = self.list(group, "tasks?kind=compaction");
@@ -56,19 +60,19 @@ impl Server {
         self.group(group)["compaction"]["count"].as_u64().unwrap_or(0)
     }
 
-    /// Checks how many compactions count, and that each of them rotated the segment once.
+    /// Checks the count of compactions, and that each of them rotated the segment once.
     #[track_caller]
     pub fn assert_compacted(&self, group: &str, times: usize) {
         let shown = self.group(group);
         let tail = self.log.tail();
         assert_eq!(self.compaction_count(group), times as u64, "{shown}\n{tail}");
         let segments = self.segments(group);
-        let compacted = segments.iter().filter(|one| one["end_reason"] == "compaction");
+        let compacted = segments.iter().filter(|segment| segment["end_reason"] == "compaction");
         assert_eq!(compacted.count(), times, "{segments:?}\n{tail}");
-        let open = segments.iter().filter(|one| one["closed_seq"].is_null());
-        assert_eq!(open.count(), 1, "one is open (AM-11): {segments:?}");
+        let open = segments.iter().filter(|segment| segment["closed_seq"].is_null());
+        assert_eq!(open.count(), 1, "one segment is open (AM-11): {segments:?}");
         let all = self.compactions(group);
-        let completed = all.iter().filter(|one| one["status"] == "completed");
+        let completed = all.iter().filter(|compaction| compaction["status"] == "completed");
         assert_eq!(completed.count(), times, "{all:?}\n{tail}");
     }
 
@@ -86,19 +90,19 @@ impl Server {
         shown["session_id"].as_str().unwrap_or_else(|| panic!("no session in {shown}")).to_owned()
     }
 
-    /// The compaction lock of a session, as anybody reads it.
+    /// Reads the compaction lock of a session.
     #[track_caller]
     pub fn lock(&self, session: &str) -> Reply {
         self.get(&lock_path(session))
     }
 
-    /// Asks for the compaction lock of a session, as a program outside does.
+    /// Requests the compaction lock of a session, as an external program does.
     #[track_caller]
-    pub fn take_lock(&self, session: &str, holder: &str) -> Reply {
+    pub fn acquire_lock(&self, session: &str, holder: &str) -> Reply {
         self.put(&lock_path(session), &json!({ "holder": holder, "ttl_ms": 60_000 }))
     }
 
-    /// Gives back what [`Self::take_lock`] took.
+    /// Releases a lock that [`Self::acquire_lock`] acquired.
     #[track_caller]
     pub fn release_lock(&self, lock: &Value) {
         let session = lock["key"].as_str().unwrap();
@@ -107,11 +111,11 @@ impl Server {
         self.delete(&format!("{}{query}", lock_path(session))).expect(204);
     }
 
-    /// Runs a turn whose words are performed one by one: each waits until what the word before it
-    /// sent, on stdout or stderr, is in the transcript. Gives the task as it ended.
+    /// Runs a turn whose words are performed one by one: each waits until the output of the word
+    /// before it, on stdout or stderr, is in the transcript. Returns the ended task.
     ///
-    /// A step sends one `session/update`, or one line on stderr that the profile keeps; words that
-    /// send nothing may stand beside it.
+    /// A step sends one `session/update`, or one stderr line that the profile keeps; it may also
+    /// hold words that send nothing.
     #[track_caller]
     pub fn play(&self, group: &str, steps: &[&str]) -> Value {
         let round = self.journal.prompts().len();
@@ -129,15 +133,15 @@ impl Server {
                     "ended in {state}: {steps:?}"
                 );
                 let gates = self.journal.events_named("gate");
-                let stands = gates.iter().any(|event| event["name"] == gate(number));
-                (stands && number < self.signals_after(group, before)).then_some(())
+                let waits = gates.iter().any(|event| event["name"] == gate(number));
+                (waits && number < self.signals_after(group, before)).then_some(())
             });
             self.journal.open_gate(&gate(number));
         }
         self.finish(&task)
     }
 
-    /// Waits until the transcript holds so many lines of stderr.
+    /// Waits until the transcript holds this number of stderr lines.
     #[track_caller]
     pub fn wait_stderr_frames(&self, group: &str, count: usize) {
         eventually(&format!("{count} lines of stderr in the transcript"), &self.log, || {
@@ -146,7 +150,7 @@ impl Server {
         });
     }
 
-    /// How many updates and kept lines of stderr the transcript has behind this frame.
+    /// Counts the updates and kept stderr lines of the transcript after this frame.
     #[track_caller]
     fn signals_after(&self, group: &str, seq: u64) -> usize {
         let frames = self.frames_where(group, &format!("&after={seq}"));

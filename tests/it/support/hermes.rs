@@ -1,6 +1,6 @@
 //! Words that make the scripted agent write what hermes writes to stderr.
 
-/// What stands before a line of hermes' logger.
+/// The prefix of a line of hermes' logger.
 const LOGGER: &str = "2026-11-20 10:45:06 [INFO] agent.conversation_compression:";
 
 /// A line on stderr.
@@ -14,13 +14,13 @@ pub fn started(session: &str) -> String {
     line(&format!("{LOGGER} context compression started: session={session} {counts}"))
 }
 
-/// hermes has compressed; the session is the old one or that which goes on in its place.
+/// hermes has compressed; the session is the old one or its successor.
 pub fn done(session: &str) -> String {
     let counts = "messages=9->5 rough_tokens=~40,937 awaiting_real_usage=true";
     line(&format!("{LOGGER} context compression done: session={session} {counts}"))
 }
 
-/// The summary failed, and a marker stands in its place; `done` follows.
+/// The summary failed, and a marker replaces it; `done` follows.
 pub fn fallback() -> String {
     line("⚠ Compression summary failed: no answer. Inserted a fallback context marker.")
 }
@@ -36,7 +36,7 @@ pub fn no_progress(session: &str) -> String {
     line(&format!("Compression made no progress (session={session}) — {what}"))
 }
 
-/// Somebody else compresses this session.
+/// Another process compresses this session.
 pub fn skipped(session: &str) -> String {
     let holder = "holder=pid=9076:tid=139888538318528:agent=7f3a5842cc50:nonce=2902c752";
     let what = format!("compression skipped: another path is compressing session={session}");
@@ -44,7 +44,7 @@ pub fn skipped(session: &str) -> String {
     line(&format!("{LOGGER} {what} ({holder}) — {end}"))
 }
 
-/// Somebody else has compressed this session.
+/// Another process has compressed this session.
 pub fn already_rotated(session: &str) -> String {
     let what = "was already rotated by another compression path";
     line(&format!("{LOGGER} compression skipped: session={session} {what}"))

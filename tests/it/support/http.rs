@@ -1,13 +1,15 @@
-//! A small HTTP client: every status is a reply, nothing is followed or retried.
+//! A small HTTP client: every status is a reply; it neither follows redirects nor retries.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use serde_json::Value;
 use ureq::http::Request;
 
-/// The longest that one exchange may take: longer than any `wait` of a test.
+/// The longest duration of one exchange: longer than any `wait` of a test.
 const EXCHANGE: Duration = Duration::from_secs(60);
 
 /// An HTTP response, read to its end.
@@ -83,7 +85,7 @@ impl Reply {
     }
 }
 
-/// A client without a pool, so that a restart of the server leaves nothing behind.
+/// Returns a client without a pool, so that no connection is reused after a restart of the server.
 pub fn client() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
@@ -122,15 +124,15 @@ pub fn exchange(
     })
 }
 
-/// Sends these very bytes on a connection of their own, and reads until the server closes it.
+/// Sends exactly these bytes on a connection of their own, and reads until the server closes it.
 ///
-/// The bytes should ask for `Connection: close`. A connection closed without a response gives
+/// The bytes should include `Connection: close`. A connection closed without a response gives
 /// status 0.
 #[track_caller]
 pub fn raw(address: SocketAddr, bytes: &[u8]) -> Reply {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    // The server may refuse, and close, before it has read all.
+    // The server may refuse and close before it has read all bytes.
     drop(stream.write_all(bytes));
     let mut answer = Vec::new();
     if let Err(err) = stream.read_to_end(&mut answer) {
@@ -140,7 +142,7 @@ pub fn raw(address: SocketAddr, bytes: &[u8]) -> Reply {
     parse(&answer)
 }
 
-/// Parses a response whose body ends with the connection or is as long as it says.
+/// Parses a response whose body ends with the connection, or has the announced length.
 fn parse(answer: &[u8]) -> Reply {
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
     let Some(end) = end else { return Reply { status: 0, headers: vec![], body: vec![] } };

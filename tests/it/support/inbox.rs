@@ -1,13 +1,15 @@
-//! What tests of permissions ask of a server.
+//! Requests and waits of tests of permissions.
 
 use serde_json::{Value, json};
 
-use super::http::Reply;
-use super::server::{encode, id};
-use super::{Server, eventually};
+use super::{
+    Server, eventually,
+    http::Reply,
+    server::{encode, id},
+};
 
 impl Server {
-    /// The permissions that the query selects, all on one page.
+    /// Returns the permissions that the query selects; they must fit on one page.
     #[track_caller]
     pub fn permissions(&self, query: &str) -> Vec<Value> {
         let page = self.get(&format!("/v1/permissions?limit=1000&{query}")).expect(200);
@@ -15,7 +17,7 @@ impl Server {
         page["items"].as_array().unwrap_or_else(|| panic!("no items in {page}")).clone()
     }
 
-    /// Waits until so many of the group's permissions wait for an answer; gives them.
+    /// Waits until this number of the group's permissions are pending, and returns them.
     #[track_caller]
     pub fn wait_pending(&self, group: &str, count: usize) -> Vec<Value> {
         eventually(&format!("{count} pending permissions"), &self.log, || {
@@ -24,19 +26,19 @@ impl Server {
         })
     }
 
-    /// Enqueues a turn that asks, and waits until its only permission is pending.
+    /// Enqueues a turn whose agent requests one permission, and waits until it is pending.
     #[track_caller]
-    pub fn asked(&self, group: &str, prompt: &str) -> (Value, Value) {
+    pub fn submit_asking(&self, group: &str, prompt: &str) -> (Value, Value) {
         let task = self.submit(group, prompt);
         (task, self.wait_pending(group, 1).remove(0))
     }
 
-    /// The permission with this one's id, as it is now.
+    /// Returns the current state of this permission.
     #[track_caller]
     pub fn permission(&self, permission: &Value) -> Value {
         let group = encode(permission["group"].as_str().unwrap());
         let all = self.permissions(&format!("group={group}"));
-        let found = all.iter().find(|one| one["id"] == permission["id"]);
+        let found = all.iter().find(|candidate| candidate["id"] == permission["id"]);
         found.unwrap_or_else(|| panic!("no {permission} in {all:?}")).clone()
     }
 
@@ -52,7 +54,7 @@ impl Server {
         self.answer_with(permission, &json!({ "option_id": option }))
     }
 
-    /// The outcome that the agent was given for this permission, once it is there.
+    /// Waits for the outcome that the agent received for this permission.
     #[track_caller]
     pub fn wait_outcome(&self, permission: &Value) -> Value {
         let tool = &permission["tool_call"]["toolCallId"];

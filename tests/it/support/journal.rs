@@ -1,7 +1,6 @@
 //! The scripted agent's control directory: its journal, which is the ground truth, and its gates.
 
-use std::fs;
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use serde_json::Value;
 
@@ -35,12 +34,12 @@ impl Journal {
         prompts.iter().map(|event| event["text"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// How often a prompt with exactly this text was received.
+    /// Counts the prompts with exactly this text.
     pub fn times(&self, text: &str) -> usize {
         self.prompts().iter().filter(|prompt| *prompt == text).count()
     }
 
-    /// Waits for an event that fits.
+    /// Waits for an event that `fits` accepts.
     #[track_caller]
     pub fn wait(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         eventually(what, &self.log, || self.events().into_iter().find(&fits))
@@ -54,7 +53,7 @@ impl Journal {
         })
     }
 
-    /// Waits until an agent stands at the gate.
+    /// Waits until an agent waits at the gate.
     #[track_caller]
     pub fn wait_gate(&self, name: &str) {
         self.wait(&format!("an agent at the gate {name:?}"), |event| {
@@ -69,19 +68,20 @@ impl Journal {
         u32::try_from(pid.unwrap()).unwrap()
     }
 
-    /// Closes a gate that was opened.
+    /// Closes an open gate.
     pub fn close_gate(&self, name: &str) {
         fs::remove_file(self.directory.join(name)).unwrap();
     }
 
-    /// Opens a gate, until somebody closes it.
+    /// Opens a gate, until [`Self::close_gate`].
     pub fn open_gate(&self, name: &str) {
         fs::write(self.directory.join(name), "").unwrap();
     }
 
-    /// Scripts what no caller words, from now on: `on-compact`, `on-summary` or `on-new`.
+    /// Scripts the agent's reaction where no caller's prompt can, from now on: `on-compact`,
+    /// `on-summary` or `on-new`.
     pub fn script(&self, name: &str, words: &str) {
-        // In one step: an agent may be reading it.
+        // Atomically, because an agent may be reading it.
         let draft = self.directory.join(format!("{name}.draft"));
         fs::write(&draft, words).unwrap();
         fs::rename(draft, self.directory.join(name)).unwrap();
@@ -90,13 +90,14 @@ impl Journal {
     /// The prompts that this session received, in order.
     pub fn prompts_of(&self, session: &str) -> Vec<String> {
         let prompts = self.events_named("prompt");
-        let own = prompts.iter().filter(|event| event["session"] == session);
-        own.map(|event| event["text"].as_str().unwrap().to_owned()).collect()
+        let received = prompts.iter().filter(|event| event["session"] == session);
+        received.map(|event| event["text"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// The most prompts that were between receipt and answer at one time, over all agents.
+    /// The highest number of prompts that were open, received but not answered, at one time over
+    /// all agents.
     ///
-    /// An agent that died in a prompt counts until its `exit`, or its next life's first prompt.
+    /// The prompt of an agent that died counts until the agent's next prompt in that session.
     pub fn most_at_once(&self) -> usize {
         let mut open: Vec<Value> = Vec::new();
         let mut most = 0;
@@ -114,7 +115,7 @@ impl Journal {
         most
     }
 
-    /// Checks that no session ever got a prompt while another of its prompts was open (I1).
+    /// Checks that no session ever received a prompt while another of its prompts was open (I1).
     #[track_caller]
     pub fn assert_one_at_a_time(&self) {
         let overlaps = self.events_named("overlap");

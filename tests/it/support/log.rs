@@ -1,21 +1,23 @@
-//! What the server wrote on stderr, over all its incarnations.
+//! The server's stderr, over all its restarts.
 
-use std::io::{BufRead, BufReader, Read};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    io::{BufRead, BufReader, Read},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
 
-use super::PATIENCE;
+use super::TIMEOUT;
 
-/// The lines that a failure shows.
+/// The number of lines that a failure shows.
 const TAIL_LINES: usize = 60;
 
-/// A growing list of lines that can be waited for; clones share it.
+/// A growing list of lines, with waits; clones share it.
 #[derive(Clone, Default)]
 pub struct Log(Arc<(Mutex<Vec<String>>, Condvar)>);
 
 impl Log {
-    /// Collects the lines of `stream` until it ends, in a thread of its own.
+    /// Collects the lines of `stream` until it ends, in a new thread.
     pub fn follow(&self, stream: impl Read + Send + 'static) {
         let log = self.clone();
         thread::spawn(move || {
@@ -34,28 +36,28 @@ impl Log {
         self.lock().clone()
     }
 
-    /// The last lines, under a heading.
+    /// Returns the last lines, under a heading.
     pub fn tail(&self) -> String {
         let lines = self.lock();
         let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
         format!("--- end of the server's log ---\n{}\n---", tail.join("\n"))
     }
 
-    /// The first line that fits, also one written before.
+    /// Waits for the first line that `fits` accepts, earlier lines included.
     #[track_caller]
     pub fn wait(&self, what: &str, fits: impl Fn(&str) -> bool) -> String {
-        self.wait_within(PATIENCE, what, fits)
+        self.wait_within(TIMEOUT, what, fits)
     }
 
-    /// [`Self::wait`] with a patience of its own.
+    /// [`Self::wait`] with a timeout of its own.
     #[track_caller]
     pub fn wait_within(
         &self,
-        patience: Duration,
+        timeout: Duration,
         what: &str,
         fits: impl Fn(&str) -> bool,
     ) -> String {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         let mut lines = self.lock();
         loop {
             if let Some(line) = lines.iter().find(|line| fits(line)) {
@@ -64,7 +66,7 @@ impl Log {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 drop(lines);
-                panic!("no log line in {patience:?}: {what}\n{}", self.tail());
+                panic!("no log line in {timeout:?}: {what}\n{}", self.tail());
             }
             let waited = self.0.1.wait_timeout(lines, left);
             lines = waited.unwrap_or_else(PoisonError::into_inner).0;

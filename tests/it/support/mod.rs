@@ -1,8 +1,10 @@
 //! What the tests share: a real server with its own directory and port, HTTP and SSE clients, and
 //! the scripted agent's journal. Nothing here knows how greenroom is built inside.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 mod attempts;
 pub mod collector;
@@ -26,20 +28,20 @@ pub use server::Server;
 pub use setup::{Home, Setup};
 pub use sse::{Event, Events};
 
-/// How long a test waits for anything that should happen at once, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a test waits for anything that should happen immediately, on a busy machine.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Between two looks at what cannot be awaited: a file, a process table.
+/// The interval of polling what cannot be awaited: a file, a process table.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Looks until `look` gives a value.
+/// Polls `look` until it returns a value.
 ///
 /// # Panics
 ///
-/// After `patience`, with `what` and the end of the server's log.
+/// After `timeout`, with `what` and the end of the server's log.
 #[track_caller]
 pub fn within<T>(
-    patience: Duration,
+    timeout: Duration,
     what: &str,
     log: &Log,
     mut look: impl FnMut() -> Option<T>,
@@ -50,16 +52,16 @@ pub fn within<T>(
             return found;
         }
         assert!(
-            start.elapsed() < patience,
-            "waited {patience:?} in vain for {what}\n{}",
+            start.elapsed() < timeout,
+            "timed out after {timeout:?} waiting for {what}\n{}",
             log.tail()
         );
         thread::sleep(POLL);
     }
 }
 
-/// [`within`] the usual patience.
+/// [`within`] the usual timeout.
 #[track_caller]
 pub fn eventually<T>(what: &str, log: &Log, look: impl FnMut() -> Option<T>) -> T {
-    within(PATIENCE, what, log, look)
+    within(TIMEOUT, what, log, look)
 }

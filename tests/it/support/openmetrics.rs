@@ -1,4 +1,4 @@
-//! A strict reader of the OpenMetrics text format, 1.0.0, as far as greenroom speaks it.
+//! A strict parser of the part of the OpenMetrics text format, 1.0.0, that greenroom writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use super::{Server, eventually};
 /// Labels by name.
 pub type Labels = BTreeMap<String, String>;
 
-/// One line with a number.
+/// One line with a value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     pub name: String,
@@ -22,7 +22,7 @@ pub struct Family {
     pub samples: Vec<Sample>,
 }
 
-/// All that one scrape told, by the families' names.
+/// All families of one scrape, by name.
 #[derive(Clone, Debug)]
 pub struct Scrape(pub BTreeMap<String, Family>);
 
@@ -37,13 +37,13 @@ impl Scrape {
             .map(|sample| sample.value)
     }
 
-    /// [`Self::find`] of what must be there.
+    /// [`Self::find`] of a sample that must exist.
     #[track_caller]
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.find(name, labels).unwrap_or_else(|| panic!("no {name} {labels:?} in {self:#?}"))
     }
 
-    /// All samples with this name, added up.
+    /// The sum of all samples with this name.
     pub fn sum(&self, name: &str) -> f64 {
         self.named(name).iter().map(|sample| sample.value).sum()
     }
@@ -56,7 +56,7 @@ impl Scrape {
 }
 
 impl Server {
-    /// Scrapes, and reads strictly.
+    /// Scrapes and parses strictly.
     #[track_caller]
     pub fn scrape(&self) -> Scrape {
         let reply = self.get("/metrics");
@@ -75,18 +75,18 @@ impl Server {
         self.wait_scrape(&what, |scrape| scrape.value(name, labels) == value)
     }
 
-    /// Scrapes until it fits.
+    /// Scrapes until `fits` accepts the scrape.
     #[track_caller]
     pub fn wait_scrape(&self, what: &str, fits: impl Fn(&Scrape) -> bool) -> Scrape {
         eventually(what, &self.log, || Some(self.scrape()).filter(&fits))
     }
 }
 
-/// Reads an exposition; what is wrong with it, if anything.
+/// Parses an exposition, or returns its first error.
 pub fn parse(text: &str) -> Result<Scrape, String> {
     let body = text.strip_suffix("# EOF\n").ok_or("it does not end with # EOF")?;
     if !body.is_empty() && !body.ends_with('\n') {
-        return Err("its last line is not ended".into());
+        return Err("its last line has no line end".into());
     }
     let mut families = BTreeMap::new();
     let mut lines = body.lines().peekable();
@@ -97,9 +97,9 @@ pub fn parse(text: &str) -> Result<Scrape, String> {
             return Err(format!("no name, or no help: {line}"));
         }
         let typed = lines.next().and_then(|line| after(line, "# TYPE "));
-        let (same, kind) = typed.ok_or(format!("no TYPE behind {line}"))?;
+        let (same, kind) = typed.ok_or(format!("no TYPE after {line}"))?;
         if same != name || !["counter", "gauge", "histogram", "info"].contains(&kind) {
-            return Err(format!("TYPE {same} {kind} behind {line}"));
+            return Err(format!("TYPE {same} {kind} after {line}"));
         }
         let mut samples = Vec::new();
         while let Some(line) = lines.next_if(|line| !line.starts_with('#')) {
@@ -108,7 +108,7 @@ pub fn parse(text: &str) -> Result<Scrape, String> {
         let family = Family { kind: kind.to_owned(), samples };
         check(name, &family)?;
         if families.insert(name.to_owned(), family).is_some() {
-            return Err(format!("{name} is there twice"));
+            return Err(format!("{name} occurs twice"));
         }
     }
     Ok(Scrape(families))
@@ -123,7 +123,7 @@ fn is_name(name: &str) -> bool {
     name.starts_with("greenroom_") && name.chars().all(word) && !name.contains("__")
 }
 
-/// Takes back what was escaped; nothing but these may be.
+/// Unescapes `text`, in which only `\n` and the `allowed` characters may be escaped.
 fn escaped(text: &str, allowed: &str) -> Result<String, String> {
     let (mut plain, mut chars) = (String::new(), text.chars());
     while let Some(c) = chars.next() {
@@ -157,13 +157,13 @@ fn sample(line: &str) -> Result<Sample, String> {
                 slashes = if c == '\\' { slashes + 1 } else { 0 };
                 closes
             });
-            let (value, behind) = quoted.split_at(close.ok_or(wrong("an open quote"))?);
+            let (value, remainder) = quoted.split_at(close.ok_or(wrong("an open quote"))?);
             let sound =
                 !label.is_empty() && label.chars().all(|c| c.is_ascii_lowercase() || c == '_');
             if !sound || labels.insert(label.into(), escaped(value, "\\\"")?).is_some() {
-                return Err(wrong("a wrong label, or the same one twice"));
+                return Err(wrong("an invalid label, or a duplicate"));
             }
-            rest = &behind[1..];
+            rest = &remainder[1..];
             match rest.strip_prefix(',') {
                 Some(more) => rest = more,
                 None => break,
@@ -174,12 +174,12 @@ fn sample(line: &str) -> Result<Sample, String> {
     let number = rest.strip_prefix(' ').ok_or(wrong("no value"))?;
     let value: f64 = number.parse().map_err(|_| wrong("no number"))?;
     if number.trim() != number || !value.is_finite() || value < 0.0 {
-        return Err(wrong("a value that none of greenroom's has"));
+        return Err(wrong("a value that greenroom never writes"));
     }
     Ok(Sample { name: name.to_owned(), labels, value })
 }
 
-/// Whether a family's samples are what its type says.
+/// Checks that a family's samples fit its type.
 fn check(name: &str, family: &Family) -> Result<(), String> {
     let suffixes: &[&str] = match family.kind.as_str() {
         "counter" => &["_total"],
@@ -194,7 +194,7 @@ fn check(name: &str, family: &Family) -> Result<(), String> {
             return Err(format!("{} in the {} {name}", sample.name, family.kind));
         }
         if !seen.insert((&sample.name, &sample.labels)) {
-            return Err(format!("the same twice: {sample:?}"));
+            return Err(format!("duplicate sample: {sample:?}"));
         }
     }
     if family.samples.is_empty() {
@@ -206,21 +206,21 @@ fn check(name: &str, family: &Family) -> Result<(), String> {
 /// The buckets of one histogram by their bounds, its count and its sum.
 type Series = (Vec<(f64, f64)>, Option<f64>, Option<f64>);
 
-/// Buckets in order and cumulative, the last one infinite and equal to the count.
+/// Checks that buckets are in order and cumulative, the last one infinite and equal to the count.
 fn check_histogram(name: &str, family: &Family) -> Result<(), String> {
     let mut series: BTreeMap<Labels, Series> = BTreeMap::new();
-    for Sample { name: own, labels, value } in &family.samples {
+    for Sample { name: sample, labels, value } in &family.samples {
         let mut labels = labels.clone();
         let bound = labels.remove("le");
         let (buckets, count, sum) = series.entry(labels).or_default();
-        match (own.strip_prefix(name), bound) {
+        match (sample.strip_prefix(name), bound) {
             (Some("_bucket"), Some(bound)) => {
                 let bound = bound.parse().map_err(|_| format!("le {bound} in {name}"))?;
                 buckets.push((bound, *value));
             }
             (Some("_count"), None) => *count = Some(*value),
             (Some("_sum"), None) => *sum = Some(*value),
-            _ => return Err(format!("{own} with or without le")),
+            _ => return Err(format!("{sample} with or without le")),
         }
     }
     for (labels, (buckets, count, sum)) in series {

@@ -1,17 +1,17 @@
-//! Looking at processes through `/proc`, and sending them signals.
+//! Reads the state of processes from `/proc`, and sends them signals.
 
 use std::fs;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// Sends a signal; a process that is gone already is no error.
+/// Sends a signal; ignores a process that no longer exists.
 pub fn signal(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let _ = kill_process(pid.unwrap(), signal);
+    _ = kill_process(pid.unwrap(), signal);
 }
 
-/// Whether the process lives. A zombie does not.
+/// Whether the process is alive. A zombie is not.
 pub fn is_alive(pid: u32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     let state = stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
@@ -25,10 +25,10 @@ pub fn parent(pid: u32) -> u32 {
     rest.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Processes that must end by themselves; what still lives when the test is over is killed.
-pub struct Doomed(pub Vec<u32>);
+/// Processes that must end by themselves; dropping kills those that are still alive.
+pub struct KillOnDrop(pub Vec<u32>);
 
-impl Doomed {
+impl KillOnDrop {
     /// The processes that `[[spawn-orphans]]` reported in the text of its task.
     #[track_caller]
     pub fn reported(task: &Value) -> Self {
@@ -37,7 +37,7 @@ impl Doomed {
         Self(pids.split(' ').map(|pid| pid.parse().unwrap()).collect())
     }
 
-    /// Gives up the hold on them.
+    /// Returns the pids; they are no longer killed.
     pub fn take(mut self) -> Vec<u32> {
         std::mem::take(&mut self.0)
     }
@@ -51,7 +51,7 @@ impl Doomed {
     }
 }
 
-impl Drop for Doomed {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         for pid in self.0.iter().filter(|pid| is_alive(**pid)) {
             signal(*pid, Signal::KILL);

@@ -1,19 +1,25 @@
 //! The real server as a child process, and the requests that most tests send.
 
-use std::ffi::OsStr;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::{env, thread};
+use std::{
+    env,
+    ffi::OsStr,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+};
 
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::{Value, json};
 
-use super::http::{self, Reply};
-use super::{Events, Home, Journal, Log, Setup, eventually, process};
+use super::{
+    Events, Home, Journal, Log, Setup, eventually,
+    http::{self, Reply},
+    process,
+};
 
-/// How long, in seconds, a request waits for a task: below the patience of a test.
+/// The `wait` of a request for a task, in seconds: below the timeout of a test.
 const WAIT_SECONDS: u64 = 25;
 
 /// The states that a task never leaves.
@@ -39,16 +45,16 @@ impl Server {
         server
     }
 
-    /// A server with the usual configuration.
+    /// Starts a server with the usual configuration.
     #[track_caller]
     pub fn usual() -> Self {
         Setup::new().start()
     }
 
-    /// Starts the process again, on the same data, and waits until it is ready.
+    /// Starts the server process on the existing data, and waits until it is ready.
     #[track_caller]
     pub fn boot(&mut self) {
-        assert!(self.child.is_none(), "the server runs already");
+        assert!(self.child.is_none(), "the server is already running");
         self.log.push("--- start ---".into());
         let mut child = serve(&self.home);
         self.log.follow(child.stderr.take().unwrap());
@@ -63,7 +69,7 @@ impl Server {
         });
     }
 
-    /// Ends the server with SIGKILL, and waits until it is gone.
+    /// Kills the server with SIGKILL, and waits for its end.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             process::signal(child.id(), Signal::KILL);
@@ -79,33 +85,33 @@ impl Server {
         self.boot();
     }
 
-    /// Asks the server to end, with SIGTERM.
+    /// Sends the server SIGTERM.
     pub fn terminate(&self) {
         process::signal(self.pid(), Signal::TERM);
     }
 
-    /// Waits until the server has ended by itself.
+    /// Waits until the server has exited by itself.
     #[track_caller]
     pub fn wait_exit(&mut self) -> ExitStatus {
         let log = self.log.clone();
         let status = eventually("the server to exit", &log, || self.exit_status());
         self.child = None;
         self.log.push(format!("--- ended: {status} ---"));
-        self.left_behind();
+        self.verify_data();
         status
     }
 
-    /// A hook for what must hold of the data that a server leaves, at every orderly end of one:
-    /// it has exited by itself, or its test is over and did not fail.
+    /// Checks the server's data at every orderly end: the server has exited by itself, or its test
+    /// has passed.
     ///
-    /// I13: the log, folded again, gives every row.
-    fn left_behind(&self) {
+    /// I13: replaying the log gives every row.
+    fn verify_data(&self) {
         let config = self.home.config();
         let config = config.to_str().unwrap();
         let verified = greenroom(&self.home, &["verify", "--config", config]).output().unwrap();
-        let told = String::from_utf8_lossy(&verified.stdout);
-        let failed = String::from_utf8_lossy(&verified.stderr);
-        assert!(verified.status.success(), "verify: {told}{failed}\n{}", self.log.tail());
+        let stdout = String::from_utf8_lossy(&verified.stdout);
+        let stderr = String::from_utf8_lossy(&verified.stderr);
+        assert!(verified.status.success(), "verify: {stdout}{stderr}\n{}", self.log.tail());
     }
 
     fn exit_status(&mut self) -> Option<ExitStatus> {
@@ -116,7 +122,7 @@ impl Server {
         self.child.as_ref().expect("the server runs").id()
     }
 
-    /// Has writes beyond so many bytes of a file fail; `None`: none.
+    /// Makes the server's writes beyond this file size fail; `None`: no limit.
     pub fn limit_file_size(&self, bytes: Option<u64>) {
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
         let limit = Rlimit { current: bytes, maximum: None };
@@ -186,20 +192,20 @@ impl Server {
         self.request(method, path, &all, Some(body.to_string().as_bytes()))
     }
 
-    /// Sends these very bytes on a connection of their own.
+    /// Sends exactly these bytes on a connection of their own.
     #[track_caller]
     pub fn raw(&self, bytes: impl AsRef<[u8]>) -> Reply {
         http::raw(self.address(), bytes.as_ref())
     }
 
-    /// Enqueues a turn and gives the task as the 202 shows it.
+    /// Enqueues a turn and returns the task of the 202.
     #[track_caller]
     pub fn submit(&self, group: &str, prompt: &str) -> Value {
         let path = format!("/v1/groups/{group}/turns");
         self.post(&path, &json!({ "prompt": prompt })).expect(202)
     }
 
-    /// Enqueues a turn and gives the task as it ended.
+    /// Enqueues a turn and returns the ended task.
     #[track_caller]
     pub fn turn(&self, group: &str, prompt: &str) -> Value {
         let task = self.submit(group, prompt);
@@ -214,7 +220,7 @@ impl Server {
         task
     }
 
-    /// Enqueues a compaction and gives the task as the 202 shows it.
+    /// Enqueues a compaction and returns the task of the 202.
     #[track_caller]
     pub fn compact(&self, group: &str) -> Value {
         self.post(&format!("/v1/groups/{group}/compactions"), &json!({})).expect(202)
@@ -225,7 +231,7 @@ impl Server {
         self.get(&format!("/v1/groups/{group}")).expect(200)
     }
 
-    /// The task with this task's id, as it is now.
+    /// Returns the current state of this task.
     #[track_caller]
     pub fn task(&self, task: &Value) -> Value {
         self.get(&format!("/v1/tasks/{}", id(task))).expect(200)
@@ -239,13 +245,13 @@ impl Server {
         let state = ended["state"].as_str().unwrap_or_default();
         assert!(
             TERMINAL.contains(&state),
-            "not ended in {WAIT_SECONDS} s: {ended}\n{}",
+            "not ended within {WAIT_SECONDS} s: {ended}\n{}",
             self.log.tail()
         );
         ended
     }
 
-    /// Waits until the task is terminal, and checks in which state.
+    /// Waits until the task is terminal, and checks its state.
     #[track_caller]
     pub fn finish_as(&self, task: &Value, state: &str) -> Value {
         let ended = self.finish(task);
@@ -258,7 +264,7 @@ impl Server {
         self.post(&format!("/v1/tasks/{}/cancel", id(task)), &json!({}))
     }
 
-    /// All frames of the group that the query selects, over all pages.
+    /// Returns all frames of the group that the query selects, over all pages.
     #[track_caller]
     pub fn frames_where(&self, group: &str, query: &str) -> Vec<Value> {
         let mut frames = Vec::new();
@@ -296,7 +302,7 @@ impl Server {
         Events::open(self.address(), &path, headers, &self.log)
     }
 
-    /// A frame of the group that fits, as soon as there is one.
+    /// Waits for a frame of the group that `fits` accepts.
     #[track_caller]
     pub fn wait_frame(&self, group: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         let events = self.events(group, "");
@@ -304,19 +310,19 @@ impl Server {
         seen.last().unwrap().frame()
     }
 
-    /// Waits until the group, as it is read, fits.
+    /// Waits until `fits` accepts the group.
     #[track_caller]
     pub fn wait_group(&self, group: &str, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         eventually(what, &self.log, || Some(self.group(group)).filter(&fits))
     }
 
-    /// The database, read-only.
+    /// Opens the database read-only.
     pub fn database(&self) -> Connection {
         let file = self.home.data().join("greenroom.db");
         Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
     }
 
-    /// The database as another program opens it that means to write.
+    /// Opens the database for writing, as another program would.
     pub fn writable_database(&self) -> Connection {
         let file = self.home.data().join("greenroom.db");
         Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap()
@@ -329,12 +335,12 @@ impl Drop for Server {
         if thread::panicking() {
             eprintln!("{}", self.log.tail());
         } else {
-            self.left_behind();
+            self.verify_data();
         }
     }
 }
 
-/// Runs `greenroom serve` in the directory; its stderr is a pipe.
+/// Starts `greenroom serve` in the directory; its stderr is a pipe.
 pub fn serve(home: &Home) -> Child {
     let (config, binary) = (home.config(), binary());
     let mut words: Vec<&OsStr> = home.wrapper.iter().map(OsStr::new).collect();
@@ -342,7 +348,7 @@ pub fn serve(home: &Home) -> Child {
     command(home, words[0], &words[1..]).spawn().unwrap()
 }
 
-/// The command `greenroom` with these arguments, in the directory, with its stderr in a pipe.
+/// Returns the command `greenroom` with these arguments, in the directory; its stderr is a pipe.
 pub fn greenroom(home: &Home, arguments: &[&str]) -> Command {
     let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
     command(home, binary().as_os_str(), &arguments)
@@ -366,7 +372,7 @@ fn command(home: &Home, program: &OsStr, arguments: &[&OsStr]) -> Command {
     command
 }
 
-/// The program under test: what cargo built, or another build that `IT_GREENROOM` names.
+/// The program under test: cargo's build, or another build that `IT_GREENROOM` names.
 fn binary() -> PathBuf {
     let other = env::var_os("IT_GREENROOM").map(PathBuf::from);
     other.unwrap_or_else(|| env!("CARGO_BIN_EXE_greenroom").into())
@@ -377,7 +383,7 @@ pub fn id(entity: &Value) -> &str {
     entity["id"].as_str().unwrap_or_else(|| panic!("no id in {entity}"))
 }
 
-/// Percent-encodes what has a meaning in a query.
+/// Percent-encodes every byte that is special in a query.
 pub fn encode(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:@".contains(&byte);
     text.bytes()

@@ -1,24 +1,28 @@
-//! The configuration of a server under test, and the directory that it lives in.
+//! The configuration of a server under test, and its directory.
 
-use std::collections::BTreeMap;
-use std::fmt::{Display, Write as _};
-use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
-use std::{env, process};
+use std::{
+    collections::BTreeMap,
+    env,
+    fmt::{Display, Write as _},
+    fs::{self, File},
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    process,
+};
 
 use tempfile::TempDir;
 
 use super::Server;
 
-/// Ports below those that the kernel gives out, so that nobody else takes one by chance.
+/// The first port: all are below the kernel's ephemeral range, so that no other program gets one by
+/// chance.
 const FIRST_PORT: u16 = 15_000;
 const PORTS: u16 = 10_000;
 
 /// The name of the profile that most tests use.
 pub const SCRIPTED: &str = "scripted";
 
-/// A configuration in the making: the contract's defaults, and what a test sets.
+/// A configuration under construction: the defaults, and the keys that a test sets.
 #[derive(Clone)]
 pub struct Setup {
     sections: BTreeMap<String, BTreeMap<String, String>>,
@@ -27,7 +31,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// One profile, `scripted`, which is the default; permissions are rejected, and nothing is
+    /// Has one profile, `scripted`, which is the default. Permissions are rejected, and nothing is
     /// retried, so that no test waits for a backoff.
     pub fn new() -> Self {
         Self { sections: BTreeMap::new(), environment: Vec::new(), wrapper: Vec::new() }
@@ -50,18 +54,18 @@ impl Setup {
         self.set(section, key, format_args!("{value:?}"))
     }
 
-    /// Leaves a key to its default.
+    /// Removes a key, so that its default applies.
     pub fn unset(mut self, section: &str, key: &str) -> Self {
         self.sections.entry(section.to_owned()).or_default().remove(key);
         self
     }
 
-    /// Lets attempts without output be made again, the first time after so long.
+    /// Retries attempts without output; `base` is the first backoff.
     pub fn retries(self, base: &str) -> Self {
         self.text("defaults", "retry", "no_output").text("defaults", "retry_base", base)
     }
 
-    /// Leaves permissions to whoever answers.
+    /// Leaves permissions pending until a caller answers.
     pub fn asks(self) -> Self {
         self.text("defaults", "permission_policy", "ask")
     }
@@ -77,19 +81,19 @@ impl Setup {
             .set(&section, "compaction", "{ strategy = \"command\", command = \"/compact\" }")
     }
 
-    /// Adds a profile: the scripted agent, of which nothing but SIGKILL makes an end.
+    /// Adds a profile: the scripted agent, which only SIGKILL ends.
     pub fn deaf_agent(self, name: &str) -> Self {
         let script = format!("trap '' TERM; exec {} --outlives-eof", scripted_agent().display());
         let section = format!("agents.{name}");
         self.agent(name, &["-c", &script]).text(&section, "command", "/bin/sh")
     }
 
-    /// What also tells of a compaction, for the profile `scripted`.
+    /// Sets the detectors of compactions beyond ACP, for the profile `scripted`.
     pub fn signals(self, signals: &[&str]) -> Self {
         self.set(&format!("agents.{SCRIPTED}"), "signals", format_args!("{signals:?}"))
     }
 
-    /// Lets the profile `scripted` compact by a summary that is carried over.
+    /// Lets the profile `scripted` compact by a summary that starts a new session.
     pub fn rotates(self) -> Self {
         self.set(&format!("agents.{SCRIPTED}"), "compaction", "{ strategy = \"rotate\" }")
     }
@@ -99,13 +103,13 @@ impl Setup {
         self.text(&format!("agents.{name}"), "command", command)
     }
 
-    /// Sets a variable of the server's own environment.
+    /// Sets a variable of the server's environment.
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Has another program, with these arguments, run the server.
+    /// Runs the server under another program with these arguments.
     pub fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
         self
@@ -123,12 +127,12 @@ impl Setup {
     }
 }
 
-/// A directory with a configuration, and a port that is nobody else's.
+/// A directory with a configuration, and a reserved port.
 pub struct Home {
     directory: TempDir,
     port: Port,
     pub environment: Vec<(String, String)>,
-    /// A command that `greenroom serve` is started with, such as `strace …`; it must keep the pid.
+    /// A command that starts `greenroom serve`, such as `strace …`; it must keep the pid.
     pub wrapper: Vec<String>,
 }
 
@@ -180,7 +184,7 @@ impl Home {
     }
 }
 
-/// The scripted agent's program, which cargo builds as an example beside the tests.
+/// The scripted agent's program, which cargo builds as an example with the tests.
 pub fn scripted_agent() -> PathBuf {
     let test = env::current_exe().unwrap();
     let profile = test.parent().unwrap().parent().unwrap();
@@ -189,7 +193,7 @@ pub fn scripted_agent() -> PathBuf {
     agent
 }
 
-/// A port, kept from the other tests of this machine by a lock on a file.
+/// A port, reserved among the tests of this machine by a file lock.
 pub struct Port {
     number: u16,
     _lock: File,

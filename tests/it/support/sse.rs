@@ -1,18 +1,20 @@
-//! A reader of Server-Sent Events that keeps every byte of `data`.
+//! A parser of Server-Sent Events that keeps every byte of `data`.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread,
+};
 
 use serde_json::Value;
 
-use super::{Log, PATIENCE};
+use super::{Log, TIMEOUT};
 
 /// One event as it was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// `None` if the event brought no `id` field of its own.
+    /// `None` if the event has no `id` field of its own.
     pub id: Option<u64>,
     pub event: String,
     pub data: String,
@@ -25,7 +27,7 @@ impl Event {
         serde_json::from_str(&self.data).unwrap_or_else(|err| panic!("not JSON ({err}): {self:?}"))
     }
 
-    /// Whether the event is a frame, not a sign such as `greenroom/synced`.
+    /// Whether the event is a frame, not a marker such as `greenroom/synced`.
     pub fn is_frame(&self) -> bool {
         self.id.is_some()
     }
@@ -43,7 +45,7 @@ impl Events {
     #[track_caller]
     pub fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)], log: &Log) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n");
         request.push_str("Accept: text/event-stream\r\n");
         for (name, value) in headers {
@@ -62,7 +64,7 @@ impl Events {
         };
         assert!(has("content-type:", "text/event-stream"), "{path}: {head:?}");
         let chunked = has("transfer-encoding:", "chunked");
-        // From here the reader waits as long as its consumer does, and longer.
+        // From here on, the timeout is the consumer's.
         stream.set_read_timeout(None).unwrap();
         let (sender, received) = channel();
         thread::spawn(move || {
@@ -78,21 +80,21 @@ impl Events {
     /// The next event, or `None` when the server has closed the stream.
     #[track_caller]
     pub fn next(&self) -> Option<Event> {
-        match self.received.recv_timeout(PATIENCE) {
+        match self.received.recv_timeout(TIMEOUT) {
             Ok(event) => Some(event),
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => {
-                panic!("no event in {PATIENCE:?}\n{}", self.log.tail())
+                panic!("no event in {TIMEOUT:?}\n{}", self.log.tail())
             }
         }
     }
 
-    /// All events up to and with the first that fits.
+    /// Returns all events up to and including the first that `fits` accepts.
     #[track_caller]
     pub fn until(&self, what: &str, fits: impl Fn(&Event) -> bool) -> Vec<Event> {
         let mut events = Vec::new();
         loop {
-            let event = match self.received.recv_timeout(PATIENCE) {
+            let event = match self.received.recv_timeout(TIMEOUT) {
                 Ok(event) => event,
                 Err(err) => panic!(
                     "no event: {what} ({err}), after {} others, the last {:?}\n{}",
@@ -109,13 +111,13 @@ impl Events {
         }
     }
 
-    /// All events up to and with the seam between replay and live.
+    /// Returns all events up to and including `greenroom/synced`.
     #[track_caller]
     pub fn until_synced(&self) -> Vec<Event> {
         self.until("greenroom/synced", |event| event.event == "greenroom/synced")
     }
 
-    /// All events up to and with the end of the task.
+    /// Returns all events up to and including the end of the task.
     #[track_caller]
     pub fn until_task_ended(&self, task: &Value) -> Vec<Event> {
         self.until(&format!("the end of {task}"), |event| {
@@ -137,15 +139,15 @@ fn read_head(reader: &mut impl BufRead) -> Vec<String> {
 
 /// Splits a stream into events and sends them on, until either side ends.
 fn forward(reader: impl BufRead, sender: &Sender<Event>) {
-    let fresh = || Event { id: None, event: "message".into(), data: String::new() };
-    let mut event = fresh();
+    let empty = || Event { id: None, event: "message".into(), data: String::new() };
+    let mut event = empty();
     let mut has_data = false;
     for line in reader.lines().map_while(Result::ok) {
         if line.is_empty() {
             if has_data && sender.send(event).is_err() {
                 return;
             }
-            (event, has_data) = (fresh(), false);
+            (event, has_data) = (empty(), false);
             continue;
         }
         let (field, value) = line.split_once(':').unwrap_or((&line, ""));
@@ -165,7 +167,7 @@ fn forward(reader: impl BufRead, sender: &Sender<Event>) {
     }
 }
 
-/// Takes the chunked transfer coding off.
+/// Decodes the chunked transfer coding.
 struct Chunked<R> {
     reader: R,
     left: usize,
@@ -175,7 +177,7 @@ impl<R: BufRead> Read for Chunked<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         if self.left == 0 {
             let mut line = String::new();
-            // The line end of the chunk before counts as an empty line.
+            // The line end of the previous chunk is read as an empty line.
             while line.trim().is_empty() {
                 line.clear();
                 if self.reader.read_line(&mut line)? == 0 {

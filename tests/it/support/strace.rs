@@ -1,18 +1,20 @@
-//! `strace` on a server that runs: it makes system calls fail, or take their time.
+//! `strace` on a running server: it makes system calls fail, or delays them.
 
-use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+};
 
 use rustix::process::Signal;
 
 use super::{Log, Server, eventually, process};
 
-/// A tracer of all threads of a server. The server outlives it.
+/// A tracer of all threads of a server. The server survives its end.
 pub struct Strace(Child);
 
 impl Strace {
-    /// Attaches with these arguments, such as `-e inject=…`, to every thread. What the server
-    /// starts is let go as soon as it is another program.
+    /// Attaches with these arguments, such as `-e inject=…`, to every thread. Child processes of
+    /// the server are detached at their `execve`.
     #[track_caller]
     pub fn attach(server: &Server, arguments: &[&str]) -> Self {
         let strace = Command::new("strace")
@@ -26,7 +28,7 @@ impl Strace {
         Self(strace)
     }
 
-    /// Has every commit of the server wait for so long.
+    /// Delays every commit of the server by this time.
     #[track_caller]
     pub fn delay_commits(server: &Server, microseconds: u32) -> Self {
         let log = server.home.data().join("greenroom.db-wal");
@@ -45,7 +47,7 @@ impl Strace {
 
 impl Drop for Strace {
     fn drop(&mut self) {
-        // It may have been ended, or its server be gone.
+        // The tracer, or its server, may have ended already.
         drop(self.0.kill());
         drop(self.0.wait());
     }

@@ -1,11 +1,11 @@
-//! Frames: numbered without a gap, and for ever what they once were (I3).
+//! Frames: numbered without a gap, and never changed (I3).
 
 use std::collections::{HashMap, HashSet};
 
 use crate::history::History;
 
-/// I3: `seq` has no gap, and whatever a reader saw at any time is in the end there, byte for byte;
-/// nothing comes to one reader twice.
+/// I3: `seq` has no gap, and every frame that a reader received is there at the end, byte for byte;
+/// no reader gets a frame twice.
 pub fn frames_stay(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut texts: HashMap<(&str, u64), &str> = HashMap::new();
@@ -21,7 +21,7 @@ pub fn frames_stay(history: &History) -> Vec<String> {
     let mut seen_before: HashSet<(&str, u64)> = HashSet::new();
     for seen in &history.seen {
         let Some(group) = history.groups.get(&seen.group) else { continue };
-        // What came when everything had been read: the end of a run at the server's own.
+        // Frames after the final reading: the end of a run at the server's shutdown.
         let last = group.frames.last().map_or(0, |frame| frame.seq);
         if last < seen.seq && group.read_at < seen.at {
             continue;

@@ -6,20 +6,20 @@ use serde_json::Value;
 
 use crate::history::{Frame, Group, History, is_over, text};
 
-/// Turns that may begin between the acceptance of a compaction and its start: the one that was
-/// claimed before it (I8).
+/// The turns that may start between the acceptance of a compaction and its start: the one claimed
+/// before it (I8).
 const CLAIMED: usize = 1;
 
 fn each<'a>(history: &'a History, find: impl Fn(&'a Group) -> Vec<String> + 'a) -> Vec<String> {
-    let told = |(name, group): (&'a String, &'a Group)| {
+    let violations = |(name, group): (&'a String, &'a Group)| {
         let found = find(group);
         found.into_iter().map(move |what| format!("{name}: {what}"))
     };
-    history.groups.iter().flat_map(told).collect()
+    history.groups.iter().flat_map(violations).collect()
 }
 
 /// I1: between a task's start and its settlement or end no other task starts; and no agent gets a
-/// prompt of a session, or works on in an old run, while another prompt is open.
+/// prompt of a session, or continues in an old run, while another prompt is open.
 pub fn one_at_a_time(history: &History) -> Vec<String> {
     let mut wrong = each(history, |group| {
         let mut wrong = Vec::new();
@@ -47,7 +47,7 @@ pub fn one_at_a_time(history: &History) -> Vec<String> {
     wrong
 }
 
-/// A process that shows output of its prompt after another process of its group got one.
+/// Finds a process with output of its prompt after another process of its group got one.
 fn works_on(history: &History) -> Vec<String> {
     let mut group_of_run = HashMap::new();
     for (name, group) in &history.groups {
@@ -114,7 +114,8 @@ pub fn segments_are_one_line(history: &History) -> Vec<String> {
     })
 }
 
-/// I5: at rest nothing is compacting, and no record says so; what counts is what completed.
+/// I5: an idle group is not compacting, and no record says so; the count equals the completed
+/// compactions.
 pub fn compacting_ends(history: &History) -> Vec<String> {
     each(history, |group| {
         let mut wrong = Vec::new();
@@ -133,7 +134,7 @@ pub fn compacting_ends(history: &History) -> Vec<String> {
     })
 }
 
-/// I8: turns start in the order of acceptance, and a compaction before the turns that wait.
+/// I8: turns start in the order of acceptance, and a compaction before the waiting turns.
 pub fn in_order(history: &History) -> Vec<String> {
     each(history, |group| {
         let mut wrong = Vec::new();
@@ -163,7 +164,7 @@ pub fn in_order(history: &History) -> Vec<String> {
             } else if !waited_for_its_lock(group, frame.names())
                 && CLAIMED < turns.iter().filter(|turn| seq < *turn).count()
             {
-                wrong.push(format!("compaction {} starts after turns behind it", frame.names()));
+                wrong.push(format!("compaction {} starts after later turns", frame.names()));
             }
         }
         wrong
@@ -177,7 +178,7 @@ fn waited_for_its_lock(group: &Group, task: &str) -> bool {
     group.frames.iter().any(|frame| frame.is("lock_refused") && frame.names() == task)
 }
 
-/// What one caller was promised one after the other is queued one after the other.
+/// Checks that tasks promised to one caller in sequence are queued in that order.
 fn accepted_in_order(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
     for (name, group) in &history.groups {
@@ -197,7 +198,7 @@ fn accepted_in_order(history: &History) -> Vec<String> {
                 unanswered.extend(key);
             }
             let Some(task) = exchange.accepted() else { continue };
-            // One that nobody answered at first may have been accepted then.
+            // A request without an answer at first may have been accepted then.
             if !known.insert(task) || key.is_some_and(|key| unanswered.contains(key)) {
                 continue;
             }
@@ -214,7 +215,7 @@ fn accepted_in_order(history: &History) -> Vec<String> {
     wrong
 }
 
-/// I9: each task that is over ended once, and no other did.
+/// I9: each ended task ended once, and no other did.
 pub fn one_end(history: &History) -> Vec<String> {
     each(history, |group| {
         let mut ends: HashMap<&str, usize> = HashMap::new();
@@ -232,8 +233,8 @@ pub fn one_end(history: &History) -> Vec<String> {
     })
 }
 
-/// I15: the witness's turns complete, but for those that the server's own faults cut off.
-pub fn others_go_on(history: &History) -> Vec<String> {
+/// I15: the witness's turns complete, except those that the server's own faults interrupted.
+pub fn others_continue(history: &History) -> Vec<String> {
     let Some((name, excuses)) = &history.witness else { return Vec::new() };
     let Some(group) = history.groups.get(name) else { return Vec::new() };
     let excused = |task: &Value| {

@@ -1,4 +1,4 @@
-//! What callers were told: accepted tasks, outcomes, keys.
+//! The answers to callers: accepted tasks, outcomes, keys.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -6,13 +6,13 @@ use serde_json::Value;
 
 use crate::history::{Exchange, History, is_over, text};
 
-/// Answers that a caller of this rig has to reckon with; 0 is none.
+/// The statuses that a caller of this rig may get; 0 is no answer.
 const EXPECTED: [u16; 10] = [0, 200, 201, 202, 404, 409, 410, 422, 429, 503];
 
-/// I2: a task that was answered with 2xx is there after every later start, and in the end.
+/// I2: a task that was answered with 2xx exists after every later start, and at the end.
 pub fn accepted_is_kept(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut told = HashSet::new();
+    let mut reported = HashSet::new();
     let last = history.groups.values().flat_map(|group| &group.tasks);
     let in_the_end: HashSet<&str> = last.map(|task| text(task, "id")).collect();
     let audited: Vec<(usize, u64, HashSet<&str>)> = history
@@ -32,7 +32,7 @@ pub fn accepted_is_kept(history: &History) -> Vec<String> {
         let gone = (!history.groups.is_empty() && !in_the_end.contains(task))
             .then(|| "in the end".to_owned());
         if let Some(when) = lost.or(gone)
-            && told.insert(task)
+            && reported.insert(task)
         {
             wrong.push(format!("{task}, accepted in life {}, is lost {when}", exchange.life));
         }
@@ -40,7 +40,7 @@ pub fn accepted_is_kept(history: &History) -> Vec<String> {
     wrong
 }
 
-/// Every sight of a task: when it was asked for, when it was answered, and how it was.
+/// Every answer that shows a task: the times of request and answer, and the task.
 fn sights(history: &History) -> Vec<(u64, u64, &Value)> {
     let mut sights = Vec::new();
     for exchange in &history.exchanges {
@@ -59,7 +59,7 @@ fn sights(history: &History) -> Vec<(u64, u64, &Value)> {
     sights
 }
 
-/// I9: an outcome that anybody saw is the outcome for ever after.
+/// I9: an outcome that any answer showed is the outcome for ever.
 pub fn one_outcome(history: &History) -> Vec<String> {
     const OUTCOME: [&str; 6] = ["state", "stop_reason", "error", "text", "ended_at", "interrupted"];
     let outcome = |task: &Value| OUTCOME.map(|name| task[name].clone());
@@ -87,7 +87,7 @@ pub fn one_outcome(history: &History) -> Vec<String> {
     wrong
 }
 
-/// I12: what waits says for what.
+/// I12: a waiting task shows what it waits for.
 pub fn every_wait_says_why(history: &History) -> Vec<String> {
     let waits = |task: &&Value| ["queued", "retrying"].contains(&text(task, "state"));
     let tasks = history.audits.iter().flat_map(|audit| audit.tasks.values().flatten());
@@ -95,8 +95,8 @@ pub fn every_wait_says_why(history: &History) -> Vec<String> {
     silent.map(|task| format!("it waits for nothing: {task}")).collect()
 }
 
-/// Keys, copies and statuses: a key names one task over all crashes, a request is taken once, what
-/// is retried is named, and no answer is one of a broken server.
+/// Keys, copies and statuses: a key names one task over all crashes, a request is accepted once, a
+/// retry names its task, and no answer is one of a broken server.
 pub fn answers_are_sound(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut by_key: BTreeMap<(&str, &str), HashSet<&str>> = BTreeMap::new();
@@ -116,7 +116,7 @@ pub fn answers_are_sound(history: &History) -> Vec<String> {
         }
     }
     for ((path, key), tasks) in by_key {
-        // A compaction's key may come when another compaction stands in for it.
+        // A compaction's key may name another compaction that replaced it.
         if 1 < tasks.len() && path.ends_with("/turns") {
             wrong.push(format!("the key {key} named {tasks:?}"));
         }
@@ -140,7 +140,7 @@ pub fn answers_are_sound(history: &History) -> Vec<String> {
 fn wrong_retry(exchange: &Exchange, path: &str) -> Option<String> {
     let task = exchange.accepted()?;
     let of = path.split('/').nth(3)?;
-    // A compaction that waits or runs already is the one (DQ-3).
+    // A compaction that already waits or runs is the answer (DQ-3).
     let known = exchange.answer["deduplicated"] == true;
     let sound = task != of && (known || text(&exchange.answer, "retry_of") == of);
     (!sound).then(|| format!("the retry of {of} is {}", exchange.answer))

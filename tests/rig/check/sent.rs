@@ -1,4 +1,4 @@
-//! What reached the agents, by their own journal, against what the server says it sent.
+//! The prompts that reached the agents, by their journal, compared with the server's frames.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::history::{Frame, Group, History, text};
 
-/// What counts as output of an attempt, among `session/update`s.
+/// The `session/update`s that count as output of an attempt.
 const OUTPUT: [&str; 6] = [
     "agent_message_chunk",
     "agent_thought_chunk",
@@ -18,7 +18,7 @@ const OUTPUT: [&str; 6] = [
 
 /// A prompt as an agent received it.
 struct Receipt<'a> {
-    /// Where in the journal.
+    /// Its place in the journal.
     at: usize,
     pid: u64,
     event: &'a Value,
@@ -30,7 +30,7 @@ struct Sent<'a> {
     receipt: Option<Receipt<'a>>,
 }
 
-/// The receipts of each run, in order.
+/// Returns the receipts of each run, in order.
 fn receipts(history: &History) -> HashMap<&str, Vec<Receipt<'_>>> {
     let mut run_of: HashMap<u64, &str> = HashMap::new();
     let mut receipts: HashMap<&str, Vec<Receipt<'_>>> = HashMap::new();
@@ -48,16 +48,16 @@ fn receipts(history: &History) -> HashMap<&str, Vec<Receipt<'_>>> {
     receipts
 }
 
-/// The prompts of each group in the order of their frames, each with its receipt: an agent reads
-/// the prompts of its run in order, and maybe not all.
+/// Returns the prompts of each group in the order of their frames, each with its receipt: an agent
+/// reads the prompts of its run in order, and possibly not all.
 fn sent(history: &History) -> (HashMap<&str, Vec<Sent<'_>>>, Vec<String>) {
     let mut received = receipts(history);
     let mut wrong = Vec::new();
     let mut all: HashMap<&str, Vec<Sent<'_>>> = HashMap::new();
     for (name, group) in &history.groups {
-        let prompts = group.frames.iter().filter(|frame| frame.kind == "session/prompt");
-        let mut own = Vec::new();
-        for frame in prompts {
+        let frames = group.frames.iter().filter(|frame| frame.kind == "session/prompt");
+        let mut prompts = Vec::new();
+        for frame in frames {
             let run = frame.run.as_deref().unwrap_or_default();
             let queue = received.get_mut(run).filter(|queue| !queue.is_empty());
             let receipt = queue.map(|queue| queue.remove(0));
@@ -67,14 +67,14 @@ fn sent(history: &History) -> (HashMap<&str, Vec<Sent<'_>>>, Vec<String>) {
                 let got = receipt.event;
                 wrong.push(format!("{name}: frame {} is not what came: {got}", frame.seq));
             }
-            own.push(Sent { frame, receipt });
+            prompts.push(Sent { frame, receipt });
         }
-        all.insert(name, own);
+        all.insert(name, prompts);
     }
     for (run, left) in received {
-        let told =
+        let violations =
             left.iter().map(|one| format!("{run}: a prompt that no frame has: {}", one.event));
-        wrong.extend(told);
+        wrong.extend(violations);
     }
     (all, wrong)
 }
@@ -84,8 +84,8 @@ pub fn sent_as_committed(history: &History) -> Vec<String> {
     if history.groups.is_empty() { Vec::new() } else { sent(history).1 }
 }
 
-/// I7: a task's prompt is sent once an attempt, and never again after the attempt showed anything,
-/// or after a crash of the server cut it off.
+/// I7: a task's prompt is sent once an attempt, and never again after output of the attempt, or
+/// after a crash of the server interrupted it.
 pub fn sent_once_an_attempt(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
     for (name, all) in sent(history).0 {
@@ -103,7 +103,7 @@ pub fn sent_once_an_attempt(history: &History) -> Vec<String> {
             }
             let row = group.tasks.iter().find(|row| row["id"] == task);
             let attempts = row.and_then(|row| row["attempt"].as_u64()).unwrap_or(0);
-            // A compaction that rotates sends one prompt as well.
+            // A compaction that rotates also sends one prompt.
             if attempts < times.len() as u64 {
                 wrong.push(format!(
                     "{name}: {task} was sent {} times in {attempts} attempts",
@@ -115,7 +115,7 @@ pub fn sent_once_an_attempt(history: &History) -> Vec<String> {
     wrong
 }
 
-/// Why a prompt must not have been sent a second time.
+/// Returns why a prompt must not have been sent a second time.
 fn again(
     history: &History,
     group: &Group,
@@ -140,18 +140,18 @@ fn again(
     let run = first.frame.run.as_deref().unwrap_or_default();
     let exited = |frame: &&Frame| frame.is("run_exited") && frame.payload["run"] == run;
     let Some(end) = group.frames.iter().find(exited) else {
-        return Some(format!("though nobody saw {run} end"));
+        return Some(format!("without an observed end of {run}"));
     };
     let crashed = text(&end.payload, "reason") == "server_restart";
-    // An attempt that the server saw end while it lived may be made again by the next one.
+    // The next server may retry an attempt whose end the server saw.
     let over = between.clone().any(|frame| frame.seq < end.seq && ends_attempt(frame));
     (crashed && !over).then(|| "after the server that sent it was gone".to_owned())
 }
 
 fn ends_attempt(frame: &Frame) -> bool {
     let settled = frame.is("turn_settled") && frame.payload["stop_reason"] != "_server_restart";
-    let own = frame.kind.strip_prefix("greenroom/").unwrap_or_default();
-    settled || own.contains("retr") || own.contains("attempt")
+    let fact = frame.kind.strip_prefix("greenroom/").unwrap_or_default();
+    settled || fact.contains("retr") || fact.contains("attempt")
 }
 
 fn is_output(frame: &Frame) -> bool {
@@ -162,12 +162,12 @@ fn is_output(frame: &Frame) -> bool {
     }
 }
 
-/// What the agent began to write for a prompt.
+/// Returns the output that the agent began to write for a prompt.
 ///
-/// Not what is the last that it ever did: it may have died between the journal and the write.
+/// Without its very last output: it may have died between the journal and the write.
 fn output<'a>(history: &'a History, receipt: &Receipt<'_>) -> Option<&'a Value> {
-    let own = |event: &&Value| event["pid"].as_u64() == Some(receipt.pid);
-    let mut after = history.journal[receipt.at + 1..].iter().filter(own);
+    let by_process = |event: &&Value| event["pid"].as_u64() == Some(receipt.pid);
+    let mut after = history.journal[receipt.at + 1..].iter().filter(by_process);
     let mut found = None;
     while let Some(event) = after.next() {
         match text(event, "event") {
@@ -184,8 +184,8 @@ fn output<'a>(history: &'a History, receipt: &Receipt<'_>) -> Option<&'a Value> 
     found
 }
 
-/// I16: each line that was no protocol message, of a turn that completed, is a frame.
-pub fn rejected_is_said(history: &History) -> Vec<String> {
+/// I16: each invalid line of a completed turn is a frame.
+pub fn rejected_is_reported(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
     for (name, all) in sent(history).0 {
         let Some(group) = history.groups.get(name) else { continue };
@@ -196,27 +196,28 @@ pub fn rejected_is_said(history: &History) -> Vec<String> {
             if row.is_none_or(|row| row["state"] != "completed") {
                 continue;
             }
-            let own = |event: &&Value| event["pid"].as_u64() == Some(receipt.pid);
-            let after = history.journal[receipt.at + 1..].iter().filter(own);
+            let by_process = |event: &&Value| event["pid"].as_u64() == Some(receipt.pid);
+            let after = history.journal[receipt.at + 1..].iter().filter(by_process);
             let during = after
                 .take_while(|event| !["answer", "prompt", "start"].contains(&text(event, "event")));
             let lines = during.filter(|event| event["event"] == "rejected");
             let lines: u64 = lines.filter_map(|event| event["lines"].as_u64()).sum();
-            let said = group.frames.iter().filter(|frame| {
+            let reported = group.frames.iter().filter(|frame| {
                 frame.is("agent_output_rejected") && frame.task.as_deref() == Some(task)
             });
-            let said = said.count() as u64;
-            if said < lines {
-                wrong
-                    .push(format!("{name}: {lines} lines of {task} were rejected, {said} said so"));
+            let reported = reported.count() as u64;
+            if reported < lines {
+                wrong.push(format!(
+                    "{name}: {lines} lines of {task} were rejected, {reported} are reported"
+                ));
             }
         }
     }
     wrong
 }
 
-/// I16: when an agent that had a history gets a prompt without it, the frames say why.
-pub fn lost_context_is_said(history: &History) -> Vec<String> {
+/// I16: if an agent gets a prompt without its earlier history, the frames report why.
+pub fn lost_context_is_reported(history: &History) -> Vec<String> {
     const SAYS: [&str; 3] = ["context_lost", "segment_ended", "group_changed"];
     let mut wrong = Vec::new();
     for (name, all) in sent(history).0 {
@@ -225,7 +226,7 @@ pub fn lost_context_is_said(history: &History) -> Vec<String> {
         for one in &all {
             let Some(receipt) = &one.receipt else { continue };
             let session = text(receipt.event, "session");
-            // In the session of before it is the agent that forgot.
+            // In the same session the agent itself lost the history.
             let is_fresh = receipt.event["first"] == true;
             if let Some((last, _)) = before.filter(|(_, other)| is_fresh && *other != session) {
                 let between = |frame: &&Frame| (last..one.frame.seq).contains(&frame.seq);

@@ -1,4 +1,4 @@
-//! A checker that cannot fail is worth nothing: every rule is shown a history that breaks it.
+//! A checker that cannot fail is worth nothing: every rule gets a history that breaks it.
 
 #![allow(clippy::unwrap_used)]
 
@@ -68,7 +68,7 @@ fn submitted(sent: u64, key: &str, answer: &Value) -> Exchange {
     }
 }
 
-/// A turn that completed, and one whose agent died before it showed anything: it was made again.
+/// A completed turn, and one whose agent died without output and that was retried.
 fn sound() -> History {
     let frames: Vec<Frame> = (1..)
         .zip(LINES)
@@ -149,7 +149,7 @@ fn work(history: &mut History) -> &mut Group {
     history.groups.get_mut("work").unwrap()
 }
 
-/// Puts a frame behind the first `after` ones and numbers all anew.
+/// Inserts a frame after the first `after` ones and renumbers all.
 fn insert(history: &mut History, after: usize, line: (&str, &str, &str, &str)) {
     let (kind, run, task, payload) = line;
     let frames = &mut work(history).frames;
@@ -169,7 +169,7 @@ fn event(history: &mut History, at: usize, event: Value) {
 }
 
 #[test]
-fn a_sound_history_breaks_nothing() {
+fn a_sound_history_breaks_no_rule() {
     let found = check(&sound());
     assert!(found.is_empty(), "{found:?}");
 }
@@ -218,18 +218,18 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
     ("sent once an attempt", "again after output in the frames", |h| {
         insert(h, 13, ("session/update", "run_1", "tsk_2", SHOWN));
     }),
-    ("sent once an attempt", "again after a permission was asked for", |h| {
+    ("sent once an attempt", "again after a permission request", |h| {
         insert(h, 13, ("session/request_permission", "run_1", "tsk_2", "{}"));
     }),
     ("sent once an attempt", "again after a crash of the server", |h| {
         work(h).frames[13] = frame(14, "greenroom/run_exited", "run_1", "tsk_2", r#"{"run":"run_1","reason":"server_restart"}"#);
         h.seen.clear();
     }),
-    ("sent once an attempt", "again though nobody saw the run end", |h| { work(h).frames.remove(13); renumber(h); }),
+    ("sent once an attempt", "again without an observed end of the run", |h| { work(h).frames.remove(13); renumber(h); }),
     ("sent once an attempt", "twice in one attempt", |h| work(h).tasks[1]["attempt"] = json!(1)),
     ("sent as it was committed", "other bytes", |h| h.journal[2]["line"] = json!("{}")),
     ("sent as it was committed", "sent and never committed", |h| h.journal.push(received(8, "three", "b", false))),
-    ("sent as it was committed", "to a run that nobody knows", |h| h.journal[8]["run"] = json!("run_9")),
+    ("sent as it was committed", "to an unknown run", |h| h.journal[8]["run"] = json!("run_9")),
     ("in order", "a later turn starts first", |h| {
         work(h).frames.swap(0, 10);
         renumber(h);
@@ -239,7 +239,7 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
         h.exchanges[0].sent = 1;
         h.exchanges[0].answered = 2;
     }),
-    ("in order", "a compaction behind turns that came later", |h| {
+    ("in order", "a compaction after turns that came later", |h| {
         insert(h, 0, ("greenroom/task_queued", "", "tsk_3", r#"{"task":"tsk_3","kind":"compaction"}"#));
         insert(h, 22, ("greenroom/task_started", "run_2", "tsk_3", r#"{"task":"tsk_3","attempt":1}"#));
     }),
@@ -264,9 +264,9 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
     ("runs are sealed", "a run is over and has no outcome", |h| {
         work(h).run_digests[0]["outcome"] = Value::Null;
     }),
-    ("runs are sealed", "a run's digest is behind", |h| work(h).run_digests[0]["watermark_seq"] = json!(13)),
+    ("runs are sealed", "a run's digest is too early", |h| work(h).run_digests[0]["watermark_seq"] = json!(13)),
     ("runs are sealed", "a frame is counted twice", |h| work(h).run_digests[0]["frame_count"] = json!(13)),
-    ("runs are sealed", "the group's is behind", |h| work(h).digest["watermark_seq"] = json!(20)),
+    ("runs are sealed", "the group's digest is too early", |h| work(h).digest["watermark_seq"] = json!(20)),
     ("no orphans", "a process is left", |h| h.orphans.push("sleep".into())),
     ("bounded", "too much memory", |h| h.memory = 1 << 40),
     ("nothing is stuck", "a group is not at rest", |h| h.stuck.push("work".into())),
@@ -274,12 +274,12 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
         h.audits[0].tasks.get_mut("work").unwrap()[1]["blocked_by"] = Value::Null;
     }),
     ("replay is live", "verify finds a difference", |h| h.damage.push("head".into())),
-    ("others go on", "the witness was cut off", |h| {
+    ("others continue", "the witness was interrupted", |h| {
         work(h).tasks[1]["state"] = json!("interrupted");
         work(h).tasks[1]["stop_reason"] = json!("_process_exited");
     }),
-    ("what was rejected is said", "a line is nowhere", |h| { work(h).frames.remove(7); renumber(h); }),
-    ("a lost context is said", "silently fresh", |h| { work(h).frames.remove(16); renumber(h); }),
+    ("rejected lines are reported", "a line is nowhere", |h| { work(h).frames.remove(7); renumber(h); }),
+    ("a lost context is reported", "silently fresh", |h| { work(h).frames.remove(16); renumber(h); }),
     ("answers are sound", "a key names two tasks", |h| h.exchanges[1].key = Some("k1".into())),
     ("answers are sound", "a request was taken twice", |h| {
         let mut copy = task("tsk_3", "completed", 1, "one");
@@ -296,7 +296,7 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
 ];
 
 #[test]
-fn every_rule_is_broken_by_something() {
+fn every_rule_is_broken_by_some_history() {
     let mut missed = Vec::new();
     for (rule, name, spoil) in SPOILED {
         let mut history = sound();
@@ -312,18 +312,18 @@ fn every_rule_is_broken_by_something() {
     }
 }
 
-/// I7: what the agent noted last, and may never have written, forbids no second attempt.
+/// I7: the agent's last note, which it may never have written out, forbids no second attempt.
 #[test]
-fn death_between_journal_and_write_is_no_output() {
+fn a_note_right_before_a_death_is_no_output() {
     let mut history = sound();
     history.journal[7] = json!({ "event": "output", "pid": 7, "what": "tool_call" });
     let found = check(&history);
     assert!(found.is_empty(), "{found:?}");
 }
 
-/// I7: an attempt that was seen to end while its server lived is made again by the next one.
+/// I7: the next server may retry an attempt whose end its server saw.
 #[test]
-fn a_crash_in_the_backoff_forbids_no_second_attempt() {
+fn a_crash_during_the_backoff_forbids_no_second_attempt() {
     let mut history = sound();
     let exit = r#"{"run":"run_1","reason":"server_restart"}"#;
     work(&mut history).frames[13] = frame(14, "greenroom/run_exited", "run_1", "tsk_2", exit);

@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// So many names are told apart (I11): agents choose those of their tools and models.
+/// How many names are kept (I11): agents choose those of their tools and models.
 const NAMES_MAX: usize = 48;
-/// Longer names are cut.
+/// Longer names are truncated.
 const NAME_BYTES_MAX: usize = 64;
-/// What all further names are counted under.
+/// The name for all further names.
 const OTHERS: &str = "_others";
 
-/// Something for each of a limited number of names; what does not fit is under `_others`.
+/// A value for each of a limited number of names; further names share `_others`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Bounded<T>(BTreeMap<String, T>);
 
-/// As much of a name as is kept.
-pub fn short(name: &str) -> &str {
+/// Truncates a name to the length that is kept.
+pub fn truncate_name(name: &str) -> &str {
     &name[..name.floor_char_boundary(NAME_BYTES_MAX)]
 }
 
@@ -28,29 +28,29 @@ impl<T> Default for Bounded<T> {
 }
 
 impl<T: Clone + Default> Bounded<T> {
-    /// One name only.
+    /// A single name.
     pub fn one(name: &str, value: T) -> Self {
-        Self(BTreeMap::from([(short(name).to_owned(), value)]))
+        Self(BTreeMap::from([(truncate_name(name).to_owned(), value)]))
     }
 
-    /// All names, in their order.
+    /// Returns all names in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &T)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// What belongs to a name.
+    /// Returns the value of a name.
     pub fn get(&self, name: &str) -> Option<&T> {
         self.0.get(name)
     }
 
-    /// What belongs to a name, to be changed; to `_others` if there are too many of them.
+    /// Returns the value of a name for a change; that of `_others` if there are too many names.
     pub fn slot(&mut self, name: &str) -> &mut T {
-        let name = short(name);
+        let name = truncate_name(name);
         let fits = self.0.len() < NAMES_MAX || self.0.contains_key(name);
         self.0.entry(if fits { name } else { OTHERS }.to_owned()).or_default()
     }
 
-    /// Takes in all of `later`, name by name.
+    /// Adds all values of `later`, name by name.
     pub fn merge(&mut self, later: &Self, add: impl Fn(&mut T, &T)) {
         for (name, value) in &later.0 {
             match self.0.get_mut(name) {
@@ -70,16 +70,16 @@ impl<T: Clone + Default> Bounded<T> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tokens {
-    /// Read by the model.
+    /// Tokens that the model read.
     pub input: u64,
-    /// Written by it.
+    /// Tokens that it wrote.
     pub output: u64,
-    /// Of what it read, what it had read before.
+    /// Of the tokens that it read, those from a cache.
     pub cached: u64,
 }
 
 impl Tokens {
-    /// Adds more of them.
+    /// Adds later ones.
     pub fn add(&mut self, later: &Self) {
         self.input = self.input.saturating_add(later.input);
         self.output = self.output.saturating_add(later.output);
@@ -87,18 +87,18 @@ impl Tokens {
     }
 }
 
-/// How often a tool was used.
+/// Counts of a tool's calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ToolUse {
-    /// How often it was called.
+    /// The number of calls.
     pub calls: u64,
     /// How many of the calls failed.
     pub failed: u64,
 }
 
 impl ToolUse {
-    /// Adds more of it.
+    /// Adds later ones.
     pub fn add(&mut self, later: &Self) {
         self.calls += later.calls;
         self.failed += later.failed;
@@ -109,7 +109,7 @@ impl ToolUse {
 mod tests {
     use super::*;
 
-    /// I11: an agent that makes names up fills no row, and nothing is lost of the sums.
+    /// I11: any number of names uses a bounded row, and the sums are complete.
     #[test]
     fn further_names_are_counted_together() {
         let mut sums = Bounded::default();

@@ -1,10 +1,10 @@
-//! How long turns took, in classes that are the same everywhere and for ever.
+//! A histogram of durations, with fixed classes.
 
 use serde::{Deserialize, Serialize};
 
 /// The upper bounds of the classes, milliseconds: each twice the one before, from one millisecond
-/// to seventy minutes. A class holds what is above the bound before it and not above its own;
-/// behind the last is one more, without a bound.
+/// to seventy minutes. A class holds the durations above the bound before it, up to its own. After
+/// the last is one more class, without a bound.
 pub const BOUNDS_MS: [u64; 23] = {
     let mut bounds = [1; 23];
     let mut at = 1;
@@ -15,18 +15,18 @@ pub const BOUNDS_MS: [u64; 23] = {
     bounds
 };
 
-/// A histogram over [`BOUNDS_MS`]: two of them are merged by adding them up.
+/// A histogram over [`BOUNDS_MS`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Histogram {
-    /// How many in each class, up to the last that is not empty.
+    /// The count of each class, up to the last that is not empty.
     counts: Vec<u64>,
-    /// All of them together, milliseconds.
+    /// The sum of all durations, milliseconds.
     pub sum_ms: u64,
 }
 
 impl Histogram {
-    /// One measurement only.
+    /// A single duration.
     pub fn one(ms: u64) -> Self {
         let class = BOUNDS_MS.partition_point(|bound| *bound < ms);
         let mut counts = vec![0; class + 1];
@@ -42,20 +42,20 @@ impl Histogram {
         self.sum_ms = self.sum_ms.saturating_add(other.sum_ms);
     }
 
-    /// How many in each class: one for each of [`BOUNDS_MS`], and the one behind them.
+    /// Returns the count of each class: one for each of [`BOUNDS_MS`], and the unbounded one.
     pub fn counts(&self) -> impl ExactSizeIterator<Item = u64> {
         (0..BOUNDS_MS.len() + 1).map(|class| self.counts.get(class).copied().unwrap_or_default())
     }
 
-    /// How many were measured.
+    /// Returns the number of durations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// The bound that so many hundredths of all measurements are not above: no more than twice what
-    /// is true. `None` if there are none, or it is behind the last bound.
-    pub fn percentile_ms(&self, hundredths: u64) -> Option<u64> {
-        let rank = (self.count() * hundredths).div_ceil(100).max(1);
+    /// Returns the percentile, rounded up to its class's bound, which is less than twice the true
+    /// value. `None` if there are no durations, or if it is above the last bound.
+    pub fn percentile_ms(&self, percent: u64) -> Option<u64> {
+        let rank = (self.count() * percent).div_ceil(100).max(1);
         let mut below = 0;
         let class = self.counts.iter().position(|count| {
             below += count;
@@ -78,7 +78,7 @@ mod tests {
         ];
         for (ms, class) in cases {
             let counts: Vec<u64> = Histogram::one(ms).counts().collect();
-            let expected: Vec<u64> = (0..24).map(|own| u64::from(own == class)).collect();
+            let expected: Vec<u64> = (0..24).map(|other| u64::from(other == class)).collect();
             assert_eq!(counts, expected, "{ms}");
         }
     }
@@ -90,8 +90,8 @@ mod tests {
         for ms in [3, 3, 3, 100, 5_000_000] {
             all.merge(&Histogram::one(ms));
         }
-        let told = [1, 50, 60, 61, 80, 81, 100].map(|part| all.percentile_ms(part));
-        assert_eq!(told, [Some(4), Some(4), Some(4), Some(128), Some(128), None, None]);
+        let found = [1, 50, 60, 61, 80, 81, 100].map(|percent| all.percentile_ms(percent));
+        assert_eq!(found, [Some(4), Some(4), Some(4), Some(128), Some(128), None, None]);
         assert_eq!((all.count(), all.sum_ms), (5, 5_000_109));
     }
 }

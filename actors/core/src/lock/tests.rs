@@ -1,4 +1,4 @@
-//! The rules of the lock, both sides of each boundary.
+//! Tests of the lock's rules, on both sides of each boundary.
 
 use super::*;
 
@@ -29,18 +29,18 @@ fn lock(name: &str, boot: BootId, expires_ms: u64) -> Lock {
 }
 
 #[derive(Debug, PartialEq)]
-enum Came {
+enum Outcome {
     Take,
     /// With the same token, until then.
     Extend(u64),
-    /// By whom.
-    Held(&'static str),
+    /// The other holder.
+    LockConflict(&'static str),
 }
 
-/// HL-3, HL-5, F27: who may have a lock.
+/// HL-3, HL-5, F27: who acquires a lock.
 #[test]
-fn a_lock_is_taken_when_it_is_free_and_by_nobody_else() {
-    use Came::{Extend, Held, Take};
+fn a_holder_acquires_a_lock_only_if_it_is_free() {
+    use Outcome::{Extend, LockConflict, Take};
     let mine = |expires| Some(lock("me", BOOT, expires));
     let yours = |expires| Some(lock("you", BOOT, expires));
     let dead = |expires| Some(lock("dead", BOOT, expires));
@@ -49,11 +49,11 @@ fn a_lock_is_taken_when_it_is_free_and_by_nobody_else() {
     #[rustfmt::skip]
     let cases = [
         ("free",                          None,              50, Take),
-        ("yours, still held",             yours(1_001),      50, Held("you")),
+        ("yours, still held",             yours(1_001),      50, LockConflict("you")),
         ("yours, just expired",           yours(1_000),      50, Take),
         ("yours, long expired",           yours(0),          50, Take),
         ("yours, of another boot",        elsewhen("you"),   50, Take),
-        ("yours, as long as can be",      yours(far),        50, Held("you")),
+        ("yours, as long as can be",      yours(far),        50, LockConflict("you")),
         ("yours, longer than can be",     yours(far + 1),    50, Take),
         ("mine, still held",              mine(1_001),       50, Extend(1_050)),
         ("mine, held for longer already", mine(1_051),       50, Extend(1_051)),
@@ -64,39 +64,41 @@ fn a_lock_is_taken_when_it_is_free_and_by_nobody_else() {
     ];
     for (name, row, ttl_ms, expected) in cases {
         let is_dead = |holder: &Holder| holder.as_str() == "dead";
-        let came = acquire(row.as_ref(), &holder("me"), ttl(ttl_ms), now(1_000), is_dead);
-        let came = match came {
+        let outcome = acquire(row.as_ref(), &holder("me"), ttl(ttl_ms), now(1_000), is_dead);
+        let outcome = match outcome {
             Ok(Acquisition::Take) => Take,
             Ok(Acquisition::Extend(lock)) => {
                 assert_eq!((lock.lease.token, lock.ttl, lock.expires.boot), (7, ttl(50), BOOT));
                 Extend(lock.expires.ms)
             }
-            Err(held) => {
+            Err(conflict) => {
                 let left = row.expect("a row").expires.ms - 1_000;
-                assert_eq!(held.expires_at, Timestamp(WALL + 1_000 + left as i64), "{name}");
-                assert_eq!(held.holder, holder("you"), "{name}");
-                Held("you")
+                assert_eq!(conflict.expires_at, Timestamp(WALL + 1_000 + left as i64), "{name}");
+                assert_eq!(conflict.holder, holder("you"), "{name}");
+                LockConflict("you")
             }
         };
-        assert_eq!(came, expected, "{name}");
+        assert_eq!(outcome, expected, "{name}");
     }
 }
 
-/// HL-5: nobody is taken for dead who was not asked about.
+/// HL-5: only the holder of a live lock is checked for death.
 #[test]
-fn only_another_living_leases_holder_is_looked_at() {
+fn only_the_other_holder_of_a_live_lock_is_inspected() {
     for row in [None, Some(lock("me", BOOT, 1_001)), Some(lock("you", BOOT, 1_000))] {
-        let is_dead = |holder: &Holder| panic!("asked about {holder}");
-        let came = acquire(row.as_ref(), &holder("me"), ttl(1), now(1_000), is_dead);
-        assert!(came.is_ok(), "{row:?}");
+        let is_dead = |holder: &Holder| panic!("checked {holder}");
+        let outcome = acquire(row.as_ref(), &holder("me"), ttl(1), now(1_000), is_dead);
+        assert!(outcome.is_ok(), "{row:?}");
     }
 }
 
 /// HL-4.
 #[test]
-fn a_lease_is_refreshed_by_its_holder_and_token_unless_it_was_taken_over() {
+fn a_lease_is_refreshed_by_its_holder_and_token_until_the_lock_is_taken() {
     let row = |name, expires| Some(lock(name, BOOT, expires));
-    let held = |left| Err(Lost::Held(Held { holder: holder("you"), expires_at: wall(left) }));
+    let held = |left| {
+        Err(RefreshError::Conflict(LockConflict { holder: holder("you"), expires_at: wall(left) }))
+    };
     fn wall(left: i64) -> Timestamp {
         Timestamp(WALL + 1_000 + left)
     }
@@ -106,11 +108,11 @@ fn a_lease_is_refreshed_by_its_holder_and_token_unless_it_was_taken_over() {
         ("mine, expired, not taken",    row("me", 10),                       lease("me", 7), Ok(1_100)),
         ("mine, of another boot",       Some(lock("me", OTHER_BOOT, 9_000)), lease("me", 7), Ok(1_100)),
         ("mine, held for longer",       row("me", 1_101),                    lease("me", 7), Ok(1_101)),
-        ("mine, by an earlier token",   row("me", 1_001),                    lease("me", 6), Err(Lost::Held(Held { holder: holder("me"), expires_at: wall(1) }))),
-        ("mine, by a later token",      row("me", 1_000),                    lease("me", 8), Err(Lost::Free)),
+        ("mine, by an earlier token",   row("me", 1_001),                    lease("me", 6), Err(RefreshError::Conflict(LockConflict { holder: holder("me"), expires_at: wall(1) }))),
+        ("mine, by a later token",      row("me", 1_000),                    lease("me", 8), Err(RefreshError::Free)),
         ("yours, by my token",          row("you", 1_001),                   lease("me", 7), held(1)),
-        ("yours, expired",              row("you", 1_000),                   lease("me", 7), Err(Lost::Free)),
-        ("nobody's",                    None,                                lease("me", 7), Err(Lost::Free)),
+        ("yours, expired",              row("you", 1_000),                   lease("me", 7), Err(RefreshError::Free)),
+        ("free",                        None,                                lease("me", 7), Err(RefreshError::Free)),
     ];
     for (name, row, lease, expected) in cases {
         let refreshed = refresh(row.as_ref(), &lease, now(1_000));
@@ -123,7 +125,7 @@ fn a_lease_is_refreshed_by_its_holder_and_token_unless_it_was_taken_over() {
     }
 }
 
-/// F27: the wall clock moves what is shown, and nothing else.
+/// F27: the wall clock changes only the displayed expiry.
 #[test]
 fn a_jump_of_the_wall_clock_changes_no_lease() {
     let row = lock("you", BOOT, 1_100);
@@ -131,11 +133,11 @@ fn a_jump_of_the_wall_clock_changes_no_lease() {
         let now = Now { wall: Timestamp(WALL + jump), ..now(1_000) };
         let held = acquire(Some(&row), &holder("me"), ttl(1), now, |_| false);
         let expires_at = Timestamp(WALL + jump + 100);
-        assert_eq!(held, Err(Held { holder: holder("you"), expires_at }));
+        assert_eq!(held, Err(LockConflict { holder: holder("you"), expires_at }));
     }
 }
 
-/// HL-3, API 2: what a lease may be made of.
+/// HL-3, API-2: what a lease may be made of.
 #[test]
 fn keys_holders_and_times_have_bounds() {
     let text = |bytes| "x".repeat(bytes);
@@ -184,16 +186,20 @@ fn leases_are_refreshed_at_half_time_within_bounds() {
 
 const OWN_PROCESS: Process = Process { pid: 10, start: 500, pid_ns: 4_026_531_836, boot: BOOT };
 
-/// HL-5: a holder carries its process, and only exactly such a text is believed.
+/// HL-5: a holder names its process, in exactly one form.
 #[test]
-fn a_process_is_read_out_of_a_holder_or_not_at_all() {
+fn a_process_is_read_only_from_an_exact_holder() {
     let nonce = Uuid::from_u128(99);
-    let own = Holder::of(&OWN_PROCESS, nonce);
-    assert_eq!(own.process(), Some(OWN_PROCESS), "{own}");
-    assert_ne!(own, Holder::of(&OWN_PROCESS, Uuid::from_u128(98)), "unique by its nonce");
-    assert!(own.as_str().len() <= HOLDER_BYTES_MAX);
+    let holder_of_process = Holder::of(&OWN_PROCESS, nonce);
+    let text = holder_of_process.as_str();
+    assert_eq!(holder_of_process.process(), Some(OWN_PROCESS), "{text}");
+    assert_ne!(
+        holder_of_process,
+        Holder::of(&OWN_PROCESS, Uuid::from_u128(98)),
+        "unique by its nonce"
+    );
+    assert!(text.len() <= HOLDER_BYTES_MAX);
     assert_eq!(Holder::unprovable(nonce).process(), None);
-    let text = own.as_str();
     let (head, _) = text.rsplit_once(":nonce=").expect("a nonce");
     for bad in [
         text.replace("greenroom:", "hermes:"),
@@ -218,10 +224,10 @@ fn a_process_is_read_out_of_a_holder_or_not_at_all() {
     }
 }
 
-/// HL-5: every doubt is for the holder.
+/// HL-5: in doubt a holder lives.
 #[test]
 fn a_holder_is_dead_only_by_proof() {
-    use Sight::{Gone, Started, Unknown};
+    use PidState::{Gone, Started, Unknown};
     let other = Process { pid: 11, ..OWN_PROCESS };
     let of = |process: Process| Holder::of(&process, Uuid::nil());
     #[rustfmt::skip]
@@ -229,20 +235,20 @@ fn a_holder_is_dead_only_by_proof() {
         ("gone",                            of(other),                                            Gone,         true),
         ("another one has its number",      of(other),                                            Started(501), true),
         ("alive",                           of(other),                                            Started(500), false),
-        ("cannot be told",                  of(other),                                            Unknown,      false),
+        ("cannot be read",                  of(other),                                            Unknown,      false),
         ("own pid",                         of(OWN_PROCESS),                                      Gone,         false),
         ("own pid, started earlier",        of(Process { start: 1, ..OWN_PROCESS }),              Started(500), false),
         ("in another namespace",            of(Process { pid_ns: 1, ..other }),                   Gone,         false),
         ("in another boot, or machine",     of(Process { boot: OTHER_BOOT, ..other }),            Gone,         false),
         ("unparsable",                      holder("greenroom:pid=11"),                           Gone,         false),
-        ("somebody else's",                 holder("hermes:11:x"),                                Gone,         false),
+        ("another program's",               holder("hermes:11:x"),                                Gone,         false),
         ("greenroom's, without proof",      Holder::unprovable(Uuid::nil()),                      Gone,         false),
     ];
-    for (name, holder, sight, dead) in cases {
-        let look = |pid| {
+    for (name, holder, state, dead) in cases {
+        let inspect = |pid| {
             assert_eq!(pid, 11, "{name}");
-            sight
+            state
         };
-        assert_eq!(is_provably_dead(&holder, &OWN_PROCESS, look), dead, "{name}");
+        assert_eq!(is_provably_dead(&holder, &OWN_PROCESS, inspect), dead, "{name}");
     }
 }

@@ -1,97 +1,98 @@
-//! The statements that every history of a group keeps, whatever happens to it.
+//! The invariants of every history of a group.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
-    Choice, Effect, Finding, Group, Head, Json, PermissionId, PermissionOption, Rejected, RunId,
-    RunPhase, Strategy, TaskId, TaskKind, TaskState, Terms, Work, Write, lock::Now,
+    Choice, Effect, EffectiveSettings, Fact, Group, GroupState, Json, Now, PermissionId,
+    PermissionOption, Rejected, RunId, RunPhase, Strategy, TaskFinding, TaskId, TaskKind,
+    TaskState, Work,
 };
 
 use super::{
-    Held, LIMITS,
-    attempts::{Attempts, Happened},
+    Checked, LIMITS,
+    attempts::{Attempts, Trigger},
     compactions::Compactions,
     ensure,
     permissions::Permissions,
 };
 
-/// What was seen of a group so far.
+/// The history of a group so far.
 #[derive(Default)]
 pub struct Checker {
     seq: u64,
-    tasks: BTreeMap<TaskId, Seen>,
+    tasks: BTreeMap<TaskId, SeenTask>,
     /// The task between claim and end.
     holder: Option<TaskId>,
-    /// The task whose prompt was committed to be sent and has not settled.
+    /// The task whose prompt was committed and has not settled.
     in_flight: Option<TaskId>,
     runs: BTreeSet<RunId>,
     run: Option<RunId>,
     compactions: Compactions,
     attempts: Attempts,
     permissions: Permissions,
-    terms: Option<Terms>,
+    settings: Option<EffectiveSettings>,
     archived: bool,
-    /// What the next fact has to be, if the last one is never alone.
+    /// The next fact, if the last one requires one.
     next: Option<Next>,
-    /// Prompts ordered to be sent.
+    /// Prompts with an effect to send them.
     ordered: BTreeSet<u64>,
     cancelled: BTreeSet<u64>,
-    /// Runs whose prompt was called off.
-    called_off: BTreeSet<RunId>,
-    /// Requests for another session that were stated.
+    /// Runs whose prompt was cancelled.
+    cancelled_runs: BTreeSet<RunId>,
+    /// Requested sessions without an effect yet.
     openings: BTreeSet<u64>,
     /// Whether the prompt in flight had output, and whether any of it is an answer.
     output: bool,
     answer: bool,
 }
 
-/// What is never said without something right behind it.
+/// A fact that has to come next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     TurnStarted(TaskId),
     PromptSent(TaskId),
-    /// Its task ends, or is made again.
+    /// The task ends or is retried.
     Ends(TaskId),
-    /// HL-14: an ordered compaction was not completed.
+    /// HL-14: an ordered compaction ended uncompleted.
     Rests,
 }
 
-struct Seen {
+struct SeenTask {
     ordinal: u64,
     kind: TaskKind,
     prompt: Json,
-    /// How it was to be done as it was accepted.
+    /// The strategy at acceptance.
     strategy: Option<Strategy>,
     prompt_id: Option<u64>,
     sent: Option<Json>,
-    /// Whether an attempt of it came to nothing: what began goes on first.
-    again: bool,
+    /// Whether an attempt of it failed: started tasks go first.
+    retried: bool,
     cancel_requested: bool,
     ended: bool,
 }
 
 impl Checker {
-    /// The task whose prompt is in flight.
+    /// Returns the task whose prompt is in flight.
     pub fn in_flight(&self) -> Option<TaskId> {
         self.in_flight
     }
 
-    /// The task that holds the lock.
+    /// Returns the task that holds the lock.
     pub fn lock_holder(&self) -> Option<TaskId> {
         self.compactions.lock_holder()
     }
 
-    /// The server died, and its lock with it.
+    /// Forgets the lock: the server died.
     pub fn forget_lock(&mut self) {
         self.compactions.forget_lock();
     }
 
-    /// What was seen of attempts.
+    /// Returns the history of attempts.
     pub fn attempts(&self) -> &Attempts {
         &self.attempts
     }
 
-    /// How often an agent was started.
+    /// Returns the number of agent starts.
     pub fn launches(&self) -> usize {
         self.attempts.launches()
     }
@@ -101,48 +102,53 @@ impl Checker {
         self.attempts.backs_off(task)
     }
 
-    /// The permission that was opened so many before the last.
+    /// Returns the permission that was opened `back` before the last.
     pub fn permission(&self, back: usize) -> Option<(PermissionId, &[PermissionOption])> {
         self.permissions.nth_last(back)
     }
 
-    /// See [`Permissions::decided`].
-    pub fn decided(&self, id: PermissionId, choice: &Choice, rejected: Option<Rejected>) -> Held {
-        self.permissions.decided(id, choice, rejected)
+    /// See [`Permissions::check_answer`].
+    pub fn check_answer(
+        &self,
+        id: PermissionId,
+        choice: &Choice,
+        rejected: Option<Rejected>,
+    ) -> Checked {
+        self.permissions.check_answer(id, choice, rejected)
     }
 
-    /// A step begins.
-    pub fn begin(&mut self, terms: &Terms, happened: Happened, now: Now) {
-        self.compactions.begin(terms);
-        let dead = matches!(happened, Happened::Exited(..) | Happened::Recovered);
+    /// Begins a step.
+    pub fn begin(&mut self, settings: &EffectiveSettings, trigger: Trigger, now: Now) {
+        self.compactions.begin(settings);
+        let dead = matches!(trigger, Trigger::Exited(..) | Trigger::Recovered);
         self.permissions.begin(dead);
-        self.attempts.begin(terms, happened, now);
-        self.terms = Some(terms.clone());
+        self.attempts.begin(settings, trigger, now);
+        self.settings = Some(settings.clone());
     }
 
-    /// Takes in one fact.
-    pub fn fact(&mut self, write: &Write) -> Held {
+    /// Checks and applies one fact.
+    pub fn check_fact(&mut self, fact: &Fact) -> Checked {
         let seq = self.seq + 1;
-        self.seq += write.frames();
-        self.follows(write)?;
+        self.seq += fact.frames();
+        self.check_order(fact)?;
         let compacts = |task: &TaskId| self.tasks[task].kind == TaskKind::Compaction;
-        self.compactions.fact(write, self.in_flight.filter(compacts))?;
-        let terms = self.terms.as_ref().unwrap_or_else(|| unreachable!("a step began"));
-        self.permissions.fact(write, self.in_flight, terms)?;
-        self.attempts.fact(write)?;
-        match write {
-            Write::GroupArchived {} => self.archived = true,
-            Write::PurgeOrdered {} => ensure!(self.archived, "a group is purged that is in use"),
-            Write::GroupCreated(_) | Write::GroupChanged(_) => self.archived = false,
-            Write::TaskQueued { task, kind, record, .. } => {
+        self.compactions.check_fact(fact, self.in_flight.filter(compacts))?;
+        let settings = self.settings.as_ref().unwrap_or_else(|| unreachable!("a step began"));
+        self.permissions.check_fact(fact, self.in_flight, settings)?;
+        self.attempts.check_fact(fact)?;
+        match fact {
+            Fact::GroupArchived {} => self.archived = true,
+            Fact::PurgeOrdered {} => ensure!(self.archived, "a group in use is purged"),
+            Fact::GroupCreated(_) | Fact::GroupChanged(_) => self.archived = false,
+            Fact::TaskQueued { task, kind, record, .. } => {
                 let ordinal = self.tasks.len() as u64 + 1;
                 ensure!(!self.archived, "{task} was accepted by a deleted group");
                 ensure!(record.ordinal == ordinal, "I8: {task} is number {}", record.ordinal);
-                let compacts = |seen: &&Seen| seen.kind == TaskKind::Compaction && !seen.ended;
+                let compacts = |seen: &&SeenTask| seen.kind == TaskKind::Compaction && !seen.ended;
                 let second =
                     *kind == TaskKind::Compaction && self.tasks.values().any(|s| compacts(&s));
                 ensure!(!second, "DQ-3: {task} is a second compaction that waits or runs");
-                let seen = Seen {
+                let seen = SeenTask {
                     ordinal,
                     kind: *kind,
                     prompt: record.prompt().clone(),
@@ -152,30 +158,30 @@ impl Checker {
                     },
                     prompt_id: None,
                     sent: None,
-                    again: false,
+                    retried: false,
                     cancel_requested: false,
                     ended: false,
                 };
                 ensure!(self.tasks.insert(*task, seen).is_none(), "I2: {task} was accepted twice");
             }
-            Write::TaskClaimed { task } => self.claimed(*task)?,
-            Write::TaskReleased { task } => {
+            Fact::TaskClaimed { task } => self.claimed(*task)?,
+            Fact::TaskReleased { task } => {
                 ensure!(self.holder.take() == Some(*task), "I1: {task} had no slot");
                 ensure!(self.in_flight.is_none(), "I7: {task} was released with its prompt sent");
             }
-            Write::TaskStarted { task, run, .. } => {
+            Fact::TaskStarted { task, run, .. } => {
                 if self.holder != Some(*task) {
                     self.claimed(*task)?;
                 }
                 ensure!(self.in_flight.is_none(), "I1: {task} starts beside another");
-                ensure!(self.run == Some(*run), "I7: {task} starts in {run}, which does not live");
+                ensure!(self.run == Some(*run), "I7: {task} starts in {run}, which is not live");
                 if self.seen(*task)?.kind == TaskKind::Compaction {
                     self.compactions.starts(*task)?;
                 }
                 self.next = Some(Next::TurnStarted(*task));
             }
-            Write::TurnStarted { task, prompt, strategy } => {
-                let order = self.terms.as_ref().and_then(|terms| terms.compaction.clone());
+            Fact::TurnStarted { task, prompt, strategy } => {
+                let order = self.settings.as_ref().and_then(|settings| settings.compaction.clone());
                 let seen = self.seen(*task)?;
                 if seen.kind == TaskKind::Compaction {
                     let order = order.ok_or_else(|| format!("{task} has no way to compact"))?;
@@ -183,74 +189,79 @@ impl Checker {
                     ensure!(way == Some(order.strategy), "{task} was {accepted:?}, is {way:?}");
                     seen.prompt = order.prompt(None);
                 }
-                ensure!(*prompt == seen.prompt, "AM-2: not {task}'s own prompt");
+                ensure!(*prompt == seen.prompt, "AM-2: not the prompt of {task}");
                 self.next = Some(Next::PromptSent(*task));
             }
-            Write::PromptSent { id, prompt, .. } => {
+            Fact::PromptSent { id, prompt, .. } => {
                 ensure!(*id == seq, "I3: prompt {id} is frame {seq}");
-                let holder = self.holder.unwrap_or_else(|| unreachable!("`follows` saw it"));
-                let lead_in = self.compactions.lead_in.clone();
+                let holder =
+                    self.holder.unwrap_or_else(|| unreachable!("`check_order` checked it"));
+                let pending_summary = self.compactions.pending_summary.clone();
                 let seen = self.seen(holder)?;
-                let lead_in = lead_in.filter(|_| seen.kind == TaskKind::Turn);
-                carries(prompt, &seen.prompt, lead_in.as_deref())?;
+                let pending_summary = pending_summary.filter(|_| seen.kind == TaskKind::Turn);
+                check_prompt(prompt, &seen.prompt, pending_summary.as_deref())?;
                 seen.sent.clone_from(&Some(prompt.clone()));
                 ensure!(seen.prompt_id.is_none(), "I7: {holder} is sent twice");
                 seen.prompt_id = Some(*id);
                 self.in_flight = Some(holder);
                 (self.output, self.answer) = (false, false);
             }
-            Write::SummaryGiven { task, .. } => {
+            Fact::SummaryGiven { task, .. } => {
                 ensure!(self.in_flight == Some(*task), "AM-5: {task} does not run");
                 self.openings.insert(seq);
             }
-            Write::CancelSent { run } => {
+            Fact::CancelSent { run } => {
                 ensure!(self.run == Some(*run) && self.in_flight.is_some(), "{run} runs nothing");
-                self.called_off.insert(*run);
+                self.cancelled_runs.insert(*run);
             }
-            Write::CancelRequested { task } => {
+            Fact::CancelRequested { task } => {
                 ensure!(self.in_flight == Some(*task), "AM-5: {task} does not run");
-                let again = std::mem::replace(&mut self.seen(*task)?.cancel_requested, true);
-                ensure!(!again, "AM-5: {task} is asked to end twice");
+                let was_requested =
+                    std::mem::replace(&mut self.seen(*task)?.cancel_requested, true);
+                ensure!(!was_requested, "AM-5: {task} is cancelled twice");
             }
-            Write::TurnCut { task, .. } => {
-                ensure!(self.in_flight == Some(*task), "{task} is cut off and does not run");
+            Fact::TurnCut { task, .. } => {
+                ensure!(self.in_flight == Some(*task), "{task} is interrupted and does not run");
             }
-            Write::Said(said) => {
-                ensure!(self.run == Some(said.run), "{} speaks and does not live", said.run);
-                ensure!(said.task == self.in_flight, "what is said is not within {:?}", said.task);
-                self.output |= said.fold.output;
-                self.answer |= said.fold.answer;
+            Fact::AgentOutput(output) => {
+                ensure!(self.run == Some(output.run), "{} has output and is not live", output.run);
+                ensure!(output.task == self.in_flight, "output is not of {:?}", output.task);
+                self.output |= output.summary.has_output;
+                self.answer |= output.summary.has_answer;
             }
-            Write::RequestRefused { run, .. } => {
-                ensure!(self.run == Some(*run), "{run} asks and does not live");
+            Fact::RequestRefused { run, .. } => {
+                ensure!(self.run == Some(*run), "{run} sends a request and is not live");
                 self.output = true;
             }
-            Write::AgentOutputRejected { run, .. } => {
-                ensure!(self.run == Some(*run), "{run} speaks and does not live");
+            Fact::AgentOutputRejected { run, .. } => {
+                ensure!(self.run == Some(*run), "{run} has output and is not live");
             }
-            Write::TurnSettled { task, .. } => {
+            Fact::TurnSettled { task, .. } => {
                 ensure!(self.in_flight.take() == Some(*task), "AM-3: {task} does not run");
-                // I7: a summary is carried until the agent was heard.
+                // I7: prompts carry a summary until the agent has output.
                 if self.output && self.seen(*task)?.kind == TaskKind::Turn {
-                    self.compactions.lead_in = None;
+                    self.compactions.pending_summary = None;
                 }
                 self.next = Some(Next::Ends(*task));
             }
-            Write::AgentWedged { run, .. } => {
-                let off = self.called_off.contains(run);
-                ensure!(off, "{run} is said to be wedged, and nothing was called off");
+            Fact::AgentWedged { run, .. } => {
+                let cancelled = self.cancelled_runs.contains(run);
+                ensure!(cancelled, "{run} is wedged, and no prompt was cancelled");
                 self.output = false;
             }
-            Write::TaskRetrying { task, .. } => {
-                ensure!(self.in_flight.is_none(), "AM-3: {task} is made again before its turn");
+            Fact::TaskRetrying { task, .. } => {
+                ensure!(
+                    self.in_flight.is_none(),
+                    "AM-3: {task} is retried before its turn settled"
+                );
                 ensure!(self.holder.take() == Some(*task), "I1: {task} had no slot");
                 let seen = self.seen(*task)?;
-                (seen.prompt_id, seen.sent, seen.again) = (None, None, true);
-                ensure!(!seen.ended, "I9: {task} ended, and is made again");
+                (seen.prompt_id, seen.sent, seen.retried) = (None, None, true);
+                ensure!(!seen.ended, "I9: {task} ended and is retried");
             }
-            Write::TaskEnded { task, state, record, attempt, .. } => {
+            Fact::TaskEnded { task, state, record, attempt, .. } => {
                 ensure!(*attempt == record.attempt, "I7: attempt {attempt} of {record:?}");
-                ensure!(self.in_flight != Some(*task), "AM-3: {task} ends before its turn");
+                ensure!(self.in_flight != Some(*task), "AM-3: {task} ends before its turn settled");
                 ensure!(state.is_terminal() && *state == record.state, "I9: {task} ends {state:?}");
                 ensure!(record.seq_last == Some(seq), "I3: {task} ends at {seq}");
                 if self.holder == Some(*task) {
@@ -267,27 +278,27 @@ impl Checker {
                 let empty = seen.kind == TaskKind::Turn
                     && *state == TaskState::Completed
                     && record.ending.stop_reason == Some(greenroom_core::StopReason::EndTurn);
-                let found = record.ending.findings.contains(&Finding::EmptyAnswer);
+                let found = record.ending.findings.contains(&TaskFinding::EmptyAnswer);
                 let answered = self.answer;
                 ensure!(found == (empty && !answered), "{task}: {found} and {answered}");
                 let code = record.ending.error.as_ref().map(|error| &*error.code);
-                let in_vain = match state {
+                let uncompleted = match state {
                     TaskState::Skipped => code.is_some_and(|code| code != "already_compacted"),
                     state => *state != TaskState::Completed,
                 };
-                self.next = (compacts && in_vain).then_some(Next::Rests);
+                self.next = (compacts && uncompleted).then_some(Next::Rests);
                 let ran = matches!(state, TaskState::Completed | TaskState::Interrupted);
                 ensure!(sent || !ran, "I7: {task} was not sent and is {state:?}");
             }
-            Write::RunStarted { run, .. } => {
+            Fact::RunStarted { run, .. } => {
                 ensure!(self.run.replace(*run).is_none(), "AM-1: {run} starts beside another");
                 ensure!(self.runs.insert(*run), "AM-1: {run} starts twice");
             }
-            Write::RunReady { run, .. } | Write::RunStopping { run } => {
-                ensure!(self.run == Some(*run), "{run} does not live");
+            Fact::RunReady { run, .. } | Fact::RunStopping { run } => {
+                ensure!(self.run == Some(*run), "{run} is not live");
             }
-            Write::RunExited { run, .. } => {
-                ensure!(self.run.take() == Some(*run), "{run} ended and did not live");
+            Fact::RunExited { run, .. } => {
+                ensure!(self.run.take() == Some(*run), "{run} ended and was not live");
                 ensure!(self.in_flight.is_none(), "AM-3: {run} ended before its turn settled");
             }
             _ => {}
@@ -295,57 +306,59 @@ impl Checker {
         Ok(())
     }
 
-    /// START and a settlement are each said in one breath (AM-2, AM-3).
-    fn follows(&mut self, write: &Write) -> Held {
+    /// The facts of a START and of a settlement are adjacent (AM-2, AM-3).
+    fn check_order(&mut self, fact: &Fact) -> Checked {
         let Some(next) = self.next.take() else {
-            let rests = matches!(write, Write::CompactionRests { .. });
-            ensure!(!rests, "HL-14: a rest without an ordered compaction that failed");
+            let rests = matches!(fact, Fact::CompactionRests { .. });
+            ensure!(!rests, "HL-14: a rest without an uncompleted ordered compaction");
             return Ok(());
         };
-        let so = match (next, write) {
-            (Next::Rests, Write::CompactionRests { .. }) => true,
-            (Next::TurnStarted(own), Write::TurnStarted { task, .. })
-            | (Next::Ends(own), Write::TaskEnded { task, .. })
-            | (Next::Ends(own), Write::TaskRetrying { task, .. }) => own == *task,
-            (Next::PromptSent(own), Write::PromptSent { .. }) => self.holder == Some(own),
+        let is_next = match (next, fact) {
+            (Next::Rests, Fact::CompactionRests { .. }) => true,
+            (Next::TurnStarted(expected), Fact::TurnStarted { task, .. })
+            | (Next::Ends(expected), Fact::TaskEnded { task, .. })
+            | (Next::Ends(expected), Fact::TaskRetrying { task, .. }) => expected == *task,
+            (Next::PromptSent(expected), Fact::PromptSent { .. }) => self.holder == Some(expected),
             _ => false,
         };
-        ensure!(so, "AM-2, AM-3: {next:?} is not right behind, but {write:?}");
+        ensure!(is_next, "AM-2, AM-3: {fact:?} comes instead of {next:?}");
         Ok(())
     }
 
-    fn seen(&mut self, task: TaskId) -> Held<&mut Seen> {
+    fn seen(&mut self, task: TaskId) -> Checked<&mut SeenTask> {
         self.tasks.get_mut(&task).ok_or_else(|| format!("I2: {task} was never accepted"))
     }
 
-    fn claimed(&mut self, task: TaskId) -> Held {
+    fn claimed(&mut self, task: TaskId) -> Checked {
         let before = self.holder.replace(task);
         ensure!(before.is_none(), "I1, DQ-1: {task} has the slot beside {before:?}");
         ensure!(!self.archived, "{task} starts in a deleted group");
-        let own = self.tasks.get(&task).ok_or_else(|| format!("I2: {task} was never accepted"))?;
-        ensure!(!own.ended, "I9: {task} starts after its end");
-        let rank = |seen: &Seen| (!seen.again, seen.kind != TaskKind::Compaction, seen.ordinal);
-        let passed = self.tasks.values().find(|seen| !seen.ended && rank(seen) < rank(own));
+        let claimed =
+            self.tasks.get(&task).ok_or_else(|| format!("I2: {task} was never accepted"))?;
+        ensure!(!claimed.ended, "I9: {task} starts after its end");
+        let rank =
+            |seen: &SeenTask| (!seen.retried, seen.kind != TaskKind::Compaction, seen.ordinal);
+        let earlier = self.tasks.values().find(|seen| !seen.ended && rank(seen) < rank(claimed));
         ensure!(
-            passed.is_none(),
+            earlier.is_none(),
             "I8, DQ-4: number {} starts before number {:?}",
-            own.ordinal,
-            passed.map(|seen| seen.ordinal)
+            claimed.ordinal,
+            earlier.map(|seen| seen.ordinal)
         );
         Ok(())
     }
 
-    /// Takes in a step's orders, once its facts were taken in.
-    pub fn orders(
+    /// Checks the effects of a step, after its facts.
+    pub fn check_effects(
         &mut self,
-        writes: &[Write],
+        facts: &[Fact],
         effects: &[Effect],
         group: &Group,
         closed: bool,
-    ) -> Held {
+    ) -> Checked {
         self.compactions.step()?;
         self.permissions.step(effects)?;
-        self.permissions.as_decided(writes)?;
+        self.permissions.check_resolved_at_once(facts)?;
         self.attempts.step()?;
         ensure!(self.next.is_none(), "AM-2, AM-3: the step ends before {:?}", self.next);
         for effect in effects {
@@ -356,17 +369,17 @@ impl Checker {
                 | Effect::OpenSession { run, .. }
                 | Effect::Answer { run, .. }
                 | Effect::Stop { run, .. } => *run,
-                Effect::TakeLock { .. } | Effect::DropLock { .. } => continue,
+                Effect::AcquireLock { .. } | Effect::ReleaseLock { .. } => continue,
             };
-            let own = group.run().filter(|own| own.id == run);
-            ensure!(own.is_some(), "an order for {run}, which is not the group's: {effect:?}");
+            let live = group.run().filter(|live| live.id == run);
+            ensure!(live.is_some(), "an effect for {run}, which is not the group's: {effect:?}");
             match effect {
                 Effect::Launch { .. } => {
-                    let stated = |write: &Write| match write {
-                        Write::RunStarted { run: stated, .. } => *stated == run,
+                    let stated = |fact: &Fact| match fact {
+                        Fact::RunStarted { run: stated, .. } => *stated == run,
                         _ => false,
                     };
-                    ensure!(writes.iter().any(stated), "{run} is launched and not stated");
+                    ensure!(facts.iter().any(stated), "{run} is launched without a fact");
                 }
                 Effect::Prompt { id, prompt, session, .. } => {
                     let task = self.in_flight;
@@ -374,15 +387,15 @@ impl Checker {
                     let due = seen.is_some_and(|seen| {
                         seen.prompt_id == Some(*id) && seen.sent.as_ref() == Some(prompt)
                     });
-                    ensure!(due, "I7, AM-2: prompt {id} is sent and was not stated before");
+                    ensure!(due, "I7, AM-2: prompt {id} is sent without a fact before");
                     ensure!(self.ordered.insert(*id), "I7: prompt {id} is sent twice");
-                    let ready = own.is_some_and(|own| own.phase == RunPhase::Ready);
-                    ensure!(ready, "I7: prompt {id} goes to a run that takes none: {own:?}");
-                    let in_force = group.head().session.as_ref() == Some(session);
+                    let ready = live.is_some_and(|live| live.phase == RunPhase::Ready);
+                    ensure!(ready, "I7: prompt {id} goes to a run that is not ready: {live:?}");
+                    let in_force = group.state().session.as_ref() == Some(session);
                     ensure!(in_force, "prompt {id} goes to another session");
                 }
                 Effect::Cancel { .. } => {
-                    let task = self.in_flight.ok_or("a cancel is sent and nothing runs")?;
+                    let task = self.in_flight.ok_or("a cancel is sent and no prompt runs")?;
                     let id = self.tasks[&task].prompt_id.unwrap_or_default();
                     ensure!(self.cancelled.insert(id), "prompt {id} is cancelled twice");
                 }
@@ -390,61 +403,63 @@ impl Checker {
                     ensure!(self.openings.remove(id), "{id} opens a session with no summary given");
                 }
                 Effect::Answer { .. } | Effect::Stop { .. } => {}
-                Effect::TakeLock { .. } | Effect::DropLock { .. } => {}
+                Effect::AcquireLock { .. } | Effect::ReleaseLock { .. } => {}
             }
         }
-        ensure!(self.openings.is_empty(), "I12: a summary was given and no session is opened");
-        self.carried_out(writes, effects, closed)
+        ensure!(self.openings.is_empty(), "I12: a summary was given and no session opens");
+        self.check_fact_effects(facts, effects, closed)
     }
 
-    /// What was stated to be done is ordered in the same step.
-    fn carried_out(&self, writes: &[Write], effects: &[Effect], closed: bool) -> Held {
-        for write in writes {
-            let ordered = match write {
-                Write::PromptSent { id, .. } => self.ordered.contains(id),
-                Write::RunStarted { .. } => {
+    /// Checks that each fact has its effect in the same step.
+    fn check_fact_effects(&self, facts: &[Fact], effects: &[Effect], closed: bool) -> Checked {
+        for fact in facts {
+            let ordered = match fact {
+                Fact::PromptSent { id, .. } => self.ordered.contains(id),
+                Fact::RunStarted { .. } => {
                     effects.iter().any(|effect| matches!(effect, Effect::Launch { .. }))
                 }
-                Write::RunStopping { .. } => {
+                Fact::RunStopping { .. } => {
                     closed || effects.iter().any(|effect| matches!(effect, Effect::Stop { .. }))
                 }
-                Write::TurnCut { task, .. } | Write::CancelRequested { task } => {
+                Fact::TurnCut { task, .. } | Fact::CancelRequested { task } => {
                     let id = self.tasks[task].prompt_id.unwrap_or_default();
                     let ends = |effect: &Effect| matches!(effect, Effect::Stop { .. });
                     let settled = self.in_flight != Some(*task);
                     settled || self.cancelled.contains(&id) || effects.iter().any(ends)
                 }
-                Write::CancelSent { run } => effects
-                    .iter()
-                    .any(|effect| matches!(effect, Effect::Cancel { run: own, .. } if own == run)),
-                Write::LockAsked { task } => effects.iter().any(
-                    |effect| matches!(effect, Effect::TakeLock { task: own, .. } if own == task),
-                ),
+                Fact::CancelSent { run } => effects.iter().any(|effect| match effect {
+                    Effect::Cancel { run: target, .. } => target == run,
+                    _ => false,
+                }),
+                Fact::LockAsked { task } => effects.iter().any(|effect| match effect {
+                    Effect::AcquireLock { task: requester, .. } => requester == task,
+                    _ => false,
+                }),
                 _ => true,
             };
-            ensure!(ordered, "I12: {write:?} was stated and nothing ordered");
+            ensure!(ordered, "I12: {fact:?} has no effect");
         }
         Ok(())
     }
 
-    /// See [`Compactions::ordered_by_itself`].
-    pub fn ordered_by_itself(&self, writes: &[Write], head: &Head, rested: bool) -> Held {
-        let made = |id: &TaskId| {
-            writes.iter().any(|write| matches!(write, Write::TaskQueued { task, .. } if task == id))
+    /// See [`Compactions::check_automatic`].
+    pub fn check_automatic(&self, facts: &[Fact], state: &GroupState, rested: bool) -> Checked {
+        let is_new = |id: &TaskId| {
+            facts.iter().any(|fact| matches!(fact, Fact::TaskQueued { task, .. } if task == id))
         };
         let pending = self
             .tasks
             .iter()
-            .any(|(id, seen)| seen.kind == TaskKind::Compaction && !seen.ended && !made(id));
+            .any(|(id, seen)| seen.kind == TaskKind::Compaction && !seen.ended && !is_new(id));
         let turn = |id| self.tasks.get(&id).is_some_and(|seen| seen.kind == TaskKind::Turn);
-        self.compactions.ordered_by_itself(writes, head, rested, pending, turn)
+        self.compactions.check_automatic(facts, state, rested, pending, turn)
     }
 
-    /// What holds between two steps.
-    pub fn at_rest(&self, group: &Group) -> Held {
-        let head = group.head();
-        ensure!(head.last_seq == self.seq, "I3: {} frames, last_seq {}", self.seq, head.last_seq);
-        ensure!(head.tasks == self.tasks.len() as u64, "I2: {} tasks accepted", head.tasks);
+    /// Checks the invariants between two steps.
+    pub fn at_rest(&self, group: &Group) -> Checked {
+        let state = group.state();
+        ensure!(state.last_seq == self.seq, "I3: {} frames, last_seq {}", self.seq, state.last_seq);
+        ensure!(state.tasks == self.tasks.len() as u64, "I2: {} tasks accepted", state.tasks);
         let open: BTreeSet<TaskId> =
             self.tasks.iter().filter(|(_, seen)| !seen.ended).map(|(id, _)| *id).collect();
         let held: Vec<TaskId> =
@@ -458,7 +473,7 @@ impl Checker {
         let compactions =
             group.waiting().filter(|task| task.kind() == TaskKind::Compaction).count();
         ensure!(compactions <= 1, "I8: {compactions} compactions wait");
-        // One task may have come back from its claim.
+        // One task may have returned from its claim.
         ensure!(
             group.waiting().len() <= LIMITS.queue_max + 1,
             "I11: {} wait",
@@ -468,31 +483,31 @@ impl Checker {
         self.compactions.at_rest(group)?;
         self.permissions.at_rest(group)?;
         self.attempts.at_rest(group)?;
-        ensure!(head.created_at.is_some() || self.seq == 0, "facts of a group that is none");
+        ensure!(state.created_at.is_some() || self.seq == 0, "a group without creation has facts");
         Ok(())
     }
 
-    /// Nothing is left open (I2).
-    pub fn all_ended(&self) -> Held {
+    /// Checks that every task ended (I2).
+    pub fn all_ended(&self) -> Checked {
         let open: Vec<_> = self.tasks.iter().filter(|(_, seen)| !seen.ended).collect();
         ensure!(open.is_empty(), "I2: {} tasks never ended", open.len());
         Ok(())
     }
 }
 
-/// I7, AM-2: what is sent is the caller's prompt, behind the summary that the session has to begin
-/// with, if there is one.
-fn carries(sent: &Json, own: &Json, summary: Option<&str>) -> Held {
+/// Checks that `sent` is the caller's prompt after the session's summary, if there is one (I7,
+/// AM-2).
+fn check_prompt(sent: &Json, prompt: &Json, summary: Option<&str>) -> Checked {
     let Some(summary) = summary else {
-        ensure!(sent == own, "AM-2: not the caller's own prompt: {sent:?}");
+        ensure!(sent == prompt, "AM-2: not the caller's prompt: {sent:?}");
         return Ok(());
     };
     let blocks = |json: &Json| serde_json::from_str::<Vec<serde_json::Value>>(json.as_str());
-    let (sent, own) = (blocks(sent).map_err(|e| e.to_string())?, blocks(own));
-    let own = own.map_err(|e| e.to_string())?;
-    let (lead, rest) = sent.split_first().ok_or("AM-2: nothing is sent")?;
-    ensure!(rest == own, "AM-2: not the caller's own blocks: {rest:?}");
-    let text = lead["text"].as_str().unwrap_or_default();
+    let (sent, prompt) = (blocks(sent).map_err(|e| e.to_string())?, blocks(prompt));
+    let prompt = prompt.map_err(|e| e.to_string())?;
+    let (first, rest) = sent.split_first().ok_or("AM-2: nothing is sent")?;
+    ensure!(rest == prompt, "AM-2: not the caller's blocks: {rest:?}");
+    let text = first["text"].as_str().unwrap_or_default();
     ensure!(text.contains(summary), "I7: {summary:?} is not carried: {text:?}");
     Ok(())
 }

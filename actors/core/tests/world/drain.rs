@@ -1,18 +1,19 @@
-//! How a history goes on until nothing is left to do.
+//! Continues a history until nothing is left to do.
 
-use greenroom_core::{Continuity, ExitReason, Expiry, StopReason};
+use greenroom_core::{Continuity, ExitReason, StopReason, Timer};
 
 use super::{
-    Committed, Held, World, ensure,
-    moves::{LockSaid, Move},
+    Checked, Committed, World,
+    actions::{Action, LockReply},
+    ensure,
 };
 
-/// What the agent does from now on.
+/// The agent's behaviour from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
     /// It answers.
     Answers,
-    /// It starts, never answers, and heeds no cancel.
+    /// It starts, never answers, and ignores a cancel.
     Silent,
     /// It cannot be started.
     NeverStarts,
@@ -20,23 +21,23 @@ pub enum Drain {
     DiesOfPrompts,
 }
 
-/// Six tasks wait at most, and one of the group's own; each is tried six times at most, and no
-/// try takes more than eight moves.
-const MOVES_MAX: usize = 7 * 6 * 8;
-/// Likewise; and a run that was told to end may stand before the first one.
+/// At most six tasks wait, and one of the group's own; each has at most six attempts, of at most
+/// eight actions each.
+const ACTIONS_MAX: usize = 7 * 6 * 8;
+/// Likewise; and a stopping run may come before the first one.
 const LAUNCHES_MAX: usize = 7 * 6 + 1;
 
 impl World {
-    /// Lets the world do what it should until nothing is left to do (I12).
-    pub fn drain(&mut self, agent: Drain) -> Held<Vec<Committed>> {
+    /// Plays the expected actions until nothing is left to do (I12).
+    pub fn drain(&mut self, agent: Drain) -> Checked<Vec<Committed>> {
         let mut committed = Vec::new();
-        // After a shutdown comes a start.
+        // A start follows a shutdown.
         if self.shut_down {
-            committed.extend(self.play(Move::Crash)?);
+            committed.extend(self.play(Action::Crash)?);
         }
         let launches = self.checker.launches();
-        for _ in 0..MOVES_MAX {
-            let Some(next) = self.next_in_order(agent) else { break };
+        for _ in 0..ACTIONS_MAX {
+            let Some(next) = self.next_action(agent) else { break };
             committed.extend(self.play(next)?);
         }
         let launches = self.checker.launches() - launches;
@@ -52,40 +53,41 @@ impl World {
         Ok(committed)
     }
 
-    fn next_in_order(&self, does: Drain) -> Option<Move> {
-        let answers = does == Drain::Answers;
+    fn next_action(&self, behaviour: Drain) -> Option<Action> {
+        let answers = behaviour == Drain::Answers;
         match &self.agent {
-            Some(agent) if agent.told_to_end || agent.closed => {
-                return Some(Move::Exit(ExitReason::Stopped));
+            Some(agent) if agent.is_stopping || agent.closed => {
+                return Some(Action::Exit(ExitReason::Stopped));
             }
-            Some(agent) if !agent.ready && does == Drain::NeverStarts => {
-                return Some(Move::Exit(ExitReason::StartFailed));
+            Some(agent) if !agent.ready && behaviour == Drain::NeverStarts => {
+                return Some(Action::Exit(ExitReason::StartFailed));
             }
-            Some(agent) if !agent.ready => return Some(Move::Ready(Continuity::New)),
-            Some(agent) if !agent.prompts.is_empty() && does == Drain::DiesOfPrompts => {
-                return Some(Move::Exit(ExitReason::Exited));
+            Some(agent) if !agent.ready => return Some(Action::Ready(Continuity::New)),
+            Some(agent) if !agent.prompts.is_empty() && behaviour == Drain::DiesOfPrompts => {
+                return Some(Action::Exit(ExitReason::Exited));
             }
             Some(agent) if !agent.prompts.is_empty() && answers => {
-                return Some(Move::Answer(StopReason::EndTurn));
+                return Some(Action::AnswerPrompt(StopReason::EndTurn));
             }
-            Some(agent) if !agent.opening.is_empty() && answers => return Some(Move::Open(true)),
+            Some(agent) if !agent.opening.is_empty() && answers => {
+                return Some(Action::OpenSession(true));
+            }
             Some(_) | None => {}
         }
         if !self.lock_requests.is_empty() {
-            return Some(Move::Lock(LockSaid::Taken));
+            return Some(Action::AnswerLock(LockReply::Acquired));
         }
         if self.group.wants_slot() {
-            return Some(Move::Grant);
+            return Some(Action::GrantSlot);
         }
-        let head = self.group.head();
-        if (head.paused || head.held.is_some()) && self.group.waiting().len() > 0 {
-            return Some(Move::Resume);
+        let state = self.group.state();
+        if (state.paused || state.held.is_some()) && self.group.waiting().len() > 0 {
+            return Some(Action::Resume);
         }
-        // An idle agent may stay; anything else that is bounded in time gets that time, the soonest
-        // first.
-        let bounds = self.bounds().into_iter().enumerate();
-        let ends = bounds.filter(|(_, (expiry, _))| !matches!(expiry, Expiry::Idle(..)));
+        // An idle agent may stay; every other timer fires, the soonest first.
+        let timers = self.timers().into_iter().enumerate();
+        let ends = timers.filter(|(_, (timer, _))| !matches!(timer, Timer::Idle(..)));
         let (place, _) = ends.min_by_key(|(_, (_, ms))| *ms)?;
-        Some(Move::Expire(place as u8))
+        Some(Action::FireTimer(place as u8))
     }
 }

@@ -1,103 +1,110 @@
-//! What a move is to the rules: the event, if the world is such that it can happen.
+//! The event of an action, if the action is possible now.
 
 use greenroom_core::{
-    Choice, Continuity, Due, Event, ExitReason, Expiry, LockAnswer, Origin, PromptReply, SessionId,
-    Signal, Source, StopReason, Strategy, Task, TaskId, Work,
+    Choice, CompactionSignal, Continuity, Deadline, Event, ExitReason, LockAnswer, Origin,
+    PromptReply, SessionId, Source, StopReason, Strategy, Task, TaskId, Timer, Work,
 };
 use uuid::Uuid;
 
 use super::{
     World,
-    moves::{Bound, Chosen, LockSaid, Move, Seen, Spoken},
-    spoken::{self, asked, exit, provenance, request, settings, spent, text},
+    actions::{
+        Action, AgentMessage, DetectorSignal, LockReply, PermissionChoice, PermissionRequest,
+        TimerKind,
+    },
+    messages::{self, exit, permission_asked, permission_lines, provenance, settings, spent, text},
 };
 
 impl World {
-    /// Whether the move must lead to nothing at all.
-    pub(super) fn means_nothing(&self, next: Move) -> bool {
+    /// Whether the action must make no facts.
+    pub(super) fn must_do_nothing(&self, next: Action) -> bool {
         match next {
-            // After a shutdown, whatever comes makes it ask for its lock again.
+            // After a shutdown, any event makes the group request its lock again.
             _ if self.shut_down => false,
-            // With other settings a compaction may have nothing to do any more.
-            _ if self.terms_changed => false,
-            Move::Grant => !self.group.wants_slot(),
-            Move::AnswerAgain | Move::AnswerUnknown(_) => true,
-            Move::LateExpire(_) => true,
-            Move::LateSay | Move::LateAsk | Move::LateReady | Move::LateExit => true,
-            Move::LateSignal(_) | Move::LateProvenance(_) | Move::LateName => true,
-            Move::LateOpen | Move::LateClose | Move::LateAnswer => true,
+            // With other settings a compaction may have nothing left to do.
+            _ if self.settings_changed => false,
+            Action::GrantSlot => !self.group.wants_slot(),
+            Action::RepeatAnswer | Action::AnswerUnknownPrompt(_) => true,
+            Action::LateTimer(_) => true,
+            Action::LateOutput
+            | Action::LatePermissionRequest
+            | Action::LateReady
+            | Action::LateExit => true,
+            Action::LateSignal(_) | Action::LateProvenance(_) | Action::LateSessionName => true,
+            Action::LateSessionOpened | Action::LateStdoutClosed | Action::LateAnswer => true,
             _ => false,
         }
     }
 
-    pub(super) fn event(&mut self, next: Move) -> Option<Event> {
+    pub(super) fn event(&mut self, next: Action) -> Option<Event> {
         Some(match next {
-            Move::Crash | Move::Unstored | Move::Reboot(_) => return None,
-            Move::Clock(_) | Move::Wait(_) | Move::Terms(..) => return None,
-            Move::Submit { bytes } => {
+            Action::Crash | Action::StorageFailure | Action::Reboot(_) => return None,
+            Action::SetClock(_) | Action::Wait(_) | Action::ChangeSettings(..) => return None,
+            Action::Submit { bytes } => {
                 let prompt = text(&"p".repeat(usize::from(bytes)));
-                Event::Submitted(self.offer(Work::Turn { prompt }))
+                Event::Submitted(self.submit(Work::Turn { prompt }))
             }
-            Move::SubmitWithin { ms } => {
-                let mut task = self.offer(Work::Turn { prompt: text("soon") });
-                task.expires = Some(Due::after(self.moment(), u64::from(ms) * 10));
+            Action::SubmitWithin { ms } => {
+                let mut task = self.submit(Work::Turn { prompt: text("soon") });
+                task.expires = Some(Deadline::after(self.moment(), u64::from(ms) * 10));
                 Event::Submitted(task)
             }
-            Move::Compact => self.compact(Strategy::Command),
-            Move::CompactByRotation => self.compact(Strategy::Rotate),
-            Move::Cancel { back } => {
+            Action::Compact => self.compact(Strategy::Command),
+            Action::CompactByRotation => self.compact(Strategy::Rotate),
+            Action::Cancel { back } => {
                 let from_end = usize::from(back).min(self.offered.len().checked_sub(1)?);
                 Event::CancelRequested(self.offered[self.offered.len() - 1 - from_end])
             }
-            Move::Archive => Event::Archived,
-            Move::Pause => Event::Paused,
-            Move::Resume => Event::Resumed,
-            Move::Stop => Event::Stopped,
-            Move::Configure(number) => Event::Configured(settings(number)),
-            Move::Grant => Event::SlotGranted,
-            Move::Expire(which) => {
-                let bounds = self.bounds();
-                self.expire(*bounds.get(usize::from(which) % bounds.len().max(1))?)
+            Action::Archive => Event::Archived,
+            Action::Pause => Event::Paused,
+            Action::Resume => Event::Resumed,
+            Action::Stop => Event::Stopped,
+            Action::Configure(number) => Event::Configured(settings(number)),
+            Action::GrantSlot => Event::SlotGranted,
+            Action::FireTimer(index) => {
+                let timers = self.timers();
+                self.expire(*timers.get(usize::from(index) % timers.len().max(1))?)
             }
-            Move::ExpireA(kind) => {
-                let bounds = self.bounds();
-                self.expire(*bounds.iter().find(|(expiry, _)| bound(expiry) == kind)?)
+            Action::FireTimerOf(kind) => {
+                let timers = self.timers();
+                self.expire(*timers.iter().find(|(timer, _)| timer_kind(timer) == kind)?)
             }
-            Move::LateExpire(which) => {
-                let over: Vec<_> = self.gone.iter().filter(|expiry| self.is_over(expiry)).collect();
-                Event::Expired(**over.get(usize::from(which) % over.len().max(1))?)
+            Action::LateTimer(index) => {
+                let over: Vec<_> =
+                    self.removed_timers.iter().filter(|timer| self.is_over(timer)).collect();
+                Event::TimerFired(**over.get(usize::from(index) % over.len().max(1))?)
             }
-            Move::Decide { back, choice } => self.decide(back, choice)?,
-            Move::Shutdown => Event::Shutdown,
-            Move::Evict => {
+            Action::AnswerPermission { back, choice } => self.decide(back, choice)?,
+            Action::Shutdown => Event::Shutdown,
+            Action::Evict => {
                 let run = self.group.run().filter(|_| !self.group.needs_run())?;
-                Event::Expired(Expiry::Idle(run.id, self.group.head().last_seq))
+                Event::TimerFired(Timer::Idle(run.id, self.group.state().last_seq))
             }
-            Move::Lock(said) => self.lock(said)?,
-            Move::LoseLock => {
+            Action::AnswerLock(reply) => self.lock(reply)?,
+            Action::LoseLock => {
                 self.group.lease()?;
                 self.leases.clear();
-                Event::LockLost { task: self.holder()? }
+                Event::LockLost { task: self.lock_holder()? }
             }
-            Move::Ready(continuity) => self.ready(continuity, 0)?,
-            Move::ReadyAs(continuity, number) => self.ready(continuity, number)?,
-            Move::Open(well) => {
+            Action::Ready(continuity) => self.ready(continuity, 0)?,
+            Action::ReadyAs(continuity, number) => self.ready(continuity, number)?,
+            Action::OpenSession(succeeds) => {
                 let session = self.session();
-                let agent = self.agent.as_mut().filter(|agent| agent.speaks())?;
+                let agent = self.agent.as_mut().filter(|agent| agent.can_write())?;
                 let id = agent.opening.pop()?;
-                let opened = if well { Ok((session, None)) } else { Err("no more".into()) };
+                let opened = if succeeds { Ok((session, None)) } else { Err("no more".into()) };
                 Event::SessionOpened { run: agent.run, id, opened }
             }
-            Move::Signal(seen) => self.signal(seen)?,
-            _ => return self.spoken(next).or_else(|| self.late(next)),
+            Action::CompactionSignal(signal) => self.signal(signal)?,
+            _ => return self.agent_event(next).or_else(|| self.late_event(next)),
         })
     }
 
-    /// What a living agent says.
-    fn spoken(&mut self, next: Move) -> Option<Event> {
-        if let Move::Exit(reason) = next {
+    /// Returns the event of a live agent's output or exit.
+    fn agent_event(&mut self, next: Action) -> Option<Event> {
+        if let Action::Exit(reason) = next {
             let agent = self.agent.take()?;
-            let ended = agent.told_to_end || agent.closed;
+            let ended = agent.is_stopping || agent.closed;
             let reason = match reason {
                 ExitReason::StartFailed if agent.ready => ExitReason::Exited,
                 ExitReason::ServerRestart | ExitReason::Stopped if !ended => ExitReason::Exited,
@@ -107,48 +114,51 @@ impl World {
             self.owed.extend(agent.prompts.iter().map(|id| (agent.run, *id)));
             return Some(Event::AgentExited { run: agent.run, exit: exit(reason) });
         }
-        let agent = self.agent.as_mut().filter(|agent| agent.speaks())?;
+        let agent = self.agent.as_mut().filter(|agent| agent.can_write())?;
         let run = agent.run;
         Some(match next {
-            Move::Say(spoken) => {
-                let (lines, fold) = spoken.lines();
-                Event::AgentSaid { run, lines, fold }
+            Action::Output(message) => {
+                let (lines, summary) = message.lines();
+                Event::OutputReceived { run, lines, summary }
             }
-            Move::AskUnoffered => Event::RequestRefused { run, method: "fs/read_text_file".into() },
-            Move::SayNonsense => {
+            Action::UnsupportedRequest => {
+                Event::RequestRefused { run, method: "fs/read_text_file".into() }
+            }
+            Action::InvalidOutput => {
                 let (reason, bytes) = ("no JSON".into(), "eA==".into());
                 Event::OutputRejected { run, reason, bytes }
             }
-            Move::Provenance { number, compacted } => {
-                let head = self.group.head();
+            Action::Provenance { number, compacted } => {
+                let head = self.group.state();
                 let known = head.provenance.as_ref().map(|known| known.current.clone());
                 let previous = known.filter(|_| number.is_multiple_of(2));
                 let provenance = provenance(number, previous, compacted);
                 Event::ProvenanceGiven { run, provenance }
             }
-            Move::NameSession(number) => {
-                let in_force = self.group.head().session.clone().filter(|_| number == 0);
+            Action::NameSession(number) => {
+                let in_force = self.group.state().session.clone().filter(|_| number == 0);
                 let session = in_force.unwrap_or_else(|| SessionId(format!("n{number}").into()));
                 Event::SessionNamed { run, session }
             }
-            Move::Ask(what) => {
-                agent.requests += i64::from(!what.again || agent.requests == 0);
-                let (lines, asked) = (request(), Box::new(asked(what, agent.requests)));
+            Action::RequestPermission(request) => {
+                agent.requests += i64::from(!request.repeated || agent.requests == 0);
+                let asked = Box::new(permission_asked(request, agent.requests));
+                let lines = permission_lines();
                 Event::PermissionAsked { run, lines, asked }
             }
-            Move::Answer(stop_reason) => {
-                let tokens = spent(self.group.head().last_seq);
+            Action::AnswerPrompt(stop_reason) => {
+                let tokens = spent(self.group.state().last_seq);
                 self.answer(PromptReply::Stopped { stop_reason, tokens })?
             }
-            Move::AnswerError(code) => {
+            Action::AnswerPromptWithError(code) => {
                 self.answer(PromptReply::Failed { code, message: "broken".into() })?
             }
-            Move::AnswerUnknown(id) => {
+            Action::AnswerUnknownPrompt(id) => {
                 let id = 1_000_000 + u64::from(id);
                 let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
                 Event::PromptAnswered { run, id, reply }
             }
-            Move::Close => {
+            Action::CloseStdout => {
                 agent.closed = true;
                 Event::AgentClosed(run)
             }
@@ -156,106 +166,108 @@ impl World {
         })
     }
 
-    /// What is heard of a run, or of a prompt, that is over.
-    fn late(&mut self, next: Move) -> Option<Event> {
-        let past = match next {
-            Move::AnswerAgain => Some(*self.answered.last()?),
-            Move::LateAnswer => Some(*self.owed.last()?),
+    /// Returns the late event of an ended run or an answered prompt.
+    fn late_event(&mut self, next: Action) -> Option<Event> {
+        let unexpected = match next {
+            Action::RepeatAnswer => Some(*self.answered.last()?),
+            Action::LateAnswer => Some(*self.owed.last()?),
             _ => None,
         };
-        if let Some((run, id)) = past {
+        if let Some((run, id)) = unexpected {
             let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
             return Some(Event::PromptAnswered { run, id, reply });
         }
         let run = *self.past_runs.last()?;
-        let (lines, fold) = Spoken::Chunk(1).lines();
+        let (lines, summary) = AgentMessage::Chunk(1).lines();
         let session = SessionId("late".into());
         Some(match next {
-            Move::LateSay => Event::AgentSaid { run, lines, fold },
-            Move::LateAsk => {
-                let what = super::moves::Asked { options: 0, tool: 0, again: false };
-                Event::PermissionAsked { run, lines, asked: Box::new(asked(what, 0)) }
+            Action::LateOutput => Event::OutputReceived { run, lines, summary },
+            Action::LatePermissionRequest => {
+                let request = PermissionRequest { options: 0, tool: 0, repeated: false };
+                Event::PermissionAsked { run, lines, asked: Box::new(permission_asked(request, 0)) }
             }
-            Move::LateReady => Event::AgentReady {
+            Action::LateReady => Event::AgentReady {
                 run,
                 pid: 1,
                 session,
                 continuity: Continuity::New,
                 provenance: None,
             },
-            Move::LateExit => Event::AgentExited { run, exit: exit(ExitReason::Exited) },
-            Move::LateSignal(seen) if seen.source == Source::HermesStderr => {
-                let signal = Box::new(seen.signal());
+            Action::LateExit => Event::AgentExited { run, exit: exit(ExitReason::Exited) },
+            Action::LateSignal(signal) if signal.source == Source::HermesStderr => {
+                let signal = Box::new(signal.signal());
                 Event::StderrMatched { run, line: "late".into(), signal }
             }
-            Move::LateSignal(seen) => Event::Signalled { run, signal: Box::new(seen.signal()) },
-            Move::LateProvenance(number) => {
+            Action::LateSignal(late) => Event::Signalled { run, signal: Box::new(late.signal()) },
+            Action::LateProvenance(number) => {
                 let provenance = provenance(number, None, number.is_multiple_of(2));
                 Event::ProvenanceGiven { run, provenance }
             }
-            Move::LateName => Event::SessionNamed { run, session },
-            Move::LateOpen => {
+            Action::LateSessionName => Event::SessionNamed { run, session },
+            Action::LateSessionOpened => {
                 let opened = Ok((session, None));
-                Event::SessionOpened { run, id: self.group.head().last_seq, opened }
+                Event::SessionOpened { run, id: self.group.state().last_seq, opened }
             }
-            Move::LateClose => Event::AgentClosed(run),
+            Action::LateStdoutClosed => Event::AgentClosed(run),
             _ => return None,
         })
     }
 
-    /// What is bounded took its time: that much passes.
-    fn expire(&mut self, (expiry, ms): (Expiry, u64)) -> Event {
+    /// Lets the time of this timer pass, and fires it.
+    fn expire(&mut self, (timer, ms): (Timer, u64)) -> Event {
         self.pass(ms);
-        Event::Expired(expiry)
+        Event::TimerFired(timer)
     }
 
-    /// Whether what was bounded is over, and not only hidden, and cannot come back as the same.
-    fn is_over(&self, expiry: &Expiry) -> bool {
+    /// Whether the timer is over for good: not only hidden, and it cannot run again as the same.
+    fn is_over(&self, timer: &Timer) -> bool {
         let unsent = |task| self.group.task(task).is_some_and(|task| task.started_at.is_none());
-        let is_bound = self.bounds().iter().any(|(bound, _)| bound == expiry);
-        !is_bound
-            && match expiry {
-                Expiry::Turn(task) | Expiry::Cancel(task) => self.group.task(*task).is_none(),
-                Expiry::Launch(_) => self.group.run().is_none(),
-                Expiry::Queued(task) => !unsent(*task),
+        let still_runs = self.timers().iter().any(|(running, _)| running == timer);
+        !still_runs
+            && match timer {
+                Timer::Attempt(task) | Timer::Cancel(task) => self.group.task(*task).is_none(),
+                Timer::Launch(_) => self.group.run().is_none(),
+                Timer::Queued(task) => !unsent(*task),
                 _ => true,
             }
     }
 
-    fn decide(&mut self, back: u8, choice: Chosen) -> Option<Event> {
+    fn decide(&mut self, back: u8, choice: PermissionChoice) -> Option<Event> {
         let (permission, options) = self.checker.permission(usize::from(back))?;
         let choice = match choice {
-            Chosen::Cancel => Choice::Cancel,
-            Chosen::Unknown => Choice::Select("no such option".into()),
-            Chosen::Option(number) if options.is_empty() => Choice::Select(format!("{number}")),
-            Chosen::Option(number) => {
+            PermissionChoice::Cancel => Choice::Cancel,
+            PermissionChoice::Unknown => Choice::Select("no such option".into()),
+            PermissionChoice::Option(number) if options.is_empty() => {
+                Choice::Select(format!("{number}"))
+            }
+            PermissionChoice::Option(number) => {
                 Choice::Select(options[usize::from(number) % options.len()].id.clone())
             }
         };
-        Some(Event::PermissionAnswered { permission, choice, by: "somebody".into() })
+        Some(Event::PermissionAnswered { permission, choice, by: "someone".into() })
     }
 
-    /// Stderr is a pipe of its own: it is read on after stdout was closed.
-    fn signal(&mut self, seen: Seen) -> Option<Event> {
+    /// Stderr is a pipe of its own: greenroom still reads it after stdout was closed.
+    fn signal(&mut self, reported: DetectorSignal) -> Option<Event> {
         let agent = self.agent.as_ref()?;
-        let (run, signal): (_, Box<Signal>) = (agent.run, Box::new(seen.signal()));
-        if seen.source == Source::HermesStderr {
+        let (run, signal): (_, Box<CompactionSignal>) = (agent.run, Box::new(reported.signal()));
+        if reported.source == Source::HermesStderr {
             return Some(Event::StderrMatched { run, line: "matched".into(), signal });
         }
-        agent.speaks().then_some(Event::Signalled { run, signal })
+        agent.can_write().then_some(Event::Signalled { run, signal })
     }
 
-    /// A caller is answered by the profile in force; one that has no way to compact may follow.
+    /// The profile in force accepts the compaction; one without a way to compact may follow.
     fn compact(&mut self, strategy: Strategy) -> Event {
-        if let Some(order) = &mut self.terms.compaction {
+        if let Some(order) = &mut self.settings.compaction {
             order.strategy = strategy;
         }
-        let given = || spoken::compaction(strategy, 9);
-        let order = self.terms.compaction.clone().unwrap_or_else(given);
-        Event::Submitted(self.offer(order.work(None)))
+        let default = || messages::compaction(strategy, 9);
+        let order = self.settings.compaction.clone().unwrap_or_else(default);
+        Event::Submitted(self.submit(order.work(None)))
     }
 
-    fn offer(&mut self, work: Work) -> Box<Task> {
+    fn submit(&mut self, work: Work) -> Box<Task> {
         self.ids += 1;
         let id = TaskId(Uuid::from_u128(self.ids));
         self.offered.push(id);
@@ -267,35 +279,35 @@ impl World {
         SessionId(format!("s{}", self.ids).into())
     }
 
-    /// The compaction task that the group holds its lock for.
-    fn holder(&self) -> Option<TaskId> {
+    /// Returns the compaction task whose lock the group holds.
+    fn lock_holder(&self) -> Option<TaskId> {
         self.checker.lock_holder()
     }
 
-    fn lock(&mut self, said: LockSaid) -> Option<Event> {
+    fn lock(&mut self, reply: LockReply) -> Option<Event> {
         if self.lock_requests.is_empty() {
             return None;
         }
         let (task, key) = self.lock_requests.remove(0);
-        let answer = match said {
-            LockSaid::Taken => {
+        let answer = match reply {
+            LockReply::Acquired => {
                 self.ids += 1;
                 let (holder, token) = (format!("g{}", self.ids), self.ids as u64);
                 self.leases.push((key.clone(), holder.clone(), token));
-                LockAnswer::Taken { holder, token }
+                LockAnswer::Acquired { holder, token }
             }
-            LockSaid::Held => LockAnswer::Held { holder: "somebody".into() },
-            LockSaid::Absent => LockAnswer::Absent,
-            LockSaid::Failed => LockAnswer::Failed,
+            LockReply::Busy => LockAnswer::Busy { holder: "someone".into() },
+            LockReply::Absent => LockAnswer::Absent,
+            LockReply::Failed => LockAnswer::Failed,
         };
         Some(Event::LockAnswered { task, key, answer })
     }
 
     fn ready(&mut self, continuity: Continuity, hermes: u8) -> Option<Event> {
         let fresh = self.session();
-        let agent = self.agent.as_mut().filter(|agent| !agent.ready && agent.speaks())?;
+        let agent = self.agent.as_mut().filter(|agent| !agent.ready && agent.can_write())?;
         agent.ready = true;
-        let (session, continuity) = match (&agent.wanted, continuity) {
+        let (session, continuity) = match (&agent.session, continuity) {
             (None, _) => (fresh, Continuity::New),
             (Some(_), Continuity::Lost) => (fresh, Continuity::Lost),
             (Some(wanted), Continuity::Resumed) => (wanted.clone(), Continuity::Resumed),
@@ -313,17 +325,17 @@ impl World {
     }
 }
 
-/// What kind of bound it is.
-pub(super) fn bound(expiry: &Expiry) -> Bound {
-    match expiry {
-        Expiry::Turn(_) => Bound::Turn,
-        Expiry::Cancel(_) => Bound::Cancel,
-        Expiry::Compaction(_) => Bound::Compaction,
-        Expiry::Lock(..) => Bound::Lock,
-        Expiry::Permission(_) => Bound::Permission,
-        Expiry::Backoff(..) => Bound::Backoff,
-        Expiry::Launch(_) => Bound::Launch,
-        Expiry::Queued(_) => Bound::Queued,
-        Expiry::Idle(..) => Bound::Idle,
+/// Returns the kind of a timer.
+pub(super) fn timer_kind(timer: &Timer) -> TimerKind {
+    match timer {
+        Timer::Attempt(_) => TimerKind::Attempt,
+        Timer::Cancel(_) => TimerKind::Cancel,
+        Timer::Compaction(_) => TimerKind::Compaction,
+        Timer::Lock(..) => TimerKind::Lock,
+        Timer::Permission(_) => TimerKind::Permission,
+        Timer::Backoff(..) => TimerKind::Backoff,
+        Timer::Launch(_) => TimerKind::Launch,
+        Timer::Queued(_) => TimerKind::Queued,
+        Timer::Idle(..) => TimerKind::Idle,
     }
 }

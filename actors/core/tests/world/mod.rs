@@ -1,7 +1,7 @@
-//! A model of the world around one group: a server that grants slots and locks, an agent that does
-//! whatever an agent may do, and crashes at any point. What it leads to is checked at every step.
+//! A model of the world around one group: a server that grants slots and locks, an agent that may
+//! do anything, and crashes at any point. A checker tests the invariants at every step.
 //!
-//! It is played by the rules' own tests and, against real rows, by those of the storage.
+//! The tests of the rules use it, and those of the storage with a real database.
 
 #![allow(
     dead_code,
@@ -9,47 +9,49 @@
     reason = "each test crate that includes this module uses a part of it"
 )]
 
+mod actions;
 mod attempts;
+mod between_events;
 mod checker;
 mod compactions;
 mod drain;
 mod events;
-mod moves;
+mod messages;
 mod permissions;
 mod reference;
-mod rest;
 pub mod situations;
-mod spoken;
 
 use greenroom_core::{
-    Effect, Event, Expiry, Group, Patience, Recovery, Rejected, RunId, SessionId, Step, Task,
-    TaskId, TaskState, Terms, Timestamp, Write,
-    lock::{BootId, Now, Uptime},
+    BootId, Effect, EffectiveSettings, Event, Fact, Group, Limits, Now, Recovery, Rejected, RunId,
+    SessionId, Step, Task, TaskId, TaskState, Timer, Timestamp, Uptime,
 };
 use uuid::Uuid;
 
-use self::{attempts::Happened, checker::Checker};
 pub use self::{
+    actions::{
+        Action, AgentMessage, DetectorSignal, LockReply, PermissionChoice, PermissionRequest,
+        TimerKind, actions,
+    },
     drain::Drain,
-    moves::{Asked, Bound, Chosen, LockSaid, Move, Seen, Spoken, moves},
-    reference::Reference,
-    spoken::settings,
+    messages::settings,
+    reference::ReferenceModel,
 };
+use self::{attempts::Trigger, checker::Checker};
 
-/// A statement that did not hold, by name.
-pub type Held<T = ()> = Result<T, String>;
+/// `Err` names the invariant that is broken.
+pub type Checked<T = ()> = Result<T, String>;
 
 macro_rules! ensure {
-    ($holds:expr, $($said:tt)+) => {
+    ($holds:expr, $($message:tt)+) => {
         if !$holds {
-            return Err(format!($($said)+));
+            return Err(format!($($message)+));
         }
     };
 }
 pub(crate) use ensure;
 
-/// Small, so that random play reaches them.
-pub const LIMITS: Patience = Patience {
+/// Small limits, so that random histories reach them.
+pub const LIMITS: Limits = Limits {
     turn_ms: 60_000,
     compaction_ms: 3_000,
     idle_ms: 5_000,
@@ -59,45 +61,45 @@ pub const LIMITS: Patience = Patience {
     queue_bytes_max: 400,
 };
 
-/// The facts of one step and when they were stated.
-pub type Committed = (Timestamp, Vec<Write>);
+/// The facts of one step and their time.
+pub type Committed = (Timestamp, Vec<Fact>);
 
-/// A lock that the group has, as whoever gave it knows it: session, holder, token.
+/// A lock that the server granted to the group: session, holder, token.
 type Lease = (SessionId, String, u64);
 
-/// A group and everything around it.
+/// A group and the world around it.
 pub struct World {
-    /// The group as it lives.
+    /// The live group.
     pub group: Group,
-    /// What a database would hold of it.
-    pub reference: Reference,
+    /// The group as a database would hold it.
+    pub reference: ReferenceModel,
     /// The wall clock, which may jump.
     pub now: Timestamp,
-    /// The clock that nobody sets; it begins anew at each boot.
+    /// The uptime; it restarts at each boot.
     up: Uptime,
-    /// What the server's configuration and the agent's profile come to.
-    terms: Terms,
-    /// Whether they changed since the group was last given them.
-    terms_changed: bool,
-    /// The group as it comes out of its facts alone (I13).
-    shadow: Group,
+    /// The settings of the server's configuration and the agent's profile.
+    settings: EffectiveSettings,
+    /// Whether they changed since the group's last event.
+    settings_changed: bool,
+    /// The group as a replay of its facts makes it (I13).
+    replayed: Group,
     checker: Checker,
     agent: Option<Agent>,
-    /// Every task that was ever offered, accepted or not.
+    /// Every submitted task, accepted or not.
     offered: Vec<TaskId>,
-    /// Locks that were asked for, and those that were given.
+    /// The lock requests, and the granted locks.
     lock_requests: Vec<(TaskId, SessionId)>,
     leases: Vec<Lease>,
     /// How often the group's agent or directory changed.
-    moves: u32,
-    /// Runs that are over, and prompts that were answered.
+    relocations: u32,
+    /// Ended runs, and answered prompts.
     past_runs: Vec<RunId>,
     answered: Vec<(RunId, u64)>,
-    /// Prompts that a run owed an answer when it ended.
+    /// Prompts that were unanswered at the end of their run.
     owed: Vec<(RunId, u64)>,
-    /// What was bounded in time and is not any more.
-    gone: Vec<Expiry>,
-    /// Whether the last thing that happened was a shutdown: nothing is asked for then.
+    /// Timers that no longer run.
+    removed_timers: Vec<Timer>,
+    /// Whether the last action was a shutdown: the group requests nothing then.
     shut_down: bool,
     ids: u128,
 }
@@ -105,22 +107,22 @@ pub struct World {
 /// The model agent.
 struct Agent {
     run: RunId,
-    wanted: Option<SessionId>,
-    /// [`World::moves`] when it was launched.
-    moves: u32,
+    session: Option<SessionId>,
+    /// [`World::relocations`] when it was launched.
+    relocations: u32,
     ready: bool,
-    told_to_end: bool,
+    is_stopping: bool,
     /// Whether it closed its stdout.
     closed: bool,
     prompts: Vec<u64>,
-    /// Sessions that it was asked to open.
+    /// Requests to open a session.
     opening: Vec<u64>,
-    /// The number of its last request for a permission.
+    /// The number of its last permission request.
     requests: i64,
 }
 
 impl Agent {
-    fn speaks(&self) -> bool {
+    fn can_write(&self) -> bool {
         !self.closed
     }
 }
@@ -129,23 +131,23 @@ impl Default for World {
     fn default() -> Self {
         let group = Group::new(settings(0));
         Self {
-            reference: Reference::new(settings(0)),
-            shadow: group.clone(),
+            reference: ReferenceModel::new(settings(0)),
+            replayed: group.clone(),
             group,
             now: Timestamp(1_000),
             up: Uptime { boot: BootId(Uuid::from_u128(1)), ms: 50 },
-            terms: spoken::terms(0, 12),
-            terms_changed: false,
+            settings: messages::effective_settings(0, 12),
+            settings_changed: false,
             checker: Checker::default(),
             agent: None,
             offered: Vec::new(),
             lock_requests: Vec::new(),
             leases: Vec::new(),
-            moves: 0,
+            relocations: 0,
             past_runs: Vec::new(),
             answered: Vec::new(),
             owed: Vec::new(),
-            gone: Vec::new(),
+            removed_timers: Vec::new(),
             shut_down: false,
             ids: 0,
         }
@@ -153,28 +155,29 @@ impl Default for World {
 }
 
 impl World {
-    /// A world whose ids are above `from`: several may share a database.
+    /// Returns a world whose ids are above `from`: several may share a database.
     pub fn numbered(from: u128) -> Self {
         Self { ids: from, ..Self::default() }
     }
 
-    /// Both clocks.
+    /// Returns both clocks.
     pub fn moment(&self) -> Now {
         Now { wall: self.now, up: self.up }
     }
 
-    /// What the settings and the profile come to: what a caller sets goes before.
-    fn terms(&self) -> Terms {
-        let mut terms = self.terms.clone();
-        let settings = &self.group.head().settings;
-        terms.on_interrupt = settings.on_interrupt.unwrap_or(terms.on_interrupt);
-        terms.permissions = settings.permission_policy.clone().unwrap_or(terms.permissions);
-        terms
+    /// Returns the effective settings: those of the group override the profile's.
+    fn effective_settings(&self) -> EffectiveSettings {
+        let mut effective = self.settings.clone();
+        let overrides = &self.group.state().settings;
+        effective.on_interrupt = overrides.on_interrupt.unwrap_or(effective.on_interrupt);
+        effective.permissions =
+            overrides.permission_policy.clone().unwrap_or(effective.permissions);
+        effective
     }
 
-    /// What is bounded in time now.
-    pub fn bounds(&self) -> Vec<(Expiry, u64)> {
-        self.group.patience(&LIMITS, self.moment()).collect()
+    /// Returns the running timers.
+    pub fn timers(&self) -> Vec<(Timer, u64)> {
+        self.group.timers(&LIMITS, self.moment()).collect()
     }
 
     fn pass(&mut self, ms: u64) {
@@ -182,19 +185,19 @@ impl World {
         self.up.ms += ms;
     }
 
-    /// Makes one move, if the world is such that it can happen.
-    pub fn play(&mut self, next: Move) -> Held<Option<Committed>> {
+    /// Plays one action, if it is possible now.
+    pub fn play(&mut self, next: Action) -> Checked<Option<Committed>> {
         self.pass(1);
         match next {
-            Move::Clock(jump) => self.now.0 += i64::from(jump) * 10_000,
-            Move::Wait(long) => self.pass([1, 1_000, 10_000, 120_000][usize::from(long % 4)]),
-            Move::Terms(number, more) => {
-                self.terms = spoken::terms(number, more);
-                self.terms_changed = true;
+            Action::SetClock(jump) => self.now.0 += i64::from(jump) * 10_000,
+            Action::Wait(long) => self.pass([1, 1_000, 10_000, 120_000][usize::from(long % 4)]),
+            Action::ChangeSettings(number, more) => {
+                self.settings = messages::effective_settings(number, more);
+                self.settings_changed = true;
             }
-            Move::Crash => return self.crash(Recovery::Restart),
-            Move::Unstored => return self.crash(Recovery::Storage),
-            Move::Reboot(jump) => {
+            Action::Crash => return self.crash(Recovery::Restart),
+            Action::StorageFailure => return self.crash(Recovery::Storage),
+            Action::Reboot(jump) => {
                 self.now.0 += i64::from(jump) * 1_000;
                 let boot = BootId(Uuid::from_u128(self.up.boot.0.as_u128() + 1));
                 self.up = Uptime { boot, ms: 3 };
@@ -205,122 +208,131 @@ impl World {
         Ok(None)
     }
 
-    fn play_event(&mut self, next: Move) -> Held<Option<Committed>> {
-        let nothing = self.means_nothing(next);
-        let something = matches!(next, Move::Grant) && self.group.wants_slot();
+    fn play_event(&mut self, next: Action) -> Checked<Option<Committed>> {
+        let must_do_nothing = self.must_do_nothing(next);
+        let must_act = matches!(next, Action::GrantSlot) && self.group.wants_slot();
         let Some(event) = self.event(next) else { return Ok(None) };
-        let expiry = match event {
-            Event::Expired(expiry) => Some(expiry),
+        let fired = match event {
+            Event::TimerFired(timer) => Some(timer),
             _ => None,
         };
-        let shut_down = matches!(next, Move::Shutdown);
+        let shut_down = matches!(next, Action::Shutdown);
         self.shut_down |= shut_down;
-        let before = self.bounds();
-        let committed = self.take(event, next)?;
-        let after = self.bounds();
-        let is_gone = |(bound, _): &&(Expiry, u64)| after.iter().all(|(own, _)| own != bound);
-        self.gone.extend(before.iter().filter(is_gone).map(|(bound, _)| *bound));
-        self.gone.drain(..self.gone.len().saturating_sub(8));
+        let before = self.timers();
+        let committed = self.apply(event, next)?;
+        let after = self.timers();
+        let is_gone =
+            |(timer, _): &&(Timer, u64)| after.iter().all(|(running, _)| running != timer);
+        self.removed_timers.extend(before.iter().filter(is_gone).map(|(timer, _)| *timer));
+        self.removed_timers.drain(..self.removed_timers.len().saturating_sub(8));
         self.shut_down &= shut_down || committed.is_none();
-        let led_to = committed.as_ref().map_or(0, |(_, writes)| writes.len());
-        ensure!(!nothing || led_to == 0, "{next:?} means nothing and led to {committed:?}");
-        ensure!(!something || led_to > 0, "I12: a slot was wanted, and is not used");
-        let again = self.bounds().iter().any(|(bound, _)| Some(*bound) == expiry);
-        ensure!(!again, "I12: {expiry:?} ran out, and bounds as before: {:?}", self.group);
+        let fact_count = committed.as_ref().map_or(0, |(_, facts)| facts.len());
+        ensure!(
+            !must_do_nothing || fact_count == 0,
+            "{next:?} must do nothing and led to {committed:?}"
+        );
+        ensure!(!must_act || fact_count > 0, "I12: a slot was wanted and is not used");
+        let still_runs = self.timers().iter().any(|(running, _)| Some(*running) == fired);
+        ensure!(!still_runs, "I12: {fired:?} fired and still runs: {:?}", self.group);
         Ok(committed)
     }
 
-    fn take(&mut self, event: Event, said: Move) -> Held<Option<Committed>> {
+    fn apply(&mut self, event: Event, action: Action) -> Checked<Option<Committed>> {
         let before = self.group.clone();
         let mut ids = self.ids;
         let mut fresh = || {
             ids += 1;
             Uuid::from_u128(ids)
         };
-        let (now, terms) = (self.moment(), self.terms());
-        let happened = Happened::from(&event);
+        let (now, settings) = (self.moment(), self.effective_settings());
+        let trigger = Trigger::from(&event);
         let answered = match &event {
             Event::PermissionAnswered { permission, choice, .. } => {
                 Some((*permission, choice.clone()))
             }
             _ => None,
         };
-        let applied = self.group.apply(event, now, &terms, &mut fresh);
+        let applied = self.group.apply(event, now, &settings, &mut fresh);
         self.ids = ids;
         let rejected = applied.as_ref().err().copied();
         if let Some((permission, choice)) = answered {
-            self.checker.decided(permission, &choice, rejected)?;
+            self.checker.check_answer(permission, &choice, rejected)?;
         }
         let step = match applied {
             Ok(step) => step,
             Err(rejected) => {
                 ensure!(
                     self.group == before,
-                    "{said:?} was rejected ({rejected}) and changed state"
+                    "{action:?} was rejected ({rejected}) and changed state"
                 );
                 return Ok(None);
             }
         };
-        self.terms_changed &= matches!(said, Move::Shutdown);
-        self.checker.begin(&terms, happened, now);
-        let place = |group: &Group| {
-            let settings = &group.head().settings;
+        self.settings_changed &= matches!(action, Action::Shutdown);
+        self.checker.begin(&settings, trigger, now);
+        let location = |group: &Group| {
+            let settings = &group.state().settings;
             (settings.agent.clone(), settings.cwd.clone())
         };
-        self.moves += u32::from(place(&before) != place(&self.group));
-        self.commit(step).map(Some).map_err(|why| format!("{why}\n  at {said:?}\n  in {before:?}"))
+        self.relocations += u32::from(location(&before) != location(&self.group));
+        self.commit(step)
+            .map(Some)
+            .map_err(|why| format!("{why}\n  at {action:?}\n  in {before:?}"))
     }
 
-    fn commit(&mut self, Step { writes, effects }: Step) -> Held<Committed> {
-        for write in &writes {
-            self.shadow.replay(write, self.now);
-            self.reference.store(write, self.now);
-            self.checker.fact(write)?;
-            self.give_back(write)?;
+    fn commit(&mut self, Step { facts, effects }: Step) -> Checked<Committed> {
+        for fact in &facts {
+            self.replayed.replay(fact, self.now);
+            self.reference.store(fact, self.now);
+            self.checker.check_fact(fact)?;
+            self.release_lock(fact)?;
         }
-        let (shadow, live) = (&self.shadow, &self.group);
-        ensure!(shadow == live, "I13: replay is not live:\n  replayed {shadow:?}\n  live {live:?}");
-        let (stored, live) = (kept(&self.reference.restore()), kept(live));
+        let (replayed, live) = (&self.replayed, &self.group);
+        ensure!(
+            replayed == live,
+            "I13: replay is not live:\n  replayed {replayed:?}\n  live {live:?}"
+        );
+        let (stored, live) = (restorable(&self.reference.restore()), restorable(live));
         ensure!(
             stored == live,
             "I13: restore is not live:\n  restored {stored:?}\n  live {live:?}"
         );
-        self.forgets_well()?;
+        self.check_forgetful_restore()?;
         let closed = self.agent.as_ref().is_some_and(|agent| agent.closed);
-        self.checker.orders(&writes, &effects, &self.group, closed)?;
+        self.checker.check_effects(&facts, &effects, &self.group, closed)?;
         let rested = self.reference.may_compact(self.moment());
-        self.checker.ordered_by_itself(&writes, self.reference.head(), rested)?;
+        self.checker.check_automatic(&facts, self.reference.state(), rested)?;
         for effect in effects {
             self.perform(effect)?;
         }
         self.at_rest()?;
-        Ok((self.now, writes))
+        Ok((self.now, facts))
     }
 
-    /// HL-7: a lock that is given back was the group's.
-    fn give_back(&mut self, write: &Write) -> Held {
-        let Write::LockReleased { key, holder, token, .. } = write else { return Ok(()) };
+    /// HL-7: the group releases only its own lock.
+    fn release_lock(&mut self, fact: &Fact) -> Checked {
+        let Fact::LockReleased { key, holder, token, .. } = fact else { return Ok(()) };
         self.drop_lease(&(key.clone(), holder.clone(), *token))
     }
 
-    fn drop_lease(&mut self, lease: &Lease) -> Held {
-        let place = self.leases.iter().position(|own| own == lease);
-        let place = place.ok_or_else(|| format!("HL-4: {lease:?} is given back and not held"))?;
+    fn drop_lease(&mut self, lease: &Lease) -> Checked {
+        let place = self.leases.iter().position(|granted| granted == lease);
+        let place = place.ok_or_else(|| format!("HL-4: {lease:?} is released and not held"))?;
         self.leases.remove(place);
         Ok(())
     }
 
-    fn perform(&mut self, effect: Effect) -> Held {
-        let own = self.agent.as_ref().map(|agent| agent.run);
+    fn perform(&mut self, effect: Effect) -> Checked {
+        let live = self.agent.as_ref().map(|agent| agent.run);
         match effect {
             Effect::Launch { run, session } => {
-                ensure!(own.is_none(), "AM-1: {run} is launched beside {own:?}");
+                ensure!(live.is_none(), "AM-1: {run} is launched beside {live:?}");
                 self.agent = Some(Agent {
                     run,
-                    wanted: session,
-                    moves: self.moves,
+                    session,
+                    relocations: self.relocations,
                     ready: false,
-                    told_to_end: false,
+                    is_stopping: false,
                     closed: false,
                     prompts: Vec::new(),
                     opening: Vec::new(),
@@ -329,18 +341,20 @@ impl World {
             }
             Effect::Prompt { run, id, .. } => {
                 let agent = self.agent.as_mut().filter(|agent| agent.run == run);
-                let Some(agent) = agent else { return Err(format!("I7: {run} cannot hear {id}")) };
-                ensure!(agent.ready && !agent.told_to_end, "I7: {run} takes no prompt now");
-                ensure!(agent.speaks(), "I12: {run} closed its stdout and is asked {id}");
+                let Some(agent) = agent else {
+                    return Err(format!("I7: {run} cannot get prompt {id}"));
+                };
+                ensure!(agent.ready && !agent.is_stopping, "I7: {run} takes no prompt now");
+                ensure!(agent.can_write(), "I12: {run} closed its stdout and is sent {id}");
                 ensure!(agent.prompts.is_empty(), "I1: {run} is sent {id} beside another prompt");
-                let moved = agent.moves < self.moves;
-                ensure!(!moved, "prompt {id} goes to an agent, or a directory, of the past");
+                let moved = agent.relocations < self.relocations;
+                ensure!(!moved, "prompt {id} goes to a former agent or directory");
                 agent.prompts.push(id);
             }
             Effect::OpenSession { run, id } => {
                 let agent = self.agent.as_mut().filter(|agent| agent.run == run);
                 let Some(agent) = agent else { return Err(format!("{run} cannot open {id}")) };
-                ensure!(agent.prompts.is_empty(), "{run} is to open {id} and its prompt runs");
+                ensure!(agent.prompts.is_empty(), "{run} is to open {id} while its prompt runs");
                 agent.opening = vec![id];
             }
             Effect::Cancel { run, .. } => {
@@ -349,52 +363,53 @@ impl World {
                 ensure!(in_flight, "{run} is sent a cancel with no prompt in flight");
             }
             Effect::Answer { run, .. } => {
-                ensure!(own == Some(run), "{run} is not there to hear an answer");
+                ensure!(live == Some(run), "{run} is not live to get an answer");
             }
             Effect::Stop { run, .. } => {
                 let agent = self.agent.as_mut().filter(|agent| agent.run == run);
-                let Some(agent) = agent else { return Err(format!("{run} is not there to end")) };
-                agent.told_to_end = true;
+                let Some(agent) = agent else {
+                    return Err(format!("{run} is not live to be stopped"));
+                };
+                agent.is_stopping = true;
             }
-            Effect::TakeLock { task, key } => self.lock_requests.push((task, key)),
-            Effect::DropLock { key, holder, token } => self.drop_lease(&(key, holder, token))?,
+            Effect::AcquireLock { task, key } => self.lock_requests.push((task, key)),
+            Effect::ReleaseLock { key, holder, token } => self.drop_lease(&(key, holder, token))?,
         }
         Ok(())
     }
 
-    /// The server dies at this very point; another one reads the group back. Its locks went with
-    /// it.
-    fn crash(&mut self, recovery: Recovery) -> Held<Option<Committed>> {
+    /// The server dies and loses its locks; another one restores the group.
+    fn crash(&mut self, recovery: Recovery) -> Checked<Option<Committed>> {
         self.past_runs.extend(self.agent.take().map(|agent| agent.run));
         self.leases.clear();
         self.lock_requests.clear();
         self.shut_down = false;
         self.checker.forget_lock();
         self.group = self.reference.restore_forgetful();
-        self.shadow = self.group.clone();
+        self.replayed = self.group.clone();
         let active = self.group.active_compaction().is_some();
         let used = self.group.run().is_some() || self.group.current().is_some();
         if !used && !active && self.group.waiting().len() == 0 {
             return Ok(None);
         }
-        let committed = self.take(Event::Recovered(recovery), Move::Crash)?;
+        let committed = self.apply(Event::Recovered(recovery), Action::Crash)?;
         let left = (self.group.run(), self.group.current(), self.group.active_compaction());
-        ensure!(left == (None, None, None), "RELIABILITY 1: alive after a restart: {left:?}");
+        ensure!(left == (None, None, None), "R-1: alive after a restart: {left:?}");
         let open = self.group.permissions();
-        ensure!(open.is_empty(), "RELIABILITY 1: permissions outlive their run: {open:?}");
+        ensure!(open.is_empty(), "R-1: permissions outlive their run: {open:?}");
         Ok(committed)
     }
 }
 
-/// As much of a group as a database can give back: neither its lock, nor what became of the run's
-/// other compactions. Which of a task's attempts one was in, its row does not tell.
-fn kept(group: &Group) -> Group {
+/// Returns what a database can restore of a group: neither its lock, nor the ended compactions of
+/// its run. The row of a compaction does not name the attempt.
+fn restorable(group: &Group) -> Group {
     let tasks = group.current().into_iter().chain(group.waiting()).cloned().collect();
     let first = |task: &&Task| task.attempt < 2 && task.state != TaskState::Retrying;
     let current = group.current().filter(first).map(|task| task.id);
-    let compactions = group.compactions().filter(|own| reference::is_kept(own, current));
+    let compactions = group.compactions().filter(|known| reference::is_kept(known, current));
     let compactions = compactions.map(reference::as_stored);
-    let (run, turn) = (group.run().cloned(), group.turn().cloned());
+    let (run, attempt) = (group.run().cloned(), group.attempt().cloned());
     let permissions = group.permissions().to_vec();
-    Group::restore(group.head().clone(), tasks, run, turn, compactions, permissions)
+    Group::restore(group.state().clone(), tasks, run, attempt, compactions, permissions)
 }

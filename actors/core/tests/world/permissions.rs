@@ -1,60 +1,60 @@
-//! The statements about permissions: SEEDS AM-7, RELIABILITY C22.
+//! The invariants of permissions: AM-7, C22.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
-    Choice, Effect, Group, Json, Permission, PermissionId, PermissionOption, PermissionState,
-    Policy, Rejected, RunId, TaskId, Terms, Write,
+    Choice, Effect, EffectiveSettings, Fact, Group, Json, Permission, PermissionId,
+    PermissionOption, PermissionState, Policy, Rejected, RunId, TaskId,
 };
 
-use super::{Held, ensure};
+use super::{Checked, ensure};
 
-/// What was seen of a group's permissions so far.
+/// The history of a group's permissions.
 #[derive(Default)]
 pub struct Permissions {
     open: BTreeMap<PermissionId, Permission>,
-    /// All that were ever opened, in order.
+    /// All opened permissions, in order.
     all: Vec<(PermissionId, Vec<PermissionOption>)>,
-    /// Those of the turn that is being called off.
-    cut: Option<TaskId>,
-    /// In this step: what has to be answered, and what is decided at once by policy.
+    /// The turn that is being cancelled.
+    cancelled: Option<TaskId>,
+    /// In this step: the answers that the agent has to get, and the permissions that were opened.
     answers: Vec<(RunId, Json, Option<String>)>,
-    due: Vec<Due>,
+    opened: Vec<Opened>,
     resolved: BTreeSet<PermissionId>,
-    /// In this step: whether its run is over, so that nobody hears an answer.
+    /// In this step: whether the run is over, so that no agent can get an answer.
     dead: bool,
 }
 
-/// What has to become of a permission in the step in which it is opened.
-struct Due {
+/// How a permission has to be resolved in the step that opens it.
+struct Opened {
     permission: PermissionId,
-    as_what: Option<(PermissionState, Option<String>)>,
+    expected: Option<(PermissionState, Option<String>)>,
 }
 
 impl Permissions {
-    /// A step begins; `dead`: because the run is over.
+    /// Begins a step; `dead`: its event is the end of the run.
     pub fn begin(&mut self, dead: bool) {
-        (self.answers, self.due, self.dead) = (Vec::new(), Vec::new(), dead);
+        (self.answers, self.opened, self.dead) = (Vec::new(), Vec::new(), dead);
         self.resolved.clear();
     }
 
-    /// The permission that was opened so many before the last.
+    /// Returns the permission that was opened `back` before the last.
     pub fn nth_last(&self, back: usize) -> Option<(PermissionId, &[PermissionOption])> {
         let place = self.all.len().checked_sub(1)?.saturating_sub(back);
         self.all.get(place).map(|(id, options)| (*id, &**options))
     }
 
-    /// answer × answer: only the first is taken, and only what was offered.
-    pub fn decided(
+    /// Of two answers only the first is accepted, and only an offered option.
+    pub fn check_answer(
         &self,
         permission: PermissionId,
         choice: &Choice,
         rejected: Option<Rejected>,
-    ) -> Held {
+    ) -> Checked {
         let expected = match (self.open.get(&permission), choice) {
             (None, _) => Some(Rejected::NotPending),
-            (Some(own), Choice::Select(wanted))
-                if own.options.iter().all(|option| option.id != *wanted) =>
+            (Some(open), Choice::Select(wanted))
+                if open.options.iter().all(|option| option.id != *wanted) =>
             {
                 Some(Rejected::NoSuchOption)
             }
@@ -64,49 +64,56 @@ impl Permissions {
         Ok(())
     }
 
-    /// Takes in one fact; `in_flight` is the task whose prompt is in flight.
-    pub fn fact(&mut self, write: &Write, in_flight: Option<TaskId>, terms: &Terms) -> Held {
-        match write {
-            Write::PermissionOpened(own) => {
-                let twice = self.open.values().any(|open| open.request == own.request);
-                ensure!(!twice, "F14: request {:?} is open twice", own.request);
-                ensure!(own.task == in_flight, "AM-7: {:?} asks, not {in_flight:?}", own.task);
-                let as_what = if self.cut.is_some() && self.cut == in_flight {
+    /// Checks and applies one fact; `in_flight` is the task whose prompt is in flight.
+    pub fn check_fact(
+        &mut self,
+        fact: &Fact,
+        in_flight: Option<TaskId>,
+        settings: &EffectiveSettings,
+    ) -> Checked {
+        match fact {
+            Fact::PermissionOpened(new) => {
+                let is_open = self.open.values().any(|open| open.request == new.request);
+                ensure!(!is_open, "F14: request {:?} is open twice", new.request);
+                ensure!(new.task == in_flight, "AM-7: {:?} asks, not {in_flight:?}", new.task);
+                let expected = if self.cancelled.is_some() && self.cancelled == in_flight {
                     Some((PermissionState::Cancelled, None))
                 } else {
-                    by_policy(terms, own)
+                    by_policy(settings, new)
                 };
-                self.due.push(Due { permission: own.permission, as_what });
-                self.all.push((own.permission, own.options.clone()));
-                let new = self.open.insert(own.permission, Permission::clone(own)).is_none();
-                ensure!(new, "{} is opened twice", own.permission);
+                self.opened.push(Opened { permission: new.permission, expected });
+                self.all.push((new.permission, new.options.clone()));
+                let first = self.open.insert(new.permission, Permission::clone(new)).is_none();
+                ensure!(first, "{} is opened twice", new.permission);
             }
-            Write::PermissionResolved { permission, request, state, selected, .. } => {
-                let own = self.open.remove(permission);
-                let own = own.ok_or_else(|| format!("{permission} is decided on twice"))?;
-                ensure!(own.request == *request, "{permission} is request {:?}", own.request);
+            Fact::PermissionResolved { permission, request, state, selected, .. } => {
+                let known = self.open.remove(permission);
+                let known = known.ok_or_else(|| format!("{permission} is resolved twice"))?;
+                ensure!(known.request == *request, "{permission} is request {:?}", known.request);
                 self.resolved.insert(*permission);
-                let offered = |id: &String| own.options.iter().any(|option| option.id == *id);
-                let well = match (state, selected) {
+                let offered = |id: &String| known.options.iter().any(|option| option.id == *id);
+                let is_valid = match (state, selected) {
                     (PermissionState::Pending, _) => false,
                     (PermissionState::Selected, Some(id)) => offered(id),
                     (PermissionState::Selected, None) => false,
                     (PermissionState::Cancelled | PermissionState::Void, given) => given.is_none(),
-                    (PermissionState::Expired, given) => *given == refusal(&own),
+                    (PermissionState::Expired, given) => *given == refusal(&known),
                 };
-                ensure!(well, "C22: {own:?} ends {state:?} with {selected:?}");
+                ensure!(is_valid, "C22: {known:?} ends {state:?} with {selected:?}");
                 let void = *state == PermissionState::Void;
                 ensure!(!self.dead || void, "{permission} ends {state:?} with its run");
-                self.answers.push((own.run, own.request, selected.clone()));
+                self.answers.push((known.run, known.request, selected.clone()));
             }
-            Write::CancelRequested { task } | Write::TurnCut { task, .. } => self.cut = Some(*task),
-            Write::TurnSettled { task, .. } => {
-                let left = self.open.values().find(|own| own.task == Some(*task));
+            Fact::CancelRequested { task } | Fact::TurnCut { task, .. } => {
+                self.cancelled = Some(*task)
+            }
+            Fact::TurnSettled { task, .. } => {
+                let left = self.open.values().find(|open| open.task == Some(*task));
                 ensure!(left.is_none(), "AM-7: {task} settles before {left:?}");
-                self.cut = None;
+                self.cancelled = None;
             }
-            Write::RunExited { run, .. } => {
-                let left = self.open.values().find(|own| own.run == *run);
+            Fact::RunExited { run, .. } => {
+                let left = self.open.values().find(|open| open.run == *run);
                 ensure!(left.is_none(), "AM-7: {run} is over before {left:?}");
             }
             _ => {}
@@ -114,71 +121,77 @@ impl Permissions {
         Ok(())
     }
 
-    /// What holds of a step: each decision is told to the agent, once, and nothing else is; a turn
-    /// that is called off has nothing open.
-    pub fn step(&mut self, effects: &[Effect]) -> Held {
-        let told = effects.iter().filter_map(|effect| match effect {
+    /// Checks the invariants of a step: the agent gets each decision once, and nothing else; a
+    /// cancelled turn has no open permission.
+    pub fn step(&mut self, effects: &[Effect]) -> Checked {
+        let sent = effects.iter().filter_map(|effect| match effect {
             Effect::Answer { run, answer } => {
                 Some((*run, answer.request.clone(), answer.selected.clone()))
             }
             _ => None,
         });
-        let told: Vec<_> = told.collect();
+        let sent: Vec<_> = sent.collect();
         let expected = if self.dead { Vec::new() } else { std::mem::take(&mut self.answers) };
-        ensure!(told == expected, "AM-7: answered are {told:?}, decided on {expected:?}");
-        let left = self.open.values().find(|own| self.cut.is_some() && own.task == self.cut);
-        ensure!(left.is_none(), "AM-7: called off, and open is {left:?}");
-        for Due { permission, as_what } in &self.due {
+        ensure!(sent == expected, "AM-7: sent are {sent:?}, resolved {expected:?}");
+        let left =
+            self.open.values().find(|open| self.cancelled.is_some() && open.task == self.cancelled);
+        ensure!(left.is_none(), "AM-7: the turn is cancelled, and open is {left:?}");
+        for Opened { permission, expected } in &self.opened {
             let open = self.open.contains_key(permission);
-            ensure!(open == as_what.is_none(), "C22: {permission} has to be {as_what:?}");
+            ensure!(open == expected.is_none(), "C22: {permission} has to be {expected:?}");
         }
         Ok(())
     }
 
-    /// What became of a permission that is opened and decided on in one breath.
-    pub fn as_decided(&self, writes: &[Write]) -> Held {
-        for Due { permission: own, as_what } in &self.due {
-            let ends = writes.iter().find_map(|write| match write {
-                Write::PermissionResolved { permission, state, selected, .. }
-                    if permission == own =>
+    /// Checks how a permission was resolved in the step that opened it.
+    pub fn check_resolved_at_once(&self, facts: &[Fact]) -> Checked {
+        for Opened { permission: opened, expected } in &self.opened {
+            let ends = facts.iter().find_map(|fact| match fact {
+                Fact::PermissionResolved { permission, state, selected, .. }
+                    if permission == opened =>
                 {
                     Some((*state, selected.clone()))
                 }
                 _ => None,
             });
-            ensure!(ends == *as_what, "C22: {own} ends {ends:?}, not {as_what:?}");
+            ensure!(ends == *expected, "C22: {opened} ends {ends:?}, not {expected:?}");
         }
         Ok(())
     }
 
-    /// What holds between two steps.
-    pub fn at_rest(&self, group: &Group) -> Held {
-        let mut held: Vec<_> = group.permissions().iter().map(|own| own.permission).collect();
+    /// Checks the invariants between two steps.
+    pub fn at_rest(&self, group: &Group) -> Checked {
+        let mut held: Vec<_> = group.permissions().iter().map(|held| held.permission).collect();
         held.sort();
-        let own: Vec<_> = self.open.keys().copied().collect();
-        ensure!(held == own, "AM-7: open are {own:?}, not {held:?}");
+        let open: Vec<_> = self.open.keys().copied().collect();
+        ensure!(held == open, "AM-7: open are {open:?}, not {held:?}");
         Ok(())
     }
 }
 
-fn of_kind(own: &Permission, kind: &str) -> Option<String> {
-    own.options.iter().find(|option| option.kind == kind).map(|option| option.id.clone())
+fn of_kind(permission: &Permission, kind: &str) -> Option<String> {
+    permission.options.iter().find(|option| option.kind == kind).map(|option| option.id.clone())
 }
 
-/// API: what a permission's timeout, or policy `reject`, selects.
-fn refusal(own: &Permission) -> Option<String> {
-    of_kind(own, "reject_once").or_else(|| of_kind(own, "reject_always"))
+/// Returns the option that a timeout or policy `reject` selects (API).
+fn refusal(permission: &Permission) -> Option<String> {
+    of_kind(permission, "reject_once").or_else(|| of_kind(permission, "reject_always"))
 }
 
-fn by_policy(terms: &Terms, own: &Permission) -> Option<(PermissionState, Option<String>)> {
-    let kind = own.tool_kind.as_deref().unwrap_or("other");
-    let policy = terms.permissions.kinds.get(kind).unwrap_or(&terms.permissions.default);
-    let yes = of_kind(own, "allow_once").or_else(|| of_kind(own, "allow_always"));
-    let said = match policy {
+fn by_policy(
+    settings: &EffectiveSettings,
+    permission: &Permission,
+) -> Option<(PermissionState, Option<String>)> {
+    let kind = permission.tool_kind.as_deref().unwrap_or("other");
+    let policy = settings.permissions.kinds.get(kind).unwrap_or(&settings.permissions.default);
+    let allowance =
+        of_kind(permission, "allow_once").or_else(|| of_kind(permission, "allow_always"));
+    let selected = match policy {
         Policy::Ask => return None,
-        Policy::Allow => yes.or_else(|| refusal(own)),
-        Policy::Reject => refusal(own),
+        Policy::Allow => allowance.or_else(|| refusal(permission)),
+        Policy::Reject => refusal(permission),
     };
-    let state = if said.is_some() { PermissionState::Selected } else { PermissionState::Cancelled };
-    Some((state, said))
+    let state =
+        if selected.is_some() { PermissionState::Selected } else { PermissionState::Cancelled };
+    Some((state, selected))
 }

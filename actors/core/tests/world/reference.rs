@@ -1,37 +1,37 @@
-//! What a database holds of a group, folded from its facts by other code than the rules' own.
+//! A model of a group's database rows: a projection of the facts by other code than the rules' own.
 
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Cause, Compaction, CompactionId, CompactionStatus, Continuity, CutBy, Due, ExitReason, Fold,
-    Group, Head, OnInterrupt, Origin, Permission, Run, RunPhase, Settings, Source, StopReason,
-    Task, TaskId, TaskKind, TaskState, Timestamp, Turn, Work, Write, lock::Now,
+    Attempt, CancelReason, Cause, Compaction, CompactionId, CompactionStatus, Continuity, Deadline,
+    ExitReason, Fact, Group, GroupState, Now, OnInterrupt, Origin, OutputSummary, Permission, Run,
+    RunPhase, Settings, Source, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
 };
 use serde::{Deserialize, Serialize};
 
 use super::attempts::left_ms;
 
-/// How long none is ordered by itself after a compaction that was not completed.
+/// How long the group orders no compaction by itself after an uncompleted one.
 const REST_MS: u64 = 600_000;
 
 /// The rows of one group.
-pub struct Reference {
-    head: Head,
+pub struct ReferenceModel {
+    state: GroupState,
     counted: Counted,
-    /// All tasks ever accepted, by ordinal.
+    /// All accepted tasks, by ordinal.
     tasks: BTreeMap<u64, Task>,
-    /// All compactions ever seen.
+    /// All compactions.
     compactions: BTreeMap<CompactionId, Compaction>,
     run: Option<Run>,
-    /// The attempt that runs; a database hears it again from the frames.
-    turn: Option<Turn>,
+    /// The running attempt; a database restores it from the frames.
+    attempt: Option<Attempt>,
     /// Whether that attempt had output.
-    heard: bool,
-    /// The permissions that nobody answered, in order.
+    had_output: bool,
+    /// The open permissions, in order.
     permissions: Vec<Permission>,
 }
 
-/// [`greenroom_core::Compacting`] as it is written down.
+/// [`greenroom_core::CompactionHistory`] as it is written down.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Counted {
     count: u64,
@@ -42,88 +42,90 @@ struct Counted {
     before: Option<u64>,
     streak: u8,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    rest: Option<Due>,
+    rest: Option<Deadline>,
 }
 
-impl Reference {
-    /// A group that nobody stored, with the settings that it would have.
+impl ReferenceModel {
+    /// Returns a group without facts, with these default settings.
     pub fn new(settings: Settings) -> Self {
         Self {
-            head: Head::new(settings),
+            state: GroupState::new(settings),
             counted: Counted::default(),
             tasks: BTreeMap::new(),
             compactions: BTreeMap::new(),
             run: None,
-            turn: None,
-            heard: false,
+            attempt: None,
+            had_output: false,
             permissions: Vec::new(),
         }
     }
 
-    /// The permissions that nobody answered, in order.
+    /// The open permissions, in order.
     pub fn permissions(&self) -> &[Permission] {
         &self.permissions
     }
 
-    /// What is kept beside tasks and run.
-    pub fn head(&self) -> &Head {
-        &self.head
+    /// Returns the state beside tasks and run.
+    pub fn state(&self) -> &GroupState {
+        &self.state
     }
 
-    /// All tasks ever accepted, in that order.
+    /// Returns all accepted tasks, in order of acceptance.
     pub fn tasks(&self) -> impl Iterator<Item = &Task> {
         self.tasks.values()
     }
 
-    /// All compactions ever seen.
+    /// All compactions.
     pub fn compactions(&self) -> impl Iterator<Item = &Compaction> {
         self.compactions.values()
     }
 
-    /// The run that is alive.
+    /// Returns the live run.
     pub fn run(&self) -> Option<&Run> {
         self.run.as_ref()
     }
 
-    /// The attempt that runs.
-    pub fn turn(&self) -> Option<&Turn> {
-        self.turn.as_ref()
+    /// Returns the running attempt.
+    pub fn attempt(&self) -> Option<&Attempt> {
+        self.attempt.as_ref()
     }
 
-    /// I12, HL-14: whether nothing stands against a compaction of the group's own accord.
+    /// I12, HL-14: whether the group may order a compaction by itself.
     pub fn may_compact(&self, now: Now) -> bool {
         let Counted { measured, streak, rest, .. } = self.counted;
         measured && streak < 2 && rest.is_none_or(|rest| left_ms(rest, now) == 0)
     }
 
-    /// The group, with all that was ever stated.
+    /// Returns the group, restored from all facts.
     pub fn restore(&self) -> Group {
-        let (run, turn) = (self.run.clone(), self.turn.clone());
+        let (run, attempt) = (self.run.clone(), self.attempt.clone());
         let permissions = self.permissions.clone();
-        Group::restore(self.head.clone(), self.open(), run, turn, self.kept(), permissions)
+        let compactions = self.restorable_compactions();
+        Group::restore(self.state.clone(), self.open(), run, attempt, compactions, permissions)
     }
 
-    /// The group as a database gives it back, which keeps of a run only its name, and of an
-    /// attempt not its requests' ids.
+    /// Returns the group as a database restores it: of a run only its id, of an attempt not the ids
+    /// of its requests.
     pub fn restore_forgetful(&self) -> Group {
         let run = self.run.as_ref().map(|run| Run::new(run.id, RunPhase::Stopping));
-        let turn = self.turn.clone().map(|mut turn| {
-            (turn.prompt_id, turn.opening) = (0, None);
-            turn
+        let attempt = self.attempt.clone().map(|mut attempt| {
+            (attempt.prompt_id, attempt.opening) = (0, None);
+            attempt
         });
         let permissions = self.permissions.clone();
-        Group::restore(self.head.clone(), self.open(), run, turn, self.kept(), permissions)
+        let compactions = self.restorable_compactions();
+        Group::restore(self.state.clone(), self.open(), run, attempt, compactions, permissions)
     }
 
     fn open(&self) -> Vec<Task> {
         self.tasks.values().filter(|task| !task.state.is_terminal()).cloned().collect()
     }
 
-    pub fn kept(&self) -> Vec<Compaction> {
+    pub fn restorable_compactions(&self) -> Vec<Compaction> {
         let current =
             self.tasks.values().find(|task| task.claimed_at.is_some() && !task.state.is_terminal());
         let current = current.map(|task| task.id);
-        let kept = self.compactions.values().filter(|own| is_kept(own, current));
+        let kept = self.compactions.values().filter(|known| is_kept(known, current));
         kept.map(as_stored).collect()
     }
 
@@ -132,52 +134,52 @@ impl Reference {
         task.unwrap_or_else(|| panic!("a fact names {id}, which was never queued"))
     }
 
-    /// Takes in one fact.
-    pub fn store(&mut self, write: &Write, at: Timestamp) {
-        let first_seq = self.head.last_seq + 1;
-        self.head.last_seq += write.frames();
-        match write {
-            Write::GroupCreated(settings) => {
-                self.head.settings = settings.clone();
-                self.head.created_at = Some(at);
+    /// Applies one fact.
+    pub fn store(&mut self, fact: &Fact, at: Timestamp) {
+        let first_seq = self.state.last_seq + 1;
+        self.state.last_seq += fact.frames();
+        match fact {
+            Fact::GroupCreated(settings) => {
+                self.state.settings = settings.clone();
+                self.state.created_at = Some(at);
             }
-            Write::GroupChanged(settings) => {
-                let (old, run) = (&self.head.settings, &mut self.run);
+            Fact::GroupChanged(settings) => {
+                let (old, run) = (&self.state.settings, &mut self.run);
                 if (&settings.agent, &settings.cwd) != (&old.agent, &old.cwd) {
                     run.iter_mut().for_each(|run| run.outdated = true);
                 }
-                self.head.settings = settings.clone();
-                self.head.archived = false;
+                self.state.settings = settings.clone();
+                self.state.archived = false;
                 (self.counted.streak, self.counted.rest) = (0, None);
-                self.begins_afresh();
+                self.clear_launch_backoff();
                 if settings.on_interrupt == Some(OnInterrupt::Continue) {
-                    (self.head.held, self.head.interruptions) = (None, 0);
+                    (self.state.held, self.state.interruptions) = (None, 0);
                 }
             }
-            Write::GroupArchived {} => {
-                self.head.archived = true;
-                self.turn.iter_mut().for_each(|turn| turn.past = true);
-                self.begins_afresh();
-                (self.head.held, self.head.interruptions) = (None, 0);
+            Fact::GroupArchived {} => {
+                self.state.archived = true;
+                self.attempt.iter_mut().for_each(|attempt| attempt.is_archived = true);
+                self.clear_launch_backoff();
+                (self.state.held, self.state.interruptions) = (None, 0);
             }
-            Write::PurgeOrdered {} => self.head.purging = true,
-            Write::GroupPaused {} => self.head.paused = true,
-            Write::GroupResumed {} => {
-                self.begins_afresh();
-                (self.head.paused, self.head.held, self.head.interruptions) = (false, None, 0);
+            Fact::PurgeOrdered {} => self.state.purging = true,
+            Fact::GroupPaused {} => self.state.paused = true,
+            Fact::GroupResumed {} => {
+                self.clear_launch_backoff();
+                (self.state.paused, self.state.held, self.state.interruptions) = (false, None, 0);
             }
-            Write::GroupHeld { reason } => self.head.held = Some(*reason),
-            Write::TaskQueued { kind, origin, record, .. } => {
-                self.head.tasks += 1;
+            Fact::GroupHeld { reason } => self.state.held = Some(*reason),
+            Fact::TaskQueued { kind, origin, record, .. } => {
+                self.state.tasks += 1;
                 self.tasks.insert(record.ordinal, Task::clone(record));
                 if (*kind, *origin) == (TaskKind::Compaction, Origin::Api) {
                     (self.counted.streak, self.counted.rest) = (0, None);
                 }
             }
-            Write::TaskClaimed { task } => self.task(*task).claimed_at = Some(at),
-            Write::TaskReleased { task } => self.task(*task).claimed_at = None,
-            Write::TaskStarted { task, attempt, run } => {
-                let segment = self.head.segment;
+            Fact::TaskClaimed { task } => self.task(*task).claimed_at = Some(at),
+            Fact::TaskReleased { task } => self.task(*task).claimed_at = None,
+            Fact::TaskStarted { task, attempt, run } => {
+                let segment = self.state.segment;
                 let task = self.task(*task);
                 task.state = TaskState::Running;
                 task.claimed_at = task.claimed_at.or(Some(at));
@@ -185,50 +187,53 @@ impl Reference {
                 (task.started_at, task.segment) = (Some(at), Some(segment));
                 task.seq_first = Some(first_seq);
             }
-            Write::TurnStarted { task, prompt: sent, strategy: way } => {
+            Fact::TurnStarted { task, prompt: sent, strategy: way } => {
                 let task = self.task(*task);
                 if let Work::Compaction { prompt, strategy, .. } = &mut task.work {
                     (*prompt, *strategy) = (sent.clone(), way.unwrap_or(*strategy));
                 }
             }
-            Write::PromptSent { id, .. } => {
-                self.head.unspoken = false;
+            Fact::PromptSent { id, .. } => {
+                self.state.is_fresh_session = false;
                 self.run.iter_mut().for_each(|run| run.fresh = false);
                 let run = self.run.as_ref().map(|run| run.id);
-                (self.turn, self.heard) = (run.map(|run| Turn::new(run, *id)), false);
+                (self.attempt, self.had_output) = (run.map(|run| Attempt::new(run, *id)), false);
             }
-            Write::SummaryGiven { .. } => {
-                self.turn.iter_mut().for_each(|turn| turn.opening = Some(first_seq));
+            Fact::SummaryGiven { .. } => {
+                self.attempt.iter_mut().for_each(|attempt| attempt.opening = Some(first_seq));
             }
-            Write::Said(said) => {
-                if let Some(usage) = &said.fold.usage {
-                    (self.head.usage, self.counted.measured) = (Some(usage.clone()), true);
+            Fact::AgentOutput(output) => {
+                if let Some(usage) = &output.summary.usage {
+                    (self.state.usage, self.counted.measured) = (Some(usage.clone()), true);
                 }
-                if let (Some(_), Some(turn)) = (said.task, &mut self.turn) {
-                    turn.hear(&said.fold);
-                    self.heard |= said.fold.output;
-                }
-            }
-            Write::RequestRefused { run, .. } => {
-                if let Some(turn) = self.turn.as_mut().filter(|turn| turn.run == *run) {
-                    turn.hear(&Fold { output: true, ..Fold::default() });
-                    self.heard = true;
+                if let (Some(_), Some(attempt)) = (output.task, &mut self.attempt) {
+                    attempt.add_output(&output.summary);
+                    self.had_output |= output.summary.has_output;
                 }
             }
-            Write::CancelRequested { task } => {
+            Fact::RequestRefused { run, .. } => {
+                if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.run == *run) {
+                    attempt.add_output(&OutputSummary {
+                        has_output: true,
+                        ..OutputSummary::default()
+                    });
+                    self.had_output = true;
+                }
+            }
+            Fact::CancelRequested { task } => {
                 self.task(*task).cancel_requested = true;
-                self.cut(CutBy::Caller);
+                self.cancel(CancelReason::Caller);
             }
-            Write::CancelSent { .. } => {
+            Fact::CancelSent { .. } => {
                 self.run.iter_mut().for_each(|run| run.cancelled = true);
             }
-            Write::TurnCut { cause, .. } => self.cut(match cause {
-                Cause::Deadline => CutBy::Deadline,
-                _ => CutBy::Shutdown,
+            Fact::TurnCut { cause, .. } => self.cancel(match cause {
+                Cause::Deadline => CancelReason::Deadline,
+                _ => CancelReason::Shutdown,
             }),
-            Write::TurnSettled { task, stop_reason, .. } => {
+            Fact::TurnSettled { task, stop_reason, .. } => {
                 self.measure();
-                let own_end = matches!(
+                let without_answer = matches!(
                     stop_reason,
                     StopReason::ProcessExited
                         | StopReason::ServerRestart
@@ -236,113 +241,115 @@ impl Reference {
                         | StopReason::Protocol
                         | StopReason::Storage
                 );
-                if !own_end {
+                if !without_answer {
                     self.run.iter_mut().for_each(|run| run.settled = true);
-                    self.begins_afresh();
+                    self.clear_launch_backoff();
                 }
-                // A prompt that was not heard carried nothing over.
-                if self.task(*task).kind() == TaskKind::Turn && self.heard {
-                    self.head.lead_in = None;
+                // An unanswered prompt carried no summary over.
+                if self.task(*task).kind() == TaskKind::Turn && self.had_output {
+                    self.state.pending_summary = None;
                 }
-                let borne = !matches!(stop_reason, StopReason::Error | StopReason::Cancelled);
-                if borne && self.turn.as_ref().is_some_and(|turn| turn.cut.is_none()) {
+                let survived = !matches!(stop_reason, StopReason::Error | StopReason::Cancelled);
+                if survived
+                    && self.attempt.as_ref().is_some_and(|attempt| attempt.cancel_reason.is_none())
+                {
                     self.run.iter_mut().for_each(|run| run.cancelled = false);
                 }
             }
-            Write::TaskRetrying { task, attempt, due, .. } => {
+            Fact::TaskRetrying { task, attempt, due, .. } => {
                 let task = self.task(*task);
                 (task.state, task.attempt) = (TaskState::Retrying, *attempt);
                 (task.claimed_at, task.retry_at) = (None, Some(*due));
-                self.turn = None;
+                self.attempt = None;
             }
-            Write::BackoffEnded { task } => self.task(*task).retry_at = None,
-            Write::TaskEnded { task, record, .. } => {
+            Fact::BackoffEnded { task } => self.task(*task).retry_at = None,
+            Fact::TaskEnded { task, record, .. } => {
                 if self.task(*task).state == TaskState::Running {
-                    self.turn = None;
+                    self.attempt = None;
                 }
                 if record.state == TaskState::Interrupted {
-                    self.head.interruptions += 1;
+                    self.state.interruptions += 1;
                 } else if record.ending.stop_reason.is_some() && record.kind() == TaskKind::Turn {
-                    self.head.interruptions = 0;
+                    self.state.interruptions = 0;
                 }
                 *self.task(*task) = Task::clone(record);
             }
-            Write::RunStarted { run, listens, .. } => {
+            Fact::RunStarted { run, has_detectors, .. } => {
                 let run = Run::new(*run, RunPhase::Starting);
-                self.run = Some(Run { listens: *listens, ..run });
+                self.run = Some(Run { has_detectors: *has_detectors, ..run });
             }
-            Write::RunReady { session, provenance, continuity, .. } => {
+            Fact::RunReady { session, provenance, continuity, .. } => {
                 let opened = !matches!(continuity, Continuity::Resumed | Continuity::Loaded);
                 self.run.iter_mut().for_each(|run| run.fresh = opened);
-                self.head.session = Some(session.clone());
-                self.head.provenance = provenance.clone().or(self.head.provenance.take());
+                self.state.session = Some(session.clone());
+                self.state.provenance = provenance.clone().or(self.state.provenance.take());
                 self.phase(RunPhase::Ready);
             }
-            Write::RunStopping { .. } => self.phase(RunPhase::Stopping),
-            Write::RunExited { exit, .. } => {
-                let own_end = matches!(
+            Fact::RunStopping { .. } => self.phase(RunPhase::Stopping),
+            Fact::RunExited { exit, .. } => {
+                let by_itself = matches!(
                     exit.reason,
                     ExitReason::StartFailed | ExitReason::Exited | ExitReason::Protocol
                 );
                 let settled = self.run.take().is_some_and(|run| run.settled);
-                self.head.crashes += u32::from(own_end && !settled);
+                self.state.crashes += u32::from(by_itself && !settled);
             }
-            Write::AgentDegraded { due, .. } => self.head.launch_due = Some(*due),
-            Write::LaunchAllowed {} => self.head.launch_due = None,
-            Write::PermissionOpened(own) => self.permissions.push(Permission::clone(own)),
-            Write::PermissionResolved { permission, .. } => {
-                self.permissions.retain(|own| own.permission != *permission);
+            Fact::AgentDegraded { due, .. } => self.state.launch_due = Some(*due),
+            Fact::LaunchAllowed {} => self.state.launch_due = None,
+            Fact::PermissionOpened(opened) => self.permissions.push(Permission::clone(opened)),
+            Fact::PermissionResolved { permission, .. } => {
+                self.permissions.retain(|open| open.permission != *permission);
             }
-            Write::SegmentStarted { segment, session, provenance, .. } => {
-                let stays = self.head.session.as_ref() == Some(session);
-                self.head.usage = self.head.usage.take().filter(|_| stays);
-                self.head.unspoken |= !stays;
+            Fact::SegmentStarted { segment, session, provenance, .. } => {
+                let stays = self.state.session.as_ref() == Some(session);
+                self.state.usage = self.state.usage.take().filter(|_| stays);
+                self.state.is_fresh_session |= !stays;
                 self.run.iter_mut().for_each(|run| run.fresh &= stays);
-                self.head.segment = *segment;
-                self.head.session = Some(session.clone());
-                self.head.provenance = provenance.clone();
+                self.state.segment = *segment;
+                self.state.session = Some(session.clone());
+                self.state.provenance = provenance.clone();
             }
-            Write::ProvenanceNoted { provenance } => {
-                self.head.provenance = Some(provenance.clone());
+            Fact::ProvenanceNoted { provenance } => {
+                self.state.provenance = Some(provenance.clone());
             }
-            Write::ContextLost { .. } => {
-                (self.head.session, self.head.usage, self.head.provenance) = (None, None, None);
+            Fact::ContextLost { .. } => {
+                (self.state.session, self.state.usage, self.state.provenance) = (None, None, None);
             }
-            Write::CompactionStarted(compaction)
-            | Write::CompactionUpdated(compaction)
-            | Write::CompactionEnded(compaction) => self.compacted(compaction, at),
-            Write::CompactionRests { due } => {
+            Fact::CompactionStarted(compaction)
+            | Fact::CompactionUpdated(compaction)
+            | Fact::CompactionEnded(compaction) => self.compacted(compaction, at),
+            Fact::CompactionRests { due } => {
                 assert_eq!(due.ms, REST_MS, "HL-14");
                 self.counted.rest = Some(*due);
             }
-            Write::AgentWedged { .. } => {
-                self.heard = false;
+            Fact::AgentWedged { .. } => {
+                self.had_output = false;
                 self.run.iter_mut().for_each(|run| run.wedged = true);
             }
-            Write::AgentOutputRejected { .. }
-            | Write::SegmentEnded { .. }
-            | Write::LockAsked { .. }
-            | Write::LockRefused { .. }
-            | Write::LockTaken { .. }
-            | Write::LockBypassed { .. }
-            | Write::LockLost { .. }
-            | Write::LockReleased { .. }
-            | Write::StderrMatched { .. } => {}
+            Fact::AgentOutputRejected { .. }
+            | Fact::SegmentEnded { .. }
+            | Fact::LockAsked { .. }
+            | Fact::LockRefused { .. }
+            | Fact::LockTaken { .. }
+            | Fact::LockBypassed { .. }
+            | Fact::LockLost { .. }
+            | Fact::LockReleased { .. }
+            | Fact::StderrMatched { .. } => {}
         }
-        self.head.compacting = written(&self.counted);
+        self.state.compacting = written(&self.counted);
     }
 
-    /// Somebody acted, or the agent showed that it works: no launch waits any more.
-    fn begins_afresh(&mut self) {
-        (self.head.crashes, self.head.launch_due) = (0, None);
+    /// A caller acted, or the agent works: the next launch waits no longer.
+    fn clear_launch_backoff(&mut self) {
+        (self.state.crashes, self.state.launch_due) = (0, None);
     }
 
     fn compacted(&mut self, compaction: &Compaction, at: Timestamp) {
         let before = self.compactions.insert(compaction.id, compaction.clone());
         if let Some(run) = &mut self.run {
-            run.shows_acp |= compaction.sources.contains(&Source::Acp);
-            if compaction.leads {
-                run.left = self.head.session.clone();
+            run.reports_by_acp |= compaction.sources.contains(&Source::Acp);
+            if compaction.carries_summary {
+                run.left_session = self.state.session.clone();
             }
         }
         if before.is_some_and(|before| before.status == compaction.status) {
@@ -356,7 +363,7 @@ impl Reference {
                     (Some(compaction.source), Some(at));
             }
             CompactionStatus::Completed => {
-                let used = self.head.usage.as_ref().map(|usage| usage.used);
+                let used = self.state.usage.as_ref().map(|usage| usage.used);
                 *counted = Counted {
                     count: counted.count + 1,
                     last_source: Some(compaction.source),
@@ -367,10 +374,10 @@ impl Reference {
                     ..counted.clone()
                 };
                 if let Some(after) = compaction.details.tokens_after {
-                    self.weigh(after);
+                    self.judge(after);
                 }
-                if compaction.leads {
-                    self.head.lead_in = compaction.details.summary.clone();
+                if compaction.carries_summary {
+                    self.state.pending_summary = compaction.details.summary.clone();
                 }
             }
             CompactionStatus::Noop if ordered => counted.streak = counted.streak.saturating_add(1),
@@ -378,25 +385,24 @@ impl Reference {
         }
     }
 
-    /// I12: a compaction helped if at least a tenth was freed, as the usage tells that was reported
-    /// since.
+    /// I12: a compaction was effective if it freed at least a tenth, by the usage reported since.
     fn measure(&mut self) {
-        let used = self.head.usage.as_ref().map(|usage| usage.used);
+        let used = self.state.usage.as_ref().map(|usage| usage.used);
         if let (true, Some(used)) = (self.counted.measured, used) {
-            self.weigh(used);
+            self.judge(used);
         }
     }
 
-    fn weigh(&mut self, used: u64) {
+    fn judge(&mut self, used: u64) {
         if let Some(before) = self.counted.before.take() {
             let helped = u128::from(before.saturating_sub(used)) * 10 >= u128::from(before);
             self.counted.streak = if helped { 0 } else { self.counted.streak.saturating_add(1) };
         }
     }
 
-    fn cut(&mut self, by: CutBy) {
-        if let Some(turn) = &mut self.turn {
-            turn.cut = turn.cut.or(Some(by));
+    fn cancel(&mut self, by: CancelReason) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.cancel_reason = attempt.cancel_reason.or(Some(by));
         }
     }
 
@@ -405,14 +411,14 @@ impl Reference {
     }
 }
 
-/// Whether a restored group is given this compaction: the active one, and what the current task
-/// was seen to complete.
+/// Whether a restored group gets this compaction: the active one, and those that the current task
+/// completed.
 pub fn is_kept(compaction: &Compaction, current: Option<TaskId>) -> bool {
     let completed = compaction.status == CompactionStatus::Completed;
     compaction.is_active() || (completed && current.is_some() && compaction.task == current)
 }
 
-/// A compaction as its row gives it back.
+/// Returns a compaction as its row restores it.
 pub fn as_stored(compaction: &Compaction) -> Compaction {
     let mut stored: Compaction = written(compaction);
     (stored.started_at, stored.ended_at) = (compaction.started_at, compaction.ended_at);

@@ -1,80 +1,105 @@
-//! Histories that lead to where things are apt to go wrong.
+//! Histories that lead to error-prone situations.
 
 use greenroom_core::{Continuity, ExitReason, StopReason};
 
-use super::moves::{Asked, Bound, Chosen, LockSaid, Move, Spoken};
+use super::actions::{
+    Action, AgentMessage, LockReply, PermissionChoice, PermissionRequest, TimerKind,
+};
 
-pub const SUBMIT: Move = Move::Submit { bytes: 3 };
-pub const READY: Move = Move::Ready(Continuity::Loaded);
-pub const LOST: Move = Move::Ready(Continuity::Lost);
-pub const SAY: Move = Move::Say(Spoken::Chunk(0));
-pub const ANSWER: Move = Move::Answer(StopReason::EndTurn);
-pub const CONFIRM: Move = Move::Answer(StopReason::Cancelled);
-pub const DIES: Move = Move::Exit(ExitReason::Exited);
-pub const ENDS: Move = Move::Exit(ExitReason::Stopped);
-pub const FAILS: Move = Move::Exit(ExitReason::StartFailed);
-pub const ASK: Move = Move::Ask(Asked { options: 0, tool: 0, again: false });
-pub const ALLOW: Move = Move::Decide { back: 0, choice: Chosen::Option(0) };
-pub const REFUSE: Move = Move::Decide { back: 0, choice: Chosen::Option(1) };
-pub const LOCKED: Move = Move::Lock(LockSaid::Taken);
-/// Calls off the task that was offered last.
-pub const CANCEL: Move = Move::Cancel { back: 0 };
+pub const SUBMIT: Action = Action::Submit { bytes: 3 };
+pub const READY: Action = Action::Ready(Continuity::Loaded);
+pub const READY_LOST: Action = Action::Ready(Continuity::Lost);
+pub const OUTPUT: Action = Action::Output(AgentMessage::Chunk(0));
+pub const ANSWER: Action = Action::AnswerPrompt(StopReason::EndTurn);
+pub const CONFIRM_CANCEL: Action = Action::AnswerPrompt(StopReason::Cancelled);
+pub const EXITS: Action = Action::Exit(ExitReason::Exited);
+pub const STOPPED: Action = Action::Exit(ExitReason::Stopped);
+pub const START_FAILS: Action = Action::Exit(ExitReason::StartFailed);
+pub const REQUEST_PERMISSION: Action =
+    Action::RequestPermission(PermissionRequest { options: 0, tool: 0, repeated: false });
+pub const ALLOW: Action = Action::AnswerPermission { back: 0, choice: PermissionChoice::Option(0) };
+pub const REFUSE: Action =
+    Action::AnswerPermission { back: 0, choice: PermissionChoice::Option(1) };
+pub const LOCK_ACQUIRED: Action = Action::AnswerLock(LockReply::Acquired);
+/// Cancels the task that was submitted last.
+pub const CANCEL: Action = Action::Cancel { back: 0 };
 
-/// What failed is made again, nobody is held, a person is asked.
-pub const CONTINUES: Move = Move::Terms(0, 0);
-/// Likewise, and a group is held after each turn that was cut off.
-pub const HOLDS: Move = Move::Terms(0, 4);
-/// Likewise, and after two, or one whose context was lost.
-pub const AUTO: Move = Move::Terms(0, 12);
-/// Nothing is made again.
-pub const NEVER: Move = Move::Terms(0, 3);
+/// Failed attempts are retried, no group is put on hold, permissions are asked.
+pub const CONTINUE: Action = Action::ChangeSettings(0, 0);
+/// Likewise, and a group is put on hold after each interrupted turn.
+pub const HOLD: Action = Action::ChangeSettings(0, 4);
+/// Likewise, but after two interrupted turns, or one with a lost context.
+pub const AUTO_HOLD: Action = Action::ChangeSettings(0, 12);
+/// Nothing is retried.
+pub const NEVER_RETRY: Action = Action::ChangeSettings(0, 3);
 
-/// An agent that waits for its prompt, and one that has it.
-pub const IDLE: &[Move] = &[SUBMIT, Move::Grant, READY, SAY, ANSWER];
-pub const IN_TURN: &[Move] = &[SUBMIT, Move::Grant, READY];
+/// An idle agent, and an agent with a prompt in flight.
+pub const IDLE: &[Action] = &[SUBMIT, Action::GrantSlot, READY, OUTPUT, ANSWER];
+pub const IN_TURN: &[Action] = &[SUBMIT, Action::GrantSlot, READY];
 
-/// A name, and what leads there.
-pub fn situations() -> Vec<(&'static str, Vec<Move>)> {
-    let loops: Vec<Move> = std::iter::once(NEVER)
-        .chain([SUBMIT, Move::Grant, FAILS].repeat(5))
-        .chain([CONTINUES, SUBMIT, Move::Grant])
+/// Returns each situation's name, and the actions that lead there.
+pub fn situations() -> Vec<(&'static str, Vec<Action>)> {
+    let loops: Vec<Action> = std::iter::once(NEVER_RETRY)
+        .chain([SUBMIT, Action::GrantSlot, START_FAILS].repeat(5))
+        .chain([CONTINUE, SUBMIT, Action::GrantSlot])
         .collect();
-    let degraded = [&*loops, &[FAILS]].concat();
-    let with = |terms: Move, rest: &[Move]| [&[terms], rest].concat();
-    let then = |first: &[Move], rest: &[Move]| [first, rest].concat();
-    let backs_off = with(AUTO, &then(IN_TURN, &[SUBMIT, DIES]));
-    let again = Move::ExpireA(Bound::Backoff);
-    let fifth = with(AUTO, &then(&[SUBMIT], &[Move::Grant, FAILS, again].repeat(4)));
-    let sixth = then(&fifth, &[Move::Grant, FAILS, again, Move::Grant, READY]);
+    let degraded = [&*loops, &[START_FAILS]].concat();
+    let with = |settings: Action, rest: &[Action]| [&[settings], rest].concat();
+    let then = |first: &[Action], rest: &[Action]| [first, rest].concat();
+    let backs_off = with(AUTO_HOLD, &then(IN_TURN, &[SUBMIT, EXITS]));
+    let backoff_ends = Action::FireTimerOf(TimerKind::Backoff);
+    let fifth = with(
+        AUTO_HOLD,
+        &then(&[SUBMIT], &[Action::GrantSlot, START_FAILS, backoff_ends].repeat(4)),
+    );
+    let sixth =
+        then(&fifth, &[Action::GrantSlot, START_FAILS, backoff_ends, Action::GrantSlot, READY]);
     vec![
         ("nothing yet", vec![]),
         ("idle", IDLE.to_vec()),
         ("in a turn", then(IN_TURN, &[SUBMIT])),
-        ("in a turn that is asked for", then(IN_TURN, &[ASK, ASK, SUBMIT])),
-        ("the sixth run in a row", loops),
+        (
+            "in a turn with open permissions",
+            then(IN_TURN, &[REQUEST_PERMISSION, REQUEST_PERMISSION, SUBMIT]),
+        ),
+        ("the sixth failing run in a row", loops),
         ("degraded", degraded),
         ("an attempt backs off", backs_off.clone()),
-        ("a second attempt starts", then(&backs_off, &[again, Move::Grant])),
+        ("a second attempt starts", then(&backs_off, &[backoff_ends, Action::GrantSlot])),
         ("the fifth attempt", fifth),
         ("the last attempt", sixth),
-        ("behind a cancel", then(IN_TURN, &[CANCEL, CONFIRM, SUBMIT, Move::Grant])),
+        ("after a cancel", then(IN_TURN, &[CANCEL, CONFIRM_CANCEL, SUBMIT, Action::GrantSlot])),
         ("wedged by a cancel", {
-            let queued = Move::Say(Spoken::Queued);
-            then(IN_TURN, &[CANCEL, CONFIRM, SUBMIT, Move::Grant, queued, ANSWER])
+            let queued = Action::Output(AgentMessage::Queued);
+            then(IN_TURN, &[CANCEL, CONFIRM_CANCEL, SUBMIT, Action::GrantSlot, queued, ANSWER])
         }),
-        ("held", with(HOLDS, &then(IN_TURN, &[SUBMIT, SAY, DIES]))),
-        ("once cut off", with(AUTO, &then(IN_TURN, &[SUBMIT, SAY, DIES]))),
-        ("compacting", then(IDLE, &[Move::Compact, LOCKED, Move::Grant, SUBMIT])),
-        ("outdated as it starts", then(&[SUBMIT, Move::Grant], &[Move::Configure(2)])),
-        ("outdated in a turn", then(IN_TURN, &[SUBMIT, Move::Configure(2)])),
+        ("held", with(HOLD, &then(IN_TURN, &[SUBMIT, OUTPUT, EXITS]))),
+        ("interrupted once", with(AUTO_HOLD, &then(IN_TURN, &[SUBMIT, OUTPUT, EXITS]))),
+        ("compacting", then(IDLE, &[Action::Compact, LOCK_ACQUIRED, Action::GrantSlot, SUBMIT])),
+        ("outdated as it starts", then(&[SUBMIT, Action::GrantSlot], &[Action::Configure(2)])),
+        ("outdated in a turn", then(IN_TURN, &[SUBMIT, Action::Configure(2)])),
         ("without a way to compact", {
-            then(IDLE, &[Move::Compact, Move::Lock(LockSaid::Held), SUBMIT, Move::Terms(24, 0)])
+            then(
+                IDLE,
+                &[
+                    Action::Compact,
+                    Action::AnswerLock(LockReply::Busy),
+                    SUBMIT,
+                    Action::ChangeSettings(24, 0),
+                ],
+            )
         }),
-        ("a rest", then(IDLE, &[Move::Compact, Move::Lock(LockSaid::Failed), SUBMIT])),
-        ("deleted as it is cut off", {
-            let cut = Move::ExpireA(Bound::Turn);
-            with(AUTO, &then(IN_TURN, &[SAY, cut, Move::Archive, Move::Configure(0)]))
+        (
+            "resting after a compaction",
+            then(IDLE, &[Action::Compact, Action::AnswerLock(LockReply::Failed), SUBMIT]),
+        ),
+        ("deleted while being interrupted", {
+            let deadline = Action::FireTimerOf(TimerKind::Attempt);
+            with(
+                AUTO_HOLD,
+                &then(IN_TURN, &[OUTPUT, deadline, Action::Archive, Action::Configure(0)]),
+            )
         }),
-        ("expires soon", then(IN_TURN, &[Move::SubmitWithin { ms: 1 }, SUBMIT])),
+        ("expires soon", then(IN_TURN, &[Action::SubmitWithin { ms: 1 }, SUBMIT])),
     ]
 }

@@ -1,5 +1,5 @@
--- A group's rows are found by its number. Frames and tasks are keyed by one integer,
--- number << 36 | seq (or ordinal): one tree, in order, with no second index to keep.
+-- A group's rows have its number. Frames and tasks have one integer as their key,
+-- number << 36 | seq (or ordinal): one tree, in order, without a second index.
 
 CREATE TABLE groups (
     no          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -8,7 +8,7 @@ CREATE TABLE groups (
     created_at  INTEGER NOT NULL
 ) STRICT;
 
--- What every commit of a group writes, apart from what it seldom does.
+-- The columns that every commit of a group writes; those of `groups` seldom change.
 CREATE TABLE heads (
     no            INTEGER PRIMARY KEY,
     epoch         INTEGER NOT NULL,
@@ -63,9 +63,10 @@ CREATE TABLE tasks (
 ) STRICT;
 
 CREATE UNIQUE INDEX tasks_by_id ON tasks (id);
--- A task that starts in the commit that accepts it is never in here: two pages less a turn.
+-- A task that starts in the commit that accepts it is never in this index, which saves two pages a
+-- turn.
 CREATE INDEX tasks_waiting ON tasks (key) WHERE state = 'queued' AND claimed_at IS NULL;
--- I1 does not hang on the actor alone: one task of a group between claim and end.
+-- I1, independent of the actor: a group has one task between claim and end.
 CREATE UNIQUE INDEX tasks_one_at_a_time ON tasks (key >> 36)
     WHERE claimed_at IS NOT NULL AND state IN ('queued', 'running');
 
@@ -106,7 +107,7 @@ CREATE TABLE segments (
 
 -- I4: exactly one segment of a group is open.
 CREATE UNIQUE INDEX segments_one_open ON segments (no) WHERE closed_seq IS NULL;
--- And a segment has one successor at most, also if the lock was bypassed.
+-- A segment has one successor at most, even if the lock was bypassed.
 CREATE UNIQUE INDEX segments_one_child ON segments (no, parent);
 
 -- Keyed by the seq of its first frame.
@@ -121,8 +122,8 @@ CREATE TABLE compactions (
 
 CREATE UNIQUE INDEX compactions_one_active ON compactions (key >> 36) WHERE status = 'in_progress';
 
--- The compaction lock. A token is never used again. Leases expire by the clock that counts from a
--- boot, which nobody sets; `acquired_at` is only shown.
+-- The compaction lock. A token is never reused. Leases expire by the clock since the boot, which
+-- cannot be set; `acquired_at` is only shown.
 CREATE TABLE locks (
     token            INTEGER PRIMARY KEY AUTOINCREMENT,
     key              TEXT    NOT NULL UNIQUE,
@@ -136,7 +137,7 @@ CREATE TABLE locks (
 
 CREATE INDEX locks_by_group ON locks (group_no) WHERE group_no IS NOT NULL;
 
--- A row is a block of frames; `kinds` is one kind for all of them, or one a line.
+-- A row is a block of frames; `kinds` has one kind for all of them, or one a line.
 CREATE TABLE blocks (
     key      INTEGER PRIMARY KEY,
     count    INTEGER NOT NULL,

@@ -1,5 +1,5 @@
--- Attempts that are made again, groups that wait for a decision, tasks that expire, and the
--- permissions that agents ask for. Moments that outlive a restart are kept as JSON, by both clocks.
+-- Retries, groups on hold, tasks that expire, and the permissions that agents ask for. Moments that
+-- outlive a restart are stored as JSON, by both clocks.
 
 ALTER TABLE heads ADD COLUMN unspoken INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE heads ADD COLUMN held TEXT;

@@ -1,5 +1,5 @@
--- A group's log is kept from behind the frame `seq` on; `state` is what it came to up to there.
--- Frames up to it are as if they were gone, and are deleted little by little.
+-- Checkpoints. A group's log is kept after the frame `seq`; `state` is the projected state at that
+-- frame. No reader sees the frames up to it, and they are deleted in small steps.
 CREATE TABLE bases (
     no     INTEGER PRIMARY KEY,
     seq    INTEGER NOT NULL,

@@ -1,5 +1,5 @@
--- The time by which keys and transcripts are deleted, at a moment since a boot; and for how long the
--- wall clock has been ahead of it, by how much at least. Times are milliseconds.
+-- The trusted time, by which keys and transcripts are deleted, at a moment since a boot; and for how
+-- long, and by how much at least, the wall clock has been ahead of it. Times are milliseconds.
 CREATE TABLE clock (
     id            INTEGER PRIMARY KEY CHECK (id = 1),
     at            INTEGER NOT NULL,

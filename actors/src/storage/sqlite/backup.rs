@@ -1,9 +1,9 @@
-//! Copying a database while a server writes to it.
+//! The backup: copies a database while a server writes to it.
 //!
-//! `VACUUM INTO` reads one committed state from beginning to end. In WAL mode that keeps nobody
-//! from committing, and commits do not make it begin again, as they do to SQLite's backup API when
-//! that copies in steps; and as it reads every row, a damaged database is not copied in silence.
-//! While it runs the write-ahead log cannot begin anew, so it grows.
+//! `VACUUM INTO` reads one committed state from beginning to end. In WAL mode it blocks no commit,
+//! and commits do not restart it, as they restart SQLite's backup API when that copies in steps. It
+//! reads every row, so damage is detected. While it runs, the write-ahead log cannot restart and
+//! grows.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -18,10 +18,10 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::{Opener, connect, failed, files};
 use crate::storage::StoreError;
 
-/// Why there is no backup. There is none in part, either.
+/// Why there is no backup. An incomplete one is deleted.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// Something has the name, or that of the unfinished copy; it was left alone.
+    /// A file has the name of the target or of the partial copy; it was not changed.
     #[error("{} exists; a backup never overwrites anything", .0.display())]
     Exists(PathBuf),
     /// The file cannot be written.
@@ -30,18 +30,18 @@ pub enum BackupError {
     /// The database cannot be read, or its copy cannot be written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The copy was read again, and is damaged.
+    /// The copy was verified, and is damaged.
     #[error("the copy is damaged: {0}")]
     Damaged(String),
 }
 
 impl Opener {
-    /// Copies the database, as it is at this moment, to `target`, for its owner alone. It has its
-    /// name only once it is complete, verified and synced. Its size in bytes.
+    /// Copies the current state of the database to `target`, readable for its owner only. The file
+    /// gets its name once it is complete, verified and synced. Returns its size in bytes.
     ///
     /// # Errors
     ///
-    /// [`BackupError`]; then nothing is left.
+    /// [`BackupError`]; then no file of it is left.
     pub fn backup(&self, target: &Path) -> Result<u64, BackupError> {
         let failed_write = |err| BackupError::Write(target.to_owned(), err);
         let target = std::path::absolute(target).map_err(failed_write)?;
@@ -59,7 +59,7 @@ impl Opener {
         };
         let copied = copy(&conn, &partial, &file, &target);
         if copied.is_err() {
-            // It was made just now, by this process.
+            // This process created it just now.
             _ = fs::remove_file(&partial);
         }
         copied
@@ -77,7 +77,7 @@ fn copy(conn: &Connection, partial: &Path, file: &File, target: &Path) -> Result
     match renameat_with(CWD, partial, CWD, target, RenameFlags::NOREPLACE) {
         Ok(()) => {}
         Err(rustix::io::Errno::EXIST) => return Err(BackupError::Exists(target.to_owned())),
-        // Not every file system can. A link does not replace anything, either.
+        // Not every file system supports it. A hard link does not replace a file either.
         Err(_) => {
             fs::hard_link(partial, target).map_err(failed_write)?;
             fs::remove_file(partial).map_err(failed_write)?;
@@ -88,7 +88,7 @@ fn copy(conn: &Connection, partial: &Path, file: &File, target: &Path) -> Result
     Ok(bytes)
 }
 
-/// Reads the copy from end to end.
+/// Reads the whole copy.
 fn verify(copy: &Path) -> Result<(), BackupError> {
     let conn = connect(copy, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed("was copied"))?;
     let found: String = conn

@@ -1,5 +1,9 @@
-//! Moves the write-ahead log into the database, off the commits' way: in a thread with a connection
-//! of its own. SQLite would do it within a commit, and would keep an error of it to itself.
+//! The checkpointer: a thread that moves the write-ahead log into the database.
+//!
+//! It has a connection of its own so that commits do not wait. SQLite would do it within a commit,
+//! and would hide its errors.
+//!
+//! A checkpoint here is SQLite's; the checkpoint of a group's log is in `truncation`.
 
 use std::{
     io, thread,
@@ -10,71 +14,71 @@ use actix::Recipient;
 use rusqlite::Connection;
 
 use super::failed;
-use crate::storage::{Fault, Found, StorageHealth, StoreError, chain};
+use crate::storage::{Fault, ReadFailed, StorageHealth, StoreError, chain};
 
-/// Pages of the log, 16 MiB, from which they are moved. Four times SQLite's own limit: a page that
-/// is written again and again is moved once. More would lengthen the start after a crash, which
+/// The pages of the log, 16 MiB, from which they are moved. Four times SQLite's own limit, so that
+/// a page that is often rewritten is moved once. More would lengthen the start after a crash, which
 /// reads the log.
 const MOVED_FROM_PAGES: u64 = 4000;
-/// How long the others are waited for when the log is to begin anew: commits wait as long.
+/// How long a checkpoint that restarts the log waits for readers. Commits wait as long.
 pub const BUSY: Duration = Duration::from_millis(100);
 
-/// How often, and when.
+/// How often and when the checkpointer works.
 #[derive(Clone, Copy, Debug)]
-pub struct Rhythm {
-    /// Between two looks, while there are commits.
-    pub look: Duration,
-    /// How long nobody commits before all of the log is moved.
+pub struct CheckpointSchedule {
+    /// The wait between two checks, while there are commits.
+    pub check: Duration,
+    /// The time without a commit after which the whole log is moved.
     pub quiet: Duration,
-    /// How long nobody commits before the log's file is cut to nothing. Growing it again costs
-    /// syncs, so a short pause is no reason.
+    /// The time without a commit after which the log's file is truncated to zero bytes. Growing it
+    /// again costs syncs, so this is long.
     pub idle: Duration,
 }
 
-impl Default for Rhythm {
+impl Default for CheckpointSchedule {
     fn default() -> Self {
         Self {
-            look: Duration::from_millis(100),
+            check: Duration::from_millis(100),
             quiet: Duration::from_secs(1),
             idle: Duration::from_secs(30),
         }
     }
 }
 
-/// How a checkpoint treats others.
+/// SQLite's modes of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub enum Mode {
-    /// Only looks.
+    /// Only returns the numbers of pages.
     Noop,
-    /// Moves what can be moved without waiting for anybody.
+    /// Moves the pages that can be moved without a wait.
     Passive,
-    /// Waits for the readers of older states, and moves all.
+    /// Waits for the readers of older states, and moves all pages.
     Full,
-    /// As before, and the next commit writes at the log's beginning.
+    /// Like `Full`, and the next commit writes at the log's beginning.
     Restart,
-    /// As before, and the file is cut to nothing.
+    /// Like `Restart`, and truncates the file to zero bytes.
     Truncate,
 }
 
-/// What a checkpoint found, in pages.
+/// The result of a checkpoint, in pages.
 #[derive(Clone, Copy, Debug)]
 pub struct Log {
-    /// In the log.
+    /// Pages in the log.
     pub pages: u64,
-    /// Of these, in the database as well.
+    /// Pages of the log that are in the database as well.
     pub moved: u64,
-    /// Whether somebody was in the way.
+    /// Whether a reader or writer blocked the checkpoint.
     pub busy: bool,
 }
 
 impl Log {
-    /// Whether all of it was moved.
+    /// Whether all pages were moved.
     pub fn is_done(self) -> bool {
         !self.busy && self.moved == self.pages
     }
 }
 
-/// One checkpoint.
+/// Runs one checkpoint.
 pub fn checkpoint(conn: &Connection, mode: Mode) -> Result<Log, StoreError> {
     let sql = match mode {
         Mode::Noop => "PRAGMA wal_checkpoint(NOOP)",
@@ -84,65 +88,71 @@ pub fn checkpoint(conn: &Connection, mode: Mode) -> Result<Log, StoreError> {
         Mode::Truncate => "PRAGMA wal_checkpoint(TRUNCATE)",
     };
     let read = |row: &rusqlite::Row<'_>| {
-        // -1 where there is no log.
+        // SQLite returns -1 if there is no log.
         let pages = |column| row.get::<_, i64>(column).map(|pages| pages.max(0).unsigned_abs());
         Ok(Log { busy: row.get(0)?, pages: pages(1)?, moved: pages(2)? })
     };
     conn.query_row(sql, [], read).map_err(failed("moved its write-ahead log"))
 }
 
-/// What moves the log.
+/// The checkpointer, with its connection.
 #[derive(Debug)]
 pub struct Checkpointer {
     conn: Connection,
-    rhythm: Rhythm,
-    /// Whether somebody was told that it cannot be done.
+    schedule: CheckpointSchedule,
+    /// Whether the current failure has been logged.
     warned: bool,
-    /// When commits may be made to wait for readers again, after those that read for long.
-    again_at: Option<Instant>,
+    /// When the next `Restart` may be tried, after long reads blocked one.
+    restart_after: Option<Instant>,
 }
 
-/// So long nobody is waited for once it was in vain: a backup reads for seconds.
-const AFTER_BUSY: Duration = Duration::from_secs(10);
+/// The wait after a `Restart` that readers blocked: a backup reads for seconds.
+const BUSY_BACKOFF: Duration = Duration::from_secs(10);
 
 impl Checkpointer {
-    pub(super) fn new(conn: Connection, rhythm: Rhythm) -> Self {
-        Self { conn, rhythm, warned: false, again_at: None }
+    pub(super) fn new(conn: Connection, schedule: CheckpointSchedule) -> Self {
+        Self { conn, schedule, warned: false, restart_after: None }
     }
 
-    /// Works until the process ends; what makes the database unusable goes to `found`.
+    /// Starts the thread, which runs until the process ends. Errors that make the database unusable
+    /// go to `report_to`.
     ///
     /// # Errors
     ///
-    /// No thread can be started.
-    pub fn start(self, health: StorageHealth, found: Recipient<Found>) -> io::Result<()> {
+    /// The system cannot start a thread.
+    pub fn start(self, health: StorageHealth, report_to: Recipient<ReadFailed>) -> io::Result<()> {
         let thread = thread::Builder::new().name("checkpoint".into());
-        thread.spawn(move || self.run(&health, &found)).map(|_| ())
+        thread.spawn(move || self.run(&health, &report_to)).map(|_| ())
     }
 
-    fn run(mut self, health: &StorageHealth, found: &Recipient<Found>) {
-        health.wake(thread::current());
+    fn run(mut self, health: &StorageHealth, report_to: &Recipient<ReadFailed>) {
+        health.set_checkpointer(thread::current());
         let mut seen = 0;
         let mut committed = Instant::now();
         loop {
-            thread::sleep(self.rhythm.look);
+            thread::sleep(self.schedule.check);
             let (_, transactions) = health.totals();
             if std::mem::replace(&mut seen, transactions) != transactions {
                 committed = Instant::now();
             }
             let quiet = committed.elapsed();
             if health.is_good() {
-                self.look(quiet, health, found);
+                self.check(quiet, health, report_to);
             }
-            if self.rhythm.idle <= quiet && health.totals().1 == seen {
+            if self.schedule.idle <= quiet && health.totals().1 == seen {
                 // The next commit wakes it.
                 thread::park();
             }
         }
     }
 
-    fn look(&mut self, quiet: Duration, health: &StorageHealth, found: &Recipient<Found>) {
-        match self.tidy(quiet) {
+    fn check(
+        &mut self,
+        quiet: Duration,
+        health: &StorageHealth,
+        report_to: &Recipient<ReadFailed>,
+    ) {
+        match self.move_due(quiet) {
             Ok(true) => {
                 health.checkpointed();
                 self.warned = false;
@@ -150,26 +160,26 @@ impl Checkpointer {
             Ok(false) => {}
             Err(err) => match err.fault() {
                 Some(Fault::Locked) => {}
-                Some(Fault::Corrupt | Fault::Unsynced) => found.do_send(Found(err)),
+                Some(Fault::Corrupt | Fault::Unsynced) => report_to.do_send(ReadFailed(err)),
                 _ if self.warned => {}
                 _ => {
                     self.warned = true;
                     log::warn!(
                         target: "greenroom::storage", err:% = chain(&err);
-                        "the write-ahead log stays; it is tried again"
+                        "the write-ahead log could not be moved; greenroom retries"
                     );
                 }
             },
         }
     }
 
-    /// Moves what is due. Whether all was moved just now.
-    fn tidy(&mut self, quiet: Duration) -> Result<bool, StoreError> {
+    /// Moves the pages that are due. Returns whether the whole log was moved.
+    fn move_due(&mut self, quiet: Duration) -> Result<bool, StoreError> {
         let Log { pages, moved, .. } = checkpoint(&self.conn, Mode::Noop)?;
-        if self.rhythm.idle <= quiet {
+        if self.schedule.idle <= quiet {
             return checkpoint(&self.conn, Mode::Truncate).map(Log::is_done);
         }
-        let due = MOVED_FROM_PAGES <= pages || self.rhythm.quiet <= quiet;
+        let due = MOVED_FROM_PAGES <= pages || self.schedule.quiet <= quiet;
         if pages == moved || !due {
             return Ok(false);
         }
@@ -177,14 +187,14 @@ impl Checkpointer {
         if pages < MOVED_FROM_PAGES {
             return Ok(done);
         }
-        // Somebody reads for long, and would be waited for in vain, with all commits behind.
-        if self.again_at.is_some_and(|at| Instant::now() < at) {
+        // A long read would block it again, and all commits would wait.
+        if self.restart_after.is_some_and(|at| Instant::now() < at) {
             return Ok(false);
         }
-        // Little is left to move, and only for that the commits wait.
+        // Few pages are left to move, so commits wait for a short time only.
         let restarted = checkpoint(&self.conn, Mode::Restart).map(Log::is_done);
         let busy = matches!(&restarted, Ok(false) | Err(_));
-        self.again_at = busy.then(|| Instant::now() + AFTER_BUSY);
+        self.restart_after = busy.then(|| Instant::now() + BUSY_BACKOFF);
         restarted
     }
 }

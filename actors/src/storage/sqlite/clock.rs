@@ -1,21 +1,18 @@
-//! The row of the trusted clock.
+//! The row of the trusted time.
 
-use greenroom_core::{
-    Timestamp, Trust,
-    lock::{BootId, Uptime},
-};
+use greenroom_core::{BootId, Timestamp, Trust, Uptime};
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::{flaws::is_flaw, rows::int};
+use super::{damage::is_unreadable, rows::int};
 
-/// Of what every group's last frame, and every key, tells. One that a clock which was ahead left is
-/// not believed.
+/// The newest time of the groups' last frames and of the idempotency keys. A time beyond the limit
+/// is from a clock that was ahead, and is ignored.
 const NEWEST: &str = "SELECT max(at) FROM (SELECT at FROM idempotency UNION ALL \
      SELECT (SELECT at FROM blocks WHERE key >= heads.no << 36 \
      AND key < heads.no + 1 << 36 ORDER BY key DESC LIMIT 1) FROM heads) WHERE at <= ?";
 
-/// See [`crate::storage::Store::trust`]. A row that cannot be understood is none.
+/// See [`crate::storage::Store::trust`]. An unreadable row counts as none.
 pub fn get(conn: &Connection) -> rusqlite::Result<Option<Trust>> {
     let sql = "SELECT at, boot, up_ms, ahead_ms, confirmed_ms FROM clock";
     let number = |value: i64| u64::try_from(value).unwrap_or_default();
@@ -29,7 +26,7 @@ pub fn get(conn: &Connection) -> rusqlite::Result<Option<Trust>> {
         })
     });
     match found.optional() {
-        Err(err) if is_flaw(&err) => Ok(None),
+        Err(err) if is_unreadable(&err) => Ok(None),
         found => found,
     }
 }
@@ -54,7 +51,7 @@ pub fn put(conn: &mut Connection, trust: &Trust, set_ms: i64) -> rusqlite::Resul
         ],
     )?;
     if set_ms != 0 {
-        // They are as old as before.
+        // The ages of the keys stay the same.
         transaction.execute("UPDATE idempotency SET at = at + ?", [set_ms])?;
     }
     transaction.commit()

@@ -1,4 +1,4 @@
-//! The rows of digests.
+//! The rows of digests: how they are written and read.
 
 use greenroom_core::{
     Digest, Digests, RunId, TaskId, Timestamp,
@@ -8,11 +8,11 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::de::DeserializeOwned;
 
 use super::{
-    flaws::{LeftOut, is_flaw, keyed, numbered, of_group},
+    damage::{LeftOut, is_unreadable, keyed, numbered, of_group},
     rows::{self, int, key, seq},
 };
 use crate::storage::{
-    ClosedRows, DigestRows, EndedAt, EndedFilter, EndedTurn, GroupNo, RunStanding, TurnEntry,
+    DigestRows, EndedAt, EndedFilter, EndedTurn, GroupNo, RunDigestRow, SealedDigests, TurnEntry,
     TurnFilter, TurnRow,
 };
 
@@ -23,24 +23,23 @@ const OF_LAST_RUN: &str = "SELECT run_digest FROM heads WHERE no = ?";
 #[cfg(test)]
 mod tests;
 
-/// Stores digests of runs and tasks that were made again; `false` if the group is another owner's
-/// by now.
-pub fn put_closed(
+/// Stores rebuilt digests of ended runs and tasks. Returns `false` if the group has a later owner.
+pub fn put_sealed(
     conn: &Connection,
     group: GroupNo,
     epoch: u64,
-    rows: &ClosedRows,
+    rows: &SealedDigests,
 ) -> rusqlite::Result<bool> {
-    let owned = conn
+    let is_owner = conn
         .prepare_cached("SELECT 1 FROM heads WHERE no = ? AND epoch = ?")?
         .exists(params![group, int(epoch)])?;
-    if owned {
-        store_closed(conn, rows, |_| None)?;
+    if is_owner {
+        store_sealed(conn, rows, |_| None)?;
     }
-    Ok(owned)
+    Ok(is_owner)
 }
 
-/// Stores digests that were made again; `false` if the group is another owner's by now.
+/// Stores a group's rebuilt digests. Returns `false` if the group has a later owner.
 pub fn put(
     conn: &Connection,
     group: GroupNo,
@@ -52,25 +51,25 @@ pub fn put(
             "UPDATE heads SET digest_version = ?, digest = ?, run_digest = ?, carry = ? \
              WHERE no = ? AND epoch = ?",
         )?
-        .execute(params![SCHEMA_VERSION, rows.group, rows.run, rows.carry, group, int(epoch)])?;
+        .execute(params![SCHEMA_VERSION, rows.group, rows.run, rows.open, group, int(epoch)])?;
     if changed == 1 {
-        store_closed(conn, &rows.closed, |_| None)?;
+        store_sealed(conn, &rows.sealed, |_| None)?;
     }
     Ok(changed == 1)
 }
 
-/// Stores the digests of runs and tasks that have their rows. A task's row need not be looked for
-/// if `key_of` knows its key.
-pub fn store_closed(
+/// Stores sealed digests of runs and tasks that have rows. `key_of` returns a task's key if it is
+/// known, which saves a lookup.
+pub fn store_sealed(
     conn: &Connection,
-    closed: &ClosedRows,
+    sealed: &SealedDigests,
     key_of: impl Fn(TaskId) -> Option<i64>,
 ) -> rusqlite::Result<()> {
-    for (run, digest) in &closed.runs {
+    for (run, digest) in &sealed.runs {
         conn.prepare_cached("UPDATE runs SET digest = ? WHERE id = ?")?
             .execute(params![digest, run.0.as_bytes()])?;
     }
-    for (task, TurnRow { ended_at, agent, digest }) in &closed.turns {
+    for (task, TurnRow { ended_at, agent, digest }) in &sealed.turns {
         match key_of(*task) {
             Some(key) => conn
                 .prepare_cached(
@@ -89,35 +88,32 @@ pub fn store_closed(
     Ok(())
 }
 
-/// What a group's actor folds on from, if it is of this version's form and up to `last_seq`.
-pub fn hydrate(
-    conn: &Connection,
-    group: GroupNo,
-    last_seq: u64,
-) -> rusqlite::Result<Option<Digests>> {
+/// Reads the digests that a group's actor continues, if they have this version's form and reach
+/// `last_seq`.
+pub fn load(conn: &Connection, group: GroupNo, last_seq: u64) -> rusqlite::Result<Option<Digests>> {
     let mut statement = conn.prepare_cached(
         "SELECT digest, run_digest, carry FROM heads WHERE no = ? AND digest_version = ?",
     )?;
     let digests = |row: &Row<'_>| {
-        let (group, run, carry) =
+        let (group, run, open) =
             (rows::read(row, 0)?, rows::from_json(row, 1)?, rows::read(row, 2)?);
-        Ok(Digests { group, run, carry })
+        Ok(Digests { group, run, open })
     };
     let found = statement.query_row(params![group, SCHEMA_VERSION], digests).optional();
-    // One that cannot be understood is as good as none: all of it is in the frames.
-    let found = unless_flawed(found)?.flatten();
-    Ok(found.filter(|own| own.group.watermark_seq == last_seq))
+    // An unreadable row counts as none: all of it can be rebuilt from the frames.
+    let found = unless_unreadable(found)?.flatten();
+    Ok(found.filter(|digests| digests.group.watermark_seq == last_seq))
 }
 
-/// See [`crate::storage::Archive::digest`].
+/// See [`crate::storage::ReadStore::digest`].
 pub fn digest(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<Digest>> {
     let mut statement = conn.prepare_cached(OF_GROUP)?;
     let found = statement.query_row(params![group, SCHEMA_VERSION], |row| Ok(known(row, 0)));
     Ok(found.optional()?.flatten())
 }
 
-/// See [`crate::storage::Archive::run_digest`].
-pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunStanding>> {
+/// See [`crate::storage::ReadStore::run_digest`].
+pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunDigestRow>> {
     let mut statement = conn.prepare_cached(OF_RUN)?;
     let found = statement
         .query_row([run.0.as_bytes()], |row| {
@@ -128,34 +124,34 @@ pub fn run_digest(conn: &Connection, run: RunId) -> rusqlite::Result<Option<RunS
     let is_current = |digest: &RunDigest| digest.schema_version == SCHEMA_VERSION;
     let digest = match sealed {
         Some(digest) => Some(digest).filter(is_current),
-        None => live(conn, group)?.filter(|own| own.run == run && is_current(own)),
+        None => live(conn, group)?.filter(|digest| digest.run == run && is_current(digest)),
     };
-    Ok(Some(RunStanding { group, digest }))
+    Ok(Some(RunDigestRow { group, digest }))
 }
 
-/// A digest; one that cannot be understood is as good as none, and has to be made again.
+/// Reads a digest. An unreadable one counts as none, and has to be rebuilt.
 fn known<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Option<T> {
     rows::from_json(row, column).ok().flatten()
 }
 
-fn unless_flawed<T>(found: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+fn unless_unreadable<T>(found: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
     match found {
-        Err(err) if is_flaw(&err) => Ok(None),
+        Err(err) if is_unreadable(&err) => Ok(None),
         found => found.map(Some),
     }
 }
 
-/// That of a group's last run.
+/// Reads the digest of a group's last run.
 fn live(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<RunDigest>> {
     let mut statement = conn.prepare_cached(OF_LAST_RUN)?;
     let found = statement.query_row([group], |row| Ok(known(row, 0)));
     Ok(found.optional()?.flatten())
 }
 
-/// See [`crate::storage::Archive::digest_rows`].
+/// See [`crate::storage::ReadStore::digest_rows`].
 pub fn digest_rows(
     conn: &Connection,
-    left: &LeftOut,
+    left_out: &LeftOut,
     group: GroupNo,
 ) -> rusqlite::Result<Option<DigestRows>> {
     let mut statement = conn.prepare_cached(
@@ -163,17 +159,17 @@ pub fn digest_rows(
          WHERE no = ? AND digest_version = ?",
     )?;
     let read = of_group("the digests", group, |row| {
-        let (group, run, carry) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        Ok(DigestRows { group, run, carry, closed: ClosedRows::default() })
+        let (group, run, open) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(DigestRows { group, run, open, sealed: SealedDigests::default() })
     });
     let found = statement.query_row(params![group, SCHEMA_VERSION], read).optional()?;
-    let found = found.map(|judged| left.sound(conn, Ok(judged))).transpose()?.flatten();
+    let found = found.map(|row| left_out.readable(conn, Ok(row))).transpose()?.flatten();
     let Some(mut rows) = found else { return Ok(None) };
     let mut runs =
         conn.prepare_cached("SELECT id, digest FROM runs WHERE no = ? AND digest IS NOT NULL")?;
     let run = |row: &Row<'_>| Ok((RunId(rows::id(row, 0)?), row.get(1)?));
     let found = runs.query_map([group], numbered("run", group, "id", run))?;
-    rows.closed.runs = left.keep(conn, found, usize::MAX)?.into_iter().collect();
+    rows.sealed.runs = left_out.keep(conn, found, usize::MAX)?.into_iter().collect();
     let mut turns = conn.prepare_cached(
         "SELECT tasks.id, turns.ended_at, turns.agent, turns.digest, tasks.key FROM tasks \
          JOIN turns ON turns.ended_at = tasks.ended_at AND turns.key = tasks.key \
@@ -186,14 +182,14 @@ pub fn digest_rows(
     };
     let range = [key(group, 0), key(group + 1, 0)];
     let found = turns.query_map(range, numbered("turn", group, "key", turn))?;
-    rows.closed.turns = left.keep(conn, found, usize::MAX)?.into_iter().collect();
+    rows.sealed.turns = left_out.keep(conn, found, usize::MAX)?.into_iter().collect();
     Ok(Some(rows))
 }
 
-/// See [`crate::storage::Archive::turns`].
+/// See [`crate::storage::ReadStore::turns`].
 pub fn turns(
     conn: &Connection,
-    left: &LeftOut,
+    left_out: &LeftOut,
     group: GroupNo,
     filter: &TurnFilter,
 ) -> rusqlite::Result<Vec<TurnEntry>> {
@@ -210,13 +206,13 @@ pub fn turns(
         Ok(TurnEntry { task: rows::task(row)?, digest: known(row, rows::TASK_WIDTH) })
     };
     let range = params![key(group, filter.after), before];
-    left.keep(conn, statement.query_map(range, keyed("task", entry))?, filter.limit)
+    left_out.keep(conn, statement.query_map(range, keyed("task", entry))?, filter.limit)
 }
 
-/// See [`crate::storage::Archive::ended_turns`].
+/// See [`crate::storage::ReadStore::ended_turns`].
 pub fn ended_turns(
     conn: &Connection,
-    left: &LeftOut,
+    left_out: &LeftOut,
     filter: &EndedFilter,
 ) -> rusqlite::Result<Vec<EndedTurn>> {
     let mut statement = conn.prepare_cached(
@@ -234,5 +230,5 @@ pub fn ended_turns(
         Ok(EndedTurn { place, group, ordinal, agent, digest: rows::read(row, 3)? })
     };
     let parameters = params![after.at.0, after.key, to];
-    left.keep(conn, statement.query_map(parameters, keyed("turn", turn))?, filter.limit)
+    left_out.keep(conn, statement.query_map(parameters, keyed("turn", turn))?, filter.limit)
 }

@@ -1,4 +1,4 @@
-//! The rows of exports: how far ended tasks were handed on.
+//! The rows of exports: up to which ended task each exporter has exported.
 
 use greenroom_core::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -15,7 +15,7 @@ pub fn put(conn: &Connection, name: &str, place: EndedAt) -> rusqlite::Result<()
     Ok(())
 }
 
-/// See [`crate::storage::Archive::exported`].
+/// See [`crate::storage::ReadStore::exported`].
 pub fn get(conn: &Connection, name: &str) -> rusqlite::Result<Option<EndedAt>> {
     let mut statement = conn.prepare_cached("SELECT ended_at, key FROM exports WHERE name = ?")?;
     let place = statement

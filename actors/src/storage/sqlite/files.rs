@@ -1,5 +1,6 @@
-//! The database's files: whether they are private, whether one is missing, and whether they are
-//! still those that were opened. Nothing here changes or deletes one.
+//! The database's files: checks that they are private, present, and those that were opened.
+//!
+//! It never changes or deletes one of them.
 
 use std::{
     fs::{self, File, Metadata},
@@ -17,12 +18,13 @@ use rustix::{
 
 use crate::storage::{Sizes, StoreError, WORK_DIR};
 
-/// Between two tries to lock a file that another process reads.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// The wait between two tries to lock a file that another process reads.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// The database, its write-ahead log, and the log's index.
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
-/// The path of a file that SQLite keeps beside the database: beside what a link leads to.
+/// Returns the path of a file that SQLite keeps beside the database, or beside the target of a
+/// link.
 pub fn beside(database: &Path, suffix: &str) -> PathBuf {
     let real = database.canonicalize().unwrap_or_else(|_| database.to_owned());
     let mut name = real.into_os_string();
@@ -30,21 +32,21 @@ pub fn beside(database: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Makes a directory that only its owner may use, and those above it that are missing, so that a
-/// power loss does not take them away.
+/// Creates a directory that only its owner may use, and its missing parents, durably: they survive
+/// a power failure.
 pub fn make_dir(dir: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    // The last one first: what is above it is there.
+    // The topmost first: its parent exists.
     for made in missing.into_iter().rev() {
-        let above = made.parent().filter(|dir| !dir.as_os_str().is_empty());
-        sync_dir(above.unwrap_or(Path::new(".")))?;
+        let parent = made.parent().filter(|dir| !dir.as_os_str().is_empty());
+        sync_dir(parent.unwrap_or(Path::new(".")))?;
     }
     Ok(())
 }
 
-/// Makes the names in a directory durable, as far as the file system knows how: some refuse to sync
-/// a directory.
+/// Makes the names in a directory durable, if the file system supports that: some refuse to sync a
+/// directory.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     unless_unsupported(File::open(dir)?.sync_all())
 }
@@ -57,11 +59,11 @@ fn unless_unsupported(synced: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Locks a file for this process alone. Waits for processes that share the lock; refuses at once if
-/// another process owns it.
-pub fn own(lock: &File, patience: Duration) -> io::Result<()> {
+/// Locks a file exclusively. Waits up to `wait` for processes that share the lock; returns an error
+/// at once if another process has it exclusively.
+pub fn lock_exclusively(lock: &File, wait: Duration) -> io::Result<()> {
     let began = Instant::now();
-    let mut said = false;
+    let mut logged = false;
     loop {
         let refused = match flock(lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),
@@ -69,66 +71,66 @@ pub fn own(lock: &File, patience: Duration) -> io::Result<()> {
         };
         let is_shared = flock(lock, FlockOperation::NonBlockingLockShared).is_ok();
         flock(lock, FlockOperation::Unlock)?;
-        if !is_shared || patience < began.elapsed() {
+        if !is_shared || wait < began.elapsed() {
             return Err(refused.into());
         }
-        if !std::mem::replace(&mut said, true) {
+        if !std::mem::replace(&mut logged, true) {
             log::info!(
                 target: "greenroom::storage",
                 "waiting for another process that reads the database"
             );
         }
-        thread::sleep(LOOK_AGAIN);
+        thread::sleep(LOCK_RETRY);
     }
 }
 
-/// Which files a connection opened.
+/// The files that a connection opened, with their device and inode numbers.
 #[derive(Debug)]
 pub struct Files([(PathBuf, (u64, u64)); 3]);
 
-/// A file is not the one that was opened.
+/// Why a file is not known to be the one that was opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Changed {
-    /// There is none by this name.
+    /// No file has this name.
     #[error("{} was removed while it was open", .0.display())]
     Removed(PathBuf),
-    /// Another has its name.
+    /// Another file has its name.
     #[error("{} was replaced while it was open", .0.display())]
     Replaced(PathBuf),
-    /// It cannot be looked at.
-    #[error("{} cannot be looked at", .0.display())]
+    /// The file cannot be inspected.
+    #[error("{} cannot be inspected", .0.display())]
     Hidden(PathBuf, #[source] io::Error),
 }
 
 impl Changed {
-    /// Whether it is not known to be another.
-    pub fn is_hidden(&self) -> bool {
+    /// Whether the file may still be the same.
+    pub fn may_be_same(&self) -> bool {
         matches!(self, Self::Hidden(..))
     }
 }
 
 impl Files {
-    /// The files that have the names now; called just after they were opened, in a directory that
-    /// is this process's alone.
+    /// The files that have the names now. Called just after they were opened, in a directory that
+    /// this process has reserved.
     pub fn of(database: &Path) -> Result<Self, Changed> {
         let [one, two, three] = SUFFIXES.map(|suffix| {
             let path = beside(database, suffix);
-            let found = look(&path)?;
+            let found = inspect(&path)?;
             Ok((path, (found.dev(), found.ino())))
         });
         Ok(Self([one?, two?, three?]))
     }
 
-    /// The database itself.
+    /// The path of the database itself.
     pub fn database(&self) -> &Path {
         &self.0[0].0
     }
 
-    /// Looks whether they are still the same, and how large.
+    /// Checks that the files are still the same, and returns their sizes.
     pub fn check(&self) -> Result<Sizes, Changed> {
         let mut bytes = [0; 3];
         for ((path, opened), bytes) in self.0.iter().zip(&mut bytes) {
-            let found = look(path)?;
+            let found = inspect(path)?;
             if (found.dev(), found.ino()) != *opened {
                 return Err(Changed::Replaced(path.clone()));
             }
@@ -137,27 +139,27 @@ impl Files {
         Ok(Sizes { database: bytes[0], log: bytes[1] })
     }
 
-    /// Whether all that is wrong is that the log, or its index, has no name any more: then what it
-    /// holds can still be moved into the database.
+    /// Whether only the write-ahead log or its index was removed: then the open log can still be
+    /// moved into the database.
     pub fn only_log_removed(&self) -> bool {
         let [(database, opened), beside @ ..] = &self.0;
-        let same = look(database).is_ok_and(|found| (found.dev(), found.ino()) == *opened);
-        same && beside.iter().all(|(path, opened)| match look(path) {
+        let same = inspect(database).is_ok_and(|found| (found.dev(), found.ino()) == *opened);
+        same && beside.iter().all(|(path, opened)| match inspect(path) {
             Ok(found) => (found.dev(), found.ino()) == *opened,
             Err(changed) => matches!(changed, Changed::Removed(_)),
         })
     }
 }
 
-fn look(path: &Path) -> Result<Metadata, Changed> {
+fn inspect(path: &Path) -> Result<Metadata, Changed> {
     fs::metadata(path).map_err(|err| match err.kind() {
         io::ErrorKind::NotFound => Changed::Removed(path.to_owned()),
         _ => Changed::Hidden(path.to_owned(), err),
     })
 }
 
-/// Says which of the files others may read (RELIABILITY C14). Their modes may be meant: they stay.
-pub fn warn_of_open(dir: &Path, files: &[PathBuf]) {
+/// Logs which of the files other users may access (C14). The modes may be intended, so they stay.
+pub fn warn_of_access(dir: &Path, files: &[PathBuf]) {
     for path in std::iter::once(dir).chain(files.iter().map(PathBuf::as_path)) {
         let Ok(found) = fs::metadata(path) else { continue };
         let mode = found.permissions().mode() & 0o777;
@@ -165,42 +167,42 @@ pub fn warn_of_open(dir: &Path, files: &[PathBuf]) {
             let mode = format_args!("{mode:04o}");
             log::warn!(
                 target: "greenroom::storage", path:% = path.display(), mode:%;
-                "other users of this machine may open what only greenroom should"
+                "other users of this machine may access a file that only greenroom should"
             );
         }
     }
 }
 
-/// Refuses to begin anew where a database has been. SQLite would delete the log of a database that
-/// is missing or empty, and new groups would find the directories of old ones.
+/// Refuses to create a database where an earlier one is missing. SQLite would delete the log of a
+/// missing or empty database, and new groups would get the directories of old ones.
 ///
 /// # Errors
 ///
 /// [`StoreError::Unusable`].
-pub fn refuse_remains(database: &Path) -> Result<(), StoreError> {
+pub fn refuse_missing(database: &Path) -> Result<(), StoreError> {
     if fs::metadata(database).is_ok_and(|found| found.len() > 0) {
         return Ok(());
     }
     let log = beside(database, "-wal");
     let work = database.with_file_name(WORK_DIR);
-    let remains = if fs::metadata(&log).is_ok_and(|found| found.len() > 0) {
+    let left_over = if fs::metadata(&log).is_ok_and(|found| found.len() > 0) {
         Some(log)
     } else {
         has_groups(&work).then_some(work)
     };
-    let Some(remains) = remains else { return Ok(()) };
+    let Some(left_over) = left_over else { return Ok(()) };
     Err(StoreError::Unusable {
         file: database.display().to_string(),
         why: format!(
-            "it is missing or empty, but {} is still there; put the database back or restore a \
-             backup, or move that away to begin anew",
-            remains.display()
+            "it is missing or empty, but {} is still there; put the database back, restore a \
+             backup, or move that away to create a new database",
+            left_over.display()
         ),
         source: None,
     })
 }
 
-/// Whether there are directories of groups: they have numbers for names.
+/// Whether `work` has directories of groups: their names are numbers.
 fn has_groups(work: &Path) -> bool {
     let entries = fs::read_dir(work).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name()).any(|name| {
@@ -214,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_system_that_cannot_sync_directories_is_passed_over() {
+    fn a_file_system_that_cannot_sync_directories_is_no_error() {
         let synced = |errno: Errno| {
             unless_unsupported(Err(io::Error::from_raw_os_error(errno.raw_os_error())))
         };

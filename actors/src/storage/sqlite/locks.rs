@@ -1,16 +1,16 @@
-//! Locks: the rows of the compaction lock (SEEDS HL).
+//! The rows of the compaction lock: how they are written and read.
 
 use greenroom_core::{
-    Timestamp,
-    lock::{self, Acquisition, BootId, Holder, Lease, Lock, LockKey, Now, TTL_MS_MAX, Ttl, Uptime},
+    BootId, Now, Timestamp, Uptime,
+    lock::{self, Acquisition, Holder, Lease, Lock, LockKey, TTL_MS_MAX, Ttl},
 };
 use rusqlite::{
     Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params, types::Type,
 };
 use uuid::Uuid;
 
-use super::{failed, flaws::is_flaw, rows::int};
-use crate::storage::{Granted, GroupNo, LockAsk, LockError};
+use super::{damage::is_unreadable, failed, rows::int};
+use crate::storage::{GroupNo, LockError, LockGrant, LockRequest};
 
 #[cfg(test)]
 mod tests;
@@ -18,28 +18,30 @@ mod tests;
 /// The columns of a lock in the order that [`read`] reads them.
 const COLUMNS: &str = "token, key, holder, ttl_ms, acquired_at, expires_boot_ms, boot";
 
-/// See [`crate::storage::Store::lock_acquire`]. In one transaction: what is stale is dropped, the
-/// lease inserted if nothing is in its way, and what is then stored is the answer (SEEDS HL-3).
+/// See [`crate::storage::Store::lock_acquire`]. In one transaction: deletes a stale lease, inserts
+/// the requested one if the lock is free, and answers with what is then stored (HL-3).
 pub fn acquire(
     conn: &mut Connection,
-    ask: &LockAsk,
+    request: &LockRequest,
     now: Now,
     is_dead: &dyn Fn(&Holder) -> bool,
-) -> Result<Granted, LockError> {
+) -> Result<LockGrant, LockError> {
     let transaction = begin(conn)?;
-    let row = find(&transaction, &ask.key)?;
-    let granted = match lock::acquire(row.as_ref(), &ask.holder, ask.ttl, now, is_dead)? {
+    let row = find(&transaction, &request.key)?;
+    let granted = match lock::acquire(row.as_ref(), &request.holder, request.ttl, now, is_dead)? {
         Acquisition::Extend(lock) => {
             extend(&transaction, &lock)?;
-            Granted { lock, fresh: false }
+            LockGrant { lock, fresh: false }
         }
         Acquisition::Take => {
-            let key = ask.key.as_str();
+            let key = request.key.as_str();
             transaction.prepare_cached("DELETE FROM locks WHERE key = ?")?.execute([key])?;
-            insert(&transaction, ask, now)?;
-            match find(&transaction, &ask.key)? {
-                Some(lock) if lock.lease.holder == ask.holder => Granted { lock, fresh: true },
-                Some(lock) => return Err(lock.held(now).into()),
+            insert(&transaction, request, now)?;
+            match find(&transaction, &request.key)? {
+                Some(lock) if lock.lease.holder == request.holder => {
+                    LockGrant { lock, fresh: true }
+                }
+                Some(lock) => return Err(lock.conflict(now).into()),
                 None => return Err(LockError::Lost),
             }
         }
@@ -57,11 +59,11 @@ pub fn refresh(conn: &mut Connection, lease: &Lease, now: Now) -> Result<Lock, L
     Ok(lock)
 }
 
-/// Deletes the lease if it is still its holder's by this token: also one that has expired, if
-/// nobody has taken it over. `false` if it is not, and then nothing was changed.
+/// Deletes the lease if its holder still has it under this token, even if it has expired. Returns
+/// `false`, without a change, if the holder has lost it.
 ///
-/// Called within the transaction that publishes what the lease was for, it is the fence: if it is
-/// lost, nothing of that transaction may be kept (SEEDS HL-11).
+/// Within the transaction that publishes the compaction's result it is the fence: if the lease is
+/// lost, the transaction must be rolled back (HL-11).
 pub fn release_published(
     conn: &Connection,
     key: &str,
@@ -80,13 +82,13 @@ pub fn release(conn: &Connection, lease: &Lease) -> Result<bool, LockError> {
     Ok(release_published(conn, key, holder, lease.token)?)
 }
 
-/// The lock that is stored under a key, expired or not.
+/// Reads the lock that is stored under a key, even if it has expired.
 pub fn get(conn: &Connection, key: &LockKey) -> Result<Option<Lock>, LockError> {
     Ok(find(conn, key)?)
 }
 
-/// Deletes the leases that greenroom took for a group: their holder is its owner no more. A
-/// database without locks has none to delete (SEEDS HL-8).
+/// Deletes the leases that greenroom acquired for a group whose owner has changed. Does nothing in
+/// a database without the table (HL-8).
 pub fn forget_group(conn: &Connection, group: GroupNo) -> rusqlite::Result<()> {
     let delete = || conn.execute("DELETE FROM locks WHERE group_no = ?", [group]);
     match delete() {
@@ -95,8 +97,8 @@ pub fn forget_group(conn: &Connection, group: GroupNo) -> rusqlite::Result<()> {
     }
 }
 
-/// Deletes the rows of leases that nobody can mean any more: from another boot, or expired for
-/// longer than any lease lasts.
+/// Deletes stale leases: from another boot, or expired for longer than any lease lasts. Returns how
+/// many.
 pub fn forget_old(conn: &Connection, now: Uptime) -> Result<usize, LockError> {
     let (earliest, latest) = (now.ms.saturating_sub(TTL_MS_MAX), now.ms.saturating_add(TTL_MS_MAX));
     let sql = "DELETE FROM locks \
@@ -104,9 +106,8 @@ pub fn forget_old(conn: &Connection, now: Uptime) -> Result<usize, LockError> {
     Ok(conn.execute(sql, params![now.boot.0.to_string(), int(earliest), int(latest)])?)
 }
 
-/// Reopens a group's last segment if it is closed, nothing follows it and nobody holds its
-/// session's lock: whoever closed it never came to open the next (SEEDS HL-12). Names it and its
-/// group.
+/// Reopens a group's last segment if it is closed, has no successor and its session's lock is free:
+/// the rotation that closed it did not finish (HL-12). Returns the group's name and the segment.
 pub fn reopen_orphan(
     conn: &Connection,
     group: GroupNo,
@@ -123,7 +124,7 @@ pub fn reopen_orphan(
     let lock = match session.parse().map(|key| find(conn, &key)) {
         Ok(Err(err)) if !is_absent(&err) => return Err(err),
         Ok(Ok(lock)) => lock,
-        // No lock has such a key, or there are no locks.
+        // No lock can have such a key, or the table is absent.
         Ok(Err(_)) | Err(_) => None,
     };
     if lock.is_some_and(|lock| lock.is_live(now)) {
@@ -141,18 +142,18 @@ fn begin(conn: &mut Connection) -> Result<Transaction<'_>, LockError> {
     Ok(conn.transaction_with_behavior(TransactionBehavior::Immediate)?)
 }
 
-fn insert(conn: &Connection, ask: &LockAsk, now: Now) -> rusqlite::Result<usize> {
-    let expires = ask.ttl.end(now.up);
+fn insert(conn: &Connection, request: &LockRequest, now: Now) -> rusqlite::Result<usize> {
+    let expires = request.ttl.end(now.up);
     conn.prepare_cached(
         "INSERT OR IGNORE INTO locks \
          (key, holder, group_no, ttl_ms, acquired_at, expires_boot_ms, boot) \
          VALUES (?, ?, ?, ?, ?, ?, ?)",
     )?
     .execute(params![
-        ask.key.as_str(),
-        ask.holder.as_str(),
-        ask.group,
-        int(ask.ttl.ms()),
+        request.key.as_str(),
+        request.holder.as_str(),
+        request.group,
+        int(request.ttl.ms()),
         now.wall.0,
         int(expires.ms),
         expires.boot.0.to_string(),
@@ -171,12 +172,12 @@ fn extend(conn: &Connection, lock: &Lock) -> rusqlite::Result<usize> {
     ])
 }
 
-/// A row that cannot be understood is nobody's, and gives way to the next who asks.
+/// Reads a lock. An unreadable row counts as free, and the next acquisition replaces it.
 fn find(conn: &Connection, key: &LockKey) -> rusqlite::Result<Option<Lock>> {
     let sql = format!("SELECT {COLUMNS} FROM locks WHERE key = ?");
     let row = conn.prepare_cached(&sql)?.query_row([key.as_str()], read).optional();
     match row {
-        Err(err) if is_flaw(&err) => {
+        Err(err) if is_unreadable(&err) => {
             log::warn!(err:%; "a stored lease cannot be read; it counts as free");
             Ok(None)
         }
@@ -188,20 +189,20 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Lock> {
     let text = |column| row.get::<_, String>(column);
     Ok(Lock {
         lease: Lease {
-            key: understood(1, text(1)?.parse())?,
-            holder: understood(2, text(2)?.parse())?,
+            key: valid(1, text(1)?.parse())?,
+            holder: valid(2, text(2)?.parse())?,
             token: row.get::<_, i64>(0)? as u64,
         },
-        ttl: understood(3, Ttl::from_ms(row.get::<_, i64>(3)? as u64))?,
+        ttl: valid(3, Ttl::from_ms(row.get::<_, i64>(3)? as u64))?,
         acquired_at: Timestamp(row.get(4)?),
         expires: Uptime {
-            boot: BootId(understood(6, Uuid::try_parse(&text(6)?))?),
+            boot: BootId(valid(6, Uuid::try_parse(&text(6)?))?),
             ms: row.get::<_, i64>(5)? as u64,
         },
     })
 }
 
-fn understood<T, E>(column: usize, value: Result<T, E>) -> rusqlite::Result<T>
+fn valid<T, E>(column: usize, value: Result<T, E>) -> rusqlite::Result<T>
 where
     E: std::error::Error + Send + Sync + 'static,
 {
@@ -209,7 +210,7 @@ where
         .map_err(|err| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(err)))
 }
 
-/// Whether the database has no locks at all, which is not a failure (SEEDS HL-8).
+/// Whether the table of locks is absent, which is not a failure of the database (HL-8).
 pub fn is_absent(err: &rusqlite::Error) -> bool {
     err.to_string().contains("no such table: locks")
 }

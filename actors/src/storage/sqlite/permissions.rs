@@ -1,22 +1,22 @@
-//! The rows of permissions: what agents asked for, and what became of it.
+//! The rows of permissions: how they are written and read.
 
 use greenroom_core::{Permission, PermissionId, PermissionState, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{
-    Failure,
-    flaws::{LEFT_OUT_MAX, LeftOut, asked, keyed, needed},
+    RowsError,
+    damage::{LEFT_OUT_MAX, LeftOut, keyed, requested, required},
     rows::{self, json, key},
 };
 use crate::{
     storage::{GroupNo, PermissionFilter, PermissionRecord},
-    word::word,
+    wire_name::wire_name,
 };
 
-/// What a row is named by, with its frame.
+/// The name of a row in reports, followed by its frame.
 const NOUN: &str = "permission at frame";
 
-/// Stores a permission that was asked for in the frame `seq`.
+/// Inserts a permission, which the frame `seq` opened.
 pub fn open(
     conn: &Connection,
     group: GroupNo,
@@ -42,7 +42,7 @@ pub fn open(
     Ok(())
 }
 
-/// Stores what became of a permission, once.
+/// Stores the decision on a pending permission. A decided one is never overwritten.
 pub fn resolve(
     conn: &Connection,
     id: PermissionId,
@@ -56,12 +56,12 @@ pub fn resolve(
             "UPDATE permissions SET state = ?, selected = ?, resolved_by = ?, resolved_at = ? \
              WHERE id = ? AND state = 'pending'",
         )?
-        .execute(params![word(&state), selected, resolved_by, at.0, id.0.as_bytes()])?;
+        .execute(params![wire_name(&state), selected, resolved_by, at.0, id.0.as_bytes()])?;
     if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }
 }
 
-/// Those of a group that nobody answered, the oldest first.
-pub fn pending(conn: &Connection, group: GroupNo) -> Result<Vec<Permission>, Failure> {
+/// Reads the pending permissions of a group, the oldest first.
+pub fn pending(conn: &Connection, group: GroupNo) -> Result<Vec<Permission>, RowsError> {
     let sql = format!(
         "SELECT {} FROM permissions WHERE state = 'pending' AND key >= ? AND key < ? ORDER BY key",
         rows::PERMISSION_COLUMNS
@@ -69,27 +69,27 @@ pub fn pending(conn: &Connection, group: GroupNo) -> Result<Vec<Permission>, Fai
     let mut statement = conn.prepare_cached(&sql)?;
     let read = keyed(NOUN, rows::permission);
     let found = statement.query_map([key(group, 0), key(group + 1, 0)], read)?;
-    found.map(|found| Ok(needed(conn, found)?.1.permission)).collect()
+    found.map(|found| Ok(required(conn, found)?.1.permission)).collect()
 }
 
-/// One permission.
-pub fn get(conn: &Connection, id: PermissionId) -> Result<Option<PermissionRecord>, Failure> {
+/// Reads one permission.
+pub fn get(conn: &Connection, id: PermissionId) -> Result<Option<PermissionRecord>, RowsError> {
     let sql = format!("SELECT {} FROM permissions WHERE id = ?", rows::PERMISSION_COLUMNS);
     let mut statement = conn.prepare_cached(&sql)?;
     let read = keyed(NOUN, rows::permission);
     let Some(found) = statement.query_row([id.0.as_bytes()], read).optional()? else {
         return Ok(None);
     };
-    Ok(Some(asked(conn, Ok(found))?.1))
+    Ok(Some(requested(conn, Ok(found))?.1))
 }
 
-/// Permissions in the order in which they were asked for: their ids grow with time.
+/// Reads permissions in the order in which they were opened: their ids grow with time.
 pub fn list(
     conn: &Connection,
-    left: &LeftOut,
+    left_out: &LeftOut,
     filter: &PermissionFilter,
 ) -> rusqlite::Result<Vec<PermissionRecord>> {
-    // In the words of the index of those that nobody answered: they are few, and asked for often.
+    // The condition of the index of pending ones: they are few, and read often.
     let state = match filter.state {
         Some(PermissionState::Pending) => "state = 'pending' AND ?4 = ?4",
         _ => "(?4 IS NULL OR state = ?4)",
@@ -104,12 +104,12 @@ pub fn list(
         Some(group) => (key(group, 0), key(group + 1, 0)),
         None => (0, i64::MAX),
     };
-    let state = filter.state.as_ref().map(word);
+    let state = filter.state.as_ref().map(wire_name);
     let mut statement = conn.prepare_cached(&sql)?;
     let read = keyed(NOUN, rows::permission);
-    // Sorted, so that they are read to the limit in any case; some may be left out.
+    // SQLite sorts all rows anyway, so some more are read: unreadable ones are left out.
     let limit = filter.limit.saturating_add(LEFT_OUT_MAX) as i64;
     let found = statement.query_map(params![after, from, to, state, limit], read)?;
-    let found = left.keep(conn, found, filter.limit)?;
+    let found = left_out.keep(conn, found, filter.limit)?;
     Ok(found.into_iter().map(|(_, record)| record).collect())
 }

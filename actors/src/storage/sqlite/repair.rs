@@ -1,4 +1,4 @@
-//! Reading what is left of a group's damaged rows, and storing them again.
+//! The rows of a repair: reads the readable columns of a group, and replaces all of its rows.
 
 use std::collections::BTreeSet;
 
@@ -6,18 +6,19 @@ use greenroom_core::{CompactionId, Digest, Task, Work};
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
-    Failure, digests,
+    RowsError, compactions, digests, groups,
     rows::{self, int, json, key, ms, seq},
+    segments,
     store::{self, SqliteStore},
     write_failed,
 };
 use crate::{
-    storage::{GroupNo, PermissionRecord, Rebuilt, RunRecord, Salvage, SegmentRecord, StoreError},
-    word::word,
+    storage::{GroupNo, PermissionRecord, Rebuilt, RunRecord, Salvage, StoreError},
+    wire_name::wire_name,
 };
 
 impl SqliteStore {
-    /// What can be read of a group's rows.
+    /// Reads the readable columns of a group's rows.
     ///
     /// # Errors
     ///
@@ -26,7 +27,7 @@ impl SqliteStore {
         salvage(&self.0, group).map_err(super::failed("read a group"))
     }
 
-    /// Stores all rows of a group in place of those that there are, in the next epoch.
+    /// Replaces all rows of a group, in the next epoch.
     ///
     /// # Errors
     ///
@@ -75,7 +76,7 @@ fn salvage(conn: &Connection, group: GroupNo) -> rusqlite::Result<Salvage> {
         conn.prepare("SELECT launch_due, provenance, digest, last_seq FROM heads WHERE no = ?")?;
     let mut heads = statement.query([group])?;
     if let Some(row) = heads.next()? {
-        // Two columns tell of it. That of the digest is not one that a commit goes by.
+        // Two columns hold it. The digest's is preferred, as commits do not depend on it.
         let digest = rows::from_json::<Digest>(row, 2).ok().flatten();
         let last_seq = digest.map(|digest| digest.watermark_seq).or(rows::last_seq(row, 3).ok());
         found.last_seq = last_seq.unwrap_or_default();
@@ -85,9 +86,9 @@ fn salvage(conn: &Connection, group: GroupNo) -> rusqlite::Result<Salvage> {
     Ok(found)
 }
 
-fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), Failure> {
-    let Rebuilt { mut head, tasks, runs, segments, compactions, permissions, .. } = rebuilt;
-    let no = head.group;
+fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), RowsError> {
+    let Rebuilt { mut group, tasks, runs, segments, compactions, permissions, .. } = rebuilt;
+    let no = group.group;
     let range = [key(no, 0), key(no + 1, 0)];
     for table in ["turns", "tasks", "compactions", "permissions"] {
         let sql = format!("DELETE FROM {table} WHERE key >= ? AND key < ?");
@@ -97,7 +98,7 @@ fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), Failure> {
         insert_task(conn, no, task)?;
     }
     for (seq, compaction) in &compactions {
-        store::store_compaction(conn, key(no, *seq), compaction)?;
+        compactions::store(conn, key(no, *seq), compaction)?;
     }
     for (seq, permission) in &permissions {
         insert_permission(conn, key(no, *seq), permission)?;
@@ -106,10 +107,10 @@ fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), Failure> {
     let sql = "DELETE FROM segments WHERE no = ? AND segment > ?";
     conn.execute(sql, params![no, rebuilt.segments_kept])?;
     for segment in &segments {
-        insert_segment(conn, no, segment)?;
+        segments::insert(conn, no, segment)?;
     }
-    let settings = &head.standing.head.settings;
-    let created_at = head.standing.head.created_at.unwrap_or_default();
+    let settings = &group.summary.state.settings;
+    let created_at = group.summary.state.created_at.unwrap_or_default();
     conn.execute(
         "UPDATE groups SET settings = ?, created_at = ? WHERE no = ?",
         params![json(settings), created_at.0, no],
@@ -119,16 +120,16 @@ fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), Failure> {
          status, queue_length) VALUES (?, 0, 0, 0, 0, 0, 0, 'idle', 0)",
         [no],
     )?;
-    // What is stored next must follow the log's end (I3).
-    let last_seq = int(head.standing.head.last_seq);
+    // The next commit must follow the log's end (I3).
+    let last_seq = int(group.summary.state.last_seq);
     let sql = "UPDATE heads SET run_digest = NULL, last_seq = ?, epoch = \
                CASE WHEN 0 <= epoch AND epoch < 1 << 62 THEN epoch + 1 ELSE 1 END \
                WHERE no = ? RETURNING epoch";
     let epoch = conn.query_row(sql, params![last_seq, no], |row| row.get::<_, i64>(0))? as u64;
-    head.epoch = epoch;
-    store::store_head(conn, &head)?;
-    if let Some(rows) = &head.digests {
-        digests::store_closed(conn, &rows.closed, |_| None)?;
+    group.epoch = epoch;
+    groups::store_head(conn, &group, group.summary.state.last_seq)?;
+    if let Some(rows) = &group.digests {
+        digests::store_sealed(conn, &rows.sealed, |_| None)?;
     }
     if let Some(mut facts) = rebuilt.facts {
         facts.epoch = epoch;
@@ -140,7 +141,7 @@ fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), Failure> {
 fn insert_task(conn: &Connection, no: GroupNo, task: &Task) -> rusqlite::Result<()> {
     let (focus, strategy) = match &task.work {
         Work::Turn { .. } => (None, None),
-        Work::Compaction { focus, strategy, .. } => (focus.as_deref(), Some(word(strategy))),
+        Work::Compaction { focus, strategy, .. } => (focus.as_deref(), Some(wire_name(strategy))),
     };
     let ending = &task.ending;
     let sql = format!(
@@ -151,14 +152,14 @@ fn insert_task(conn: &Connection, no: GroupNo, task: &Task) -> rusqlite::Result<
     conn.prepare_cached(&sql)?.execute(params![
         key(no, task.ordinal),
         task.id.0.as_bytes(),
-        word(&task.kind()),
-        word(&task.origin),
+        wire_name(&task.kind()),
+        wire_name(&task.origin),
         task.prompt().as_str(),
         focus,
         task.metadata.as_ref().map(|json| json.as_str()),
         task.deadline_ms.map(int),
         task.created_at.0,
-        word(&task.state),
+        wire_name(&task.state),
         ms(task.claimed_at),
         task.attempt,
         task.cancel_requested,
@@ -168,7 +169,7 @@ fn insert_task(conn: &Connection, no: GroupNo, task: &Task) -> rusqlite::Result<
         task.segment,
         task.seq_first.map(int),
         task.seq_last.map(int),
-        ending.stop_reason.as_ref().map(word),
+        ending.stop_reason.as_ref().map(wire_name),
         ending.error.as_ref().map(json),
         ending.interrupted.as_ref().map(json),
         ending.text,
@@ -205,7 +206,7 @@ fn insert_permission(
         shown.map_or("[]", |shown| shown.options.as_str()),
         record.opened_at.0,
         permission.expires_at.0,
-        word(&record.state),
+        wire_name(&record.state),
         record.selected,
         record.resolved_by,
         ms(record.resolved_at),
@@ -213,17 +214,17 @@ fn insert_permission(
     Ok(())
 }
 
-/// The columns that no frame tells of stay where the row's name can be read.
+/// Inserts or updates runs. Columns that are in no frame stay, if the row's id is readable.
 fn store_runs(conn: &Connection, no: GroupNo, runs: &[RunRecord]) -> rusqlite::Result<()> {
     let known: BTreeSet<[u8; 16]> = runs.iter().map(|run| *run.id.0.as_bytes()).collect();
     let mut found = conn.prepare("SELECT id FROM runs WHERE no = ?")?;
     let found = found.query_map([no], |row| row.get::<_, Vec<u8>>(0))?;
     for id in found.collect::<rusqlite::Result<Vec<_>>>()? {
-        if !known.iter().any(|own| own[..] == id[..]) {
+        if !known.iter().any(|run| run[..] == id[..]) {
             conn.execute("DELETE FROM runs WHERE id = ?", [id])?;
         }
     }
-    // One run lives at most: those that ended are stored first.
+    // At most one run is alive: the ended ones are stored first.
     let living = |run: &&RunRecord| run.ended.is_none();
     for run in runs.iter().filter(|run| !living(run)).chain(runs.iter().filter(living)) {
         let (at, exit) = run.ended.as_ref().map(|(at, exit)| (at.0, exit)).unzip();
@@ -245,32 +246,11 @@ fn store_runs(conn: &Connection, no: GroupNo, runs: &[RunRecord]) -> rusqlite::R
             at,
             exit.map(|exit| exit.code),
             exit.map(|exit| exit.signal),
-            exit.map(|exit| word(&exit.reason)),
+            exit.map(|exit| wire_name(&exit.reason)),
             exit.map(|exit| &exit.detail),
             exit.map(|exit| &exit.stderr_tail),
             exit.map(|exit| int(exit.stderr_dropped)),
         ])?;
     }
-    Ok(())
-}
-
-fn insert_segment(conn: &Connection, no: GroupNo, segment: &SegmentRecord) -> rusqlite::Result<()> {
-    let closed = segment.closed.as_ref();
-    conn.prepare_cached(
-        "INSERT INTO segments (no, segment, parent, session, provenance, opened_seq, opened_at, \
-         closed_seq, closed_at, end_reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )?
-    .execute(params![
-        no,
-        segment.segment,
-        segment.parent,
-        &*segment.session.0,
-        segment.provenance.as_ref().map(json),
-        int(segment.opened.0),
-        segment.opened.1.0,
-        closed.map(|(seq, ..)| int(*seq)),
-        closed.map(|(_, at, _)| at.0),
-        closed.map(|(.., reason)| word(reason)),
-    ])?;
     Ok(())
 }

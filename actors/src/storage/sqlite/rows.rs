@@ -1,8 +1,8 @@
-//! How values are written into columns and read back.
+//! The conversions between values and columns: keys, times, words, JSON, and whole rows.
 
 use greenroom_core::{
-    Compaction, Exit, GroupId, Head, Json, Kinds, Permission, PermissionShown, RunId, SessionId,
-    Task, TaskId, TaskKind, TaskState, Timestamp, Work,
+    Compaction, Exit, GroupId, GroupState, Json, Kinds, Permission, PermissionShown, RunId,
+    SessionId, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
 };
 use rusqlite::{
     Error, Row,
@@ -15,59 +15,59 @@ use serde::{
 use uuid::Uuid;
 
 use crate::{
-    frames::Block,
     storage::{
-        GROUP_MAX, GroupNo, PermissionRecord, RunRecord, SEQ_MAX, SalvagedPermission, SalvagedTask,
-        SegmentRecord, Standing, fault_in,
+        GROUP_MAX, GroupNo, GroupSummary, PermissionRecord, RunRecord, SEQ_MAX, SalvagedPermission,
+        SalvagedTask, SegmentRecord, fault_in,
     },
+    transcript::frame::Block,
 };
 
 /// Bits of a key that are the seq, or the ordinal, within the group.
 const SEQ_BITS: u32 = 36;
-// A key has room for every number that the store gives out, and for one group more: its first key
-// is the end of the last one's.
+// A key has room for each number, and for one group more: its first key ends the last group's
+// range.
 const _: () = assert!(SEQ_MAX < 1 << SEQ_BITS && (GROUP_MAX as u64) + 1 < 1 << (63 - SEQ_BITS));
-/// The last moment of the year 9999, milliseconds: a time beyond it is none that a clock showed.
+/// The last moment of the year 9999, milliseconds: a later time is damage.
 const TIME_MAX: i64 = 253_402_300_799_999;
 
-/// Where a frame, or a task, of a group is.
+/// Returns the key of a frame or a task of a group.
 pub fn key(group: GroupNo, seq: u64) -> i64 {
     let seq = seq.min(SEQ_MAX);
     i64::from(group) << SEQ_BITS | seq as i64
 }
 
-/// The part of a key that counts within the group.
+/// Returns the frame's or task's number within the group.
 pub fn seq(key: i64) -> u64 {
     (key & ((1 << SEQ_BITS) - 1)) as u64
 }
 
-/// A value as JSON text.
+/// Formats a value as JSON.
 pub fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".into())
 }
 
-/// A time as a column.
+/// Converts a time into a column.
 pub fn ms(at: Option<Timestamp>) -> Option<i64> {
     at.map(|at| at.0)
 }
 
-/// A small number that SQLite keeps as an integer.
+/// Converts a number into a column.
 pub fn int(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// A number that is never negative.
+/// Reads a number that is not negative.
 fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let value = row.get::<_, i64>(column)?;
     u64::try_from(value).map_err(|_| Error::IntegralValueOutOfRange(column, value))
 }
 
-/// The number of a group's last frame.
+/// Reads the number of a group's last frame.
 pub fn last_seq(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     number(row, column)
 }
 
-/// A number within a group that a key has room for.
+/// Reads a number within a group, at most [`SEQ_MAX`].
 fn number(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let value = row.get::<_, i64>(column)?;
     let fits = u64::try_from(value).ok().filter(|value| *value <= SEQ_MAX);
@@ -85,7 +85,7 @@ fn optional<T>(
     }
 }
 
-/// A time that some clock may have shown.
+/// Reads a time, at most [`TIME_MAX`].
 fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
     let value = row.get::<_, i64>(column)?;
     if (-TIME_MAX..=TIME_MAX).contains(&value) {
@@ -111,7 +111,7 @@ pub const TASK_COLUMNS: &str = "key, id, kind, origin, prompt, focus, metadata, 
      seq_first, seq_last, stop_reason, error, interrupted, text, text_truncated, usage, tokens, \
      strategy, findings, expires, retry_at, retry_of";
 
-/// How many they are.
+/// The number of [`TASK_COLUMNS`].
 pub const TASK_WIDTH: usize = 31;
 
 /// Reads a task from [`TASK_COLUMNS`].
@@ -157,16 +157,16 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
             findings: from_json(row, 27)?.unwrap_or_default(),
         },
     };
-    // Without them its frames cannot be found, and its prompt would be sent again (I7).
+    // Without them its frames could not be found, and its prompt would be sent twice (I7).
     let has_first = task.seq_first.is_some_and(|seq| seq > 0);
-    let begun = task.run.is_some() && has_first && task.started_at.is_some();
-    if task.state == TaskState::Running && !begun {
-        return Err(corrupt(15, "a running task has a run, a first frame and a beginning"));
+    let has_start = task.run.is_some() && has_first && task.started_at.is_some();
+    if task.state == TaskState::Running && !has_start {
+        return Err(corrupt(15, "a running task needs a run, a first frame and a start"));
     }
     Ok(task)
 }
 
-/// What can be read of a task's row, column by column.
+/// Reads the readable columns of a task's row.
 pub fn salvage_task(row: &Row<'_>) -> SalvagedTask {
     let mut task = SalvagedTask::default();
     let mut lost = Vec::new();
@@ -186,33 +186,33 @@ pub fn salvage_task(row: &Row<'_>) -> SalvagedTask {
     take!(expires, from_json(row, 28));
     take!(retry_at, from_json(row, 29));
     take!(retry_of, uuid(row, 30).map(|id| id.map(TaskId)));
-    // The log may have them; the repair reports it if not.
+    // The log may have them; otherwise the repair reports it.
     task.prompt = raw_json(row, 4).ok().flatten();
     task.strategy = optional_word(row, 26).ok().flatten();
     task.lost = lost;
     task
 }
 
-/// The columns of a group in the order that [`standing`] reads them.
+/// The columns of a group in the order that [`summary`] reads them.
 pub const GROUP_COLUMNS: &str = "groups.no, id, settings, created_at, last_seq, heads.tasks, \
      session, segment, usage, paused, archived, purging, status, blocked_by, queue_length, \
      current_task, current_run, provenance, compacting, lead_in, is_compacting, held, \
      interruptions, crashes, launch_due, unspoken";
 
-/// How many they are.
+/// The number of [`GROUP_COLUMNS`].
 pub const GROUP_WIDTH: usize = 26;
 
 /// Reads a group from [`GROUP_COLUMNS`].
-pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
+pub fn summary(row: &Row<'_>) -> rusqlite::Result<(GroupNo, GroupSummary)> {
     let id: String = row.get(1)?;
     let id: GroupId = id.parse().map_err(|_| corrupt(1, "no group id"))?;
-    // The join found no head.
+    // The join found no row in `heads`.
     if row.get_ref(4)? == ValueRef::Null {
         return Err(corrupt(4, "the group has no row in heads"));
     }
-    let standing = Standing {
+    let summary = GroupSummary {
         id,
-        head: Head {
+        state: GroupState {
             settings: from_json(row, 2)?.ok_or_else(|| corrupt(2, "no settings"))?,
             created_at: Some(time(row, 3)?),
             last_seq: number(row, 4)?,
@@ -225,12 +225,12 @@ pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
             purging: row.get(11)?,
             provenance: from_json(row, 17)?,
             compacting: from_json(row, 18)?.unwrap_or_default(),
-            lead_in: row.get(19)?,
+            pending_summary: row.get(19)?,
             held: optional_word(row, 21)?,
             interruptions: row.get(22)?,
             crashes: row.get(23)?,
             launch_due: from_json(row, 24)?,
-            unspoken: row.get(25)?,
+            is_fresh_session: row.get(25)?,
         },
         status: from_word(row, 12)?,
         blocked_by: optional_word(row, 13)?,
@@ -239,7 +239,7 @@ pub fn standing(row: &Row<'_>) -> rusqlite::Result<(GroupNo, Standing)> {
         current_run: uuid(row, 16)?.map(RunId),
         is_compacting: row.get(20)?,
     };
-    Ok((row.get(0)?, standing))
+    Ok((row.get(0)?, summary))
 }
 
 /// The columns of a run in the order that [`run`] reads them.
@@ -318,7 +318,7 @@ pub fn permission(row: &Row<'_>) -> rusqlite::Result<(u64, PermissionRecord)> {
     let options = raw_json(row, 3)?.ok_or_else(|| corrupt(3, "no options"))?;
     let permission: Permission = from_json(row, 1)?.ok_or_else(|| corrupt(1, "no record"))?;
     if id(row, 11)? != permission.permission.0 {
-        return Err(corrupt(11, "it is not that of its record"));
+        return Err(corrupt(11, "it is not the id in its record"));
     }
     let group: String = row.get(10)?;
     let record = PermissionRecord {
@@ -337,7 +337,7 @@ pub fn permission(row: &Row<'_>) -> rusqlite::Result<(u64, PermissionRecord)> {
     Ok((seq(key), record))
 }
 
-/// What can be read of a permission's row, column by column.
+/// Reads the readable columns of a permission's row.
 pub fn salvage_permission(row: &Row<'_>) -> SalvagedPermission {
     SalvagedPermission {
         tool_call: raw_json(row, 2).ok().flatten(),
@@ -357,19 +357,19 @@ pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
     let first_seq = seq(row.get(0)?);
     let last_max = (SEQ_MAX - first_seq) as i64 + 1;
     if !(1..=last_max).contains(&count) || ![1, count].contains(&kinds_count) {
-        return Err(corrupt(1, "not so many frames"));
+        return Err(corrupt(1, "it is not the number of frames"));
     }
     let payloads = row.get_ref(7)?.as_blob().map_err(|_| corrupt(7, "no bytes"))?;
-    // Readers get them as they are: one that is cut off would spoil the page that it is in.
+    // Readers get them unchanged: a truncated payload would break the page that it is in.
     let (mut lines, mut from) = (0, 0);
     for to in memchr::memchr_iter(b'\n', payloads).chain([payloads.len()]) {
         if !is_whole(&payloads[from..to]) {
-            return Err(corrupt(7, "a payload is no JSON value"));
+            return Err(corrupt(7, "a payload is not a JSON value"));
         }
         (lines, from) = (lines + 1, to + 1);
     }
     if lines != count {
-        return Err(corrupt(7, "not as many payloads as frames"));
+        return Err(corrupt(7, "the number of payloads is not that of frames"));
     }
     std::str::from_utf8(payloads).map_err(|err| Error::Utf8Error(7, err))?;
     Ok(Block {
@@ -388,8 +388,8 @@ pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
     })
 }
 
-/// Whether a payload looks like a JSON value. Nearly all are objects, and reading each to its end
-/// would cost as much as sending it.
+/// Whether a payload looks like a JSON value. Nearly all are objects, and parsing each would cost
+/// as much as sending it.
 fn is_whole(payload: &[u8]) -> bool {
     match payload {
         [b'{', .., b'}'] => true,
@@ -404,7 +404,7 @@ fn corrupt(column: usize, what: &'static str) -> Error {
     Error::FromSqlConversionFailure(column, Type::Text, what.into())
 }
 
-/// A column whose JSON cannot be read. Says where, and quotes nothing: see [`fault_in`].
+/// The error of a column with unreadable JSON. It quotes nothing of it: see [`fault_in`].
 fn unread(column: usize, err: &serde_json::Error) -> Error {
     Error::FromSqlConversionFailure(column, Type::Text, fault_in(err).into())
 }
@@ -419,17 +419,17 @@ fn uuid(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Uuid>> {
     row.get::<_, Option<Id>>(column).map(|id| id.map(|id| id.0))
 }
 
-/// A column that always holds JSON.
+/// Reads a column that always holds JSON.
 pub fn read<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     from_json(row, column)?.ok_or_else(|| corrupt(column, "no value"))
 }
 
-/// A column that always holds an id.
+/// Reads a column that always holds an id.
 pub fn id(row: &Row<'_>, column: usize) -> rusqlite::Result<Uuid> {
     uuid(row, column)?.ok_or_else(|| corrupt(column, "no id"))
 }
 
-/// A column that may hold JSON.
+/// Reads a column that may hold JSON.
 pub fn from_json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
     let Some(text) = text(row, column)? else { return Ok(None) };
     serde_json::from_str(text).map(Some).map_err(|err| unread(column, &err))
@@ -443,7 +443,7 @@ fn raw_json(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Json>> {
 fn optional_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
     let Some(text) = text(row, column)? else { return Ok(None) };
     let value = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
-    T::deserialize(value).map(Some).map_err(|_| corrupt(column, "it is no known word"))
+    T::deserialize(value).map(Some).map_err(|_| corrupt(column, "it is not a known word"))
 }
 
 fn from_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
@@ -455,12 +455,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_that_is_cut_off_is_none() {
+    fn a_truncated_payload_is_not_whole() {
         for whole in ["{}", "{\"a\":1}", " {\"a\":1} \r", "7", "[1]", "\"a\"", "null"] {
             assert!(is_whole(whole.as_bytes()), "{whole}");
         }
-        for cut in ["", " ", "{", "}", "{\"a\":1", "\"a\":1}", "[1", "nul", "\"a"] {
-            assert!(!is_whole(cut.as_bytes()), "{cut}");
+        for truncated in ["", " ", "{", "}", "{\"a\":1", "\"a\":1}", "[1", "nul", "\"a"] {
+            assert!(!is_whole(truncated.as_bytes()), "{truncated}");
         }
     }
 }

@@ -1,33 +1,31 @@
-//! The writing side: facts into rows.
+//! `SqliteStore`: the writing store. It writes a group's facts to the rows.
 
 use greenroom_core::{
-    Compaction, Kinds, Provenance, TaskId, Timestamp, Trust, Write,
-    digest::SCHEMA_VERSION,
-    lock::{Holder, Lease, Lock, Now, Uptime},
+    Fact, Now, TaskId, Timestamp, Trust, Uptime,
+    lock::{Holder, Lease, Lock},
 };
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
-    Failure, clock, cuts, digests, exports, failed,
+    RowsError, clock, compactions,
+    damage::store_error,
+    digests, exports, failed,
     files::Files,
-    flaws::owned,
-    hydrate::{hydrate, missing},
-    locks, permissions,
-    rows::{int, json, key, ms},
-    tasks::{Begun, end_task, insert_task, restate_compaction, retry_task, start_task},
-    upkeep, write_failed,
+    frames, groups, locks, permissions,
+    rows::key,
+    runs, segments,
+    stored_group::{load, missing},
+    tasks::{self, AttemptStart},
+    truncation, upkeep, write_failed,
 };
-use crate::{
-    frames::Block,
-    storage::{
-        ClosedRows, Cut, DigestRows, EndedAt, GROUP_MAX, Granted, GroupNo, Hydration, KeyUse,
-        LockAsk, LockError, SEQ_MAX, Sizes, Store, StoreError, Swept, Writes,
-    },
-    word::word,
+use crate::storage::{
+    DigestRows, EndedAt, GROUP_MAX, GroupCommit, GroupNo, KeyUse, LockError, LockGrant,
+    LockRequest, LogTruncation, SEQ_MAX, SealedDigests, SegmentRecord, Sizes, Store, StoreError,
+    StoredGroup, Swept,
 };
 
-/// The writing side of a SQLite database, the files that it has open, if it looks after them, and
-/// the time as of which keys are stored, if that is not the facts' own.
+/// The writing store of a SQLite database: its connection, the open files if it checks them, and
+/// the time under which keys are stored, unless that is the commit's own.
 #[derive(Debug)]
 pub struct SqliteStore(pub(super) Connection, pub(super) Option<Files>, Option<Timestamp>);
 
@@ -36,7 +34,7 @@ impl SqliteStore {
         Self(conn, files, None)
     }
 
-    /// Stores digests that were made again, if the group is still their owner's.
+    /// Stores rebuilt digests, if the caller still owns the group.
     fn put(
         &mut self,
         put: impl FnOnce(&Connection) -> rusqlite::Result<bool>,
@@ -45,28 +43,28 @@ impl SqliteStore {
             .0
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(write_failed)?;
-        let owned = put(&transaction).map_err(failed("stored digests"))?;
+        let is_owner = put(&transaction).map_err(failed("stored digests"))?;
         transaction.commit().map_err(write_failed)?;
-        if owned { Ok(()) } else { Err(StoreError::Fenced) }
+        if is_owner { Ok(()) } else { Err(StoreError::Fenced) }
     }
 }
 
 impl Store for SqliteStore {
-    fn commit(&mut self, batch: &[Writes]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+    fn commit(&mut self, batch: &[GroupCommit]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let transaction = self
             .0
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(write_failed)?;
-        let stored: Result<Vec<bool>, Failure> =
-            batch.iter().map(|writes| store(&transaction, writes, self.2)).collect();
+        let stored: Result<Vec<bool>, RowsError> =
+            batch.iter().map(|commit| store(&transaction, commit, self.2)).collect();
         let stored = stored?;
         transaction.commit().map_err(write_failed)?;
         let answer = |stored| if stored { Ok(()) } else { Err(StoreError::Fenced) };
         Ok(stored.into_iter().map(answer).collect())
     }
 
-    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<Hydration>, StoreError> {
-        let mut adopt = || -> Result<_, Failure> {
+    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<StoredGroup>, StoreError> {
+        let mut adopt = || -> Result<_, RowsError> {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let epoch: Option<i64> = transaction
                 .query_row(
@@ -79,24 +77,24 @@ impl Store for SqliteStore {
             let Some(epoch) = epoch else { return missing(&transaction, group) };
             locks::forget_group(&transaction, group)?;
             let reopened = locks::reopen_orphan(&transaction, group, now)?;
-            let hydration = hydrate(&transaction, group, epoch as u64)?;
+            let stored = load(&transaction, group, epoch as u64)?;
             transaction.commit()?;
             if let Some((group, segment)) = reopened {
                 log::warn!(group:%, segment; "a closed segment without a successor was reopened");
             }
-            Ok(Some(hydration))
+            Ok(Some(stored))
         };
         let adopted = adopt();
-        adopted.map_err(owned(&self.0, group, "read a group", true))
+        adopted.map_err(store_error(&self.0, group, "read a group", true))
     }
 
-    fn put_closed(
+    fn put_sealed(
         &mut self,
         group: GroupNo,
         epoch: u64,
-        rows: &ClosedRows,
+        rows: &SealedDigests,
     ) -> Result<(), StoreError> {
-        self.put(|conn| digests::put_closed(conn, group, epoch, rows))
+        self.put(|conn| digests::put_sealed(conn, group, epoch, rows))
     }
 
     fn put_digests(
@@ -109,46 +107,12 @@ impl Store for SqliteStore {
     }
 
     fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
-        exports::put(&self.0, name, place).map_err(failed("stored how far tasks were handed on"))
+        exports::put(&self.0, name, place).map_err(failed("stored how far tasks were exported"))
     }
 
     fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
-        let mut delete = || -> Result<_, Failure> {
-            let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let (from, to) = (key(group, 0), key(group + 1, 0));
-            let turns = transaction.execute(
-                "DELETE FROM turns WHERE (ended_at, key) IN \
-                 (SELECT ended_at, key FROM tasks WHERE key >= ? AND key < ?)",
-                [from, to],
-            )?;
-            let ended: i64 = transaction.query_row(
-                "SELECT count(*) FROM tasks WHERE key >= ? AND key < ? \
-                 AND started_at IS NOT NULL AND ended_at IS NOT NULL",
-                [from, to],
-                |row| row.get(0),
-            )?;
-            if turns as i64 != ended {
-                // Some are at another end than their task's. This reads the whole table.
-                let sql = "DELETE FROM turns WHERE key >= ? AND key < ?";
-                transaction.execute(sql, [from, to])?;
-            }
-            transaction.execute(
-                "DELETE FROM idempotency WHERE task IN \
-                 (SELECT id FROM tasks WHERE key >= ? AND key < ?)",
-                [from, to],
-            )?;
-            for table in ["blocks", "tasks", "compactions", "permissions"] {
-                let sql = format!("DELETE FROM {table} WHERE key >= ? AND key < ?");
-                transaction.execute(&sql, [from, to])?;
-            }
-            locks::forget_group(&transaction, group)?;
-            for table in ["runs", "segments", "bases", "heads", "groups"] {
-                transaction.execute(&format!("DELETE FROM {table} WHERE no = ?"), [group])?;
-            }
-            Ok(transaction.commit()?)
-        };
-        let deleted = delete();
-        deleted.map_err(owned(&self.0, group, "deleted a group", true))
+        let deleted = groups::purge(&mut self.0, group);
+        deleted.map_err(store_error(&self.0, group, "deleted a group", true))
     }
 
     fn probe(&mut self) -> Result<(), StoreError> {
@@ -186,26 +150,26 @@ impl Store for SqliteStore {
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
         self.0
             .execute("DELETE FROM idempotency WHERE at < ?", [before.0])
-            .map_err(failed("deleted old keys"))
+            .map_err(failed("deleted expired keys"))
     }
 
-    fn cut(&mut self, cut: &Cut) -> Result<bool, StoreError> {
-        let done = cuts::cut(&mut self.0, cut).map_err(Failure::from);
-        done.map_err(owned(&self.0, cut.group, "cut a log", false))
+    fn truncate_log(&mut self, truncation: &LogTruncation) -> Result<bool, StoreError> {
+        let done = truncation::truncate_log(&mut self.0, truncation).map_err(RowsError::from);
+        done.map_err(store_error(&self.0, truncation.group, "truncated a log", false))
     }
 
     fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
-        let swept = cuts::sweep(&mut self.0, group);
-        swept.map_err(owned(&self.0, group, "deleted old frames", false))
+        let swept = truncation::sweep(&mut self.0, group);
+        swept.map_err(store_error(&self.0, group, "deleted old frames", false))
     }
 
     fn lock_acquire(
         &mut self,
-        ask: &LockAsk,
+        request: &LockRequest,
         now: Now,
         is_dead: &dyn Fn(&Holder) -> bool,
-    ) -> Result<Granted, LockError> {
-        locks::acquire(&mut self.0, ask, now, is_dead)
+    ) -> Result<LockGrant, LockError> {
+        locks::acquire(&mut self.0, request, now, is_dead)
     }
 
     fn lock_refresh(&mut self, lease: &Lease, now: Now) -> Result<Lock, LockError> {
@@ -221,81 +185,78 @@ impl Store for SqliteStore {
     }
 }
 
-/// Stores one group's facts; `false` if they come from an owner that is none any more, or do not
-/// follow what the log ends with.
+/// Stores one group's facts. Returns `false` if they come from an earlier owner, or if the log does
+/// not end where they begin.
 pub fn store(
     conn: &Connection,
-    writes: &Writes,
+    commit: &GroupCommit,
     keys_at: Option<Timestamp>,
-) -> Result<bool, Failure> {
-    let head = &writes.standing.head;
-    if GROUP_MAX < writes.group {
-        return Err(Failure::Exhausted("the database has no number left for another group"));
+) -> Result<bool, RowsError> {
+    let state = &commit.summary.state;
+    if GROUP_MAX < commit.group {
+        return Err(RowsError::Exhausted("the database has no number left for another group"));
     }
-    if SEQ_MAX < head.last_seq.max(head.tasks) {
-        return Err(Failure::Exhausted("the group has no number left for another frame or task"));
+    if SEQ_MAX < state.last_seq.max(state.tasks) {
+        return Err(RowsError::Exhausted("the group has no number left for another frame or task"));
     }
-    if let Some(Write::GroupCreated(settings)) = writes.writes.first() {
-        let id = writes.standing.id.as_str();
-        conn.prepare_cached(
-            "INSERT INTO groups (no, id, settings, created_at) VALUES (?, ?, ?, ?)",
-        )?
-        .execute(params![writes.group, id, json(settings), writes.at.0])?;
-        conn.prepare_cached(
-            "INSERT INTO heads (no, epoch, last_seq, tasks, segment, paused, archived, status, \
-             queue_length) VALUES (?, ?, 0, 0, 0, 0, 0, 'idle', 0)",
-        )?
-        .execute(params![writes.group, int(writes.epoch)])?;
+    if let Some(Fact::GroupCreated(settings)) = commit.facts.first() {
+        groups::insert(conn, commit, settings)?;
     }
-    if !store_head(conn, writes)? {
+    if !groups::store_head(conn, commit, last_seq_before(commit))? {
         return Ok(false);
     }
-    let mut seq = last_seq_before(writes);
-    let mut segment = first_segment(writes);
+    let mut seq = last_seq_before(commit);
+    let mut segment = first_segment(commit);
     let mut accepted = None;
-    for write in &writes.writes {
+    for fact in &commit.facts {
         let first_seq = seq + 1;
-        seq += write.frames();
-        match write {
-            // Kept back: most tasks start in the commit that accepts them, and are one row then.
-            Write::TaskQueued { record, .. } => {
-                insert_task(conn, writes.group, accepted.replace(record), None)?;
+        seq += fact.frames();
+        match fact {
+            // Held back: most tasks start in the commit that accepts them, and are then written
+            // once.
+            Fact::TaskQueued { record, .. } => {
+                tasks::accept(conn, commit.group, accepted.replace(record), None)?;
                 continue;
             }
-            Write::TaskStarted { task, attempt, run } => {
-                let begun =
-                    Begun { at: writes.at, attempt: *attempt, run: *run, segment, first_seq };
-                let fresh = accepted.take_if(|record| record.id == *task);
-                match fresh {
-                    Some(record) => insert_task(conn, writes.group, Some(record), Some(&begun))?,
-                    None => start_task(conn, *task, &begun)?,
+            Fact::TaskStarted { task, attempt, run } => {
+                let start = AttemptStart {
+                    at: commit.at,
+                    attempt: *attempt,
+                    run: *run,
+                    segment,
+                    first_seq,
+                };
+                let accepted_now = accepted.take_if(|record| record.id == *task);
+                match accepted_now {
+                    Some(record) => tasks::accept(conn, commit.group, Some(record), Some(&start))?,
+                    None => tasks::start(conn, *task, &start)?,
                 }
                 continue;
             }
-            Write::SegmentStarted { segment: opened, .. } => segment = *opened,
+            Fact::SegmentStarted { segment: opened, .. } => segment = *opened,
             _ => {}
         }
-        insert_task(conn, writes.group, accepted.take(), None)?;
-        store_fact(conn, writes, write, first_seq)?;
+        tasks::accept(conn, commit.group, accepted.take(), None)?;
+        store_fact(conn, commit, fact, first_seq)?;
     }
-    insert_task(conn, writes.group, accepted, None)?;
-    for block in &writes.blocks {
-        store_block(conn, writes.group, block)?;
+    tasks::accept(conn, commit.group, accepted, None)?;
+    for block in &commit.blocks {
+        frames::insert(conn, commit.group, block)?;
     }
-    if let Some(rows) = &writes.digests {
-        let ended = |task: TaskId| {
-            writes.writes.iter().find_map(|write| match write {
-                Write::TaskEnded { task: own, record, .. } if *own == task => {
-                    Some(key(writes.group, record.ordinal))
+    if let Some(rows) = &commit.digests {
+        let key_of = |task: TaskId| {
+            commit.facts.iter().find_map(|fact| match fact {
+                Fact::TaskEnded { task: ended, record, .. } if *ended == task => {
+                    Some(key(commit.group, record.ordinal))
                 }
                 _ => None,
             })
         };
-        digests::store_closed(conn, &rows.closed, ended)?;
+        digests::store_sealed(conn, &rows.sealed, key_of)?;
     }
-    if let Some(KeyUse { key, body, task }) = &writes.key {
-        let at = keys_at.unwrap_or(writes.at);
-        // One whose task is gone may be used again.
+    if let Some(KeyUse { key, body, task }) = &commit.key {
+        let at = keys_at.unwrap_or(commit.at);
+        // A key whose task was deleted may be reused.
         let stored = conn
             .prepare_cached(
                 "INSERT INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?) \
@@ -311,274 +272,121 @@ pub fn store(
     Ok(true)
 }
 
-/// The last frame before those of the facts. A log that ends elsewhere does not take them: it would
-/// have a gap for ever (I3).
-fn last_seq_before(writes: &Writes) -> u64 {
-    writes.standing.head.last_seq - writes.writes.iter().map(Write::frames).sum::<u64>()
+/// Returns the last frame before those of the commit. A log that ends elsewhere refuses the commit,
+/// as it would have a gap for ever (I3).
+fn last_seq_before(commit: &GroupCommit) -> u64 {
+    commit.summary.state.last_seq - commit.facts.iter().map(Fact::frames).sum::<u64>()
 }
 
-/// The segment that was open before the facts: segments are numbered without a gap.
-fn first_segment(writes: &Writes) -> u32 {
-    let opened = writes.writes.iter().find_map(|write| match write {
-        Write::SegmentStarted { segment, .. } => Some(segment - 1),
+/// Returns the segment that was open before the commit: segments are numbered without a gap.
+fn first_segment(commit: &GroupCommit) -> u32 {
+    let opened = commit.facts.iter().find_map(|fact| match fact {
+        Fact::SegmentStarted { segment, .. } => Some(segment - 1),
         _ => None,
     });
-    opened.unwrap_or(writes.standing.head.segment)
-}
-
-pub fn store_head(conn: &Connection, writes: &Writes) -> rusqlite::Result<bool> {
-    let (standing, digests) = (&writes.standing, writes.digests.as_ref());
-    let head = &standing.head;
-    let changed = conn
-        .prepare_cached(
-            "UPDATE heads SET last_seq = ?, tasks = ?, session = ?, segment = ?, usage = ?, \
-             paused = ?, archived = ?, purging = ?, provenance = ?, compacting = ?, lead_in = ?, \
-             held = ?, interruptions = ?, crashes = ?, launch_due = ?, unspoken = ?, \
-             digest_version = coalesce(?, digest_version), digest = coalesce(?, digest), \
-             run_digest = coalesce(?, run_digest), carry = coalesce(?, carry), \
-             status = ?, blocked_by = ?, queue_length = ?, current_task = ?, current_run = ?, \
-             is_compacting = ? WHERE no = ? AND epoch = ? AND last_seq = ?",
-        )?
-        .execute(params![
-            int(head.last_seq),
-            int(head.tasks),
-            head.session.as_ref().map(|session| &*session.0),
-            head.segment,
-            head.usage.as_ref().map(json),
-            head.paused,
-            head.archived,
-            head.purging,
-            head.provenance.as_ref().map(json),
-            json(&head.compacting),
-            head.lead_in,
-            head.held.as_ref().map(word),
-            head.interruptions,
-            head.crashes,
-            head.launch_due.as_ref().map(json),
-            head.unspoken,
-            digests.map(|_| SCHEMA_VERSION),
-            digests.map(|rows| &rows.group),
-            digests.and_then(|rows| rows.run.as_ref()),
-            digests.map(|rows| &rows.carry),
-            word(&standing.status),
-            standing.blocked_by.as_ref().map(word),
-            int(standing.queue_length),
-            standing.current_task.as_ref().map(|id| id.0.as_bytes()),
-            standing.current_run.as_ref().map(|id| id.0.as_bytes()),
-            standing.is_compacting,
-            writes.group,
-            int(writes.epoch),
-            int(last_seq_before(writes)),
-        ])?;
-    Ok(changed == 1)
+    opened.unwrap_or(commit.summary.state.segment)
 }
 
 fn store_fact(
     conn: &Connection,
-    writes: &Writes,
-    write: &Write,
+    commit: &GroupCommit,
+    fact: &Fact,
     first_seq: u64,
-) -> Result<(), Failure> {
-    let (group, at) = (writes.group, writes.at.0);
-    match write {
-        Write::GroupChanged(settings) => {
-            conn.prepare_cached("UPDATE groups SET settings = ? WHERE no = ?")?
-                .execute(params![json(settings), group])?;
+) -> Result<(), RowsError> {
+    let (group, at) = (commit.group, commit.at);
+    match fact {
+        Fact::GroupChanged(settings) => {
+            groups::change_settings(conn, group, settings)?;
         }
-        Write::TaskClaimed { task } => {
-            conn.prepare_cached("UPDATE tasks SET claimed_at = ? WHERE id = ?")?
-                .execute(params![at, task.0.as_bytes()])?;
+        Fact::TaskClaimed { task } => tasks::claim(conn, *task, at)?,
+        Fact::TaskReleased { task } => tasks::release(conn, *task)?,
+        Fact::CancelRequested { task } => tasks::request_cancel(conn, *task)?,
+        Fact::TurnStarted { task, prompt, strategy: Some(strategy) } => {
+            tasks::change_compaction(conn, *task, prompt, *strategy)?;
         }
-        Write::TaskReleased { task } => {
-            conn.prepare_cached("UPDATE tasks SET claimed_at = NULL WHERE id = ?")?
-                .execute(params![task.0.as_bytes()])?;
+        Fact::TaskRetrying { task, attempt, due, .. } => {
+            tasks::schedule_retry(conn, *task, *attempt, due)?;
         }
-        Write::CancelRequested { task } => {
-            conn.prepare_cached("UPDATE tasks SET cancel_requested = 1 WHERE id = ?")?
-                .execute(params![task.0.as_bytes()])?;
+        Fact::BackoffEnded { task } => tasks::end_backoff(conn, *task)?,
+        Fact::TaskEnded { record, .. } => tasks::end(conn, record)?,
+        Fact::PermissionOpened(permission) => {
+            permissions::open(conn, group, first_seq, at, permission)?;
         }
-        Write::TurnStarted { task, prompt, strategy: Some(strategy) } => {
-            restate_compaction(conn, *task, prompt, *strategy)?;
-        }
-        Write::TaskRetrying { task, attempt, due, .. } => {
-            retry_task(conn, *task, *attempt, due)?;
-        }
-        Write::BackoffEnded { task } => {
-            conn.prepare_cached("UPDATE tasks SET retry_at = NULL WHERE id = ?")?
-                .execute(params![task.0.as_bytes()])?;
-        }
-        Write::TaskEnded { record, .. } => end_task(conn, record)?,
-        Write::PermissionOpened(permission) => {
-            permissions::open(conn, group, first_seq, writes.at, permission)?;
-        }
-        Write::PermissionResolved { permission, state, selected, resolved_by, .. } => {
+        Fact::PermissionResolved { permission, state, selected, resolved_by, .. } => {
             let selected = selected.as_deref();
-            permissions::resolve(conn, *permission, writes.at, *state, selected, resolved_by)?;
+            permissions::resolve(conn, *permission, at, *state, selected, resolved_by)?;
         }
-        Write::RunStarted { run, agent, .. } => {
-            conn.prepare_cached(
-                "INSERT INTO runs (id, no, agent, started_at) VALUES (?, ?, ?, ?)",
-            )?
-            .execute(params![run.0.as_bytes(), group, agent, at])?;
+        Fact::RunStarted { run, agent, .. } => {
+            runs::start(conn, group, *run, agent, at)?;
         }
-        Write::RunReady { run, pid, session, continuity, provenance } => {
-            conn.prepare_cached(
-                "UPDATE runs SET pid = ?, session = ?, continuity = ?, ready_at = ? WHERE id = ?",
-            )?
-            .execute(params![
-                pid,
-                &*session.0,
-                word(continuity),
-                at,
-                run.0.as_bytes()
-            ])?;
+        Fact::RunReady { run, pid, session, continuity, provenance } => {
+            runs::set_ready(conn, *run, *pid, session, *continuity, at)?;
             if let Some(provenance) = provenance {
-                note_provenance(conn, group, provenance)?;
+                segments::set_provenance(conn, group, provenance)?;
             }
         }
-        Write::RunExited { run, exit } => {
-            conn.prepare_cached(
-                "UPDATE runs SET ended_at = ?, pid = coalesce(?, pid), code = ?, signal = ?, \
-                 reason = ?, detail = ?, stderr_tail = ?, stderr_dropped = ? WHERE id = ?",
-            )?
-            .execute(params![
-                at,
-                exit.pid,
-                exit.code,
-                exit.signal,
-                word(&exit.reason),
-                exit.detail,
-                exit.stderr_tail,
-                int(exit.stderr_dropped),
-                run.0.as_bytes()
-            ])?;
+        Fact::RunExited { run, exit } => runs::end(conn, *run, exit, at)?,
+        Fact::SegmentEnded { segment, end_reason } => {
+            segments::close(conn, group, *segment, *end_reason, (first_seq, at))?;
         }
-        Write::SegmentEnded { segment, end_reason } => {
-            conn.prepare_cached(
-                "UPDATE segments SET closed_seq = ?, closed_at = ?, end_reason = ? \
-                 WHERE no = ? AND segment = ?",
-            )?
-            .execute(params![int(first_seq), at, word(end_reason), group, segment])?;
-        }
-        Write::SegmentStarted { segment, parent, session, provenance } => {
-            conn.prepare_cached(
-                "INSERT INTO segments (no, segment, parent, session, provenance, opened_seq, \
-                 opened_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            )?
-            .execute(params![
-                group,
-                segment,
-                parent,
-                &*session.0,
-                provenance.as_ref().map(json),
-                int(first_seq),
-                at
-            ])?;
-        }
-        Write::ProvenanceNoted { provenance } => note_provenance(conn, group, provenance)?,
-        Write::LockReleased { key, holder, token, fences } => {
-            let held = match locks::release_published(conn, &key.0, holder, *token) {
-                // It is gone with all others (SEEDS HL-8).
-                Err(err) if locks::is_absent(&err) => true,
-                held => held?,
+        Fact::SegmentStarted { segment, parent, session, provenance } => {
+            let record = SegmentRecord {
+                segment: *segment,
+                parent: *parent,
+                session: session.clone(),
+                provenance: provenance.clone(),
+                opened: (first_seq, at),
+                closed: None,
             };
-            if *fences && !held {
-                return Err(Failure::LeaseLost);
+            segments::insert(conn, group, &record)?;
+        }
+        Fact::ProvenanceNoted { provenance } => {
+            segments::set_provenance(conn, group, provenance)?;
+        }
+        Fact::LockReleased { key, holder, token, fences } => {
+            let released = match locks::release_published(conn, &key.0, holder, *token) {
+                // The whole table is absent (HL-8).
+                Err(err) if locks::is_absent(&err) => true,
+                released => released?,
+            };
+            if *fences && !released {
+                return Err(RowsError::LeaseLost);
             }
         }
-        Write::CompactionStarted(compaction)
-        | Write::CompactionUpdated(compaction)
-        | Write::CompactionEnded(compaction) => {
-            store_compaction(conn, key(group, first_seq), compaction)?;
+        Fact::CompactionStarted(compaction)
+        | Fact::CompactionUpdated(compaction)
+        | Fact::CompactionEnded(compaction) => {
+            compactions::store(conn, key(group, first_seq), compaction)?;
         }
-        // Stored with what comes behind them; see `store`.
-        Write::TaskQueued { .. } | Write::TaskStarted { .. } => {}
-        Write::GroupCreated(_)
-        | Write::GroupArchived {}
-        | Write::PurgeOrdered {}
-        | Write::GroupPaused {}
-        | Write::GroupResumed {}
-        | Write::GroupHeld { .. }
-        | Write::AgentDegraded { .. }
-        | Write::LaunchAllowed {}
-        | Write::TurnStarted { strategy: None, .. }
-        | Write::CancelSent { .. }
-        | Write::CompactionRests { .. }
-        | Write::PromptSent { .. }
-        | Write::Said(_)
-        | Write::AgentOutputRejected { .. }
-        | Write::RequestRefused { .. }
-        | Write::TurnCut { .. }
-        | Write::TurnSettled { .. }
-        | Write::RunStopping { .. }
-        | Write::SummaryGiven { .. }
-        | Write::LockAsked { .. }
-        | Write::LockRefused { .. }
-        | Write::LockTaken { .. }
-        | Write::LockBypassed { .. }
-        | Write::LockLost { .. }
-        | Write::AgentWedged { .. }
-        | Write::StderrMatched { .. }
-        | Write::ContextLost { .. } => {}
+        // Stored by `store`.
+        Fact::TaskQueued { .. } | Fact::TaskStarted { .. } => {}
+        Fact::GroupCreated(_)
+        | Fact::GroupArchived {}
+        | Fact::PurgeOrdered {}
+        | Fact::GroupPaused {}
+        | Fact::GroupResumed {}
+        | Fact::GroupHeld { .. }
+        | Fact::AgentDegraded { .. }
+        | Fact::LaunchAllowed {}
+        | Fact::TurnStarted { strategy: None, .. }
+        | Fact::CancelSent { .. }
+        | Fact::CompactionRests { .. }
+        | Fact::PromptSent { .. }
+        | Fact::AgentOutput(_)
+        | Fact::AgentOutputRejected { .. }
+        | Fact::RequestRefused { .. }
+        | Fact::TurnCut { .. }
+        | Fact::TurnSettled { .. }
+        | Fact::RunStopping { .. }
+        | Fact::SummaryGiven { .. }
+        | Fact::LockAsked { .. }
+        | Fact::LockRefused { .. }
+        | Fact::LockTaken { .. }
+        | Fact::LockBypassed { .. }
+        | Fact::LockLost { .. }
+        | Fact::AgentWedged { .. }
+        | Fact::StderrMatched { .. }
+        | Fact::ContextLost { .. } => {}
     }
-    Ok(())
-}
-
-/// Stores which of hermes' sessions is in force in the open segment.
-fn note_provenance(
-    conn: &Connection,
-    group: GroupNo,
-    provenance: &Provenance,
-) -> rusqlite::Result<()> {
-    conn.prepare_cached("UPDATE segments SET provenance = ? WHERE no = ? AND closed_seq IS NULL")?
-        .execute(params![json(provenance), group])?;
-    Ok(())
-}
-
-/// Stores what is known of a compaction; the row keeps the place of its first frame.
-pub fn store_compaction(
-    conn: &Connection,
-    key: i64,
-    compaction: &Compaction,
-) -> rusqlite::Result<()> {
-    conn.prepare_cached(
-        "INSERT INTO compactions (key, id, status, started_at, ended_at, record) \
-         VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET status = excluded.status, \
-         ended_at = excluded.ended_at, record = excluded.record",
-    )?
-    .execute(params![
-        key,
-        compaction.id.0.as_bytes(),
-        word(&compaction.status),
-        compaction.started_at.0,
-        ms(compaction.ended_at),
-        json(compaction)
-    ])?;
-    Ok(())
-}
-
-fn store_block(conn: &Connection, group: GroupNo, block: &Block) -> rusqlite::Result<()> {
-    let joined;
-    let kinds: &str = match &block.kinds {
-        Kinds::All(kind) => kind,
-        Kinds::Each(kinds) => {
-            joined = kinds.join("\n");
-            &joined
-        }
-    };
-    conn.prepare_cached(
-        "INSERT INTO blocks (key, count, at, segment, run, task, kinds, text) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-    )?
-    .execute(params![
-        key(group, block.first_seq),
-        int(block.count),
-        block.at.0,
-        block.segment,
-        block.run.as_ref().map(|id| id.0.as_bytes()),
-        block.task.as_ref().map(|id| id.0.as_bytes()),
-        kinds,
-        &*block.text,
-    ])?;
     Ok(())
 }

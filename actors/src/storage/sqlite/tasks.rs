@@ -1,13 +1,13 @@
-//! The rows of tasks: accepted, begun, made again, ended.
+//! The rows of tasks: how they are written.
 
-use greenroom_core::{Due, Json, RunId, Strategy, Task, TaskId, Timestamp, Work};
+use greenroom_core::{Deadline, Json, RunId, Strategy, Task, TaskId, Timestamp, Work};
 use rusqlite::{Connection, params};
 
 use super::rows::{int, json, key, ms};
-use crate::{storage::GroupNo, word::word};
+use crate::{storage::GroupNo, wire_name::wire_name};
 
-/// A task's attempt as it begins.
-pub struct Begun {
+/// A task's attempt at its start.
+pub struct AttemptStart {
     pub at: Timestamp,
     pub attempt: u32,
     pub run: RunId,
@@ -15,33 +15,62 @@ pub struct Begun {
     pub first_seq: u64,
 }
 
-pub fn start_task(conn: &Connection, task: TaskId, begun: &Begun) -> rusqlite::Result<()> {
+/// Stores that a task has claimed its group's slot.
+pub fn claim(conn: &Connection, task: TaskId, at: Timestamp) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE tasks SET claimed_at = ? WHERE id = ?")?
+        .execute(params![at.0, task.0.as_bytes()])?;
+    Ok(())
+}
+
+/// Stores that a task has released its group's slot.
+pub fn release(conn: &Connection, task: TaskId) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE tasks SET claimed_at = NULL WHERE id = ?")?
+        .execute(params![task.0.as_bytes()])?;
+    Ok(())
+}
+
+/// Stores that the caller has requested the task's cancellation.
+pub fn request_cancel(conn: &Connection, task: TaskId) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE tasks SET cancel_requested = 1 WHERE id = ?")?
+        .execute(params![task.0.as_bytes()])?;
+    Ok(())
+}
+
+/// Stores that a task's backoff has ended.
+pub fn end_backoff(conn: &Connection, task: TaskId) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE tasks SET retry_at = NULL WHERE id = ?")?
+        .execute(params![task.0.as_bytes()])?;
+    Ok(())
+}
+
+/// Stores that a task's attempt has started.
+pub fn start(conn: &Connection, task: TaskId, start: &AttemptStart) -> rusqlite::Result<()> {
     conn.prepare_cached(
         "UPDATE tasks SET state = 'running', claimed_at = coalesce(claimed_at, ?1), \
          started_at = ?1, attempt = ?2, run = ?3, segment = ?4, seq_first = ?5 WHERE id = ?6",
     )?
     .execute(params![
-        begun.at.0,
-        begun.attempt,
-        begun.run.0.as_bytes(),
-        begun.segment,
-        int(begun.first_seq),
+        start.at.0,
+        start.attempt,
+        start.run.0.as_bytes(),
+        start.segment,
+        int(start.first_seq),
         task.0.as_bytes()
     ])?;
     Ok(())
 }
 
-/// Stores a task that was accepted, if there is one, and its attempt if it began at once.
-pub fn insert_task(
+/// Inserts an accepted task, if there is one, with its attempt if that started in the same commit.
+pub fn accept(
     conn: &Connection,
     group: GroupNo,
     task: Option<&Task>,
-    begun: Option<&Begun>,
+    start: Option<&AttemptStart>,
 ) -> rusqlite::Result<()> {
     let Some(task) = task else { return Ok(()) };
     let (focus, strategy) = match &task.work {
         Work::Turn { .. } => (None, None),
-        Work::Compaction { focus, strategy, .. } => (focus.as_deref(), Some(word(strategy))),
+        Work::Compaction { focus, strategy, .. } => (focus.as_deref(), Some(wire_name(strategy))),
     };
     conn.prepare_cached(
         "INSERT INTO tasks (key, id, kind, origin, prompt, focus, metadata, deadline_ms, \
@@ -52,19 +81,19 @@ pub fn insert_task(
     .execute(params![
         key(group, task.ordinal),
         task.id.0.as_bytes(),
-        word(&task.kind()),
-        word(&task.origin),
+        wire_name(&task.kind()),
+        wire_name(&task.origin),
         task.prompt().as_str(),
         focus,
         task.metadata.as_ref().map(|json| json.as_str()),
         task.deadline_ms.map(int),
         task.created_at.0,
-        if begun.is_some() { "running" } else { "queued" },
-        begun.map(|begun| begun.at.0),
-        begun.map_or(0, |begun| begun.attempt),
-        begun.map(|begun| begun.run.0.into_bytes()),
-        begun.map(|begun| begun.segment),
-        begun.map(|begun| int(begun.first_seq)),
+        if start.is_some() { "running" } else { "queued" },
+        start.map(|start| start.at.0),
+        start.map_or(0, |start| start.attempt),
+        start.map(|start| start.run.0.into_bytes()),
+        start.map(|start| start.segment),
+        start.map(|start| int(start.first_seq)),
         strategy,
         task.expires.as_ref().map(json),
         task.retry_of.as_ref().map(|id| id.0.as_bytes()),
@@ -72,24 +101,24 @@ pub fn insert_task(
     Ok(())
 }
 
-/// A compaction is done otherwise than it was accepted.
-pub fn restate_compaction(
+/// Stores that a compaction runs with another prompt and strategy than it was accepted with.
+pub fn change_compaction(
     conn: &Connection,
     task: TaskId,
     prompt: &Json,
     strategy: Strategy,
 ) -> rusqlite::Result<()> {
     conn.prepare_cached("UPDATE tasks SET prompt = ?, strategy = ? WHERE id = ?")?
-        .execute(params![prompt.as_str(), word(&strategy), task.0.as_bytes()])?;
+        .execute(params![prompt.as_str(), wire_name(&strategy), task.0.as_bytes()])?;
     Ok(())
 }
 
-/// The attempt came to nothing; the task waits for the next one.
-pub fn retry_task(
+/// Stores that an attempt failed without output, and when the task is retried.
+pub fn schedule_retry(
     conn: &Connection,
     task: TaskId,
     attempt: u32,
-    due: &Due,
+    due: &Deadline,
 ) -> rusqlite::Result<()> {
     conn.prepare_cached(
         "UPDATE tasks SET state = 'retrying', attempt = ?, claimed_at = NULL, retry_at = ? \
@@ -99,8 +128,8 @@ pub fn retry_task(
     Ok(())
 }
 
-/// Compare and set: a terminal state is never written over (I9).
-pub fn end_task(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
+/// Stores a task's end by compare and set: a terminal state is never overwritten (I9).
+pub fn end(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
     let ending = &task.ending;
     let changed = conn
         .prepare_cached(
@@ -109,10 +138,10 @@ pub fn end_task(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
              attempt = ?, retry_at = ? WHERE id = ? AND state IN ('queued', 'retrying', 'running')",
         )?
         .execute(params![
-            word(&task.state),
+            wire_name(&task.state),
             ms(task.ended_at),
             task.seq_last.map(int),
-            ending.stop_reason.as_ref().map(word),
+            ending.stop_reason.as_ref().map(wire_name),
             ending.error.as_ref().map(json),
             ending.interrupted.as_ref().map(json),
             ending.text,

@@ -1,41 +1,39 @@
-//! What the writer does beside writing: it tries whether that works, looks after the files, and
-//! gives free pages back.
+//! The writer's upkeep: tests the database, checks its files, gives free pages back.
 
 use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::{
-    BUSY, broken,
+    BUSY,
     checkpoint::{Log, Mode, checkpoint},
-    failed,
+    database_error, failed,
     files::Files,
 };
 use crate::storage::{Fault, Sizes, StoreError, chain};
 
-/// Undoes what a probe made.
+/// Deletes what a probe created.
 pub const FORGET_TRIAL: &str = "DROP TABLE IF EXISTS trial";
-/// A probe takes some pages that were not there before: a page of an old one may be had for nothing
-/// on a full disk.
+/// A probe allocates pages: a page that is free already could be written even on a full disk.
 const TRIAL: &str = "INSERT INTO trial (bytes) VALUES (zeroblob(65536))";
 const TRIAL_TABLE: &str = "CREATE TABLE trial (bytes BLOB NOT NULL) STRICT";
-/// Pages of the write-ahead log, 256 MiB, from which the writer moves them itself: commits wait,
-/// and the log grows no further.
+/// The pages of the write-ahead log, 256 MiB, from which the writer moves them itself. Commits wait
+/// meanwhile, and the log stops growing.
 const LOG_PAGES_MAX: u64 = 65_536;
-/// SQLite's own size of a page.
+/// SQLite's default size of a page.
 const PAGE_BYTES: u64 = 4096;
-/// Free pages, 1 MiB, that are kept for what is written next.
+/// Free pages, 1 MiB, that are kept for the next writes.
 const FREE_PAGES_KEPT: u32 = 256;
-/// Free pages that are given back at a time: some milliseconds.
+/// Free pages that are given back at a time, which takes a few milliseconds.
 const SHRINK_PAGES: u32 = 256;
 
 /// See [`crate::storage::Store::probe`].
 pub fn probe(conn: &mut Connection) -> Result<(), StoreError> {
-    let tried = failed("was tried");
-    conn.busy_timeout(Duration::ZERO).map_err(&tried)?;
+    let tested = failed("was tested");
+    conn.busy_timeout(Duration::ZERO).map_err(&tested)?;
     let wrote = write(conn);
-    conn.busy_timeout(BUSY).map_err(&tried)?;
-    wrote.map_err(tried)
+    conn.busy_timeout(BUSY).map_err(&tested)?;
+    wrote.map_err(tested)
 }
 
 fn write(conn: &mut Connection) -> rusqlite::Result<()> {
@@ -52,13 +50,13 @@ fn write(conn: &mut Connection) -> rusqlite::Result<()> {
 pub fn check(conn: &Connection, files: &Files) -> Result<Sizes, StoreError> {
     let sizes = files.check().map_err(|changed| {
         let saved = if rescue(conn, files) {
-            "; all that was committed is in the database, so a restart is enough"
+            "; all commits are in the database, so a restart is enough"
         } else {
             ""
         };
-        // A file that cannot be looked at may be the same all the while.
-        let fault = if changed.is_hidden() { Fault::Io } else { Fault::Replaced };
-        broken("looked at its files", fault, format!("{}{saved}", chain(&changed)))
+        // A file that cannot be inspected may still be the same.
+        let fault = if changed.may_be_same() { Fault::Io } else { Fault::Replaced };
+        database_error("checked its files", fault, format!("{}{saved}", chain(&changed)))
     })?;
     if LOG_PAGES_MAX * PAGE_BYTES <= sizes.log {
         let Log { pages, moved, .. } = checkpoint(conn, Mode::Noop)?;
@@ -69,8 +67,8 @@ pub fn check(conn: &Connection, files: &Files) -> Result<Sizes, StoreError> {
     Ok(sizes)
 }
 
-/// If only the log's name is gone, all that was committed can still be had: it is moved into the
-/// database, which has its name.
+/// If only the log was removed, moves all commits from the open log into the database. Returns
+/// whether all were moved.
 fn rescue(conn: &Connection, files: &Files) -> bool {
     files.only_log_removed() && checkpoint(conn, Mode::Full).is_ok_and(Log::is_done)
 }
@@ -83,7 +81,7 @@ pub fn shrink(conn: &Connection) -> Result<bool, StoreError> {
             return Ok(false);
         }
         let pages = SHRINK_PAGES.min(free - FREE_PAGES_KEPT);
-        // A row for each page, and nothing happens before it is asked for.
+        // SQLite frees a page for each row that is read.
         let mut step = conn.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
         let mut rows = step.query([])?;
         while rows.next()?.is_some() {}

@@ -1,10 +1,10 @@
-//! Whether a write-ahead log was damaged after it was written.
+//! Detects a write-ahead log that was damaged after it was written.
 //!
-//! SQLite reads its log up to the first frame whose checksum is wrong, and says nothing: that is
-//! how a commit that a power cut tore apart is left out. If a byte changes further up, all commits
-//! behind it, synced and acknowledged, are left out as silently, and overwritten by the next. The
-//! two can be told apart: each commit is synced before the next is written, so that behind a torn
-//! one there is at most its own end, and never that of another.
+//! SQLite reads its log up to the first frame with a wrong checksum, without an error: that is how
+//! it ignores a commit that a power failure interrupted. If a byte changes in an earlier commit,
+//! SQLite also ignores all commits after it, though they were synced and acknowledged, and the next
+//! commit overwrites them. The two cases differ: each commit is synced before the next is written,
+//! so after a torn commit there is at most its own end, and never the end of another one.
 //! The format is that of <https://sqlite.org/fileformat2.html#walformat>.
 
 use std::{
@@ -18,8 +18,8 @@ const FRAME_HEADER_BYTES: usize = 24;
 /// The last bit says in which byte order checksums are computed.
 const MAGIC: u32 = 0x377f_0682;
 
-/// Where the log at `path` was damaged, in bytes from its beginning; `None` if it is whole, torn at
-/// its end only, or not there. Nobody may write to it meanwhile.
+/// Returns where the log at `path` was damaged, in bytes from its beginning; `None` if it is whole,
+/// torn only in its last commit, or does not exist. No process may write to it meanwhile.
 ///
 /// # Errors
 ///
@@ -34,8 +34,8 @@ pub fn damage(path: &Path) -> io::Result<Option<u64>> {
     if !fill(&mut log, &mut header)? {
         return Ok(None);
     }
-    let magic = word(&header, 0);
-    let page_bytes = word(&header, 8) as usize;
+    let magic = big_endian_u32(&header, 0);
+    let page_bytes = big_endian_u32(&header, 8) as usize;
     if magic & !1 != MAGIC || !page_bytes.is_power_of_two() || !(512..=65_536).contains(&page_bytes)
     {
         return Ok(None);
@@ -47,25 +47,25 @@ pub fn damage(path: &Path) -> io::Result<Option<u64>> {
     let mut frame = vec![0; FRAME_HEADER_BYTES + page_bytes];
     let (mut at, mut broken_at, mut ends) = (HEADER_BYTES as u64, 0, 0);
     while fill(&mut log, &mut frame)? {
-        let own = frame[8..16] == *salts;
+        let is_current = frame[8..16] == *salts;
         if whole {
             sum.add(&frame[..8]);
             sum.add(&frame[FRAME_HEADER_BYTES..]);
-            whole = own && sum.is(&frame[16..FRAME_HEADER_BYTES]);
+            whole = is_current && sum.is(&frame[16..FRAME_HEADER_BYTES]);
         }
         if !whole {
             if broken_at == 0 {
                 broken_at = at;
             }
-            let ends_commit = word(&frame, 4) != 0;
-            ends += u32::from(own && ends_commit);
+            let ends_commit = big_endian_u32(&frame, 4) != 0;
+            ends += u32::from(is_current && ends_commit);
         }
         at += frame.len() as u64;
     }
     Ok((ends > 1).then_some(broken_at))
 }
 
-/// Reads exactly so much; false if less is left.
+/// Fills `bytes`; returns false if less is left.
 fn fill(log: &mut impl Read, bytes: &mut [u8]) -> io::Result<bool> {
     match log.read_exact(bytes) {
         Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
@@ -73,7 +73,7 @@ fn fill(log: &mut impl Read, bytes: &mut [u8]) -> io::Result<bool> {
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+fn big_endian_u32(bytes: &[u8], at: usize) -> u32 {
     bytes[at..].first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
@@ -96,6 +96,6 @@ impl Checksum {
     }
 
     fn is(&self, stored: &[u8]) -> bool {
-        (word(stored, 0), word(stored, 4)) == self.of
+        (big_endian_u32(stored, 0), big_endian_u32(stored, 4)) == self.of
     }
 }

@@ -1,4 +1,4 @@
-//! What reading a digest costs, counted by SQLite itself.
+//! Tests of the cost of reading a digest, as SQLite itself counts it.
 #![allow(clippy::unwrap_used)]
 
 use rusqlite::StatementStatus;
@@ -11,7 +11,8 @@ const RUN: RunId = RunId(Uuid::from_u128(1));
 const LIVE: RunId = RunId(Uuid::from_u128(2));
 const LENGTHS: [i64; 3] = [10, 1_000, 100_000];
 
-/// A database with a group whose log is so long, one run over and one alive; and some neighbours.
+/// A database with a group that has this many frames, one ended and one living run; and some other
+/// groups.
 fn database(frames: i64) -> (tempfile::TempDir, Connection) {
     let dir = tempfile::tempdir().unwrap();
     let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
@@ -52,25 +53,25 @@ fn digests(watermark_seq: u64) -> DigestRows {
         let (agent, digest) = ("one".into(), digest.clone());
         json(&RunDigest { schema_version: SCHEMA_VERSION, run, agent, digest })
     };
-    let closed = ClosedRows { runs: [(RUN, of_run(RUN))].into(), ..ClosedRows::default() };
+    let sealed = SealedDigests { runs: [(RUN, of_run(RUN))].into(), ..SealedDigests::default() };
     let (group, run) = (json(&digest), Some(of_run(LIVE)));
-    DigestRows { group, run, carry: "{}".into(), closed }
+    DigestRows { group, run, open: "{}".into(), sealed }
 }
 
 fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap()
 }
 
-/// How often a statement ran, in how many steps of SQLite's, and how many it took of a walk over
-/// all rows; then it is forgotten.
+/// Returns how often a statement ran, its steps in SQLite, and its steps of a full scan; then
+/// resets the counters.
 fn cost(conn: &Connection, sql: &str) -> [i32; 3] {
     let statement = conn.prepare_cached(sql).unwrap();
     [StatementStatus::Run, StatementStatus::VmStep, StatementStatus::FullscanStep]
         .map(|counter| statement.reset_status(counter))
 }
 
-/// SEEDS TD-2, TD-11, I6: a digest is one row, found by its key, however long the log is: also on
-/// the first read of a new connection, as after a crash.
+/// TD-2, TD-11, I6: a digest is one row, found by its key, however long the log is; also on the
+/// first read of a new connection, as after a crash.
 #[test]
 fn a_digest_is_one_row() {
     let mut costs = Vec::new();
@@ -82,7 +83,7 @@ fn a_digest_is_one_row() {
         let sealed = run_digest(&conn, RUN).unwrap().unwrap();
         assert_eq!((sealed.group, sealed.digest.unwrap().run), (7, RUN));
         let run = cost(&conn, OF_RUN);
-        assert_eq!(cost(&conn, OF_LAST_RUN)[0], 0, "one that is over is a row of its own");
+        assert_eq!(cost(&conn, OF_LAST_RUN)[0], 0, "an ended run has a row of its own");
         let live = run_digest(&conn, LIVE).unwrap().unwrap().digest.unwrap();
         assert_eq!(live.run, LIVE);
         costs.push([group, run, cost(&conn, OF_RUN), cost(&conn, OF_LAST_RUN)]);
@@ -90,12 +91,12 @@ fn a_digest_is_one_row() {
     let [runs, steps, scanned] = [0, 1, 2].map(|of| costs[0].map(|cost| cost[of]));
     assert_eq!((runs, scanned), ([1; 4], [0; 4]));
     assert!(steps.iter().all(|steps| *steps < 30), "{steps:?}");
-    assert!(costs.iter().all(|own| *own == costs[0]), "{costs:?}");
+    assert!(costs.iter().all(|cost| *cost == costs[0]), "{costs:?}");
 }
 
-/// The counters above count: a walk over the log costs what it is long.
+/// The counters work: a scan of the log costs as many steps as it has frames.
 #[test]
-fn a_walk_over_the_log_would_be_seen() {
+fn a_scan_of_the_log_is_counted() {
     let sql = "SELECT sum(count) FROM blocks WHERE segment = 1";
     let walks = LENGTHS.map(|frames| {
         let (_dir, conn) = database(frames);
@@ -108,7 +109,7 @@ fn a_walk_over_the_log_would_be_seen() {
 
 /// Each read searches one table, by a key.
 #[test]
-fn no_read_goes_to_the_log() {
+fn no_read_of_a_digest_reads_the_log() {
     let (_dir, conn) = database(10);
     for (sql, plan) in [
         (OF_GROUP, "SEARCH heads USING INTEGER PRIMARY KEY (rowid=?)"),

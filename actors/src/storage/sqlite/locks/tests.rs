@@ -1,5 +1,6 @@
-//! Two parties compact one session at once, as threads and as processes; and what a database
-//! without locks, or one that fails, answers.
+//! Tests of the lock: two parties, as threads or processes, compact one session at once.
+//!
+//! Also the answers of a database without the table of locks, and of one that fails.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use greenroom_core::{EndReason, Group, Head, SessionId, Settings, Status, Write};
+use greenroom_core::{EndReason, Fact, Group, GroupState, SessionId, Settings, Status};
 use rusqlite::OpenFlags;
 use tempfile::TempDir;
 
@@ -19,27 +20,27 @@ use super::*;
 use crate::{
     clock,
     storage::{
-        Archive as _, Standing, Store as _, StoreError, Writes, holder,
-        sqlite::{Database, SqliteArchive, SqliteStore, connect},
+        GroupCommit, GroupSummary, ReadStore as _, Store as _, StoreError, holder,
+        sqlite::{Database, SqliteReadStore, SqliteStore, connect},
     },
 };
 
-/// How long a party's compactor takes: long enough for both to be at it.
+/// How long a party's compaction takes: long enough for both to overlap.
 const OVERLAP: Duration = Duration::from_millis(250);
 /// The session that both parties compact.
 const PARENT: &str = "parent";
 const LONG: Duration = Duration::from_secs(20);
 
-/// What keeps a session from being forked.
+/// What prevents that a session forks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Guard {
     Lock,
-    /// The lock is switched off, as by a peer that knows none.
+    /// Without the lock, as a peer that does not use it.
     IndexAlone,
     Nothing,
 }
 
-/// What a party came to.
+/// The result of a party.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
     Moved,
@@ -58,21 +59,21 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
         let session = SessionId(PARENT.into());
-        let opened = Write::SegmentStarted {
+        let opened = Fact::SegmentStarted {
             segment: 1,
             parent: None,
             session: session.clone(),
             provenance: None,
         };
         let settings = Settings { agent: "agent".into(), ..Settings::default() };
-        let mut head = Group::new(settings.clone()).head().clone();
-        (head.last_seq, head.segment, head.session) = (2, 1, Some(session));
-        let writes = facts(head, vec![Write::GroupCreated(settings), opened]);
-        let answers = database.store().unwrap().commit(&[writes]).unwrap();
+        let mut state = Group::new(settings.clone()).state().clone();
+        (state.last_seq, state.segment, state.session) = (2, 1, Some(session));
+        let facts = facts(state, vec![Fact::GroupCreated(settings), opened]);
+        let answers = database.store().unwrap().commit(&[facts]).unwrap();
         assert!(answers.iter().all(Result::is_ok), "{answers:?}");
         let conn = connect(database.path(), OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
         if guard != Guard::Lock {
-            // The other unique index that stands in the way of a fork, as both children are open.
+            // The other unique index that prevents a fork, as both children are open.
             conn.execute("DROP INDEX segments_one_open", []).unwrap();
         }
         if guard == Guard::Nothing {
@@ -91,22 +92,22 @@ impl World {
         conn.query_row(sql, [], |row| row.get(0)).unwrap()
     }
 
-    /// Nobody holds the lock, and the parent is closed by its one child.
+    /// Checks that the lock is free, and that the parent is closed and has one child.
     #[track_caller]
     fn assert_rotated_once(&self) {
         assert_eq!(self.children(), 1);
-        let archive = self.database.opener().archive().unwrap();
-        assert_eq!(archive.lock(&key()).unwrap(), None, "the lock is free afterwards");
-        let segments = archive.segments(1, 0, 10).unwrap();
+        let read_store = self.database.opener().read_store().unwrap();
+        assert_eq!(read_store.lock(&key()).unwrap(), None, "the lock is free afterwards");
+        let segments = read_store.segments(1, 0, 10).unwrap();
         let open: Vec<bool> = segments.iter().map(|segment| segment.closed.is_none()).collect();
         assert_eq!(open, [false, true]);
     }
 }
 
-fn facts(head: Head, writes: Vec<Write>) -> Writes {
-    let standing = Standing {
+fn facts(state: GroupState, facts: Vec<Fact>) -> GroupCommit {
+    let summary = GroupSummary {
         id: "work".parse().unwrap(),
-        head,
+        state,
         status: Status::Idle,
         blocked_by: None,
         queue_length: 0,
@@ -115,12 +116,12 @@ fn facts(head: Head, writes: Vec<Write>) -> Writes {
         is_compacting: false,
     };
     let at = Timestamp(1);
-    Writes {
+    GroupCommit {
         group: 1,
         epoch: 1,
         at,
-        standing,
-        writes,
+        summary,
+        facts,
         blocks: Vec::new(),
         digests: None,
         key: None,
@@ -131,18 +132,18 @@ fn key() -> LockKey {
     PARENT.parse().unwrap()
 }
 
-fn ask(ttl_ms: u64) -> LockAsk {
+fn ask(ttl_ms: u64) -> LockRequest {
     let ttl = Ttl::from_ms(ttl_ms).unwrap();
-    LockAsk { key: key(), holder: holder::fresh(), ttl, group: Some(1) }
+    LockRequest { key: key(), holder: holder::fresh(), ttl, group: Some(1) }
 }
 
-/// One party, which finds the session live and compacts it: `started` is told first.
+/// Runs one party, which finds the session open and compacts it. It calls `started` first.
 fn party(path: &Path, guard: Guard, started: impl FnOnce()) -> Outcome {
     let open = |access| connect(path, access).unwrap();
-    let archive = SqliteArchive::new(open(OpenFlags::SQLITE_OPEN_READ_ONLY));
+    let read_store = SqliteReadStore::new(open(OpenFlags::SQLITE_OPEN_READ_ONLY));
     let mut store = SqliteStore::new(open(OpenFlags::SQLITE_OPEN_READ_WRITE), None);
-    let standing = archive.group(1).unwrap().unwrap();
-    assert_eq!(standing.head.segment, 1);
+    let summary = read_store.group(1).unwrap().unwrap();
+    assert_eq!(summary.state.segment, 1);
     started();
     if guard != Guard::Lock {
         thread::sleep(OVERLAP);
@@ -150,41 +151,40 @@ fn party(path: &Path, guard: Guard, started: impl FnOnce()) -> Outcome {
     }
     let lease = match store.lock_acquire(&ask(60_000), clock::moment(), &holder::is_dead) {
         Ok(granted) => granted.lock.lease,
-        Err(LockError::Held { .. }) => return Outcome::Skipped,
+        Err(LockError::Conflict { .. }) => return Outcome::Skipped,
         Err(err) => panic!("{err:?}"),
     };
-    // HL-10: it may be compacted by now, if this party was slow to ask.
-    let head = archive.group(1).unwrap().unwrap().head;
-    if head.segment != 1 {
+    // HL-10: the other party may have compacted it already.
+    let state = read_store.group(1).unwrap().unwrap().state;
+    if state.segment != 1 {
         assert!(store.lock_release(&lease).unwrap());
         return Outcome::Skipped;
     }
     thread::sleep(OVERLAP);
     let rotated = vec![
-        Write::SegmentEnded { segment: 1, end_reason: EndReason::Compaction },
-        Write::SegmentStarted {
+        Fact::SegmentEnded { segment: 1, end_reason: EndReason::Compaction },
+        Fact::SegmentStarted {
             segment: 2,
             parent: Some(1),
             session: SessionId("child".into()),
             provenance: None,
         },
-        Write::LockReleased {
+        Fact::LockReleased {
             key: SessionId(lease.key.as_str().into()),
             holder: lease.holder.to_string(),
             token: lease.token,
             fences: true,
         },
     ];
-    let last_seq = head.last_seq + 2;
-    match store.commit(&[facts(Head { segment: 2, last_seq, ..head }, rotated)]) {
+    let last_seq = state.last_seq + 2;
+    match store.commit(&[facts(GroupState { segment: 2, last_seq, ..state }, rotated)]) {
         Ok(_) => Outcome::Moved,
         Err(StoreError::LeaseLost | StoreError::Refused(_)) => Outcome::Refused,
         Err(err) => panic!("{err:?}"),
     }
 }
 
-/// A rotation that looks at nothing: it numbers its child by what it finds, and makes it the
-/// parent's whether or not there is another.
+/// Rotates without any check: adds a child to the parent even if it has one.
 fn fork(conn: &Connection) -> Outcome {
     let sql = "BEGIN IMMEDIATE; \
                UPDATE segments SET closed_seq = 3, closed_at = 1 WHERE no = 1 AND segment = 1; \
@@ -201,7 +201,7 @@ fn fork(conn: &Connection) -> Outcome {
     }
 }
 
-/// Two parties at once, as threads.
+/// Runs two parties at once, as threads.
 fn race_threads(world: &World, guard: Guard) -> Vec<Outcome> {
     let (path, barrier) = (world.path(), Barrier::new(2));
     let run = || party(path, guard, || _ = barrier.wait());
@@ -213,8 +213,8 @@ fn race_threads(world: &World, guard: Guard) -> Vec<Outcome> {
     outcomes.to_vec()
 }
 
-/// HL-1, HL-2, I4: one party moves the session to the only child, the other is told to skip
-/// before it compacts.
+/// HL-1, HL-2, I4: one party moves the session to the only child, the other skips before it
+/// compacts.
 #[test]
 fn of_two_threads_one_compacts() {
     let world = World::new(Guard::Lock);
@@ -223,7 +223,7 @@ fn of_two_threads_one_compacts() {
     world.assert_rotated_once();
 }
 
-/// I4, HL-8: the schema alone keeps the session from being forked.
+/// I4, HL-8: the schema alone prevents a fork.
 #[test]
 fn with_the_lock_switched_off_the_index_prevents_the_fork() {
     let world = World::new(Guard::IndexAlone);
@@ -232,7 +232,7 @@ fn with_the_lock_switched_off_the_index_prevents_the_fork() {
     assert_eq!(world.children(), 1);
 }
 
-/// HL-1: this is what the guards prevent, so the tests above can fail.
+/// HL-1: the guards prevent this, so the tests above can fail.
 #[test]
 fn without_lock_and_index_the_session_is_forked() {
     let world = World::new(Guard::Nothing);
@@ -241,11 +241,11 @@ fn without_lock_and_index_the_session_is_forked() {
     assert_eq!(world.children(), 2);
 }
 
-/// Names the directory in which a process that is this program again plays a part.
+/// The environment variable with the directory of a child process, which runs this test program.
 const STAGE: &str = "LOCK_TEST_STAGE";
 
-/// A process that runs `test` as a part: [`on_stage`] tells it so.
-fn enter(test: &str, stage: &Path) -> Child {
+/// Starts a child process that runs `test`; there [`on_stage`] returns `stage`.
+fn spawn_child(test: &str, stage: &Path) -> Child {
     let test = format!("storage::sqlite::locks::tests::{test}");
     Command::new(env::current_exe().unwrap())
         .args([&test, "--exact", "--nocapture"])
@@ -261,12 +261,12 @@ fn on_stage() -> Option<PathBuf> {
 fn wait_for(what: &Path) {
     let began = Instant::now();
     while !what.exists() {
-        assert!(began.elapsed() < LONG, "{} never came", what.display());
+        assert!(began.elapsed() < LONG, "{} did not appear", what.display());
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Who is there, by pid.
+/// The file by which a child process shows that it is ready.
 fn mark(stage: &Path, pid: u32) -> PathBuf {
     stage.join(format!("here-{pid}"))
 }
@@ -286,7 +286,7 @@ fn of_two_processes_one_compacts() {
     }
     let world = World::new(Guard::Lock);
     let stage = world.database.dir();
-    let parties = [enter(SELF, stage), enter(SELF, stage)];
+    let parties = [spawn_child(SELF, stage), spawn_child(SELF, stage)];
     parties.iter().for_each(|party| wait_for(&mark(stage, party.id())));
     fs::write(stage.join("go"), "").unwrap();
     let mut outcomes = parties.map(|mut party| {
@@ -298,7 +298,7 @@ fn of_two_processes_one_compacts() {
     world.assert_rotated_once();
 }
 
-/// HL-5: the lock of a process that was killed is free at once, however long its lease was.
+/// HL-5: the lock of a killed process is free at once, however long its lease is.
 #[test]
 fn the_lock_of_a_killed_process_is_reclaimed() {
     const SELF: &str = "the_lock_of_a_killed_process_is_reclaimed";
@@ -310,38 +310,38 @@ fn the_lock_of_a_killed_process_is_reclaimed() {
     if let Some(stage) = on_stage() {
         acquire(&stage.join("greenroom.db")).unwrap();
         fs::write(mark(&stage, std::process::id()), "").unwrap();
-        // Long enough to be killed, and no longer, should nobody come to do it.
+        // Until it is killed; it ends by itself if the test fails.
         thread::sleep(LONG);
         return;
     }
     let world = World::new(Guard::Lock);
-    let mut holder = enter(SELF, world.database.dir());
+    let mut holder = spawn_child(SELF, world.database.dir());
     wait_for(&mark(world.database.dir(), holder.id()));
     let held = acquire(world.path());
-    assert!(matches!(held, Err(LockError::Held { .. })), "{held:?}");
+    assert!(matches!(held, Err(LockError::Conflict { .. })), "{held:?}");
     holder.kill().unwrap();
     holder.wait().unwrap();
     let reclaimed = acquire(world.path()).unwrap();
     assert_eq!((reclaimed.fresh, reclaimed.lock.lease.token), (true, 2));
 }
 
-/// Every answer of a store about the lock.
+/// Returns every answer of a store about the lock.
 fn probe(world: &World, store: &mut SqliteStore) -> [Result<(), LockError>; 5] {
     let now = clock::moment();
     let lease = Lease { key: key(), holder: holder::fresh(), token: 1 };
-    let archive = world.database.opener().archive().unwrap();
+    let read_store = world.database.opener().read_store().unwrap();
     [
         store.lock_acquire(&ask(1_000), now, &holder::is_dead).map(drop),
         store.lock_refresh(&lease, now).map(drop),
         store.lock_release(&lease).map(drop),
         store.forget_locks(now.up).map(drop),
-        archive.lock(&lease.key).map(drop),
+        read_store.lock(&lease.key).map(drop),
     ]
 }
 
-/// HL-8: a database of a version without locks says so, and all else works.
+/// HL-8: a database without the table of locks reports that, and all else works.
 #[test]
-fn an_absent_table_is_told_from_a_failure() {
+fn an_absent_table_is_distinguished_from_a_failure() {
     let world = World::new(Guard::Lock);
     let mut store = world.database.store().unwrap();
     store.0.execute("DROP TABLE locks", []).unwrap();
@@ -359,7 +359,7 @@ fn an_absent_table_is_told_from_a_failure() {
     store.purge(1).unwrap();
 }
 
-/// HL-9: whatever else goes wrong is no absence.
+/// HL-9: no other failure counts as an absent table.
 #[test]
 fn a_failing_database_is_not_taken_for_one_without_locks() {
     let world = World::new(Guard::Lock);
@@ -380,7 +380,7 @@ fn a_failing_database_is_not_taken_for_one_without_locks() {
     let mut read_only = SqliteStore::new(conn, None);
     broken(read_only.lock_acquire(&ask(1), clock::moment(), &holder::is_dead).unwrap_err());
 
-    // Damage: tables and columns that are not what they were.
+    // Damage: changed tables and columns.
     other.execute_batch("ALTER TABLE locks RENAME COLUMN boot TO shoe").unwrap();
     let [acquire, refresh, _, forget, get] = probe(&world, &mut store);
     [acquire, refresh, forget, get].into_iter().map(Result::unwrap_err).for_each(broken);
@@ -388,9 +388,9 @@ fn a_failing_database_is_not_taken_for_one_without_locks() {
     probe(&world, &mut store).into_iter().map(Result::unwrap_err).for_each(broken);
 }
 
-/// A row that cannot be understood holds nobody up.
+/// An unreadable row blocks no acquisition.
 #[test]
-fn a_damaged_row_gives_way() {
+fn an_unreadable_lock_is_replaced() {
     let world = World::new(Guard::Lock);
     let mut store = world.database.store().unwrap();
     let first = store.lock_acquire(&ask(60_000), clock::moment(), &holder::is_dead).unwrap();

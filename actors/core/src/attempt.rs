@@ -1,0 +1,402 @@
+//! An attempt: its output so far, who cancels it, and how it is settled.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    Cause, Ending, ExitReason, Fact, Interrupted, OutputSummary, PromptReply, RunId, SideEffects,
+    StopReason, TaskError, TaskState, TokensSpent, Usage,
+};
+
+/// The most message text that a task keeps, in bytes; its frames keep all of it.
+pub const TEXT_BYTES_MAX: usize = 1 << 20;
+/// The most names of open tool calls that an attempt keeps, in bytes (I11).
+const OPEN_TOOLS_BYTES_MAX: usize = 64 << 10;
+
+/// The running attempt: its prompt is committed, and it is not settled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attempt {
+    /// The run that gets the prompt.
+    pub run: RunId,
+    /// JSON-RPC's id of the prompt: the `seq` of its frame, so that it is unique in the group.
+    pub prompt_id: u64,
+    /// Who cancels it, if it is being cancelled.
+    pub cancel_reason: Option<CancelReason>,
+    /// The request that opens another session, once the agent has given its summary.
+    pub opening: Option<u64>,
+    /// Whether the group was archived since it began, and perhaps revived.
+    pub is_archived: bool,
+    has_output: bool,
+    has_answer: bool,
+    has_tools: bool,
+    text: String,
+    text_truncated: bool,
+    usage: Option<Usage>,
+    open_tools: BTreeSet<String>,
+    open_tools_bytes: usize,
+    /// Whether tool calls began that were not named for lack of room. Their ends are unknown.
+    unnamed_tools: bool,
+}
+
+/// Who cancels an attempt. The first one stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelReason {
+    /// A caller.
+    Caller,
+    /// Its deadline.
+    Deadline,
+    /// The server's shutdown.
+    Shutdown,
+}
+
+/// How an attempt ends.
+pub(crate) struct Settlement {
+    pub stop_reason: StopReason,
+    pub state: TaskState,
+    pub ending: Ending,
+    /// What it spent, as the agent reports.
+    pub tokens: Option<Box<TokensSpent>>,
+    /// Whether the task may be retried: greenroom saw the attempt's end, there was no output, and
+    /// nothing cancelled it.
+    pub retryable: bool,
+}
+
+/// JSON-RPC and ACP errors that a retry would get again: a login is needed, or the request itself
+/// is invalid.
+const LASTING_ERRORS: [i64; 4] = [-32000, -32600, -32601, -32602];
+
+impl Attempt {
+    /// A new attempt, without output.
+    pub fn new(run: RunId, prompt_id: u64) -> Self {
+        Self {
+            run,
+            prompt_id,
+            cancel_reason: None,
+            opening: None,
+            is_archived: false,
+            has_output: false,
+            has_answer: false,
+            has_tools: false,
+            text: String::new(),
+            text_truncated: false,
+            usage: None,
+            open_tools: BTreeSet::new(),
+            open_tools_bytes: 0,
+            unnamed_tools: false,
+        }
+    }
+
+    /// Whether there was output: proof that the agent received the prompt.
+    pub(crate) fn has_output(&self) -> bool {
+        self.has_output
+    }
+
+    /// Discards the proof that the agent received the prompt.
+    pub(crate) fn discard_output(&mut self) {
+        self.has_output = false;
+    }
+
+    /// Returns the agent's message text so far.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the agent wrote message text, or called a tool.
+    pub(crate) fn has_answer(&self) -> bool {
+        self.has_answer
+    }
+
+    /// Whether the agent called a tool.
+    pub(crate) fn has_tools(&self) -> bool {
+        self.has_tools
+    }
+
+    /// Applies a fact about the attempt: who cancels it, or that the group was archived. Ignores
+    /// other facts.
+    pub fn apply(&mut self, fact: &Fact) {
+        match fact {
+            Fact::CancelRequested { .. } => {
+                _ = self.cancel_reason.get_or_insert(CancelReason::Caller)
+            }
+            Fact::TurnCut { cause, .. } => {
+                self.cancel_reason.get_or_insert(match cause {
+                    Cause::Deadline => CancelReason::Deadline,
+                    Cause::AgentExited
+                    | Cause::ServerRestart
+                    | Cause::Protocol
+                    | Cause::Storage => CancelReason::Shutdown,
+                });
+            }
+            Fact::GroupArchived {} => self.is_archived = true,
+            _ => {}
+        }
+    }
+
+    /// Adds output of the agent.
+    pub fn add_output(&mut self, summary: &OutputSummary) {
+        self.has_output |= summary.has_output;
+        self.has_answer |= summary.has_answer;
+        self.has_tools |= !summary.tools.is_empty();
+        self.usage = summary.usage.clone().or(self.usage.take());
+        for update in &summary.tools {
+            let tool = &update.call;
+            if !update.is_open() {
+                self.open_tools_bytes -= if self.open_tools.remove(tool) { tool.len() } else { 0 };
+            } else if self.open_tools_bytes + tool.len() > OPEN_TOOLS_BYTES_MAX {
+                self.unnamed_tools |= !self.open_tools.contains(tool);
+            } else if self.open_tools.insert(tool.clone()) {
+                self.open_tools_bytes += tool.len();
+            }
+        }
+        // A truncated text gets no more: a text with a hole would look complete.
+        let room = if self.text_truncated { 0 } else { TEXT_BYTES_MAX - self.text.len() };
+        let kept = summary.text.floor_char_boundary(room.min(summary.text.len()));
+        self.text.push_str(&summary.text[..kept]);
+        self.text_truncated |= kept < summary.text.len();
+    }
+
+    /// Returns how the attempt ends by the agent's reply. A response that reports success wins over
+    /// a cancel that came too late (R-2: cancel × response).
+    pub(crate) fn settle_by_reply(&self, reply: PromptReply) -> Settlement {
+        let mut ending = self.ending_so_far();
+        let is_lasting = match &reply {
+            PromptReply::Failed { code, .. } => LASTING_ERRORS.contains(code),
+            PromptReply::Stopped { .. } => true,
+        };
+        let retryable = !is_lasting && self.is_retryable();
+        let tokens = reply.tokens();
+        ending.tokens = tokens.as_ref().and_then(|spent| spent.given.clone());
+        let (stop_reason, state) = match (reply, self.cancel_reason) {
+            (PromptReply::Stopped { stop_reason: StopReason::Cancelled, .. }, reason) => {
+                self.end_early(reason, StopReason::Cancelled, true, &mut ending)
+            }
+            (PromptReply::Stopped { stop_reason, .. }, _) => (stop_reason, TaskState::Completed),
+            (PromptReply::Failed { .. }, Some(reason)) => {
+                self.end_early(Some(reason), StopReason::Error, true, &mut ending)
+            }
+            (PromptReply::Failed { code, message }, None) => {
+                let message = format!("the agent answered the prompt with error {code}: {message}");
+                ending.error = Some(TaskError { code: "agent_error".into(), message });
+                (StopReason::Error, TaskState::Failed)
+            }
+        };
+        ending.stop_reason = Some(stop_reason);
+        Settlement { stop_reason, state, ending, tokens, retryable }
+    }
+
+    /// Whether a retry is safe, if the attempt's end allows one: no cancel and no output.
+    pub(crate) fn is_retryable(&self) -> bool {
+        self.cancel_reason.is_none() && !self.has_output
+    }
+
+    /// Returns how the attempt ends by its run's exit. All output was read before, except after
+    /// [`ExitReason::ServerRestart`] and [`ExitReason::Storage`].
+    pub(crate) fn settle_by_exit(&self, reason: ExitReason, detail: &str) -> Settlement {
+        let mut ending = self.ending_so_far();
+        let retryable = reason == ExitReason::Exited && self.is_retryable();
+        let is_seen = !matches!(reason, ExitReason::ServerRestart | ExitReason::Storage);
+        let (stop_reason, state) = match self.cancel_reason {
+            Some(by) => self.end_early(Some(by), reason.into(), is_seen, &mut ending),
+            None => {
+                let (cause, code) = match reason {
+                    ExitReason::Protocol => (Cause::Protocol, "protocol_violation"),
+                    ExitReason::ServerRestart => (Cause::ServerRestart, "server_restarted"),
+                    ExitReason::Storage => (Cause::Storage, "storage_failed"),
+                    ExitReason::StartFailed | ExitReason::Exited | ExitReason::Stopped => {
+                        (Cause::AgentExited, "agent_exited")
+                    }
+                };
+                let message = if retryable {
+                    format!("the agent ended before it gave any output: {detail}")
+                } else {
+                    format!("the turn was cut off and is not run again by itself: {detail}")
+                };
+                ending.error = Some(TaskError { code: code.into(), message });
+                ending.interrupted = Some(self.interrupted(cause, is_seen));
+                (reason.into(), TaskState::Interrupted)
+            }
+        };
+        ending.stop_reason = Some(stop_reason);
+        Settlement { stop_reason, state, ending, tokens: None, retryable }
+    }
+
+    /// Returns how a cancelled attempt ends. `is_seen`: all output was read before.
+    fn end_early(
+        &self,
+        reason: Option<CancelReason>,
+        seen: StopReason,
+        is_seen: bool,
+        ending: &mut Ending,
+    ) -> (StopReason, TaskState) {
+        let (stop_reason, cause, code, message) = match reason {
+            None | Some(CancelReason::Caller) => return (seen, TaskState::Cancelled),
+            Some(CancelReason::Deadline) => {
+                let message = "the turn reached its deadline";
+                (StopReason::Deadline, Cause::Deadline, "deadline", message)
+            }
+            Some(CancelReason::Shutdown) => {
+                let message = "the server shut down before the turn ended";
+                (StopReason::ServerRestart, Cause::ServerRestart, "server_restarted", message)
+            }
+        };
+        ending.error = Some(TaskError { code: code.into(), message: message.into() });
+        ending.interrupted = Some(self.interrupted(cause, is_seen));
+        (stop_reason, TaskState::Interrupted)
+    }
+
+    /// Returns what is known of the interrupted attempt.
+    fn interrupted(&self, cause: Cause, is_seen: bool) -> Interrupted {
+        let has_open_tools = self.unnamed_tools || !self.open_tools.is_empty();
+        let side_effects = match (has_open_tools, self.has_output, cause) {
+            (true, _, _) => SideEffects::Possible,
+            (false, false, Cause::ServerRestart | Cause::Storage) => SideEffects::Unknown,
+            (false, false, _) if !is_seen => SideEffects::Unknown,
+            (false, _, _) => SideEffects::NoneObserved,
+        };
+        Interrupted { cause, side_effects, open_tools: self.open_tools.iter().cloned().collect() }
+    }
+
+    /// Returns the ending with the output so far.
+    pub fn ending_so_far(&self) -> Ending {
+        Ending {
+            text: self.text.clone(),
+            text_truncated: self.text_truncated,
+            usage: self.usage.clone(),
+            ..Ending::default()
+        }
+    }
+}
+
+/// Returns how a task ends whose retries are used up: no attempt had output, so it is not
+/// interrupted.
+pub(crate) fn fail_exhausted(mut ending: Ending, attempt: u32) -> (TaskState, Ending) {
+    ending.interrupted = None;
+    ending.error = ending.error.map(|error| with_attempts(error, attempt));
+    (TaskState::Failed, ending)
+}
+
+/// Adds the number of attempts to the error of a task whose retries are used up.
+pub(crate) fn with_attempts(mut error: TaskError, attempt: u32) -> TaskError {
+    if attempt > 1 {
+        error.message = format!("{}; given up after {attempt} attempts", error.message);
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{ToolProgress, ToolResult, ToolUpdate};
+
+    fn attempt(reason: Option<CancelReason>, summary: OutputSummary) -> Attempt {
+        let mut attempt = Attempt::new(RunId(Uuid::nil()), 1);
+        attempt.cancel_reason = reason;
+        attempt.add_output(&summary);
+        attempt
+    }
+
+    fn update(call: &str, ended: bool) -> ToolUpdate {
+        let step = if ended {
+            ToolProgress::Ended(ToolResult::Completed)
+        } else {
+            ToolProgress::Called { tool: "x".into(), ended: None }
+        };
+        ToolUpdate { call: call.into(), step }
+    }
+
+    fn text(text: &str) -> OutputSummary {
+        OutputSummary { has_output: true, text: text.into(), ..OutputSummary::default() }
+    }
+
+    #[test]
+    fn a_success_wins_over_a_late_cancel() {
+        use {StopReason as S, TaskState as T};
+        let stopped = |stop_reason| PromptReply::Stopped { stop_reason, tokens: None };
+        let failed = PromptReply::Failed { code: -32603, message: "x".into() };
+        #[rustfmt::skip]
+        let cases = [
+            ("plain",              None,                   stopped(S::EndTurn),   S::EndTurn,       T::Completed),
+            ("refused",            None,                   stopped(S::Refusal),   S::Refusal,       T::Completed),
+            ("too late a cancel",  Some(CancelReason::Caller),    stopped(S::EndTurn),   S::EndTurn,       T::Completed),
+            ("cancelled",          Some(CancelReason::Caller),    stopped(S::Cancelled), S::Cancelled,     T::Cancelled),
+            ("cancelled unasked",  None,                   stopped(S::Cancelled), S::Cancelled,     T::Cancelled),
+            ("deadline confirmed", Some(CancelReason::Deadline),  stopped(S::Cancelled), S::Deadline,      T::Interrupted),
+            ("too late deadline",  Some(CancelReason::Deadline),  stopped(S::MaxTokens), S::MaxTokens,     T::Completed),
+            ("shutdown confirmed", Some(CancelReason::Shutdown),  stopped(S::Cancelled), S::ServerRestart, T::Interrupted),
+            ("failed",             None,                   failed.clone(),        S::Error,         T::Failed),
+            ("cancel as an error", Some(CancelReason::Caller),    failed,                S::Error,         T::Cancelled),
+        ];
+        for (name, reason, reply, stop_reason, state) in cases {
+            let settled = attempt(reason, OutputSummary::default()).settle_by_reply(reply);
+            assert_eq!((settled.stop_reason, settled.state), (stop_reason, state), "{name}");
+            let is_interrupted = state == T::Interrupted;
+            assert_eq!(settled.ending.interrupted.is_some(), is_interrupted, "{name}");
+        }
+    }
+
+    /// what is known of the side effects of an interrupted turn.
+    #[test]
+    fn an_interrupted_turn_reports_its_possible_side_effects() {
+        let tool = |ended: bool| {
+            let mut tools = vec![update("t", false)];
+            tools.extend(ended.then(|| update("t", true)));
+            OutputSummary { has_output: true, tools, ..OutputSummary::default() }
+        };
+        #[rustfmt::skip]
+        let cases = [
+            ("prompt maybe sent",   ExitReason::ServerRestart, OutputSummary::default(), SideEffects::Unknown),
+            ("spoke",               ExitReason::ServerRestart, text("hi"),      SideEffects::NoneObserved),
+            ("tool ended",          ExitReason::ServerRestart, tool(true),      SideEffects::NoneObserved),
+            ("tool open",           ExitReason::ServerRestart, tool(false),     SideEffects::Possible),
+            ("agent died silent",   ExitReason::Exited,        OutputSummary::default(), SideEffects::NoneObserved),
+            ("agent died in tool",  ExitReason::Exited,        tool(false),     SideEffects::Possible),
+        ];
+        for (name, reason, summary, side_effects) in cases {
+            let settled = attempt(None, summary).settle_by_exit(reason, "");
+            assert_eq!(settled.state, TaskState::Interrupted, "{name}");
+            assert_eq!(settled.ending.interrupted.unwrap().side_effects, side_effects, "{name}");
+        }
+    }
+
+    #[test]
+    fn text_is_truncated_at_its_limit_between_characters() {
+        let mut attempt = attempt(None, text(&"x".repeat(TEXT_BYTES_MAX - 1)));
+        attempt.add_output(&text("ä"));
+        assert_eq!((attempt.text.len(), attempt.text_truncated), (TEXT_BYTES_MAX - 1, true));
+        attempt.add_output(&text("y"));
+        assert_eq!(attempt.text.len(), TEXT_BYTES_MAX - 1);
+    }
+
+    /// I11: tool calls without number use bounded memory, and their side effects stay possible.
+    #[test]
+    fn open_tool_calls_are_named_up_to_a_limit() {
+        let tool = |number: usize, ended| update(&format!("{number:01024}"), ended);
+        let tools = (0..1000).map(|number| tool(number, false)).collect();
+        let mut attempt =
+            attempt(None, OutputSummary { has_output: true, tools, ..OutputSummary::default() });
+        assert_eq!(attempt.interrupted(Cause::AgentExited, true).open_tools.len(), 64);
+        let tools = (0..64).map(|number| tool(number, true)).collect();
+        attempt.add_output(&OutputSummary { tools, ..OutputSummary::default() });
+        let interrupted = attempt.interrupted(Cause::AgentExited, true);
+        let found = (interrupted.side_effects, interrupted.open_tools.len());
+        assert_eq!(found, (SideEffects::Possible, 0));
+    }
+
+    proptest::proptest! {
+        /// I13: live, an agent's lines come in batches; at recovery, one by one.
+        #[test]
+        fn output_adds_up_the_same_in_any_batches(
+            room in 0..8_usize,
+            lines in proptest::collection::vec("[aä€🦀]{0,3}", 0..6),
+        ) {
+            let full = text(&"x".repeat(TEXT_BYTES_MAX - room));
+            let (mut at_once, mut one_by_one) = (attempt(None, full.clone()), attempt(None, full));
+            at_once.add_output(&text(&lines.concat()));
+            lines.iter().for_each(|line| one_by_one.add_output(&text(line)));
+            proptest::prop_assert_eq!(&at_once.text, &one_by_one.text);
+            proptest::prop_assert_eq!(at_once.text_truncated, one_by_one.text_truncated);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Effects: orders to actors, which perform them once the step's facts are durable.
+
+use crate::{Json, RunId, SessionId, TaskId};
+
+/// An order to an actor, which performs it only once the step's facts are durable.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Launch an agent process, and restore `session` in it if there is one.
+    Launch {
+        /// The run's id.
+        run: RunId,
+        /// The session to restore.
+        session: Option<SessionId>,
+    },
+    /// Send a prompt.
+    Prompt {
+        /// The run that gets it.
+        run: RunId,
+        /// JSON-RPC's id.
+        id: u64,
+        /// The session.
+        session: SessionId,
+        /// The content blocks.
+        prompt: Json,
+    },
+    /// Ask the agent to open another session.
+    OpenSession {
+        /// The run.
+        run: RunId,
+        /// JSON-RPC's id.
+        id: u64,
+    },
+    /// Request the lock of a session.
+    AcquireLock {
+        /// The compaction task.
+        task: TaskId,
+        /// The session.
+        key: SessionId,
+    },
+    /// Release a lock that arrived when its task no longer needed it.
+    ReleaseLock {
+        /// The session.
+        key: SessionId,
+        /// The name that the group holds it under.
+        holder: String,
+        /// The fencing token.
+        token: u64,
+    },
+    /// Send `session/cancel`.
+    Cancel {
+        /// The run that gets it.
+        run: RunId,
+        /// The session.
+        session: SessionId,
+    },
+    /// Answer a permission request.
+    Answer {
+        /// The run that asked.
+        run: RunId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Stop the agent's process tree.
+    Stop {
+        /// The run.
+        run: RunId,
+        /// How to stop it.
+        how: Stop,
+    },
+}
+
+/// An answer to a permission request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The request's JSON-RPC id.
+    pub request: Json,
+    /// The selected option; absent: `cancelled`.
+    pub selected: Option<String>,
+}
+
+/// How to stop a process tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Close its stdin; send TERM 2 s later, KILL another 5 s later.
+    Gently,
+    /// Send TERM at once, KILL 5 s later.
+    Firmly,
+}

@@ -1,0 +1,126 @@
+//! The group itself: created, changed, paused, resumed, archived, purged.
+
+use super::{Group, Rejected, decide::Transition};
+use crate::{Fact, OnInterrupt, Settings, Stop, TaskId, TaskState, Timestamp};
+
+impl Transition<'_> {
+    /// Creates, changes or revives the group.
+    pub(super) fn configure(&mut self, settings: Settings) -> Result<(), Rejected> {
+        let state = &self.group.state;
+        if state.purging {
+            return Err(Rejected::Purging);
+        }
+        if state.created_at.is_none() {
+            self.record(Fact::GroupCreated(settings));
+            return Ok(());
+        }
+        let is_revived = state.archived;
+        if is_revived || state.settings != settings {
+            self.record(Fact::GroupChanged(settings));
+        }
+        if is_revived {
+            self.resume_work();
+        }
+        Ok(())
+    }
+
+    /// Cancels all tasks, archives the group and stops its run.
+    pub(super) fn archive(&mut self) {
+        if self.group.state.created_at.is_none() {
+            return;
+        }
+        let waiting: Vec<TaskId> = self.group.waiting.iter().map(|task| task.id).collect();
+        for task in waiting {
+            self.end_unsent(task, TaskState::Cancelled, None);
+        }
+        self.cancel_current();
+        if !self.group.state.archived {
+            self.record(Fact::GroupArchived {});
+        }
+        self.stop(Stop::Firmly);
+    }
+
+    /// Orders the rows of the archived group to be deleted.
+    pub(super) fn order_purge(&mut self) {
+        if self.group.state.archived && !self.group.state.purging {
+            self.record(Fact::PurgeOrdered {});
+        }
+    }
+
+    /// Pauses the group.
+    pub(super) fn pause(&mut self) -> Result<(), Rejected> {
+        let state = &self.group.state;
+        if state.archived {
+            return Err(Rejected::Archived);
+        }
+        if state.created_at.is_some() && !state.paused {
+            self.record(Fact::GroupPaused {});
+        }
+        Ok(())
+    }
+
+    /// Resumes the group, unless it is archived.
+    pub(super) fn resume(&mut self) -> Result<(), Rejected> {
+        if self.group.state.archived {
+            return Err(Rejected::Archived);
+        }
+        self.resume_work();
+        Ok(())
+    }
+
+    /// Ends pause, hold and crash loop, if there are any.
+    pub(super) fn resume_work(&mut self) {
+        let state = &self.group.state;
+        let is_suspended = state.paused || state.held.is_some();
+        if is_suspended || state.crashes > 0 || state.interruptions > 0 {
+            self.record(Fact::GroupResumed {});
+        }
+    }
+}
+
+impl Group {
+    /// Sets the first settings.
+    pub(super) fn apply_created(&mut self, settings: &Settings, at: Timestamp) {
+        self.state.settings = settings.clone();
+        self.state.created_at = Some(at);
+    }
+
+    /// Replaces the settings. Revives an archived group.
+    pub(super) fn apply_changed(&mut self, settings: &Settings) {
+        if let Some(run) = &mut self.run {
+            run.outdated |= settings.invalidates_run(&self.state.settings);
+        }
+        self.state.settings = settings.clone();
+        self.state.archived = false;
+        self.state.compacting.reset_auto_compact();
+        self.clear_launch_backoff();
+        if settings.on_interrupt == Some(OnInterrupt::Continue) {
+            self.release_hold();
+        }
+    }
+
+    /// Marks the group as archived.
+    pub(super) fn apply_archived(&mut self, fact: &Fact) {
+        self.apply_to_attempt(fact);
+        self.state.archived = true;
+        self.clear_launch_backoff();
+        self.release_hold();
+    }
+
+    /// Ends pause, hold and crash loop.
+    pub(super) fn apply_resumed(&mut self) {
+        self.state.paused = false;
+        self.clear_launch_backoff();
+        self.release_hold();
+    }
+
+    /// Ends the crash loop: the next run need not wait.
+    pub(super) fn clear_launch_backoff(&mut self) {
+        (self.state.crashes, self.state.launch_due) = (0, None);
+    }
+
+    /// Ends the hold, and forgets the interruptions.
+    pub(super) fn release_hold(&mut self) {
+        (self.state.held, self.state.interruptions) = (None, 0);
+    }
+}

@@ -1,0 +1,113 @@
+//! The dispatch of events: each is decided by one method, in the file of its noun.
+
+use uuid::Uuid;
+
+use super::{EffectiveSettings, Group, Rejected};
+use crate::{AgentOutput, Attempt, CompactionId, Effect, Event, Fact, Now, Step, Task};
+
+/// A group while it decides on one event. Each recorded fact is applied at once.
+pub(super) struct Transition<'a> {
+    pub(super) group: &'a mut Group,
+    pub(super) now: Now,
+    pub(super) settings: &'a EffectiveSettings,
+    pub(super) fresh: &'a mut dyn FnMut() -> Uuid,
+    step: Step,
+}
+
+impl<'a> Transition<'a> {
+    /// Begins the transition for one event.
+    pub(super) fn new(
+        group: &'a mut Group,
+        now: Now,
+        settings: &'a EffectiveSettings,
+        fresh: &'a mut dyn FnMut() -> Uuid,
+    ) -> Self {
+        Self { group, now, settings, fresh, step: Step::default() }
+    }
+
+    /// Decides on the event. A rejected event changes nothing.
+    pub(super) fn decide(mut self, event: Event) -> Result<Step, Rejected> {
+        match event {
+            // Output of a run that has ended, or was never this group's, is dropped.
+            Event::OutputReceived { run, .. }
+            | Event::OutputRejected { run, .. }
+            | Event::StderrMatched { run, .. }
+            | Event::RequestRefused { run, .. }
+            | Event::PermissionAsked { run, .. }
+                if !self.group.is_live_run(run) => {}
+            Event::Configured(settings) => self.configure(settings)?,
+            Event::Submitted(task) => self.submit(*task)?,
+            Event::CancelRequested(task) => self.cancel(task)?,
+            Event::Archived => self.archive(),
+            Event::PurgeOrdered => self.order_purge(),
+            Event::Paused => self.pause()?,
+            Event::Resumed => self.resume()?,
+            Event::Stopped => self.stop_run()?,
+            Event::SlotGranted => self.claim(),
+            Event::LockAnswered { task, key, answer } => self.lock_answered(task, key, answer),
+            Event::LockLost { task } => self.lock_lost(task),
+            Event::AgentReady { run, pid, session, continuity, provenance } => {
+                self.agent_ready(run, pid, session, continuity, provenance);
+            }
+            Event::Signalled { run, signal } => self.signalled(run, &signal),
+            Event::ProvenanceGiven { run, provenance } => self.provenance_given(run, provenance),
+            Event::SessionNamed { run, session } => self.session_named(run, session),
+            Event::StderrMatched { run, line, signal } => {
+                self.record(Fact::StderrMatched { run, line });
+                self.signalled(run, &signal);
+            }
+            Event::SessionOpened { run, id, opened } => self.session_opened(run, id, opened),
+            Event::OutputReceived { run, lines, summary } => {
+                let task = self.group.task_of_attempt(run);
+                self.record(Fact::AgentOutput(AgentOutput { run, task, lines, summary }));
+            }
+            Event::OutputRejected { run, reason, bytes } => {
+                self.record(Fact::AgentOutputRejected { run, reason, bytes });
+            }
+            Event::RequestRefused { run, method } => {
+                self.record(Fact::RequestRefused { run, method });
+            }
+            Event::PermissionAsked { run, lines, asked } => {
+                self.permission_asked(run, lines, *asked);
+            }
+            Event::PermissionAnswered { permission, choice, by } => {
+                self.permission_answered(permission, choice, by)?;
+            }
+            Event::PromptAnswered { run, id, reply } => self.prompt_answered(run, id, reply),
+            Event::AgentClosed(run) => self.agent_closed(run),
+            Event::AgentExited { run, exit } => self.agent_exited(run, exit),
+            Event::TimerFired(timer) => self.timer_fired(timer),
+            Event::Shutdown => {
+                self.shut_down();
+                return Ok(self.step);
+            }
+            Event::PromptWithheld { run, id } => self.prompt_withheld(run, id),
+            Event::Recovered(recovery) => self.recovered(recovery),
+        }
+        self.reconcile_run();
+        self.reconcile_lock();
+        Ok(self.step)
+    }
+
+    /// Applies the fact and adds it to the step.
+    pub(super) fn record(&mut self, fact: Fact) {
+        self.group.replay(&fact, self.now.wall);
+        self.step.facts.push(fact);
+    }
+
+    /// Adds an effect to the step.
+    pub(super) fn emit(&mut self, effect: Effect) {
+        self.step.effects.push(effect);
+    }
+
+    /// Makes a new compaction id.
+    pub(super) fn compaction_id(&mut self) -> CompactionId {
+        CompactionId((self.fresh)())
+    }
+
+    /// Returns the task whose prompt is in flight, and its attempt.
+    pub(super) fn running(&self) -> Option<(&Task, &Attempt)> {
+        let current = self.group.current.as_ref()?;
+        Some((&current.task, current.attempt.as_ref()?))
+    }
+}

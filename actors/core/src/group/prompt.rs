@@ -1,0 +1,367 @@
+//! The running prompt: sent, cancelled, interrupted, answered, settled.
+
+use super::{Current, Group, decide::Transition};
+use crate::{
+    AgentOutput, Attempt, CancelReason, Cause, CompactionStatus, Deadline, Effect, Fact, Json,
+    OutputSummary, PromptReply, RetryPolicy, RunId, Stop, StopReason, Strategy, TaskError,
+    TaskFinding, TaskId, TaskKind, TaskState, Work,
+    attempt::{Settlement, fail_exhausted},
+    retry::FailureKind,
+};
+
+/// JSON-RPC's code for an error inside the agent.
+const INTERNAL_ERROR: i64 = -32603;
+
+/// What a wedged hermes answers to every prompt.
+const WEDGED_ANSWER: &str = "Queued for the next turn";
+
+impl Transition<'_> {
+    /// Starts a task (START): records what must be durable before the prompt's first byte (I7,
+    /// AM-2). A compaction takes command and strategy from the profile in force.
+    pub(super) fn start(&mut self, task: TaskId) {
+        let left = self.group.task(task).and_then(|task| task.start_within(self.now));
+        if left == Some(0) {
+            return self.task_expired(task);
+        }
+        let (Some(run), Some(session)) = (&self.group.run, self.group.state.session.clone()) else {
+            return;
+        };
+        let run = run.id;
+        if self.end_if_nothing_to_do(task) {
+            return;
+        }
+        let Some(record) = self.group.task(task) else { return };
+        let work = match (&record.work, &self.settings.compaction) {
+            (Work::Compaction { focus, .. }, Some(order)) => order.work(focus.clone()),
+            (work, _) => work.clone(),
+        };
+        let strategy = match &work {
+            Work::Compaction { strategy, .. } if work != record.work => Some(*strategy),
+            _ => None,
+        };
+        let (attempt, kind, prompt) = (record.attempt + 1, record.kind(), work.prompt().clone());
+        self.record(Fact::TaskStarted { task, attempt, run });
+        self.record(Fact::TurnStarted { task, prompt: prompt.clone(), strategy });
+        let prompt = match &self.group.state.pending_summary {
+            Some(summary) if kind == TaskKind::Turn => with_summary(summary, &prompt),
+            Some(_) | None => prompt,
+        };
+        let id = self.group.state.last_seq + 1;
+        let sent = Fact::PromptSent { id, session: session.clone(), prompt: prompt.clone() };
+        self.record(sent);
+        self.emit(Effect::Prompt { run, id, session, prompt });
+        if kind == TaskKind::Compaction {
+            self.begin_ordered(task);
+        }
+    }
+
+    /// Interrupts the running attempt, unless it is being cancelled already.
+    pub(super) fn interrupt(&mut self, reason: CancelReason) {
+        let Some(task) = self.group.current().map(|task| task.id) else { return };
+        if self.group.attempt().is_none_or(|attempt| attempt.cancel_reason.is_some()) {
+            return;
+        }
+        let cause = match reason {
+            CancelReason::Deadline => Cause::Deadline,
+            CancelReason::Caller | CancelReason::Shutdown => Cause::ServerRestart,
+        };
+        self.record(Fact::TurnCut { task, cause });
+        // An agent that is being stopped must not show as compacting (AM-28).
+        self.abandon_compaction();
+        self.cancel_prompt();
+    }
+
+    /// Asks the agent to stop the running prompt. If it has answered that and is opening another
+    /// session, settles the attempt as cancelled instead.
+    pub(super) fn cancel_prompt(&mut self) {
+        match self.group.attempt() {
+            Some(Attempt { opening: Some(_), .. }) => {
+                let stopped =
+                    PromptReply::Stopped { stop_reason: StopReason::Cancelled, tokens: None };
+                if let Some(settled) =
+                    self.group.attempt().map(|attempt| attempt.settle_by_reply(stopped))
+                {
+                    self.settle(settled);
+                }
+            }
+            Some(_) => {
+                self.send_cancel();
+                self.cancel_permissions();
+            }
+            None => {}
+        }
+    }
+
+    /// Sends a cancel. Call it only while a prompt is in flight: an idle hermes does not survive
+    /// one.
+    pub(super) fn send_cancel(&mut self) {
+        if let (Some(run), Some(session)) = (&self.group.run, &self.group.state.session) {
+            let (run, session) = (run.id, session.clone());
+            self.record(Fact::CancelSent { run });
+            self.emit(Effect::Cancel { run, session });
+        }
+    }
+
+    /// Settles the attempt by the agent's reply, or continues a rotation. Stops a wedged agent.
+    pub(super) fn prompt_answered(&mut self, run: RunId, id: u64, reply: PromptReply) {
+        let Some(attempt) = self.group.attempt() else { return };
+        if attempt.run != run || attempt.prompt_id != id || attempt.opening.is_some() {
+            return;
+        }
+        let wedged_sign = self.wedged_sign(attempt, &reply);
+        if let Some(sign) = wedged_sign {
+            self.record(Fact::AgentWedged { run, sign: sign.into() });
+        } else if self.open_rotation(&reply) {
+            return;
+        }
+        let Some(attempt) = self.group.attempt() else { return };
+        let mut settled = attempt.settle_by_reply(reply);
+        if wedged_sign.is_some() && attempt.cancel_reason.is_none() {
+            settled.state = TaskState::Failed;
+            settled.retryable = attempt.is_retryable();
+            settled.ending.error.get_or_insert_with(|| TaskError {
+                code: "agent_wedged".into(),
+                message: "the agent did not accept the prompt; greenroom restarts it".into(),
+            });
+        }
+        self.settle(settled);
+        if wedged_sign.is_some() {
+            self.stop(Stop::Gently);
+        }
+    }
+
+    /// Returns the sign that hermes is wedged after a cancel: only a new run helps then.
+    pub(super) fn wedged_sign(
+        &self,
+        attempt: &Attempt,
+        reply: &PromptReply,
+    ) -> Option<&'static str> {
+        let cancelled = self.group.run.as_ref().is_some_and(|run| run.cancelled);
+        if !cancelled {
+            return None;
+        }
+        match reply {
+            // The cancelled prompt itself, or the next one.
+            PromptReply::Failed { code: INTERNAL_ERROR, .. }
+                if attempt.cancel_reason.is_some() || !attempt.has_output() =>
+            {
+                Some("internal_error_after_cancel")
+            }
+            PromptReply::Stopped { stop_reason: StopReason::EndTurn, .. }
+                if !attempt.has_tools()
+                    && attempt.text().trim_start().starts_with(WEDGED_ANSWER) =>
+            {
+                Some("prompt_queued_after_cancel")
+            }
+            // hermes answered before it read the cancel, and will read it while no prompt is in
+            // flight. It does not survive that.
+            PromptReply::Stopped { stop_reason, .. }
+                if self.group.run.as_ref().is_some_and(|run| run.has_detectors)
+                    && attempt.cancel_reason.is_some()
+                    && *stop_reason != StopReason::Cancelled =>
+            {
+                Some("answered_before_cancel")
+            }
+            PromptReply::Failed { .. } | PromptReply::Stopped { .. } => None,
+        }
+    }
+
+    /// Settles the attempt in the order of AM-3, in one step: open permissions, a stranded
+    /// compaction, the turn, its task, and an automatic compaction.
+    pub(super) fn settle(&mut self, settled: Settlement) {
+        let Some(task) = self.running().map(|(task, _)| task.id) else { return };
+        self.void_permissions_of(task);
+        let Some((task, attempt)) = self.running() else { return };
+        // codex reports a failed compaction in a message alone, after its warnings.
+        let text = attempt.text().trim();
+        let is_failure_report = self.group.recent.of(task.id).any(|compaction| {
+            let error = compaction.details.error.as_deref().map(str::trim);
+            let ends_with = |error: &str| !error.is_empty() && text.ends_with(error);
+            compaction.status == CompactionStatus::Failed && error.is_some_and(ends_with)
+        });
+        let has_answer = attempt.has_tools() || (attempt.has_answer() && !is_failure_report);
+        let task = task.clone();
+        let mut settled = match task.kind() {
+            TaskKind::Turn => settled,
+            TaskKind::Compaction => self.settle_ordered(&task, settled),
+        };
+        // An `end_turn` alone is no proof of an answer.
+        let is_empty = settled.stop_reason == StopReason::EndTurn && !has_answer;
+        if task.kind() == TaskKind::Turn && is_empty && settled.state == TaskState::Completed {
+            settled.ending.findings.push(TaskFinding::EmptyAnswer);
+        }
+        self.abandon_compaction();
+        self.release_lock(false);
+        let Settlement { stop_reason, mut state, mut ending, tokens, retryable } = settled;
+        self.record(Fact::TurnSettled { task: task.id, stop_reason, tokens });
+        // A compaction is not retried: the agent may have acted on its command without output.
+        if retryable
+            && task.kind() == TaskKind::Turn
+            && let Some(error) = &ending.error
+        {
+            if self.retry(task.id, task.attempt, FailureKind::NoOutput, error) {
+                return;
+            }
+            if self.settings.retry == RetryPolicy::NoOutput {
+                (state, ending) = fail_exhausted(ending, task.attempt);
+            }
+        }
+        let is_archived = self.group.attempt().is_some_and(|attempt| attempt.is_archived);
+        self.end(task.id, task.attempt, state, ending);
+        if state == TaskState::Interrupted && is_archived {
+            self.forget_interruption();
+        } else if state == TaskState::Interrupted {
+            self.hold_after_interruption();
+        }
+        if task.kind() == TaskKind::Turn {
+            self.order_auto_compaction();
+        }
+    }
+
+    /// Settles an attempt whose prompt was committed and not sent. The task is retried at once
+    /// under any retry policy: the agent cannot have acted on a prompt that it never got (I7).
+    pub(super) fn prompt_withheld(&mut self, run: RunId, id: u64) {
+        let Some((record, attempt)) = self.running() else { return };
+        if attempt.run != run || attempt.prompt_id != id {
+            return;
+        }
+        let (task, number) = (record.id, record.attempt);
+        if attempt.cancel_reason == Some(CancelReason::Caller) {
+            let cancelled =
+                PromptReply::Stopped { stop_reason: StopReason::Cancelled, tokens: None };
+            let settled = attempt.settle_by_reply(cancelled);
+            return self.settle(settled);
+        }
+        self.abandon_compaction();
+        self.release_lock(false);
+        let stop_reason = StopReason::ServerRestart;
+        self.record(Fact::TurnSettled { task, stop_reason, tokens: None });
+        let error = TaskError {
+            code: "server_stopped".into(),
+            message: "the server was stopped before it sent the prompt".into(),
+        };
+        let due = Deadline::after(self.now, 0);
+        self.record(Fact::TaskRetrying { task, attempt: number, error, wait_ms: 0, due });
+    }
+}
+
+impl Group {
+    /// Gives a compaction the prompt and strategy of its START.
+    pub(super) fn apply_turn_started(
+        &mut self,
+        id: TaskId,
+        prompt: &Json,
+        strategy: Option<Strategy>,
+    ) {
+        if let Some(Current { task, .. }) = &mut self.current
+            && task.id == id
+            && let Work::Compaction { prompt: sent, strategy: used, .. } = &mut task.work
+        {
+            sent.clone_from(prompt);
+            *used = strategy.unwrap_or(*used);
+        }
+    }
+
+    /// Begins the attempt whose prompt is in flight.
+    pub(super) fn apply_prompt_sent(&mut self, id: u64) {
+        self.state.is_fresh_session = false;
+        self.run.iter_mut().for_each(|run| run.fresh = false);
+        if let Some(current) = &mut self.current
+            && let Some(run) = &current.task.run
+        {
+            current.attempt = Some(Attempt::new(*run, id));
+        }
+        self.recent.mark_earlier_turn();
+    }
+
+    /// Adds the agent's output to the attempt, and takes the reported usage.
+    pub(super) fn apply_output(&mut self, output: &AgentOutput) {
+        self.state.compacting.measured |= output.summary.usage.is_some();
+        self.state.usage = output.summary.usage.clone().or(self.state.usage.take());
+        if output.task.is_some()
+            && let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
+        {
+            attempt.add_output(&output.summary);
+        }
+    }
+
+    /// Counts a refused request as output.
+    pub(super) fn apply_request_refused(&mut self, run: RunId) {
+        if let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
+            && attempt.run == run
+        {
+            attempt.add_output(&OutputSummary { has_output: true, ..OutputSummary::default() });
+        }
+    }
+
+    /// Marks the running task as cancelled by a caller.
+    pub(super) fn apply_cancel_requested(&mut self, fact: &Fact) {
+        if let Some(Current { task, attempt: Some(_) }) = &mut self.current {
+            task.cancel_requested = true;
+        }
+        self.apply_to_attempt(fact);
+    }
+
+    /// Remembers that the run got a cancel.
+    pub(super) fn apply_cancel_sent(&mut self, id: RunId) {
+        let sent_to = self.run.iter_mut().filter(|run| run.id == id);
+        sent_to.for_each(|run| run.cancelled = true);
+    }
+
+    /// Applies what a settlement shows: an answer ends the crash loop, and output proves that the
+    /// prompt carried its summary.
+    pub(super) fn apply_settled(&mut self, id: TaskId, stop_reason: StopReason) {
+        // An agent that answers a later prompt has survived its cancel.
+        let is_answered = !matches!(stop_reason, StopReason::Error | StopReason::Cancelled);
+        let survived =
+            is_answered && self.attempt().is_some_and(|attempt| attempt.cancel_reason.is_none());
+        self.state.compacting.measure_freed(self.state.usage.as_ref());
+        let carried = self.current.as_ref().is_some_and(|Current { task, attempt }| {
+            let has_output = attempt.as_ref().is_some_and(Attempt::has_output);
+            task.id == id && task.kind() == TaskKind::Turn && has_output
+        });
+        // Only an answer shows that the agent works.
+        if stop_reason.is_answer() {
+            self.run.iter_mut().for_each(|run| run.settled = true);
+            self.clear_launch_backoff();
+        }
+        if survived {
+            self.run.iter_mut().for_each(|run| run.cancelled = false);
+        }
+        // The agent may not have read a prompt without output; the next one carries the summary
+        // again.
+        if carried {
+            self.state.pending_summary = None;
+        }
+    }
+
+    /// Applies a fact to the running attempt.
+    pub(super) fn apply_to_attempt(&mut self, fact: &Fact) {
+        if let Some(Current { attempt: Some(attempt), .. }) = &mut self.current {
+            attempt.apply(fact);
+        }
+    }
+
+    /// Remembers the request that opens another session.
+    pub(super) fn apply_summary_given(&mut self, request: u64) {
+        if let Some(Current { attempt: Some(attempt), .. }) = &mut self.current {
+            attempt.opening = Some(request);
+        }
+    }
+}
+
+/// Returns the caller's prompt with a summary before it that the session does not hold yet.
+fn with_summary(summary: &str, prompt: &Json) -> Json {
+    let text = format!(
+        "This session continues an earlier one, which was summed up as follows:\n\n{summary}\n\n\
+         Go on from there with what comes next."
+    );
+    let Ok(blocks) = serde_json::from_str::<Vec<Json>>(prompt.as_str()) else {
+        return prompt.clone();
+    };
+    let Ok(lead) = Json::write(&serde_json::json!({ "type": "text", "text": text })) else {
+        return prompt.clone();
+    };
+    let blocks: Vec<Json> = std::iter::once(lead).chain(blocks).collect();
+    Json::write(&blocks).unwrap_or_else(|_| prompt.clone())
+}

@@ -1,0 +1,116 @@
+//! After a failed attempt: the retry, the end of retries, and the hold until a caller decides.
+
+use super::{Current, Group, decide::Transition};
+use crate::{
+    Deadline, Ending, Fact, HoldReason, OnInterrupt, Task, TaskError, TaskId, TaskState,
+    attempt::with_attempts,
+    retry::{FailureKind, backoff_ms},
+};
+
+impl Transition<'_> {
+    /// Schedules a retry of `task` after its `attempt` failed, if the policy allows one. The task
+    /// returns to its place and holds no slot. Returns whether it is retried.
+    pub(super) fn retry(
+        &mut self,
+        task: TaskId,
+        attempt: u32,
+        failure: FailureKind,
+        error: &TaskError,
+    ) -> bool {
+        let base_ms = self.settings.limits.retry_base_ms;
+        let Some(wait_ms) = backoff_ms(self.settings.retry, failure, attempt, base_ms) else {
+            return false;
+        };
+        if self.group.lock.task() == Some(task) {
+            self.release_lock(false);
+        }
+        let due = Deadline::after(self.now, wait_ms);
+        let error = error.clone();
+        self.record(Fact::TaskRetrying { task, attempt, error, wait_ms, due });
+        true
+    }
+
+    /// Schedules a retry of `task`, whose agent did not start, or fails it if its retries are used
+    /// up.
+    pub(super) fn retry_unsent(&mut self, task: TaskId, error: TaskError) {
+        let Some(record) = self.group.task(task) else { return };
+        let attempt = record.attempt + 1;
+        if !self.retry(task, attempt, FailureKind::Undelivered, &error) {
+            let error = Some(with_attempts(error, attempt));
+            self.end(task, attempt, TaskState::Failed, Ending { error, ..Ending::default() });
+        }
+    }
+
+    /// Ends a task's backoff.
+    pub(super) fn backoff_ended(&mut self, id: TaskId, attempt: u32) {
+        let backs_off =
+            |task: &Task| task.id == id && task.attempt == attempt && task.retry_at.is_some();
+        if self.group.waiting.iter().any(backs_off) {
+            self.record(Fact::BackoffEnded { task: id });
+        }
+    }
+
+    /// Puts the group on hold after an interruption, if its settings say so.
+    pub(super) fn hold_after_interruption(&mut self) {
+        let reason = match self.settings.on_interrupt {
+            OnInterrupt::Hold => HoldReason::Interrupted,
+            OnInterrupt::Auto if self.group.state.interruptions > 1 => HoldReason::InterruptedTwice,
+            OnInterrupt::Auto | OnInterrupt::Continue => return,
+        };
+        self.hold(reason);
+    }
+
+    /// Forgets the interruption of a turn that began before the group was archived: it does not
+    /// count for the revived group. A group that is paused since forgets it when it is resumed.
+    pub(super) fn forget_interruption(&mut self) {
+        let state = &self.group.state;
+        if !state.archived && !state.paused {
+            self.record(Fact::GroupResumed {});
+        }
+    }
+
+    /// Puts the group on hold if its session was lost after an interruption or before a retry:
+    /// those prompts were meant for the lost context.
+    pub(super) fn hold_after_loss(&mut self) {
+        let Group { state, current, .. } = &*self.group;
+        let is_retry = |current: &Current| current.task.state == TaskState::Retrying;
+        let needs_decision = state.interruptions > 0 || current.as_ref().is_some_and(is_retry);
+        if needs_decision && self.settings.on_interrupt != OnInterrupt::Continue {
+            self.hold(HoldReason::ContextLost);
+        }
+    }
+
+    /// Puts the group on hold, and releases the claimed task.
+    pub(super) fn hold(&mut self, reason: HoldReason) {
+        if self.group.state.held.is_none() && !self.group.state.archived {
+            self.record(Fact::GroupHeld { reason });
+        }
+        if let Some(Current { task, attempt: None }) = &self.group.current {
+            let task = task.id;
+            self.record(Fact::TaskReleased { task });
+        }
+    }
+}
+
+impl Group {
+    /// Returns the task to the queue, to be retried at `due`.
+    pub(super) fn apply_retrying(&mut self, id: TaskId, number: u32, due: Deadline) {
+        if let Some(Current { task, .. }) = self.current.take() {
+            self.enqueue(Task {
+                state: TaskState::Retrying,
+                attempt: number,
+                claimed_at: None,
+                retry_at: Some(due),
+                ..task
+            });
+        }
+        self.forget_lock_of(id);
+    }
+
+    /// Ends the task's backoff.
+    pub(super) fn apply_backoff_ended(&mut self, id: TaskId) {
+        if let Some(task) = self.waiting.iter_mut().find(|task| task.id == id) {
+            task.retry_at = None;
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The agent's run: launched, ready, stopped, exited, recovered.
+
+use super::{Current, Group, Rejected, decide::Transition};
+use crate::{
+    CancelReason, Continuity, Deadline, Effect, EndReason, Exit, ExitReason, Fact, Provenance,
+    Recovery, Run, RunId, RunPhase, SessionId, Stop, TaskError, TaskId, retry::crash_wait_ms,
+};
+
+impl Transition<'_> {
+    /// Launches an agent. If the provenance is known, it restores hermes' own session: under the
+    /// ACP id hermes would restore the session from before a compaction.
+    pub(super) fn launch(&mut self) {
+        let run = RunId((self.fresh)());
+        let state = &self.group.state;
+        let (agent, has_detectors) = (state.settings.agent.clone(), self.settings.has_detectors);
+        let current =
+            state.provenance.as_ref().map(|known| SessionId(known.current.as_str().into()));
+        let session = state.session.clone().map(|session| current.unwrap_or(session));
+        self.record(Fact::RunStarted { run, agent, has_detectors });
+        self.emit(Effect::Launch { run, session });
+    }
+
+    /// Puts the agent's session in force, and starts the claimed task.
+    pub(super) fn agent_ready(
+        &mut self,
+        id: RunId,
+        pid: u32,
+        session: SessionId,
+        continuity: Continuity,
+        provenance: Option<Provenance>,
+    ) {
+        // A run that was stopped before it was ready takes no prompt.
+        let is_starting = |run: &Run| run.id == id && run.phase == RunPhase::Starting;
+        if !self.group.run.as_ref().is_some_and(is_starting) {
+            return;
+        }
+        let state = &self.group.state;
+        // A session that never got a prompt has nothing to lose; nor has one that holds only a
+        // summary, which the next prompt carries again.
+        let lost = state.session.clone().filter(|_| {
+            continuity == Continuity::Lost
+                && state.pending_summary.is_none()
+                && !state.is_fresh_session
+        });
+        let is_lost = lost.is_some();
+        if let Some(session) = lost {
+            self.record(Fact::ContextLost { session });
+        }
+        let state = &self.group.state;
+        let known = state.provenance.as_ref().map(|known| &*known.current);
+        let is_same = state.session.as_ref() == Some(&session) || known == Some(&*session.0);
+        let given = provenance.as_ref().map(|given| &*given.current);
+        let is_reset = known.zip(given).is_some_and(|(known, given)| known != given);
+        if !is_same {
+            self.rotate(EndReason::AgentRestart, session.clone(), provenance.clone());
+        } else if is_reset {
+            // AM-13: hermes restored another of its sessions under the same ACP id.
+            self.rotate(EndReason::Reset, session.clone(), provenance.clone());
+        }
+        self.record(Fact::RunReady { run: id, pid, session, continuity, provenance });
+        if is_lost {
+            self.hold_after_loss();
+        }
+        let Some(Current { task, attempt: None }) = &self.group.current else { return };
+        let (task, needs_lock) = (task.id, self.group.needs_lock(task));
+        if self.end_if_nothing_to_do(task) {
+            return;
+        }
+        if needs_lock {
+            // The run opened another session, which has another lock.
+            self.record(Fact::TaskReleased { task });
+        } else {
+            self.start(task);
+        }
+    }
+
+    /// Stops sending prompts to a run whose agent closed its stdout.
+    pub(super) fn agent_closed(&mut self, id: RunId) {
+        let is_ready = |run: &Run| run.id == id && run.phase == RunPhase::Ready;
+        if self.group.run.as_ref().is_some_and(is_ready) {
+            self.record(Fact::RunStopping { run: id });
+        }
+    }
+
+    /// Settles the running attempt by the run's exit, or retries the claimed task.
+    pub(super) fn agent_exited(&mut self, run: RunId, exit: Exit) {
+        let Some(Run { phase, wedged, .. }) = self.group.run.clone().filter(|live| live.id == run)
+        else {
+            return;
+        };
+        let mut exit = exit;
+        if wedged {
+            exit.detail = format!("it was wedged by a cancel: {}", exit.detail);
+        }
+        self.void_permissions();
+        let settled =
+            self.group.attempt().map(|attempt| attempt.settle_by_exit(exit.reason, &exit.detail));
+        let unsent = self.group.current.as_ref().map(|current| current.task.id);
+        if settled.is_none() {
+            self.abandon_compaction();
+        }
+        if let Some(settled) = settled {
+            self.settle(settled);
+            self.run_exited(run, exit);
+        } else if let Some(task) = unsent {
+            match phase {
+                RunPhase::Starting => {
+                    let error = start_failed(&exit);
+                    self.run_exited(run, exit);
+                    self.retry_unsent(task, error);
+                }
+                RunPhase::Ready | RunPhase::Stopping => {
+                    self.run_exited(run, exit);
+                    self.relaunch(task);
+                }
+            }
+        } else {
+            self.run_exited(run, exit);
+        }
+    }
+
+    /// Records that the run ended, and the wait before the next run of a crash loop (F8).
+    pub(super) fn run_exited(&mut self, run: RunId, exit: Exit) {
+        let before = self.group.state.crashes;
+        self.record(Fact::RunExited { run, exit });
+        let runs = self.group.state.crashes;
+        if let Some(wait_ms) = crash_wait_ms(runs).filter(|_| runs > before) {
+            let due = Deadline::after(self.now, wait_ms);
+            self.record(Fact::AgentDegraded { runs, wait_ms, due });
+        }
+    }
+
+    /// Launches the next run for a task that waited for the end of the last one. In a crash loop it
+    /// releases the task instead.
+    pub(super) fn relaunch(&mut self, id: TaskId) {
+        if self.group.current().is_some_and(|task| self.group.backs_off(task)) {
+            self.record(Fact::TaskReleased { task: id });
+        } else {
+            self.launch();
+        }
+    }
+
+    /// Ends the wait before the next run.
+    pub(super) fn launch_allowed(&mut self, crashes: u32) {
+        let state = &self.group.state;
+        if state.launch_due.is_some() && state.crashes == crashes {
+            self.record(Fact::LaunchAllowed {});
+        }
+    }
+
+    /// Stops a run whose agent or directory has changed in the settings, as soon as no attempt runs
+    /// in it. A task that waits for it to start then waits for the next run.
+    pub(super) fn reconcile_run(&mut self) {
+        let is_outdated = self.group.run.as_ref().is_some_and(|run| run.outdated);
+        if is_outdated && self.group.attempt().is_none() {
+            self.stop(Stop::Gently);
+        }
+    }
+
+    /// Cancels the current task and stops the run at once. Waiting tasks use the next run.
+    pub(super) fn stop_run(&mut self) -> Result<(), Rejected> {
+        if self.group.state.archived {
+            return Err(Rejected::Archived);
+        }
+        self.cancel_current();
+        self.stop(Stop::Firmly);
+        Ok(())
+    }
+
+    /// Stops the run, unless it is stopping; `Firmly` also then.
+    pub(super) fn stop(&mut self, how: Stop) {
+        if let Some(Run { id: run, phase, .. }) = self.group.run.clone()
+            && (phase != RunPhase::Stopping || how == Stop::Firmly)
+        {
+            self.void_permissions_outside();
+            self.record(Fact::RunStopping { run });
+            self.emit(Effect::Stop { run, how });
+        }
+    }
+
+    /// Releases a task whose prompt was not sent; interrupts the running one.
+    pub(super) fn shut_down(&mut self) {
+        match &self.group.current {
+            Some(Current { task, attempt: None }) => {
+                let task = task.id;
+                self.record(Fact::TaskReleased { task });
+                self.stop(Stop::Firmly);
+            }
+            Some(_) => self.interrupt(CancelReason::Shutdown),
+            None => {}
+        }
+        if self.group.attempt().is_none() {
+            self.release_lock(false);
+        }
+    }
+
+    /// Settles what ran when the server or the actor died.
+    pub(super) fn recovered(&mut self, recovery: Recovery) {
+        let exit = match recovery {
+            Recovery::Restart => Exit::unseen(
+                ExitReason::ServerRestart,
+                "greenroom, or its actor for this group, was restarted",
+            ),
+            Recovery::Storage => {
+                Exit::unseen(ExitReason::Storage, "greenroom could not store its output")
+            }
+        };
+        self.void_permissions();
+        match &self.group.current {
+            Some(Current { attempt: Some(attempt), .. }) => {
+                let settled = attempt.settle_by_exit(exit.reason, &exit.detail);
+                self.settle(settled);
+            }
+            Some(Current { task, attempt: None }) => {
+                let task = task.id;
+                self.record(Fact::TaskReleased { task });
+            }
+            None => {}
+        }
+        self.abandon_compaction();
+        if let Some(run) = self.group.run.as_ref().map(|run| run.id) {
+            self.run_exited(run, exit);
+        }
+    }
+}
+
+impl Group {
+    /// Begins a run.
+    pub(super) fn apply_run_started(&mut self, id: RunId, has_detectors: bool) {
+        self.run = Some(Run { has_detectors, ..Run::new(id, RunPhase::Starting) });
+    }
+
+    /// Puts the run's session in force.
+    pub(super) fn apply_run_ready(
+        &mut self,
+        session: &SessionId,
+        provenance: Option<&Provenance>,
+        continuity: Continuity,
+    ) {
+        let is_fresh = matches!(continuity, Continuity::New | Continuity::Lost);
+        self.run.iter_mut().for_each(|run| run.fresh = is_fresh);
+        self.state.session = Some(session.clone());
+        if provenance.is_some() {
+            self.state.provenance = provenance.cloned();
+        }
+        self.set_phase(RunPhase::Ready);
+    }
+
+    /// Removes the run, and counts crashes in a row.
+    pub(super) fn apply_run_exited(&mut self, exit: &Exit) {
+        let settled = self.run.take().is_some_and(|run| run.settled);
+        self.state.crashes += u32::from(!settled && exit.reason.is_crash());
+        self.recent.clear();
+    }
+
+    /// Marks the run as wedged: what it wrote in the attempt is no output.
+    pub(super) fn apply_wedged(&mut self) {
+        self.run.iter_mut().for_each(|run| run.wedged = true);
+        if let Some(Current { attempt: Some(attempt), .. }) = &mut self.current {
+            attempt.discard_output();
+        }
+    }
+
+    /// Sets the run's phase.
+    pub(super) fn set_phase(&mut self, phase: RunPhase) {
+        if let Some(run) = &mut self.run {
+            run.phase = phase;
+        }
+    }
+}
+
+/// Returns the error of a task whose agent did not start.
+fn start_failed(exit: &Exit) -> TaskError {
+    let stderr = exit.stderr_tail.lines().last().unwrap_or_default();
+    let mut message = format!("the agent could not be started: {}", exit.detail);
+    if !stderr.is_empty() {
+        message.push_str("; the last line of its stderr: ");
+        message.push_str(stderr);
+    }
+    TaskError { code: "agent_start_failed".into(), message }
+}

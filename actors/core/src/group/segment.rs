@@ -1,0 +1,136 @@
+//! Segments: which session is in force, and what rotates to another.
+
+use super::{Group, decide::Transition};
+use crate::{
+    Compaction, CompactionSignal, Details, EndReason, Fact, Lineage, Provenance, RunId, SessionId,
+    SignalKind, Source,
+};
+
+impl Transition<'_> {
+    /// Closes the segment and opens the next, with one frame in each (AM-12).
+    pub(super) fn rotate(
+        &mut self,
+        end_reason: EndReason,
+        session: SessionId,
+        provenance: Option<Provenance>,
+    ) {
+        let segment = self.group.state.segment;
+        let parent = (segment > 0).then_some(segment);
+        if parent.is_some() {
+            self.record(Fact::SegmentEnded { segment, end_reason });
+        }
+        let segment = segment + 1;
+        self.record(Fact::SegmentStarted { segment, parent, session, provenance });
+    }
+
+    /// Handles a hermes session that the output named. Another one is another context, and counts
+    /// only if a compaction led to it (AM-13, AM-23).
+    pub(super) fn provenance_given(&mut self, run: RunId, given: Provenance) {
+        if !self.group.is_live_run(run) {
+            return;
+        }
+        let is_new = self.is_new_provenance(&given);
+        let known = self.group.state.provenance.as_ref().map(|known| known.current.clone());
+        if given.compacted {
+            // hermes may name the session of the turn's start, although another detector reported
+            // a later one since.
+            let is_replaced =
+                |session: &String| self.group.recent.iter().any(|past| past.replaced(session));
+            let previous = given.previous.clone().filter(|previous| !is_replaced(previous));
+            let before = previous.or(known.filter(|_| is_new));
+            let signal = CompactionSignal {
+                source: Source::HermesMeta,
+                kind: SignalKind::Completed,
+                key: None,
+                lineage: Lineage { before, after: Some(given.current.clone()), either: None },
+                details: Details::default(),
+            };
+            self.handle_signal(&signal, Some(given.clone()), is_new);
+        } else if is_new
+            && known.is_some()
+            && let Some(session) = self.group.state.session.clone()
+        {
+            self.rotate(EndReason::Reset, session, Some(given.clone()));
+        }
+        let adds = self.is_new_provenance(&given) || self.is_fuller_provenance(&given);
+        if adds && self.group.state.segment > 0 {
+            self.record(Fact::ProvenanceNoted { provenance: given });
+        }
+    }
+
+    /// Rotates on a changed session id (AM-13). Ignores early output of a session that is being
+    /// opened, and late output of the session that it replaced.
+    pub(super) fn session_named(&mut self, run: RunId, session: SessionId) {
+        let Some(run) = self.group.run.as_ref().filter(|live| live.id == run) else { return };
+        let opening = self.group.attempt().is_some_and(|attempt| attempt.opening.is_some());
+        let is_late = run.left_session.as_ref() == Some(&session);
+        if !opening && !is_late && self.group.state.session.as_ref() != Some(&session) {
+            self.rotate(EndReason::AcpSessionIdChanged, session, None);
+        }
+    }
+
+    /// Whether it names another hermes session than is known, and not one that a compaction has
+    /// replaced: stdout and stderr are not read in step.
+    pub(super) fn is_new_provenance(&self, given: &Provenance) -> bool {
+        let known = self.group.state.provenance.as_ref();
+        let is_past = self.group.recent.iter().any(|past| past.replaced(&given.current));
+        known.is_none_or(|known| known.current != given.current) && !is_past
+    }
+
+    /// Whether it adds to what is known of the session in force: stderr gives its name only.
+    pub(super) fn is_fuller_provenance(&self, given: &Provenance) -> bool {
+        let known = self.group.state.provenance.as_ref();
+        known.is_some_and(|known| {
+            known.current == given.current && known.is_name_only() && !given.is_name_only()
+        })
+    }
+}
+
+impl Group {
+    /// Puts the segment's session in force.
+    pub(super) fn apply_segment_started(
+        &mut self,
+        segment: u32,
+        session: &SessionId,
+        provenance: Option<&Provenance>,
+    ) {
+        if self.state.session.as_ref() != Some(session) {
+            // The usage was that of the former session.
+            self.state.usage = None;
+            self.state.is_fresh_session = true;
+            self.run.iter_mut().for_each(|run| run.fresh = false);
+        }
+        self.state.segment = segment;
+        self.state.session = Some(session.clone());
+        self.state.provenance = provenance.cloned();
+    }
+
+    /// Forgets the lost session.
+    pub(super) fn apply_context_lost(&mut self) {
+        self.state.session = None;
+        self.state.usage = None;
+        self.state.provenance = None;
+    }
+}
+
+impl Compaction {
+    /// Returns the hermes session that continues after it, if a detector named it.
+    pub(super) fn continuation(&self) -> Option<Provenance> {
+        let current = self.lineage.after.clone()?;
+        let given = Provenance::name_only(&current)?;
+        let previous = self.lineage.before.clone();
+        Some(Provenance { current, previous, compacted: true, given })
+    }
+}
+
+impl Provenance {
+    /// Returns the provenance's JSON if only its name is known, from a line on stderr.
+    pub(super) fn name_only(current: &str) -> Option<crate::Json> {
+        crate::Json::write(&serde_json::json!({ "hermesSessionId": current })).ok()
+    }
+
+    /// Whether only its name is known.
+    pub(super) fn is_name_only(&self) -> bool {
+        Self::name_only(&self.current).as_ref() == Some(&self.given)
+    }
+}

@@ -1,0 +1,375 @@
+//! Compactions that detectors report, and the facts that follow: AM-12 to AM-31.
+#![allow(clippy::unwrap_used)]
+
+mod driver;
+
+use driver::{Driver, hermes, kinds, signal};
+use greenroom_core::{
+    CompactionSignal, CompactionStatus as C, Continuity, EndReason, Event, Exit, ExitReason, Fact,
+    Group, Recovery, SessionId, SignalKind, Source, StopReason, Strategy, Timer,
+};
+
+/// A case's name, the reported signals, and how many completed compactions they make.
+type Case = (&'static str, Vec<(Source, SignalKind)>, u64);
+
+const DETECTORS: [Source; 3] = [Source::Acp, Source::HermesMeta, Source::HermesStderr];
+
+#[test]
+fn a_started_signal_makes_a_compaction_active_and_counts_nothing() {
+    for source in DETECTORS {
+        let mut driver = Driver::in_turn();
+        driver.report(signal(source, SignalKind::Started, Some("h0"), None));
+        let compacting = &driver.group.state().compacting;
+        assert_eq!((driver.active(), driver.count()), (true, 0), "{source:?}");
+        assert_eq!(compacting.last_source, Some(source));
+        assert_eq!(compacting.last_started_at, Some(driver.now));
+        let active = driver.group.active_compaction().unwrap();
+        assert_eq!(active.lineage.before.as_deref(), Some("h0"), "{source:?}");
+        assert_eq!(active.task, driver.group.current().map(|task| task.id), "{source:?}");
+    }
+}
+
+#[test]
+fn a_completed_signal_counts_and_rotates_in_one_step() {
+    let mut driver = Driver::in_turn();
+    driver.report(signal(Source::HermesStderr, SignalKind::Started, Some("h0"), None));
+    let mut done = signal(Source::HermesStderr, SignalKind::Completed, None, Some("h1"));
+    (done.details.messages_before, done.details.messages_after) = (Some(9), Some(5));
+    let step = driver.report(done);
+    let stated = ["stderr", "compaction_ended", "segment_ended", "segment_started"];
+    assert_eq!(kinds(&step.facts), stated);
+    let Fact::CompactionEnded(compaction) = &step.facts[1] else { unreachable!() };
+    assert_eq!((compaction.from_segment, compaction.to_segment), (1, Some(2)));
+    let details = &compaction.details;
+    assert_eq!((details.messages_before, details.messages_after), (Some(9), Some(5)));
+    let reason = matches!(
+        step.facts[2],
+        Fact::SegmentEnded { segment: 1, end_reason: EndReason::Compaction }
+    );
+    let next = matches!(&step.facts[3], Fact::SegmentStarted { segment: 2, parent: Some(1), .. });
+    assert!(reason && next, "{step:?}");
+    assert_eq!((driver.active(), driver.count(), driver.segment()), (false, 1, 2));
+    assert_eq!(driver.group.state().compacting.last_completed_at, Some(driver.now));
+    assert_eq!(driver.group.state().provenance.as_ref().unwrap().current, "h1");
+}
+
+/// AM-23: only a completion counts, and only once.
+#[test]
+fn only_completions_count_once_each() {
+    use {SignalKind::*, Source::*};
+    #[rustfmt::skip]
+    let cases: [Case; 12] = [
+        ("started",                vec![(Acp, Started)],                                            0),
+        ("done without started",   vec![(HermesStderr, Completed)],                                 1),
+        ("done by two",            vec![(HermesStderr, Completed), (Acp, Completed)],               1),
+        ("done by three",          vec![(HermesStderr, Completed), (HermesMeta, Completed), (Acp, Completed)], 1),
+        ("done by one, twice",     vec![(HermesStderr, Completed), (HermesStderr, Completed)],      2),
+        ("failed",                 vec![(Acp, Started), (Acp, Failed)],                             0),
+        ("cancelled",              vec![(Acp, Started), (Acp, Cancelled)],                          0),
+        ("skipped",                vec![(HermesStderr, Started), (HermesStderr, Skipped)],          0),
+        ("no progress",            vec![(HermesStderr, Started), (HermesStderr, Noop)],             0),
+        ("noted alone",            vec![(Acp, Noted)],                                              0),
+        ("noted of one that runs", vec![(Acp, Started), (Acp, Noted), (Acp, Completed)],            1),
+        ("four attempts",          vec![(HermesStderr, Started), (HermesStderr, Failed), (HermesStderr, Started), (HermesStderr, Noop),
+                                      (HermesStderr, Started), (HermesStderr, Started), (HermesStderr, Completed)], 1),
+    ];
+    for (name, signals, count) in cases {
+        let mut driver = Driver::in_turn();
+        let begun = driver.segment();
+        signals.iter().for_each(|(source, kind)| {
+            driver.signal(*source, *kind);
+        });
+        assert_eq!((driver.count(), u64::from(driver.segment() - begun)), (count, count), "{name}");
+        driver.answer(StopReason::EndTurn);
+        assert_eq!((driver.count(), driver.active()), (count, false), "{name}");
+    }
+}
+
+/// AM-23: claude reports `completed` twice under one id.
+#[test]
+fn a_completion_repeated_under_one_key_counts_once() {
+    let mut driver = Driver::in_turn();
+    for (key, kind) in
+        [("a", SignalKind::Started), ("a", SignalKind::Completed), ("b", SignalKind::Completed)]
+    {
+        for _ in 0..2 {
+            let named =
+                CompactionSignal { key: Some(key.into()), ..signal(Source::Acp, kind, None, None) };
+            driver.report(named);
+        }
+    }
+    assert_eq!((driver.count(), driver.segment()), (2, 3));
+}
+
+/// AM-23, AM-13: which values of `_meta.hermes` count, and which rotate.
+#[test]
+fn a_new_hermes_session_counts_only_after_a_compaction() {
+    let reset = Some(EndReason::Reset);
+    let compaction = Some(EndReason::Compaction);
+    #[rustfmt::skip]
+    let cases = [
+        ("the same",               Some("h0"), hermes("h0", None, false),       None,       0),
+        ("the same, as compacted", Some("h0"), hermes("h0", Some("g"), true),   None,       0),
+        ("another",                Some("h0"), hermes("h1", None, false),       reset,      0),
+        ("another, compacted",     Some("h0"), hermes("h1", Some("h0"), true),  compaction, 1),
+        ("first seen",             None,       hermes("h1", None, false),       None,       0),
+        ("first seen, split",      None,       hermes("h1", None, true),        compaction, 1),
+    ];
+    for (name, known, given, reason, count) in cases {
+        let mut driver = Driver::new();
+        driver.turn();
+        driver.ready("s", known.map(|known| hermes(known, None, false)));
+        let step = driver.provenance(given.clone());
+        let ended = step.facts.iter().find_map(|fact| match fact {
+            Fact::SegmentEnded { end_reason, .. } => Some(*end_reason),
+            _ => None,
+        });
+        assert_eq!((ended, driver.count()), (reason, count), "{name}");
+        assert_eq!(
+            driver.group.state().provenance.as_ref().unwrap().current,
+            given.current,
+            "{name}"
+        );
+        let repeated = driver.provenance(given);
+        assert!(repeated.facts.is_empty(), "{name}: {repeated:?}");
+    }
+}
+
+/// AM-25, AM-26: a settlement abandons the active compaction and leaves the others alone.
+#[test]
+fn a_settlement_abandons_only_the_active_compaction() {
+    let mut driver = Driver::in_turn();
+    driver.signal(Source::HermesStderr, SignalKind::Completed);
+    driver.signal(Source::HermesStderr, SignalKind::Started);
+    let before = driver.group.state().compacting.clone();
+    let step = driver.answer(StopReason::EndTurn);
+    assert_eq!(kinds(&step.facts), ["compaction_ended", "turn_settled", "task_ended"]);
+    assert_eq!(driver.statuses(), [C::Completed, C::Abandoned]);
+    assert_eq!(driver.group.state().compacting, before);
+}
+
+/// AM-23: a completion after the settlement abandoned its compaction still counts and rotates,
+/// once.
+#[test]
+fn a_late_completion_counts_and_rotates() {
+    let mut driver = Driver::in_turn();
+    driver.signal(Source::HermesStderr, SignalKind::Started);
+    driver.answer(StopReason::EndTurn);
+    driver.turn();
+    driver.clear();
+    for repeated in [false, true] {
+        driver.signal(
+            Source::HermesStderr,
+            if repeated { SignalKind::Noted } else { SignalKind::Completed },
+        );
+        assert_eq!(
+            (driver.count(), driver.segment(), driver.statuses()),
+            (1, 2, vec![C::Completed])
+        );
+    }
+    assert!(driver.group.current().is_some(), "AM-14: the turn continues");
+}
+
+/// AM-27, AM-28: when its run or turn ends, a compaction is no longer active, and the count is
+/// unchanged.
+#[test]
+fn every_end_of_a_run_or_turn_abandons_the_active_compaction() {
+    type Ends = fn(&mut Driver);
+    let died: Ends = |driver| {
+        let exit = Exit::unseen(ExitReason::Exited, "killed");
+        driver.apply(Event::AgentExited { run: driver.run(), exit });
+    };
+    let restarted: Ends = |driver| {
+        let group = &driver.group;
+        let tasks = group.current().into_iter().chain(group.waiting()).cloned().collect();
+        let (run, turn) = (group.run().cloned(), group.attempt().cloned());
+        let active = group.active_compaction().cloned();
+        driver.group = Group::restore(group.state().clone(), tasks, run, turn, active, Vec::new());
+        driver.apply(Event::Recovered(Recovery::Restart));
+    };
+    let deadline: Ends = |driver| {
+        driver.expire(|timer| matches!(timer, Timer::Compaction(_)));
+    };
+    let turn_deadline: Ends = |driver| {
+        driver.expire(|timer| matches!(timer, Timer::Attempt(_)));
+    };
+    let shut_down: Ends = |driver| {
+        driver.apply(Event::Shutdown);
+    };
+    let ends = [
+        ("death", died),
+        ("restart", restarted),
+        ("deadline", deadline),
+        ("turn's deadline", turn_deadline),
+        ("shutdown", shut_down),
+    ];
+    for (name, end) in ends {
+        for source in DETECTORS {
+            let mut driver = Driver::in_turn();
+            driver.signal(source, SignalKind::Completed);
+            driver.signal(source, SignalKind::Started);
+            end(&mut driver);
+            assert_eq!((driver.active(), driver.count()), (false, 1), "{name} {source:?}");
+            let last = driver.last_ended().unwrap().status;
+            assert_eq!(last, C::Abandoned, "{name} {source:?}");
+        }
+        let mut idle = Driver::idle();
+        idle.signal(Source::HermesStderr, SignalKind::Started);
+        if name != "turn's deadline" && name != "shutdown" {
+            end(&mut idle);
+            assert!(!idle.active(), "{name}, with no turn");
+        }
+    }
+}
+
+/// AM-28: a turn in which the agent compacts by itself continues after the compaction's deadline.
+#[test]
+fn the_deadline_of_a_detected_compaction_leaves_its_turn_running() {
+    let mut driver = Driver::in_turn();
+    driver.signal(Source::HermesStderr, SignalKind::Started);
+    let step = driver.expire(|timer| matches!(timer, Timer::Compaction(_)));
+    assert_eq!(kinds(&step.facts), ["compaction_ended"]);
+    assert!(step.effects.is_empty() && driver.group.attempt().is_some());
+    driver.signal(Source::HermesStderr, SignalKind::Completed);
+    assert_eq!((driver.count(), driver.segment()), (1, 2), "AM-23");
+}
+
+/// AM-13, AM-14: what rotates the segment, and with which reason; a running turn continues.
+#[test]
+fn segments_rotate_for_four_causes() {
+    type Cause = fn(&mut Driver);
+    let cases: [(&str, Cause, EndReason, bool); 4] = [
+        (
+            "another session is loaded",
+            |driver| {
+                let exit = Exit::unseen(ExitReason::Exited, "");
+                driver.apply(Event::AgentExited { run: driver.run(), exit });
+                driver.turn();
+                let (run, session) = (driver.run(), SessionId("other".into()));
+                let (continuity, provenance) = (Continuity::Loaded, None);
+                driver.apply(Event::AgentReady { run, pid: 2, session, continuity, provenance });
+            },
+            EndReason::AgentRestart,
+            true,
+        ),
+        (
+            "another hermes session",
+            |driver| {
+                driver.provenance(hermes("h1", None, false));
+            },
+            EndReason::Reset,
+            true,
+        ),
+        (
+            "another session is named",
+            |driver| {
+                driver.name("other");
+            },
+            EndReason::AcpSessionIdChanged,
+            true,
+        ),
+        (
+            "a completed compaction",
+            |driver| {
+                driver.signal(Source::Acp, SignalKind::Completed);
+            },
+            EndReason::Compaction,
+            true,
+        ),
+    ];
+    for (name, cause, reason, in_turn) in cases {
+        let mut driver = Driver::new();
+        driver.turn();
+        driver.ready("s", Some(hermes("h0", None, false)));
+        driver.clear();
+        cause(&mut driver);
+        let ended: Vec<_> = driver
+            .facts
+            .iter()
+            .filter_map(|fact| match fact {
+                Fact::SegmentEnded { segment, end_reason } => Some((*segment, *end_reason)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!((ended, driver.segment()), (vec![(1, reason)], 2), "{name}");
+        assert_eq!(driver.group.attempt().is_some(), in_turn, "AM-14: {name}");
+        driver.clear();
+        let session = driver.group.state().session.clone().unwrap();
+        driver.name(&session.0);
+        assert!(driver.facts.is_empty(), "the same session again: {name}");
+    }
+}
+
+/// AM-12: no `segment_ended` precedes the first segment.
+#[test]
+fn the_first_segment_has_no_predecessor() {
+    let mut driver = Driver::new();
+    driver.turn();
+    let step = driver.ready("s", Some(hermes("h0", None, false)));
+    assert_eq!(kinds(&step.facts)[..2], ["segment_started", "run_ready"]);
+    let root = |fact: &Fact| matches!(fact, Fact::SegmentStarted { segment: 1, parent: None, .. });
+    assert!(root(&step.facts[0]), "{step:?}");
+}
+
+/// hermes repeats its provenance with every title: a repetition does not end the next compaction.
+#[test]
+fn a_repeated_provenance_completes_no_compaction() {
+    let mut driver = Driver::new();
+    driver.turn();
+    driver.ready("s", Some(hermes("h0", None, false)));
+    driver.provenance(hermes("h1", Some("h0"), true));
+    driver.signal(Source::HermesStderr, SignalKind::Completed);
+    driver.signal(Source::HermesStderr, SignalKind::Started);
+    for previous in [Some("h0"), None] {
+        driver.provenance(hermes("h1", previous, true));
+        assert_eq!((driver.active(), driver.count()), (true, 1), "{previous:?}");
+    }
+}
+
+/// A `session/load` after a compaction restores the session that continues, not the compacted one.
+#[test]
+fn a_restart_restores_the_current_hermes_session() {
+    let mut driver = Driver::new();
+    driver.turn();
+    driver.ready("s", Some(hermes("h0", None, false)));
+    driver.provenance(hermes("h1", Some("h0"), true));
+    driver.answer(StopReason::EndTurn);
+    let exit = Exit::unseen(ExitReason::Exited, "");
+    driver.apply(Event::AgentExited { run: driver.run(), exit });
+    driver.turn();
+    let launched = driver.effects.iter().rev().find_map(|effect| match effect {
+        greenroom_core::Effect::Launch { session, .. } => session.clone(),
+        _ => None,
+    });
+    assert_eq!(launched, Some(SessionId("h1".into())));
+}
+
+/// I5: the group keeps an active compaction while others end at once.
+#[test]
+fn an_active_compaction_survives_twenty_skipped_ones() {
+    let mut driver = Driver::idle();
+    driver.signal(Source::HermesStderr, SignalKind::Started);
+    for _ in 0..20 {
+        driver.compact(Strategy::Command);
+        driver.lock(greenroom_core::LockAnswer::Failed);
+    }
+    assert!(driver.active());
+    driver.signal(Source::HermesStderr, SignalKind::Completed);
+    assert_eq!((driver.count(), driver.segment()), (1, 2));
+}
+
+/// A session that greenroom opened or left by itself is no change by the agent.
+#[test]
+fn a_late_name_of_the_old_session_changes_nothing() {
+    let mut driver = Driver::compacting(Strategy::Rotate);
+    driver.say("all of it");
+    driver.answer(StopReason::EndTurn);
+    let early = driver.name("s2");
+    assert!(early.facts.is_empty(), "greenroom is opening the session: {early:?}");
+    driver.open_session(Ok("s2"));
+    assert_eq!(driver.segment(), 2);
+    let late = driver.name("s");
+    assert!(late.facts.is_empty(), "a late title: {late:?}");
+    driver.name("s3");
+    assert_eq!(driver.segment(), 3, "AM-13");
+}

@@ -1,0 +1,163 @@
+//! The invariants between two events.
+
+use greenroom_core::{Blocked, CompactionStatus, Event, Fact, Recovery, RunPhase, Timer};
+use uuid::Uuid;
+
+use super::{Checked, Group, LIMITS, World, actions::TimerKind, ensure, events, restorable};
+
+impl World {
+    /// Checks that the recovered group does not depend on what a database leaves out: a run's phase
+    /// and history, a prompt's id, the lock, and the run's ended compactions. No signal of a past
+    /// run arrives any more, so none can concern those compactions; and the lock's row ends with
+    /// its holder, so that a waiting compaction requests the lock again.
+    pub(super) fn check_forgetful_restore(&self) -> Checked {
+        let recovered = |mut group: Group| {
+            let mut fresh = || Uuid::from_u128(self.ids + 1);
+            let (event, now) = (Event::Recovered(Recovery::Restart), self.moment());
+            let step = group.apply(event, now, &self.effective_settings(), &mut fresh);
+            let step = step.map_err(|rejected| rejected.to_string())?;
+            let outcome = |fact: &Fact| match fact {
+                Fact::TaskEnded { task, state, interrupted, .. } => {
+                    Some(format!("{task} {state:?} {interrupted:?}"))
+                }
+                Fact::CompactionEnded(ended)
+                    if matches!(
+                        ended.status,
+                        CompactionStatus::Cancelled | CompactionStatus::Abandoned
+                    ) =>
+                {
+                    Some(format!("{} cut off", ended.id))
+                }
+                Fact::CompactionEnded(ended) => Some(format!("{} {:?}", ended.id, ended.status)),
+                Fact::LockAsked { .. } | Fact::LockReleased { .. } => None,
+                other => Some(other.kind().to_owned()),
+            };
+            let outcomes: Vec<String> = step.facts.iter().filter_map(outcome).collect();
+            Checked::Ok((restorable(&group), outcomes))
+        };
+        let live = recovered(self.group.clone())?;
+        let forgetful = recovered(self.reference.restore_forgetful())?;
+        ensure!(
+            live == forgetful,
+            "I13: what is not stored makes a difference:\n  {forgetful:?}\n  {live:?}"
+        );
+        Ok(())
+    }
+
+    /// Checks the invariants between two events: every wait has an end (I12).
+    pub(super) fn at_rest(&self) -> Checked {
+        self.checker.at_rest(&self.group)?;
+        let (group, agent) = (&self.group, self.agent.as_ref());
+        let run = group.run();
+        ensure!(
+            run.map(|run| run.id) == agent.map(|agent| agent.run),
+            "the group has run {run:?}, which is not the live one"
+        );
+        let stopping = run.is_some_and(|run| run.phase == RunPhase::Stopping);
+        let ends = agent
+            .is_some_and(|agent| agent.is_stopping || (agent.closed && (agent.ready || stopping)));
+        ensure!(stopping == ends, "exactly the stopping run is stopping: {run:?}");
+        let held: Vec<_> = group.lease().into_iter().collect();
+        let granted = self.leases.iter().map(|(key, holder, token)| (key, holder.as_str(), *token));
+        ensure!(
+            held == granted.collect::<Vec<_>>(),
+            "HL-7: {held:?} is held, and granted are {:?}",
+            self.leases
+        );
+        self.waits_end()?;
+        self.timers_hold()
+    }
+
+    fn waits_end(&self) -> Checked {
+        let group = &self.group;
+        if let Some(current) = group.current() {
+            let ready = group.run().is_some_and(|run| run.phase == RunPhase::Ready);
+            ensure!(group.run().is_some(), "I12: {} has no run to wait for", current.id);
+            let in_flight = self.checker.in_flight().is_some();
+            ensure!(in_flight || !ready, "I12: {} is not started", current.id);
+            let starts = (!in_flight && group.waiting().len() == 0).then_some(Blocked::Agent);
+            ensure!(
+                starts.is_none() || group.blocked_by() == starts,
+                "I12: the start is not reported"
+            );
+            return Ok(());
+        }
+        let Some(next) = group.waiting().next() else {
+            ensure!(!group.wants_slot(), "a slot is wanted for nothing");
+            return Ok(());
+        };
+        let is_requested = self.lock_requests.iter().any(|(task, _)| *task == next.id);
+        let timers = self.timers();
+        let has_timer = |kind| timers.iter().any(|(timer, _)| events::timer_kind(timer) == kind);
+        let blocked_by = group.blocked_by();
+        let expected = match (group.state().held, group.state().paused) {
+            (Some(_), _) => Blocked::Held,
+            (None, true) => Blocked::Paused,
+            (None, false) if self.checker.backs_off(next.id) => Blocked::Backoff,
+            (None, false) if group.wants_slot() => Blocked::Slot,
+            (None, false) => Blocked::Lock,
+        };
+        ensure!(
+            blocked_by == Some(expected),
+            "I12: {} waits by {blocked_by:?}, not {expected:?}",
+            next.id
+        );
+        let ends = match expected {
+            Blocked::Backoff => has_timer(TimerKind::Backoff) || has_timer(TimerKind::Launch),
+            Blocked::Lock => is_requested || has_timer(TimerKind::Lock) || self.shut_down,
+            _ => true,
+        };
+        ensure!(
+            ends,
+            "I12: {} waits by {blocked_by:?}, and nothing ends that: {timers:?}",
+            next.id
+        );
+        let wants_slot = expected == Blocked::Slot;
+        ensure!(wants_slot == group.wants_slot(), "a slot is wanted, and {blocked_by:?}");
+        Ok(())
+    }
+
+    fn timers_hold(&self) -> Checked {
+        let (group, run) = (&self.group, self.group.run());
+        let timers = self.timers();
+        let ready = run.is_some_and(|run| run.phase == RunPhase::Ready);
+        ensure!(!ready || !timers.is_empty(), "I12: a ready run has no deadline: {group:?}");
+        let active = group.active_compaction().map(|active| active.id);
+        let bounded = |id| timers.iter().any(|(timer, _)| *timer == Timer::Compaction(id));
+        ensure!(active.is_none_or(bounded), "AM-28: {active:?} has no deadline");
+        self.checker.attempts().check_timers(&timers, group, self.moment())?;
+        for open in group.permissions() {
+            let timer = (Timer::Permission(open.permission), LIMITS.permission_ms);
+            ensure!(timers.contains(&timer), "C22: {} has no deadline", open.permission);
+        }
+        for (timer, _) in timers {
+            match timer {
+                Timer::Attempt(task) | Timer::Cancel(task) => {
+                    let runs = self.checker.in_flight() == Some(task);
+                    ensure!(runs, "a deadline for {task}, which does not run");
+                }
+                Timer::Idle(id, seq) => {
+                    let idle = group.current().is_none() && group.state().last_seq == seq;
+                    let is_live = run.is_some_and(|run| run.id == id);
+                    let asks = !group.permissions().is_empty();
+                    ensure!(idle && is_live && active.is_none(), "{id} is not idle at {seq}");
+                    ensure!(!asks, "{id} is not idle: a permission is open");
+                }
+                Timer::Compaction(id) => {
+                    ensure!(active == Some(id), "a deadline for {id}, which is over");
+                }
+                Timer::Lock(task, _) => {
+                    let waits = group.waiting().any(|waiting| waiting.id == task);
+                    ensure!(waits, "HL-2: {task} does not wait for its lock");
+                }
+                Timer::Permission(id) => {
+                    let open = group.permissions().iter().any(|open| open.permission == id);
+                    ensure!(open, "a deadline for {id}, which is resolved");
+                }
+                // See `Attempts::check_timers`.
+                Timer::Backoff(..) | Timer::Launch(_) | Timer::Queued(_) => {}
+            }
+        }
+        Ok(())
+    }
+}

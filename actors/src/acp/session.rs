@@ -1,0 +1,203 @@
+//! The ACP sessions of one run: which of them an update is about.
+//!
+//! An agent keeps the sessions that it left, and may still send updates about them.
+
+use std::collections::VecDeque;
+
+use greenroom_core::{EndReason, Fact, Lines, OutputSummary, SessionId};
+use serde::{Deserialize, Serialize};
+
+use crate::acp;
+
+/// The number of sessions remembered.
+const KNOWN_MAX: usize = 32;
+
+/// The sessions of one run.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    current: Option<SessionId>,
+    /// All that greenroom opened or prompted, and all that the agent moved to.
+    known: VecDeque<SessionId>,
+    /// The id of the pending request for a new session.
+    pending: Option<u64>,
+}
+
+/// What an update is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The current session.
+    Current,
+    /// A former session, or one that is not prompted yet: its updates are stored without an effect.
+    Other,
+    /// An unknown session: the agent moved to it (AM-13).
+    MovedTo(SessionId),
+}
+
+impl Sessions {
+    /// Returns the session that prompts go to.
+    pub fn current(&self) -> Option<&SessionId> {
+        self.current.as_ref()
+    }
+
+    /// Makes `session` the one that prompts go to.
+    pub fn set_current(&mut self, session: SessionId) {
+        self.add(session.clone());
+        self.current = Some(session);
+    }
+
+    /// Adds a session that exists and is not prompted yet.
+    pub fn add(&mut self, session: SessionId) {
+        if !self.known.contains(&session) {
+            if self.known.len() == KNOWN_MAX {
+                self.known.pop_front();
+            }
+            self.known.push_back(session);
+        }
+    }
+
+    /// Records the request for a new session.
+    pub fn expect_new(&mut self, request: u64) {
+        self.pending = Some(request);
+    }
+
+    /// Whether `request` is the pending request for a new session; it is pending no longer.
+    pub fn take_pending(&mut self, request: u64) -> bool {
+        self.pending.take_if(|pending| *pending == request).is_some()
+    }
+
+    /// Returns the subject of an update that names the session `named`.
+    pub fn classify(&mut self, named: Option<&str>) -> Subject {
+        let (Some(named), Some(current)) = (named, &self.current) else { return Subject::Current };
+        if *current.0 == *named {
+            return Subject::Current;
+        }
+        // An agent may send updates about a new session before the response that names it.
+        if self.pending.is_some() || self.known.iter().any(|known| *known.0 == *named) {
+            return Subject::Other;
+        }
+        let session = SessionId(named.into());
+        self.set_current(session.clone());
+        Subject::MovedTo(session)
+    }
+}
+
+/// Follows the current session through a run's frames, so that a replay summarizes each line as it
+/// was summarized live (I13). The order of the frames decides: the run may learn of a prompt a
+/// moment after its commit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionCursor {
+    #[serde(rename = "in_force")]
+    current: Option<SessionId>,
+    /// Whether the last segment ended because the agent moved to another session.
+    moves: bool,
+}
+
+impl SessionCursor {
+    /// Summarizes the next frame, if it is the agent's; applies it, if it is a fact.
+    pub fn summarize(&mut self, kind: &str, payload: &str) -> OutputSummary {
+        match Fact::read(kind, payload) {
+            Some(Ok(Fact::RequestRefused { .. })) => {
+                return OutputSummary { has_output: true, ..OutputSummary::default() };
+            }
+            Some(Ok(fact)) => self.apply(&fact),
+            Some(Err(_)) => {}
+            None if kind == "session/prompt" => {
+                if let Ok((_, session, _)) = acp::parse_prompt_line(payload) {
+                    self.current = Some(session);
+                }
+            }
+            None => return acp::summarize(payload, self.current.as_ref()),
+        }
+        OutputSummary::default()
+    }
+
+    /// Summarizes messages from the agent.
+    pub fn summarize_lines(&self, lines: &Lines) -> OutputSummary {
+        let mut summary = OutputSummary::default();
+        let each = lines.text.split('\n').map(|line| acp::summarize(line, self.current.as_ref()));
+        each.for_each(|later| summary.join(later));
+        summary
+    }
+
+    /// Applies a fact.
+    pub fn apply(&mut self, fact: &Fact) {
+        match fact {
+            Fact::RunStarted { .. } => self.current = None,
+            Fact::RunReady { session, .. } | Fact::PromptSent { session, .. } => {
+                self.current = Some(session.clone());
+            }
+            Fact::SegmentEnded { end_reason, .. } => {
+                self.moves = *end_reason == EndReason::AcpSessionIdChanged;
+            }
+            Fact::SegmentStarted { session, .. } if self.moves => {
+                self.current = Some(session.clone());
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns the current session.
+    pub fn current(&self) -> Option<&SessionId> {
+        self.current.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(id: &str) -> SessionId {
+        SessionId(id.into())
+    }
+
+    #[test]
+    fn an_update_is_about_the_session_it_names() {
+        let mut sessions = Sessions::default();
+        assert_eq!(sessions.classify(Some("any")), Subject::Current, "no session is open yet");
+        sessions.set_current(session("one"));
+        assert_eq!(sessions.classify(Some("one")), Subject::Current);
+        assert_eq!(sessions.classify(None), Subject::Current, "an update that names none");
+        // A rotation: requested, named early in an update, opened, and prompted only then.
+        sessions.expect_new(7);
+        assert_eq!(sessions.classify(Some("two")), Subject::Other, "named before the response");
+        assert!(!sessions.take_pending(6) && sessions.take_pending(7) && !sessions.take_pending(7));
+        sessions.add(session("two"));
+        assert_eq!(sessions.classify(Some("two")), Subject::Other, "opened and not prompted");
+        assert_eq!(
+            sessions.classify(Some("one")),
+            Subject::Current,
+            "the rotation may yet be given up"
+        );
+        sessions.set_current(session("two"));
+        sessions.set_current(session("three"));
+        for left in ["one", "two"] {
+            assert_eq!(sessions.classify(Some(left)), Subject::Other, "{left} was left");
+        }
+        assert_eq!(sessions.classify(Some("new")), Subject::MovedTo(session("new")));
+        assert_eq!(sessions.classify(Some("new")), Subject::Current);
+        assert_eq!(sessions.classify(Some("three")), Subject::Other);
+    }
+
+    /// I13: the session of a committed prompt decides about lines that the run read before it knew.
+    #[test]
+    fn a_line_is_summarized_for_the_session_committed_before_it() {
+        let chunk = |session: &str| {
+            let update = r#"{"sessionUpdate":"agent_message_chunk","content":{"text":"late"}}"#;
+            let params = format!(r#"{{"sessionId":"{session}","update":{update}}}"#);
+            format!(r#"{{"jsonrpc":"2.0","method":"session/update","params":{params}}}"#)
+        };
+        let lines = Lines {
+            count: 2,
+            kinds: greenroom_core::Kinds::All("session/update".into()),
+            text: format!("{}\n{}", chunk("one"), chunk("two")).into(),
+        };
+        let mut cursor = SessionCursor::default();
+        assert_eq!(cursor.summarize_lines(&lines).text, "latelate", "no session is open yet");
+        for (id, current) in [(1, "one"), (2, "two")] {
+            let prompt = acp::empty_prompt();
+            cursor.apply(&Fact::PromptSent { id, session: session(current), prompt });
+            let summary = cursor.summarize_lines(&lines);
+            assert_eq!((&*summary.text, summary.has_output), ("late", true), "{current}");
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! The loop of one run: reads the agent's output, reports it to the group, until the tree is gone.
+
+use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc};
+
+use actix::{MailboxError, Recipient};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use greenroom_core::{
+    Event, Exit, ExitReason, GroupId, OutputSummary, Provenance, RunId, SessionId,
+};
+use tokio::{sync::mpsc, task::yield_now};
+
+use super::{
+    AgentReport, Command, Start,
+    batch::{Batch, single},
+    compaction_detector::{CompactionDetector, Detected},
+    handshake::{Handshake, Next},
+    stderr::Stderr,
+    stdin::{Stdin, Unwritable},
+    termination::Termination,
+    tool_kinds::ToolKinds,
+};
+use crate::{
+    acp::{
+        self, Notification,
+        session::{Sessions, Subject},
+    },
+    awake::{self, Awake},
+    process::{
+        Pipe, READ_BYTES,
+        child::{Child, TreeEvent},
+    },
+    profile::Profile,
+};
+
+/// Lines in a row that are no message before the agent counts as broken (F13).
+const REJECTED_MAX: u32 = 10;
+/// The part of a rejected line that is stored.
+const REJECTED_BYTES_MAX: usize = 64 << 10;
+/// How often stderr is read before a turn is settled: a flood does not delay the turn further.
+const STDERR_READS_MAX: usize = 64;
+
+type Report = Pin<Box<dyn Future<Output = Result<(), MailboxError>>>>;
+
+/// One run's loop.
+pub struct RunLoop {
+    run: RunId,
+    group_id: GroupId,
+    profile: Arc<Profile>,
+    stdin: Rc<Stdin>,
+    /// Before the pipes: the shim hangs up first if the loop is dropped.
+    termination: Termination,
+    stdout: Pipe,
+    stderr_pipe: Pipe,
+    stderr: Stderr,
+    commands: mpsc::UnboundedReceiver<Command>,
+    group: Recipient<AgentReport>,
+    line_bytes_max: usize,
+    batch: Batch,
+    /// The batch that the group commits now.
+    report: Option<Report>,
+    handshake: Option<Handshake>,
+    detector: CompactionDetector,
+    sessions: Sessions,
+    /// The current session when the batch was started.
+    session_before: Option<SessionId>,
+    tools: ToolKinds,
+    /// The agent's working directory.
+    cwd: PathBuf,
+    /// The first line of the handshake, until the process runs.
+    first_line: Option<String>,
+    ready_by: Awake,
+    pid: Option<u32>,
+    /// The number of rejected lines in a row.
+    rejected: u32,
+}
+
+enum LoopEvent {
+    Stdout(io::Result<usize>),
+    Stderr(io::Result<usize>),
+    Tree(TreeEvent),
+    Command(Command),
+    Reported(Result<(), MailboxError>),
+    Escalate,
+    Unwritable(Unwritable),
+    StartTimedOut,
+}
+
+impl LoopEvent {
+    /// Whether it takes long to handle, and more may follow.
+    fn is_long(&self) -> bool {
+        let (Self::Stdout(read) | Self::Stderr(read)) = self else { return false };
+        read.as_ref().is_ok_and(|bytes| *bytes >= READ_BYTES / 4)
+    }
+}
+
+impl RunLoop {
+    /// Creates the loop for a `child` that was spawned in `cwd`.
+    pub fn new(
+        start: &Start,
+        cwd: PathBuf,
+        child: Child,
+        stdin: Rc<Stdin>,
+        commands: mpsc::UnboundedReceiver<Command>,
+        group: Recipient<AgentReport>,
+        line_bytes_max: usize,
+    ) -> Self {
+        let auth_method = start.profile.auth_method.clone();
+        let (handshake, first_line) =
+            Handshake::new(cwd.clone(), auth_method, start.session.clone());
+        stdin.open(child.stdin);
+        let termination = Termination::new(child.tree, stdin.clone());
+        Self {
+            run: start.run,
+            group_id: start.group.clone(),
+            profile: start.profile.clone(),
+            stdin,
+            termination,
+            stdout: Pipe::new(child.stdout),
+            stderr_pipe: Pipe::new(child.stderr),
+            stderr: Stderr::new(start.group.clone(), start.run),
+            commands,
+            group,
+            line_bytes_max,
+            batch: Batch::new(start.run),
+            report: None,
+            handshake: Some(handshake),
+            detector: CompactionDetector::new(start.profile.signals),
+            sessions: Sessions::default(),
+            session_before: None,
+            tools: ToolKinds::default(),
+            cwd,
+            first_line: Some(first_line),
+            ready_by: awake::now() + start.profile.start_timeout,
+            pid: None,
+            rejected: 0,
+        }
+    }
+
+    /// Runs until the process tree is gone and its output is reported; then reports the exit.
+    ///
+    /// Yields after each long read: a flood would keep the thread from other groups (I15).
+    pub async fn run(mut self) {
+        while !self.is_over() {
+            if self.report.is_none() && !self.batch.is_empty() {
+                let events = self.batch.take();
+                let current = self.sessions.current().cloned();
+                let session_before = std::mem::replace(&mut self.session_before, current);
+                self.report =
+                    Some(Box::pin(self.group.send(AgentReport { events, session_before })));
+            }
+            let event = self.next_event().await;
+            let is_long = event.is_long();
+            match event {
+                LoopEvent::Stdout(read) => self.on_stdout(read),
+                LoopEvent::Stderr(read) => self.on_stderr(read),
+                LoopEvent::Tree(event) => self.on_tree_event(event),
+                LoopEvent::Command(command) => self.on_command(command),
+                LoopEvent::Reported(Ok(())) => self.report = None,
+                LoopEvent::Reported(Err(_)) => {
+                    // The group's actor is gone; no reader saw what it did not store.
+                    self.report = None;
+                    self.batch.take();
+                    self.termination.kill(ExitReason::Stopped, "its group's actor ended");
+                }
+                LoopEvent::Escalate => self.termination.escalate(),
+                LoopEvent::Unwritable(Unwritable::Stalled) => {
+                    let why = "the agent did not read its stdin for 10 s";
+                    self.termination.kill(ExitReason::Protocol, why);
+                }
+                LoopEvent::Unwritable(Unwritable::HungUp) => self.termination.on_hung_up(),
+                LoopEvent::StartTimedOut => {
+                    let waited = self.profile.start_timeout.as_millis();
+                    let why = format!("it was not ready within {waited} ms");
+                    self.termination.kill(ExitReason::StartFailed, &why);
+                }
+            }
+            if is_long {
+                yield_now().await;
+            }
+        }
+        let exit = self.exit();
+        let exited = Event::AgentExited { run: self.run, exit };
+        // If the group's actor is gone, its successor finds the run in the database.
+        _ = self.group.send(AgentReport::single(exited)).await;
+    }
+
+    fn is_over(&self) -> bool {
+        let is_quiet = self.report.is_none() && self.batch.is_empty();
+        self.termination.is_gone() && self.stdout.ended && self.stderr_pipe.ended && is_quiet
+    }
+
+    async fn next_event(&mut self) -> LoopEvent {
+        let reads_stdout = !self.stdout.ended && self.batch.has_room();
+        let escalates_at = self.termination.escalates_at();
+        let ready_by = self.handshake.is_some().then_some(self.ready_by);
+        let ready_by = ready_by.filter(|_| !self.termination.has_reason());
+        let is_gone = self.termination.is_gone();
+        let writes = self.termination.is_unused();
+        let report = async {
+            match &mut self.report {
+                Some(report) => report.await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            reported = report => LoopEvent::Reported(reported),
+            read = self.stdout.read(), if reads_stdout => LoopEvent::Stdout(read),
+            read = self.stderr_pipe.read(), if !self.stderr_pipe.ended => LoopEvent::Stderr(read),
+            event = self.termination.next_event(), if !is_gone => LoopEvent::Tree(event),
+            Some(command) = self.commands.recv() => LoopEvent::Command(command),
+            () = until(escalates_at), if !is_gone => LoopEvent::Escalate,
+            () = until(ready_by), if !is_gone => LoopEvent::StartTimedOut,
+            why = self.stdin.unwritable(), if writes => LoopEvent::Unwritable(why),
+        }
+    }
+
+    /// Handles what was read from stdout: whole lines, and at the end the rest.
+    fn on_stdout(&mut self, read: io::Result<usize>) {
+        // Commands that were sent before the read decide which session the lines are about.
+        while let Ok(command) = self.commands.try_recv() {
+            self.on_command(command);
+        }
+        let Ok(count @ 1..) = read else { return self.on_stdout_end() };
+        self.stdout.count_read(count);
+        let mut buffer = std::mem::take(&mut self.stdout.buffer);
+        let mut from = 0;
+        let mut search = self.stdout.searched;
+        while let Some(at) = memchr::memchr(b'\n', &buffer[search..]) {
+            let end = search + at;
+            self.on_line(&buffer[from..end]);
+            from = end + 1;
+            search = from;
+        }
+        let rest = buffer.split_off(from);
+        self.stdout.searched = rest.len();
+        self.stdout.buffer = rest;
+        if self.stdout.searched > self.line_bytes_max {
+            self.stdout.buffer.clear();
+            self.stdout.searched = 0;
+            let max = self.line_bytes_max;
+            self.on_protocol_error(&format!("the agent wrote a line over {max} bytes"));
+        }
+        if self.stdout.is_drained() {
+            self.on_stdout_end();
+        }
+    }
+
+    /// Handles a last line without a line feed, and the end of stdout. An agent that does not exit
+    /// then is terminated.
+    fn on_stdout_end(&mut self) {
+        let rest = self.stdout.buffer.split();
+        if !rest.is_empty() {
+            self.on_line(&rest);
+        }
+        if !self.stdout.ended {
+            self.stdout.ended = true;
+            self.batch.push(Event::AgentClosed(self.run));
+            self.termination.on_stdout_closed();
+        }
+    }
+
+    fn on_protocol_error(&mut self, why: &str) {
+        self.termination.kill(ExitReason::Protocol, why);
+    }
+
+    fn on_line(&mut self, bytes: &[u8]) {
+        // Lines after a protocol error are dropped.
+        if self.termination.is_protocol_error() {
+            return;
+        }
+        // A carriage return is white space in JSON and a line's end in Server-Sent Events.
+        let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+        if bytes.len() > self.line_bytes_max {
+            let max = self.line_bytes_max;
+            return self.on_protocol_error(&format!("the agent wrote a line over {max} bytes"));
+        }
+        if bytes.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            return self.reject(bytes, "it is not UTF-8".into());
+        };
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let replaced;
+        let text = if memchr::memchr(b'\r', text.as_bytes()).is_some() {
+            replaced = text.replace('\r', " ");
+            &replaced
+        } else {
+            text
+        };
+        match acp::parse(text) {
+            Ok(message) => {
+                self.rejected = 0;
+                self.on_message(text, message);
+            }
+            Err(acp::ParseError::NoMessage(reason)) => self.reject(bytes, reason),
+            Err(err @ acp::ParseError::TooDeep) => {
+                self.reject(bytes, err.to_string());
+                self.on_protocol_error("the agent wrote JSON that nests too deep");
+            }
+        }
+    }
+
+    fn on_message(&mut self, line: &str, message: acp::Message<'_>) {
+        match message {
+            acp::Message::Notification(notification) => {
+                let replay = notification.kind == "session/update"
+                    && self.handshake.as_mut().is_some_and(Handshake::is_replay);
+                if !replay {
+                    self.on_notification(line, notification);
+                }
+            }
+            acp::Message::Permission { mut asked, tool } => {
+                let known = tool.as_deref().and_then(|tool| self.tools.kind(tool));
+                asked.tool_kind = asked.tool_kind.or_else(|| known.map(str::to_owned));
+                let lines = single(line, "session/request_permission".into());
+                self.batch.push(Event::PermissionAsked { run: self.run, lines, asked });
+            }
+            acp::Message::Request { id, kind, private } => {
+                self.stdin.send(acp::refusal_line(id));
+                if private {
+                    let (run, method) = (self.run, kind.into_owned());
+                    log::warn!(run:%, method; "agent request refused");
+                    self.batch.push(Event::RequestRefused { run, method });
+                } else {
+                    let summary = OutputSummary { has_output: true, ..OutputSummary::default() };
+                    self.batch.push_line(line, kind, summary);
+                }
+            }
+            acp::Message::Response { id, outcome } => match &mut self.handshake {
+                Some(handshake) => {
+                    let provenance =
+                        outcome.as_ref().ok().and_then(|result| self.detector.provenance(result));
+                    if let Some(next) = handshake.on_response(id, outcome) {
+                        self.on_handshake(next, provenance);
+                    }
+                }
+                None if self.sessions.take_pending(id) => {
+                    let opened = self.opened_session(outcome);
+                    self.batch.push(Event::SessionOpened { run: self.run, id, opened });
+                }
+                None => {
+                    self.drain_stderr();
+                    let reply = acp::prompt_reply(outcome);
+                    self.batch.push(Event::PromptAnswered { run: self.run, id, reply });
+                }
+            },
+        }
+    }
+
+    /// Reports a notification first, and then what it reports about the context, so that its frame
+    /// belongs to the segment that the boundary closes. One about another session has no effect.
+    fn on_notification(&mut self, line: &str, notification: Notification<'_>) {
+        let run = self.run;
+        let moved_to = match self.sessions.classify(notification.session.as_deref()) {
+            Subject::Current => None,
+            Subject::Other => {
+                return self.batch.push_line(line, notification.kind, OutputSummary::default());
+            }
+            Subject::MovedTo(session) => Some(session),
+        };
+        if let Some(session) = moved_to {
+            self.batch.push(Event::SessionNamed { run, session });
+        }
+        self.batch.push_line(line, notification.kind, notification.summary);
+        if let Some((tool, kind)) = notification.tool_kind.map(|tool_kind| *tool_kind) {
+            self.tools.insert(tool, kind);
+        }
+        let Some(context) = notification.context else { return };
+        let Detected { signal, provenance } = self.detector.update(*context);
+        if let Some(signal) = signal {
+            self.batch.push(Event::Signalled { run, signal: signal.into() });
+        }
+        if let Some(provenance) = provenance {
+            self.batch.push(Event::ProvenanceGiven { run, provenance });
+        }
+    }
+
+    /// Parses the response to the request for a new session.
+    fn opened_session(
+        &mut self,
+        outcome: Result<&str, acp::RpcError>,
+    ) -> Result<(SessionId, Option<Provenance>), String> {
+        let result = outcome.map_err(|err| format!("the agent refused another session: {err}"))?;
+        let session = acp::opened_session(result)?;
+        self.sessions.add(session.clone());
+        Ok((session, self.detector.provenance(result)))
+    }
+
+    fn on_handshake(&mut self, next: Next, provenance: Option<Provenance>) {
+        match next {
+            Next::Send(line) => self.stdin.send(line),
+            Next::Ready(session, continuity) => {
+                self.handshake = None;
+                self.termination.on_ready();
+                self.sessions.set_current(session.clone());
+                let (run, pid) = (self.run, self.pid.unwrap_or_default());
+                let ready = Event::AgentReady { run, pid, session, continuity, provenance };
+                self.batch.push(ready);
+            }
+            Next::Fail(why) => self.termination.kill(ExitReason::StartFailed, &why),
+        }
+    }
+
+    fn reject(&mut self, bytes: &[u8], reason: String) {
+        self.rejected += 1;
+        let kept = &bytes[..bytes.len().min(REJECTED_BYTES_MAX)];
+        let bytes = STANDARD.encode(kept);
+        self.batch.push(Event::OutputRejected { run: self.run, reason, bytes });
+        if self.rejected == REJECTED_MAX {
+            let why = format!("the agent wrote {REJECTED_MAX} lines in a row that are no message");
+            self.on_protocol_error(&why);
+        }
+    }
+
+    /// Drains stderr before a response is handled: those lines were written first, and belong to
+    /// the turn that the response settles.
+    fn drain_stderr(&mut self) {
+        if !self.profile.signals.hermes_stderr || self.stderr_pipe.ended {
+            return;
+        }
+        let mut bytes = [0; 16 << 10];
+        for _ in 0..STDERR_READS_MAX {
+            // From the pipe itself: the runtime may not know yet that it is readable.
+            let Ok(count @ 1..) = rustix::io::read(&self.stderr_pipe.pipe, &mut bytes) else {
+                return;
+            };
+            self.stderr_pipe.buffer.extend_from_slice(&bytes[..count]);
+            self.on_stderr(Ok(count));
+        }
+    }
+
+    fn on_stderr(&mut self, read: io::Result<usize>) {
+        let bytes = self.stderr_pipe.buffer.split();
+        self.stderr_pipe.count_read(*read.as_ref().unwrap_or(&0));
+        let ended = !matches!(read, Ok(1..)) || self.stderr_pipe.is_drained();
+        let mut matched = Vec::new();
+        let mut detect = |line: &str| {
+            matched.extend(self.detector.stderr(line).map(|signal| (line.to_owned(), signal)));
+        };
+        self.stderr.push(&bytes, &mut detect);
+        if ended {
+            self.stderr_pipe.ended = true;
+            self.stderr.finish(&mut detect);
+        }
+        for (line, signal) in matched {
+            // Stderr never waits (AM-40).
+            if self.batch.has_reserve() {
+                let (run, signal) = (self.run, signal.into());
+                self.batch.push(Event::StderrMatched { run, line, signal });
+            } else {
+                self.stderr.count_dropped();
+            }
+        }
+    }
+
+    fn on_tree_event(&mut self, event: TreeEvent) {
+        match event {
+            TreeEvent::Started { pid, .. } => {
+                self.pid = Some(pid);
+                log::info!(
+                    target: "greenroom::run", group:% = self.group_id, run:% = self.run, pid;
+                    "run started"
+                );
+                if let Some(line) = self.first_line.take() {
+                    self.stdin.send(line);
+                }
+            }
+            TreeEvent::SpawnFailed { message, .. } => {
+                self.termination.kill(ExitReason::StartFailed, &message);
+            }
+            TreeEvent::Exited { code, signal } => self.termination.on_exited(code, signal),
+            TreeEvent::Left { why } => self.termination.on_left(why),
+            TreeEvent::Gone => self.on_tree_gone(),
+        }
+    }
+
+    /// Handles the end of the tree, which cannot write any more. What its pipes hold is read,
+    /// however long a commit delays that. The loop does not wait for a foreign process that holds a
+    /// pipe open.
+    fn on_tree_gone(&mut self) {
+        self.termination.on_gone();
+        self.stdout.limit_to_written();
+        self.stderr_pipe.limit_to_written();
+        if self.stdout.is_drained() {
+            self.on_stdout(Ok(0));
+        }
+        if self.stderr_pipe.is_drained() {
+            self.on_stderr(Ok(0));
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Prompted(session) => self.sessions.set_current(session),
+            Command::OpenSession(id) => {
+                self.sessions.expect_new(id);
+                self.stdin.send(acp::new_session_line(id, &self.cwd));
+            }
+            Command::Kill => self.termination.kill(ExitReason::Stopped, "stopped by greenroom"),
+            Command::Stop(how) => self.termination.stop(how),
+        }
+    }
+
+    fn exit(&mut self) -> Exit {
+        if let Some(why) = self.termination.leftovers() {
+            log::error!(
+                target: "greenroom::run", group:% = self.group_id, run:% = self.run, why;
+                "processes of the run may be left; the next run starts beside them"
+            );
+        }
+        self.termination.exit(self.pid, &self.stderr)
+    }
+}
+
+async fn until(at: Option<Awake>) {
+    match at {
+        Some(at) => awake::sleep_until(at).await,
+        None => pending().await,
+    }
+}

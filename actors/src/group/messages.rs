@@ -1,0 +1,378 @@
+//! The messages that a group takes, and their short handlers.
+
+use actix::{
+    ActorFutureExt as _, AtomicResponse, Context, Handler, Message, ResponseFuture,
+    WrapFuture as _, fut::LocalBoxActorFuture,
+};
+use greenroom_core::{
+    Choice, Event, Json, OnInterrupt, PermissionId, PermissionPolicy, Rejected, Settings, Stop,
+    Task, TaskId, Work,
+};
+use tokio::sync::oneshot;
+
+use super::Group;
+use crate::{
+    agent::{AgentCommand, AgentReport},
+    failpoint,
+    storage::{StoreError, TaskView, Unreadable},
+};
+
+/// Why a group refused a message, or could not handle it.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// The rules forbid it; nothing changed.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    /// The server shuts down and takes no work.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The commit failed; nothing changed.
+    #[error("it could not be stored, and so it did not happen")]
+    Storage(#[source] StoreError),
+    /// The idempotency key was used for another body.
+    #[error("the idempotency key was used with another body")]
+    KeyConflict,
+    /// The group does not exist.
+    #[error("there is no such group")]
+    Unknown,
+    /// The configuration has no such agent.
+    #[error("the configuration has no agent {0:?}")]
+    UnknownAgent(String),
+    /// The group's agent may not work in this directory.
+    #[error("{0}")]
+    InvalidCwd(String),
+    /// The group's profile has no strategy for ordered compactions.
+    #[error("the group's agent has no compaction strategy")]
+    CompactionUnsupported,
+    /// The group's actor died; the supervisor rebuilds it from the database.
+    #[error("the group is being rebuilt from the database")]
+    Rebuilding,
+    /// A row of the group cannot be read; the group refuses all changes until it is repaired.
+    #[error("a stored row of the group cannot be read ({0}); {remedy}", remedy = .0.remedy())]
+    Broken(Unreadable),
+    /// A range of numbers of the group, or of the database, is exhausted.
+    #[error("no number is left for another task of this group, or for another group")]
+    Exhausted,
+}
+
+pub(super) type Answer<T> = AtomicResponse<Group, Result<T, GroupError>>;
+
+/// Accept a task. The answer comes once it is durable (I2).
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Accepted, GroupError>")]
+pub struct Submit {
+    /// The work.
+    pub kind: SubmitKind,
+    /// The caller's own data, stored with the task.
+    pub metadata: Option<Json>,
+    /// How long one attempt may take, milliseconds.
+    pub deadline_ms: Option<u64>,
+    /// How long it may wait for its start, milliseconds.
+    pub expires_in_ms: Option<u64>,
+    /// The idempotency key of the request, if the caller gave one.
+    pub key: Option<KeyHashes>,
+    /// Whether the caller waits for the task's end; see [`Accepted::end`].
+    pub wait: bool,
+}
+
+impl Submit {
+    /// Creates a request for `kind` without options.
+    pub fn new(kind: SubmitKind, key: Option<KeyHashes>) -> Self {
+        Self { kind, metadata: None, deadline_ms: None, expires_in_ms: None, key, wait: false }
+    }
+}
+
+/// An idempotency key in use: SHA-256 of caller, method, path and key, and of the body.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyHashes {
+    /// Of caller, method, path and key.
+    pub key: [u8; 32],
+    /// Of the body.
+    pub body: [u8; 32],
+}
+
+/// The work that a caller submits.
+#[derive(Debug)]
+pub enum SubmitKind {
+    /// A prompt, as ACP content blocks.
+    Turn(Json),
+    /// A compaction, and the focus of its summary.
+    Compaction(Option<String>),
+    /// A retry of an ended task, and that task's work.
+    Retry(TaskId, Work),
+}
+
+/// A task that is durable.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The task's current state.
+    pub view: TaskView,
+    /// Whether it existed before this request.
+    pub deduplicated: bool,
+    /// Receives the end of a task that this request created, if the caller waits for it: this saves
+    /// a second message.
+    pub end: Option<oneshot::Receiver<Task>>,
+}
+
+/// Report when a task is terminal. The answer is `None` if the group has no such active task.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<Task>")]
+pub struct Await(pub TaskId);
+
+/// Cancel a task.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), GroupError>")]
+pub struct Cancel(pub TaskId);
+
+/// Decide on a permission. The first answer wins.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), GroupError>")]
+pub struct AnswerPermission {
+    /// The permission.
+    pub permission: PermissionId,
+    /// The decision.
+    pub choice: Choice,
+    /// Who decided.
+    pub by: &'static str,
+}
+
+/// Create the group, change it, or restore it from the archive. Answers whether it is new.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<bool, GroupError>")]
+pub struct Configure(pub Patch);
+
+/// Settings to change; absent fields stay as they are.
+#[derive(Debug, Default)]
+pub struct Patch {
+    /// A profile's name.
+    pub agent: Option<String>,
+    /// An absolute path, checked.
+    pub cwd: Option<String>,
+    /// A name for people.
+    pub title: Option<String>,
+    /// The share of the context window at which the group compacts.
+    pub auto_compact: Option<f64>,
+    /// Who decides on the agent's permission requests.
+    pub permission_policy: Option<PermissionPolicy>,
+    /// What happens to the queue after a turn was interrupted.
+    pub on_interrupt: Option<OnInterrupt>,
+    /// The caller's own data, stored with the group.
+    pub metadata: Option<Json>,
+}
+
+/// Pause or resume the queue, or stop the run.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<(), GroupError>")]
+pub enum Control {
+    /// Claim no more work; the running task continues.
+    Pause,
+    /// Claim work again.
+    Resume,
+    /// Stop the run, and cancel its task.
+    Stop,
+}
+
+/// Cancel all tasks, stop the agent, and keep the group readable, or delete it.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), GroupError>")]
+pub struct Archive {
+    /// Whether its rows are deleted as well.
+    pub purge: bool,
+}
+
+/// Answer once the group has recovered from the database; nothing else.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct EnsureLoaded;
+
+/// Rebuild the digests from the transcript, as one of their rows cannot be read. An actor does so
+/// only once: a rebuild does not mend the transcript itself, and it blocks the group.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<(), GroupError>")]
+pub struct RebuildDigests;
+
+/// Accept no more work and start none: the server shuts down (DQ-11).
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+/// Cancel the running turn: the drain took too long.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct CancelRunning;
+
+/// Stop the agent. The answer comes when its process tree is gone.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct StopAgent;
+
+/// Answers at once.
+pub(super) fn answer<T: 'static>(now: Result<T, GroupError>) -> Answer<T> {
+    AtomicResponse::new(Box::pin(actix::fut::ready(now)))
+}
+
+impl Handler<Await> for Group {
+    type Result = ResponseFuture<Option<Task>>;
+
+    fn handle(&mut self, Await(task): Await, _: &mut Context<Self>) -> Self::Result {
+        if self.core.task(task).is_none() {
+            return Box::pin(std::future::ready(None));
+        }
+        let end = self.subscribe_to_end(task);
+        Box::pin(async { end.await.ok() })
+    }
+}
+
+impl Handler<Cancel> for Group {
+    type Result = Answer<()>;
+
+    fn handle(&mut self, Cancel(task): Cancel, ctx: &mut Context<Self>) -> Self::Result {
+        AtomicResponse::new(self.advance(vec![Event::CancelRequested(task)], ctx))
+    }
+}
+
+impl Handler<AnswerPermission> for Group {
+    type Result = Answer<()>;
+
+    fn handle(&mut self, answer: AnswerPermission, ctx: &mut Context<Self>) -> Self::Result {
+        let AnswerPermission { permission, choice, by } = answer;
+        let answered = Event::PermissionAnswered { permission, choice, by: by.into() };
+        AtomicResponse::new(self.advance(vec![answered], ctx))
+    }
+}
+
+impl Handler<Configure> for Group {
+    type Result = Answer<bool>;
+
+    fn handle(&mut self, Configure(patch): Configure, _: &mut Context<Self>) -> Self::Result {
+        if let Err(refused) = self.check_accepts_work() {
+            return answer(Err(refused));
+        }
+        if let Some(agent) = &patch.agent
+            && !self.shared.profiles.contains_key(agent)
+        {
+            return answer(Err(GroupError::UnknownAgent(agent.clone())));
+        }
+        let state = self.core.state();
+        let (created, old) = (state.created_at.is_none(), state.settings.clone());
+        let changes_place = patch.agent.is_some() || patch.cwd.is_some();
+        let settings = Settings {
+            agent: patch.agent.unwrap_or(old.agent),
+            cwd: patch.cwd.or(old.cwd),
+            title: patch.title.or(old.title),
+            auto_compact: patch.auto_compact.or(old.auto_compact),
+            permission_policy: patch.permission_policy.or(old.permission_policy),
+            on_interrupt: patch.on_interrupt.or(old.on_interrupt),
+            metadata: patch.metadata.or(old.metadata),
+        };
+        // Here, and not only in HTTP: agent and directory may come with two requests.
+        let profile = self.shared.profiles.get(&settings.agent).cloned();
+        let place = settings.cwd.clone().filter(|_| changes_place).zip(profile);
+        let checked = async move {
+            match place {
+                Some((cwd, profile)) => profile.check_cwd_off_thread(cwd.into()).await.map(drop),
+                None => Ok(()),
+            }
+        };
+        AtomicResponse::new(Box::pin(checked.into_actor(self).then(
+            move |checked, group, ctx| -> LocalBoxActorFuture<Group, _> {
+                if let Err(err) = checked {
+                    return Box::pin(actix::fut::ready(Err(GroupError::InvalidCwd(
+                        err.to_string(),
+                    ))));
+                }
+                let progress = group.advance(vec![Event::Configured(settings)], ctx);
+                Box::pin(progress.map(move |done, _, _| done.map(|()| created)))
+            },
+        )))
+    }
+}
+
+impl Handler<Control> for Group {
+    type Result = Answer<()>;
+
+    fn handle(&mut self, control: Control, ctx: &mut Context<Self>) -> Self::Result {
+        let event = match control {
+            Control::Pause => Event::Paused,
+            Control::Resume => Event::Resumed,
+            Control::Stop => Event::Stopped,
+        };
+        AtomicResponse::new(self.advance(vec![event], ctx))
+    }
+}
+
+impl Handler<Archive> for Group {
+    type Result = Answer<()>;
+
+    fn handle(&mut self, Archive { purge }: Archive, ctx: &mut Context<Self>) -> Self::Result {
+        if let Err(refused) = self.check_readable() {
+            if !purge {
+                return answer(Err(refused));
+            }
+            let purged = self.delete().into_actor(self);
+            return AtomicResponse::new(Box::pin(
+                purged.map(|purged, group: &mut Self, ctx| group.on_purged(purged, ctx)),
+            ));
+        }
+        let mut events = vec![Event::Archived];
+        events.extend(purge.then_some(Event::PurgeOrdered));
+        AtomicResponse::new(self.advance(events, ctx))
+    }
+}
+
+impl Handler<AgentReport> for Group {
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(&mut self, report: AgentReport, ctx: &mut Context<Self>) -> Self::Result {
+        failpoint::pass("group", &self.id);
+        let AgentReport { mut events, session_before } = report;
+        if session_before.as_ref() != self.session_cursor.current() {
+            // The prompt for another session was committed before the run learned of it.
+            for event in &mut events {
+                if let Event::OutputReceived { lines, summary, .. } = event {
+                    *summary = self.session_cursor.summarize_lines(lines);
+                }
+            }
+        }
+        // A failed commit stops this actor; the run's actor learns of it by the failed answer.
+        AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
+    }
+}
+
+impl Handler<EnsureLoaded> for Group {
+    type Result = ();
+
+    fn handle(&mut self, _: EnsureLoaded, _: &mut Context<Self>) {}
+}
+
+impl Handler<Drain> for Group {
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) -> Self::Result {
+        // A task that has not started yet starts after the next start of the server (DQ-11).
+        let unsent = self.core.current().is_some() && self.core.attempt().is_none();
+        let events = if unsent { vec![Event::Shutdown] } else { Vec::new() };
+        AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
+    }
+}
+
+impl Handler<CancelRunning> for Group {
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(&mut self, _: CancelRunning, ctx: &mut Context<Self>) -> Self::Result {
+        AtomicResponse::new(Box::pin(self.advance(vec![Event::Shutdown], ctx).map(|_, _, _| ())))
+    }
+}
+
+impl Handler<StopAgent> for Group {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: StopAgent, _: &mut Context<Self>) -> Self::Result {
+        let Some((_, agent)) = &self.agent else { return Box::pin(std::future::ready(())) };
+        let how = if self.core.current().is_some() { Stop::Firmly } else { Stop::Gently };
+        agent.agent.do_send(AgentCommand::Stop(how));
+        let (done, end) = oneshot::channel();
+        self.stop_waiters.push(done);
+        Box::pin(async { _ = end.await })
+    }
+}

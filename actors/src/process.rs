@@ -1,0 +1,9 @@
+//! An agent's process tree: spawned, watched and ended, without knowledge of protocols or actors.
+
+pub mod cgroup;
+pub mod child;
+mod pipe;
+pub mod proc;
+pub mod shim;
+
+pub use self::pipe::{Pipe, READ_BYTES};

@@ -1,0 +1,503 @@
+//! The shim of a process tree: the program between the server and one agent (`greenroom shim`).
+//!
+//! Owns the agent's processes: it starts the agent in a clean state, adopts every orphaned
+//! descendant as a subreaper, and exits only when all are dead and reaped (I10, AM-42). It does no
+//! more: no data passes through it (the agent gets the server's pipes), it decides on no stop
+//! except that a silent server is a dead one, and it has one thread and no runtime, because a
+//! parent-death signal is bound to the *thread* that forked.
+//!
+//! Its standard input is a socket to the server. First comes `LAUNCH` with four descriptors: the
+//! agent's three streams, and a memory file with the `Spec`; so no command line and no environment
+//! but the agent's holds secrets. Then comes one byte per command. The shim sends [`TreeEvent`]s,
+//! one line of JSON each.
+
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::{self, IoSliceMut, Read, Seek},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::PathBuf,
+    process::{Command, ExitCode},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{Access, Mode, access},
+    io::{Errno, FdFlags, fcntl_setfd, retry_on_intr, write},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send},
+    process::{
+        PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getppid, getrlimit, pidfd_open,
+        set_parent_process_death_signal, setrlimit, setsid, umask, wait,
+    },
+    thread::{set_name, set_no_new_privs},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    cgroup::Cgroup,
+    proc::{self, Marker, Process, SHIM_NAME},
+};
+use crate::profile::Rlimits;
+
+/// The server's commands. `LAUNCH` is the first, and carries the descriptors.
+pub(super) const LAUNCH: u8 = b'L';
+pub(super) const HEARTBEAT: u8 = b'.';
+pub(super) const TERMINATE: u8 = b'T';
+pub(super) const KILL: u8 = b'K';
+
+/// How long a server may be silent before it counts as dead, unless `--silence-ms` says otherwise.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// Silence is counted in this many waits, so that time in which the shim itself was stopped (a
+/// frozen container, a suspended machine) counts as one wait at most.
+const SILENT_WAITS_MAX: u32 = 5;
+/// After a TERM, the other processes have this long to end after the agent's main process: an
+/// `npx` dies at once, the agent below it may still be saving its session. Two seconds, counted in
+/// checks.
+const LINGER_EVERY: Duration = Duration::from_millis(5);
+const LINGER_CHECKS_MAX: u32 = 400;
+/// How long the shim kills before it leaves the rest to the server: with [`LINGER_CHECKS_MAX`],
+/// less than the server gives a shim (`child::SHIM_MAX`). A round counts at most
+/// [`KILL_ROUND_MAX`], however long the machine was frozen meanwhile.
+const KILL_MAX: Duration = Duration::from_millis(2_500);
+const KILL_ROUND_MAX: Duration = Duration::from_secs(1);
+/// Between two reapings, while orphans end one after the other.
+const REAP_PAUSE: Duration = Duration::from_millis(5);
+/// The greatest signal number.
+const SIGNAL_MAX: i32 = 64;
+
+/// The launch, as the server sends it to the shim.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Spec {
+    pub command: PathBuf,
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub cwd: PathBuf,
+    pub umask: Option<u32>,
+    pub no_new_privs: bool,
+    pub rlimits: Rlimits,
+    pub open_files: Option<u64>,
+}
+
+/// An event of an agent's process tree, in this order: `Started` then `Exited`, or `SpawnFailed`;
+/// then `Gone`. After a killed shim, only `Gone` is certain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum TreeEvent {
+    /// The agent's main process runs. `start_time` is in clock ticks since boot.
+    Started { pid: u32, start_time: u64 },
+    /// It could not be started; `errno` is absent if no system call was made.
+    SpawnFailed { errno: Option<i32>, message: String },
+    /// The main process ended, by `exit(code)` or by a signal; others may still hold its pipes.
+    Exited { code: Option<i32>, signal: Option<i32> },
+    /// Processes may be left, for this reason. From the server itself, never from a shim.
+    #[serde(skip)]
+    Left { why: String },
+    /// No process of the run is left, unless `Left` came before.
+    Gone,
+}
+
+/// Runs the shim; `args` follow the subcommand: `--silence-ms N`, and `--no-cgroup`, which creates
+/// no control group. Both are for tests.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match options(args).and_then(|options| run(io::stdin().as_fd(), &options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("greenroom shim: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Options {
+    silence_max: Duration,
+    uses_cgroup: bool,
+}
+
+fn options(args: impl IntoIterator<Item = OsString>) -> io::Result<Options> {
+    let wrong = || io::Error::other("arguments: [--silence-ms N] [--no-cgroup]");
+    let mut options = Options { silence_max: SILENCE_MAX, uses_cgroup: true };
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        match arg.to_str() {
+            Some("--silence-ms") => {
+                let ms = args.next().and_then(|ms| ms.to_str()?.parse().ok());
+                options.silence_max = Duration::from_millis(ms.ok_or_else(wrong)?);
+            }
+            Some("--no-cgroup") => options.uses_cgroup = false,
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(options)
+}
+
+fn run(control: BorrowedFd<'_>, options: &Options) -> io::Result<()> {
+    close_inherited_on_exec()?;
+    reset_signals();
+    // The name comes before the session, see `proc::sweep_adopted`.
+    set_name(SHIM_NAME)?;
+    setsid()?;
+    proc::become_subreaper()?;
+    let wait = options.silence_max / SILENT_WAITS_MAX;
+    let Some((spec, streams)) = receive(control, wait)? else {
+        return Ok(());
+    };
+    let run = spec.env.iter().find(|(key, _)| key == Marker::RUN).map(|(_, run)| run.as_str());
+    let group = run.filter(|_| options.uses_cgroup).and_then(Cgroup::make);
+    match start(&spec, streams, group.as_ref()) {
+        Ok(agent) => TreeShim { control, agent, group, ended: false, terminated: false }.keep(wait),
+        Err(err) => {
+            group.inspect(Cgroup::remove);
+            let message = explain(&spec, &err);
+            report(control, &TreeEvent::SpawnFailed { errno: err.raw_os_error(), message });
+            report(control, &TreeEvent::Gone);
+            Ok(())
+        }
+    }
+}
+
+/// Waits for the launch. Returns `None` if the server ended, or was silent, before it.
+fn receive(control: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<(Spec, [OwnedFd; 3])>> {
+    let mut fds = [PollFd::from_borrowed_fd(control, PollFlags::IN)];
+    let limit = timespec(wait)?;
+    let mut silent_waits = 0;
+    while retry_on_intr(|| poll(&mut fds, Some(&limit)))? == 0 {
+        silent_waits += 1;
+        if silent_waits == SILENT_WAITS_MAX {
+            return Ok(None);
+        }
+    }
+    let mut command = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let iov = &mut [IoSliceMut::new(&mut command)];
+    if recvmsg(control, iov, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes == 0 {
+        return Ok(None);
+    }
+    let rights = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    match (command, <[OwnedFd; 4]>::try_from(rights.flatten().collect::<Vec<_>>())) {
+        ([LAUNCH], Ok([stdin, stdout, stderr, spec])) => {
+            let (mut spec, mut json) = (fs::File::from(spec), Vec::new());
+            spec.rewind()?;
+            spec.read_to_end(&mut json)?;
+            Ok(Some((serde_json::from_slice(&json)?, [stdin, stdout, stderr])))
+        }
+        _ => Err(io::Error::other("the first command is not a launch")),
+    }
+}
+
+/// Makes all inherited descriptors close-on-exec, so that the agent does not inherit them (C13).
+///
+/// The server opens all its descriptors close-on-exec; those that the server itself inherited,
+/// or that a library opened otherwise, are not.
+fn close_inherited_on_exec() -> io::Result<()> {
+    let listed: Vec<i32> = fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&fd| 2 < fd)
+        .collect();
+    for fd in listed {
+        // SAFETY: only a flag is set, which changes nothing for an owner of the descriptor in
+        // this process. One of them, the listing's own, is closed by now: an error, not misuse.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        _ = fcntl_setfd(fd, FdFlags::CLOEXEC);
+    }
+    Ok(())
+}
+
+/// Resets the signals that the server or its parent ignores or blocks. Both outlive an exec: a
+/// program that does not expect SIGXFSZ would continue after it, one with SIGTERM blocked would not
+/// react to it, and one that ignores SIGCHLD gets no exit status.
+///
+/// SIGPIPE stays ignored here; `Command` resets it in the agent.
+fn reset_signals() {
+    for signal in (1..=SIGNAL_MAX).filter(|&signal| signal != libc::SIGPIPE) {
+        // SAFETY: no handler is installed, and this process has one thread and none of its own.
+        // KILL, STOP and the signals of the C library are refused, which is fine.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is written by the first call before the second one reads it, and no pointer
+    // outlives the call. No signal that arrives now has a handler.
+    unsafe {
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+/// Makes each end of a child interrupt a wait. Otherwise a chain of processes that fork and end
+/// leaves thousands of zombies between two heartbeats, and the machine runs out of pids.
+fn wake_for_children() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let nothing = nothing as extern "C" fn(libc::c_int);
+    // SAFETY: the handler does nothing, and an exec removes it.
+    unsafe { libc::signal(libc::SIGCHLD, nothing as libc::sighandler_t) };
+}
+
+/// Starts the agent on `streams`, and keeps no copy of them (else there would be no EOF).
+fn start(spec: &Spec, streams: [OwnedFd; 3], group: Option<&Cgroup>) -> io::Result<Process> {
+    limit(spec).map_err(io::Error::other)?;
+    // Both are inherited, and do not affect the shim itself: it creates no file and execs nothing.
+    if let Some(mask) = spec.umask {
+        umask(Mode::from_raw_mode(mask));
+    }
+    if spec.no_new_privs {
+        set_no_new_privs(true)?;
+    }
+    let [stdin, stdout, stderr] = streams;
+    let mut command = Command::new(&spec.command);
+    command
+        .args(&spec.args)
+        .env_clear()
+        .envs(spec.env.iter().map(|(key, value)| (key, value)))
+        .current_dir(&spec.cwd)
+        .process_group(0)
+        .stdin(stdin)
+        .stdout(stdout)
+        .stderr(stderr);
+    let shim = getpid();
+    let entrance = group.and_then(|group| group.entrance().ok());
+    let cpu = spec.rlimits.cpu_seconds;
+    let last_steps = move || {
+        // An agent that may not enter its control group runs without one.
+        if let Some(entrance) = &entrance {
+            _ = write(entrance, b"0");
+        }
+        // Not in the shim, which lives as long as all descendants of the agent.
+        if cpu.is_some() {
+            setrlimit(Resource::Cpu, Rlimit { current: cpu, maximum: cpu })?;
+        }
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The death of a shim before the signal was set would go unnoticed.
+        if getppid() == Some(shim) { Ok(()) } else { Err(Errno::SRCH.into()) }
+    };
+    // SAFETY: between fork and exec it makes a few system calls and neither allocates nor locks;
+    // and the shim has one thread, so that no other thread can hold a lock.
+    unsafe { command.pre_exec(last_steps) };
+    // `TreeShim::reap` reaps the child, with all others.
+    Process::now(command.spawn()?.id())
+}
+
+/// Sets the limits of the profile, soft and hard. Without one for open files, sets the usual soft
+/// limit, whatever the server needs itself; the agent may raise it.
+fn limit(spec: &Spec) -> Result<(), String> {
+    let limits = &spec.rlimits;
+    let set = [
+        ("open_files", Resource::Nofile, limits.open_files),
+        ("processes", Resource::Nproc, limits.processes),
+        ("core_size", Resource::Core, Some(limits.core_bytes)),
+        ("file_size", Resource::Fsize, limits.file_bytes),
+    ];
+    for (key, resource, most) in set {
+        if most.is_some() {
+            let limit = Rlimit { current: most, maximum: most };
+            setrlimit(resource, limit).map_err(|err| refused(key, resource, most, err))?;
+        }
+    }
+    let most = getrlimit(Resource::Cpu).maximum;
+    if limits.cpu_seconds.zip(most).is_some_and(|(wanted, most)| most < wanted) {
+        return Err(refused("cpu_time", Resource::Cpu, limits.cpu_seconds, Errno::PERM));
+    }
+    if limits.open_files.is_none() {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let current = [spec.open_files, maximum].into_iter().flatten().min();
+        setrlimit(Resource::Nofile, Rlimit { current, maximum })
+            .map_err(|err| refused("open_files", Resource::Nofile, current, err))?;
+    }
+    Ok(())
+}
+
+fn refused(key: &str, resource: Resource, most: Option<u64>, err: Errno) -> String {
+    let named = |limit: Option<u64>| limit.map_or("unlimited".into(), |limit| limit.to_string());
+    let (most, maximum) = (named(most), named(getrlimit(resource).maximum));
+    format!("the limit {key} cannot be {most}, the system allows {maximum}: {err}")
+}
+
+/// Describes which part of the launch failed: the system has one error for several causes.
+fn explain(spec: &Spec, err: &io::Error) -> String {
+    let (command, cwd) = (spec.command.display(), spec.cwd.display());
+    let by_path = spec.command.components().count() != 1;
+    match err.kind() {
+        _ if !spec.cwd.is_dir() => format!("working directory {cwd} is missing or no directory"),
+        _ if access(&spec.cwd, Access::EXEC_OK).is_err() => {
+            format!("working directory {cwd} may not be entered")
+        }
+        io::ErrorKind::NotFound if by_path && spec.cwd.join(&spec.command).is_file() => {
+            format!("the interpreter that {command} names was not found")
+        }
+        io::ErrorKind::NotFound => format!("command {command} was not found"),
+        io::ErrorKind::PermissionDenied => format!("command {command} is not executable"),
+        _ => format!("command {command} cannot be started: {err}"),
+    }
+}
+
+/// Sends an event to the server. The server may be gone, and a full socket belongs to a stopped
+/// one: the tree's end must wait for neither.
+fn report(control: BorrowedFd<'_>, event: &TreeEvent) {
+    if let Ok(mut line) = serde_json::to_vec(event) {
+        line.push(b'\n');
+        _ = send(control, &line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
+}
+
+fn timespec(duration: Duration) -> io::Result<Timespec> {
+    Timespec::try_from(duration).map_err(io::Error::other)
+}
+
+/// What to do after a command.
+#[derive(PartialEq, Eq)]
+enum Next {
+    Wait,
+    Kill,
+}
+
+/// One running agent and all of its descendants.
+struct TreeShim<'c> {
+    control: BorrowedFd<'c>,
+    agent: Process,
+    group: Option<Cgroup>,
+    /// Whether the main process was reaped; its pid may be reused by now.
+    ended: bool,
+    /// Whether TERM was sent; it is sent once, as some programs abort on a second one.
+    terminated: bool,
+}
+
+impl TreeShim<'_> {
+    fn keep(mut self, wait: Duration) -> io::Result<()> {
+        let Process { pid, start_time } = self.agent;
+        report(self.control, &TreeEvent::Started { pid, start_time });
+        wake_for_children();
+        // Whatever fails from here on, kill the tree.
+        let watched = self.watch(wait);
+        if self.ended && self.terminated {
+            self.linger();
+        }
+        self.kill_all()?;
+        report(self.control, &TreeEvent::Gone);
+        watched
+    }
+
+    /// Returns when the tree has to end: its main process ended, the server is gone, or it orders
+    /// the kill.
+    fn watch(&mut self, wait: Duration) -> io::Result<()> {
+        let pidfd = pidfd_open(self.agent.id()?, PidfdFlags::empty())?;
+        let silence_max = wait * SILENT_WAITS_MAX;
+        let mut silence = Duration::ZERO;
+        while silence < silence_max {
+            let began = Instant::now();
+            let limit = timespec(wait.min(silence_max - silence))?;
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.control, PollFlags::IN),
+                PollFd::new(&pidfd, PollFlags::IN),
+            ];
+            match poll(&mut fds, Some(&limit)) {
+                Ok(1..) if !fds[0].revents().is_empty() => {
+                    silence = Duration::ZERO;
+                    if self.on_commands() == Next::Kill {
+                        break;
+                    }
+                }
+                // A child's end breaks no silence.
+                Ok(_) => silence += began.elapsed().min(wait),
+                Err(Errno::INTR) => {
+                    thread::sleep(REAP_PAUSE);
+                    silence += began.elapsed().min(wait);
+                }
+                Err(err) => return Err(err.into()),
+            }
+            // In each round, as this process must reap the orphans that ended.
+            self.reap();
+            if self.ended {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and performs the server's commands.
+    fn on_commands(&mut self) -> Next {
+        let mut commands = [0; 64];
+        match recv(self.control, &mut commands[..], RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return Next::Kill,
+            Ok((count, _)) => {
+                for &command in &commands[..count] {
+                    match command {
+                        KILL => return Next::Kill,
+                        TERMINATE => self.terminate(),
+                        // A heartbeat ends the silence, and no more.
+                        _ => (),
+                    }
+                }
+            }
+            Err(Errno::AGAIN | Errno::INTR) => (),
+            Err(_) => return Next::Kill,
+        }
+        Next::Wait
+    }
+
+    fn terminate(&mut self) {
+        if !self.terminated {
+            self.terminated = true;
+            // Processes that cannot be listed or signalled now are killed in the end.
+            for process in proc::descendants(std::process::id()).unwrap_or_default() {
+                _ = process.signal(Signal::TERM);
+            }
+        }
+    }
+
+    /// Waits briefly for the other processes, after TERM and the end of the main process.
+    fn linger(&mut self) {
+        for _ in 0..LINGER_CHECKS_MAX {
+            if !self.reap() || self.on_commands() == Next::Kill {
+                return;
+            }
+            thread::sleep(LINGER_EVERY);
+        }
+    }
+
+    /// Kills until no child is left. As every orphaned descendant becomes a child of this process,
+    /// no child means no descendant, in any session or process group.
+    fn kill_all(&mut self) -> io::Result<()> {
+        let mut spent = Duration::ZERO;
+        let mut pause = Duration::from_millis(1);
+        while self.reap() {
+            if KILL_MAX <= spent {
+                return Err(io::Error::other("a process of the agent cannot be killed"));
+            }
+            let began = Instant::now();
+            // The next round finds what both of them miss.
+            _ = self.group.as_ref().map(Cgroup::kill);
+            _ = proc::kill_descendants(std::process::id());
+            thread::sleep(pause);
+            pause = (2 * pause).min(Duration::from_millis(100));
+            spent += began.elapsed().min(KILL_ROUND_MAX);
+        }
+        self.group.iter().for_each(Cgroup::remove);
+        Ok(())
+    }
+
+    /// Reaps all children that ended, and reports the main process. Returns false without a child.
+    fn reap(&mut self) -> bool {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if self.agent.id().is_ok_and(|agent| agent == pid) => {
+                    self.ended = true;
+                    let (code, signal) = (status.exit_status(), status.terminating_signal());
+                    report(self.control, &TreeEvent::Exited { code, signal });
+                }
+                Ok(Some(_)) | Err(Errno::INTR) => (),
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Unreadable rows: separates them from a database that fails.
+//!
+//! An unreadable row of a list is left out, and reported once. An unreadable row that a group needs
+//! is an error of that group.
+
+use std::cell::RefCell;
+
+use rusqlite::{Connection, Error, OptionalExtension as _, Row};
+
+use super::{RowsError, failed, rows::seq};
+use crate::storage::{GroupNo, StoreError, Unreadable};
+
+/// The most left-out rows that are kept between two calls of [`LeftOut::take`].
+pub const LEFT_OUT_MAX: usize = 100;
+
+/// What is wrong with a row.
+#[derive(Debug)]
+pub struct Damage {
+    pub group: GroupNo,
+    pub what: String,
+}
+
+/// A row's value, or its damage.
+pub type RowResult<T> = rusqlite::Result<Result<T, Damage>>;
+
+impl Damage {
+    /// Adds the group's name. `stops`: the group cannot work without the row.
+    pub fn named(self, conn: &Connection, stops: bool) -> Unreadable {
+        let Self { group, what } = self;
+        let name = conn.query_row("SELECT id FROM groups WHERE no = ?", [group], |row| {
+            Ok(String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?).into_owned())
+        });
+        let name = name.optional().ok().flatten().unwrap_or_else(|| format!("number {group}"));
+        Unreadable { group, name, what, stops }
+    }
+}
+
+/// Reads a row whose first column is a key; `noun` names the row.
+pub fn keyed<T>(
+    noun: &'static str,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> impl Fn(&Row<'_>) -> RowResult<T> {
+    move |row| {
+        let key: i64 = row.get(0)?;
+        let group = GroupNo::try_from(key >> 36).unwrap_or_default();
+        read_row(row, group, || format!("{noun} {}", seq(key)), &read)
+    }
+}
+
+/// Reads a row of `group`; `noun` names the row.
+pub fn of_group<T>(
+    noun: &'static str,
+    group: GroupNo,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> impl Fn(&Row<'_>) -> RowResult<T> {
+    move |row| read_row(row, group, || noun.to_owned(), &read)
+}
+
+/// Reads a row of `group`, named by `noun` and one of its columns.
+pub fn numbered<T>(
+    noun: &'static str,
+    group: GroupNo,
+    column: &'static str,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> impl Fn(&Row<'_>) -> RowResult<T> {
+    let name = move |row: &Row<'_>| {
+        let value = row.get_ref(column).map(rusqlite::types::Value::try_from);
+        match value {
+            Ok(Ok(rusqlite::types::Value::Integer(number))) => format!("{noun} {number}"),
+            Ok(Ok(rusqlite::types::Value::Blob(id))) => {
+                let id: String = id.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+                format!("{noun} {id}")
+            }
+            _ => noun.to_owned(),
+        }
+    };
+    move |row| read_row(row, group, || name(row), &read)
+}
+
+/// Reads a group's own row, whose first column is its number.
+pub fn group_row<T>(
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> impl Fn(&Row<'_>) -> RowResult<T> {
+    move |row| {
+        let no: i64 = row.get(0)?;
+        let group = GroupNo::try_from(no).unwrap_or_default();
+        read_row(row, group, || "the group".to_owned(), &read)
+    }
+}
+
+fn read_row<T>(
+    row: &Row<'_>,
+    group: GroupNo,
+    noun: impl Fn() -> String,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> RowResult<T> {
+    let err = match read(row) {
+        Ok(value) => return Ok(Ok(value)),
+        Err(err) => err,
+    };
+    let (column, reason) = unreadable_column(err)?;
+    let column = row.as_ref().column_name(column).unwrap_or("a column");
+    Ok(Err(Damage { group, what: format!("{}: {column} cannot be read: {reason}", noun()) }))
+}
+
+/// Returns the unreadable column, and why it is unreadable. The reasons quote no stored text: they
+/// go to the log and to all clients (C16).
+fn unreadable_column(err: Error) -> Result<(usize, String), Error> {
+    Ok(match err {
+        Error::FromSqlConversionFailure(column, _, reason) => (column, reason.to_string()),
+        Error::InvalidColumnType(column, _, found) => (column, format!("{found} is stored there")),
+        Error::IntegralValueOutOfRange(column, value) => {
+            (column, format!("{value} is out of range"))
+        }
+        Error::Utf8Error(column, reason) => (column, reason.to_string()),
+        err => return Err(err),
+    })
+}
+
+/// Whether `err` means that a row is unreadable, and not that the database fails.
+pub fn is_unreadable(err: &Error) -> bool {
+    matches!(
+        err,
+        Error::FromSqlConversionFailure(..)
+            | Error::InvalidColumnType(..)
+            | Error::IntegralValueOutOfRange(..)
+            | Error::Utf8Error(..)
+    )
+}
+
+/// The unreadable row that `err` reports, of an unknown group.
+pub fn of_unknown(err: &Error) -> Unreadable {
+    Unreadable { group: 0, name: "unknown".into(), what: err.to_string(), stops: false }
+}
+
+/// Returns the row. If it is unreadable, its group cannot work.
+pub fn required<T>(conn: &Connection, row: RowResult<T>) -> Result<T, RowsError> {
+    Ok(row?.map_err(|damage| damage.named(conn, true))?)
+}
+
+/// Returns the row that a caller requests. If it is unreadable, its group still works.
+pub fn requested<T>(conn: &Connection, row: RowResult<T>) -> Result<T, RowsError> {
+    Ok(row?.map_err(|damage| damage.named(conn, false))?)
+}
+
+/// Turns an error of a group's request, which occurred while the database `operation`, into the
+/// store's: an unreadable row is one of this group. `stops`: the group cannot work after the error.
+pub fn store_error<'a>(
+    conn: &'a Connection,
+    group: GroupNo,
+    operation: &'static str,
+    stops: bool,
+) -> impl Fn(RowsError) -> StoreError + 'a {
+    move |err| match err {
+        RowsError::Sqlite(err)
+            if err.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
+        {
+            let what = format!("rows that the database refused while it {operation}: {err}");
+            Damage { group, what }.named(conn, stops).into()
+        }
+        RowsError::Sqlite(err) => match unreadable_column(err) {
+            Ok((_, reason)) => {
+                let what = format!("a row that was read while the database {operation}: {reason}");
+                Damage { group, what }.named(conn, stops).into()
+            }
+            Err(err) => failed(operation)(err),
+        },
+        err => err.into(),
+    }
+}
+
+/// Rows that were left out of lists: one unreadable row must not hide the others (AM-18).
+#[derive(Debug, Default)]
+pub struct LeftOut(RefCell<Vec<Unreadable>>);
+
+impl LeftOut {
+    /// Returns the first `limit` readable rows.
+    pub fn keep<T>(
+        &self,
+        conn: &Connection,
+        rows: impl Iterator<Item = RowResult<T>>,
+        limit: usize,
+    ) -> rusqlite::Result<Vec<T>> {
+        rows.filter_map(|row| self.readable(conn, row).transpose()).take(limit).collect()
+    }
+
+    /// Returns the row if it is readable, and otherwise keeps it as left out.
+    pub fn readable<T>(&self, conn: &Connection, row: RowResult<T>) -> rusqlite::Result<Option<T>> {
+        match row? {
+            Ok(value) => Ok(Some(value)),
+            Err(damage) => {
+                self.put(damage.named(conn, false));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Keeps a row that was left out.
+    pub fn put(&self, row: Unreadable) {
+        let mut rows = self.0.borrow_mut();
+        if rows.len() < LEFT_OUT_MAX {
+            rows.push(row);
+        }
+    }
+
+    /// Takes the rows that were left out since the last call.
+    pub fn take(&self) -> Vec<Unreadable> {
+        self.0.take()
+    }
+}

@@ -1,0 +1,577 @@
+//! `SqliteReadStore`: the read store. It reads rows into values.
+
+use std::collections::{BTreeMap, HashMap};
+
+use greenroom_core::{
+    Blocked, Compaction, Digest, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskState,
+    digest::SCHEMA_VERSION,
+    lock::{Lock, LockKey},
+};
+use rusqlite::{Connection, Error, OptionalExtension as _, Row, ToSql, params, types::Type};
+
+use super::{
+    RowsError,
+    damage::{LeftOut, RowResult, group_row, keyed, numbered, requested, required},
+    digests, exports, failed, gauges, locks, permissions,
+    rows::{self, key},
+    truncation,
+};
+use crate::{
+    storage::{
+        CurrentView, DigestRows, EndedAt, EndedFilter, EndedTurn, FrameFilter, GaugeSnapshot,
+        GroupIndex, GroupNo, GroupSummary, KeyUse, Listed, LockError, PermissionFilter,
+        PermissionRecord, ReadStore, RunDigestRow, RunRecord, SegmentRecord, Snapshot, StoreError,
+        StoredCheckpoint, TaskFilter, TaskView, TurnEntry, TurnFilter, Unreadable,
+        unreadable::FRAMES,
+    },
+    transcript::frame::Block,
+    wire_name::wire_name,
+};
+
+/// A read store of a SQLite database, and the rows that its lists left out. No read outlives its
+/// call: a long one would keep the write-ahead log from restarting.
+#[derive(Debug)]
+pub struct SqliteReadStore(Connection, LeftOut);
+
+impl SqliteReadStore {
+    pub(super) fn new(conn: Connection) -> Self {
+        Self(conn, LeftOut::default())
+    }
+
+    /// Calls `read` within one transaction, so that all of its reads see one committed state.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub fn at_one_moment<T>(&self, read: impl FnOnce(&Self) -> T) -> Result<T, StoreError> {
+        if !self.0.is_autocommit() {
+            // A caller has begun the transaction already.
+            return Ok(read(self));
+        }
+        let transaction = self.0.unchecked_transaction().map_err(failed("was read"))?;
+        let answer = read(self);
+        transaction.finish().map_err(failed("was read"))?;
+        Ok(answer)
+    }
+
+    /// Returns what SQLite's integrity check reports; empty if the file is sound.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub fn damage(&self) -> Result<Vec<String>, StoreError> {
+        let found = self.all("PRAGMA integrity_check", &[], |row| row.get::<_, String>(0))?;
+        Ok(found.into_iter().filter(|line| line != "ok").collect())
+    }
+
+    /// Returns rows that belong to no group, and groups that no list shows, a sentence each.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub fn strays(&self) -> Result<Vec<String>, StoreError> {
+        let text = |row: &Row<'_>| {
+            let text = row.get_ref(0)?.as_bytes_or_null()?.unwrap_or_default();
+            Ok(String::from_utf8_lossy(text).into_owned())
+        };
+        let mut strays = self.all(
+            "SELECT id || ': has no row in heads' FROM groups LEFT JOIN heads USING (no) \
+                      WHERE heads.no IS NULL",
+            &[],
+            text,
+        )?;
+        let epochs = "SELECT id || ': its epoch is out of range' FROM groups \
+                      JOIN heads USING (no) WHERE epoch NOT BETWEEN 0 AND 1 << 62";
+        strays.extend(self.all(epochs, &[], text)?);
+        let ids = self.all("SELECT id FROM groups", &[], text)?;
+        let nameless = ids.iter().filter(|id| id.parse::<GroupId>().is_err());
+        strays.extend(nameless.map(|id| format!("{id:?} is no name of a group")));
+        for (table, no) in [
+            ("heads", "no"),
+            ("runs", "no"),
+            ("segments", "no"),
+            ("bases", "no"),
+            ("turns", "key >> 36"),
+            ("tasks", "key >> 36"),
+            ("compactions", "key >> 36"),
+            ("permissions", "key >> 36"),
+            ("blocks", "key >> 36"),
+        ] {
+            let sql = format!(
+                "SELECT '{table} of no group, numbered ' || no FROM \
+                 (SELECT DISTINCT {no} AS no FROM {table}) WHERE no NOT IN (SELECT no FROM groups)"
+            );
+            strays.extend(self.all(&sql, &[], text)?);
+        }
+        let sql = "SELECT 'turns of no task, or at another end than its own: ' || count(*) \
+                   FROM turns LEFT JOIN tasks USING (key) \
+                   WHERE tasks.ended_at IS NOT turns.ended_at HAVING count(*) > 0";
+        strays.extend(self.all(sql, &[], text)?);
+        // The table may be absent (HL-8).
+        let locks = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name = 'locks'";
+        if !self.all(locks, &[], text)?.is_empty() {
+            let sql = "SELECT 'lock ' || token || ' of no group, numbered ' || group_no \
+                       FROM locks WHERE group_no IS NOT NULL \
+                       AND group_no NOT IN (SELECT no FROM groups)";
+            strays.extend(self.all(sql, &[], text)?);
+        }
+        Ok(strays)
+    }
+
+    fn all<T>(
+        &self,
+        sql: &str,
+        parameters: &[&dyn ToSql],
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        let query = || -> rusqlite::Result<_> {
+            let mut statement = self.0.prepare_cached(sql)?;
+            let rows = statement.query_map(parameters, read)?;
+            rows.collect()
+        };
+        query().map_err(failed("was read"))
+    }
+
+    /// Reads the first `limit` readable rows.
+    fn list<T>(
+        &self,
+        sql: &str,
+        parameters: &[&dyn ToSql],
+        limit: usize,
+        read: impl Fn(&Row<'_>) -> RowResult<T>,
+    ) -> Result<Vec<T>, StoreError> {
+        let query = || -> rusqlite::Result<_> {
+            let mut statement = self.0.prepare_cached(sql)?;
+            let rows = statement.query_map(parameters, read)?;
+            self.1.keep(&self.0, rows, limit)
+        };
+        query().map_err(failed("was read"))
+    }
+}
+
+impl ReadStore for SqliteReadStore {
+    fn left_out(&self) -> Vec<Unreadable> {
+        self.1.take()
+    }
+
+    fn group_index(&self) -> Result<GroupIndex, StoreError> {
+        // A group whose digests have to be rebuilt has work to continue.
+        let sql = format!(
+            "SELECT {}, purging OR current_run IS NOT NULL \
+             OR status NOT IN ('idle', 'paused', 'archived') \
+             OR status = 'paused' AND queue_length > 0 \
+             OR digest_version IS NOT ? FROM groups LEFT JOIN heads USING (no)",
+            rows::GROUP_COLUMNS
+        );
+        let mut groups = Vec::new();
+        let mut read = || -> rusqlite::Result<_> {
+            let mut statement = self.0.prepare_cached(&sql)?;
+            let mut found = statement.query([SCHEMA_VERSION])?;
+            while let Some(row) = found.next()? {
+                let Some(Listed { no, id, summary }) = self.listed(row)? else { continue };
+                if let Err(unreadable) = summary {
+                    self.1.put(unreadable);
+                }
+                let busy = row.get::<_, Option<bool>>(rows::GROUP_WIDTH)?.unwrap_or(true);
+                groups.push((no, id, busy));
+            }
+            // SQLite stores the greatest number of an AUTOINCREMENT key.
+            let sql = "SELECT max(coalesce((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence \
+                       WHERE name = 'groups'), 0), coalesce((SELECT max(no) FROM groups), 0))";
+            self.0.query_row(sql, [], |row| row.get::<_, i64>(0))
+        };
+        let last_no = read().map_err(failed("was read"))?;
+        Ok(GroupIndex { groups, last_no: GroupNo::try_from(last_no).unwrap_or(GroupNo::MAX) })
+    }
+
+    fn group(&self, group: GroupNo) -> Result<Option<GroupSummary>, StoreError> {
+        let sql = format!(
+            "SELECT {} FROM groups LEFT JOIN heads USING (no) WHERE groups.no = ?",
+            rows::GROUP_COLUMNS
+        );
+        let find = || -> Result<_, RowsError> {
+            let mut statement = self.0.prepare_cached(&sql)?;
+            let found = statement.query_row([group], group_row(rows::summary)).optional()?;
+            found.map(|row| required(&self.0, Ok(row))).transpose()
+        };
+        let found = find().map_err(RowsError::during("was read"))?;
+        Ok(found.map(|(_, summary)| summary))
+    }
+
+    fn groups(
+        &self,
+        status: Option<&str>,
+        after: GroupNo,
+        limit: usize,
+    ) -> Result<Vec<Listed>, StoreError> {
+        let sql = format!(
+            "SELECT {} FROM groups LEFT JOIN heads USING (no) \
+             WHERE groups.no > ?1 AND (?2 IS NULL OR status = ?2) ORDER BY groups.no",
+            rows::GROUP_COLUMNS
+        );
+        let read = || -> rusqlite::Result<_> {
+            let mut statement = self.0.prepare_cached(&sql)?;
+            let mut found = statement.query(params![after, status])?;
+            let mut groups = Vec::new();
+            while groups.len() < limit {
+                let Some(row) = found.next()? else { break };
+                groups.extend(self.listed(row)?);
+            }
+            Ok(groups)
+        };
+        read().map_err(failed("was read"))
+    }
+
+    fn status_counts(
+        &self,
+        broken: &[GroupNo],
+    ) -> Result<(BTreeMap<String, u64>, u64), StoreError> {
+        gauges::status_counts(&self.0, broken).map_err(failed("was read"))
+    }
+
+    fn gauges(&self, broken: &[GroupNo]) -> Result<GaugeSnapshot, StoreError> {
+        self.at_one_moment(|this| gauges::read(&this.0, broken).map_err(failed("was read")))?
+    }
+
+    fn task(&self, task: TaskId) -> Result<Option<TaskView>, StoreError> {
+        let find = || -> Result<_, RowsError> {
+            let sql = format!("SELECT {} FROM tasks WHERE id = ?", rows::TASK_COLUMNS);
+            let mut statement = self.0.prepare_cached(&sql)?;
+            let read = keyed("task", |row| Ok((row.get::<_, i64>(0)?, rows::task(row)?)));
+            let found = statement.query_row([task.0.as_bytes()], read).optional()?;
+            found.map(|row| requested(&self.0, Ok(row))).transpose()
+        };
+        let found = find().map_err(RowsError::during("was read"))?;
+        let Some((at, task)) = found else { return Ok(None) };
+        let group = (at >> 36) as GroupNo;
+        let Some(summary) = self.group(group)? else { return Ok(None) };
+        self.view(group, &summary, task).map(Some)
+    }
+
+    fn tasks(&self, group: GroupNo, filter: &TaskFilter) -> Result<Vec<TaskView>, StoreError> {
+        let Some(summary) = self.group(group)? else { return Ok(Vec::new()) };
+        let sql = format!(
+            "SELECT {} FROM tasks WHERE key > ?1 AND key < ?2 AND (?3 IS NULL OR state = ?3) \
+             AND (?4 IS NULL OR kind = ?4) ORDER BY key",
+            rows::TASK_COLUMNS
+        );
+        let tasks = self.list(
+            &sql,
+            &[
+                &key(group, filter.after),
+                &key(group + 1, 0),
+                &filter.state.as_ref().map(wire_name),
+                &filter.kind.as_ref().map(wire_name),
+            ],
+            filter.limit,
+            keyed("task", rows::task),
+        )?;
+        let queue = if tasks.iter().any(waits) { self.queue(group)? } else { HashMap::new() };
+        Ok(tasks.into_iter().map(|task| view(group, &summary, &queue, task)).collect())
+    }
+
+    fn runs(
+        &self,
+        group: GroupNo,
+        before: Option<RunId>,
+        limit: usize,
+    ) -> Result<Vec<RunRecord>, StoreError> {
+        // Ids grow with time.
+        let sql = format!(
+            "SELECT {} FROM runs WHERE no = ?1 AND (?2 IS NULL OR id < ?2) ORDER BY id DESC",
+            rows::RUN_COLUMNS
+        );
+        let before = before.map(|run| *run.0.as_bytes());
+        self.list(&sql, &[&group, &before], limit, numbered("run", group, "id", rows::run))
+    }
+
+    fn segments(
+        &self,
+        group: GroupNo,
+        after: u32,
+        limit: usize,
+    ) -> Result<Vec<SegmentRecord>, StoreError> {
+        let sql = format!(
+            "SELECT {} FROM segments WHERE no = ?1 AND segment > ?2 ORDER BY segment",
+            rows::SEGMENT_COLUMNS
+        );
+        let read = numbered("segment", group, "segment", rows::segment);
+        self.list(&sql, &[&group, &after], limit, read)
+    }
+
+    fn compactions(
+        &self,
+        group: GroupNo,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<(u64, Compaction)>, StoreError> {
+        let sql = format!(
+            "SELECT {} FROM compactions WHERE key >= ?1 AND key < ?2 ORDER BY key DESC",
+            rows::COMPACTION_COLUMNS
+        );
+        let to = before.map_or(key(group + 1, 0), |before| key(group, before));
+        let read = keyed("compaction at frame", rows::compaction);
+        self.list(&sql, &[&key(group, 0), &to], limit, read)
+    }
+
+    fn permission(&self, id: PermissionId) -> Result<Option<PermissionRecord>, StoreError> {
+        permissions::get(&self.0, id).map_err(RowsError::during("was read"))
+    }
+
+    fn permissions(&self, filter: &PermissionFilter) -> Result<Vec<PermissionRecord>, StoreError> {
+        permissions::list(&self.0, &self.1, filter).map_err(failed("was read"))
+    }
+
+    fn digest(&self, group: GroupNo) -> Result<Option<Digest>, StoreError> {
+        digests::digest(&self.0, group).map_err(failed("was read"))
+    }
+
+    fn run_digest(&self, run: RunId) -> Result<Option<RunDigestRow>, StoreError> {
+        digests::run_digest(&self.0, run).map_err(failed("was read"))
+    }
+
+    fn digest_rows(&self, group: GroupNo) -> Result<Option<DigestRows>, StoreError> {
+        digests::digest_rows(&self.0, &self.1, group).map_err(failed("was read"))
+    }
+
+    fn turns(&self, group: GroupNo, filter: &TurnFilter) -> Result<Vec<TurnEntry>, StoreError> {
+        digests::turns(&self.0, &self.1, group, filter).map_err(failed("was read"))
+    }
+
+    fn ended_turns(&self, filter: &EndedFilter) -> Result<Vec<EndedTurn>, StoreError> {
+        digests::ended_turns(&self.0, &self.1, filter).map_err(failed("was read"))
+    }
+
+    fn exported(&self, name: &str) -> Result<Option<EndedAt>, StoreError> {
+        exports::get(&self.0, name).map_err(failed("was read"))
+    }
+
+    fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError> {
+        self.at_one_moment(|this| {
+            let Some(summary) = this.group(group)? else { return Ok(None) };
+            let segments = this.segments(group, 0, usize::MAX >> 1)?;
+            let current_task = summary.current_task.map(|task| this.task(task)).transpose()?;
+            let pending = PermissionFilter {
+                group: Some(group),
+                state: Some(PermissionState::Pending),
+                limit: usize::MAX >> 1,
+                ..PermissionFilter::default()
+            };
+            let permissions = this.permissions(&pending)?;
+            let current_task = current_task.flatten();
+            Ok(Some(Snapshot { summary, segments, current_task, permissions }))
+        })?
+    }
+
+    fn current_view(&self, group: GroupNo) -> Result<CurrentView, StoreError> {
+        // The block that opens a segment belongs to the task that ran then. If it was deleted with
+        // a truncated log, so was that task.
+        let sql = "SELECT segment, opened_seq, \
+                   (SELECT opened_seq FROM segments AS first \
+                    WHERE first.no = ?1 ORDER BY segment LIMIT 1), \
+                   (SELECT task FROM blocks WHERE blocks.key <= (?1 << 36 | opened_seq) \
+                    AND blocks.key > (?1 << 36 | coalesce((SELECT seq FROM bases \
+                    WHERE bases.no = ?1), 0)) ORDER BY blocks.key DESC LIMIT 1) \
+                   FROM segments WHERE no = ?1 AND closed_seq IS NULL";
+        let open = self.all(sql, &[&group], |row| {
+            let task = row.get::<_, Option<[u8; 16]>>(3)?.map(|id| TaskId(from_bytes(id)));
+            let (from, first_opened) = (row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64);
+            Ok(CurrentView { segment: row.get(0)?, task, first_opened, from })
+        })?;
+        let nothing = CurrentView { segment: 0, task: None, first_opened: u64::MAX, from: 0 };
+        let Some(view) = open.first().copied() else { return Ok(nothing) };
+        let task = view.task.map(|task| self.task(task)).transpose()?.flatten();
+        let began = task.and_then(|view| view.task.seq_first);
+        Ok(CurrentView { from: began.map_or(view.from, |began| began.min(view.from)), ..view })
+    }
+
+    fn blocks(&self, group: GroupNo, filter: &FrameFilter) -> Result<Vec<Block>, StoreError> {
+        let read = || -> rusqlite::Result<_> {
+            let sql = format!(
+                "SELECT {} FROM blocks WHERE key >= ?1 AND key < ?2 \
+                 AND (?3 IS NULL OR instr(kinds, ?3)) AND (?4 IS NULL OR task = ?4) \
+                 AND (?5 IS NULL OR segment = ?5) \
+                 AND (?6 IS NULL OR segment IN (0, ?6) OR task = ?7) ORDER BY key {}",
+                rows::BLOCK_COLUMNS,
+                if filter.descending { "DESC" } else { "ASC" }
+            );
+            let mut statement = self.0.prepare_cached(&sql)?;
+            let task = filter.task.as_ref().map(|id| id.0.as_bytes());
+            let view = filter.view.map(|view| view.segment);
+            let spans = filter.view.and_then(|view| view.task).map(|id| id.0.into_bytes());
+            let (mut blocks, mut frames, mut bytes) = (Vec::new(), 0, 0);
+            for (from, to) in self.ranges(group, filter)? {
+                let mut found = statement.query(params![
+                    from,
+                    to,
+                    filter.kind,
+                    task,
+                    filter.segment,
+                    view,
+                    spans
+                ])?;
+                while frames < filter.frames_max && bytes < filter.bytes_max {
+                    let Some(row) = found.next()? else { break };
+                    let block = keyed(FRAMES, rows::block)(row);
+                    let Some(block) = self.1.readable(&self.0, block)? else { continue };
+                    if filter.frames_max < u64::MAX {
+                        let wanted = block.frames().filter(|frame| filter.takes(&block, *frame));
+                        frames += wanted.count() as u64;
+                    }
+                    bytes += block.text.len();
+                    blocks.push(block);
+                }
+            }
+            Ok(blocks)
+        };
+        read().map_err(failed("read frames"))
+    }
+
+    fn checkpoint(&self, group: GroupNo) -> Result<Option<StoredCheckpoint>, StoreError> {
+        truncation::checkpoint(&self.0, group).map_err(RowsError::during("was read"))
+    }
+
+    fn earliest_seq(&self, group: GroupNo) -> Result<u64, StoreError> {
+        let truncated = truncation::seq(&self.0, group).map_err(failed("was read"))?;
+        Ok(truncated.unwrap_or_default() + 1)
+    }
+
+    fn key(&self, key: &[u8; 32]) -> Result<Option<KeyUse>, StoreError> {
+        let sql = "SELECT body, task FROM idempotency WHERE key = ?";
+        let found = self
+            .all(sql, &[key], |row| Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, [u8; 16]>(1)?)))?;
+        let use_of = |(body, task)| KeyUse { key: *key, body, task: TaskId(from_bytes(task)) };
+        Ok(found.into_iter().next().map(use_of))
+    }
+
+    fn in_one_snapshot(&self, read: &mut dyn FnMut(&dyn ReadStore)) -> Result<(), StoreError> {
+        self.at_one_moment(|this| read(this))
+    }
+
+    fn lock(&self, key: &LockKey) -> Result<Option<Lock>, LockError> {
+        locks::get(&self.0, key)
+    }
+}
+
+impl SqliteReadStore {
+    /// Returns the ranges of keys of the wanted blocks, in the order in which they are read: a
+    /// segment is a small part of a long transcript.
+    fn ranges(&self, group: GroupNo, filter: &FrameFilter) -> rusqlite::Result<Vec<(i64, i64)>> {
+        let kept = truncation::seq(&self.0, group)?.unwrap_or_default() + 1;
+        let least = filter.after.saturating_add(1).max(kept);
+        let most = filter.before.unwrap_or(u64::MAX);
+        let mut wanted = match (filter.view, filter.segment) {
+            (Some(view), _) => vec![(least, most.min(view.first_opened)), (view.from, most)],
+            (None, Some(segment)) => {
+                let (opened, closed) = self.extent(group, segment)?;
+                vec![(opened, most.min(closed))]
+            }
+            (None, None) => vec![(least, most)],
+        };
+        if filter.descending {
+            wanted.reverse();
+        }
+        let mut start = self.0.prepare_cached(
+            "SELECT coalesce(max(key), ?1) FROM blocks WHERE key >= ?1 AND key <= ?2",
+        )?;
+        let keys = wanted.into_iter().map(|(from, to)| (from.max(least), to));
+        keys.filter(|(from, to)| from < to)
+            .map(|(from, to)| {
+                // A block that begins before the first wanted frame may hold it. No block spans the
+                // truncation.
+                let from =
+                    start.query_row([key(group, kept), key(group, from)], |row| row.get(0))?;
+                let to = if to == u64::MAX { key(group + 1, 0) } else { key(group, to) };
+                Ok((from, to))
+            })
+            .collect()
+    }
+
+    /// Returns the numbers of a segment's first frame, and of the first frame after it.
+    fn extent(&self, group: GroupNo, segment: u32) -> rusqlite::Result<(u64, u64)> {
+        let mut found = self.0.prepare_cached(
+            "SELECT opened_seq, closed_seq FROM segments WHERE no = ? AND segment = ?",
+        )?;
+        // Segment 0 ends where segment 1 begins, and has no row.
+        let row = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?));
+        let extent = found.query_row([group, segment.max(1)], row).optional()?;
+        let after = |last: i64| last as u64 + 1;
+        Ok(match (segment, extent) {
+            (0, Some((opened, _))) => (0, opened as u64),
+            (_, Some((opened, closed))) => (opened as u64, closed.map_or(u64::MAX, after)),
+            (_, None) => (0, u64::MAX),
+        })
+    }
+}
+
+fn from_bytes(bytes: [u8; 16]) -> uuid::Uuid {
+    uuid::Uuid::from_bytes(bytes)
+}
+
+impl SqliteReadStore {
+    fn view(
+        &self,
+        group: GroupNo,
+        summary: &GroupSummary,
+        task: greenroom_core::Task,
+    ) -> Result<TaskView, StoreError> {
+        let queue = if waits(&task) { self.queue(group)? } else { HashMap::new() };
+        Ok(view(group, summary, &queue, task))
+    }
+
+    /// Returns the position of each task that has not started, by its key. Read once for a whole
+    /// page, as the queue may be long.
+    fn queue(&self, group: GroupNo) -> Result<HashMap<i64, u64>, StoreError> {
+        let sql = "SELECT key, CASE WHEN claimed_at IS NOT NULL THEN 0 \
+                   WHEN state = 'retrying' THEN 1 WHEN kind = 'compaction' THEN 2 ELSE 3 END \
+                   FROM tasks WHERE key >= ? AND key < ? AND state IN ('queued', 'retrying') \
+                   ORDER BY key";
+        let ranked = |row: &Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(0)?));
+        let mut queue = self.all(sql, &[&key(group, 0), &key(group + 1, 0)], ranked)?;
+        queue.sort();
+        Ok(queue.into_iter().zip(0..).map(|((_, key), place)| (key, place)).collect())
+    }
+}
+
+impl SqliteReadStore {
+    /// Reads a group of a list; `None` if its name is unreadable.
+    fn listed(&self, row: &Row<'_>) -> rusqlite::Result<Option<Listed>> {
+        let named = group_row(|row| {
+            let id = row.get::<_, String>(1)?.parse::<GroupId>();
+            let id = id.map_err(|err| Error::FromSqlConversionFailure(1, Type::Text, err.into()));
+            Ok((row.get::<_, GroupNo>(0)?, id?))
+        });
+        let (no, id) = match named(row)? {
+            Ok(named) => named,
+            Err(damage) => {
+                self.1.put(damage.named(&self.0, true));
+                return Ok(None);
+            }
+        };
+        let summary = match group_row(rows::summary)(row)? {
+            Ok((_, summary)) => Ok(Box::new(summary)),
+            Err(damage) => Err(damage.named(&self.0, true)),
+        };
+        Ok(Some(Listed { no, id, summary }))
+    }
+}
+
+fn waits(task: &greenroom_core::Task) -> bool {
+    matches!(task.state, TaskState::Queued | TaskState::Retrying)
+}
+
+fn view(
+    group: GroupNo,
+    summary: &GroupSummary,
+    queue: &HashMap<i64, u64>,
+    task: greenroom_core::Task,
+) -> TaskView {
+    let position = queue.get(&key(group, task.ordinal)).copied();
+    let blocked_by = match position {
+        Some(0) if task.claimed_at.is_some() => Some(Blocked::Agent),
+        Some(0) => summary.blocked_by,
+        Some(_) => summary.blocked_by.map(Blocked::for_later_tasks),
+        None => None,
+    };
+    TaskView { task, group: summary.id.clone(), position, blocked_by }
+}

@@ -1,0 +1,318 @@
+//! Frames: packs a step's facts into blocks, and writes blocks as JSON and Server-Sent Events.
+//!
+//! A block is one row with frames that share run, task and segment. That triples the rate of one
+//! row a frame; `tests/bench` measures it.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use greenroom_core::{Fact, FrameKind, GroupId, Kinds, Lines, RunId, TaskId, Timestamp};
+
+use crate::{acp, clock};
+
+/// The greatest length of a block's text. A longer frame is a block of its own.
+const BLOCK_BYTES: usize = 64 << 10;
+
+/// Consecutive frames of a group that share run, task, segment and the time they were stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// The first frame's number; the others follow without a gap (I3).
+    pub first_seq: u64,
+    /// The number of frames.
+    pub count: u64,
+    /// When they were stored.
+    pub at: Timestamp,
+    /// The segment they belong to.
+    pub segment: u32,
+    /// The run that was alive.
+    pub run: Option<RunId>,
+    /// The task that they belong to.
+    pub task: Option<TaskId>,
+    /// The kind of each frame.
+    pub kinds: Kinds,
+    /// Their payloads, one JSON value on one line each, with a line feed between them.
+    pub text: Bytes,
+}
+
+/// One frame of a block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Frame<'a> {
+    /// Its number.
+    pub seq: u64,
+    /// Its kind.
+    pub kind: &'a str,
+    /// Its payload, one JSON value.
+    pub payload: &'a str,
+}
+
+impl Block {
+    /// The last frame's number.
+    pub fn last_seq(&self) -> u64 {
+        self.first_seq + self.count - 1
+    }
+
+    /// The frames in order.
+    pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
+        let text = std::str::from_utf8(&self.text).unwrap_or_default();
+        let seqs = self.first_seq..=self.last_seq();
+        seqs.zip(text.split('\n')).enumerate().map(|(at, (seq, payload))| Frame {
+            seq,
+            kind: match &self.kinds {
+                Kinds::All(kind) => kind,
+                // A stored block may have been damaged (AM-18).
+                Kinds::Each(kinds) => kinds.get(at).map_or("", |kind| kind),
+            },
+            payload,
+        })
+    }
+}
+
+/// What the next frame belongs to: its number, segment, run and task.
+#[derive(Clone, Debug, Default)]
+pub struct FrameContext {
+    /// The last frame's number so far.
+    pub last_seq: u64,
+    /// The open segment.
+    pub segment: u32,
+    /// The run that is alive.
+    pub run: Option<RunId>,
+    /// The task that has its slot.
+    pub task: Option<TaskId>,
+}
+
+/// Packs the facts of a step into blocks, from `context` on, and advances `context` past them.
+pub fn pack(context: &mut FrameContext, at: Timestamp, facts: &[Fact]) -> Vec<Block> {
+    let mut packer = Packer { at, blocks: Vec::new(), open: None };
+    for fact in facts {
+        context.apply_before(fact);
+        match fact {
+            Fact::AgentOutput(output) => {
+                packer.push_lines(context, output.run, output.task, &output.lines);
+            }
+            Fact::PromptSent { id, session, prompt } => {
+                let line = acp::prompt_line(*id, session, prompt);
+                packer.push(context, None, fact.kind(), &line);
+            }
+            _ if fact.frames() == 0 => {}
+            fact => {
+                packer.push(context, fact.task(), fact.kind(), &fact.payload());
+            }
+        }
+        context.apply_after(fact);
+    }
+    packer.flush();
+    packer.blocks
+}
+
+impl FrameContext {
+    /// Applies what holds already for the fact's own frame.
+    pub(crate) fn apply_before(&mut self, fact: &Fact) {
+        match fact {
+            Fact::SegmentStarted { segment, .. } => self.segment = *segment,
+            Fact::RunStarted { run, .. } => self.run = Some(*run),
+            Fact::TaskClaimed { task } | Fact::TaskStarted { task, .. } => {
+                self.task = Some(*task);
+            }
+            _ => {}
+        }
+    }
+
+    /// Applies what holds only after the fact's frame.
+    pub(crate) fn apply_after(&mut self, fact: &Fact) {
+        match fact {
+            Fact::RunExited { .. } => self.run = None,
+            Fact::TaskEnded { task, .. }
+            | Fact::TaskReleased { task }
+            | Fact::TaskRetrying { task, .. }
+                if self.task == Some(*task) =>
+            {
+                self.task = None;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Collects blocks.
+struct Packer {
+    at: Timestamp,
+    blocks: Vec<Block>,
+    open: Option<OpenBlock>,
+}
+
+/// A block that still grows.
+struct OpenBlock {
+    first_seq: u64,
+    segment: u32,
+    run: Option<RunId>,
+    task: Option<TaskId>,
+    kinds: Vec<FrameKind>,
+    text: String,
+}
+
+impl Packer {
+    fn push(
+        &mut self,
+        context: &mut FrameContext,
+        task: Option<TaskId>,
+        kind: &'static str,
+        payload: &str,
+    ) {
+        let task = task.or(context.task);
+        let fits = self.open.as_ref().is_some_and(|open| {
+            (open.segment, open.run, open.task) == (context.segment, context.run, task)
+                && open.text.len() + 1 + payload.len() <= BLOCK_BYTES
+        });
+        if !fits {
+            self.flush();
+        }
+        context.last_seq += 1;
+        let open = self.open.get_or_insert_with(|| OpenBlock {
+            first_seq: context.last_seq,
+            segment: context.segment,
+            run: context.run,
+            task,
+            kinds: Vec::new(),
+            text: String::new(),
+        });
+        if !open.kinds.is_empty() {
+            open.text.push('\n');
+        }
+        open.kinds.push(kind.into());
+        open.text.push_str(payload);
+    }
+
+    fn push_lines(
+        &mut self,
+        context: &mut FrameContext,
+        run: RunId,
+        task: Option<TaskId>,
+        lines: &Lines,
+    ) {
+        self.flush();
+        let text = Bytes::from_owner(ArcText(lines.text.clone()));
+        let mut from = 0;
+        let mut packed = 0;
+        while packed < lines.count {
+            let (to, count) = split_block(&text[from..]);
+            let count = count.min(lines.count - packed);
+            let kinds = match &lines.kinds {
+                Kinds::All(kind) => Kinds::All(kind.clone()),
+                Kinds::Each(kinds) => {
+                    let at = |index: u64| usize::try_from(index).unwrap_or(usize::MAX);
+                    Kinds::Each(kinds[at(packed)..at(packed + count)].to_vec())
+                }
+            };
+            self.blocks.push(Block {
+                first_seq: context.last_seq + 1,
+                count,
+                at: self.at,
+                segment: context.segment,
+                run: Some(run),
+                task,
+                kinds,
+                text: text.slice(from..from + to),
+            });
+            context.last_seq += count;
+            packed += count;
+            from += to + 1;
+        }
+    }
+
+    fn flush(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        let mut kinds = open.kinds;
+        let count = kinds.len() as u64;
+        let alike = kinds.windows(2).all(|pair| pair[0] == pair[1]);
+        self.blocks.push(Block {
+            first_seq: open.first_seq,
+            count,
+            at: self.at,
+            segment: open.segment,
+            run: open.run,
+            task: open.task,
+            kinds: if alike { Kinds::All(kinds.swap_remove(0)) } else { Kinds::Each(kinds) },
+            text: open.text.into(),
+        });
+    }
+}
+
+struct ArcText(std::sync::Arc<String>);
+
+impl AsRef<[u8]> for ArcText {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+/// Returns where the first block of `text` ends, at a line's end, and its number of lines.
+fn split_block(text: &[u8]) -> (usize, u64) {
+    if text.len() <= BLOCK_BYTES {
+        return (text.len(), memchr::memchr_iter(b'\n', text).count() as u64 + 1);
+    }
+    let end = memchr::memrchr(b'\n', &text[..BLOCK_BYTES])
+        .or_else(|| memchr::memchr(b'\n', text))
+        .unwrap_or(text.len());
+    (end, memchr::memchr_iter(b'\n', &text[..end]).count() as u64 + 1)
+}
+
+/// Writes the frames of a block as the API shows them.
+pub struct FrameWriter<'a> {
+    middle: String,
+    block: &'a Block,
+}
+
+impl<'a> FrameWriter<'a> {
+    /// A writer for the frames of `block`, a block of `group`.
+    pub fn new(group: &GroupId, block: &'a Block) -> Self {
+        let mut middle = String::with_capacity(192);
+        let at = clock::rfc3339(block.at);
+        // A group id has no character that JSON escapes.
+        _ = write!(middle, r#","at":"{at}","group":"{group}","segment":{},"run":"#, block.segment);
+        _ = match block.run {
+            Some(run) => write!(middle, r#""{run}","task":"#),
+            None => write!(middle, r#"null,"task":"#),
+        };
+        _ = match block.task {
+            Some(task) => write!(middle, r#""{task}","kind":""#),
+            None => write!(middle, r#"null,"kind":""#),
+        };
+        Self { middle, block }
+    }
+
+    /// Appends one frame of the block as a JSON object.
+    pub fn json(&self, frame: Frame<'_>, out: &mut Vec<u8>) {
+        debug_assert!((self.block.first_seq..=self.block.last_seq()).contains(&frame.seq));
+        out.extend_from_slice(b"{\"seq\":");
+        push_decimal(frame.seq, out);
+        out.extend_from_slice(self.middle.as_bytes());
+        out.extend_from_slice(frame.kind.as_bytes());
+        out.extend_from_slice(b"\",\"payload\":");
+        out.extend_from_slice(frame.payload.as_bytes());
+        out.push(b'}');
+    }
+
+    /// Appends one frame of the block as a Server-Sent Event.
+    pub fn event(&self, frame: Frame<'_>, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"id: ");
+        push_decimal(frame.seq, out);
+        out.extend_from_slice(b"\nevent: ");
+        out.extend_from_slice(frame.kind.as_bytes());
+        out.extend_from_slice(b"\ndata: ");
+        self.json(frame, out);
+        out.extend_from_slice(b"\n\n");
+    }
+}
+
+fn push_decimal(mut number: u64, out: &mut Vec<u8>) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return out.extend_from_slice(&digits[at..]);
+        }
+    }
+}

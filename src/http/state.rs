@@ -1,0 +1,181 @@
+//! What handlers share: the way to groups and to the database, the counters, the server's phase.
+//!
+//! `serve` makes one [`AppState`] and clones it for each worker; a clone's [`WorkerCache`] is that
+//! worker's own and needs no lock. This file finds groups and reads rows; it answers no request.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
+
+use actix::Addr;
+use greenroom_actors::{
+    group::Shared,
+    storage::{GroupNo, GroupSummary, ReadStore, StorageHealth, StoreError, TaskView},
+    supervisor::{Find, GroupHandle, Supervisor},
+};
+use greenroom_core::{Blocked, GroupId, TaskId};
+use tokio::sync::watch;
+
+use super::{error::ApiError, hosts::AllowedHosts, meters::Meters};
+use crate::otlp::Totals;
+
+/// Handles that a worker keeps; above it, the worker drops them all and finds groups again.
+const HANDLES_MAX: usize = 65_536;
+
+/// The stages of the server's life, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Accepts work.
+    Serving,
+    /// Lets running turns finish, and accepts no work.
+    Draining,
+    /// Ends every stream and every wait.
+    Closing,
+}
+
+/// What a worker's handlers share.
+#[derive(Clone)]
+pub struct AppState {
+    /// What all groups share.
+    pub shared: Arc<Shared>,
+    /// The parent of all groups.
+    pub supervisor: Addr<Supervisor>,
+    /// The stage of the server's life.
+    pub phase: watch::Receiver<Phase>,
+    /// When the server was started.
+    pub started: Instant,
+    /// The directory of the database and of the agents' work.
+    pub data_dir: PathBuf,
+    /// The largest request body, in bytes.
+    pub body_bytes_max: usize,
+    /// The host names that the server answers to.
+    pub hosts: Arc<AllowedHosts>,
+    /// The counters of responses and of open streams.
+    pub meters: Meters,
+    /// The counters of the export of spans.
+    pub spans: Totals,
+    /// What this worker alone remembers.
+    pub cache: WorkerCache,
+}
+
+/// What one worker remembers between requests.
+#[derive(Clone, Default)]
+pub struct WorkerCache {
+    handles: RefCell<HashMap<GroupId, GroupHandle>>,
+    /// Whether every group's digests were seen to have this version's format; they keep it.
+    pub(super) digests_current: Cell<bool>,
+}
+
+impl AppState {
+    /// Returns the handle of a stored group.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::InvalidGroup`], [`ApiError::NoSuchGroup`], or that an actor is gone.
+    pub async fn existing_group(&self, id: &str) -> Result<GroupHandle, ApiError> {
+        self.find(id, false).await
+    }
+
+    /// Returns the handle of a group. A group that is not stored yet is created with its first
+    /// fact.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::InvalidGroup`], or that an actor is gone.
+    pub async fn find_or_create(&self, id: &str) -> Result<GroupHandle, ApiError> {
+        self.find(id, true).await
+    }
+
+    async fn find(&self, id: &str, create: bool) -> Result<GroupHandle, ApiError> {
+        let group: GroupId = id.parse().map_err(|_| ApiError::InvalidGroup)?;
+        let handles = &self.cache.handles;
+        if let Some(handle) = handles.borrow().get(&group).filter(|known| known.addr.connected()) {
+            return Ok(handle.clone());
+        }
+        let found = self.supervisor.send(Find { group: group.clone(), create }).await?;
+        let handle = found.ok_or(ApiError::NoSuchGroup)?;
+        let mut handles = handles.borrow_mut();
+        if handles.len() >= HANDLES_MAX {
+            handles.clear();
+        }
+        handles.insert(group, handle.clone());
+        Ok(handle)
+    }
+
+    /// Runs `query` on a reading thread, in one snapshot of the database.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub async fn read<R: Send + 'static>(
+        &self,
+        query: impl FnOnce(&dyn ReadStore) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, ApiError> {
+        Ok(self.shared.db.read(query).await?)
+    }
+
+    /// Reads a group, and by `query` something of it, in one snapshot of the database.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::NoSuchGroup`], or the database's error.
+    pub async fn read_group<R: Send + 'static>(
+        &self,
+        no: GroupNo,
+        query: impl FnOnce(&dyn ReadStore, GroupSummary) -> Result<R, StoreError> + Send + 'static,
+    ) -> Result<R, ApiError> {
+        let read = self.read(move |store| match store.group(no)? {
+            Some(summary) => query(store, summary).map(Some),
+            None => Ok(None),
+        });
+        read.await?.ok_or(ApiError::NoSuchGroup)
+    }
+
+    /// Reads a task.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::NoSuchTask`], or the database's error.
+    pub async fn task(&self, id: TaskId) -> Result<TaskView, ApiError> {
+        self.read(move |store| store.task(id)).await?.ok_or(ApiError::NoSuchTask)
+    }
+
+    /// Returns the state of the database.
+    pub fn health(&self) -> &StorageHealth {
+        &self.shared.db.health
+    }
+
+    /// Returns what a waiting task waits for: the database, while it fails, before all else.
+    pub fn blocked_by(&self, blocked_by: Option<Blocked>) -> Option<Blocked> {
+        let is_failing = !self.health().is_good();
+        blocked_by.map(|blocked_by| if is_failing { Blocked::Storage } else { blocked_by })
+    }
+
+    /// Refuses new work while the server shuts down, or cannot store it.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Draining`], or that the database fails.
+    pub fn check_accepts_work(&self) -> Result<(), ApiError> {
+        if *self.phase.borrow() != Phase::Serving {
+            return Err(ApiError::Draining);
+        }
+        self.check_can_write()
+    }
+
+    /// Refuses a change while the database fails; the group's actor may be gone then, too.
+    ///
+    /// # Errors
+    ///
+    /// That the database fails.
+    pub fn check_can_write(&self) -> Result<(), ApiError> {
+        match self.health().failing() {
+            Some(failing) => Err(StoreError::Unavailable(failing.fault).into()),
+            None => Ok(()),
+        }
+    }
+}
