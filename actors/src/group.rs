@@ -348,7 +348,7 @@ impl Group {
             group: self.no,
             epoch: self.epoch,
             at,
-            summary: self.summary(),
+            summary: GroupSummary::of(self.id.clone(), &self.core),
             facts,
             blocks,
             digests,
@@ -389,20 +389,6 @@ impl Group {
                 Err(GroupError::Storage(err))
             }
         }))
-    }
-
-    /// Returns what lists show of the group.
-    fn summary(&self) -> GroupSummary {
-        GroupSummary {
-            id: self.id.clone(),
-            state: self.core.state().clone(),
-            status: self.core.status(),
-            blocked_by: self.core.blocked_by(),
-            queue_length: self.core.waiting().len() as u64,
-            current_task: self.core.current().map(|task| task.id),
-            current_run: self.core.run().map(|run| run.id),
-            is_compacting: self.core.active_compaction().is_some(),
-        }
     }
 
     /// Wakes readers and waiters, counts, and logs.

@@ -155,7 +155,7 @@ impl FramePath {
             group: 1,
             epoch: 1,
             at: now.wall,
-            summary: self.standing()?,
+            summary: GroupSummary::of("bench".parse()?, &self.group),
             facts: step.facts,
             blocks,
             digests,
@@ -165,19 +165,6 @@ impl FramePath {
             answer?;
         }
         Ok(())
-    }
-
-    fn standing(&self) -> Result<GroupSummary> {
-        Ok(GroupSummary {
-            id: "bench".parse()?,
-            state: self.group.state().clone(),
-            status: self.group.status(),
-            blocked_by: self.group.blocked_by(),
-            queue_length: self.group.waiting().len() as u64,
-            current_task: self.group.current().map(|task| task.id),
-            current_run: self.group.run().map(|run| run.id),
-            is_compacting: self.group.active_compaction().is_some(),
-        })
     }
 
     fn fresh(&mut self) -> Uuid {

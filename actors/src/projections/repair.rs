@@ -243,23 +243,9 @@ fn end_lost(
     let blocks = frame::pack(&mut replay.frame_context, at, &facts);
     let mut digests = replay.digests.clone();
     let digests = digest::project(&mut digests, &facts, at);
-    let summary = summary(replay, id.clone());
+    let summary = GroupSummary::of(id.clone(), &replay.group);
     replay.group = before;
     Some(GroupCommit { group: no, epoch: 0, at, summary, facts, blocks, digests, key: None })
-}
-
-fn summary(replay: &LogReplay, id: GroupId) -> GroupSummary {
-    let group = &replay.group;
-    GroupSummary {
-        id,
-        state: group.state().clone(),
-        status: group.status(),
-        blocked_by: group.blocked_by(),
-        queue_length: group.waiting().len() as u64,
-        current_task: group.current().map(|task| task.id),
-        current_run: group.run().map(|run| run.id),
-        is_compacting: group.active_compaction().is_some(),
-    }
 }
 
 fn rebuilt(
@@ -270,7 +256,7 @@ fn rebuilt(
     checkpoint_seq: u64,
     facts: Option<GroupCommit>,
 ) -> Rebuilt {
-    let mut summary = summary(&replay, id.clone());
+    let mut summary = GroupSummary::of(id.clone(), &replay.group);
     summary.state.launch_due = rows.launch_due;
     if rows.provenance.is_some() {
         summary.state.provenance.clone_from(&rows.provenance);

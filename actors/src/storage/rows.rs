@@ -1,7 +1,7 @@
 //! The types of what a database stores: a group's commit, its tasks, runs, segments, permissions.
 
 use greenroom_core::{
-    Blocked, Compaction, CompactionId, Digests, EndReason, Exit, Fact, GroupId, GroupState,
+    Blocked, Compaction, CompactionId, Digests, EndReason, Exit, Fact, Group, GroupId, GroupState,
     Permission, PermissionId, PermissionState, Provenance, Run, RunId, SessionId, Status, Task,
     TaskId, Timestamp,
 };
@@ -61,6 +61,22 @@ pub struct GroupSummary {
     pub current_run: Option<RunId>,
     /// Whether a compaction may be running.
     pub is_compacting: bool,
+}
+
+impl GroupSummary {
+    /// Summarizes a group, whose name is `id`.
+    pub fn of(id: GroupId, group: &Group) -> Self {
+        Self {
+            id,
+            state: group.state().clone(),
+            status: group.status(),
+            blocked_by: group.blocked_by(),
+            queue_length: group.waiting().len() as u64,
+            current_task: group.current().map(|task| task.id),
+            current_run: group.run().map(|run| run.id),
+            is_compacting: group.active_compaction().is_some(),
+        }
+    }
 }
 
 /// An idempotency key as it is stored: hashes only.

@@ -73,17 +73,7 @@ impl Actor {
     }
 
     pub fn summary(&self) -> GroupSummary {
-        let group = &self.world.group;
-        GroupSummary {
-            id: self.id.clone(),
-            state: group.state().clone(),
-            status: group.status(),
-            blocked_by: group.blocked_by(),
-            queue_length: group.waiting().len() as u64,
-            current_task: group.current().map(|task| task.id),
-            current_run: group.run().map(|run| run.id),
-            is_compacting: group.active_compaction().is_some(),
-        }
+        GroupSummary::of(self.id.clone(), &self.world.group)
     }
 }
 
