@@ -56,17 +56,18 @@ pub struct Collector {
 impl Collector {
     /// Listens on any port.
     pub fn start() -> Self {
-        Self::listen(TcpListener::bind(("127.0.0.1", 0)).unwrap())
+        Self::listen(TcpListener::bind(("127.0.0.1", 0)).unwrap(), &[])
     }
 
-    /// Listens on this reserved port.
-    pub fn start_at(port: &Port) -> Self {
-        Self::listen(TcpListener::bind(port.address()).unwrap())
+    /// Listens on this reserved port, where the first batches get these answers, one each.
+    pub fn start_at(port: &Port, answers: &[Answer]) -> Self {
+        Self::listen(TcpListener::bind(port.address()).unwrap(), answers)
     }
 
-    fn listen(listener: TcpListener) -> Self {
+    fn listen(listener: TcpListener, answers: &[Answer]) -> Self {
         let address = listener.local_addr().unwrap();
-        let state = Arc::<(Mutex<State>, Condvar)>::default();
+        let state = State { next: answers.iter().cloned().collect(), ..State::default() };
+        let state = Arc::new((Mutex::new(state), Condvar::new()));
         let shared = state.clone();
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
