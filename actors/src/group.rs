@@ -29,8 +29,8 @@ use actix::{
     Message, Recipient, SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Blocked, Digests, Effect, EffectiveSettings, Event, Fact, GroupId, Now, Recovery, Rejected,
-    RunId, Settings, Status, Step, Task, TaskId, TaskState, Timer,
+    Blocked, Digests, Effect, EffectiveSettings, Event, Existence, Fact, GroupId, Now, Recovery,
+    Rejected, RunId, Settings, Status, Step, Task, TaskId, TaskState, Timer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -431,7 +431,7 @@ impl Group {
         if self.core.run().is_none() {
             self.agent = None;
             self.stop_waiters.drain(..).for_each(|waiter| _ = waiter.send(()));
-            if self.core.state().purging && self.core.current().is_none() {
+            if self.core.state().existence == Existence::Purging && self.core.current().is_none() {
                 self.purge(ctx);
             }
         }

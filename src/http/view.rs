@@ -100,6 +100,7 @@ impl Group {
     /// directory of its agent, the rows that cannot be read.
     pub fn new(state: &AppState, no: GroupNo, summary: GroupSummary) -> Self {
         let group = summary.state;
+        let (session_id, usage) = group.session.map(|session| (session.id, session.usage)).unzip();
         let settings = group.settings;
         let compacting = group.compacting;
         let compaction = compacting.last_source.map(|_| CompactionSummary {
@@ -122,9 +123,9 @@ impl Group {
             queue_length: Some(summary.queue_length),
             current_task: summary.current_task,
             current_run: summary.current_run,
-            session_id: group.session,
+            session_id,
             segment: Some(group.segment),
-            usage: group.usage,
+            usage: usage.flatten(),
             compaction,
             last_seq: Some(group.last_seq),
             cwd: settings.cwd.or_else(|| Some(state.shared.own_dir(no).display().to_string())),

@@ -31,6 +31,8 @@ mod run;
 mod segment;
 // The state's types.
 mod state;
+// The state's stored form.
+mod stored_state;
 // Tasks, and the order of the queue.
 mod task;
 // The limits in time.
@@ -41,7 +43,7 @@ use uuid::Uuid;
 use self::{decide::Transition, state::Current};
 pub use self::{
     questions::Status,
-    state::{CompactionHistory, Group, GroupState},
+    state::{CompactionHistory, CrashLoop, Existence, Group, GroupState, Hold, Session},
     timers::{EffectiveSettings, Limits, Timer},
 };
 use crate::{Event, Now, Step, TaskId};

@@ -54,7 +54,8 @@ pub use event::{
 };
 pub use fact::{AgentOutput, EndReason, Fact, HoldReason};
 pub use group::{
-    CompactionHistory, EffectiveSettings, Group, GroupState, Limits, Rejected, Status, Timer,
+    CompactionHistory, CrashLoop, EffectiveSettings, Existence, Group, GroupState, Hold, Limits,
+    Rejected, Session, Status, Timer,
 };
 pub use ids::{CompactionId, GroupId, InvalidId, PermissionId, RunId, SessionId, TaskId};
 pub use json::Json;

@@ -50,7 +50,7 @@ fn a_completed_signal_counts_and_rotates_in_one_step() {
     assert!(reason && next, "{step:?}");
     assert_eq!((driver.active(), driver.count(), driver.segment()), (false, 1, 2));
     assert_eq!(driver.group.state().compacting.last_completed_at, Some(driver.now));
-    assert_eq!(driver.group.state().provenance.as_ref().unwrap().current, "h1");
+    assert_eq!(driver.group.state().provenance().unwrap().current, "h1");
 }
 
 /// AM-23: only a completion counts, and only once.
@@ -125,11 +125,7 @@ fn a_new_hermes_session_counts_only_after_a_compaction() {
             _ => None,
         });
         assert_eq!((ended, driver.count()), (reason, count), "{name}");
-        assert_eq!(
-            driver.group.state().provenance.as_ref().unwrap().current,
-            given.current,
-            "{name}"
-        );
+        assert_eq!(driver.group.state().provenance().unwrap().current, given.current, "{name}");
         let repeated = driver.provenance(given);
         assert!(repeated.facts.is_empty(), "{name}: {repeated:?}");
     }
@@ -294,7 +290,7 @@ fn segments_rotate_for_four_causes() {
         assert_eq!((ended, driver.segment()), (vec![(1, reason)], 2), "{name}");
         assert_eq!(driver.group.attempt().is_some(), in_turn, "AM-14: {name}");
         driver.clear();
-        let session = driver.group.state().session.clone().unwrap();
+        let session = driver.group.state().session_id().cloned().unwrap();
         driver.name(&session.0);
         assert!(driver.facts.is_empty(), "the same session again: {name}");
     }

@@ -5,8 +5,8 @@ mod driver;
 
 use driver::{Driver, acquired, kinds};
 use greenroom_core::{
-    CancelReason, Cause, Effect, Event, ExitReason, Fact, Group, HoldReason, OnInterrupt, Recovery,
-    SideEffects, Status, Stop, StopReason, Strategy, TaskState as T, Timer,
+    CancelReason, Cause, Effect, Event, ExitReason, Fact, Group, Hold, HoldReason, OnInterrupt,
+    Recovery, SideEffects, Status, Stop, StopReason, Strategy, TaskState as T, Timer,
 };
 
 /// Interrupts a turn: it has output, and its agent dies.
@@ -37,15 +37,15 @@ fn a_compaction_does_not_reset_the_count_of_interruptions() {
     for (name, ends) in [("completed", completed), ("failed", failed), ("cancelled", cancelled)] {
         let mut driver = auto();
         interrupt(&mut driver);
-        assert_eq!(driver.group.state().interruptions, 1, "{name}");
+        assert_eq!(driver.group.state().hold.interruptions, 1, "{name}");
         driver.compact(Strategy::Command);
         driver.lock(acquired());
         driver.grant();
         driver.ready("s", None);
         ends(&mut driver);
-        assert_eq!(driver.group.state().interruptions, 1, "{name}");
+        assert_eq!(driver.group.state().hold.interruptions, 1, "{name}");
         interrupt(&mut driver);
-        assert_eq!(driver.group.state().held, Some(HoldReason::InterruptedTwice), "{name}");
+        assert_eq!(driver.group.state().hold.reason, Some(HoldReason::InterruptedTwice), "{name}");
     }
     let mut driver = auto();
     interrupt(&mut driver);
@@ -53,7 +53,7 @@ fn a_compaction_does_not_reset_the_count_of_interruptions() {
     driver.ready("s", None);
     driver.answer(StopReason::EndTurn);
     interrupt(&mut driver);
-    assert_eq!(driver.group.state().held, None, "a settled turn resets the count");
+    assert_eq!(driver.group.state().hold.reason, None, "a settled turn resets the count");
 }
 
 /// A log from before the rule lacks the task's kind, and is replayed as it was written (I13).
@@ -79,7 +79,10 @@ fn an_earlier_log_is_replayed_by_the_earlier_rule() {
             fact => earlier.replay(fact, driver.now),
         }
     }
-    assert_eq!((driver.group.state().interruptions, earlier.state().interruptions), (1, 0));
+    assert_eq!(
+        (driver.group.state().hold.interruptions, earlier.state().hold.interruptions),
+        (1, 0)
+    );
 }
 
 /// A deleted group that is revived starts without counts, pause and hold.
@@ -116,8 +119,8 @@ fn a_revived_group_starts_without_counts_and_holds() {
         driver.apply(Event::Archived);
         driver.configure("", None);
         let state = driver.group.state();
-        let kept = (state.archived, state.paused, state.held, state.interruptions, state.crashes);
-        assert_eq!(kept, (false, false, None, 0, 0), "{name}");
+        let kept = (state.is_archived(), state.paused, state.hold, state.crash_loop.crashes);
+        assert_eq!(kept, (false, false, Hold::default(), 0), "{name}");
         assert_eq!(driver.group.status(), Status::Idle, "{name}");
         driver.queue_turn();
         assert!(driver.group.wants_slot(), "{name}");
@@ -145,7 +148,7 @@ fn a_turn_from_before_a_deletion_is_not_counted() {
         driver.configure("", None);
         driver.exit(ExitReason::Stopped);
         let state = driver.group.state();
-        assert_eq!((state.interruptions, state.held), (0, None), "{on_interrupt:?}");
+        assert_eq!(state.hold, Hold::default(), "{on_interrupt:?}");
     }
 }
 

@@ -195,7 +195,7 @@ fn a_crash_loop_backs_off_up_to_five_minutes() {
     }
     assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
     driver.apply(Event::Resumed);
-    assert_eq!((driver.group.state().crashes, driver.group.status()), (0, Status::Idle));
+    assert_eq!((driver.group.state().crash_loop.crashes, driver.group.status()), (0, Status::Idle));
 }
 
 fn ask(driver: &mut Driver, request: u32) -> Vec<Effect> {

@@ -201,7 +201,7 @@ fn a_failed_rotation_keeps_the_session() {
         assert_eq!(driver.ended(task).unwrap().0, state, "{name}");
         assert_eq!(driver.last_ended().unwrap().status, status, "{name}");
         let state = driver.group.state();
-        let session = state.session.as_ref().map(|session| &*session.0);
+        let session = state.session_id().map(|session| &*session.0);
         assert_eq!((session, state.segment, state.compacting.count), (Some("s"), 1, 0), "{name}");
         assert_eq!((&state.pending_summary, driver.group.lease()), (&None, None), "{name}");
         if driver.group.run().is_some() {
@@ -225,7 +225,7 @@ fn a_completion_while_a_session_opens_ends_the_task() {
     assert_eq!(driver.ended(task), Some((T::Completed, None)));
     let state = driver.group.state();
     assert_eq!((state.compacting.count, state.segment, &state.pending_summary), (1, 2, &None));
-    assert_eq!(state.session, Some(SessionId("s".into())));
+    assert_eq!(state.session_id(), Some(&SessionId("s".into())));
 }
 
 /// A session that holds only a summary is not summarized again.

@@ -257,9 +257,9 @@ fn rebuilt(
     facts: Option<GroupCommit>,
 ) -> Rebuilt {
     let mut summary = GroupSummary::of(id.clone(), &replay.group);
-    summary.state.launch_due = rows.launch_due;
-    if rows.provenance.is_some() {
-        summary.state.provenance.clone_from(&rows.provenance);
+    summary.state.crash_loop.launch_due = rows.launch_due;
+    if let (Some(session), Some(provenance)) = (&mut summary.state.session, &rows.provenance) {
+        session.provenance = Some(provenance.clone());
     }
     let open = replay.group.current().into_iter().chain(replay.group.waiting()).cloned();
     let ended = std::mem::take(&mut replay.tasks).into_values();

@@ -196,8 +196,10 @@ impl LogReplay {
     fn compare_group(&mut self, summary: &GroupSummary) {
         let mut state = self.group.state().clone();
         // The next run's backoff is in no frame, nor its end.
-        state.launch_due = summary.state.launch_due;
-        state.provenance.clone_from(&summary.state.provenance);
+        state.crash_loop.launch_due = summary.state.crash_loop.launch_due;
+        if let Some(session) = &mut state.session {
+            session.provenance = summary.state.provenance().cloned();
+        }
         // Nor is the pause of automatic compaction.
         state.compacting.copy_pause(&summary.state.compacting);
         self.same("head", state, summary.state.clone());
@@ -207,7 +209,8 @@ impl LogReplay {
         // Whether another holder has the lock, and whether a backoff has ended, is in no frame.
         let waits =
             |task: &Task| task.kind() == TaskKind::Compaction || task.state == TaskState::Retrying;
-        let waits = self.group.waiting().any(waits) || self.group.state().launch_due.is_some();
+        let waits =
+            self.group.waiting().any(waits) || self.group.state().crash_loop.launch_due.is_some();
         if !waits {
             self.same("blocked_by", self.group.blocked_by(), summary.blocked_by);
         }

@@ -189,7 +189,7 @@ pub fn only_old_leases_are_deleted<E: Engine>() {
 fn group_with_segment(store: &mut impl Store) -> (Actor, SessionId) {
     let mut actor = Actor::new(1);
     commit(store, &actor.play_all(&[SUBMIT, Action::GrantSlot, READY]));
-    let session = actor.world.group.state().session.clone().unwrap();
+    let session = actor.world.group.state().session_id().cloned().unwrap();
     (actor, session)
 }
 

@@ -150,13 +150,13 @@ impl Digests {
         let digest = Digest { watermark_seq: state.last_seq, ..Digest::default() };
         let outcome = match run {
             Some(_) => Some(None),
-            None => state.archived.then_some(Some(Outcome::Deleted)),
+            None => state.is_archived().then_some(Some(Outcome::Deleted)),
         };
         let run = run.map(|(run, agent)| {
             let (agent, digest) = (agent.to_owned(), digest.clone());
             RunDigest { schema_version: SCHEMA_VERSION, run, agent, digest }
         });
-        let (archived, session) = (state.archived, state.session.clone());
+        let (archived, session) = (state.is_archived(), state.session_id().cloned());
         let open = OpenState { compaction, archived, session, ..OpenState::default() };
         Self { group: Digest { outcome, ..digest }, run, open }
     }

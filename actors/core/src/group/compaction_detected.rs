@@ -85,7 +85,7 @@ impl Transition<'_> {
     ) {
         let before = self.group.recent.status(compaction.id);
         let is_completed = compaction.status == CompactionStatus::Completed;
-        let known = self.group.state.provenance.as_ref().map(|known| &*known.current);
+        let known = self.group.state.provenance().map(|known| &*known.current);
         // Stderr may be late and name a session that was compacted since.
         let is_late = known
             .is_some_and(|known| self.group.recent.awaits_end_from(Source::HermesStderr, known));
@@ -98,8 +98,8 @@ impl Transition<'_> {
                 self.record(Fact::ProvenanceNoted { provenance });
             }
         } else if is_completed {
-            let session = self.group.state.session.clone();
-            let provenance = provenance.or_else(|| self.group.state.provenance.clone());
+            let session = self.group.state.session_id().cloned();
+            let provenance = provenance.or_else(|| self.group.state.provenance().cloned());
             self.publish(compaction, session, provenance);
             if is_ordered {
                 self.release_lock(true);
@@ -158,9 +158,10 @@ impl Group {
         if let Some(run) = &mut self.run {
             run.reports_by_acp |= compaction.sources.contains(&Source::Acp);
             if compaction.carries_summary {
-                run.left_session.clone_from(&self.state.session);
+                run.left_session = self.state.session_id().cloned();
             }
         }
+        let in_use = self.state.usage().map(|usage| usage.used);
         let compacting = &mut self.state.compacting;
         match compaction.status {
             status if before == Some(status) => {}
@@ -169,7 +170,6 @@ impl Group {
                 compacting.last_started_at = Some(at);
             }
             CompactionStatus::Completed => {
-                let in_use = self.state.usage.as_ref().map(|usage| usage.used);
                 compacting.count += 1;
                 compacting.last_source = Some(compaction.source);
                 compacting.last_completed_at = Some(at);

@@ -36,7 +36,7 @@ impl Transition<'_> {
 
     /// Returns the last reported number of tokens in the context.
     pub(super) fn tokens_in_use(&self) -> Option<u64> {
-        self.group.state.usage.as_ref().map(|usage| usage.used)
+        self.group.state.usage().map(|usage| usage.used)
     }
 
     /// Skips a compaction task that has not started.
@@ -215,8 +215,7 @@ impl Transition<'_> {
     /// Records the tokens after the ordered compaction, if the agent reported usage since.
     pub(super) fn measure_ordered(&mut self, task: &Task) {
         let state = &self.group.state;
-        let used =
-            state.usage.as_ref().filter(|_| state.compacting.measured).map(|usage| usage.used);
+        let used = state.usage().filter(|_| state.compacting.measured).map(|usage| usage.used);
         let done = self.group.recent.of(task.id).rfind(|known| {
             known.status == CompactionStatus::Completed && known.details.tokens_after.is_none()
         });
@@ -291,13 +290,13 @@ impl Transition<'_> {
     pub(super) fn order_auto_compaction(&mut self) {
         let Group { state, .. } = &*self.group;
         let Some(order) = &self.settings.compaction else { return };
-        let is_full = state.usage.as_ref().is_some_and(|usage| {
+        let is_full = state.usage().is_some_and(|usage| {
             self.settings.auto_compact > 0.0
                 && usage.size > 0
                 && usage.used as f64 >= self.settings.auto_compact * usage.size as f64
         });
         let is_allowed = state.compacting.may_auto_compact(self.now)
-            && !state.archived
+            && !state.is_archived()
             && self.group.is_compactable(order.strategy);
         if !is_full || !is_allowed || self.group.compaction().is_some() {
             return;

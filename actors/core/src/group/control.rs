@@ -1,20 +1,20 @@
 //! The group itself: created, changed, paused, resumed, archived, purged.
 
-use super::{Group, Rejected, decide::Transition};
+use super::{CrashLoop, Existence, Group, Hold, Rejected, decide::Transition};
 use crate::{Fact, OnInterrupt, Settings, Stop, TaskId, TaskState, Timestamp};
 
 impl Transition<'_> {
     /// Creates, changes or revives the group.
     pub(super) fn configure(&mut self, settings: Settings) -> Result<(), Rejected> {
         let state = &self.group.state;
-        if state.purging {
+        if state.existence == Existence::Purging {
             return Err(Rejected::Purging);
         }
         if state.created_at.is_none() {
             self.record(Fact::GroupCreated(settings));
             return Ok(());
         }
-        let is_revived = state.archived;
+        let is_revived = state.is_archived();
         if is_revived || state.settings != settings {
             self.record(Fact::GroupChanged(settings));
         }
@@ -34,7 +34,7 @@ impl Transition<'_> {
             self.end_unsent(task, TaskState::Cancelled, None);
         }
         self.cancel_current();
-        if !self.group.state.archived {
+        if !self.group.state.is_archived() {
             self.record(Fact::GroupArchived {});
         }
         self.stop(Stop::Firmly);
@@ -42,7 +42,7 @@ impl Transition<'_> {
 
     /// Orders the rows of the archived group to be deleted.
     pub(super) fn order_purge(&mut self) {
-        if self.group.state.archived && !self.group.state.purging {
+        if self.group.state.existence == Existence::Archived {
             self.record(Fact::PurgeOrdered {});
         }
     }
@@ -50,7 +50,7 @@ impl Transition<'_> {
     /// Pauses the group.
     pub(super) fn pause(&mut self) -> Result<(), Rejected> {
         let state = &self.group.state;
-        if state.archived {
+        if state.is_archived() {
             return Err(Rejected::Archived);
         }
         if state.created_at.is_some() && !state.paused {
@@ -61,7 +61,7 @@ impl Transition<'_> {
 
     /// Resumes the group, unless it is archived.
     pub(super) fn resume(&mut self) -> Result<(), Rejected> {
-        if self.group.state.archived {
+        if self.group.state.is_archived() {
             return Err(Rejected::Archived);
         }
         self.resume_work();
@@ -71,8 +71,8 @@ impl Transition<'_> {
     /// Ends pause, hold and crash loop, if there are any.
     pub(super) fn resume_work(&mut self) {
         let state = &self.group.state;
-        let is_suspended = state.paused || state.held.is_some();
-        if is_suspended || state.crashes > 0 || state.interruptions > 0 {
+        let is_suspended = state.paused || state.hold.reason.is_some();
+        if is_suspended || state.crash_loop.crashes > 0 || state.hold.interruptions > 0 {
             self.record(Fact::GroupResumed {});
         }
     }
@@ -91,7 +91,7 @@ impl Group {
             run.outdated |= settings.invalidates_run(&self.state.settings);
         }
         self.state.settings = settings.clone();
-        self.state.archived = false;
+        self.state.existence = Existence::Live;
         self.state.compacting.reset_auto_compact();
         self.clear_launch_backoff();
         if settings.on_interrupt == Some(OnInterrupt::Continue) {
@@ -102,7 +102,7 @@ impl Group {
     /// Marks the group as archived.
     pub(super) fn apply_archived(&mut self, fact: &Fact) {
         self.apply_to_attempt(fact);
-        self.state.archived = true;
+        self.state.existence = Existence::Archived;
         self.clear_launch_backoff();
         self.release_hold();
     }
@@ -116,11 +116,11 @@ impl Group {
 
     /// Ends the crash loop: the next run need not wait.
     pub(super) fn clear_launch_backoff(&mut self) {
-        (self.state.crashes, self.state.launch_due) = (0, None);
+        self.state.crash_loop = CrashLoop::default();
     }
 
     /// Ends the hold, and forgets the interruptions.
     pub(super) fn release_hold(&mut self) {
-        (self.state.held, self.state.interruptions) = (None, 0);
+        self.state.hold = Hold::default();
     }
 }

@@ -52,7 +52,7 @@ impl Transition<'_> {
     /// compaction that has nothing to do needs none, and ends.
     pub(super) fn reconcile_lock(&mut self) {
         let group = &self.group;
-        let session = group.state.session.clone();
+        let session = group.state.session_id().cloned();
         if let LockState::Held { key, .. } = &group.lock
             && group.current.is_none()
             && (!group.may_request_lock() || session.as_ref() != Some(key))
@@ -86,7 +86,7 @@ impl Transition<'_> {
 
     /// Requests the lock again after [`LOCK_RETRY_MS`].
     pub(super) fn lock_expired(&mut self, id: TaskId, at_try: u64) {
-        match (&self.group.lock, self.group.state.session.clone()) {
+        match (&self.group.lock, self.group.state.session_id().cloned()) {
             (LockState::Refused { task, tries, .. }, Some(key))
                 if (*task, *tries) == (id, at_try) && self.group.may_request_lock() =>
             {

@@ -23,7 +23,8 @@ impl Transition<'_> {
         if left == Some(0) {
             return self.task_expired(task);
         }
-        let (Some(run), Some(session)) = (&self.group.run, self.group.state.session.clone()) else {
+        let (Some(run), Some(session)) = (&self.group.run, self.group.state.session_id().cloned())
+        else {
             return;
         };
         let run = run.id;
@@ -95,7 +96,7 @@ impl Transition<'_> {
     /// Sends a cancel. Call it only while a prompt is in flight: an idle hermes does not survive
     /// one.
     pub(super) fn send_cancel(&mut self) {
-        if let (Some(run), Some(session)) = (&self.group.run, &self.group.state.session) {
+        if let (Some(run), Some(session)) = (&self.group.run, self.group.state.session_id()) {
             let (run, session) = (run.id, session.clone());
             self.record(Fact::CancelSent { run });
             self.emit(Effect::Cancel { run, session });
@@ -264,7 +265,7 @@ impl Group {
 
     /// Begins the attempt whose prompt is in flight.
     pub(super) fn apply_prompt_sent(&mut self, id: u64) {
-        self.state.is_fresh_session = false;
+        self.state.session.iter_mut().for_each(|session| session.is_fresh = false);
         self.run.iter_mut().for_each(|run| run.fresh = false);
         if let Some(current) = &mut self.current
             && let Some(run) = &current.task.run
@@ -277,7 +278,9 @@ impl Group {
     /// Adds the agent's output to the attempt, and takes the reported usage.
     pub(super) fn apply_output(&mut self, output: &AgentOutput) {
         self.state.compacting.measured |= output.summary.usage.is_some();
-        self.state.usage = output.summary.usage.clone().or(self.state.usage.take());
+        if let (Some(usage), Some(session)) = (&output.summary.usage, &mut self.state.session) {
+            session.usage = Some(usage.clone());
+        }
         if output.task.is_some()
             && let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
         {
@@ -315,7 +318,8 @@ impl Group {
         let is_answered = !matches!(stop_reason, StopReason::Error | StopReason::Cancelled);
         let survived =
             is_answered && self.attempt().is_some_and(|attempt| attempt.cancel_reason.is_none());
-        self.state.compacting.measure_freed(self.state.usage.as_ref());
+        let usage = self.state.session.as_ref().and_then(|session| session.usage.as_ref());
+        self.state.compacting.measure_freed(usage);
         let carried = self.current.as_ref().is_some_and(|Current { task, attempt }| {
             let has_output = attempt.as_ref().is_some_and(Attempt::has_output);
             task.id == id && task.kind() == TaskKind::Turn && has_output

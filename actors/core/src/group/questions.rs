@@ -99,7 +99,7 @@ impl Group {
 
     /// Whether it claims no task: it is paused, archived or on hold.
     pub(super) fn is_suspended(&self) -> bool {
-        self.state.paused || self.state.archived || self.state.held.is_some()
+        self.state.paused || self.state.is_archived() || self.state.hold.reason.is_some()
     }
 
     /// Whether the next task could start once it has a lock and a slot.
@@ -111,7 +111,7 @@ impl Group {
     /// backoff only.
     pub(super) fn backs_off(&self, task: &Task) -> bool {
         let launches = self.run.is_none() && task.state != TaskState::Retrying;
-        task.retry_at.is_some() || (launches && self.state.launch_due.is_some())
+        task.retry_at.is_some() || (launches && self.state.crash_loop.launch_due.is_some())
     }
 
     /// Returns the unanswered permissions, the oldest first.
@@ -122,7 +122,7 @@ impl Group {
     /// Whether `task` needs the session's lock and lacks it. A compaction with nothing to do ends
     /// before it requests one.
     pub(super) fn needs_lock(&self, task: &Task) -> bool {
-        let session = self.state.session.as_ref();
+        let session = self.state.session_id();
         session.is_some()
             && task.kind() == TaskKind::Compaction
             && !self.lock.may_compact(task.id, session)
@@ -132,12 +132,13 @@ impl Group {
     /// opened it.
     pub(super) fn is_compactable(&self, strategy: Strategy) -> bool {
         let state = &self.state;
+        let Some(session) = &state.session else { return false };
         let is_fresh = self.run.as_ref().is_some_and(|run| run.fresh);
         let holds_summary_only = match strategy {
-            Strategy::Command => state.pending_summary.is_some() && state.is_fresh_session,
+            Strategy::Command => state.pending_summary.is_some() && session.is_fresh,
             Strategy::Rotate => state.pending_summary.is_some(),
         };
-        state.session.is_some() && !is_fresh && !holds_summary_only
+        !is_fresh && !holds_summary_only
     }
 
     /// Returns the active compaction.
@@ -171,14 +172,14 @@ impl Group {
     /// Returns what the group is doing.
     pub fn status(&self) -> Status {
         match &self.current {
-            _ if self.state.archived => Status::Archived,
+            _ if self.state.is_archived() => Status::Archived,
             Some(Current { attempt: None, .. }) => Status::Starting,
             Some(Current { task, .. }) if task.kind() == TaskKind::Compaction => Status::Compacting,
             Some(_) if self.recent.active().is_some() => Status::Compacting,
             Some(_) => Status::Running,
-            None if self.state.held.is_some() => Status::Held,
+            None if self.state.hold.reason.is_some() => Status::Held,
             None if self.state.paused => Status::Paused,
-            None if self.state.crashes >= CRASHES_MAX => Status::Degraded,
+            None if self.state.crash_loop.crashes >= CRASHES_MAX => Status::Degraded,
             None if self.waiting.is_empty() => Status::Idle,
             None => Status::Waiting,
         }
@@ -193,7 +194,7 @@ impl Group {
         Some(match &self.current {
             Some(Current { attempt: None, .. }) => Blocked::Agent,
             Some(_) => Blocked::Turn,
-            None if self.state.held.is_some() => Blocked::Held,
+            None if self.state.hold.reason.is_some() => Blocked::Held,
             None if self.state.paused => Blocked::Paused,
             None if self.backs_off(next) => Blocked::Backoff,
             None if self.needs_lock(next) => Blocked::Lock,

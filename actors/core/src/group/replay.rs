@@ -2,7 +2,7 @@
 //!
 //! Each change is in the file of its noun, beside the decision that records the fact.
 
-use super::{Group, lock::LockState};
+use super::{Existence, Group, lock::LockState};
 use crate::{Fact, RunPhase, Timestamp};
 
 impl Group {
@@ -14,10 +14,10 @@ impl Group {
             Fact::GroupCreated(settings) => self.apply_created(settings, at),
             Fact::GroupChanged(settings) => self.apply_changed(settings),
             Fact::GroupArchived {} => self.apply_archived(fact),
-            Fact::PurgeOrdered {} => self.state.purging = true,
+            Fact::PurgeOrdered {} => self.state.existence = Existence::Purging,
             Fact::GroupPaused {} => self.state.paused = true,
             Fact::GroupResumed {} => self.apply_resumed(),
-            Fact::GroupHeld { reason } => self.state.held = Some(*reason),
+            Fact::GroupHeld { reason } => self.state.hold.reason = Some(*reason),
 
             Fact::TaskQueued { record, .. } => self.apply_queued(record),
             Fact::TaskClaimed { task } => self.apply_claimed(*task, at),
@@ -54,17 +54,15 @@ impl Group {
             }
             Fact::RunStopping { .. } => self.set_phase(RunPhase::Stopping),
             Fact::RunExited { exit, .. } => self.apply_run_exited(exit),
-            Fact::AgentDegraded { due, .. } => self.state.launch_due = Some(*due),
-            Fact::LaunchAllowed {} => self.state.launch_due = None,
+            Fact::AgentDegraded { due, .. } => self.state.crash_loop.launch_due = Some(*due),
+            Fact::LaunchAllowed {} => self.state.crash_loop.launch_due = None,
             Fact::AgentWedged { .. } => self.apply_wedged(),
 
             Fact::SegmentStarted { segment, session, provenance, .. } => {
                 self.apply_segment_started(*segment, session, provenance.as_ref());
             }
-            Fact::ProvenanceNoted { provenance } => {
-                self.state.provenance = Some(provenance.clone());
-            }
-            Fact::ContextLost { .. } => self.apply_context_lost(),
+            Fact::ProvenanceNoted { provenance } => self.apply_provenance(provenance),
+            Fact::ContextLost { .. } => self.state.session = None,
 
             Fact::CompactionStarted(compaction)
             | Fact::CompactionUpdated(compaction)

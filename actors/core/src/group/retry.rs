@@ -54,7 +54,9 @@ impl Transition<'_> {
     pub(super) fn hold_after_interruption(&mut self) {
         let reason = match self.settings.on_interrupt {
             OnInterrupt::Hold => HoldReason::Interrupted,
-            OnInterrupt::Auto if self.group.state.interruptions > 1 => HoldReason::InterruptedTwice,
+            OnInterrupt::Auto if self.group.state.hold.interruptions > 1 => {
+                HoldReason::InterruptedTwice
+            }
             OnInterrupt::Auto | OnInterrupt::Continue => return,
         };
         self.hold(reason);
@@ -64,7 +66,7 @@ impl Transition<'_> {
     /// count for the revived group. A group that is paused since forgets it when it is resumed.
     pub(super) fn forget_interruption(&mut self) {
         let state = &self.group.state;
-        if !state.archived && !state.paused {
+        if !state.is_archived() && !state.paused {
             self.record(Fact::GroupResumed {});
         }
     }
@@ -74,7 +76,7 @@ impl Transition<'_> {
     pub(super) fn hold_after_loss(&mut self) {
         let Group { state, current, .. } = &*self.group;
         let is_retry = |current: &Current| current.task.state == TaskState::Retrying;
-        let needs_decision = state.interruptions > 0 || current.as_ref().is_some_and(is_retry);
+        let needs_decision = state.hold.interruptions > 0 || current.as_ref().is_some_and(is_retry);
         if needs_decision && self.settings.on_interrupt != OnInterrupt::Continue {
             self.hold(HoldReason::ContextLost);
         }
@@ -82,7 +84,7 @@ impl Transition<'_> {
 
     /// Puts the group on hold, and releases the claimed task.
     pub(super) fn hold(&mut self, reason: HoldReason) {
-        if self.group.state.held.is_none() && !self.group.state.archived {
+        if self.group.state.hold.reason.is_none() && !self.group.state.is_archived() {
             self.record(Fact::GroupHeld { reason });
         }
         if let Some(Current { task, attempt: None }) = &self.group.current {

@@ -1,6 +1,6 @@
 //! The agent's run: launched, ready, stopped, exited, recovered.
 
-use super::{Current, Group, Rejected, decide::Transition};
+use super::{Current, Group, Rejected, Session, decide::Transition};
 use crate::{
     CancelReason, Continuity, Deadline, Effect, EndReason, Exit, ExitReason, Fact, Provenance,
     Recovery, Run, RunId, RunPhase, SessionId, Stop, TaskError, TaskId, retry::crash_wait_ms,
@@ -13,9 +13,10 @@ impl Transition<'_> {
         let run = RunId((self.fresh)());
         let state = &self.group.state;
         let (agent, has_detectors) = (state.settings.agent.clone(), self.settings.has_detectors);
-        let current =
-            state.provenance.as_ref().map(|known| SessionId(known.current.as_str().into()));
-        let session = state.session.clone().map(|session| current.unwrap_or(session));
+        let session = state.session.as_ref().map(|session| match &session.provenance {
+            Some(known) => SessionId(known.current.as_str().into()),
+            None => session.id.clone(),
+        });
         self.record(Fact::RunStarted { run, agent, has_detectors });
         self.emit(Effect::Launch { run, session });
     }
@@ -37,18 +38,16 @@ impl Transition<'_> {
         let state = &self.group.state;
         // A session that never got a prompt has nothing to lose; nor has one that holds only a
         // summary, which the next prompt carries again.
-        let lost = state.session.clone().filter(|_| {
-            continuity == Continuity::Lost
-                && state.pending_summary.is_none()
-                && !state.is_fresh_session
-        });
+        let is_lost = continuity == Continuity::Lost && state.pending_summary.is_none();
+        let lost = state.session.as_ref().filter(|session| is_lost && !session.is_fresh);
+        let lost = lost.map(|session| session.id.clone());
         let is_lost = lost.is_some();
         if let Some(session) = lost {
             self.record(Fact::ContextLost { session });
         }
         let state = &self.group.state;
-        let known = state.provenance.as_ref().map(|known| &*known.current);
-        let is_same = state.session.as_ref() == Some(&session) || known == Some(&*session.0);
+        let known = state.provenance().map(|known| &*known.current);
+        let is_same = state.session_id() == Some(&session) || known == Some(&*session.0);
         let given = provenance.as_ref().map(|given| &*given.current);
         let is_reset = known.zip(given).is_some_and(|(known, given)| known != given);
         if !is_same {
@@ -121,9 +120,9 @@ impl Transition<'_> {
 
     /// Records that the run ended, and the wait before the next run of a crash loop (F8).
     pub(super) fn run_exited(&mut self, run: RunId, exit: Exit) {
-        let before = self.group.state.crashes;
+        let before = self.group.state.crash_loop.crashes;
         self.record(Fact::RunExited { run, exit });
-        let runs = self.group.state.crashes;
+        let runs = self.group.state.crash_loop.crashes;
         if let Some(wait_ms) = crash_wait_ms(runs).filter(|_| runs > before) {
             let due = Deadline::after(self.now, wait_ms);
             self.record(Fact::AgentDegraded { runs, wait_ms, due });
@@ -142,8 +141,8 @@ impl Transition<'_> {
 
     /// Ends the wait before the next run.
     pub(super) fn launch_allowed(&mut self, crashes: u32) {
-        let state = &self.group.state;
-        if state.launch_due.is_some() && state.crashes == crashes {
+        let crash_loop = &self.group.state.crash_loop;
+        if crash_loop.launch_due.is_some() && crash_loop.crashes == crashes {
             self.record(Fact::LaunchAllowed {});
         }
     }
@@ -159,7 +158,7 @@ impl Transition<'_> {
 
     /// Cancels the current task and stops the run at once. Waiting tasks use the next run.
     pub(super) fn stop_run(&mut self) -> Result<(), Rejected> {
-        if self.group.state.archived {
+        if self.group.state.is_archived() {
             return Err(Rejected::Archived);
         }
         self.cancel_current();
@@ -239,9 +238,14 @@ impl Group {
     ) {
         let is_fresh = matches!(continuity, Continuity::New | Continuity::Lost);
         self.run.iter_mut().for_each(|run| run.fresh = is_fresh);
-        self.state.session = Some(session.clone());
-        if provenance.is_some() {
-            self.state.provenance = provenance.cloned();
+        let id = session.clone();
+        let provenance = provenance.cloned();
+        match &mut self.state.session {
+            Some(known) => {
+                known.id = id;
+                known.provenance = provenance.or(known.provenance.take());
+            }
+            known => *known = Some(Session { id, is_fresh: false, usage: None, provenance }),
         }
         self.set_phase(RunPhase::Ready);
     }
@@ -249,7 +253,7 @@ impl Group {
     /// Removes the run, and counts crashes in a row.
     pub(super) fn apply_run_exited(&mut self, exit: &Exit) {
         let settled = self.run.take().is_some_and(|run| run.settled);
-        self.state.crashes += u32::from(!settled && exit.reason.is_crash());
+        self.state.crash_loop.crashes += u32::from(!settled && exit.reason.is_crash());
         self.recent.clear();
     }
 

@@ -1,6 +1,6 @@
 //! Segments: which session is in force, and what rotates to another.
 
-use super::{Group, decide::Transition};
+use super::{Group, Session, decide::Transition};
 use crate::{
     Compaction, CompactionSignal, Details, EndReason, Fact, Lineage, Provenance, RunId, SessionId,
     SignalKind, Source,
@@ -30,7 +30,7 @@ impl Transition<'_> {
             return;
         }
         let is_new = self.is_new_provenance(&given);
-        let known = self.group.state.provenance.as_ref().map(|known| known.current.clone());
+        let known = self.group.state.provenance().map(|known| known.current.clone());
         if given.compacted {
             // hermes may name the session of the turn's start, although another detector reported
             // a later one since.
@@ -48,7 +48,7 @@ impl Transition<'_> {
             self.handle_signal(&signal, Some(given.clone()), is_new);
         } else if is_new
             && known.is_some()
-            && let Some(session) = self.group.state.session.clone()
+            && let Some(session) = self.group.state.session_id().cloned()
         {
             self.rotate(EndReason::Reset, session, Some(given.clone()));
         }
@@ -64,7 +64,7 @@ impl Transition<'_> {
         let Some(run) = self.group.run.as_ref().filter(|live| live.id == run) else { return };
         let opening = self.group.attempt().is_some_and(|attempt| attempt.opening.is_some());
         let is_late = run.left_session.as_ref() == Some(&session);
-        if !opening && !is_late && self.group.state.session.as_ref() != Some(&session) {
+        if !opening && !is_late && self.group.state.session_id() != Some(&session) {
             self.rotate(EndReason::AcpSessionIdChanged, session, None);
         }
     }
@@ -72,14 +72,14 @@ impl Transition<'_> {
     /// Whether it names another hermes session than is known, and not one that a compaction has
     /// replaced: stdout and stderr are not read in step.
     pub(super) fn is_new_provenance(&self, given: &Provenance) -> bool {
-        let known = self.group.state.provenance.as_ref();
+        let known = self.group.state.provenance();
         let is_past = self.group.recent.iter().any(|past| past.replaced(&given.current));
         known.is_none_or(|known| known.current != given.current) && !is_past
     }
 
     /// Whether it adds to what is known of the session in force: stderr gives its name only.
     pub(super) fn is_fuller_provenance(&self, given: &Provenance) -> bool {
-        let known = self.group.state.provenance.as_ref();
+        let known = self.group.state.provenance();
         known.is_some_and(|known| {
             known.current == given.current && known.is_name_only() && !given.is_name_only()
         })
@@ -94,22 +94,23 @@ impl Group {
         session: &SessionId,
         provenance: Option<&Provenance>,
     ) {
-        if self.state.session.as_ref() != Some(session) {
-            // The usage was that of the former session.
-            self.state.usage = None;
-            self.state.is_fresh_session = true;
-            self.run.iter_mut().for_each(|run| run.fresh = false);
-        }
         self.state.segment = segment;
-        self.state.session = Some(session.clone());
-        self.state.provenance = provenance.cloned();
+        let provenance = provenance.cloned();
+        match &mut self.state.session {
+            Some(known) if known.id == *session => known.provenance = provenance,
+            known => {
+                let id = session.clone();
+                *known = Some(Session { id, is_fresh: true, usage: None, provenance });
+                self.run.iter_mut().for_each(|run| run.fresh = false);
+            }
+        }
     }
 
-    /// Forgets the lost session.
-    pub(super) fn apply_context_lost(&mut self) {
-        self.state.session = None;
-        self.state.usage = None;
-        self.state.provenance = None;
+    /// Notes which of hermes' own sessions is in force.
+    pub(super) fn apply_provenance(&mut self, provenance: &Provenance) {
+        if let Some(session) = &mut self.state.session {
+            session.provenance = Some(provenance.clone());
+        }
     }
 }
 

@@ -14,9 +14,8 @@ use crate::{
 
 /// What is stored of a group beside its tasks and its run.
 ///
-/// The checkpoint of a truncated log holds it, so a field that an earlier version did not write
-/// needs a default.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The checkpoint of a truncated log holds it, in the form of [`super::stored_state`].
+#[derive(Clone, Debug, PartialEq)]
 pub struct GroupState {
     /// What callers set.
     pub settings: Settings,
@@ -26,36 +25,77 @@ pub struct GroupState {
     pub last_seq: u64,
     /// How many tasks the group ever accepted.
     pub tasks: u64,
-    /// The session in force.
-    pub session: Option<SessionId>,
-    /// Whether that session never got a prompt: then nothing is lost with it.
-    #[serde(rename = "unspoken")]
-    pub is_fresh_session: bool,
+    /// The session in force; absent before the first one.
+    pub session: Option<Session>,
     /// The open segment; 0 before the first session.
     pub segment: u32,
-    /// The context usage last reported.
-    pub usage: Option<Usage>,
     /// Whether it claims no task until a caller resumes it.
     pub paused: bool,
-    /// Whether it is archived.
-    pub archived: bool,
-    /// Whether its rows are to be deleted, as soon as its run is over.
-    pub purging: bool,
-    /// The hermes session in force: the one to restore in the next run.
-    pub provenance: Option<Provenance>,
+    /// Whether it accepts work, or is deleted.
+    pub existence: Existence,
     /// Its compactions so far.
     pub compacting: CompactionHistory,
-    /// A summary that the next prompt has to carry into the session.
-    #[serde(rename = "lead_in")]
+    /// A summary that the next prompt has to carry into the session. It outlives the session that
+    /// it was meant for.
     pub pending_summary: Option<String>,
-    /// Why it is on hold: it claims no task until a caller decides.
-    pub held: Option<HoldReason>,
+    /// What keeps its queue until a caller decides.
+    pub hold: Hold,
+    /// What delays its next run.
+    pub crash_loop: CrashLoop,
+}
+
+/// The session in force, and what is known of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+    /// Whether it never got a prompt: then nothing is lost with it.
+    pub is_fresh: bool,
+    /// The context usage last reported.
+    pub usage: Option<Usage>,
+    /// The hermes session in force: the one to restore in the next run.
+    pub provenance: Option<Provenance>,
+}
+
+/// Whether a group accepts work, or is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existence {
+    /// It accepts work.
+    Live,
+    /// It accepts no work and stays readable.
+    Archived,
+    /// Its rows are to be deleted, as soon as its run is over.
+    Purging,
+}
+
+/// The hold after interruptions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hold {
+    /// Why the group is on hold: it claims no task until a caller decides.
+    pub reason: Option<HoldReason>,
     /// How many turns in a row were interrupted.
     pub interruptions: u32,
+}
+
+/// The wait after runs that crashed.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CrashLoop {
     /// How many runs in a row ended without settling an attempt.
     pub crashes: u32,
-    /// Until when the next run waits, after a crash loop.
+    /// Until when the next run waits.
     pub launch_due: Option<Deadline>,
+}
+
+impl Existence {
+    /// Reads the existence from its two stored marks. A group whose rows are to be deleted is
+    /// archived, whatever is stored of that.
+    pub fn of(archived: bool, purging: bool) -> Self {
+        match (archived, purging) {
+            (_, true) => Self::Purging,
+            (true, false) => Self::Archived,
+            (false, false) => Self::Live,
+        }
+    }
 }
 
 impl GroupState {
@@ -67,20 +107,34 @@ impl GroupState {
             last_seq: 0,
             tasks: 0,
             session: None,
-            is_fresh_session: false,
             segment: 0,
-            usage: None,
             paused: false,
-            archived: false,
-            purging: false,
-            provenance: None,
+            existence: Existence::Live,
             compacting: CompactionHistory::default(),
             pending_summary: None,
-            held: None,
-            interruptions: 0,
-            crashes: 0,
-            launch_due: None,
+            hold: Hold::default(),
+            crash_loop: CrashLoop::default(),
         }
+    }
+
+    /// Whether the group is archived, and perhaps to be purged.
+    pub fn is_archived(&self) -> bool {
+        self.existence != Existence::Live
+    }
+
+    /// Returns the id of the session in force.
+    pub fn session_id(&self) -> Option<&SessionId> {
+        self.session.as_ref().map(|session| &session.id)
+    }
+
+    /// Returns the context usage last reported.
+    pub fn usage(&self) -> Option<&Usage> {
+        self.session.as_ref()?.usage.as_ref()
+    }
+
+    /// Returns which of hermes' own sessions is in force.
+    pub fn provenance(&self) -> Option<&Provenance> {
+        self.session.as_ref()?.provenance.as_ref()
     }
 }
 

@@ -10,7 +10,7 @@ impl Transition<'_> {
     /// Accepts a caller's task, if the queue has room for it.
     pub(super) fn submit(&mut self, task: Task) -> Result<(), Rejected> {
         let (group, limits) = (&self.group, &self.settings.limits);
-        if group.state.archived {
+        if group.state.is_archived() {
             return Err(Rejected::Archived);
         }
         if task.kind() == TaskKind::Compaction
@@ -202,8 +202,8 @@ impl Group {
         stop_reason: Option<StopReason>,
     ) {
         match (state, stop_reason, kind) {
-            (TaskState::Interrupted, ..) => self.state.interruptions += 1,
-            (_, Some(_), TaskKind::Turn) => self.state.interruptions = 0,
+            (TaskState::Interrupted, ..) => self.state.hold.interruptions += 1,
+            (_, Some(_), TaskKind::Turn) => self.state.hold.interruptions = 0,
             (_, Some(_), TaskKind::Compaction) | (_, None, _) => {}
         }
         if self.current.as_ref().is_some_and(|current| current.task.id == id) {

@@ -104,8 +104,9 @@ impl Group {
             _ => None,
         };
         let compaction = active.map(|id| (Timer::Compaction(id), limits.compaction_ms));
-        let launch = self.state.launch_due.filter(|_| self.run.is_none());
-        let launch = launch.map(|due| (Timer::Launch(self.state.crashes), due.left_ms(now)));
+        let launch = self.state.crash_loop.launch_due.filter(|_| self.run.is_none());
+        let launch =
+            launch.map(|due| (Timer::Launch(self.state.crash_loop.crashes), due.left_ms(now)));
         // A retried task is first in the queue, and nothing else starts before it.
         let backoff = self.waiting.front().and_then(|task| {
             Some((Timer::Backoff(task.id, task.attempt), task.retry_at?.left_ms(now)))

@@ -431,7 +431,7 @@ impl Reader {
         if all > attempts && !spans {
             return Err(format!("AM-29: {attempts} attempts, {all} records"));
         }
-        let current = self.group.state().provenance.as_ref().map(|known| known.current.clone());
+        let current = self.group.state().provenance().map(|known| known.current.clone());
         let last =
             (scenario.rotates && scenario.names_hermes()).then(|| format!("h{}", done.len()));
         if last.is_some() && current != last {

@@ -89,7 +89,7 @@ impl Race {
             played[*lane] += 1;
             facts.extend(world.play(next)?.into_iter().flat_map(|(_, facts)| facts));
         }
-        let held = world.group.state().held;
+        let held = world.group.state().hold.reason;
         facts.extend(world.drain(drain)?.into_iter().flat_map(|(_, facts)| facts));
         let tasks = world.reference.tasks().cloned().collect();
         let state = world.group.state();

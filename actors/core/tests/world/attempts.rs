@@ -428,11 +428,20 @@ impl Attempts {
     /// Checks the invariants between two steps.
     pub fn at_rest(&self, group: &Group) -> Checked {
         let state = group.state();
-        ensure!(state.held == self.held, "held is {:?}, not {:?}", self.held, state.held);
-        let (expected, found) = (self.interruptions, state.interruptions);
+        ensure!(
+            state.hold.reason == self.held,
+            "held is {:?}, not {:?}",
+            self.held,
+            state.hold.reason
+        );
+        let (expected, found) = (self.interruptions, state.hold.interruptions);
         ensure!(expected == found, "{expected} interruptions in a row, not {found}");
-        ensure!(state.crashes == self.failures, "F8: {} failures", self.failures);
-        ensure!(state.launch_due == self.launch_due, "F8: the next waits {:?}", self.launch_due);
+        ensure!(state.crash_loop.crashes == self.failures, "F8: {} failures", self.failures);
+        ensure!(
+            state.crash_loop.launch_due == self.launch_due,
+            "F8: the next waits {:?}",
+            self.launch_due
+        );
         for task in group.waiting().chain(group.current()) {
             let open_task = &self.tasks[&task.id];
             ensure!(

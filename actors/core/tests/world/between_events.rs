@@ -90,7 +90,7 @@ impl World {
         let timers = self.timers();
         let has_timer = |kind| timers.iter().any(|(timer, _)| events::timer_kind(timer) == kind);
         let blocked_by = group.blocked_by();
-        let expected = match (group.state().held, group.state().paused) {
+        let expected = match (group.state().hold.reason, group.state().paused) {
             (Some(_), _) => Blocked::Held,
             (None, true) => Blocked::Paused,
             (None, false) if self.checker.backs_off(next.id) => Blocked::Backoff,

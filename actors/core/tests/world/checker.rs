@@ -391,7 +391,7 @@ impl Checker {
                     ensure!(self.ordered.insert(*id), "I7: prompt {id} is sent twice");
                     let ready = live.is_some_and(|live| live.phase == RunPhase::Ready);
                     ensure!(ready, "I7: prompt {id} goes to a run that is not ready: {live:?}");
-                    let in_force = group.state().session.as_ref() == Some(session);
+                    let in_force = group.state().session_id() == Some(session);
                     ensure!(in_force, "prompt {id} goes to another session");
                 }
                 Effect::Cancel { .. } => {

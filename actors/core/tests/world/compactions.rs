@@ -280,10 +280,10 @@ impl Compactions {
                 Fact::TaskQueued { origin: Origin::Auto, kind: TaskKind::Compaction, .. }
             )
         });
-        let full = state.usage.as_ref().is_some_and(|usage| {
+        let full = state.usage().is_some_and(|usage| {
             self.auto_compact > 0.0 && usage.used as f64 >= self.auto_compact * usage.size as f64
         });
-        let may = rested && !pending && !state.archived && state.session.is_some();
+        let may = rested && !pending && !state.is_archived() && state.session.is_some();
         let due = settled.filter(|_| full && may).map(|settled| settled + 2 + usize::from(held));
         ensure!(auto == due, "DQ-4, DQ-6: due is {due:?}, ordered {auto:?} ({full}, {may})");
         Ok(())
@@ -294,14 +294,22 @@ impl Compactions {
         let state = group.state();
         ensure!(self.segment == state.segment, "AM-11: {} is open", self.segment);
         ensure!(self.segment_open == (self.segment > 0), "AM-11: not exactly one is open");
-        ensure!(self.session == state.session, "AM-11: {:?} is in force", self.session);
-        let is_fresh_session = state.session.is_some() && state.is_fresh_session;
+        ensure!(
+            self.session.as_ref() == state.session_id(),
+            "AM-11: {:?} is in force",
+            self.session
+        );
+        let is_fresh_session = state.session.as_ref().is_some_and(|session| session.is_fresh);
         ensure!(
             is_fresh_session == (state.session.is_some() && !self.prompted),
             "I16: prompted {}",
             self.prompted
         );
-        ensure!(self.provenance == state.provenance, "AM-13: {:?} is known", self.provenance);
+        ensure!(
+            self.provenance.as_ref() == state.provenance(),
+            "AM-13: {:?} is known",
+            self.provenance
+        );
         let completed = |status: &&(CompactionStatus, _)| status.0 == CompactionStatus::Completed;
         let count = self.seen.values().filter(completed).count() as u64;
         ensure!(count == state.compacting.count, "AM-23: {count}, not {}", state.compacting.count);

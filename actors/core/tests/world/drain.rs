@@ -81,7 +81,7 @@ impl World {
             return Some(Action::GrantSlot);
         }
         let state = self.group.state();
-        if (state.paused || state.held.is_some()) && self.group.waiting().len() > 0 {
+        if (state.paused || state.hold.reason.is_some()) && self.group.waiting().len() > 0 {
             return Some(Action::Resume);
         }
         // An idle agent may stay; every other timer fires, the soonest first.

@@ -129,14 +129,14 @@ impl World {
                 Event::OutputRejected { run, reason, bytes }
             }
             Action::Provenance { number, compacted } => {
-                let head = self.group.state();
-                let known = head.provenance.as_ref().map(|known| known.current.clone());
+                let known = self.group.state().provenance();
+                let known = known.map(|known| known.current.clone());
                 let previous = known.filter(|_| number.is_multiple_of(2));
                 let provenance = provenance(number, previous, compacted);
                 Event::ProvenanceGiven { run, provenance }
             }
             Action::NameSession(number) => {
-                let in_force = self.group.state().session.clone().filter(|_| number == 0);
+                let in_force = self.group.state().session_id().cloned().filter(|_| number == 0);
                 let session = in_force.unwrap_or_else(|| SessionId(format!("n{number}").into()));
                 Event::SessionNamed { run, session }
             }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Attempt, CancelReason, Cause, Compaction, CompactionId, CompactionStatus, Continuity, Deadline,
-    ExitReason, Fact, Group, GroupState, Now, OnInterrupt, Origin, OutputSummary, Permission, Run,
-    RunPhase, Settings, Source, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
+    Attempt, CancelReason, Cause, Compaction, CompactionId, CompactionStatus, Continuity,
+    CrashLoop, Deadline, Existence, ExitReason, Fact, Group, GroupState, Hold, Now, OnInterrupt,
+    Origin, OutputSummary, Permission, Run, RunPhase, Session, Settings, Source, StopReason, Task,
+    TaskId, TaskKind, TaskState, Timestamp, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -149,26 +150,27 @@ impl ReferenceModel {
                     run.iter_mut().for_each(|run| run.outdated = true);
                 }
                 self.state.settings = settings.clone();
-                self.state.archived = false;
+                self.state.existence = Existence::Live;
                 (self.counted.streak, self.counted.rest) = (0, None);
                 self.clear_launch_backoff();
                 if settings.on_interrupt == Some(OnInterrupt::Continue) {
-                    (self.state.held, self.state.interruptions) = (None, 0);
+                    self.state.hold = Hold { reason: None, interruptions: 0 };
                 }
             }
             Fact::GroupArchived {} => {
-                self.state.archived = true;
+                self.state.existence = Existence::Archived;
                 self.attempt.iter_mut().for_each(|attempt| attempt.is_archived = true);
                 self.clear_launch_backoff();
-                (self.state.held, self.state.interruptions) = (None, 0);
+                self.state.hold = Hold { reason: None, interruptions: 0 };
             }
-            Fact::PurgeOrdered {} => self.state.purging = true,
+            Fact::PurgeOrdered {} => self.state.existence = Existence::Purging,
             Fact::GroupPaused {} => self.state.paused = true,
             Fact::GroupResumed {} => {
                 self.clear_launch_backoff();
-                (self.state.paused, self.state.held, self.state.interruptions) = (false, None, 0);
+                self.state.paused = false;
+                self.state.hold = Hold { reason: None, interruptions: 0 };
             }
-            Fact::GroupHeld { reason } => self.state.held = Some(*reason),
+            Fact::GroupHeld { reason } => self.state.hold.reason = Some(*reason),
             Fact::TaskQueued { kind, origin, record, .. } => {
                 self.state.tasks += 1;
                 self.tasks.insert(record.ordinal, Task::clone(record));
@@ -194,7 +196,7 @@ impl ReferenceModel {
                 }
             }
             Fact::PromptSent { id, .. } => {
-                self.state.is_fresh_session = false;
+                self.session(|session| session.is_fresh = false);
                 self.run.iter_mut().for_each(|run| run.fresh = false);
                 let run = self.run.as_ref().map(|run| run.id);
                 (self.attempt, self.had_output) = (run.map(|run| Attempt::new(run, *id)), false);
@@ -204,7 +206,8 @@ impl ReferenceModel {
             }
             Fact::AgentOutput(output) => {
                 if let Some(usage) = &output.summary.usage {
-                    (self.state.usage, self.counted.measured) = (Some(usage.clone()), true);
+                    self.counted.measured = true;
+                    self.session(|session| session.usage = Some(usage.clone()));
                 }
                 if let (Some(_), Some(attempt)) = (output.task, &mut self.attempt) {
                     attempt.add_output(&output.summary);
@@ -268,9 +271,9 @@ impl ReferenceModel {
                     self.attempt = None;
                 }
                 if record.state == TaskState::Interrupted {
-                    self.state.interruptions += 1;
+                    self.state.hold.interruptions += 1;
                 } else if record.ending.stop_reason.is_some() && record.kind() == TaskKind::Turn {
-                    self.state.interruptions = 0;
+                    self.state.hold.interruptions = 0;
                 }
                 *self.task(*task) = Task::clone(record);
             }
@@ -281,8 +284,10 @@ impl ReferenceModel {
             Fact::RunReady { session, provenance, continuity, .. } => {
                 let opened = !matches!(continuity, Continuity::Resumed | Continuity::Loaded);
                 self.run.iter_mut().for_each(|run| run.fresh = opened);
-                self.state.session = Some(session.clone());
-                self.state.provenance = provenance.clone().or(self.state.provenance.take());
+                self.session(|known| {
+                    known.id = session.clone();
+                    known.provenance = provenance.clone().or(known.provenance.take());
+                });
                 self.phase(RunPhase::Ready);
             }
             Fact::RunStopping { .. } => self.phase(RunPhase::Stopping),
@@ -292,29 +297,29 @@ impl ReferenceModel {
                     ExitReason::StartFailed | ExitReason::Exited | ExitReason::Protocol
                 );
                 let settled = self.run.take().is_some_and(|run| run.settled);
-                self.state.crashes += u32::from(by_itself && !settled);
+                self.state.crash_loop.crashes += u32::from(by_itself && !settled);
             }
-            Fact::AgentDegraded { due, .. } => self.state.launch_due = Some(*due),
-            Fact::LaunchAllowed {} => self.state.launch_due = None,
+            Fact::AgentDegraded { due, .. } => self.state.crash_loop.launch_due = Some(*due),
+            Fact::LaunchAllowed {} => self.state.crash_loop.launch_due = None,
             Fact::PermissionOpened(opened) => self.permissions.push(Permission::clone(opened)),
             Fact::PermissionResolved { permission, .. } => {
                 self.permissions.retain(|open| open.permission != *permission);
             }
             Fact::SegmentStarted { segment, session, provenance, .. } => {
-                let stays = self.state.session.as_ref() == Some(session);
-                self.state.usage = self.state.usage.take().filter(|_| stays);
-                self.state.is_fresh_session |= !stays;
-                self.run.iter_mut().for_each(|run| run.fresh &= stays);
+                let known = self.state.session.take().filter(|known| known.id == *session);
+                self.run.iter_mut().for_each(|run| run.fresh &= known.is_some());
                 self.state.segment = *segment;
-                self.state.session = Some(session.clone());
-                self.state.provenance = provenance.clone();
+                self.state.session = Some(Session {
+                    id: session.clone(),
+                    is_fresh: known.as_ref().is_none_or(|known| known.is_fresh),
+                    usage: known.and_then(|known| known.usage),
+                    provenance: provenance.clone(),
+                });
             }
             Fact::ProvenanceNoted { provenance } => {
-                self.state.provenance = Some(provenance.clone());
+                self.session(|session| session.provenance = Some(provenance.clone()));
             }
-            Fact::ContextLost { .. } => {
-                (self.state.session, self.state.usage, self.state.provenance) = (None, None, None);
-            }
+            Fact::ContextLost { .. } => self.state.session = None,
             Fact::CompactionStarted(compaction)
             | Fact::CompactionUpdated(compaction)
             | Fact::CompactionEnded(compaction) => self.compacted(compaction, at),
@@ -341,7 +346,7 @@ impl ReferenceModel {
 
     /// A caller acted, or the agent works: the next launch waits no longer.
     fn clear_launch_backoff(&mut self) {
-        (self.state.crashes, self.state.launch_due) = (0, None);
+        self.state.crash_loop = CrashLoop { crashes: 0, launch_due: None };
     }
 
     fn compacted(&mut self, compaction: &Compaction, at: Timestamp) {
@@ -349,7 +354,7 @@ impl ReferenceModel {
         if let Some(run) = &mut self.run {
             run.reports_by_acp |= compaction.sources.contains(&Source::Acp);
             if compaction.carries_summary {
-                run.left_session = self.state.session.clone();
+                run.left_session = self.state.session_id().cloned();
             }
         }
         if before.is_some_and(|before| before.status == compaction.status) {
@@ -363,7 +368,7 @@ impl ReferenceModel {
                     (Some(compaction.source), Some(at));
             }
             CompactionStatus::Completed => {
-                let used = self.state.usage.as_ref().map(|usage| usage.used);
+                let used = self.state.usage().map(|usage| usage.used);
                 *counted = Counted {
                     count: counted.count + 1,
                     last_source: Some(compaction.source),
@@ -387,7 +392,7 @@ impl ReferenceModel {
 
     /// I12: a compaction was effective if it freed at least a tenth, by the usage reported since.
     fn measure(&mut self) {
-        let used = self.state.usage.as_ref().map(|usage| usage.used);
+        let used = self.state.usage().map(|usage| usage.used);
         if let (true, Some(used)) = (self.counted.measured, used) {
             self.judge(used);
         }
@@ -398,6 +403,11 @@ impl ReferenceModel {
             let helped = u128::from(before.saturating_sub(used)) * 10 >= u128::from(before);
             self.counted.streak = if helped { 0 } else { self.counted.streak.saturating_add(1) };
         }
+    }
+
+    /// Changes the session in force, if there is one.
+    fn session(&mut self, change: impl FnOnce(&mut Session)) {
+        self.state.session.as_mut().map(change);
     }
 
     fn cancel(&mut self, by: CancelReason) {

@@ -1,6 +1,6 @@
 //! The rows of groups, in `groups` and `heads`: how they are written and deleted.
 
-use greenroom_core::{Settings, digest::SCHEMA_VERSION};
+use greenroom_core::{Existence, Settings, digest::SCHEMA_VERSION};
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
@@ -62,20 +62,20 @@ pub fn store_head(
         .execute(params![
             int(state.last_seq),
             int(state.tasks),
-            state.session.as_ref().map(|session| &*session.0),
+            state.session_id().map(|id| &*id.0),
             state.segment,
-            state.usage.as_ref().map(json),
+            state.usage().map(json),
             state.paused,
-            state.archived,
-            state.purging,
-            state.provenance.as_ref().map(json),
+            state.is_archived(),
+            state.existence == Existence::Purging,
+            state.provenance().map(json),
             json(&state.compacting),
             state.pending_summary,
-            state.held.as_ref().map(wire_name),
-            state.interruptions,
-            state.crashes,
-            state.launch_due.as_ref().map(json),
-            state.is_fresh_session,
+            state.hold.reason.as_ref().map(wire_name),
+            state.hold.interruptions,
+            state.crash_loop.crashes,
+            state.crash_loop.launch_due.as_ref().map(json),
+            state.session.as_ref().is_some_and(|session| session.is_fresh),
             digests.map(|_| SCHEMA_VERSION),
             digests.map(|rows| &rows.group),
             digests.and_then(|rows| rows.run.as_ref()),

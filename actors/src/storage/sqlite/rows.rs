@@ -1,8 +1,8 @@
 //! The conversions between values and columns: keys, times, words, JSON, and whole rows.
 
 use greenroom_core::{
-    Compaction, Exit, GroupId, GroupState, Json, Kinds, Permission, PermissionShown, RunId,
-    SessionId, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
+    Compaction, CrashLoop, Existence, Exit, GroupId, GroupState, Hold, Json, Kinds, Permission,
+    PermissionShown, RunId, Session, SessionId, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
 };
 use rusqlite::{
     Error, Row,
@@ -217,20 +217,14 @@ pub fn summary(row: &Row<'_>) -> rusqlite::Result<(GroupNo, GroupSummary)> {
             created_at: Some(time(row, 3)?),
             last_seq: number(row, 4)?,
             tasks: number(row, 5)?,
-            session: row.get::<_, Option<String>>(6)?.map(|id| SessionId(id.into())),
+            session: session(row)?,
             segment: row.get(7)?,
-            usage: from_json(row, 8)?,
             paused: row.get(9)?,
-            archived: row.get(10)?,
-            purging: row.get(11)?,
-            provenance: from_json(row, 17)?,
+            existence: Existence::of(row.get(10)?, row.get(11)?),
             compacting: from_json(row, 18)?.unwrap_or_default(),
             pending_summary: row.get(19)?,
-            held: optional_word(row, 21)?,
-            interruptions: row.get(22)?,
-            crashes: row.get(23)?,
-            launch_due: from_json(row, 24)?,
-            is_fresh_session: row.get(25)?,
+            hold: Hold { reason: optional_word(row, 21)?, interruptions: row.get(22)? },
+            crash_loop: CrashLoop { crashes: row.get(23)?, launch_due: from_json(row, 24)? },
         },
         status: from_word(row, 12)?,
         blocked_by: optional_word(row, 13)?,
@@ -240,6 +234,15 @@ pub fn summary(row: &Row<'_>) -> rusqlite::Result<(GroupNo, GroupSummary)> {
         is_compacting: row.get(20)?,
     };
     Ok((row.get(0)?, summary))
+}
+
+/// Reads the session in force from [`GROUP_COLUMNS`]. Without its id the other columns say nothing,
+/// but they have to be readable.
+fn session(row: &Row<'_>) -> rusqlite::Result<Option<Session>> {
+    let (usage, provenance) = (from_json(row, 8)?, from_json(row, 17)?);
+    let is_fresh = row.get(25)?;
+    let id = row.get::<_, Option<String>>(6)?.map(|id| SessionId(id.into()));
+    Ok(id.map(|id| Session { id, is_fresh, usage, provenance }))
 }
 
 /// The columns of a run in the order that [`run`] reads them.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use greenroom_core::{EndReason, Fact, Group, GroupState, SessionId, Settings, Status};
+use greenroom_core::{EndReason, Fact, Group, GroupState, Session, SessionId, Settings, Status};
 use rusqlite::OpenFlags;
 use tempfile::TempDir;
 
@@ -67,7 +67,9 @@ impl World {
         };
         let settings = Settings { agent: "agent".into(), ..Settings::default() };
         let mut state = Group::new(settings.clone()).state().clone();
-        (state.last_seq, state.segment, state.session) = (2, 1, Some(session));
+        (state.last_seq, state.segment) = (2, 1);
+        state.session =
+            Some(Session { id: session, is_fresh: true, usage: None, provenance: None });
         let facts = facts(state, vec![Fact::GroupCreated(settings), opened]);
         let answers = database.store().unwrap().commit(&[facts]).unwrap();
         assert!(answers.iter().all(Result::is_ok), "{answers:?}");
