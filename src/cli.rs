@@ -258,8 +258,7 @@ fn check_config(file: &ConfigFile, json: bool, out: &mut impl Write) -> Result<E
         eprintln!("warning: {warning}");
     }
     if json {
-        let value = serde_json::to_value(&config).map_err(io::Error::from)?;
-        render::json_line(out, &value)?;
+        render::json_line(out, &config.to_json())?;
         return Ok(Exit::Done);
     }
     match &config.file {

@@ -1,11 +1,13 @@
 //! The configuration: built-in defaults, a file, the environment, flags; the later source wins.
 //!
 //! Only this module reads them. `config/greenroom.toml` is the one source of the defaults and
-//! documents every key; this file defines which values a key accepts.
+//! documents every key; this module defines which values a key accepts, and reads them into the
+//! types of those who use them.
 
 mod agent;
 mod layers;
 mod otlp;
+mod print;
 mod section;
 mod services;
 mod source;
@@ -17,19 +19,21 @@ use std::{
     io::{self, ErrorKind},
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use greenroom_core::{OnInterrupt, PermissionPolicy, Policy, RetryPolicy, TOOL_KINDS};
-use serde::{Serialize, Serializer};
-
-pub use self::{
-    agent::{Agent, Compaction, Signal},
-    otlp::Otlp,
+use greenroom_actors::profile::{Capacity, Defaults, Profile};
+use greenroom_core::{
+    Limits, OnInterrupt, PermissionPolicy, Policy, RetryPolicy, TOOL_KINDS,
+    lock::{TTL_MS_MAX, Ttl},
 };
+use serde::Serialize;
+
+pub use self::otlp::Otlp;
 use self::{
     layers::{keys_of, overlay, overlay_environment, set},
-    section::{DURATION_MAX, Section},
+    section::{DURATION_MAX, Section, TIMEOUT_MIN},
     source::{Lines, Origin, Value, line_of},
 };
 
@@ -40,25 +44,24 @@ const BUILTIN: &str = include_str!("../config/greenroom.toml");
 pub const DEFAULT_FILE: &str = "config/greenroom.toml";
 
 /// Longest lease of a lock, the same as over HTTP.
-const LOCK_TTL_MAX: Duration = Duration::from_secs(60 * 60);
+const LOCK_TTL_MAX: Duration = Duration::from_millis(TTL_MS_MAX);
 
-/// Maximum of running tasks, of resident agents and of waiting tasks: it catches typing errors.
-const COUNT_MAX: u32 = 1_000_000;
+/// Maximum bytes of the waiting prompts of one group.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// The operator's settings of the server.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub server: Server,
     pub storage: Storage,
-    pub limits: Limits,
+    pub capacity: Capacity,
+    /// Its `agent` is always a key of `agents`.
     pub defaults: Defaults,
     pub otlp: Otlp,
-    pub agents: BTreeMap<String, Agent>,
+    pub agents: BTreeMap<String, Arc<Profile>>,
     /// The file that was read, if any.
-    #[serde(skip)]
     pub file: Option<PathBuf>,
     /// Probable mistakes; the caller logs them at `warn`.
-    #[serde(skip)]
     pub warnings: Vec<String>,
 }
 
@@ -69,8 +72,8 @@ pub struct Server {
     /// Values of `Host` accepted besides the loopback names, in lower case.
     pub allowed_hosts: Vec<String>,
     /// Bytes.
-    pub max_body: u64,
-    #[serde(serialize_with = "duration")]
+    pub max_body: usize,
+    #[serde(serialize_with = "print::duration")]
     pub drain_timeout: Duration,
 }
 
@@ -80,41 +83,6 @@ pub struct Storage {
     pub path: PathBuf,
     /// 0 keeps everything.
     pub retention_days: u32,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Limits {
-    /// Tasks running at once in all groups.
-    pub running_groups: u32,
-    /// Agent processes kept at once.
-    pub resident_agents: u32,
-    /// Waiting tasks of one group.
-    pub queue: u32,
-    /// Bytes of one line from an agent.
-    pub line: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Defaults {
-    /// Always a key of [`Config::agents`].
-    pub agent: String,
-    /// Share of the context window, 0 to 1; 0 disables it.
-    pub auto_compact: f64,
-    pub permission_policy: PermissionPolicy,
-    #[serde(serialize_with = "duration")]
-    pub permission_timeout: Duration,
-    pub on_interrupt: OnInterrupt,
-    pub retry: RetryPolicy,
-    #[serde(serialize_with = "duration")]
-    pub retry_base: Duration,
-    #[serde(serialize_with = "duration")]
-    pub turn_timeout: Duration,
-    #[serde(serialize_with = "duration")]
-    pub compaction_timeout: Duration,
-    #[serde(serialize_with = "duration")]
-    pub lock_ttl: Duration,
-    #[serde(serialize_with = "duration")]
-    pub idle_timeout: Duration,
 }
 
 /// A problem of the configuration, and its place.
@@ -183,12 +151,12 @@ impl Config {
         };
         let server = server(section("server")?)?;
         let storage = storage(section("storage")?)?;
-        let limits = limits(section("limits")?)?;
+        let (capacity, queue_max) = capacity(section("limits")?)?;
         let defaults_section = section("defaults")?;
         let otlp = otlp::read(section("otlp")?)?;
         let agents = agent::read_all(layers.remove("agents"), known.get("agents"))?;
-        let defaults = defaults(defaults_section, &agents)?;
-        Ok(Config { server, storage, limits, defaults, otlp, agents, file: None, warnings })
+        let defaults = defaults(defaults_section, &agents, queue_max)?;
+        Ok(Config { server, storage, capacity, defaults, otlp, agents, file: None, warnings })
     }
 }
 
@@ -275,20 +243,20 @@ fn storage(mut section: Section<'_>) -> Result<Storage, ConfigError> {
     Ok(Storage { path, retention_days: section.integer("retention_days", 0..=36_500)? })
 }
 
-fn limits(mut section: Section<'_>) -> Result<Limits, ConfigError> {
-    Ok(Limits {
-        running_groups: section.integer("running_groups", 1..=COUNT_MAX)?,
-        resident_agents: section.integer("resident_agents", 1..=COUNT_MAX)?,
-        queue: section.integer("queue", 1..=COUNT_MAX)?,
-        line: section.size("line")?,
-    })
+/// Reads `[limits]`: the server's capacity, and how many tasks of one group may wait.
+fn capacity(mut section: Section<'_>) -> Result<(Capacity, usize), ConfigError> {
+    let running_groups = section.count("running_groups")?;
+    let resident_agents = section.count("resident_agents")?;
+    let queue_max = section.count("queue")?;
+    let line_bytes_max = section.size("line")?;
+    Ok((Capacity { running_groups, resident_agents, line_bytes_max }, queue_max))
 }
 
 fn defaults(
     mut section: Section<'_>,
-    agents: &BTreeMap<String, Agent>,
+    agents: &BTreeMap<String, Arc<Profile>>,
+    queue_max: usize,
 ) -> Result<Defaults, ConfigError> {
-    const TIMEOUT_MIN: Duration = Duration::from_millis(1);
     let (agent, at) = section.text("agent")?;
     if !agents.contains_key(&agent) {
         let names: Vec<&str> = agents.keys().map(String::as_str).collect();
@@ -296,33 +264,41 @@ fn defaults(
         return Err(section.bad(&at, "agent", problem));
     }
     let auto_compact = section.take("auto_compact")?;
-    Ok(Defaults {
-        agent,
-        auto_compact: section.share("auto_compact", &auto_compact)?,
-        permission_policy: permission_policy(&mut section)?,
-        permission_timeout: section.duration("permission_timeout", TIMEOUT_MIN..=DURATION_MAX)?,
-        on_interrupt: section.choice(
-            "on_interrupt",
-            &[
-                ("auto", OnInterrupt::Auto),
-                ("hold", OnInterrupt::Hold),
-                ("continue", OnInterrupt::Continue),
-            ],
-        )?,
-        retry: section.choice(
-            "retry",
-            &[
-                ("no_output", RetryPolicy::NoOutput),
-                ("undelivered", RetryPolicy::Undelivered),
-                ("never", RetryPolicy::Never),
-            ],
-        )?,
-        retry_base: section.duration("retry_base", TIMEOUT_MIN..=DURATION_MAX)?,
-        turn_timeout: section.duration("turn_timeout", TIMEOUT_MIN..=DURATION_MAX)?,
-        compaction_timeout: section.duration("compaction_timeout", TIMEOUT_MIN..=DURATION_MAX)?,
-        lock_ttl: section.duration("lock_ttl", TIMEOUT_MIN..=LOCK_TTL_MAX)?,
-        idle_timeout: section.duration("idle_timeout", Duration::ZERO..=DURATION_MAX)?,
-    })
+    let auto_compact = section.share("auto_compact", &auto_compact)?;
+    let permission_policy = permission_policy(&mut section)?;
+    let permission_ms = section.duration_ms("permission_timeout", TIMEOUT_MIN..=DURATION_MAX)?;
+    let on_interrupt = section.choice(
+        "on_interrupt",
+        &[
+            ("auto", OnInterrupt::Auto),
+            ("hold", OnInterrupt::Hold),
+            ("continue", OnInterrupt::Continue),
+        ],
+    )?;
+    let retry = section.choice(
+        "retry",
+        &[
+            ("no_output", RetryPolicy::NoOutput),
+            ("undelivered", RetryPolicy::Undelivered),
+            ("never", RetryPolicy::Never),
+        ],
+    )?;
+    let retry_base_ms = section.duration_ms("retry_base", TIMEOUT_MIN..=DURATION_MAX)?;
+    let turn_ms = section.duration_ms("turn_timeout", TIMEOUT_MIN..=DURATION_MAX)?;
+    let compaction_ms = section.duration_ms("compaction_timeout", TIMEOUT_MIN..=DURATION_MAX)?;
+    let lock_ttl = section.duration_ms("lock_ttl", TIMEOUT_MIN..=LOCK_TTL_MAX)?;
+    let lock_ttl = Ttl::from_ms(lock_ttl).map_err(|err| ConfigError(err.to_string()))?;
+    let idle_ms = section.duration_ms("idle_timeout", Duration::ZERO..=DURATION_MAX)?;
+    let limits = Limits {
+        turn_ms,
+        compaction_ms,
+        idle_ms,
+        permission_ms,
+        retry_base_ms,
+        queue_max,
+        queue_bytes_max: QUEUE_BYTES_MAX,
+    };
+    Ok(Defaults { agent, limits, auto_compact, lock_ttl, retry, on_interrupt, permission_policy })
 }
 
 /// Reads one word, or a table of words: for `default` and for the kinds of tools in ACP.
@@ -348,10 +324,6 @@ fn permission_policy(section: &mut Section<'_>) -> Result<PermissionPolicy, Conf
         }
     }
     Ok(policy)
-}
-
-fn duration<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&humantime::format_duration(*duration))
 }
 
 #[cfg(test)]

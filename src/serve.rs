@@ -1,11 +1,9 @@
 //! `greenroom serve`: builds the actors, serves HTTP, shuts everything down in order.
 
 use std::{
-    collections::HashMap,
     error::Error,
     io,
     net::{SocketAddr, TcpListener},
-    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
@@ -23,7 +21,7 @@ use greenroom_actors::{
         child::{HEARTBEAT_EVERY, Heartbeat},
         proc::{self, Marker, SweepError},
     },
-    profile::{self, CompactionMethod, Profile, ServerSettings},
+    profile::Capacity,
     projections::retention,
     storage::{
         Db, Reader, StorageHealth, WORK_DIR, Writer, chain,
@@ -32,7 +30,6 @@ use greenroom_actors::{
     supervisor::{Boot, ShutDown, Supervisor},
     watchdog::Watchdog,
 };
-use greenroom_core::Limits;
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -40,15 +37,13 @@ use tokio::{
 };
 
 use crate::{
-    config::{self, Agent, Compaction, Config},
+    config::Config,
     http::{self, AllowedHosts, AppState, Meters, Phase, WorkerCache},
     otlp,
 };
 
 /// Threads that read from the database.
 const READERS: usize = 2;
-/// Maximum bytes of the waiting prompts of one group.
-const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// How long a client may take to send its headers (F30).
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A second signal within this time counts as a repeat of the first.
@@ -104,7 +99,7 @@ async fn serve(
         phase: on_phase,
         started,
         data_dir: database.dir().to_path_buf(),
-        body_bytes_max: usize::try_from(config.server.max_body)?,
+        body_bytes_max: config.server.max_body,
         hosts: Arc::new(AllowedHosts::new(&config.server.allowed_hosts)),
         meters: Meters::new(clock::now()),
         spans,
@@ -185,26 +180,25 @@ fn start_actors(
         Watchdog::start(metrics.arbiters_stalled.clone(), metrics.arbiter_stalls.clone())?;
     let db = start_storage(database, &watchdog)?;
     let data = database.dir().to_path_buf();
+    let capacity = config.capacity;
     let launcher = AgentLauncher {
         shim: "/proc/self/exe".into(),
         shim_args: vec!["shim".into()],
         heartbeat: Heartbeat::start(HEARTBEAT_EVERY)?,
         data: Marker::data(data.display()),
-        line_bytes_max: usize::try_from(config.limits.line)?,
+        line_bytes_max: capacity.line_bytes_max,
         open_files,
-        pool: AgentPool::start(usize::try_from(config.limits.resident_agents)?),
+        pool: AgentPool::start(capacity.resident_agents),
         reaped: metrics.orphans_reaped.clone(),
     };
-    let profiles = profiles(config);
-    let settings = server_settings(config)?;
-    let config::Limits { running_groups, resident_agents, .. } = config.limits;
+    let Capacity { running_groups, resident_agents, .. } = capacity;
     if resident_agents < running_groups {
         log::warn!(
             target: "greenroom", running_groups, resident_agents;
             "running_groups is above resident_agents, which limits the tasks that run at once"
         );
     }
-    let slots = Arc::new(tokio::sync::Semaphore::new(settings.running_groups));
+    let slots = Arc::new(tokio::sync::Semaphore::new(capacity.slots()));
     let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
     let arbiters: Vec<Arbiter> = (0..threads).map(|_| Arbiter::new()).collect();
     for (number, arbiter) in arbiters.iter().enumerate() {
@@ -218,10 +212,11 @@ fn start_actors(
             slots,
             launcher,
             metrics,
-            profiles,
-            settings,
+            profiles: config.agents.clone(),
+            capacity,
+            defaults: config.defaults.clone(),
+            drain_timeout: config.server.drain_timeout,
             work_dir: data.join(WORK_DIR),
-            default_agent: config.defaults.agent.clone(),
             status: address.clone().recipient(),
             change_gate: ChangeGate::default(),
             draining: AtomicBool::new(false),
@@ -257,72 +252,6 @@ fn start_storage(database: &Database, watchdog: &Watchdog) -> Result<Db, Box<dyn
     });
     checkpointer.start(health.clone(), writer.clone().recipient())?;
     Ok(Db::new(writer, readers, health))
-}
-
-/// Builds the agent profiles; reads the variables of `env_pass` from the environment.
-fn profiles(config: &Config) -> HashMap<String, Arc<Profile>> {
-    let profile = |(name, agent): (&String, &Agent)| {
-        let inherited = agent.env_pass.iter().filter_map(|key| {
-            let value = std::env::var(key).ok()?;
-            (!agent.env.contains_key(key)).then(|| (key.clone(), value))
-        });
-        let configured = agent.env.iter().map(|(key, value)| (key.clone(), value.clone()));
-        let profile = Profile {
-            name: name.clone(),
-            command: PathBuf::from(&agent.command),
-            args: agent.args.clone(),
-            env: configured.chain(inherited).collect(),
-            cwd_roots: agent.cwd_roots.clone(),
-            auth_method: agent.auth_method.clone(),
-            start_timeout: agent.start_timeout,
-            compaction: match &agent.compaction {
-                Compaction::Command { command } => CompactionMethod::ByCommand(command.clone()),
-                Compaction::Rotate => CompactionMethod::ByRotation,
-                Compaction::None => CompactionMethod::Unsupported,
-            },
-            auto_compact: agent.auto_compact,
-            signals: profile::Signals {
-                hermes_meta: agent.signals.contains(&config::Signal::HermesMeta),
-                hermes_stderr: agent.signals.contains(&config::Signal::HermesStderr),
-            },
-            umask: agent.umask,
-            no_new_privs: agent.no_new_privs,
-            rlimits: profile::Rlimits {
-                open_files: agent.rlimits.open_files.map(u64::from),
-                processes: agent.rlimits.processes.map(u64::from),
-                core_bytes: agent.rlimits.core_size.unwrap_or(0),
-                file_bytes: agent.rlimits.file_size,
-                cpu_seconds: agent.rlimits.cpu_seconds,
-            },
-        };
-        (name.clone(), Arc::new(profile))
-    };
-    config.agents.iter().map(profile).collect()
-}
-
-/// Converts the configuration to the settings of the actors.
-fn server_settings(config: &Config) -> Result<ServerSettings, std::num::TryFromIntError> {
-    let config::Limits { running_groups, resident_agents, .. } = config.limits;
-    Ok(ServerSettings {
-        // A task with a slot then waits at most for an idle agent to stop, never for a busy one:
-        // one queue, that of the slots, decides which task runs next (DQ-10).
-        running_groups: usize::try_from(running_groups.min(resident_agents))?,
-        limits: Limits {
-            turn_ms: u64::try_from(config.defaults.turn_timeout.as_millis())?,
-            compaction_ms: u64::try_from(config.defaults.compaction_timeout.as_millis())?,
-            idle_ms: u64::try_from(config.defaults.idle_timeout.as_millis())?,
-            permission_ms: u64::try_from(config.defaults.permission_timeout.as_millis())?,
-            retry_base_ms: u64::try_from(config.defaults.retry_base.as_millis())?,
-            queue_max: usize::try_from(config.limits.queue)?,
-            queue_bytes_max: QUEUE_BYTES_MAX,
-        },
-        auto_compact: config.defaults.auto_compact,
-        lock_ttl: config.defaults.lock_ttl,
-        retry: config.defaults.retry,
-        on_interrupt: config.defaults.on_interrupt,
-        permissions: config.defaults.permission_policy.clone(),
-        drain: config.server.drain_timeout,
-    })
 }
 
 /// Kills the processes that earlier servers of this data directory left running, before any task is

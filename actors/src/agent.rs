@@ -295,15 +295,18 @@ impl Handler<AgentCommand> for Agent {
     }
 }
 
-/// Returns the agent's whole environment: the basics, then the variables of its profile (C11).
+/// Returns the agent's whole environment: the basics and the variables that its profile passes on,
+/// then the variables that it sets (C11).
 fn environment(
     profile: &Profile,
     inherited: impl Iterator<Item = (OsString, OsString)>,
 ) -> Vec<(String, String)> {
-    let basics = inherited.filter_map(|(key, value)| {
+    let passed = inherited.filter_map(|(key, value)| {
         let (key, value) = (key.into_string().ok()?, value.into_string().ok()?);
-        let basic = BASICS.contains(&&*key) || key.starts_with("LC_");
-        (basic && !profile.env.iter().any(|(set, _)| *set == key)).then_some((key, value))
+        let is_passed =
+            BASICS.contains(&&*key) || key.starts_with("LC_") || profile.env_pass.contains(&key);
+        (is_passed && !profile.env.contains_key(&key)).then_some((key, value))
     });
-    basics.chain(profile.env.iter().cloned()).collect()
+    let own = profile.env.iter().map(|(key, value)| (key.clone(), value.clone()));
+    passed.chain(own).collect()
 }

@@ -17,11 +17,12 @@ mod submit;
 mod timers;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use actix::{
@@ -51,7 +52,7 @@ use crate::{
     clock,
     metrics::Metrics,
     pool::{PoolRequest, UsageCell},
-    profile::{CompactionMethod, Profile, ServerSettings},
+    profile::{Capacity, Defaults, Profile},
     projections::digest,
     storage::{Db, GroupCommit, GroupNo, GroupSummary, KeyUse, StoreError, TaskView, Unreadable},
     transcript::{
@@ -73,13 +74,15 @@ pub struct Shared {
     /// The counters and histograms.
     pub metrics: Arc<Metrics>,
     /// The launch profiles.
-    pub profiles: HashMap<String, Arc<Profile>>,
-    /// The limits of every group.
-    pub settings: ServerSettings,
+    pub profiles: BTreeMap<String, Arc<Profile>>,
+    /// What the server has room for.
+    pub capacity: Capacity,
+    /// The defaults and limits of every group.
+    pub defaults: Defaults,
+    /// The time from the start of a shutdown until running turns are cancelled.
+    pub drain_timeout: Duration,
     /// The parent of the directories that groups without a `cwd` work in.
     pub work_dir: std::path::PathBuf,
-    /// The profile of a group whose settings name none.
-    pub default_agent: String,
     /// Receives each status change while a reader is connected.
     pub status: Recipient<StatusChanged>,
     /// Whether a reader of status changes is connected: waking the supervisor twice a turn without
@@ -191,7 +194,7 @@ impl Group {
         let obituary =
             Obituary { group: id.clone(), incarnation, recovery, reader: shared.died.clone() };
         let core = greenroom_core::Group::new(Settings {
-            agent: shared.default_agent.clone(),
+            agent: shared.defaults.agent.clone(),
             ..Settings::default()
         });
         Self {
@@ -266,30 +269,9 @@ impl Group {
         step
     }
 
-    /// Returns the effective settings of a group with these settings, its profile's and the
-    /// server's included.
     fn effective_settings(&self, settings: &Settings) -> EffectiveSettings {
-        let server = &self.shared.settings;
         let profile = self.shared.profiles.get(&settings.agent);
-        let profile_auto_compact = profile.and_then(|profile| profile.auto_compact);
-        // A task under a profile that is not configured fails at its launch, not before.
-        let compaction =
-            profile.map_or(&CompactionMethod::ByRotation, |profile| &profile.compaction);
-        EffectiveSettings {
-            limits: server.limits,
-            auto_compact: settings
-                .auto_compact
-                .or(profile_auto_compact)
-                .unwrap_or(server.auto_compact),
-            retry: server.retry,
-            on_interrupt: settings.on_interrupt.unwrap_or(server.on_interrupt),
-            permissions: settings
-                .permission_policy
-                .clone()
-                .unwrap_or_else(|| server.permissions.clone()),
-            compaction: compaction.order(),
-            has_detectors: profile.is_some_and(|profile| profile.signals.any()),
-        }
+        self.shared.defaults.effective(settings, profile.map(|profile| &**profile))
     }
 
     /// Releases the slot after each task. If core wants one: claims a free slot, or waits for one.

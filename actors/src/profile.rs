@@ -1,6 +1,8 @@
-//! Launch profiles of agents, and the settings that all groups share, both from the configuration.
+//! What the configuration says to actors: launch profiles of agents, the server's capacity, and the
+//! defaults of all groups. The configuration reads its keys into these very types.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -9,7 +11,8 @@ use std::{
 };
 
 use greenroom_core::{
-    CompactionOrder, Limits, OnInterrupt, PermissionPolicy, RetryPolicy, Strategy,
+    CompactionOrder, EffectiveSettings, Limits, OnInterrupt, PermissionPolicy, RetryPolicy,
+    Settings, Strategy, lock::Ttl,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -25,16 +28,20 @@ const SUMMARY_REQUEST: &str = "\
     with the summary alone.";
 
 /// A launch profile of an agent. Callers of the API can only name one (C10).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
     /// Its name.
     pub name: String,
-    /// The program: a path, or a name to look up in `PATH` at every spawn.
+    /// The program: a path, or a name to look up in `PATH` at every spawn; `greenroom` is this very
+    /// binary.
     pub command: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
-    /// Its environment, except for `PATH HOME USER LANG LC_* TZ TMPDIR` and greenroom's markers.
-    pub env: Vec<(String, String)>,
+    /// Variables of its environment. The values may be secrets (C16).
+    pub env: BTreeMap<String, String>,
+    /// The names of variables that it inherits from the server's environment, besides
+    /// `PATH HOME USER LANG LC_* TZ TMPDIR`.
+    pub env_pass: Vec<String>,
     /// The roots of groups' working directories; empty: any existing directory.
     pub cwd_roots: Vec<PathBuf>,
     /// The ACP `authenticate` method to use before a session, if the agent needs one.
@@ -46,7 +53,7 @@ pub struct Profile {
     /// The share of the context window at which greenroom orders a compaction; absent: the default.
     pub auto_compact: Option<f64>,
     /// The detectors of its compactions besides ACP.
-    pub signals: Signals,
+    pub signals: Vec<Detector>,
     /// The file mode mask of the agent's process.
     pub umask: Option<u32>,
     /// Whether the agent may never gain privileges by exec.
@@ -55,17 +62,19 @@ pub struct Profile {
     pub rlimits: Rlimits,
 }
 
-/// Resource limits of each process of an agent (setrlimit(2)); `None` keeps the server's limit. The
-/// address space has none: V8 reserves far more than it uses.
+/// Resource limits of each process of an agent (setrlimit(2)); `None` keeps the server's limit,
+/// except for core files. The address space has none: V8 reserves far more than it uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rlimits {
     /// Open files. `None`: as many as the server was started with.
     pub open_files: Option<u64>,
     /// All processes and threads of the user that the agent runs as.
     pub processes: Option<u64>,
-    /// Bytes of a core file, which holds all of the agent's memory.
-    pub core_bytes: u64,
+    /// Bytes of a core file, which holds all of the agent's memory. `None`: no core file.
+    #[serde(rename = "core_size")]
+    pub core_bytes: Option<u64>,
     /// Bytes of a file that it writes.
+    #[serde(rename = "file_size")]
     pub file_bytes: Option<u64>,
     /// Seconds of processor time.
     pub cpu_seconds: Option<u64>,
@@ -130,62 +139,196 @@ impl Profile {
 }
 
 /// How greenroom compacts an agent's context.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "strategy", rename_all = "snake_case")]
 pub enum CompactionMethod {
     /// By the agent's own slash command, sent as a prompt.
-    ByCommand(String),
+    Command {
+        /// The command.
+        command: String,
+    },
     /// By a summary that starts a new session. Any agent supports this.
-    ByRotation,
+    Rotate,
     /// Not at all.
-    Unsupported,
+    None,
 }
 
 impl CompactionMethod {
     /// Returns the order of a compaction task; `None` if compactions cannot be ordered.
     pub fn order(&self) -> Option<CompactionOrder> {
         let (strategy, text) = match self {
-            Self::ByCommand(command) => (Strategy::Command, command.clone()),
-            Self::ByRotation => (Strategy::Rotate, SUMMARY_REQUEST.to_owned()),
-            Self::Unsupported => return None,
+            Self::Command { command } => (Strategy::Command, command.clone()),
+            Self::Rotate => (Strategy::Rotate, SUMMARY_REQUEST.to_owned()),
+            Self::None => return None,
         };
         Some(CompactionOrder { strategy, text })
     }
 }
 
-/// The detectors, besides ACP, of compactions that an agent makes by itself (AM-20).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Signals {
+/// A detector, besides ACP, of compactions that an agent makes by itself (AM-20).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Detector {
     /// `_meta.hermes` in updates and in the responses that open a session.
-    pub hermes_meta: bool,
+    HermesMeta,
     /// hermes' log lines on stderr.
-    pub hermes_stderr: bool,
+    HermesStderr,
 }
 
-impl Signals {
-    /// Whether any detector is enabled.
-    pub fn any(self) -> bool {
-        self.hermes_meta || self.hermes_stderr
+/// What the server has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Tasks running at once, all groups.
+    pub running_groups: usize,
+    /// Agents with a process at once.
+    pub resident_agents: usize,
+    /// The longest line from an agent, bytes.
+    pub line_bytes_max: usize,
+}
+
+impl Capacity {
+    /// Returns the number of slots. A task with a slot waits at most for an idle agent to stop,
+    /// never for a busy one: one queue, that of the slots, decides which task runs next (DQ-10).
+    pub fn slots(self) -> usize {
+        self.running_groups.min(self.resident_agents)
     }
 }
 
-/// The settings that all groups share.
-#[derive(Clone, Debug)]
-pub struct ServerSettings {
-    /// Tasks running at once, all groups.
-    pub running_groups: usize,
+/// What applies to every group, unless the group or its profile sets a value of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defaults {
+    /// The profile of a group whose settings name none.
+    pub agent: String,
     /// The limits of each group.
     pub limits: Limits,
-    /// The share of the context window at which greenroom orders a compaction, unless the group or
-    /// its profile sets another one; 0: never.
+    /// The share of the context window at which greenroom orders a compaction; 0: never.
     pub auto_compact: f64,
     /// The lease of a compaction's lock.
-    pub lock_ttl: Duration,
+    pub lock_ttl: Ttl,
     /// Which failed attempts are retried.
     pub retry: RetryPolicy,
-    /// What happens to a queue after a turn was interrupted, unless its group sets another policy.
+    /// What happens to a queue after a turn was interrupted.
     pub on_interrupt: OnInterrupt,
-    /// Who decides on permission requests, unless the group sets another policy.
-    pub permissions: PermissionPolicy,
-    /// The time from the start of a shutdown until running turns are cancelled.
-    pub drain: Duration,
+    /// Who decides on permission requests.
+    pub permission_policy: PermissionPolicy,
+}
+
+impl Defaults {
+    /// Returns the effective settings of a group with these settings and the profile that they
+    /// name; absent, if that profile is not configured.
+    pub fn effective(&self, group: &Settings, profile: Option<&Profile>) -> EffectiveSettings {
+        // A task under a profile that is not configured fails at its launch, not before.
+        let compaction = profile.map_or(&CompactionMethod::Rotate, |profile| &profile.compaction);
+        let profile_auto_compact = profile.and_then(|profile| profile.auto_compact);
+        EffectiveSettings {
+            limits: self.limits,
+            auto_compact: group.auto_compact.or(profile_auto_compact).unwrap_or(self.auto_compact),
+            retry: self.retry,
+            on_interrupt: group.on_interrupt.unwrap_or(self.on_interrupt),
+            permissions: group
+                .permission_policy
+                .clone()
+                .unwrap_or_else(|| self.permission_policy.clone()),
+            compaction: compaction.order(),
+            has_detectors: profile.is_some_and(|profile| !profile.signals.is_empty()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use greenroom_core::Policy;
+
+    use super::*;
+
+    fn defaults() -> Defaults {
+        Defaults {
+            agent: "a".into(),
+            limits: Limits {
+                turn_ms: 1,
+                compaction_ms: 2,
+                idle_ms: 3,
+                permission_ms: 4,
+                retry_base_ms: 5,
+                queue_max: 6,
+                queue_bytes_max: 7,
+            },
+            auto_compact: 0.8,
+            lock_ttl: Ttl::from_ms(1).unwrap(),
+            retry: RetryPolicy::Undelivered,
+            on_interrupt: OnInterrupt::Hold,
+            permission_policy: Policy::Reject.into(),
+        }
+    }
+
+    fn profile() -> Profile {
+        Profile {
+            name: "a".into(),
+            command: "a".into(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            env_pass: Vec::new(),
+            cwd_roots: Vec::new(),
+            auth_method: None,
+            start_timeout: Duration::from_secs(1),
+            compaction: CompactionMethod::None,
+            auto_compact: None,
+            signals: Vec::new(),
+            umask: None,
+            no_new_privs: false,
+            rlimits: Rlimits::default(),
+        }
+    }
+
+    /// DQ-1, A-5: a group's own setting counts before its profile's, and that before the default.
+    #[test]
+    fn the_effective_settings_are_those_of_group_then_profile_then_defaults() {
+        let order = |strategy, text: &str| Some(CompactionOrder { strategy, text: text.into() });
+        let plain = EffectiveSettings {
+            limits: defaults().limits,
+            auto_compact: 0.8,
+            retry: RetryPolicy::Undelivered,
+            on_interrupt: OnInterrupt::Hold,
+            permissions: Policy::Reject.into(),
+            compaction: None,
+            has_detectors: false,
+        };
+        let group = Settings::default;
+        let command = CompactionMethod::Command { command: "/c".into() };
+        let eager = Profile { auto_compact: Some(0.5), ..profile() };
+        let disabled = Settings { auto_compact: Some(0.0), ..group() };
+        #[rustfmt::skip]
+        let cases = [
+            ("nothing set",       group(), Some(profile()), plain.clone()),
+            ("no such profile",   group(), None,
+             EffectiveSettings { compaction: order(Strategy::Rotate, SUMMARY_REQUEST), ..plain.clone() }),
+            ("profile: share",    group(), Some(eager.clone()),
+             EffectiveSettings { auto_compact: 0.5, ..plain.clone() }),
+            ("group: share",      disabled.clone(), Some(eager),
+             EffectiveSettings { auto_compact: 0.0, ..plain.clone() }),
+            ("group: share only", disabled, Some(profile()),
+             EffectiveSettings { auto_compact: 0.0, ..plain.clone() }),
+            ("group: policy",     Settings { permission_policy: Some(Policy::Allow.into()), ..group() }, Some(profile()),
+             EffectiveSettings { permissions: Policy::Allow.into(), ..plain.clone() }),
+            ("group: interrupt",  Settings { on_interrupt: Some(OnInterrupt::Continue), ..group() }, Some(profile()),
+             EffectiveSettings { on_interrupt: OnInterrupt::Continue, ..plain.clone() }),
+            ("profile: command",  group(), Some(Profile { compaction: command, ..profile() }),
+             EffectiveSettings { compaction: order(Strategy::Command, "/c"), ..plain.clone() }),
+            ("profile: detector", group(), Some(Profile { signals: vec![Detector::HermesStderr], ..profile() }),
+             EffectiveSettings { has_detectors: true, ..plain }),
+        ];
+        for (name, group, profile, expected) in cases {
+            assert_eq!(defaults().effective(&group, profile.as_ref()), expected, "{name}");
+        }
+    }
+
+    /// DQ-10: no task has a slot that could find no place for its agent.
+    #[test]
+    fn there_are_no_more_slots_than_places_for_agents() {
+        for (running_groups, resident_agents, slots) in [(8, 64, 8), (8, 8, 8), (9, 8, 8)] {
+            let capacity = Capacity { running_groups, resident_agents, line_bytes_max: 1 };
+            assert_eq!(capacity.slots(), slots, "{capacity:?}");
+        }
+    }
 }

@@ -305,12 +305,12 @@ impl Handler<ShutDown> for Supervisor {
 /// Drains the groups, cancels what runs, and stops the agents. Every wait is bounded: a group that
 /// hangs must not stop the server from ending.
 async fn drain(groups: Vec<GroupHandle>, shared: Arc<Shared>) {
-    let all = u32::try_from(shared.settings.running_groups).unwrap_or(u32::MAX);
+    let all = u32::try_from(shared.capacity.slots()).unwrap_or(u32::MAX);
     let idle = || shared.slots.acquire_many(all);
     for group in &groups {
         group.addr.do_send(Drain);
     }
-    if timeout(shared.settings.drain, idle()).await.is_err() {
+    if timeout(shared.drain_timeout, idle()).await.is_err() {
         log::warn!(
             target: "greenroom::supervisor",
             "drain took too long; running turns are cancelled"

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -23,7 +23,7 @@ use greenroom_actors::{
         child::{HEARTBEAT_EVERY, Heartbeat},
         proc::Marker,
     },
-    profile::{CompactionMethod, Profile, Rlimits, ServerSettings, Signals},
+    profile::{Capacity, CompactionMethod, Defaults, Profile, Rlimits},
     storage::{
         Db, DigestRows, EndedAt, GroupCommit, GroupNo, LockError, LockGrant, LockRequest,
         LogTruncation, Reader, SealedDigests, StorageHealth, Store, StoreError, StoredGroup, Swept,
@@ -35,7 +35,7 @@ use greenroom_actors::{
 };
 use greenroom_core::{
     Limits, Now, OnInterrupt, Policy, RetryPolicy, Task, TaskState, Timestamp, Uptime,
-    lock::{Holder, Lease, Lock},
+    lock::{Holder, Lease, Lock, Ttl},
 };
 use tempfile::TempDir;
 use tokio::time::timeout;
@@ -219,10 +219,15 @@ impl World {
                     reaped: Default::default(),
                 },
                 metrics: Arc::default(),
-                profiles: HashMap::from([("absent".into(), Arc::new(profile))]),
-                settings: settings(),
+                profiles: BTreeMap::from([("absent".into(), Arc::new(profile))]),
+                capacity: Capacity {
+                    running_groups: 1,
+                    resident_agents: 1,
+                    line_bytes_max: 1 << 20,
+                },
+                defaults: defaults(),
+                drain_timeout: LONG,
                 work_dir: dir.path().join("work"),
-                default_agent: "absent".into(),
                 status: address.clone().recipient(),
                 change_gate: ChangeGate::default(),
                 draining: AtomicBool::new(false),
@@ -274,24 +279,25 @@ fn profile() -> Profile {
         name: "absent".into(),
         command: Path::new("/nonexistent/agent").into(),
         args: Vec::new(),
-        env: Vec::new(),
+        env: BTreeMap::new(),
+        env_pass: Vec::new(),
         cwd_roots: Vec::new(),
         auth_method: None,
         start_timeout: LONG,
-        compaction: CompactionMethod::Unsupported,
+        compaction: CompactionMethod::None,
         auto_compact: None,
-        signals: Signals::default(),
+        signals: Vec::new(),
         umask: None,
         no_new_privs: false,
         rlimits: Rlimits::default(),
     }
 }
 
-fn settings() -> ServerSettings {
-    ServerSettings {
-        running_groups: 1,
+fn defaults() -> Defaults {
+    Defaults {
+        agent: "absent".into(),
         auto_compact: 0.0,
-        lock_ttl: Duration::from_secs(300),
+        lock_ttl: Ttl::from_ms(300_000).unwrap(),
         limits: Limits {
             compaction_ms: 60_000,
             turn_ms: 60_000,
@@ -301,10 +307,9 @@ fn settings() -> ServerSettings {
             queue_max: 10,
             queue_bytes_max: 1 << 20,
         },
-        drain: LONG,
         retry: RetryPolicy::Never,
         on_interrupt: OnInterrupt::Continue,
-        permissions: Policy::Reject.into(),
+        permission_policy: Policy::Reject.into(),
     }
 }
 

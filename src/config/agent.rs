@@ -1,12 +1,12 @@
 //! Reads agent profiles: how an agent is launched. Only the configuration names commands (C10).
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use serde::{Serialize, Serializer};
+use greenroom_actors::profile::{CompactionMethod, Detector, Profile, Rlimits};
 
 use super::{
     ConfigError,
-    section::{DURATION_MAX, Section},
+    section::{DURATION_MAX, Section, TIMEOUT_MIN},
     source::{Entry, Origin, Table, Value},
 };
 
@@ -42,77 +42,20 @@ const PROCESSES_MAX: u32 = 1 << 22;
 /// Largest limit for a file or a core file.
 const FILE_BYTES_MAX: u64 = 1 << 50;
 
-/// How an agent is launched, and which ACP options it needs.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Agent {
-    /// Looked up in PATH at spawn; `greenroom` means this same binary.
-    pub command: String,
-    pub args: Vec<String>,
-    /// Variables to set. Only their names are printed.
-    #[serde(serialize_with = "names")]
-    pub env: BTreeMap<String, String>,
-    /// Names of variables to copy from the server's environment, besides the basic ones.
-    pub env_pass: Vec<String>,
-    /// Absolute directories under which a group's cwd may be; empty: any directory.
-    pub cwd_roots: Vec<PathBuf>,
-    /// Detectors of compactions, besides ACP.
-    pub signals: Vec<Signal>,
-    /// None: the value in `defaults`.
-    pub auto_compact: Option<f64>,
-    /// The method for ACP `authenticate`; None: greenroom does not authenticate.
-    pub auth_method: Option<String>,
-    /// The time from spawn to an open session.
-    #[serde(serialize_with = "super::duration")]
-    pub start_timeout: Duration,
-    pub compaction: Compaction,
-    /// None: the server's umask.
-    pub umask: Option<u32>,
-    pub no_new_privs: bool,
-    pub rlimits: Rlimits,
-}
-
-/// Resource limits of each process of an agent; None: the server's limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Rlimits {
-    pub open_files: Option<u32>,
-    pub processes: Option<u32>,
-    /// Bytes; None: no core files.
-    pub core_size: Option<u64>,
-    /// Bytes.
-    pub file_size: Option<u64>,
-    /// Whole seconds.
-    pub cpu_seconds: Option<u64>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Signal {
-    HermesMeta,
-    HermesStderr,
-}
-
-/// How greenroom orders a compaction from the agent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "strategy", rename_all = "snake_case")]
-pub enum Compaction {
-    /// Send the agent's slash command as a prompt.
-    Command { command: String },
-    /// Request a summary, and open a new session with it.
-    Rotate,
-    /// Compactions cannot be ordered.
-    None,
-}
-
 /// Reads `[agents]`, which holds the built-in profile and the user's.
 ///
 /// `builtin` is the same table of the built-in file.
 pub fn read_all(
     agents: Option<Entry>,
     builtin: Option<&Entry>,
-) -> Result<BTreeMap<String, Agent>, ConfigError> {
+) -> Result<BTreeMap<String, Arc<Profile>>, ConfigError> {
     let template = table(builtin).and_then(|agents| table(agents.get(TEMPLATE)));
     let profiles = table(agents.as_ref()).cloned().unwrap_or_default();
-    profiles.into_iter().map(|(name, profile)| read(name, profile, template)).collect()
+    let read = |(name, profile)| {
+        let profile = read(name, profile, template)?;
+        Ok((profile.name.clone(), Arc::new(profile)))
+    };
+    profiles.into_iter().map(read).collect()
 }
 
 fn table(entry: Option<&Entry>) -> Option<&Table> {
@@ -126,7 +69,7 @@ fn read(
     name: String,
     mut profile: Entry,
     template: Option<&Table>,
-) -> Result<(String, Agent), ConfigError> {
+) -> Result<Profile, ConfigError> {
     let is_invalid = |c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c));
     if name.is_empty() || NAME_BYTES_MAX < name.len() || name.contains(is_invalid) {
         let problem = format!(
@@ -150,28 +93,27 @@ fn read(
     }
     let args = if section.has("args") { values(section.texts("args")?) } else { Vec::new() };
     let auto_compact = section.take_if("auto_compact");
-    let agent = Agent {
-        command,
+    Ok(Profile {
+        name,
+        command: command.into(),
         args,
         env: variables(&mut section)?,
         env_pass: variable_names(&mut section)?,
         cwd_roots: roots(&mut section)?,
         signals: section.choices(
             "signals",
-            &[("hermes_meta", Signal::HermesMeta), ("hermes_stderr", Signal::HermesStderr)],
+            &[("hermes_meta", Detector::HermesMeta), ("hermes_stderr", Detector::HermesStderr)],
         )?,
         auto_compact: auto_compact
             .map(|entry| section.share("auto_compact", &entry))
             .transpose()?,
         auth_method: non_empty(&mut section, "auth_method")?,
-        start_timeout: section
-            .duration("start_timeout", Duration::from_millis(1)..=DURATION_MAX)?,
+        start_timeout: section.duration("start_timeout", TIMEOUT_MIN..=DURATION_MAX)?,
         compaction: compaction(&title, section.take_if("compaction"))?,
         umask: umask(&mut section)?,
         no_new_privs: section.boolean("no_new_privs")?,
         rlimits: rlimits(&title, section.take_if("rlimits"))?,
-    };
-    Ok((name, agent))
+    })
 }
 
 /// Drops the origins of the texts.
@@ -254,14 +196,16 @@ fn rlimits(agent: &str, entry: Option<Entry>) -> Result<Rlimits, ConfigError> {
     Ok(Rlimits {
         open_files: open_files
             .then(|| section.integer("open_files", 16..=OPEN_FILES_MAX))
-            .transpose()?,
+            .transpose()?
+            .map(u64::from),
         processes: processes
             .then(|| section.integer("processes", 1..=PROCESSES_MAX))
-            .transpose()?,
-        core_size: core_size
+            .transpose()?
+            .map(u64::from),
+        core_bytes: core_size
             .then(|| section.size_up_to("core_size", FILE_BYTES_MAX))
             .transpose()?,
-        file_size: file_size
+        file_bytes: file_size
             .then(|| section.size_up_to("file_size", FILE_BYTES_MAX))
             .transpose()?,
         cpu_seconds: cpu_time
@@ -271,14 +215,14 @@ fn rlimits(agent: &str, entry: Option<Entry>) -> Result<Rlimits, ConfigError> {
     })
 }
 
-fn compaction(agent: &str, entry: Option<Entry>) -> Result<Compaction, ConfigError> {
+fn compaction(agent: &str, entry: Option<Entry>) -> Result<CompactionMethod, ConfigError> {
     #[derive(Clone, Copy)]
     enum Strategy {
         Command,
         Rotate,
         None,
     }
-    let Some(entry) = entry else { return Ok(Compaction::None) };
+    let Some(entry) = entry else { return Ok(CompactionMethod::None) };
     let title = format!("{agent}.compaction");
     let mut section = Section::open(&title, entry, &["strategy", "command"])?;
     let strategy = section.choice(
@@ -291,21 +235,13 @@ fn compaction(agent: &str, entry: Option<Entry>) -> Result<Compaction, ConfigErr
             if command.trim().is_empty() {
                 return Err(section.bad(&at, "command", "must not be empty"));
             }
-            Ok(Compaction::Command { command })
+            Ok(CompactionMethod::Command { command })
         }
         Strategy::Rotate | Strategy::None if section.has("command") => {
             let (_, at) = section.text("command")?;
             Err(section.bad(&at, "command", "belongs to strategy \"command\""))
         }
-        Strategy::Rotate => Ok(Compaction::Rotate),
-        Strategy::None => Ok(Compaction::None),
+        Strategy::Rotate => Ok(CompactionMethod::Rotate),
+        Strategy::None => Ok(CompactionMethod::None),
     }
-}
-
-/// Serializes the names only: a value may be a secret.
-pub fn names<S: Serializer>(
-    variables: &BTreeMap<String, String>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(variables.keys())
 }

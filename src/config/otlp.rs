@@ -21,12 +21,12 @@ pub struct Otlp {
     /// The whole URL; None: the export is off.
     pub endpoint: Option<String>,
     /// Headers to send. Only their names are printed.
-    #[serde(serialize_with = "super::agent::names")]
+    #[serde(serialize_with = "super::print::names")]
     pub headers: BTreeMap<String, String>,
-    #[serde(serialize_with = "super::duration")]
+    #[serde(serialize_with = "super::print::duration")]
     pub interval: Duration,
     /// The limit for one batch, including the answer.
-    #[serde(serialize_with = "super::duration")]
+    #[serde(serialize_with = "super::print::duration")]
     pub timeout: Duration,
     /// Whether the first start also sends tasks that ended before it.
     pub backfill: bool,

@@ -14,6 +14,12 @@ use super::{
 /// Longest duration of any key, well below the range of 64-bit milliseconds.
 pub const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
+/// Shortest timeout.
+pub const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+
+/// Maximum of any count: it catches typing errors.
+const COUNT_MAX: u32 = 1_000_000;
+
 /// Largest size of any key but an rlimit. A larger limit would no longer protect the server.
 const SIZE_MAX: u64 = 1 << 30;
 
@@ -105,9 +111,20 @@ impl<'a> Section<'a> {
         Ok(duration)
     }
 
+    /// [`Self::duration`] in whole milliseconds.
+    pub fn duration_ms(
+        &mut self,
+        key: &str,
+        range: RangeInclusive<Duration>,
+    ) -> Result<u64, ConfigError> {
+        let duration = self.duration(key, range)?;
+        Ok(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
     /// Reads a size such as `"1MiB"`; returns bytes, at least 1.
-    pub fn size(&mut self, key: &str) -> Result<u64, ConfigError> {
-        self.size_up_to(key, SIZE_MAX)
+    pub fn size(&mut self, key: &str) -> Result<usize, ConfigError> {
+        let bytes = self.size_up_to(key, SIZE_MAX)?;
+        Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
     /// [`Self::size`] with another maximum.
@@ -141,6 +158,12 @@ impl<'a> Section<'a> {
                 format!("must be from {} to {}, found {number}", range.start(), range.end());
             self.bad(&entry.at, key, problem)
         })
+    }
+
+    /// Reads how many of something there may be, at least 1.
+    pub fn count(&mut self, key: &str) -> Result<usize, ConfigError> {
+        let count = self.integer(key, 1..=COUNT_MAX)?;
+        Ok(usize::try_from(count).unwrap_or(usize::MAX))
     }
 
     /// Reads a share, 0 to 1.

@@ -3,10 +3,10 @@
 
 use std::fs;
 
-use super::{
-    agent::{Compaction, Rlimits, Signal},
-    *,
-};
+use greenroom_actors::profile::{CompactionMethod, Detector, Rlimits};
+use serde_json::json;
+
+use super::*;
 
 fn from(file: &str) -> Result<Config, ConfigError> {
     Config::from_layers(Some(("x.toml", file)), &[], None)
@@ -24,8 +24,8 @@ fn problem(result: Result<Config, ConfigError>) -> String {
 
 #[test]
 fn the_built_in_file_has_the_documented_defaults() {
+    const MINUTE_MS: u64 = 60_000;
     let config = Config::from_layers(None, &[], None).unwrap();
-    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
     assert_eq!(config.server.listen, "127.0.0.1:7433".parse().unwrap());
     assert_eq!(config.server.allowed_hosts, Vec::<String>::new());
     assert_eq!(config.server.max_body, 1 << 20);
@@ -33,23 +33,27 @@ fn the_built_in_file_has_the_documented_defaults() {
     assert_eq!(config.storage.path, Path::new("data/greenroom.db"));
     assert_eq!(config.storage.retention_days, 0);
     assert_eq!(
-        config.limits,
-        Limits { running_groups: 8, resident_agents: 64, queue: 1000, line: 16 << 20 }
+        config.capacity,
+        Capacity { running_groups: 8, resident_agents: 64, line_bytes_max: 16 << 20 }
     );
     assert_eq!(
         config.defaults,
         Defaults {
             agent: "demo".into(),
+            limits: Limits {
+                turn_ms: 60 * MINUTE_MS,
+                compaction_ms: 10 * MINUTE_MS,
+                idle_ms: 10 * MINUTE_MS,
+                permission_ms: 10 * MINUTE_MS,
+                retry_base_ms: 5_000,
+                queue_max: 1000,
+                queue_bytes_max: 64 << 20,
+            },
             auto_compact: 0.85,
-            permission_policy: PermissionPolicy::from(Policy::Ask),
-            permission_timeout: minutes(10),
-            on_interrupt: OnInterrupt::Auto,
+            lock_ttl: Ttl::from_ms(5 * MINUTE_MS).unwrap(),
             retry: RetryPolicy::NoOutput,
-            retry_base: Duration::from_secs(5),
-            turn_timeout: minutes(60),
-            compaction_timeout: minutes(10),
-            lock_ttl: minutes(5),
-            idle_timeout: minutes(10),
+            on_interrupt: OnInterrupt::Auto,
+            permission_policy: PermissionPolicy::from(Policy::Ask),
         }
     );
     assert_eq!(
@@ -65,11 +69,11 @@ fn the_built_in_file_has_the_documented_defaults() {
     );
     let demo = &config.agents["demo"];
     assert_eq!(
-        (demo.command.as_str(), demo.args.as_slice()),
-        ("greenroom", &["demo-agent".into()][..])
+        (demo.command.as_path(), demo.args.as_slice()),
+        (Path::new("greenroom"), &["demo-agent".into()][..])
     );
-    assert_eq!(demo.compaction, Compaction::Command { command: "/compact".into() });
-    assert_eq!(demo.start_timeout, minutes(1));
+    assert_eq!(demo.compaction, CompactionMethod::Command { command: "/compact".into() });
+    assert_eq!(demo.start_timeout, Duration::from_secs(60));
     assert_eq!(config.agents.len(), 1);
     assert_eq!(config.warnings, Vec::<String>::new());
 }
@@ -80,11 +84,11 @@ fn the_example_profiles_load() {
     let config = from(example).unwrap();
     let hermes = &config.agents["hermes"];
     assert_eq!(hermes.env["HERMES_HOME"], "/srv/hermes");
-    assert_eq!(hermes.signals, [Signal::HermesMeta, Signal::HermesStderr]);
+    assert_eq!(hermes.signals, [Detector::HermesMeta, Detector::HermesStderr]);
     assert_eq!(hermes.auto_compact, Some(0.0));
     assert_eq!(hermes.start_timeout, Duration::from_secs(60));
     assert_eq!(config.agents["gemini"].auth_method.as_deref(), Some("gemini-api-key"));
-    assert_eq!(config.agents["gemini"].compaction, Compaction::Rotate);
+    assert_eq!(config.agents["gemini"].compaction, CompactionMethod::Rotate);
     assert!(config.agents.contains_key("codex") && config.agents.contains_key("demo"));
 }
 
@@ -102,8 +106,8 @@ fn a_file_overrides_single_keys_of_the_defaults() {
     assert_eq!(config.server.max_body, 512 << 10);
     assert_eq!(config.server.drain_timeout, Duration::from_secs(30));
     assert_eq!(config.defaults.auto_compact, 1.0);
-    assert_eq!(config.defaults.idle_timeout, Duration::from_secs(90));
-    assert_eq!(config.defaults.lock_ttl, Duration::from_secs(3600));
+    assert_eq!(config.defaults.limits.idle_ms, 90_000);
+    assert_eq!(config.defaults.lock_ttl.ms(), 3_600_000);
     let demo = &config.agents["demo"];
     assert_eq!(demo.start_timeout, Duration::from_secs(2));
     assert_eq!(demo.args, ["demo-agent"]);
@@ -112,18 +116,18 @@ fn a_file_overrides_single_keys_of_the_defaults() {
     assert_eq!(custom.args, Vec::<String>::new());
     let expected = Rlimits {
         open_files: Some(16),
-        core_size: Some(1 << 40),
+        core_bytes: Some(1 << 40),
         cpu_seconds: Some(5400),
         ..Rlimits::default()
     };
-    assert_eq!((custom.rlimits, demo.rlimits), (expected, Rlimits::default()));
+    assert_eq!((&custom.rlimits, &demo.rlimits), (&expected, &Rlimits::default()));
 }
 
 #[test]
 fn a_profile_with_its_own_command_inherits_nothing_from_a_built_in_one() {
     let config = from("[agents.demo]\ncommand = 'other'\n").unwrap();
     let demo = &config.agents["demo"];
-    assert_eq!((demo.args.len(), &demo.compaction), (0, &Compaction::None));
+    assert_eq!((demo.args.len(), &demo.compaction), (0, &CompactionMethod::None));
 }
 
 #[test]
@@ -347,9 +351,9 @@ fn the_environment_overrides_single_keys() {
     .unwrap();
     assert_eq!(config.server.listen, "127.0.0.1:9000".parse().unwrap());
     assert_eq!(config.server.allowed_hosts, ["a.example", "b.example:80"]);
-    assert_eq!(config.limits.running_groups, 3);
+    assert_eq!(config.capacity.running_groups, 3);
     assert_eq!(config.storage.path, Path::new("elsewhere.db"));
-    assert_eq!(config.defaults.turn_timeout, Duration::from_secs(2));
+    assert_eq!(config.defaults.limits.turn_ms, 2_000);
     assert_eq!(config.defaults.auto_compact, 0.0);
     assert_eq!(config.warnings, Vec::<String>::new());
 }
@@ -381,7 +385,7 @@ fn the_environment_sets_tables_and_switches() {
     let headers = config.otlp.headers.iter();
     let headers: Vec<_> = headers.map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!((headers.as_slice(), config.otlp.backfill), (&expected[..], true));
-    let printed = serde_json::to_string(&config).unwrap();
+    let printed = config.to_json().to_string();
     assert!(printed.contains(r#""headers":["authorization","x-other"]"#), "{printed}");
     assert!(!printed.contains("Bearer"), "{printed}");
     let error = problem(from_env(&[("GREENROOM_OTLP_HEADERS", "canary")]));
@@ -483,13 +487,85 @@ fn the_shipped_file_unchanged_is_not_warned_of() {
     assert_eq!(from(BUILTIN).unwrap(), Config::from_layers(None, &[], None).unwrap());
     let changed = BUILTIN.replace("queue = 1000", "queue = 999");
     let config = from(&changed).unwrap();
-    assert_eq!((config.limits.queue, config.warnings.len()), (999, 0));
+    assert_eq!((config.defaults.limits.queue_max, config.warnings.len()), (999, 0));
 }
 
 #[test]
 fn no_value_of_a_variable_is_printed() {
     let config = from("[agents.a]\ncommand = 'a'\nenv = { KEY = 'canary' }").unwrap();
-    let printed = serde_json::to_string(&config).unwrap();
+    let printed = config.to_json().to_string();
     assert!(printed.contains("\"env\":[\"KEY\"]") && !printed.contains("canary"), "{printed}");
     assert!(printed.contains("\"drain_timeout\":\"30s\""), "{printed}");
+}
+
+/// API-4: what `check-config --json` prints, by section and key.
+#[test]
+fn the_effective_values_are_printed() {
+    let config = from(
+        "server.allowed_hosts = ['A.example']\n[storage]\nurl = 'sqlite://x.db'\n\
+         [limits]\nrunning_groups = 9\nresident_agents = 2\nline = '512KiB'\n\
+         [defaults]\nauto_compact = 0\npermission_policy = { default = 'reject', read = 'allow' }\n\
+         on_interrupt = 'hold'\nretry = 'undelivered'\nturn_timeout = '90s'\n\
+         [otlp]\nendpoint = 'http://[::1]:4318/'\nheaders = { key = 'canary' }\n\
+         [agents.a]\ncommand = 'a'\nargs = ['b']\nenv = { KEY = 'canary' }\nenv_pass = ['HOME']\n\
+         cwd_roots = ['/srv']\nsignals = ['hermes_stderr', 'hermes_meta', 'hermes_stderr']\n\
+         auto_compact = 0.5\nauth_method = 'key'\nstart_timeout = '61s'\numask = '0027'\n\
+         no_new_privs = true\ncompaction = { strategy = 'rotate' }\n\
+         rlimits = { open_files = 16, processes = 2, core_size = '1MiB', file_size = '1GiB', \
+         cpu_time = '90m' }\n[agents.b]\ncommand = 'b'\n",
+    )
+    .unwrap();
+    let expected = json!({
+        "server": {
+            "listen": "127.0.0.1:7433", "allowed_hosts": ["a.example"], "max_body": 1 << 20,
+            "drain_timeout": "30s",
+        },
+        "storage": { "path": "x.db", "retention_days": 0 },
+        "limits": {
+            "running_groups": 9, "resident_agents": 2, "queue": 1000, "line": 512 << 10,
+        },
+        "defaults": {
+            "agent": "demo", "auto_compact": 0.0,
+            "permission_policy": { "default": "reject", "read": "allow" },
+            "permission_timeout": "10m", "on_interrupt": "hold", "retry": "undelivered",
+            "retry_base": "5s", "turn_timeout": "1m 30s", "compaction_timeout": "10m",
+            "lock_ttl": "5m", "idle_timeout": "10m",
+        },
+        "otlp": {
+            "endpoint": "http://[::1]:4318/v1/traces", "headers": ["key"], "interval": "5s",
+            "timeout": "10s", "backfill": false, "service_name": "greenroom",
+        },
+        "agents": {
+            "a": {
+                "command": "a", "args": ["b"], "env": ["KEY"], "env_pass": ["HOME"],
+                "cwd_roots": ["/srv"], "signals": ["hermes_stderr", "hermes_meta", "hermes_stderr"],
+                "auto_compact": 0.5, "auth_method": "key", "start_timeout": "1m 1s",
+                "compaction": { "strategy": "rotate" }, "umask": 0o027, "no_new_privs": true,
+                "rlimits": {
+                    "open_files": 16, "processes": 2, "core_size": 1 << 20, "file_size": 1 << 30,
+                    "cpu_seconds": 5400,
+                },
+            },
+            "b": {
+                "command": "b", "args": [], "env": [], "env_pass": [], "cwd_roots": [],
+                "signals": [], "auto_compact": null, "auth_method": null, "start_timeout": "1m",
+                "compaction": { "strategy": "none" }, "umask": null, "no_new_privs": false,
+                "rlimits": {
+                    "open_files": null, "processes": null, "core_size": null, "file_size": null,
+                    "cpu_seconds": null,
+                },
+            },
+            "demo": {
+                "command": "greenroom", "args": ["demo-agent"], "env": [], "env_pass": [],
+                "cwd_roots": [], "signals": [], "auto_compact": null, "auth_method": null,
+                "start_timeout": "1m", "umask": null, "no_new_privs": false,
+                "compaction": { "strategy": "command", "command": "/compact" },
+                "rlimits": {
+                    "open_files": null, "processes": null, "core_size": null, "file_size": null,
+                    "cpu_seconds": null,
+                },
+            },
+        },
+    });
+    assert_eq!(config.to_json(), expected);
 }

@@ -151,9 +151,9 @@ async fn check_cwd(
         None => match state.existing_group(group).await {
             Ok(handle) => {
                 let summary = state.read(move |store| store.group(handle.no)).await?;
-                summary.map_or(shared.default_agent.clone(), |group| group.state.settings.agent)
+                summary.map_or(shared.defaults.agent.clone(), |group| group.state.settings.agent)
             }
-            Err(ApiError::NoSuchGroup) => shared.default_agent.clone(),
+            Err(ApiError::NoSuchGroup) => shared.defaults.agent.clone(),
             Err(err) => return Err(err),
         },
     };

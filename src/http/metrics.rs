@@ -124,7 +124,7 @@ fn storage_gauges(to: &mut Registry, health: &StorageHealth, is_readable: bool) 
 #[rustfmt::skip]
 fn limit_gauges(to: &mut Registry, state: &AppState) {
     let shared = &state.shared;
-    let (slots, limits) = (shared.settings.running_groups, &shared.settings.limits);
+    let (slots, limits) = (shared.capacity.slots(), &shared.defaults.limits);
     let used = slots.saturating_sub(shared.slots.available_permits());
     gauge(to, "slots", "Tasks that may run at once", slots as f64);
     gauge(to, "slots_used", "Slots that are taken", used as f64);

@@ -1,7 +1,7 @@
 //! The server itself: liveness, readiness, status in numbers, launch profiles.
 
 use actix_web::{HttpResponse, web::Data};
-use greenroom_actors::{profile::CompactionMethod, storage::StorageHealth};
+use greenroom_actors::storage::StorageHealth;
 use serde_json::json;
 
 use super::{
@@ -34,7 +34,7 @@ pub async fn status(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
     if let Some(groups) = groups.as_mut().filter(|_| count > 0) {
         groups.insert(view::BROKEN.into(), count);
     }
-    let total = shared.settings.running_groups;
+    let total = shared.capacity.slots();
     let occupancy = shared.launcher.pool.occupancy().await?;
     let phase = match *state.phase.borrow() {
         Phase::Serving => "serving",
@@ -73,23 +73,14 @@ fn storage(health: &StorageHealth) -> serde_json::Value {
 /// Lists the launch profiles, without anything that could be a secret.
 pub async fn agents(state: Data<AppState>) -> HttpResponse {
     let shared = &state.shared;
-    let mut profiles: Vec<_> = shared.profiles.values().collect();
-    profiles.sort_by(|one, other| one.name.cmp(&other.name));
+    let profiles = shared.profiles.values();
     let items: Vec<_> = profiles
-        .into_iter()
         .map(|profile| {
-            let compaction = match &profile.compaction {
-                CompactionMethod::ByCommand(command) => {
-                    json!({"strategy": "command", "command": command})
-                }
-                CompactionMethod::ByRotation => json!({"strategy": "rotate"}),
-                CompactionMethod::Unsupported => json!({"strategy": "none"}),
-            };
             json!({
                 "name": profile.name,
                 "command": profile.command,
-                "default": profile.name == shared.default_agent,
-                "compaction": compaction,
+                "default": profile.name == shared.defaults.agent,
+                "compaction": profile.compaction,
             })
         })
         .collect();

@@ -11,7 +11,7 @@ use greenroom_core::{
 use super::hermes;
 use crate::{
     acp::{self, CompactionReport, ContextUpdate, bounds::append_bounded},
-    profile::Signals,
+    profile::Detector,
 };
 
 /// The number of compactions remembered, and of hermes sessions. An agent has one at a time, and
@@ -21,7 +21,7 @@ const KNOWN_MAX: usize = 16;
 /// The detectors of one run. Their state ends with the run, as compaction ids are the agent's own.
 #[derive(Debug)]
 pub struct CompactionDetector {
-    enabled: Signals,
+    enabled: Vec<Detector>,
     known: VecDeque<Known>,
     /// hermes sessions that another one continues.
     continued: VecDeque<String>,
@@ -47,14 +47,19 @@ pub struct Detected {
 
 impl CompactionDetector {
     /// Creates the detectors: ACP's, and those that the profile enables.
-    pub fn new(enabled: Signals) -> Self {
+    pub fn new(enabled: &[Detector]) -> Self {
+        let enabled = enabled.to_vec();
         Self { enabled, known: VecDeque::new(), continued: VecDeque::new() }
+    }
+
+    fn is_enabled(&self, detector: Detector) -> bool {
+        self.enabled.contains(&detector)
     }
 
     /// Detects compactions in an update. The replay of a restored session is old, and must not be
     /// passed here.
     pub fn update(&mut self, context: ContextUpdate) -> Detected {
-        let provenance = context.provenance.filter(|_| self.enabled.hermes_meta);
+        let provenance = context.provenance.filter(|_| self.is_enabled(Detector::HermesMeta));
         let provenance = provenance.and_then(|provenance| self.current(provenance));
         let signal = match context.report {
             None => None,
@@ -74,12 +79,12 @@ impl CompactionDetector {
     /// Returns the current hermes session from the response to `session/new`, `session/load` or
     /// `session/resume`.
     pub fn provenance(&self, result: &str) -> Option<Provenance> {
-        self.enabled.hermes_meta.then(|| acp::provenance(result)).flatten()
+        self.is_enabled(Detector::HermesMeta).then(|| acp::provenance(result)).flatten()
     }
 
     /// Detects a compaction in a line from stderr, if the profile enables that (AM-20).
     pub fn stderr(&self, line: &str) -> Option<CompactionSignal> {
-        self.enabled.hermes_stderr.then(|| hermes::stderr_signal(line)).flatten()
+        self.is_enabled(Detector::HermesStderr).then(|| hermes::stderr_signal(line)).flatten()
     }
 
     /// Filters out a provenance that is not current. With a title, hermes sends the provenance of
@@ -156,7 +161,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const EVERYTHING: Signals = Signals { hermes_meta: true, hermes_stderr: true };
+    const EVERYTHING: &[Detector] = &[Detector::HermesMeta, Detector::HermesStderr];
 
     fn detected(detector: &mut CompactionDetector, update: &str) -> Detected {
         let line = format!(
@@ -187,8 +192,10 @@ mod tests {
             r#"{"sessionUpdate":"session_info_update","_meta":{"hermes":{"hermesSessionId":"b"}}}"#;
         let answer = r#"{"_meta":{"hermes":{"hermesSessionId":"b"}}}"#;
         let line = "context compression done: session=b messages=9->5";
-        for (hermes_meta, hermes_stderr) in [(false, false), (true, false), (false, true)] {
-            let mut detector = CompactionDetector::new(Signals { hermes_meta, hermes_stderr });
+        for enabled in [&[][..], &[Detector::HermesMeta], &[Detector::HermesStderr]] {
+            let hermes_meta = enabled.contains(&Detector::HermesMeta);
+            let hermes_stderr = enabled.contains(&Detector::HermesStderr);
+            let mut detector = CompactionDetector::new(enabled);
             let provenance = detected(&mut detector, update).provenance;
             assert_eq!(provenance.is_some(), hermes_meta);
             assert_eq!(detector.provenance(answer), provenance);
@@ -221,7 +228,7 @@ mod tests {
     #[test]
     fn the_updates_of_a_compacting_call_are_recognized() {
         const TITLE: &str = r#","title":"Compact conversation","kind":"think""#;
-        let mut detector = CompactionDetector::new(Signals::default());
+        let mut detector = CompactionDetector::new(&[]);
         let none = call(&mut detector, "tool_call_update", "c", r#","status":"completed""#);
         assert_eq!(none, None, "no title so far");
         let named = |kind| Some((kind, "c".to_owned()));
@@ -239,7 +246,7 @@ mod tests {
     #[test]
     fn the_number_of_remembered_compactions_is_bounded() {
         const TITLE: &str = r#","title":"Compact conversation","kind":"think""#;
-        let mut detector = CompactionDetector::new(Signals::default());
+        let mut detector = CompactionDetector::new(&[]);
         for id in 0..=KNOWN_MAX {
             call(&mut detector, "tool_call", &id.to_string(), TITLE);
         }

@@ -29,7 +29,7 @@ use crate::{
         Pipe, READ_BYTES,
         child::{Child, TreeEvent},
     },
-    profile::Profile,
+    profile::{Detector, Profile},
 };
 
 /// Lines in a row that are no message before the agent counts as broken (F13).
@@ -124,7 +124,7 @@ impl RunLoop {
             batch: Batch::new(start.run),
             report: None,
             handshake: Some(handshake),
-            detector: CompactionDetector::new(start.profile.signals),
+            detector: CompactionDetector::new(&start.profile.signals),
             sessions: Sessions::default(),
             session_before: None,
             tools: ToolKinds::default(),
@@ -416,7 +416,7 @@ impl RunLoop {
     /// Drains stderr before a response is handled: those lines were written first, and belong to
     /// the turn that the response settles.
     fn drain_stderr(&mut self) {
-        if !self.profile.signals.hermes_stderr || self.stderr_pipe.ended {
+        if !self.profile.signals.contains(&Detector::HermesStderr) || self.stderr_pipe.ended {
             return;
         }
         let mut bytes = [0; 16 << 10];

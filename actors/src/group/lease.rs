@@ -5,7 +5,7 @@ use std::time::Duration;
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use greenroom_core::{
     Event, Limits, LockAnswer, SessionId, TaskId,
-    lock::{Holder, Lease, LockKey, Ttl},
+    lock::{Holder, Lease, LockKey},
 };
 
 use super::{Group, self_message::SelfMessage};
@@ -48,8 +48,7 @@ impl Group {
     }
 
     fn lock_request(&self, key: &SessionId) -> Option<LockRequest> {
-        let ttl =
-            Ttl::from_ms(u64::try_from(self.shared.settings.lock_ttl.as_millis()).ok()?).ok()?;
+        let ttl = self.shared.defaults.lock_ttl;
         let key: LockKey = key.0.parse().ok()?;
         Some(LockRequest { key, holder: holder::fresh(), ttl, group: Some(self.no) })
     }
@@ -71,14 +70,11 @@ impl Group {
             ctx.cancel_future(renewal);
         }
         let Some((key, holder, token)) = self.core.lease() else { return };
-        let ttl = u64::try_from(self.shared.settings.lock_ttl.as_millis()).unwrap_or(u64::MAX);
-        let (Some(lease), Ok(ttl), Some(task)) =
-            (lease_of(key, holder, token), Ttl::from_ms(ttl), self.core.locking_task())
-        else {
-            return;
-        };
+        let lease = lease_of(key, holder, token);
+        let Some((lease, task)) = lease.zip(self.core.locking_task()) else { return };
+        let ttl = self.shared.defaults.lock_ttl;
         // A compaction and its escalation, after the turn of another group released its slot.
-        let Limits { turn_ms, compaction_ms, .. } = self.shared.settings.limits;
+        let Limits { turn_ms, compaction_ms, .. } = self.shared.defaults.limits;
         let life_max = Duration::from_millis(turn_ms.saturating_add(2 * compaction_ms));
         let db = self.shared.db.clone();
         let renewed = async move {

@@ -16,7 +16,7 @@ impl Group {
     /// a turn that settles in time costs none.
     pub(super) fn reconcile_timer(&mut self, ctx: &mut Context<Self>) {
         let now = clock::moment();
-        let deadlines = self.core.timers(&self.shared.settings.limits, now).map(|(timer, ms)| {
+        let deadlines = self.core.timers(&self.shared.defaults.limits, now).map(|(timer, ms)| {
             // These were promised in real time, which counts a freeze.
             let is_promised =
                 matches!(timer, Timer::Launch(_) | Timer::Backoff(..) | Timer::Queued(_));

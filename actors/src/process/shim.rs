@@ -294,7 +294,7 @@ fn limit(spec: &Spec) -> Result<(), String> {
     let set = [
         ("open_files", Resource::Nofile, limits.open_files),
         ("processes", Resource::Nproc, limits.processes),
-        ("core_size", Resource::Core, Some(limits.core_bytes)),
+        ("core_size", Resource::Core, Some(limits.core_bytes.unwrap_or(0))),
         ("file_size", Resource::Fsize, limits.file_bytes),
     ];
     for (key, resource, most) in set {

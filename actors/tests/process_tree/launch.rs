@@ -178,7 +178,7 @@ async fn the_agent_gets_the_limits_of_its_profile() {
     let some = Rlimits {
         open_files: Some(77),
         processes: Some(30_000),
-        core_bytes: 1 << 20,
+        core_bytes: Some(1 << 20),
         file_bytes: Some(1 << 30),
         cpu_seconds: Some(600),
     };

@@ -37,7 +37,7 @@ pub enum Timer {
 }
 
 /// The limits that [`Group::timers`] and [`Group::apply`] use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// One attempt, milliseconds.
     pub turn_ms: u64,
@@ -60,7 +60,7 @@ pub struct Limits {
 /// The actor passes them with each event, and a decision uses those in force at that moment. What
 /// an attempt keeps to its end is in its [`Task`] (deadline, prompt, strategy) and in its
 /// [`Run`](crate::Run) (agent, directory, detectors).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EffectiveSettings {
     /// The limits of every group.
     pub limits: Limits,
