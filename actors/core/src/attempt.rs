@@ -160,7 +160,7 @@ impl Attempt {
         let mut ending = self.ending_so_far();
         let is_lasting = match &reply {
             PromptReply::Failed { code, .. } => LASTING_ERRORS.contains(code),
-            PromptReply::Stopped { .. } => true,
+            PromptReply::Stopped { .. } | PromptReply::Queued { .. } => true,
         };
         let retryable = !is_lasting && self.is_retryable();
         let tokens = reply.tokens();
@@ -170,6 +170,7 @@ impl Attempt {
                 self.end_early(reason, StopReason::Cancelled, true, &mut ending)
             }
             (PromptReply::Stopped { stop_reason, .. }, _) => (stop_reason, TaskState::Completed),
+            (PromptReply::Queued { .. }, _) => (StopReason::EndTurn, TaskState::Completed),
             (PromptReply::Failed { .. }, Some(reason)) => {
                 self.end_early(Some(reason), StopReason::Error, true, &mut ending)
             }

@@ -42,7 +42,7 @@ pub struct Compaction {
     /// The agent's name for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// The hermes sessions before and after it.
+    /// The agent's own sessions before and after it.
     #[serde(flatten)]
     pub lineage: Lineage,
     /// Whether the next prompt has to carry its summary into another session.
@@ -230,7 +230,7 @@ impl Compaction {
             || self.unconfirmed_outcome == Some(SignalKind::Completed)
     }
 
-    /// Whether it replaced this hermes session by another.
+    /// Whether it replaced this session of the agent's own by another.
     pub(crate) fn replaced(&self, session: &str) -> bool {
         self.lineage.before.as_deref() == Some(session)
             && self.lineage.after.as_deref().is_some_and(|after| after != session)
@@ -259,10 +259,10 @@ impl Compaction {
     }
 
     /// Whether the detector may still report it. A signal in a later turn is about a compaction of
-    /// that turn, except that stderr may be late if ACP has reported this one.
+    /// that turn, except that it may be late if ACP has reported this one.
     fn is_near(&self, signal: &CompactionSignal) -> bool {
-        let may_be_late = signal.source == Source::HermesStderr;
-        !self.is_from_earlier_turn || (may_be_late && self.sources.contains(&Source::Acp))
+        let may_be_late = signal.source.may_be_late() && self.sources.contains(&Source::Acp);
+        !self.is_from_earlier_turn || may_be_late
     }
 
     /// Returns how well it matches a detector's first report of it: first by the session after it,
@@ -278,12 +278,11 @@ impl Compaction {
 impl Lineage {
     /// Fills what is unknown from `other`.
     fn join(&mut self, other: &Self) {
-        for (known, other) in [
-            (&mut self.before, &other.before),
-            (&mut self.after, &other.after),
-            (&mut self.either, &other.either),
-        ] {
+        for (known, other) in [(&mut self.before, &other.before), (&mut self.after, &other.after)] {
             *known = known.take().or_else(|| other.clone());
+        }
+        if self.either.is_none() {
+            (self.either, self.given) = (other.either.clone(), other.given.clone());
         }
         // `either` that is not the session before must be the session after.
         if self.after.is_none() && self.before.is_some() && self.either != self.before {
@@ -371,11 +370,12 @@ impl RecentCompactions {
         }
     }
 
-    /// Whether the detector has still to report the end of a compaction that led to this hermes
-    /// session.
-    pub fn awaits_end_from(&self, source: Source, session: &str) -> bool {
+    /// Whether a detector that may be late has still to report the end of a compaction that led to
+    /// this session of the agent's own.
+    pub fn awaits_late_end(&self, session: &str) -> bool {
         let leads_there = |known: &Compaction| known.lineage.after.as_deref() == Some(session);
-        self.0.iter().any(|known| leads_there(known) && !known.ended_by.contains(&source))
+        let is_late = |known: &Compaction| !known.ended_by.iter().any(|by| by.may_be_late());
+        self.0.iter().any(|known| leads_there(known) && is_late(known))
     }
 
     /// Marks all as of an earlier turn, when the next prompt is sent.
@@ -418,12 +418,13 @@ impl RecentCompactions {
         let unreported = || candidates().filter(|known| known.is_unreported_by(signal));
         let unfinished = candidates().filter(|known| known.is_unfinished_by(signal));
         let unfinished = unfinished.max_by_key(|known| known.is_named(signal));
-        // Of equals the first. But hermes reports only the last completed one, at a turn's end.
-        unfinished.or_else(|| match signal.source {
-            Source::HermesMeta => {
+        // Of equals the first, unless the detector reports only the last completed one.
+        unfinished.or_else(|| {
+            if signal.source.reports_last_only() {
                 unreported().max_by_key(|known| (known.match_score(signal), known.is_done()))
+            } else {
+                unreported().rev().max_by_key(|known| known.match_score(signal))
             }
-            _ => unreported().rev().max_by_key(|known| known.match_score(signal)),
         })
     }
 }

@@ -55,7 +55,7 @@ pub enum Event {
         session: SessionId,
         /// Whether the context was restored.
         continuity: Continuity,
-        /// Which of hermes' own sessions it is.
+        /// Which of the agent's own sessions it is.
         provenance: Option<Provenance>,
     },
     /// The agent wrote protocol messages.
@@ -74,7 +74,7 @@ pub enum Event {
         /// The report.
         signal: Box<CompactionSignal>,
     },
-    /// The agent's output named the hermes session that is in force.
+    /// The agent's output named the session of its own that is in force.
     ProvenanceGiven {
         /// The run.
         run: RunId,
@@ -230,6 +230,12 @@ pub enum PromptReply {
         /// What it spent, if the agent reports that.
         tokens: Option<Box<TokensSpent>>,
     },
+    /// It stopped with ACP's `end_turn`, and all that the agent wrote is that it queued the prompt.
+    /// After a cancel that is a pretense: the agent is wedged.
+    Queued {
+        /// What it spent, if the agent reports that.
+        tokens: Option<Box<TokensSpent>>,
+    },
     /// A JSON-RPC error.
     Failed {
         /// JSON-RPC's code.
@@ -240,10 +246,19 @@ pub enum PromptReply {
 }
 
 impl PromptReply {
+    /// Returns ACP's reason, if the prompt stopped.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        match self {
+            Self::Stopped { stop_reason, .. } => Some(*stop_reason),
+            Self::Queued { .. } => Some(StopReason::EndTurn),
+            Self::Failed { .. } => None,
+        }
+    }
+
     /// Returns what the prompt spent, if the agent reports that.
     pub fn tokens(&self) -> Option<Box<TokensSpent>> {
         match self {
-            Self::Stopped { tokens, .. } => tokens.clone(),
+            Self::Stopped { tokens, .. } | Self::Queued { tokens } => tokens.clone(),
             Self::Failed { .. } => None,
         }
     }

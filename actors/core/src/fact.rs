@@ -251,7 +251,7 @@ pub enum Fact {
         session: SessionId,
         /// Whether the context was restored.
         continuity: Continuity,
-        /// Which of hermes' own sessions it is, if the agent reports that.
+        /// Which of the agent's own sessions it is, if the agent reports that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         provenance: Option<Provenance>,
     },
@@ -296,12 +296,12 @@ pub enum Fact {
         parent: Option<u32>,
         /// The session that is in force in it.
         session: SessionId,
-        /// Which of hermes' own sessions that is.
+        /// Which of the agent's own sessions that is.
         provenance: Option<Provenance>,
     },
     /// The provenance of the open segment was noted. It is no frame (AM-13).
     ProvenanceNoted {
-        /// The hermes session that is in force.
+        /// The agent's own session that is in force.
         provenance: Provenance,
     },
     /// A compaction began.

@@ -21,7 +21,7 @@ pub struct Run {
     /// Whether it opened a new session, which has got no prompt yet.
     #[serde(default)]
     pub fresh: bool,
-    /// Whether greenroom sent it a cancel: hermes does not always survive one.
+    /// Whether greenroom sent it a cancel: not every agent survives one.
     pub cancelled: bool,
     /// Whether it is wedged after a cancel, and is stopped for that.
     pub wedged: bool,

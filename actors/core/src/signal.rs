@@ -18,6 +18,24 @@ pub enum Source {
     Task,
 }
 
+impl Source {
+    /// Whether its reports may be late: it is not read in step with the agent's messages.
+    pub(crate) fn may_be_late(self) -> bool {
+        match self {
+            Self::HermesStderr => true,
+            Self::Acp | Self::HermesMeta | Self::Task => false,
+        }
+    }
+
+    /// Whether it reports only the last compaction that a turn completed, at the turn's end.
+    pub(crate) fn reports_last_only(self) -> bool {
+        match self {
+            Self::HermesMeta => true,
+            Self::Acp | Self::HermesStderr | Self::Task => false,
+        }
+    }
+}
+
 /// One report of a detector.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CompactionSignal {
@@ -27,7 +45,7 @@ pub struct CompactionSignal {
     pub kind: SignalKind,
     /// The agent's own name for the compaction, if it gives one: ACP's `compactionId`.
     pub key: Option<String>,
-    /// The hermes sessions that it names.
+    /// The agent's own sessions that it names.
     pub lineage: Lineage,
     /// The other details.
     pub details: Details,
@@ -52,8 +70,9 @@ pub enum SignalKind {
     Noted,
 }
 
-/// The hermes sessions before and after a compaction, as far as they are named.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The agent's own sessions before and after a compaction, as far as they are named. An agent may
+/// exchange them under one ACP session.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Lineage {
     /// The session that is compacted.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,9 +80,12 @@ pub struct Lineage {
     /// The session that replaces it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// One of the two, unknown which: the `session=` of hermes' `done` line.
+    /// One of the two, unknown which.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub either: Option<String>,
+    /// The agent's form of `either`: what is given of that session if it is the one after.
+    #[serde(skip)]
+    pub given: Option<Json>,
 }
 
 /// The details of a compaction beside its status.
@@ -86,14 +108,14 @@ pub struct Details {
 /// The most bytes of a summary that are kept.
 pub const SUMMARY_BYTES_MAX: usize = 64 << 10;
 
-/// Which hermes session an ACP session stands for, as `_meta.hermes` reports it.
+/// Which of the agent's own sessions an ACP session stands for, as the agent reports it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
-    /// hermes' id of the session in force: the one to restore in the next run.
+    /// The agent's id of the session in force: the one to restore in the next run.
     pub current: String,
-    /// hermes' id of the session that it continues.
+    /// The agent's id of the session that it continues.
     pub previous: Option<String>,
-    /// Whether a compaction led to it (`reason: "compression"`, `lastMode: "session_split"`).
+    /// Whether a compaction led to it.
     pub compacted: bool,
     /// The whole report, unchanged.
     pub given: Json,

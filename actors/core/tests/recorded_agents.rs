@@ -129,7 +129,7 @@ impl Driver {
     }
 }
 
-/// codex writes why a compaction failed, after its warnings, and gives no answer.
+/// Some agents write why a compaction failed, after their warnings, and give no answer.
 #[test]
 fn the_reason_of_a_failed_compaction_is_no_answer() {
     #[rustfmt::skip]
@@ -152,7 +152,7 @@ fn the_reason_of_a_failed_compaction_is_no_answer() {
     }
 }
 
-/// opencode answers a failed compaction as if it had completed, with a usage of zero.
+/// Some agents answer a failed compaction as if it had completed, with a usage of zero.
 #[test]
 fn zero_usage_after_a_compaction_means_it_failed() {
     #[rustfmt::skip]
@@ -177,10 +177,10 @@ fn zero_usage_after_a_compaction_means_it_failed() {
     }
 }
 
-/// AM-13: hermes restores the session from before a compaction if a client loads the id that ACP
-/// knows: another context under the same id.
+/// AM-13: an agent may restore its own session from before a compaction if a client loads the id
+/// that ACP knows: another context under the same id.
 #[test]
-fn another_hermes_session_under_the_same_id_opens_a_segment() {
+fn another_own_session_under_the_same_id_opens_a_segment() {
     let of = |current: &str| {
         let (current, given) = (current.to_owned(), Json::parse("{}".into()).unwrap());
         Provenance { current, previous: None, compacted: false, given }

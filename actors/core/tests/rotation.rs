@@ -5,8 +5,8 @@ mod driver;
 
 use driver::{Driver, acquired, blocks, kinds};
 use greenroom_core::{
-    CompactionStatus as C, Continuity, Effect, Event, Exit, ExitReason, Fact, SessionId,
-    SignalKind, Source, Stop, StopReason, Strategy, TaskState as T, Timer,
+    CompactionStatus as C, Continuity, Effect, Event, Exit, ExitReason, Fact, PromptReply,
+    SessionId, SignalKind, Source, Stop, StopReason, Strategy, TaskState as T, Timer,
 };
 
 fn rotated() -> Driver {
@@ -238,14 +238,14 @@ fn a_session_that_holds_only_a_summary_is_not_rotated() {
     assert_eq!(driver.last_ended().unwrap().status, C::Noop);
 }
 
-/// hermes is wedged after a cancel: each of the two signs counts only after a cancel.
+/// An agent is wedged after a cancel: each of the two signs counts only after a cancel.
 #[test]
 fn a_wedged_agent_is_restarted() {
     type Action = fn(&mut Driver);
     let error: Action = |driver| drop(driver.fail(-32603));
     let queued: Action = |driver| {
-        driver.say("Queued for the next turn (2 waiting)");
-        driver.answer(StopReason::EndTurn);
+        driver.say("I will do it later");
+        driver.reply(PromptReply::Queued { tokens: None });
     };
     let other_error: Action = |driver| drop(driver.fail(-32000));
     let after_output: Action = |driver| {
@@ -253,7 +253,7 @@ fn a_wedged_agent_is_restarted() {
         driver.fail(-32603);
     };
     let answer: Action = |driver| {
-        driver.say("It was queued for the next turn");
+        driver.say("I will do it later");
         driver.answer(StopReason::EndTurn);
     };
     let cases = [
@@ -280,6 +280,8 @@ fn a_wedged_agent_is_restarted() {
             assert_eq!(driver.effects.iter().any(stops), stated, "{name}, {cancelled}");
             if stated {
                 assert_eq!(driver.ended(task).unwrap().0, T::Failed, "{name}");
+            } else if name == "queued" {
+                assert_eq!(driver.ended(task).unwrap().0, T::Completed, "as any answer");
             }
         }
     }
@@ -289,8 +291,8 @@ fn a_wedged_agent_is_restarted() {
 #[test]
 fn output_of_a_wedged_agent_is_no_summary() {
     let queued = |driver: &mut Driver| {
-        driver.say("Queued for the next turn");
-        driver.answer(StopReason::EndTurn);
+        driver.say("I will do it later");
+        driver.reply(PromptReply::Queued { tokens: None });
     };
     let cancel = |driver: &mut Driver| {
         let task = driver.turn();

@@ -245,6 +245,8 @@ fn compression_signal(raw: &RawValue) -> Option<CompactionSignal> {
     Some(signal(kind, None, details))
 }
 
+/// Parses `_meta.hermes`. A compaction led to the session if it says `reason: "compression"`, or in
+/// older versions `lastMode: "session_split"`.
 fn hermes_provenance(raw: &RawValue) -> Option<Provenance> {
     if PROVENANCE_BYTES_MAX < raw.get().len() {
         return None;

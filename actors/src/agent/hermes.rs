@@ -1,14 +1,21 @@
-//! Detects compactions in hermes' log lines on stderr (AM-20…24, RA).
+//! What hermes says in words: compactions in its log lines on stderr (AM-20…24, RA), and a reply
+//! that only pretends to have queued the prompt.
 
-use greenroom_core::{CompactionSignal, Details, Lineage, SignalKind, Source};
+use greenroom_core::{
+    CompactionSignal, Details, Json, Lineage, OutputSummary, PromptReply, SignalKind, Source,
+    StopReason,
+};
 
-use crate::acp::bounds::{ERROR_BYTES_MAX, bounded_id, truncate};
+use crate::acp::bounds::{ERROR_BYTES_MAX, append_bounded, bounded_id, truncate};
 
 /// Log lines begin with time, level and logger in a form that users configure. A prefix that is
 /// longer, or has more plain words than this, is a sentence, and the text after it may be quoted
 /// from a prompt (hermes logs `Prompt on session …: <the prompt>`).
 const PREFIX_BYTES_MAX: usize = 200;
 const PREFIX_WORDS_MAX: usize = 2;
+
+/// How the answer to every prompt begins once a cancel has wedged the session.
+const QUEUED: &str = "Queued for the next turn";
 
 /// The text that identifies a line, and the parser of the rest.
 type Marker = (&'static str, fn(&str) -> CompactionSignal);
@@ -74,7 +81,12 @@ fn done(rest: &str) -> CompactionSignal {
         tokens_after: field(rest, &["tokens=", "rough_tokens="]).and_then(|text| number(text).0),
         ..Details::default()
     };
-    signal(SignalKind::Completed, Lineage { either: session(rest), ..Lineage::default() }, details)
+    let either = session(rest);
+    let given = either.as_ref().and_then(|id| {
+        let named = serde_json::json!({ "hermesSessionId": id });
+        Json::write(&named).ok()
+    });
+    signal(SignalKind::Completed, Lineage { either, given, ..Lineage::default() }, details)
 }
 
 /// `… . Inserted a fallback context marker.`: hermes continues, and logs `done` next.
@@ -150,9 +162,42 @@ fn number(text: &str) -> (Option<u64>, &str) {
     (digits.replace(',', "").parse().ok(), rest)
 }
 
+/// What the agent wrote since its prompt, as far as it shows that it only queued that.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// How its text begins.
+    start: String,
+    has_tools: bool,
+}
+
+impl Answer {
+    /// Adds output about the prompt's session.
+    pub fn add(&mut self, output: &OutputSummary) {
+        self.has_tools |= !output.tools.is_empty();
+        let text = match &*self.start {
+            "" => output.text.trim_start(),
+            _ => &output.text,
+        };
+        append_bounded(&mut self.start, text, QUEUED.len());
+    }
+
+    /// Returns the reply with its meaning: the agent may only have queued the prompt.
+    pub fn interpret(&self, reply: PromptReply) -> PromptReply {
+        match reply {
+            PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens }
+                if !self.has_tools && self.start == QUEUED =>
+            {
+                PromptReply::Queued { tokens }
+            }
+            reply => reply,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use SignalKind::{Completed, Failed, Noop, Noted, Skipped, Started};
+    use greenroom_core::{ToolProgress, ToolResult, ToolUpdate};
     use proptest::prelude::*;
 
     use super::*;
@@ -165,6 +210,8 @@ mod tests {
     fn parsed(line: &str) -> Option<Parsed> {
         let CompactionSignal { source, kind, key, lineage, details } = stderr_signal(line)?;
         assert_eq!((source, key, details.summary), (Source::HermesStderr, None, None), "{line}");
+        let given = lineage.either.as_ref().map(|id| format!(r#"{{"hermesSessionId":"{id}"}}"#));
+        assert_eq!(lineage.given.as_ref().map(Json::as_str), given.as_deref(), "{line}");
         let session = match kind {
             Completed => lineage.either,
             _ => lineage.before,
@@ -324,5 +371,39 @@ mod tests {
             let quoting = stderr_signal(&format!("{LOG}{one} {rest} {other}"));
             prop_assert_eq!(quoting.map(|signal| signal.kind), kind);
         }
+    }
+
+    /// RA: what a session that a cancel has wedged answers, and what only looks like it.
+    #[test]
+    fn a_reply_that_queues_the_prompt_is_recognized() {
+        let notice = "Queued for the next turn. (1 queued)";
+        #[rustfmt::skip]
+        let cases: [(&str, &[&str], StopReason, bool); 8] = [
+            ("the notice",        &[notice],                                StopReason::EndTurn,   true),
+            ("in pieces",         &["", "\n", " Queued for", " the next turn"], StopReason::EndTurn, true),
+            ("with more",         &[notice, "So."],                         StopReason::EndTurn,   true),
+            ("cut off",           &["Queued for the next"],                 StopReason::EndTurn,   false),
+            ("within a sentence", &["It was queued for the next turn"],     StopReason::EndTurn,   false),
+            ("after other words", &["So. ", notice],                        StopReason::EndTurn,   false),
+            ("nothing",           &[],                                      StopReason::EndTurn,   false),
+            ("cancelled",         &[notice],                                StopReason::Cancelled, false),
+        ];
+        for (name, texts, stop_reason, is_queued) in cases {
+            let mut answer = Answer::default();
+            for text in texts {
+                answer.add(&OutputSummary { text: (*text).into(), ..OutputSummary::default() });
+            }
+            let reply = PromptReply::Stopped { stop_reason, tokens: None };
+            let queued = PromptReply::Queued { tokens: None };
+            let expected = if is_queued { queued } else { reply.clone() };
+            assert_eq!(answer.interpret(reply), expected, "{name}");
+            let step = ToolProgress::Ended(ToolResult::Completed);
+            let tools = vec![ToolUpdate { call: "t".into(), step }];
+            answer.add(&OutputSummary { tools, ..OutputSummary::default() });
+            let reply = PromptReply::Stopped { stop_reason, tokens: None };
+            assert_eq!(answer.interpret(reply.clone()), reply, "{name}, and a tool");
+        }
+        let failed = PromptReply::Failed { code: -32603, message: notice.into() };
+        assert_eq!(Answer::default().interpret(failed.clone()), failed);
     }
 }

@@ -14,6 +14,7 @@ use super::{
     batch::{Batch, single},
     compaction_detector::{CompactionDetector, Detected},
     handshake::{Handshake, Next},
+    hermes,
     stderr::Stderr,
     stdin::{Stdin, Unwritable},
     termination::Termination,
@@ -60,6 +61,8 @@ pub struct RunLoop {
     report: Option<Report>,
     handshake: Option<Handshake>,
     detector: CompactionDetector,
+    /// The answer to the last prompt so far.
+    answer: hermes::Answer,
     sessions: Sessions,
     /// The current session when the batch was started.
     session_before: Option<SessionId>,
@@ -125,6 +128,7 @@ impl RunLoop {
             report: None,
             handshake: Some(handshake),
             detector: CompactionDetector::new(&start.profile.signals),
+            answer: hermes::Answer::default(),
             sessions: Sessions::default(),
             session_before: None,
             tools: ToolKinds::default(),
@@ -341,7 +345,7 @@ impl RunLoop {
                 }
                 None => {
                     self.drain_stderr();
-                    let reply = acp::prompt_reply(outcome);
+                    let reply = self.answer.interpret(acp::prompt_reply(outcome));
                     self.batch.push(Event::PromptAnswered { run: self.run, id, reply });
                 }
             },
@@ -362,6 +366,7 @@ impl RunLoop {
         if let Some(session) = moved_to {
             self.batch.push(Event::SessionNamed { run, session });
         }
+        self.answer.add(&notification.summary);
         self.batch.push_line(line, notification.kind, notification.summary);
         if let Some((tool, kind)) = notification.tool_kind.map(|tool_kind| *tool_kind) {
             self.tools.insert(tool, kind);
@@ -492,7 +497,10 @@ impl RunLoop {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Prompted(session) => self.sessions.set_current(session),
+            Command::Prompted(session) => {
+                self.answer = hermes::Answer::default();
+                self.sessions.set_current(session);
+            }
             Command::OpenSession(id) => {
                 self.sessions.expect_new(id);
                 self.stdin.send(acp::new_session_line(id, &self.cwd));

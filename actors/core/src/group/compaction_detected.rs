@@ -86,9 +86,8 @@ impl Transition<'_> {
         let before = self.group.recent.status(compaction.id);
         let is_completed = compaction.status == CompactionStatus::Completed;
         let known = self.group.state.provenance().map(|known| &*known.current);
-        // Stderr may be late and name a session that was compacted since.
-        let is_late = known
-            .is_some_and(|known| self.group.recent.awaits_end_from(Source::HermesStderr, known));
+        // A late detector may name a session that was compacted since.
+        let is_late = known.is_some_and(|known| self.group.recent.awaits_late_end(known));
         let named = || compaction.continuation().filter(|_| !is_late);
         let provenance = provenance.or_else(named).filter(|given| self.is_new_provenance(given));
         let is_ordered = self.is_ordered_by_current(&compaction);

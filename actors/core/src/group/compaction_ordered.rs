@@ -102,10 +102,8 @@ impl Transition<'_> {
     pub(super) fn open_rotation(&mut self, reply: &PromptReply) -> bool {
         let Some((task, attempt)) = self.running() else { return false };
         let rotates = matches!(task.work, Work::Compaction { strategy: Strategy::Rotate, .. });
-        let is_answer = matches!(
-            reply,
-            PromptReply::Stopped { stop_reason: StopReason::EndTurn | StopReason::MaxTokens, .. }
-        );
+        let is_answer =
+            matches!(reply.stop_reason(), Some(StopReason::EndTurn | StopReason::MaxTokens));
         let is_active = self.group.recent.of(task.id).any(Compaction::is_active);
         let has_summary = !attempt.text().trim().is_empty();
         let (id, is_cancelling) = (task.id, attempt.cancel_reason.is_some());
@@ -260,7 +258,7 @@ impl Transition<'_> {
                 compaction.details.error = Some(LOCK_LOST.into());
                 CompactionEvent::Seen(SignalKind::Failed)
             }
-            // No context is empty: opencode reports usage 0, and nothing else, if it failed.
+            // No context is empty: the agent that reports usage 0 failed, and does not report that.
             TaskState::Completed if usage == Some(0) => {
                 compaction.details.error = Some("the agent does not tell what it did".into());
                 CompactionEvent::Seen(SignalKind::Failed)

@@ -12,9 +12,6 @@ use crate::{
 /// JSON-RPC's code for an error inside the agent.
 const INTERNAL_ERROR: i64 = -32603;
 
-/// What a wedged hermes answers to every prompt.
-const WEDGED_ANSWER: &str = "Queued for the next turn";
-
 impl Transition<'_> {
     /// Starts a task (START): records what must be durable before the prompt's first byte (I7,
     /// AM-2). A compaction takes command and strategy from the profile in force.
@@ -93,8 +90,7 @@ impl Transition<'_> {
         }
     }
 
-    /// Sends a cancel. Call it only while a prompt is in flight: an idle hermes does not survive
-    /// one.
+    /// Sends a cancel. Call it only while a prompt is in flight: not every idle agent survives one.
     pub(super) fn send_cancel(&mut self) {
         if let (Some(run), Some(session)) = (&self.group.run, self.group.state.session_id()) {
             let (run, session) = (run.id, session.clone());
@@ -131,7 +127,7 @@ impl Transition<'_> {
         }
     }
 
-    /// Returns the sign that hermes is wedged after a cancel: only a new run helps then.
+    /// Returns the sign that the agent is wedged after a cancel: only a new run helps then.
     pub(super) fn wedged_sign(
         &self,
         attempt: &Attempt,
@@ -148,14 +144,9 @@ impl Transition<'_> {
             {
                 Some("internal_error_after_cancel")
             }
-            PromptReply::Stopped { stop_reason: StopReason::EndTurn, .. }
-                if !attempt.has_tools()
-                    && attempt.text().trim_start().starts_with(WEDGED_ANSWER) =>
-            {
-                Some("prompt_queued_after_cancel")
-            }
-            // hermes answered before it read the cancel, and will read it while no prompt is in
-            // flight. It does not survive that.
+            PromptReply::Queued { .. } => Some("prompt_queued_after_cancel"),
+            // The agent answered before it read the cancel, and will read it while no prompt is in
+            // flight. Agents with detectors beyond ACP do not survive that.
             PromptReply::Stopped { stop_reason, .. }
                 if self.group.run.as_ref().is_some_and(|run| run.has_detectors)
                     && attempt.cancel_reason.is_some()
@@ -173,7 +164,7 @@ impl Transition<'_> {
         let Some(task) = self.running().map(|(task, _)| task.id) else { return };
         self.void_permissions_of(task);
         let Some((task, attempt)) = self.running() else { return };
-        // codex reports a failed compaction in a message alone, after its warnings.
+        // The last words may only repeat why a compaction failed, after the agent's warnings.
         let text = attempt.text().trim();
         let is_failure_report = self.group.recent.of(task.id).any(|compaction| {
             let error = compaction.details.error.as_deref().map(str::trim);

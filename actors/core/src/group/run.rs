@@ -7,8 +7,8 @@ use crate::{
 };
 
 impl Transition<'_> {
-    /// Launches an agent. If the provenance is known, it restores hermes' own session: under the
-    /// ACP id hermes would restore the session from before a compaction.
+    /// Launches an agent. If the provenance is known, it restores the agent's own session: by ACP's
+    /// id, the agent would restore the session from before a compaction.
     pub(super) fn launch(&mut self) {
         let run = RunId((self.fresh)());
         let state = &self.group.state;
@@ -53,7 +53,7 @@ impl Transition<'_> {
         if !is_same {
             self.rotate(EndReason::AgentRestart, session.clone(), provenance.clone());
         } else if is_reset {
-            // AM-13: hermes restored another of its sessions under the same ACP id.
+            // AM-13: the agent restored another of its own sessions under the same ACP id.
             self.rotate(EndReason::Reset, session.clone(), provenance.clone());
         }
         self.record(Fact::RunReady { run: id, pid, session, continuity, provenance });

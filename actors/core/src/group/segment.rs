@@ -1,5 +1,7 @@
 //! Segments: which session is in force, and what rotates to another.
 
+use std::collections::BTreeMap;
+
 use super::{Group, Session, decide::Transition};
 use crate::{
     Compaction, CompactionSignal, Details, EndReason, Fact, Lineage, Provenance, RunId, SessionId,
@@ -23,8 +25,8 @@ impl Transition<'_> {
         self.record(Fact::SegmentStarted { segment, parent, session, provenance });
     }
 
-    /// Handles a hermes session that the output named. Another one is another context, and counts
-    /// only if a compaction led to it (AM-13, AM-23).
+    /// Handles a session of the agent's own that the output named. Another one is another context,
+    /// and counts only if a compaction led to it (AM-13, AM-23).
     pub(super) fn provenance_given(&mut self, run: RunId, given: Provenance) {
         if !self.group.is_live_run(run) {
             return;
@@ -32,8 +34,8 @@ impl Transition<'_> {
         let is_new = self.is_new_provenance(&given);
         let known = self.group.state.provenance().map(|known| known.current.clone());
         if given.compacted {
-            // hermes may name the session of the turn's start, although another detector reported
-            // a later one since.
+            // It may continue the session of the turn's start, although another detector reported a
+            // later one since.
             let is_replaced =
                 |session: &String| self.group.recent.iter().any(|past| past.replaced(session));
             let previous = given.previous.clone().filter(|previous| !is_replaced(previous));
@@ -42,7 +44,11 @@ impl Transition<'_> {
                 source: Source::HermesMeta,
                 kind: SignalKind::Completed,
                 key: None,
-                lineage: Lineage { before, after: Some(given.current.clone()), either: None },
+                lineage: Lineage {
+                    before,
+                    after: Some(given.current.clone()),
+                    ..Lineage::default()
+                },
                 details: Details::default(),
             };
             self.handle_signal(&signal, Some(given.clone()), is_new);
@@ -69,15 +75,15 @@ impl Transition<'_> {
         }
     }
 
-    /// Whether it names another hermes session than is known, and not one that a compaction has
-    /// replaced: stdout and stderr are not read in step.
+    /// Whether it names another session than is known, and not one that a compaction has replaced:
+    /// stdout and stderr are not read in step.
     pub(super) fn is_new_provenance(&self, given: &Provenance) -> bool {
         let known = self.group.state.provenance();
         let is_past = self.group.recent.iter().any(|past| past.replaced(&given.current));
         known.is_none_or(|known| known.current != given.current) && !is_past
     }
 
-    /// Whether it adds to what is known of the session in force: stderr gives its name only.
+    /// Whether it adds to what is known of the session in force: a detector may give its name only.
     pub(super) fn is_fuller_provenance(&self, given: &Provenance) -> bool {
         let known = self.group.state.provenance();
         known.is_some_and(|known| {
@@ -106,7 +112,7 @@ impl Group {
         }
     }
 
-    /// Notes which of hermes' own sessions is in force.
+    /// Notes which of the agent's own sessions is in force.
     pub(super) fn apply_provenance(&mut self, provenance: &Provenance) {
         if let Some(session) = &mut self.state.session {
             session.provenance = Some(provenance.clone());
@@ -115,23 +121,19 @@ impl Group {
 }
 
 impl Compaction {
-    /// Returns the hermes session that continues after it, if a detector named it.
+    /// Returns the session of the agent's own that continues after it, if the signal that names it
+    /// is no provenance itself.
     pub(super) fn continuation(&self) -> Option<Provenance> {
-        let current = self.lineage.after.clone()?;
-        let given = Provenance::name_only(&current)?;
-        let previous = self.lineage.before.clone();
-        Some(Provenance { current, previous, compacted: true, given })
+        let Lineage { before, after, either, given } = self.lineage.clone();
+        let given = given.filter(|_| after == either)?;
+        Some(Provenance { current: after?, previous: before, compacted: true, given })
     }
 }
 
 impl Provenance {
-    /// Returns the provenance's JSON if only its name is known, from a line on stderr.
-    pub(super) fn name_only(current: &str) -> Option<crate::Json> {
-        crate::Json::write(&serde_json::json!({ "hermesSessionId": current })).ok()
-    }
-
-    /// Whether only its name is known.
-    pub(super) fn is_name_only(&self) -> bool {
-        Self::name_only(&self.current).as_ref() == Some(&self.given)
+    /// Whether only its name was given: an object whose one member is that.
+    fn is_name_only(&self) -> bool {
+        let members = serde_json::from_str::<BTreeMap<String, String>>(self.given.as_str());
+        members.is_ok_and(|members| members.values().eq([&self.current]))
     }
 }

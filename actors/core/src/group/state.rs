@@ -53,7 +53,7 @@ pub struct Session {
     pub is_fresh: bool,
     /// The context usage last reported.
     pub usage: Option<Usage>,
-    /// The hermes session in force: the one to restore in the next run.
+    /// The agent's own session in force: the one to restore in the next run.
     pub provenance: Option<Provenance>,
 }
 
@@ -132,7 +132,7 @@ impl GroupState {
         self.session.as_ref()?.usage.as_ref()
     }
 
-    /// Returns which of hermes' own sessions is in force.
+    /// Returns which of the agent's own sessions is in force.
     pub fn provenance(&self) -> Option<&Provenance> {
         self.session.as_ref()?.provenance.as_ref()
     }

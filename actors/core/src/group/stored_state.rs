@@ -165,7 +165,7 @@ mod tests {
             ("new",      &[], new()),
             ("fresh",    &[("session", "\"s\""), ("segment", "1"), ("unspoken", "true")], session(true, None, None)),
             ("prompted", &[("session", "\"s\""), ("segment", "1"), ("usage", &usage_text)], session(false, Some(usage), None)),
-            ("hermes",   &[("session", "\"s\""), ("segment", "1"), ("provenance", &known_text)], session(false, None, Some(known))),
+            ("own",      &[("session", "\"s\""), ("segment", "1"), ("provenance", &known_text)], session(false, None, Some(known))),
             ("summary",  &[("lead_in", "\"all of it\"")], GroupState { pending_summary: summary, ..new() }),
             ("archived", &[("archived", "true")], GroupState { existence: Existence::Archived, ..new() }),
             ("purging",  &[("archived", "true"), ("purging", "true")], GroupState { existence: Existence::Purging, ..new() }),

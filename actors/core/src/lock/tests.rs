@@ -202,7 +202,7 @@ fn a_process_is_read_only_from_an_exact_holder() {
     assert_eq!(Holder::unprovable(nonce).process(), None);
     let (head, _) = text.rsplit_once(":nonce=").expect("a nonce");
     for bad in [
-        text.replace("greenroom:", "hermes:"),
+        text.replace("greenroom:", "another:"),
         text.replace("pid=10", "pid=0"),
         text.replace("pid=10", "pid=+10"),
         text.replace("pid=10", "pid=010"),
@@ -241,7 +241,7 @@ fn a_holder_is_dead_only_by_proof() {
         ("in another namespace",            of(Process { pid_ns: 1, ..other }),                   Gone,         false),
         ("in another boot, or machine",     of(Process { boot: OTHER_BOOT, ..other }),            Gone,         false),
         ("unparsable",                      holder("greenroom:pid=11"),                           Gone,         false),
-        ("another program's",               holder("hermes:11:x"),                                Gone,         false),
+        ("another program's",               holder("another:11:x"),                                Gone,         false),
         ("greenroom's, without proof",      Holder::unprovable(Uuid::nil()),                      Gone,         false),
     ];
     for (name, holder, state, dead) in cases {

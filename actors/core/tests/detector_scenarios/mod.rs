@@ -16,7 +16,7 @@ const RUN: RunId = RunId(Uuid::from_u128(1));
 pub struct Scenario {
     /// The attempts to compact, turn by turn.
     pub turns: Vec<Vec<Attempt>>,
-    /// Whether each compaction leads to another hermes session.
+    /// Whether each compaction leads to another session of the agent's own.
     pub rotates: bool,
     /// What ACP shows, if anything.
     pub acp: Option<Acp>,
@@ -272,8 +272,9 @@ impl Acp {
 impl Stderr {
     fn readings(self, attempt: Attempt, before: u32, after: u32) -> Vec<Reading> {
         let named = |number: u32| self.ids.then(|| format!("h{number}"));
-        let reading = |kind, before, either| {
-            let lineage = Lineage { before, after: None, either };
+        let reading = |kind, before, either: Option<String>| {
+            let given = either.as_ref().map(named_only);
+            let lineage = Lineage { before, after: None, either, given };
             let (key, details) = (None, Details::default());
             Reading::Stderr(CompactionSignal {
                 source: Source::HermesStderr,
@@ -294,6 +295,11 @@ impl Stderr {
         };
         start.into_iter().chain(end).collect()
     }
+}
+
+/// Returns the form in which a line gives a session's name.
+fn named_only(name: &String) -> Json {
+    Json::write(&serde_json::json!({ "name": name })).unwrap_or_else(|err| unreachable!("{err}"))
 }
 
 fn provenance(current: u32, previous: Option<u32>) -> Provenance {

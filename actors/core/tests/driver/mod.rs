@@ -354,8 +354,12 @@ pub fn signal(
     before: Option<&str>,
     either: Option<&str>,
 ) -> CompactionSignal {
-    let lineage =
-        Lineage { before: before.map(Into::into), after: None, either: either.map(Into::into) };
+    let lineage = Lineage {
+        before: before.map(Into::into),
+        after: None,
+        either: either.map(Into::into),
+        given: either.map(|name| Json::write(&serde_json::json!({ "name": name })).unwrap()),
+    };
     CompactionSignal { source, kind, key: None, lineage, details: Details::default() }
 }
 

@@ -55,7 +55,7 @@ pub enum Action {
     LoseLock,
     /// The agent opened its session.
     Ready(Continuity),
-    /// The agent opened its session, and named its hermes session.
+    /// The agent opened its session, and named its own session.
     ReadyAs(Continuity, u8),
     /// The agent opened the other session that the group requested, or failed to.
     OpenSession(bool),
@@ -67,7 +67,7 @@ pub enum Action {
     UnsupportedRequest,
     /// A message or a line on stderr reports a compaction.
     CompactionSignal(DetectorSignal),
-    /// A message names the hermes session in force.
+    /// A message names the agent's own session in force.
     Provenance { number: u8, compacted: bool },
     /// A message names another session, or the one in force.
     NameSession(u8),
@@ -77,6 +77,8 @@ pub enum Action {
     AnswerPermission { back: u8, choice: PermissionChoice },
     /// The agent answers its prompt.
     AnswerPrompt(StopReason),
+    /// The agent answers that it queued its prompt.
+    QueuePrompt,
     /// The agent answers its prompt with an error.
     AnswerPromptWithError(i64),
     /// The agent answers a prompt a second time.
@@ -168,8 +170,6 @@ pub enum AgentMessage {
     Burst(u8),
     /// A message that is no output of an attempt.
     Mode,
-    /// What hermes writes when it is wedged after a cancel.
-    Queued,
 }
 
 /// What a detector reports of a compaction.
@@ -181,7 +181,7 @@ pub struct DetectorSignal {
     pub kind: SignalKind,
     /// ACP's key for it; 0: none.
     pub key: u8,
-    /// The compacted hermes session, and the one after it; 0: not named.
+    /// The compacted session of the agent's own, and the one after it; 0: not named.
     pub lineage: (u8, u8),
 }
 
@@ -253,7 +253,7 @@ fn server_action() -> impl Strategy<Value = Action> {
 }
 
 fn run_action() -> impl Strategy<Value = Action> {
-    let ready = (continuity(), 0..4_u8).prop_map(|(continuity, hermes)| match hermes {
+    let ready = (continuity(), 0..4_u8).prop_map(|(continuity, own)| match own {
         0 => Action::Ready(continuity),
         number => Action::ReadyAs(continuity, number),
     });
@@ -287,6 +287,7 @@ fn output_action() -> impl Strategy<Value = Action> {
         1 => select(vec![Action::InvalidOutput, Action::UnsupportedRequest]),
         5 => permission_request().prop_map(Action::RequestPermission),
         12 => stop_reason.prop_map(Action::AnswerPrompt),
+        1 => Just(Action::QueuePrompt),
         2 => select(CODES.to_vec()).prop_map(Action::AnswerPromptWithError),
         2 => Just(Action::AnswerPromptWithError(CODES[0])),
         1 => stray_answer,
@@ -357,7 +358,6 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
         1 => (0..3_u8).prop_map(AgentMessage::ToolCompleted),
         1 => (0..3_u8).prop_map(AgentMessage::ToolFailed),
         1 => Just(AgentMessage::Mode),
-        1 => Just(AgentMessage::Queued),
     ]
 }
 

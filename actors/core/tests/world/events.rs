@@ -150,6 +150,10 @@ impl World {
                 let tokens = spent(self.group.state().last_seq);
                 self.answer(PromptReply::Stopped { stop_reason, tokens })?
             }
+            Action::QueuePrompt => {
+                let tokens = spent(self.group.state().last_seq);
+                self.answer(PromptReply::Queued { tokens })?
+            }
             Action::AnswerPromptWithError(code) => {
                 self.answer(PromptReply::Failed { code, message: "broken".into() })?
             }
@@ -303,7 +307,7 @@ impl World {
         Some(Event::LockAnswered { task, key, answer })
     }
 
-    fn ready(&mut self, continuity: Continuity, hermes: u8) -> Option<Event> {
+    fn ready(&mut self, continuity: Continuity, own: u8) -> Option<Event> {
         let fresh = self.session();
         let agent = self.agent.as_mut().filter(|agent| !agent.ready && agent.can_write())?;
         agent.ready = true;
@@ -313,7 +317,7 @@ impl World {
             (Some(wanted), Continuity::Resumed) => (wanted.clone(), Continuity::Resumed),
             (Some(wanted), _) => (wanted.clone(), Continuity::Loaded),
         };
-        let provenance = (hermes > 0).then(|| provenance(hermes, None, hermes == 3));
+        let provenance = (own > 0).then(|| provenance(own, None, own == 3));
         Some(Event::AgentReady { run: agent.run, pid: 7, session, continuity, provenance })
     }
 

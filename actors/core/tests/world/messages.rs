@@ -12,9 +12,6 @@ use super::{
     actions::{AgentMessage, DetectorSignal, PermissionRequest},
 };
 
-/// What hermes writes when it is wedged after a cancel.
-const QUEUED: &str = "Queued for the next turn. (1 queued)";
-
 /// Returns one of a few settings; they differ in agent and directory.
 pub fn settings(number: u8) -> Settings {
     let (number, more) = (number % 4, number / 4);
@@ -123,22 +120,25 @@ pub fn json(text: String) -> Json {
     Json::parse(text).unwrap_or_else(|err| unreachable!("the test writes JSON: {err}"))
 }
 
-/// Returns what `_meta.hermes` reports of the hermes session with this number.
+/// Returns what an agent reports of its own session with this number: more than its name.
 pub fn provenance(number: u8, previous: Option<String>, compacted: bool) -> Provenance {
     let current = format!("h{number}");
-    let given = json(format!(r#"{{"currentHermesSessionId":"{current}"}}"#));
+    let given = json(format!(r#"{{"own":"{current}","number":{number}}}"#));
     Provenance { current, previous, compacted, given }
 }
 
 impl DetectorSignal {
     /// Returns the signal. Only ACP gives keys; the end of a stderr line names one of the two
-    /// sessions.
+    /// sessions, in the agent's form.
     pub fn signal(self) -> CompactionSignal {
         let named = |number: u8| (number > 0).then(|| format!("h{number}"));
         let (before, after) = (named(self.lineage.0), named(self.lineage.1));
         let lineage = match self.source {
-            Source::HermesStderr => Lineage { before, after: None, either: after },
-            _ => Lineage { before, after, either: None },
+            Source::HermesStderr => {
+                let given = after.as_ref().map(|name| json(format!(r#"{{"name":"{name}"}}"#)));
+                Lineage { before, after: None, either: after, given }
+            }
+            _ => Lineage { before, after, ..Lineage::default() },
         };
         let key = match self.source {
             Source::Acp => (self.key > 0).then(|| format!("k{}", self.key)),
@@ -180,7 +180,6 @@ impl AgentMessage {
                 tool_ended(id.wrapping_mul(7), ToolResult::Failed),
             ],
             Self::Mode => vec![(update(r#"{"sessionUpdate":"current_mode_update"}"#), NOTHING)],
-            Self::Queued => vec![chunk(QUEUED)],
         }
     }
 }

@@ -70,8 +70,8 @@ pub fn situations() -> Vec<(&'static str, Vec<Action>)> {
         ("the last attempt", sixth),
         ("after a cancel", then(IN_TURN, &[CANCEL, CONFIRM_CANCEL, SUBMIT, Action::GrantSlot])),
         ("wedged by a cancel", {
-            let queued = Action::Output(AgentMessage::Queued);
-            then(IN_TURN, &[CANCEL, CONFIRM_CANCEL, SUBMIT, Action::GrantSlot, queued, ANSWER])
+            let queued = Action::QueuePrompt;
+            then(IN_TURN, &[CANCEL, CONFIRM_CANCEL, SUBMIT, Action::GrantSlot, OUTPUT, queued])
         }),
         ("held", with(HOLD, &then(IN_TURN, &[SUBMIT, OUTPUT, EXITS]))),
         ("interrupted once", with(AUTO_HOLD, &then(IN_TURN, &[SUBMIT, OUTPUT, EXITS]))),
