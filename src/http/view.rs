@@ -6,8 +6,8 @@ use greenroom_actors::{
 };
 use greenroom_core::{
     Blocked, Deadline, GroupId, Interrupted, Json, OnInterrupt, Origin, PermissionPolicy, RunId,
-    SessionId, Source, Status, StopReason, TaskError, TaskFinding, TaskId, TaskKind, TaskState,
-    Timestamp, Usage, Work,
+    SessionId, Source, Status, StopReason, TaskError, TaskId, TaskKind, TaskState, Timestamp,
+    Usage, Work, findings,
 };
 use serde::{Serialize, Serializer};
 
@@ -189,7 +189,8 @@ pub struct Task {
     seq_first: Option<u64>,
     seq_last: Option<u64>,
     interrupted: Option<Interrupted>,
-    findings: Vec<TaskFinding>,
+    #[serde(serialize_with = "findings::serialize")]
+    findings: bool,
     cancel_requested: bool,
     deadline_ms: Option<u64>,
     expires_at: Option<Time>,
@@ -244,7 +245,7 @@ impl Task {
             seq_first: task.seq_first,
             seq_last: task.seq_last,
             interrupted: ending.interrupted,
-            findings: ending.findings,
+            findings: ending.has_empty_answer,
             cancel_requested: task.cancel_requested,
             deadline_ms: task.deadline_ms,
             expires_at: task.expires.as_ref().map(Deadline::at_wall_clock).map(Time),

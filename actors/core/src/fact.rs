@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cause, Compaction, Continuity, Deadline, Exit, Interrupted, Json, Lines, Origin, OutputSummary,
-    Permission, PermissionId, PermissionState, Provenance, RunId, SessionId, Settings, StopReason,
-    Strategy, Task, TaskError, TaskFinding, TaskId, TaskKind, TaskState, TokensSpent,
+    Cause, Compaction, Continuity, Deadline, Ending, Exit, Interrupted, Json, Lines, Origin,
+    OutputSummary, Permission, PermissionId, PermissionState, Provenance, RunId, SessionId,
+    Settings, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState, TokensSpent,
 };
 
 /// A batch of the agent's messages as a fact.
@@ -206,7 +206,7 @@ pub enum Fact {
         /// The task.
         task: TaskId,
     },
-    /// The task reached its terminal state.
+    /// The task reached its terminal state; see [`Fact::task_ended`].
     TaskEnded {
         /// The task.
         task: TaskId,
@@ -224,9 +224,14 @@ pub enum Fact {
         error: Option<TaskError>,
         /// What is known of an interrupted turn.
         interrupted: Option<Interrupted>,
-        /// What a person should look at.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        findings: Vec<TaskFinding>,
+        /// Whether a completed turn has an empty answer: the one finding of a task.
+        #[serde(
+            default,
+            rename = "findings",
+            with = "crate::findings",
+            skip_serializing_if = "std::ops::Not::not"
+        )]
+        has_empty_answer: bool,
         /// Its whole record, in its final form.
         #[serde(skip, default = "empty_record")]
         record: Box<Task>,
@@ -414,6 +419,23 @@ fn empty_record() -> Box<Task> {
 }
 
 impl Fact {
+    /// Creates the fact that a task ended, by its record in its final form. `kind` is the record's,
+    /// but for a compaction whose stored frame lacks it.
+    pub fn task_ended(kind: TaskKind, record: Task) -> Self {
+        let Ending { stop_reason, error, interrupted, has_empty_answer, .. } = &record.ending;
+        Self::TaskEnded {
+            task: record.id,
+            kind,
+            attempt: record.attempt,
+            state: record.state,
+            stop_reason: *stop_reason,
+            error: error.clone(),
+            interrupted: interrupted.clone(),
+            has_empty_answer: *has_empty_answer,
+            record: Box::new(record),
+        }
+    }
+
     /// Returns the payload of the fact's frame.
     pub fn payload(&self) -> String {
         // Written as an object with one member, named after the fact.

@@ -72,7 +72,7 @@ pub use signal::{
 pub use step::Step;
 pub use task::{
     Blocked, Cause, CompactionOrder, Ending, Interrupted, Origin, SideEffects, StopReason,
-    Strategy, Task, TaskError, TaskFinding, TaskKind, TaskState, Work,
+    Strategy, Task, TaskError, TaskKind, TaskState, Work, findings,
 };
 pub use time::{BootId, Deadline, Now, Timestamp, Uptime};
 pub use trust::Trust;

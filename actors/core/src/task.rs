@@ -282,16 +282,38 @@ pub struct Ending {
     pub usage: Option<Usage>,
     /// The token counts in the agent's answer, unchanged.
     pub tokens: Option<Json>,
-    /// What a person should look at.
-    pub findings: Vec<TaskFinding>,
+    /// Whether it is a turn that was completed without message text and without a tool call: the
+    /// one finding of a task.
+    pub has_empty_answer: bool,
 }
 
-/// Something odd about an ended task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskFinding {
-    /// The turn is completed without message text and without a tool call.
-    EmptyAnswer,
+/// The findings of a task, as frames, rows and the API write them: a list of names.
+pub mod findings {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Name {
+        EmptyAnswer,
+    }
+
+    /// Writes whether the task has an empty answer.
+    ///
+    /// # Errors
+    ///
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(is_empty: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+        is_empty.then_some(Name::EmptyAnswer).as_slice().serialize(serializer)
+    }
+
+    /// Reads whether the task has an empty answer.
+    ///
+    /// # Errors
+    ///
+    /// The deserializer's, or a name is unknown.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+        Vec::<Name>::deserialize(deserializer).map(|names| !names.is_empty())
+    }
 }
 
 /// The error of a task: a code for programs, a sentence for people.

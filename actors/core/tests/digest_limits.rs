@@ -6,8 +6,7 @@
 use greenroom_core::{
     AgentOutput, Compaction, CompactionStatus, Cost, Digest, Digests, Exit, ExitReason, Fact,
     Kinds, Lines, OutputSummary, PermissionId, PermissionState, RunId, SessionId, StopReason,
-    TaskFinding, TaskId, TaskState, Timestamp, Tokens, TokensSpent, ToolProgress, ToolResult,
-    ToolUpdate, Usage,
+    TaskId, TaskState, Timestamp, Tokens, TokensSpent, ToolProgress, ToolResult, ToolUpdate, Usage,
     digest::{Finding, FindingKind, Outcome, Sealed},
 };
 use serde_json::json;
@@ -174,8 +173,13 @@ fn each_finding_has_its_cause() {
             assert_eq!(digest.findings.count, expected.len() as u64, "{name}");
         }
     }
-    let unseen = TaskFinding::EmptyAnswer;
-    assert_eq!(json!(unseen), "empty_answer", "the only finding of a task");
+    assert!(matches!(task_ended(&[]), Fact::TaskEnded { has_empty_answer: false, .. }));
+    let unknown = json!({
+        "task": TASK, "state": TaskState::Completed, "stop_reason": null, "error": null,
+        "interrupted": null, "findings": ["unseen"],
+    });
+    let read = Fact::read("greenroom/task_ended", &unknown.to_string());
+    assert!(read.unwrap().is_err(), "the only finding of a task is an empty answer");
 }
 
 /// TD-9: the context is the last reported one, token sums come from settlements, and a session's

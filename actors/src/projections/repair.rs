@@ -217,20 +217,10 @@ fn end_lost(
         let message = "the stored prompt could not be read, so the task was not run".to_owned();
         let error = Some(TaskError { code: "unreadable".into(), message });
         let seq_last = Some(replay.group.state().last_seq + 1);
-        let (kind, attempt, state) = (task.kind(), task.attempt, TaskState::Failed);
+        let (kind, state) = (task.kind(), TaskState::Failed);
         let mut record = Task { state, retry_at: None, ended_at: Some(at), seq_last, ..task };
-        record.ending.error.clone_from(&error);
-        let fact = Fact::TaskEnded {
-            task: *id,
-            kind,
-            attempt,
-            state,
-            stop_reason: None,
-            error,
-            interrupted: None,
-            findings: Vec::new(),
-            record: Box::new(record),
-        };
+        record.ending.error = error;
+        let fact = Fact::task_ended(kind, record);
         replay.group.replay(&fact, at);
         facts.push(fact);
         losses.push(format!("{id}: its prompt cannot be read; the task is failed"));

@@ -268,50 +268,21 @@ impl LogReplay {
                 stop_reason,
                 error,
                 interrupted,
-                findings,
-                ..
+                has_empty_answer,
+                record: _,
             } => {
-                let open = self.group.task(task).cloned();
                 let known = self
                     .group
                     .attempt()
                     .filter(|_| self.group.current().is_some_and(|current| current.id == task));
-                let ending = Ending {
-                    stop_reason,
-                    error: error.clone(),
-                    interrupted: interrupted.clone(),
-                    findings: findings.clone(),
-                    ..known.map(greenroom_core::Attempt::ending_so_far).unwrap_or_default()
-                };
-                let record = open.map(|open| Task {
-                    attempt: if attempt == 0 { open.attempt } else { attempt },
-                    state,
-                    ending,
-                    retry_at: None,
-                    ..open
+                let so_far = known.map(greenroom_core::Attempt::ending_so_far).unwrap_or_default();
+                let ending = Ending { stop_reason, error, interrupted, has_empty_answer, ..so_far };
+                let open = self.group.task(task).cloned().unwrap_or_else(|| {
+                    self.differ(format!("I9: {task} ended and was not open"));
+                    Task::new(task, Work::Turn { prompt: acp::empty_prompt() }, Origin::Api)
                 });
-                let record = record.map_or_else(
-                    || {
-                        self.differ(format!("I9: {task} ended and was not open"));
-                        Box::new(Task::new(
-                            task,
-                            Work::Turn { prompt: acp::empty_prompt() },
-                            Origin::Api,
-                        ))
-                    },
-                    Box::new,
-                );
-                Fact::TaskEnded {
-                    task,
-                    kind,
-                    attempt,
-                    state,
-                    stop_reason,
-                    error,
-                    interrupted,
-                    findings,
-                    record,
-                }
+                let attempt = if attempt == 0 { open.attempt } else { attempt };
+                Fact::task_ended(kind, Task { attempt, state, ending, retry_at: None, ..open })
             }
             fact => fact,
         }

@@ -159,18 +159,8 @@ pub fn a_terminal_state_is_not_overwritten<E: Engine>() {
     commit(&mut store, &actor.play_all(&[SUBMIT, Action::GrantSlot, READY, ANSWER]));
     let ended = tasks(&engine.read_store(), 1).remove(0);
     assert_eq!(ended.state, TaskState::Completed);
-    let record = Box::new(Task { state: TaskState::Failed, ..ended.clone() });
-    let second_end = Fact::TaskEnded {
-        task: ended.id,
-        kind: ended.kind(),
-        attempt: 1,
-        state: TaskState::Failed,
-        stop_reason: None,
-        error: None,
-        interrupted: None,
-        findings: Vec::new(),
-        record,
-    };
+    let record = Task { state: TaskState::Failed, ..ended.clone() };
+    let second_end = Fact::task_ended(ended.kind(), record);
     let second_end = actor.forge(NOW, vec![second_end]);
     refused(&mut store, second_end);
     assert_eq!(tasks(&engine.read_store(), 1), [ended]);

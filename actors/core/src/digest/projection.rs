@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     AgentOutput, Compaction, CompactionStatus, Cost, Exit, Fact, GroupState, OutputSummary,
-    PermissionState, RunId, SessionId, StopReason, TaskFinding, TaskId, TaskKind, Timestamp,
-    TokensSpent, ToolProgress, ToolUpdate, compaction::RECENT_MAX,
+    PermissionState, RunId, SessionId, StopReason, TaskId, TaskKind, Timestamp, TokensSpent,
+    ToolProgress, ToolUpdate, compaction::RECENT_MAX,
 };
 
 /// How many open tool calls are remembered, and how long their ids may be (I11).
@@ -204,16 +204,11 @@ impl OpenState {
             }
             Fact::SummaryGiven { tokens, .. } => delta.add_tokens(tokens.as_deref()),
             Fact::TaskRetrying { error, .. } => delta.add_error(&error.code, seq),
-            Fact::TaskEnded { task, stop_reason, error, findings, .. } => {
+            Fact::TaskEnded { task, stop_reason, error, has_empty_answer, .. } => {
                 self.end_turn(*task, *stop_reason, &mut delta);
                 error.iter().for_each(|error| delta.add_error(&error.code, seq));
-                for finding in findings {
-                    delta.add_finding(
-                        seq,
-                        match finding {
-                            TaskFinding::EmptyAnswer => FindingKind::EmptyAnswer { task: *task },
-                        },
-                    );
+                if *has_empty_answer {
+                    delta.add_finding(seq, FindingKind::EmptyAnswer { task: *task });
                 }
             }
             Fact::AgentOutputRejected { .. } => delta.add_error("agent_output_rejected", seq),

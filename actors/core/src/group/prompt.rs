@@ -3,8 +3,8 @@
 use super::{Current, Group, decide::Transition};
 use crate::{
     AgentOutput, Attempt, CancelReason, Cause, CompactionStatus, Deadline, Effect, Fact, Json,
-    OutputSummary, PromptReply, RetryPolicy, RunId, Stop, StopReason, Strategy, TaskError,
-    TaskFinding, TaskId, TaskKind, TaskState, Work,
+    OutputSummary, PromptReply, RetryPolicy, RunId, Stop, StopReason, Strategy, TaskError, TaskId,
+    TaskKind, TaskState, Work,
     attempt::{Settlement, fail_exhausted},
     retry::FailureKind,
 };
@@ -180,7 +180,7 @@ impl Transition<'_> {
         // An `end_turn` alone is no proof of an answer.
         let is_empty = settled.stop_reason == StopReason::EndTurn && !has_answer;
         if task.kind() == TaskKind::Turn && is_empty && settled.state == TaskState::Completed {
-            settled.ending.findings.push(TaskFinding::EmptyAnswer);
+            settled.ending.has_empty_answer = true;
         }
         self.abandon_compaction();
         self.release_lock(false);

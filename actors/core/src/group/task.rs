@@ -121,7 +121,7 @@ impl Transition<'_> {
             self.release_lock(false);
         }
         let Some(task) = self.group.task(id) else { return };
-        let record = Box::new(Task {
+        let record = Task {
             state,
             attempt,
             retry_at: None,
@@ -129,20 +129,10 @@ impl Transition<'_> {
             seq_last: Some(self.group.state.last_seq + 1),
             ending,
             ..task.clone()
-        });
+        };
         let kind = record.kind();
         let error = record.ending.error.as_ref().map(|error| error.code.clone());
-        self.record(Fact::TaskEnded {
-            task: id,
-            kind,
-            attempt,
-            state,
-            stop_reason: record.ending.stop_reason,
-            error: record.ending.error.clone(),
-            interrupted: record.ending.interrupted.clone(),
-            findings: record.ending.findings.clone(),
-            record,
-        });
+        self.record(Fact::task_ended(kind, record));
         if kind == TaskKind::Compaction {
             self.pause_auto_compact_after(state, error.as_deref());
         }

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
     Choice, Effect, EffectiveSettings, Fact, Group, GroupState, Json, Now, PermissionId,
-    PermissionOption, Rejected, RunId, RunPhase, Strategy, TaskFinding, TaskId, TaskKind,
-    TaskState, Work,
+    PermissionOption, Rejected, RunId, RunPhase, Strategy, TaskId, TaskKind, TaskState, Work,
 };
 
 use super::{
@@ -278,7 +277,7 @@ impl Checker {
                 let empty = seen.kind == TaskKind::Turn
                     && *state == TaskState::Completed
                     && record.ending.stop_reason == Some(greenroom_core::StopReason::EndTurn);
-                let found = record.ending.findings.contains(&TaskFinding::EmptyAnswer);
+                let found = record.ending.has_empty_answer;
                 let answered = self.answer;
                 ensure!(found == (empty && !answered), "{task}: {found} and {answered}");
                 let code = record.ending.error.as_ref().map(|error| &*error.code);

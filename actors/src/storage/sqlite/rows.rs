@@ -9,7 +9,7 @@ use rusqlite::{
     types::{FromSql, FromSqlError, Type, ValueRef},
 };
 use serde::{
-    Serialize,
+    Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
 };
 use uuid::Uuid;
@@ -45,6 +45,10 @@ pub fn seq(key: i64) -> u64 {
 pub fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".into())
 }
+
+/// The column of a task's findings.
+#[derive(Serialize, Deserialize)]
+pub struct Findings(#[serde(with = "greenroom_core::findings")] pub bool);
 
 /// Converts a time into a column.
 pub fn ms(at: Option<Timestamp>) -> Option<i64> {
@@ -154,7 +158,7 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
             text_truncated: row.get(23)?,
             usage: from_json(row, 24)?,
             tokens: raw_json(row, 25)?,
-            findings: from_json(row, 27)?.unwrap_or_default(),
+            has_empty_answer: from_json(row, 27)?.is_some_and(|Findings(has)| has),
         },
     };
     // Without them its frames could not be found, and its prompt would be sent twice (I7).

@@ -3,7 +3,7 @@
 use greenroom_core::{Deadline, Json, RunId, Strategy, Task, TaskId, Timestamp, Work};
 use rusqlite::{Connection, params};
 
-use super::rows::{int, json, key, ms};
+use super::rows::{Findings, int, json, key, ms};
 use crate::{storage::GroupNo, wire_name::wire_name};
 
 /// A task's attempt at its start.
@@ -148,7 +148,7 @@ pub fn end(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
             ending.text_truncated,
             ending.usage.as_ref().map(json),
             ending.tokens.as_ref().map(|json| json.as_str()),
-            (!ending.findings.is_empty()).then(|| json(&ending.findings)),
+            ending.has_empty_answer.then(|| json(&Findings(true))),
             task.attempt,
             task.retry_at.as_ref().map(json),
             task.id.0.as_bytes(),
