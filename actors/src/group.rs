@@ -30,8 +30,8 @@ use actix::{
     Message, Recipient, SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Blocked, Digests, Effect, EffectiveSettings, Event, Existence, Fact, GroupId, Now, Recovery,
-    Rejected, RunId, Settings, Status, Step, Task, TaskId, TaskState, Timer,
+    Blocked, Digests, Effect, EffectiveSettings, Event, Fact, GroupId, Now, Recovery, Rejected,
+    RunId, Settings, Status, Step, Task, TaskId, TaskState, Timer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -413,9 +413,6 @@ impl Group {
         if self.core.run().is_none() {
             self.agent = None;
             self.stop_waiters.drain(..).for_each(|waiter| _ = waiter.send(()));
-            if self.core.state().existence == Existence::Purging && self.core.current().is_none() {
-                self.purge(ctx);
-            }
         }
         self.reconcile_pool();
         self.reconcile_lease(ctx);
@@ -442,6 +439,7 @@ impl Group {
             }
             Effect::Answer { run, answer } => (run, AgentCommand::Send(acp::answer_line(&answer))),
             Effect::Stop { run, how } => (run, AgentCommand::Stop(how)),
+            Effect::Purge => return self.purge(ctx),
         };
         if let Some((current, handle)) = &self.agent
             && *current == run

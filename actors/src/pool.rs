@@ -20,7 +20,7 @@ use actix::{
 };
 use greenroom_core::{
     RunId,
-    pool::{PoolAction, RunUsage},
+    pool::{Activity, PoolAction, RunUsage},
 };
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
@@ -69,17 +69,6 @@ impl UsageCell {
             moment => RunUsage::Idle(moment),
         }
     }
-}
-
-/// How a group uses its run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activity {
-    /// The run has a task.
-    Busy,
-    /// The run has no task.
-    Idle,
-    /// The group has stopped the run.
-    Stopping,
 }
 
 /// The occupancy of a pool.

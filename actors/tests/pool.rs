@@ -7,9 +7,9 @@ use std::time::Duration;
 use actix::{Actor, Addr, Context, Handler, Message};
 use greenroom_actors::{
     clock,
-    pool::{Activity, AgentPool, Evict, Occupancy, PoolPermit, PoolRequest, UsageCell},
+    pool::{AgentPool, Evict, Occupancy, PoolPermit, PoolRequest, UsageCell},
 };
-use greenroom_core::RunId;
+use greenroom_core::{RunId, pool::Activity};
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,

@@ -67,6 +67,8 @@ pub enum Effect {
         /// How to stop it.
         how: Stop,
     },
+    /// Delete all rows of the group, which is archived and has no run.
+    Purge,
 }
 
 /// An answer to a permission request.

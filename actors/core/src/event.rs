@@ -161,8 +161,17 @@ pub enum Event {
     },
     /// A limit of [`crate::Group::timers`] was reached.
     TimerFired(Timer),
-    /// The server shuts down and waits no longer for the running turn.
-    Shutdown,
+    /// The pool asks for the place of an idle run, as another group's run waits for one.
+    Evicted {
+        /// The run.
+        run: RunId,
+    },
+    /// The server began to shut down: it starts no work, and waits for the running turn.
+    DrainStarted,
+    /// The server waits no longer for the running turn.
+    DrainTimedOut,
+    /// The server ends, and the run with it.
+    DrainEnded,
     /// The server began to shut down before it wrote the prompt with this id to the run. It does
     /// not write the prompt.
     PromptWithheld {

@@ -16,6 +16,17 @@ pub enum RunUsage {
     Stopping,
 }
 
+/// How a group uses its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// The run has a task, or compacts by itself.
+    Busy,
+    /// The run has no task.
+    Idle,
+    /// The group has stopped the run.
+    Stopping,
+}
+
 /// What the pool's actor has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolAction {

@@ -190,7 +190,7 @@ fn every_end_of_a_run_or_turn_abandons_the_active_compaction() {
         driver.expire(|timer| matches!(timer, Timer::Attempt(_)));
     };
     let shut_down: Ends = |driver| {
-        driver.apply(Event::Shutdown);
+        driver.apply(Event::DrainTimedOut);
     };
     let ends = [
         ("death", died),

@@ -202,7 +202,7 @@ fn the_cancel_reason_survives_a_restart_of_the_server() {
         let task = driver.group.current().unwrap().id;
         driver.apply(Event::CancelRequested(task));
     };
-    let shutdown: Cancels = |driver| drop(driver.apply(Event::Shutdown));
+    let shutdown: Cancels = |driver| drop(driver.apply(Event::DrainTimedOut));
     let both: Cancels = |driver| {
         driver.expire(|timer| matches!(timer, Timer::Attempt(_)));
         let task = driver.group.current().unwrap().id;

@@ -374,7 +374,7 @@ fn pause_and_shutdown_release_an_unused_lock() {
     driver.apply(Event::Resumed);
     assert_eq!(driver.lock_requests(), 2);
     driver.lock(acquired());
-    driver.apply(Event::Shutdown);
+    driver.apply(Event::DrainTimedOut);
     assert_eq!(
         (driver.group.lease(), driver.lock_requests()),
         (None, 2),

@@ -260,9 +260,8 @@ fn an_agent_with_a_permission_outside_of_a_turn_may_be_evicted() {
     let now = driver.moment();
     let idle = |(timer, _): &(Timer, u64)| matches!(timer, Timer::Idle(..));
     assert!(!driver.group.timers(&LIMITS, now).any(|timer| idle(&timer)), "no idle timer runs");
-    let evicted = Timer::Idle(driver.run(), driver.group.state().last_seq);
     let run = driver.run();
-    let step = driver.apply(Event::TimerFired(evicted));
+    let step = driver.apply(Event::Evicted { run });
     let void =
         |fact: &Fact| matches!(fact, Fact::PermissionResolved { state: PermissionState::Void, .. });
     assert!(step.facts.iter().any(void), "it is void before an answer is lost: {step:?}");

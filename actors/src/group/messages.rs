@@ -1,18 +1,18 @@
 //! The messages that a group takes, and their short handlers.
 
 use actix::{
-    ActorFutureExt as _, AtomicResponse, Context, Handler, Message, ResponseFuture,
-    WrapFuture as _, fut::LocalBoxActorFuture,
+    ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler, Message,
+    ResponseFuture, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Choice, Event, Json, OnInterrupt, PermissionId, PermissionPolicy, Rejected, Settings, Stop,
-    Task, TaskId, Work,
+    Choice, Event, Json, OnInterrupt, PermissionId, PermissionPolicy, Rejected, Settings, Task,
+    TaskId, Work,
 };
 use tokio::sync::oneshot;
 
-use super::Group;
+use super::{Group, self_message::SelfMessage};
 use crate::{
-    agent::{AgentCommand, AgentReport},
+    agent::AgentReport,
     failpoint,
     storage::{StoreError, TaskView, Unreadable},
 };
@@ -349,10 +349,8 @@ impl Handler<Drain> for Group {
     type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, _: Drain, ctx: &mut Context<Self>) -> Self::Result {
-        // A task that has not started yet starts after the next start of the server (DQ-11).
-        let unsent = self.core.current().is_some() && self.core.attempt().is_none();
-        let events = if unsent { vec![Event::Shutdown] } else { Vec::new() };
-        AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
+        let drained = self.advance(vec![Event::DrainStarted], ctx);
+        AtomicResponse::new(Box::pin(drained.map(|_, _, _| ())))
     }
 }
 
@@ -360,17 +358,20 @@ impl Handler<CancelRunning> for Group {
     type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, _: CancelRunning, ctx: &mut Context<Self>) -> Self::Result {
-        AtomicResponse::new(Box::pin(self.advance(vec![Event::Shutdown], ctx).map(|_, _, _| ())))
+        let cancelled = self.advance(vec![Event::DrainTimedOut], ctx);
+        AtomicResponse::new(Box::pin(cancelled.map(|_, _, _| ())))
     }
 }
 
 impl Handler<StopAgent> for Group {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, _: StopAgent, _: &mut Context<Self>) -> Self::Result {
-        let Some((_, agent)) = &self.agent else { return Box::pin(std::future::ready(())) };
-        let how = if self.core.current().is_some() { Stop::Firmly } else { Stop::Gently };
-        agent.agent.do_send(AgentCommand::Stop(how));
+    fn handle(&mut self, _: StopAgent, ctx: &mut Context<Self>) -> Self::Result {
+        if self.agent.is_none() {
+            return Box::pin(std::future::ready(()));
+        }
+        // The mailbox stays open meanwhile: the run's last reports have to be stored.
+        ctx.address().do_send(SelfMessage::Event(Event::DrainEnded));
         let (done, end) = oneshot::channel();
         self.stop_waiters.push(done);
         Box::pin(async { _ = end.await })

@@ -1,7 +1,7 @@
 //! The group itself: created, changed, paused, resumed, archived, purged.
 
 use super::{CrashLoop, Existence, Group, Hold, Rejected, decide::Transition};
-use crate::{Fact, OnInterrupt, Settings, Stop, TaskId, TaskState, Timestamp};
+use crate::{Effect, Fact, OnInterrupt, Settings, Stop, TaskId, TaskState, Timestamp};
 
 impl Transition<'_> {
     /// Creates, changes or revives the group.
@@ -44,6 +44,18 @@ impl Transition<'_> {
     pub(super) fn order_purge(&mut self) {
         if self.group.state.existence == Existence::Archived {
             self.record(Fact::PurgeOrdered {});
+        }
+    }
+
+    /// Orders the deletion of the rows once a purge is stored and nothing runs. A successor of the
+    /// group's actor repeats that.
+    pub(super) fn reconcile_purge(&mut self) {
+        let group = &self.group;
+        if group.state.existence == Existence::Purging
+            && group.run.is_none()
+            && group.current.is_none()
+        {
+            self.emit(Effect::Purge);
         }
     }
 

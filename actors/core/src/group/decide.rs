@@ -77,8 +77,18 @@ impl<'a> Transition<'a> {
             Event::AgentClosed(run) => self.agent_closed(run),
             Event::AgentExited { run, exit } => self.agent_exited(run, exit),
             Event::TimerFired(timer) => self.timer_fired(timer),
-            Event::Shutdown => {
-                self.shut_down();
+            Event::Evicted { run } => self.evict(run),
+            // A server that ends begins nothing: it requests no lock either.
+            Event::DrainStarted => {
+                self.drain_started();
+                return Ok(self.step);
+            }
+            Event::DrainTimedOut => {
+                self.drain_timed_out();
+                return Ok(self.step);
+            }
+            Event::DrainEnded => {
+                self.drain_ended();
                 return Ok(self.step);
             }
             Event::PromptWithheld { run, id } => self.prompt_withheld(run, id),
@@ -86,6 +96,7 @@ impl<'a> Transition<'a> {
         }
         self.reconcile_run();
         self.reconcile_lock();
+        self.reconcile_purge();
         Ok(self.step)
     }
 

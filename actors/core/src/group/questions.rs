@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Current, Group, lock::LockState};
 use crate::{
-    Attempt, Blocked, Compaction, GroupState, Permission, Run, RunId, SessionId, Strategy, Task,
-    TaskId, TaskKind, TaskState, retry::CRASHES_MAX,
+    Attempt, Blocked, Compaction, GroupState, Permission, Run, RunId, RunPhase, SessionId,
+    Strategy, Task, TaskId, TaskKind, TaskState, pool::Activity, retry::CRASHES_MAX,
 };
 
 /// What a group is doing.
@@ -69,6 +69,15 @@ impl Group {
     /// void with the run.
     pub fn needs_run(&self) -> bool {
         self.current.is_some() || self.recent.active().is_some()
+    }
+
+    /// Returns how the group uses its run, if it has one.
+    pub fn activity(&self) -> Option<Activity> {
+        Some(match self.run.as_ref()?.phase {
+            RunPhase::Stopping => Activity::Stopping,
+            RunPhase::Starting | RunPhase::Ready if self.needs_run() => Activity::Busy,
+            RunPhase::Starting | RunPhase::Ready => Activity::Idle,
+        })
     }
 
     /// Whether everything that began has ended: [`Group::restore`] then needs nothing else, and the

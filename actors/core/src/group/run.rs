@@ -3,7 +3,8 @@
 use super::{Current, Group, Rejected, Session, decide::Transition};
 use crate::{
     CancelReason, Continuity, Deadline, Effect, EndReason, Exit, ExitReason, Fact, Provenance,
-    Recovery, Run, RunId, RunPhase, SessionId, Stop, TaskError, TaskId, retry::crash_wait_ms,
+    Recovery, Run, RunId, RunPhase, SessionId, Stop, TaskError, TaskId, pool::Activity,
+    retry::crash_wait_ms,
 };
 
 impl Transition<'_> {
@@ -177,19 +178,38 @@ impl Transition<'_> {
         }
     }
 
-    /// Releases a task whose prompt was not sent; interrupts the running one.
-    pub(super) fn shut_down(&mut self) {
-        match &self.group.current {
-            Some(Current { task, attempt: None }) => {
-                let task = task.id;
-                self.record(Fact::TaskReleased { task });
-                self.stop(Stop::Firmly);
-            }
-            Some(_) => self.interrupt(CancelReason::Shutdown),
-            None => {}
+    /// Stops a run for which the group has no work.
+    pub(super) fn evict(&mut self, run: RunId) {
+        if self.group.is_live_run(run) && self.group.activity() == Some(Activity::Idle) {
+            self.stop(Stop::Gently);
         }
+    }
+
+    /// Releases a task whose prompt was not sent: it starts after the next start of the server
+    /// (DQ-11).
+    pub(super) fn drain_started(&mut self) {
+        if let Some(Current { task, attempt: None }) = &self.group.current {
+            let task = task.id;
+            self.record(Fact::TaskReleased { task });
+            self.stop(Stop::Firmly);
+            self.release_lock(false);
+        }
+    }
+
+    /// Interrupts the running attempt. The lock of a compaction that did not start becomes free.
+    pub(super) fn drain_timed_out(&mut self) {
+        self.drain_started();
+        self.interrupt(CancelReason::Shutdown);
         if self.group.attempt().is_none() {
             self.release_lock(false);
+        }
+    }
+
+    /// Stops the run, whatever it does. That is no fact: the run's exit is one, or its recovery.
+    pub(super) fn drain_ended(&mut self) {
+        let how = if self.group.current.is_some() { Stop::Firmly } else { Stop::Gently };
+        if let Some(run) = self.group.run.as_ref().map(|run| run.id) {
+            self.emit(Effect::Stop { run, how });
         }
     }
 

@@ -95,7 +95,7 @@ impl Group {
             Some((Timer::Attempt(task.id), task.deadline_ms.unwrap_or(limit)))
         });
         let idle = ready
-            .filter(|_| self.current.is_none() && active.is_none() && self.permissions.is_empty())
+            .filter(|_| !self.needs_run() && self.permissions.is_empty())
             .map(|run| (Timer::Idle(run.id, self.state.last_seq), limits.idle_ms));
         let lock = match self.lock {
             LockState::Refused { task, tries, .. } if self.may_request_lock() => {
@@ -140,13 +140,7 @@ impl Transition<'_> {
             Timer::Cancel(id) if self.group.current().is_some_and(|task| task.id == id) => {
                 self.stop(Stop::Firmly);
             }
-            Timer::Idle(id, seq)
-                if self.group.current.is_none()
-                    && self.group.state.last_seq == seq
-                    && self.group.run.as_ref().is_some_and(|run| run.id == id) =>
-            {
-                self.stop(Stop::Gently);
-            }
+            Timer::Idle(run, seq) if self.group.state.last_seq == seq => self.evict(run),
             Timer::Compaction(id) => self.compaction_expired(id),
             Timer::Lock(task, tries) => self.lock_expired(task, tries),
             Timer::Permission(id) => self.permission_expired(id),

@@ -37,7 +37,9 @@ pub enum Action {
     FireTimerOf(TimerKind),
     /// Another group's run waits for a place, and the pool evicts this idle one.
     Evict,
-    /// The server shuts down.
+    /// The server begins to shut down.
+    Drain,
+    /// The server shuts down, and waits no longer for the running turn.
     Shutdown,
     /// The server dies.
     Crash,
@@ -245,7 +247,7 @@ fn server_action() -> impl Strategy<Value = Action> {
         12 => lock_reply().prop_map(Action::AnswerLock),
         1 => Just(Action::LoseLock),
         2 => any::<(u8, u8)>().prop_map(|(number, more)| Action::ChangeSettings(number, more)),
-        1 => select(vec![Action::Shutdown, Action::Evict]),
+        1 => select(vec![Action::Drain, Action::Shutdown, Action::Evict]),
         1 => Just(Action::Crash),
         1 => failure,
         1 => time,

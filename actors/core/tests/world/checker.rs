@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
-    Choice, Effect, EffectiveSettings, Fact, Group, GroupState, Json, Now, PermissionId,
+    Choice, Effect, EffectiveSettings, Existence, Fact, Group, GroupState, Json, Now, PermissionId,
     PermissionOption, Rejected, RunId, RunPhase, Strategy, TaskId, TaskKind, TaskState, Work,
 };
 
@@ -369,6 +369,14 @@ impl Checker {
                 | Effect::Answer { run, .. }
                 | Effect::Stop { run, .. } => *run,
                 Effect::AcquireLock { .. } | Effect::ReleaseLock { .. } => continue,
+                Effect::Purge => {
+                    let is_over = group.run().is_none() && group.current().is_none();
+                    ensure!(
+                        is_over && group.state().existence == Existence::Purging,
+                        "{group:?} is purged"
+                    );
+                    continue;
+                }
             };
             let live = group.run().filter(|live| live.id == run);
             ensure!(live.is_some(), "an effect for {run}, which is not the group's: {effect:?}");
@@ -402,7 +410,7 @@ impl Checker {
                     ensure!(self.openings.remove(id), "{id} opens a session with no summary given");
                 }
                 Effect::Answer { .. } | Effect::Stop { .. } => {}
-                Effect::AcquireLock { .. } | Effect::ReleaseLock { .. } => {}
+                Effect::AcquireLock { .. } | Effect::ReleaseLock { .. } | Effect::Purge => {}
             }
         }
         ensure!(self.openings.is_empty(), "I12: a summary was given and no session opens");

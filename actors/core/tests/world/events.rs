@@ -75,11 +75,9 @@ impl World {
                 Event::TimerFired(**over.get(usize::from(index) % over.len().max(1))?)
             }
             Action::AnswerPermission { back, choice } => self.decide(back, choice)?,
-            Action::Shutdown => Event::Shutdown,
-            Action::Evict => {
-                let run = self.group.run().filter(|_| !self.group.needs_run())?;
-                Event::TimerFired(Timer::Idle(run.id, self.group.state().last_seq))
-            }
+            Action::Drain => Event::DrainStarted,
+            Action::Shutdown => Event::DrainTimedOut,
+            Action::Evict => Event::Evicted { run: self.group.run()?.id },
             Action::AnswerLock(reply) => self.lock(reply)?,
             Action::LoseLock => {
                 self.group.lease()?;

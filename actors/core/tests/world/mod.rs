@@ -216,7 +216,7 @@ impl World {
             Event::TimerFired(timer) => Some(timer),
             _ => None,
         };
-        let shut_down = matches!(next, Action::Shutdown);
+        let shut_down = matches!(next, Action::Drain | Action::Shutdown);
         self.shut_down |= shut_down;
         let before = self.timers();
         let committed = self.apply(event, next)?;
@@ -268,7 +268,7 @@ impl World {
                 return Ok(None);
             }
         };
-        self.settings_changed &= matches!(action, Action::Shutdown);
+        self.settings_changed &= matches!(action, Action::Drain | Action::Shutdown);
         self.checker.begin(&settings, trigger, now);
         let location = |group: &Group| {
             let settings = &group.state().settings;
@@ -374,6 +374,7 @@ impl World {
             }
             Effect::AcquireLock { task, key } => self.lock_requests.push((task, key)),
             Effect::ReleaseLock { key, holder, token } => self.drop_lease(&(key, holder, token))?,
+            Effect::Purge => ensure!(live.is_none(), "{live:?} lives, and its group is purged"),
         }
         Ok(())
     }

@@ -1,0 +1,120 @@
+//! Who ends a run for the server: the drain, an eviction, a purge. DQ-7, DQ-11.
+#![allow(clippy::unwrap_used)]
+
+mod driver;
+
+use driver::{Driver, acquired, kinds};
+use greenroom_core::{
+    CancelReason, Effect, Event, ExitReason, RunId, Step, Stop, Strategy, pool::Activity,
+};
+use uuid::Uuid;
+
+/// A group whose only task waits for its agent.
+fn claimed() -> Driver {
+    let mut driver = Driver::new();
+    driver.turn();
+    driver.clear();
+    driver
+}
+
+/// A group whose agent compacts between turns.
+fn compacting_by_itself() -> Driver {
+    let mut driver = Driver::idle();
+    driver.signal(greenroom_core::Source::Acp, greenroom_core::SignalKind::Started);
+    driver.clear();
+    driver
+}
+
+fn stopping() -> Driver {
+    let mut driver = Driver::idle();
+    driver.apply(Event::Stopped);
+    driver.clear();
+    driver
+}
+
+fn stops(step: &Step) -> Vec<Stop> {
+    let stop = |effect: &Effect| match effect {
+        Effect::Stop { how, .. } => Some(*how),
+        _ => None,
+    };
+    step.effects.iter().filter_map(stop).collect()
+}
+
+/// DQ-11: a drain puts back a task that has not started, and waits for one that runs. Then it
+/// interrupts that one. A lock that no compaction used yet becomes free only then.
+#[test]
+fn a_drain_releases_what_has_not_started_and_later_interrupts_what_runs() {
+    let mut driver = claimed();
+    let step = driver.apply(Event::DrainStarted);
+    assert_eq!(kinds(&step.facts), ["task_released", "run_stopping"]);
+    assert_eq!(stops(&step), [Stop::Firmly]);
+
+    let mut driver = Driver::in_turn();
+    assert_eq!(driver.apply(Event::DrainStarted), Step::default(), "the turn may finish");
+    driver.apply(Event::DrainTimedOut);
+    let cancelled = driver.group.attempt().unwrap().cancel_reason;
+    assert_eq!(cancelled, Some(CancelReason::Shutdown));
+
+    let mut driver = Driver::idle();
+    driver.compact(Strategy::Command);
+    driver.lock(acquired());
+    assert_eq!(driver.apply(Event::DrainStarted), Step::default());
+    let step = driver.apply(Event::DrainTimedOut);
+    assert_eq!(kinds(&step.facts), ["lock_released"]);
+}
+
+/// The end of the drain stops every run, and records nothing: the run's exit is the fact.
+#[test]
+fn the_end_of_a_drain_stops_the_run_and_records_nothing() {
+    for (name, mut driver, how) in [
+        ("no run", Driver::new(), None),
+        ("starting", claimed(), Some(Stop::Firmly)),
+        ("in a turn", Driver::in_turn(), Some(Stop::Firmly)),
+        ("idle", Driver::idle(), Some(Stop::Gently)),
+        ("stopping", stopping(), Some(Stop::Gently)),
+    ] {
+        let step = driver.apply(Event::DrainEnded);
+        assert_eq!(step.facts, [], "{name}");
+        assert_eq!((step.effects.len(), stops(&step).pop()), (usize::from(how.is_some()), how));
+    }
+}
+
+/// DQ-7: the pool gets the place of an idle run only.
+#[test]
+fn only_an_idle_run_is_evicted() {
+    for (name, mut driver, activity) in [
+        ("claimed", claimed(), Activity::Busy),
+        ("in a turn", Driver::in_turn(), Activity::Busy),
+        ("compacting by itself", compacting_by_itself(), Activity::Busy),
+        ("idle", Driver::idle(), Activity::Idle),
+        ("stopping", stopping(), Activity::Stopping),
+    ] {
+        assert_eq!(driver.group.activity(), Some(activity), "{name}");
+        let other = RunId(Uuid::from_u128(0xff));
+        assert_eq!(driver.apply(Event::Evicted { run: other }), Step::default(), "{name}");
+        let run = driver.run();
+        let step = driver.apply(Event::Evicted { run });
+        let expected = [Stop::Gently];
+        assert_eq!(stops(&step), &expected[..usize::from(activity == Activity::Idle)], "{name}");
+        assert_eq!(step.facts.is_empty(), activity != Activity::Idle, "{name}");
+    }
+    let mut driver = Driver::new();
+    assert_eq!(driver.group.activity(), None, "it has no run");
+    assert_eq!(driver.apply(Event::Evicted { run: RunId(Uuid::nil()) }), Step::default());
+}
+
+/// The rows are deleted once the order is stored and the run is over, and not before.
+#[test]
+fn a_purge_waits_for_the_end_of_the_run() {
+    let purges = |step: &Step| step.effects.contains(&Effect::Purge);
+    let mut driver = Driver::in_turn();
+    assert!(!purges(&driver.apply(Event::PurgeOrdered)), "the group is not archived");
+    driver.apply(Event::Archived);
+    assert!(!purges(&driver.apply(Event::PurgeOrdered)), "its run lives");
+    assert!(purges(&driver.exit(ExitReason::Stopped)));
+
+    let mut driver = Driver::idle();
+    driver.exit(ExitReason::Exited);
+    assert!(!purges(&driver.apply(Event::Archived)), "no purge was ordered");
+    assert!(purges(&driver.apply(Event::PurgeOrdered)));
+}
