@@ -40,7 +40,6 @@ pub use self::{
     messages::{
         Accepted, AnswerPermission, Archive, Await, Cancel, CancelRunning, Configure, Control,
         Drain, EnsureLoaded, GroupError, KeyHashes, Patch, RebuildDigests, StopAgent, Submit,
-        SubmitKind,
     },
     notifications::{Forget, GroupDied, StatusChanged},
 };

@@ -17,7 +17,7 @@ use greenroom_actors::{
     acp,
     agent::AgentLauncher,
     changes::ChangeGate,
-    group::{Accepted, Await, Group, GroupError, Shared, Submit, SubmitKind},
+    group::{Accepted, Await, Group, GroupError, Shared, Submit},
     pool::AgentPool,
     process::{
         child::{HEARTBEAT_EVERY, Heartbeat},
@@ -34,7 +34,7 @@ use greenroom_actors::{
     transcript::feed::{Next, Tail},
 };
 use greenroom_core::{
-    Limits, Now, OnInterrupt, Policy, RetryPolicy, Task, TaskState, Timestamp, Uptime,
+    Limits, Now, OnInterrupt, Policy, RetryPolicy, Submission, Task, TaskState, Timestamp, Uptime,
     lock::{Holder, Lease, Lock, Ttl},
 };
 use tempfile::TempDir;
@@ -314,8 +314,8 @@ fn defaults() -> Defaults {
 }
 
 fn turn() -> Submit {
-    let kind = SubmitKind::Turn(acp::text_prompt("hello").unwrap());
-    Submit::new(kind, None)
+    let submission = Submission::turn(acp::text_prompt("hello").unwrap());
+    Submit { submission, key: None, wait: false }
 }
 
 /// I15, F3: a panic costs its group only its actor; the slot is free again.

@@ -4,9 +4,9 @@ use actix_web::{
     HttpResponse,
     web::{Data, Path, Query},
 };
-use greenroom_actors::group::{Submit, SubmitKind};
 use greenroom_core::{
-    Compaction as Record, CompactionId, CompactionStatus, Details, GroupId, Source, TaskId,
+    Compaction as Record, CompactionId, CompactionStatus, Details, GroupId, Source, Submission,
+    TaskId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -79,12 +79,11 @@ pub async fn submit(
     Query(Wait { wait }): Query<Wait>,
     body: Body<CompactionRequest>,
 ) -> Result<HttpResponse, ApiError> {
-    let demand = SubmitKind::Compaction(body.value.focus);
-    let submit = Submit::new(demand, body.key);
+    let submission = Submission::compaction(body.value.focus);
     let wait = wait::checked(wait)?;
     state.check_accepts_work()?;
     let group = state.existing_group(&group).await?;
-    submit_task(&state, &group, wait, submit).await
+    submit_task(&state, &group, wait, submission, body.key).await
 }
 
 /// Returns how many compactions fit on a page, by number and by the bytes of their summaries.

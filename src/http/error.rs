@@ -49,9 +49,6 @@ pub enum ApiError {
     /// The turn or the run that the permission belongs to has ended.
     #[error("the turn or the run has ended; no answer can reach the agent")]
     VoidPermission,
-    /// The task is in a state that allows no retry.
-    #[error("only a failed, interrupted or cancelled task can be retried")]
-    NotRetryable,
     /// The lock is free.
     #[error("this lock is free")]
     NoSuchLock,
@@ -143,7 +140,6 @@ impl ApiError {
             Self::NoDigest => ("digest-missing", "Digest missing"),
             Self::NoSuchPermission => ("permission-not-found", "No such permission"),
             Self::VoidPermission => ("void", "Permission void"),
-            Self::NotRetryable => ("not-retryable", "Not retryable"),
             Self::NoSuchLock => ("lock-not-found", "No such lock"),
             Self::InvalidKey(_) => ("invalid-key", "Invalid key"),
             Self::WrongMethod => ("method-not-allowed", "Method not allowed"),
@@ -168,6 +164,7 @@ impl ApiError {
                 Rejected::QueueFull => ("queue-full", "Queue full"),
                 Rejected::Archived | Rejected::Purging => ("group-archived", "Group deleted"),
                 Rejected::AlreadyTerminal => ("already-terminal", "Already ended"),
+                Rejected::NotRetryable => ("not-retryable", "Not retryable"),
                 Rejected::AlreadyCompacting(_) => ("already-compacting", "Already compacting"),
                 Rejected::NotPending => ("already-resolved", "Already resolved"),
                 Rejected::NoSuchOption => ("invalid-body", "Invalid body"),
@@ -236,7 +233,6 @@ impl ResponseError for ApiError {
                 StatusCode::INSUFFICIENT_STORAGE
             }
             Self::VoidPermission => StatusCode::GONE,
-            Self::NotRetryable => StatusCode::CONFLICT,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use actix_web::{HttpResponse, http::header};
 use greenroom_actors::{
-    group::{Accepted, Submit},
+    group::{Accepted, KeyHashes, Submit},
     supervisor::GroupHandle,
 };
+use greenroom_core::Submission;
 
 use super::{error::ApiError, state::AppState, view::Task, wait};
 
@@ -16,9 +17,10 @@ pub async fn submit_task(
     state: &AppState,
     group: &GroupHandle,
     wait: Duration,
-    submit: Submit,
+    submission: Submission,
+    key: Option<KeyHashes>,
 ) -> Result<HttpResponse, ApiError> {
-    let submit = Submit { wait: !wait.is_zero(), ..submit };
+    let submit = Submit { submission, key, wait: !wait.is_zero() };
     let Accepted { view, deduplicated, end } = group.addr.send(submit).await??;
     let view = wait::for_end(state, view, end, wait).await;
     let mut response = if view.task.state.is_terminal() && !wait.is_zero() {

@@ -5,10 +5,10 @@ use actix_web::{
     web::{Data, Path, Query},
 };
 use greenroom_actors::{
-    group::{Cancel, Submit, SubmitKind},
+    group::{Cancel, GroupError},
     storage::{TaskFilter, TaskView},
 };
-use greenroom_core::{TaskId, TaskKind, TaskState};
+use greenroom_core::{Submission, TaskId, TaskKind, TaskState};
 use serde::Deserialize;
 
 use super::{
@@ -86,24 +86,11 @@ pub async fn retry(
     body: Body<Empty>,
 ) -> Result<HttpResponse, ApiError> {
     let TaskView { task, group, .. } = state.task(task_id(&task)?).await?;
-    match task.state {
-        TaskState::Failed | TaskState::Interrupted | TaskState::Cancelled => {}
-        TaskState::Queued
-        | TaskState::Running
-        | TaskState::Retrying
-        | TaskState::Completed
-        | TaskState::Skipped => return Err(ApiError::NotRetryable),
-    }
-    let demand = SubmitKind::Retry(task.id, task.work);
-    let submit = Submit {
-        metadata: task.metadata,
-        deadline_ms: task.deadline_ms,
-        ..Submit::new(demand, body.key)
-    };
+    let submission = Submission::retry(task).map_err(GroupError::from)?;
     let wait = wait::checked(wait)?;
     state.check_accepts_work()?;
     let group = state.existing_group(group.as_str()).await?;
-    submit_task(&state, &group, wait, submit).await
+    submit_task(&state, &group, wait, submission, body.key).await
 }
 
 fn task_id(text: &str) -> Result<TaskId, ApiError> {

@@ -6,11 +6,10 @@ use actix_web::{
 };
 use greenroom_actors::{
     acp,
-    group::{Submit, SubmitKind},
     storage::{GroupNo, ReadStore, StoreError, TurnEntry, TurnFilter},
 };
 use greenroom_core::{
-    Digest, Json, Origin, RunId, StopReason, TaskError, TaskId, TaskState, Tokens,
+    Digest, Json, Origin, RunId, StopReason, Submission, TaskError, TaskId, TaskState, Tokens,
     digest::{Bounded, ErrorClass, Finding, ToolUse},
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
@@ -68,12 +67,13 @@ pub async fn submit(
             return Err(ApiError::InvalidBody { field: Some(field.into()), detail });
         }
     }
-    let demand = SubmitKind::Turn(prompt);
-    let submit = Submit { metadata, deadline_ms, expires_in_ms, ..Submit::new(demand, body.key) };
+    let mut submission = Submission::turn(prompt);
+    submission.metadata = metadata;
+    (submission.deadline_ms, submission.expires_in_ms) = (deadline_ms, expires_in_ms);
     let wait = wait::checked(wait)?;
     state.check_accepts_work()?;
     let group = state.find_or_create(&group).await?;
-    submit_task(&state, &group, wait, submit).await
+    submit_task(&state, &group, wait, submission, body.key).await
 }
 
 /// Selects the turns of a group.

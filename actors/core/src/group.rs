@@ -66,6 +66,9 @@ pub enum Rejected {
     /// A compaction already waits or runs; the caller gets its id (DQ-3).
     #[error("a compaction of the group already waits or runs")]
     AlreadyCompacting(TaskId),
+    /// The task did not end without success, so a caller cannot retry it.
+    #[error("only a failed, interrupted or cancelled task can be retried")]
+    NotRetryable,
     /// The permission is resolved already, or unknown.
     #[error("the permission is already resolved")]
     NotPending,

@@ -37,6 +37,8 @@ mod settings;
 mod signal;
 // What one event leads to: facts, then effects.
 mod step;
+// What a caller submits.
+mod submission;
 // A task: its states, its work, its ending.
 mod task;
 // Timestamps, monotonic time and deadlines.
@@ -70,6 +72,7 @@ pub use signal::{
     CompactionSignal, Details, Lineage, Provenance, SUMMARY_BYTES_MAX, SignalKind, Source,
 };
 pub use step::Step;
+pub use submission::Submission;
 pub use task::{
     Blocked, Cause, CompactionOrder, Ending, Interrupted, Origin, SideEffects, StopReason,
     Strategy, Task, TaskError, TaskKind, TaskState, Work, findings,

@@ -5,8 +5,8 @@ use actix::{
     ResponseFuture, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Choice, Event, Json, OnInterrupt, PermissionId, PermissionPolicy, Rejected, Settings, Task,
-    TaskId, Work,
+    Choice, Event, Json, OnInterrupt, PermissionId, PermissionPolicy, Rejected, Settings,
+    Submission, Task, TaskId,
 };
 use tokio::sync::oneshot;
 
@@ -61,25 +61,12 @@ pub(super) type Answer<T> = AtomicResponse<Group, Result<T, GroupError>>;
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Accepted, GroupError>")]
 pub struct Submit {
-    /// The work.
-    pub kind: SubmitKind,
-    /// The caller's own data, stored with the task.
-    pub metadata: Option<Json>,
-    /// How long one attempt may take, milliseconds.
-    pub deadline_ms: Option<u64>,
-    /// How long it may wait for its start, milliseconds.
-    pub expires_in_ms: Option<u64>,
+    /// The work, and what the caller said about it.
+    pub submission: Submission,
     /// The idempotency key of the request, if the caller gave one.
     pub key: Option<KeyHashes>,
     /// Whether the caller waits for the task's end; see [`Accepted::end`].
     pub wait: bool,
-}
-
-impl Submit {
-    /// Creates a request for `kind` without options.
-    pub fn new(kind: SubmitKind, key: Option<KeyHashes>) -> Self {
-        Self { kind, metadata: None, deadline_ms: None, expires_in_ms: None, key, wait: false }
-    }
 }
 
 /// An idempotency key in use: SHA-256 of caller, method, path and key, and of the body.
@@ -89,17 +76,6 @@ pub struct KeyHashes {
     pub key: [u8; 32],
     /// Of the body.
     pub body: [u8; 32],
-}
-
-/// The work that a caller submits.
-#[derive(Debug)]
-pub enum SubmitKind {
-    /// A prompt, as ACP content blocks.
-    Turn(Json),
-    /// A compaction, and the focus of its summary.
-    Compaction(Option<String>),
-    /// A retry of an ended task, and that task's work.
-    Retry(TaskId, Work),
 }
 
 /// A task that is durable.

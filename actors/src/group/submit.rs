@@ -4,11 +4,11 @@ use actix::{
     ActorFutureExt as _, AtomicResponse, Context, Handler, WrapFuture as _,
     fut::LocalBoxActorFuture,
 };
-use greenroom_core::{Deadline, Event, Fact, Origin, Rejected, Step, Task, TaskId, Work};
+use greenroom_core::{CompactionOrder, Event, Fact, Rejected, Step, Task, TaskId};
 use tokio::sync::oneshot;
 
 use super::{
-    Accepted, Group, GroupError, KeyHashes, Submit, SubmitKind,
+    Accepted, Group, GroupError, KeyHashes, Submit,
     messages::{Answer, answer},
 };
 use crate::{
@@ -63,18 +63,10 @@ impl Group {
         let refuse = |err| -> LocalBoxActorFuture<Self, Result<Accepted, GroupError>> {
             Box::pin(actix::fut::ready(Err(err)))
         };
-        let (work, retry_of) = match self.work(submit.kind) {
-            Ok(work) => work,
-            Err(err) => return refuse(err),
-        };
         let (id, at) = (clock::task_id(), clock::moment());
-        let origin = if retry_of.is_some() { Origin::Retry } else { Origin::Api };
-        let task = Task {
-            metadata: submit.metadata,
-            deadline_ms: submit.deadline_ms,
-            expires: submit.expires_in_ms.map(|ms| Deadline::after(at, ms)),
-            retry_of,
-            ..Task::new(id, work, origin)
+        let task = match submit.submission.into_task(id, at, || self.compaction_order()) {
+            Ok(task) => task,
+            Err(err) => return refuse(err),
         };
         let mut step = match self.apply(Event::Submitted(Box::new(task)), at) {
             Ok(step) => step,
@@ -109,26 +101,15 @@ impl Group {
         end
     }
 
-    /// Returns the work to do, and the ended task that it retries.
-    fn work(&self, kind: SubmitKind) -> Result<(Work, Option<TaskId>), GroupError> {
-        let (focus, retry_of) = match kind {
-            SubmitKind::Turn(prompt) => return Ok((Work::Turn { prompt }, None)),
-            SubmitKind::Retry(task, Work::Turn { prompt }) => {
-                return Ok((Work::Turn { prompt }, Some(task)));
-            }
-            SubmitKind::Retry(task, Work::Compaction { focus, .. }) => {
-                (focus.map(|focus| (*focus).to_owned()), Some(task))
-            }
-            SubmitKind::Compaction(focus) => (focus, None),
-        };
+    /// Returns how the group's agent is ordered to compact.
+    fn compaction_order(&self) -> Result<CompactionOrder, GroupError> {
         if self.core.state().created_at.is_none() {
             return Err(GroupError::Unknown);
         }
         let agent = &self.core.state().settings.agent;
         let profile = self.shared.profiles.get(agent);
         let profile = profile.ok_or_else(|| GroupError::UnknownAgent(agent.clone()))?;
-        let order = profile.compaction.order().ok_or(GroupError::CompactionUnsupported)?;
-        Ok((order.work(focus.map(Into::into)), retry_of))
+        profile.compaction.order().ok_or(GroupError::CompactionUnsupported)
     }
 
     /// Returns a task that ended in the step that accepted it.
