@@ -490,13 +490,9 @@ impl Group {
             Some(_) => self.core.position(id).map(|ahead| ahead + 1),
             None => self.core.position(id),
         };
-        let blocked_by = match position {
-            Some(0) if claimed.is_some() => Some(Blocked::Agent),
-            Some(0) => self.core.blocked_by(),
-            Some(_) => self.core.blocked_by().map(Blocked::for_later_tasks),
-            None => None,
-        };
         let position = position.map(|ahead| ahead as u64);
+        let blocked_by = position
+            .and_then(|place| Blocked::at(place, claimed.is_some(), self.core.blocked_by()));
         Some(TaskView { task, group: self.id.clone(), position, blocked_by })
     }
 }

@@ -74,7 +74,7 @@ pub use signal::{
 pub use step::Step;
 pub use submission::Submission;
 pub use task::{
-    Blocked, Cause, CompactionOrder, Ending, Interrupted, Origin, SideEffects, StopReason,
+    Blocked, Cause, CompactionOrder, Ending, Interrupted, Origin, Queued, SideEffects, StopReason,
     Strategy, Task, TaskError, TaskKind, TaskState, Work, findings,
 };
 pub use time::{BootId, Deadline, Now, Timestamp, Uptime};

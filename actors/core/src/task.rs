@@ -89,6 +89,25 @@ impl Task {
         expires.map(|expires| expires.left_ms(now))
     }
 
+    /// Returns what decides its place in the queue.
+    pub(crate) fn queued(&self) -> Queued {
+        Queued {
+            is_claimed: self.claimed_at.is_some(),
+            is_retrying: self.state == TaskState::Retrying,
+            kind: self.kind(),
+            ordinal: self.ordinal,
+        }
+    }
+
+    /// Returns the first frame in which one of its attempts may have reported a compaction; `None`
+    /// before the first attempt. Where the earlier ones of several began is not known.
+    pub fn attempts_since(&self) -> Option<u64> {
+        (self.attempt > 0).then(|| match self.state {
+            TaskState::Running if self.attempt == 1 => self.seq_first.unwrap_or_default(),
+            _ => 0,
+        })
+    }
+
     /// Returns its kind.
     pub fn kind(&self) -> TaskKind {
         match self.work {
@@ -233,6 +252,27 @@ impl TaskState {
     }
 }
 
+/// What decides the place of a task that has not started in its group's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queued {
+    /// Whether it has the group's slot.
+    pub is_claimed: bool,
+    /// Whether its last attempt failed.
+    pub is_retrying: bool,
+    /// Its kind.
+    pub kind: TaskKind,
+    /// Its place in the accept order.
+    pub ordinal: u64,
+}
+
+impl Queued {
+    /// Returns what the queue is sorted by: the claimed task, then retries, then a compaction before
+    /// turns (I8), then by accept order.
+    pub fn rank(&self) -> impl Ord + use<> {
+        (!self.is_claimed, !self.is_retrying, self.kind == TaskKind::Turn, self.ordinal)
+    }
+}
+
 /// What a task waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -256,8 +296,18 @@ pub enum Blocked {
 }
 
 impl Blocked {
+    /// Returns what the task at `place` of the queue waits for. `next`: what its group's next task
+    /// waits for.
+    pub fn at(place: u64, is_claimed: bool, next: Option<Self>) -> Option<Self> {
+        match place {
+            0 if is_claimed => Some(Self::Agent),
+            0 => next,
+            _ => next.map(Self::for_later_tasks),
+        }
+    }
+
     /// Returns what the later tasks of the queue wait for, if the next one waits for this.
-    pub fn for_later_tasks(self) -> Self {
+    fn for_later_tasks(self) -> Self {
         match self {
             Self::Held | Self::Paused | Self::Storage => self,
             Self::Turn | Self::Slot | Self::Agent | Self::Backoff | Self::Lock => Self::Turn,
@@ -414,6 +464,56 @@ impl StopReason {
             | Self::Deadline
             | Self::Protocol
             | Self::Storage => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// I8: the claimed task, then retries, then a compaction, then turns, each in accept order.
+    #[test]
+    fn the_queue_has_one_order() {
+        let queued = |is_claimed, is_retrying, kind, ordinal| Queued {
+            is_claimed,
+            is_retrying,
+            kind,
+            ordinal,
+        };
+        use TaskKind::{Compaction, Turn};
+        #[rustfmt::skip]
+        let sorted = [
+            queued(true,  false, Turn,       9),
+            queued(false, true,  Compaction, 8),
+            queued(false, true,  Turn,       6),
+            queued(false, true,  Turn,       7),
+            queued(false, false, Compaction, 5),
+            queued(false, false, Turn,       1),
+            queued(false, false, Turn,       2),
+        ];
+        let mut queue = sorted;
+        queue.reverse();
+        queue.sort_by_key(|queued| queued.rank());
+        assert_eq!(queue, sorted);
+    }
+
+    /// Only the next task waits for what the group waits for.
+    #[test]
+    fn a_later_task_waits_for_the_tasks_before_it() {
+        #[rustfmt::skip]
+        let cases = [
+            (0, true,  Some(Blocked::Turn),   Some(Blocked::Agent)),
+            (0, false, Some(Blocked::Slot),   Some(Blocked::Slot)),
+            (0, false, None,                  None),
+            (1, false, Some(Blocked::Agent),  Some(Blocked::Turn)),
+            (1, false, Some(Blocked::Paused), Some(Blocked::Paused)),
+            (9, false, Some(Blocked::Held),   Some(Blocked::Held)),
+            (1, false, None,                  None),
+        ];
+        for (place, is_claimed, next, expected) in cases {
+            let case = format!("{place} {is_claimed} {next:?}");
+            assert_eq!(Blocked::at(place, is_claimed, next), expected, "{case}");
         }
     }
 }

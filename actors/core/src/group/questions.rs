@@ -32,6 +32,23 @@ pub enum Status {
     Archived,
 }
 
+impl Status {
+    /// Whether a group that was stored in this status has tasks to continue with, so that its actor
+    /// is started with the server.
+    pub fn has_work(self, queue_length: u64) -> bool {
+        match self {
+            Self::Idle | Self::Archived => false,
+            Self::Paused => queue_length > 0,
+            Self::Starting
+            | Self::Running
+            | Self::Compacting
+            | Self::Waiting
+            | Self::Held
+            | Self::Degraded => true,
+        }
+    }
+}
+
 impl Group {
     /// Returns what is stored of the group beside its tasks and its run.
     pub fn state(&self) -> &GroupState {

@@ -204,14 +204,10 @@ impl Group {
         self.forget_lock_of(id);
     }
 
-    /// Puts a task into its place: retries first, then a compaction before turns (I8), then by
-    /// accept order.
+    /// Puts a task into its place, see [`Queued::rank`](crate::Queued::rank).
     pub(super) fn enqueue(&mut self, task: Task) {
-        let rank = |task: &Task| {
-            let began = task.state == TaskState::Retrying;
-            (!began, task.kind() == TaskKind::Turn, task.ordinal)
-        };
-        let place = self.waiting.partition_point(|other| rank(other) < rank(&task));
+        let rank = task.queued().rank();
+        let place = self.waiting.partition_point(|other| other.queued().rank() < rank);
         self.waiting_bytes += task.prompt().as_str().len();
         self.expiring += usize::from(task.expires.is_some());
         self.waiting.insert(place, task);

@@ -155,12 +155,10 @@ impl ReadStore for SqliteReadStore {
     }
 
     fn group_index(&self) -> Result<GroupIndex, StoreError> {
-        // A group whose digests have to be rebuilt has work to continue.
+        // A purge, a run and digests that have to be rebuilt are work to continue, too.
         let sql = format!(
-            "SELECT {}, purging OR current_run IS NOT NULL \
-             OR status NOT IN ('idle', 'paused', 'archived') \
-             OR status = 'paused' AND queue_length > 0 \
-             OR digest_version IS NOT ? FROM groups LEFT JOIN heads USING (no)",
+            "SELECT {}, purging OR current_run IS NOT NULL OR digest_version IS NOT ? \
+             FROM groups LEFT JOIN heads USING (no)",
             rows::GROUP_COLUMNS
         );
         let mut groups = Vec::new();
@@ -172,8 +170,8 @@ impl ReadStore for SqliteReadStore {
                 if let Err(unreadable) = summary {
                     self.1.put(unreadable);
                 }
-                let busy = row.get::<_, Option<bool>>(rows::GROUP_WIDTH)?.unwrap_or(true);
-                groups.push((no, id, busy));
+                let is_left = row.get::<_, Option<bool>>(rows::GROUP_WIDTH)?.unwrap_or(true);
+                groups.push((no, id, is_left || rows::has_work(row)));
             }
             // SQLite stores the greatest number of an AUTOINCREMENT key.
             let sql = "SELECT max(coalesce((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence \
@@ -522,14 +520,12 @@ impl SqliteReadStore {
     /// Returns the position of each task that has not started, by its key. Read once for a whole
     /// page, as the queue may be long.
     fn queue(&self, group: GroupNo) -> Result<HashMap<i64, u64>, StoreError> {
-        let sql = "SELECT key, CASE WHEN claimed_at IS NOT NULL THEN 0 \
-                   WHEN state = 'retrying' THEN 1 WHEN kind = 'compaction' THEN 2 ELSE 3 END \
+        let sql = "SELECT key, claimed_at IS NOT NULL, state = 'retrying', kind IS 'compaction' \
                    FROM tasks WHERE key >= ? AND key < ? AND state IN ('queued', 'retrying') \
                    ORDER BY key";
-        let ranked = |row: &Row<'_>| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(0)?));
-        let mut queue = self.all(sql, &[&key(group, 0), &key(group + 1, 0)], ranked)?;
-        queue.sort();
-        Ok(queue.into_iter().zip(0..).map(|((_, key), place)| (key, place)).collect())
+        let mut queue = self.all(sql, &[&key(group, 0), &key(group + 1, 0)], rows::queued)?;
+        queue.sort_by_cached_key(|(_, queued)| queued.rank());
+        Ok(queue.into_iter().zip(0..).map(|((key, _), place)| (key, place)).collect())
     }
 }
 
@@ -567,11 +563,7 @@ fn view(
     task: greenroom_core::Task,
 ) -> TaskView {
     let position = queue.get(&key(group, task.ordinal)).copied();
-    let blocked_by = match position {
-        Some(0) if task.claimed_at.is_some() => Some(Blocked::Agent),
-        Some(0) => summary.blocked_by,
-        Some(_) => summary.blocked_by.map(Blocked::for_later_tasks),
-        None => None,
-    };
+    let blocked_by = position
+        .and_then(|place| Blocked::at(place, task.claimed_at.is_some(), summary.blocked_by));
     TaskView { task, group: summary.id.clone(), position, blocked_by }
 }

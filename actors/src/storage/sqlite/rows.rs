@@ -2,7 +2,8 @@
 
 use greenroom_core::{
     Compaction, CrashLoop, Existence, Exit, GroupId, GroupState, Hold, Json, Kinds, Permission,
-    PermissionShown, RunId, Session, SessionId, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
+    PermissionShown, Queued, RunId, Session, SessionId, Status, Task, TaskId, TaskKind, TaskState,
+    Timestamp, Work,
 };
 use rusqlite::{
     Error, Row,
@@ -247,6 +248,21 @@ fn session(row: &Row<'_>) -> rusqlite::Result<Option<Session>> {
     let is_fresh = row.get(25)?;
     let id = row.get::<_, Option<String>>(6)?.map(|id| SessionId(id.into()));
     Ok(id.map(|id| Session { id, is_fresh, usage, provenance }))
+}
+
+/// Whether a group's status says that it has tasks to continue with, from [`GROUP_COLUMNS`]. An
+/// unreadable row says so, too.
+pub fn has_work(row: &Row<'_>) -> bool {
+    let status = from_word::<Status>(row, 12).ok();
+    status.is_none_or(|status| number(row, 14).map_or(true, |queued| status.has_work(queued)))
+}
+
+/// Reads the key of a task that has not started, and what decides its place in the queue.
+pub fn queued(row: &Row<'_>) -> rusqlite::Result<(i64, Queued)> {
+    let key: i64 = row.get(0)?;
+    let kind = if row.get(3)? { TaskKind::Compaction } else { TaskKind::Turn };
+    let (is_claimed, is_retrying, ordinal) = (row.get(1)?, row.get(2)?, seq(key));
+    Ok((key, Queued { is_claimed, is_retrying, kind, ordinal }))
 }
 
 /// The columns of a run in the order that [`run`] reads them.

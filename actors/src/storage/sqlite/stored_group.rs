@@ -2,7 +2,7 @@
 //!
 //! The group needs all of them: if one is unreadable, it cannot work.
 
-use greenroom_core::{Compaction, Run, RunPhase, Task, TaskState};
+use greenroom_core::{Compaction, Run, RunPhase, Task};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
@@ -165,12 +165,8 @@ fn compactions(
          WHERE key >= ?2 AND key < ?3 AND status = 'completed' ORDER BY key",
         columns = rows::COMPACTION_COLUMNS
     );
-    // An earlier attempt of a retried task may have had one: there are few.
-    let first = current.filter(|task| task.attempt > 0).map(|task| match task.state {
-        TaskState::Running if task.attempt == 1 => task.seq_first.unwrap_or_default(),
-        _ => 0,
-    });
-    let from = first.map(|seq| key(group, seq));
+    // All of the log, if the task is retried: there are few.
+    let from = current.and_then(Task::attempts_since).map(|seq| key(group, seq));
     let mut statement = conn.prepare_cached(&sql)?;
     let to = key(group + 1, 0);
     let found = statement.query_map(
