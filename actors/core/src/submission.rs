@@ -39,8 +39,8 @@ impl Submission {
         Self::new(SubmittedWork::Compaction { focus: focus.map(Into::into) })
     }
 
-    /// The retry of a task that ended without success, as a task of its own: with the same prompt or
-    /// focus, data and deadline (API-2).
+    /// The retry of a task that ended without success, as a task of its own: with the same prompt
+    /// or focus, data and deadline (API-2).
     ///
     /// # Errors
     ///

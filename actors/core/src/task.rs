@@ -266,8 +266,8 @@ pub struct Queued {
 }
 
 impl Queued {
-    /// Returns what the queue is sorted by: the claimed task, then retries, then a compaction before
-    /// turns (I8), then by accept order.
+    /// Returns what the queue is sorted by: the claimed task, then retries, then a compaction
+    /// before turns (I8), then by accept order.
     pub fn rank(&self) -> impl Ord + use<> {
         (!self.is_claimed, !self.is_retrying, self.kind == TaskKind::Turn, self.ordinal)
     }
