@@ -39,7 +39,7 @@ use self::self_message::SelfMessage;
 pub use self::{
     messages::{
         Accepted, AnswerPermission, Archive, Await, Cancel, CancelRunning, Configure, Control,
-        Drain, EnsureLoaded, GroupError, KeyHashes, Patch, RebuildDigests, StopAgent, Submit,
+        Drain, EnsureLoaded, GroupError, KeyHashes, RebuildDigests, StopAgent, Submit,
     },
     notifications::{Forget, GroupDied, StatusChanged},
 };
@@ -99,6 +99,15 @@ pub struct Shared {
 impl Shared {
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Returns the launch profile of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`GroupError::UnknownAgent`] if the configuration has none.
+    pub fn profile(&self, agent: &str) -> Result<&Arc<Profile>, GroupError> {
+        self.profiles.get(agent).ok_or_else(|| GroupError::UnknownAgent(agent.to_owned()))
     }
 
     /// Returns the directory that a group's agent works in if its settings name none.

@@ -81,12 +81,6 @@ pub enum ApiError {
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     BodyTooSlow,
-    /// The configuration has no such agent.
-    #[error("the configuration has no agent {0:?}")]
-    UnknownAgent(String),
-    /// The working directory cannot be used.
-    #[error("{0}")]
-    InvalidCwd(String),
     /// The server does not serve this `Host` (C5).
     #[error("this server does not serve that host")]
     ForeignHost,
@@ -150,16 +144,12 @@ impl ApiError {
             Self::BodyTooSlow => ("request-timeout", "Request timeout"),
             Self::NotJson => ("unsupported-media-type", "Unsupported media type"),
             Self::BodyTooLarge(_) => ("body-too-large", "Body too large"),
-            Self::InvalidCwd(_) | Self::Group(GroupError::InvalidCwd(_)) => {
-                ("invalid-cwd", "Invalid working directory")
-            }
+            Self::Group(GroupError::InvalidCwd(_)) => ("invalid-cwd", "Invalid working directory"),
             Self::ForeignHost => ("foreign-host", "Foreign host"),
             Self::BadHost => ("bad-host", "Bad host"),
             Self::ForeignOrigin => ("foreign-origin", "Foreign origin"),
             Self::Draining | Self::Group(GroupError::Draining) => ("draining", "Shutting down"),
-            Self::UnknownAgent(_) | Self::Group(GroupError::UnknownAgent(_)) => {
-                ("unknown-agent", "Unknown agent")
-            }
+            Self::Group(GroupError::UnknownAgent(_)) => ("unknown-agent", "Unknown agent"),
             Self::Group(GroupError::Rejected(rejected)) => match rejected {
                 Rejected::QueueFull => ("queue-full", "Queue full"),
                 Rejected::Archived | Rejected::Purging => ("group-archived", "Group deleted"),
@@ -244,8 +234,6 @@ impl ResponseError for ApiError {
             | Self::InvalidHeader(_)
             | Self::InvalidBody { .. }
             | Self::BodyBroken(_)
-            | Self::UnknownAgent(_)
-            | Self::InvalidCwd(_)
             | Self::BadHost
             | Self::Group(
                 GroupError::UnknownAgent(_)

@@ -7,10 +7,10 @@ use actix_web::{
     web::{Data, Path, Query},
 };
 use greenroom_actors::{
-    group::{Archive, Configure, Control, Patch},
+    group::{Archive, Configure, Control, GroupError},
     storage::{GroupNo, Listed},
 };
-use greenroom_core::{Json, OnInterrupt, PermissionPolicy};
+use greenroom_core::SettingsPatch;
 use serde::Deserialize;
 
 use super::{
@@ -36,19 +36,6 @@ pub struct GroupQuery {
 pub struct Purge {
     #[serde(default)]
     purge: bool,
-}
-
-/// The body of a request that creates or changes a group.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupRequest {
-    agent: Option<String>,
-    cwd: Option<String>,
-    title: Option<String>,
-    auto_compact: Option<f64>,
-    permission_policy: Option<PermissionPolicy>,
-    on_interrupt: Option<OnInterrupt>,
-    metadata: Option<Json>,
 }
 
 /// Lists groups in the order in which they were created.
@@ -100,42 +87,36 @@ async fn show(state: &AppState, no: GroupNo) -> Result<view::Group, ApiError> {
 pub async fn put(
     state: Data<AppState>,
     group: Path<String>,
-    body: Body<GroupRequest>,
+    body: Body<SettingsPatch>,
 ) -> Result<HttpResponse, ApiError> {
     state.check_accepts_work()?;
-    let patch = patch(&state, &group, body.value).await?;
+    let patch = checked(&state, &group, body.value).await?;
     let group = state.find_or_create(&group).await?;
     let created = group.addr.send(Configure(patch)).await??;
     let mut response = if created { HttpResponse::Created() } else { HttpResponse::Ok() };
     Ok(response.json(show(&state, group.no).await?))
 }
 
-async fn patch(state: &AppState, group: &str, request: GroupRequest) -> Result<Patch, ApiError> {
-    if let Some(agent) = &request.agent
-        && !state.shared.profiles.contains_key(agent)
-    {
-        return Err(ApiError::UnknownAgent(agent.clone()));
+/// Checks a change before its group is created: a refused one creates none. Makes `cwd` canonical.
+async fn checked(
+    state: &AppState,
+    group: &str,
+    patch: SettingsPatch,
+) -> Result<SettingsPatch, ApiError> {
+    if let Some(agent) = &patch.agent {
+        state.shared.profile(agent)?;
     }
-    let invalid = |field: &str, detail: &str| ApiError::InvalidBody {
-        field: Some(field.into()),
-        detail: format!("{field} {detail}"),
-    };
-    if request.auto_compact.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
-        return Err(invalid("auto_compact", "must be a share of the context window, from 0 to 1"));
+    if patch.auto_compact.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
+        return Err(ApiError::InvalidBody {
+            field: Some("auto_compact".into()),
+            detail: "auto_compact must be a share of the context window, from 0 to 1".into(),
+        });
     }
-    let cwd = match request.cwd {
+    let cwd = match &patch.cwd {
         None => None,
-        Some(cwd) => Some(check_cwd(state, group, request.agent.as_deref(), &cwd).await?),
+        Some(cwd) => Some(check_cwd(state, group, patch.agent.as_deref(), cwd).await?),
     };
-    Ok(Patch {
-        agent: request.agent,
-        cwd,
-        title: request.title,
-        auto_compact: request.auto_compact,
-        permission_policy: request.permission_policy,
-        on_interrupt: request.on_interrupt,
-        metadata: request.metadata,
-    })
+    Ok(SettingsPatch { cwd, ..patch })
 }
 
 /// Returns the directory's canonical path, if the group's agent may work there (C12).
@@ -157,16 +138,14 @@ async fn check_cwd(
             Err(err) => return Err(err),
         },
     };
-    let Some(profile) = shared.profiles.get(&agent) else {
-        return Err(ApiError::UnknownAgent(agent));
-    };
+    let profile = shared.profile(&agent)?;
     if !FilePath::new(cwd).is_absolute() {
-        return Err(ApiError::InvalidCwd("cwd must be an absolute path".into()));
+        return Err(GroupError::InvalidCwd("cwd must be an absolute path".into()).into());
     }
     let real = profile.check_cwd_off_thread(cwd.into()).await;
-    let real = real.map_err(|err| ApiError::InvalidCwd(err.to_string()))?;
+    let real = real.map_err(|err| GroupError::InvalidCwd(err.to_string()))?;
     let real = real.into_os_string().into_string();
-    real.map_err(|_| ApiError::InvalidCwd("cwd must be UTF-8".into()))
+    Ok(real.map_err(|_| GroupError::InvalidCwd("cwd must be UTF-8".into()))?)
 }
 
 /// Pauses a group: it starts no further task; the running one continues.

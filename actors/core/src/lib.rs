@@ -67,7 +67,7 @@ pub use permission::{
 };
 pub use retry::RetryPolicy;
 pub use run::{Continuity, Exit, ExitReason, Run, RunPhase};
-pub use settings::{OnInterrupt, Settings};
+pub use settings::{OnInterrupt, Settings, SettingsPatch};
 pub use signal::{
     CompactionSignal, Details, Lineage, Provenance, SUMMARY_BYTES_MAX, SignalKind, Source,
 };

@@ -5,8 +5,7 @@ use actix::{
     ResponseFuture, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Choice, Event, Json, OnInterrupt, PermissionId, PermissionPolicy, Rejected, Settings,
-    Submission, Task, TaskId,
+    Choice, Event, PermissionId, Rejected, SettingsPatch, Submission, Task, TaskId,
 };
 use tokio::sync::oneshot;
 
@@ -113,28 +112,12 @@ pub struct AnswerPermission {
 }
 
 /// Create the group, change it, or restore it from the archive. Answers whether it is new.
+///
+/// A refused change must not create a group, so its sender has looked the agent up before, with
+/// [`Shared::profile`](super::Shared::profile).
 #[derive(Debug, Message)]
 #[rtype(result = "Result<bool, GroupError>")]
-pub struct Configure(pub Patch);
-
-/// Settings to change; absent fields stay as they are.
-#[derive(Debug, Default)]
-pub struct Patch {
-    /// A profile's name.
-    pub agent: Option<String>,
-    /// An absolute path, checked.
-    pub cwd: Option<String>,
-    /// A name for people.
-    pub title: Option<String>,
-    /// The share of the context window at which the group compacts.
-    pub auto_compact: Option<f64>,
-    /// Who decides on the agent's permission requests.
-    pub permission_policy: Option<PermissionPolicy>,
-    /// What happens to the queue after a turn was interrupted.
-    pub on_interrupt: Option<OnInterrupt>,
-    /// The caller's own data, stored with the group.
-    pub metadata: Option<Json>,
-}
+pub struct Configure(pub SettingsPatch);
 
 /// Pause or resume the queue, or stop the run.
 #[derive(Clone, Copy, Debug, Message)]
@@ -224,23 +207,10 @@ impl Handler<Configure> for Group {
         if let Err(refused) = self.check_accepts_work() {
             return answer(Err(refused));
         }
-        if let Some(agent) = &patch.agent
-            && !self.shared.profiles.contains_key(agent)
-        {
-            return answer(Err(GroupError::UnknownAgent(agent.clone())));
-        }
         let state = self.core.state();
-        let (created, old) = (state.created_at.is_none(), state.settings.clone());
+        let created = state.created_at.is_none();
         let changes_place = patch.agent.is_some() || patch.cwd.is_some();
-        let settings = Settings {
-            agent: patch.agent.unwrap_or(old.agent),
-            cwd: patch.cwd.or(old.cwd),
-            title: patch.title.or(old.title),
-            auto_compact: patch.auto_compact.or(old.auto_compact),
-            permission_policy: patch.permission_policy.or(old.permission_policy),
-            on_interrupt: patch.on_interrupt.or(old.on_interrupt),
-            metadata: patch.metadata.or(old.metadata),
-        };
+        let settings = state.settings.patched(patch);
         // Here, and not only in HTTP: agent and directory may come with two requests.
         let profile = self.shared.profiles.get(&settings.agent).cloned();
         let place = settings.cwd.clone().filter(|_| changes_place).zip(profile);

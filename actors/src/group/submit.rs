@@ -106,9 +106,7 @@ impl Group {
         if self.core.state().created_at.is_none() {
             return Err(GroupError::Unknown);
         }
-        let agent = &self.core.state().settings.agent;
-        let profile = self.shared.profiles.get(agent);
-        let profile = profile.ok_or_else(|| GroupError::UnknownAgent(agent.clone()))?;
+        let profile = self.shared.profile(&self.core.state().settings.agent)?;
         profile.compaction.order().ok_or(GroupError::CompactionUnsupported)
     }
 
