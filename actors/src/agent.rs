@@ -110,8 +110,6 @@ pub enum AgentCommand {
     OpenSession(u64),
     /// Stop its process tree.
     Stop(Stop),
-    /// Kill its process tree at once.
-    Kill,
 }
 
 type Commands = mpsc::UnboundedReceiver<Command>;
@@ -122,7 +120,6 @@ enum Command {
     Prompted(SessionId),
     OpenSession(u64),
     Stop(Stop),
-    Kill,
 }
 
 /// One run of one agent.
@@ -222,7 +219,7 @@ async fn wait_for_place(
 ) -> Result<Commands, Exit> {
     let stopped = async {
         while let Some(command) = commands.recv().await {
-            if matches!(command, Command::Stop(_) | Command::Kill) {
+            if matches!(command, Command::Stop(_)) {
                 return;
             }
         }
@@ -290,7 +287,6 @@ impl Handler<AgentCommand> for Agent {
             }
             AgentCommand::OpenSession(id) => _ = self.to_loop.send(Command::OpenSession(id)),
             AgentCommand::Stop(how) => _ = self.to_loop.send(Command::Stop(how)),
-            AgentCommand::Kill => _ = self.to_loop.send(Command::Kill),
         }
     }
 }

@@ -31,7 +31,7 @@ use actix::{
 };
 use greenroom_core::{
     Blocked, Digests, Effect, EffectiveSettings, Event, Fact, GroupId, Now, Recovery, Rejected,
-    RunId, Settings, Status, Step, Task, TaskId, TaskState, Timer,
+    RunId, Settings, Status, Step, Stop, Task, TaskId, TaskState, Timer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -183,7 +183,7 @@ struct AgentHandle {
 
 impl Drop for AgentHandle {
     fn drop(&mut self) {
-        self.agent.do_send(AgentCommand::Kill);
+        self.agent.do_send(AgentCommand::Stop(Stop::AtOnce));
     }
 }
 

@@ -80,11 +80,13 @@ pub struct Answer {
     pub selected: Option<String>,
 }
 
-/// How to stop a process tree.
+/// How to stop a process tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// Close its stdin; send TERM 2 s later, KILL another 5 s later.
     Gently,
     /// Send TERM at once, KILL 5 s later.
     Firmly,
+    /// KILL at once: its group's actor has ended. Core decides on no such stop.
+    AtOnce,
 }

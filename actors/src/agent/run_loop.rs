@@ -505,7 +505,6 @@ impl RunLoop {
                 self.sessions.expect_new(id);
                 self.stdin.send(acp::new_session_line(id, &self.cwd));
             }
-            Command::Kill => self.termination.kill(ExitReason::Stopped, "stopped by greenroom"),
             Command::Stop(how) => self.termination.stop(how),
         }
     }

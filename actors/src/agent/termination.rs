@@ -129,16 +129,18 @@ impl Termination {
         self.escalation = Escalation::TermAt(awake::now() + TERM_AFTER);
     }
 
-    /// Stops the tree: closes stdin, and terminates the tree after a while or at once.
+    /// Stops the tree: closes stdin, and terminates the tree after a while or at once, or kills it.
     pub fn stop(&mut self, how: Stop) {
+        let why = "stopped by greenroom";
+        let term_at = match how {
+            Stop::Gently => awake::now() + TERM_AFTER,
+            Stop::Firmly => awake::now(),
+            Stop::AtOnce => return self.kill(ExitReason::Stopped, why),
+        };
         if let Escalation::Unused | Escalation::TermAt(_) = self.escalation {
-            self.set_reason(ExitReason::Stopped, "stopped by greenroom");
+            self.set_reason(ExitReason::Stopped, why);
             self.stdin.close();
-            let now = awake::now();
-            self.escalation = match how {
-                Stop::Gently => Escalation::TermAt(now + TERM_AFTER),
-                Stop::Firmly => Escalation::TermAt(now),
-            };
+            self.escalation = Escalation::TermAt(term_at);
         }
     }
 

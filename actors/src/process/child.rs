@@ -46,7 +46,7 @@ use tokio::{
 pub use super::shim::TreeEvent;
 use super::{
     proc::{self, Marker},
-    shim::{HEARTBEAT, KILL, LAUNCH, Spec, TERMINATE},
+    shim::{HEARTBEAT, LAUNCH, Spec, TreeCommand},
 };
 use crate::{
     awake::{self, Awake},
@@ -106,14 +106,8 @@ pub struct Child {
 /// The hold on an agent's processes. Dropping it kills them.
 #[derive(Debug)]
 pub struct TreeHandle {
-    commands: mpsc::UnboundedSender<KeeperCommand>,
+    commands: mpsc::UnboundedSender<TreeCommand>,
     events: mpsc::UnboundedReceiver<TreeEvent>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum KeeperCommand {
-    Terminate,
-    Kill,
 }
 
 impl TreeHandle {
@@ -122,12 +116,12 @@ impl TreeHandle {
     /// If the main process ends, the others are killed two seconds later.
     pub fn terminate(&self) {
         // A failed send means that the tree is gone.
-        _ = self.commands.send(KeeperCommand::Terminate);
+        _ = self.commands.send(TreeCommand::Terminate);
     }
 
     /// Kills every process of the tree at once.
     pub fn kill(&self) {
-        _ = self.commands.send(KeeperCommand::Kill);
+        _ = self.commands.send(TreeCommand::Kill);
     }
 
     /// Returns the next event of the tree; [`TreeEvent::Gone`] is the last, and repeats.
@@ -272,7 +266,7 @@ fn send_launch(control: &UnixStream, fds: [OwnedFd; 4]) -> io::Result<()> {
 async fn watch(
     mut reports: Reports,
     mut shim: ShimChild,
-    mut commands: mpsc::UnboundedReceiver<KeeperCommand>,
+    mut commands: mpsc::UnboundedReceiver<TreeCommand>,
     events: mpsc::UnboundedSender<TreeEvent>,
     (run, reaped): (Marker, Counter),
 ) {
@@ -292,12 +286,11 @@ async fn watch(
                 None => break false,
             },
             command = commands.recv(), if is_held => match command {
-                Some(KeeperCommand::Terminate) => {
-                    send_byte(&reports.control, TERMINATE);
-                }
-                Some(KeeperCommand::Kill) => {
-                    deadline.get_or_insert_with(end_by);
-                    send_byte(&reports.control, KILL);
+                Some(command) => {
+                    if command == TreeCommand::Kill {
+                        deadline.get_or_insert_with(end_by);
+                    }
+                    send_byte(&reports.control, command as u8);
                 }
                 None => {
                     is_held = false;

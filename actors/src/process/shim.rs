@@ -47,11 +47,25 @@ use super::{
 };
 use crate::profile::Rlimits;
 
-/// The server's commands. `LAUNCH` is the first, and carries the descriptors.
+/// The server's bytes besides those of [`TreeCommand`]. `LAUNCH` is the first, and carries the
+/// descriptors.
 pub(super) const LAUNCH: u8 = b'L';
 pub(super) const HEARTBEAT: u8 = b'.';
-pub(super) const TERMINATE: u8 = b'T';
-pub(super) const KILL: u8 = b'K';
+
+/// What the server orders for every process of the tree, as a byte: one step of a stop, which knows
+/// no other step and no time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum TreeCommand {
+    Terminate = b'T',
+    Kill = b'K',
+}
+
+impl TreeCommand {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Terminate, Self::Kill].into_iter().find(|command| *command as u8 == byte)
+    }
+}
 
 /// How long a server may be silent before it counts as dead, unless `--silence-ms` says otherwise.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
@@ -425,16 +439,16 @@ impl TreeShim<'_> {
 
     /// Reads and performs the server's commands.
     fn on_commands(&mut self) -> Next {
-        let mut commands = [0; 64];
-        match recv(self.control, &mut commands[..], RecvFlags::DONTWAIT) {
+        let mut bytes = [0; 64];
+        match recv(self.control, &mut bytes[..], RecvFlags::DONTWAIT) {
             Ok((0, _)) => return Next::Kill,
             Ok((count, _)) => {
-                for &command in &commands[..count] {
-                    match command {
-                        KILL => return Next::Kill,
-                        TERMINATE => self.terminate(),
+                for &byte in &bytes[..count] {
+                    match TreeCommand::from_byte(byte) {
+                        Some(TreeCommand::Kill) => return Next::Kill,
+                        Some(TreeCommand::Terminate) => self.terminate(),
                         // A heartbeat ends the silence, and no more.
-                        _ => (),
+                        None => (),
                     }
                 }
             }
