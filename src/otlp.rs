@@ -369,7 +369,8 @@ impl Exporter {
 
     fn store(&mut self, place: EndedAt) -> Result<(), StoreError> {
         if self.stored != Some(place) {
-            self.runtime.block_on(self.db.put_exported(NAME, place))?;
+            let put = self.db.write(move |store| store.put_exported(NAME, place));
+            self.runtime.block_on(put)?;
             self.stored = Some(place);
         }
         Ok(())

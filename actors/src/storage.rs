@@ -35,7 +35,7 @@ pub use self::{
     filter::{CurrentView, FrameFilter, PermissionFilter, TaskFilter},
     gauges::GaugeSnapshot,
     health::{Sizes, StorageHealth},
-    lock::{LockAcquire, LockError, LockGrant, LockRefresh, LockRelease, LockRequest},
+    lock::{LockError, LockGrant, LockRequest},
     metrics::StorageMetrics,
     read_store::ReadStore,
     reader::{Query, Reader},
@@ -47,8 +47,5 @@ pub use self::{
     salvage::{Rebuilt, Salvage, SalvagedPermission, SalvagedTask},
     store::Store,
     unreadable::{BrokenGroup, Unreadable, fault_in, once},
-    writer::{
-        Adopt, Commit, Purge, PutDigests, PutExported, PutSealed, ReadFailed, Sweep, TrustedTime,
-        Writer,
-    },
+    writer::{Commit, ReadFailed, TrustedTime, Write, Writer},
 };

@@ -1,6 +1,9 @@
 //! Groups whose actors panic or whose storage fails (I2, I15).
 #![allow(clippy::unwrap_used)]
 
+#[path = "storage/gated.rs"]
+mod gated;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -12,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor as _, Addr, Arbiter, AsyncContext as _, Context, Handler, Message, SyncArbiter};
+use actix::{Actor as _, Addr, Arbiter, AsyncContext as _, Context, Handler, Message};
 use greenroom_actors::{
     acp,
     agent::AgentLauncher,
@@ -24,111 +27,19 @@ use greenroom_actors::{
         proc::Marker,
     },
     profile::{Capacity, CompactionMethod, Defaults, Profile, Rlimits},
-    storage::{
-        Db, DigestRows, EndedAt, GroupCommit, GroupNo, LockError, LockGrant, LockRequest,
-        LogTruncation, Reader, SealedDigests, StorageHealth, Store, StoreError, StoredGroup, Swept,
-        Writer,
-        sqlite::{Database, SqliteStore},
-    },
+    storage::{StoreError, sqlite::Database},
     supervisor::{Boot, Find, GroupHandle, Supervisor},
     transcript::feed::{Next, Tail},
 };
 use greenroom_core::{
-    Limits, Now, OnInterrupt, Policy, RetryPolicy, Submission, Task, TaskState, Timestamp, Uptime,
-    lock::{Holder, Lease, Lock, Ttl},
+    Limits, OnInterrupt, Policy, RetryPolicy, Submission, Task, TaskState, lock::Ttl,
 };
 use tempfile::TempDir;
 use tokio::time::timeout;
 
+use self::gated::{Call, Gated};
+
 const LONG: Duration = Duration::from_secs(20);
-
-/// A store that fails or panics on demand.
-struct Flaky {
-    store: SqliteStore,
-    broken: Arc<AtomicBool>,
-    panics: Arc<AtomicBool>,
-}
-
-impl Store for Flaky {
-    fn commit(&mut self, batch: &[GroupCommit]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
-        assert!(!self.panics.load(Ordering::SeqCst), "on demand");
-        if self.broken.load(Ordering::SeqCst) {
-            let source = Arc::new(std::io::Error::other("no space left"));
-            return Err(StoreError::Database { operation: "wrote", source });
-        }
-        self.store.commit(batch)
-    }
-
-    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<StoredGroup>, StoreError> {
-        self.store.adopt(group, now)
-    }
-
-    fn put_sealed(
-        &mut self,
-        group: GroupNo,
-        epoch: u64,
-        rows: &SealedDigests,
-    ) -> Result<(), StoreError> {
-        self.store.put_sealed(group, epoch, rows)
-    }
-
-    fn put_digests(
-        &mut self,
-        group: GroupNo,
-        epoch: u64,
-        rows: &DigestRows,
-    ) -> Result<(), StoreError> {
-        self.store.put_digests(group, epoch, rows)
-    }
-
-    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
-        self.store.put_exported(name, place)
-    }
-
-    fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
-        self.store.purge(group)
-    }
-
-    fn probe(&mut self) -> Result<(), StoreError> {
-        if self.broken.load(Ordering::SeqCst) {
-            return Err(StoreError::Stopped);
-        }
-        self.store.probe()
-    }
-
-    fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
-        self.store.forget_keys(before)
-    }
-
-    fn truncate_log(&mut self, cut: &LogTruncation) -> Result<bool, StoreError> {
-        self.store.truncate_log(cut)
-    }
-
-    fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
-        self.store.sweep(group)
-    }
-
-    fn lock_acquire(
-        &mut self,
-        ask: &LockRequest,
-        now: Now,
-        is_dead: &dyn Fn(&Holder) -> bool,
-    ) -> Result<LockGrant, LockError> {
-        self.store.lock_acquire(ask, now, is_dead)
-    }
-
-    fn lock_refresh(&mut self, lease: &Lease, now: Now) -> Result<Lock, LockError> {
-        self.store.lock_refresh(lease, now)
-    }
-
-    fn lock_release(&mut self, lease: &Lease) -> Result<bool, LockError> {
-        self.store.lock_release(lease)
-    }
-
-    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError> {
-        self.store.forget_locks(now)
-    }
-}
 
 /// Makes an actor panic, as a bug would.
 #[derive(Message)]
@@ -188,20 +99,14 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
         let broken = Arc::<AtomicBool>::default();
-        let health = StorageHealth::default();
         let panics = Arc::<AtomicBool>::default();
-        let store = database.store().unwrap();
-        let store = Flaky { store, broken: broken.clone(), panics: panics.clone() };
-        let for_actor = health.clone();
-        let writer = Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-            Writer::new(store, for_actor)
-        });
-        let opener = database.opener();
-        let readers = SyncArbiter::start(1, move || {
-            let opener = opener.clone();
-            Reader::new(move || opener.read_store())
-        });
-        let db = Db::new(writer, readers, health);
+        let (fails, bug) = (broken.clone(), panics.clone());
+        let gate = move |call| {
+            assert!(call != Call::Commit || !bug.load(Ordering::SeqCst), "on demand");
+            let works = call == Call::Other || !fails.load(Ordering::SeqCst);
+            works.then_some(()).ok_or_else(gated::failure)
+        };
+        let db = gated::start(&database, Gated(database.store().unwrap(), gate));
         let mut started = None;
         let supervisor = Supervisor::create(|ctx| {
             let address = ctx.address();

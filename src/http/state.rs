@@ -173,9 +173,6 @@ impl AppState {
     ///
     /// That the database fails.
     pub fn check_can_write(&self) -> Result<(), ApiError> {
-        match self.health().failing() {
-            Some(failing) => Err(StoreError::Unavailable(failing.fault).into()),
-            None => Ok(()),
-        }
+        Ok(self.health().check_works()?)
     }
 }

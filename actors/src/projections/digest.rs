@@ -113,7 +113,8 @@ pub async fn rebuild(
             let Rebuild { mut digests, sealed, .. } = rebuild;
             // The unreadable end of a damaged log is skipped.
             digests.group.watermark_seq = last_seq;
-            db.put_digests(no, epoch, sealed.into_rows(&digests)).await?;
+            let rows = sealed.into_rows(&digests);
+            db.write(move |store| store.put_digests(no, epoch, &rows)).await?;
             return Ok(digests);
         }
     }
@@ -129,7 +130,8 @@ async fn put_sealed(
 ) -> Result<(), StoreError> {
     while !sealed.is_empty() {
         let started = Instant::now();
-        db.put_sealed(no, epoch, sealed.take_batch()).await?;
+        let rows = sealed.take_batch();
+        db.write(move |store| store.put_sealed(no, epoch, &rows)).await?;
         sleep(started.elapsed()).await;
     }
     Ok(())

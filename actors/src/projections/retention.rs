@@ -123,7 +123,11 @@ async fn truncate_group(
                 ScanStep::Truncate(next, truncation) => {
                     let tasks = truncation.ended.tasks.len() as u64;
                     let started = Instant::now();
-                    if !db.truncate_log(truncation).await? {
+                    let truncated = db.write(move |store| {
+                        store.forget_keys(truncation.keys_before)?;
+                        store.truncate_log(&truncation)
+                    });
+                    if !truncated.await? {
                         return Ok(None);
                     }
                     sleep(started.elapsed()).await;
@@ -151,7 +155,7 @@ async fn truncate_group(
 async fn sweep(db: &Db, no: GroupNo, deleted: &mut Deleted) -> Result<(), StoreError> {
     loop {
         let started = Instant::now();
-        let swept = db.sweep(no).await?;
+        let swept = db.write(move |store| store.sweep(no)).await?;
         deleted.frames += swept.frames;
         deleted.bytes += swept.bytes;
         if !swept.more {

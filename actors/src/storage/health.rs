@@ -58,6 +58,18 @@ impl StorageHealth {
         *self.0.failing.borrow()
     }
 
+    /// Refuses a request while the database fails.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`].
+    pub fn check_works(&self) -> Result<(), StoreError> {
+        match self.failing() {
+            Some(failing) => Err(StoreError::Unavailable(failing.fault)),
+            None => Ok(()),
+        }
+    }
+
     /// Waits until the database works; returns at once if it does. Cancel safe.
     pub async fn until_good(&self) {
         // An error would mean that the sender is dropped, and `self` holds it.

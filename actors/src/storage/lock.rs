@@ -1,14 +1,13 @@
-//! The compaction lock's requests, answers and errors, and how the writer handles them.
+//! The compaction lock: its requests, answers and errors, and how [`Db`] calls the store for it.
 
 use std::cell::Cell;
 
-use actix::{Handler, Message};
 use greenroom_core::{
     Timestamp,
     lock::{Holder, Lease, Lock, LockConflict, LockKey, RefreshError, Ttl},
 };
 
-use super::{Fault, GroupNo, Store, StoreError, Writer, chain, holder};
+use super::{Db, Fault, GroupNo, Store, StoreError, chain, holder};
 use crate::clock;
 
 /// A request for a lock.
@@ -72,76 +71,77 @@ impl From<RefreshError> for LockError {
     }
 }
 
-/// See [`Store::lock_acquire`].
-#[derive(Debug, Message)]
-#[rtype(result = "Result<LockGrant, LockError>")]
-pub struct LockAcquire(pub LockRequest);
-
-/// See [`Store::lock_refresh`].
-#[derive(Debug, Message)]
-#[rtype(result = "Result<Lock, LockError>")]
-pub struct LockRefresh(pub Lease);
-
-/// See [`Store::lock_release`].
-#[derive(Debug, Message)]
-#[rtype(result = "Result<bool, LockError>")]
-pub struct LockRelease(pub Lease);
-
-impl<S: Store + Unpin> Writer<S> {
-    /// Calls the store if the database works, and records a fault of the database. An unusable
-    /// table of locks is no such fault.
-    fn call_locks<T>(
-        &mut self,
-        ctx: &mut actix::Context<Self>,
-        call: impl FnOnce(&mut S) -> Result<T, LockError>,
-    ) -> Result<T, LockError> {
-        self.refusal()?;
-        let answer = call(&mut self.store);
-        if let Err(LockError::Store(err)) = &answer {
-            if err.fault() == Some(Fault::Other) {
-                log::error!(err:% = chain(err); "the table of locks could not be used");
-            } else {
-                self.note_database(Some(err), ctx);
+impl Db {
+    /// See [`Store::lock_acquire`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Conflict`], [`LockError::Absent`], or the database's error.
+    pub async fn lock_acquire(&self, request: LockRequest) -> Result<LockGrant, LockError> {
+        let health = self.health.clone();
+        self.write_lock(move |store| {
+            let dead = Cell::new(false);
+            let is_dead = |holder: &Holder| {
+                dead.set(holder::is_dead(holder));
+                dead.get()
+            };
+            let granted = store.lock_acquire(&request, clock::moment(), &is_dead)?;
+            if granted.fresh {
+                health.lock_acquired(dead.get());
             }
-        }
-        answer
+            Ok(granted)
+        })
+        .await
     }
-}
 
-impl<S: Store + Unpin> Handler<LockAcquire> for Writer<S> {
-    type Result = Result<LockGrant, LockError>;
-
-    fn handle(
-        &mut self,
-        LockAcquire(request): LockAcquire,
-        ctx: &mut Self::Context,
-    ) -> Self::Result {
-        let dead = Cell::new(false);
-        let is_dead = |holder: &Holder| {
-            dead.set(holder::is_dead(holder));
-            dead.get()
-        };
-        let granted =
-            self.call_locks(ctx, |store| store.lock_acquire(&request, clock::moment(), &is_dead))?;
-        if granted.fresh {
-            self.health.lock_acquired(dead.get());
-        }
-        Ok(granted)
+    /// See [`Store::lock_refresh`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Conflict`], [`LockError::Lost`], [`LockError::Absent`], or the database's
+    /// error.
+    pub async fn lock_refresh(&self, lease: Lease) -> Result<Lock, LockError> {
+        self.write_lock(move |store| store.lock_refresh(&lease, clock::moment())).await
     }
-}
 
-impl<S: Store + Unpin> Handler<LockRefresh> for Writer<S> {
-    type Result = Result<Lock, LockError>;
-
-    fn handle(&mut self, LockRefresh(lease): LockRefresh, ctx: &mut Self::Context) -> Self::Result {
-        self.call_locks(ctx, |store| store.lock_refresh(&lease, clock::moment()))
+    /// See [`Store::lock_release`].
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Absent`], or the database's error.
+    pub async fn lock_release(&self, lease: Lease) -> Result<bool, LockError> {
+        self.write_lock(move |store| store.lock_release(&lease)).await
     }
-}
 
-impl<S: Store + Unpin> Handler<LockRelease> for Writer<S> {
-    type Result = Result<bool, LockError>;
+    /// Returns the lock with this key; `None` if it is free.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Absent`], or the database's error.
+    pub async fn lock_get(&self, key: LockKey) -> Result<Option<Lock>, LockError> {
+        let found = self.read(move |store| Ok(store.lock(&key))).await??;
+        let now = clock::moment().up;
+        let is_held = |lock: &Lock| lock.is_live(now) && !holder::is_dead(&lock.lease.holder);
+        Ok(found.filter(is_held))
+    }
 
-    fn handle(&mut self, LockRelease(lease): LockRelease, ctx: &mut Self::Context) -> Self::Result {
-        self.call_locks(ctx, |store| store.lock_release(&lease))
+    /// Calls the store as [`Db::write`] does. The writer learns of a fault of the database only:
+    /// an unusable table of locks is no such fault.
+    async fn write_lock<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut dyn Store) -> Result<T, LockError> + Send + 'static,
+    ) -> Result<T, LockError> {
+        self.write(move |store| match call(store) {
+            Err(LockError::Store(err)) => match err.fault() {
+                Some(Fault::Other) => {
+                    log::error!(err:% = chain(&err); "the table of locks could not be used");
+                    Ok(Err(err.into()))
+                }
+                Some(_) => Err(err),
+                None => Ok(Err(err.into())),
+            },
+            answer => Ok(answer),
+        })
+        .await?
     }
 }

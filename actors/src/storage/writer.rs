@@ -12,10 +12,7 @@ use actix::{Actor, AsyncContext as _, Context, Handler, Message};
 use greenroom_core::{Timestamp, Trust};
 use tokio::sync::oneshot;
 
-use super::{
-    DigestRows, EndedAt, Fault, GroupCommit, GroupNo, LockError, LogTruncation, SealedDigests,
-    StorageHealth, Store, StoreError, StoredGroup, Swept, chain,
-};
+use super::{Fault, GroupCommit, LockError, StorageHealth, Store, StoreError, chain};
 use crate::{
     abort_on_panic::{self, AbortOnPanic},
     clock,
@@ -47,63 +44,18 @@ pub struct Commit {
     pub done: oneshot::Sender<Result<GroupCommit, StoreError>>,
 }
 
-/// Makes the sender the group's only owner: see [`Store::adopt`].
-#[derive(Debug, Message)]
-#[rtype(result = "Result<Option<StoredGroup>, StoreError>")]
-pub struct Adopt(pub GroupNo);
-
-/// Stores rebuilt digests of ended runs and tasks: see [`Store::put_sealed`].
-#[derive(Debug, Message)]
+/// Calls the store after the commits that wait. The closure passes its value on itself, and
+/// returns its error to the writer.
+#[derive(Message)]
 #[rtype(result = "Result<(), StoreError>")]
-pub struct PutSealed {
-    /// The group.
-    pub group: GroupNo,
-    /// Its owner's epoch.
-    pub epoch: u64,
-    /// The digests.
-    pub rows: SealedDigests,
-}
+pub struct Write(pub Box<WriteFn>);
 
-/// Stores a group's rebuilt digests: see [`Store::put_digests`].
-#[derive(Debug, Message)]
-#[rtype(result = "Result<(), StoreError>")]
-pub struct PutDigests {
-    /// The group.
-    pub group: GroupNo,
-    /// Its owner's epoch.
-    pub epoch: u64,
-    /// The digests.
-    pub rows: DigestRows,
-}
-
-/// Stores how far ended tasks were exported: see [`Store::put_exported`].
-#[derive(Debug, Message)]
-#[rtype(result = "Result<(), StoreError>")]
-pub struct PutExported {
-    /// The exporter.
-    pub name: &'static str,
-    /// The last exported task.
-    pub place: EndedAt,
-}
-
-/// Deletes all rows of a group.
-#[derive(Debug, Message)]
-#[rtype(result = "Result<(), StoreError>")]
-pub struct Purge(pub GroupNo);
+type WriteFn = dyn FnOnce(&mut dyn Store) -> Result<(), StoreError> + Send;
 
 /// Reports this error of the database, which a reader or the checkpointer got.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ReadFailed(pub StoreError);
-
-impl Message for LogTruncation {
-    type Result = Result<bool, StoreError>;
-}
-
-/// Deletes some frames of a truncated log: see [`Store::sweep`].
-#[derive(Debug, Message)]
-#[rtype(result = "Result<Swept, StoreError>")]
-pub struct Sweep(pub GroupNo);
 
 /// Returns the time by which transcripts are deleted: see [`greenroom_core::Trust`].
 #[derive(Clone, Copy, Debug, Message)]
@@ -117,8 +69,8 @@ struct Flush;
 
 /// The writer of a store.
 pub struct Writer<S> {
-    pub(super) store: S,
-    pub(super) health: StorageHealth,
+    store: S,
+    health: StorageHealth,
     /// The commits of the next transaction.
     waiting: Vec<Commit>,
     /// The trusted time, once it was read.
@@ -144,14 +96,6 @@ impl<S: Store + Unpin> Writer<S> {
             read_failed: None,
             transactions_seen: 0,
             _vital: AbortOnPanic("storage"),
-        }
-    }
-
-    /// Refuses a request while the database fails.
-    pub(super) fn refusal(&self) -> Result<(), StoreError> {
-        match self.health.failing() {
-            Some(failing) => Err(StoreError::Unavailable(failing.fault)),
-            None => Ok(()),
         }
     }
 
@@ -181,7 +125,7 @@ impl<S: Store + Unpin> Writer<S> {
         ctx: &mut Context<Self>,
     ) -> Vec<Result<(), StoreError>> {
         let all = |err: &StoreError| batch.iter().map(|_| Err(err.clone())).collect();
-        if let Err(refusal) = self.refusal() {
+        if let Err(refusal) = self.health.check_works() {
             return all(&refusal);
         }
         let mut answers = self.transact(batch);
@@ -229,18 +173,6 @@ impl<S: Store + Unpin> Writer<S> {
         answers
     }
 
-    /// Calls the store in a transaction of its own, after the commits that wait.
-    fn put(
-        &mut self,
-        ctx: &mut Context<Self>,
-        put: impl FnOnce(&mut S) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.flush(ctx);
-        self.refusal()?;
-        let done = put(&mut self.store);
-        self.note_result(done, ctx)
-    }
-
     /// Records the result of a group's request: an unreadable row of the group, or whether the
     /// database works.
     fn note_result<T>(
@@ -257,7 +189,7 @@ impl<S: Store + Unpin> Writer<S> {
 
     /// Records whether the database works. While it does not, the writer tests it every second, as
     /// the groups may have nothing to write until the server is ready again.
-    pub(super) fn note_database(&mut self, broken: Option<&StoreError>, ctx: &mut Context<Self>) {
+    fn note_database(&mut self, broken: Option<&StoreError>, ctx: &mut Context<Self>) {
         match broken.and_then(|err| Some((err, err.fault()?))) {
             Some((err, fault)) => self.on_failure(err, fault, ctx),
             None if broken.is_none() => self.on_success(),
@@ -345,7 +277,7 @@ impl<S: Store + Unpin> Writer<S> {
 
     /// Advances the trusted time, stores it and returns it. After a start it is read first.
     fn update_trusted_time(&mut self, ctx: &mut Context<Self>) -> Result<Timestamp, StoreError> {
-        self.refusal()?;
+        self.health.check_works()?;
         let advanced = self.advance_trusted_time();
         self.note_result(advanced, ctx)
     }
@@ -452,54 +384,14 @@ impl<S: Store + Unpin> Handler<TrustedTime> for Writer<S> {
     }
 }
 
-impl<S: Store + Unpin> Handler<Adopt> for Writer<S> {
-    type Result = Result<Option<StoredGroup>, StoreError>;
+impl<S: Store + Unpin> Handler<Write> for Writer<S> {
+    type Result = Result<(), StoreError>;
 
-    fn handle(&mut self, Adopt(group): Adopt, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Write(write): Write, ctx: &mut Self::Context) -> Self::Result {
         self.flush(ctx);
-        self.refusal()?;
-        let adopted = self.store.adopt(group, clock::moment().up);
-        self.note_result(adopted, ctx)
-    }
-}
-
-impl<S: Store + Unpin> Handler<PutSealed> for Writer<S> {
-    type Result = Result<(), StoreError>;
-
-    fn handle(&mut self, put: PutSealed, ctx: &mut Self::Context) -> Self::Result {
-        let PutSealed { group, epoch, rows } = put;
-        self.put(ctx, |store| store.put_sealed(group, epoch, &rows))
-    }
-}
-
-impl<S: Store + Unpin> Handler<PutDigests> for Writer<S> {
-    type Result = Result<(), StoreError>;
-
-    fn handle(&mut self, put: PutDigests, ctx: &mut Self::Context) -> Self::Result {
-        let PutDigests { group, epoch, rows } = put;
-        self.put(ctx, |store| store.put_digests(group, epoch, &rows))
-    }
-}
-
-impl<S: Store + Unpin> Handler<PutExported> for Writer<S> {
-    type Result = Result<(), StoreError>;
-
-    fn handle(&mut self, put: PutExported, ctx: &mut Self::Context) -> Self::Result {
-        self.put(ctx, |store| store.put_exported(put.name, put.place))
-    }
-}
-
-impl<S: Store + Unpin> Handler<Purge> for Writer<S> {
-    type Result = Result<(), StoreError>;
-
-    fn handle(&mut self, Purge(group): Purge, ctx: &mut Self::Context) -> Self::Result {
-        self.flush(ctx);
-        self.refusal()?;
-        let purged = self.store.purge(group);
-        if purged.is_ok() {
-            self.health.forget_group(group);
-        }
-        self.note_result(purged, ctx)
+        self.health.check_works()?;
+        let done = write(&mut self.store);
+        self.note_result(done, ctx)
     }
 }
 
@@ -523,30 +415,5 @@ impl<S: Store + Unpin> Handler<ReadFailed> for Writer<S> {
                 }
             }
         }
-    }
-}
-
-impl<S: Store + Unpin> Handler<LogTruncation> for Writer<S> {
-    type Result = Result<bool, StoreError>;
-
-    fn handle(&mut self, truncation: LogTruncation, ctx: &mut Self::Context) -> Self::Result {
-        self.flush(ctx);
-        self.refusal()?;
-        let done = self
-            .store
-            .forget_keys(truncation.keys_before)
-            .and_then(|_| self.store.truncate_log(&truncation));
-        self.note_result(done, ctx)
-    }
-}
-
-impl<S: Store + Unpin> Handler<Sweep> for Writer<S> {
-    type Result = Result<Swept, StoreError>;
-
-    fn handle(&mut self, Sweep(group): Sweep, ctx: &mut Self::Context) -> Self::Result {
-        self.flush(ctx);
-        self.refusal()?;
-        let swept = self.store.sweep(group);
-        self.note_result(swept, ctx)
     }
 }

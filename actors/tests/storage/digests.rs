@@ -3,13 +3,13 @@
 
 use std::{collections::BTreeSet, rc::Rc};
 
-use actix::{Actor as _, Arbiter, Handler, SyncArbiter};
+use actix::{Actor as _, Handler};
 use greenroom_actors::{
     projections::digest,
     projections::verify::verify,
     storage::{
-        Db, DigestRows, EndedAt, EndedFilter, EndedTurn, Query, ReadStore, Reader, StorageHealth,
-        Store, StoreError, TurnFilter, Writer, sqlite::Database,
+        Db, DigestRows, EndedAt, EndedFilter, EndedTurn, Query, ReadStore, Store, StoreError,
+        TurnFilter, sqlite::Database,
     },
 };
 use greenroom_core::{
@@ -22,6 +22,7 @@ use uuid::Uuid;
 use crate::{
     Engine,
     actor::{ANSWER, Actor, READY, SUBMIT, commit},
+    gated,
     retention::{LATE, truncate},
     sqlite::change,
     world::{Action, AgentMessage, actions},
@@ -274,19 +275,7 @@ pub fn the_digest_of_a_run_is_found_by_its_id<E: Engine>() {
 }
 
 fn db(database: &Database) -> Db {
-    let health = StorageHealth::default();
-    let (store, for_actor) = (database.store().unwrap(), health.clone());
-    let writer =
-        Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| Writer::new(store, for_actor));
-    let opener = database.opener();
-    Db::new(
-        writer,
-        SyncArbiter::start(1, move || {
-            let opener = opener.clone();
-            Reader::new(move || opener.read_store())
-        }),
-        health,
-    )
+    gated::start(database, database.store().unwrap())
 }
 
 /// Rebuilds the digests as a group's actor does when it finds no current ones.

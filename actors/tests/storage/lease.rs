@@ -1,16 +1,18 @@
 //! Keeping a lease, on a real database and on one that fails by a script (HL-6).
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use actix::{Actor, Arbiter, Context, Handler, SyncArbiter};
+use actix::{Actor, Context, Handler, Recipient, ResponseFuture};
 use greenroom_actors::storage::{
-    Db, LockError, LockRefresh, LockRequest, Reader, StorageHealth, StoreError, Writer, holder,
+    Db, LockError, LockRequest, StoreError, Write, holder,
     lease::{LeaseEnd, keep},
     sqlite::Database,
 };
-use greenroom_core::lock::{Lease, Lock, LockKey, Ttl};
+use greenroom_core::lock::{Lock, LockKey, Ttl};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
+
+use crate::gated;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -24,17 +26,8 @@ impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
-        let health = StorageHealth::default();
-        let (store, for_actor) = (database.store().unwrap(), health.clone());
-        let writer = Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| {
-            Writer::new(store, for_actor)
-        });
-        let opener = database.opener();
-        let readers = SyncArbiter::start(1, move || {
-            let opener = opener.clone();
-            Reader::new(move || opener.read_store())
-        });
-        Self { db: Db::new(writer, readers, health), _database: database, _dir: dir }
+        let db = gated::start(&database, database.store().unwrap());
+        Self { db, _database: database, _dir: dir }
     }
 
     async fn acquire(&self, ttl_ms: u64) -> Result<Lock, LockError> {
@@ -106,25 +99,25 @@ async fn keeping_ends_with_the_lease() {
     assert!(matches!(lost, LeaseEnd::Gone(LockError::Conflict { .. })), "{lost:?}");
 }
 
-/// A writer that refreshes a lease, or fails, by its script.
+/// A writer that passes each call on, or fails, by its script.
 struct Scripted {
     works: Vec<bool>,
-    lock: Lock,
+    writer: Recipient<Write>,
 }
 
 impl Actor for Scripted {
     type Context = Context<Self>;
 }
 
-impl Handler<LockRefresh> for Scripted {
-    type Result = Result<Lock, LockError>;
+impl Handler<Write> for Scripted {
+    type Result = ResponseFuture<Result<(), StoreError>>;
 
-    fn handle(&mut self, _: LockRefresh, _: &mut Self::Context) -> Self::Result {
-        if self.works.remove(0) {
-            return Ok(self.lock.clone());
-        }
-        let source = Arc::new(std::io::Error::other("on demand"));
-        Err(StoreError::Database { operation: "used a lock", source }.into())
+    fn handle(&mut self, write: Write, _: &mut Self::Context) -> Self::Result {
+        let works = self.works.remove(0);
+        let writer = self.writer.clone();
+        Box::pin(async move {
+            if works { writer.send(write).await.unwrap() } else { Err(gated::failure()) }
+        })
     }
 }
 
@@ -133,13 +126,12 @@ impl Handler<LockRefresh> for Scripted {
 async fn keeping_survives_single_failures_and_ends_after_several() {
     let world = World::new();
     let lock = world.acquire(400).await.unwrap();
-    let lease: Lease = lock.lease.clone();
     // One refresh more than needed would empty the script, and panic.
     let works = vec![false, true, false, true, true, false, false];
-    let refresher = Scripted { works, lock }.start();
-    let db = Db { lock_refresh: refresher.recipient(), ..world.db.clone() };
+    let writer = Scripted { works, writer: world.db.write.clone() }.start();
+    let db = Db { write: writer.recipient(), ..world.db.clone() };
     let began = Instant::now();
-    let lost = timeout(LONG, keep(db, lease, ttl(400), LONG)).await.unwrap();
+    let lost = timeout(LONG, keep(db, lock.lease, ttl(400), LONG)).await.unwrap();
     assert!(matches!(lost, LeaseEnd::Unreachable), "{lost:?}");
     assert!(began.elapsed() >= Duration::from_millis(7 * 200), "keeping does not end too early");
 }

@@ -8,6 +8,7 @@ mod conformance;
 mod digests;
 mod exports;
 mod fail_stop;
+mod gated;
 mod lease;
 mod locks;
 mod reading;
@@ -15,6 +16,7 @@ mod retention;
 mod sqlite;
 #[path = "../../core/tests/world/mod.rs"]
 mod world;
+mod writes;
 
 use std::path::Path;
 

@@ -1,0 +1,122 @@
+//! A store behind a gate: a test decides before each call whether the database works.
+
+use actix::{Actor as _, Arbiter, SyncArbiter};
+use greenroom_actors::storage::{
+    Db, DigestRows, EndedAt, GroupCommit, GroupNo, LockError, LockGrant, LockRequest,
+    LogTruncation, Reader, SealedDigests, StorageHealth, Store, StoreError, StoredGroup, Swept,
+    Writer,
+    sqlite::{Database, SqliteStore},
+};
+use greenroom_core::{
+    Now, Timestamp, Uptime,
+    lock::{Holder, Lease, Lock},
+};
+
+/// What the writer calls.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    Commit,
+    Probe,
+    Other,
+}
+
+/// The store, and the gate that lets each call pass or fail.
+pub struct Gated<G>(pub SqliteStore, pub G);
+
+/// The failure of a database.
+pub fn failure() -> StoreError {
+    let source = std::sync::Arc::new(std::io::Error::other("on demand"));
+    StoreError::Database { operation: "was used", source }
+}
+
+impl<G: FnMut(Call) -> Result<(), StoreError>> Gated<G> {
+    fn pass(&mut self, call: Call) -> Result<&mut SqliteStore, StoreError> {
+        (self.1)(call)?;
+        Ok(&mut self.0)
+    }
+}
+
+impl<G: FnMut(Call) -> Result<(), StoreError> + Send + 'static> Store for Gated<G> {
+    fn commit(&mut self, batch: &[GroupCommit]) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        self.pass(Call::Commit)?.commit(batch)
+    }
+
+    fn probe(&mut self) -> Result<(), StoreError> {
+        self.pass(Call::Probe)?.probe()
+    }
+
+    fn adopt(&mut self, no: GroupNo, now: Uptime) -> Result<Option<StoredGroup>, StoreError> {
+        self.pass(Call::Other)?.adopt(no, now)
+    }
+
+    fn put_sealed(
+        &mut self,
+        no: GroupNo,
+        epoch: u64,
+        rows: &SealedDigests,
+    ) -> Result<(), StoreError> {
+        self.pass(Call::Other)?.put_sealed(no, epoch, rows)
+    }
+
+    fn put_digests(
+        &mut self,
+        no: GroupNo,
+        epoch: u64,
+        rows: &DigestRows,
+    ) -> Result<(), StoreError> {
+        self.pass(Call::Other)?.put_digests(no, epoch, rows)
+    }
+
+    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
+        self.pass(Call::Other)?.put_exported(name, place)
+    }
+
+    fn purge(&mut self, no: GroupNo) -> Result<(), StoreError> {
+        self.pass(Call::Other)?.purge(no)
+    }
+
+    fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {
+        self.pass(Call::Other)?.forget_keys(before)
+    }
+
+    fn truncate_log(&mut self, truncation: &LogTruncation) -> Result<bool, StoreError> {
+        self.pass(Call::Other)?.truncate_log(truncation)
+    }
+
+    fn sweep(&mut self, no: GroupNo) -> Result<Swept, StoreError> {
+        self.pass(Call::Other)?.sweep(no)
+    }
+
+    fn lock_acquire(
+        &mut self,
+        request: &LockRequest,
+        now: Now,
+        is_dead: &dyn Fn(&Holder) -> bool,
+    ) -> Result<LockGrant, LockError> {
+        self.pass(Call::Other)?.lock_acquire(request, now, is_dead)
+    }
+
+    fn lock_refresh(&mut self, lease: &Lease, now: Now) -> Result<Lock, LockError> {
+        self.pass(Call::Other)?.lock_refresh(lease, now)
+    }
+
+    fn lock_release(&mut self, lease: &Lease) -> Result<bool, LockError> {
+        self.pass(Call::Other)?.lock_release(lease)
+    }
+
+    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError> {
+        self.pass(Call::Other)?.forget_locks(now)
+    }
+}
+
+/// Starts a writer of `store`, and a reader of the same database.
+pub fn start(database: &Database, store: impl Store + Unpin) -> Db {
+    let opener = database.opener();
+    let readers = SyncArbiter::start(1, move || {
+        let opener = opener.clone();
+        Reader::new(move || opener.read_store())
+    });
+    let health = StorageHealth::default();
+    let writer = Writer::new(store, health.clone());
+    Db::new(Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| writer), readers, health)
+}
