@@ -25,6 +25,8 @@ use greenroom_core::{
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 
+use crate::abort_on_panic::AbortOnPanic;
+
 /// Stop this idle run, as a run of another group waits for a place. Answers whether it stops:
 /// `false` if the group has work for it.
 #[derive(Clone, Copy, Debug, Message)]
@@ -105,6 +107,7 @@ impl AgentPool {
             entries: HashMap::new(),
             is_short: Arc::clone(&is_short),
             evicted: evicted.clone(),
+            _vital: AbortOnPanic("pool"),
         };
         Self { actor: actor.start(), is_short, moments, evicted }
     }
@@ -157,6 +160,7 @@ pub struct PoolActor {
     entries: HashMap<RunId, PoolEntry>,
     is_short: Arc<AtomicBool>,
     evicted: Counter,
+    _vital: AbortOnPanic,
 }
 
 #[derive(Debug)]

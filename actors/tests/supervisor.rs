@@ -21,7 +21,7 @@ use greenroom_actors::{
     agent::AgentLauncher,
     changes::ChangeGate,
     group::{Accepted, Await, Group, GroupError, Shared, Submit},
-    pool::AgentPool,
+    pool::{AgentPool, PoolRequest, UsageCell},
     process::{
         child::{HEARTBEAT_EVERY, Heartbeat},
         proc::Marker,
@@ -32,10 +32,11 @@ use greenroom_actors::{
     transcript::feed::{Next, Tail},
 };
 use greenroom_core::{
-    Limits, OnInterrupt, Policy, RetryPolicy, Submission, Task, TaskState, lock::Ttl,
+    Limits, OnInterrupt, Policy, RetryPolicy, RunId, Submission, Task, TaskState, lock::Ttl,
 };
 use tempfile::TempDir;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use self::gated::{Call, Gated};
 
@@ -303,11 +304,13 @@ async fn readers_survive_a_query_that_panics() {
     }
 }
 
-/// F3: a server without its storage or its supervisor would look alive and accept nothing, so the
-/// process ends.
+/// F3: a server without its storage, its supervisor or its pool would look alive and do nothing, so
+/// the process ends.
 #[test]
 fn the_process_ends_with_an_actor_that_is_not_rebuilt() {
-    for test in ["with_storage_that_panics", "with_a_supervisor_that_panics"] {
+    let tests =
+        ["with_storage_that_panics", "with_a_supervisor_that_panics", "with_a_pool_that_panics"];
+    for test in tests {
         let program = std::env::current_exe().unwrap();
         let ended = Command::new(program).args(["--exact", test, "--ignored"]).output().unwrap();
         let output = String::from_utf8_lossy(&ended.stdout);
@@ -334,6 +337,24 @@ async fn with_storage_that_panics() {
 async fn with_a_supervisor_that_panics() {
     let world = World::new().await;
     world.supervisor.do_send(Panic);
+    _ = timeout(LONG, std::future::pending::<()>()).await;
+}
+
+#[actix_rt::test]
+#[ignore = "run by the_process_ends_with_an_actor_that_is_not_rebuilt"]
+async fn with_a_pool_that_panics() {
+    static WIRE: Tripwire =
+        Tripwire("all places for agents are taken; a run waits for one", AtomicBool::new(false));
+    log::set_logger(&WIRE).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
+    let world = World::new().await;
+    let pool = AgentPool::start(1);
+    let group = world.find("work").await.addr;
+    let acquire = || {
+        let request = PoolRequest { usage: UsageCell::default(), group: group.clone().recipient() };
+        pool.acquire(RunId(Uuid::now_v7()), request)
+    };
+    let _places = (acquire(), acquire());
     _ = timeout(LONG, std::future::pending::<()>()).await;
 }
 
