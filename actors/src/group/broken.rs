@@ -59,12 +59,18 @@ impl Group {
         ctx.wait(purged.map(|purged, group, ctx| _ = group.on_purged(purged, ctx)));
     }
 
-    /// Deletes the group's rows and its own directory.
+    /// Deletes the group's rows and its own directory. The actor of a broken group may not own it,
+    /// as it could not read the rows: it claims the group first.
     pub(super) fn delete(&self) -> impl Future<Output = Purged> + use<> {
         let (db, no) = (self.shared.db.clone(), self.no);
+        let epoch = self.broken.is_none().then_some(self.epoch);
         let own_dir = self.shared.own_dir(no);
         async move {
-            db.purge(no).await?;
+            let epoch = match epoch {
+                Some(epoch) => Some(epoch),
+                None => db.write(move |store| store.claim(no)).await?,
+            };
+            db.purge(no, epoch).await?;
             let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(own_dir));
             Ok(removed.await.unwrap_or_else(|err| Err(err.into())))
         }

@@ -127,8 +127,12 @@ async fn truncate_group(
                         store.forget_keys(truncation.keys_before)?;
                         store.truncate_log(&truncation)
                     });
-                    if !truncated.await? {
-                        return Ok(None);
+                    match truncated.await {
+                        Ok(true) => {}
+                        Ok(false) => return Ok(None),
+                        // Another owner has adopted the group since the scan began.
+                        Err(StoreError::Fenced) => continue 'rescan,
+                        Err(err) => return Err(err),
                     }
                     sleep(started.elapsed()).await;
                     deleted.tasks += tasks;

@@ -23,6 +23,8 @@ const ENDED_BYTES_MAX: usize = 1 << 20;
 /// A scan under way.
 pub struct RetentionScan {
     no: GroupNo,
+    /// The group's epoch at the scan's start.
+    epoch: Option<u64>,
     replay: LogReplay,
     /// Frames younger than this are not replayed,
     horizon: Timestamp,
@@ -89,6 +91,7 @@ impl RetentionScan {
         replay.differences.extend(unread);
         Ok(Some(Self {
             no,
+            epoch: store.epoch(no)?,
             replay,
             horizon,
             last,
@@ -170,6 +173,7 @@ impl RetentionScan {
         let keys_before = Timestamp(self.horizon.0.saturating_add(1));
         let truncation = LogTruncation {
             group: self.no,
+            epoch: self.epoch,
             checkpoint: StoredCheckpoint::from(&checkpoint),
             ended,
             keys_before,

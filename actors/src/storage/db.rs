@@ -95,11 +95,11 @@ impl Db {
     ///
     /// # Errors
     ///
-    /// The database's error.
-    pub async fn purge(&self, group: GroupNo) -> Result<(), StoreError> {
+    /// [`StoreError::Fenced`], or the database's error.
+    pub async fn purge(&self, group: GroupNo, epoch: Option<u64>) -> Result<(), StoreError> {
         let health = self.health.clone();
         self.write(move |store| {
-            store.purge(group)?;
+            store.purge(group, epoch)?;
             health.forget_group(group);
             Ok(())
         })

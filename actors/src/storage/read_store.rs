@@ -33,6 +33,9 @@ pub trait ReadStore: Send + 'static {
     /// One group.
     fn group(&self, group: GroupNo) -> Result<Option<GroupSummary>, StoreError>;
 
+    /// The epoch of a group's owner; `None` if there is no such group, or none that can be read.
+    fn epoch(&self, group: GroupNo) -> Result<Option<u64>, StoreError>;
+
     /// Groups with numbers above `after`, in the order of their numbers.
     fn groups(
         &self,

@@ -105,6 +105,9 @@ pub struct StoredCheckpoint {
 pub struct LogTruncation {
     /// The group.
     pub group: GroupNo,
+    /// The group's epoch when the truncation was decided. Retention is no owner: it decides by
+    /// what it read, which is stale once another owner has adopted the group.
+    pub epoch: Option<u64>,
     /// The state at the truncation. Its frame is the last of a block.
     pub checkpoint: StoredCheckpoint,
     /// What ended up to the checkpoint.

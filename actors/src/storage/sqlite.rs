@@ -368,6 +368,8 @@ fn cannot_make(path: &Path) -> impl Fn(io::Error) -> StoreError {
 enum RowsError {
     /// SQLite's error.
     Sqlite(rusqlite::Error),
+    /// The group has another owner than the caller (I14).
+    Fenced,
     /// The lease that the facts need is lost (HL-11).
     LeaseLost,
     /// A row of the group is unreadable.
@@ -402,6 +404,7 @@ impl From<RowsError> for StoreError {
     fn from(err: RowsError) -> Self {
         match err {
             RowsError::Sqlite(err) => write_failed(err),
+            RowsError::Fenced => Self::Fenced,
             RowsError::LeaseLost => Self::LeaseLost,
             RowsError::Unreadable(row) => row.into(),
             RowsError::Exhausted(what) => Self::Exhausted(what),

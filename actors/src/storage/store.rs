@@ -31,6 +31,15 @@ pub trait Store: Send + 'static {
     /// The database's error.
     fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<StoredGroup>, StoreError>;
 
+    /// Makes the caller the group's only owner without reading its rows, and returns the epoch: for
+    /// a group that [`Self::adopt`] cannot read. Returns `None` if the group does not exist, or if
+    /// its epoch is unreadable: then no owner can store anything.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn claim(&mut self, group: GroupNo) -> Result<Option<u64>, StoreError>;
+
     /// Stores rebuilt digests of ended runs and tasks, under the owner's `epoch`.
     ///
     /// # Errors
@@ -62,12 +71,13 @@ pub trait Store: Send + 'static {
     /// The database's error; then the last stored place stays.
     fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError>;
 
-    /// Deletes all rows of a group, including its locks.
+    /// Deletes all rows of a group, including its locks, under the owner's `epoch`; `None` for a
+    /// group that has no readable one.
     ///
     /// # Errors
     ///
-    /// The database's error; then nothing was deleted.
-    fn purge(&mut self, group: GroupNo) -> Result<(), StoreError>;
+    /// [`StoreError::Fenced`], or the database's error; then nothing was deleted.
+    fn purge(&mut self, group: GroupNo, epoch: Option<u64>) -> Result<(), StoreError>;
 
     /// Tests whether the database works: makes something durable that takes room and changes
     /// nothing. Does not wait for another program's lock.
@@ -146,11 +156,13 @@ pub trait Store: Send + 'static {
     ///
     /// # Errors
     ///
-    /// The database's error; then nothing was changed.
+    /// [`StoreError::Fenced`] if the group has another owner than when the truncation was decided,
+    /// or the database's error; then nothing was changed.
     fn truncate_log(&mut self, truncation: &LogTruncation) -> Result<bool, StoreError>;
 
     /// Sweeps a truncated log: deletes some of the frames that [`Self::truncate_log`] hid, few
-    /// enough that commits do not wait for long.
+    /// enough that commits do not wait for long. Needs no epoch: the stored checkpoint decides, and
+    /// no reader sees what it hides.
     ///
     /// # Errors
     ///

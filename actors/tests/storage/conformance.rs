@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use greenroom_actors::{
     acp,
     storage::{
-        FrameFilter, GaugeSnapshot, GroupCommit, KeyUse, ReadStore, Store, StoreError, StoredGroup,
-        TaskFilter, TaskView,
+        Ended, FrameFilter, GaugeSnapshot, GroupCommit, KeyUse, LogTruncation, ReadStore, Store,
+        StoreError, StoredCheckpoint, StoredGroup, TaskFilter, TaskView,
     },
 };
 use greenroom_core::{
@@ -65,6 +65,42 @@ pub fn groups_of_one_batch_are_stored_together<E: Engine>() {
     assert_eq!(busy.groups, expected);
     let counts = BTreeMap::from([("running".to_owned(), 3)]);
     assert_eq!(read_store.status_counts(&[]).unwrap(), (counts, 0));
+}
+
+/// I14: neither a stale owner's purge nor a truncation that was decided under one deletes anything.
+pub fn only_the_owner_deletes<E: Engine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let (mut store, read_store) = (engine.store(), engine.read_store());
+    let mut actor = Actor::new(1);
+    commit(&mut store, &actor.play_all(&[SUBMIT, Action::GrantSlot, READY, ANSWER]));
+    let (stored, blocks) =
+        (read_store.group(1).unwrap(), read_store.blocks(1, &EVERYTHING).unwrap());
+    let truncation = |epoch| LogTruncation {
+        group: 1,
+        epoch,
+        checkpoint: StoredCheckpoint { seq: 1, state: String::new() },
+        ended: Ended::default(),
+        keys_before: Timestamp(0),
+    };
+    assert_eq!(read_store.epoch(1).unwrap(), Some(1));
+    assert_eq!(store.adopt(1, UP).unwrap().unwrap().epoch, 2);
+    assert_eq!(store.claim(1).unwrap(), Some(3));
+    assert_eq!(read_store.epoch(1).unwrap(), Some(3));
+    for stale in [None, Some(1), Some(2), Some(4)] {
+        let purged = store.purge(1, stale);
+        assert!(matches!(purged, Err(StoreError::Fenced)), "{stale:?}: {purged:?}");
+        let truncated = store.truncate_log(&truncation(stale));
+        assert!(matches!(truncated, Err(StoreError::Fenced)), "{stale:?}: {truncated:?}");
+    }
+    assert_eq!(read_store.group(1).unwrap(), stored);
+    assert_eq!(read_store.blocks(1, &EVERYTHING).unwrap(), blocks);
+    assert_eq!(read_store.checkpoint(1).unwrap(), None);
+
+    assert!(store.truncate_log(&truncation(Some(3))).unwrap());
+    store.purge(1, Some(3)).unwrap();
+    assert_eq!(read_store.group(1).unwrap(), None);
+    assert_eq!((read_store.epoch(1).unwrap(), store.claim(1).unwrap()), (None, None));
 }
 
 /// I14.
@@ -416,8 +452,8 @@ pub fn a_purge_deletes_only_its_group<E: Engine>() {
         batch[0].key = Some(KeyUse { key: [actor.no as u8; 32], body: [0; 32], task });
         commit(&mut store, &batch);
     }
-    store.purge(2).unwrap();
-    store.purge(9).unwrap();
+    store.purge(2, Some(1)).unwrap();
+    store.purge(9, None).unwrap();
     let read_store = engine.read_store();
     assert_eq!(read_store.group(2).unwrap(), None);
     assert!(read_store.blocks(2, &EVERYTHING).unwrap().is_empty());
@@ -433,7 +469,7 @@ pub fn a_purge_deletes_only_its_group<E: Engine>() {
     }
     let index = read_store.group_index().unwrap();
     assert_eq!(index.groups.iter().map(|(no, ..)| *no).collect::<Vec<_>>(), [1, 3]);
-    store.purge(3).unwrap();
+    store.purge(3, Some(1)).unwrap();
     let index = read_store.group_index().unwrap();
     assert_eq!(index.last_no, 3, "the number of a purged group is not used again");
     store.probe().unwrap();
@@ -537,7 +573,7 @@ pub fn lists_have_positions_and_pages<E: Engine>() {
     assert_eq!(waits, [Blocked::Agent, Blocked::Turn, Blocked::Turn].map(Some));
     let claimed_view = read_store.task(all[0].task.id).unwrap().unwrap();
     assert_eq!((claimed_view.position, claimed_view.blocked_by), (Some(0), Some(Blocked::Agent)));
-    store.purge(9).unwrap();
+    store.purge(9, Some(1)).unwrap();
 
     let mut others: Vec<Actor> = (2..5).map(Actor::new).collect();
     let batch: Vec<GroupCommit> =

@@ -168,7 +168,7 @@ pub fn digests_are_deleted_with_their_tasks<E: Engine>() {
     assert_eq!(read_store.turns(7, &ALL).unwrap().len(), 2, "one of them runs");
     assert!(read_store.digest(7).unwrap().unwrap().turn_count == 3, "the group still counts them");
     assert_eq!(differences(&read_store, 7), Vec::<String>::new());
-    store.purge(7).unwrap();
+    store.purge(7, Some(1)).unwrap();
     assert_eq!((read_store.digest_rows(7).unwrap(), listed(7).len()), (None, 0));
     assert_eq!(read_store.digest(7).unwrap(), None);
     assert_eq!((rows(&read_store, 8), listed(8).len()), (neighbour, 2));

@@ -53,7 +53,7 @@ async fn after_a_failure_all_writes_are_refused_until_a_probe_succeeds() {
         assert!(matches!(refused, StoreError::Unavailable(Fault::Other)), "{refused:?}");
     }
     assert!(matches!(db.adopt(1).await, Err(StoreError::Unavailable(_))));
-    assert!(matches!(db.purge(1).await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(db.purge(1, Some(1)).await, Err(StoreError::Unavailable(_))));
     assert_eq!(calls.load(Ordering::SeqCst), before, "no call reached the database");
     assert_eq!(db.read(|read_store| read_store.group_index()).await.unwrap().groups.len(), 1);
     assert_eq!(health.failing(), Some(failing), "failing since the same time");

@@ -71,8 +71,12 @@ impl<G: FnMut(Call) -> Result<(), StoreError> + Send + 'static> Store for Gated<
         self.pass(Call::Other)?.put_exported(name, place)
     }
 
-    fn purge(&mut self, no: GroupNo) -> Result<(), StoreError> {
-        self.pass(Call::Other)?.purge(no)
+    fn claim(&mut self, no: GroupNo) -> Result<Option<u64>, StoreError> {
+        self.pass(Call::Other)?.claim(no)
+    }
+
+    fn purge(&mut self, no: GroupNo, epoch: Option<u64>) -> Result<(), StoreError> {
+        self.pass(Call::Other)?.purge(no, epoch)
     }
 
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError> {

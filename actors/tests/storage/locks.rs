@@ -277,7 +277,7 @@ pub fn adopting_or_purging_a_group_releases_only_its_locks<E: Engine>() {
     store.adopt(1, now(0).up).unwrap().unwrap();
     assert_eq!(left(), ["two", "outside"]);
     take_all(&mut store);
-    store.purge(2).unwrap();
+    store.purge(2, Some(1)).unwrap();
     assert_eq!(left(), ["one", "outside"]);
     store.adopt(7, now(0).up).unwrap();
     assert_eq!(left(), ["one", "outside"], "a group that was never created has no locks");

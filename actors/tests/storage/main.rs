@@ -64,6 +64,7 @@ macro_rules! conforms {
 
 conforms!(Database:
     conformance::groups_of_one_batch_are_stored_together,
+    conformance::only_the_owner_deletes,
     conformance::a_later_owner_fences_only_the_earlier_one,
     conformance::adopting_returns_the_next_epoch_and_the_open_tasks_in_order,
     conformance::facts_that_do_not_follow_the_log_are_refused,

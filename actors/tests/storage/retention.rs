@@ -1,14 +1,19 @@
 //! Truncated logs: the rest verifies and reads as before; the live state is unchanged.
 
-use std::cell::Cell;
+use std::{cell::Cell, rc::Rc};
 
+use actix::{Actor as _, Handler};
 use greenroom_actors::{
     acp::session::SessionCursor,
     projections::{
+        retention::pass,
         retention_scan::{RetentionScan, ScanStep},
         verify::verify,
     },
-    storage::{Ended, FrameFilter, LogTruncation, ReadStore, Store, StoredCheckpoint, TaskFilter},
+    storage::{
+        Db, Ended, FrameFilter, LogTruncation, Query, ReadStore, Store, StoredCheckpoint,
+        TaskFilter, sqlite::Database,
+    },
     transcript::frame::Block,
 };
 use greenroom_core::{BootId, Compaction, Group, GroupState, RunId, Task, Timestamp, Uptime};
@@ -18,6 +23,7 @@ use uuid::Uuid;
 use crate::{
     Engine,
     actor::{ANSWER, Actor, READY, SUBMIT, commit},
+    gated,
     world::{Action, AgentMessage, actions},
 };
 
@@ -260,6 +266,7 @@ pub fn a_truncation_deletes_only_ended_tasks<E: Engine>() {
     let runs: Vec<_> = read_store.runs(7, None, 9).unwrap().iter().map(|run| run.id).collect();
     let order = |group, seq, tasks: &[_]| LogTruncation {
         group,
+        epoch: read_store.epoch(group).unwrap(),
         checkpoint: StoredCheckpoint { seq, state: format!("{seq}") },
         ended: Ended { tasks: tasks.to_vec(), runs: runs.clone(), ..Ended::default() },
         keys_before: LATE,
@@ -288,7 +295,7 @@ pub fn a_truncation_deletes_only_ended_tasks<E: Engine>() {
 
     // A group's base is deleted with it, and no other's.
     assert!(store.truncate_log(&order(8, 1, &[])).unwrap());
-    store.purge(7).unwrap();
+    store.purge(7, Some(1)).unwrap();
     assert_eq!((read_store.checkpoint(7).unwrap(), read_store.earliest_seq(7).unwrap()), (None, 1));
     assert_eq!(read_store.earliest_seq(8).unwrap(), 2);
 }
@@ -317,4 +324,45 @@ pub fn truncated_frames_are_hidden_at_once_and_deleted_in_parts<E: Engine>() {
     let all: usize = actor.blocks.iter().map(|block| block.text.len()).sum();
     assert_eq!((frames, bytes), (actor.summary().state.last_seq, all as u64));
     assert_eq!(differences(&engine.read_store(), 7), Vec::<String>::new());
+}
+
+/// Adopts the group before it answers this query; the first query is number 1.
+struct AdoptBefore {
+    query: u32,
+    asked: u32,
+    database: Rc<Database>,
+}
+
+impl actix::Actor for AdoptBefore {
+    type Context = actix::Context<Self>;
+}
+
+impl Handler<Query> for AdoptBefore {
+    type Result = ();
+
+    fn handle(&mut self, Query(ask): Query, _: &mut Self::Context) {
+        self.asked += 1;
+        if self.asked == self.query {
+            Engine::store(&*self.database).adopt(7, UP).unwrap().unwrap();
+        }
+        ask(Ok(&self.database.read_store()));
+    }
+}
+
+/// I14: retention repeats what it decided before another owner adopted the group.
+#[test]
+fn a_group_adopted_during_a_pass_is_truncated_in_the_same_pass() {
+    for query in 1..=4 {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Rc::new(Database::open(&dir.path().join("greenroom.db")).unwrap());
+        let actor = a_group_with_turns(&*database, 7, 1);
+        let deleted = actix_rt::System::new().block_on(async {
+            let between = AdoptBefore { query, asked: 0, database: Rc::clone(&database) };
+            let db = gated::start(&database, database.store().unwrap());
+            let db = Db { query: between.start().recipient(), ..db };
+            pass(&db, LATE, 1).await.unwrap()
+        });
+        assert_eq!(deleted.frames, actor.summary().state.last_seq, "before query {query}");
+        assert_eq!(database.read_store().epoch(7).unwrap(), Some(2), "before query {query}");
+    }
 }

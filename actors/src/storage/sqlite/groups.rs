@@ -1,7 +1,7 @@
 //! The rows of groups, in `groups` and `heads`: how they are written and deleted.
 
 use greenroom_core::{Existence, Settings, digest::SCHEMA_VERSION};
-use rusqlite::{Connection, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 
 use super::{
     RowsError, locks,
@@ -93,9 +93,37 @@ pub fn store_head(
     Ok(changed == 1)
 }
 
+/// Advances the group's epoch, and returns it. Returns `None` if the group has no valid one.
+pub fn claim(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<u64>> {
+    let sql = "UPDATE heads SET epoch = epoch + 1 \
+               WHERE no = ? AND epoch BETWEEN 0 AND 1 << 62 RETURNING epoch";
+    read_epoch(conn, sql, group)
+}
+
+/// Returns the group's epoch. Returns `None` if it has no valid one: then no owner can store
+/// anything.
+pub fn epoch(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<u64>> {
+    read_epoch(conn, "SELECT epoch FROM heads WHERE no = ? AND epoch BETWEEN 0 AND 1 << 62", group)
+}
+
+fn read_epoch(conn: &Connection, sql: &str, group: GroupNo) -> rusqlite::Result<Option<u64>> {
+    let found = conn.prepare_cached(sql)?.query_row([group], |row| row.get::<_, i64>(0));
+    Ok(found.optional()?.map(i64::unsigned_abs))
+}
+
+/// Refuses a caller under another epoch than the stored one (I14).
+pub fn check_epoch(
+    conn: &Connection,
+    group: GroupNo,
+    claimed: Option<u64>,
+) -> Result<(), RowsError> {
+    if epoch(conn, group)? == claimed { Ok(()) } else { Err(RowsError::Fenced) }
+}
+
 /// Deletes all rows of a group: see [`crate::storage::Store::purge`].
-pub fn purge(conn: &mut Connection, group: GroupNo) -> Result<(), RowsError> {
+pub fn purge(conn: &mut Connection, group: GroupNo, epoch: Option<u64>) -> Result<(), RowsError> {
     let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    check_epoch(&transaction, group, epoch)?;
     let (from, to) = (key(group, 0), key(group + 1, 0));
     let turns = transaction.execute(
         "DELETE FROM turns WHERE (ended_at, key) IN \

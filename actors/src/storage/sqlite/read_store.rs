@@ -12,7 +12,7 @@ use rusqlite::{Connection, Error, OptionalExtension as _, Row, ToSql, params, ty
 use super::{
     RowsError,
     damage::{LeftOut, RowResult, group_row, keyed, numbered, requested, required},
-    digests, exports, failed, gauges, locks, permissions,
+    digests, exports, failed, gauges, groups, locks, permissions,
     rows::{self, key},
     truncation,
 };
@@ -194,6 +194,10 @@ impl ReadStore for SqliteReadStore {
         };
         let found = find().map_err(RowsError::during("was read"))?;
         Ok(found.map(|(_, summary)| summary))
+    }
+
+    fn epoch(&self, group: GroupNo) -> Result<Option<u64>, StoreError> {
+        groups::epoch(&self.0, group).map_err(failed("was read"))
     }
 
     fn groups(

@@ -4,7 +4,7 @@ use greenroom_core::{
     Fact, Now, TaskId, Timestamp, Trust, Uptime,
     lock::{Holder, Lease, Lock},
 };
-use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
     RowsError, clock, compactions,
@@ -66,18 +66,12 @@ impl Store for SqliteStore {
     fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<StoredGroup>, StoreError> {
         let mut adopt = || -> Result<_, RowsError> {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let epoch: Option<i64> = transaction
-                .query_row(
-                    "UPDATE heads SET epoch = epoch + 1 WHERE no = ? \
-                     AND epoch BETWEEN 0 AND 1 << 62 RETURNING epoch",
-                    [group],
-                    |row| row.get(0),
-                )
-                .optional()?;
-            let Some(epoch) = epoch else { return missing(&transaction, group) };
+            let Some(epoch) = groups::claim(&transaction, group)? else {
+                return missing(&transaction, group);
+            };
             locks::forget_group(&transaction, group)?;
             let reopened = locks::reopen_orphan(&transaction, group, now)?;
-            let stored = load(&transaction, group, epoch as u64)?;
+            let stored = load(&transaction, group, epoch)?;
             transaction.commit()?;
             if let Some((group, segment)) = reopened {
                 log::warn!(group:%, segment; "a closed segment without a successor was reopened");
@@ -86,6 +80,10 @@ impl Store for SqliteStore {
         };
         let adopted = adopt();
         adopted.map_err(store_error(&self.0, group, "read a group", true))
+    }
+
+    fn claim(&mut self, group: GroupNo) -> Result<Option<u64>, StoreError> {
+        groups::claim(&self.0, group).map_err(write_failed)
     }
 
     fn put_sealed(
@@ -110,8 +108,8 @@ impl Store for SqliteStore {
         exports::put(&self.0, name, place).map_err(failed("stored how far tasks were exported"))
     }
 
-    fn purge(&mut self, group: GroupNo) -> Result<(), StoreError> {
-        let deleted = groups::purge(&mut self.0, group);
+    fn purge(&mut self, group: GroupNo, epoch: Option<u64>) -> Result<(), StoreError> {
+        let deleted = groups::purge(&mut self.0, group, epoch);
         deleted.map_err(store_error(&self.0, group, "deleted a group", true))
     }
 
@@ -154,7 +152,7 @@ impl Store for SqliteStore {
     }
 
     fn truncate_log(&mut self, truncation: &LogTruncation) -> Result<bool, StoreError> {
-        let done = truncation::truncate_log(&mut self.0, truncation).map_err(RowsError::from);
+        let done = truncation::truncate_log(&mut self.0, truncation);
         done.map_err(store_error(&self.0, truncation.group, "truncated a log", false))
     }
 

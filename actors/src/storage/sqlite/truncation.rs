@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
 use super::{
     RowsError,
     damage::{Damage, of_group, requested},
+    groups,
     rows::{int, key},
 };
 use crate::storage::{GroupNo, LogTruncation, StoredCheckpoint, Swept, unreadable::CHECKPOINT};
@@ -15,8 +16,9 @@ const BLOCKS_MAX: usize = 250;
 const BYTES_MAX: u64 = 1 << 20;
 
 /// See [`crate::storage::Store::truncate_log`].
-pub fn truncate_log(conn: &mut Connection, truncation: &LogTruncation) -> rusqlite::Result<bool> {
+pub fn truncate_log(conn: &mut Connection, truncation: &LogTruncation) -> Result<bool, RowsError> {
     let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    groups::check_epoch(&transaction, truncation.group, truncation.epoch)?;
     let moved = transaction
         .prepare_cached(
             "INSERT INTO bases (no, seq, state) \

@@ -358,7 +358,7 @@ fn an_absent_table_is_distinguished_from_a_failure() {
         .query_row("SELECT count(*) FROM segments WHERE closed_seq IS NULL", [], |row| row.get(0))
         .unwrap();
     assert_eq!(open, 1, "HL-12, though there are no locks");
-    store.purge(1).unwrap();
+    store.purge(1, Some(2)).unwrap();
 }
 
 /// HL-9: no other failure counts as an absent table.
