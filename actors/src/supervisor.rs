@@ -41,24 +41,38 @@ const STABLE_AFTER: Duration = Duration::from_secs(30);
 /// that time misses nothing.
 const READERS_CHECK_EVERY: Duration = Duration::from_secs(60);
 
-/// A group as HTTP holds it.
+/// A group as its readers hold it: its rows are found by its number.
+#[derive(Clone, Debug)]
+pub struct KnownGroup {
+    /// Its name.
+    pub id: GroupId,
+    /// Its number.
+    pub no: GroupNo,
+    /// Its readers' feed, whatever actor fills it.
+    pub feed: Arc<Feed>,
+}
+
+/// A group as those hold it who change it.
 #[derive(Clone, Debug)]
 pub struct GroupHandle {
     /// Its name.
     pub id: GroupId,
     /// Its number.
     pub no: GroupNo,
-    /// Its actor.
+    /// Its owner.
     pub addr: Addr<Group>,
-    /// Its readers' feed.
-    pub feed: Arc<Feed>,
 }
 
-/// Find a group, or start its actor. The group itself exists once it has a durable fact.
+/// Look a group up for its readers. Starts no actor.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<KnownGroup>")]
+pub struct LookUp(pub GroupId);
+
+/// Find a group's owner, or start its actor. The group itself exists once it has a durable fact.
 #[derive(Debug, Message)]
 #[rtype(result = "Option<GroupHandle>")]
-pub struct Find {
-    /// Its name.
+pub struct FindOwner {
+    /// The group's name.
     pub group: GroupId,
     /// Whether an unknown name gets an actor too.
     pub create: bool,
@@ -91,8 +105,17 @@ pub struct Changes {
     pub live: broadcast::Receiver<Arc<Change>>,
 }
 
+/// A group that exists, or that will once its actor has stored a fact.
 struct Entry {
-    handle: GroupHandle,
+    no: GroupNo,
+    /// Created for the first reader or actor. Outlives the actors, and ends with the group.
+    feed: Option<Arc<Feed>>,
+    /// The last actor; `None` until one is needed.
+    actor: Option<Running>,
+}
+
+struct Running {
+    addr: Addr<Group>,
     incarnation: u64,
     started: Instant,
     rebuild_wait: Duration,
@@ -103,8 +126,6 @@ pub struct Supervisor {
     shared: Arc<Shared>,
     arbiters: Vec<Arbiter>,
     groups: HashMap<GroupId, Entry>,
-    /// Groups that exist and whose actor was not needed yet.
-    dormant: HashMap<GroupId, GroupNo>,
     last_no: GroupNo,
     last_incarnation: u64,
     past_changes: RecentChanges,
@@ -121,7 +142,6 @@ impl Supervisor {
             shared,
             arbiters,
             groups: HashMap::new(),
-            dormant: HashMap::new(),
             last_no: 0,
             last_incarnation: 0,
             // Microseconds since the epoch. No server makes a million changes a second for long, so
@@ -133,20 +153,21 @@ impl Supervisor {
         }
     }
 
-    fn find_or_start(&mut self, id: &GroupId, create: bool) -> Option<GroupHandle> {
-        if let Some(entry) = self.groups.get(id) {
-            return Some(entry.handle.clone());
+    fn look_up(&mut self, id: &GroupId) -> Option<KnownGroup> {
+        let entry = self.groups.get_mut(id)?;
+        Some(KnownGroup { id: id.clone(), no: entry.no, feed: entry.feed() })
+    }
+
+    fn find_owner(&mut self, id: &GroupId, create: bool) -> Option<GroupHandle> {
+        if create && !self.groups.contains_key(id) {
+            // The number after the last one stores nothing: its group refuses everything.
+            self.last_no = self.last_no.saturating_add(1).min(GROUP_MAX + 1);
+            self.groups.insert(id.clone(), Entry::new(self.last_no));
         }
-        let no = match self.dormant.remove(id) {
-            Some(no) => no,
-            None if create => {
-                // The number after the last one stores nothing: its group refuses everything.
-                self.last_no = self.last_no.saturating_add(1).min(GROUP_MAX + 1);
-                self.last_no
-            }
-            None => return None,
-        };
-        Some(self.start(id.clone(), no, Arc::default(), REBUILD_WAIT, Recovery::Restart))
+        match self.groups.get(id)?.handle(id) {
+            Some(handle) => Some(handle),
+            None => self.start(id, REBUILD_WAIT, Recovery::Restart),
+        }
     }
 
     /// Stops receiving status changes after two checks without readers.
@@ -164,27 +185,39 @@ impl Supervisor {
         }
     }
 
+    /// Starts an actor of a known group.
     fn start(
         &mut self,
-        id: GroupId,
-        no: GroupNo,
-        feed: Arc<Feed>,
+        id: &GroupId,
         rebuild_wait: Duration,
         recovery: Recovery,
-    ) -> GroupHandle {
-        let arbiter = &self.arbiters[no as usize % self.arbiters.len()];
+    ) -> Option<GroupHandle> {
+        let entry = self.groups.get_mut(id)?;
+        let arbiter = &self.arbiters[entry.no as usize % self.arbiters.len()];
         self.last_incarnation += 1;
         let incarnation = self.last_incarnation;
-        let (shared, for_actor) = (self.shared.clone(), (id.clone(), feed.clone()));
+        let (shared, feed, for_actor, no) =
+            (self.shared.clone(), entry.feed(), id.clone(), entry.no);
         let addr = Group::start_in_arbiter(&arbiter.handle(), move |_| {
-            let (id, feed) = for_actor;
-            Group::new(id, no, (incarnation, recovery), shared, feed)
+            Group::new(for_actor, no, (incarnation, recovery), shared, feed)
         });
-        let handle = GroupHandle { id: id.clone(), no, addr, feed };
-        let entry =
-            Entry { handle: handle.clone(), incarnation, started: Instant::now(), rebuild_wait };
-        self.groups.insert(id, entry);
-        handle
+        entry.actor = Some(Running { addr, incarnation, started: Instant::now(), rebuild_wait });
+        entry.handle(id)
+    }
+}
+
+impl Entry {
+    fn new(no: GroupNo) -> Self {
+        Self { no, feed: None, actor: None }
+    }
+
+    fn feed(&mut self) -> Arc<Feed> {
+        self.feed.get_or_insert_default().clone()
+    }
+
+    fn handle(&self, id: &GroupId) -> Option<GroupHandle> {
+        let addr = self.actor.as_ref()?.addr.clone();
+        Some(GroupHandle { id: id.clone(), no: self.no, addr })
     }
 }
 
@@ -207,10 +240,9 @@ impl Handler<Boot> for Supervisor {
             supervisor.last_no = last_no;
             let count = groups.len();
             for (no, id, busy) in groups {
+                supervisor.groups.insert(id.clone(), Entry::new(no));
                 if busy {
-                    supervisor.start(id, no, Arc::default(), REBUILD_WAIT, Recovery::Restart);
-                } else {
-                    supervisor.dormant.insert(id, no);
+                    supervisor.start(&id, REBUILD_WAIT, Recovery::Restart);
                 }
             }
             Ok(count)
@@ -218,11 +250,19 @@ impl Handler<Boot> for Supervisor {
     }
 }
 
-impl Handler<Find> for Supervisor {
+impl Handler<LookUp> for Supervisor {
+    type Result = Option<KnownGroup>;
+
+    fn handle(&mut self, LookUp(group): LookUp, _: &mut Self::Context) -> Self::Result {
+        self.look_up(&group)
+    }
+}
+
+impl Handler<FindOwner> for Supervisor {
     type Result = Option<GroupHandle>;
 
-    fn handle(&mut self, find: Find, _: &mut Self::Context) -> Self::Result {
-        self.find_or_start(&find.group, find.create)
+    fn handle(&mut self, find: FindOwner, _: &mut Self::Context) -> Self::Result {
+        self.find_owner(&find.group, find.create)
     }
 }
 
@@ -232,13 +272,13 @@ impl Handler<GroupDied> for Supervisor {
     fn handle(&mut self, died: GroupDied, ctx: &mut Self::Context) {
         let GroupDied { group: id, incarnation, recovery } = died;
         // Its mailbox may still be open: the actor reports its end while it is being dropped.
-        let entry = self.groups.get(&id).filter(|entry| entry.incarnation == incarnation);
-        let Some(entry) = entry else { return };
-        let next_wait = match entry.started.elapsed() {
+        let actor = self.groups.get(&id).and_then(|entry| entry.actor.as_ref());
+        let Some(actor) = actor.filter(|actor| actor.incarnation == incarnation) else { return };
+        let wait = actor.rebuild_wait;
+        let next_wait = match actor.started.elapsed() {
             lived if lived >= STABLE_AFTER => REBUILD_WAIT,
-            _ => (entry.rebuild_wait * 2).min(REBUILD_WAIT_MAX),
+            _ => (wait * 2).min(REBUILD_WAIT_MAX),
         };
-        let (no, feed, wait) = (entry.handle.no, entry.handle.feed.clone(), entry.rebuild_wait);
         log::warn!(
             target: "greenroom::supervisor", group:% = id, after_ms = wait.as_millis();
             "group actor ended; it is rebuilt from the database"
@@ -250,9 +290,7 @@ impl Handler<GroupDied> for Supervisor {
             health.until_good().await;
         };
         ctx.spawn(ready.into_actor(self).map(move |(), supervisor, _| {
-            if supervisor.groups.contains_key(&id) {
-                supervisor.start(id, no, feed, next_wait, recovery);
-            }
+            supervisor.start(&id, next_wait, recovery);
         }));
     }
 }
@@ -296,7 +334,7 @@ impl Handler<ShutDown> for Supervisor {
         // Before any group gets its message: none claims work while the others get theirs.
         self.shared.draining.store(true, Ordering::SeqCst);
         let groups: Vec<GroupHandle> =
-            self.groups.values().map(|entry| entry.handle.clone()).collect();
+            self.groups.iter().filter_map(|(id, entry)| entry.handle(id)).collect();
         let shared = self.shared.clone();
         Box::pin(drain(groups, shared))
     }

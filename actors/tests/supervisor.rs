@@ -28,7 +28,7 @@ use greenroom_actors::{
     },
     profile::{Capacity, CompactionMethod, Defaults, Profile, Rlimits},
     storage::{StoreError, sqlite::Database},
-    supervisor::{Boot, Find, GroupHandle, Supervisor},
+    supervisor::{Boot, FindOwner, GroupHandle, KnownGroup, LookUp, Supervisor},
     transcript::feed::{Next, Tail},
 };
 use greenroom_core::{
@@ -149,8 +149,12 @@ impl World {
     }
 
     async fn find(&self, group: &str) -> GroupHandle {
-        let find = Find { group: group.parse().unwrap(), create: true };
+        let find = FindOwner { group: group.parse().unwrap(), create: true };
         self.supervisor.send(find).await.unwrap().unwrap()
+    }
+
+    async fn look_up(&self, group: &str) -> Option<KnownGroup> {
+        self.supervisor.send(LookUp(group.parse().unwrap())).await.unwrap()
     }
 
     /// Submits a turn, and retries while the group's actor is rebuilt.
@@ -242,13 +246,34 @@ async fn a_group_whose_actor_panicked_is_rebuilt() {
     assert_eq!(world.end("other", &other).await.state, TaskState::Failed, "the slot is free");
 }
 
+/// Readers keep one feed, whether an actor fills it yet or not, until the group is purged.
+#[actix_rt::test]
+async fn a_group_has_one_feed_from_its_first_reader_on() {
+    let world = World::new().await;
+    let task = world.submit("work").await;
+    world.end("work", &task).await;
+    assert!(world.look_up("absent").await.is_none(), "a reader creates no group");
+    let slept = Supervisor::new(world.shared.clone(), vec![Arbiter::new()]).start();
+    slept.send(Boot).await.unwrap().unwrap();
+    let look_up = || slept.send(LookUp("work".parse().unwrap()));
+    let before = look_up().await.unwrap().unwrap();
+    assert_eq!(before.feed.borrow().last_seq, 0, "no actor has filled it");
+    let mut reader = before.feed.subscribe();
+    let find = FindOwner { group: "work".parse().unwrap(), create: false };
+    let owner = slept.send(find).await.unwrap().unwrap();
+    assert_eq!(owner.no, before.no);
+    timeout(LONG, reader.wait_for(|tail| tail.last_seq > 0)).await.unwrap().unwrap();
+    assert!(Arc::ptr_eq(&look_up().await.unwrap().unwrap().feed, &before.feed));
+}
+
 /// I3: readers get frames that an actor stored and did not publish before it died.
 #[actix_rt::test]
 async fn a_rebuilt_actor_wakes_readers_for_unpublished_frames() {
     let world = World::new().await;
     let task = world.submit("work").await;
     world.end("work", &task).await;
-    let GroupHandle { no, addr, feed, .. } = world.find("work").await;
+    let addr = world.find("work").await.addr;
+    let KnownGroup { no, feed, .. } = world.look_up("work").await.unwrap();
     let summary = world.shared.db.read(move |read_store| read_store.group(no)).await.unwrap();
     let last_seq = summary.unwrap().state.last_seq;
     // As if the last frames had not been published.

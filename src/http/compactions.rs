@@ -62,7 +62,7 @@ pub async fn list(
     Query(query): Query<CompactionQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let group = state.existing_group(&group).await?;
+    let group = state.look_up(&group).await?;
     let (no, before) = (group.no, query.cursor);
     let read = state.read_group(no, move |store, _| store.compactions(no, before, limit + 1));
     let found = read.await?;
@@ -82,7 +82,7 @@ pub async fn submit(
     let submission = Submission::compaction(body.value.focus);
     let wait = wait::checked(wait)?;
     state.check_accepts_work()?;
-    let group = state.existing_group(&group).await?;
+    let group = state.owner(&group).await?;
     submit_task(&state, &group, wait, submission, body.key).await
 }
 

@@ -47,9 +47,9 @@ enum Lookup<T> {
 
 /// Returns the digest of a group.
 pub async fn group(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
-    let handle = state.existing_group(&group).await?;
-    let digest = read_or_rebuild(&state, handle.no).await?.ok_or(ApiError::NoSuchGroup)?;
-    Ok(HttpResponse::Ok().json(Summary::of_group(handle.id, digest)))
+    let group = state.look_up(&group).await?;
+    let digest = read_or_rebuild(&state, group.no).await?.ok_or(ApiError::NoSuchGroup)?;
+    Ok(HttpResponse::Ok().json(Summary::of_group(group.id, digest)))
 }
 
 /// Returns the digest of a run.
@@ -141,7 +141,7 @@ async fn current<T: Send + 'static>(
         Lookup::Stale(group) => group,
     };
     state.check_can_write()?;
-    let addr = match state.existing_group(group.as_str()).await {
+    let addr = match state.owner(group.as_str()).await {
         // The group was purged since the read.
         Err(ApiError::NoSuchGroup) => return Ok(None),
         found => found?.addr,

@@ -15,7 +15,7 @@ use greenroom_actors::{
     changes::Change,
     clock,
     storage::{Db, FrameFilter, StoreError},
-    supervisor::{Changes, ChangesAfter, GroupHandle},
+    supervisor::{Changes, ChangesAfter, KnownGroup},
     transcript::feed::{Chunk, Next, Tail},
 };
 use serde::Deserialize;
@@ -48,7 +48,7 @@ pub async fn group(
     Query(after): Query<After>,
 ) -> Result<HttpResponse, ApiError> {
     let cursor = cursor(&request, after)?;
-    let group = state.existing_group(&group).await?;
+    let group = state.look_up(&group).await?;
     let no = group.no;
     let db = state.shared.db.clone();
     let read = state.read_group(no, move |store, summary| {
@@ -99,7 +99,7 @@ fn event_stream(
 }
 
 struct FrameReader {
-    group: GroupHandle,
+    group: KnownGroup,
     db: Db,
     feed: watch::Receiver<Arc<Tail>>,
     phase: watch::Receiver<Phase>,

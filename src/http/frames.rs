@@ -42,7 +42,7 @@ pub async fn list(
     Query(query): Query<FrameQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let group = state.existing_group(&group).await?;
+    let group = state.look_up(&group).await?;
     let no = group.no;
     let current = query.segment.as_deref() == Some("current");
     let wanted = filter(query, limit)?;

@@ -73,7 +73,7 @@ pub async fn list(
 
 /// Returns a group.
 pub async fn get(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
-    let no = state.existing_group(&group).await?.no;
+    let no = state.look_up(&group).await?.no;
     Ok(HttpResponse::Ok().json(show(&state, no).await?))
 }
 
@@ -91,7 +91,7 @@ pub async fn put(
 ) -> Result<HttpResponse, ApiError> {
     state.check_accepts_work()?;
     let patch = checked(&state, &group, body.value).await?;
-    let group = state.find_or_create(&group).await?;
+    let group = state.owner_or_create(&group).await?;
     let created = group.addr.send(Configure(patch)).await??;
     let mut response = if created { HttpResponse::Created() } else { HttpResponse::Ok() };
     Ok(response.json(show(&state, group.no).await?))
@@ -129,9 +129,9 @@ async fn check_cwd(
     let shared = &state.shared;
     let agent = match agent {
         Some(agent) => agent.to_owned(),
-        None => match state.existing_group(group).await {
-            Ok(handle) => {
-                let summary = state.read(move |store| store.group(handle.no)).await?;
+        None => match state.look_up(group).await {
+            Ok(known) => {
+                let summary = state.read(move |store| store.group(known.no)).await?;
                 summary.map_or(shared.defaults.agent.clone(), |group| group.state.settings.agent)
             }
             Err(ApiError::NoSuchGroup) => shared.defaults.agent.clone(),
@@ -168,7 +168,7 @@ async fn control(
     group: &str,
     control: Control,
 ) -> Result<HttpResponse, ApiError> {
-    let group = state.existing_group(group).await?;
+    let group = state.owner(group).await?;
     state.check_can_write()?;
     show(state, group.no).await?;
     group.addr.send(control).await??;
@@ -181,7 +181,7 @@ pub async fn delete(
     group: Path<String>,
     Query(Purge { purge }): Query<Purge>,
 ) -> Result<HttpResponse, ApiError> {
-    let group = state.existing_group(&group).await?;
+    let group = state.owner(&group).await?;
     state.check_can_write()?;
     let body = show(&state, group.no).await?;
     group.addr.send(Archive { purge }).await??;

@@ -85,7 +85,7 @@ pub async fn list(
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
     let group = match &query.group {
-        Some(group) => match state.existing_group(group).await {
+        Some(group) => match state.look_up(group).await {
             Ok(group) => Some(group.no),
             Err(ApiError::NoSuchGroup) => {
                 let none: Page<Permission> = Page { items: Vec::new(), next_cursor: None };
@@ -115,7 +115,7 @@ pub async fn answer(
         return Err(resolved(record.state));
     }
     state.check_can_write()?;
-    let group = state.existing_group(record.group.as_str()).await?;
+    let group = state.owner(record.group.as_str()).await?;
     match group.addr.send(AnswerPermission { permission: id, choice, by: "api" }).await? {
         Ok(()) => Ok(HttpResponse::Ok().json(Permission::from(read(&state, id).await?))),
         Err(GroupError::Rejected(Rejected::NotPending)) => {

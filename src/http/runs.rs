@@ -49,7 +49,7 @@ pub async fn list(
     Query(query): Query<RunQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let group = state.existing_group(&group).await?;
+    let group = state.look_up(&group).await?;
     let (no, before) = (group.no, query.cursor);
     let read = state.read_group(no, move |store, summary| {
         Ok((summary.current_task.is_some(), store.runs(no, before, limit + 1)?))

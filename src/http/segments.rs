@@ -44,7 +44,7 @@ pub async fn list(
     Query(query): Query<SegmentQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let no = state.existing_group(&group).await?.no;
+    let no = state.look_up(&group).await?.no;
     let after = query.cursor.unwrap_or_default();
     let read = state.read_group(no, move |store, _| store.segments(no, after, limit + 1));
     let page = Page::new(read.await?, limit, |segment| segment.segment.to_string());

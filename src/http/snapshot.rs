@@ -29,7 +29,7 @@ struct Snapshot {
 
 /// Reads the snapshot of a group.
 pub async fn get(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
-    let no = state.existing_group(&group).await?.no;
+    let no = state.look_up(&group).await?.no;
     let found = state.read(move |store| store.snapshot(no)).await?;
     let found = found.ok_or(ApiError::NoSuchGroup)?;
     let last_seq = found.summary.state.last_seq;

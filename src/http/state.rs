@@ -15,7 +15,7 @@ use actix::Addr;
 use greenroom_actors::{
     group::Shared,
     storage::{GroupNo, GroupSummary, ReadStore, StorageHealth, StoreError, TaskView},
-    supervisor::{Find, GroupHandle, Supervisor},
+    supervisor::{FindOwner, GroupHandle, KnownGroup, LookUp, Supervisor},
 };
 use greenroom_core::{Blocked, GroupId, TaskId};
 use tokio::sync::watch;
@@ -23,7 +23,8 @@ use tokio::sync::watch;
 use super::{error::ApiError, hosts::AllowedHosts, meters::Meters};
 use crate::otlp::Totals;
 
-/// Handles that a worker keeps; above it, the worker drops them all and finds groups again.
+/// Handles of each kind that a worker keeps; above it, the worker drops them all and finds groups
+/// again.
 const HANDLES_MAX: usize = 65_536;
 
 /// The stages of the server's life, in order.
@@ -65,45 +66,59 @@ pub struct AppState {
 /// What one worker remembers between requests.
 #[derive(Clone, Default)]
 pub struct WorkerCache {
-    handles: RefCell<HashMap<GroupId, GroupHandle>>,
+    known: RefCell<HashMap<GroupId, KnownGroup>>,
+    owners: RefCell<HashMap<GroupId, GroupHandle>>,
     /// Whether every group's digests were seen to have this version's format; they keep it.
     pub(super) digests_current: Cell<bool>,
 }
 
 impl AppState {
-    /// Returns the handle of a stored group.
+    /// Looks a group up for a read. Starts no actor: what is read comes from the database, and what
+    /// follows from the group's feed.
     ///
     /// # Errors
     ///
-    /// [`ApiError::InvalidGroup`], [`ApiError::NoSuchGroup`], or that an actor is gone.
-    pub async fn existing_group(&self, id: &str) -> Result<GroupHandle, ApiError> {
-        self.find(id, false).await
-    }
-
-    /// Returns the handle of a group. A group that is not stored yet is created with its first
-    /// fact.
-    ///
-    /// # Errors
-    ///
-    /// [`ApiError::InvalidGroup`], or that an actor is gone.
-    pub async fn find_or_create(&self, id: &str) -> Result<GroupHandle, ApiError> {
-        self.find(id, true).await
-    }
-
-    async fn find(&self, id: &str, create: bool) -> Result<GroupHandle, ApiError> {
+    /// [`ApiError::InvalidGroup`], [`ApiError::NoSuchGroup`], or that the supervisor is gone.
+    pub async fn look_up(&self, id: &str) -> Result<KnownGroup, ApiError> {
         let group: GroupId = id.parse().map_err(|_| ApiError::InvalidGroup)?;
-        let handles = &self.cache.handles;
-        if let Some(handle) = handles.borrow().get(&group).filter(|known| known.addr.connected()) {
-            return Ok(handle.clone());
+        let known = &self.cache.known;
+        // A purged group's name may have another number by now.
+        let is_current = |known: &&KnownGroup| !known.feed.borrow().gone;
+        if let Some(known) = known.borrow().get(&group).filter(is_current) {
+            return Ok(known.clone());
         }
-        let found = self.supervisor.send(Find { group: group.clone(), create }).await?;
-        let handle = found.ok_or(ApiError::NoSuchGroup)?;
-        let mut handles = handles.borrow_mut();
-        if handles.len() >= HANDLES_MAX {
-            handles.clear();
+        let found = self.supervisor.send(LookUp(group.clone())).await?;
+        Ok(keep(known, group, found.ok_or(ApiError::NoSuchGroup)?))
+    }
+
+    /// Returns the actor that owns a group, for a change of it. Starts the actor of a group that
+    /// sleeps, which then has the next epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::InvalidGroup`], [`ApiError::NoSuchGroup`], or that the supervisor is gone.
+    pub async fn owner(&self, id: &str) -> Result<GroupHandle, ApiError> {
+        self.find_owner(id, false).await
+    }
+
+    /// Returns the actor that owns a group. A group that is not stored yet is created with its
+    /// first fact.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::InvalidGroup`], or that the supervisor is gone.
+    pub async fn owner_or_create(&self, id: &str) -> Result<GroupHandle, ApiError> {
+        self.find_owner(id, true).await
+    }
+
+    async fn find_owner(&self, id: &str, create: bool) -> Result<GroupHandle, ApiError> {
+        let group: GroupId = id.parse().map_err(|_| ApiError::InvalidGroup)?;
+        let owners = &self.cache.owners;
+        if let Some(owner) = owners.borrow().get(&group).filter(|known| known.addr.connected()) {
+            return Ok(owner.clone());
         }
-        handles.insert(group, handle.clone());
-        Ok(handle)
+        let found = self.supervisor.send(FindOwner { group: group.clone(), create }).await?;
+        Ok(keep(owners, group, found.ok_or(ApiError::NoSuchGroup)?))
     }
 
     /// Runs `query` on a reading thread, in one snapshot of the database.
@@ -175,4 +190,13 @@ impl AppState {
     pub fn check_can_write(&self) -> Result<(), ApiError> {
         Ok(self.health().check_works()?)
     }
+}
+
+fn keep<T: Clone>(kept: &RefCell<HashMap<GroupId, T>>, group: GroupId, found: T) -> T {
+    let mut kept = kept.borrow_mut();
+    if kept.len() >= HANDLES_MAX {
+        kept.clear();
+    }
+    kept.insert(group, found.clone());
+    found
 }

@@ -38,7 +38,7 @@ pub async fn list(
     Query(query): Query<TaskQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let no = state.existing_group(&group).await?.no;
+    let no = state.look_up(&group).await?.no;
     let filter = TaskFilter {
         state: query.state,
         kind: query.kind,
@@ -67,7 +67,7 @@ pub async fn cancel(state: Data<AppState>, task: Path<String>) -> Result<HttpRes
     let id = task_id(&task)?;
     let view = state.task(id).await?;
     state.check_can_write()?;
-    let group = state.existing_group(view.group.as_str()).await?;
+    let group = state.owner(view.group.as_str()).await?;
     group.addr.send(Cancel(id)).await??;
     let view = state.task(id).await?;
     Ok(HttpResponse::Accepted().json(Task::new(&state, view, false)))
@@ -89,7 +89,7 @@ pub async fn retry(
     let submission = Submission::retry(task).map_err(GroupError::from)?;
     let wait = wait::checked(wait)?;
     state.check_accepts_work()?;
-    let group = state.existing_group(group.as_str()).await?;
+    let group = state.owner(group.as_str()).await?;
     submit_task(&state, &group, wait, submission, body.key).await
 }
 

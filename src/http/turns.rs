@@ -72,7 +72,7 @@ pub async fn submit(
     (submission.deadline_ms, submission.expires_in_ms) = (deadline_ms, expires_in_ms);
     let wait = wait::checked(wait)?;
     state.check_accepts_work()?;
-    let group = state.find_or_create(&group).await?;
+    let group = state.owner_or_create(&group).await?;
     submit_task(&state, &group, wait, submission, body.key).await
 }
 
@@ -117,7 +117,7 @@ pub async fn list(
     Query(query): Query<TurnQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let no = state.existing_group(&group).await?.no;
+    let no = state.look_up(&group).await?.no;
     // Rebuilds digests of an older format, the group's and its turns' together.
     digest::read_or_rebuild(&state, no).await?.ok_or(ApiError::NoSuchGroup)?;
     let descending = query.order == Some(Order::Desc);

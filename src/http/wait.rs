@@ -67,7 +67,8 @@ async fn follow(
     let mut phase = state.phase.clone();
     while !view.task.state.is_terminal() && Instant::now() < until {
         let id = view.task.id;
-        let group = state.existing_group(view.group.as_str()).await?;
+        // A group whose task has not ended is awake.
+        let group = state.owner(view.group.as_str()).await?;
         let subscribed = end.take();
         let ended = async {
             match subscribed {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{
     Server, Setup, eventually,
     process::{self, KillOnDrop},
-    server::TERMINAL,
+    server::{TERMINAL, id},
     within,
 };
 
@@ -68,6 +68,50 @@ fn kill_changes_no_ended_task() {
         assert_eq!(after[name], group[name], "{name}");
     }
     server.complete("work", "after the crash");
+}
+
+/// I14: readers of a group that sleeps start no actor, as that would adopt the group in its next
+/// epoch. Their streams get what the actor stores that a later turn starts.
+#[test]
+fn reading_a_group_that_sleeps_does_not_wake_it() {
+    let mut server = Server::usual();
+    let task = server.complete("work", "[[reply:before]]");
+    server.terminate();
+    server.wait_exit();
+    server.boot();
+    let epoch = |server: &Server| -> i64 {
+        let sql = "SELECT epoch FROM heads";
+        server.database().query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let asleep = epoch(&server);
+    let run = server.get("/v1/groups/work/runs").expect(200)["items"][0]["id"].clone();
+    let resources = [
+        "",
+        "/frames",
+        "/tasks",
+        "/turns",
+        "/runs",
+        "/segments",
+        "/compactions",
+        "/snapshot",
+        "/digest",
+    ];
+    for resource in resources {
+        server.get(&format!("/v1/groups/work{resource}")).expect(200);
+    }
+    server.get(&format!("/v1/tasks/{}?wait=1", id(&task))).expect(200);
+    server.get(&format!("/v1/runs/{}/digest", run.as_str().unwrap())).expect(200);
+    server.get("/v1/permissions?group=work").expect(200);
+    server.get("/v1/digest").expect(200);
+    let events = server.events("work", "");
+    let seen = events.until_synced();
+    assert_eq!(epoch(&server), asleep);
+
+    let task = server.complete("work", "after");
+    let live = events.until_task_ended(&task["id"]);
+    assert_eq!(epoch(&server), asleep + 1);
+    let streamed = seen.iter().chain(&live).filter(|event| event.is_frame()).count();
+    assert_eq!(Some(streamed as u64), live.last().unwrap().id, "every frame once");
 }
 
 /// TD-6: the next server rebuilds digests that are missing or in another version, unchanged.

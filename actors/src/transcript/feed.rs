@@ -14,8 +14,8 @@ use crate::transcript::frame::{Block, FrameWriter};
 /// The greatest size of the tail. One larger chunk is kept.
 const TAIL_BYTES_MAX: usize = 1 << 20;
 
-/// The writing end of a group's feed. It outlives the group's actor, so that readers stay connected
-/// while the actor is rebuilt.
+/// The writing end of a group's feed. It is the group's, not an actor's: readers stay connected
+/// while the actor is rebuilt, and may connect before there is one.
 pub type Feed = watch::Sender<Arc<Tail>>;
 
 /// The state of a feed.
