@@ -30,8 +30,8 @@ use actix::{
     Message, Recipient, SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Blocked, Digests, Effect, EffectiveSettings, Event, Fact, GroupId, Now, Recovery, Rejected,
-    RunId, Settings, Status, Step, Stop, Task, TaskId, TaskState, Timer,
+    Blocked, Digests, Effect, EffectiveSettings, Event, Fact, GroupId, Now, Recorded, Recovery,
+    Rejected, RunId, Settings, Status, Step, Stop, Task, TaskId, TaskState, Timer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -56,7 +56,7 @@ use crate::{
     storage::{Db, GroupCommit, GroupNo, GroupSummary, KeyUse, StoreError, TaskView, Unreadable},
     transcript::{
         feed::{self, Feed},
-        frame::{self, FrameContext},
+        frame,
     },
 };
 
@@ -128,8 +128,6 @@ pub struct Group {
     digests_rebuilt: bool,
     /// The effective settings; computed on first use, dropped when the settings change.
     effective: Option<EffectiveSettings>,
-    /// What the next frame belongs to.
-    frame_context: FrameContext,
     /// The session that the next frame is about.
     session_cursor: SessionCursor,
     shared: Arc<Shared>,
@@ -213,7 +211,6 @@ impl Group {
             digests: Digests::default(),
             digests_rebuilt: false,
             effective: None,
-            frame_context: FrameContext::default(),
             session_cursor: SessionCursor::default(),
             shared,
             feed,
@@ -270,9 +267,10 @@ impl Group {
                 .unwrap_or_else(|| self.effective_settings(&self.core.state().settings)),
         };
         let step = self.core.apply(event, at, &effective, &mut clock::fresh);
-        step.iter().flat_map(|step| &step.facts).for_each(|fact| self.session_cursor.apply(fact));
+        let mut facts = step.iter().flat_map(|step| &step.facts).map(|recorded| &recorded.fact);
+        facts.clone().for_each(|fact| self.session_cursor.apply(fact));
         let changes = |fact: &Fact| matches!(fact, Fact::GroupCreated(_) | Fact::GroupChanged(_));
-        let stale = configures || step.as_ref().is_ok_and(|step| step.facts.iter().any(changes));
+        let stale = configures || facts.any(changes);
         self.effective = Some(effective).filter(|_| !stale);
         step
     }
@@ -332,7 +330,7 @@ impl Group {
                 Ok(())
             }));
         }
-        let blocks = frame::pack(&mut self.frame_context, at, &facts);
+        let blocks = frame::pack(at, &facts);
         let digests = digest::project(&mut self.digests, &facts, at);
         let commit = GroupCommit {
             group: self.no,
@@ -385,7 +383,7 @@ impl Group {
     fn publish(&mut self, stored: &GroupCommit) {
         feed::publish(&self.feed, &self.id, &stored.blocks, stored.summary.state.last_seq);
         self.shared.metrics.observe(stored, |task| self.core.task(task));
-        for fact in &stored.facts {
+        for Recorded { fact, .. } in &stored.facts {
             logging::log_fact(&self.id, fact, stored.at);
             if let Fact::TaskEnded { task, record, .. } = fact {
                 for waiter in self.waiters.remove(task).into_iter().flatten() {

@@ -8,8 +8,8 @@ mod family;
 pub mod histogram;
 
 use greenroom_core::{
-    CompactionStatus, ExitReason, Fact, Origin, Source, StopReason, Task, TaskId, TaskKind,
-    TaskState, Timestamp,
+    CompactionStatus, ExitReason, Fact, Origin, Recorded, Source, StopReason, Task, TaskId,
+    TaskKind, TaskState, Timestamp,
 };
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -110,7 +110,7 @@ impl Metrics {
         self.frames.inc_by(stored.blocks.iter().map(|block| block.count).sum());
         let bytes: usize = stored.blocks.iter().map(|block| block.text.len()).sum();
         self.frame_bytes.inc_by(bytes as u64);
-        for fact in &stored.facts {
+        for Recorded { fact, .. } in &stored.facts {
             let task = |id: TaskId| now(id).or_else(|| ended_in(stored, id));
             self.count(fact, stored.at, task);
         }
@@ -162,7 +162,7 @@ fn inc(counter: Option<&Counter>) {
 
 /// Returns a task that ended in this commit.
 fn ended_in(stored: &GroupCommit, id: TaskId) -> Option<&Task> {
-    stored.facts.iter().find_map(|fact| match fact {
+    stored.facts.iter().find_map(|recorded| match &recorded.fact {
         Fact::TaskEnded { task, record, .. } if *task == id => Some(&**record),
         _ => None,
     })

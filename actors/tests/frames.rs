@@ -8,10 +8,11 @@ mod world;
 use greenroom_actors::{
     acp,
     transcript::feed::{self, Chunk, Feed},
-    transcript::frame::{Block, FrameContext, FrameWriter, pack},
+    transcript::frame::{Block, FrameWriter, pack},
 };
 use greenroom_core::{
-    AgentOutput, Fact, GroupId, Json, Kinds, Lines, RunId, SessionId, TaskId, Timestamp,
+    AgentOutput, Fact, Group, GroupId, GroupState, Json, Kinds, Lines, Place, Recorded, RunId,
+    SessionId, Settings, TaskId, Timestamp,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 use uuid::Uuid;
@@ -41,7 +42,6 @@ fn facts() -> impl Strategy<Value = Vec<Fact>> {
                 Fact::TurnStarted { task, prompt: Json::parse(pretty).unwrap(), strategy: None }
             }
             2 => Fact::PromptSent {
-                id: 7,
                 session: SessionId(text.clone().into()),
                 prompt: Json::write(&[text]).unwrap(),
             },
@@ -61,17 +61,28 @@ fn facts() -> impl Strategy<Value = Vec<Fact>> {
                     text: vec![line; count].join("\n").into(),
                 };
                 let summary = greenroom_core::OutputSummary::default();
-                Fact::AgentOutput(AgentOutput { run, task: Some(task), lines, summary })
+                Fact::AgentOutput(AgentOutput { lines, summary })
             }
         }
     });
     vec(one, 0..12)
 }
 
+/// Returns a group whose log ends with the frame `last_seq`.
+fn group_at(last_seq: u64) -> Group {
+    let state = GroupState { last_seq, ..GroupState::new(Settings::default()) };
+    Group::restore(state, Vec::new(), None, None, [], Vec::new())
+}
+
+/// Returns the facts at the places that the group gives them.
+fn record(group: &mut Group, facts: Vec<Fact>) -> Vec<Recorded> {
+    facts.into_iter().map(|fact| group.record(fact, AT)).collect()
+}
+
 /// Returns the expected frames of the facts.
-fn expected_frames(first_seq: u64, facts: &[Fact]) -> Vec<Plain> {
+fn expected_frames(first_seq: u64, facts: &[Recorded]) -> Vec<Plain> {
     let mut frames: Vec<(String, String)> = Vec::new();
-    for fact in facts {
+    for Recorded { place, fact } in facts {
         match fact {
             Fact::AgentOutput(output) => {
                 for (number, line) in output.lines.text.split('\n').enumerate() {
@@ -82,8 +93,8 @@ fn expected_frames(first_seq: u64, facts: &[Fact]) -> Vec<Plain> {
                     frames.push((kind, line.to_owned()));
                 }
             }
-            Fact::PromptSent { id, session, prompt } => {
-                frames.push((fact.kind().into(), acp::prompt_line(*id, session, prompt)));
+            Fact::PromptSent { session, prompt } => {
+                frames.push((fact.kind().into(), acp::prompt_line(place.seq, session, prompt)));
             }
             _ if fact.frames() == 0 => {}
             _ => frames.push((fact.kind().into(), fact.payload())),
@@ -112,17 +123,19 @@ proptest! {
     /// I3, AM-10: no gap, no change, and no block over 64 KiB except for a longer frame.
     #[test]
     fn facts_are_packed_unchanged_and_without_gaps(before in 0..9_u64, facts in facts()) {
-        let mut context = FrameContext { last_seq: before, ..FrameContext::default() };
-        let blocks = pack(&mut context, AT, &facts);
-        prop_assert_eq!(shown(&blocks), expected_frames(before + 1, &facts));
-        prop_assert_eq!(context.last_seq, before + facts.iter().map(Fact::frames).sum::<u64>());
+        let mut group = group_at(before);
+        let facts = record(&mut group, facts);
+        let blocks = pack(AT, &facts);
+        let expected = expected_frames(before + 1, &facts);
+        prop_assert_eq!(group.state().last_seq, before + expected.len() as u64);
+        prop_assert_eq!(shown(&blocks), expected);
         check_blocks(&blocks)?;
     }
 
     /// C15: a frame is one line of JSON with the values of its block.
     #[test]
     fn a_frame_is_one_line_of_json(facts in facts()) {
-        let blocks = pack(&mut FrameContext::default(), AT, &facts);
+        let blocks = pack(AT, &record(&mut group_at(0), facts));
         for block in &blocks {
             let writer = FrameWriter::new(&group(), block);
             for frame in block.frames() {
@@ -153,16 +166,16 @@ proptest! {
     fn the_feed_has_the_stored_frames(facts in vec(facts(), 1..4)) {
         let feed = Feed::default();
         let _reader = feed.subscribe();
-        let mut context = FrameContext::default();
+        let mut live = group_at(0);
         let mut expected = Vec::new();
-        for facts in &facts {
-            let blocks = pack(&mut context, AT, facts);
+        for facts in facts {
+            let blocks = pack(AT, &record(&mut live, facts));
             expected.extend(Chunk::encode(&group(), &blocks, 0).map(|chunk| chunk.events));
-            feed::publish(&feed, &group(), &blocks, context.last_seq);
+            feed::publish(&feed, &group(), &blocks, live.state().last_seq);
         }
         let tail = feed.borrow().clone();
-        prop_assert_eq!(tail.last_seq, context.last_seq);
-        let mut next = context.last_seq;
+        let mut next = live.state().last_seq;
+        prop_assert_eq!(tail.last_seq, next);
         for chunk in tail.chunks.iter().rev() {
             prop_assert_eq!(chunk.last_seq, next, "no gap");
             next = chunk.first_seq - 1;
@@ -177,20 +190,21 @@ proptest! {
     #[test]
     fn frames_name_their_segment_run_and_task(history in actions(120)) {
         let mut world = World::default();
-        let mut context = FrameContext::default();
         for next in history {
+            let before = world.group.state().last_seq;
             let committed = world.play(next).map_err(TestCaseError::fail)?;
             let Some((at, facts)) = committed else { continue };
-            let blocks = pack(&mut context, at, &facts);
-            prop_assert_eq!(shown(&blocks), expected_frames(context.last_seq + 1 - blocks.iter()
-                .map(|block| block.count).sum::<u64>(), &facts));
+            let blocks = pack(at, &facts);
+            prop_assert_eq!(shown(&blocks), expected_frames(before + 1, &facts));
             check_blocks(&blocks)?;
-            prop_assert_eq!(context.last_seq, world.group.state().last_seq);
-            prop_assert_eq!(context.segment, world.group.state().segment);
-            prop_assert_eq!(context.run, world.group.run().map(|run| run.id));
-            prop_assert_eq!(context.task, world.group.current().map(|task| task.id));
             for block in &blocks {
                 for frame in block.frames() {
+                    let stated = |recorded: &Recorded| {
+                        let place = Place { seq: frame.seq, ..recorded.place };
+                        (recorded.place.seq..=recorded.last_seq()).contains(&frame.seq)
+                            .then_some(place)
+                    };
+                    prop_assert_eq!(facts.iter().find_map(stated), Some(block.place(frame)));
                     let payload: serde_json::Value = serde_json::from_str(frame.payload).unwrap();
                     if let Some(task) = payload["task"].as_str() {
                         let of_block = block.task.map(|task| task.to_string());
@@ -210,7 +224,7 @@ proptest! {
 #[test]
 fn a_chunk_starts_after_the_frames_its_reader_has() {
     let facts = vec![Fact::GroupArchived {}, Fact::GroupArchived {}, Fact::GroupArchived {}];
-    let blocks = pack(&mut FrameContext::default(), AT, &facts);
+    let blocks = pack(AT, &record(&mut group_at(0), facts));
     let chunk = Chunk::encode(&group(), &blocks, 2).unwrap();
     assert_eq!((chunk.first_seq, chunk.last_seq), (3, 3));
     assert!(chunk.events.starts_with(b"id: 3\n"), "{:?}", chunk.events);
@@ -227,10 +241,10 @@ fn the_feed_keeps_a_bounded_tail() {
         vec![Fact::AgentOutputRejected { run, reason, bytes: String::new() }]
     };
     let feed = Feed::default();
-    let mut context = FrameContext::default();
+    let mut live = group_at(0);
     let mut publish = |bytes| {
-        let blocks = pack(&mut context, AT, &rejected(bytes));
-        feed::publish(&feed, &group(), &blocks, context.last_seq);
+        let blocks = pack(AT, &record(&mut live, rejected(bytes)));
+        feed::publish(&feed, &group(), &blocks, live.state().last_seq);
         let tail = feed.borrow();
         let kept: usize = tail.chunks.iter().map(|chunk| chunk.events.len()).sum();
         (tail.chunks.len(), kept)

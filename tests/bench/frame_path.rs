@@ -8,7 +8,7 @@ use greenroom_actors::{
         GroupCommit, GroupSummary, Store as _,
         sqlite::{Database, SqliteStore},
     },
-    transcript::frame::{FrameContext, pack},
+    transcript::frame::pack,
 };
 use greenroom_core::{
     BootId, Continuity, Digests, EffectiveSettings, Event, Group, Kinds, Limits, Lines, Now,
@@ -41,7 +41,6 @@ pub struct FramePath {
     _database: Database,
     store: SqliteStore,
     group: Group,
-    place: FrameContext,
     digests: Option<Digests>,
     terms: EffectiveSettings,
     run: RunId,
@@ -64,7 +63,6 @@ impl FramePath {
             _database: database,
             store,
             group: Group::new(Settings { agent: "bench".into(), ..Settings::default() }),
-            place: FrameContext::default(),
             digests: digests.then(Digests::default),
             terms: terms(),
             run: RunId(Uuid::nil()),
@@ -148,7 +146,7 @@ impl FramePath {
             };
             step.extend(self.group.apply(event, now, &self.terms, &mut fresh)?);
         }
-        let blocks = pack(&mut self.place, now.wall, &step.facts);
+        let blocks = pack(now.wall, &step.facts);
         let digests = self.digests.as_mut();
         let digests = digests.and_then(|digests| digest::project(digests, &step.facts, now.wall));
         let facts = GroupCommit {

@@ -13,10 +13,6 @@ use crate::{
 /// A batch of the agent's messages as a fact.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentOutput {
-    /// The run that wrote them.
-    pub run: RunId,
-    /// The task whose attempt ran, if one did.
-    pub task: Option<TaskId>,
     /// The messages.
     pub lines: Lines,
     /// What the rules need to know of them.
@@ -117,16 +113,15 @@ pub enum Fact {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         strategy: Option<Strategy>,
     },
-    /// The prompt was committed, as it is sent to the agent.
+    /// The prompt was committed, as it is sent to the agent: JSON-RPC's id is the frame's number.
     PromptSent {
-        /// JSON-RPC's id.
-        id: u64,
         /// The session that gets the prompt.
         session: SessionId,
         /// The content blocks.
         prompt: Json,
     },
-    /// The agent wrote protocol messages. They are stored unchanged; `acp` parses them again.
+    /// The agent of the run at the fact's place wrote protocol messages, in the attempt of the task
+    /// there, if there is one. They are stored unchanged; `acp` parses them again.
     #[serde(skip)]
     AgentOutput(AgentOutput),
     /// The agent wrote a line that is no protocol message.

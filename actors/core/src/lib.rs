@@ -35,7 +35,7 @@ mod run;
 mod settings;
 // What detectors report of a compaction.
 mod signal;
-// What one event leads to: facts, then effects.
+// What one event leads to: facts at their places, then effects.
 mod step;
 // What a caller submits.
 mod submission;
@@ -71,7 +71,7 @@ pub use settings::{OnInterrupt, Settings, SettingsPatch};
 pub use signal::{
     CompactionSignal, Details, Lineage, Provenance, SUMMARY_BYTES_MAX, SignalKind, Source,
 };
-pub use step::Step;
+pub use step::{Place, Recorded, Step};
 pub use submission::Submission;
 pub use task::{
     Blocked, Cause, CompactionOrder, Ending, Interrupted, Origin, Queued, SideEffects, StopReason,

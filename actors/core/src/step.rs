@@ -1,12 +1,12 @@
-//! A step: the facts and effects of one event.
+//! A step: the facts and effects of one event, and the place of each fact in the group's log.
 
-use crate::{Effect, Fact};
+use crate::{Effect, Fact, RunId, TaskId};
 
 /// What an event leads to: facts to commit, then effects to perform.
 #[derive(Debug, Default, PartialEq)]
 pub struct Step {
     /// Facts in order. They are durable before the first effect.
-    pub facts: Vec<Fact>,
+    pub facts: Vec<Recorded>,
     /// Effects in order.
     pub effects: Vec<Effect>,
 }
@@ -17,4 +17,34 @@ impl Step {
         self.facts.extend(later.facts);
         self.effects.extend(later.effects);
     }
+}
+
+/// A fact at its place in the group's log. [`crate::Group::record`] gives it the place; a stored
+/// log has it in the columns of its frames.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recorded {
+    /// The place.
+    pub place: Place,
+    /// The fact.
+    pub fact: Fact,
+}
+
+impl Recorded {
+    /// Returns the last frame up to and including the fact.
+    pub fn last_seq(&self) -> u64 {
+        self.place.seq + self.fact.frames() - 1
+    }
+}
+
+/// Where a fact is in its group's log, and what its frames belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The number of its first frame; of the next frame, if it is none (I3).
+    pub seq: u64,
+    /// The open segment.
+    pub segment: u32,
+    /// The run that is alive.
+    pub run: Option<RunId>,
+    /// The task that the fact names, else the one that has its slot.
+    pub task: Option<TaskId>,
 }

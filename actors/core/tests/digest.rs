@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use counted_digest::{CountedDigest, LoggedFact, count, facts};
 use greenroom_core::{
-    AgentOutput, Digest, Digests, Fact, Kinds, Lines, RunId, TaskId, Timestamp,
+    AgentOutput, Digest, Digests, Fact, Kinds, Lines, Place, Recorded, RunId, TaskId, Timestamp,
     digest::{Outcome, RunDigest, Sealed},
 };
 use proptest::{
@@ -26,7 +26,7 @@ const ACTIONS_MAX: usize = 200;
 const REGRESSIONS: &str = "proptest-regressions/digest.txt";
 
 /// The steps of a history: each action and its facts.
-type History = Vec<(Action, Timestamp, Vec<Fact>)>;
+type History = Vec<(Action, Timestamp, Vec<Recorded>)>;
 
 fn played(actions: &[Action]) -> History {
     let mut world = World::default();
@@ -82,16 +82,18 @@ fn projected(history: &History) -> (Digests, Rows) {
 }
 
 /// A batch of output line by line, as its frames are read back.
-fn line_by_line(next: Action, fact: &Fact) -> Vec<Fact> {
-    let (Fact::AgentOutput(output), Action::Output(message)) = (fact, next) else {
-        return vec![fact.clone()];
+fn line_by_line(next: Action, recorded: &Recorded) -> Vec<Recorded> {
+    let Recorded { place, fact } = recorded;
+    let (Fact::AgentOutput(_), Action::Output(message)) = (fact, next) else {
+        return vec![recorded.clone()];
     };
-    let line = |(line, summary): (String, _)| {
+    let line = |(seq, (line, summary)): (u64, (String, _))| {
         let kinds = Kinds::All("session/update".into());
         let lines = Lines { count: 1, kinds, text: line.into() };
-        Fact::AgentOutput(AgentOutput { lines, summary, ..output.clone() })
+        let fact = Fact::AgentOutput(AgentOutput { lines, summary });
+        Recorded { place: Place { seq, ..*place }, fact }
     };
-    message.parts().into_iter().map(line).collect()
+    (place.seq..).zip(message.parts()).map(line).collect()
 }
 
 fn all_facts(history: &History) -> Vec<LoggedFact> {
@@ -172,9 +174,10 @@ proptest! {
         let (mut digests, mut rows) = (Digests::default(), Rows::default());
         let (mut seq, mut sealed, mut archived) = (0, BTreeMap::new(), false);
         let facts = history.iter().flat_map(|(_, at, facts)| facts.iter().map(|fact| (*at, fact)));
-        for (at, fact) in facts {
+        for (at, recorded) in facts {
+            let fact = &recorded.fact;
             seq += fact.frames();
-            let closed = digests.apply(fact, at);
+            let closed = digests.apply(recorded, at);
             match fact {
                 Fact::RunExited { run, exit } => {
                     let Some(Sealed::Run(ended)) = &closed else {
@@ -216,17 +219,17 @@ proptest! {
         let mut digests = Digests::default();
         let facts = history.iter().flat_map(|(_, at, facts)| facts.iter().map(|fact| (*at, fact)));
         let mut last_output = None;
-        for (at, fact) in facts {
-            digests.apply(fact, at);
-            match fact {
-                Fact::AgentOutput(output) => last_output = Some(output.clone()),
+        for (at, recorded) in facts {
+            digests.apply(recorded, at);
+            match &recorded.fact {
+                Fact::AgentOutput(_) => last_output = Some(recorded.clone()),
                 Fact::RunExited { run, .. } => {
-                    let late = last_output.take().filter(|output| output.run == *run);
-                    let late = late.map(Fact::AgentOutput);
+                    let late = last_output.take().filter(|output| output.place.run == Some(*run));
                     let mut again = digests.clone();
                     let mut frames = 0;
-                    for late in [Some(fact.clone()), late].into_iter().flatten() {
-                        frames += late.frames();
+                    for mut late in [Some(recorded.clone()), late].into_iter().flatten() {
+                        late.place.seq = again.group.watermark_seq + 1;
+                        frames += late.fact.frames();
                         let closed = again.apply(&late, at);
                         prop_assert!(matches!(closed, Some(Sealed::Run(_))), "{:?}", closed);
                     }
@@ -251,15 +254,13 @@ proptest! {
     fn a_group_digest_is_the_merge_of_its_runs(history in histories()) {
         let (digests, rows) = projected(&history);
         let mut merged = Digest::default();
-        let mut between = Digests::default();
         let all = all_facts(&history);
         for fact in &all {
             match &fact.fact {
                 Fact::RunExited { run, .. } => merged.merge(&rows.runs[run].digest),
-                other if fact.run.is_none() => {
-                    between.group.watermark_seq = fact.seq - other.frames();
-                    let mut one = between.clone();
-                    one.apply(other, fact.at);
+                _ if fact.run.is_none() => {
+                    let mut one = Digests::default();
+                    one.apply(&fact.recorded, fact.at);
                     merged.merge(&one.group);
                 }
                 _ => {}
@@ -293,7 +294,7 @@ proptest! {
                 watermark_seq: digests.group.watermark_seq,
                 ..Digest::default()
             };
-            piece.iter().for_each(|fact| _ = digests.apply(&fact.fact, fact.at));
+            piece.iter().for_each(|fact| _ = digests.apply(&fact.recorded, fact.at));
             digests.group.clone()
         });
         let merge = |one: &Digest, other: &Digest| {

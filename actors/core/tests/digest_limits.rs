@@ -5,8 +5,9 @@
 
 use greenroom_core::{
     AgentOutput, Compaction, CompactionStatus, Cost, Digest, Digests, Exit, ExitReason, Fact,
-    Kinds, Lines, OutputSummary, PermissionId, PermissionState, RunId, SessionId, StopReason,
-    TaskId, TaskState, Timestamp, Tokens, TokensSpent, ToolProgress, ToolResult, ToolUpdate, Usage,
+    Kinds, Lines, OutputSummary, PermissionId, PermissionState, Place, Recorded, RunId, SessionId,
+    StopReason, TaskId, TaskState, Timestamp, Tokens, TokensSpent, ToolProgress, ToolResult,
+    ToolUpdate, Usage,
     digest::{Finding, FindingKind, Outcome, Sealed},
 };
 use serde_json::json;
@@ -26,10 +27,10 @@ fn fact(kind: &str, payload: serde_json::Value) -> Fact {
     Fact::read(&format!("greenroom/{kind}"), &payload.to_string()).unwrap().unwrap()
 }
 
-fn output(run: RunId, summary: OutputSummary) -> Fact {
+fn output(summary: OutputSummary) -> Fact {
     let kinds = Kinds::All("session/update".into());
     let lines = Lines { count: 1, kinds, text: "{}".to_owned().into() };
-    Fact::AgentOutput(AgentOutput { run, task: Some(TASK), lines, summary })
+    Fact::AgentOutput(AgentOutput { lines, summary })
 }
 
 fn costs(costs: &[(&str, u64)]) -> OutputSummary {
@@ -103,9 +104,16 @@ fn resolved(state: PermissionState) -> Fact {
     )
 }
 
+/// Applies a fact after those that the digests include.
+fn apply(digests: &mut Digests, fact: &Fact) -> Option<Sealed> {
+    let seq = digests.group.watermark_seq + 1;
+    let place = Place { seq, segment: 1, run: Some(RUN), task: Some(TASK) };
+    digests.apply(&Recorded { place, fact: fact.clone() }, AT)
+}
+
 fn projected(facts: &[Fact]) -> Digests {
     let mut digests = Digests::default();
-    facts.iter().for_each(|fact| _ = digests.apply(fact, AT));
+    facts.iter().for_each(|fact| _ = apply(&mut digests, fact));
     digests
 }
 
@@ -115,7 +123,7 @@ fn projected(facts: &[Fact]) -> Digests {
 fn each_finding_has_its_cause() {
     use ExitReason as E;
     use StopReason as S;
-    let t = |tools_: Vec<ToolUpdate>| output(RUN, tools(tools_));
+    let t = |tools_: Vec<ToolUpdate>| output(tools(tools_));
     let (open, done) = (None, Some(ToolResult::Completed));
     let incomplete = vec![FindingKind::IncompleteTurn { task: TASK }];
     let left = |call: &str, tool: &str| FindingKind::ToolWithoutResult {
@@ -187,7 +195,7 @@ fn each_finding_has_its_cause() {
 #[test]
 fn costs_are_summed_over_restarting_counters() {
     let (usd, both) = (|amount| costs(&[("USD", amount)]), |a, b| costs(&[("USD", a), ("EUR", b)]));
-    let say = |summary| output(RUN, summary);
+    let say = |summary| output(summary);
     #[rustfmt::skip]
     type Case = (&'static str, Vec<Fact>, &'static [(&'static str, u64)]);
     let cases: Vec<Case> = vec![
@@ -280,10 +288,10 @@ fn token_sums_of_compactions_are_bounded() {
         let mut compaction: Compaction = serde_json::from_value(compaction(id)).unwrap();
         compaction.details.tokens_before = Some(tokens);
         compaction.details.tokens_after = Some(tokens);
-        digests.apply(&Fact::CompactionEnded(Box::new(compaction.clone())), AT);
+        apply(&mut digests, &Fact::CompactionEnded(Box::new(compaction.clone())));
         if id == 0 {
             compaction.status = CompactionStatus::Failed;
-            digests.apply(&Fact::CompactionUpdated(Box::new(compaction)), AT);
+            apply(&mut digests, &Fact::CompactionUpdated(Box::new(compaction)));
         }
     }
     let sums = digests.group.compactions;
@@ -303,12 +311,12 @@ fn a_late_completion_replaces_the_abandoned_count() {
     let count = 16;
     let mut digests = projected(&[started(RUN)]);
     for status in [CompactionStatus::Abandoned, CompactionStatus::Completed] {
-        (0..count).for_each(|id| _ = digests.apply(&ended(id, status), AT));
+        (0..count).for_each(|id| _ = apply(&mut digests, &ended(id, status)));
     }
     let sums = digests.group.compactions;
     assert_eq!((sums.abandoned, sums.completed), (0, count as i64));
     assert!(json!(digests.open).to_string().contains("counted"));
-    digests.apply(&exited(RUN, ExitReason::Stopped, 0), AT);
+    apply(&mut digests, &exited(RUN, ExitReason::Stopped, 0));
     assert!(!json!(digests.open).to_string().contains("counted"), "no open state stays");
 }
 
@@ -331,9 +339,9 @@ fn names_are_distinguished_in_order_of_arrival() {
         let each = (batch * 30..batch * 30 + 30).flat_map(|number| [tool(number), cost(number)]);
         let mut joined = OutputSummary::default();
         each.clone().for_each(|summary| joined.join(summary));
-        one_by_one.extend(each.map(|summary| output(RUN, summary)));
+        one_by_one.extend(each.map(output));
         one_by_one.push(session(&format!("{batch}")));
-        at_once.extend([output(RUN, joined), session(&format!("{batch}"))]);
+        at_once.extend([output(joined), session(&format!("{batch}"))]);
     }
     let (one_by_one, at_once) = (projected(&one_by_one), projected(&at_once));
     let sums = |digest: &Digest| (digest.tools.clone(), digest.costs.clone());
@@ -345,18 +353,18 @@ fn names_are_distinguished_in_order_of_arrival() {
 /// TD-7: a late frame of an ended run leaves nothing for the next run.
 #[test]
 fn late_frames_do_not_count_for_the_next_run() {
-    let late = output(RUN, tools(vec![called("a", "ls", None)]));
+    let late = output(tools(vec![called("a", "ls", None)]));
     let mut digests = projected(&[
         started(RUN),
         exited(RUN, ExitReason::Stopped, 0),
         late.clone(),
         started(OTHER),
     ]);
-    digests.apply(&late, AT);
-    let again = digests.apply(&exited(RUN, ExitReason::Exited, 1), AT);
+    apply(&mut digests, &late);
+    let again = apply(&mut digests, &exited(RUN, ExitReason::Exited, 1));
     assert_eq!((again, digests.group.outcome()), (None, None), "the other run continues");
     assert_eq!(digests.group.outcomes, [(Outcome::Stopped, 1)].into());
-    let closed = digests.apply(&exited(OTHER, ExitReason::Stopped, 0), AT);
+    let closed = apply(&mut digests, &exited(OTHER, ExitReason::Stopped, 0));
     let Some(Sealed::Run(other)) = closed else { panic!("{closed:?}") };
     assert_eq!((other.run, other.digest.frame_count, other.digest.findings.count), (OTHER, 2, 0));
     assert_eq!(digests.group.findings.count, 0);
@@ -389,15 +397,12 @@ fn digest_rows_have_a_size_limit() {
             let call = name("call", number);
             let call = &call[..call.floor_char_boundary(128)];
             let facts = [
-                output(
-                    RUN,
-                    tools(vec![
-                        called(call, &name("tool", number), None),
-                        called(&name("longer", number), &name("tool", number), None),
-                        called("at once", &name("tool", number), Some(ToolResult::Failed)),
-                    ]),
-                ),
-                output(RUN, costs(&[(&name("money", number), u64::MAX / 2000)])),
+                output(tools(vec![
+                    called(call, &name("tool", number), None),
+                    called(&name("longer", number), &name("tool", number), None),
+                    called("at once", &name("tool", number), Some(ToolResult::Failed)),
+                ])),
+                output(costs(&[(&name("money", number), u64::MAX / 2000)])),
                 session(&format!("{number}")),
                 Fact::TurnSettled {
                     task: TASK,
@@ -416,7 +421,7 @@ fn digest_rows_have_a_size_limit() {
                 )),
                 fact("task_started", json!({ "task": TASK, "attempt": 1, "run": RUN })),
             ];
-            facts.iter().for_each(|fact| _ = digests.apply(fact, AT));
+            facts.iter().for_each(|fact| _ = apply(&mut digests, fact));
         }
         let bytes = |digests: &Digests| {
             [json!(digests.group), json!(digests.run), json!(digests.open)]
@@ -427,7 +432,7 @@ fn digest_rows_have_a_size_limit() {
             panic!()
         };
         exit.detail = name("detail", 7).repeat(100);
-        digests.apply(&Fact::RunExited { run, exit }, AT);
+        apply(&mut digests, &Fact::RunExited { run, exit });
         let [group, run, _] = bytes(&digests);
         let [.., open] = open;
         assert!([group, run, open].iter().all(|bytes| *bytes <= bytes_max), "{group} {run} {open}");

@@ -107,7 +107,7 @@ fn random_histories_reach_every_rule() {
         let mut world = World::default();
         let mut play = |next| world.play(next).unwrap().map(|(_, facts)| facts);
         let facts = history.into_iter().filter_map(&mut play).flatten();
-        all.extend(facts.map(|fact| reached(&fact)));
+        all.extend(facts.map(|recorded| reached(&recorded.fact)));
     }
     #[rustfmt::skip]
     let wanted = [

@@ -56,7 +56,7 @@ impl Driver {
         };
         let step = self.group.apply(event, Now::default(), &settings, &mut fresh).unwrap();
         self.fresh = ids;
-        self.facts.extend(step.facts);
+        self.facts.extend(step.facts.into_iter().map(|recorded| recorded.fact));
         for effect in step.effects {
             match effect {
                 Effect::Launch { run, session } => self.apply(Event::AgentReady {

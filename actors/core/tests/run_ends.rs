@@ -3,9 +3,9 @@
 
 mod driver;
 
-use driver::{Driver, acquired, kinds};
+use driver::{Driver, Step, acquired, kinds};
 use greenroom_core::{
-    CancelReason, Effect, Event, ExitReason, RunId, Step, Stop, Strategy, pool::Activity,
+    CancelReason, Effect, Event, ExitReason, RunId, Stop, Strategy, pool::Activity,
 };
 use uuid::Uuid;
 

@@ -193,9 +193,9 @@ mod tests {
         };
         let mut cursor = SessionCursor::default();
         assert_eq!(cursor.summarize_lines(&lines).text, "latelate", "no session is open yet");
-        for (id, current) in [(1, "one"), (2, "two")] {
+        for current in ["one", "two"] {
             let prompt = acp::empty_prompt();
-            cursor.apply(&Fact::PromptSent { id, session: session(current), prompt });
+            cursor.apply(&Fact::PromptSent { session: session(current), prompt });
             let summary = cursor.summarize_lines(&lines);
             assert_eq!((&*summary.text, summary.has_output), ("late", true), "{current}");
         }

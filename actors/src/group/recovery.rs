@@ -14,7 +14,7 @@ use crate::{
     process::proc,
     projections::digest,
     storage::{Db, FrameFilter, GroupNo, StoreError, StoredGroup, Unreadable},
-    transcript::{feed, frame::FrameContext},
+    transcript::feed,
 };
 
 /// A group as the database has it.
@@ -68,12 +68,6 @@ impl Group {
         let StoredGroup { epoch, state, tasks, run, compactions, permissions, digests } = stored;
         self.epoch = epoch;
         self.digests = digests.unwrap_or_default();
-        self.frame_context = FrameContext {
-            last_seq: state.last_seq,
-            segment: state.segment,
-            run: run.as_ref().map(|run| run.id),
-            task: tasks.iter().find(|task| task.claimed_at.is_some()).map(|task| task.id),
-        };
         self.effective = None;
         // The last actor may have died between a commit and its publication.
         feed::publish(&self.feed, &self.id, &[], state.last_seq);

@@ -112,7 +112,7 @@ impl Group {
 
     /// Returns a task that ended in the step that accepted it.
     fn ended_by_step(&self, step: &Step, id: TaskId) -> Option<TaskView> {
-        let task = step.facts.iter().find_map(|fact| match fact {
+        let task = step.facts.iter().find_map(|recorded| match &recorded.fact {
             Fact::TaskEnded { task, record, .. } if *task == id => Some(record),
             _ => None,
         })?;

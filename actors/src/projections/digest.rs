@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use greenroom_core::{
-    AgentOutput, Digests, Fact, Kinds, Lines, RunId, Timestamp,
+    AgentOutput, Digests, Fact, Kinds, Lines, Recorded, Timestamp,
     digest::{RunDigest, Sealed},
 };
 use serde::Serialize;
@@ -29,8 +29,8 @@ const ROWS_BYTES_MAX: usize = 1 << 20;
 
 impl SealedDigests {
     /// Projects one fact into `digests`, and adds what it seals.
-    pub fn project(&mut self, digests: &mut Digests, fact: &Fact, at: Timestamp) {
-        match digests.apply(fact, at) {
+    pub fn project(&mut self, digests: &mut Digests, recorded: &Recorded, at: Timestamp) {
+        match digests.apply(recorded, at) {
             None => {}
             Some(Sealed::Run(run)) => _ = self.runs.insert(run.run, json(&run)),
             Some(Sealed::Turn(task, digest)) => {
@@ -76,7 +76,7 @@ impl SealedDigests {
 }
 
 /// Projects a commit's facts into `digests`. Returns the rows; `None` if no fact is a frame.
-pub fn project(digests: &mut Digests, facts: &[Fact], at: Timestamp) -> Option<DigestRows> {
+pub fn project(digests: &mut Digests, facts: &[Recorded], at: Timestamp) -> Option<DigestRows> {
     let before = digests.group.watermark_seq;
     let mut sealed = SealedDigests::default();
     facts.iter().for_each(|fact| sealed.project(digests, fact, at));
@@ -176,30 +176,28 @@ impl Rebuild {
             if frame.seq <= self.digests.group.watermark_seq {
                 continue;
             }
-            // Frames that are missing in a damaged log are skipped.
-            self.digests.group.watermark_seq = frame.seq - 1;
-            let fact = fact(frame, block, &mut self.cursor);
-            self.sealed.project(&mut self.digests, &fact, block.at);
+            let fact = fact(frame, &mut self.cursor);
+            let recorded = Recorded { place: block.place(frame), fact };
+            self.sealed.project(&mut self.digests, &recorded, block.at);
         }
     }
 }
 
 /// Returns the fact of a frame. An unreadable one becomes agent output, so that it counts as a
 /// frame (AM-18).
-fn fact(frame: Frame<'_>, block: &Block, cursor: &mut SessionCursor) -> Fact {
+fn fact(frame: Frame<'_>, cursor: &mut SessionCursor) -> Fact {
     let summary = cursor.summarize(frame.kind, frame.payload);
     if let Some(Ok(fact)) = Fact::read(frame.kind, frame.payload) {
         return fact;
     }
     if frame.kind == "session/prompt"
-        && let Ok((id, session, prompt)) = acp::parse_prompt_line(frame.payload)
+        && let Ok((_, session, prompt)) = acp::parse_prompt_line(frame.payload)
     {
-        return Fact::PromptSent { id, session, prompt };
+        return Fact::PromptSent { session, prompt };
     }
     let kinds = Kinds::All(frame.kind.to_owned().into());
     let lines = Lines { count: 1, kinds, text: frame.payload.to_owned().into() };
-    let run = block.run.unwrap_or(RunId(uuid::Uuid::nil()));
-    Fact::AgentOutput(AgentOutput { run, task: block.task, lines, summary })
+    Fact::AgentOutput(AgentOutput { lines, summary })
 }
 
 fn json<T: Serialize>(value: &T) -> String {
@@ -208,7 +206,7 @@ fn json<T: Serialize>(value: &T) -> String {
 
 #[cfg(test)]
 mod tests {
-    use greenroom_core::TaskId;
+    use greenroom_core::{RunId, TaskId};
     use uuid::Uuid;
 
     use super::*;

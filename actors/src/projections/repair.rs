@@ -216,21 +216,17 @@ fn end_lost(
         let Some(task) = replay.group.task(*id).cloned() else { continue };
         let message = "the stored prompt could not be read, so the task was not run".to_owned();
         let error = Some(TaskError { code: "unreadable".into(), message });
-        let seq_last = Some(replay.group.state().last_seq + 1);
+        let seq_last = Some(replay.group.next_seq());
         let (kind, state) = (task.kind(), TaskState::Failed);
         let mut record = Task { state, retry_at: None, ended_at: Some(at), seq_last, ..task };
         record.ending.error = error;
-        let fact = Fact::task_ended(kind, record);
-        replay.group.replay(&fact, at);
-        facts.push(fact);
+        facts.push(replay.group.record(Fact::task_ended(kind, record), at));
         losses.push(format!("{id}: its prompt cannot be read; the task is failed"));
     }
     if facts.is_empty() {
         return None;
     }
-    (replay.frame_context.last_seq, replay.frame_context.segment) =
-        (replay.seq, replay.group.state().segment);
-    let blocks = frame::pack(&mut replay.frame_context, at, &facts);
+    let blocks = frame::pack(at, &facts);
     let mut digests = replay.digests.clone();
     let digests = digest::project(&mut digests, &facts, at);
     let summary = GroupSummary::of(id.clone(), &replay.group);

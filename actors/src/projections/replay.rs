@@ -13,8 +13,8 @@ use std::{
 
 use greenroom_core::{
     AgentOutput, Compaction, CompactionId, Digests, Ending, Exit, Fact, Group, Kinds, Lines,
-    Origin, PermissionId, PermissionState, RunId, Settings, Task, TaskId, TaskKind, Timestamp,
-    Work,
+    Origin, PermissionId, PermissionState, Place, Recorded, RunId, Settings, Task, TaskId,
+    TaskKind, Timestamp, Work,
 };
 use uuid::Uuid;
 
@@ -24,7 +24,7 @@ use crate::{
         Checkpoint, ClosedSegments, KnownCompaction, ResidentRun, WaitingTask,
     },
     storage::{Ended, SealedDigests, SegmentRecord, fault_in},
-    transcript::frame::{Block, Frame, FrameContext},
+    transcript::frame::{Block, Frame},
 };
 
 /// The most of a differing value that is shown, bytes.
@@ -68,8 +68,6 @@ pub(crate) struct LogReplay {
     pub sealed_digests: SealedDigests,
     /// The first frame of each compaction and permission.
     pub opened: BTreeMap<Uuid, u64>,
-    /// What the next frame belongs to.
-    pub frame_context: FrameContext,
     cursor: SessionCursor,
     /// The last frame.
     pub seq: u64,
@@ -95,7 +93,6 @@ impl LogReplay {
             digests: Digests::default(),
             sealed_digests: SealedDigests::default(),
             opened: BTreeMap::new(),
-            frame_context: FrameContext::default(),
             cursor: SessionCursor::default(),
             seq: 0,
             newest_at: Timestamp(i64::MIN),
@@ -130,7 +127,6 @@ impl LogReplay {
             self.runs.insert(run.id, row);
             run
         });
-        self.frame_context.run = run.as_ref().map(|run| run.id);
         let compactions =
             compactions.into_iter().map(|known: KnownCompaction| known.into_compaction());
         let compactions: Vec<Compaction> = compactions.collect();
@@ -194,30 +190,28 @@ impl LogReplay {
                 self.differ(format!("I3: frame {} follows frame {}", frame.seq, self.seq));
             }
             self.seq = frame.seq;
-            self.digests.group.watermark_seq = frame.seq - 1;
-            if let Some(fact) = self.read(frame) {
-                self.check_context(block, &fact);
-                self.project(fact, block.at);
+            let stored = block.place(frame);
+            let fact = self.read(frame);
+            let segment = match &fact {
+                Some(fact) => self.check_place(fact, stored),
+                None => self.group.state().segment,
+            };
+            if let Some(fact) = fact {
+                self.project(Recorded { place: stored, fact }, block.at);
             }
-            let segment = self.group.state().segment;
-            if block.segment != segment {
-                let (seq, stored) = (frame.seq, block.segment);
+            if stored.segment != segment {
+                let (seq, stored) = (stored.seq, stored.segment);
                 self.differ(format!("frame {seq} is stored in segment {stored}, not {segment}"));
             }
         }
     }
 
-    /// Checks that a frame is stored under its run and task.
-    fn check_context(&mut self, block: &Block, fact: &Fact) {
-        self.frame_context.apply_before(fact);
-        let task = match fact {
-            // Not a task that is only claimed: the output may be an earlier run's.
-            Fact::AgentOutput(output) => output.task,
-            fact => fact.task().or(self.frame_context.task),
-        };
-        let what = format!("run and task of frame {}", self.seq);
-        self.same(&what, (self.frame_context.run, task), (block.run, block.task));
-        self.frame_context.apply_after(fact);
+    /// Checks that a frame is stored under its run and task. Returns its segment.
+    fn check_place(&mut self, fact: &Fact, stored: Place) -> u32 {
+        let Place { segment, run, task, .. } = self.group.place(fact);
+        let what = format!("run and task of frame {}", stored.seq);
+        self.same(&what, (run, task), (stored.run, stored.task));
+        segment
     }
 
     fn read(&mut self, frame: Frame<'_>) -> Option<Fact> {
@@ -234,17 +228,15 @@ impl LogReplay {
         if frame.kind == "session/prompt" {
             return self.prompt(frame);
         }
-        let run = self.frame_context.run?;
-        let in_turn = self.group.attempt().is_some_and(|turn| turn.run == run);
-        let task = self.group.current().filter(|_| in_turn).map(|task| task.id);
+        self.group.run()?;
         let kinds = Kinds::All(frame.kind.to_owned().into());
         let lines = Lines { count: 1, kinds, text: frame.payload.to_owned().into() };
-        Some(Fact::AgentOutput(AgentOutput { run, task, lines, summary }))
+        Some(Fact::AgentOutput(AgentOutput { lines, summary }))
     }
 
     fn prompt(&mut self, frame: Frame<'_>) -> Option<Fact> {
         match acp::parse_prompt_line(frame.payload) {
-            Ok((id, session, prompt)) => Some(Fact::PromptSent { id, session, prompt }),
+            Ok((_, session, prompt)) => Some(Fact::PromptSent { session, prompt }),
             Err(err) => {
                 self.differ(format!("frame {} is no prompt: {}", frame.seq, fault_in(&err)));
                 None
@@ -312,11 +304,11 @@ impl LogReplay {
         task
     }
 
-    fn project(&mut self, fact: Fact, at: Timestamp) {
-        match &fact {
+    fn project(&mut self, recorded: Recorded, at: Timestamp) {
+        let seq = recorded.place.seq;
+        match &recorded.fact {
             Fact::TaskEnded { task, record, .. } => {
-                let ended =
-                    Task { ended_at: Some(at), seq_last: Some(self.seq), ..Task::clone(record) };
+                let ended = Task { ended_at: Some(at), seq_last: Some(seq), ..Task::clone(record) };
                 self.tasks.insert(*task, ended);
             }
             // A retried compaction may run under another profile: its row has the last prompt, and
@@ -346,7 +338,7 @@ impl LogReplay {
             }
             Fact::SegmentEnded { segment, end_reason } => {
                 if let Some(segment) = self.segments.get_mut(segment) {
-                    segment.closed = Some((self.seq, at, *end_reason));
+                    segment.closed = Some((seq, at, *end_reason));
                 }
             }
             Fact::SegmentStarted { segment, parent, session, provenance } => {
@@ -355,14 +347,14 @@ impl LogReplay {
                     parent: *parent,
                     session: session.clone(),
                     provenance: provenance.clone(),
-                    opened: (self.seq, at),
+                    opened: (seq, at),
                     closed: None,
                 };
                 self.segments.insert(*segment, record);
             }
             Fact::CompactionStarted(compaction)
             | Fact::CompactionUpdated(compaction)
-            | Fact::CompactionEnded(compaction) => self.compaction(compaction, at),
+            | Fact::CompactionEnded(compaction) => self.compaction(compaction, (seq, at)),
             Fact::PermissionOpened(asked) => {
                 let permission = Permission {
                     asked: greenroom_core::Permission::clone(asked),
@@ -371,7 +363,7 @@ impl LogReplay {
                     selected: None,
                     resolved: None,
                 };
-                self.opened.insert(asked.permission.0, self.seq);
+                self.opened.insert(asked.permission.0, seq);
                 self.permissions.insert(asked.permission, permission);
             }
             Fact::PermissionResolved { permission, state, selected, resolved_by, .. } => {
@@ -382,11 +374,11 @@ impl LogReplay {
             }
             _ => {}
         }
-        self.sealed_digests.project(&mut self.digests, &fact, at);
-        self.group.replay(&fact, at);
+        self.sealed_digests.project(&mut self.digests, &recorded, at);
+        self.group.replay(&recorded, at);
     }
 
-    fn compaction(&mut self, compaction: &Compaction, at: Timestamp) {
+    fn compaction(&mut self, compaction: &Compaction, (seq, at): (u64, Timestamp)) {
         let known = self.compactions.get(&compaction.id);
         let mut compaction = compaction.clone();
         compaction.started_at = known.map_or(at, |known| known.started_at);
@@ -396,7 +388,7 @@ impl LogReplay {
             None if compaction.is_active() => None,
             None => Some(at),
         };
-        self.opened.entry(compaction.id.0).or_insert(self.seq);
+        self.opened.entry(compaction.id.0).or_insert(seq);
         self.compactions.insert(compaction.id, compaction);
     }
 

@@ -1,9 +1,9 @@
 //! The types of what a database stores: a group's commit, its tasks, runs, segments, permissions.
 
 use greenroom_core::{
-    Blocked, Compaction, CompactionId, Digests, EndReason, Exit, Fact, Group, GroupId, GroupState,
-    Permission, PermissionId, PermissionState, Provenance, Run, RunId, SessionId, Status, Task,
-    TaskId, Timestamp,
+    Blocked, Compaction, CompactionId, Digests, EndReason, Exit, Group, GroupId, GroupState,
+    Permission, PermissionId, PermissionState, Provenance, Recorded, Run, RunId, SessionId, Status,
+    Task, TaskId, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,7 @@ pub struct GroupCommit {
     /// The group's row after the facts.
     pub summary: GroupSummary,
     /// The facts.
-    pub facts: Vec<Fact>,
+    pub facts: Vec<Recorded>,
     /// The facts' frames.
     pub blocks: Vec<Block>,
     /// The digests after the facts; absent if no fact is a frame (I6).

@@ -6,7 +6,9 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use greenroom_core::{Fact, FrameKind, GroupId, Kinds, Lines, RunId, TaskId, Timestamp};
+use greenroom_core::{
+    Fact, FrameKind, GroupId, Kinds, Lines, Place, Recorded, RunId, TaskId, Timestamp,
+};
 
 use crate::{acp, clock};
 
@@ -51,6 +53,11 @@ impl Block {
         self.first_seq + self.count - 1
     }
 
+    /// Returns the place in the log under which a frame of the block is stored.
+    pub fn place(&self, frame: Frame<'_>) -> Place {
+        Place { seq: frame.seq, segment: self.segment, run: self.run, task: self.task }
+    }
+
     /// The frames in order.
     pub fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
         let text = std::str::from_utf8(&self.text).unwrap_or_default();
@@ -67,70 +74,22 @@ impl Block {
     }
 }
 
-/// What the next frame belongs to: its number, segment, run and task.
-#[derive(Clone, Debug, Default)]
-pub struct FrameContext {
-    /// The last frame's number so far.
-    pub last_seq: u64,
-    /// The open segment.
-    pub segment: u32,
-    /// The run that is alive.
-    pub run: Option<RunId>,
-    /// The task that has its slot.
-    pub task: Option<TaskId>,
-}
-
-/// Packs the facts of a step into blocks, from `context` on, and advances `context` past them.
-pub fn pack(context: &mut FrameContext, at: Timestamp, facts: &[Fact]) -> Vec<Block> {
+/// Packs the facts of a step into blocks.
+pub fn pack(at: Timestamp, facts: &[Recorded]) -> Vec<Block> {
     let mut packer = Packer { at, blocks: Vec::new(), open: None };
-    for fact in facts {
-        context.apply_before(fact);
+    for Recorded { place, fact } in facts {
         match fact {
-            Fact::AgentOutput(output) => {
-                packer.push_lines(context, output.run, output.task, &output.lines);
-            }
-            Fact::PromptSent { id, session, prompt } => {
-                let line = acp::prompt_line(*id, session, prompt);
-                packer.push(context, None, fact.kind(), &line);
+            Fact::AgentOutput(output) => packer.push_lines(place, &output.lines),
+            Fact::PromptSent { session, prompt } => {
+                let line = acp::prompt_line(place.seq, session, prompt);
+                packer.push(place, fact.kind(), &line);
             }
             _ if fact.frames() == 0 => {}
-            fact => {
-                packer.push(context, fact.task(), fact.kind(), &fact.payload());
-            }
+            fact => packer.push(place, fact.kind(), &fact.payload()),
         }
-        context.apply_after(fact);
     }
     packer.flush();
     packer.blocks
-}
-
-impl FrameContext {
-    /// Applies what holds already for the fact's own frame.
-    pub(crate) fn apply_before(&mut self, fact: &Fact) {
-        match fact {
-            Fact::SegmentStarted { segment, .. } => self.segment = *segment,
-            Fact::RunStarted { run, .. } => self.run = Some(*run),
-            Fact::TaskClaimed { task } | Fact::TaskStarted { task, .. } => {
-                self.task = Some(*task);
-            }
-            _ => {}
-        }
-    }
-
-    /// Applies what holds only after the fact's frame.
-    pub(crate) fn apply_after(&mut self, fact: &Fact) {
-        match fact {
-            Fact::RunExited { .. } => self.run = None,
-            Fact::TaskEnded { task, .. }
-            | Fact::TaskReleased { task }
-            | Fact::TaskRetrying { task, .. }
-                if self.task == Some(*task) =>
-            {
-                self.task = None;
-            }
-            _ => {}
-        }
-    }
 }
 
 /// Collects blocks.
@@ -142,36 +101,23 @@ struct Packer {
 
 /// A block that still grows.
 struct OpenBlock {
-    first_seq: u64,
-    segment: u32,
-    run: Option<RunId>,
-    task: Option<TaskId>,
+    /// The place of its first frame.
+    place: Place,
     kinds: Vec<FrameKind>,
     text: String,
 }
 
 impl Packer {
-    fn push(
-        &mut self,
-        context: &mut FrameContext,
-        task: Option<TaskId>,
-        kind: &'static str,
-        payload: &str,
-    ) {
-        let task = task.or(context.task);
+    fn push(&mut self, place: &Place, kind: &'static str, payload: &str) {
         let fits = self.open.as_ref().is_some_and(|open| {
-            (open.segment, open.run, open.task) == (context.segment, context.run, task)
+            Place { seq: place.seq, ..open.place } == *place
                 && open.text.len() + 1 + payload.len() <= BLOCK_BYTES
         });
         if !fits {
             self.flush();
         }
-        context.last_seq += 1;
         let open = self.open.get_or_insert_with(|| OpenBlock {
-            first_seq: context.last_seq,
-            segment: context.segment,
-            run: context.run,
-            task,
+            place: *place,
             kinds: Vec::new(),
             text: String::new(),
         });
@@ -182,13 +128,7 @@ impl Packer {
         open.text.push_str(payload);
     }
 
-    fn push_lines(
-        &mut self,
-        context: &mut FrameContext,
-        run: RunId,
-        task: Option<TaskId>,
-        lines: &Lines,
-    ) {
+    fn push_lines(&mut self, place: &Place, lines: &Lines) {
         self.flush();
         let text = Bytes::from_owner(ArcText(lines.text.clone()));
         let mut from = 0;
@@ -204,16 +144,15 @@ impl Packer {
                 }
             };
             self.blocks.push(Block {
-                first_seq: context.last_seq + 1,
+                first_seq: place.seq + packed,
                 count,
                 at: self.at,
-                segment: context.segment,
-                run: Some(run),
-                task,
+                segment: place.segment,
+                run: place.run,
+                task: place.task,
                 kinds,
                 text: text.slice(from..from + to),
             });
-            context.last_seq += count;
             packed += count;
             from += to + 1;
         }
@@ -225,12 +164,12 @@ impl Packer {
         let count = kinds.len() as u64;
         let alike = kinds.windows(2).all(|pair| pair[0] == pair[1]);
         self.blocks.push(Block {
-            first_seq: open.first_seq,
+            first_seq: open.place.seq,
             count,
             at: self.at,
-            segment: open.segment,
-            run: open.run,
-            task: open.task,
+            segment: open.place.segment,
+            run: open.place.run,
+            task: open.place.task,
             kinds: if alike { Kinds::All(kinds.swap_remove(0)) } else { Kinds::Each(kinds) },
             text: open.text.into(),
         });

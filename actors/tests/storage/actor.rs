@@ -3,9 +3,9 @@
 use greenroom_actors::{
     projections::digest,
     storage::{GroupCommit, GroupNo, GroupSummary, Store, StoreError},
-    transcript::frame::{Block, FrameContext, pack},
+    transcript::frame::{Block, pack},
 };
-use greenroom_core::{Continuity, Digests, Fact, GroupId, StopReason, Timestamp};
+use greenroom_core::{Continuity, Digests, Fact, GroupId, Recorded, StopReason, Timestamp};
 
 use crate::world::{Action, World};
 
@@ -17,7 +17,6 @@ pub struct Actor {
     pub world: World,
     /// All packed blocks.
     pub blocks: Vec<Block>,
-    context: FrameContext,
     pub digests: Digests,
 }
 
@@ -29,7 +28,6 @@ impl Actor {
             epoch: 1,
             world: World::numbered(u128::from(no) << 64),
             blocks: Vec::new(),
-            context: FrameContext::default(),
             digests: Digests::default(),
         }
     }
@@ -37,9 +35,9 @@ impl Actor {
     /// Plays one action, and returns the commit of its facts, if there are any.
     pub fn play(&mut self, next: Action) -> Option<GroupCommit> {
         let (at, mut facts) = self.world.play(next).unwrap()?;
-        for fact in &mut facts {
+        for recorded in &mut facts {
             // The locks of the world are in no table; `locks.rs` tests those that are.
-            if let Fact::LockReleased { fences, .. } = fact {
+            if let Fact::LockReleased { fences, .. } = &mut recorded.fact {
                 *fences = false;
             }
         }
@@ -52,8 +50,8 @@ impl Actor {
     }
 
     /// Returns the commit of the facts, as the group's actor makes it.
-    pub fn state(&mut self, at: Timestamp, facts: Vec<Fact>) -> GroupCommit {
-        let blocks = pack(&mut self.context, at, &facts);
+    pub fn state(&mut self, at: Timestamp, facts: Vec<Recorded>) -> GroupCommit {
+        let blocks = pack(at, &facts);
         self.blocks.extend(blocks.iter().cloned());
         let summary = self.summary();
         let digests = digest::project(&mut self.digests, &facts, at);
@@ -64,9 +62,11 @@ impl Actor {
     /// Returns the commit of facts that the rules did not make. The actor keeps its state: the
     /// database may refuse them.
     pub fn forge(&self, at: Timestamp, facts: Vec<Fact>) -> GroupCommit {
-        let blocks = pack(&mut self.context.clone(), at, &facts);
+        let mut group = self.world.group.clone();
+        let facts: Vec<_> = facts.into_iter().map(|fact| group.record(fact, at)).collect();
+        let blocks = pack(at, &facts);
         let mut summary = self.summary();
-        summary.state.last_seq += facts.iter().map(Fact::frames).sum::<u64>();
+        summary.state.last_seq = group.state().last_seq;
         let digests = digest::project(&mut self.digests.clone(), &facts, at);
         let (group, epoch) = (self.no, self.epoch);
         GroupCommit { group, epoch, at, summary, facts, blocks, digests, key: None }

@@ -231,9 +231,8 @@ pub fn a_refused_batch_stores_nothing<E: Engine>() {
     commit(&mut store, &[one.play(SUBMIT).unwrap()]);
     let before = one.summary();
     let mut bad = one.play(SUBMIT).unwrap();
-    let repeated = bad.facts[0].clone();
-    bad.summary.state.last_seq += repeated.frames();
-    bad.facts.push(repeated);
+    bad.summary.state.last_seq += bad.facts[0].fact.frames();
+    bad.facts.push(bad.facts[0].clone());
     let answer = store.commit(&[other.play(SUBMIT).unwrap(), bad]);
     assert!(matches!(answer, Err(StoreError::Refused(_))), "{answer:?}");
     let read_store = engine.read_store();

@@ -13,7 +13,7 @@ use greenroom_actors::{
     },
 };
 use greenroom_core::{
-    BootId, Digest, Fact, RunId, Timestamp, Uptime,
+    BootId, Digest, Fact, Recorded, RunId, Timestamp, Uptime,
     digest::{Outcome, SCHEMA_VERSION},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -412,7 +412,7 @@ fn a_checkpoint_without_digests_starts_new_digests() {
         .filter_map(|next| actor.play(next))
         .collect();
     facts.extend(actor.play(Action::Exit(greenroom_core::ExitReason::Stopped)));
-    let is_compaction = |fact: &Fact| matches!(fact, Fact::TaskEnded { .. });
+    let is_compaction = |stated: &Recorded| matches!(stated.fact, Fact::TaskEnded { .. });
     assert!(facts.iter().flat_map(|commit| &commit.facts).any(is_compaction));
     commit(&mut store, &facts);
     assert_eq!(differences(&read_store, 7), Vec::<String>::new());

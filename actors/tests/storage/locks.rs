@@ -249,7 +249,8 @@ pub fn a_publication_without_its_lease_is_refused<E: Engine>() {
     assert_eq!(segments(&engine.read_store()), [(1, false), (2, true)]);
     assert_eq!(stored(&engine, "session"), None, "released in the same transaction");
     let mut repeated = rotate;
-    repeated.summary.state.last_seq += repeated.facts.iter().map(Fact::frames).sum::<u64>();
+    let follows = repeated.summary.state.last_seq + 1;
+    repeated.facts.iter_mut().for_each(|recorded| recorded.place.seq = follows);
     let answer = store.commit(&[repeated]);
     assert!(answer.is_err(), "a lease publishes once: {answer:?}");
 }
@@ -298,7 +299,8 @@ pub fn a_closed_segment_without_a_child_is_reopened<E: Engine>() {
     let lease = acquire_free(&mut store, "other", now(0));
     let rotate = rotation(&mut actor, &lease);
     store.lock_release(&lease).unwrap();
-    let closed = GroupCommit { epoch: 2, ..actor.forge(rotate.at, rotate.facts[..1].to_vec()) };
+    let closed =
+        GroupCommit { epoch: 2, ..actor.forge(rotate.at, vec![rotate.facts[0].fact.clone()]) };
     commit(&mut store, &[closed]);
     assert_eq!(segments(&engine.read_store()), [(1, false)]);
     let held_outside = request(&session.0, "outside", None);

@@ -83,9 +83,6 @@ fn stored<E: Engine>(engine: &E, shapes: &[Shape]) -> (Vec<Block>, Vec<Plain>) {
         });
     }
     made.summary.state.last_seq = blocks.last().unwrap().last_seq();
-    // Its fact is its first frame: the other frames get a placeholder fact each.
-    made.facts
-        .extend((1..made.summary.state.last_seq).map(|_| greenroom_core::Fact::GroupArchived {}));
     made.blocks = blocks.clone();
     let mut store = engine.store();
     commit(&mut store, &around);

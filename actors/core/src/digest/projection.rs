@@ -10,9 +10,9 @@ use super::{
     keep_newest,
 };
 use crate::{
-    AgentOutput, Compaction, CompactionStatus, Cost, Exit, Fact, GroupState, OutputSummary,
-    PermissionState, RunId, SessionId, StopReason, TaskId, TaskKind, Timestamp, TokensSpent,
-    ToolProgress, ToolUpdate, compaction::RECENT_MAX,
+    Compaction, CompactionStatus, Cost, Exit, Fact, GroupState, OutputSummary, PermissionState,
+    Recorded, RunId, SessionId, StopReason, TaskId, TaskKind, Timestamp, TokensSpent, ToolProgress,
+    ToolUpdate, compaction::RECENT_MAX,
 };
 
 /// How many open tool calls are remembered, and how long their ids may be (I11).
@@ -102,17 +102,17 @@ pub enum Sealed {
 impl Digests {
     /// Applies a fact that was stored at `at`. Call it exactly once for each fact, in the order of
     /// the log (TD-4). Returns what the fact sealed.
-    pub fn apply(&mut self, fact: &Fact, at: Timestamp) -> Option<Sealed> {
+    pub fn apply(&mut self, recorded: &Recorded, at: Timestamp) -> Option<Sealed> {
+        let Recorded { place, fact } = recorded;
         let frames = fact.frames();
         if frames == 0 {
             return None;
         }
-        let first_seq = self.group.watermark_seq + 1;
         if let Fact::RunStarted { run, agent, .. } = fact {
             let (agent, digest) = (agent.clone(), Digest::default());
             self.run = Some(RunDigest { schema_version: SCHEMA_VERSION, run: *run, agent, digest });
         }
-        let owner = run_of(fact);
+        let owner = run_of(recorded);
         let is_sealed = self.run.as_ref().is_some_and(|run| run.digest.outcome().is_some());
         let is_other = |run: &RunDigest| owner.is_some_and(|owner| owner != run.run);
         // Sealing twice changes nothing, and a late frame changes no outcome (TD-3, TD-7).
@@ -120,10 +120,10 @@ impl Digests {
         let mut deltas = match fact {
             Fact::AgentOutput(output) => self.open.output_deltas(&output.summary, is_late),
             Fact::RunReady { .. } | Fact::RunExited { .. } if is_late => vec![Digest::default()],
-            fact => vec![self.open.delta(fact, first_seq, at, self.run.as_ref())],
+            fact => vec![self.open.delta(fact, place.seq, at, self.run.as_ref())],
         };
         if let Some(delta) = deltas.last_mut() {
-            delta.watermark_seq = self.group.watermark_seq + frames;
+            delta.watermark_seq = recorded.last_seq();
             delta.frame_count = frames;
             (delta.first_at, delta.last_at) = (Some(at), Some(at));
         }
@@ -131,7 +131,7 @@ impl Digests {
         if self.open.archived && matches!(fact, Fact::RunExited { .. }) {
             self.group.outcome = Some(Some(Outcome::Deleted));
         }
-        let turn = self.open.add_to_turn(fact, &deltas);
+        let turn = self.open.add_to_turn(recorded, &deltas);
         let is_owner = |run: &&mut RunDigest| owner.map_or(!is_sealed, |owner| owner == run.run);
         let run = self.run.as_mut().filter(is_owner).and_then(|run| {
             run.digest.merge_all(&deltas);
@@ -167,11 +167,11 @@ impl Digests {
     }
 }
 
-/// Returns the run that the fact itself names.
-fn run_of(fact: &Fact) -> Option<RunId> {
+/// Returns the run that wrote the output, or that the fact itself names.
+fn run_of(Recorded { place, fact }: &Recorded) -> Option<RunId> {
     match fact {
-        Fact::AgentOutput(AgentOutput { run, .. })
-        | Fact::AgentOutputRejected { run, .. }
+        Fact::AgentOutput(_) => place.run,
+        Fact::AgentOutputRejected { run, .. }
         | Fact::RequestRefused { run, .. }
         | Fact::RunStarted { run, .. }
         | Fact::RunReady { run, .. }
@@ -350,10 +350,14 @@ impl OpenState {
     }
 
     /// Adds what belongs to the open turn, and seals the turn with its task's end.
-    fn add_to_turn(&mut self, fact: &Fact, deltas: &[Digest]) -> Option<Sealed> {
+    fn add_to_turn(
+        &mut self,
+        Recorded { place, fact }: &Recorded,
+        deltas: &[Digest],
+    ) -> Option<Sealed> {
         let turn = self.turn.as_mut()?;
         let belongs = match fact {
-            Fact::AgentOutput(output) => output.task == Some(turn.task),
+            Fact::AgentOutput(_) => place.task == Some(turn.task),
             fact => fact.task().map_or(turn.runs, |task| task == turn.task),
         };
         if !belongs {

@@ -112,8 +112,7 @@ impl Transition<'_> {
         {
             return false;
         }
-        let request = self.group.state.last_seq + 1;
-        self.record(Fact::SummaryGiven { task: id, tokens: reply.tokens() });
+        let request = self.record(Fact::SummaryGiven { task: id, tokens: reply.tokens() });
         self.emit(Effect::OpenSession { run, id: request });
         true
     }

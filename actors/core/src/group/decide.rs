@@ -57,9 +57,8 @@ impl<'a> Transition<'a> {
                 self.signalled(run, &signal);
             }
             Event::SessionOpened { run, id, opened } => self.session_opened(run, id, opened),
-            Event::OutputReceived { run, lines, summary } => {
-                let task = self.group.task_of_attempt(run);
-                self.record(Fact::AgentOutput(AgentOutput { run, task, lines, summary }));
+            Event::OutputReceived { lines, summary, .. } => {
+                self.record(Fact::AgentOutput(AgentOutput { lines, summary }));
             }
             Event::OutputRejected { run, reason, bytes } => {
                 self.record(Fact::AgentOutputRejected { run, reason, bytes });
@@ -100,10 +99,12 @@ impl<'a> Transition<'a> {
         Ok(self.step)
     }
 
-    /// Applies the fact and adds it to the step.
-    pub(super) fn record(&mut self, fact: Fact) {
-        self.group.replay(&fact, self.now.wall);
-        self.step.facts.push(fact);
+    /// Applies the fact and adds it to the step. Returns the number of its frame.
+    pub(super) fn record(&mut self, fact: Fact) -> u64 {
+        let recorded = self.group.record(fact, self.now.wall);
+        let seq = recorded.place.seq;
+        self.step.facts.push(recorded);
+        seq
     }
 
     /// Adds an effect to the step.

@@ -14,9 +14,9 @@ const OPEN_MAX: usize = 100;
 impl Transition<'_> {
     /// Opens a permission, and resolves it if no person has to.
     pub(super) fn permission_asked(&mut self, run: RunId, lines: Lines, asked: PermissionAsked) {
-        let task = self.group.task_of_attempt(run);
+        let task = self.group.task_of_attempt();
         let summary = OutputSummary { has_output: true, ..OutputSummary::default() };
-        self.record(Fact::AgentOutput(AgentOutput { run, task, lines, summary }));
+        self.record(Fact::AgentOutput(AgentOutput { lines, summary }));
         let open = &self.group.permissions;
         if open.iter().any(|permission| permission.request == asked.request) {
             // The agent repeats an open request: one answer is enough (F14).

@@ -44,9 +44,8 @@ impl Transition<'_> {
             Some(summary) if kind == TaskKind::Turn => with_summary(summary, &prompt),
             Some(_) | None => prompt,
         };
-        let id = self.group.state.last_seq + 1;
-        let sent = Fact::PromptSent { id, session: session.clone(), prompt: prompt.clone() };
-        self.record(sent);
+        let sent = Fact::PromptSent { session: session.clone(), prompt: prompt.clone() };
+        let id = self.record(sent);
         self.emit(Effect::Prompt { run, id, session, prompt });
         if kind == TaskKind::Compaction {
             self.begin_ordered(task);
@@ -267,12 +266,12 @@ impl Group {
     }
 
     /// Adds the agent's output to the attempt, and takes the reported usage.
-    pub(super) fn apply_output(&mut self, output: &AgentOutput) {
+    pub(super) fn apply_output(&mut self, output: &AgentOutput, task: Option<TaskId>) {
         self.state.compacting.measured |= output.summary.usage.is_some();
         if let (Some(usage), Some(session)) = (&output.summary.usage, &mut self.state.session) {
             session.usage = Some(usage.clone());
         }
-        if output.task.is_some()
+        if task.is_some()
             && let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
         {
             attempt.add_output(&output.summary);

@@ -60,6 +60,11 @@ impl Group {
         self.run.as_ref()
     }
 
+    /// Returns the number of the next frame.
+    pub fn next_seq(&self) -> u64 {
+        self.state.last_seq + 1
+    }
+
     /// Returns the task that has the group's slot.
     pub fn current(&self) -> Option<&Task> {
         self.current.as_ref().map(|current| &current.task)
@@ -241,9 +246,9 @@ impl Group {
         self.run.as_ref().is_some_and(|run| run.id == id)
     }
 
-    /// Returns the task whose attempt runs in `run`.
-    pub(super) fn task_of_attempt(&self, run: RunId) -> Option<TaskId> {
-        let current = self.current.as_ref()?;
-        current.attempt.as_ref().filter(|attempt| attempt.run == run).map(|_| current.task.id)
+    /// Returns the task whose attempt runs in the live run.
+    pub(super) fn task_of_attempt(&self) -> Option<TaskId> {
+        let (current, run) = (self.current.as_ref()?, self.run.as_ref()?);
+        current.attempt.as_ref().filter(|attempt| attempt.run == run.id).map(|_| current.task.id)
     }
 }

@@ -3,13 +3,40 @@
 //! Each change is in the file of its noun, beside the decision that records the fact.
 
 use super::{Existence, Group, lock::LockState};
-use crate::{Fact, RunPhase, Timestamp};
+use crate::{Fact, Place, Recorded, RunPhase, Timestamp};
 
 impl Group {
+    /// Gives the next fact its place in the log, and applies it.
+    pub fn record(&mut self, fact: Fact, at: Timestamp) -> Recorded {
+        let recorded = Recorded { place: self.place(&fact), fact };
+        self.replay(&recorded, at);
+        recorded
+    }
+
+    /// Returns the place in the log that the next fact has if it is `fact`.
+    pub fn place(&self, fact: &Fact) -> Place {
+        Place {
+            seq: self.next_seq(),
+            segment: match fact {
+                Fact::SegmentStarted { segment, .. } => *segment,
+                _ => self.state.segment,
+            },
+            run: match fact {
+                Fact::RunStarted { run, .. } => Some(*run),
+                _ => self.run.as_ref().map(|run| run.id),
+            },
+            task: match fact {
+                // Not a task that is only claimed: the agent does not have its prompt.
+                Fact::AgentOutput(_) => self.task_of_attempt(),
+                fact => fact.task().or(self.current().map(|task| task.id)),
+            },
+        }
+    }
+
     /// Applies one fact. Nothing else changes the state, live or at recovery (I13).
-    pub fn replay(&mut self, fact: &Fact, at: Timestamp) {
-        let first_seq = self.state.last_seq + 1;
-        self.state.last_seq += fact.frames();
+    pub fn replay(&mut self, recorded: &Recorded, at: Timestamp) {
+        let Recorded { place, fact } = recorded;
+        self.state.last_seq = recorded.last_seq();
         match fact {
             Fact::GroupCreated(settings) => self.apply_created(settings, at),
             Fact::GroupChanged(settings) => self.apply_changed(settings),
@@ -23,7 +50,7 @@ impl Group {
             Fact::TaskClaimed { task } => self.apply_claimed(*task, at),
             Fact::TaskReleased { .. } => self.apply_released(),
             Fact::TaskStarted { task, attempt, run } => {
-                self.apply_started(*task, *attempt, *run, (first_seq, at));
+                self.apply_started(*task, *attempt, *run, (place, at));
             }
             Fact::TaskRetrying { task, attempt, due, .. } => {
                 self.apply_retrying(*task, *attempt, *due);
@@ -36,8 +63,8 @@ impl Group {
             Fact::TurnStarted { task, prompt, strategy } => {
                 self.apply_turn_started(*task, prompt, *strategy);
             }
-            Fact::PromptSent { id, .. } => self.apply_prompt_sent(*id),
-            Fact::AgentOutput(output) => self.apply_output(output),
+            Fact::PromptSent { .. } => self.apply_prompt_sent(place.seq),
+            Fact::AgentOutput(output) => self.apply_output(output, place.task),
             Fact::RequestRefused { run, .. } => self.apply_request_refused(*run),
             Fact::CancelRequested { .. } => self.apply_cancel_requested(fact),
             Fact::CancelSent { run } => self.apply_cancel_sent(*run),
@@ -68,7 +95,7 @@ impl Group {
             | Fact::CompactionUpdated(compaction)
             | Fact::CompactionEnded(compaction) => self.apply_compaction(compaction, at),
             Fact::CompactionRests { due } => self.state.compacting.pause_auto_compact(*due),
-            Fact::SummaryGiven { .. } => self.apply_summary_given(first_seq),
+            Fact::SummaryGiven { .. } => self.apply_summary_given(place.seq),
 
             Fact::LockAsked { task } => self.apply_lock_asked(*task),
             Fact::LockRefused { task, .. } => self.apply_lock_refused(*task),

@@ -2,8 +2,8 @@
 
 use super::{Current, Group, Rejected, decide::Transition};
 use crate::{
-    Ending, Fact, Origin, Run, RunId, RunPhase, StopReason, Task, TaskError, TaskId, TaskKind,
-    TaskState, Timestamp,
+    Ending, Fact, Origin, Place, Run, RunId, RunPhase, StopReason, Task, TaskError, TaskId,
+    TaskKind, TaskState, Timestamp,
 };
 
 impl Transition<'_> {
@@ -126,7 +126,7 @@ impl Transition<'_> {
             attempt,
             retry_at: None,
             ended_at: Some(self.now.wall),
-            seq_last: Some(self.group.state.last_seq + 1),
+            seq_last: Some(self.group.next_seq()),
             ending,
             ..task.clone()
         };
@@ -170,7 +170,7 @@ impl Group {
         id: TaskId,
         number: u32,
         run: RunId,
-        (seq, at): (u64, Timestamp),
+        (place, at): (&Place, Timestamp),
     ) {
         self.apply_claimed(id, at);
         if let Some(Current { task, .. }) = &mut self.current {
@@ -178,8 +178,8 @@ impl Group {
             task.attempt = number;
             task.started_at = Some(at);
             task.run = Some(run);
-            task.segment = Some(self.state.segment);
-            task.seq_first = Some(seq);
+            task.segment = Some(place.segment);
+            task.seq_first = Some(place.seq);
         }
     }
 

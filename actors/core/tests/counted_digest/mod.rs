@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
-    Compaction, CompactionStatus, Digest, Fact, PermissionState, RunId, StopReason, TaskId,
-    TaskKind, Timestamp, Tokens, ToolProgress,
+    Compaction, CompactionStatus, Digest, Fact, PermissionState, Recorded, RunId, StopReason,
+    TaskId, TaskKind, Timestamp, Tokens, ToolProgress,
     digest::{Compactions, Outcome, Permissions, ToolUse},
 };
 
 /// A fact of a history.
 #[derive(Clone, Debug)]
 pub struct LoggedFact {
+    pub recorded: Recorded,
     pub fact: Fact,
     pub at: Timestamp,
     /// Its last frame, or the last frame before it if the fact has none.
@@ -72,12 +73,13 @@ fn owned<T: Copy>((name, value): (&str, &T)) -> (String, T) {
 }
 
 /// Returns each fact of a whole history with its run and turn.
-pub fn facts(history: &[(Timestamp, Vec<Fact>)]) -> Vec<LoggedFact> {
+pub fn facts(history: &[(Timestamp, Vec<Recorded>)]) -> Vec<LoggedFact> {
     let facts = history.iter().flat_map(|(at, facts)| facts.iter().map(|fact| (*at, fact)));
     let (mut seq, mut run) = (0, None);
     let mut open: Option<(TaskId, bool)> = None;
     let mut logged = Vec::new();
-    for (at, fact) in facts {
+    for (at, recorded) in facts {
+        let fact = &recorded.fact;
         seq += fact.frames();
         match fact {
             Fact::RunStarted { run: started, .. } => run = Some(*started),
@@ -85,11 +87,12 @@ pub fn facts(history: &[(Timestamp, Vec<Fact>)]) -> Vec<LoggedFact> {
             _ => {}
         }
         let named = match fact {
-            Fact::AgentOutput(output) => output.task,
+            Fact::AgentOutput(_) => recorded.place.task,
             fact => fact.task().or(open.filter(|(_, runs)| *runs).map(|(task, _)| task)),
         };
         let turn = named.filter(|task| open.is_some_and(|(started, _)| started == *task));
-        logged.push(LoggedFact { fact: fact.clone(), at, seq, run, turn });
+        let recorded = recorded.clone();
+        logged.push(LoggedFact { fact: fact.clone(), recorded, at, seq, run, turn });
         match fact {
             Fact::RunExited { .. } => run = None,
             Fact::TaskEnded { .. } if turn.is_some() => open = None,

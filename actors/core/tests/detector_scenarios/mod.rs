@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use greenroom_core::{
     CompactionSignal, CompactionStatus, Continuity, Details, EffectiveSettings, Event, Fact, Group,
     Json, Limits, Lineage, Now, OnInterrupt, Origin, PermissionPolicy, PromptReply, Provenance,
-    RetryPolicy, RunId, SessionId, Settings, SignalKind, Source, StopReason, Task, TaskId, Work,
+    Recorded, RetryPolicy, RunId, SessionId, Settings, SignalKind, Source, StopReason, Task,
+    TaskId, Work,
 };
 use uuid::Uuid;
 
@@ -364,7 +365,7 @@ impl Reader {
         };
         let step = self.group.apply(event, Now::default(), &settings, &mut fresh);
         let step = step.unwrap_or_else(|rejected| unreachable!("{rejected}"));
-        let rotates = |fact: &&Fact| matches!(fact, Fact::SegmentStarted { .. });
+        let rotates = |fact: &&Recorded| matches!(fact.fact, Fact::SegmentStarted { .. });
         self.rotations += step.facts.iter().filter(rotates).count() as u64;
     }
 

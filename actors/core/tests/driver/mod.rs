@@ -5,8 +5,8 @@ use greenroom_core::{
     BootId, Compaction, CompactionOrder, CompactionSignal, CompactionStatus, Continuity, Details,
     Effect, EffectiveSettings, Event, Exit, ExitReason, Fact, Group, Json, Kinds, Limits, Lineage,
     Lines, LockAnswer, Now, OnInterrupt, Origin, OutputSummary, PermissionPolicy, PromptReply,
-    Provenance, RetryPolicy, RunId, SessionId, Settings, SignalKind, Source, Step, StopReason,
-    Strategy, Task, TaskId, TaskState, Timer, Timestamp, Uptime, Usage, Work,
+    Provenance, RetryPolicy, RunId, SessionId, Settings, SignalKind, Source, StopReason, Strategy,
+    Task, TaskId, TaskState, Timer, Timestamp, Uptime, Usage, Work,
 };
 use uuid::Uuid;
 
@@ -19,6 +19,13 @@ pub const LIMITS: Limits = Limits {
     queue_max: 9,
     queue_bytes_max: 9_999,
 };
+
+/// The facts of one event without their places, and its effects.
+#[derive(Debug, Default, PartialEq)]
+pub struct Step {
+    pub facts: Vec<Fact>,
+    pub effects: Vec<Effect>,
+}
 
 /// A group, its clock and its settings; and all its facts and effects.
 pub struct Driver {
@@ -111,9 +118,10 @@ impl Driver {
             Uuid::from_u128(*ids)
         };
         let step = self.group.apply(event, now, &self.settings, &mut fresh).unwrap();
-        self.facts.extend(step.facts.iter().cloned());
+        let facts: Vec<_> = step.facts.into_iter().map(|recorded| recorded.fact).collect();
+        self.facts.extend(facts.iter().cloned());
         self.effects.extend(step.effects.iter().cloned());
-        step
+        Step { facts, effects: step.effects }
     }
 
     fn submit(&mut self, work: Work) -> TaskId {

@@ -87,10 +87,11 @@ impl Race {
         for lane in order {
             let next = self.lanes[*lane].1[played[*lane]];
             played[*lane] += 1;
-            facts.extend(world.play(next)?.into_iter().flat_map(|(_, facts)| facts));
+            facts.extend(world.play(next)?);
         }
         let held = world.group.state().hold.reason;
-        facts.extend(world.drain(drain)?.into_iter().flat_map(|(_, facts)| facts));
+        facts.extend(world.drain(drain)?);
+        let facts = facts.into_iter().flat_map(|(_, facts)| facts).map(|fact| fact.fact).collect();
         let tasks = world.reference.tasks().cloned().collect();
         let state = world.group.state();
         let (segment, compactions) = (state.segment, state.compacting.count);

@@ -32,7 +32,8 @@ impl World {
                 Fact::LockAsked { .. } | Fact::LockReleased { .. } => None,
                 other => Some(other.kind().to_owned()),
             };
-            let outcomes: Vec<String> = step.facts.iter().filter_map(outcome).collect();
+            let outcomes: Vec<String> =
+                step.facts.iter().map(|recorded| &recorded.fact).filter_map(outcome).collect();
             Checked::Ok((restorable(&group), outcomes))
         };
         let live = recovered(self.group.clone())?;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
     Choice, Effect, EffectiveSettings, Existence, Fact, Group, GroupState, Json, Now, PermissionId,
-    PermissionOption, Rejected, RunId, RunPhase, Strategy, TaskId, TaskKind, TaskState, Work,
+    PermissionOption, Place, Recorded, Rejected, RunId, RunPhase, Strategy, TaskId, TaskKind,
+    TaskState, Work,
 };
 
 use super::{
@@ -125,8 +126,22 @@ impl Checker {
         self.settings = Some(settings.clone());
     }
 
-    /// Checks and applies one fact.
-    pub fn check_fact(&mut self, fact: &Fact) -> Checked {
+    /// Checks and applies one fact, and checks its place (I3, AM-11, AM-12).
+    pub fn check_fact(&mut self, Recorded { place, fact }: &Recorded) -> Checked {
+        let (seq, run, holder) = (self.seq + 1, self.run, self.holder);
+        self.apply_fact(fact)?;
+        // A frame is of the run and the task that it begins or ends.
+        let task = match fact {
+            Fact::AgentOutput(_) => self.in_flight,
+            fact => fact.task().or(holder).or(self.holder),
+        };
+        let segment = self.compactions.segment;
+        let expected = Place { seq, segment, run: run.or(self.run), task };
+        ensure!(*place == expected, "AM-11: {fact:?} is at {place:?}, not at {expected:?}");
+        Ok(())
+    }
+
+    fn apply_fact(&mut self, fact: &Fact) -> Checked {
         let seq = self.seq + 1;
         self.seq += fact.frames();
         self.check_order(fact)?;
@@ -191,8 +206,7 @@ impl Checker {
                 ensure!(*prompt == seen.prompt, "AM-2: not the prompt of {task}");
                 self.next = Some(Next::PromptSent(*task));
             }
-            Fact::PromptSent { id, prompt, .. } => {
-                ensure!(*id == seq, "I3: prompt {id} is frame {seq}");
+            Fact::PromptSent { prompt, .. } => {
                 let holder =
                     self.holder.unwrap_or_else(|| unreachable!("`check_order` checked it"));
                 let pending_summary = self.compactions.pending_summary.clone();
@@ -201,7 +215,7 @@ impl Checker {
                 check_prompt(prompt, &seen.prompt, pending_summary.as_deref())?;
                 seen.sent.clone_from(&Some(prompt.clone()));
                 ensure!(seen.prompt_id.is_none(), "I7: {holder} is sent twice");
-                seen.prompt_id = Some(*id);
+                seen.prompt_id = Some(seq);
                 self.in_flight = Some(holder);
                 (self.output, self.answer) = (false, false);
             }
@@ -223,8 +237,7 @@ impl Checker {
                 ensure!(self.in_flight == Some(*task), "{task} is interrupted and does not run");
             }
             Fact::AgentOutput(output) => {
-                ensure!(self.run == Some(output.run), "{} has output and is not live", output.run);
-                ensure!(output.task == self.in_flight, "output is not of {:?}", output.task);
+                ensure!(self.run.is_some(), "an agent has output and no run is live");
                 self.output |= output.summary.has_output;
                 self.answer |= output.summary.has_answer;
             }
@@ -421,7 +434,9 @@ impl Checker {
     fn check_fact_effects(&self, facts: &[Fact], effects: &[Effect], closed: bool) -> Checked {
         for fact in facts {
             let ordered = match fact {
-                Fact::PromptSent { id, .. } => self.ordered.contains(id),
+                Fact::PromptSent { .. } => {
+                    effects.iter().any(|effect| matches!(effect, Effect::Prompt { .. }))
+                }
                 Fact::RunStarted { .. } => {
                     effects.iter().any(|effect| matches!(effect, Effect::Launch { .. }))
                 }

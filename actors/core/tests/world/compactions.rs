@@ -12,7 +12,7 @@ use super::{Checked, ensure};
 /// The history of a group's segments, compactions and lock.
 #[derive(Default)]
 pub struct Compactions {
-    segment: u32,
+    pub segment: u32,
     segment_open: bool,
     session: Option<SessionId>,
     provenance: Option<Provenance>,

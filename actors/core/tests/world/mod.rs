@@ -22,8 +22,8 @@ mod reference;
 pub mod situations;
 
 use greenroom_core::{
-    BootId, Effect, EffectiveSettings, Event, Fact, Group, Limits, Now, Recovery, Rejected, RunId,
-    SessionId, Step, Task, TaskId, TaskState, Timer, Timestamp, Uptime,
+    BootId, Effect, EffectiveSettings, Event, Fact, Group, Limits, Now, Recorded, Recovery,
+    Rejected, RunId, SessionId, Step, Task, TaskId, TaskState, Timer, Timestamp, Uptime,
 };
 use uuid::Uuid;
 
@@ -62,7 +62,7 @@ pub const LIMITS: Limits = Limits {
 };
 
 /// The facts of one step and their time.
-pub type Committed = (Timestamp, Vec<Fact>);
+pub type Committed = (Timestamp, Vec<Recorded>);
 
 /// A lock that the server granted to the group: session, holder, token.
 type Lease = (SessionId, String, u64);
@@ -281,11 +281,11 @@ impl World {
     }
 
     fn commit(&mut self, Step { facts, effects }: Step) -> Checked<Committed> {
-        for fact in &facts {
-            self.replayed.replay(fact, self.now);
-            self.reference.store(fact, self.now);
-            self.checker.check_fact(fact)?;
-            self.release_lock(fact)?;
+        for recorded in &facts {
+            self.replayed.replay(recorded, self.now);
+            self.reference.store(&recorded.fact, self.now);
+            self.checker.check_fact(recorded)?;
+            self.release_lock(&recorded.fact)?;
         }
         let (replayed, live) = (&self.replayed, &self.group);
         ensure!(
@@ -299,9 +299,10 @@ impl World {
         );
         self.check_forgetful_restore()?;
         let closed = self.agent.as_ref().is_some_and(|agent| agent.closed);
-        self.checker.check_effects(&facts, &effects, &self.group, closed)?;
+        let stated: Vec<Fact> = facts.iter().map(|recorded| recorded.fact.clone()).collect();
+        self.checker.check_effects(&stated, &effects, &self.group, closed)?;
         let rested = self.reference.may_compact(self.moment());
-        self.checker.check_automatic(&facts, self.reference.state(), rested)?;
+        self.checker.check_automatic(&stated, self.reference.state(), rested)?;
         for effect in effects {
             self.perform(effect)?;
         }

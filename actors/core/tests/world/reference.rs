@@ -195,11 +195,12 @@ impl ReferenceModel {
                     (*prompt, *strategy) = (sent.clone(), way.unwrap_or(*strategy));
                 }
             }
-            Fact::PromptSent { id, .. } => {
+            Fact::PromptSent { .. } => {
                 self.session(|session| session.is_fresh = false);
                 self.run.iter_mut().for_each(|run| run.fresh = false);
                 let run = self.run.as_ref().map(|run| run.id);
-                (self.attempt, self.had_output) = (run.map(|run| Attempt::new(run, *id)), false);
+                (self.attempt, self.had_output) =
+                    (run.map(|run| Attempt::new(run, first_seq)), false);
             }
             Fact::SummaryGiven { .. } => {
                 self.attempt.iter_mut().for_each(|attempt| attempt.opening = Some(first_seq));
@@ -209,7 +210,7 @@ impl ReferenceModel {
                     self.counted.measured = true;
                     self.session(|session| session.usage = Some(usage.clone()));
                 }
-                if let (Some(_), Some(attempt)) = (output.task, &mut self.attempt) {
+                if let Some(attempt) = &mut self.attempt {
                     attempt.add_output(&output.summary);
                     self.had_output |= output.summary.has_output;
                 }

@@ -1,7 +1,7 @@
 //! `SqliteStore`: the writing store. It writes a group's facts to the rows.
 
 use greenroom_core::{
-    Fact, Now, TaskId, Timestamp, Trust, Uptime,
+    Fact, Now, Recorded, TaskId, Timestamp, Trust, Uptime,
     lock::{Holder, Lease, Lock},
 };
 use rusqlite::{Connection, TransactionBehavior, params};
@@ -197,18 +197,14 @@ pub fn store(
     if SEQ_MAX < state.last_seq.max(state.tasks) {
         return Err(RowsError::Exhausted("the group has no number left for another frame or task"));
     }
-    if let Some(Fact::GroupCreated(settings)) = commit.facts.first() {
+    if let Some(Recorded { fact: Fact::GroupCreated(settings), .. }) = commit.facts.first() {
         groups::insert(conn, commit, settings)?;
     }
     if !groups::store_head(conn, commit, last_seq_before(commit))? {
         return Ok(false);
     }
-    let mut seq = last_seq_before(commit);
-    let mut segment = first_segment(commit);
     let mut accepted = None;
-    for fact in &commit.facts {
-        let first_seq = seq + 1;
-        seq += fact.frames();
+    for Recorded { place, fact } in &commit.facts {
         match fact {
             // Held back: most tasks start in the commit that accepts them, and are then written
             // once.
@@ -221,8 +217,8 @@ pub fn store(
                     at: commit.at,
                     attempt: *attempt,
                     run: *run,
-                    segment,
-                    first_seq,
+                    segment: place.segment,
+                    first_seq: place.seq,
                 };
                 let accepted_now = accepted.take_if(|record| record.id == *task);
                 match accepted_now {
@@ -231,11 +227,10 @@ pub fn store(
                 }
                 continue;
             }
-            Fact::SegmentStarted { segment: opened, .. } => segment = *opened,
             _ => {}
         }
         tasks::accept(conn, commit.group, accepted.take(), None)?;
-        store_fact(conn, commit, fact, first_seq)?;
+        store_fact(conn, commit, fact, place.seq)?;
     }
     tasks::accept(conn, commit.group, accepted, None)?;
     for block in &commit.blocks {
@@ -243,7 +238,7 @@ pub fn store(
     }
     if let Some(rows) = &commit.digests {
         let key_of = |task: TaskId| {
-            commit.facts.iter().find_map(|fact| match fact {
+            commit.facts.iter().find_map(|recorded| match &recorded.fact {
                 Fact::TaskEnded { task: ended, record, .. } if *ended == task => {
                     Some(key(commit.group, record.ordinal))
                 }
@@ -273,16 +268,7 @@ pub fn store(
 /// Returns the last frame before those of the commit. A log that ends elsewhere refuses the commit,
 /// as it would have a gap for ever (I3).
 fn last_seq_before(commit: &GroupCommit) -> u64 {
-    commit.summary.state.last_seq - commit.facts.iter().map(Fact::frames).sum::<u64>()
-}
-
-/// Returns the segment that was open before the commit: segments are numbered without a gap.
-fn first_segment(commit: &GroupCommit) -> u32 {
-    let opened = commit.facts.iter().find_map(|fact| match fact {
-        Fact::SegmentStarted { segment, .. } => Some(segment - 1),
-        _ => None,
-    });
-    opened.unwrap_or(commit.summary.state.segment)
+    commit.facts.first().map_or(commit.summary.state.last_seq, |first| first.place.seq - 1)
 }
 
 fn store_fact(

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use greenroom_core::{EndReason, Fact, Group, GroupState, Session, SessionId, Settings, Status};
+use greenroom_core::{EndReason, Fact, Group, SessionId, Settings};
 use rusqlite::OpenFlags;
 use tempfile::TempDir;
 
@@ -58,19 +58,15 @@ impl World {
     fn new(guard: Guard) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
-        let session = SessionId(PARENT.into());
         let opened = Fact::SegmentStarted {
             segment: 1,
             parent: None,
-            session: session.clone(),
+            session: SessionId(PARENT.into()),
             provenance: None,
         };
         let settings = Settings { agent: "agent".into(), ..Settings::default() };
-        let mut state = Group::new(settings.clone()).state().clone();
-        (state.last_seq, state.segment) = (2, 1);
-        state.session =
-            Some(Session { id: session, is_fresh: true, usage: None, provenance: None });
-        let facts = facts(state, vec![Fact::GroupCreated(settings), opened]);
+        let mut group = Group::new(settings.clone());
+        let facts = facts(&mut group, vec![Fact::GroupCreated(settings), opened]);
         let answers = database.store().unwrap().commit(&[facts]).unwrap();
         assert!(answers.iter().all(Result::is_ok), "{answers:?}");
         let conn = connect(database.path(), OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
@@ -106,23 +102,14 @@ impl World {
     }
 }
 
-fn facts(state: GroupState, facts: Vec<Fact>) -> GroupCommit {
-    let summary = GroupSummary {
-        id: "work".parse().unwrap(),
-        state,
-        status: Status::Idle,
-        blocked_by: None,
-        queue_length: 0,
-        current_task: None,
-        current_run: None,
-        is_compacting: false,
-    };
+fn facts(group: &mut Group, facts: Vec<Fact>) -> GroupCommit {
     let at = Timestamp(1);
+    let facts = facts.into_iter().map(|fact| group.record(fact, at)).collect();
     GroupCommit {
         group: 1,
         epoch: 1,
         at,
-        summary,
+        summary: GroupSummary::of("work".parse().unwrap(), group),
         facts,
         blocks: Vec::new(),
         digests: None,
@@ -178,8 +165,8 @@ fn party(path: &Path, guard: Guard, started: impl FnOnce()) -> Outcome {
             fences: true,
         },
     ];
-    let last_seq = state.last_seq + 2;
-    match store.commit(&[facts(GroupState { segment: 2, last_seq, ..state }, rotated)]) {
+    let mut group = Group::restore(state, Vec::new(), None, None, [], Vec::new());
+    match store.commit(&[facts(&mut group, rotated)]) {
         Ok(_) => Outcome::Moved,
         Err(StoreError::LeaseLost | StoreError::Refused(_)) => Outcome::Refused,
         Err(err) => panic!("{err:?}"),
