@@ -14,6 +14,7 @@ pub mod holder;
 pub mod lease;
 mod lock;
 mod metrics;
+mod plan;
 mod read_store;
 mod reader;
 mod rows;

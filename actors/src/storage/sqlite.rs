@@ -13,6 +13,7 @@ mod files;
 mod frames;
 mod gauges;
 mod groups;
+mod keys;
 mod locks;
 mod permissions;
 mod read_store;

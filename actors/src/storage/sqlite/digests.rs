@@ -34,7 +34,7 @@ pub fn put_sealed(
         .prepare_cached("SELECT 1 FROM heads WHERE no = ? AND epoch = ?")?
         .exists(params![group, int(epoch)])?;
     if is_owner {
-        store_sealed(conn, rows, |_| None)?;
+        store_sealed(conn, rows)?;
     }
     Ok(is_owner)
 }
@@ -53,38 +53,44 @@ pub fn put(
         )?
         .execute(params![SCHEMA_VERSION, rows.group, rows.run, rows.open, group, int(epoch)])?;
     if changed == 1 {
-        store_sealed(conn, &rows.sealed, |_| None)?;
+        store_sealed(conn, &rows.sealed)?;
     }
     Ok(changed == 1)
 }
 
-/// Stores sealed digests of runs and tasks that have rows. `key_of` returns a task's key if it is
-/// known, which saves a lookup.
-pub fn store_sealed(
+/// Stores sealed digests of runs and tasks that have rows.
+pub fn store_sealed(conn: &Connection, sealed: &SealedDigests) -> rusqlite::Result<()> {
+    sealed.runs.iter().try_for_each(|(run, digest)| seal_run(conn, *run, digest))?;
+    sealed.turns.iter().try_for_each(|(task, turn)| seal_turn(conn, *task, None, turn))
+}
+
+/// Stores the digest of a run that ended.
+pub fn seal_run(conn: &Connection, run: RunId, digest: &str) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE runs SET digest = ? WHERE id = ?")?
+        .execute(params![digest, run.0.as_bytes()])?;
+    Ok(())
+}
+
+/// Stores the digest of a task that ended. Its key saves a lookup, if it is known.
+pub fn seal_turn(
     conn: &Connection,
-    sealed: &SealedDigests,
-    key_of: impl Fn(TaskId) -> Option<i64>,
+    task: TaskId,
+    key: Option<i64>,
+    TurnRow { ended_at, agent, digest }: &TurnRow,
 ) -> rusqlite::Result<()> {
-    for (run, digest) in &sealed.runs {
-        conn.prepare_cached("UPDATE runs SET digest = ? WHERE id = ?")?
-            .execute(params![digest, run.0.as_bytes()])?;
-    }
-    for (task, TurnRow { ended_at, agent, digest }) in &sealed.turns {
-        match key_of(*task) {
-            Some(key) => conn
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO turns (ended_at, key, agent, digest) \
-                     VALUES (?, ?, ?, ?)",
-                )?
-                .execute(params![ended_at.0, key, agent, digest])?,
-            None => conn
-                .prepare_cached(
-                    "INSERT OR REPLACE INTO turns (ended_at, key, agent, digest) \
-                     SELECT ?, key, ?, ? FROM tasks WHERE id = ?",
-                )?
-                .execute(params![ended_at.0, agent, digest, task.0.as_bytes()])?,
-        };
-    }
+    match key {
+        Some(key) => conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO turns (ended_at, key, agent, digest) VALUES (?, ?, ?, ?)",
+            )?
+            .execute(params![ended_at.0, key, agent, digest])?,
+        None => conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO turns (ended_at, key, agent, digest) \
+                 SELECT ?, key, ?, ? FROM tasks WHERE id = ?",
+            )?
+            .execute(params![ended_at.0, agent, digest, task.0.as_bytes()])?,
+    };
     Ok(())
 }
 

@@ -129,7 +129,7 @@ fn rebuild(conn: &Connection, rebuilt: Rebuilt) -> Result<(), RowsError> {
     group.epoch = epoch;
     groups::store_head(conn, &group, group.summary.state.last_seq)?;
     if let Some(rows) = &group.digests {
-        digests::store_sealed(conn, &rows.sealed, |_| None)?;
+        digests::store_sealed(conn, &rows.sealed)?;
     }
     if let Some(mut facts) = rebuilt.facts {
         facts.epoch = epoch;

@@ -1,27 +1,26 @@
 //! `SqliteStore`: the writing store. It writes a group's facts to the rows.
 
 use greenroom_core::{
-    Fact, Now, Recorded, TaskId, Timestamp, Trust, Uptime,
+    Now, Timestamp, Trust, Uptime,
     lock::{Holder, Lease, Lock},
 };
-use rusqlite::{Connection, TransactionBehavior, params};
+use rusqlite::{Connection, TransactionBehavior};
 
 use super::{
     RowsError, clock, compactions,
     damage::store_error,
     digests, exports, failed,
     files::Files,
-    frames, groups, locks, permissions,
+    frames, groups, keys, locks, permissions,
     rows::key,
     runs, segments,
     stored_group::{load, missing},
-    tasks::{self, AttemptStart},
-    truncation, upkeep, write_failed,
+    tasks, truncation, upkeep, write_failed,
 };
 use crate::storage::{
-    DigestRows, EndedAt, GROUP_MAX, GroupCommit, GroupNo, KeyUse, LockError, LockGrant,
-    LockRequest, LogTruncation, SEQ_MAX, SealedDigests, SegmentRecord, Sizes, Store, StoreError,
-    StoredGroup, Swept,
+    DigestRows, EndedAt, GROUP_MAX, GroupCommit, GroupNo, LockError, LockGrant, LockRequest,
+    LogTruncation, SEQ_MAX, SealedDigests, Sizes, Store, StoreError, StoredGroup, Swept,
+    plan::{Plan, RowChange, plan},
 };
 
 /// The writing store of a SQLite database: its connection, the open files if it checks them, and
@@ -197,180 +196,80 @@ pub fn store(
     if SEQ_MAX < state.last_seq.max(state.tasks) {
         return Err(RowsError::Exhausted("the group has no number left for another frame or task"));
     }
-    if let Some(Recorded { fact: Fact::GroupCreated(settings), .. }) = commit.facts.first() {
+    let Plan { created, last_seq_before, changes } = plan(commit);
+    if let Some(settings) = created {
         groups::insert(conn, commit, settings)?;
     }
-    if !groups::store_head(conn, commit, last_seq_before(commit))? {
+    if !groups::store_head(conn, commit, last_seq_before)? {
         return Ok(false);
     }
-    let mut accepted = None;
-    for Recorded { place, fact } in &commit.facts {
-        match fact {
-            // Held back: most tasks start in the commit that accepts them, and are then written
-            // once.
-            Fact::TaskQueued { record, .. } => {
-                tasks::accept(conn, commit.group, accepted.replace(record), None)?;
-                continue;
-            }
-            Fact::TaskStarted { task, attempt, run } => {
-                let start = AttemptStart {
-                    at: commit.at,
-                    attempt: *attempt,
-                    run: *run,
-                    segment: place.segment,
-                    first_seq: place.seq,
-                };
-                let accepted_now = accepted.take_if(|record| record.id == *task);
-                match accepted_now {
-                    Some(record) => tasks::accept(conn, commit.group, Some(record), Some(&start))?,
-                    None => tasks::start(conn, *task, &start)?,
-                }
-                continue;
-            }
-            _ => {}
-        }
-        tasks::accept(conn, commit.group, accepted.take(), None)?;
-        store_fact(conn, commit, fact, place.seq)?;
-    }
-    tasks::accept(conn, commit.group, accepted, None)?;
-    for block in &commit.blocks {
-        frames::insert(conn, commit.group, block)?;
-    }
-    if let Some(rows) = &commit.digests {
-        let key_of = |task: TaskId| {
-            commit.facts.iter().find_map(|recorded| match &recorded.fact {
-                Fact::TaskEnded { task: ended, record, .. } if *ended == task => {
-                    Some(key(commit.group, record.ordinal))
-                }
-                _ => None,
-            })
-        };
-        digests::store_sealed(conn, &rows.sealed, key_of)?;
-    }
-    if let Some(KeyUse { key, body, task }) = &commit.key {
-        let at = keys_at.unwrap_or(commit.at);
-        // A key whose task was deleted may be reused.
-        let stored = conn
-            .prepare_cached(
-                "INSERT INTO idempotency (key, body, task, at) VALUES (?, ?, ?, ?) \
-                 ON CONFLICT (key) DO UPDATE SET body = excluded.body, task = excluded.task, \
-                 at = excluded.at \
-                 WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.id = idempotency.task)",
-            )?
-            .execute(params![key, body, task.0.as_bytes(), at.0])?;
-        if stored != 1 {
-            return Err(rusqlite::Error::StatementChangedRows(stored).into());
-        }
+    for change in &changes {
+        change_row(conn, commit.group, commit.at, change, keys_at)?;
     }
     Ok(true)
 }
 
-/// Returns the last frame before those of the commit. A log that ends elsewhere refuses the commit,
-/// as it would have a gap for ever (I3).
-fn last_seq_before(commit: &GroupCommit) -> u64 {
-    commit.facts.first().map_or(commit.summary.state.last_seq, |first| first.place.seq - 1)
-}
-
-fn store_fact(
+/// Changes one row of a group, in a commit at `at`.
+fn change_row(
     conn: &Connection,
-    commit: &GroupCommit,
-    fact: &Fact,
-    first_seq: u64,
+    group: GroupNo,
+    at: Timestamp,
+    change: &RowChange<'_>,
+    keys_at: Option<Timestamp>,
 ) -> Result<(), RowsError> {
-    let (group, at) = (commit.group, commit.at);
-    match fact {
-        Fact::GroupChanged(settings) => {
-            groups::change_settings(conn, group, settings)?;
+    match *change {
+        RowChange::ChangeSettings(settings) => groups::change_settings(conn, group, settings)?,
+        RowChange::AcceptTask { task, start } => tasks::accept(conn, group, task, start, at)?,
+        RowChange::ClaimTask(task) => tasks::claim(conn, task, at)?,
+        RowChange::ReleaseTask(task) => tasks::release(conn, task)?,
+        RowChange::StartTask { task, start } => tasks::start(conn, task, start, at)?,
+        RowChange::ChangeCompactionTask { task, prompt, strategy } => {
+            tasks::change_compaction(conn, task, prompt, strategy)?;
         }
-        Fact::TaskClaimed { task } => tasks::claim(conn, *task, at)?,
-        Fact::TaskReleased { task } => tasks::release(conn, *task)?,
-        Fact::CancelRequested { task } => tasks::request_cancel(conn, *task)?,
-        Fact::TurnStarted { task, prompt, strategy: Some(strategy) } => {
-            tasks::change_compaction(conn, *task, prompt, *strategy)?;
+        RowChange::RequestCancel(task) => tasks::request_cancel(conn, task)?,
+        RowChange::ScheduleRetry { task, attempt, due } => {
+            tasks::schedule_retry(conn, task, attempt, due)?;
         }
-        Fact::TaskRetrying { task, attempt, due, .. } => {
-            tasks::schedule_retry(conn, *task, *attempt, due)?;
+        RowChange::EndBackoff(task) => tasks::end_backoff(conn, task)?,
+        RowChange::EndTask(task) => tasks::end(conn, task)?,
+        RowChange::OpenPermission { seq, permission } => {
+            permissions::open(conn, group, seq, at, permission)?;
         }
-        Fact::BackoffEnded { task } => tasks::end_backoff(conn, *task)?,
-        Fact::TaskEnded { record, .. } => tasks::end(conn, record)?,
-        Fact::PermissionOpened(permission) => {
-            permissions::open(conn, group, first_seq, at, permission)?;
+        RowChange::ResolvePermission { permission, state, selected, resolved_by } => {
+            permissions::resolve(conn, permission, at, state, selected, resolved_by)?;
         }
-        Fact::PermissionResolved { permission, state, selected, resolved_by, .. } => {
-            let selected = selected.as_deref();
-            permissions::resolve(conn, *permission, at, *state, selected, resolved_by)?;
+        RowChange::StartRun { run, agent } => runs::start(conn, group, run, agent, at)?,
+        RowChange::SetRunReady { run, pid, session, continuity } => {
+            runs::set_ready(conn, run, pid, session, continuity, at)?;
         }
-        Fact::RunStarted { run, agent, .. } => {
-            runs::start(conn, group, *run, agent, at)?;
+        RowChange::EndRun { run, exit } => runs::end(conn, run, exit, at)?,
+        RowChange::CloseSegment { segment, seq, end_reason } => {
+            segments::close(conn, group, segment, end_reason, (seq, at))?;
         }
-        Fact::RunReady { run, pid, session, continuity, provenance } => {
-            runs::set_ready(conn, *run, *pid, session, *continuity, at)?;
-            if let Some(provenance) = provenance {
-                segments::set_provenance(conn, group, provenance)?;
-            }
-        }
-        Fact::RunExited { run, exit } => runs::end(conn, *run, exit, at)?,
-        Fact::SegmentEnded { segment, end_reason } => {
-            segments::close(conn, group, *segment, *end_reason, (first_seq, at))?;
-        }
-        Fact::SegmentStarted { segment, parent, session, provenance } => {
-            let record = SegmentRecord {
-                segment: *segment,
-                parent: *parent,
-                session: session.clone(),
-                provenance: provenance.clone(),
-                opened: (first_seq, at),
-                closed: None,
-            };
-            segments::insert(conn, group, &record)?;
-        }
-        Fact::ProvenanceNoted { provenance } => {
+        RowChange::OpenSegment(ref segment) => segments::insert(conn, group, segment)?,
+        RowChange::SetProvenance(provenance) => {
             segments::set_provenance(conn, group, provenance)?;
         }
-        Fact::LockReleased { key, holder, token, fences } => {
-            let released = match locks::release_published(conn, &key.0, holder, *token) {
+        RowChange::PutCompaction { seq, compaction } => {
+            compactions::store(conn, key(group, seq), compaction)?;
+        }
+        RowChange::ReleaseLock { key, holder, token, fences } => {
+            let released = match locks::release_published(conn, &key.0, holder, token) {
                 // The whole table is absent (HL-8).
                 Err(err) if locks::is_absent(&err) => true,
                 released => released?,
             };
-            if *fences && !released {
+            if fences && !released {
                 return Err(RowsError::LeaseLost);
             }
         }
-        Fact::CompactionStarted(compaction)
-        | Fact::CompactionUpdated(compaction)
-        | Fact::CompactionEnded(compaction) => {
-            compactions::store(conn, key(group, first_seq), compaction)?;
+        RowChange::InsertBlock(block) => frames::insert(conn, group, block)?,
+        RowChange::SealRun { run, digest } => digests::seal_run(conn, run, digest)?,
+        RowChange::SealTurn { task, ordinal, turn } => {
+            let key = ordinal.map(|ordinal| key(group, ordinal));
+            digests::seal_turn(conn, task, key, turn)?;
         }
-        // Stored by `store`.
-        Fact::TaskQueued { .. } | Fact::TaskStarted { .. } => {}
-        Fact::GroupCreated(_)
-        | Fact::GroupArchived {}
-        | Fact::PurgeOrdered {}
-        | Fact::GroupPaused {}
-        | Fact::GroupResumed {}
-        | Fact::GroupHeld { .. }
-        | Fact::AgentDegraded { .. }
-        | Fact::LaunchAllowed {}
-        | Fact::TurnStarted { strategy: None, .. }
-        | Fact::CancelSent { .. }
-        | Fact::CompactionRests { .. }
-        | Fact::PromptSent { .. }
-        | Fact::AgentOutput(_)
-        | Fact::AgentOutputRejected { .. }
-        | Fact::RequestRefused { .. }
-        | Fact::TurnCut { .. }
-        | Fact::TurnSettled { .. }
-        | Fact::RunStopping { .. }
-        | Fact::SummaryGiven { .. }
-        | Fact::LockAsked { .. }
-        | Fact::LockRefused { .. }
-        | Fact::LockTaken { .. }
-        | Fact::LockBypassed { .. }
-        | Fact::LockLost { .. }
-        | Fact::AgentWedged { .. }
-        | Fact::StderrMatched { .. }
-        | Fact::ContextLost { .. } => {}
+        RowChange::UseKey(used) => keys::insert(conn, used, keys_at.unwrap_or(at))?,
     }
     Ok(())
 }

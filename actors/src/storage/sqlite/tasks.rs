@@ -1,19 +1,13 @@
 //! The rows of tasks: how they are written.
 
-use greenroom_core::{Deadline, Json, RunId, Strategy, Task, TaskId, Timestamp, Work};
+use greenroom_core::{Deadline, Json, Strategy, Task, TaskId, Timestamp, Work};
 use rusqlite::{Connection, params};
 
 use super::rows::{Findings, int, json, key, ms};
-use crate::{storage::GroupNo, wire_name::wire_name};
-
-/// A task's attempt at its start.
-pub struct AttemptStart {
-    pub at: Timestamp,
-    pub attempt: u32,
-    pub run: RunId,
-    pub segment: u32,
-    pub first_seq: u64,
-}
+use crate::{
+    storage::{GroupNo, plan::AttemptStart},
+    wire_name::wire_name,
+};
 
 /// Stores that a task has claimed its group's slot.
 pub fn claim(conn: &Connection, task: TaskId, at: Timestamp) -> rusqlite::Result<()> {
@@ -44,30 +38,35 @@ pub fn end_backoff(conn: &Connection, task: TaskId) -> rusqlite::Result<()> {
 }
 
 /// Stores that a task's attempt has started.
-pub fn start(conn: &Connection, task: TaskId, start: &AttemptStart) -> rusqlite::Result<()> {
+pub fn start(
+    conn: &Connection,
+    task: TaskId,
+    start: AttemptStart,
+    at: Timestamp,
+) -> rusqlite::Result<()> {
     conn.prepare_cached(
         "UPDATE tasks SET state = 'running', claimed_at = coalesce(claimed_at, ?1), \
          started_at = ?1, attempt = ?2, run = ?3, segment = ?4, seq_first = ?5 WHERE id = ?6",
     )?
     .execute(params![
-        start.at.0,
+        at.0,
         start.attempt,
         start.run.0.as_bytes(),
         start.segment,
-        int(start.first_seq),
+        int(start.seq),
         task.0.as_bytes()
     ])?;
     Ok(())
 }
 
-/// Inserts an accepted task, if there is one, with its attempt if that started in the same commit.
+/// Inserts an accepted task, with its attempt if that started in the same commit.
 pub fn accept(
     conn: &Connection,
     group: GroupNo,
-    task: Option<&Task>,
-    start: Option<&AttemptStart>,
+    task: &Task,
+    start: Option<AttemptStart>,
+    at: Timestamp,
 ) -> rusqlite::Result<()> {
-    let Some(task) = task else { return Ok(()) };
     let (focus, strategy) = match &task.work {
         Work::Turn { .. } => (None, None),
         Work::Compaction { focus, strategy, .. } => (focus.as_deref(), Some(wire_name(strategy))),
@@ -89,11 +88,11 @@ pub fn accept(
         task.deadline_ms.map(int),
         task.created_at.0,
         if start.is_some() { "running" } else { "queued" },
-        start.map(|start| start.at.0),
+        start.map(|_| at.0),
         start.map_or(0, |start| start.attempt),
         start.map(|start| start.run.0.into_bytes()),
         start.map(|start| start.segment),
-        start.map(|start| int(start.first_seq)),
+        start.map(|start| int(start.seq)),
         strategy,
         task.expires.as_ref().map(json),
         task.retry_of.as_ref().map(|id| id.0.as_bytes()),
