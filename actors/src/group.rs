@@ -8,6 +8,7 @@
 mod broken;
 mod eviction;
 mod lease;
+mod log_cursor;
 mod logging;
 mod messages;
 mod notifications;
@@ -30,12 +31,12 @@ use actix::{
     Message, Recipient, SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Blocked, Digests, Effect, EffectiveSettings, Event, Fact, GroupId, Now, Recorded, Recovery,
-    Rejected, RunId, Settings, Status, Step, Stop, Task, TaskId, TaskState, Timer,
+    Blocked, Effect, EffectiveSettings, Event, Fact, GroupId, Now, Recorded, Recovery, Rejected,
+    RunId, Settings, Status, Step, Stop, Task, TaskId, TaskState, Timer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use self::self_message::SelfMessage;
+use self::{log_cursor::LogCursor, self_message::SelfMessage};
 pub use self::{
     messages::{
         Accepted, AnswerPermission, Archive, Await, Cancel, CancelRunning, Configure, Control,
@@ -44,7 +45,7 @@ pub use self::{
     notifications::{Forget, GroupDied, StatusChanged},
 };
 use crate::{
-    acp::{self, session::SessionCursor},
+    acp,
     agent::{Agent, AgentCommand, AgentLauncher, AgentReport, Start},
     awake::Awake,
     changes::{Change, ChangeGate},
@@ -121,15 +122,12 @@ pub struct Group {
     id: GroupId,
     no: GroupNo,
     epoch: u64,
-    core: greenroom_core::Group,
-    /// The projection of its facts into digests.
-    digests: Digests,
-    /// Whether this actor rebuilt them already because a reader missed a row.
+    /// What the group's log says so far.
+    log: LogCursor,
+    /// Whether this actor rebuilt the digests already because a reader missed a row.
     digests_rebuilt: bool,
     /// The effective settings; computed on first use, dropped when the settings change.
     effective: Option<EffectiveSettings>,
-    /// The session that the next frame is about.
-    session_cursor: SessionCursor,
     shared: Arc<Shared>,
     feed: Arc<Feed>,
     /// Held exactly while the core has a current task.
@@ -199,7 +197,7 @@ impl Group {
     ) -> Self {
         let obituary =
             Obituary { group: id.clone(), incarnation, recovery, reader: shared.died.clone() };
-        let core = greenroom_core::Group::new(Settings {
+        let log = LogCursor::new(Settings {
             agent: shared.defaults.agent.clone(),
             ..Settings::default()
         });
@@ -207,11 +205,9 @@ impl Group {
             id,
             no,
             epoch: 1,
-            core,
-            digests: Digests::default(),
+            log,
             digests_rebuilt: false,
             effective: None,
-            session_cursor: SessionCursor::default(),
             shared,
             feed,
             slot: None,
@@ -264,11 +260,10 @@ impl Group {
             _ => self
                 .effective
                 .take()
-                .unwrap_or_else(|| self.effective_settings(&self.core.state().settings)),
+                .unwrap_or_else(|| self.effective_settings(&self.log.core.state().settings)),
         };
-        let step = self.core.apply(event, at, &effective, &mut clock::fresh);
+        let step = self.log.apply(event, at, &effective);
         let mut facts = step.iter().flat_map(|step| &step.facts).map(|recorded| &recorded.fact);
-        facts.clone().for_each(|fact| self.session_cursor.apply(fact));
         let changes = |fact: &Fact| matches!(fact, Fact::GroupCreated(_) | Fact::GroupChanged(_));
         let stale = configures || facts.any(changes);
         self.effective = Some(effective).filter(|_| !stale);
@@ -283,10 +278,10 @@ impl Group {
     /// Releases the slot after each task. If core wants one: claims a free slot, or waits for one.
     fn reconcile_slot(&mut self, step: &mut Step, at: Now, ctx: &mut Context<Self>) {
         loop {
-            if self.core.current().is_none() {
+            if self.log.core.current().is_none() {
                 self.slot = None;
             }
-            if self.shared.is_draining() || self.waits_for_slot || !self.core.wants_slot() {
+            if self.shared.is_draining() || self.waits_for_slot || !self.log.core.wants_slot() {
                 return;
             }
             match self.shared.slots.clone().try_acquire_owned() {
@@ -310,7 +305,7 @@ impl Group {
 
     fn on_slot_granted(&mut self, slot: OwnedSemaphorePermit) -> Vec<Event> {
         self.waits_for_slot = false;
-        if self.shared.is_draining() || !self.core.wants_slot() {
+        if self.shared.is_draining() || !self.log.core.wants_slot() {
             return Vec::new();
         }
         self.slot = Some(slot);
@@ -331,12 +326,12 @@ impl Group {
             }));
         }
         let blocks = frame::pack(at, &facts);
-        let digests = digest::project(&mut self.digests, &facts, at);
+        let digests = digest::project(&mut self.log.digests, &facts, at);
         let commit = GroupCommit {
             group: self.no,
             epoch: self.epoch,
             at,
-            summary: GroupSummary::of(self.id.clone(), &self.core),
+            summary: GroupSummary::of(self.id.clone(), &self.log.core),
             facts,
             blocks,
             digests,
@@ -382,7 +377,7 @@ impl Group {
     /// Wakes readers and waiters, counts, and logs.
     fn publish(&mut self, stored: &GroupCommit) {
         feed::publish(&self.feed, &self.id, &stored.blocks, stored.summary.state.last_seq);
-        self.shared.metrics.observe(stored, |task| self.core.task(task));
+        self.shared.metrics.observe(stored, |task| self.log.core.task(task));
         for Recorded { fact, .. } in &stored.facts {
             logging::log_fact(&self.id, fact, stored.at);
             if let Fact::TaskEnded { task, record, .. } = fact {
@@ -394,7 +389,7 @@ impl Group {
         }
         if self.status != stored.summary.status {
             let from = std::mem::replace(&mut self.status, stored.summary.status);
-            logging::log_status(from, &stored.summary, self.core.current());
+            logging::log_status(from, &stored.summary, self.log.core.current());
             if !self.shared.change_gate.count() {
                 return;
             }
@@ -416,7 +411,7 @@ impl Group {
         for effect in effects {
             self.perform(effect, ctx);
         }
-        if self.core.run().is_none() {
+        if self.log.core.run().is_none() {
             self.agent = None;
             self.stop_waiters.drain(..).for_each(|waiter| _ = waiter.send(()));
         }
@@ -460,7 +455,7 @@ impl Group {
         session: Option<greenroom_core::SessionId>,
         ctx: &mut Context<Self>,
     ) {
-        let settings = &self.core.state().settings;
+        let settings = &self.log.core.state().settings;
         let Some(profile) = self.shared.profiles.get(&settings.agent).cloned() else {
             let detail = format!("the configuration has no agent {:?}", settings.agent);
             let exit =
@@ -490,16 +485,16 @@ impl Group {
 
     /// Returns a task that is not terminal as the API shows it.
     fn view(&self, id: TaskId) -> Option<TaskView> {
-        let task = self.core.task(id)?.clone();
-        let claimed = self.core.current().filter(|task| task.state != TaskState::Running);
+        let task = self.log.core.task(id)?.clone();
+        let claimed = self.log.core.current().filter(|task| task.state != TaskState::Running);
         let position = match claimed {
             Some(claimed) if claimed.id == id => Some(0),
-            Some(_) => self.core.position(id).map(|ahead| ahead + 1),
-            None => self.core.position(id),
+            Some(_) => self.log.core.position(id).map(|ahead| ahead + 1),
+            None => self.log.core.position(id),
         };
         let position = position.map(|ahead| ahead as u64);
         let blocked_by = position
-            .and_then(|place| Blocked::at(place, claimed.is_some(), self.core.blocked_by()));
+            .and_then(|place| Blocked::at(place, claimed.is_some(), self.log.core.blocked_by()));
         Some(TaskView { task, group: self.id.clone(), position, blocked_by })
     }
 }

@@ -31,7 +31,7 @@ impl Group {
         if self.shared.is_draining() {
             return Err(GroupError::Draining);
         }
-        let state = self.core.state();
+        let state = self.log.core.state();
         if GROUP_MAX < self.no || SEQ_MAX - FRAMES_RESERVED <= state.last_seq.max(state.tasks) {
             return Err(GroupError::Exhausted);
         }

@@ -9,8 +9,8 @@ use crate::pool::Evict;
 impl Group {
     /// Reports the use of the run to the pool, if it changed.
     pub(super) fn reconcile_pool(&self) {
-        if let (Some((current, agent)), Some(activity)) = (&self.agent, self.core.activity())
-            && self.core.run().is_some_and(|run| run.id == *current)
+        if let (Some((current, agent)), Some(activity)) = (&self.agent, self.log.core.activity())
+            && self.log.core.run().is_some_and(|run| run.id == *current)
         {
             self.shared.launcher.pool.report_usage(&agent.usage, activity);
         }
@@ -24,8 +24,8 @@ impl Handler<Evict> for Group {
         let progress = self.advance(vec![Event::Evicted { run }], ctx);
         AtomicResponse::new(Box::pin(progress.map(move |_, group, _| {
             // If the group has another run by now, the one to evict has ended.
-            group.core.run().is_none_or(|current| current.id != run)
-                || group.core.activity() == Some(Activity::Stopping)
+            group.log.core.run().is_none_or(|current| current.id != run)
+                || group.log.core.activity() == Some(Activity::Stopping)
         })))
     }
 }

@@ -62,16 +62,16 @@ impl Group {
 
     /// Renews the lease that core holds, and no other.
     pub(super) fn reconcile_lease(&mut self, ctx: &mut Context<Self>) {
-        let held = self.core.lease().map(|(_, _, token)| token);
+        let held = self.log.core.lease().map(|(_, _, token)| token);
         if held == self.lease.as_ref().map(|(token, _)| *token) {
             return;
         }
         if let Some((_, renewal)) = self.lease.take() {
             ctx.cancel_future(renewal);
         }
-        let Some((key, holder, token)) = self.core.lease() else { return };
+        let Some((key, holder, token)) = self.log.core.lease() else { return };
         let lease = lease_of(key, holder, token);
-        let Some((lease, task)) = lease.zip(self.core.locking_task()) else { return };
+        let Some((lease, task)) = lease.zip(self.log.core.locking_task()) else { return };
         let ttl = self.shared.defaults.lock_ttl;
         // A compaction and its escalation, after the turn of another group released its slot.
         let Limits { turn_ms, compaction_ms, .. } = self.shared.defaults.limits;

@@ -174,7 +174,7 @@ impl Handler<Await> for Group {
     type Result = ResponseFuture<Option<Task>>;
 
     fn handle(&mut self, Await(task): Await, _: &mut Context<Self>) -> Self::Result {
-        if self.core.task(task).is_none() {
+        if self.log.core.task(task).is_none() {
             return Box::pin(std::future::ready(None));
         }
         let end = self.subscribe_to_end(task);
@@ -207,7 +207,7 @@ impl Handler<Configure> for Group {
         if let Err(refused) = self.check_accepts_work() {
             return answer(Err(refused));
         }
-        let state = self.core.state();
+        let state = self.log.core.state();
         let created = state.created_at.is_none();
         let changes_place = patch.agent.is_some() || patch.cwd.is_some();
         let settings = state.settings.patched(patch);
@@ -272,11 +272,11 @@ impl Handler<AgentReport> for Group {
     fn handle(&mut self, report: AgentReport, ctx: &mut Context<Self>) -> Self::Result {
         failpoint::pass("group", &self.id);
         let AgentReport { mut events, session_before } = report;
-        if session_before.as_ref() != self.session_cursor.current() {
+        if session_before.as_ref() != self.log.session.current() {
             // The prompt for another session was committed before the run learned of it.
             for event in &mut events {
                 if let Event::OutputReceived { lines, summary, .. } = event {
-                    *summary = self.session_cursor.summarize_lines(lines);
+                    *summary = self.log.session.summarize_lines(lines);
                 }
             }
         }

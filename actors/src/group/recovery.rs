@@ -8,7 +8,7 @@ use actix::{
 };
 use greenroom_core::{Attempt, Digests, Event, Fact, Recovery, Run, Task, TaskState};
 
-use super::{Group, GroupError, RebuildDigests, Shared};
+use super::{Group, GroupError, RebuildDigests, Shared, log_cursor::LogCursor};
 use crate::{
     acp::session::SessionCursor,
     process::proc,
@@ -65,15 +65,12 @@ impl Group {
 
     fn restore(&mut self, recovered: Option<Recovered>) -> Vec<Event> {
         let Some(Recovered { stored, attempt }) = recovered else { return Vec::new() };
-        let StoredGroup { epoch, state, tasks, run, compactions, permissions, digests } = stored;
-        self.epoch = epoch;
-        self.digests = digests.unwrap_or_default();
+        self.epoch = stored.epoch;
+        self.log = LogCursor::restore(stored, attempt);
         self.effective = None;
         // The last actor may have died between a commit and its publication.
-        feed::publish(&self.feed, &self.id, &[], state.last_seq);
-        self.core =
-            greenroom_core::Group::restore(state, tasks, run, attempt, compactions, permissions);
-        self.status = self.core.status();
+        feed::publish(&self.feed, &self.id, &[], self.log.core.state().last_seq);
+        self.status = self.log.core.status();
         vec![Event::Recovered(self.recovery)]
     }
 }
@@ -126,10 +123,10 @@ impl Handler<RebuildDigests> for Group {
             return AtomicResponse::new(Box::pin(ready(Ok(()))));
         }
         let (shared, no, epoch) = (self.shared.clone(), self.no, self.epoch);
-        let last_seq = self.core.state().last_seq;
+        let last_seq = self.log.core.state().last_seq;
         let rebuilt = async move { rebuild(&shared.db, no, epoch, last_seq).await };
         AtomicResponse::new(Box::pin(rebuilt.into_actor(self).map(|rebuilt, group, _| {
-            group.digests = rebuilt?;
+            group.log.digests = rebuilt?;
             group.digests_rebuilt = true;
             Ok(())
         })))

@@ -103,10 +103,10 @@ impl Group {
 
     /// Returns how the group's agent is ordered to compact.
     fn compaction_order(&self) -> Result<CompactionOrder, GroupError> {
-        if self.core.state().created_at.is_none() {
+        if self.log.core.state().created_at.is_none() {
             return Err(GroupError::Unknown);
         }
-        let profile = self.shared.profile(&self.core.state().settings.agent)?;
+        let profile = self.shared.profile(&self.log.core.state().settings.agent)?;
         profile.compaction.order().ok_or(GroupError::CompactionUnsupported)
     }
 

@@ -16,13 +16,14 @@ impl Group {
     /// a turn that settles in time costs none.
     pub(super) fn reconcile_timer(&mut self, ctx: &mut Context<Self>) {
         let now = clock::moment();
-        let deadlines = self.core.timers(&self.shared.defaults.limits, now).map(|(timer, ms)| {
-            // These were promised in real time, which counts a freeze.
-            let is_promised =
-                matches!(timer, Timer::Launch(_) | Timer::Backoff(..) | Timer::Queued(_));
-            let known = self.deadlines.iter().find(|(same, _)| *same == timer && !is_promised);
-            known.copied().unwrap_or_else(|| (timer, awake::now() + Duration::from_millis(ms)))
-        });
+        let deadlines =
+            self.log.core.timers(&self.shared.defaults.limits, now).map(|(timer, ms)| {
+                // These were promised in real time, which counts a freeze.
+                let is_promised =
+                    matches!(timer, Timer::Launch(_) | Timer::Backoff(..) | Timer::Queued(_));
+                let known = self.deadlines.iter().find(|(same, _)| *same == timer && !is_promised);
+                known.copied().unwrap_or_else(|| (timer, awake::now() + Duration::from_millis(ms)))
+            });
         self.deadlines = deadlines.collect();
         let Some(earliest) = self.deadlines.iter().map(|(_, at)| *at).min() else { return };
         match self.timer {

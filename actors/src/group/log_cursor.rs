@@ -1,0 +1,60 @@
+//! The group's cursor over its log: all that the facts so far add up to, set by recovery at once.
+
+use greenroom_core::{Attempt, Digests, EffectiveSettings, Event, Now, Rejected, Settings, Step};
+
+use crate::{acp::session::SessionCursor, clock, storage::StoredGroup};
+
+/// What a group's log says so far.
+pub(super) struct LogCursor {
+    /// The group by whose state core decides.
+    pub core: greenroom_core::Group,
+    /// The digests, up to the last commit.
+    pub digests: Digests,
+    /// The session that the next frame is about.
+    pub session: SessionCursor,
+}
+
+impl LogCursor {
+    /// The cursor of a group without facts.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            core: greenroom_core::Group::new(settings),
+            digests: Digests::default(),
+            session: SessionCursor::default(),
+        }
+    }
+
+    /// The cursor at the end of a stored log; `attempt` is the running one. The next frame is about
+    /// no session yet: the run that had one is dead.
+    pub fn restore(stored: StoredGroup, attempt: Option<Attempt>) -> Self {
+        let StoredGroup { epoch: _, state, tasks, run, compactions, permissions, digests } = stored;
+        Self {
+            core: greenroom_core::Group::restore(
+                state,
+                tasks,
+                run,
+                attempt,
+                compactions,
+                permissions,
+            ),
+            digests: digests.unwrap_or_default(),
+            session: SessionCursor::default(),
+        }
+    }
+
+    /// Applies one event. Returns the facts that the log gets.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected`] if core rejects the event; then nothing changed.
+    pub fn apply(
+        &mut self,
+        event: Event,
+        at: Now,
+        settings: &EffectiveSettings,
+    ) -> Result<Step, Rejected> {
+        let step = self.core.apply(event, at, settings, &mut clock::fresh)?;
+        step.facts.iter().for_each(|recorded| self.session.apply(&recorded.fact));
+        Ok(step)
+    }
+}
