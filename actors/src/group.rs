@@ -1,12 +1,15 @@
 //! One group's actor: asks core for a step, commits its facts, and only then performs its effects.
 //!
-//! The steps of each message, in order: decide (`apply`), pack, commit, perform, publish. What is
-//! held over time (slot, place in the pool, lease, timer) is reconciled with core's state after
-//! each commit. The mailbox is closed during a commit, so that no answer is given from a state
-//! that is not durable yet.
+//! The steps of each message, in order: decide (`apply`), pack, commit, perform, reconcile,
+//! publish. What is done once is an effect of core (`effects`). What the actor holds over time, and
+//! its use of the run, is no effect: it is reconciled with core's state after each commit (`held`).
+//! The mailbox is closed during a commit, so that no answer is given from a state that is not
+//! durable yet.
 
 mod broken;
+mod effects;
 mod eviction;
+mod held;
 mod lease;
 mod log_cursor;
 mod logging;
@@ -275,43 +278,6 @@ impl Group {
         self.shared.defaults.effective(settings, profile.map(|profile| &**profile))
     }
 
-    /// Releases the slot after each task. If core wants one: claims a free slot, or waits for one.
-    fn reconcile_slot(&mut self, step: &mut Step, at: Now, ctx: &mut Context<Self>) {
-        loop {
-            if self.log.core.current().is_none() {
-                self.slot = None;
-            }
-            if self.shared.is_draining() || self.waits_for_slot || !self.log.core.wants_slot() {
-                return;
-            }
-            match self.shared.slots.clone().try_acquire_owned() {
-                Ok(slot) => {
-                    self.slot = Some(slot);
-                    step.extend(self.apply(Event::SlotGranted, at).unwrap_or_default());
-                }
-                Err(_) => return self.wait_for_slot(ctx),
-            }
-        }
-    }
-
-    fn wait_for_slot(&mut self, ctx: &mut Context<Self>) {
-        self.waits_for_slot = true;
-        let slot = self.shared.slots.clone().acquire_owned();
-        ctx.spawn(slot.into_actor(self).map(|slot, group, ctx| match slot {
-            Ok(slot) => ctx.address().do_send(SelfMessage::Slot(slot)),
-            Err(_) => group.waits_for_slot = false,
-        }));
-    }
-
-    fn on_slot_granted(&mut self, slot: OwnedSemaphorePermit) -> Vec<Event> {
-        self.waits_for_slot = false;
-        if self.shared.is_draining() || !self.log.core.wants_slot() {
-            return Vec::new();
-        }
-        self.slot = Some(slot);
-        vec![Event::SlotGranted]
-    }
-
     /// Commits a step's facts, then performs its effects and publishes it. If the commit fails the
     /// actor stops: its state is not that of the database. It also stops if another commit is under
     /// way, which only a handler that closes the mailbox rules out (see `self_message`): the order
@@ -321,7 +287,8 @@ impl Group {
         let Step { facts, effects } = step;
         if facts.is_empty() && key.is_none() {
             return Box::pin(actix::fut::ready(()).map(move |(), group: &mut Self, ctx| {
-                group.reconcile(effects, ctx);
+                group.perform(effects, &[], ctx);
+                group.reconcile(ctx);
                 Ok(())
             }));
         }
@@ -353,7 +320,8 @@ impl Group {
             Ok(stored) => {
                 group.is_committing = false;
                 // The agent works while the logs are written.
-                group.reconcile(effects, ctx);
+                group.perform(effects, &stored.blocks, ctx);
+                group.reconcile(ctx);
                 group.publish(&stored);
                 Ok(())
             }
@@ -406,83 +374,6 @@ impl Group {
         }
     }
 
-    /// Performs effects, and reconciles what the actor holds with the state that is durable now.
-    fn reconcile(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
-        for effect in effects {
-            self.perform(effect, ctx);
-        }
-        if self.log.core.run().is_none() {
-            self.agent = None;
-            self.stop_waiters.drain(..).for_each(|waiter| _ = waiter.send(()));
-        }
-        self.reconcile_pool();
-        self.reconcile_lease(ctx);
-        self.reconcile_timer(ctx);
-    }
-
-    fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
-        let (run, command) = match effect {
-            Effect::Launch { run, session } => return self.launch(run, session, ctx),
-            Effect::Prompt { run, id, .. } if self.shared.is_draining() => {
-                let withheld = Event::PromptWithheld { run, id };
-                return ctx.address().do_send(SelfMessage::Event(withheld));
-            }
-            Effect::Prompt { run, id, session, prompt } => {
-                (run, AgentCommand::Prompt(acp::prompt_line(id, &session, &prompt), session))
-            }
-            Effect::Cancel { run, session } => {
-                (run, AgentCommand::Send(acp::cancel_line(&session)))
-            }
-            Effect::OpenSession { run, id } => (run, AgentCommand::OpenSession(id)),
-            Effect::AcquireLock { task, key } => return self.acquire_lock(task, &key, ctx),
-            Effect::ReleaseLock { key, holder, token } => {
-                return self.release_lock(&key, &holder, token);
-            }
-            Effect::Answer { run, answer } => (run, AgentCommand::Send(acp::answer_line(&answer))),
-            Effect::Stop { run, how } => (run, AgentCommand::Stop(how)),
-            Effect::Purge => return self.purge(ctx),
-        };
-        if let Some((current, handle)) = &self.agent
-            && *current == run
-        {
-            handle.agent.do_send(command);
-        }
-    }
-
-    fn launch(
-        &mut self,
-        run: RunId,
-        session: Option<greenroom_core::SessionId>,
-        ctx: &mut Context<Self>,
-    ) {
-        let settings = &self.log.core.state().settings;
-        let Some(profile) = self.shared.profiles.get(&settings.agent).cloned() else {
-            let detail = format!("the configuration has no agent {:?}", settings.agent);
-            let exit =
-                greenroom_core::Exit::unseen(greenroom_core::ExitReason::StartFailed, detail);
-            let exited = Event::AgentExited { run, exit };
-            return ctx.address().do_send(AgentReport::single(exited));
-        };
-        let own_dir = self.shared.own_dir(self.no);
-        let (alive, died) = oneshot::channel();
-        let start = Start {
-            run,
-            group: self.id.clone(),
-            profile,
-            own_dir,
-            cwd: settings.cwd.clone().map(Into::into),
-            session,
-            alive,
-        };
-        let group = ctx.address();
-        ctx.spawn(died.into_actor(self).map(move |_, _, _| group.do_send(AgentDied(run))));
-        let usage = UsageCell::default();
-        let request = PoolRequest { usage: usage.clone(), group: ctx.address().recipient() };
-        let launcher = self.shared.launcher.clone();
-        let agent = Agent::new(start, launcher, request, ctx.address().recipient()).start();
-        self.agent = Some((run, AgentHandle { agent, usage }));
-    }
-
     /// Returns a task that is not terminal as the API shows it.
     fn view(&self, id: TaskId) -> Option<TaskView> {
         let task = self.log.core.task(id)?.clone();
@@ -496,27 +387,6 @@ impl Group {
         let blocked_by = position
             .and_then(|place| Blocked::at(place, claimed.is_some(), self.log.core.blocked_by()));
         Some(TaskView { task, group: self.id.clone(), position, blocked_by })
-    }
-}
-
-/// A run's actor stopped. Sent as a message, so that it arrives after the run's last report.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct AgentDied(RunId);
-
-impl Handler<AgentDied> for Group {
-    type Result = ();
-
-    /// Rebuilds the group from the database if the run's end was not reported: recovery searches
-    /// for leftover processes of the run (I15).
-    fn handle(&mut self, AgentDied(run): AgentDied, ctx: &mut Context<Self>) {
-        if self.agent.as_ref().is_some_and(|(current, _)| *current == run) {
-            log::error!(
-                target: "greenroom::run", group:% = self.id, run:%;
-                "the run's actor panicked; its group is rebuilt from the database"
-            );
-            ctx.stop();
-        }
     }
 }
 

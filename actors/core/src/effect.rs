@@ -12,16 +12,14 @@ pub enum Effect {
         /// The session to restore.
         session: Option<SessionId>,
     },
-    /// Send a prompt.
+    /// Send the prompt that the step recorded.
     Prompt {
         /// The run that gets it.
         run: RunId,
-        /// JSON-RPC's id.
+        /// JSON-RPC's id, which is the number of the prompt's frame.
         id: u64,
         /// The session.
         session: SessionId,
-        /// The content blocks.
-        prompt: Json,
     },
     /// Ask the agent to open another session.
     OpenSession {

@@ -20,8 +20,8 @@ fn rotated() -> Driver {
 
 /// Returns the blocks of the last prompt, and its session.
 fn sent(driver: &Driver) -> (Vec<serde_json::Value>, SessionId) {
-    let sent = driver.effects.iter().rev().find_map(|effect| match effect {
-        Effect::Prompt { prompt, session, .. } => Some((prompt.as_str(), session.clone())),
+    let sent = driver.facts.iter().rev().find_map(|fact| match fact {
+        Fact::PromptSent { prompt, session, .. } => Some((prompt.as_str(), session.clone())),
         _ => None,
     });
     let (prompt, session) = sent.unwrap();

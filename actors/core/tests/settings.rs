@@ -19,8 +19,8 @@ fn compacts_by(driver: &mut Driver, strategy: Strategy, text: &str) {
 
 /// Returns the text of the last prompt.
 fn sent(driver: &Driver) -> Option<String> {
-    driver.effects.iter().rev().find_map(|effect| match effect {
-        Effect::Prompt { prompt, .. } => {
+    driver.facts.iter().rev().find_map(|fact| match fact {
+        Fact::PromptSent { prompt, .. } => {
             let blocks: Vec<serde_json::Value> = serde_json::from_str(prompt.as_str()).unwrap();
             Some(blocks.last().unwrap()["text"].as_str().unwrap().to_owned())
         }

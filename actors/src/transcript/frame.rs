@@ -74,6 +74,12 @@ impl Block {
     }
 }
 
+/// Returns the payload of the frame with the number `seq`, if one of the blocks holds it.
+pub fn payload(blocks: &[Block], seq: u64) -> Option<&str> {
+    let block = blocks.iter().find(|block| (block.first_seq..=block.last_seq()).contains(&seq))?;
+    block.frames().find(|frame| frame.seq == seq).map(|frame| frame.payload)
+}
+
 /// Packs the facts of a step into blocks.
 pub fn pack(at: Timestamp, facts: &[Recorded]) -> Vec<Block> {
     let mut packer = Packer { at, blocks: Vec::new(), open: None };

@@ -44,9 +44,8 @@ impl Transition<'_> {
             Some(summary) if kind == TaskKind::Turn => with_summary(summary, &prompt),
             Some(_) | None => prompt,
         };
-        let sent = Fact::PromptSent { session: session.clone(), prompt: prompt.clone() };
-        let id = self.record(sent);
-        self.emit(Effect::Prompt { run, id, session, prompt });
+        let id = self.record(Fact::PromptSent { session: session.clone(), prompt });
+        self.emit(Effect::Prompt { run, id, session });
         if kind == TaskKind::Compaction {
             self.begin_ordered(task);
         }

@@ -64,7 +64,6 @@ struct SeenTask {
     /// The strategy at acceptance.
     strategy: Option<Strategy>,
     prompt_id: Option<u64>,
-    sent: Option<Json>,
     /// Whether an attempt of it failed: started tasks go first.
     retried: bool,
     cancel_requested: bool,
@@ -171,7 +170,6 @@ impl Checker {
                         Work::Turn { .. } => None,
                     },
                     prompt_id: None,
-                    sent: None,
                     retried: false,
                     cancel_requested: false,
                     ended: false,
@@ -213,7 +211,6 @@ impl Checker {
                 let seen = self.seen(holder)?;
                 let pending_summary = pending_summary.filter(|_| seen.kind == TaskKind::Turn);
                 check_prompt(prompt, &seen.prompt, pending_summary.as_deref())?;
-                seen.sent.clone_from(&Some(prompt.clone()));
                 ensure!(seen.prompt_id.is_none(), "I7: {holder} is sent twice");
                 seen.prompt_id = Some(seq);
                 self.in_flight = Some(holder);
@@ -268,7 +265,7 @@ impl Checker {
                 );
                 ensure!(self.holder.take() == Some(*task), "I1: {task} had no slot");
                 let seen = self.seen(*task)?;
-                (seen.prompt_id, seen.sent, seen.retried) = (None, None, true);
+                (seen.prompt_id, seen.retried) = (None, true);
                 ensure!(!seen.ended, "I9: {task} ended and is retried");
             }
             Fact::TaskEnded { task, state, record, attempt, .. } => {
@@ -401,12 +398,10 @@ impl Checker {
                     };
                     ensure!(facts.iter().any(stated), "{run} is launched without a fact");
                 }
-                Effect::Prompt { id, prompt, session, .. } => {
+                Effect::Prompt { id, session, .. } => {
                     let task = self.in_flight;
                     let seen = task.and_then(|task| self.tasks.get(&task));
-                    let due = seen.is_some_and(|seen| {
-                        seen.prompt_id == Some(*id) && seen.sent.as_ref() == Some(prompt)
-                    });
+                    let due = seen.is_some_and(|seen| seen.prompt_id == Some(*id));
                     ensure!(due, "I7, AM-2: prompt {id} is sent without a fact before");
                     ensure!(self.ordered.insert(*id), "I7: prompt {id} is sent twice");
                     let ready = live.is_some_and(|live| live.phase == RunPhase::Ready);
