@@ -195,20 +195,15 @@ pub fn parse(line: &str) -> Result<Message<'_>, ParseError> {
     }
 }
 
-/// Summarizes a stored message of the time when `current` was the session: as it was summarized
-/// live.
-pub fn summarize(line: &str, current: Option<&SessionId>) -> OutputSummary {
+/// Summarizes a message from the agent. Returns the session that it names, too: the summary counts
+/// only if that is the one that was prompted last.
+pub fn summarize(line: &str) -> (Option<Cow<'_, str>>, OutputSummary) {
     match parse(line) {
-        Ok(Message::Notification(notification)) => {
-            let named = notification.session.as_deref();
-            let current = current.map(|session| &*session.0);
-            let is_current = named.is_none() || current.is_none() || named == current;
-            if is_current { notification.summary } else { OutputSummary::default() }
-        }
+        Ok(Message::Notification(notification)) => (notification.session, notification.summary),
         Ok(Message::Permission { .. } | Message::Request { .. }) => {
-            OutputSummary { has_output: true, ..OutputSummary::default() }
+            (None, OutputSummary { has_output: true, ..OutputSummary::default() })
         }
-        Ok(Message::Response { .. }) | Err(_) => OutputSummary::default(),
+        Ok(Message::Response { .. }) | Err(_) => (None, OutputSummary::default()),
     }
 }
 

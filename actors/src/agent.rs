@@ -87,14 +87,12 @@ pub struct Start {
 pub struct AgentReport {
     /// The events.
     pub events: Vec<Event>,
-    /// The run's current session when it read the first of them.
-    pub session_before: Option<SessionId>,
 }
 
 impl AgentReport {
-    /// Creates a report of one event that is about no session.
+    /// Creates a report of one event.
     pub fn single(event: Event) -> Self {
-        Self { events: vec![event], session_before: None }
+        Self { events: vec![event] }
     }
 }
 

@@ -30,16 +30,16 @@ use std::{
 };
 
 use actix::{
-    Actor, ActorContext as _, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler,
-    Message, Recipient, SpawnHandle, WrapFuture as _, fut::LocalBoxActorFuture,
+    Actor, ActorContext as _, ActorFutureExt as _, Addr, Context, Recipient, SpawnHandle,
+    WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
-    Blocked, Effect, EffectiveSettings, Event, Fact, GroupId, Now, Recorded, Recovery, Rejected,
-    RunId, Settings, Status, Step, Stop, Task, TaskId, TaskState, Timer,
+    Blocked, EffectiveSettings, Event, Fact, GroupId, Now, Recorded, Recovery, Rejected, RunId,
+    Settings, Status, Step, Stop, Task, TaskId, TaskState, Timer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use self::{log_cursor::LogCursor, self_message::SelfMessage};
+use self::log_cursor::LogCursor;
 pub use self::{
     messages::{
         Accepted, AnswerPermission, Archive, Await, Cancel, CancelRunning, Configure, Control,
@@ -48,13 +48,12 @@ pub use self::{
     notifications::{Forget, GroupDied, StatusChanged},
 };
 use crate::{
-    acp,
-    agent::{Agent, AgentCommand, AgentLauncher, AgentReport, Start},
+    agent::{Agent, AgentCommand, AgentLauncher},
     awake::Awake,
     changes::{Change, ChangeGate},
     clock,
     metrics::Metrics,
-    pool::{PoolRequest, UsageCell},
+    pool::UsageCell,
     profile::{Capacity, Defaults, Profile},
     projections::digest,
     storage::{Db, GroupCommit, GroupNo, GroupSummary, KeyUse, StoreError, TaskView, Unreadable},

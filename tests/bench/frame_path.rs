@@ -117,7 +117,7 @@ impl FramePath {
         }
         let kinds = Kinds::All("session/update".into());
         let lines = Lines { count: BATCH as u64, kinds, text: self.batch.join("\n").into() };
-        Ok(Event::OutputReceived { run: self.run, lines, summary: fold })
+        Ok(Event::OutputReceived { run: self.run, lines, summary: fold, session: None })
     }
 
     fn submit(&mut self) -> Result<()> {

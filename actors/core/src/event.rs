@@ -66,6 +66,8 @@ pub enum Event {
         lines: Lines,
         /// What the rules need to know of them.
         summary: OutputSummary,
+        /// The session that all messages name whose summary is not empty, if they name one.
+        session: Option<SessionId>,
     },
     /// A detector reported a compaction from the agent's output.
     Signalled {
@@ -314,6 +316,11 @@ pub struct OutputSummary {
 }
 
 impl OutputSummary {
+    /// Whether the rules need to know nothing of the messages.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Adds the summary of the messages after these.
     pub fn join(&mut self, later: OutputSummary) {
         self.has_output |= later.has_output;

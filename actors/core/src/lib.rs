@@ -31,6 +31,8 @@ pub mod pool;
 mod retry;
 // A run: one process of the group's agent.
 mod run;
+// Which session's messages count.
+mod session_cursor;
 // What a caller sets for a group.
 mod settings;
 // What detectors report of a compaction.
@@ -67,6 +69,7 @@ pub use permission::{
 };
 pub use retry::RetryPolicy;
 pub use run::{Continuity, Exit, ExitReason, Run, RunPhase};
+pub use session_cursor::SessionCursor;
 pub use settings::{OnInterrupt, Settings, SettingsPatch};
 pub use signal::{
     CompactionSignal, Details, Lineage, Provenance, SUMMARY_BYTES_MAX, SignalKind, Source,

@@ -90,7 +90,7 @@ impl Driver {
     fn say(&mut self, summary: OutputSummary) {
         let kinds = Kinds::All(FrameKind::from("session/update"));
         let lines = Lines { count: 1, kinds, text: String::from("{}").into() };
-        self.apply(Event::OutputReceived { run: self.run(), lines, summary });
+        self.apply(Event::OutputReceived { run: self.run(), lines, summary, session: None });
     }
 
     fn text(&mut self, text: &str) {

@@ -77,6 +77,34 @@ fn the_summary_opens_a_session_and_precedes_the_next_prompt() {
 }
 
 /// I7, I16: each prompt carries the summary until a turn has output.
+/// I13, AM-13: the text of another session than the one that was prompted last, or that the agent
+/// moved to, is stored and does not count.
+#[test]
+fn output_counts_for_the_prompted_session() {
+    let counted = |driver: &Driver| -> String {
+        let text = |fact: &Fact| match fact {
+            Fact::AgentOutput(output) => Some(output.summary.text.clone()),
+            _ => None,
+        };
+        driver.facts.iter().filter_map(text).collect()
+    };
+    let mut driver = Driver::in_turn();
+    driver.say_in("other", "no");
+    driver.say_in("s", "yes");
+    driver.name("moved");
+    driver.say_in("s", "no");
+    driver.say_in("moved", ", too");
+    assert_eq!(counted(&driver), "yes, too");
+
+    let mut driver = rotated();
+    driver.say_in("s", "not prompted");
+    driver.say_in("s2", "no");
+    driver.turn();
+    driver.say_in("s", "no");
+    driver.say_in("s2", ", prompted");
+    assert_eq!(counted(&driver), "not prompted, prompted");
+}
+
 #[test]
 fn the_summary_is_carried_until_the_agent_has_output() {
     type Ends = fn(&mut Driver);

@@ -4,8 +4,7 @@
 
 use std::collections::VecDeque;
 
-use greenroom_core::{EndReason, Fact, Lines, OutputSummary, SessionId};
-use serde::{Deserialize, Serialize};
+use greenroom_core::{Fact, OutputSummary, SessionCursor, SessionId};
 
 use crate::acp;
 
@@ -34,11 +33,6 @@ pub enum Subject {
 }
 
 impl Sessions {
-    /// Returns the session that prompts go to.
-    pub fn current(&self) -> Option<&SessionId> {
-        self.current.as_ref()
-    }
-
     /// Makes `session` the one that prompts go to.
     pub fn set_current(&mut self, session: SessionId) {
         self.add(session.clone());
@@ -81,65 +75,28 @@ impl Sessions {
     }
 }
 
-/// Follows the current session through a run's frames, so that a replay summarizes each line as it
-/// was summarized live (I13). The order of the frames decides: the run may learn of a prompt a
-/// moment after its commit.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SessionCursor {
-    #[serde(rename = "in_force")]
-    current: Option<SessionId>,
-    /// Whether the last segment ended because the agent moved to another session.
-    moves: bool,
-}
-
-impl SessionCursor {
-    /// Summarizes the next frame, if it is the agent's; applies it, if it is a fact.
-    pub fn summarize(&mut self, kind: &str, payload: &str) -> OutputSummary {
-        match Fact::read(kind, payload) {
-            Some(Ok(Fact::RequestRefused { .. })) => {
-                return OutputSummary { has_output: true, ..OutputSummary::default() };
-            }
-            Some(Ok(fact)) => self.apply(&fact),
-            Some(Err(_)) => {}
-            None if kind == "session/prompt" => {
-                if let Ok((_, session, _)) = acp::parse_prompt_line(payload) {
-                    self.current = Some(session);
-                }
-            }
-            None => return acp::summarize(payload, self.current.as_ref()),
+/// Summarizes the next frame of a stored log, if it is the agent's, as it was summarized live;
+/// moves the cursor, if it is a fact (I13).
+pub fn summarize(cursor: &mut SessionCursor, kind: &str, payload: &str) -> OutputSummary {
+    match Fact::read(kind, payload) {
+        Some(Ok(Fact::RequestRefused { .. })) => {
+            return OutputSummary { has_output: true, ..OutputSummary::default() };
         }
-        OutputSummary::default()
-    }
-
-    /// Summarizes messages from the agent.
-    pub fn summarize_lines(&self, lines: &Lines) -> OutputSummary {
-        let mut summary = OutputSummary::default();
-        let each = lines.text.split('\n').map(|line| acp::summarize(line, self.current.as_ref()));
-        each.for_each(|later| summary.join(later));
-        summary
-    }
-
-    /// Applies a fact.
-    pub fn apply(&mut self, fact: &Fact) {
-        match fact {
-            Fact::RunStarted { .. } => self.current = None,
-            Fact::RunReady { session, .. } | Fact::PromptSent { session, .. } => {
-                self.current = Some(session.clone());
+        Some(Ok(fact)) => cursor.apply(&fact),
+        Some(Err(_)) => {}
+        None if kind == "session/prompt" => {
+            if let Ok((_, session, prompt)) = acp::parse_prompt_line(payload) {
+                cursor.apply(&Fact::PromptSent { session, prompt });
             }
-            Fact::SegmentEnded { end_reason, .. } => {
-                self.moves = *end_reason == EndReason::AcpSessionIdChanged;
+        }
+        None => {
+            let (named, summary) = acp::summarize(payload);
+            if cursor.counts(named.as_deref()) {
+                return summary;
             }
-            Fact::SegmentStarted { session, .. } if self.moves => {
-                self.current = Some(session.clone());
-            }
-            _ => {}
         }
     }
-
-    /// Returns the current session.
-    pub fn current(&self) -> Option<&SessionId> {
-        self.current.as_ref()
-    }
+    OutputSummary::default()
 }
 
 #[cfg(test)]
@@ -176,28 +133,5 @@ mod tests {
         assert_eq!(sessions.classify(Some("new")), Subject::MovedTo(session("new")));
         assert_eq!(sessions.classify(Some("new")), Subject::Current);
         assert_eq!(sessions.classify(Some("three")), Subject::Other);
-    }
-
-    /// I13: the session of a committed prompt decides about lines that the run read before it knew.
-    #[test]
-    fn a_line_is_summarized_for_the_session_committed_before_it() {
-        let chunk = |session: &str| {
-            let update = r#"{"sessionUpdate":"agent_message_chunk","content":{"text":"late"}}"#;
-            let params = format!(r#"{{"sessionId":"{session}","update":{update}}}"#);
-            format!(r#"{{"jsonrpc":"2.0","method":"session/update","params":{params}}}"#)
-        };
-        let lines = Lines {
-            count: 2,
-            kinds: greenroom_core::Kinds::All("session/update".into()),
-            text: format!("{}\n{}", chunk("one"), chunk("two")).into(),
-        };
-        let mut cursor = SessionCursor::default();
-        assert_eq!(cursor.summarize_lines(&lines).text, "latelate", "no session is open yet");
-        for current in ["one", "two"] {
-            let prompt = acp::empty_prompt();
-            cursor.apply(&Fact::PromptSent { session: session(current), prompt });
-            let summary = cursor.summarize_lines(&lines);
-            assert_eq!((&*summary.text, summary.has_output), ("late", true), "{current}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Collects an agent's lines for its group while the group commits the last batch.
 
-use greenroom_core::{Event, FrameKind, Kinds, Lines, OutputSummary, RunId};
+use greenroom_core::{Event, FrameKind, Kinds, Lines, OutputSummary, RunId, SessionId};
 
 /// A batch is full with this many bytes, or lines; then the agent's pipe applies back-pressure.
 /// Other groups' commits wait for a batch, so it must stay small.
@@ -25,6 +25,8 @@ struct Open {
     kinds: Kinds,
     text: String,
     summary: OutputSummary,
+    /// The session that the summary is about, if its messages name one.
+    session: Option<SessionId>,
 }
 
 impl Batch {
@@ -48,16 +50,24 @@ impl Batch {
         self.events.is_empty() && self.open.is_none()
     }
 
-    /// Adds a message that is only stored, and its summary.
-    pub fn push_line(&mut self, line: &str, kind: FrameKind, summary: OutputSummary) {
+    /// Adds a message that is only stored, its summary, and the session that it names.
+    pub fn push_line(
+        &mut self,
+        line: &str,
+        kind: FrameKind,
+        session: Option<&str>,
+        summary: OutputSummary,
+    ) {
         self.count(line.len());
-        match &mut self.open {
+        match self.open.as_mut().filter(|open| open.fits(session, &summary)) {
+            Some(open) => open.add(line, kind, session, summary),
             None => {
+                self.close();
                 let mut text = String::with_capacity(self.text_bytes.max(line.len()));
                 text.push_str(line);
-                self.open = Some(Open { count: 1, kinds: Kinds::All(kind), text, summary });
+                let (kinds, session) = (Kinds::All(kind), session.map(|id| SessionId(id.into())));
+                self.open = Some(Open { count: 1, kinds, text, summary, session });
             }
-            Some(open) => open.add(line, kind, summary),
         }
     }
 
@@ -81,15 +91,25 @@ impl Batch {
     }
 
     fn close(&mut self) {
-        let Some(Open { count, kinds, text, summary }) = self.open.take() else { return };
+        let Some(Open { count, kinds, text, summary, session }) = self.open.take() else { return };
         self.text_bytes = text.len();
         let lines = Lines { count, kinds, text: text.into() };
-        self.events.push(Event::OutputReceived { run: self.run, lines, summary });
+        self.events.push(Event::OutputReceived { run: self.run, lines, summary, session });
     }
 }
 
 impl Open {
-    fn add(&mut self, line: &str, kind: FrameKind, summary: OutputSummary) {
+    /// Whether one decision is about both summaries: they are about one session, or one is empty.
+    fn fits(&self, session: Option<&str>, summary: &OutputSummary) -> bool {
+        self.session.as_ref().map(|session| &*session.0) == session
+            || summary.is_empty()
+            || self.summary.is_empty()
+    }
+
+    fn add(&mut self, line: &str, kind: FrameKind, session: Option<&str>, summary: OutputSummary) {
+        if self.summary.is_empty() && !summary.is_empty() {
+            self.session = session.map(|id| SessionId(id.into()));
+        }
         match &mut self.kinds {
             Kinds::All(all) if *all == kind => {}
             Kinds::All(all) => {
@@ -109,4 +129,46 @@ impl Open {
 /// Returns one message as [`Lines`].
 pub fn single(line: &str, kind: FrameKind) -> Lines {
     Lines { count: 1, kinds: Kinds::All(kind), text: line.to_owned().into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// I13: core decides about a summary as a whole, so it is about one session.
+    #[test]
+    fn output_about_two_sessions_is_two_events() {
+        let says = |text: &str| OutputSummary {
+            has_output: !text.is_empty(),
+            text: text.into(),
+            ..OutputSummary::default()
+        };
+        let mut batch = Batch::new(RunId(uuid::Uuid::nil()));
+        #[rustfmt::skip]
+        let lines = [
+            ("1", Some("one"), ""),
+            ("2", Some("two"), "a"),
+            ("3", Some("one"), ""),
+            ("4", Some("two"), "b"),
+            ("5", Some("one"), "c"),
+            ("6", None,        "d"),
+            ("7", Some("two"), ""),
+        ];
+        for (line, session, text) in lines {
+            batch.push_line(line, "session/update".into(), session, says(text));
+        }
+        let events = batch.take().into_iter().map(|event| match event {
+            Event::OutputReceived { lines, summary, session, .. } => {
+                let session = session.map(|id| id.0.to_string());
+                (lines.text.to_string(), summary.text, session)
+            }
+            other => panic!("{other:?}"),
+        });
+        let expected =
+            [("1\n2\n3\n4", "ab", Some("two")), ("5", "c", Some("one")), ("6\n7", "d", None)];
+        let expected = expected.map(|(lines, text, session)| {
+            (lines.to_owned(), text.to_owned(), session.map(str::to_owned))
+        });
+        assert_eq!(events.collect::<Vec<_>>(), expected);
+    }
 }

@@ -64,8 +64,6 @@ pub struct RunLoop {
     /// The answer to the last prompt so far.
     answer: hermes::Answer,
     sessions: Sessions,
-    /// The current session when the batch was started.
-    session_before: Option<SessionId>,
     tools: ToolKinds,
     /// The agent's working directory.
     cwd: PathBuf,
@@ -130,7 +128,6 @@ impl RunLoop {
             detector: CompactionDetector::new(&start.profile.signals),
             answer: hermes::Answer::default(),
             sessions: Sessions::default(),
-            session_before: None,
             tools: ToolKinds::default(),
             cwd,
             first_line: Some(first_line),
@@ -147,10 +144,7 @@ impl RunLoop {
         while !self.is_over() {
             if self.report.is_none() && !self.batch.is_empty() {
                 let events = self.batch.take();
-                let current = self.sessions.current().cloned();
-                let session_before = std::mem::replace(&mut self.session_before, current);
-                self.report =
-                    Some(Box::pin(self.group.send(AgentReport { events, session_before })));
+                self.report = Some(Box::pin(self.group.send(AgentReport { events })));
             }
             let event = self.next_event().await;
             let is_long = event.is_long();
@@ -328,7 +322,7 @@ impl RunLoop {
                     self.batch.push(Event::RequestRefused { run, method });
                 } else {
                     let summary = OutputSummary { has_output: true, ..OutputSummary::default() };
-                    self.batch.push_line(line, kind, summary);
+                    self.batch.push_line(line, kind, None, summary);
                 }
             }
             acp::Message::Response { id, outcome } => match &mut self.handshake {
@@ -356,22 +350,23 @@ impl RunLoop {
     /// belongs to the segment that the boundary closes. One about another session has no effect.
     fn on_notification(&mut self, line: &str, notification: Notification<'_>) {
         let run = self.run;
-        let moved_to = match self.sessions.classify(notification.session.as_deref()) {
-            Subject::Current => None,
-            Subject::Other => {
-                return self.batch.push_line(line, notification.kind, OutputSummary::default());
-            }
-            Subject::MovedTo(session) => Some(session),
-        };
-        if let Some(session) = moved_to {
-            self.batch.push(Event::SessionNamed { run, session });
+        let Notification { kind, summary, session, tool_kind, context } = notification;
+        let subject = self.sessions.classify(session.as_deref());
+        if let Subject::MovedTo(session) = &subject {
+            self.batch.push(Event::SessionNamed { run, session: session.clone() });
         }
-        self.answer.add(&notification.summary);
-        self.batch.push_line(line, notification.kind, notification.summary);
-        if let Some((tool, kind)) = notification.tool_kind.map(|tool_kind| *tool_kind) {
+        let is_other = subject == Subject::Other;
+        if !is_other {
+            self.answer.add(&summary);
+        }
+        self.batch.push_line(line, kind, session.as_deref(), summary);
+        if is_other {
+            return;
+        }
+        if let Some((tool, kind)) = tool_kind.map(|tool_kind| *tool_kind) {
             self.tools.insert(tool, kind);
         }
-        let Some(context) = notification.context else { return };
+        let Some(context) = context else { return };
         let Detected { signal, provenance } = self.detector.update(*context);
         if let Some(signal) = signal {
             self.batch.push(Event::Signalled { run, signal: signal.into() });

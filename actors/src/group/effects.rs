@@ -1,8 +1,8 @@
 //! Effects: what core orders once, performed after the commit of the facts beside it.
 //!
 //! Of the compaction lock, only its request and the release of one that came too late are effects.
-//! While core has it, the actor renews it (`lease`). Its release is a fact, which the store executes
-//! in the same commit: so a compaction is published under its lock or not at all (HL-11).
+//! While core has it, the actor renews it (`lease`). Its release is a fact, which the store
+//! executes in the same commit: so a compaction is published under its lock or not at all (HL-11).
 
 use actix::{
     Actor as _, ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, Handler,
@@ -65,12 +65,7 @@ impl Group {
         }
     }
 
-    fn launch(
-        &mut self,
-        run: RunId,
-        session: Option<SessionId>,
-        ctx: &mut Context<Self>,
-    ) {
+    fn launch(&mut self, run: RunId, session: Option<SessionId>, ctx: &mut Context<Self>) {
         let settings = &self.log.core.state().settings;
         let Some(profile) = self.shared.profiles.get(&settings.agent).cloned() else {
             let detail = format!("the configuration has no agent {:?}", settings.agent);

@@ -2,7 +2,7 @@
 
 use greenroom_core::{Attempt, Digests, EffectiveSettings, Event, Now, Rejected, Settings, Step};
 
-use crate::{acp::session::SessionCursor, clock, storage::StoredGroup};
+use crate::{clock, storage::StoredGroup};
 
 /// What a group's log says so far.
 pub(super) struct LogCursor {
@@ -10,22 +10,15 @@ pub(super) struct LogCursor {
     pub core: greenroom_core::Group,
     /// The digests, up to the last commit.
     pub digests: Digests,
-    /// The session that the next frame is about.
-    pub session: SessionCursor,
 }
 
 impl LogCursor {
     /// The cursor of a group without facts.
     pub fn new(settings: Settings) -> Self {
-        Self {
-            core: greenroom_core::Group::new(settings),
-            digests: Digests::default(),
-            session: SessionCursor::default(),
-        }
+        Self { core: greenroom_core::Group::new(settings), digests: Digests::default() }
     }
 
-    /// The cursor at the end of a stored log; `attempt` is the running one. The next frame is about
-    /// no session yet: the run that had one is dead.
+    /// The cursor at the end of a stored log; `attempt` is the running one.
     pub fn restore(stored: StoredGroup, attempt: Option<Attempt>) -> Self {
         let StoredGroup { epoch: _, state, tasks, run, compactions, permissions, digests } = stored;
         Self {
@@ -38,7 +31,6 @@ impl LogCursor {
                 permissions,
             ),
             digests: digests.unwrap_or_default(),
-            session: SessionCursor::default(),
         }
     }
 
@@ -53,8 +45,6 @@ impl LogCursor {
         at: Now,
         settings: &EffectiveSettings,
     ) -> Result<Step, Rejected> {
-        let step = self.core.apply(event, at, settings, &mut clock::fresh)?;
-        step.facts.iter().for_each(|recorded| self.session.apply(&recorded.fact));
-        Ok(step)
+        self.core.apply(event, at, settings, &mut clock::fresh)
     }
 }

@@ -271,17 +271,8 @@ impl Handler<AgentReport> for Group {
 
     fn handle(&mut self, report: AgentReport, ctx: &mut Context<Self>) -> Self::Result {
         failpoint::pass("group", &self.id);
-        let AgentReport { mut events, session_before } = report;
-        if session_before.as_ref() != self.log.session.current() {
-            // The prompt for another session was committed before the run learned of it.
-            for event in &mut events {
-                if let Event::OutputReceived { lines, summary, .. } = event {
-                    *summary = self.log.session.summarize_lines(lines);
-                }
-            }
-        }
         // A failed commit stops this actor; the run's actor learns of it by the failed answer.
-        AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
+        AtomicResponse::new(Box::pin(self.advance(report.events, ctx).map(|_, _, _| ())))
     }
 }
 

@@ -6,11 +6,13 @@ use actix::{
     ActorContext as _, ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler,
     WrapFuture as _, fut::ready,
 };
-use greenroom_core::{Attempt, Digests, Event, Fact, Recovery, Run, Task, TaskState};
+use greenroom_core::{
+    Attempt, Digests, Event, Fact, Recovery, Run, SessionCursor, Task, TaskState,
+};
 
 use super::{Group, GroupError, RebuildDigests, Shared, log_cursor::LogCursor};
 use crate::{
-    acp::session::SessionCursor,
+    acp::session,
     process::proc,
     projections::digest,
     storage::{Db, FrameFilter, GroupNo, StoreError, StoredGroup, Unreadable},
@@ -165,7 +167,11 @@ async fn replay_attempt(db: &Db, no: GroupNo, task: &Task) -> Result<Option<Atte
         after = last.last_seq();
         for frame in blocks.iter().flat_map(|block| block.frames()) {
             if frame.seq > seen {
-                attempt.add_output(&session_cursor.summarize(frame.kind, frame.payload));
+                attempt.add_output(&session::summarize(
+                    &mut session_cursor,
+                    frame.kind,
+                    frame.payload,
+                ));
                 // The fact that cancels it is not the agent's output, and survives a restart too.
                 if let Some(Ok(fact)) = Fact::read(frame.kind, frame.payload) {
                     attempt.apply(&fact);

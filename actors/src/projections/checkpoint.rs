@@ -7,16 +7,13 @@
 //! never idle is bounded too.
 
 use greenroom_core::{
-    Compaction, Digests, GroupState, Origin, Run, Task, TaskId, TaskKind, Timestamp,
+    Compaction, Digests, GroupState, Origin, Run, SessionCursor, Task, TaskId, TaskKind, Timestamp,
     digest::SCHEMA_VERSION,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::{
-    acp::session::SessionCursor,
-    storage::{SegmentRecord, StoredCheckpoint, fault_in},
-};
+use crate::storage::{SegmentRecord, StoredCheckpoint, fault_in};
 
 /// The projected log up to the frame [`Checkpoint::seq`], which is included.
 ///

@@ -5,14 +5,14 @@
 use std::time::Instant;
 
 use greenroom_core::{
-    AgentOutput, Digests, Fact, Kinds, Lines, Recorded, Timestamp,
+    AgentOutput, Digests, Fact, Kinds, Lines, Recorded, SessionCursor, Timestamp,
     digest::{RunDigest, Sealed},
 };
 use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::{
-    acp::{self, session::SessionCursor},
+    acp::{self, session},
     storage::{
         Db, DigestRows, FrameFilter, GroupNo, ReadStore, SealedDigests, StoreError,
         StoredCheckpoint, TurnRow,
@@ -186,7 +186,7 @@ impl Rebuild {
 /// Returns the fact of a frame. An unreadable one becomes agent output, so that it counts as a
 /// frame (AM-18).
 fn fact(frame: Frame<'_>, cursor: &mut SessionCursor) -> Fact {
-    let summary = cursor.summarize(frame.kind, frame.payload);
+    let summary = session::summarize(cursor, frame.kind, frame.payload);
     if let Some(Ok(fact)) = Fact::read(frame.kind, frame.payload) {
         return fact;
     }

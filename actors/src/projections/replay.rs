@@ -13,13 +13,13 @@ use std::{
 
 use greenroom_core::{
     AgentOutput, Compaction, CompactionId, Digests, Ending, Exit, Fact, Group, Kinds, Lines,
-    Origin, PermissionId, PermissionState, Place, Recorded, RunId, Settings, Task, TaskId,
-    TaskKind, Timestamp, Work,
+    Origin, PermissionId, PermissionState, Place, Recorded, RunId, SessionCursor, Settings, Task,
+    TaskId, TaskKind, Timestamp, Work,
 };
 use uuid::Uuid;
 
 use crate::{
-    acp::{self, session::SessionCursor},
+    acp::{self, session},
     projections::checkpoint::{
         Checkpoint, ClosedSegments, KnownCompaction, ResidentRun, WaitingTask,
     },
@@ -215,7 +215,7 @@ impl LogReplay {
     }
 
     fn read(&mut self, frame: Frame<'_>) -> Option<Fact> {
-        let summary = self.cursor.summarize(frame.kind, frame.payload);
+        let summary = session::summarize(&mut self.cursor, frame.kind, frame.payload);
         match Fact::read(frame.kind, frame.payload) {
             Some(Ok(fact)) => return Some(self.complete(fact)),
             Some(Err(err)) => {

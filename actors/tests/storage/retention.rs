@@ -4,7 +4,6 @@ use std::{cell::Cell, rc::Rc};
 
 use actix::{Actor as _, Handler};
 use greenroom_actors::{
-    acp::session::SessionCursor,
     projections::{
         retention::pass,
         retention_scan::{RetentionScan, ScanStep},
@@ -16,7 +15,9 @@ use greenroom_actors::{
     },
     transcript::frame::Block,
 };
-use greenroom_core::{BootId, Compaction, Group, GroupState, RunId, Task, Timestamp, Uptime};
+use greenroom_core::{
+    BootId, Compaction, Group, GroupState, RunId, SessionCursor, Task, Timestamp, Uptime,
+};
 use proptest::{collection::vec, prelude::*, test_runner::TestRunner};
 use uuid::Uuid;
 

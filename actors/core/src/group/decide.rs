@@ -3,7 +3,9 @@
 use uuid::Uuid;
 
 use super::{EffectiveSettings, Group, Rejected};
-use crate::{AgentOutput, Attempt, CompactionId, Effect, Event, Fact, Now, Step, Task};
+use crate::{
+    AgentOutput, Attempt, CompactionId, Effect, Event, Fact, Now, OutputSummary, Step, Task,
+};
 
 /// A group while it decides on one event. Each recorded fact is applied at once.
 pub(super) struct Transition<'a> {
@@ -57,7 +59,10 @@ impl<'a> Transition<'a> {
                 self.signalled(run, &signal);
             }
             Event::SessionOpened { run, id, opened } => self.session_opened(run, id, opened),
-            Event::OutputReceived { lines, summary, .. } => {
+            Event::OutputReceived { lines, summary, session, .. } => {
+                let named = session.as_ref().map(|session| &*session.0);
+                let counts = self.group.session_cursor.counts(named);
+                let summary = if counts { summary } else { OutputSummary::default() };
                 self.record(Fact::AgentOutput(AgentOutput { lines, summary }));
             }
             Event::OutputRejected { run, reason, bytes } => {

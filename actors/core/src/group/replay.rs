@@ -37,6 +37,7 @@ impl Group {
     pub fn replay(&mut self, recorded: &Recorded, at: Timestamp) {
         let Recorded { place, fact } = recorded;
         self.state.last_seq = recorded.last_seq();
+        self.session_cursor.apply(fact);
         match fact {
             Fact::GroupCreated(settings) => self.apply_created(settings, at),
             Fact::GroupChanged(settings) => self.apply_changed(settings),

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::lock::LockState;
 use crate::{
     Attempt, CancelReason, Compaction, Deadline, HoldReason, Permission, Provenance, Run,
-    SessionId, Settings, Source, Task, Timestamp, Usage, compaction::RecentCompactions,
+    SessionCursor, SessionId, Settings, Source, Task, Timestamp, Usage,
+    compaction::RecentCompactions,
 };
 
 /// What is stored of a group beside its tasks and its run.
@@ -180,6 +181,8 @@ pub struct Group {
     /// The compactions that the run reported.
     pub(super) recent: RecentCompactions,
     pub(super) lock: LockState,
+    /// Which session's messages count. A restored group starts without one, as its run is over.
+    pub(super) session_cursor: SessionCursor,
 }
 
 /// The task that has the group's slot.
@@ -203,6 +206,7 @@ impl Group {
             permissions: Vec::new(),
             recent: RecentCompactions::default(),
             lock: LockState::Unasked,
+            session_cursor: SessionCursor::default(),
         }
     }
 

@@ -182,9 +182,19 @@ impl Driver {
     }
 
     fn output(&mut self, summary: OutputSummary) -> Step {
+        self.output_in(None, summary)
+    }
+
+    fn output_in(&mut self, session: Option<SessionId>, summary: OutputSummary) -> Step {
         let kinds = Kinds::All("session/update".into());
         let lines = Lines { count: 1, kinds, text: "{}".to_owned().into() };
-        self.apply(Event::OutputReceived { run: self.run(), lines, summary })
+        self.apply(Event::OutputReceived { run: self.run(), lines, summary, session })
+    }
+
+    /// Writes a text that names its session.
+    pub fn say_in(&mut self, session: &str, text: &str) -> Step {
+        let summary = OutputSummary { text: text.into(), ..OutputSummary::default() };
+        self.output_in(Some(SessionId(session.into())), summary)
     }
 
     pub fn say(&mut self, text: &str) -> Step {

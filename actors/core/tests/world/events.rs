@@ -117,7 +117,7 @@ impl World {
         Some(match next {
             Action::Output(message) => {
                 let (lines, summary) = message.lines();
-                Event::OutputReceived { run, lines, summary }
+                Event::OutputReceived { run, lines, summary, session: None }
             }
             Action::UnsupportedRequest => {
                 Event::RequestRefused { run, method: "fs/read_text_file".into() }
@@ -183,7 +183,7 @@ impl World {
         let (lines, summary) = AgentMessage::Chunk(1).lines();
         let session = SessionId("late".into());
         Some(match next {
-            Action::LateOutput => Event::OutputReceived { run, lines, summary },
+            Action::LateOutput => Event::OutputReceived { run, lines, summary, session: None },
             Action::LatePermissionRequest => {
                 let request = PermissionRequest { options: 0, tool: 0, repeated: false };
                 Event::PermissionAsked { run, lines, asked: Box::new(permission_asked(request, 0)) }

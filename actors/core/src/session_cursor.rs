@@ -1,0 +1,74 @@
+//! Which session an agent's messages have to name, so that their summary counts.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{EndReason, Fact, SessionId};
+
+/// Follows the session that prompts go to through a group's facts, so that a replay of the log
+/// counts the same messages as the live group did (I13). The order of the facts decides: a run may
+/// learn of a prompt a moment after its commit.
+///
+/// It is not the session in force of [`crate::GroupState`]: a rotation puts the next session in
+/// force before its first prompt, and may yet be given up.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionCursor {
+    #[serde(rename = "in_force")]
+    prompted: Option<SessionId>,
+    /// Whether the last segment ended because the agent moved to another session.
+    moves: bool,
+}
+
+impl SessionCursor {
+    /// Applies a fact.
+    pub fn apply(&mut self, fact: &Fact) {
+        match fact {
+            Fact::RunStarted { .. } => self.prompted = None,
+            Fact::RunReady { session, .. } | Fact::PromptSent { session, .. } => {
+                self.prompted = Some(session.clone());
+            }
+            Fact::SegmentEnded { end_reason, .. } => {
+                self.moves = *end_reason == EndReason::AcpSessionIdChanged;
+            }
+            Fact::SegmentStarted { session, .. } if self.moves => {
+                self.prompted = Some(session.clone());
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the summary of a message counts that names the session `named`. One about another
+    /// session is stored without an effect.
+    pub fn counts(&self, named: Option<&str>) -> bool {
+        let (Some(named), Some(prompted)) = (named, &self.prompted) else { return true };
+        *prompted.0 == *named
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Json;
+
+    /// I13: the session of the last committed prompt decides, also about lines that the run read
+    /// before it got that prompt.
+    #[test]
+    fn a_message_counts_for_the_session_that_was_prompted_before_it() {
+        let mut cursor = SessionCursor::default();
+        assert!(cursor.counts(Some("one")), "no session is open yet");
+        for (prompted, other) in [("one", "two"), ("two", "one")] {
+            let prompt = Json::write(&[(); 0]).expect("an empty array is JSON");
+            cursor.apply(&Fact::PromptSent { session: SessionId(prompted.into()), prompt });
+            assert!(cursor.counts(Some(prompted)) && !cursor.counts(Some(other)), "{prompted}");
+            assert!(cursor.counts(None), "it names none");
+        }
+        let moved = |end_reason| {
+            let session = SessionId("three".into());
+            let ended = Fact::SegmentEnded { segment: 1, end_reason };
+            [ended, Fact::SegmentStarted { segment: 2, parent: None, session, provenance: None }]
+        };
+        moved(EndReason::Compaction).iter().for_each(|fact| cursor.apply(fact));
+        assert!(cursor.counts(Some("two")), "a rotation counts from its first prompt on");
+        moved(EndReason::AcpSessionIdChanged).iter().for_each(|fact| cursor.apply(fact));
+        assert!(cursor.counts(Some("three")), "the agent moved by itself (AM-13)");
+    }
+}
