@@ -54,17 +54,29 @@ impl Server {
     /// Starts the server process on the existing data, and waits until it is ready.
     #[track_caller]
     pub fn boot(&mut self) {
+        self.boot_until("/readyz");
+    }
+
+    /// Starts the server process on the existing data, and waits until it answers: with damaged
+    /// data it may never be ready.
+    #[track_caller]
+    pub fn boot_unready(&mut self) {
+        self.boot_until("/healthz");
+    }
+
+    #[track_caller]
+    fn boot_until(&mut self, probe: &str) {
         assert!(self.child.is_none(), "the server is already running");
         self.log.push("--- start ---".into());
         let mut child = serve(&self.home);
         self.log.follow(child.stderr.take().unwrap());
         self.child = Some(child);
         let log = self.log.clone();
-        eventually("the server to be ready", &log, || {
+        eventually(&format!("200 at {probe}"), &log, || {
             if let Some(status) = self.exit_status() {
                 panic!("the server ended with {status}\n{}", log.tail());
             }
-            let reply = self.try_request("GET", "/readyz", &[], None).ok()?;
+            let reply = self.try_request("GET", probe, &[], None).ok()?;
             (200..300).contains(&reply.status).then_some(())
         });
     }
