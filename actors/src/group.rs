@@ -1,8 +1,9 @@
 //! One group's actor: asks core for a step, commits its facts, and only then performs its effects.
 //!
 //! The steps of each message, in order: decide (`apply`), pack, commit, perform, reconcile,
-//! publish. What is done once is an effect of core (`effects`). What the actor holds over time, and
-//! its use of the run, is no effect: it is reconciled with core's state after each commit (`held`).
+//! publish. What is done once is an effect of core (`effects`). What the actor holds over time is
+//! no effect: it is reconciled with core's state after each commit (`held`).
+//!
 //! The mailbox is closed during a commit, so that no answer is given from a state that is not
 //! durable yet.
 

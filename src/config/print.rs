@@ -56,20 +56,36 @@ fn defaults(defaults: &Defaults) -> Value {
 }
 
 fn agent(profile: &Profile) -> Value {
+    let Profile {
+        name: _,
+        command,
+        args,
+        env,
+        env_pass,
+        cwd_roots,
+        auth_method,
+        start_timeout,
+        compaction,
+        auto_compact,
+        signals,
+        umask,
+        no_new_privs,
+        rlimits,
+    } = profile;
     json!({
-        "command": profile.command,
-        "args": profile.args,
-        "env": profile.env.keys().collect::<Vec<_>>(),
-        "env_pass": profile.env_pass,
-        "cwd_roots": profile.cwd_roots,
-        "signals": profile.signals,
-        "auto_compact": profile.auto_compact,
-        "auth_method": profile.auth_method,
-        "start_timeout": text(profile.start_timeout),
-        "compaction": profile.compaction,
-        "umask": profile.umask,
-        "no_new_privs": profile.no_new_privs,
-        "rlimits": profile.rlimits,
+        "command": command,
+        "args": args,
+        "env": env.keys().collect::<Vec<_>>(),
+        "env_pass": env_pass,
+        "cwd_roots": cwd_roots,
+        "signals": signals,
+        "auto_compact": auto_compact,
+        "auth_method": auth_method,
+        "start_timeout": text(*start_timeout),
+        "compaction": compaction,
+        "umask": umask,
+        "no_new_privs": no_new_privs,
+        "rlimits": rlimits,
     })
 }
 

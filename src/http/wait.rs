@@ -67,7 +67,8 @@ async fn follow(
     let mut phase = state.phase.clone();
     while !view.task.state.is_terminal() && Instant::now() < until {
         let id = view.task.id;
-        // A group whose task has not ended is awake.
+        // A group whose task has not ended is awake, unless its rows contradict each other: then
+        // this wakes it.
         let group = state.owner(view.group.as_str()).await?;
         let subscribed = end.take();
         let ended = async {

@@ -34,6 +34,7 @@
 //! | `answer` · `answer:REASON` | answers now; the words after it are performed later |
 //! | `on-cancel:WORD` | when cancelled: performs that word before the answer |
 //! | `wedge` · `wedge:now` | a cancel wedges the session after this turn · with this turn |
+//! | `wedge:queued` | a cancel wedges the session: the next prompts are only queued |
 //!
 //! Words for requests to the client are in `requests.rs`, those that report compactions in
 //! `signals.rs`, faults in `faults.rs`.
@@ -86,6 +87,8 @@ pub enum Answer {
 enum Wedging {
     /// The next prompt fails.
     Next,
+    /// The next prompt is only queued.
+    Queued,
     /// The cancelled prompt fails.
     This,
 }
@@ -291,6 +294,7 @@ impl Turn {
             }
             "on-cancel" => self.on_cancel.push(argument.to_owned()),
             "wedge" if argument == "now" => self.wedging = Some(Wedging::This),
+            "wedge" if argument == "queued" => self.wedging = Some(Wedging::Queued),
             "wedge" => self.wedging = Some(Wedging::Next),
             _ if self.ask(name, argument) => {}
             _ => return self.fault(name, argument),
@@ -325,6 +329,7 @@ impl Turn {
         let (wedge, answer) = match self.wedging {
             None => return answer,
             Some(Wedging::Next) => (Wedge::Fails, answer),
+            Some(Wedging::Queued) => (Wedge::Queues(0), answer),
             Some(Wedging::This) => (Wedge::Queues(0), Answer::Wedged),
         };
         lock(&self.agent.wedged).insert(self.session.clone(), wedge);

@@ -57,6 +57,22 @@ fn a_wedge_after_a_cancel_restarts_the_run() {
     assert_reported(&server);
 }
 
+/// RA: the agent only says that it queued the prompt after a cancel, in a run that answered others
+/// before: the run is restarted.
+#[test]
+fn a_prompt_that_is_only_queued_after_a_cancel_restarts_the_run() {
+    let server = Server::usual();
+    server.complete("work", "first");
+    let cancelled = cancel_at_gate(&server, "[[wedge:queued]][[reply:x]][[gate:never]]");
+    assert_eq!(cancelled["state"], "cancelled", "{cancelled}");
+    let victim = server.turn("work", "victim");
+    assert_eq!(server.journal.events_named("wedged").len(), 1, "{victim}");
+    assert_recovered(&server);
+    assert_reported(&server);
+    let sign = server.frames_of_kind("work", "greenroom/agent_wedged");
+    assert!(sign[0]["payload"].to_string().contains("prompt_queued_after_cancel"), "{sign:?}");
+}
+
 /// RA: the cancelled prompt itself fails with -32603 (hermes in a compaction): its task is
 /// `cancelled`, and the next turn is answered by a new run.
 #[test]

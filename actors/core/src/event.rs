@@ -66,7 +66,8 @@ pub enum Event {
         lines: Lines,
         /// What the rules need to know of them.
         summary: OutputSummary,
-        /// The session that all messages name whose summary is not empty, if they name one.
+        /// The session that all messages name whose summary is not empty, if they name one. If all
+        /// are empty, it does not matter.
         session: Option<SessionId>,
     },
     /// A detector reported a compaction from the agent's output.
@@ -241,8 +242,9 @@ pub enum PromptReply {
         /// What it spent, if the agent reports that.
         tokens: Option<Box<TokensSpent>>,
     },
-    /// It stopped with ACP's `end_turn`, and all that the agent wrote is that it queued the prompt.
-    /// After a cancel that is a pretense: the agent is wedged.
+    /// It stopped with ACP's `end_turn`, and the agent's text begins with the words that it queued
+    /// the prompt. After a cancel that is a pretense: the agent is wedged. Otherwise it is an
+    /// answer as any other.
     Queued {
         /// What it spent, if the agent reports that.
         tokens: Option<Box<TokensSpent>>,

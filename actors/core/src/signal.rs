@@ -83,7 +83,8 @@ pub struct Lineage {
     /// One of the two, unknown which.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub either: Option<String>,
-    /// The agent's form of `either`: what is given of that session if it is the one after.
+    /// The agent's form of `either`: what is given of that session if it is the one after. Not
+    /// stored: it matters only in the run that reported it.
     #[serde(skip)]
     pub given: Option<Json>,
 }

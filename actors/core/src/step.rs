@@ -41,10 +41,11 @@ impl Recorded {
 pub struct Place {
     /// The number of its first frame; of the next frame, if it is none (I3).
     pub seq: u64,
-    /// The open segment.
+    /// The open segment; that which the fact opens.
     pub segment: u32,
-    /// The run that is alive.
+    /// The run that is alive; that which the fact starts.
     pub run: Option<RunId>,
-    /// The task that the fact names, else the one that has its slot.
+    /// The task that the fact names, else the one that has its slot. Of an agent's output, the task
+    /// whose attempt runs.
     pub task: Option<TaskId>,
 }

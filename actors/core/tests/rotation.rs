@@ -76,7 +76,6 @@ fn the_summary_opens_a_session_and_precedes_the_next_prompt() {
     assert_eq!(shown, Some(blocks("do it")), "AM-2: the caller's prompt");
 }
 
-/// I7, I16: each prompt carries the summary until a turn has output.
 /// I13, AM-13: the text of another session than the one that was prompted last, or that the agent
 /// moved to, is stored and does not count.
 #[test]
@@ -105,6 +104,7 @@ fn output_counts_for_the_prompted_session() {
     assert_eq!(counted(&driver), "not prompted, prompted");
 }
 
+/// I7, I16: each prompt carries the summary until a turn has output.
 #[test]
 fn the_summary_is_carried_until_the_agent_has_output() {
     type Ends = fn(&mut Driver);

@@ -26,7 +26,8 @@ pub struct Sessions {
 pub enum Subject {
     /// The current session.
     Current,
-    /// A former session, or one that is not prompted yet: its updates are stored without an effect.
+    /// A former session, or one that is not prompted yet: its updates are stored, and the run reads
+    /// nothing from them.
     Other,
     /// An unknown session: the agent moved to it (AM-13).
     MovedTo(SessionId),

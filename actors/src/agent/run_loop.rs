@@ -61,7 +61,7 @@ pub struct RunLoop {
     report: Option<Report>,
     handshake: Option<Handshake>,
     detector: CompactionDetector,
-    /// The answer to the last prompt so far.
+    /// The answer to the last prompt so far, read for hermes' words: no other agent writes them.
     answer: hermes::Answer,
     sessions: Sessions,
     tools: ToolKinds,

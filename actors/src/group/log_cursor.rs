@@ -34,7 +34,7 @@ impl LogCursor {
         }
     }
 
-    /// Applies one event. Returns the facts that the log gets.
+    /// Applies one event. Returns the facts for the log, and the effects.
     ///
     /// # Errors
     ///

@@ -1,18 +1,18 @@
 //! The messages that a group takes, and their short handlers.
 
 use actix::{
-    ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler, Message,
-    ResponseFuture, WrapFuture as _, fut::LocalBoxActorFuture,
+    ActorFutureExt as _, AtomicResponse, Context, Handler, Message, ResponseFuture,
+    WrapFuture as _, fut::LocalBoxActorFuture,
 };
 use greenroom_core::{
     Choice, Event, PermissionId, Rejected, SettingsPatch, Submission, Task, TaskId,
 };
 use tokio::sync::oneshot;
 
-use super::{Group, self_message::SelfMessage};
+use super::Group;
 use crate::{
     agent::AgentReport,
-    failpoint,
+    clock, failpoint,
     storage::{StoreError, TaskView, Unreadable},
 };
 
@@ -307,8 +307,11 @@ impl Handler<StopAgent> for Group {
         if self.agent.is_none() {
             return Box::pin(std::future::ready(()));
         }
-        // The mailbox stays open meanwhile: the run's last reports have to be stored.
-        ctx.address().do_send(SelfMessage::Event(Event::DrainEnded));
+        // Nothing to commit, and thus at once: the mailbox may be full of the run's last reports,
+        // which still have to be stored.
+        let step = self.apply(Event::DrainEnded, clock::moment()).unwrap_or_default();
+        debug_assert!(step.facts.is_empty(), "the end of a drain states no fact");
+        self.perform(step.effects, &[], ctx);
         let (done, end) = oneshot::channel();
         self.stop_waiters.push(done);
         Box::pin(async { _ = end.await })

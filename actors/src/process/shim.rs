@@ -52,8 +52,7 @@ use crate::profile::Rlimits;
 pub(super) const LAUNCH: u8 = b'L';
 pub(super) const HEARTBEAT: u8 = b'.';
 
-/// What the server orders for every process of the tree, as a byte: one step of a stop, which knows
-/// no other step and no time.
+/// A signal for every process of the tree, as the byte by which the server orders it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum TreeCommand {

@@ -192,13 +192,14 @@ impl LogReplay {
             self.seq = frame.seq;
             let stored = block.place(frame);
             let fact = self.read(frame);
-            let segment = match &fact {
-                Some(fact) => self.check_place(fact, stored),
+            let segment = match fact {
+                Some(fact) => {
+                    let place = self.check_place(&fact, stored);
+                    self.project(Recorded { place, fact }, block.at);
+                    place.segment
+                }
                 None => self.group.state().segment,
             };
-            if let Some(fact) = fact {
-                self.project(Recorded { place: stored, fact }, block.at);
-            }
             if stored.segment != segment {
                 let (seq, stored) = (stored.seq, stored.segment);
                 self.differ(format!("frame {seq} is stored in segment {stored}, not {segment}"));
@@ -206,12 +207,12 @@ impl LogReplay {
         }
     }
 
-    /// Checks that a frame is stored under its run and task. Returns its segment.
-    fn check_place(&mut self, fact: &Fact, stored: Place) -> u32 {
-        let Place { segment, run, task, .. } = self.group.place(fact);
+    /// Checks that a frame is stored under its run and task. Returns its place by the rules.
+    fn check_place(&mut self, fact: &Fact, stored: Place) -> Place {
+        let place = Place { seq: stored.seq, ..self.group.place(fact) };
         let what = format!("run and task of frame {}", stored.seq);
-        self.same(&what, (run, task), (stored.run, stored.task));
-        segment
+        self.same(&what, (place.run, place.task), (stored.run, stored.task));
+        place
     }
 
     fn read(&mut self, frame: Frame<'_>) -> Option<Fact> {
@@ -228,7 +229,10 @@ impl LogReplay {
         if frame.kind == "session/prompt" {
             return self.prompt(frame);
         }
-        self.group.run()?;
+        if self.group.run().is_none() {
+            self.differ(format!("frame {} is output outside a run", frame.seq));
+            return None;
+        }
         let kinds = Kinds::All(frame.kind.to_owned().into());
         let lines = Lines { count: 1, kinds, text: frame.payload.to_owned().into() };
         Some(Fact::AgentOutput(AgentOutput { lines, summary }))

@@ -18,6 +18,9 @@ use crate::storage::{Db, GroupNo, KEY_MS, StoreError, chain};
 /// The wait between two passes.
 const EVERY: Duration = Duration::from_secs(3600);
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+/// How often a pass scans a group again that another owner adopted meanwhile; then it leaves the
+/// group to the next pass.
+const FENCED_MAX: u32 = 2;
 
 /// What a pass, or a part of it, deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,7 +115,7 @@ async fn truncate_group(
 ) -> Result<Option<String>, StoreError> {
     // An interrupted pass may have left frames to delete.
     sweep(db, no, deleted).await?;
-    let mut last = u64::MAX;
+    let (mut last, mut fenced) = (u64::MAX, 0);
     'rescan: loop {
         let scan =
             db.read(move |store| RetentionScan::start(store, no, now, horizon, last)).await?;
@@ -131,7 +134,10 @@ async fn truncate_group(
                         Ok(true) => {}
                         Ok(false) => return Ok(None),
                         // Another owner has adopted the group since the scan began.
-                        Err(StoreError::Fenced) => continue 'rescan,
+                        Err(StoreError::Fenced) if fenced < FENCED_MAX => {
+                            fenced += 1;
+                            continue 'rescan;
+                        }
                         Err(err) => return Err(err),
                     }
                     sleep(started.elapsed()).await;

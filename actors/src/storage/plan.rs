@@ -203,12 +203,14 @@ pub fn plan(commit: &GroupCommit) -> Plan<'_> {
         }));
     }
     changes.extend(commit.key.iter().map(RowChange::UseKey));
+    let frames: u64 = commit.facts.iter().map(|recorded| recorded.fact.frames()).sum();
     Plan {
         created: first.and_then(|first| match &first.fact {
             Fact::GroupCreated(settings) => Some(settings),
             _ => None,
         }),
-        last_seq_before: first.map_or(commit.summary.state.last_seq, |first| first.place.seq - 1),
+        // Not by the first fact's place: a fact that is lost or repeated on the way is found here.
+        last_seq_before: commit.summary.state.last_seq.saturating_sub(frames),
         changes,
     }
 }
@@ -222,7 +224,7 @@ fn ordinal_of_ended(commit: &GroupCommit, id: TaskId) -> Option<u64> {
 }
 
 /// Plans the facts. A task that starts in the commit that accepts it is written once: an accepted
-/// task is held back until the next fact that neither accepts nor starts a task.
+/// task is held back until the next fact that does not start a task.
 fn fact_changes(commit: &GroupCommit) -> Vec<RowChange<'_>> {
     let mut changes = Vec::new();
     let mut accepted = None;

@@ -249,6 +249,8 @@ pub fn a_publication_without_its_lease_is_refused<E: Engine>() {
     assert_eq!(segments(&engine.read_store()), [(1, false), (2, true)]);
     assert_eq!(stored(&engine, "session"), None, "released in the same transaction");
     let mut repeated = rotate;
+    repeated.summary.state.last_seq +=
+        repeated.facts.iter().map(|recorded| recorded.fact.frames()).sum::<u64>();
     let follows = repeated.summary.state.last_seq + 1;
     repeated.facts.iter_mut().for_each(|recorded| recorded.place.seq = follows);
     let answer = store.commit(&[repeated]);

@@ -4,7 +4,7 @@ use greenroom_actors::{
     storage::{FrameFilter, GroupCommit, ReadStore},
     transcript::frame::{Block, Frame},
 };
-use greenroom_core::{Kinds, RunId, TaskId, Timestamp};
+use greenroom_core::{Fact, Kinds, Place, Recorded, RunId, TaskId, Timestamp};
 use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
 use uuid::Uuid;
 
@@ -83,6 +83,12 @@ fn stored<E: Engine>(engine: &E, shapes: &[Shape]) -> (Vec<Block>, Vec<Plain>) {
         });
     }
     made.summary.state.last_seq = blocks.last().unwrap().last_seq();
+    // Its fact is its first frame: the other frames get a placeholder fact each.
+    let first = made.facts[0].place;
+    made.facts.extend((first.seq + 1..=made.summary.state.last_seq).map(|seq| {
+        let place = Place { seq, ..first };
+        Recorded { place, fact: Fact::GroupArchived {} }
+    }));
     made.blocks = blocks.clone();
     let mut store = engine.store();
     commit(&mut store, &around);

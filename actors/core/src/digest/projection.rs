@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     Bounded, Compactions, Context, CountedCompaction, Digest, ErrorClass, Finding, FindingKind,
@@ -170,7 +171,8 @@ impl Digests {
 /// Returns the run that wrote the output, or that the fact itself names.
 fn run_of(Recorded { place, fact }: &Recorded) -> Option<RunId> {
     match fact {
-        Fact::AgentOutput(_) => place.run,
+        // Output outside of a run is late, like that of another run.
+        Fact::AgentOutput(_) => Some(place.run.unwrap_or(RunId(Uuid::nil()))),
         Fact::AgentOutputRejected { run, .. }
         | Fact::RequestRefused { run, .. }
         | Fact::RunStarted { run, .. }

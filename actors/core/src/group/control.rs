@@ -103,7 +103,9 @@ impl Group {
             run.outdated |= settings.invalidates_run(&self.state.settings);
         }
         self.state.settings = settings.clone();
-        self.state.existence = Existence::Live;
+        if self.state.existence == Existence::Archived {
+            self.state.existence = Existence::Live;
+        }
         self.state.compacting.reset_auto_compact();
         self.clear_launch_backoff();
         if settings.on_interrupt == Some(OnInterrupt::Continue) {
@@ -114,7 +116,9 @@ impl Group {
     /// Marks the group as archived.
     pub(super) fn apply_archived(&mut self, fact: &Fact) {
         self.apply_to_attempt(fact);
-        self.state.existence = Existence::Archived;
+        if self.state.existence == Existence::Live {
+            self.state.existence = Existence::Archived;
+        }
         self.clear_launch_backoff();
         self.release_hold();
     }

@@ -81,6 +81,7 @@ impl<'a> Transition<'a> {
             Event::AgentClosed(run) => self.agent_closed(run),
             Event::AgentExited { run, exit } => self.agent_exited(run, exit),
             Event::TimerFired(timer) => self.timer_fired(timer),
+            Event::Evicted { run } if !self.group.is_evictable(run) => return Ok(self.step),
             Event::Evicted { run } => self.evict(run),
             // A server that ends begins nothing: it requests no lock either.
             Event::DrainStarted => {
@@ -104,7 +105,7 @@ impl<'a> Transition<'a> {
         Ok(self.step)
     }
 
-    /// Applies the fact and adds it to the step. Returns the number of its frame.
+    /// Applies the fact and adds it to the step. Returns its place's number.
     pub(super) fn record(&mut self, fact: Fact) -> u64 {
         let recorded = self.group.record(fact, self.now.wall);
         let seq = recorded.place.seq;

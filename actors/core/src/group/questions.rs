@@ -93,6 +93,11 @@ impl Group {
         self.current.is_some() || self.recent.active().is_some()
     }
 
+    /// Whether it is the group's run, and the group has no work for it.
+    pub(super) fn is_evictable(&self, run: RunId) -> bool {
+        self.is_live_run(run) && self.activity() == Some(Activity::Idle)
+    }
+
     /// Returns how the group uses its run, if it has one.
     pub fn activity(&self) -> Option<Activity> {
         Some(match self.run.as_ref()?.phase {

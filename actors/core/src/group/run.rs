@@ -3,8 +3,7 @@
 use super::{Current, Group, Rejected, Session, decide::Transition};
 use crate::{
     CancelReason, Continuity, Deadline, Effect, EndReason, Exit, ExitReason, Fact, Provenance,
-    Recovery, Run, RunId, RunPhase, SessionId, Stop, TaskError, TaskId, pool::Activity,
-    retry::crash_wait_ms,
+    Recovery, Run, RunId, RunPhase, SessionId, Stop, TaskError, TaskId, retry::crash_wait_ms,
 };
 
 impl Transition<'_> {
@@ -167,10 +166,10 @@ impl Transition<'_> {
         Ok(())
     }
 
-    /// Stops the run, unless it is stopping; `Firmly` also then.
+    /// Stops the run. One that is stopping already is only stopped harder.
     pub(super) fn stop(&mut self, how: Stop) {
         if let Some(Run { id: run, phase, .. }) = self.group.run.clone()
-            && (phase != RunPhase::Stopping || how == Stop::Firmly)
+            && (phase != RunPhase::Stopping || how != Stop::Gently)
         {
             self.void_permissions_outside();
             self.record(Fact::RunStopping { run });
@@ -180,7 +179,7 @@ impl Transition<'_> {
 
     /// Stops a run for which the group has no work.
     pub(super) fn evict(&mut self, run: RunId) {
-        if self.group.is_live_run(run) && self.group.activity() == Some(Activity::Idle) {
+        if self.group.is_evictable(run) {
             self.stop(Stop::Gently);
         }
     }

@@ -69,7 +69,7 @@ pub enum Existence {
     Purging,
 }
 
-/// The hold after interruptions.
+/// The hold of the queue, and the interruptions that may lead to one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hold {
     /// Why the group is on hold: it claims no task until a caller decides.
@@ -181,7 +181,8 @@ pub struct Group {
     /// The compactions that the run reported.
     pub(super) recent: RecentCompactions,
     pub(super) lock: LockState,
-    /// Which session's messages count. A restored group starts without one, as its run is over.
+    /// Which session's messages count. A restored group starts without one: recovery ends its run,
+    /// and a log replay, which restores a live run, decides nothing.
     pub(super) session_cursor: SessionCursor,
 }
 

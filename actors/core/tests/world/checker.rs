@@ -430,7 +430,8 @@ impl Checker {
         for fact in facts {
             let ordered = match fact {
                 Fact::PromptSent { .. } => {
-                    effects.iter().any(|effect| matches!(effect, Effect::Prompt { .. }))
+                    let ids = self.tasks.values().filter_map(|seen| seen.prompt_id);
+                    ids.max().is_some_and(|newest| self.ordered.contains(&newest))
                 }
                 Fact::RunStarted { .. } => {
                     effects.iter().any(|effect| matches!(effect, Effect::Launch { .. }))

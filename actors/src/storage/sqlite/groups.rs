@@ -1,7 +1,7 @@
 //! The rows of groups, in `groups` and `heads`: how they are written and deleted.
 
 use greenroom_core::{Existence, Settings, digest::SCHEMA_VERSION};
-use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use super::{
     RowsError, locks,
@@ -93,11 +93,12 @@ pub fn store_head(
     Ok(changed == 1)
 }
 
-/// Advances the group's epoch, and returns it. Returns `None` if the group has no valid one.
-pub fn claim(conn: &Connection, group: GroupNo) -> rusqlite::Result<Option<u64>> {
+/// Advances the group's epoch, and returns it. In a transaction, as a statement of its own returns
+/// the row before it commits. Returns `None` if the group has no valid one.
+pub fn claim(transaction: &Transaction<'_>, group: GroupNo) -> rusqlite::Result<Option<u64>> {
     let sql = "UPDATE heads SET epoch = epoch + 1 \
                WHERE no = ? AND epoch BETWEEN 0 AND 1 << 62 RETURNING epoch";
-    read_epoch(conn, sql, group)
+    read_epoch(transaction, sql, group)
 }
 
 /// Returns the group's epoch. Returns `None` if it has no valid one: then no owner can store

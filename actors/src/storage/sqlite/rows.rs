@@ -244,9 +244,8 @@ pub fn summary(row: &Row<'_>) -> rusqlite::Result<(GroupNo, GroupSummary)> {
 /// Reads the session in force from [`GROUP_COLUMNS`]. Without its id the other columns say nothing,
 /// but they have to be readable.
 fn session(row: &Row<'_>) -> rusqlite::Result<Option<Session>> {
-    let (usage, provenance) = (from_json(row, 8)?, from_json(row, 17)?);
-    let is_fresh = row.get(25)?;
     let id = row.get::<_, Option<String>>(6)?.map(|id| SessionId(id.into()));
+    let (usage, provenance, is_fresh) = (from_json(row, 8)?, from_json(row, 17)?, row.get(25)?);
     Ok(id.map(|id| Session { id, is_fresh, usage, provenance }))
 }
 
@@ -254,7 +253,7 @@ fn session(row: &Row<'_>) -> rusqlite::Result<Option<Session>> {
 /// unreadable row says so, too.
 pub fn has_work(row: &Row<'_>) -> bool {
     let status = from_word::<Status>(row, 12).ok();
-    status.is_none_or(|status| number(row, 14).map_or(true, |queued| status.has_work(queued)))
+    status.is_none_or(|status| status.has_work(number(row, 14).unwrap_or(1)))
 }
 
 /// Reads the key of a task that has not started, and what decides its place in the queue.

@@ -82,7 +82,13 @@ impl Store for SqliteStore {
     }
 
     fn claim(&mut self, group: GroupNo) -> Result<Option<u64>, StoreError> {
-        groups::claim(&self.0, group).map_err(write_failed)
+        let mut claim = || {
+            let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let epoch = groups::claim(&transaction, group)?;
+            transaction.commit()?;
+            Ok(epoch)
+        };
+        claim().map_err(write_failed)
     }
 
     fn put_sealed(
