@@ -377,7 +377,7 @@ impl Group {
     /// Returns a task that is not terminal as the API shows it.
     fn view(&self, id: TaskId) -> Option<TaskView> {
         let task = self.log.core.task(id)?.clone();
-        let claimed = self.log.core.current().filter(|task| task.state != TaskState::Running);
+        let claimed = self.log.core.current().filter(|task| task.state() != TaskState::Running);
         let position = match claimed {
             Some(claimed) if claimed.id == id => Some(0),
             Some(_) => self.log.core.position(id).map(|ahead| ahead + 1),

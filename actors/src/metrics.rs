@@ -8,8 +8,8 @@ mod family;
 pub mod histogram;
 
 use greenroom_core::{
-    CompactionStatus, ExitReason, Fact, Origin, Recorded, Source, StopReason, Task, TaskId,
-    TaskKind, TaskState, Timestamp,
+    CompactionStatus, EndState, ExitReason, Fact, Origin, Recorded, Source, StopReason, Task,
+    TaskId, TaskKind, Timestamp,
 };
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -31,7 +31,7 @@ const SECONDS: &[f64] = &[
 #[derive(Debug)]
 pub struct Metrics {
     accepted: Family<(TaskKind, Origin), Counter>,
-    ended: Family<(TaskKind, TaskState), Counter>,
+    ended: Family<(TaskKind, EndState), Counter>,
     queue_wait: Histogram,
     turn: Family<StopReason, Histogram>,
     compaction: Family<(Source, CompactionStatus), Histogram>,
@@ -56,10 +56,7 @@ impl Default for Metrics {
     fn default() -> Self {
         Self {
             accepted: Family::new(|_| Counter::default()),
-            ended: Family::only(
-                |(_, state): (TaskKind, TaskState)| state.is_terminal(),
-                |_| Counter::default(),
-            ),
+            ended: Family::new(|_| Counter::default()),
             queue_wait: Histogram::new(SECONDS),
             turn: Family::new(|_| Histogram::new(SECONDS)),
             compaction: Family::only(
@@ -126,9 +123,9 @@ impl Metrics {
             }
             Fact::TurnSettled { task: id, stop_reason, .. } => {
                 let turn = task(*id).filter(|task| task.kind() == TaskKind::Turn);
-                let started = turn.and_then(|turn| turn.started_at);
+                let started = turn.and_then(Task::start);
                 if let (Some(started), Some(seconds)) = (started, self.turn.of(*stop_reason)) {
-                    seconds.observe_ms(started.0, at.0);
+                    seconds.observe_ms(started.at.0, at.0);
                 }
             }
             Fact::TaskRetrying { .. } => _ = self.retries.inc(),
@@ -171,7 +168,7 @@ fn ended_in(stored: &GroupCommit, id: TaskId) -> Option<&Task> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use greenroom_core::{Json, Strategy, Work};
+    use greenroom_core::{Json, Stage, Start, Strategy, Work};
     use prometheus_client::encoding::text;
 
     use super::*;
@@ -189,7 +186,9 @@ mod tests {
 
     fn task(work: Work) -> Task {
         let mut task = Task::new(crate::clock::task_id(), work, Origin::Api);
-        (task.created_at, task.started_at) = (Timestamp(1000), Some(Timestamp(3000)));
+        let start = Start { at: Timestamp(3000), run: crate::clock::run_id(), segment: 1, seq: 1 };
+        task.created_at = Timestamp(1000);
+        task.stage = Stage::Running { claimed_at: start.at, start };
         task
     }
 

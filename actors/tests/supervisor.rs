@@ -233,17 +233,17 @@ fn turn() -> Submit {
 async fn a_group_whose_actor_panicked_is_rebuilt() {
     let world = World::new().await;
     let before = world.submit("work").await;
-    assert_eq!(world.end("work", &before).await.state, TaskState::Failed);
+    assert_eq!(world.end("work", &before).await.state(), TaskState::Failed);
     for _ in 0..3 {
         let dead = world.find("work").await.addr;
         assert!(dead.send(Panic).await.is_err(), "a dead actor does not answer");
         let after = world.submit("work").await;
         let ended = world.end("work", &after).await;
-        assert_eq!(ended.state, TaskState::Failed);
+        assert_eq!(ended.state(), TaskState::Failed);
         assert!(ended.ordinal > before.view.task.ordinal);
     }
     let other = world.submit("other").await;
-    assert_eq!(world.end("other", &other).await.state, TaskState::Failed, "the slot is free");
+    assert_eq!(world.end("other", &other).await.state(), TaskState::Failed, "the slot is free");
 }
 
 /// Readers keep one feed, whether an actor fills it yet or not, until the group is purged.
@@ -301,20 +301,20 @@ async fn a_group_whose_agent_actor_panicked_is_rebuilt() {
             let task = task.view.task.id;
             let found = world.shared.db.read(move |read_store| read_store.task(task)).await;
             let task = found.unwrap().unwrap().task;
-            if task.state.is_terminal() {
+            if task.state().is_terminal() {
                 return task;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
     assert_eq!(
-        ended.await.unwrap().state,
+        ended.await.unwrap().state(),
         TaskState::Failed,
         "the task failed, as no prompt was sent"
     );
     assert!(WIRE.1.load(Ordering::SeqCst), "the actor panicked");
     let other = world.submit("other").await;
-    assert_eq!(world.end("other", &other).await.state, TaskState::Failed, "the slot is free");
+    assert_eq!(world.end("other", &other).await.state(), TaskState::Failed, "the slot is free");
 }
 
 /// I15, F3: a query that panics fails for its caller alone.
@@ -416,6 +416,6 @@ async fn a_failed_commit_accepts_no_task_and_loses_none() {
     world.broken.store(false, Ordering::SeqCst);
     let after = world.submit("work").await;
     assert_eq!(after.view.task.ordinal, 2, "the refused task took no number");
-    assert_eq!(world.end("work", &after).await.state, TaskState::Failed);
+    assert_eq!(world.end("work", &after).await.state(), TaskState::Failed);
     assert!(world.shared.db.health.is_good());
 }

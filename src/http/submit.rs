@@ -23,7 +23,7 @@ pub async fn submit_task(
     let submit = Submit { submission, key, wait: !wait.is_zero() };
     let Accepted { view, deduplicated, end } = group.addr.send(submit).await??;
     let view = wait::for_end(state, view, end, wait).await;
-    let mut response = if view.task.state.is_terminal() && !wait.is_zero() {
+    let mut response = if view.task.state().is_terminal() && !wait.is_zero() {
         HttpResponse::Ok()
     } else {
         HttpResponse::Accepted()

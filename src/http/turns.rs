@@ -170,7 +170,8 @@ fn beside(place: u64, grows: bool, limit: usize) -> TurnFilter {
 
 impl From<TurnEntry> for Turn {
     fn from(TurnEntry { task, digest }: TurnEntry) -> Self {
-        let lasted = task.started_at.zip(task.ended_at).map(|(start, end)| end.0 - start.0);
+        let (start, end) = (task.start(), task.last_frame());
+        let lasted = start.zip(end).map(|(start, end)| end.at.0 - start.at.0);
         let costs = digest.as_ref().map(|digest| Costs::new(&digest.costs)).unwrap_or_default();
         let tokens = digest.as_ref().map(|digest| digest.tokens);
         let (tools, errors, findings) = digest.map_or((None, None, None), |digest| {
@@ -180,22 +181,22 @@ impl From<TurnEntry> for Turn {
         Self {
             task: task.id,
             origin: task.origin,
-            state: task.state,
+            state: task.state(),
             attempt: task.attempt,
-            stop_reason: task.ending.stop_reason,
-            seq_first: task.seq_first,
-            seq_last: task.seq_last,
-            segment: task.segment,
-            run: task.run,
-            started_at: task.started_at.map(Time),
-            ended_at: task.ended_at.map(Time),
+            stop_reason: task.ending().stop_reason,
+            seq_first: start.map(|start| start.seq),
+            seq_last: end.map(|end| end.seq),
+            segment: start.map(|start| start.segment),
+            run: start.map(|start| start.run),
+            started_at: start.map(|start| Time(start.at)),
+            ended_at: end.map(|end| Time(end.at)),
             duration_ms: lasted.map(|ms| u64::try_from(ms).unwrap_or_default()),
             tokens,
             costs,
             tools,
             errors,
             findings,
-            error: task.ending.error,
+            error: task.ending().error.clone(),
         }
     }
 }

@@ -5,9 +5,9 @@ use greenroom_actors::{
     storage::{BrokenGroup, GroupNo, GroupSummary, Listed, TaskView},
 };
 use greenroom_core::{
-    Blocked, Deadline, GroupId, Interrupted, Json, OnInterrupt, Origin, PermissionPolicy, RunId,
-    SessionId, Source, Status, StopReason, TaskError, TaskId, TaskKind, TaskState, Timestamp,
-    Usage, Work, findings,
+    Blocked, Deadline, Ending, GroupId, Interrupted, Json, OnInterrupt, Origin, PermissionPolicy,
+    RunId, SessionId, Source, Stage, Status, StopReason, TaskError, TaskId, TaskKind, TaskState,
+    Timestamp, Usage, Work, findings,
 };
 use serde::{Serialize, Serializer};
 
@@ -216,19 +216,26 @@ impl Task {
     /// Shows a task; `deduplicated` is whether an earlier request submitted it.
     pub fn new(state: &AppState, view: TaskView, deduplicated: bool) -> Self {
         let TaskView { task, group, position, blocked_by } = view;
-        let kind = task.kind();
+        let (kind, task_state) = (task.kind(), task.state());
+        let (retry_at, start) = (task.retry_at(), task.start());
         let (prompt, focus) = match task.work {
             Work::Turn { prompt } => (Some(prompt), None),
             Work::Compaction { focus, .. } => (None, focus),
         };
-        let ending = task.ending;
+        let (frame, ending) = match task.stage {
+            Stage::Ended(end) => (end.frame, end.ending),
+            Stage::Queued
+            | Stage::Claimed { .. }
+            | Stage::Running { .. }
+            | Stage::Retrying { .. } => (None, Ending::default()),
+        };
         let usage = (ending.usage.is_some() || ending.tokens.is_some())
             .then_some(TaskUsage { context: ending.usage, tokens: ending.tokens });
         Self {
             id: task.id,
             group,
             kind,
-            state: task.state,
+            state: task_state,
             blocked_by: state.blocked_by(blocked_by),
             position,
             origin: task.origin,
@@ -240,19 +247,19 @@ impl Task {
             text: ending.text,
             text_truncated: ending.text_truncated,
             usage,
-            run: task.run,
-            segment: task.segment,
-            seq_first: task.seq_first,
-            seq_last: task.seq_last,
+            run: start.map(|start| start.run),
+            segment: start.map(|start| start.segment),
+            seq_first: start.map(|start| start.seq),
+            seq_last: frame.map(|frame| frame.seq),
             interrupted: ending.interrupted,
             findings: ending.has_empty_answer,
             cancel_requested: task.cancel_requested,
             deadline_ms: task.deadline_ms,
             expires_at: task.expires.as_ref().map(Deadline::at_wall_clock).map(Time),
-            retry_at: task.retry_at.as_ref().map(Deadline::at_wall_clock).map(Time),
+            retry_at: retry_at.as_ref().map(Deadline::at_wall_clock).map(Time),
             created_at: Time(task.created_at),
-            started_at: task.started_at.map(Time),
-            ended_at: task.ended_at.map(Time),
+            started_at: start.map(|start| Time(start.at)),
+            ended_at: frame.map(|frame| Time(frame.at)),
             deduplicated,
             retry_of: task.retry_of,
             metadata: task.metadata,

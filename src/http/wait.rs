@@ -65,7 +65,7 @@ async fn follow(
 ) -> Result<TaskView, ApiError> {
     let until = Instant::now() + wait;
     let mut phase = state.phase.clone();
-    while !view.task.state.is_terminal() && Instant::now() < until {
+    while !view.task.state().is_terminal() && Instant::now() < until {
         let id = view.task.id;
         // A group whose task has not ended is awake, unless its rows contradict each other: then
         // this wakes it.
@@ -87,7 +87,7 @@ async fn follow(
             }
             Ok(Ok(None)) => {
                 view = state.task(id).await?;
-                if !view.task.state.is_terminal() {
+                if !view.task.state().is_terminal() {
                     sleep(RETRY_DELAY).await;
                 }
             }
@@ -95,5 +95,5 @@ async fn follow(
             Err(_) => return state.task(id).await,
         }
     }
-    if view.task.state.is_terminal() { Ok(view) } else { state.task(view.task.id).await }
+    if view.task.state().is_terminal() { Ok(view) } else { state.task(view.task.id).await }
 }

@@ -53,7 +53,7 @@ pub fn span(
     agent: Option<&str>,
     digest: &Digest,
 ) -> Option<Span> {
-    let (started_at, ended_at) = (task.started_at?, task.ended_at?);
+    let (start, end) = (task.start()?, task.last_frame()?);
     let operation = match task.kind() {
         TaskKind::Turn => "invoke_agent",
         TaskKind::Compaction => "compact",
@@ -71,7 +71,7 @@ pub fn span(
     attribute("gen_ai.agent.name", agent.map(Value::from));
     let model = digest.by_model.iter().next().filter(|_| digest.by_model.iter().len() == 1);
     attribute("gen_ai.response.model", model.map(|(model, _)| model.into()));
-    let reason = task.ending.stop_reason.as_ref().map(wire_name);
+    let reason = task.ending().stop_reason.as_ref().map(wire_name);
     attribute("gen_ai.response.finish_reasons", reason.map(|reason| vec![reason.into()].into()));
     let tokens = &digest.tokens;
     let some = |tokens: u64| Some(tokens).filter(|tokens| *tokens != 0).map(Value::from);
@@ -83,11 +83,11 @@ pub fn span(
     attribute("greenroom.task", Some(task.id.to_string().into()));
     attribute("greenroom.kind", Some(wire_name(&task.kind()).into()));
     attribute("greenroom.origin", Some(wire_name(&task.origin).into()));
-    attribute("greenroom.state", Some(wire_name(&task.state).into()));
+    attribute("greenroom.state", Some(wire_name(&task.state()).into()));
     attribute("greenroom.attempt", Some(u64::from(task.attempt).into()));
-    attribute("greenroom.run", task.run.map(|run| run.to_string().into()));
+    attribute("greenroom.run", Some(start.run.to_string().into()));
     attribute("greenroom.retry_of", task.retry_of.map(|task| task.to_string().into()));
-    attribute("greenroom.queue_wait_ms", Some(since(task.created_at, started_at).into()));
+    attribute("greenroom.queue_wait_ms", Some(since(task.created_at, start.at).into()));
     attribute("greenroom.frames", Some(digest.frame_count.into()));
     let sum = |count: fn(&_) -> u64| digest.tools.iter().map(|(_, tool)| count(tool)).sum::<u64>();
     attribute("greenroom.tools.calls", Some(sum(|tool| tool.calls).into()));
@@ -97,9 +97,9 @@ pub fn span(
         span_id: span_id(task.id),
         name: agent.map_or_else(|| operation.to_owned(), |agent| format!("{operation} {agent}")),
         kind: SpanKind::Internal,
-        start_time_unix_nano: nanos(started_at),
+        start_time_unix_nano: nanos(start.at),
         // If the clock was set back meanwhile, the span must not end before it starts.
-        end_time_unix_nano: nanos(ended_at.max(started_at)),
+        end_time_unix_nano: nanos(end.at.max(start.at)),
         attributes,
         status: error.map(Status::error).unwrap_or_default(),
     })
@@ -107,10 +107,10 @@ pub fn span(
 
 /// Returns the error's code, or the cause of the interruption.
 fn error(task: &Task) -> Option<String> {
-    if !matches!(task.state, TaskState::Failed | TaskState::Interrupted) {
+    if !matches!(task.state(), TaskState::Failed | TaskState::Interrupted) {
         return None;
     }
-    let ending = &task.ending;
+    let ending = task.ending();
     let code = ending.error.as_ref().map(|error| error.code.clone());
     let cause = || ending.interrupted.as_ref().map(|interrupted| wire_name(&interrupted.cause));
     Some(code.or_else(cause).unwrap_or_else(|| "_OTHER".into()))

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use greenroom_actors::storage::TaskView;
 use greenroom_core::{
-    Cause, Digest, Interrupted, Json, Origin, RunId, SideEffects, StopReason, Strategy, Task,
-    TaskError, TaskId, TaskKind, TaskState, Timestamp, Tokens, Work,
+    Cause, Digest, End, EndFrame, EndState, Ending, Interrupted, Json, Origin, SideEffects, Stage,
+    Start, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, Timestamp, Tokens, Work,
 };
 use serde_json::{Value, json};
 
@@ -20,7 +20,7 @@ fn id(last: u8) -> TaskId {
 
 /// A task that was accepted at 1,000,000 ms, started 250 ms later and ended at 1,001,500 ms. Every
 /// field that must not be exported contains [`SECRET`].
-fn task(kind: TaskKind, state: TaskState) -> Task {
+fn task(kind: TaskKind, state: EndState) -> Task {
     let prompt: Json = Json::parse(format!(r#"[{{"type":"text","text":"{SECRET}"}}]"#)).unwrap();
     let work = match kind {
         TaskKind::Turn => Work::Turn { prompt },
@@ -31,15 +31,25 @@ fn task(kind: TaskKind, state: TaskState) -> Task {
     };
     let mut task = Task::new(id(1), work, Origin::Api);
     task.metadata = Some(Json::parse(format!(r#"{{"who":"{SECRET}"}}"#)).unwrap());
-    task.state = state;
     task.attempt = 1;
     task.created_at = Timestamp(1_000_000);
-    task.started_at = Some(Timestamp(1_000_250));
-    task.ended_at = Some(Timestamp(1_001_500));
-    let run: RunId = "run_01a1fa75-0000-7000-8000-0000000000ff".parse().unwrap();
-    task.run = Some(run);
-    task.ending.text = SECRET.into();
+    let (at, run) = (Timestamp(1_000_250), "run_01a1fa75-0000-7000-8000-0000000000ff");
+    let start = Start { at, run: run.parse().unwrap(), segment: 1, seq: 1 };
+    task.stage = Stage::Ended(Box::new(End {
+        state,
+        claimed_at: Some(at),
+        start: Some(start),
+        frame: Some(EndFrame { at: Timestamp(1_001_500), seq: 9 }),
+        ending: Ending { text: SECRET.into(), ..Ending::default() },
+    }));
     task
+}
+
+fn end(task: &mut Task) -> &mut End {
+    match &mut task.stage {
+        Stage::Ended(end) => end,
+        open => panic!("it has not ended: {open:?}"),
+    }
 }
 
 fn digest_with_usage() -> Digest {
@@ -111,8 +121,8 @@ fn expected(changes: Value) -> Value {
 
 #[test]
 fn the_span_of_a_completed_turn() {
-    let mut turn = task(TaskKind::Turn, TaskState::Completed);
-    turn.ending.stop_reason = Some(StopReason::EndTurn);
+    let mut turn = task(TaskKind::Turn, EndState::Completed);
+    end(&mut turn).ending.stop_reason = Some(StopReason::EndTurn);
     let reasons = json!({ "arrayValue": { "values": [{ "stringValue": "end_turn" }] } });
     let all = json!({
         "gen_ai.response.model": { "stringValue": "model-1" },
@@ -135,10 +145,11 @@ fn the_span_of_a_completed_turn() {
 
 #[test]
 fn the_span_of_a_failed_turn() {
-    let mut turn = task(TaskKind::Turn, TaskState::Failed);
+    let mut turn = task(TaskKind::Turn, EndState::Failed);
     turn.attempt = 6;
-    turn.ending.stop_reason = Some(StopReason::Error);
-    turn.ending.error = Some(TaskError { code: "agent_error".into(), message: SECRET.into() });
+    end(&mut turn).ending.stop_reason = Some(StopReason::Error);
+    end(&mut turn).ending.error =
+        Some(TaskError { code: "agent_error".into(), message: SECRET.into() });
     let reasons = json!({ "arrayValue": { "values": [{ "stringValue": "_error" }] } });
     let failed = expected(json!({
         "gen_ai.response.finish_reasons": reasons,
@@ -152,14 +163,14 @@ fn the_span_of_a_failed_turn() {
 
 #[test]
 fn the_span_of_an_interrupted_turn() {
-    let mut turn = task(TaskKind::Turn, TaskState::Interrupted);
-    turn.ending.stop_reason = Some(StopReason::ServerRestart);
+    let mut turn = task(TaskKind::Turn, EndState::Interrupted);
+    end(&mut turn).ending.stop_reason = Some(StopReason::ServerRestart);
     let cause = Cause::ServerRestart;
     let open_tools = vec![SECRET.into()];
     let side_effects = SideEffects::Unknown;
-    turn.ending.interrupted = Some(Interrupted { cause, side_effects, open_tools });
+    end(&mut turn).ending.interrupted = Some(Interrupted { cause, side_effects, open_tools });
     // The clock was set back before it ended.
-    turn.ended_at = Some(Timestamp(900_000));
+    end(&mut turn).frame = Some(EndFrame { at: Timestamp(900_000), seq: 9 });
     let reasons = json!({ "arrayValue": { "values": [{ "stringValue": "_server_restart" }] } });
     let mut interrupted = expected(json!({
         "name": "invoke_agent",
@@ -172,7 +183,7 @@ fn the_span_of_an_interrupted_turn() {
     }));
     assert_eq!(shown(turn.clone(), id(1), None, &Digest::default()), interrupted);
     let code = "server_restarted";
-    turn.ending.error = Some(TaskError { code: code.into(), message: SECRET.into() });
+    end(&mut turn).ending.error = Some(TaskError { code: code.into(), message: SECRET.into() });
     interrupted["attributes"]["error.type"]["stringValue"] = code.into();
     interrupted["status"]["message"] = code.into();
     assert_eq!(shown(turn, id(1), None, &Digest::default()), interrupted);
@@ -181,7 +192,7 @@ fn the_span_of_an_interrupted_turn() {
 /// The same trace as the task that it retries, with another span id.
 #[test]
 fn the_span_of_a_retried_turn() {
-    let mut turn = task(TaskKind::Turn, TaskState::Cancelled);
+    let mut turn = task(TaskKind::Turn, EndState::Cancelled);
     turn.id = id(3);
     turn.origin = Origin::Retry;
     turn.retry_of = Some(id(2));
@@ -197,7 +208,7 @@ fn the_span_of_a_retried_turn() {
 
 #[test]
 fn the_span_of_a_compaction() {
-    let compaction = task(TaskKind::Compaction, TaskState::Skipped);
+    let compaction = task(TaskKind::Compaction, EndState::Skipped);
     let skipped = expected(json!({
         "name": "compact demo",
         "gen_ai.operation.name": { "stringValue": "compact" },
@@ -213,9 +224,10 @@ fn a_task_that_was_not_started_or_has_not_ended_has_no_span() {
         let group = "work".parse().unwrap();
         TaskView { task, group, position: None, blocked_by: None }
     };
-    let started = task(TaskKind::Turn, TaskState::Running);
-    let running = Task { ended_at: None, ..started.clone() };
-    let never = Task { started_at: None, ..started };
+    let mut never = task(TaskKind::Turn, EndState::Cancelled);
+    let start = end(&mut never).start.take().unwrap();
+    let stage = Stage::Running { claimed_at: start.at, start };
+    let running = Task { stage, ..never.clone() };
     for task in [running, never] {
         assert!(span::span(&view(task), id(1), None, &Digest::default()).is_none());
     }
@@ -224,12 +236,12 @@ fn a_task_that_was_not_started_or_has_not_ended_has_no_span() {
 /// I11: the largest batch is below 1 MiB.
 #[test]
 fn a_batch_is_bounded() {
-    let mut turn = task(TaskKind::Turn, TaskState::Failed);
+    let mut turn = task(TaskKind::Turn, EndState::Failed);
     turn.attempt = u32::MAX;
     turn.retry_of = Some(id(2));
-    turn.ending.stop_reason = Some(StopReason::ServerRestart);
+    end(&mut turn).ending.stop_reason = Some(StopReason::ServerRestart);
     let code = "agent_output_rejected".into();
-    turn.ending.error = Some(TaskError { code, message: SECRET.into() });
+    end(&mut turn).ending.error = Some(TaskError { code, message: SECRET.into() });
     let mut digest = Digest { frame_count: u64::MAX, ..Digest::default() };
     digest.tokens = Tokens { input: u64::MAX, output: u64::MAX, cached: u64::MAX };
     // The longest name that a digest keeps, in JSON's longest encoding.

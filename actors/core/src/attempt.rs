@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    Cause, Ending, ExitReason, Fact, Interrupted, OutputSummary, PromptReply, RunId, SideEffects,
-    StopReason, TaskError, TaskState, TokensSpent, Usage,
+    Cause, EndState, Ending, ExitReason, Fact, Interrupted, OutputSummary, PromptReply, RunId,
+    SideEffects, StopReason, TaskError, TokensSpent, Usage,
 };
 
 /// The most message text that a task keeps, in bytes; its frames keep all of it.
@@ -51,7 +51,7 @@ pub enum CancelReason {
 /// How an attempt ends.
 pub(crate) struct Settlement {
     pub stop_reason: StopReason,
-    pub state: TaskState,
+    pub state: EndState,
     pub ending: Ending,
     /// What it spent, as the agent reports.
     pub tokens: Option<Box<TokensSpent>>,
@@ -169,15 +169,15 @@ impl Attempt {
             (PromptReply::Stopped { stop_reason: StopReason::Cancelled, .. }, reason) => {
                 self.end_early(reason, StopReason::Cancelled, true, &mut ending)
             }
-            (PromptReply::Stopped { stop_reason, .. }, _) => (stop_reason, TaskState::Completed),
-            (PromptReply::Queued { .. }, _) => (StopReason::EndTurn, TaskState::Completed),
+            (PromptReply::Stopped { stop_reason, .. }, _) => (stop_reason, EndState::Completed),
+            (PromptReply::Queued { .. }, _) => (StopReason::EndTurn, EndState::Completed),
             (PromptReply::Failed { .. }, Some(reason)) => {
                 self.end_early(Some(reason), StopReason::Error, true, &mut ending)
             }
             (PromptReply::Failed { code, message }, None) => {
                 let message = format!("the agent answered the prompt with error {code}: {message}");
                 ending.error = Some(TaskError { code: "agent_error".into(), message });
-                (StopReason::Error, TaskState::Failed)
+                (StopReason::Error, EndState::Failed)
             }
         };
         ending.stop_reason = Some(stop_reason);
@@ -213,7 +213,7 @@ impl Attempt {
                 };
                 ending.error = Some(TaskError { code: code.into(), message });
                 ending.interrupted = Some(self.interrupted(cause, is_seen));
-                (reason.into(), TaskState::Interrupted)
+                (reason.into(), EndState::Interrupted)
             }
         };
         ending.stop_reason = Some(stop_reason);
@@ -227,9 +227,9 @@ impl Attempt {
         seen: StopReason,
         is_seen: bool,
         ending: &mut Ending,
-    ) -> (StopReason, TaskState) {
+    ) -> (StopReason, EndState) {
         let (stop_reason, cause, code, message) = match reason {
-            None | Some(CancelReason::Caller) => return (seen, TaskState::Cancelled),
+            None | Some(CancelReason::Caller) => return (seen, EndState::Cancelled),
             Some(CancelReason::Deadline) => {
                 let message = "the turn reached its deadline";
                 (StopReason::Deadline, Cause::Deadline, "deadline", message)
@@ -241,7 +241,7 @@ impl Attempt {
         };
         ending.error = Some(TaskError { code: code.into(), message: message.into() });
         ending.interrupted = Some(self.interrupted(cause, is_seen));
-        (stop_reason, TaskState::Interrupted)
+        (stop_reason, EndState::Interrupted)
     }
 
     /// Returns what is known of the interrupted attempt.
@@ -269,10 +269,10 @@ impl Attempt {
 
 /// Returns how a task ends whose retries are used up: no attempt had output, so it is not
 /// interrupted.
-pub(crate) fn fail_exhausted(mut ending: Ending, attempt: u32) -> (TaskState, Ending) {
+pub(crate) fn fail_exhausted(mut ending: Ending, attempt: u32) -> (EndState, Ending) {
     ending.interrupted = None;
     ending.error = ending.error.map(|error| with_attempts(error, attempt));
-    (TaskState::Failed, ending)
+    (EndState::Failed, ending)
 }
 
 /// Adds the number of attempts to the error of a task whose retries are used up.
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_success_wins_over_a_late_cancel() {
-        use {StopReason as S, TaskState as T};
+        use {EndState as T, StopReason as S};
         let stopped = |stop_reason| PromptReply::Stopped { stop_reason, tokens: None };
         let failed = PromptReply::Failed { code: -32603, message: "x".into() };
         #[rustfmt::skip]
@@ -356,7 +356,7 @@ mod tests {
         ];
         for (name, reason, summary, side_effects) in cases {
             let settled = attempt(None, summary).settle_by_exit(reason, "");
-            assert_eq!(settled.state, TaskState::Interrupted, "{name}");
+            assert_eq!(settled.state, EndState::Interrupted, "{name}");
             assert_eq!(settled.ending.interrupted.unwrap().side_effects, side_effects, "{name}");
         }
     }

@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cause, Compaction, Continuity, Deadline, Ending, Exit, Interrupted, Json, Lines, Origin,
-    OutputSummary, Permission, PermissionId, PermissionState, Provenance, RunId, SessionId,
-    Settings, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState, TokensSpent,
+    Cause, Compaction, Continuity, Deadline, EndFrame, EndState, Ending, Exit, Interrupted, Json,
+    Lines, Origin, OutputSummary, Permission, PermissionId, PermissionState, Provenance, RunId,
+    SessionId, Settings, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TokensSpent,
 };
 
 /// A batch of the agent's messages as a fact.
@@ -212,7 +212,7 @@ pub enum Fact {
         #[serde(default)]
         attempt: u32,
         /// The terminal state.
-        state: TaskState,
+        state: EndState,
         /// Why the prompt stopped, if one was sent.
         stop_reason: Option<StopReason>,
         /// The error, if it has one.
@@ -414,20 +414,26 @@ fn empty_record() -> Box<Task> {
 }
 
 impl Fact {
-    /// Creates the fact that a task ended, by its record in its final form. `kind` is the record's,
-    /// but for a compaction whose stored frame lacks it.
-    pub fn task_ended(kind: TaskKind, record: Task) -> Self {
-        let Ending { stop_reason, error, interrupted, has_empty_answer, .. } = &record.ending;
+    /// Creates the fact that the open task ended so, at its last attempt. `kind` is the task's, but
+    /// for a compaction whose stored frame lacks it.
+    pub fn task_ended(
+        kind: TaskKind,
+        open: Task,
+        attempt: u32,
+        state: EndState,
+        frame: EndFrame,
+        ending: Ending,
+    ) -> Self {
         Self::TaskEnded {
-            task: record.id,
+            task: open.id,
             kind,
-            attempt: record.attempt,
-            state: record.state,
-            stop_reason: *stop_reason,
-            error: error.clone(),
-            interrupted: interrupted.clone(),
-            has_empty_answer: *has_empty_answer,
-            record: Box::new(record),
+            attempt,
+            state,
+            stop_reason: ending.stop_reason,
+            error: ending.error.clone(),
+            interrupted: ending.interrupted.clone(),
+            has_empty_answer: ending.has_empty_answer,
+            record: Box::new(open.ended(attempt, state, frame, ending)),
         }
     }
 

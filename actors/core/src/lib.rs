@@ -37,6 +37,8 @@ mod session_cursor;
 mod settings;
 // What detectors report of a compaction.
 mod signal;
+// Where a task is: waiting, claimed, running, ended.
+mod stage;
 // What one event leads to: facts at their places, then effects.
 mod step;
 // What a caller submits.
@@ -74,11 +76,12 @@ pub use settings::{OnInterrupt, Settings, SettingsPatch};
 pub use signal::{
     CompactionSignal, Details, Lineage, Provenance, SUMMARY_BYTES_MAX, SignalKind, Source,
 };
+pub use stage::{End, EndFrame, EndState, Retry, Stage, Start, TaskState};
 pub use step::{Place, Recorded, Step};
 pub use submission::Submission;
 pub use task::{
     Blocked, Cause, CompactionOrder, Ending, Interrupted, Origin, Queued, SideEffects, StopReason,
-    Strategy, Task, TaskError, TaskKind, TaskState, Work, findings,
+    Strategy, Task, TaskError, TaskKind, Work, findings,
 };
 pub use time::{BootId, Deadline, Now, Timestamp, Uptime};
 pub use trust::Trust;

@@ -46,7 +46,7 @@ impl Submission {
     ///
     /// [`Rejected::NotRetryable`] if the task is in any other state.
     pub fn retry(task: Task) -> Result<Self, Rejected> {
-        match task.state {
+        match task.state() {
             TaskState::Failed | TaskState::Interrupted | TaskState::Cancelled => {}
             TaskState::Queued
             | TaskState::Running
@@ -98,7 +98,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::Strategy;
+    use crate::{EndFrame, EndState, Ending, Retry, RunId, Stage, Start, Strategy, Timestamp};
 
     const ID: TaskId = TaskId(Uuid::from_u128(1));
     const NEXT: TaskId = TaskId(Uuid::from_u128(2));
@@ -111,27 +111,37 @@ mod tests {
         Ok(CompactionOrder { strategy: Strategy::Command, text: text.into() })
     }
 
+    fn ended(task: Task, state: EndState) -> Task {
+        task.ended(1, state, EndFrame { at: Timestamp::default(), seq: 1 }, Ending::default())
+    }
+
     /// API-2: only a task that ended without success is retried.
     #[test]
     fn only_a_task_that_ended_without_success_is_retried() {
-        use TaskState::{
-            Cancelled, Completed, Failed, Interrupted, Queued, Retrying, Running, Skipped,
-        };
-        let states =
-            [Queued, Running, Retrying, Completed, Failed, Cancelled, Interrupted, Skipped];
-        let is_retried = |state: &TaskState| {
-            let work = Work::Turn { prompt: json("[]") };
-            let task = Task { state: *state, ..Task::new(ID, work, Origin::Api) };
-            match Submission::retry(task) {
-                Ok(_) => true,
-                Err(rejected) => {
-                    assert_eq!(rejected, Rejected::NotRetryable, "{state:?}");
-                    false
-                }
+        use EndState::{Cancelled, Completed, Failed, Interrupted, Skipped};
+        let task = || Task::new(ID, Work::Turn { prompt: json("[]") }, Origin::Api);
+        let (at, retry) = (Timestamp::default(), Retry { start: None });
+        let start = Start { at, run: RunId(Uuid::nil()), segment: 1, seq: 1 };
+        let open = [
+            Stage::Queued,
+            Stage::Claimed { at, retry: None },
+            Stage::Running { claimed_at: at, start },
+            Stage::Retrying { retry, due: None },
+        ];
+        let open = open.map(|stage| Task { stage, ..task() });
+        let over = [Completed, Failed, Cancelled, Interrupted, Skipped];
+        let over = over.map(|state| ended(task(), state));
+        let is_retried = |task: &Task| match Submission::retry(task.clone()) {
+            Ok(_) => true,
+            Err(rejected) => {
+                assert_eq!(rejected, Rejected::NotRetryable, "{:?}", task.stage);
+                false
             }
         };
-        let retried: Vec<TaskState> = states.into_iter().filter(is_retried).collect();
-        assert_eq!(retried, [Failed, Cancelled, Interrupted]);
+        let retried = open.iter().chain(&over).filter(|task| is_retried(task));
+        let retried: Vec<TaskState> = retried.map(Task::state).collect();
+        let expected = [Failed, Cancelled, Interrupted].map(TaskState::from);
+        assert_eq!(retried, expected);
     }
 
     /// API-2: a retry keeps what the caller gave, and not how long the first task might wait. A
@@ -149,8 +159,8 @@ mod tests {
         let first = turn.into_task(ID, now, no_order).expect("a turn");
         assert_eq!((first.origin, first.retry_of), (Origin::Api, None));
         assert_eq!(first.expires, Some(Deadline::after(now, 6)));
-        let ended = Task { state: TaskState::Failed, ..first.clone() };
-        let again = Submission::retry(ended).expect("failed").into_task(NEXT, now, no_order);
+        let failed = ended(first.clone(), EndState::Failed);
+        let again = Submission::retry(failed).expect("failed").into_task(NEXT, now, no_order);
         let expected =
             Task { id: NEXT, origin: Origin::Retry, retry_of: Some(ID), expires: None, ..first };
         assert_eq!(again, Ok(expected));
@@ -158,8 +168,8 @@ mod tests {
         let compaction = Submission::compaction(Some("names".into()));
         assert_eq!(compaction.clone().into_task(ID, now, || Err("none")), Err("none"));
         let first = compaction.into_task(ID, now, || order("/old")).expect("a compaction");
-        let ended = Task { state: TaskState::Cancelled, ..first };
-        let again = Submission::retry(ended).expect("cancelled");
+        let cancelled = ended(first, EndState::Cancelled);
+        let again = Submission::retry(cancelled).expect("cancelled");
         let again = again.into_task(NEXT, now, || order("/new")).expect("a compaction");
         assert_eq!(again.work, order("/new").expect("an order").work(Some("names".into())));
     }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Deadline, Json, Now, RunId, TaskId, Timestamp, Usage};
+use crate::{
+    Deadline, End, EndFrame, EndState, Json, Now, Stage, Start, TaskId, TaskState, Timestamp, Usage,
+};
 
 /// A unit of work in a group's queue. Its record stays. A prompt that an agent may have acted on is
 /// never sent again automatically.
@@ -26,33 +28,15 @@ pub struct Task {
     pub expires: Option<Deadline>,
     /// The ended task that a caller retries with this one.
     pub retry_of: Option<TaskId>,
-    /// Its state.
-    pub state: TaskState,
     /// The number of its last attempt, from 1; 0 before the first. An attempt whose agent did not
     /// start counts.
     pub attempt: u32,
-    /// When its next attempt is due.
-    pub retry_at: Option<Deadline>,
     /// Whether a caller asked to cancel it. A request is not an outcome (I9).
     pub cancel_requested: bool,
     /// When it was accepted.
     pub created_at: Timestamp,
-    /// When it got its slot, if it has one or had one.
-    pub claimed_at: Option<Timestamp>,
-    /// When its prompt was committed (START).
-    pub started_at: Option<Timestamp>,
-    /// When it reached its terminal state.
-    pub ended_at: Option<Timestamp>,
-    /// The run that got its prompt.
-    pub run: Option<RunId>,
-    /// The segment that it started in.
-    pub segment: Option<u32>,
-    /// Its first frame.
-    pub seq_first: Option<u64>,
-    /// Its last frame.
-    pub seq_last: Option<u64>,
-    /// How it ended.
-    pub ending: Ending,
+    /// Where it is.
+    pub stage: Stage,
 }
 
 impl Task {
@@ -67,33 +51,24 @@ impl Task {
             deadline_ms: None,
             expires: None,
             retry_of: None,
-            state: TaskState::Queued,
             attempt: 0,
-            retry_at: None,
             cancel_requested: false,
             created_at: Timestamp::default(),
-            claimed_at: None,
-            started_at: None,
-            ended_at: None,
-            run: None,
-            segment: None,
-            seq_first: None,
-            seq_last: None,
-            ending: Ending::default(),
+            stage: Stage::Queued,
         }
     }
 
     /// Returns the milliseconds until it expires, if it can still expire.
     pub(crate) fn start_within(&self, now: Now) -> Option<u64> {
-        let expires = self.expires.filter(|_| self.started_at.is_none());
+        let expires = self.expires.filter(|_| self.start().is_none());
         expires.map(|expires| expires.left_ms(now))
     }
 
     /// Returns what decides its place in the queue.
     pub(crate) fn queued(&self) -> Queued {
         Queued {
-            is_claimed: self.claimed_at.is_some(),
-            is_retrying: self.state == TaskState::Retrying,
+            is_claimed: self.has_slot(),
+            is_retrying: self.state() == TaskState::Retrying,
             kind: self.kind(),
             ordinal: self.ordinal,
         }
@@ -102,10 +77,79 @@ impl Task {
     /// Returns the first frame in which one of its attempts may have reported a compaction; `None`
     /// before the first attempt. Where the earlier ones of several began is not known.
     pub fn attempts_since(&self) -> Option<u64> {
-        (self.attempt > 0).then(|| match self.state {
-            TaskState::Running if self.attempt == 1 => self.seq_first.unwrap_or_default(),
-            _ => 0,
-        })
+        match self.stage {
+            _ if self.attempt == 0 => None,
+            Stage::Running { start, .. } if self.attempt == 1 => Some(start.seq),
+            _ => Some(0),
+        }
+    }
+
+    /// Returns the task at its end. It ends with the slot that it has.
+    pub(crate) fn ended(
+        self,
+        attempt: u32,
+        state: EndState,
+        frame: EndFrame,
+        ending: Ending,
+    ) -> Self {
+        let (claimed_at, start) = (self.stage.claimed_at(), self.stage.start());
+        let end = End { state, claimed_at, start, frame: Some(frame), ending };
+        Self { attempt, stage: Stage::Ended(Box::new(end)), ..self }
+    }
+
+    /// Returns its state.
+    pub fn state(&self) -> TaskState {
+        self.stage.state()
+    }
+
+    /// Whether it has its group's slot.
+    pub fn has_slot(&self) -> bool {
+        matches!(self.stage, Stage::Claimed { .. } | Stage::Running { .. })
+    }
+
+    /// Returns the START of its last attempt whose prompt was committed.
+    pub fn start(&self) -> Option<Start> {
+        self.stage.start()
+    }
+
+    /// Returns when its next attempt is due, while its backoff lasts.
+    pub fn retry_at(&self) -> Option<Deadline> {
+        match self.stage {
+            Stage::Retrying { due, .. } => due,
+            Stage::Queued | Stage::Claimed { .. } | Stage::Running { .. } | Stage::Ended(_) => None,
+        }
+    }
+
+    /// Returns its last frame, if it has ended.
+    pub fn last_frame(&self) -> Option<EndFrame> {
+        match &self.stage {
+            Stage::Ended(end) => end.frame,
+            Stage::Queued
+            | Stage::Claimed { .. }
+            | Stage::Running { .. }
+            | Stage::Retrying { .. } => None,
+        }
+    }
+
+    /// Returns how it ended; empty if it has not.
+    pub fn ending(&self) -> &Ending {
+        match &self.stage {
+            Stage::Ended(end) => &end.ending,
+            Stage::Queued
+            | Stage::Claimed { .. }
+            | Stage::Running { .. }
+            | Stage::Retrying { .. } => &NO_ENDING,
+        }
+    }
+
+    /// Sets what is in no fact of the log: the end of the backoff, and the tokens that the agent
+    /// reported. A stage that does not have them ignores them.
+    pub fn set_unlogged(&mut self, backoff: Option<Deadline>, tokens: Option<Json>) {
+        match &mut self.stage {
+            Stage::Retrying { due, .. } => *due = backoff,
+            Stage::Ended(end) => end.ending.tokens = tokens,
+            Stage::Queued | Stage::Claimed { .. } | Stage::Running { .. } => {}
+        }
     }
 
     /// Returns its kind.
@@ -223,35 +267,6 @@ pub enum Origin {
     Retry,
 }
 
-/// The state of a task. The last five are terminal, and a terminal state never changes (I9).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskState {
-    /// It waits for its slot, or is claimed and waits for its agent.
-    Queued,
-    /// Its prompt is committed, and the attempt is not settled.
-    Running,
-    /// Its last attempt failed; it waits for its retry.
-    Retrying,
-    /// The agent answered the prompt.
-    Completed,
-    /// The agent answered with an error or did not start, or the task expired.
-    Failed,
-    /// A caller cancelled it.
-    Cancelled,
-    /// It ended after the agent may have acted; it is never retried automatically (I7).
-    Interrupted,
-    /// Its compaction had nothing to do, no lock or no strategy.
-    Skipped,
-}
-
-impl TaskState {
-    /// Whether the state is final.
-    pub fn is_terminal(self) -> bool {
-        !matches!(self, Self::Queued | Self::Running | Self::Retrying)
-    }
-}
-
 /// What decides the place of a task that has not started in its group's queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queued {
@@ -336,6 +351,18 @@ pub struct Ending {
     /// one finding of a task.
     pub has_empty_answer: bool,
 }
+
+/// The ending of a task that has not ended.
+static NO_ENDING: Ending = Ending {
+    stop_reason: None,
+    error: None,
+    interrupted: None,
+    text: String::new(),
+    text_truncated: false,
+    usage: None,
+    tokens: None,
+    has_empty_answer: false,
+};
 
 /// The findings of a task, as frames, rows and the API write them: a list of names.
 pub mod findings {

@@ -64,7 +64,7 @@ fn an_agent_that_closed_stdout_gets_no_prompt() {
     let launched = |effect: &Effect| matches!(effect, Effect::Launch { run, .. } if *run == second);
     assert!(step.effects.iter().any(launched), "{step:?}");
     assert_eq!(
-        group.current().unwrap().state,
+        group.current().unwrap().state(),
         TaskState::Queued,
         "the task is claimed and has not failed"
     );

@@ -173,12 +173,12 @@ fn check_cancel(outcome: &Outcome, was_sent: bool) {
     let task = &outcome.tasks[0];
     if was_sent {
         assert_eq!(
-            (task.state, task.cancel_requested),
+            (task.state(), task.cancel_requested),
             (T::Completed, true),
             "the task was asked to end"
         );
     } else {
-        assert_eq!((task.state, task.cancel_requested), (T::Cancelled, false));
+        assert_eq!((task.state(), task.cancel_requested), (T::Cancelled, false));
         assert_eq!(outcome.count("session/prompt"), 0, "nothing was sent");
     }
 }
@@ -206,7 +206,7 @@ fn cancel_races_response() {
             let state = if asked { cancel_first } else { response_first };
             let task = &outcome.tasks[0];
             assert_eq!(
-                (task.state, task.cancel_requested),
+                (task.state(), task.cancel_requested),
                 (state, asked),
                 "409 if the task is over"
             );
@@ -264,7 +264,7 @@ fn late_lines_of_the_old_run_race_the_new_run() {
     let orders = old_lines_new_run().in_every_order(Drain::Answers, |outcome| {
         assert_eq!(outcome.end(1), (T::Interrupted, Some("agent_exited"), 1));
         assert_eq!(outcome.end(2), (T::Completed, None, 1));
-        assert_eq!(outcome.tasks[1].ending.text, "", "the late text belongs to the old run");
+        assert_eq!(outcome.tasks[1].ending().text, "", "the late text belongs to the old run");
         assert_eq!((outcome.count("permission_opened"), outcome.count("run_exited")), (0, 0));
     });
     assert_eq!(orders, 210);
@@ -300,10 +300,10 @@ fn compaction_request_races_compaction_request() {
             outcome.tasks.iter().filter(|task| task.kind() == TaskKind::Compaction).collect();
         assert_eq!(compactions.len(), 1, "DQ-3: the second request is rejected");
         let (compaction, turn) = (
-            compactions[0].started_at,
+            compactions[0].start().map(|start| start.at),
             outcome.tasks.iter().find(|task| task.kind() == TaskKind::Turn && task.ordinal > 1),
         );
-        let turn = turn.map(|task| task.started_at);
+        let turn = turn.map(|task| task.start().map(|start| start.at));
         assert!(turn > Some(compaction), "DQ-4: {turn:?} is after {compaction:?}");
     });
 }
@@ -376,7 +376,7 @@ fn exit_races_retry_cancel_and_resume() {
             assert_eq!(outcome.end(1), (T::Completed, None, 2));
             assert!(task.cancel_requested, "the second attempt was asked to end");
         } else {
-            assert_eq!((task.state, task.cancel_requested), (T::Cancelled, !died_first));
+            assert_eq!((task.state(), task.cancel_requested), (T::Cancelled, !died_first));
             assert_eq!(outcome.count("task_started"), 0, "I7: no attempt follows a cancel");
         }
         let retries = usize::from(died_first);
@@ -448,15 +448,15 @@ fn a_server_crash_races_each_of_these() {
     for (name, race) in rows() {
         race.and("crash", &[Action::Crash]).in_every_order(Drain::Answers, |outcome| {
             for task in &outcome.tasks {
-                let restarted = task.ending.stop_reason == Some(StopReason::ServerRestart);
+                let restarted = task.ending().stop_reason == Some(StopReason::ServerRestart);
                 let retried = outcome.facts.iter().any(|fact| {
                     matches!(fact, Fact::TaskRetrying { task: other, error, .. }
                         if *other == task.id && error.code == "server_restarted")
                 });
                 assert!(!retried, "{name}: I7");
-                let published = task.kind() == TaskKind::Compaction && task.state == T::Completed;
-                let is_over = published || matches!(task.state, T::Interrupted | T::Cancelled);
-                assert!(!restarted || is_over, "{name}: {:?}", task.state);
+                let published = task.kind() == TaskKind::Compaction && task.state() == T::Completed;
+                let is_over = published || matches!(task.state(), T::Interrupted | T::Cancelled);
+                assert!(!restarted || is_over, "{name}: {:?}", task.state());
             }
         });
     }

@@ -147,8 +147,8 @@ fn the_reason_of_a_failed_compaction_is_no_answer() {
         driver.signal(SignalKind::Failed, error);
         texts.iter().for_each(|text| driver.text(text));
         let task = driver.answer();
-        assert_eq!(task.state, TaskState::Completed, "{name}");
-        assert_eq!(task.ending.has_empty_answer, is_empty, "{name}");
+        assert_eq!(task.state(), TaskState::Completed, "{name}");
+        assert_eq!(task.ending().has_empty_answer, is_empty, "{name}");
     }
 }
 
@@ -172,7 +172,7 @@ fn zero_usage_after_a_compaction_means_it_failed() {
         let task = driver.answer();
         let statuses: Vec<_> =
             driver.group.compactions().map(|compaction| compaction.status).collect();
-        assert_eq!((statuses, task.state), (vec![status], state), "{name}");
+        assert_eq!((statuses, task.state()), (vec![status], state), "{name}");
         assert_eq!(driver.group.state().compacting.count, count, "{name}");
     }
 }

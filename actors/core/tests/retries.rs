@@ -61,7 +61,7 @@ fn failure_kind_and_policy_decide_a_retry() {
             driver.settings.retry = policy;
             let task = driver.turn();
             failure.apply(&mut driver);
-            let state = driver.group.task(task).map(|task| (task.state, task.attempt));
+            let state = driver.group.task(task).map(|task| (task.state(), task.attempt));
             assert_eq!(state, retried.then_some((T::Retrying, 1)), "{failure:?} {policy:?}");
             let over = driver.ended(task).map(|(state, _)| state.is_terminal());
             assert_eq!(over, (!retried).then_some(true), "{failure:?} {policy:?}");
@@ -103,7 +103,7 @@ fn output_or_a_cancel_forbids_a_retry() {
                     driver.apply(Event::AgentExited { run: driver.run(), exit });
                 }
             }
-            let found = driver.group.task(task).map(|task| task.state);
+            let found = driver.group.task(task).map(|task| task.state());
             let found = found.or_else(|| driver.ended(task).map(|(state, _)| state));
             assert_eq!(found, Some(state), "{name}, {failure:?}");
         }
@@ -143,7 +143,7 @@ fn a_task_is_retried_five_times() {
         assert_eq!(driver.ended(task).map(|(state, _)| state), Some(T::Failed), "{failure:?}");
         let last = driver.facts.iter().find_map(|fact| match fact {
             Fact::TaskEnded { record, .. } => {
-                Some((record.attempt, record.ending.interrupted.clone()))
+                Some((record.attempt, record.ending().interrupted.clone()))
             }
             _ => None,
         });

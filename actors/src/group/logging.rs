@@ -28,14 +28,14 @@ pub fn log_status(from: Status, summary: &GroupSummary, current: Option<&Task>) 
 pub fn log_fact(group: &GroupId, fact: &Fact, at: Timestamp) {
     match fact {
         Fact::TaskEnded { task, record, .. } => {
-            let since = record.started_at.unwrap_or(record.created_at);
-            let stop_reason = record.ending.stop_reason.map(|reason| wire_name(&reason));
+            let since = record.start().map_or(record.created_at, |start| start.at);
+            let stop_reason = record.ending().stop_reason.map(|reason| wire_name(&reason));
             log::info!(
                 target: "greenroom::task",
                 group:%, task:%, kind:% = wire_name(&record.kind()),
-                state:% = wire_name(&record.state),
+                state:% = wire_name(&record.state()),
                 stop_reason:% = stop_reason.as_deref().unwrap_or("none"),
-                error = record.ending.error.as_ref().map_or("none", |error| &error.message),
+                error = record.ending().error.as_ref().map_or("none", |error| &error.message),
                 waited_ms = since.0 - record.created_at.0, took_ms = at.0 - since.0;
                 "task ended"
             );

@@ -7,7 +7,7 @@ use actix::{
     WrapFuture as _, fut::ready,
 };
 use greenroom_core::{
-    Attempt, Digests, Event, Fact, Recovery, Run, SessionCursor, Task, TaskState,
+    Attempt, Digests, Event, Fact, Recovery, Run, SessionCursor, Stage, Start, TaskId,
 };
 
 use super::{Group, GroupError, RebuildDigests, Shared, log_cursor::LogCursor};
@@ -105,9 +105,12 @@ async fn load(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Recovered>, Loa
             log::warn!(target: "greenroom::run", run:% = id, pids:?; "leftover processes killed");
         }
     }
-    let running = stored.tasks.iter().find(|task| task.state == TaskState::Running);
-    let attempt = match running.cloned() {
-        Some(task) => replay_attempt(db, no, &task).await?,
+    let running = stored.tasks.iter().find_map(|task| match task.stage {
+        Stage::Running { start, .. } => Some((task.id, start)),
+        Stage::Queued | Stage::Claimed { .. } | Stage::Retrying { .. } | Stage::Ended(_) => None,
+    });
+    let attempt = match running {
+        Some((task, start)) => Some(replay_attempt(db, no, task, start).await?),
         None => None,
     };
     Ok(Some(Recovered { stored, attempt }))
@@ -149,20 +152,24 @@ async fn rebuild(db: &Db, no: GroupNo, epoch: u64, last_seq: u64) -> Result<Dige
 }
 
 /// Replays the running attempt from its durable frames, which are all that readers saw of it.
-async fn replay_attempt(db: &Db, no: GroupNo, task: &Task) -> Result<Option<Attempt>, StoreError> {
-    let (Some(run), Some(first)) = (task.run, task.seq_first) else { return Ok(None) };
-    let (mut attempt, mut session_cursor) = (Attempt::new(run, 0), SessionCursor::default());
-    let mut after = first.saturating_sub(1);
+async fn replay_attempt(
+    db: &Db,
+    no: GroupNo,
+    task: TaskId,
+    start: Start,
+) -> Result<Attempt, StoreError> {
+    let (mut attempt, mut session_cursor) = (Attempt::new(start.run, 0), SessionCursor::default());
+    let mut after = start.seq.saturating_sub(1);
     loop {
         let filter = FrameFilter {
             after,
-            task: Some(task.id),
+            task: Some(task),
             frames_max: 10_000,
             bytes_max: 4 << 20,
             ..FrameFilter::default()
         };
         let blocks = db.read(move |store| store.blocks(no, &filter)).await?;
-        let Some(last) = blocks.last() else { return Ok(Some(attempt)) };
+        let Some(last) = blocks.last() else { return Ok(attempt) };
         let seen = after;
         after = last.last_seq();
         for frame in blocks.iter().flat_map(|block| block.frames()) {
@@ -179,7 +186,7 @@ async fn replay_attempt(db: &Db, no: GroupNo, task: &Task) -> Result<Option<Atte
             }
         }
         if after <= seen {
-            return Ok(Some(attempt));
+            return Ok(attempt);
         }
     }
 }

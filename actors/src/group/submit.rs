@@ -87,7 +87,8 @@ impl Group {
         Box::pin(stored.map(move |stored, group: &mut Self, _| {
             stored?;
             let view = view.ok_or(GroupError::Rebuilding)?;
-            let end = (wait && !view.task.state.is_terminal()).then(|| group.subscribe_to_end(id));
+            let end =
+                (wait && !view.task.state().is_terminal()).then(|| group.subscribe_to_end(id));
             Ok(Accepted { view, deduplicated: false, end })
         }))
     }

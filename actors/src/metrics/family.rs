@@ -6,7 +6,8 @@
 use std::{fmt, sync::Arc};
 
 use greenroom_core::{
-    Blocked, CompactionStatus, ExitReason, Origin, Source, Status, StopReason, TaskKind, TaskState,
+    Blocked, CompactionStatus, EndState, ExitReason, Origin, Source, Status, StopReason, TaskKind,
+    TaskState,
 };
 use prometheus_client::{
     encoding::{EncodeMetric, MetricEncoder},
@@ -47,6 +48,7 @@ macro_rules! label_values {
 
 label_values!(TaskKind, "kind", wire_name, [Turn, Compaction]);
 label_values!(Origin, "origin", wire_name, [Api, Auto, Acp, Retry]);
+label_values!(EndState, "state", wire_name, [Completed, Failed, Cancelled, Interrupted, Skipped]);
 label_values!(
     TaskState,
     "state",

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Fact, GroupId, Json, Origin, Permission, PermissionShown, Strategy, Task, TaskError, TaskId,
-    TaskKind, TaskState, Timestamp, Work,
+    Deadline, EndFrame, EndState, Ending, Fact, GroupId, Json, Origin, Permission, PermissionShown,
+    Strategy, Task, TaskError, TaskId, TaskKind, Timestamp, Work,
 };
 
 use crate::{
@@ -63,8 +63,8 @@ pub fn repair(
         }
     }
     each_block(store, no, checkpoint_seq, &mut |block| tasks.read_block(block))?;
-    let (accepted, lost, mut losses) = tasks.accepted();
-    let mut replay = LogReplay::new(checkpoint, accepted);
+    let AcceptedTasks { tasks, unlogged, lost, mut losses } = tasks.accepted();
+    let mut replay = LogReplay::new(checkpoint, tasks);
     each_block(store, no, checkpoint_seq, &mut |block| replay.read_block(block))?;
     let mut damage = once(store.left_out());
     damage.append(&mut replay.differences);
@@ -80,7 +80,8 @@ pub fn repair(
     }
     let rows = Salvage { tasks: BTreeMap::new(), ..salvage };
     let facts = end_lost(&mut replay, no, &id, &lost, &mut losses);
-    Ok(Repair::Rows(Box::new(rebuilt(replay, no, id, rows, checkpoint_seq, facts)), losses))
+    let rebuilt = rebuilt(replay, no, id, (rows, unlogged), checkpoint_seq, facts);
+    Ok(Repair::Rows(Box::new(rebuilt), losses))
 }
 
 fn damaged(what: String) -> Repair {
@@ -125,6 +126,20 @@ struct Tasks {
     strategies: BTreeMap<TaskId, Strategy>,
 }
 
+/// The tasks in the log.
+struct AcceptedTasks {
+    /// As they were accepted.
+    tasks: BTreeMap<TaskId, Task>,
+    unlogged: Unlogged,
+    /// Those without a prompt.
+    lost: Vec<TaskId>,
+    /// What could not be restored, a sentence each.
+    losses: Vec<String>,
+}
+
+/// When the next attempt of a task is due, and the tokens that its agent reported.
+type Unlogged = BTreeMap<TaskId, (Option<Deadline>, Option<Json>)>;
+
 struct Accepted {
     ordinal: u64,
     kind: TaskKind,
@@ -156,9 +171,10 @@ impl Tasks {
         }
     }
 
-    /// Returns the tasks as they were accepted, those without a prompt, and the losses in words.
-    fn accepted(mut self) -> (BTreeMap<TaskId, Task>, Vec<TaskId>, Vec<String>) {
-        let (mut tasks, mut lost, mut losses) = (BTreeMap::new(), Vec::new(), Vec::new());
+    /// Returns the tasks as they were accepted.
+    fn accepted(mut self) -> AcceptedTasks {
+        let (mut tasks, mut unlogged) = (BTreeMap::new(), BTreeMap::new());
+        let (mut lost, mut losses) = (Vec::new(), Vec::new());
         for (id, Accepted { ordinal, kind, at }) in self.accepted {
             let row = self.salvage.remove(&ordinal).unwrap_or_else(SalvagedTask::missing);
             let prompt = self.prompts.remove(&id).or(row.prompt);
@@ -183,20 +199,19 @@ impl Tasks {
                         .unwrap_or(Strategy::Command),
                 },
             };
-            let mut task = Task {
+            let task = Task {
                 ordinal,
                 metadata: row.metadata,
                 deadline_ms: row.deadline_ms,
                 expires: row.expires,
                 retry_of: row.retry_of,
-                retry_at: row.retry_at,
                 created_at: row.created_at.unwrap_or(at),
                 ..Task::new(id, work, Origin::Api)
             };
-            task.ending.tokens = row.tokens;
             tasks.insert(id, task);
+            unlogged.insert(id, (row.retry_at, row.tokens));
         }
-        (tasks, lost, losses)
+        AcceptedTasks { tasks, unlogged, lost, losses }
     }
 }
 
@@ -216,11 +231,11 @@ fn end_lost(
         let Some(task) = replay.group.task(*id).cloned() else { continue };
         let message = "the stored prompt could not be read, so the task was not run".to_owned();
         let error = Some(TaskError { code: "unreadable".into(), message });
-        let seq_last = Some(replay.group.next_seq());
-        let (kind, state) = (task.kind(), TaskState::Failed);
-        let mut record = Task { state, retry_at: None, ended_at: Some(at), seq_last, ..task };
-        record.ending.error = error;
-        facts.push(replay.group.record(Fact::task_ended(kind, record), at));
+        let frame = EndFrame { at, seq: replay.group.next_seq() };
+        let (kind, attempt) = (task.kind(), task.attempt);
+        let ending = Ending { error, ..Ending::default() };
+        let fact = Fact::task_ended(kind, task, attempt, EndState::Failed, frame, ending);
+        facts.push(replay.group.record(fact, at));
         losses.push(format!("{id}: its prompt cannot be read; the task is failed"));
     }
     if facts.is_empty() {
@@ -238,7 +253,7 @@ fn rebuilt(
     mut replay: LogReplay,
     no: GroupNo,
     id: GroupId,
-    rows: Salvage,
+    (rows, mut unlogged): (Salvage, Unlogged),
     checkpoint_seq: u64,
     facts: Option<GroupCommit>,
 ) -> Rebuilt {
@@ -252,9 +267,9 @@ fn rebuilt(
     let tasks = open.chain(ended).map(|mut task| {
         if let Some(row) = replay.accepted.get(&task.id) {
             task.created_at = row.created_at;
-            task.ending.tokens.clone_from(&row.ending.tokens);
-            task.retry_at = row.retry_at.filter(|_| task.state == TaskState::Retrying);
         }
+        let (backoff, tokens) = unlogged.remove(&task.id).unwrap_or_default();
+        task.set_unlogged(backoff, tokens);
         task
     });
     let tasks = tasks.collect();

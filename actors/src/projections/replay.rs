@@ -12,9 +12,9 @@ use std::{
 };
 
 use greenroom_core::{
-    AgentOutput, Compaction, CompactionId, Digests, Ending, Exit, Fact, Group, Kinds, Lines,
-    Origin, PermissionId, PermissionState, Place, Recorded, RunId, SessionCursor, Settings, Task,
-    TaskId, TaskKind, Timestamp, Work,
+    AgentOutput, Compaction, CompactionId, Digests, EndFrame, Ending, Exit, Fact, Group, Kinds,
+    Lines, Origin, PermissionId, PermissionState, Place, Recorded, RunId, SessionCursor, Settings,
+    Task, TaskId, TaskKind, Timestamp, Work,
 };
 use uuid::Uuid;
 
@@ -191,7 +191,7 @@ impl LogReplay {
             }
             self.seq = frame.seq;
             let stored = block.place(frame);
-            let fact = self.read(frame);
+            let fact = self.read(frame, block.at);
             let segment = match fact {
                 Some(fact) => {
                     let place = self.check_place(&fact, stored);
@@ -215,10 +215,10 @@ impl LogReplay {
         place
     }
 
-    fn read(&mut self, frame: Frame<'_>) -> Option<Fact> {
+    fn read(&mut self, frame: Frame<'_>, at: Timestamp) -> Option<Fact> {
         let summary = session::summarize(&mut self.cursor, frame.kind, frame.payload);
         match Fact::read(frame.kind, frame.payload) {
-            Some(Ok(fact)) => return Some(self.complete(fact)),
+            Some(Ok(fact)) => return Some(self.complete(fact, at)),
             Some(Err(err)) => {
                 let err = fault_in(&err);
                 self.differ(format!("frame {} ({}) cannot be read: {err}", frame.seq, frame.kind));
@@ -249,7 +249,7 @@ impl LogReplay {
     }
 
     /// Adds the record to a fact, which its frame does not have.
-    fn complete(&mut self, fact: Fact) -> Fact {
+    fn complete(&mut self, fact: Fact, at: Timestamp) -> Fact {
         match fact {
             Fact::TaskQueued { task, kind, origin, .. } => {
                 let ordinal = self.group.state().tasks + 1;
@@ -278,7 +278,8 @@ impl LogReplay {
                     Task::new(task, Work::Turn { prompt: acp::empty_prompt() }, Origin::Api)
                 });
                 let attempt = if attempt == 0 { open.attempt } else { attempt };
-                Fact::task_ended(kind, Task { attempt, state, ending, retry_at: None, ..open })
+                let frame = EndFrame { at, seq: self.seq };
+                Fact::task_ended(kind, open, attempt, state, frame, ending)
             }
             fact => fact,
         }
@@ -312,8 +313,7 @@ impl LogReplay {
         let seq = recorded.place.seq;
         match &recorded.fact {
             Fact::TaskEnded { task, record, .. } => {
-                let ended = Task { ended_at: Some(at), seq_last: Some(seq), ..Task::clone(record) };
-                self.tasks.insert(*task, ended);
+                self.tasks.insert(*task, Task::clone(record));
             }
             // A retried compaction may run under another profile: its row has the last prompt, and
             // is compared as a whole.

@@ -153,7 +153,7 @@ impl RetentionScan {
     /// Whether enough has ended for one truncation.
     fn is_full(&self) -> bool {
         let LogReplay { tasks, runs, compactions, .. } = &self.replay;
-        let bytes = |task: &Task| task.ending.text.len() + task.prompt().as_str().len();
+        let bytes = |task: &Task| task.ending().text.len() + task.prompt().as_str().len();
         tasks.len() + runs.len() + compactions.len() >= ENDED_MAX
             || tasks.values().map(bytes).sum::<usize>() >= ENDED_BYTES_MAX
     }

@@ -207,8 +207,9 @@ impl LogReplay {
         let waiting = self.group.waiting().len() as u64;
         self.same("queue length", waiting, summary.queue_length);
         // Whether another holder has the lock, and whether a backoff has ended, is in no frame.
-        let waits =
-            |task: &Task| task.kind() == TaskKind::Compaction || task.state == TaskState::Retrying;
+        let waits = |task: &Task| {
+            task.kind() == TaskKind::Compaction || task.state() == TaskState::Retrying
+        };
         let waits =
             self.group.waiting().any(waits) || self.group.state().crash_loop.launch_due.is_some();
         if !waits {
@@ -232,12 +233,7 @@ impl LogReplay {
             };
             // The time of acceptance and the reported tokens are in no frame of their own.
             task.created_at = stored.created_at;
-            task.ending.tokens.clone_from(&stored.ending.tokens);
-            if task.state == TaskState::Queued {
-                task.ending = stored.ending.clone();
-            }
-            // Nor is a task's backoff.
-            task.retry_at = stored.retry_at.filter(|_| task.state == TaskState::Retrying);
+            task.set_unlogged(stored.retry_at(), stored.ending().tokens.clone());
             self.same(&format!("task {id}"), task, stored);
         }
         self.same("tasks without a row", projected.into_keys().collect(), Vec::new());

@@ -10,8 +10,8 @@ use greenroom_actors::{
     },
 };
 use greenroom_core::{
-    Blocked, BootId, Compaction, Fact, Group, RunId, SessionId, SignalKind, Source, Task, TaskId,
-    TaskKind, TaskState, Timestamp, Trust, Uptime,
+    Blocked, BootId, Compaction, EndState, Fact, Group, RunId, SessionId, SignalKind, Source,
+    Stage, Task, TaskId, TaskKind, TaskState, Timestamp, Trust, Uptime,
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 use uuid::Uuid;
@@ -194,11 +194,10 @@ pub fn a_terminal_state_is_not_overwritten<E: Engine>() {
     let mut actor = Actor::new(1);
     commit(&mut store, &actor.play_all(&[SUBMIT, Action::GrantSlot, READY, ANSWER]));
     let ended = tasks(&engine.read_store(), 1).remove(0);
-    assert_eq!(ended.state, TaskState::Completed);
-    let record = Task { state: TaskState::Failed, ..ended.clone() };
-    let second_end = Fact::task_ended(ended.kind(), record);
-    let second_end = actor.forge(NOW, vec![second_end]);
-    refused(&mut store, second_end);
+    assert_eq!(ended.state(), TaskState::Completed);
+    let (task, last, ending) = (ended.clone(), ended.last_frame().unwrap(), ended.ending().clone());
+    let second_end = Fact::task_ended(ended.kind(), task, 1, EndState::Failed, last, ending);
+    refused(&mut store, actor.forge(NOW, vec![second_end]));
     assert_eq!(tasks(&engine.read_store(), 1), [ended]);
 }
 
@@ -320,7 +319,7 @@ pub fn compactions_of_an_earlier_attempt_are_restored<E: Engine>() {
         commit(&mut store, facts.as_slice());
     }
     let current = actor.world.group.current().unwrap();
-    assert_eq!((current.state, current.attempt), (TaskState::Running, 2));
+    assert_eq!((current.state(), current.attempt), (TaskState::Running, 2));
     assert_eq!(actor.world.reference.restorable_compactions().len(), 1);
     check(&actor, &mut store, &engine.read_store());
 }
@@ -374,7 +373,7 @@ fn check(actor: &Actor, store: &mut impl Store, read_store: &impl ReadStore) {
     if let (Some(live), Some(task)) = (reference.attempt(), group.current()) {
         let mut restored = greenroom_core::Attempt::new(live.run, live.prompt_id);
         (restored.cancel_reason, restored.is_archived) = (live.cancel_reason, live.is_archived);
-        let after = task.seq_first.unwrap() - 1;
+        let after = task.start().unwrap().seq - 1;
         let filter = FrameFilter { after, task: Some(task.id), ..EVERYTHING };
         let blocks = read_store.blocks(actor.no, &filter).unwrap();
         let frames = blocks
@@ -402,7 +401,7 @@ fn check(actor: &Actor, store: &mut impl Store, read_store: &impl ReadStore) {
 /// Compares the gauges with the only group.
 fn check_gauges(actor: &Actor, read_store: &impl ReadStore) {
     let (summary, reference) = (actor.summary(), &actor.world.reference);
-    let open: Vec<&Task> = reference.tasks().filter(|task| !task.state.is_terminal()).collect();
+    let open: Vec<&Task> = reference.tasks().filter(|task| !task.state().is_terminal()).collect();
     let mut expected = GaugeSnapshot {
         groups: BTreeMap::from([(wire_name(&summary.status), 1)]),
         queued: summary.queue_length,
@@ -412,15 +411,16 @@ fn check_gauges(actor: &Actor, read_store: &impl ReadStore) {
         ..GaugeSnapshot::default()
     };
     for task in &open {
-        *expected.tasks.entry((wire_name(&task.kind()), wire_name(&task.state))).or_default() += 1;
-        if task.state == TaskState::Running {
-            expected.running_since.insert(wire_name(&task.kind()), task.started_at.unwrap());
+        *expected.tasks.entry((wire_name(&task.kind()), wire_name(&task.state()))).or_default() +=
+            1;
+        if task.state() == TaskState::Running {
+            expected.running_since.insert(wire_name(&task.kind()), task.start().unwrap().at);
         }
     }
     // The oldest is the first accepted: the wall clock may have been set back since.
-    let waits = |task: &&&Task| task.state != TaskState::Running;
+    let waits = |task: &&&Task| task.state() != TaskState::Running;
     let (claimed, waiting): (Vec<&Task>, Vec<&Task>) =
-        open.iter().filter(waits).partition(|task| task.claimed_at.is_some());
+        open.iter().filter(waits).partition(|task| task.has_slot());
     if let Some(first) = waiting.iter().min_by_key(|task| task.ordinal) {
         expected.waiting_since.insert(wire_name(&summary.blocked_by), first.created_at);
     }
@@ -566,7 +566,7 @@ pub fn lists_have_positions_and_pages<E: Engine>() {
     let mut claimed = Actor::new(9);
     commit(&mut store, &claimed.play_all(&[SUBMIT, Action::GrantSlot, SUBMIT, SUBMIT]));
     let all = read_store.tasks(9, &ALL_TASKS).unwrap();
-    assert!(all[0].task.claimed_at.is_some() && all[0].task.state == TaskState::Queued);
+    assert!(matches!(all[0].task.stage, Stage::Claimed { retry: None, .. }));
     assert_eq!(places(&all), [(1, Some(0)), (2, Some(1)), (3, Some(2))]);
     let waits: Vec<_> = all.iter().map(|view| view.blocked_by).collect();
     assert_eq!(waits, [Blocked::Agent, Blocked::Turn, Blocked::Turn].map(Some));

@@ -51,7 +51,7 @@ pub fn an_ended_task_is_found_by_its_group_and_ordinal<E: Engine>() {
     for turn in ended {
         let one = TaskFilter { state: None, kind: None, after: turn.ordinal - 1, limit: 1 };
         let tasks = read_store.tasks(turn.group, &one).unwrap();
-        let found = (tasks[0].task.ordinal, tasks[0].task.ended_at);
+        let found = (tasks[0].task.ordinal, tasks[0].task.last_frame().map(|last| last.at));
         assert_eq!((turn.group, found), (3, (turn.ordinal, Some(turn.place.at))));
     }
 }

@@ -160,13 +160,13 @@ fn check(actor: &Actor, read_store: &impl ReadStore, last: u64) {
     assert_eq!(seqs, (truncated_at + 1..=actor.summary().state.last_seq).collect::<Vec<_>>());
     let stored = read_store.tasks(7, &ALL_TASKS).unwrap();
     let stored: Vec<Task> = stored.into_iter().map(|view| view.task).collect();
-    let is_kept = |task: &&Task| !task.state.is_terminal() || task.seq_last > Some(truncated_at);
+    let is_kept = |task: &&Task| task.last_frame().is_none_or(|last| last.seq > truncated_at);
     let all: Vec<Task> = actor.world.reference.tasks().filter(is_kept).cloned().collect();
     assert_eq!(stored, all, "truncated at {truncated_at}");
     // A task's transcript is kept as a whole or not at all.
     for task in all {
         assert!(
-            task.seq_first.is_none_or(|first| truncated_at < first),
+            task.start().is_none_or(|start| truncated_at < start.seq),
             "truncated at {truncated_at}: {task:?}"
         );
     }

@@ -10,7 +10,7 @@ use greenroom_actors::{
     },
     transcript::frame::Block,
 };
-use greenroom_core::TaskId;
+use greenroom_core::{Deadline, TaskId};
 use rusqlite::Connection;
 
 use crate::{
@@ -116,6 +116,41 @@ fn a_running_task_without_a_first_frame_cannot_be_read() {
     change(&path, "UPDATE tasks SET seq_first = 0 WHERE state = 'running'");
     let answer = store.adopt(7, UP);
     assert!(matches!(answer, Err(StoreError::Unreadable(_))), "{answer:?}");
+}
+
+/// I13: of a row that contradicts itself its state counts, and `verify` reports the rest.
+#[test]
+fn a_task_with_columns_that_its_state_cannot_have_is_read_and_reported() {
+    let due = serde_json::to_string(&Deadline::default()).unwrap();
+    #[rustfmt::skip]
+    let cases = [
+        ("queued, with an end",     "ended_at = 1, seq_last = 2 WHERE state = 'queued'", "Queued"),
+        ("queued, with a run",      "run = randomblob(16) WHERE state = 'queued'", "Queued"),
+        ("queued, with a START",    "started_at = 1, run = randomblob(16), segment = 1, seq_first = 1 \
+                                     WHERE state = 'queued'", "Queued"),
+        ("queued, with a backoff",  "retry_at = $due WHERE state = 'queued'", "Queued"),
+        ("running, with an end",    "ended_at = 1, seq_last = 2 WHERE state = 'running'", "Running"),
+        ("running, with an error",  "error = '{\"code\":\"x\",\"message\":\"\"}' WHERE state = 'running'", "Running"),
+        ("running, unclaimed",      "claimed_at = NULL WHERE state = 'running'", "Running"),
+        ("ended, with half an end", "state = 'failed', ended_at = 1 WHERE state = 'queued'", "Ended"),
+        ("ended, with a backoff",   "state = 'failed', retry_at = $due WHERE state = 'queued'", "Ended"),
+    ];
+    for (name, set, stage) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("greenroom.db");
+        let database = Database::open(&path).unwrap();
+        let play = [SUBMIT, Action::GrantSlot, READY, SUBMIT];
+        commit(&mut database.store().unwrap(), &Actor::new(7).play_all(&play));
+        let read_store = database.opener().read_store().unwrap();
+        assert_eq!(read_store.strays().unwrap(), <[String; 0]>::default(), "{name}");
+        change(&path, &format!("UPDATE tasks SET {}", set.replace("$due", &format!("'{due}'"))));
+        let strays = read_store.strays().unwrap();
+        assert!(strays.len() == 1 && strays[0].contains("group 7"), "{name}: {strays:?}");
+        let filter = TaskFilter { state: None, kind: None, after: 0, limit: 9 };
+        let tasks = read_store.tasks(7, &filter).unwrap();
+        let stages = tasks.iter().map(|view| format!("{:?}", view.task.stage));
+        assert_eq!(stages.filter(|found| found.starts_with(stage)).count(), 1, "{name}");
+    }
 }
 
 fn mode(path: &std::path::Path) -> u32 {

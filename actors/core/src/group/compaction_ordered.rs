@@ -7,9 +7,9 @@ use super::{
     decide::Transition,
 };
 use crate::{
-    Compaction, CompactionEvent, CompactionStatus, Deadline, Effect, Fact, Origin, PromptReply,
-    Provenance, RunId, SUMMARY_BYTES_MAX, SessionId, SignalKind, Source, StopReason, Strategy,
-    Task, TaskError, TaskId, TaskKind, TaskState, Work, attempt::Settlement,
+    Compaction, CompactionEvent, CompactionStatus, Deadline, Effect, EndState, Fact, Origin,
+    PromptReply, Provenance, RunId, SUMMARY_BYTES_MAX, SessionId, SignalKind, Source, StopReason,
+    Strategy, Task, TaskError, TaskId, TaskKind, Work, attempt::Settlement,
 };
 
 /// The error code of a compaction that is skipped because the session was compacted while its task
@@ -68,13 +68,11 @@ impl Transition<'_> {
     /// Pauses automatic compaction after an ordered one was not completed, so that neither a lock
     /// that another program keeps nor an agent that fails delays turn after turn. One that had
     /// nothing to do is counted instead; one that another program completed starts no pause.
-    pub(super) fn pause_auto_compact_after(&mut self, state: TaskState, error: Option<&str>) {
+    pub(super) fn pause_auto_compact_after(&mut self, state: EndState, error: Option<&str>) {
         let is_pausing = match state {
-            TaskState::Failed | TaskState::Cancelled | TaskState::Interrupted => true,
-            TaskState::Skipped => error.is_some_and(|code| code != ALREADY_COMPACTED),
-            TaskState::Queued | TaskState::Running | TaskState::Retrying | TaskState::Completed => {
-                false
-            }
+            EndState::Failed | EndState::Cancelled | EndState::Interrupted => true,
+            EndState::Skipped => error.is_some_and(|code| code != ALREADY_COMPACTED),
+            EndState::Completed => false,
         };
         if is_pausing {
             let due = Deadline::after(self.now, PAUSE_MS);
@@ -94,7 +92,7 @@ impl Transition<'_> {
         (compaction.status, compaction.ended_at) = (status, Some(self.now.wall));
         compaction.details.error = error.as_ref().map(|error| error.message.clone());
         self.record(Fact::CompactionEnded(Box::new(compaction)));
-        self.end_unsent(task, TaskState::Skipped, error);
+        self.end_unsent(task, EndState::Skipped, error);
     }
 
     /// Asks the agent to open another session, if its reply is the summary of a rotation. Returns
@@ -174,9 +172,9 @@ impl Transition<'_> {
         let state = match (outcome.status, state) {
             (CompactionStatus::Completed, _) => {
                 (ending.error, ending.interrupted) = (None, None);
-                TaskState::Completed
+                EndState::Completed
             }
-            (_, TaskState::Cancelled | TaskState::Interrupted) => {
+            (_, EndState::Cancelled | EndState::Interrupted) => {
                 // Only a rotation surely left the session unchanged: the agent's own command may
                 // have had an effect.
                 let rotates =
@@ -186,8 +184,8 @@ impl Transition<'_> {
                 }
                 state
             }
-            (CompactionStatus::Noop | CompactionStatus::Skipped, _) => TaskState::Skipped,
-            (CompactionStatus::Cancelled, _) => TaskState::Cancelled,
+            (CompactionStatus::Noop | CompactionStatus::Skipped, _) => EndState::Skipped,
+            (CompactionStatus::Cancelled, _) => EndState::Cancelled,
             (
                 CompactionStatus::Failed
                 | CompactionStatus::Abandoned
@@ -203,7 +201,7 @@ impl Transition<'_> {
                 let is_complete = why.ends_with(UNCHANGED);
                 let message = if is_complete { why } else { format!("{why}; {UNCHANGED}") };
                 ending.error = Some(TaskError { code: "compaction_failed".into(), message });
-                TaskState::Failed
+                EndState::Failed
             }
         };
         Settlement { stop_reason, state, ending, tokens, retryable }
@@ -239,44 +237,40 @@ impl Transition<'_> {
         let run = self.group.run.as_ref();
         let would_report = run.is_some_and(|run| run.has_detectors || run.reports_by_acp);
         let event = match settled.state {
-            TaskState::Completed if was_seen => CompactionEvent::Stranded,
-            TaskState::Completed if rotates && self.lost_lock() => {
+            EndState::Completed if was_seen => CompactionEvent::Stranded,
+            EndState::Completed if rotates && self.lost_lock() => {
                 compaction.details.error = Some(LOCK_LOST.into());
                 CompactionEvent::Seen(SignalKind::Failed)
             }
-            TaskState::Completed if rotates => {
+            EndState::Completed if rotates => {
                 compaction.details.error = Some("the agent gave no summary".into());
                 CompactionEvent::Seen(SignalKind::Failed)
             }
             // If a compaction would have been reported and was not, or freed nothing, there was
             // none.
-            TaskState::Completed if would_report || freed_nothing => {
+            EndState::Completed if would_report || freed_nothing => {
                 CompactionEvent::Seen(SignalKind::Noop)
             }
-            TaskState::Completed if self.lost_lock() => {
+            EndState::Completed if self.lost_lock() => {
                 compaction.details.error = Some(LOCK_LOST.into());
                 CompactionEvent::Seen(SignalKind::Failed)
             }
             // No context is empty: the agent that reports usage 0 failed, and does not report that.
-            TaskState::Completed if usage == Some(0) => {
+            EndState::Completed if usage == Some(0) => {
                 compaction.details.error = Some("the agent does not tell what it did".into());
                 CompactionEvent::Seen(SignalKind::Failed)
             }
-            TaskState::Completed => {
+            EndState::Completed => {
                 compaction.details.tokens_after = usage;
                 CompactionEvent::Seen(SignalKind::Completed)
             }
-            TaskState::Cancelled => CompactionEvent::Seen(SignalKind::Cancelled),
-            TaskState::Failed => {
+            EndState::Cancelled => CompactionEvent::Seen(SignalKind::Cancelled),
+            EndState::Failed => {
                 let error = settled.ending.error.as_ref().map(|error| error.message.clone());
                 compaction.details.error = compaction.details.error.or(error);
                 CompactionEvent::Seen(SignalKind::Failed)
             }
-            TaskState::Queued
-            | TaskState::Running
-            | TaskState::Retrying
-            | TaskState::Interrupted
-            | TaskState::Skipped => CompactionEvent::Stranded,
+            EndState::Interrupted | EndState::Skipped => CompactionEvent::Stranded,
         };
         compaction.transition(event, self.now.wall);
         self.record_compaction(compaction, None);

@@ -1,7 +1,7 @@
 //! The group itself: created, changed, paused, resumed, archived, purged.
 
 use super::{CrashLoop, Existence, Group, Hold, Rejected, decide::Transition};
-use crate::{Effect, Fact, OnInterrupt, Settings, Stop, TaskId, TaskState, Timestamp};
+use crate::{Effect, EndState, Fact, OnInterrupt, Settings, Stop, TaskId, Timestamp};
 
 impl Transition<'_> {
     /// Creates, changes or revives the group.
@@ -31,7 +31,7 @@ impl Transition<'_> {
         }
         let waiting: Vec<TaskId> = self.group.waiting.iter().map(|task| task.id).collect();
         for task in waiting {
-            self.end_unsent(task, TaskState::Cancelled, None);
+            self.end_unsent(task, EndState::Cancelled, None);
         }
         self.cancel_current();
         if !self.group.state.is_archived() {

@@ -2,9 +2,9 @@
 
 use super::{Current, Group, decide::Transition};
 use crate::{
-    AgentOutput, Attempt, CancelReason, Cause, CompactionStatus, Deadline, Effect, Fact, Json,
-    OutputSummary, PromptReply, RetryPolicy, RunId, Stop, StopReason, Strategy, TaskError, TaskId,
-    TaskKind, TaskState, Work,
+    AgentOutput, Attempt, CancelReason, Cause, CompactionStatus, Deadline, Effect, EndState, Fact,
+    Json, OutputSummary, PromptReply, RetryPolicy, RunId, Stop, StopReason, Strategy, TaskError,
+    TaskId, TaskKind, Work,
     attempt::{Settlement, fail_exhausted},
     retry::FailureKind,
 };
@@ -112,7 +112,7 @@ impl Transition<'_> {
         let Some(attempt) = self.group.attempt() else { return };
         let mut settled = attempt.settle_by_reply(reply);
         if wedged_sign.is_some() && attempt.cancel_reason.is_none() {
-            settled.state = TaskState::Failed;
+            settled.state = EndState::Failed;
             settled.retryable = attempt.is_retryable();
             settled.ending.error.get_or_insert_with(|| TaskError {
                 code: "agent_wedged".into(),
@@ -177,7 +177,7 @@ impl Transition<'_> {
         };
         // An `end_turn` alone is no proof of an answer.
         let is_empty = settled.stop_reason == StopReason::EndTurn && !has_answer;
-        if task.kind() == TaskKind::Turn && is_empty && settled.state == TaskState::Completed {
+        if task.kind() == TaskKind::Turn && is_empty && settled.state == EndState::Completed {
             settled.ending.has_empty_answer = true;
         }
         self.abandon_compaction();
@@ -198,9 +198,9 @@ impl Transition<'_> {
         }
         let is_archived = self.group.attempt().is_some_and(|attempt| attempt.is_archived);
         self.end(task.id, task.attempt, state, ending);
-        if state == TaskState::Interrupted && is_archived {
+        if state == EndState::Interrupted && is_archived {
             self.forget_interruption();
-        } else if state == TaskState::Interrupted {
+        } else if state == EndState::Interrupted {
             self.hold_after_interruption();
         }
         if task.kind() == TaskKind::Turn {
@@ -257,9 +257,9 @@ impl Group {
         self.state.session.iter_mut().for_each(|session| session.is_fresh = false);
         self.run.iter_mut().for_each(|run| run.fresh = false);
         if let Some(current) = &mut self.current
-            && let Some(run) = &current.task.run
+            && let Some(start) = current.task.start()
         {
-            current.attempt = Some(Attempt::new(*run, id));
+            current.attempt = Some(Attempt::new(start.run, id));
         }
         self.recent.mark_earlier_turn();
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Current, Group, lock::LockState};
 use crate::{
-    Attempt, Blocked, Compaction, GroupState, Permission, Run, RunId, RunPhase, SessionId,
+    Attempt, Blocked, Compaction, GroupState, Permission, Run, RunId, RunPhase, SessionId, Stage,
     Strategy, Task, TaskId, TaskKind, TaskState, pool::Activity, retry::CRASHES_MAX,
 };
 
@@ -110,7 +110,7 @@ impl Group {
     /// Whether everything that began has ended: [`Group::restore`] then needs nothing else, and the
     /// log may be truncated there. A run may be resident, and tasks may wait that never started.
     pub fn is_between_tasks(&self) -> bool {
-        let untouched = |task: &Task| task.state == TaskState::Queued && task.started_at.is_none();
+        let untouched = |task: &Task| task.stage == Stage::Queued;
         self.current.is_none()
             && self.recent.active().is_none()
             && self.lock == LockState::Unasked
@@ -146,8 +146,8 @@ impl Group {
     /// Whether `task` waits for its retry, or for the next launch. A retried task has its own
     /// backoff only.
     pub(super) fn backs_off(&self, task: &Task) -> bool {
-        let launches = self.run.is_none() && task.state != TaskState::Retrying;
-        task.retry_at.is_some() || (launches && self.state.crash_loop.launch_due.is_some())
+        let launches = self.run.is_none() && task.state() != TaskState::Retrying;
+        task.retry_at().is_some() || (launches && self.state.crash_loop.launch_due.is_some())
     }
 
     /// Returns the unanswered permissions, the oldest first.
@@ -243,7 +243,7 @@ impl Group {
         self.current()
             .into_iter()
             .chain(&self.waiting)
-            .find(|task| task.kind() == TaskKind::Compaction && !task.state.is_terminal())
+            .find(|task| task.kind() == TaskKind::Compaction && !task.state().is_terminal())
     }
 
     /// Whether the group's present run is the one with this id.

@@ -2,7 +2,7 @@
 
 use super::{Current, Group, decide::Transition};
 use crate::{
-    Deadline, Ending, Fact, HoldReason, OnInterrupt, Task, TaskError, TaskId, TaskState,
+    Deadline, EndState, Ending, Fact, HoldReason, OnInterrupt, Task, TaskError, TaskId, TaskState,
     attempt::with_attempts,
     retry::{FailureKind, backoff_ms},
 };
@@ -37,14 +37,14 @@ impl Transition<'_> {
         let attempt = record.attempt + 1;
         if !self.retry(task, attempt, FailureKind::Undelivered, &error) {
             let error = Some(with_attempts(error, attempt));
-            self.end(task, attempt, TaskState::Failed, Ending { error, ..Ending::default() });
+            self.end(task, attempt, EndState::Failed, Ending { error, ..Ending::default() });
         }
     }
 
     /// Ends a task's backoff.
     pub(super) fn backoff_ended(&mut self, id: TaskId, attempt: u32) {
         let backs_off =
-            |task: &Task| task.id == id && task.attempt == attempt && task.retry_at.is_some();
+            |task: &Task| task.id == id && task.attempt == attempt && task.retry_at().is_some();
         if self.group.waiting.iter().any(backs_off) {
             self.record(Fact::BackoffEnded { task: id });
         }
@@ -75,7 +75,7 @@ impl Transition<'_> {
     /// those prompts were meant for the lost context.
     pub(super) fn hold_after_loss(&mut self) {
         let Group { state, current, .. } = &*self.group;
-        let is_retry = |current: &Current| current.task.state == TaskState::Retrying;
+        let is_retry = |current: &Current| current.task.state() == TaskState::Retrying;
         let needs_decision = state.hold.interruptions > 0 || current.as_ref().is_some_and(is_retry);
         if needs_decision && self.settings.on_interrupt != OnInterrupt::Continue {
             self.hold(HoldReason::ContextLost);
@@ -97,14 +97,10 @@ impl Transition<'_> {
 impl Group {
     /// Returns the task to the queue, to be retried at `due`.
     pub(super) fn apply_retrying(&mut self, id: TaskId, number: u32, due: Deadline) {
-        if let Some(Current { task, .. }) = self.current.take() {
-            self.enqueue(Task {
-                state: TaskState::Retrying,
-                attempt: number,
-                claimed_at: None,
-                retry_at: Some(due),
-                ..task
-            });
+        if let Some(Current { mut task, .. }) = self.current.take() {
+            task.attempt = number;
+            task.stage.retry(due);
+            self.enqueue(task);
         }
         self.forget_lock_of(id);
     }
@@ -112,7 +108,7 @@ impl Group {
     /// Ends the task's backoff.
     pub(super) fn apply_backoff_ended(&mut self, id: TaskId) {
         if let Some(task) = self.waiting.iter_mut().find(|task| task.id == id) {
-            task.retry_at = None;
+            task.stage.end_backoff();
         }
     }
 }

@@ -225,7 +225,7 @@ impl Group {
         let mut group = Self { state, run, permissions, ..Self::new(Settings::default()) };
         compactions.into_iter().for_each(|compaction| group.recent.upsert(compaction));
         for task in tasks {
-            if task.claimed_at.is_some() {
+            if task.has_slot() {
                 let mut attempt = attempt.clone();
                 if let Some(attempt) = attempt.as_mut().filter(|_| task.cancel_requested) {
                     attempt.cancel_reason.get_or_insert(CancelReason::Caller);

@@ -2,8 +2,8 @@
 
 use super::{Current, Group, Rejected, decide::Transition};
 use crate::{
-    Ending, Fact, Origin, Place, Run, RunId, RunPhase, StopReason, Task, TaskError, TaskId,
-    TaskKind, TaskState, Timestamp,
+    EndFrame, EndState, Ending, Fact, Origin, Place, Run, RunId, RunPhase, Stage, Start,
+    StopReason, Task, TaskError, TaskId, TaskKind, TaskState, Timestamp,
 };
 
 impl Transition<'_> {
@@ -36,7 +36,7 @@ impl Transition<'_> {
     pub(super) fn accept(&mut self, task: Task) {
         let record = Box::new(Task {
             ordinal: self.group.state.tasks + 1,
-            state: TaskState::Queued,
+            stage: Stage::Queued,
             created_at: self.now.wall,
             ..task
         });
@@ -47,7 +47,7 @@ impl Transition<'_> {
     /// Ends a waiting task, or asks the agent to stop the running one.
     pub(super) fn cancel(&mut self, id: TaskId) -> Result<(), Rejected> {
         let task = self.group.task(id).ok_or(Rejected::AlreadyTerminal)?;
-        match task.state {
+        match task.state() {
             TaskState::Running if task.cancel_requested => {}
             TaskState::Running => {
                 let is_cancelling =
@@ -57,7 +57,7 @@ impl Transition<'_> {
                     self.cancel_prompt();
                 }
             }
-            _ => self.end_unsent(id, TaskState::Cancelled, None),
+            _ => self.end_unsent(id, EndState::Cancelled, None),
         }
         Ok(())
     }
@@ -67,7 +67,7 @@ impl Transition<'_> {
         let Some(Current { task, attempt }) = &self.group.current else { return };
         let (is_cancelling, task, is_sent) = (task.cancel_requested, task.id, attempt.is_some());
         if !is_sent {
-            self.end_unsent(task, TaskState::Cancelled, None);
+            self.end_unsent(task, EndState::Cancelled, None);
         } else if !is_cancelling {
             self.record(Fact::CancelRequested { task });
             self.cancel_permissions();
@@ -106,35 +106,27 @@ impl Transition<'_> {
         }
         let message = "the task did not start by its caller's deadline".into();
         let error = TaskError { code: "expired".into(), message };
-        self.end_unsent(id, TaskState::Failed, Some(error));
+        self.end_unsent(id, EndState::Failed, Some(error));
     }
 
     /// Ends a task whose prompt was not sent.
-    pub(super) fn end_unsent(&mut self, task: TaskId, state: TaskState, error: Option<TaskError>) {
+    pub(super) fn end_unsent(&mut self, task: TaskId, state: EndState, error: Option<TaskError>) {
         let Some(attempt) = self.group.task(task).map(|task| task.attempt) else { return };
         self.end(task, attempt, state, Ending { error, ..Ending::default() });
     }
 
     /// Records the task's terminal state, and releases its lock.
-    pub(super) fn end(&mut self, id: TaskId, attempt: u32, state: TaskState, ending: Ending) {
+    pub(super) fn end(&mut self, id: TaskId, attempt: u32, state: EndState, ending: Ending) {
         if self.group.lock.task() == Some(id) {
             self.release_lock(false);
         }
         let Some(task) = self.group.task(id) else { return };
-        let record = Task {
-            state,
-            attempt,
-            retry_at: None,
-            ended_at: Some(self.now.wall),
-            seq_last: Some(self.group.next_seq()),
-            ending,
-            ..task.clone()
-        };
-        let kind = record.kind();
-        let error = record.ending.error.as_ref().map(|error| error.code.clone());
-        self.record(Fact::task_ended(kind, record));
+        let (kind, seq) = (task.kind(), self.group.next_seq());
+        let frame = EndFrame { at: self.now.wall, seq };
+        let code = ending.error.as_ref().map(|error| error.code.clone());
+        self.record(Fact::task_ended(kind, task.clone(), attempt, state, frame, ending));
         if kind == TaskKind::Compaction {
-            self.pause_auto_compact_after(state, error.as_deref());
+            self.pause_auto_compact_after(state, code.as_deref());
         }
     }
 }
@@ -151,16 +143,17 @@ impl Group {
 
     /// Gives the slot to a waiting task.
     pub(super) fn apply_claimed(&mut self, id: TaskId, at: Timestamp) {
-        if let Some(task) = self.dequeue(id) {
-            self.current =
-                Some(Current { task: Task { claimed_at: Some(at), ..task }, attempt: None });
+        if let Some(mut task) = self.dequeue(id) {
+            task.stage.claim(at);
+            self.current = Some(Current { task, attempt: None });
         }
     }
 
     /// Returns the claimed task to its place.
     pub(super) fn apply_released(&mut self) {
-        if let Some(Current { task, .. }) = self.current.take() {
-            self.enqueue(Task { claimed_at: None, ..task });
+        if let Some(Current { mut task, .. }) = self.current.take() {
+            task.stage.release();
+            self.enqueue(task);
         }
     }
 
@@ -174,12 +167,8 @@ impl Group {
     ) {
         self.apply_claimed(id, at);
         if let Some(Current { task, .. }) = &mut self.current {
-            task.state = TaskState::Running;
             task.attempt = number;
-            task.started_at = Some(at);
-            task.run = Some(run);
-            task.segment = Some(place.segment);
-            task.seq_first = Some(place.seq);
+            task.stage.run(Start { at, run, segment: place.segment, seq: place.seq });
         }
     }
 
@@ -188,11 +177,11 @@ impl Group {
         &mut self,
         id: TaskId,
         kind: TaskKind,
-        state: TaskState,
+        state: EndState,
         stop_reason: Option<StopReason>,
     ) {
         match (state, stop_reason, kind) {
-            (TaskState::Interrupted, ..) => self.state.hold.interruptions += 1,
+            (EndState::Interrupted, ..) => self.state.hold.interruptions += 1,
             (_, Some(_), TaskKind::Turn) => self.state.hold.interruptions = 0,
             (_, Some(_), TaskKind::Compaction) | (_, None, _) => {}
         }

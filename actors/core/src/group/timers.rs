@@ -109,7 +109,7 @@ impl Group {
             launch.map(|due| (Timer::Launch(self.state.crash_loop.crashes), due.left_ms(now)));
         // A retried task is first in the queue, and nothing else starts before it.
         let backoff = self.waiting.front().and_then(|task| {
-            Some((Timer::Backoff(task.id, task.attempt), task.retry_at?.left_ms(now)))
+            Some((Timer::Backoff(task.id, task.attempt), task.retry_at()?.left_ms(now)))
         });
         let permission_ms = limits.permission_ms;
         let permissions = self

@@ -119,8 +119,8 @@ impl Outcome {
     /// Returns how the task of this number ended: its state, its error's code, its attempts.
     pub fn end(&self, ordinal: usize) -> (TaskState, Option<&str>, u32) {
         let task = &self.tasks[ordinal - 1];
-        let error = task.ending.error.as_ref().map(|error| error.code.as_str());
-        (task.state, error, task.attempt)
+        let error = task.ending().error.as_ref().map(|error| error.code.as_str());
+        (task.state(), error, task.attempt)
     }
 
     /// Returns the number of facts of this kind.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Deadline, EffectiveSettings, Event, ExitReason, Fact, Group, HoldReason, Now, OnInterrupt,
-    PromptReply, RetryPolicy, RunId, StopReason, TaskId, TaskKind, TaskState, Timer,
+    Deadline, EffectiveSettings, EndState, Event, ExitReason, Fact, Group, HoldReason, Now,
+    OnInterrupt, PromptReply, RetryPolicy, RunId, StopReason, TaskId, TaskKind, TaskState, Timer,
 };
 
 use super::{Checked, LIMITS, ensure};
@@ -357,12 +357,12 @@ impl Attempts {
         if code == Some("expired") {
             ensure!(late || timed, "{task} expires too early");
             ensure!(!open_task.ever_sent, "I7: {task} was sent and expires");
-            ensure!(*state == TaskState::Failed, "{task} expires and is {state:?}");
+            ensure!(*state == EndState::Failed, "{task} expires and is {state:?}");
         }
         if let Some((settled, next)) = self.settled.take() {
             ensure!(settled == *task, "AM-3: {settled} settles, {task} ends");
             ensure!(next != Next::Retry, "I7: {task} ends {state:?} and has attempts left");
-            let failed = *state == TaskState::Failed;
+            let failed = *state == EndState::Failed;
             ensure!(next == Next::End || failed, "I7: {task} fails as {state:?}");
         } else if code == Some("agent_start_failed") {
             let (retry, attempts) = (self.settings().retry, open_task.attempts + 1);
@@ -371,7 +371,7 @@ impl Attempts {
             ensure!(record.attempt == attempts, "{task} ends as attempt {}", record.attempt);
         }
         match (state, stop_reason) {
-            (TaskState::Interrupted, _) => {
+            (EndState::Interrupted, _) => {
                 self.interruptions += 1;
                 match self.settings().on_interrupt {
                     // It started before the group was deleted.
@@ -445,7 +445,7 @@ impl Attempts {
         for task in group.waiting().chain(group.current()) {
             let open_task = &self.tasks[&task.id];
             ensure!(
-                task.retry_at == open_task.backoff,
+                task.retry_at() == open_task.backoff,
                 "{} backs off: {:?}",
                 task.id,
                 open_task.backoff
@@ -462,7 +462,7 @@ impl Attempts {
                 false if open_task.retrying => TaskState::Retrying,
                 false => TaskState::Queued,
             };
-            ensure!(task.state == state, "{} is {:?}, not {state:?}", task.id, task.state);
+            ensure!(task.state() == state, "{} is {:?}, not {state:?}", task.id, task.state());
         }
         if let Some(current) = group.current() {
             let waits = self.tasks[&current.id].backoff.is_some();

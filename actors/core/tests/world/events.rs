@@ -223,7 +223,7 @@ impl World {
 
     /// Whether the timer is over for good: not only hidden, and it cannot run again as the same.
     fn is_over(&self, timer: &Timer) -> bool {
-        let unsent = |task| self.group.task(task).is_some_and(|task| task.started_at.is_none());
+        let unsent = |task| self.group.task(task).is_some_and(|task| task.start().is_none());
         let still_runs = self.timers().iter().any(|(running, _)| running == timer);
         !still_runs
             && match timer {

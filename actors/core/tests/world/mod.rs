@@ -407,7 +407,7 @@ impl World {
 /// its run. The row of a compaction does not name the attempt.
 fn restorable(group: &Group) -> Group {
     let tasks = group.current().into_iter().chain(group.waiting()).cloned().collect();
-    let first = |task: &&Task| task.attempt < 2 && task.state != TaskState::Retrying;
+    let first = |task: &&Task| task.attempt < 2 && task.state() != TaskState::Retrying;
     let current = group.current().filter(first).map(|task| task.id);
     let compactions = group.compactions().filter(|known| reference::is_kept(known, current));
     let compactions = compactions.map(reference::as_stored);

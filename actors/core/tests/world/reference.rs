@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use greenroom_core::{
     Attempt, CancelReason, Cause, Compaction, CompactionId, CompactionStatus, Continuity,
     CrashLoop, Deadline, Existence, ExitReason, Fact, Group, GroupState, Hold, Now, OnInterrupt,
-    Origin, OutputSummary, Permission, Run, RunPhase, Session, Settings, Source, StopReason, Task,
-    TaskId, TaskKind, TaskState, Timestamp, Work,
+    Origin, OutputSummary, Permission, Retry, Run, RunPhase, Session, Settings, Source, Stage,
+    Start, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -119,12 +119,11 @@ impl ReferenceModel {
     }
 
     fn open(&self) -> Vec<Task> {
-        self.tasks.values().filter(|task| !task.state.is_terminal()).cloned().collect()
+        self.tasks.values().filter(|task| !task.state().is_terminal()).cloned().collect()
     }
 
     pub fn restorable_compactions(&self) -> Vec<Compaction> {
-        let current =
-            self.tasks.values().find(|task| task.claimed_at.is_some() && !task.state.is_terminal());
+        let current = self.tasks.values().find(|task| task.has_slot());
         let current = current.map(|task| task.id);
         let kept = self.compactions.values().filter(|known| is_kept(known, current));
         kept.map(as_stored).collect()
@@ -178,16 +177,24 @@ impl ReferenceModel {
                     (self.counted.streak, self.counted.rest) = (0, None);
                 }
             }
-            Fact::TaskClaimed { task } => self.task(*task).claimed_at = Some(at),
-            Fact::TaskReleased { task } => self.task(*task).claimed_at = None,
+            Fact::TaskClaimed { task } => {
+                let task = self.task(*task);
+                task.stage = Stage::Claimed { at, retry: retry(task) };
+            }
+            Fact::TaskReleased { task } => {
+                let task = self.task(*task);
+                task.stage = match retry(task) {
+                    None => Stage::Queued,
+                    Some(retry) => Stage::Retrying { retry, due: None },
+                };
+            }
             Fact::TaskStarted { task, attempt, run } => {
                 let segment = self.state.segment;
                 let task = self.task(*task);
-                task.state = TaskState::Running;
-                task.claimed_at = task.claimed_at.or(Some(at));
-                (task.attempt, task.run) = (*attempt, Some(*run));
-                (task.started_at, task.segment) = (Some(at), Some(segment));
-                task.seq_first = Some(first_seq);
+                let claimed_at = task.stage.claimed_at().unwrap_or(at);
+                let start = Start { at, run: *run, segment, seq: first_seq };
+                task.attempt = *attempt;
+                task.stage = Stage::Running { claimed_at, start };
             }
             Fact::TurnStarted { task, prompt: sent, strategy: way } => {
                 let task = self.task(*task);
@@ -262,18 +269,23 @@ impl ReferenceModel {
             }
             Fact::TaskRetrying { task, attempt, due, .. } => {
                 let task = self.task(*task);
-                (task.state, task.attempt) = (TaskState::Retrying, *attempt);
-                (task.claimed_at, task.retry_at) = (None, Some(*due));
+                let retry = Retry { start: task.start() };
+                task.attempt = *attempt;
+                task.stage = Stage::Retrying { retry, due: Some(*due) };
                 self.attempt = None;
             }
-            Fact::BackoffEnded { task } => self.task(*task).retry_at = None,
+            Fact::BackoffEnded { task } => {
+                let task = self.task(*task);
+                let retry = retry(task).unwrap_or_else(|| panic!("{} has no backoff", task.id));
+                task.stage = Stage::Retrying { retry, due: None };
+            }
             Fact::TaskEnded { task, record, .. } => {
-                if self.task(*task).state == TaskState::Running {
+                if self.task(*task).state() == TaskState::Running {
                     self.attempt = None;
                 }
-                if record.state == TaskState::Interrupted {
+                if record.state() == TaskState::Interrupted {
                     self.state.hold.interruptions += 1;
-                } else if record.ending.stop_reason.is_some() && record.kind() == TaskKind::Turn {
+                } else if record.ending().stop_reason.is_some() && record.kind() == TaskKind::Turn {
                     self.state.hold.interruptions = 0;
                 }
                 *self.task(*task) = Task::clone(record);
@@ -434,6 +446,11 @@ pub fn as_stored(compaction: &Compaction) -> Compaction {
     let mut stored: Compaction = written(compaction);
     (stored.started_at, stored.ended_at) = (compaction.started_at, compaction.ended_at);
     stored
+}
+
+/// What is left of the attempts before: a task that had one is retried.
+fn retry(task: &Task) -> Option<Retry> {
+    (task.attempt > 0).then(|| Retry { start: task.start() })
 }
 
 fn written<T: for<'a> Deserialize<'a>>(value: &impl Serialize) -> T {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use greenroom_core::{Group, GroupState, Origin, TaskKind, Work};
+use greenroom_core::{EndFrame, EndState, Ending, Group, GroupState, Origin, TaskKind, Work};
 use uuid::Uuid;
 
 use super::*;
@@ -149,7 +149,9 @@ fn frames_digests_and_the_key_come_last() {
         runs: [(RUN, "{}".into())].into(),
         turns: BTreeMap::from([(id(1), turn()), (id(2), turn())]),
     };
-    let mut commit = commit(vec![Fact::task_ended(TaskKind::Turn, task(1))]);
+    let (frame, ending) = (EndFrame { at: AT, seq: 5 }, Ending::default());
+    let (kind, state) = (TaskKind::Turn, EndState::Completed);
+    let mut commit = commit(vec![Fact::task_ended(kind, task(1), 1, state, frame, ending)]);
     commit.digests = Some(DigestRows { sealed, ..DigestRows::default() });
     commit.key = Some(KeyUse { key: [0; 32], body: [0; 32], task: id(1) });
     let planned = plan(&commit);

@@ -64,7 +64,8 @@ impl SqliteReadStore {
         Ok(found.into_iter().filter(|line| line != "ok").collect())
     }
 
-    /// Returns rows that belong to no group, and groups that no list shows, a sentence each.
+    /// Returns rows that belong to no group or contradict themselves, and groups that no list
+    /// shows, a sentence each.
     ///
     /// # Errors
     ///
@@ -107,6 +108,12 @@ impl SqliteReadStore {
                    FROM turns LEFT JOIN tasks USING (key) \
                    WHERE tasks.ended_at IS NOT turns.ended_at HAVING count(*) > 0";
         strays.extend(self.all(sql, &[], text)?);
+        let sql = format!(
+            "SELECT 'tasks of group ' || (key >> 36) || ' with columns that their state cannot \
+             have: ' || count(*) FROM tasks WHERE {} GROUP BY key >> 36",
+            rows::CONTRADICTS
+        );
+        strays.extend(self.all(&sql, &[], text)?);
         // The table may be absent (HL-8).
         let locks = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name = 'locks'";
         if !self.all(locks, &[], text)?.is_empty() {
@@ -383,7 +390,7 @@ impl ReadStore for SqliteReadStore {
         let nothing = CurrentView { segment: 0, task: None, first_opened: u64::MAX, from: 0 };
         let Some(view) = open.first().copied() else { return Ok(nothing) };
         let task = view.task.map(|task| self.task(task)).transpose()?.flatten();
-        let began = task.and_then(|view| view.task.seq_first);
+        let began = task.and_then(|view| view.task.start()).map(|start| start.seq);
         Ok(CurrentView { from: began.map_or(view.from, |began| began.min(view.from)), ..view })
     }
 
@@ -557,7 +564,7 @@ impl SqliteReadStore {
 }
 
 fn waits(task: &greenroom_core::Task) -> bool {
-    matches!(task.state, TaskState::Queued | TaskState::Retrying)
+    matches!(task.state(), TaskState::Queued | TaskState::Retrying)
 }
 
 fn view(
@@ -567,7 +574,7 @@ fn view(
     task: greenroom_core::Task,
 ) -> TaskView {
     let position = queue.get(&key(group, task.ordinal)).copied();
-    let blocked_by = position
-        .and_then(|place| Blocked::at(place, task.claimed_at.is_some(), summary.blocked_by));
+    let blocked_by =
+        position.and_then(|place| Blocked::at(place, task.has_slot(), summary.blocked_by));
     TaskView { task, group: summary.id.clone(), position, blocked_by }
 }

@@ -143,7 +143,7 @@ fn insert_task(conn: &Connection, no: GroupNo, task: &Task) -> rusqlite::Result<
         Work::Turn { .. } => (None, None),
         Work::Compaction { focus, strategy, .. } => (focus.as_deref(), Some(wire_name(strategy))),
     };
-    let ending = &task.ending;
+    let (start, frame, ending) = (task.start(), task.last_frame(), task.ending());
     let sql = format!(
         "INSERT INTO tasks ({}) VALUES ({})",
         rows::TASK_COLUMNS,
@@ -159,16 +159,16 @@ fn insert_task(conn: &Connection, no: GroupNo, task: &Task) -> rusqlite::Result<
         task.metadata.as_ref().map(|json| json.as_str()),
         task.deadline_ms.map(int),
         task.created_at.0,
-        wire_name(&task.state),
-        ms(task.claimed_at),
+        wire_name(&task.state()),
+        ms(task.stage.claimed_at()),
         task.attempt,
         task.cancel_requested,
-        ms(task.started_at),
-        ms(task.ended_at),
-        task.run.as_ref().map(|id| id.0.as_bytes()),
-        task.segment,
-        task.seq_first.map(int),
-        task.seq_last.map(int),
+        start.map(|start| start.at.0),
+        frame.map(|frame| frame.at.0),
+        start.map(|start| start.run.0.into_bytes()),
+        start.map(|start| start.segment),
+        start.map(|start| int(start.seq)),
+        frame.map(|frame| int(frame.seq)),
         ending.stop_reason.as_ref().map(wire_name),
         ending.error.as_ref().map(json),
         ending.interrupted.as_ref().map(json),
@@ -179,7 +179,7 @@ fn insert_task(conn: &Connection, no: GroupNo, task: &Task) -> rusqlite::Result<
         strategy,
         ending.has_empty_answer.then(|| json(&Findings(true))),
         task.expires.as_ref().map(json),
-        task.retry_at.as_ref().map(json),
+        task.retry_at().as_ref().map(json),
         task.retry_of.as_ref().map(|id| id.0.as_bytes()),
     ])?;
     Ok(())

@@ -1,9 +1,9 @@
 //! The conversions between values and columns: keys, times, words, JSON, and whole rows.
 
 use greenroom_core::{
-    Compaction, CrashLoop, Existence, Exit, GroupId, GroupState, Hold, Json, Kinds, Permission,
-    PermissionShown, Queued, RunId, Session, SessionId, Status, Task, TaskId, TaskKind, TaskState,
-    Timestamp, Work,
+    Compaction, CrashLoop, End, EndFrame, EndState, Ending, Existence, Exit, GroupId, GroupState,
+    Hold, Json, Kinds, Permission, PermissionShown, Queued, Retry, RunId, Session, SessionId,
+    Stage, Start, Status, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
 };
 use rusqlite::{
     Error, Row,
@@ -130,7 +130,7 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
             strategy: from_word(row, 26)?,
         },
     };
-    let task = Task {
+    Ok(Task {
         ordinal: seq(row.get(0)?),
         id: TaskId(uuid(row, 1)?.ok_or_else(|| corrupt(1, "no id"))?),
         work,
@@ -140,36 +140,73 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
         expires: from_json(row, 28)?,
         retry_of: uuid(row, 30)?.map(TaskId),
         created_at: time(row, 8)?,
-        state: from_word(row, 9)?,
-        claimed_at: optional(row, 10, time)?,
         attempt: row.get(11)?,
-        retry_at: from_json(row, 29)?,
         cancel_requested: row.get(12)?,
-        started_at: optional(row, 13, time)?,
-        ended_at: optional(row, 14, time)?,
-        run: uuid(row, 15)?.map(RunId),
-        segment: row.get(16)?,
-        seq_first: optional(row, 17, number)?,
-        seq_last: optional(row, 18, number)?,
-        ending: greenroom_core::Ending {
-            stop_reason: optional_word(row, 19)?,
-            error: from_json(row, 20)?,
-            interrupted: from_json(row, 21)?,
-            text: row.get(22)?,
-            text_truncated: row.get(23)?,
-            usage: from_json(row, 24)?,
-            tokens: raw_json(row, 25)?,
-            has_empty_answer: from_json(row, 27)?.is_some_and(|Findings(has)| has),
-        },
-    };
-    // Without them its frames could not be found, and its prompt would be sent twice (I7).
-    let has_first = task.seq_first.is_some_and(|seq| seq > 0);
-    let has_start = task.run.is_some() && has_first && task.started_at.is_some();
-    if task.state == TaskState::Running && !has_start {
-        return Err(corrupt(15, "a running task needs a run, a first frame and a start"));
-    }
-    Ok(task)
+        stage: stage(row)?,
+    })
 }
+
+/// Reads the stage of a task from [`TASK_COLUMNS`]. The state decides which columns say something;
+/// [`CONTRADICTS`] finds rows with others.
+fn stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
+    let state = from_word(row, 9)?;
+    let claimed_at = optional(row, 10, time)?;
+    let due = from_json(row, 29)?;
+    let (started_at, ended_at) = (optional(row, 13, time)?, optional(row, 14, time)?);
+    let (run, segment) = (uuid(row, 15)?.map(RunId), row.get(16)?);
+    let (seq_first, seq_last) = (optional(row, 17, number)?, optional(row, 18, number)?);
+    let ending = Ending {
+        stop_reason: optional_word(row, 19)?,
+        error: from_json(row, 20)?,
+        interrupted: from_json(row, 21)?,
+        text: row.get(22)?,
+        text_truncated: row.get(23)?,
+        usage: from_json(row, 24)?,
+        tokens: raw_json(row, 25)?,
+        has_empty_answer: from_json(row, 27)?.is_some_and(|Findings(has)| has),
+    };
+    let start = match (started_at, run, segment, seq_first) {
+        (Some(at), Some(run), Some(segment), Some(seq)) => Some(Start { at, run, segment, seq }),
+        _ => None,
+    };
+    let ended = |state| {
+        let frame = ended_at.zip(seq_last).map(|(at, seq)| EndFrame { at, seq });
+        Stage::Ended(Box::new(End { state, claimed_at, start, frame, ending }))
+    };
+    Ok(match state {
+        TaskState::Queued => match claimed_at {
+            None => Stage::Queued,
+            Some(at) => Stage::Claimed { at, retry: None },
+        },
+        TaskState::Retrying => match claimed_at {
+            None => Stage::Retrying { retry: Retry { start }, due },
+            Some(at) => Stage::Claimed { at, retry: Some(Retry { start }) },
+        },
+        TaskState::Running => match start {
+            Some(start) if start.seq > 0 => {
+                Stage::Running { claimed_at: claimed_at.unwrap_or(start.at), start }
+            }
+            // Without them its frames could not be found, and its prompt would be sent twice (I7).
+            _ => return Err(corrupt(15, "a running task needs a run, a first frame and a start")),
+        },
+        TaskState::Completed => ended(EndState::Completed),
+        TaskState::Failed => ended(EndState::Failed),
+        TaskState::Cancelled => ended(EndState::Cancelled),
+        TaskState::Interrupted => ended(EndState::Interrupted),
+        TaskState::Skipped => ended(EndState::Skipped),
+    })
+}
+
+/// Whether a row of `tasks` has columns that its state cannot have, as SQL.
+pub const CONTRADICTS: &str = "\
+    (started_at IS NULL) + (run IS NULL) + (segment IS NULL) + (seq_first IS NULL) NOT IN (0, 4) \
+    OR (ended_at IS NULL) != (seq_last IS NULL) \
+    OR retry_at IS NOT NULL AND (state != 'retrying' OR claimed_at IS NOT NULL) \
+    OR state = 'queued' AND started_at IS NOT NULL \
+    OR state = 'running' AND claimed_at IS NULL \
+    OR state IN ('queued', 'running', 'retrying') AND ended_at IS NOT NULL \
+    OR state IN ('running', 'retrying') AND (text != '' OR text_truncated \
+    OR coalesce(stop_reason, error, interrupted, usage, findings) IS NOT NULL)";
 
 /// Reads the readable columns of a task's row.
 pub fn salvage_task(row: &Row<'_>) -> SalvagedTask {

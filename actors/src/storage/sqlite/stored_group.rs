@@ -36,7 +36,7 @@ pub fn load(conn: &Connection, group: GroupNo, epoch: u64) -> Result<StoredGroup
     let found = statement.query_map(range, keyed("task", rows::task))?;
     let tasks: Vec<Task> = found.map(|task| required(conn, task)).collect::<Result<_, _>>()?;
     let open = summary.queue_length + u64::from(summary.current_task.is_some());
-    let claimed = tasks.iter().find(|task| task.claimed_at.is_some()).map(|task| task.id);
+    let claimed = tasks.iter().find(|task| task.has_slot()).map(|task| task.id);
     let found = tasks.len() as u64;
     if open != found {
         // An unknown state hides a task from the indexes.
@@ -44,7 +44,7 @@ pub fn load(conn: &Connection, group: GroupNo, epoch: u64) -> Result<StoredGroup
             let what = format!("tasks: {open} are open by the group's own row, {found} by theirs");
             return Err(damaged(conn, group, what));
         }
-        let waiting = tasks.iter().filter(|task| task.claimed_at.is_none()).count();
+        let waiting = tasks.iter().filter(|task| !task.has_slot()).count();
         conn.prepare_cached("UPDATE heads SET queue_length = ? WHERE no = ?")?
             .execute(params![waiting as i64, group])?;
     } else if claimed != summary.current_task {
@@ -55,7 +55,7 @@ pub fn load(conn: &Connection, group: GroupNo, epoch: u64) -> Result<StoredGroup
         return Err(damaged(conn, group, what));
     }
     let run = summary.current_run.map(|id| Run::new(id, RunPhase::Stopping));
-    let current = tasks.iter().find(|task| task.claimed_at.is_some());
+    let current = tasks.iter().find(|task| task.has_slot());
     let compactions = compactions(conn, group, current)?;
     let permissions = permissions::pending(conn, group)?;
     let digests = digests::load(conn, group, summary.state.last_seq)?;

@@ -3,7 +3,7 @@
 use greenroom_core::{Deadline, Json, Strategy, Task, TaskId, Timestamp, Work};
 use rusqlite::{Connection, params};
 
-use super::rows::{Findings, int, json, key, ms};
+use super::rows::{Findings, int, json, key};
 use crate::{
     storage::{GroupNo, plan::AttemptStart},
     wire_name::wire_name,
@@ -129,17 +129,18 @@ pub fn schedule_retry(
 
 /// Stores a task's end by compare and set: a terminal state is never overwritten (I9).
 pub fn end(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
-    let ending = &task.ending;
+    let (frame, ending) = (task.last_frame(), task.ending());
     let changed = conn
         .prepare_cached(
             "UPDATE tasks SET state = ?, ended_at = ?, seq_last = ?, stop_reason = ?, error = ?, \
              interrupted = ?, text = ?, text_truncated = ?, usage = ?, tokens = ?, findings = ?, \
-             attempt = ?, retry_at = ? WHERE id = ? AND state IN ('queued', 'retrying', 'running')",
+             attempt = ?, retry_at = NULL \
+             WHERE id = ? AND state IN ('queued', 'retrying', 'running')",
         )?
         .execute(params![
-            wire_name(&task.state),
-            ms(task.ended_at),
-            task.seq_last.map(int),
+            wire_name(&task.state()),
+            frame.map(|frame| frame.at.0),
+            frame.map(|frame| int(frame.seq)),
             ending.stop_reason.as_ref().map(wire_name),
             ending.error.as_ref().map(json),
             ending.interrupted.as_ref().map(json),
@@ -149,7 +150,6 @@ pub fn end(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
             ending.tokens.as_ref().map(|json| json.as_str()),
             ending.has_empty_answer.then(|| json(&Findings(true))),
             task.attempt,
-            task.retry_at.as_ref().map(json),
             task.id.0.as_bytes(),
         ])?;
     if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }
