@@ -70,7 +70,7 @@ pub use permission::{
     Policy, TOOL_KINDS,
 };
 pub use retry::RetryPolicy;
-pub use run::{Continuity, Exit, ExitReason, Run, RunPhase};
+pub use run::{Continuity, Exit, ExitReason, Run, RunHealth, RunPhase, RunProgress};
 pub use session_cursor::SessionCursor;
 pub use settings::{OnInterrupt, Settings, SettingsPatch};
 pub use signal::{

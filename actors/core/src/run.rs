@@ -6,6 +6,7 @@ use crate::{RunId, SessionId, StopReason};
 
 /// The group's run: there is at most one (AM-1).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "StoredRun", into = "StoredRun")]
 pub struct Run {
     /// Its id.
     pub id: RunId,
@@ -13,25 +14,17 @@ pub struct Run {
     pub phase: RunPhase,
     /// Whether the profile had detectors beyond ACP at its launch. Then an ordered compaction that
     /// none of them saw is a no-op.
-    #[serde(default, rename = "listens")]
     pub has_detectors: bool,
     /// Whether the group's agent or directory changed since its launch. It finishes its running
     /// attempt and gets no other.
     pub outdated: bool,
-    /// Whether it opened a new session, which has got no prompt yet.
-    #[serde(default)]
-    pub fresh: bool,
-    /// Whether greenroom sent it a cancel: not every agent survives one.
-    pub cancelled: bool,
-    /// Whether it is wedged after a cancel, and is stopped for that.
-    pub wedged: bool,
-    /// Whether it settled an attempt.
-    pub settled: bool,
+    /// What became of its prompts.
+    pub progress: RunProgress,
+    /// Whether it survived the cancels that greenroom sent it.
+    pub health: RunHealth,
     /// Whether it reported a compaction by ACP: other detectors then only add details.
-    #[serde(rename = "shows_acp")]
     pub reports_by_acp: bool,
     /// The session that a rotation replaced: late output may still name it.
-    #[serde(rename = "left")]
     pub left_session: Option<SessionId>,
 }
 
@@ -43,12 +36,118 @@ impl Run {
             phase,
             has_detectors: false,
             outdated: false,
-            fresh: false,
-            cancelled: false,
-            wedged: false,
-            settled: false,
+            progress: RunProgress::Unsettled,
+            health: RunHealth::Sound,
             reports_by_acp: false,
             left_session: None,
+        }
+    }
+}
+
+/// What became of a run's prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunProgress {
+    /// It settled no attempt.
+    Unsettled,
+    /// Nor did it get a prompt, and the session that it opened is new.
+    Fresh,
+    /// It settled an attempt.
+    Settled,
+}
+
+/// Whether a run survived the cancels that it was sent: not every agent survives one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunHealth {
+    /// It got no cancel, or answered a prompt since.
+    Sound,
+    /// It got a cancel.
+    Cancelled,
+    /// It is wedged after a cancel, and is stopped for that.
+    Wedged,
+}
+
+impl RunProgress {
+    /// Returns the progress once the session is not new any more, or another one is in force.
+    pub(crate) fn without_fresh(self) -> Self {
+        match self {
+            Self::Fresh | Self::Unsettled => Self::Unsettled,
+            Self::Settled => Self::Settled,
+        }
+    }
+}
+
+impl RunHealth {
+    /// Returns the health after a cancel was sent.
+    pub(crate) fn after_cancel(self) -> Self {
+        match self {
+            Self::Sound | Self::Cancelled => Self::Cancelled,
+            Self::Wedged => Self::Wedged,
+        }
+    }
+
+    /// Returns the health after an answer to a prompt that was not cancelled.
+    pub(crate) fn after_answer(self) -> Self {
+        match self {
+            Self::Sound | Self::Cancelled => Self::Sound,
+            Self::Wedged => Self::Wedged,
+        }
+    }
+}
+
+/// A [`Run`] in a checkpoint: flat, as all versions have it. Of marks that contradict each other
+/// the later one counts.
+#[derive(Clone, Serialize, Deserialize)]
+struct StoredRun {
+    id: RunId,
+    phase: RunPhase,
+    #[serde(default)]
+    listens: bool,
+    outdated: bool,
+    #[serde(default)]
+    fresh: bool,
+    cancelled: bool,
+    wedged: bool,
+    settled: bool,
+    shows_acp: bool,
+    left: Option<SessionId>,
+}
+
+impl From<StoredRun> for Run {
+    fn from(stored: StoredRun) -> Self {
+        Self {
+            id: stored.id,
+            phase: stored.phase,
+            has_detectors: stored.listens,
+            outdated: stored.outdated,
+            progress: match (stored.settled, stored.fresh) {
+                (true, _) => RunProgress::Settled,
+                (false, true) => RunProgress::Fresh,
+                (false, false) => RunProgress::Unsettled,
+            },
+            health: match (stored.wedged, stored.cancelled) {
+                (true, _) => RunHealth::Wedged,
+                (false, true) => RunHealth::Cancelled,
+                (false, false) => RunHealth::Sound,
+            },
+            reports_by_acp: stored.shows_acp,
+            left_session: stored.left,
+        }
+    }
+}
+
+impl From<Run> for StoredRun {
+    fn from(run: Run) -> Self {
+        Self {
+            id: run.id,
+            phase: run.phase,
+            listens: run.has_detectors,
+            outdated: run.outdated,
+            fresh: run.progress == RunProgress::Fresh,
+            cancelled: run.health != RunHealth::Sound,
+            wedged: run.health == RunHealth::Wedged,
+            settled: run.progress == RunProgress::Settled,
+            shows_acp: run.reports_by_acp,
+            left: run.left_session,
         }
     }
 }
@@ -151,5 +250,49 @@ impl From<ExitReason> for StopReason {
                 Self::ProcessExited
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// The stored form keeps its keys, their order and their values.
+    #[test]
+    fn the_stored_form_is_flat() {
+        use {RunHealth as H, RunProgress as P};
+        let stored = |fresh, cancelled, wedged, settled| {
+            format!(
+                r#"{{"id":"{}","phase":"ready","listens":true,"outdated":true,"fresh":{fresh},"cancelled":{cancelled},"wedged":{wedged},"settled":{settled},"shows_acp":true,"left":"s"}}"#,
+                RunId(Uuid::nil())
+            )
+        };
+        let run = |progress, health| Run {
+            has_detectors: true,
+            outdated: true,
+            progress,
+            health,
+            reports_by_acp: true,
+            left_session: Some(SessionId("s".into())),
+            ..Run::new(RunId(Uuid::nil()), RunPhase::Ready)
+        };
+        #[rustfmt::skip]
+        let cases = [
+            ("no prompt",  stored(false, false, false, false), run(P::Unsettled, H::Sound)),
+            ("fresh",      stored(true,  false, false, false), run(P::Fresh,     H::Sound)),
+            ("settled",    stored(false, false, false, true),  run(P::Settled,   H::Sound)),
+            ("cancelled",  stored(false, true,  false, true),  run(P::Settled,   H::Cancelled)),
+            ("wedged",     stored(false, true,  true,  true),  run(P::Settled,   H::Wedged)),
+        ];
+        for (name, text, run) in cases {
+            assert_eq!(serde_json::from_str::<Run>(&text).unwrap(), run, "{name}");
+            assert_eq!(serde_json::to_string(&run).unwrap(), text, "{name}");
+        }
+        // An earlier version forgot the cancel of a run that it found wedged by a success.
+        let text = stored(false, false, true, true);
+        assert_eq!(serde_json::from_str::<Run>(&text).unwrap(), run(P::Settled, H::Wedged));
     }
 }

@@ -6,7 +6,7 @@ mod driver;
 use driver::{Driver, acquired, kinds};
 use greenroom_core::{
     CancelReason, Cause, Effect, Event, ExitReason, Fact, Group, Hold, HoldReason, OnInterrupt,
-    Recovery, SideEffects, Status, Stop, StopReason, Strategy, TaskState as T, Timer,
+    Recovery, RunHealth, SideEffects, Status, Stop, StopReason, Strategy, TaskState as T, Timer,
 };
 
 /// Interrupts a turn: it has output, and its agent dies.
@@ -155,7 +155,7 @@ fn a_turn_from_before_a_deletion_is_not_counted() {
 /// The group suspects that a run is wedged by a cancel only if it sent one.
 #[test]
 fn a_run_counts_as_cancelled_only_after_a_cancel_was_sent() {
-    let cancelled = |driver: &Driver| driver.group.run().unwrap().cancelled;
+    let cancelled = |driver: &Driver| driver.group.run().unwrap().health == RunHealth::Cancelled;
     let cancels = |driver: &Driver| {
         driver.effects.iter().any(|effect| matches!(effect, Effect::Cancel { .. }))
     };

@@ -3,8 +3,8 @@
 use super::{Current, Group, decide::Transition};
 use crate::{
     AgentOutput, Attempt, CancelReason, Cause, CompactionStatus, Deadline, Effect, EndState, Fact,
-    Json, OutputSummary, PromptReply, RetryPolicy, RunId, Stop, StopReason, Strategy, TaskError,
-    TaskId, TaskKind, Work,
+    Json, OutputSummary, PromptReply, RetryPolicy, RunHealth, RunId, RunProgress, Stop, StopReason,
+    Strategy, TaskError, TaskId, TaskKind, Work,
     attempt::{Settlement, fail_exhausted},
     retry::FailureKind,
 };
@@ -131,8 +131,8 @@ impl Transition<'_> {
         attempt: &Attempt,
         reply: &PromptReply,
     ) -> Option<&'static str> {
-        let cancelled = self.group.run.as_ref().is_some_and(|run| run.cancelled);
-        if !cancelled {
+        let health = self.group.run.as_ref().map(|run| run.health);
+        if health != Some(RunHealth::Cancelled) {
             return None;
         }
         match reply {
@@ -255,7 +255,7 @@ impl Group {
     /// Begins the attempt whose prompt is in flight.
     pub(super) fn apply_prompt_sent(&mut self, id: u64) {
         self.state.session.iter_mut().for_each(|session| session.is_fresh = false);
-        self.run.iter_mut().for_each(|run| run.fresh = false);
+        self.run.iter_mut().for_each(|run| run.progress = run.progress.without_fresh());
         if let Some(current) = &mut self.current
             && let Some(start) = current.task.start()
         {
@@ -297,7 +297,7 @@ impl Group {
     /// Remembers that the run got a cancel.
     pub(super) fn apply_cancel_sent(&mut self, id: RunId) {
         let sent_to = self.run.iter_mut().filter(|run| run.id == id);
-        sent_to.for_each(|run| run.cancelled = true);
+        sent_to.for_each(|run| run.health = run.health.after_cancel());
     }
 
     /// Applies what a settlement shows: an answer ends the crash loop, and output proves that the
@@ -315,11 +315,11 @@ impl Group {
         });
         // Only an answer shows that the agent works.
         if stop_reason.is_answer() {
-            self.run.iter_mut().for_each(|run| run.settled = true);
+            self.run.iter_mut().for_each(|run| run.progress = RunProgress::Settled);
             self.clear_launch_backoff();
         }
         if survived {
-            self.run.iter_mut().for_each(|run| run.cancelled = false);
+            self.run.iter_mut().for_each(|run| run.health = run.health.after_answer());
         }
         // The agent may not have read a prompt without output; the next one carries the summary
         // again.

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Current, Group, lock::LockState};
 use crate::{
-    Attempt, Blocked, Compaction, GroupState, Permission, Run, RunId, RunPhase, SessionId, Stage,
-    Strategy, Task, TaskId, TaskKind, TaskState, pool::Activity, retry::CRASHES_MAX,
+    Attempt, Blocked, Compaction, GroupState, Permission, Run, RunId, RunPhase, RunProgress,
+    SessionId, Stage, Strategy, Task, TaskId, TaskKind, TaskState, pool::Activity,
+    retry::CRASHES_MAX,
 };
 
 /// What a group is doing.
@@ -169,7 +170,7 @@ impl Group {
     pub(super) fn is_compactable(&self, strategy: Strategy) -> bool {
         let state = &self.state;
         let Some(session) = &state.session else { return false };
-        let is_fresh = self.run.as_ref().is_some_and(|run| run.fresh);
+        let is_fresh = self.run.as_ref().is_some_and(|run| run.progress == RunProgress::Fresh);
         let holds_summary_only = match strategy {
             Strategy::Command => state.pending_summary.is_some() && session.is_fresh,
             Strategy::Rotate => state.pending_summary.is_some(),

@@ -3,7 +3,8 @@
 use super::{Current, Group, Rejected, Session, decide::Transition};
 use crate::{
     CancelReason, Continuity, Deadline, Effect, EndReason, Exit, ExitReason, Fact, Provenance,
-    Recovery, Run, RunId, RunPhase, SessionId, Stop, TaskError, TaskId, retry::crash_wait_ms,
+    Recovery, Run, RunHealth, RunId, RunPhase, RunProgress, SessionId, Stop, TaskError, TaskId,
+    retry::crash_wait_ms,
 };
 
 impl Transition<'_> {
@@ -83,12 +84,12 @@ impl Transition<'_> {
 
     /// Settles the running attempt by the run's exit, or retries the claimed task.
     pub(super) fn agent_exited(&mut self, run: RunId, exit: Exit) {
-        let Some(Run { phase, wedged, .. }) = self.group.run.clone().filter(|live| live.id == run)
+        let Some(Run { phase, health, .. }) = self.group.run.clone().filter(|live| live.id == run)
         else {
             return;
         };
         let mut exit = exit;
-        if wedged {
+        if health == RunHealth::Wedged {
             exit.detail = format!("it was wedged by a cancel: {}", exit.detail);
         }
         self.void_permissions();
@@ -255,8 +256,11 @@ impl Group {
         provenance: Option<&Provenance>,
         continuity: Continuity,
     ) {
-        let is_fresh = matches!(continuity, Continuity::New | Continuity::Lost);
-        self.run.iter_mut().for_each(|run| run.fresh = is_fresh);
+        let progress = match continuity {
+            Continuity::New | Continuity::Lost => RunProgress::Fresh,
+            Continuity::Resumed | Continuity::Loaded => RunProgress::Unsettled,
+        };
+        self.run.iter_mut().for_each(|run| run.progress = progress);
         let id = session.clone();
         let provenance = provenance.cloned();
         match &mut self.state.session {
@@ -271,14 +275,14 @@ impl Group {
 
     /// Removes the run, and counts crashes in a row.
     pub(super) fn apply_run_exited(&mut self, exit: &Exit) {
-        let settled = self.run.take().is_some_and(|run| run.settled);
+        let settled = self.run.take().is_some_and(|run| run.progress == RunProgress::Settled);
         self.state.crash_loop.crashes += u32::from(!settled && exit.reason.is_crash());
         self.recent.clear();
     }
 
     /// Marks the run as wedged: what it wrote in the attempt is no output.
     pub(super) fn apply_wedged(&mut self) {
-        self.run.iter_mut().for_each(|run| run.wedged = true);
+        self.run.iter_mut().for_each(|run| run.health = RunHealth::Wedged);
         if let Some(Current { attempt: Some(attempt), .. }) = &mut self.current {
             attempt.discard_output();
         }

@@ -107,7 +107,7 @@ impl Group {
             known => {
                 let id = session.clone();
                 *known = Some(Session { id, is_fresh: true, usage: None, provenance });
-                self.run.iter_mut().for_each(|run| run.fresh = false);
+                self.run.iter_mut().for_each(|run| run.progress = run.progress.without_fresh());
             }
         }
     }

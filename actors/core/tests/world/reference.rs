@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use greenroom_core::{
     Attempt, CancelReason, Cause, Compaction, CompactionId, CompactionStatus, Continuity,
     CrashLoop, Deadline, Existence, ExitReason, Fact, Group, GroupState, Hold, Now, OnInterrupt,
-    Origin, OutputSummary, Permission, Retry, Run, RunPhase, Session, Settings, Source, Stage,
-    Start, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
+    Origin, OutputSummary, Permission, Retry, Run, RunHealth, RunPhase, RunProgress, Session,
+    Settings, Source, Stage, Start, StopReason, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
 };
 use serde::{Deserialize, Serialize};
 
@@ -204,7 +204,7 @@ impl ReferenceModel {
             }
             Fact::PromptSent { .. } => {
                 self.session(|session| session.is_fresh = false);
-                self.run.iter_mut().for_each(|run| run.fresh = false);
+                self.not_fresh();
                 let run = self.run.as_ref().map(|run| run.id);
                 (self.attempt, self.had_output) =
                     (run.map(|run| Attempt::new(run, first_seq)), false);
@@ -236,7 +236,8 @@ impl ReferenceModel {
                 self.cancel(CancelReason::Caller);
             }
             Fact::CancelSent { .. } => {
-                self.run.iter_mut().for_each(|run| run.cancelled = true);
+                let run = self.run.iter_mut().filter(|run| run.health == RunHealth::Sound);
+                run.for_each(|run| run.health = RunHealth::Cancelled);
             }
             Fact::TurnCut { cause, .. } => self.cancel(match cause {
                 Cause::Deadline => CancelReason::Deadline,
@@ -253,7 +254,7 @@ impl ReferenceModel {
                         | StopReason::Storage
                 );
                 if !without_answer {
-                    self.run.iter_mut().for_each(|run| run.settled = true);
+                    self.run.iter_mut().for_each(|run| run.progress = RunProgress::Settled);
                     self.clear_launch_backoff();
                 }
                 // An unanswered prompt carried no summary over.
@@ -264,7 +265,8 @@ impl ReferenceModel {
                 if survived
                     && self.attempt.as_ref().is_some_and(|attempt| attempt.cancel_reason.is_none())
                 {
-                    self.run.iter_mut().for_each(|run| run.cancelled = false);
+                    let run = self.run.iter_mut().filter(|run| run.health != RunHealth::Wedged);
+                    run.for_each(|run| run.health = RunHealth::Sound);
                 }
             }
             Fact::TaskRetrying { task, attempt, due, .. } => {
@@ -295,8 +297,9 @@ impl ReferenceModel {
                 self.run = Some(Run { has_detectors: *has_detectors, ..run });
             }
             Fact::RunReady { session, provenance, continuity, .. } => {
-                let opened = !matches!(continuity, Continuity::Resumed | Continuity::Loaded);
-                self.run.iter_mut().for_each(|run| run.fresh = opened);
+                if !matches!(continuity, Continuity::Resumed | Continuity::Loaded) {
+                    self.run.iter_mut().for_each(|run| run.progress = RunProgress::Fresh);
+                }
                 self.session(|known| {
                     known.id = session.clone();
                     known.provenance = provenance.clone().or(known.provenance.take());
@@ -309,7 +312,8 @@ impl ReferenceModel {
                     exit.reason,
                     ExitReason::StartFailed | ExitReason::Exited | ExitReason::Protocol
                 );
-                let settled = self.run.take().is_some_and(|run| run.settled);
+                let settled =
+                    self.run.take().is_some_and(|run| run.progress == RunProgress::Settled);
                 self.state.crash_loop.crashes += u32::from(by_itself && !settled);
             }
             Fact::AgentDegraded { due, .. } => self.state.crash_loop.launch_due = Some(*due),
@@ -320,7 +324,9 @@ impl ReferenceModel {
             }
             Fact::SegmentStarted { segment, session, provenance, .. } => {
                 let known = self.state.session.take().filter(|known| known.id == *session);
-                self.run.iter_mut().for_each(|run| run.fresh &= known.is_some());
+                if known.is_none() {
+                    self.not_fresh();
+                }
                 self.state.segment = *segment;
                 self.state.session = Some(Session {
                     id: session.clone(),
@@ -342,7 +348,7 @@ impl ReferenceModel {
             }
             Fact::AgentWedged { .. } => {
                 self.had_output = false;
-                self.run.iter_mut().for_each(|run| run.wedged = true);
+                self.run.iter_mut().for_each(|run| run.health = RunHealth::Wedged);
             }
             Fact::AgentOutputRejected { .. }
             | Fact::SegmentEnded { .. }
@@ -416,6 +422,12 @@ impl ReferenceModel {
             let helped = u128::from(before.saturating_sub(used)) * 10 >= u128::from(before);
             self.counted.streak = if helped { 0 } else { self.counted.streak.saturating_add(1) };
         }
+    }
+
+    /// The run got a prompt, or has another session than the new one that it opened.
+    fn not_fresh(&mut self) {
+        let fresh = self.run.iter_mut().filter(|run| run.progress == RunProgress::Fresh);
+        fresh.for_each(|run| run.progress = RunProgress::Unsettled);
     }
 
     /// Changes the session in force, if there is one.
