@@ -130,7 +130,7 @@ impl Metrics {
             }
             Fact::TaskRetrying { .. } => _ = self.retries.inc(),
             Fact::TaskEnded { state, record, .. } => {
-                inc(self.ended.of((record.kind(), *state)));
+                inc(state.end().and_then(|state| self.ended.of((record.kind(), state))));
             }
             Fact::CompactionEnded(compaction) => {
                 let key = (compaction.source, compaction.status);

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Cause, Compaction, Continuity, Deadline, EndFrame, EndState, Ending, Exit, Interrupted, Json,
     Lines, Origin, OutputSummary, Permission, PermissionId, PermissionState, Provenance, RunId,
-    SessionId, Settings, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TokensSpent,
+    SessionId, Settings, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState,
+    TokensSpent,
 };
 
 /// A batch of the agent's messages as a fact.
@@ -211,8 +212,8 @@ pub enum Fact {
         /// The number of its last attempt, from 1; 0 if there was none, or if the frame lacks it.
         #[serde(default)]
         attempt: u32,
-        /// The terminal state.
-        state: EndState,
+        /// The terminal state, as a word: a damaged frame may have another one.
+        state: TaskState,
         /// Why the prompt stopped, if one was sent.
         stop_reason: Option<StopReason>,
         /// The error, if it has one.
@@ -428,7 +429,7 @@ impl Fact {
             task: open.id,
             kind,
             attempt,
-            state,
+            state: state.into(),
             stop_reason: ending.stop_reason,
             error: ending.error.clone(),
             interrupted: ending.interrupted.clone(),

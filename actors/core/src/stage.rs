@@ -103,12 +103,12 @@ pub enum TaskState {
 impl TaskState {
     /// Whether the state is final.
     pub fn is_terminal(self) -> bool {
-        !matches!(self, Self::Queued | Self::Running | Self::Retrying)
+        self.end().is_some()
     }
 }
 
 /// A terminal state of a task: it never changes (I9).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndState {
     /// See [`TaskState::Completed`].
@@ -131,6 +131,20 @@ impl From<EndState> for TaskState {
             EndState::Cancelled => Self::Cancelled,
             EndState::Interrupted => Self::Interrupted,
             EndState::Skipped => Self::Skipped,
+        }
+    }
+}
+
+impl TaskState {
+    /// Returns the terminal state that it is, if it is one.
+    pub fn end(self) -> Option<EndState> {
+        match self {
+            Self::Queued | Self::Running | Self::Retrying => None,
+            Self::Completed => Some(EndState::Completed),
+            Self::Failed => Some(EndState::Failed),
+            Self::Cancelled => Some(EndState::Cancelled),
+            Self::Interrupted => Some(EndState::Interrupted),
+            Self::Skipped => Some(EndState::Skipped),
         }
     }
 }

@@ -234,7 +234,7 @@ fn the_cancel_reason_survives_a_restart_of_the_server() {
         let step = driver.apply(Event::Recovered(Recovery::Restart));
         let ended = step.facts.iter().find_map(|fact| match fact {
             Fact::TaskEnded { state, stop_reason, interrupted, .. } => {
-                Some((*stop_reason, T::from(*state), interrupted.clone()))
+                Some((*stop_reason, *state, interrupted.clone()))
             }
             _ => None,
         });

@@ -12,9 +12,9 @@ use std::{
 };
 
 use greenroom_core::{
-    AgentOutput, Compaction, CompactionId, Digests, EndFrame, Ending, Exit, Fact, Group, Kinds,
-    Lines, Origin, PermissionId, PermissionState, Place, Recorded, RunId, SessionCursor, Settings,
-    Task, TaskId, TaskKind, Timestamp, Work,
+    AgentOutput, Compaction, CompactionId, Digests, EndFrame, EndState, Ending, Exit, Fact, Group,
+    Kinds, Lines, Origin, PermissionId, PermissionState, Place, Recorded, RunId, SessionCursor,
+    Settings, Task, TaskId, TaskKind, Timestamp, Work,
 };
 use uuid::Uuid;
 
@@ -278,8 +278,12 @@ impl LogReplay {
                     Task::new(task, Work::Turn { prompt: acp::empty_prompt() }, Origin::Api)
                 });
                 let attempt = if attempt == 0 { open.attempt } else { attempt };
+                let end = state.end().unwrap_or_else(|| {
+                    self.differ(format!("task {task} ended as {state:?}, which is no end"));
+                    EndState::Failed
+                });
                 let frame = EndFrame { at, seq: self.seq };
-                Fact::task_ended(kind, open, attempt, state, frame, ending)
+                Fact::task_ended(kind, open, attempt, end, frame, ending)
             }
             fact => fact,
         }

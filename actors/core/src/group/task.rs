@@ -177,11 +177,11 @@ impl Group {
         &mut self,
         id: TaskId,
         kind: TaskKind,
-        state: EndState,
+        state: TaskState,
         stop_reason: Option<StopReason>,
     ) {
         match (state, stop_reason, kind) {
-            (EndState::Interrupted, ..) => self.state.hold.interruptions += 1,
+            (TaskState::Interrupted, ..) => self.state.hold.interruptions += 1,
             (_, Some(_), TaskKind::Turn) => self.state.hold.interruptions = 0,
             (_, Some(_), TaskKind::Compaction) | (_, None, _) => {}
         }

@@ -308,7 +308,7 @@ impl Driver {
     pub fn ended(&self, task: TaskId) -> Option<(TaskState, Option<String>)> {
         self.facts.iter().find_map(|fact| match fact {
             Fact::TaskEnded { task: ended, state, error, .. } if *ended == task => {
-                Some(((*state).into(), error.as_ref().map(|error| error.code.clone())))
+                Some((*state, error.as_ref().map(|error| error.code.clone())))
             }
             _ => None,
         })

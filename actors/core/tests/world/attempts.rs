@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Deadline, EffectiveSettings, EndState, Event, ExitReason, Fact, Group, HoldReason, Now,
-    OnInterrupt, PromptReply, RetryPolicy, RunId, StopReason, TaskId, TaskKind, TaskState, Timer,
+    Deadline, EffectiveSettings, Event, ExitReason, Fact, Group, HoldReason, Now, OnInterrupt,
+    PromptReply, RetryPolicy, RunId, StopReason, TaskId, TaskKind, TaskState, Timer,
 };
 
 use super::{Checked, LIMITS, ensure};
@@ -357,12 +357,12 @@ impl Attempts {
         if code == Some("expired") {
             ensure!(late || timed, "{task} expires too early");
             ensure!(!open_task.ever_sent, "I7: {task} was sent and expires");
-            ensure!(*state == EndState::Failed, "{task} expires and is {state:?}");
+            ensure!(*state == TaskState::Failed, "{task} expires and is {state:?}");
         }
         if let Some((settled, next)) = self.settled.take() {
             ensure!(settled == *task, "AM-3: {settled} settles, {task} ends");
             ensure!(next != Next::Retry, "I7: {task} ends {state:?} and has attempts left");
-            let failed = *state == EndState::Failed;
+            let failed = *state == TaskState::Failed;
             ensure!(next == Next::End || failed, "I7: {task} fails as {state:?}");
         } else if code == Some("agent_start_failed") {
             let (retry, attempts) = (self.settings().retry, open_task.attempts + 1);
@@ -371,7 +371,7 @@ impl Attempts {
             ensure!(record.attempt == attempts, "{task} ends as attempt {}", record.attempt);
         }
         match (state, stop_reason) {
-            (EndState::Interrupted, _) => {
+            (TaskState::Interrupted, _) => {
                 self.interruptions += 1;
                 match self.settings().on_interrupt {
                     // It started before the group was deleted.

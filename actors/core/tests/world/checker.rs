@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
-    Choice, Effect, EffectiveSettings, EndState, Existence, Fact, Group, GroupState, Json, Now,
-    PermissionId, PermissionOption, Place, Recorded, Rejected, RunId, RunPhase, Strategy, TaskId,
-    TaskKind, Work,
+    Choice, Effect, EffectiveSettings, Existence, Fact, Group, GroupState, Json, Now, PermissionId,
+    PermissionOption, Place, Recorded, Rejected, RunId, RunPhase, Strategy, TaskId, TaskKind,
+    TaskState, Work,
 };
 
 use super::{
@@ -271,7 +271,10 @@ impl Checker {
             Fact::TaskEnded { task, state, record, attempt, .. } => {
                 ensure!(*attempt == record.attempt, "I7: attempt {attempt} of {record:?}");
                 ensure!(self.in_flight != Some(*task), "AM-3: {task} ends before its turn settled");
-                ensure!(record.state() == (*state).into(), "I9: {task} ends {state:?}");
+                ensure!(
+                    state.is_terminal() && *state == record.state(),
+                    "I9: {task} ends {state:?}"
+                );
                 ensure!(
                     record.last_frame().is_some_and(|last| last.seq == seq),
                     "I3: {task} ends at {seq}"
@@ -283,23 +286,23 @@ impl Checker {
                 ensure!(!std::mem::replace(&mut seen.ended, true), "I9: {task} ends twice");
                 ensure!(record.cancel_requested == seen.cancel_requested, "AM-5: {record:?}");
                 ensure!(record.ordinal == seen.ordinal, "I8: {task} changed its number");
-                let skipped = *state == EndState::Skipped;
+                let skipped = *state == TaskState::Skipped;
                 let compacts = matches!(record.work, Work::Compaction { .. });
                 ensure!(!skipped || compacts, "DQ-3: {task} is a turn and was skipped");
                 let sent = seen.prompt_id.is_some();
                 let empty = seen.kind == TaskKind::Turn
-                    && *state == EndState::Completed
+                    && *state == TaskState::Completed
                     && record.ending().stop_reason == Some(greenroom_core::StopReason::EndTurn);
                 let found = record.ending().has_empty_answer;
                 let answered = self.answer;
                 ensure!(found == (empty && !answered), "{task}: {found} and {answered}");
                 let code = record.ending().error.as_ref().map(|error| &*error.code);
                 let uncompleted = match state {
-                    EndState::Skipped => code.is_some_and(|code| code != "already_compacted"),
-                    state => *state != EndState::Completed,
+                    TaskState::Skipped => code.is_some_and(|code| code != "already_compacted"),
+                    state => *state != TaskState::Completed,
                 };
                 self.next = (compacts && uncompleted).then_some(Next::Rests);
-                let ran = matches!(state, EndState::Completed | EndState::Interrupted);
+                let ran = matches!(state, TaskState::Completed | TaskState::Interrupted);
                 ensure!(sent || !ran, "I7: {task} was not sent and is {state:?}");
             }
             Fact::RunStarted { run, .. } => {
