@@ -192,6 +192,7 @@ const CHANGED_ROWS: &[(&str, &str)] = &[
     ("UPDATE tasks SET seq_first = seq_first - 1 WHERE $keys AND text = 'again'",             "task tsk_"),
     ("UPDATE tasks SET error = '{\"code\":\"x\",\"message\":\"y\"}' WHERE $keys AND state = 'failed'", "task tsk_"),
     ("UPDATE tasks SET error = NULL WHERE $keys AND state = 'failed'",                        "task tsk_"),
+    ("UPDATE tasks SET retry_at = json_object('since', json_object('wall', 0, 'up', json_object('boot', '00000000-0000-0000-0000-000000000000', 'ms', 0)), 'ms', 0) WHERE $keys AND state = 'failed'", "task tsk_"),
     ("UPDATE tasks SET stop_reason = 'refusal' WHERE $keys AND text = 'again'",               "task tsk_"),
     ("UPDATE tasks SET interrupted = NULL WHERE $keys AND state = 'interrupted'",             "task tsk_"),
     ("UPDATE tasks SET usage = NULL WHERE $keys AND usage IS NOT NULL",                       "task tsk_"),

@@ -1,8 +1,8 @@
 //! Verify: compares a group's rows with a replay of its log (I13). It never writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use greenroom_core::{GroupId, Task, TaskKind, TaskState};
+use greenroom_core::{GroupId, Task, TaskId, TaskKind, TaskState};
 
 use crate::{
     projections::checkpoint::ClosedSegments,
@@ -112,7 +112,7 @@ impl LogReplay {
         summary: &GroupSummary,
     ) -> Result<(), StoreError> {
         self.compare_group(summary);
-        self.compare_tasks();
+        self.compare_tasks(&store.contradictory_tasks(no)?);
         let mut before = None;
         loop {
             let page = store.runs(no, before, PAGE)?;
@@ -222,7 +222,7 @@ impl LogReplay {
         self.same("is_compacting", active, summary.is_compacting);
     }
 
-    fn compare_tasks(&mut self) {
+    fn compare_tasks(&mut self, contradictory: &BTreeSet<TaskId>) {
         let open = self.group.current().into_iter().chain(self.group.waiting());
         self.tasks.extend(open.map(|task| (task.id, task.clone())).collect::<Vec<_>>());
         let mut projected = std::mem::take(&mut self.tasks);
@@ -234,7 +234,11 @@ impl LogReplay {
             // The time of acceptance and the reported tokens are in no frame of their own.
             task.created_at = stored.created_at;
             task.set_unlogged(stored.retry_at(), stored.ending().tokens.clone());
+            let differences = self.differences.len();
             self.same(&format!("task {id}"), task, stored);
+            if differences == self.differences.len() && contradictory.contains(&id) {
+                self.differ(format!("task {id}: the row has columns that its state cannot have"));
+            }
         }
         self.same("tasks without a row", projected.into_keys().collect(), Vec::new());
     }

@@ -1,6 +1,6 @@
 //! The trait `ReadStore`: what readers ask of a database.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
     Compaction, Digest, PermissionId, RunId, TaskId,
@@ -57,6 +57,14 @@ pub trait ReadStore: Send + 'static {
 
     /// Tasks of a group in the order of acceptance.
     fn tasks(&self, group: GroupNo, filter: &TaskFilter) -> Result<Vec<TaskView>, StoreError>;
+
+    /// Returns the group's tasks whose rows have columns that their state cannot have. Of such a
+    /// row the state counts.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn contradictory_tasks(&self, group: GroupNo) -> Result<BTreeSet<TaskId>, StoreError>;
 
     /// Runs of a group before the run `before`, the newest first.
     fn runs(

@@ -1,6 +1,6 @@
 //! `SqliteReadStore`: the read store. It reads rows into values.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use greenroom_core::{
     Blocked, Compaction, Digest, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskState,
@@ -108,12 +108,6 @@ impl SqliteReadStore {
                    FROM turns LEFT JOIN tasks USING (key) \
                    WHERE tasks.ended_at IS NOT turns.ended_at HAVING count(*) > 0";
         strays.extend(self.all(sql, &[], text)?);
-        let sql = format!(
-            "SELECT 'tasks of group ' || (key >> 36) || ' with columns that their state cannot \
-             have: ' || count(*) FROM tasks WHERE {} GROUP BY key >> 36",
-            rows::CONTRADICTS
-        );
-        strays.extend(self.all(&sql, &[], text)?);
         // The table may be absent (HL-8).
         let locks = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name = 'locks'";
         if !self.all(locks, &[], text)?.is_empty() {
@@ -277,6 +271,14 @@ impl ReadStore for SqliteReadStore {
         )?;
         let queue = if tasks.iter().any(waits) { self.queue(group)? } else { HashMap::new() };
         Ok(tasks.into_iter().map(|task| view(group, &summary, &queue, task)).collect())
+    }
+
+    fn contradictory_tasks(&self, group: GroupNo) -> Result<BTreeSet<TaskId>, StoreError> {
+        let sql =
+            format!("SELECT id FROM tasks WHERE key > ? AND key < ? AND ({})", rows::CONTRADICTS);
+        let ids =
+            self.all(&sql, &[&key(group, 0), &key(group + 1, 0)], |row| rows::uuid(row, 0))?;
+        Ok(ids.into_iter().flatten().map(TaskId).collect())
     }
 
     fn runs(

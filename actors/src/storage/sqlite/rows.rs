@@ -153,7 +153,7 @@ fn stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
     let claimed_at = optional(row, 10, time)?;
     let due = from_json(row, 29)?;
     let (started_at, ended_at) = (optional(row, 13, time)?, optional(row, 14, time)?);
-    let (run, segment) = (uuid(row, 15)?.map(RunId), row.get(16)?);
+    let (run, segment) = (uuid(row, 15)?.map(RunId), row.get::<_, Option<u32>>(16)?);
     let (seq_first, seq_last) = (optional(row, 17, number)?, optional(row, 18, number)?);
     let ending = Ending {
         stop_reason: optional_word(row, 19)?,
@@ -165,8 +165,10 @@ fn stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
         tokens: raw_json(row, 25)?,
         has_empty_answer: from_json(row, 27)?.is_some_and(|Findings(has)| has),
     };
-    let start = match (started_at, run, segment, seq_first) {
-        (Some(at), Some(run), Some(segment), Some(seq)) => Some(Start { at, run, segment, seq }),
+    let start = match (started_at, run, seq_first) {
+        (Some(at), Some(run), Some(seq)) => {
+            Some(Start { at, run, segment: segment.unwrap_or_default(), seq })
+        }
         _ => None,
     };
     let ended = |state| {
@@ -197,7 +199,8 @@ fn stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
     })
 }
 
-/// Whether a row of `tasks` has columns that its state cannot have, as SQL.
+/// Whether a row of `tasks` has columns that its state cannot have, as SQL. Says nothing of columns
+/// that are read as they are in any state, nor of the tokens, which are in no frame.
 pub const CONTRADICTS: &str = "\
     (started_at IS NULL) + (run IS NULL) + (segment IS NULL) + (seq_first IS NULL) NOT IN (0, 4) \
     OR (ended_at IS NULL) != (seq_last IS NULL) \
@@ -468,7 +471,7 @@ fn unread(column: usize, err: &serde_json::Error) -> Error {
     Error::FromSqlConversionFailure(column, Type::Text, fault_in(err).into())
 }
 
-fn uuid(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Uuid>> {
+pub fn uuid(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Uuid>> {
     struct Id(Uuid);
     impl FromSql for Id {
         fn column_result(value: ValueRef<'_>) -> Result<Self, FromSqlError> {
