@@ -38,7 +38,7 @@ const EMPTY_SCANS: u32 = 2;
 /// The same while processes end before they can be read: one of a chain that forks and ends may be
 /// among them, and only one of several scans finds it.
 const UNSURE_SCANS: u32 = 40;
-/// The pause between two scans of `/proc` while killed processes vanish.
+/// The pause between two scans of `/proc`, in which killed processes vanish and an exec ends.
 const SCAN_EVERY: Duration = Duration::from_millis(5);
 
 /// Why a sweep cannot rule out leftover processes.
@@ -317,8 +317,13 @@ fn kill_matching(matches: impl Fn(Entry) -> io::Result<bool>) -> Result<Vec<u32>
         if until.has_passed() {
             return Err(SweepError::Left(left));
         }
+        let is_empty = left.is_empty();
         found.extend(left.into_iter().filter(|pid| !found.contains(pid)).collect::<Vec<_>>());
-        thread::sleep(SCAN_EVERY);
+        // After a scan that saw processes end, the next one is to be soon: it is the number of
+        // scans that finds a chain, not their distance.
+        if is_sure || !is_empty {
+            thread::sleep(SCAN_EVERY);
+        }
     }
 }
 
