@@ -11,6 +11,8 @@ mod compaction;
 pub mod digest;
 // What actors do once the facts of a step are durable.
 mod effect;
+// How a task ended.
+mod ending;
 // The input of the rules.
 mod event;
 // What is true since a commit, and its frame in the transcript.
@@ -43,7 +45,7 @@ mod stage;
 mod step;
 // What a caller submits.
 mod submission;
-// A task: its states, its work, its ending.
+// A task: its work, its place in the queue, what it waits for.
 mod task;
 // Timestamps, monotonic time and deadlines.
 mod time;
@@ -54,6 +56,7 @@ pub use attempt::{Attempt, CancelReason, TEXT_BYTES_MAX};
 pub use compaction::{Compaction, CompactionEvent, CompactionStatus};
 pub use digest::{Digest, Digests, Tokens};
 pub use effect::{Answer, Effect, Stop};
+pub use ending::{Cause, Ending, Interrupted, SideEffects, StopReason, TaskError, findings};
 pub use event::{
     Cost, Event, FrameKind, Kinds, Lines, LockAnswer, OutputSummary, PermissionAsked, PromptReply,
     Recovery, TokensSpent, ToolProgress, ToolResult, ToolUpdate, Usage,
@@ -79,9 +82,6 @@ pub use signal::{
 pub use stage::{End, EndFrame, EndState, Retry, Stage, Start, TaskState};
 pub use step::{Place, Recorded, Step};
 pub use submission::Submission;
-pub use task::{
-    Blocked, Cause, CompactionOrder, Ending, Interrupted, Origin, Queued, SideEffects, StopReason,
-    Strategy, Task, TaskError, TaskKind, Work, findings,
-};
+pub use task::{Blocked, CompactionOrder, Origin, Queued, Strategy, Task, TaskKind, Work};
 pub use time::{BootId, Deadline, Now, Timestamp, Uptime};
 pub use trust::Trust;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Deadline, End, EndFrame, EndState, Json, Now, Stage, Start, TaskId, TaskState, Timestamp, Usage,
+    Deadline, End, EndFrame, EndState, Ending, Json, Now, Stage, Start, TaskId, TaskState,
+    Timestamp,
 };
 
 /// A unit of work in a group's queue. Its record stays. A prompt that an agent may have acted on is
@@ -138,7 +139,7 @@ impl Task {
             Stage::Queued
             | Stage::Claimed { .. }
             | Stage::Running { .. }
-            | Stage::Retrying { .. } => &NO_ENDING,
+            | Stage::Retrying { .. } => Ending::NONE,
         }
     }
 
@@ -326,171 +327,6 @@ impl Blocked {
         match self {
             Self::Held | Self::Paused | Self::Storage => self,
             Self::Turn | Self::Slot | Self::Agent | Self::Backoff | Self::Lock => Self::Turn,
-        }
-    }
-}
-
-/// How a task ended; empty while it has not.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ending {
-    /// Why the prompt stopped, if one was sent.
-    pub stop_reason: Option<StopReason>,
-    /// The error, if it has one.
-    pub error: Option<TaskError>,
-    /// What is known of an interrupted turn.
-    pub interrupted: Option<Interrupted>,
-    /// The agent's message text, joined, up to [`crate::TEXT_BYTES_MAX`].
-    pub text: String,
-    /// Whether `text` was truncated at its limit.
-    pub text_truncated: bool,
-    /// The usage that the agent last reported within the attempt.
-    pub usage: Option<Usage>,
-    /// The token counts in the agent's answer, unchanged.
-    pub tokens: Option<Json>,
-    /// Whether it is a turn that was completed without message text and without a tool call: the
-    /// one finding of a task.
-    pub has_empty_answer: bool,
-}
-
-/// The ending of a task that has not ended.
-static NO_ENDING: Ending = Ending {
-    stop_reason: None,
-    error: None,
-    interrupted: None,
-    text: String::new(),
-    text_truncated: false,
-    usage: None,
-    tokens: None,
-    has_empty_answer: false,
-};
-
-/// The findings of a task, as frames, rows and the API write them: a list of names.
-pub mod findings {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
-    enum Name {
-        EmptyAnswer,
-    }
-
-    /// Writes whether the task has an empty answer.
-    ///
-    /// # Errors
-    ///
-    /// The serializer's.
-    pub fn serialize<S: Serializer>(is_empty: &bool, serializer: S) -> Result<S::Ok, S::Error> {
-        is_empty.then_some(Name::EmptyAnswer).as_slice().serialize(serializer)
-    }
-
-    /// Reads whether the task has an empty answer.
-    ///
-    /// # Errors
-    ///
-    /// The deserializer's, or a name is unknown.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-        Vec::<Name>::deserialize(deserializer).map(|names| !names.is_empty())
-    }
-}
-
-/// The error of a task: a code for programs, a sentence for people.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TaskError {
-    /// A stable word in snake case.
-    pub code: String,
-    /// What happened, and what is unchanged.
-    pub message: String,
-}
-
-/// What is known of an interrupted turn.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Interrupted {
-    /// What interrupted it.
-    pub cause: Cause,
-    /// What the agent may have done before.
-    pub side_effects: SideEffects,
-    /// The tool calls that had begun and not ended.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub open_tools: Vec<String>,
-}
-
-/// What interrupted a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Cause {
-    /// The agent's process ended.
-    AgentExited,
-    /// The server died, or shut down before the turn ended.
-    ServerRestart,
-    /// The turn reached its deadline.
-    Deadline,
-    /// The agent broke the protocol.
-    Protocol,
-    /// greenroom could not store its output.
-    Storage,
-}
-
-/// What the agent may have done before it was interrupted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SideEffects {
-    /// Every tool call that it reported had ended.
-    NoneObserved,
-    /// A tool call was open.
-    Possible,
-    /// The agent may have written more than greenroom read.
-    Unknown,
-}
-
-/// Why a prompt stopped: ACP's own reasons, and greenroom's, which begin with `_`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StopReason {
-    /// The agent finished.
-    EndTurn,
-    /// The model reached its token limit.
-    MaxTokens,
-    /// The agent reached its limit of model requests.
-    MaxTurnRequests,
-    /// The agent declined.
-    Refusal,
-    /// The agent confirmed a cancel.
-    Cancelled,
-    /// The agent answered with a JSON-RPC error.
-    #[serde(rename = "_error")]
-    Error,
-    /// The agent's process exited first.
-    #[serde(rename = "_process_exited")]
-    ProcessExited,
-    /// The server ended first.
-    #[serde(rename = "_server_restart")]
-    ServerRestart,
-    /// The turn reached its deadline.
-    #[serde(rename = "_deadline")]
-    Deadline,
-    /// The agent broke the protocol.
-    #[serde(rename = "_protocol")]
-    Protocol,
-    /// greenroom could not store its output.
-    #[serde(rename = "_storage")]
-    Storage,
-}
-
-impl StopReason {
-    /// Whether the agent's own answer stopped the prompt.
-    pub fn is_answer(self) -> bool {
-        match self {
-            Self::EndTurn
-            | Self::MaxTokens
-            | Self::MaxTurnRequests
-            | Self::Refusal
-            | Self::Cancelled
-            | Self::Error => true,
-            Self::ProcessExited
-            | Self::ServerRestart
-            | Self::Deadline
-            | Self::Protocol
-            | Self::Storage => false,
         }
     }
 }

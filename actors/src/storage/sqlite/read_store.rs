@@ -12,7 +12,7 @@ use rusqlite::{Connection, Error, OptionalExtension as _, Row, ToSql, params, ty
 use super::{
     RowsError,
     damage::{LeftOut, RowResult, group_row, keyed, numbered, requested, required},
-    digests, exports, failed, gauges, groups, locks, permissions,
+    digests, exports, failed, frames, gauges, groups, locks, permissions,
     rows::{self, key},
     truncation,
 };
@@ -22,7 +22,6 @@ use crate::{
         GroupIndex, GroupNo, GroupSummary, KeyUse, Listed, LockError, PermissionFilter,
         PermissionRecord, ReadStore, RunDigestRow, RunRecord, SegmentRecord, Snapshot, StoreError,
         StoredCheckpoint, TaskFilter, TaskView, TurnEntry, TurnFilter, Unreadable,
-        unreadable::FRAMES,
     },
     transcript::frame::Block,
     wire_name::wire_name,
@@ -397,45 +396,7 @@ impl ReadStore for SqliteReadStore {
     }
 
     fn blocks(&self, group: GroupNo, filter: &FrameFilter) -> Result<Vec<Block>, StoreError> {
-        let read = || -> rusqlite::Result<_> {
-            let sql = format!(
-                "SELECT {} FROM blocks WHERE key >= ?1 AND key < ?2 \
-                 AND (?3 IS NULL OR instr(kinds, ?3)) AND (?4 IS NULL OR task = ?4) \
-                 AND (?5 IS NULL OR segment = ?5) \
-                 AND (?6 IS NULL OR segment IN (0, ?6) OR task = ?7) ORDER BY key {}",
-                rows::BLOCK_COLUMNS,
-                if filter.descending { "DESC" } else { "ASC" }
-            );
-            let mut statement = self.0.prepare_cached(&sql)?;
-            let task = filter.task.as_ref().map(|id| id.0.as_bytes());
-            let view = filter.view.map(|view| view.segment);
-            let spans = filter.view.and_then(|view| view.task).map(|id| id.0.into_bytes());
-            let (mut blocks, mut frames, mut bytes) = (Vec::new(), 0, 0);
-            for (from, to) in self.ranges(group, filter)? {
-                let mut found = statement.query(params![
-                    from,
-                    to,
-                    filter.kind,
-                    task,
-                    filter.segment,
-                    view,
-                    spans
-                ])?;
-                while frames < filter.frames_max && bytes < filter.bytes_max {
-                    let Some(row) = found.next()? else { break };
-                    let block = keyed(FRAMES, rows::block)(row);
-                    let Some(block) = self.1.readable(&self.0, block)? else { continue };
-                    if filter.frames_max < u64::MAX {
-                        let wanted = block.frames().filter(|frame| filter.takes(&block, *frame));
-                        frames += wanted.count() as u64;
-                    }
-                    bytes += block.text.len();
-                    blocks.push(block);
-                }
-            }
-            Ok(blocks)
-        };
-        read().map_err(failed("read frames"))
+        frames::blocks(&self.0, &self.1, group, filter).map_err(failed("read frames"))
     }
 
     fn checkpoint(&self, group: GroupNo) -> Result<Option<StoredCheckpoint>, StoreError> {
@@ -461,57 +422,6 @@ impl ReadStore for SqliteReadStore {
 
     fn lock(&self, key: &LockKey) -> Result<Option<Lock>, LockError> {
         locks::get(&self.0, key)
-    }
-}
-
-impl SqliteReadStore {
-    /// Returns the ranges of keys of the wanted blocks, in the order in which they are read: a
-    /// segment is a small part of a long transcript.
-    fn ranges(&self, group: GroupNo, filter: &FrameFilter) -> rusqlite::Result<Vec<(i64, i64)>> {
-        let kept = truncation::seq(&self.0, group)?.unwrap_or_default() + 1;
-        let least = filter.after.saturating_add(1).max(kept);
-        let most = filter.before.unwrap_or(u64::MAX);
-        let mut wanted = match (filter.view, filter.segment) {
-            (Some(view), _) => vec![(least, most.min(view.first_opened)), (view.from, most)],
-            (None, Some(segment)) => {
-                let (opened, closed) = self.extent(group, segment)?;
-                vec![(opened, most.min(closed))]
-            }
-            (None, None) => vec![(least, most)],
-        };
-        if filter.descending {
-            wanted.reverse();
-        }
-        let mut start = self.0.prepare_cached(
-            "SELECT coalesce(max(key), ?1) FROM blocks WHERE key >= ?1 AND key <= ?2",
-        )?;
-        let keys = wanted.into_iter().map(|(from, to)| (from.max(least), to));
-        keys.filter(|(from, to)| from < to)
-            .map(|(from, to)| {
-                // A block that begins before the first wanted frame may hold it. No block spans the
-                // truncation.
-                let from =
-                    start.query_row([key(group, kept), key(group, from)], |row| row.get(0))?;
-                let to = if to == u64::MAX { key(group + 1, 0) } else { key(group, to) };
-                Ok((from, to))
-            })
-            .collect()
-    }
-
-    /// Returns the numbers of a segment's first frame, and of the first frame after it.
-    fn extent(&self, group: GroupNo, segment: u32) -> rusqlite::Result<(u64, u64)> {
-        let mut found = self.0.prepare_cached(
-            "SELECT opened_seq, closed_seq FROM segments WHERE no = ? AND segment = ?",
-        )?;
-        // Segment 0 ends where segment 1 begins, and has no row.
-        let row = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?));
-        let extent = found.query_row([group, segment.max(1)], row).optional()?;
-        let after = |last: i64| last as u64 + 1;
-        Ok(match (segment, extent) {
-            (0, Some((opened, _))) => (0, opened as u64),
-            (_, Some((opened, closed))) => (opened as u64, closed.map_or(u64::MAX, after)),
-            (_, None) => (0, u64::MAX),
-        })
     }
 }
 

@@ -2,25 +2,19 @@
 
 use greenroom_core::{
     Compaction, CrashLoop, End, EndFrame, EndState, Ending, Existence, Exit, GroupId, GroupState,
-    Hold, Json, Kinds, Permission, PermissionShown, Queued, Retry, RunId, Session, SessionId,
-    Stage, Start, Status, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
+    Hold, Json, Permission, PermissionShown, Queued, Retry, RunId, Session, SessionId, Stage,
+    Start, Status, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
 };
 use rusqlite::{
     Error, Row,
     types::{FromSql, FromSqlError, Type, ValueRef},
 };
-use serde::{
-    Deserialize, Serialize,
-    de::{DeserializeOwned, IgnoredAny},
-};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use crate::{
-    storage::{
-        GROUP_MAX, GroupNo, GroupSummary, PermissionRecord, RunRecord, SEQ_MAX, SalvagedPermission,
-        SalvagedTask, SegmentRecord, fault_in,
-    },
-    transcript::frame::Block,
+use crate::storage::{
+    GROUP_MAX, GroupNo, GroupSummary, PermissionRecord, RunRecord, SEQ_MAX, SalvagedPermission,
+    SalvagedTask, SegmentRecord, fault_in,
 };
 
 /// Bits of a key that are the seq, or the ordinal, within the group.
@@ -91,7 +85,7 @@ fn optional<T>(
 }
 
 /// Reads a time, at most [`TIME_MAX`].
-fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
+pub fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
     let value = row.get::<_, i64>(column)?;
     if (-TIME_MAX..=TIME_MAX).contains(&value) {
         Ok(Timestamp(value))
@@ -100,7 +94,7 @@ fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Timestamp> {
     }
 }
 
-fn text<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<Option<&'a str>> {
+pub fn text<'a>(row: &'a Row<'_>, column: usize) -> rusqlite::Result<Option<&'a str>> {
     match row.get_ref(column)? {
         ValueRef::Null => Ok(None),
         ValueRef::Text(bytes) => {
@@ -408,61 +402,7 @@ pub fn salvage_permission(row: &Row<'_>) -> SalvagedPermission {
     }
 }
 
-/// The columns of a block in the order that [`block`] reads them.
-pub const BLOCK_COLUMNS: &str = "key, count, at, segment, run, task, kinds, text";
-
-/// Reads a block from [`BLOCK_COLUMNS`].
-pub fn block(row: &Row<'_>) -> rusqlite::Result<Block> {
-    let kinds = text(row, 6)?.ok_or_else(|| corrupt(6, "no kinds"))?;
-    let count: i64 = row.get(1)?;
-    let kinds_count = 1 + memchr::memchr_iter(b'\n', kinds.as_bytes()).count() as i64;
-    let first_seq = seq(row.get(0)?);
-    let last_max = (SEQ_MAX - first_seq) as i64 + 1;
-    if !(1..=last_max).contains(&count) || ![1, count].contains(&kinds_count) {
-        return Err(corrupt(1, "it is not the number of frames"));
-    }
-    let payloads = row.get_ref(7)?.as_blob().map_err(|_| corrupt(7, "no bytes"))?;
-    // Readers get them unchanged: a truncated payload would break the page that it is in.
-    let (mut lines, mut from) = (0, 0);
-    for to in memchr::memchr_iter(b'\n', payloads).chain([payloads.len()]) {
-        if !is_whole(&payloads[from..to]) {
-            return Err(corrupt(7, "a payload is not a JSON value"));
-        }
-        (lines, from) = (lines + 1, to + 1);
-    }
-    if lines != count {
-        return Err(corrupt(7, "the number of payloads is not that of frames"));
-    }
-    std::str::from_utf8(payloads).map_err(|err| Error::Utf8Error(7, err))?;
-    Ok(Block {
-        first_seq,
-        count: count as u64,
-        at: time(row, 2)?,
-        segment: row.get(3)?,
-        run: uuid(row, 4)?.map(RunId),
-        task: uuid(row, 5)?.map(TaskId),
-        kinds: if kinds.contains('\n') {
-            Kinds::Each(kinds.split('\n').map(|kind| kind.to_owned().into()).collect())
-        } else {
-            Kinds::All(kinds.to_owned().into())
-        },
-        text: row.get::<_, Vec<u8>>(7)?.into(),
-    })
-}
-
-/// Whether a payload looks like a JSON value. Nearly all are objects, and parsing each would cost
-/// as much as sending it.
-fn is_whole(payload: &[u8]) -> bool {
-    match payload {
-        [b'{', .., b'}'] => true,
-        _ => match payload.trim_ascii() {
-            [b'{', object @ ..] => object.ends_with(b"}"),
-            value => serde_json::from_slice::<IgnoredAny>(value).is_ok(),
-        },
-    }
-}
-
-fn corrupt(column: usize, what: &'static str) -> Error {
+pub fn corrupt(column: usize, what: &'static str) -> Error {
     Error::FromSqlConversionFailure(column, Type::Text, what.into())
 }
 
@@ -510,19 +450,4 @@ fn optional_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite:
 
 fn from_word<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     optional_word(row, column)?.ok_or_else(|| corrupt(column, "no word"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_truncated_payload_is_not_whole() {
-        for whole in ["{}", "{\"a\":1}", " {\"a\":1} \r", "7", "[1]", "\"a\"", "null"] {
-            assert!(is_whole(whole.as_bytes()), "{whole}");
-        }
-        for truncated in ["", " ", "{", "}", "{\"a\":1", "\"a\":1}", "[1", "nul", "\"a"] {
-            assert!(!is_whole(truncated.as_bytes()), "{truncated}");
-        }
-    }
 }
