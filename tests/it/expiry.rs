@@ -27,130 +27,57 @@ fn assert_expired(server: &Server, task: &Value, prompt: &str) -> Value {
     ended
 }
 
-/// API-2, I12: a turn that waits for a long one expires on time, and its state shows it
-/// immediately; the running turn continues although its own time has passed too, and later turns
-/// keep their places.
+/// API-2, I12, A-4: a turn that waits for a long one, for a slot or for its agent expires on time,
+/// and its state shows it immediately; other turns keep their places, and an expired one can be
+/// retried. `deadline_ms` limits a running task, not a waiting one.
 #[test]
-fn a_queued_task_expires_on_time() {
-    let server = Server::usual();
-    let running = submit_expiring(&server, "work", "[[gate:go]]", 2_000);
+fn a_waiting_task_expires_on_time() {
+    let setup = Setup::new().agent("slow", &["--gate-initialize", "start"]);
+    let server = setup.set("limits", "running_groups", 1).start();
+    let running = server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
     let before = server.submit("work", "before");
-    let late = submit_expiring(&server, "work", "late", 2_500);
+    let late = submit_expiring(&server, "work", "late", 300);
     let after = server.submit("work", "after");
+    let elsewhere = submit_expiring(&server, "other", "elsewhere", 300);
+    let limited = json!({
+        "prompt": "[[reply:x]][[gate:never]]",
+        "deadline_ms": 300,
+        "expires_in_ms": 600_000,
+    });
+    let limited = server.post("/v1/groups/other/turns", &limited).expect(202);
     let ended = assert_expired(&server, &late, "late");
     let waited = millis(&ended["ended_at"]) - millis(&ended["created_at"]);
-    assert!(2_400 <= waited, "expired after {waited} ms");
+    assert!(240 <= waited, "expired after {waited} ms");
+    assert_expired(&server, &elsewhere, "elsewhere");
     assert_eq!(server.task(&running)["state"], "running");
     assert_eq!(server.group("work")["queue_length"], 2);
+    assert_eq!(server.wait_blocked(&limited, "slot")["state"], "queued");
     server.journal.open_gate("go");
     for task in [&running, &before, &after] {
         server.finish_as(task, "completed");
     }
-    assert_eq!(server.journal.prompts(), ["[[gate:go]]", "before", "after"]);
-}
+    let ended = server.finish_as(&limited, "interrupted");
+    assert_eq!(ended["stop_reason"], "_deadline", "{ended}");
+    server.finish_as(&server.retry(&late).expect(202), "completed");
+    let mut prompts = server.journal.prompts();
+    prompts.retain(|prompt| !prompt.starts_with("[[reply"));
+    assert_eq!(prompts, ["[[gate:go]]", "before", "after", "late"]);
 
-/// API-2: a turn that starts in time runs as usual.
-#[test]
-fn a_task_that_starts_in_time_does_not_expire() {
-    let server = Server::usual();
-    let task = submit_expiring(&server, "work", "in time", 60_000);
-    server.finish_as(&task, "completed");
-}
-
-/// I12: a turn that waits for a slot expires too, and its group uses the slot for the next turn.
-#[test]
-fn a_task_without_a_slot_expires() {
-    let server = Setup::new().set("limits", "running_groups", 1).start();
-    server.submit("busy", "[[gate:go]]");
-    server.journal.wait_gate("go");
-    let late = submit_expiring(&server, "work", "late", 300);
-    let after = server.submit("work", "after");
-    assert_expired(&server, &late, "late");
-    assert_eq!(server.wait_blocked(&after, "slot")["state"], "queued");
-    server.journal.open_gate("go");
-    server.finish_as(&after, "completed");
-}
-
-/// a turn whose agent is still starting has not started: it expires, its prompt is
-/// never sent, and its slot is free for another group.
-#[test]
-fn a_task_whose_agent_is_starting_expires() {
-    let setup = Setup::new().agent("slow", &["--gate-initialize", "start"]);
-    let server = setup.set("limits", "running_groups", 1).start();
-    server.create_group("work", "slow", "");
-    let late = submit_expiring(&server, "work", "late", 500);
+    server.create_group("starting", "slow", "");
+    let late = submit_expiring(&server, "starting", "unsent", 300);
     server.journal.wait_gate("start");
-    assert_expired(&server, &late, "late");
-    server.complete("other", "fine");
+    assert_expired(&server, &late, "unsent");
+    server.complete("other", "in the only slot");
     server.journal.open_gate("start");
-    server.complete("work", "next");
+    server.complete("starting", "next");
 }
 
-/// I12: a paused group's turns expire too.
-#[test]
-fn a_task_of_a_paused_group_expires() {
-    let server = Server::usual();
-    server.put("/v1/groups/work", &json!({})).expect(201);
-    server.post("/v1/groups/work/pause", &json!({})).expect(202);
-    let late = submit_expiring(&server, "work", "late", 200);
-    assert_expired(&server, &late, "late");
-    server.resume("work");
-    server.complete("work", "next");
-}
-
-/// I12: a held group's turns expire too.
-#[test]
-fn a_task_of_a_held_group_expires() {
-    let server = Setup::new().text("defaults", "on_interrupt", "hold").start();
-    server.finish_as(&server.submit("work", "[[reply:x]][[die:1]]"), "interrupted");
-    server.wait_status("work", "held");
-    let late = submit_expiring(&server, "work", "late", 200);
-    assert_expired(&server, &late, "late");
-    server.wait_status("work", "held");
-    server.resume("work");
-    server.complete("work", "next");
-}
-
-/// I2: the time until expiry also counts while the server is down.
+/// I2, I12: a paused or held group's turns expire too, and the time until expiry also counts while
+/// the server is down. An invalid time is 400 `invalid-body`, names the field, and creates nothing.
 #[test]
 fn a_task_expires_while_the_server_is_down() {
-    let mut server = Server::usual();
-    server.put("/v1/groups/work", &json!({})).expect(201);
-    server.post("/v1/groups/work/pause", &json!({})).expect(202);
-    let late = submit_expiring(&server, "work", "late", 800);
-    let patient = submit_expiring(&server, "work", "patient", 600_000);
-    server.kill();
-    let over = millis(&late["created_at"]) + 800;
-    eventually("the expiry", &server.log, || {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
-        (i128::from(over) < i128::try_from(now).unwrap()).then_some(())
-    });
-    server.boot();
-    server.resume("work");
-    assert_expired(&server, &late, "late");
-    server.finish_as(&patient, "completed");
-    assert_eq!(server.journal.prompts(), ["patient"]);
-}
-
-/// API-2: an expired turn can be retried.
-#[test]
-fn an_expired_task_can_be_retried() {
-    let server = Server::usual();
-    let running = server.submit("work", "[[gate:go]]");
-    server.journal.wait_gate("go");
-    let late = submit_expiring(&server, "work", "late", 300);
-    assert_expired(&server, &late, "late");
-    server.journal.open_gate("go");
-    server.finish_as(&running, "completed");
-    let again = server.retry(&late).expect(202);
-    server.finish_as(&again, "completed");
-}
-
-/// API-2: an invalid time is 400 `invalid-body`, names the field, and creates nothing.
-#[test]
-fn an_invalid_expiry_is_refused() {
-    let server = Server::usual();
+    let mut server = Setup::new().text("defaults", "on_interrupt", "hold").start();
     for time in [
         json!(0),
         json!(-1),
@@ -166,28 +93,27 @@ fn an_invalid_expiry_is_refused() {
         assert!(problem.to_string().contains("expires_in_ms"), "{time}: {problem}");
     }
     server.get("/v1/groups/work").any_problem(404);
-    let body = json!({ "prompt": "x", "expires_in_ms": null });
-    server.post("/v1/groups/work/turns", &body).expect(202);
-}
-
-/// API-2: `deadline_ms` limits a running task, not a waiting one, also together with
-/// `expires_in_ms`.
-#[test]
-fn a_deadline_counts_from_the_start_of_a_task() {
-    let server = Server::usual();
-    let first = server.submit("work", "[[gate:go]]");
-    server.journal.wait_gate("go");
-    let body = json!({
-        "prompt": "[[reply:x]][[gate:never]]",
-        "deadline_ms": 300,
-        "expires_in_ms": 600_000,
+    server.put("/v1/groups/work", &json!({})).expect(201);
+    server.post("/v1/groups/work/pause", &json!({})).expect(202);
+    server.finish_as(&server.submit("held", "[[reply:x]][[die:1]]"), "interrupted");
+    for group in ["work", "held"] {
+        assert_expired(&server, &submit_expiring(&server, group, "early", 100), "early");
+    }
+    server.wait_status("held", "held");
+    let late = submit_expiring(&server, "work", "late", 800);
+    let patient = submit_expiring(&server, "work", "patient", 600_000);
+    let body = json!({ "prompt": "last", "expires_in_ms": null });
+    let last = server.post("/v1/groups/work/turns", &body).expect(202);
+    server.kill();
+    let over = millis(&late["created_at"]) + 800;
+    eventually("the expiry", &server.log, || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        (i128::from(over) < i128::try_from(now).unwrap()).then_some(())
     });
-    let task = server.post("/v1/groups/work/turns", &body).expect(202);
-    let other = submit_expiring(&server, "other", "other", 600_000);
-    server.finish_as(&other, "completed");
-    assert_eq!(server.task(&task)["state"], "queued");
-    server.journal.open_gate("go");
-    server.finish_as(&first, "completed");
-    let ended = server.finish_as(&task, "interrupted");
-    assert_eq!(ended["stop_reason"], "_deadline", "{ended}");
+    server.boot();
+    server.resume("work");
+    assert_expired(&server, &late, "late");
+    server.finish_as(&patient, "completed");
+    server.finish_as(&last, "completed");
+    assert_eq!(server.journal.prompts()[1..], ["patient", "last"]);
 }

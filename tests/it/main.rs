@@ -47,7 +47,6 @@ mod residents;
 mod restart;
 mod retention;
 mod retry;
-mod retry_starts;
 mod retry_task;
 mod rotate;
 mod scale;

@@ -12,12 +12,6 @@ use crate::support::{
 const OPENED: &str = "greenroom/permission_opened";
 const RESOLVED: &str = "greenroom/permission_resolved";
 
-/// Starts a server whose permissions wait for a caller.
-#[track_caller]
-fn start_asking() -> Server {
-    Setup::new().asks().start()
-}
-
 /// Checks the outcome of a permission, over HTTP and in the transcript.
 #[track_caller]
 fn assert_resolved(server: &Server, permission: &Value, state: &str, selected: Option<&str>) {
@@ -38,17 +32,19 @@ fn assert_resolved(server: &Server, permission: &Value, state: &str, selected: O
     assert!(pending.iter().all(|other| other["id"] != permission["id"]), "{pending:?}");
 }
 
-/// API-2, AM-7: a permission is pending, in the inbox and in the transcript, until it is answered;
-/// the agent receives the answer.
+/// API-2, AM-7: a permission is pending, in the inbox, the snapshot and the transcript, until it is
+/// answered; the agent receives the answer. A second answer is 409 `already-resolved`, also if it
+/// is the same, and changes nothing.
 #[test]
 fn a_permission_is_pending_until_it_is_answered() {
-    let server = start_asking();
-    let (task, permission) = server.submit_asking("work", "[[permission::execute]]");
+    let server = Setup::new().asks().start();
+    let (task, permission) = server.submit_asking("work", "[[permission::execute]][[gate:go]]");
     assert!(id(&permission).starts_with("prm_"), "{permission}");
     assert_eq!((&permission["group"], &permission["task"]), (&json!("work"), &task["id"]));
     assert_eq!(permission["state"], "pending");
     assert_eq!(permission["tool_call"]["kind"], "execute");
-    let ids: Vec<&str> = permission["options"].as_array().unwrap().iter().map(option_id).collect();
+    let ids = permission["options"].as_array().unwrap().iter().map(|option| &option["optionId"]);
+    let ids: Vec<&Value> = ids.collect();
     assert_eq!(ids, ["always", "once", "never", "not-now"], "as the agent offered them");
     for name in ["selected", "resolved_by"] {
         assert_eq!(permission.get(name), Some(&json!(null)), "{name} of {permission}");
@@ -61,61 +57,37 @@ fn a_permission_is_pending_until_it_is_answered() {
     let opened = &server.frames_of_kind("work", OPENED)[0];
     assert!(opened.to_string().contains(id(&permission)), "{opened}");
     assert_eq!(opened["task"], task["id"]);
+    let inbox = || {
+        let snapshot = server.get("/v1/groups/work/snapshot").expect(200);
+        let mut fields = snapshot.as_object().unwrap().iter();
+        let found = fields.find(|(name, _)| name.ends_with("permissions"));
+        found.expect("the pending permissions").1.clone()
+    };
+    assert_eq!(inbox(), json!([permission]));
     let answered = server.answer(&permission, "once").expect(200);
     assert_eq!((&answered["id"], &answered["state"]), (&permission["id"], &json!("selected")));
     assert_eq!(answered["selected"], "once");
-    assert_eq!(server.finish_as(&task, "completed")["text"], "permission: selected once");
-    assert_resolved(&server, &permission, "selected", Some("once"));
-    let order = server.frames("work").into_iter().map(|frame| frame["kind"].clone());
-    let order: Vec<Value> = order.filter(|kind| kind.as_str().unwrap().contains("perm")).collect();
-    assert_eq!(order, ["session/request_permission", OPENED, RESOLVED]);
-}
-
-fn option_id(option: &Value) -> &str {
-    option["optionId"].as_str().unwrap()
-}
-
-/// API-2: a rejecting option is an answer too; `cancel` selects none.
-#[test]
-fn every_answer_reaches_the_agent() {
-    let server = start_asking();
-    for option in ["always", "never", "not-now"] {
-        let (task, permission) = server.submit_asking("work", "[[permission]]");
-        server.answer(&permission, option).expect(200);
-        let expected = format!("permission: selected {option}");
-        assert_eq!(server.finish_as(&task, "completed")["text"], expected);
-        assert_resolved(&server, &permission, "selected", Some(option));
-    }
-    let (task, permission) = server.submit_asking("work", "[[permission]]");
-    let answered = server.answer_with(&permission, &json!({ "cancel": true })).expect(200);
-    assert_eq!(answered["state"], "cancelled", "{answered}");
-    assert_eq!(server.finish_as(&task, "completed")["text"], "permission: cancelled -");
-    assert_resolved(&server, &permission, "cancelled", None);
-}
-
-/// API-2: a second answer is 409 `already-resolved`, also if it is the same, and changes nothing.
-#[test]
-fn the_first_answer_counts() {
-    let server = start_asking();
-    let (task, permission) = server.submit_asking("work", "[[permission]][[gate:go]]");
-    server.answer(&permission, "once").expect(200);
-    for body in [json!({ "option_id": "never" }), json!({ "option_id": "once" })] {
+    assert_eq!(inbox(), json!([]));
+    let refused = json!({ "cancel": true });
+    for body in [json!({ "option_id": "never" }), json!({ "option_id": "once" }), refused] {
         server.answer_with(&permission, &body).problem(409, "already-resolved");
     }
-    let cancel = json!({ "cancel": true });
-    server.answer_with(&permission, &cancel).problem(409, "already-resolved");
     server.journal.open_gate("go");
     assert_eq!(server.finish_as(&task, "completed")["text"], "permission: selected once");
     server.answer(&permission, "never").problem(409, "already-resolved");
     assert_resolved(&server, &permission, "selected", Some("once"));
     assert_eq!(server.journal.events_named("permission").len(), 1);
+    let order = server.frames("work").into_iter().map(|frame| frame["kind"].clone());
+    let order: Vec<Value> = order.filter(|kind| kind.as_str().unwrap().contains("perm")).collect();
+    assert_eq!(order, ["session/request_permission", OPENED, RESOLVED]);
 }
 
-/// API-2: an invalid answer is refused, and the permission stays pending.
+/// API-2: an invalid answer is refused, and the permission stays pending. A rejecting option is an
+/// answer too; `cancel` selects none.
 #[test]
-fn an_invalid_answer_is_refused() {
-    let server = start_asking();
-    let (_, permission) = server.submit_asking("work", "[[permission]]");
+fn every_answer_reaches_the_agent() {
+    let server = Setup::new().asks().start();
+    let (task, permission) = server.submit_asking("work", "[[permission]]");
     let problem = server.answer(&permission, "unknown").any_problem(400);
     assert!(problem.to_string().contains("option"), "{problem}");
     for (body, field) in [
@@ -136,35 +108,28 @@ fn an_invalid_answer_is_refused() {
     }
     assert_eq!(server.permission(&permission), permission, "still pending");
     assert!(server.journal.events_named("permission").is_empty());
+    let answered = server.answer_with(&permission, &json!({ "cancel": true })).expect(200);
+    assert_eq!(answered["state"], "cancelled", "{answered}");
+    assert_eq!(server.finish_as(&task, "completed")["text"], "permission: cancelled -");
+    assert_resolved(&server, &permission, "cancelled", None);
+    for option in ["always", "never", "not-now"] {
+        let (task, permission) = server.submit_asking("work", "[[permission]]");
+        server.answer(&permission, option).expect(200);
+        let expected = format!("permission: selected {option}");
+        assert_eq!(server.finish_as(&task, "completed")["text"], expected);
+        assert_resolved(&server, &permission, "selected", Some(option));
+    }
 }
 
-/// API-2: several permissions can be pending; each answer reaches its request.
+/// API-2: several permissions can be pending; they are listed by group and state, in pages, and
+/// each answer reaches its request.
 #[test]
 fn each_of_several_answers_reaches_its_request() {
-    let server = start_asking();
+    let server = Setup::new().asks().start();
     let ask = "[[permission-open]][[permission-open]][[permission-open]]";
-    let task = server.submit("work", &format!("{ask}[[await-permissions]][[reply:all]]"));
-    let pending = server.wait_pending("work", 3);
-    let answers = [(2, "once"), (0, "never"), (1, "always")];
-    for (place, option) in answers {
-        server.answer(&pending[place], option).expect(200);
-    }
-    for (place, option) in answers {
-        let outcome = server.wait_outcome(&pending[place]);
-        assert_eq!(outcome, json!({ "outcome": "selected", "optionId": option }));
-        assert_resolved(&server, &pending[place], "selected", Some(option));
-    }
-    assert_eq!(server.finish_as(&task, "completed")["text"], "all");
-}
-
-/// API-2: permissions are listed by group and state, in pages.
-#[test]
-fn permissions_are_listed_by_group_state_and_page() {
-    let server = start_asking();
-    let ask = "[[permission-open]][[permission-open]][[permission-open]]";
-    let task = server.submit("a", &format!("{ask}[[await-permissions]]"));
+    let task = server.submit("a", &format!("{ask}[[await-permissions]][[reply:all]]"));
     server.submit_asking("b", "[[permission]]");
-    let of_a = server.wait_pending("a", 3);
+    let pending = server.wait_pending("a", 3);
     assert_eq!(server.permissions("state=pending").len(), 4);
     assert_eq!(server.permissions("group=absent").len(), 0);
     let mut seen = Vec::new();
@@ -177,34 +142,23 @@ fn permissions_are_listed_by_group_state_and_page() {
         let Some(next) = page["next_cursor"].as_str() else { break };
         query = format!("group=a&state=pending&limit=2&cursor={}", encode(next));
     }
-    assert_eq!(seen, of_a);
-    for permission in &of_a {
-        server.answer(permission, "once").expect(200);
-    }
-    server.finish_as(&task, "completed");
-    assert_eq!(server.permissions("group=a&state=pending").len(), 0);
-    assert_eq!(server.permissions("group=a&state=selected").len(), 3);
-    assert_eq!(server.permissions("group=b&state=selected").len(), 0);
+    assert_eq!(seen, pending);
     for query in ["limit=0", "limit=1001", "limit=x"] {
         server.get(&format!("/v1/permissions?{query}")).any_problem(400);
     }
-}
-
-/// API-2: the snapshot has the pending permissions, as the inbox shows them.
-#[test]
-fn the_snapshot_has_pending_permissions() {
-    let server = start_asking();
-    let (task, permission) = server.submit_asking("work", "[[permission]]");
-    let inbox = || {
-        let snapshot = server.get("/v1/groups/work/snapshot").expect(200);
-        let found =
-            snapshot.as_object().unwrap().iter().find(|(name, _)| name.ends_with("permissions"));
-        found.expect("the pending permissions").1.clone()
-    };
-    assert_eq!(inbox(), json!([permission]));
-    server.answer(&permission, "once").expect(200);
-    assert_eq!(inbox(), json!([]));
-    server.finish_as(&task, "completed");
+    let answers = [(2, "once"), (0, "never"), (1, "always")];
+    for (place, option) in answers {
+        server.answer(&pending[place], option).expect(200);
+    }
+    for (place, option) in answers {
+        let outcome = server.wait_outcome(&pending[place]);
+        assert_eq!(outcome, json!({ "outcome": "selected", "optionId": option }));
+        assert_resolved(&server, &pending[place], "selected", Some(option));
+    }
+    assert_eq!(server.finish_as(&task, "completed")["text"], "all");
+    for (query, count) in [("group=a&state=pending", 0), ("state=selected", 3), ("group=b", 1)] {
+        assert_eq!(server.permissions(query).len(), count, "{query}");
+    }
 }
 
 /// AM-7, C22: without an answer in time the permission is `expired`, and the agent receives a
@@ -229,12 +183,15 @@ fn an_unanswered_permission_expires_as_rejected() {
     }
 }
 
-/// a cancel of the task answers all its pending permissions with `cancelled`.
+/// A-4, AM-3, I7: a cancel of the task answers all its pending permissions with `cancelled`; the
+/// settlement of the turn and the death of the agent void them, before the turn settles, and the
+/// agent receives an answer. The deletion of the group ends them, and a purge deletes them.
 #[test]
-fn cancel_of_a_task_cancels_its_permissions() {
-    let server = start_asking();
-    let task = server.submit("work", "[[permission-open]][[permission-open]][[permission]]");
-    let pending = server.wait_pending("work", 3);
+fn the_end_of_a_turn_ends_its_permissions() {
+    let server = Setup::new().asks().retries("10ms").start();
+    let ask = "[[permission-open]][[permission-open]][[permission]]";
+    let task = server.submit("cancelled", ask);
+    let pending = server.wait_pending("cancelled", 3);
     server.cancel(&task).expect(202);
     server.finish_as(&task, "cancelled");
     for permission in &pending {
@@ -244,14 +201,8 @@ fn cancel_of_a_task_cancels_its_permissions() {
     }
     assert_eq!(server.journal.events_named("cancel").len(), 1);
     assert_eq!(server.journal.events_named("start").len(), 1, "the agent was not killed");
-}
 
-/// A-4, AM-3: a permission that is pending when its turn settles becomes `void` before
-/// the settlement, and the agent receives an answer.
-#[test]
-fn settlement_voids_pending_permissions() {
-    let server = start_asking();
-    let (task, permission) = server.submit_asking("work", "[[permission-open]][[gate:go]]");
+    let (task, permission) = server.submit_asking("settled", "[[permission-open]][[gate:go]]");
     server.journal.open_gate("go");
     server.finish_as(&task, "completed");
     assert_eq!(server.wait_outcome(&permission), json!({ "outcome": "cancelled" }));
@@ -259,81 +210,17 @@ fn settlement_voids_pending_permissions() {
     server.answer(&permission, "once").problem(410, "void");
     let seq = |kind: &str| server.task_frames(&task, kind)[0]["seq"].as_u64().unwrap();
     assert!(seq(RESOLVED) < seq("greenroom/turn_settled"));
-}
 
-/// A-4, I7: the death of the agent voids its permissions; a turn that requested a
-/// permission is not run again.
-#[test]
-fn death_of_the_agent_voids_its_permissions() {
-    let server = Setup::new().asks().retries("10ms").start();
-    let (task, permission) = server.submit_asking("work", "[[permission]]");
+    let (task, permission) = server.submit_asking("died", "[[permission]]");
     process::signal(server.journal.agent_pid(), Signal::KILL);
     let interrupted = server.finish_as(&task, "interrupted");
     assert_eq!(interrupted["stop_reason"], "_process_exited", "{interrupted}");
     assert_resolved(&server, &permission, "void", None);
     server.answer(&permission, "once").problem(410, "void");
     server.assert_attempts(&task, 1);
-}
 
-/// kill -9 of the server voids permissions too; the turn is `interrupted`.
-#[test]
-fn a_kill_of_the_server_voids_permissions() {
-    let mut server = start_asking();
-    let (task, permission) = server.submit_asking("work", "[[permission]]");
-    server.kill_and_boot();
-    let interrupted = server.finish_as(&task, "interrupted");
-    assert_eq!(interrupted["stop_reason"], "_server_restart", "{interrupted}");
-    assert_resolved(&server, &permission, "void", None);
-    server.answer(&permission, "once").problem(410, "void");
-    assert!(server.permissions("state=pending").is_empty());
-}
-
-/// F4: a permission that is not answered during the drain ends with its turn; the exit code is 0.
-#[test]
-fn an_unanswered_permission_ends_with_the_drain() {
-    let mut server = Setup::new().asks().text("server", "drain_timeout", "1s").start();
-    let (task, permission) = server.submit_asking("work", "[[permission]]");
-    server.terminate();
-    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
-    server.boot();
-    let ended = server.finish(&task);
-    assert!(["interrupted", "cancelled"].contains(&ended["state"].as_str().unwrap()), "{ended}");
-    assert!(server.permissions("state=pending").is_empty());
-    server.answer(&permission, "once").expect_any(&[409, 410]);
-    assert_eq!(server.journal.times("[[permission]]"), 1);
-}
-
-/// DQ-11: a permission can be answered during the drain, and its turn completes.
-#[test]
-fn a_permission_can_be_answered_during_the_drain() {
-    let mut server = Setup::new().asks().text("server", "drain_timeout", "25s").start();
-    let (task, permission) = server.submit_asking("work", "[[permission]]");
-    server.terminate();
-    server.log.wait("the drain", |line| line.contains("draining"));
-    server.answer(&permission, "once").expect(200);
-    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
-    server.boot();
-    assert_eq!(server.finish_as(&task, "completed")["text"], "permission: selected once");
-    assert_resolved(&server, &permission, "selected", Some("once"));
-}
-
-/// AM-4: an answered permission stays answered over a restart.
-#[test]
-fn an_answer_survives_a_restart() {
-    let mut server = start_asking();
-    let (_, permission) = server.submit_asking("work", "[[permission]][[gate:never]]");
-    let answered = server.answer(&permission, "never").expect(200);
-    server.kill_and_boot();
-    assert_eq!(server.permission(&permission), answered);
-    server.answer(&permission, "once").problem(409, "already-resolved");
-}
-
-/// API-2: the deletion of a group ends its permissions; a purge deletes them.
-#[test]
-fn deletion_of_a_group_ends_its_permissions() {
-    let server = start_asking();
-    let (task, permission) = server.submit_asking("work", "[[permission]]");
-    server.delete("/v1/groups/work").expect(202);
+    let (task, permission) = server.submit_asking("deleted", "[[permission]]");
+    server.delete("/v1/groups/deleted").expect(202);
     // The agent may still complete its turn after the answer `cancelled`.
     let state = server.finish(&task)["state"].clone();
     assert!(["cancelled", "completed"].contains(&state.as_str().unwrap()), "{state}");
@@ -341,9 +228,30 @@ fn deletion_of_a_group_ends_its_permissions() {
     let state = server.permission(&permission)["state"].clone();
     assert!(["cancelled", "void"].contains(&state.as_str().unwrap()), "{state}");
     server.answer(&permission, "once").expect_any(&[409, 410]);
-    server.wait_status("work", "archived");
-    server.delete("/v1/groups/work?purge=true").expect(202);
-    server.wait_purged("work");
+    server.wait_status("deleted", "archived");
+    server.delete("/v1/groups/deleted?purge=true").expect(202);
+    server.wait_purged("deleted");
     server.answer(&permission, "once").any_problem(404);
-    assert!(server.permissions("group=work").is_empty());
+    assert!(server.permissions("group=deleted").is_empty());
+}
+
+/// DQ-11, F4: a permission can be answered during the drain, and its turn completes; one that is
+/// not answered ends with its turn, and the exit code is 0.
+#[test]
+fn a_permission_can_be_answered_during_the_drain() {
+    let mut server = Setup::new().asks().text("server", "drain_timeout", "3s").start();
+    let (task, permission) = server.submit_asking("work", "[[permission]]");
+    let (late, unanswered) = server.submit_asking("late", "[[permission]]");
+    server.terminate();
+    server.log.wait("the drain", |line| line.contains("draining"));
+    server.answer(&permission, "once").expect(200);
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    server.boot();
+    assert_eq!(server.finish_as(&task, "completed")["text"], "permission: selected once");
+    assert_resolved(&server, &permission, "selected", Some("once"));
+    let ended = server.finish(&late);
+    assert!(["interrupted", "cancelled"].contains(&ended["state"].as_str().unwrap()), "{ended}");
+    assert!(server.permissions("state=pending").is_empty());
+    server.answer(&unanswered, "once").expect_any(&[409, 410]);
+    assert_eq!(server.journal.times("[[permission]]"), 2);
 }

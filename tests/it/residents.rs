@@ -1,5 +1,5 @@
-//! `limits.resident_agents`: how many agents are kept, and which one is evicted for another (
-//! DQ-7).
+//! `limits.resident_agents`: how many agents are kept, and which one is evicted for another (DQ-7).
+//! The pool's decisions are tested in core/tests/pool.rs, its actor in actors/tests/pool.rs.
 
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,11 @@ fn with_resident_agents(agents: u32) -> Setup {
 /// agent's pid and the task.
 fn start_waiting_for_deaf_agent(setup: Setup) -> (Server, u32, Value) {
     let server = setup.deaf_agent("deaf").start();
-    server.put("/v1/groups/deaf", &json!({ "agent": "deaf" })).expect(201);
+    server.create_group("deaf", "deaf", "");
     server.complete("deaf", "x");
     let deaf = server.journal.agent_pid();
     let waiting = server.submit("work", "waiting");
-    eventually("a waiting run", &server.log, || (resident(&server)["waiting"] == 1).then_some(()));
+    wait_waiting(&server, 1);
     assert!(process::is_alive(deaf), "the evicted agent is still alive");
     (server, deaf, waiting)
 }
@@ -30,13 +30,22 @@ fn resident(server: &Server) -> Value {
     server.get("/v1/status").expect(200)["resident"].clone()
 }
 
+/// Waits until this number of runs wait for a place.
+#[track_caller]
+fn wait_waiting(server: &Server, runs: usize) {
+    let waits = || (resident(server)["waiting"] == runs).then_some(());
+    eventually("the runs that wait for a place", &server.log, waits);
+}
+
 /// Returns the pid of the agent of the group's current run.
 fn agent_of(server: &Server, group: &str) -> u32 {
     let runs = server.get(&format!("/v1/groups/{group}/runs?limit=1")).expect(200);
     u32::try_from(runs["items"][0]["pid"].as_u64().unwrap()).unwrap()
 }
 
-/// DQ-7: the longest idle agent is evicted, the others stay; its session is restored later.
+/// DQ-7: the longest idle agent is evicted, the others stay; its session is restored later. A busy
+/// agent is never evicted; groups that wait run one after another in the place of the only idle
+/// one.
 #[test]
 fn the_longest_idle_agent_is_evicted() {
     let server = with_resident_agents(2).start();
@@ -60,35 +69,47 @@ fn the_longest_idle_agent_is_evicted() {
     let exits = server.frames_of_kind("a", "greenroom/run_exited");
     assert_eq!(exits.len(), 1, "{exits:?}");
     assert_eq!(exits[0]["payload"]["reason"], "stopped", "{exits:?}");
-}
 
-/// DQ-7: a busy agent is never evicted; the waiting group continues when a busy agent has finished.
-#[test]
-fn a_busy_agent_is_never_evicted() {
-    let server = with_resident_agents(2).start();
     let a = server.submit("a", "[[gate:a]]");
     server.journal.wait_gate("a");
-    let b = server.submit("b", "[[gate:b]]");
-    server.journal.wait_gate("b");
-    let (pid_a, pid_b) = (agent_of(&server, "a"), agent_of(&server, "b"));
-    let c = server.submit("c", "c");
-    assert_eq!(server.task(&c)["state"], "queued");
-    assert!(process::is_alive(pid_a) && process::is_alive(pid_b));
-    server.journal.open_gate("b");
-    server.finish_as(&b, "completed");
+    let c = server.submit("c", "[[gate:c]]");
+    server.journal.wait_gate("c");
+    let (pid_a, pid_c) = (agent_of(&server, "a"), agent_of(&server, "c"));
+    let starts = server.journal.events_named("start").len();
+    let newcomers = ["one", "two"].map(|group| server.submit(group, group));
+    newcomers.iter().for_each(|task| assert_eq!(server.task(task)["state"], "queued"));
+    assert!(process::is_alive(pid_a) && process::is_alive(pid_c));
+    server.journal.open_gate("c");
     server.finish_as(&c, "completed");
-    assert!(process::is_alive(pid_a) && !process::is_alive(pid_b));
+    newcomers.iter().for_each(|task| drop(server.finish_as(task, "completed")));
+    assert!(process::is_alive(pid_a) && !process::is_alive(pid_c));
+    assert_eq!(resident(&server)["count"], 2);
     server.journal.open_gate("a");
     server.finish_as(&a, "completed");
     assert_eq!(agent_of(&server, "a"), pid_a);
     assert_eq!(server.journal.times("[[gate:a]]"), 1);
+    assert_eq!(server.journal.events_named("start").len(), starts + 2, "no unnecessary run");
 }
 
-/// DQ-7: a permission that an agent requests outside of a turn does not prevent its eviction for a
-/// group with work; it becomes void with the run.
+/// DQ-10: with one place for all groups, a group with a long queue does not block the others. A
+/// permission that an agent requests outside of a turn does not prevent its eviction; it becomes
+/// void with the run. The place of an agent that was killed, or failed to start, is free
+/// immediately.
 #[test]
-fn a_permission_outside_of_a_turn_does_not_prevent_eviction() {
-    let server = with_resident_agents(1).asks().start();
+fn one_place_is_shared_by_all_groups() {
+    let setup = with_resident_agents(1).asks().command("missing", "/no/such");
+    let server = setup.agent("broken", &["--exit-at-start", "3"]).start();
+    let mut tasks = vec![server.submit("busy", "[[gate:go]]")];
+    server.journal.wait_gate("go");
+    tasks.extend((0..3).map(|number| server.submit("busy", &format!("busy {number}"))));
+    let other = server.submit("other", "other");
+    server.journal.open_gate("go");
+    server.finish_as(&other, "completed");
+    tasks.iter().for_each(|task| drop(server.finish_as(task, "completed")));
+    let prompts = server.journal.prompts();
+    assert_eq!(prompts.iter().position(|text| text == "other"), Some(1), "{prompts:?}");
+    assert!(server.frames_of_kind("busy", "greenroom/context_lost").is_empty());
+
     let task = server.submit("asks", "[[reply:x]][[answer]][[gate:late]][[permission-open]]");
     server.finish_as(&task, "completed");
     server.journal.open_gate("late");
@@ -98,88 +119,51 @@ fn a_permission_outside_of_a_turn_does_not_prevent_eviction() {
     assert_eq!(server.permission(&permission)["state"], "void");
     server.answer(&permission, "once").problem(410, "void");
     server.complete("asks", "and back");
-}
 
-/// DQ-7: two new groups and one idle agent: the new groups run one after another, and the busy
-/// agent stays.
-#[test]
-fn new_groups_share_the_place_of_the_only_idle_agent() {
-    let server = with_resident_agents(2).start();
-    let busy = server.submit("busy", "[[gate:busy]]");
-    server.journal.wait_gate("busy");
-    let pid = agent_of(&server, "busy");
-    server.complete("idle", "x");
-    let newcomers = ["one", "two"].map(|group| server.submit(group, group));
-    for newcomer in &newcomers {
-        server.finish_as(newcomer, "completed");
+    ["broken", "missing"].iter().for_each(|agent| drop(server.create_group(agent, agent, "")));
+    for round in 0..3 {
+        server.complete("work", &format!("round {round}"));
+        process::signal(agent_of(&server, "work"), Signal::KILL);
+        for group in ["broken", "missing"] {
+            server.finish_as(&server.submit(group, "x"), "failed");
+        }
     }
-    assert!(process::is_alive(pid));
-    assert_eq!(resident(&server)["count"], 2);
-    server.journal.open_gate("busy");
-    server.finish_as(&busy, "completed");
-    assert_eq!(server.journal.events_named("start").len(), 4, "no unnecessary run was started");
+    eventually("all places free", &server.log, || (resident(&server)["count"] == 0).then_some(()));
 }
 
-/// DQ-10: with one place for all groups, a group with a long queue does not block the others.
-#[test]
-fn one_place_is_shared_by_all_groups() {
-    let server = with_resident_agents(1).start();
-    let mut tasks = vec![server.submit("busy", "[[gate:go]]")];
-    server.journal.wait_gate("go");
-    tasks.extend((0..3).map(|number| server.submit("busy", &format!("busy {number}"))));
-    let other = server.submit("other", "other");
-    server.journal.open_gate("go");
-    server.finish_as(&other, "completed");
-    for task in &tasks {
-        server.finish_as(task, "completed");
-    }
-    let prompts = server.journal.prompts();
-    assert_eq!(prompts.iter().position(|text| text == "other"), Some(1), "{prompts:?}");
-    assert!(server.frames_of_kind("busy", "greenroom/context_lost").is_empty());
-}
-
-/// I10: an idle agent that ignores everything but SIGKILL is evicted too.
+/// I10: an idle agent that ignores everything but SIGKILL is evicted too. A cancel of the task, or
+/// the stop or the deletion of the group, that waits for its place ends the wait, and no place is
+/// lost. The wait does not count for `start_timeout`.
 #[test]
 fn an_agent_that_ignores_sigterm_is_evicted_too() {
-    let (server, deaf, waiting) = start_waiting_for_deaf_agent(with_resident_agents(1));
-    // Its group requests the place again immediately, and is next in line.
-    let again = server.submit("deaf", "again");
-    server.finish_as(&waiting, "completed");
-    assert!(!process::is_alive(deaf));
-    server.finish_as(&again, "completed");
-    assert_eq!(server.journal.prompts(), ["x", "waiting", "again"]);
-    assert!(server.frames_of_kind("deaf", "greenroom/context_lost").is_empty());
-}
-
-/// A task that waits for a place can be cancelled; its run stops waiting, and the place is not
-/// lost.
-#[test]
-fn a_task_that_waits_for_a_place_can_be_cancelled() {
-    let (server, deaf, waiting) = start_waiting_for_deaf_agent(with_resident_agents(1));
+    const START: Duration = Duration::from_secs(4);
+    let setup = with_resident_agents(1).text("agents.scripted", "start_timeout", "4s");
+    let (server, deaf, waiting) = start_waiting_for_deaf_agent(setup);
     server.cancel(&waiting).expect(202);
     server.finish_as(&waiting, "cancelled");
-    eventually("no waiting run", &server.log, || (resident(&server)["waiting"] == 0).then_some(()));
-    assert!(process::is_alive(deaf), "the place was not free yet");
-    server.complete("work", "next");
-    assert_eq!(server.journal.prompts(), ["x", "next"]);
-}
-
-/// Stop or delete of a group whose run waits for a place ends the wait.
-#[test]
-fn stop_and_delete_end_the_wait_for_a_place() {
-    let (server, deaf, waiting) = start_waiting_for_deaf_agent(with_resident_agents(1));
+    wait_waiting(&server, 0);
+    let stopped = server.submit("work", "stopped");
+    wait_waiting(&server, 1);
     server.post("/v1/groups/work/stop", &json!({})).expect_any(&[200, 202, 204]);
-    server.finish_as(&waiting, "cancelled");
-    let other = server.submit("other", "other");
-    eventually("another waiting run", &server.log, || {
-        (resident(&server)["waiting"] == 1 && server.group("work")["current_run"].is_null())
-            .then_some(())
-    });
+    server.finish_as(&stopped, "cancelled");
+    server.wait_group("work", "no run", |group| group["current_run"].is_null());
+    let deleted = server.submit("other", "deleted");
+    wait_waiting(&server, 1);
     server.delete("/v1/groups/other").expect_any(&[200, 202, 204]);
-    server.finish_as(&other, "cancelled");
-    eventually("no waiting run", &server.log, || (resident(&server)["waiting"] == 0).then_some(()));
+    server.finish_as(&deleted, "cancelled");
+    wait_waiting(&server, 0);
     assert!(process::is_alive(deaf), "the place was not free yet");
-    server.complete("work", "next");
+    let began = Instant::now();
+    let next = server.submit("work", "next");
+    wait_waiting(&server, 1);
+    // Its group requests the place again immediately, and is next in line.
+    let again = server.submit("deaf", "again");
+    server.finish_as(&next, "completed");
+    assert!(START < began.elapsed(), "it waited only {:?}", began.elapsed());
+    assert!(!process::is_alive(deaf));
+    server.finish_as(&again, "completed");
+    assert_eq!(server.journal.prompts(), ["x", "next", "again"]);
+    assert!(server.frames_of_kind("deaf", "greenroom/context_lost").is_empty());
 }
 
 /// DQ-11: a server that shuts down while a run waits for a place does not wait for it; the task
@@ -194,36 +178,4 @@ fn shutdown_does_not_wait_for_a_place() {
     assert_eq!(server.journal.prompts(), ["x"]);
     server.boot();
     server.finish_as(&waiting, "completed");
-}
-
-/// The place of an agent that was killed, or failed to start, is free immediately.
-#[test]
-fn deaths_and_failed_starts_lose_no_place() {
-    let setup = with_resident_agents(1)
-        .agent("broken", &["--exit-at-start", "3"])
-        .command("missing", "/no/such");
-    let server = setup.start();
-    for group in ["broken", "missing"] {
-        server.put(&format!("/v1/groups/{group}"), &json!({ "agent": group })).expect(201);
-    }
-    for round in 0..3 {
-        server.complete("work", &format!("round {round}"));
-        process::signal(agent_of(&server, "work"), Signal::KILL);
-        for group in ["broken", "missing"] {
-            let failed = server.turn(group, "x");
-            assert_eq!(failed["state"], "failed", "{failed}");
-        }
-    }
-    eventually("all places free", &server.log, || (resident(&server)["count"] == 0).then_some(()));
-}
-
-/// The time that a run waits for its place does not count for `start_timeout`.
-#[test]
-fn the_wait_for_a_place_is_not_part_of_the_start() {
-    const START: Duration = Duration::from_secs(5);
-    let setup = with_resident_agents(1).text("agents.scripted", "start_timeout", "5s");
-    let (server, _, waiting) = start_waiting_for_deaf_agent(setup);
-    let began = Instant::now();
-    server.finish_as(&waiting, "completed");
-    assert!(START < began.elapsed(), "it waited only {:?}", began.elapsed());
 }

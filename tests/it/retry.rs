@@ -1,45 +1,192 @@
-//! Attempts that failed without output are retried, after a backoff; others never are.
+//! Attempts that failed without output, and failed starts of an agent, are retried after a backoff;
+//! others never are. The tables of core/tests/retries.rs decide which; here one of each kind is
+//! real.
+
+use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::support::{Setup, millis};
+use crate::support::{Server, Setup, millis, setup::scripted_agent};
 
-/// A backoff that no test waits for.
-const NEVER: &str = "10m";
+/// Checks that the group started this number of runs, each after its backoff: twice the last.
+#[track_caller]
+fn assert_backoffs(server: &Server, group: &str, runs: usize, base_ms: i64) {
+    let started = server.frames_of_kind(group, "greenroom/run_started");
+    let exited = server.frames_of_kind(group, "greenroom/run_exited");
+    assert_eq!(started.len(), runs, "{started:?}");
+    for run in 1..runs {
+        let waited = millis(&started[run]["at"]) - millis(&exited[run - 1]["at"]);
+        let backoff = base_ms << (run - 1);
+        assert!(backoff * 4 / 5 <= waited, "{group}: run {run} after {waited} ms, not {backoff}");
+    }
+}
 
-/// DQ-8, I7: if an agent exits, or answers with an internal error, before any output, it receives
-/// the prompt again, in the same task and session; after a death in a new run.
+/// DQ-8, I7, API-4: if an agent exits, answers with an internal error or is wedged before any
+/// output, it receives the prompt again, in the same task and session; after a death in a new run.
+/// That is the default policy, and each task has its own retries.
 #[test]
 fn attempts_without_output_are_retried() {
-    let server = Setup::new().retries("50ms").start();
-    for (group, word) in
-        [("a", "die:0"), ("b", "die:9"), ("c", "abort"), ("d", "error:-32603:Internal error")]
-    {
-        let prompt = format!("{group}[[times:1:{word}]][[reply:fine]]");
+    let server = Setup::new().retries("10ms").unset("defaults", "retry").start();
+    for (group, words) in [
+        ("exits", "[[times:1:die:0]]"),
+        ("aborts", "[[times:1:abort]]"),
+        ("fails", "[[times:1:error:-32603:Internal error]]"),
+        (
+            "unprompted",
+            "[[usage:5:100]][[update:available_commands_update]][[stderr:3]][[times:1:die:5]]",
+        ),
+    ] {
+        let prompt = format!("{group}{words}[[reply:fine]]");
         let task = server.submit(group, &prompt);
         let ended = server.finish_as(&task, "completed");
-        assert_eq!(ended["text"], "fine", "{word}: {ended}");
+        assert_eq!(ended["text"], "fine", "{group}: {ended}");
         assert_eq!((&ended["stop_reason"], &ended["error"]), (&json!("end_turn"), &json!(null)));
-        assert_eq!(ended["interrupted"], json!(null), "{word}: {ended}");
+        assert_eq!(ended["interrupted"], json!(null), "{group}: {ended}");
         server.assert_attempts(&task, 2);
         assert_eq!(server.journal.times(&prompt), 2, "once per attempt");
         let started = server.task_frames(&task, "greenroom/turn_started");
-        assert!(word.starts_with("error") || started[0]["run"] != started[1]["run"], "{started:?}");
+        assert_eq!(started[0]["run"] == started[1]["run"], group == "fails", "{started:?}");
         let settled = server.task_frames(&task, "greenroom/turn_settled");
-        let first = if word.starts_with("error") { "_error" } else { "_process_exited" };
-        assert_eq!(settled[0]["payload"]["stop_reason"], first, "{word}: {settled:?}");
+        let first = if group == "fails" { "_error" } else { "_process_exited" };
+        assert_eq!(settled[0]["payload"]["stop_reason"], first, "{group}: {settled:?}");
         let prompts = server.journal.events_named("prompt");
         let of_task: Vec<&Value> = prompts.iter().filter(|event| event["text"] == prompt).collect();
         assert_eq!(of_task[0]["session"], of_task[1]["session"], "the session was restored");
     }
-    assert!(server.list("a", "tasks").len() == 1, "the same task");
+    for name in ["one", "two"] {
+        let task = server.submit("exits", &format!("{name}[[times:3:die:1]][[reply:fine]]"));
+        server.finish_as(&task, "completed");
+        server.assert_attempts(&task, 4);
+    }
+    assert_eq!(server.list("exits", "tasks").len(), 3, "a retry is the same task");
+    let cancelled = server.submit("wedged", "[[wedge]][[reply:x]][[gate:never]]");
+    server.journal.wait_gate("never");
+    server.cancel(&cancelled).expect(202);
+    server.finish_as(&cancelled, "cancelled");
+    let victim = server.submit("wedged", "victim");
+    assert_eq!(server.finish_as(&victim, "completed")["text"], "echo: victim");
+    server.assert_attempts(&victim, 2);
 }
 
-/// API-1, I9: between two attempts the task is `retrying`, blocked by `backoff`, and has not ended;
-/// a cancel ends it immediately, and the next task runs.
+/// DQ-8, F7, F8: after five retries, with a backoff that doubles each time, the task is `failed`
+/// and its error states the cause, whether its agent starts or not. The task waits for its own
+/// backoff only; the next one finds the group degraded.
 #[test]
-fn a_retrying_task_is_visible_and_can_be_cancelled() {
-    let server = Setup::new().retries(NEVER).start();
+fn a_task_fails_after_five_retries() {
+    let setup = Setup::new().retries("10ms").crashing();
+    let server = setup.command("missing", "greenroom-it-no-such-program").start();
+    let cases = [
+        ("scripted", "[[die:37]]", "37"),
+        ("crashing", "x", "1"),
+        ("missing", "x", "greenroom-it-no-such-program"),
+    ];
+    let tasks = cases.map(|(agent, prompt, _)| {
+        server.create_group(agent, agent, "");
+        server.submit(agent, prompt)
+    });
+    for ((agent, prompt, cause), task) in cases.iter().zip(&tasks) {
+        let failed = server.finish_as(task, "failed");
+        assert!(failed["error"]["code"].is_string(), "{agent}: {failed}");
+        let message = failed["error"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains(cause), "{agent}: {failed}");
+        assert_eq!(failed["interrupted"], json!(null), "{agent}: {failed}");
+        let sent = if *agent == "scripted" { 6 } else { 0 };
+        assert_eq!(failed["attempt"], 6, "{agent}: {failed}");
+        assert_eq!(failed["started_at"].is_null(), sent == 0, "{agent}: {failed}");
+        assert_eq!(server.task_frames(task, "greenroom/turn_started").len(), sent, "{agent}");
+        assert_eq!(server.journal.times(prompt), sent, "{agent}");
+        assert_eq!(server.task_frames(task, "greenroom/task_ended").len(), 1, "{agent}");
+        assert_backoffs(&server, agent, 6, 10);
+    }
+    let next = server.submit("crashing", "next");
+    assert_eq!(server.wait_blocked(&next, "backoff")["state"], "queued");
+    assert_eq!(server.group("crashing")["status"], "degraded");
+    server.journal.open_gate("open");
+    server.finish_as(&next, "completed");
+    assert_eq!(server.journal.prompts().last().map(String::as_str), Some("next"));
+}
+
+/// I7, A-4: output of any kind, an error that would repeat, a protocol violation, a deadline, a
+/// cancel and a crash of the server end the task at its first attempt.
+#[test]
+fn any_output_forbids_a_retry() {
+    let mut server = Setup::new().retries("10ms").start();
+    let hangs = "[[silent]][[gate:never]]";
+    let cases = [
+        ("text", "[[reply:x]][[die:5]]", "interrupted", "_process_exited"),
+        ("permission", "[[permission-open]][[die:5]]", "interrupted", "_process_exited"),
+        ("request", "[[unknown-request:open]][[die:5]]", "interrupted", "_process_exited"),
+        ("fs", "[[fs:open]][[die:5]]", "interrupted", "_process_exited"),
+        ("tool", "[[tool:open]][[error:-32603:too late]]", "failed", "_error"),
+        ("permanent", "[[error:-32602:as scripted]]", "failed", "_error"),
+        ("violation", "[[garbage-run:10]][[gate:never]]", "interrupted", "_protocol"),
+        ("deadline", hangs, "interrupted", "_deadline"),
+        ("cancel", "[[on-cancel:die:1]][[gate:cancel]]", "cancelled", "_process_exited"),
+        ("cut", "[[silent]][[gate:cut]]", "interrupted", "_server_restart"),
+    ];
+    let tasks = cases.map(|(group, prompt, ..)| {
+        let mut body = json!({ "prompt": prompt });
+        if prompt == hangs {
+            body["deadline_ms"] = json!(300);
+        }
+        server.post(&format!("/v1/groups/{group}/turns"), &body).expect(202)
+    });
+    server.journal.wait_gate("cancel");
+    server.cancel(&tasks[8]).expect(202);
+    tasks[..9].iter().for_each(|task| drop(server.finish(task)));
+    server.journal.wait_gate("cut");
+    server.kill_and_boot();
+    for ((group, prompt, state, stop_reason), task) in cases.iter().zip(&tasks) {
+        let ended = server.finish_as(task, state);
+        assert_eq!(ended["stop_reason"], *stop_reason, "{group}: {ended}");
+        assert_eq!(ended["interrupted"].is_null(), *state != "interrupted", "{group}: {ended}");
+        server.assert_attempts(&ended, 1);
+        assert_eq!(server.journal.times(prompt), 1, "{group}");
+    }
+    let message = server.task(&tasks[5])["error"]["message"].to_string();
+    assert!(message.contains("as scripted"), "{message}");
+}
+
+/// API-4, F7: under `undelivered` only prompts that never reached the agent are retried: a program
+/// that is installed later, or starts later, gets its task once.
+#[test]
+fn undelivered_retries_only_unsent_prompts() {
+    let directory = TempDir::new().unwrap();
+    let program = directory.path().join("installed-late");
+    let setup = Setup::new().retries("200ms").text("defaults", "retry", "undelivered");
+    let setup = setup.crashing().agent("late", &[]);
+    let server = setup.text("agents.late", "command", program.to_str().unwrap()).start();
+    for (prompt, state) in [("[[die:1]]", "interrupted"), ("[[error:-32603:no]]", "failed")] {
+        let task = server.submit("work", prompt);
+        server.finish_as(&task, state);
+        server.assert_attempts(&task, 1);
+    }
+    let tasks = ["late", "crashing"].map(|agent| {
+        server.create_group(agent, agent, "");
+        (server.submit(agent, agent), server.submit(agent, "then"))
+    });
+    for (first, then) in &tasks {
+        server.wait_retrying(first);
+        assert_eq!(server.task(then)["state"], "queued");
+    }
+    assert_eq!(server.journal.prompts().len(), 2);
+    symlink(scripted_agent(), program).unwrap();
+    server.journal.open_gate("open");
+    for (first, then) in &tasks {
+        let ended = server.finish_as(first, "completed");
+        assert_eq!(server.journal.times(ended["group"].as_str().unwrap()), 1, "{ended}");
+        server.finish_as(then, "completed");
+    }
+    server.journal.assert_one_at_a_time();
+}
+
+/// API-1, A-4, I9, DQ-11: between two attempts the task is `retrying`, blocked by `backoff`, holds
+/// no slot and has not ended; a cancel or a deletion ends it immediately, a drain does not.
+#[test]
+fn a_retrying_task_is_visible_and_can_be_ended() {
+    let setup = Setup::new().retries("10m").crashing();
+    let mut server = setup.set("limits", "running_groups", 1).start();
     let task = server.submit("work", "first[[die:1]]");
     let next = server.submit("work", "next");
     let waiting = server.wait_retrying(&task);
@@ -49,278 +196,60 @@ fn a_retrying_task_is_visible_and_can_be_cancelled() {
     let listed = server.list("work", "tasks?state=retrying");
     assert_eq!(listed.iter().map(|task| &task["id"]).collect::<Vec<_>>(), [&task["id"]]);
     assert_eq!(server.task(&next)["state"], "queued");
+    server.retry(&task).problem(409, "not-retryable");
+    server.complete("other", "in the only slot");
     server.cancel(&task).expect(202);
     assert_eq!(server.task(&task)["state"], "cancelled", "immediately");
     server.finish_as(&next, "completed");
     server.assert_attempts(&task, 1);
-    assert_eq!(server.journal.prompts(), ["first[[die:1]]", "next"]);
-}
 
-/// DQ-8: after five retries, with a backoff that doubles each time, the task is `failed` and its
-/// error states the cause; the next task has its own five retries.
-#[test]
-fn a_task_fails_after_five_retries() {
-    let server = Setup::new().retries("50ms").start();
-    let task = server.submit("work", "[[die:37]]");
-    let ended = server.finish_as(&task, "failed");
-    assert!(ended["error"]["code"].is_string(), "{ended}");
-    let message = ended["error"]["message"].as_str().unwrap_or_default();
-    assert!(message.contains("37"), "the exit code in {ended}");
-    assert_eq!(ended["interrupted"], json!(null), "{ended}");
-    server.assert_attempts(&task, 6);
-    let started = server.task_frames(&task, "greenroom/turn_started");
-    let settled = server.task_frames(&task, "greenroom/turn_settled");
-    for retry in 1..=5 {
-        let waited = millis(&started[retry]["at"]) - millis(&settled[retry - 1]["at"]);
-        let backoff = 50 << (retry - 1);
-        assert!(backoff * 4 / 5 <= waited, "retry {retry} after {waited} ms, not {backoff}");
-    }
-    let next = server.submit("work", "[[times:5:die:1]][[reply:at last]]");
-    assert_eq!(server.finish_as(&next, "completed")["text"], "at last");
-    server.assert_attempts(&next, 6);
-}
-
-/// DQ-8: the retries of a task do not count for the next one.
-#[test]
-fn each_task_has_its_own_retries() {
-    let server = Setup::new().retries("10ms").start();
-    for name in ["one", "two", "three"] {
-        let task = server.submit("work", &format!("{name}[[times:3:die:1]][[reply:fine]]"));
-        server.finish_as(&task, "completed");
-        server.assert_attempts(&task, 4);
-    }
-}
-
-/// I7, A-4: any kind of output forbids a retry.
-#[test]
-fn any_output_forbids_a_retry() {
-    let server = Setup::new().retries("10ms").start();
-    for (number, output) in [
-        "reply:x",
-        "thought:x",
-        "tool:open",
-        "update:tool_call_update",
-        "update:plan",
-        "compaction:in_progress:c1",
-        "permission-open",
-        "unknown-request:open",
-        "fs:open",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let group = format!("g{number}");
-        let prompt = format!("[[{output}]][[die:5]]");
-        let task = server.submit(&group, &prompt);
-        let ended = server.finish_as(&task, "interrupted");
-        assert_eq!(ended["stop_reason"], "_process_exited", "{output}: {ended}");
-        server.assert_attempts(&task, 1);
-        assert_eq!(server.journal.times(&prompt), 1, "{output}");
-        let prompt = format!("[[{output}]][[error:-32603:too late]]");
-        let task = server.submit(&group, &prompt);
-        let ended = server.finish_as(&task, "failed");
-        assert_eq!(ended["stop_reason"], "_error", "{output}: {ended}");
-        assert_eq!(server.journal.times(&prompt), 1, "{output}");
-    }
-}
-
-/// updates that agents send unprompted, and stderr, do not count as output.
-#[test]
-fn unprompted_updates_and_stderr_do_not_forbid_a_retry() {
-    let server = Setup::new().retries("10ms").start();
-    for (number, word) in [
-        "update:available_commands_update",
-        "update:current_mode_update",
-        "update:config_option_update",
-        "update:session_info_update",
-        "usage:5:100",
-        "stderr:3",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let prompt = format!("[[{word}]][[times:1:die:5]][[reply:fine]]");
-        let task = server.submit(&format!("g{number}"), &prompt);
-        assert_eq!(server.finish_as(&task, "completed")["text"], "fine", "{word}");
-        server.assert_attempts(&task, 2);
-    }
-}
-
-/// errors that would repeat are not retried.
-#[test]
-fn permanent_errors_are_not_retried() {
-    let server = Setup::new().retries("10ms").start();
-    for code in [-32000, -32600, -32601, -32602] {
-        let prompt = format!("[[error:{code}:as scripted]]");
-        let task = server.submit("work", &prompt);
-        let ended = server.finish_as(&task, "failed");
-        assert_eq!(ended["stop_reason"], "_error", "{ended}");
-        assert!(ended["error"]["message"].as_str().unwrap().contains("as scripted"), "{ended}");
-        server.assert_attempts(&task, 1);
-        assert_eq!(server.journal.times(&prompt), 1);
-    }
-}
-
-/// API-4: `no_output` is the default policy.
-#[test]
-fn no_output_is_the_default_policy() {
-    let server = Setup::new().retries("10ms").unset("defaults", "retry").start();
-    assert_eq!(server.complete("work", "[[times:1:die:1]][[reply:fine]]")["text"], "fine");
-}
-
-/// API-4: under `undelivered` only prompts that never reached the agent are retried.
-#[test]
-fn undelivered_retries_only_unsent_prompts() {
-    let setup = Setup::new().retries("300ms").text("defaults", "retry", "undelivered").crashing();
-    let server = setup.start();
-    let died = server.submit("work", "[[die:1]]");
-    server.finish_as(&died, "interrupted");
-    server.assert_attempts(&died, 1);
-    let failed = server.submit("work", "[[error:-32603:no]]");
-    server.finish_as(&failed, "failed");
-    server.assert_attempts(&failed, 1);
-    server.create_group("crashing", "crashing", "");
-    let task = server.submit("crashing", "sent once");
-    server.wait_retrying(&task);
-    assert_eq!(server.journal.times("sent once"), 0);
-    server.journal.open_gate("open");
-    server.finish_as(&task, "completed");
-    assert_eq!(server.journal.times("sent once"), 1);
-}
-
-/// API-4: under `never` nothing is retried.
-#[test]
-fn never_retries_nothing() {
-    let server = Setup::new().retries("10ms").text("defaults", "retry", "never").crashing().start();
-    let died = server.submit("work", "[[die:1]]");
-    server.finish_as(&died, "interrupted");
-    server.assert_attempts(&died, 1);
-    let failed = server.submit("work", "[[error:-32603:no]]");
-    server.finish_as(&failed, "failed");
-    server.assert_attempts(&failed, 1);
-    server.create_group("crashing", "crashing", "");
-    server.finish_as(&server.submit("crashing", "x"), "failed");
-    assert_eq!(server.list("crashing", "runs").len(), 1);
-    for kind in ["greenroom/run_started", "greenroom/run_exited"] {
-        assert_eq!(server.frames_of_kind("crashing", kind).len(), 1, "{kind}");
-    }
-}
-
-/// a task in its backoff holds no slot.
-#[test]
-fn a_backoff_holds_no_slot() {
-    let server = Setup::new().retries(NEVER).set("limits", "running_groups", 1).start();
-    let task = server.submit("work", "[[die:1]]");
-    server.wait_retrying(&task);
-    server.complete("other", "fine");
-    server.wait_retrying(&task);
-}
-
-/// I8: neither a later turn nor a compaction overtakes a task that is retried.
-#[test]
-fn a_retrying_task_keeps_its_place() {
-    let server = Setup::new().retries("1s").start();
-    server.complete("work", "zero");
-    let first = server.submit("work", "[[times:2:die:1]][[reply:fine]]");
-    server.wait_retrying(&first);
-    let second = server.submit("work", "second");
-    let compaction = server.compact("work");
-    for task in [&first, &second, &compaction] {
-        server.finish_as(task, "completed");
-    }
-    let prompts = server.journal.prompts();
-    let again = "[[times:2:die:1]][[reply:fine]]";
-    assert_eq!(prompts[..4], ["zero", again, again, again], "{prompts:?}");
-    assert!(prompts[4].starts_with("/compact"), "{prompts:?}");
-    assert_eq!(prompts[5..], ["second"]);
-    server.journal.assert_one_at_a_time();
-}
-
-/// I2: a backoff survives kill -9: the task still waits, and is retried once, not before its time.
-#[test]
-fn a_backoff_survives_a_crash() {
-    let mut server = Setup::new().retries("2s").start();
-    let task = server.submit("work", "[[times:1:die:1]][[reply:fine]]");
-    let next = server.submit("work", "next");
-    server.wait_retrying(&task);
-    server.kill_and_boot();
-    assert_eq!(server.finish_as(&task, "completed")["text"], "fine");
-    server.finish_as(&next, "completed");
-    server.assert_attempts(&task, 2);
-    assert_eq!(server.journal.prompts().len(), 3);
-    let settled = server.task_frames(&task, "greenroom/turn_settled");
-    let started = server.task_frames(&task, "greenroom/turn_started");
-    let waited = millis(&started[1]["at"]) - millis(&settled[0]["at"]);
-    assert!(1_600 <= waited, "after {waited} ms");
-}
-
-/// DQ-11: no task is retried during the drain; it is retried after the next start.
-#[test]
-fn a_backoff_survives_a_drain() {
-    let mut server = Setup::new().retries("1s").start();
-    let task = server.submit("work", "[[times:1:die:1]][[reply:fine]]");
-    server.wait_retrying(&task);
+    server.create_group("bad", "crashing", "");
+    let unsent = server.submit("bad", "never sent");
+    server.wait_retrying(&unsent);
+    let last = server.submit("work", "last[[die:1]]");
+    server.wait_retrying(&last);
+    server.cancel(&unsent).expect(202);
+    assert_eq!(server.task(&unsent)["state"], "cancelled", "immediately");
+    let prompts = ["first[[die:1]]", "in the only slot", "next", "last[[die:1]]"];
+    assert_eq!(server.journal.prompts(), prompts);
     server.terminate();
     assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
-    assert_eq!(server.journal.prompts().len(), 1);
     server.boot();
-    server.finish_as(&task, "completed");
-    server.assert_attempts(&task, 2);
-}
-
-/// I9: the deletion of a group ends a task that waits for its next attempt.
-#[test]
-fn deletion_of_the_group_ends_a_backoff() {
-    let server = Setup::new().retries(NEVER).start();
-    let task = server.submit("work", "[[die:1]]");
-    server.wait_retrying(&task);
+    server.wait_retrying(&last);
+    assert_eq!(server.journal.prompts(), prompts, "not retried during the drain");
     server.delete("/v1/groups/work").expect(202);
-    server.finish_as(&task, "cancelled");
+    server.finish_as(&last, "cancelled");
     server.wait_status("work", "archived");
 }
 
-/// A-4, I7: a protocol violation, a deadline, a cancel and a crash of the server end the
-/// task at its first attempt, also without output.
+/// I2, I8: a backoff survives kill -9: the task is retried once, not before its time, and neither a
+/// later turn nor a compaction overtakes it. So does the backoff after a failed start.
 #[test]
-fn violations_deadlines_cancels_and_crashes_are_never_retried() {
-    let mut server = Setup::new().retries("10ms").start();
-    let broken = server.submit("broken", "[[garbage-run:10]][[gate:never]]");
-    let broken = server.finish_as(&broken, "interrupted");
-    assert_eq!(broken["stop_reason"], "_protocol", "{broken}");
-    let late = json!({ "prompt": "[[silent]][[gate:never]]", "deadline_ms": 300 });
-    let late = server.post("/v1/groups/late/turns", &late).expect(202);
-    let late = server.finish_as(&late, "interrupted");
-    assert_eq!(late["stop_reason"], "_deadline", "{late}");
-    let cancelled = server.submit("cancelled", "[[on-cancel:die:1]][[gate:cancelled]]");
-    server.journal.wait_gate("cancelled");
-    server.cancel(&cancelled).expect(202);
-    let cancelled = server.finish_as(&cancelled, "cancelled");
-    let interrupted = server.submit("cut", "[[times:1:die:1]][[silent]][[gate:cut]]");
-    server.journal.wait_gate("cut");
+fn a_backoff_survives_a_crash() {
+    let mut server = Setup::new().retries("2s").crashing().start();
+    server.create_group("bad", "crashing", "");
+    server.complete("work", "zero");
+    let first = server.submit("work", "[[times:1:die:1]][[reply:fine]]");
+    let unsent = server.submit("bad", "x");
+    server.wait_retrying(&unsent);
+    server.wait_retrying(&first);
+    let second = server.submit("work", "second");
+    let compaction = server.compact("work");
     server.kill_and_boot();
-    let interrupted = server.finish_as(&interrupted, "interrupted");
-    assert_eq!(interrupted["stop_reason"], "_server_restart", "{interrupted}");
-    assert_eq!(interrupted["interrupted"]["side_effects"], "unknown", "{interrupted}");
-    for group in ["broken", "late", "cancelled", "cut"] {
-        server.complete(group, "next");
+    server.journal.open_gate("open");
+    for task in [&first, &second, &compaction, &unsent] {
+        server.finish_as(task, "completed");
     }
-    for (task, attempts) in [(&broken, 1), (&late, 1), (&cancelled, 1), (&interrupted, 2)] {
-        server.assert_attempts(task, attempts);
-    }
-}
-
-/// RA: a prompt that failed because its session was wedged is retried in the new run, and
-/// answered.
-#[test]
-fn a_prompt_that_failed_by_a_wedge_is_retried() {
-    let server = Setup::new().retries("10ms").start();
-    let cancelled = server.submit("work", "[[wedge]][[reply:x]][[gate:never]]");
-    server.journal.wait_gate("never");
-    server.cancel(&cancelled).expect(202);
-    server.finish_as(&cancelled, "cancelled");
-    let victim = server.submit("work", "victim");
-    assert_eq!(server.finish_as(&victim, "completed")["text"], "echo: victim");
-    server.assert_attempts(&victim, 2);
-    assert_eq!(server.journal.events_named("start").len(), 2, "in a new run");
-    assert_eq!(server.journal.events_named("new").len(), 1, "in the same session");
+    server.assert_attempts(&first, 2);
+    assert_backoffs(&server, "bad", 2, 2_000);
+    let settled = server.task_frames(&first, "greenroom/turn_settled");
+    let started = server.task_frames(&first, "greenroom/turn_started");
+    let waited = millis(&started[1]["at"]) - millis(&settled[0]["at"]);
+    assert!(1_600 <= waited, "after {waited} ms");
+    let mut prompts = server.journal.prompts();
+    prompts.retain(|prompt| prompt != "x");
+    assert_eq!(prompts[1], prompts[2]);
+    assert!(prompts[3].starts_with("/compact"), "{prompts:?}");
+    assert_eq!(prompts[4..], ["second"]);
+    server.journal.assert_one_at_a_time();
 }
