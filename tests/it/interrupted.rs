@@ -53,6 +53,7 @@ fn assert_names_open_calls(server: &Server, task: &Value) {
 /// F5, F6, F13, R-1, I7: however the agent ends during a turn that has output, or if the turn is
 /// over its deadline, it is `interrupted` and keeps its output, and the next turn runs in the same
 /// session. If a tool call is open, its side effects are `possible`, and the open calls are named.
+/// A response that the agent wrote before its death takes precedence.
 #[test]
 fn a_turn_is_interrupted_however_its_agent_ends() {
     let server = Setup::new().retries("10ms").start();
@@ -82,6 +83,11 @@ fn a_turn_is_interrupted_however_its_agent_ends() {
         assert_interrupted(&server, &server.finish(&task), "_process_exited", "none_observed");
         server.finish_as(&next, "completed");
     }
+    for words in ["[[reply:said]][[answer]][[die:1]]", "[[reply:said]][[no-newline-eof]]"] {
+        let task = server.complete("answered", words);
+        assert_eq!((&task["stop_reason"], &task["text"]), (&json!("end_turn"), &json!("said")));
+        assert_eq!(task["interrupted"], json!(null), "a response takes precedence over the death");
+    }
     let starts = server.journal.events_named("start").len();
     let body = json!({ "prompt": "[[reply:said]][[gate:never]]", "deadline_ms": 300 });
     let task = server.post("/v1/groups/late/turns", &body).expect(202);
@@ -92,18 +98,7 @@ fn a_turn_is_interrupted_however_its_agent_ends() {
     server.finish_as(&next, "completed");
     assert_eq!(server.journal.events_named("cancel").len(), 1);
     assert_eq!(server.journal.events_named("start").len(), starts + 1, "it obeyed the cancel");
-    assert_eq!(server.journal.events_named("new").len(), 8, "each group's session was restored");
-}
-
-/// a response that the agent wrote before its death takes precedence over its death.
-#[test]
-fn a_response_before_the_death_of_the_agent_counts() {
-    let server = Server::usual();
-    let task = server.complete("work", "[[reply:said]][[answer]][[die:1]]");
-    assert_eq!((&task["stop_reason"], &task["text"]), (&json!("end_turn"), &json!("said")));
-    assert_eq!(task["interrupted"], json!(null));
-    let last = server.complete("last", "[[reply:said]][[no-newline-eof]]");
-    assert_eq!(last["stop_reason"], "end_turn");
+    assert_eq!(server.journal.events_named("new").len(), 9, "each group's session was restored");
 }
 
 /// R-1, AM-4, API-2: kill -9 of the server before any output, after some output, in a tool call,

@@ -5,19 +5,6 @@ use serde_json::{Value, json};
 
 use crate::support::{Server, Setup};
 
-const KINDS: [&str; 10] = [
-    "read",
-    "edit",
-    "delete",
-    "move",
-    "search",
-    "execute",
-    "think",
-    "fetch",
-    "switch_mode",
-    "other",
-];
-
 /// Sets the group's policy.
 #[track_caller]
 fn put(server: &Server, group: &str, policy: &Value) {
@@ -112,12 +99,6 @@ fn a_policy_can_be_set_by_kind() {
         assert!(text.contains("permission_policy") && text.contains(word), "{policy}: {text}");
     }
     assert_eq!(server.group("refused"), created);
-    for kind in KINDS {
-        put(&server, "work", &json!({ "default": "reject", kind: "allow" }));
-        assert_outcome(&server, "work", &format!("permission::{kind}"), "selected once");
-        let other = if kind == "read" { "edit" } else { "read" };
-        assert_outcome(&server, "work", &format!("permission::{other}"), "selected not-now");
-    }
     put(&server, "work", &json!({ "default": "allow", "execute": "reject" }));
     assert_outcome(&server, "work", "tool:open]][[permission::known", "selected not-now");
     let policy = json!({ "default": "ask", "execute": "reject", "read": "allow" });

@@ -114,45 +114,43 @@ fn a_submit_that_races_with_a_delete_ends_or_leaves_nothing() {
     }
 }
 
-/// Submit × SIGTERM: every accepted task is stored, and ends after the next start; none runs twice.
+/// I2: submit × SIGTERM: every accepted task is stored, and ends after the next start; none runs
+/// twice.
 #[test]
 fn a_submit_that_races_with_sigterm_is_never_lost() {
     let setup = Setup::new().text("server", "drain_timeout", "20s");
     let mut server = setup.text("defaults", "on_interrupt", "continue").start();
-    let mut accepted = Vec::new();
-    for round in 0..3 {
-        let refused = AtomicBool::new(false);
-        let submit = |caller: usize| {
-            let mut accepted_here = Vec::new();
-            while !refused.load(Ordering::SeqCst) {
-                let prompt = format!("{round}.{caller}.{}", accepted_here.len());
-                let body = json!({ "prompt": prompt }).to_string();
-                let headers = [("Content-Type", "application/json")];
-                let path = format!("/v1/groups/c{caller}/turns");
-                // After the server's exit there is no answer.
-                match server.try_request("POST", &path, &headers, Some(body.as_bytes())) {
-                    Ok(reply) if reply.status == 202 => accepted_here.push((reply.json(), prompt)),
-                    Ok(reply) => {
-                        assert!([503, 429].contains(&reply.status), "{reply:?}");
-                        refused.store(reply.status == 503, Ordering::SeqCst);
-                    }
-                    Err(_) => refused.store(true, Ordering::SeqCst),
+    let refused = AtomicBool::new(false);
+    let submit = |caller: usize| {
+        let mut accepted = Vec::new();
+        while !refused.load(Ordering::SeqCst) {
+            let prompt = format!("{caller}.{}", accepted.len());
+            let body = json!({ "prompt": prompt }).to_string();
+            let headers = [("Content-Type", "application/json")];
+            let path = format!("/v1/groups/c{caller}/turns");
+            // After the server's exit there is no answer.
+            match server.try_request("POST", &path, &headers, Some(body.as_bytes())) {
+                Ok(reply) if reply.status == 202 => accepted.push((reply.json(), prompt)),
+                Ok(reply) => {
+                    assert!([503, 429].contains(&reply.status), "{reply:?}");
+                    refused.store(reply.status == 503, Ordering::SeqCst);
                 }
+                Err(_) => refused.store(true, Ordering::SeqCst),
             }
-            accepted_here
-        };
-        thread::scope(|scope| {
-            let submit = &submit;
-            let callers: Vec<_> = (0..3).map(|n| scope.spawn(move || submit(n))).collect();
-            eventually("some completed turns", &server.log, || {
-                (round * 20 + 10 < server.journal.prompts().len()).then_some(())
-            });
-            server.terminate();
-            accepted.extend(callers.into_iter().flat_map(|caller| caller.join().unwrap()));
+        }
+        accepted
+    };
+    let accepted: Vec<(Value, String)> = thread::scope(|scope| {
+        let submit = &submit;
+        let callers: Vec<_> = (0..3).map(|caller| scope.spawn(move || submit(caller))).collect();
+        eventually("some completed turns", &server.log, || {
+            (10 < server.journal.prompts().len()).then_some(())
         });
-        assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
-        server.boot();
-    }
+        server.terminate();
+        callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect()
+    });
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    server.boot();
     for (task, prompt) in &accepted {
         let state = assert_one_outcome(&server, task, prompt);
         assert_eq!(state, "completed", "{task}");

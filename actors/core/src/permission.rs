@@ -216,6 +216,7 @@ mod tests {
         }
     }
 
+    /// API-2: a policy by the tool's kind knows every kind of ACP; another has the default.
     #[test]
     fn a_policy_is_a_word_or_an_object_of_words() {
         let read = |text: &str| serde_json::from_str::<PermissionPolicy>(text);
@@ -227,6 +228,11 @@ mod tests {
             (on(Some("read")), on(Some("execute")), on(Some("other")), on(None)),
             (Policy::Allow, Policy::Reject, Policy::Ask, Policy::Ask)
         );
+        let kinds = "read edit delete move search execute think fetch switch_mode other";
+        for kind in kinds.split(' ') {
+            let one = read(&format!(r#"{{"default":"reject","{kind}":"allow"}}"#)).unwrap();
+            assert_eq!((one.on(Some(kind)), one.on(Some("x"))), (Policy::Allow, Policy::Reject));
+        }
         for policy in [word, object] {
             let text = serde_json::to_string(&policy).unwrap();
             assert_eq!(read(&text).unwrap(), policy, "{text}");

@@ -7,8 +7,8 @@ mod driver;
 use driver::{Driver, LIMITS, kinds};
 use greenroom_core::{
     Answer, Effect, Event, Exit, ExitReason, Fact, Json, Kinds, Lines, PermissionAsked,
-    PermissionOption, PermissionShown, PermissionState, PromptReply, RetryPolicy, Status, Stop,
-    StopReason, TaskState as T, Timer,
+    PermissionOption, PermissionShown, PermissionState, PromptReply, RetryPolicy, Settings, Status,
+    Stop, StopReason, TaskState as T, Timer,
 };
 
 /// How an attempt fails.
@@ -194,8 +194,16 @@ fn a_crash_loop_backs_off_up_to_five_minutes() {
         assert_eq!(driver.ended(task).map(|(state, _)| state), Some(T::Failed), "{number}");
     }
     assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
-    driver.apply(Event::Resumed);
-    assert_eq!((driver.group.state().crash_loop.crashes, driver.group.status()), (0, Status::Idle));
+    let looping = driver.group.clone();
+    let changed = Settings { agent: "other".into(), ..Settings::default() };
+    for end in [Event::Resumed, Event::Configured(changed)] {
+        driver.group = looping.clone();
+        driver.apply(end);
+        let ended = (driver.group.state().crash_loop.crashes, driver.group.status());
+        assert_eq!(ended, (0, Status::Idle));
+        driver.turn();
+        assert!(driver.group.current().is_some(), "the next run starts at once");
+    }
 }
 
 fn ask(driver: &mut Driver, request: u32) -> Vec<Effect> {
