@@ -6,10 +6,12 @@ use crate::support::{Server, Setup, eventually, process};
 
 /// API-2, AM-5, I9: a queued task is cancelled immediately and never reaches the agent; a running
 /// task gets `session/cancel`, ends `cancelled` once the agent confirms it, and the same agent runs
-/// the next task. A terminal task answers 409 `already-terminal` and is unchanged.
+/// the next task. A terminal task answers 409 `already-terminal` and is unchanged. A task whose
+/// agent is still starting can be cancelled; its prompt is never sent. `stop` ends the run
+/// immediately and cancels its task, and the group can start the next run.
 #[test]
 fn a_task_is_cancelled_once() {
-    let server = Server::usual();
+    let server = Setup::new().agent("slow", &["--gate-initialize", "start"]).start();
     let running = server.submit("work", "[[reply:before]][[gate:never]]");
     let queued = server.submit("work", "cancelled");
     let next = server.submit("work", "next");
@@ -32,6 +34,23 @@ fn a_task_is_cancelled_once() {
         assert_eq!(server.task(ended), *ended);
         assert_eq!(server.task_frames(ended, "greenroom/task_ended").len(), 1, "one outcome");
     }
+
+    server.create_group("starting", "slow", "");
+    let claimed = server.submit("starting", "never sent");
+    server.journal.wait_gate("start");
+    server.cancel(&claimed).expect(202);
+    server.finish_as(&claimed, "cancelled");
+    server.journal.open_gate("start");
+    server.complete("starting", "sent");
+    assert_eq!(server.journal.times("never sent"), 0);
+    let running = server.submit("starting", "[[gate:stop]]");
+    server.journal.wait_gate("stop");
+    let agent = server.journal.agent_pid();
+    server.post("/v1/groups/starting/stop", &json!({})).expect(202);
+    server.finish_as(&running, "cancelled");
+    eventually("the agent's end", &server.log, || (!process::is_alive(agent)).then_some(()));
+    server.complete("starting", "last");
+    assert_ne!(server.journal.agent_pid(), agent);
 }
 
 /// A-4, F6, R-1: greenroom ends an agent that ignores the cancel, of a caller or at a deadline, by
@@ -63,27 +82,4 @@ fn escalation_ends_an_agent_that_ignores_cancel() {
     assert!(!process::is_alive(agent));
     assert_eq!(server.journal.events_named("start").len(), 4);
     assert_eq!(server.journal.events_named("new").len(), 2, "the sessions were restored");
-}
-
-/// API-2, R-2: a task whose agent is still starting can be cancelled; its prompt is never sent.
-/// `stop` ends the run immediately and cancels its task, and the group can start the next run.
-#[test]
-fn a_claimed_task_is_cancelled_without_a_prompt() {
-    let server = Setup::new().agent("slow", &["--gate-initialize", "start"]).start();
-    server.create_group("work", "slow", "");
-    let task = server.submit("work", "never sent");
-    server.journal.wait_gate("start");
-    server.cancel(&task).expect(202);
-    server.finish_as(&task, "cancelled");
-    server.journal.open_gate("start");
-    server.complete("work", "next");
-    assert_eq!(server.journal.prompts(), ["next"]);
-    let running = server.submit("work", "[[gate:never]]");
-    server.journal.wait_gate("never");
-    let agent = server.journal.agent_pid();
-    server.post("/v1/groups/work/stop", &json!({})).expect(202);
-    server.finish_as(&running, "cancelled");
-    eventually("the agent's end", &server.log, || (!process::is_alive(agent)).then_some(()));
-    server.complete("work", "last");
-    assert_ne!(server.journal.agent_pid(), agent);
 }

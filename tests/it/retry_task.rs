@@ -107,10 +107,13 @@ fn a_retry_with_the_same_key_returns_the_same_task() {
     let path = format!("/v1/tasks/{}/retry", id(&failed));
     server.post("/v1/groups/work/pause", &json!({})).expect(202);
     let first = server.post_once("key", &path, &json!({})).expect(202);
-    for life in 0..2 {
+    for restarted in [false, true] {
+        if restarted {
+            server.kill_and_boot();
+        }
         let again = server.post_once("key", &path, &json!({})).expect_any(&[200, 202]);
-        assert_eq!((&again["id"], &again["deduplicated"]), (&first["id"], &json!(true)), "{life}");
-        server.kill_and_boot();
+        let found = (&again["id"], &again["deduplicated"]);
+        assert_eq!(found, (&first["id"], &json!(true)), "restarted: {restarted}");
     }
     let stored = server.task(&first);
     let origin = (&stored["retry_of"], &stored["origin"]);
