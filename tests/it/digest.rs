@@ -4,23 +4,6 @@ use serde_json::{Value, json};
 
 use crate::support::{Server, Setup, eventually, server::id};
 
-impl Server {
-    #[track_caller]
-    fn digest(&self, group: &str) -> Value {
-        self.get(&format!("/v1/groups/{group}/digest")).expect(200)
-    }
-
-    #[track_caller]
-    fn run_digest(&self, run: &str) -> Value {
-        self.get(&format!("/v1/runs/{run}/digest")).expect(200)
-    }
-
-    #[track_caller]
-    fn merged(&self, query: &str) -> Value {
-        self.get(&format!("/v1/digest{query}")).expect(200)
-    }
-}
-
 /// The digest of an empty log.
 fn empty_digest() -> Value {
     let bounds: Vec<u64> = (0..23).map(|power| 1 << power).collect();

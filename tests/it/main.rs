@@ -58,7 +58,8 @@ mod shortage;
 mod snapshot;
 mod starts;
 mod storage;
-mod support;
 mod turns;
 mod verify;
 mod wedge;
+
+use greenroom_test_support as support;

@@ -1,5 +1,10 @@
 //! What the tests share: a real server with its own directory and port, HTTP and SSE clients, and
-//! the scripted agent's journal. Nothing here knows how greenroom is built inside.
+//! the scripted agent's journal.
+//!
+//! It knows only binaries, files and HTTP, and nothing of how greenroom is built inside. Its
+//! functions panic with the end of the server's log.
+
+#![allow(clippy::unwrap_used)]
 
 use std::{
     thread,

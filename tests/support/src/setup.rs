@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::Server;
+use super::{Server, server::built};
 
 /// The first port: all are below the kernel's ephemeral range, so that no other program gets one by
 /// chance.
@@ -30,16 +30,22 @@ pub struct Setup {
     wrapper: Vec<String>,
 }
 
-impl Setup {
+impl Default for Setup {
     /// Has one profile, `scripted`, which is the default. Permissions are rejected, and nothing is
     /// retried, so that no test waits for a backoff.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { sections: BTreeMap::new(), environment: Vec::new(), wrapper: Vec::new() }
             .text("storage", "url", "sqlite:data/greenroom.db")
             .text("defaults", "agent", SCRIPTED)
             .text("defaults", "permission_policy", "reject")
             .text("defaults", "retry", "never")
             .agent(SCRIPTED, &[])
+    }
+}
+
+impl Setup {
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Sets a key to a TOML value.
@@ -186,11 +192,7 @@ impl Home {
 
 /// The scripted agent's program, which cargo builds as an example with the tests.
 pub fn scripted_agent() -> PathBuf {
-    let test = env::current_exe().unwrap();
-    let profile = test.parent().unwrap().parent().unwrap();
-    let agent = profile.join("examples/scripted-agent");
-    assert!(agent.exists(), "{} is missing: cargo build --example scripted-agent", agent.display());
-    agent
+    built("examples/scripted-agent")
 }
 
 /// A port, reserved among the tests of this machine by a file lock.

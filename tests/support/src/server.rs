@@ -249,6 +249,22 @@ impl Server {
         self.get(&format!("/v1/tasks/{}", id(task))).expect(200)
     }
 
+    #[track_caller]
+    pub fn digest(&self, group: &str) -> Value {
+        self.get(&format!("/v1/groups/{group}/digest")).expect(200)
+    }
+
+    #[track_caller]
+    pub fn run_digest(&self, run: &str) -> Value {
+        self.get(&format!("/v1/runs/{run}/digest")).expect(200)
+    }
+
+    /// The digest of all groups that the query selects.
+    #[track_caller]
+    pub fn merged(&self, query: &str) -> Value {
+        self.get(&format!("/v1/digest{query}")).expect(200)
+    }
+
     /// Waits until the task is terminal.
     #[track_caller]
     pub fn finish(&self, task: &Value) -> Value {
@@ -387,7 +403,15 @@ fn command(home: &Home, program: &OsStr, arguments: &[&OsStr]) -> Command {
 /// The program under test: cargo's build, or another build that `IT_GREENROOM` names.
 fn binary() -> PathBuf {
     let other = env::var_os("IT_GREENROOM").map(PathBuf::from);
-    other.unwrap_or_else(|| env!("CARGO_BIN_EXE_greenroom").into())
+    other.unwrap_or_else(|| built("greenroom"))
+}
+
+/// Returns a program that cargo built in the same profile as this one.
+pub fn built(name: &str) -> PathBuf {
+    let program = env::current_exe().unwrap();
+    let path = program.ancestors().nth(2).unwrap().join(name);
+    assert!(path.exists(), "{} is not built", path.display());
+    path
 }
 
 #[track_caller]
