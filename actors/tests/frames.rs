@@ -1,10 +1,5 @@
 //! Frames as they are packed and encoded: without gaps, byte for byte, one line of JSON each.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "../core/tests/world/mod.rs"]
-mod world;
-
 use greenroom_actors::{
     acp,
     transcript::feed::{self, Chunk, Feed},
@@ -14,9 +9,9 @@ use greenroom_core::{
     AgentOutput, Fact, Group, GroupId, GroupState, Json, Kinds, Lines, Place, Recorded, RunId,
     SessionId, Settings, TaskId, Timestamp,
 };
+use greenroom_testing::world::{World, actions};
 use proptest::{collection::vec, prelude::*, sample::select};
 use uuid::Uuid;
-use world::{World, actions};
 
 const BLOCK_BYTES: usize = 64 << 10;
 const AT: Timestamp = Timestamp(1_795_199_999_007);

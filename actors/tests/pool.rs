@@ -1,6 +1,5 @@
 //! The actor of the agent pool (DQ-7): with groups that accept or refuse an eviction, and with
 //! owners that vanish.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

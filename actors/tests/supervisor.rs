@@ -1,8 +1,4 @@
 //! Groups whose actors panic or whose storage fails (I2, I15).
-#![allow(clippy::unwrap_used)]
-
-#[path = "storage/gated.rs"]
-mod gated;
 
 use std::{
     collections::BTreeMap,
@@ -38,7 +34,7 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::gated::{Call, Gated};
+use crate::storage::gated::{self, Call, Gated};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -333,11 +329,11 @@ async fn readers_survive_a_query_that_panics() {
 /// the process ends.
 #[test]
 fn the_process_ends_with_an_actor_that_is_not_rebuilt() {
-    let tests =
-        ["with_storage_that_panics", "with_a_supervisor_that_panics", "with_a_pool_that_panics"];
+    let tests = ["storage", "a_supervisor", "a_pool"]
+        .map(|what| format!("supervisor::with_{what}_that_panics"));
     for test in tests {
         let program = std::env::current_exe().unwrap();
-        let ended = Command::new(program).args(["--exact", test, "--ignored"]).output().unwrap();
+        let ended = Command::new(program).args(["--exact", &test, "--ignored"]).output().unwrap();
         let output = String::from_utf8_lossy(&ended.stdout);
         assert_eq!(
             ended.status.code(),

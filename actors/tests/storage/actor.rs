@@ -6,8 +6,7 @@ use greenroom_actors::{
     transcript::frame::{Block, pack},
 };
 use greenroom_core::{Continuity, Digests, Fact, GroupId, Recorded, StopReason, Timestamp};
-
-use crate::world::{Action, World};
+use greenroom_testing::world::{Action, World};
 
 /// A group in its world, with the state that its actor adds to a commit.
 pub struct Actor {

@@ -13,13 +13,13 @@ use greenroom_core::{
     Blocked, BootId, Compaction, EndState, Fact, Group, RunId, SessionId, SignalKind, Source,
     Stage, Task, TaskId, TaskKind, TaskState, Timestamp, Trust, Uptime,
 };
+use greenroom_testing::world::{Action, AgentMessage, DetectorSignal, TimerKind, actions};
 use proptest::{prelude::*, test_runner::TestRunner};
 use uuid::Uuid;
 
-use crate::{
+use super::{
     Engine,
     actor::{ANSWER, Actor, READY, SUBMIT, commit, refused},
-    world::{Action, AgentMessage, DetectorSignal, TimerKind, actions},
 };
 
 const EVERYTHING: FrameFilter = FrameFilter {

@@ -16,16 +16,16 @@ use greenroom_core::{
     BootId, Digest, Fact, Recorded, RunId, Timestamp, Uptime,
     digest::{Outcome, SCHEMA_VERSION},
 };
+use greenroom_testing::world::{Action, AgentMessage, LockReply, actions};
 use proptest::{prelude::*, test_runner::TestRunner};
 use uuid::Uuid;
 
-use crate::{
+use super::{
     Engine,
     actor::{ANSWER, Actor, READY, SUBMIT, commit},
     gated,
     retention::{LATE, truncate},
     sqlite::change,
-    world::{Action, AgentMessage, actions},
 };
 
 const UP: Uptime = Uptime { boot: BootId(Uuid::nil()), ms: 0 };
@@ -406,7 +406,7 @@ fn a_checkpoint_without_digests_starts_new_digests() {
     let mut store = Engine::store(&database);
     let found = store.adopt(7, UP).unwrap().unwrap();
     (actor.epoch, actor.digests) = (found.epoch, found.digests.unwrap());
-    let lock = Action::AnswerLock(crate::world::LockReply::Acquired);
+    let lock = Action::AnswerLock(LockReply::Acquired);
     let mut facts: Vec<_> = [lock, Action::GrantSlot, ANSWER, Action::Stop]
         .into_iter()
         .filter_map(|next| actor.play(next))

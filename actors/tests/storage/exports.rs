@@ -2,11 +2,11 @@
 
 use greenroom_actors::storage::{EndedAt, EndedFilter, ReadStore as _, Store as _, TaskFilter};
 use greenroom_core::Timestamp;
+use greenroom_testing::world::Action;
 
-use crate::{
+use super::{
     Engine,
     actor::{ANSWER, Actor, READY, SUBMIT, commit},
-    world::Action,
 };
 
 /// The position survives the process, and each exporter has its own.

@@ -12,7 +12,7 @@ use actix::SyncArbiter;
 use greenroom_actors::storage::{Db, Fault, Reader, StoreError, sqlite::Database};
 use tokio::time::timeout;
 
-use crate::{
+use super::{
     actor::{Actor, SUBMIT},
     gated::{Call, Gated, failure, start},
 };

@@ -12,7 +12,7 @@ use greenroom_core::lock::{Lock, LockKey, Ttl};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::gated;
+use super::gated;
 
 const LONG: Duration = Duration::from_secs(20);
 

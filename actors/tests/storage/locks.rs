@@ -8,12 +8,12 @@ use greenroom_core::{
     BootId, EndReason, Fact, Now, SessionId, Timestamp, Uptime,
     lock::{Holder, Lease, Lock, LockKey, TTL_MS_MAX, Ttl},
 };
+use greenroom_testing::world::Action;
 use uuid::Uuid;
 
-use crate::{
+use super::{
     Engine,
     actor::{Actor, READY, SUBMIT, commit},
-    world::Action,
 };
 
 const BOOT: BootId = BootId(Uuid::from_u128(1));

@@ -5,13 +5,13 @@ use greenroom_actors::{
     transcript::frame::{Block, Frame},
 };
 use greenroom_core::{Fact, Kinds, Place, Recorded, RunId, TaskId, Timestamp};
+use greenroom_testing::world::Action;
 use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
 use uuid::Uuid;
 
-use crate::{
+use super::{
     Engine,
     actor::{Actor, commit},
-    world::Action,
 };
 
 /// One frame of the plain list.

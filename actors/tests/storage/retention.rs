@@ -18,14 +18,14 @@ use greenroom_actors::{
 use greenroom_core::{
     BootId, Compaction, Group, GroupState, RunId, SessionCursor, Task, Timestamp, Uptime,
 };
+use greenroom_testing::world::{Action, AgentMessage, actions};
 use proptest::{collection::vec, prelude::*, test_runner::TestRunner};
 use uuid::Uuid;
 
-use crate::{
+use super::{
     Engine,
     actor::{ANSWER, Actor, READY, SUBMIT, commit},
     gated,
-    world::{Action, AgentMessage, actions},
 };
 
 const ALL_TASKS: TaskFilter = TaskFilter { state: None, kind: None, after: 0, limit: 10_000 };

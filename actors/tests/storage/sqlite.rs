@@ -11,12 +11,12 @@ use greenroom_actors::{
     transcript::frame::Block,
 };
 use greenroom_core::{Deadline, TaskId};
+use greenroom_testing::world::Action;
 use rusqlite::Connection;
 
-use crate::{
+use super::{
     actor::{Actor, READY, SUBMIT, commit},
     conformance::UP,
-    world::Action,
 };
 
 /// Changes rows past the store.

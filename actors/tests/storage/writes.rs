@@ -14,7 +14,7 @@ use greenroom_actors::storage::{Db, sqlite::Database};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-use crate::{
+use super::{
     actor::{Actor, SUBMIT},
     gated,
 };

@@ -1,13 +1,10 @@
 //! Compactions that a caller or the group itself orders, and their lock: DQ-3 to DQ-6, HL, I12.
-#![allow(clippy::unwrap_used)]
 
-mod driver;
-
-use driver::{Driver, acquired, blocks, busy, kinds};
 use greenroom_core::{
     CompactionStatus as C, Effect, Event, Exit, ExitReason, Fact, LockAnswer, Settings, SignalKind,
     Source, StopReason, Strategy, TaskId, TaskState as T, Timer,
 };
+use greenroom_testing::driver::{Driver, acquired, blocks, busy, kinds};
 
 fn code(code: &str) -> Option<String> {
     Some(code.to_owned())

@@ -1,13 +1,10 @@
 //! Compactions that detectors report, and the facts that follow: AM-12 to AM-31.
-#![allow(clippy::unwrap_used)]
 
-mod driver;
-
-use driver::{Driver, hermes, kinds, signal};
 use greenroom_core::{
     CompactionSignal, CompactionStatus as C, Continuity, EndReason, Event, Exit, ExitReason, Fact,
     Group, Recovery, SessionId, SignalKind, Source, StopReason, Strategy, Timer,
 };
+use greenroom_testing::driver::{Driver, hermes, kinds, signal};
 
 /// A case's name, the reported signals, and how many completed compactions they make.
 type Case = (&'static str, Vec<(Source, SignalKind)>, u64);
@@ -116,7 +113,7 @@ fn a_new_hermes_session_counts_only_after_a_compaction() {
         ("first seen, split",      None,       hermes("h1", None, true),        compaction, 1),
     ];
     for (name, known, given, reason, count) in cases {
-        let mut driver = Driver::new();
+        let mut driver = Driver::default();
         driver.turn();
         driver.ready("s", known.map(|known| hermes(known, None, false)));
         let step = driver.provenance(given.clone());
@@ -274,7 +271,7 @@ fn segments_rotate_for_four_causes() {
         ),
     ];
     for (name, cause, reason, in_turn) in cases {
-        let mut driver = Driver::new();
+        let mut driver = Driver::default();
         driver.turn();
         driver.ready("s", Some(hermes("h0", None, false)));
         driver.clear();
@@ -299,7 +296,7 @@ fn segments_rotate_for_four_causes() {
 /// AM-12: no `segment_ended` precedes the first segment.
 #[test]
 fn the_first_segment_has_no_predecessor() {
-    let mut driver = Driver::new();
+    let mut driver = Driver::default();
     driver.turn();
     let step = driver.ready("s", Some(hermes("h0", None, false)));
     assert_eq!(kinds(&step.facts)[..2], ["segment_started", "run_ready"]);
@@ -310,7 +307,7 @@ fn the_first_segment_has_no_predecessor() {
 /// hermes repeats its provenance with every title: a repetition does not end the next compaction.
 #[test]
 fn a_repeated_provenance_completes_no_compaction() {
-    let mut driver = Driver::new();
+    let mut driver = Driver::default();
     driver.turn();
     driver.ready("s", Some(hermes("h0", None, false)));
     driver.provenance(hermes("h1", Some("h0"), true));
@@ -325,7 +322,7 @@ fn a_repeated_provenance_completes_no_compaction() {
 /// A `session/load` after a compaction restores the session that continues, not the compacted one.
 #[test]
 fn a_restart_restores_the_current_hermes_session() {
-    let mut driver = Driver::new();
+    let mut driver = Driver::default();
     driver.turn();
     driver.ready("s", Some(hermes("h0", None, false)));
     driver.provenance(hermes("h1", Some("h0"), true));

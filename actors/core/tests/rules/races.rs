@@ -1,15 +1,13 @@
 //! The races of R-2 that the rules alone decide, each in all interleavings. In each of them the
 //! invariants of the checker hold, each task has exactly one outcome, and the right lane wins.
 
-mod interleavings;
-mod world;
-
 use greenroom_core::{
     Fact, HoldReason, PermissionState as P, SignalKind, Source, StopReason, TaskKind,
     TaskState as T,
 };
-use interleavings::{Outcome, Race, race};
-use world::{Action, DetectorSignal, Drain, TimerKind, situations::*};
+use greenroom_testing::world::{Action, DetectorSignal, Drain, TimerKind, situations::*};
+
+use crate::interleavings::{Outcome, Race, race};
 
 const GRANT: Action = Action::GrantSlot;
 const SUBMIT_EXPIRING: Action = Action::SubmitWithin { ms: 1 };

@@ -1,14 +1,11 @@
 //! The auto-compaction pause: after an uncompleted compaction the group orders none by itself for
 //! ten minutes: HL-14, I12.
-#![allow(clippy::unwrap_used)]
 
-mod driver;
-
-use driver::{Driver, acquired, busy};
 use greenroom_core::{
     Event, ExitReason, Group, LockAnswer, RunPhase, SignalKind, Source, StopReason, Strategy,
     TaskId, TaskState as T, Timer,
 };
+use greenroom_testing::driver::{Driver, acquired, busy};
 
 /// A name, what happens to an ordered compaction, and how its task ends.
 type Uncompleted = (&'static str, fn(&mut Driver, TaskId), T);

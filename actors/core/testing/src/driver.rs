@@ -1,5 +1,4 @@
 //! Drives a group event by event.
-#![allow(dead_code, reason = "each test crate that includes this module uses a part of it")]
 
 use greenroom_core::{
     BootId, Compaction, CompactionOrder, CompactionSignal, CompactionStatus, Continuity, Details,
@@ -41,8 +40,8 @@ pub struct Driver {
     ids: u128,
 }
 
-impl Driver {
-    pub fn new() -> Self {
+impl Default for Driver {
+    fn default() -> Self {
         let compaction = Some(order(Strategy::Command, "/compact"));
         Self {
             group: Group::new(Settings::default()),
@@ -55,10 +54,12 @@ impl Driver {
             ids: 0,
         }
     }
+}
 
+impl Driver {
     /// Returns a group whose agent is ready, with a first turn in flight.
     pub fn in_turn() -> Self {
-        let mut driver = Self::new();
+        let mut driver = Self::default();
         driver.turn();
         driver.ready("s", None);
         driver.clear();
@@ -72,7 +73,7 @@ impl Driver {
 
     /// Likewise; its profile has more detectors than ACP.
     pub fn listening() -> Self {
-        let mut driver = Self::new();
+        let mut driver = Self::default();
         driver.settings.has_detectors = true;
         driver.turn();
         driver.ready("s", None);

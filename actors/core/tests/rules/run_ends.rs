@@ -1,17 +1,14 @@
 //! Who ends a run for the server: the drain, an eviction, a purge. DQ-7, DQ-11.
-#![allow(clippy::unwrap_used)]
 
-mod driver;
-
-use driver::{Driver, Step, acquired, kinds};
 use greenroom_core::{
     CancelReason, Effect, Event, ExitReason, RunId, Stop, Strategy, pool::Activity,
 };
+use greenroom_testing::driver::{Driver, Step, acquired, kinds};
 use uuid::Uuid;
 
 /// A group whose only task waits for its agent.
 fn claimed() -> Driver {
-    let mut driver = Driver::new();
+    let mut driver = Driver::default();
     driver.turn();
     driver.clear();
     driver
@@ -67,7 +64,7 @@ fn a_drain_releases_what_has_not_started_and_later_interrupts_what_runs() {
 #[test]
 fn the_end_of_a_drain_stops_the_run_and_records_nothing() {
     for (name, mut driver, how) in [
-        ("no run", Driver::new(), None),
+        ("no run", Driver::default(), None),
         ("starting", claimed(), Some(Stop::Firmly)),
         ("in a turn", Driver::in_turn(), Some(Stop::Firmly)),
         ("idle", Driver::idle(), Some(Stop::Gently)),
@@ -98,7 +95,7 @@ fn only_an_idle_run_is_evicted() {
         assert_eq!(stops(&step), &expected[..usize::from(activity == Activity::Idle)], "{name}");
         assert_eq!(step.facts.is_empty(), activity != Activity::Idle, "{name}");
     }
-    let mut driver = Driver::new();
+    let mut driver = Driver::default();
     assert_eq!(driver.group.activity(), None, "it has no run");
     assert_eq!(driver.apply(Event::Evicted { run: RunId(Uuid::nil()) }), Step::default());
 }

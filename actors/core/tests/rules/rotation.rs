@@ -1,13 +1,10 @@
 //! Compaction by a summary and another session, and a wedged agent: I4, I7, I16.
-#![allow(clippy::unwrap_used)]
 
-mod driver;
-
-use driver::{Driver, acquired, blocks, kinds};
 use greenroom_core::{
     CompactionStatus as C, Continuity, Effect, Event, Exit, ExitReason, Fact, PromptReply,
     SessionId, SignalKind, Source, Stop, StopReason, Strategy, TaskState as T, Timer,
 };
+use greenroom_testing::driver::{Driver, acquired, blocks, kinds};
 
 fn rotated() -> Driver {
     let mut driver = Driver::compacting(Strategy::Rotate);

@@ -1,21 +1,17 @@
 //! Random histories: the invariants hold at every step, whatever callers, agents and crashes do to
 //! a group. `world/checker.rs` names the invariants.
 
-#![allow(clippy::unwrap_used)]
-
-mod world;
-
 use std::collections::BTreeSet;
 
 use greenroom_core::{Continuity, ExitReason, Fact, SignalKind, Source, StopReason};
+use greenroom_testing::world::{
+    Action, AgentMessage, DetectorSignal, Drain, LockReply, World, actions, situations::situations,
+};
 use proptest::{
     prelude::*,
     sample::select,
     strategy::ValueTree,
     test_runner::{FileFailurePersistence, TestCaseError, TestRunner},
-};
-use world::{
-    Action, AgentMessage, DetectorSignal, Drain, LockReply, World, actions, situations::situations,
 };
 
 const ACTIONS_MAX: usize = 200;

@@ -3,12 +3,6 @@
 //!
 //! The tests of the rules use it, and those of the storage with a real database.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "each test crate that includes this module uses a part of it"
-)]
-
 mod actions;
 mod attempts;
 mod between_events;
@@ -22,8 +16,8 @@ mod reference;
 pub mod situations;
 
 use greenroom_core::{
-    BootId, Effect, EffectiveSettings, Event, Fact, Group, Limits, Now, Recorded, Recovery,
-    Rejected, RunId, SessionId, Step, Task, TaskId, TaskState, Timer, Timestamp, Uptime,
+    BootId, Effect, EffectiveSettings, Event, Fact, Group, Limits, Now, Recorded, Recovery, RunId,
+    SessionId, Step, Task, TaskId, TaskState, Timer, Timestamp, Uptime,
 };
 use uuid::Uuid;
 

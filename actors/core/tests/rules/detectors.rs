@@ -10,11 +10,7 @@
 //! - A compaction with a start on stderr and no reported end is the last in its turn.
 //! - If `_meta` reports several compactions at once, as one from the first session to the last, it
 //!   counts as one of them; which one gets its details is open.
-#![allow(clippy::unwrap_used)]
 
-mod detector_scenarios;
-
-use detector_scenarios::{Acp, Attempt, HermesMeta, Scenario, Stderr};
 use greenroom_core::SignalKind;
 use proptest::{
     collection::vec,
@@ -22,6 +18,8 @@ use proptest::{
     sample::{Index, select},
     test_runner::TestCaseError,
 };
+
+use crate::detector_scenarios::{Acp, Attempt, HermesMeta, Scenario, Stderr};
 
 const ACP: Acp =
     Acp { keys: true, starts: true, repeats_completion: false, shows_unsuccessful: false };

@@ -1,5 +1,4 @@
 //! An agent that closed its stdout gets no further prompt (I7, I12).
-#![allow(clippy::unwrap_used)]
 
 use greenroom_core::{
     Continuity, Effect, EffectiveSettings, Event, Exit, ExitReason, Group, Json, Limits, Now,

@@ -1,21 +1,17 @@
 //! The contract of a database: one suite for every implementation of `Store` and `ReadStore`, run
 //! here on SQLite.
 
-#![allow(clippy::unwrap_used, missing_docs)]
-
 mod actor;
 mod conformance;
 mod digests;
 mod exports;
 mod fail_stop;
-mod gated;
+pub mod gated;
 mod lease;
 mod locks;
 mod reading;
 mod retention;
 mod sqlite;
-#[path = "../../core/tests/world/mod.rs"]
-mod world;
 mod writes;
 
 use std::path::Path;

@@ -1,8 +1,6 @@
 //! Digests of hand-written facts: which findings they make, the limit of an agent's names, and sums
 //! at their limits.
 
-#![allow(clippy::unwrap_used)]
-
 use greenroom_core::{
     AgentOutput, Compaction, CompactionStatus, Cost, Digest, Digests, Exit, ExitReason, Fact,
     Kinds, Lines, OutputSummary, PermissionId, PermissionState, Place, Recorded, RunId, SessionId,

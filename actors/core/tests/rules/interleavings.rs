@@ -1,8 +1,7 @@
 //! All interleavings of events that race with each other.
 
 use greenroom_core::{Fact, HoldReason, Task, TaskState};
-
-use crate::world::{Action, Drain, World};
+use greenroom_testing::world::{Action, Drain, World};
 
 /// A situation and the lanes that race in it. The actions of one lane keep their order.
 #[derive(Clone)]

@@ -1,15 +1,12 @@
 //! Retries of failed attempts, the backoff of a crash loop, and the limit of open permissions: I7,
 //! I11, F7, F8.
-#![allow(clippy::unwrap_used)]
 
-mod driver;
-
-use driver::{Driver, LIMITS, kinds};
 use greenroom_core::{
     Answer, Effect, Event, Exit, ExitReason, Fact, Json, Kinds, Lines, PermissionAsked,
     PermissionOption, PermissionShown, PermissionState, PromptReply, RetryPolicy, Settings, Status,
     Stop, StopReason, TaskState as T, Timer,
 };
+use greenroom_testing::driver::{Driver, LIMITS, kinds};
 
 /// How an attempt fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,7 +54,7 @@ fn failure_kind_and_policy_decide_a_retry() {
     ];
     for (failure, retried) in cases {
         for (policy, retried) in [Never, Undelivered, NoOutput].into_iter().zip(retried) {
-            let mut driver = Driver::new();
+            let mut driver = Driver::default();
             driver.settings.retry = policy;
             let task = driver.turn();
             failure.apply(&mut driver);
@@ -115,7 +112,7 @@ fn output_or_a_cancel_forbids_a_retry() {
 #[test]
 fn a_task_is_retried_five_times() {
     for failure in [Failure::NotStarted, Failure::Exit(ExitReason::Exited), Failure::Error(1)] {
-        let mut driver = Driver::new();
+        let mut driver = Driver::default();
         driver.settings.retry = RetryPolicy::NoOutput;
         let task = driver.turn();
         let mut waits = Vec::new();
@@ -154,7 +151,7 @@ fn a_task_is_retried_five_times() {
 /// Several timers may fire at once, and the effect of one can make another void.
 #[test]
 fn a_backoff_is_ended_only_by_its_own_timer() {
-    let mut driver = Driver::new();
+    let mut driver = Driver::default();
     driver.settings.retry = RetryPolicy::NoOutput;
     let task = driver.turn();
     Failure::NotStarted.apply(&mut driver);
@@ -176,7 +173,7 @@ fn a_backoff_is_ended_only_by_its_own_timer() {
 /// caller's action ends the wait.
 #[test]
 fn a_crash_loop_backs_off_up_to_five_minutes() {
-    let mut driver = Driver::new();
+    let mut driver = Driver::default();
     let mut waits = Vec::new();
     for number in 1..=16 {
         let task = driver.turn();

@@ -1,13 +1,10 @@
 //! Interruptions in a row, and the reason of a cancel over a restart: I7, I12, I13, R-1.
-#![allow(clippy::unwrap_used)]
 
-mod driver;
-
-use driver::{Driver, acquired, kinds};
 use greenroom_core::{
     CancelReason, Cause, Effect, Event, ExitReason, Fact, Group, Hold, HoldReason, OnInterrupt,
     Recovery, RunHealth, SideEffects, Status, Stop, StopReason, Strategy, TaskState as T, Timer,
 };
+use greenroom_testing::driver::{Driver, acquired, kinds};
 
 /// Interrupts a turn: it has output, and its agent dies.
 fn interrupt(driver: &mut Driver) {

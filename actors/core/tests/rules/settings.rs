@@ -1,20 +1,17 @@
 //! A task uses the settings in force at START, and a run keeps the settings it started with: DQ-1,
 //! I7, A-4 and A-5.
-#![allow(clippy::unwrap_used)]
 
-mod driver;
-
-use driver::{Driver, acquired, busy, kinds};
 use greenroom_core::{
     CompactionStatus as C, Continuity, Effect, Event, ExitReason, Fact, RetryPolicy, RunPhase,
     SessionId, Settings, Stop, StopReason, Strategy, TaskId, TaskState as T, Timer,
 };
+use greenroom_testing::driver::{Driver, acquired, busy, kinds};
 
 type Action = fn(&mut Driver);
 
 /// Changes the profile, which the group's actor passes with the next event.
 fn compacts_by(driver: &mut Driver, strategy: Strategy, text: &str) {
-    driver.settings.compaction = Some(driver::order(strategy, text));
+    driver.settings.compaction = Some(greenroom_testing::driver::order(strategy, text));
 }
 
 /// Returns the text of the last prompt.
@@ -284,7 +281,7 @@ fn an_outdated_run_is_replaced_before_the_next_start() {
         ("opening a session", opening),
     ] {
         for (agent, cwd) in [("b", None), ("", Some("/b"))] {
-            let mut driver = Driver::new();
+            let mut driver = Driver::default();
             given(&mut driver);
             let first = driver.group.run().unwrap().id;
             driver.configure(agent, cwd);
@@ -372,7 +369,7 @@ fn a_run_keeps_the_detectors_it_started_with() {
     }
     // So does an answer from before the agent read the cancel.
     for (has_detectors, changed) in [(false, true), (true, false)] {
-        let mut driver = Driver::new();
+        let mut driver = Driver::default();
         driver.settings.has_detectors = has_detectors;
         let task = driver.turn();
         driver.ready("s", None);
@@ -414,7 +411,7 @@ fn no_compaction_is_ordered_with_nothing_to_compact() {
 /// A first task creates the group with the default settings.
 #[test]
 fn a_first_task_creates_the_group() {
-    let mut driver = Driver::new();
+    let mut driver = Driver::default();
     driver.queue_turn();
     assert_eq!(driver.group.state().settings, Settings::default());
 }

@@ -1,5 +1,4 @@
 //! Rules that come from recordings of real agents (RA), each as one short test.
-#![allow(clippy::unwrap_used)]
 
 use greenroom_core::{
     CompactionOrder, CompactionSignal, CompactionStatus, Continuity, Details, Effect,

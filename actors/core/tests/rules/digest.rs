@@ -1,25 +1,21 @@
 //! Digests over random histories: projected in steps and at once, sealed at every end of a run, and
 //! compared with a simple count.
 
-#![allow(clippy::unwrap_used)]
-
-mod counted_digest;
-mod world;
-
 use std::collections::BTreeMap;
 
-use counted_digest::{CountedDigest, LoggedFact, count, facts};
 use greenroom_core::{
     AgentOutput, Digest, Digests, Fact, Kinds, Lines, Place, Recorded, RunId, TaskId, Timestamp,
     digest::{Outcome, RunDigest, Sealed},
 };
+use greenroom_testing::world::{Action, World, actions, situations::situations};
 use proptest::{
     prelude::*,
     sample::select,
     strategy::ValueTree,
     test_runner::{FileFailurePersistence, TestRunner},
 };
-use world::{Action, World, actions, situations::situations};
+
+use crate::counted_digest::{CountedDigest, LoggedFact, count, facts};
 
 const ACTIONS_MAX: usize = 200;
 /// The file with the seeds of failures, relative to the package.

@@ -1,0 +1,23 @@
+//! The rules: tables, races in every order, and random histories. No clock, no I/O.
+
+#![allow(clippy::unwrap_used)]
+
+mod auto_compaction_pause;
+mod closed_stdout;
+mod counted_digest;
+mod detected_compactions;
+mod detector_scenarios;
+mod detectors;
+mod digest;
+mod digest_limits;
+mod interleavings;
+mod interruptions;
+mod ordered_compactions;
+mod pool;
+mod properties;
+mod races;
+mod recorded_agents;
+mod retries;
+mod rotation;
+mod run_ends;
+mod settings;
