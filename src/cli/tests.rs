@@ -255,6 +255,35 @@ fn a_turn_retries_every_request_while_the_server_is_unreachable() {
     assert_eq!(ends, [waits, plain, waits, plain]);
 }
 
+/// API-5: a stream that breaks after the task's end is resumed until that end; if the server has no
+/// more frames, the answer stays as it is.
+#[test]
+fn a_stream_that_breaks_after_the_end_of_the_task_is_resumed() {
+    let ended = || Reply::json(200, r#"{"id":"tsk_2","state":"completed","seq_last":10}"#);
+    let two = answer_frame(9, "tsk_2", "two");
+    let end = frame(10, "tsk_2", "greenroom/task_ended", &json!({}));
+    let synced = "event: greenroom/synced\ndata: {}\n\n";
+    let conversations = [
+        (vec![Reply::events(&(two.clone() + &end)), ended()], "one two\n"),
+        (vec![Reply::events(&two), ended(), Reply::events(&end), ended()], "one two\n"),
+        (vec![Reply::events(synced)], "one \n"),
+    ];
+    for (rest, expected) in conversations {
+        let mut replies = vec![
+            Reply::json(200, r#"{"id":"work","last_seq":7}"#),
+            Reply::json(202, r#"{"id":"tsk_2","state":"queued"}"#),
+            Reply::events(&answer_frame(8, "tsk_2", "one ")),
+            ended(),
+        ];
+        replies.extend(rest);
+        let (count, server) = (replies.len(), Server::start(replies));
+        let mut out = Vec::new();
+        let exit = turn::turn(&client(&server), "work", "hi".into(), false, &mut out).unwrap();
+        assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), (expected, Exit::Done));
+        assert_eq!(server.requests().len(), count);
+    }
+}
+
 /// A final error ends a turn at once, and so does a server that was never reached.
 #[test]
 fn a_turn_ends_with_a_final_error() {

@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn only_exact_hosts_and_their_own_pages_are_allowed() {
         #[rustfmt::skip]
-        let cases: [Case; 25] = [
+        let cases: [Case; 43] = [
             (&["localhost"],                  None, None, "ok"),
             (&["LocalHost:7433"],             None, None, "ok"),
             (&["127.0.0.1:7433"],             None, None, "ok"),
@@ -110,18 +110,36 @@ mod tests {
             (&["localhost.evil.com"],         None, None, "host"),
             (&["localhost."],                 None, None, "host"),
             (&["evil.com"],                   None, None, "host"),
+            (&["evil.com:80"],                None, None, "host"),
+            (&["127.0.0.1.evil.com"],         None, None, "host"),
+            (&["127.0.0.2.nip.io"],           None, None, "host"),
+            (&["xlocalhost"],                 None, None, "host"),
+            (&["localhostx"],                 None, None, "host"),
+            (&["0.0.0.0"],                    None, None, "host"),
+            (&["192.168.1.1"],                None, None, "host"),
+            (&["example."],                   None, None, "host"),
+            (&["127.0.0.1.:7433"],            None, None, "host"),
+            (&["sub.green.example"],          None, None, "host"),
+            (&["green.example.evil.com"],     None, None, "host"),
             (&["127.0.0.1:x"],                None, None, "bad"),
+            (&["localhost:99999"],            None, None, "bad"),
+            (&["localhost:7433/x"],           None, None, "bad"),
+            (&["localhost, evil.com"],        None, None, "bad"),
             (&["user@localhost"],             None, None, "bad"),
             (&["localhost", "localhost"],     None, None, "bad"),
             (&["localhost", "evil.com"],      None, None, "bad"),
             (&[],                             None, None, "bad"),
             (&["localhost"],                  None, Some("evil.com"), "host"),
+            (&["evil.com"],                   None, Some("localhost:1"), "host"),
             (&["localhost"],                  None, Some("localhost:1"), "ok"),
             (&["localhost:7433"],             Some("http://localhost:7433"), None, "ok"),
             (&["green.example"],              Some("https://green.example"), None, "ok"),
             (&["localhost:7433"],             Some("http://localhost:3000"), None, "origin"),
             (&["localhost:7433"],             Some("http://evil.com"), None, "origin"),
             (&["localhost:7433"],             Some("null"), None, "origin"),
+            (&["localhost:7433"],             Some("file://"), None, "origin"),
+            (&["localhost:7433"],             Some("http://evil.com:7433"), None, "origin"),
+            (&["localhost:7433"],             Some("http://localhost.:7433"), None, "origin"),
             (&["localhost:7433"],             Some("http://localhost:7433.evil.com"), None, "origin"),
         ];
         for (hosts, origin, target, verdict) in cases {

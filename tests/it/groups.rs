@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Server, Setup, eventually, process, server::encode};
+use crate::support::{
+    Server, Setup, eventually, process,
+    server::{encode, id},
+};
 
 /// API-2, PUT: 201 with the whole group, then 200; a change keeps the fields that it does not name.
 #[test]
@@ -11,27 +14,10 @@ fn put_creates_a_group_and_changes_named_fields_only() {
     let created =
         server.put("/v1/groups/work", &json!({ "title": "Work", "metadata": { "a": 1 } }));
     let created = created.expect(201);
-    for name in [
-        "id",
-        "agent",
-        "status",
-        "blocked_by",
-        "queue_length",
-        "current_task",
-        "current_run",
-        "session_id",
-        "segment",
-        "usage",
-        "compaction",
-        "last_seq",
-        "cwd",
-        "title",
-        "auto_compact",
-        "permission_policy",
-        "on_interrupt",
-        "metadata",
-        "created_at",
-    ] {
+    let names = "id agent status blocked_by queue_length current_task current_run session_id segment \
+                 usage compaction last_seq cwd title auto_compact permission_policy on_interrupt \
+                 metadata created_at";
+    for name in names.split(' ') {
         assert!(created.get(name).is_some(), "no {name} in {created}");
     }
     assert_eq!(created["id"], "work");
@@ -47,17 +33,18 @@ fn put_creates_a_group_and_changes_named_fields_only() {
     assert_eq!(server.group("work"), changed);
 }
 
-/// API-2: an agent is a configured name, never a command; an unknown name is refused and creates
-/// nothing (C10).
+/// API-2: an agent is a configured name, never a command (C10); a refused PUT stores nothing, not
+/// even the group's name.
 #[test]
 fn the_agent_of_a_group_must_be_configured() {
     let server = Setup::new().agent("other", &[]).start();
     let created = server.put("/v1/groups/work", &json!({ "agent": "other" })).expect(201);
     assert_eq!(created["agent"], "other");
     server.put("/v1/groups/bad", &json!({ "agent": "absent" })).problem(400, "unknown-agent");
-    server.get("/v1/groups/bad").any_problem(404);
     let command = json!({ "command": "/bin/true" });
     server.put("/v1/groups/bad", &command).problem(400, "invalid-body");
+    server.get("/v1/groups/bad/tasks").any_problem(404);
+    server.post("/v1/groups/bad/compactions", &json!({})).any_problem(404);
     server.get("/v1/groups/bad").any_problem(404);
 }
 
@@ -140,37 +127,13 @@ fn delete_archives_a_group_and_put_revives_it() {
     assert_eq!(server.journal.times("queued"), 0);
 }
 
-/// API-2, DELETE with purge: the group and its rows are deleted, and the id can be used again.
+/// API-2, I2, DELETE with purge: the group, its rows and the files of its agent are deleted, and the
+/// id can be used again. A PUT does not undo a purge that waits for its agent's end, so the purge
+/// cannot delete accepted work.
 #[test]
-fn purge_deletes_all_rows_of_a_group() {
+fn a_purge_deletes_all_of_a_group_and_no_work_accepted_after_it() {
     let server = Server::usual();
     let task = server.complete("work", "once");
-    server.delete("/v1/groups/work?purge=true").expect(202);
-    eventually("the purge", &server.log, || {
-        (server.get("/v1/groups/work").status == 404).then_some(())
-    });
-    server.get(&format!("/v1/tasks/{}", task["id"].as_str().unwrap())).any_problem(404);
-    // The purge may still be running, for a moment.
-    eventually("a new group of that name", &server.log, || {
-        (server.put("/v1/groups/work", &json!({})).status == 201).then_some(())
-    });
-    let frames = server.frames("work");
-    assert!(frames.iter().all(|frame| frame["task"].is_null()), "{frames:?}");
-}
-
-/// API-2: deleting an unknown group is 404.
-#[test]
-fn delete_of_an_unknown_group_is_404() {
-    let server = Server::usual();
-    server.delete("/v1/groups/absent").any_problem(404);
-}
-
-/// I2: a PUT does not undo a purge that waits for its agent's end, so the purge cannot delete
-/// accepted work; and the purge deletes the files of the group's agent too.
-#[test]
-fn a_purge_deletes_no_work_accepted_after_it() {
-    let server = Server::usual();
-    server.complete("work", "once");
     let directory = server.group("work")["cwd"].as_str().unwrap().to_owned();
     std::fs::write(format!("{directory}/left-behind"), "x").unwrap();
     server.delete("/v1/groups/work?purge=true").expect(202);
@@ -183,6 +146,8 @@ fn a_purge_deletes_no_work_accepted_after_it() {
     eventually("the end of the group, or a new one", &server.log, || {
         matches!(server.put("/v1/groups/work", &json!({})).status, 200 | 201).then_some(())
     });
+    server.get(&format!("/v1/tasks/{}", id(&task))).any_problem(404);
+    assert!(server.frames("work").iter().all(|frame| frame["task"].is_null()));
     let next = server.group("work");
     assert_ne!(next["cwd"], directory.as_str(), "a directory is never reused for another group");
     assert!(!std::path::Path::new(&directory).exists(), "{directory}");
@@ -208,14 +173,4 @@ fn an_accepted_purge_survives_a_crash() {
     server.complete("other", "one");
     assert_ne!(server.group("other")["cwd"], directory);
     assert_eq!(server.complete("kept", "two")["state"], "completed");
-}
-
-/// A refused PUT stores nothing, not even the group's name.
-#[test]
-fn a_refused_put_creates_no_group() {
-    let server = Server::usual();
-    server.put("/v1/groups/ghost", &json!({ "agent": "absent" })).problem(400, "unknown-agent");
-    server.get("/v1/groups/ghost/tasks").any_problem(404);
-    server.post("/v1/groups/ghost/compactions", &json!({})).any_problem(404);
-    server.get("/v1/groups/ghost").any_problem(404);
 }

@@ -5,7 +5,8 @@ use serde_json::json;
 use crate::support::{Server, server::id};
 
 /// API-2: 202 with `Location` and the task; an unknown group is created with the default agent; the
-/// task ends `completed` with the agent's text.
+/// task ends `completed` with the agent's text. With `wait`: 200 if it ended within it, otherwise
+/// 202 with its current state.
 #[test]
 fn a_turn_is_accepted_and_completes() {
     let server = Server::usual();
@@ -15,31 +16,10 @@ fn a_turn_is_accepted_and_completes() {
     assert!(id(&task).starts_with("tsk_"), "{task}");
     let location = reply.header("location").expect("a Location");
     assert!(location.ends_with(&format!("/v1/tasks/{}", id(&task))), "{location}");
-    for name in [
-        "id",
-        "group",
-        "kind",
-        "state",
-        "blocked_by",
-        "position",
-        "origin",
-        "attempt",
-        "stop_reason",
-        "error",
-        "text",
-        "usage",
-        "run",
-        "segment",
-        "seq_first",
-        "seq_last",
-        "interrupted",
-        "created_at",
-        "started_at",
-        "ended_at",
-        "deduplicated",
-        "retry_of",
-        "metadata",
-    ] {
+    let names = "id group kind state blocked_by position origin attempt stop_reason error text usage \
+                 run segment seq_first seq_last interrupted created_at started_at ended_at \
+                 deduplicated retry_of metadata";
+    for name in names.split(' ') {
         assert!(task.get(name).is_some(), "no {name} in {task}");
     }
     assert_eq!(task["group"], "work");
@@ -56,24 +36,17 @@ fn a_turn_is_accepted_and_completes() {
     assert!(ended["ended_at"].is_string() && ended["started_at"].is_string(), "{ended}");
     assert_eq!(server.group("work")["agent"], "scripted");
     assert_eq!(server.journal.prompts(), ["hello"]);
-}
-
-/// API-2, `wait`: 200 if the task ended within it, otherwise 202 with its current state.
-#[test]
-fn wait_returns_the_end_or_the_current_state() {
-    let server = Server::usual();
-    let reply = server.post("/v1/groups/work/turns?wait=25", &json!({ "prompt": "[[reply:ok]]" }));
-    let task = reply.expect(200);
-    assert_eq!(task["state"], "completed");
-    assert_eq!(task["text"], "ok");
-    let gated = json!({ "prompt": "[[gate:go]]" });
-    let task = server.post("/v1/groups/work/turns?wait=1", &gated).expect(202);
-    assert!(["queued", "running"].contains(&task["state"].as_str().unwrap()), "{task}");
+    let wait = |seconds: u32, prompt: &str| {
+        let path = format!("/v1/groups/work/turns?wait={seconds}");
+        server.post(&path, &json!({ "prompt": prompt }))
+    };
+    let task = wait(25, "[[reply:ok]]").expect(200);
+    assert_eq!((&task["state"], &task["text"]), (&json!("completed"), &json!("ok")));
+    let task = wait(1, "[[gate:go]]").expect(202);
+    assert_eq!(task["state"], "running");
     server.journal.open_gate("go");
     server.finish_as(&task, "completed");
-    let now = json!({ "prompt": "[[reply:later]]" });
-    let task = server.post("/v1/groups/work/turns?wait=0", &now).expect_any(&[200, 202]);
-    server.finish_as(&task, "completed");
+    server.finish_as(&wait(0, "[[reply:later]]").expect_any(&[200, 202]), "completed");
 }
 
 /// API-2: a prompt is a text or a list of ACP content blocks, passed through unchanged.
@@ -98,19 +71,14 @@ fn content_blocks_reach_the_agent_unchanged() {
     assert_eq!(line["params"]["prompt"], json!([{ "type": "text", "text": "plain" }]));
 }
 
-/// API-1: the agent's stop reason is the task's; a refusal completes the turn.
+/// API-1, API-2, A-4, F12, F14: the agent's stop reason is the task's, also from a last line without
+/// a newline; a JSON-RPC error fails the task, whose error has the cause, and the queue continues
+/// (DQ-9). The first of two responses counts, and an update after it is out of turn (RA).
 #[test]
-fn a_refusal_is_a_stop_reason() {
+fn the_first_response_ends_the_turn() {
     let server = Server::usual();
-    let task = server.turn("work", "[[refuse]]");
-    assert_eq!(task["stop_reason"], "refusal", "{task}");
-}
-
-/// API-2, A-4: a JSON-RPC error fails the task, whose error has the cause; the queue continues
-/// (DQ-9).
-#[test]
-fn an_agent_error_fails_the_task() {
-    let server = Server::usual();
+    let refused = server.turn("work", "[[refuse]]");
+    assert_eq!(refused["stop_reason"], "refusal", "{refused}");
     let failing = server.submit("work", "[[error:-32602:what the agent reported]]");
     let next = server.submit("work", "next");
     let failed = server.finish_as(&failing, "failed");
@@ -118,6 +86,19 @@ fn an_agent_error_fails_the_task() {
     assert!(failed["error"].to_string().contains("what the agent reported"), "{failed}");
     assert!(!failed["error"]["code"].is_null(), "{failed}");
     server.finish_as(&next, "completed");
+    let twice = server.complete("work", "[[reply:x]][[two-responses]]");
+    let late = server.complete("work", "[[reply:in time]][[late:50]]");
+    let chunk = server.wait_frame("work", "the late chunk", |frame| {
+        frame["payload"]["params"]["update"]["content"]["text"] == "late"
+    });
+    assert_eq!(chunk["task"], json!(null), "{chunk}");
+    let cut = server.complete("work", "[[reply:x]][[no-newline-eof]]");
+    for (task, text) in [(twice, "x"), (late, "in time"), (cut, "x")] {
+        let task = server.task(&task);
+        assert_eq!((&task["stop_reason"], &task["text"]), (&json!("end_turn"), &json!(text)));
+    }
+    assert_eq!(server.complete("work", "next")["text"], "echo: next");
+    assert_eq!(server.journal.prompts().len(), 7);
 }
 
 /// API-2: the group's tasks are listed by state and kind, both the queue and the history.
@@ -162,39 +143,4 @@ fn simultaneous_first_requests_start_one_agent() {
     assert_eq!(server.journal.events_named("new").len(), 1);
     assert_eq!(server.journal.prompts().len(), 8);
     server.journal.assert_one_at_a_time();
-}
-
-/// F14: the first of two responses counts, and the second does not affect the next turn.
-#[test]
-fn a_second_response_is_ignored() {
-    let server = Server::usual();
-    let task = server.complete("work", "[[reply:x]][[two-responses]]");
-    assert_eq!(task["stop_reason"], "end_turn");
-    let next = server.complete("work", "next");
-    assert_eq!(next["text"], "echo: next");
-    assert_eq!(next["stop_reason"], "end_turn");
-    assert_eq!(server.task(&task)["stop_reason"], "end_turn");
-}
-
-/// RA: an update after the response is an out-of-turn frame, not part of the turn.
-#[test]
-fn a_late_update_is_out_of_turn() {
-    let server = Server::usual();
-    let task = server.complete("work", "[[reply:in time]][[late:50]]");
-    assert_eq!(task["text"], "in time");
-    let late = server.wait_frame("work", "the late chunk", |frame| {
-        frame["payload"]["params"]["update"]["content"]["text"] == "late"
-    });
-    assert_eq!(late["task"], json!(null), "{late}");
-    assert_eq!(server.task(&task)["text"], "in time");
-    assert_eq!(server.complete("work", "next")["text"], "echo: next");
-}
-
-/// F12: a last line without a newline is read: the response in it completes the turn.
-#[test]
-fn a_response_without_newline_counts() {
-    let server = Server::usual();
-    server.complete("work", "[[reply:x]][[no-newline-eof]]");
-    server.complete("work", "next");
-    assert_eq!(server.journal.prompts().len(), 2);
 }
