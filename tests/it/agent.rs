@@ -30,8 +30,8 @@ fn the_journal_notes_overlapping_prompts() {
     ask(1, "initialize", json!({ "protocolVersion": 1 }));
     ask(2, "session/new", json!({ "cwd": "/", "mcpServers": [] }));
     let mut answer = |id: u64| {
-        let messages = lines.by_ref().map(|line| serde_json::from_str::<Value>(&line).unwrap());
-        messages.filter(|message| message["id"] == id).next().unwrap()
+        let mut messages = lines.by_ref().map(|line| serde_json::from_str::<Value>(&line).unwrap());
+        messages.find(|message| message["id"] == id).unwrap()
     };
     let session = answer(2)["result"]["sessionId"].clone();
     let prompt = |text: &str| json!({ "sessionId": session, "prompt": [{ "text": text }] });

@@ -1,16 +1,24 @@
 //! What an agent inherits: a cleared environment, a directory, and no resource of the server.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, getsid, setrlimit};
 use serde_json::json;
 
-use crate::support::{Server, Setup};
+use crate::support::Setup;
 
 /// C11: the environment holds the basics, the profile's `env` and `env_pass`, greenroom's two
-/// markers, and nothing else of the server's environment.
+/// markers, and nothing else of the server's environment. C13: the agent is in another session than
+/// the server, and holds no file of the server. C14: the data is readable by its owner only.
+/// API-2, C12: without a `cwd` the session opens in a private directory of the group, below the
+/// data directory; with a `cwd`, in that directory.
 #[test]
-fn only_allowed_variables_reach_the_agent() {
+fn an_agent_inherits_only_what_its_profile_allows() {
     let server = Setup::new()
         .environment("IT_SECRET_TOKEN", "canary")
         .environment("IT_PASSED", "yes")
@@ -19,42 +27,44 @@ fn only_allowed_variables_reach_the_agent() {
         .environment("LD_LIBRARY_PATH", "/nowhere")
         .set("agents.scripted", "env_pass", "[\"IT_PASSED\", \"IT_UNSET\"]")
         .start();
-    let task = server.complete("work", "[[env]]");
+    let task = server.complete("own", "[[env]]");
     let names: BTreeSet<&str> = task["text"].as_str().unwrap().split(' ').collect();
-    for name in ["PATH", "SCRIPT_DIR", "IT_PASSED", "LC_ALL", "TZ"] {
+    let required = "PATH SCRIPT_DIR IT_PASSED LC_ALL TZ GREENROOM_RUN GREENROOM_DATA";
+    for name in required.split(' ') {
         assert!(names.contains(name), "{name} is missing in {names:?}");
     }
-    let allowed = [
-        "PATH",
-        "HOME",
-        "USER",
-        "LANG",
-        "TZ",
-        "TMPDIR",
-        "SCRIPT_DIR",
-        "IT_PASSED",
-        "GREENROOM_RUN",
-        "GREENROOM_DATA",
-    ];
-    let others: Vec<_> =
-        names.iter().filter(|name| !allowed.contains(name) && !name.starts_with("LC_")).collect();
+    let allowed = BTreeSet::from(["HOME", "USER", "LANG", "TMPDIR"]);
+    let other = |name: &&str| {
+        !required.contains(name) && !allowed.contains(name) && !name.starts_with("LC_")
+    };
+    let others: Vec<_> = names.into_iter().filter(other).collect();
     assert!(others.is_empty(), "passed without permission: {others:?}");
-}
 
-/// API-2, C12: without a `cwd` the session opens in a private directory of the group, below the
-/// data directory; with a `cwd`, in that directory.
-#[test]
-fn a_session_opens_in_its_cwd_or_in_a_private_directory() {
-    let server = Server::usual();
-    server.complete("own", "x");
+    let (agent, data) = (server.journal.agent_pid(), server.home.data());
+    for entry in fs::read_dir(format!("/proc/{agent}/fd")).unwrap().flatten() {
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let shown = target.display().to_string();
+        assert!(!shown.starts_with("socket:"), "a socket: {shown}");
+        assert!(!target.starts_with(data.join("greenroom.db")), "{shown}");
+    }
+    let session = |pid: u32| getsid(Pid::from_raw(i32::try_from(pid).unwrap())).unwrap();
+    assert_ne!(session(agent), session(server.pid()), "the same session as the server's");
+
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data), 0o700);
+    let files = fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().path());
+    let is_database =
+        |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("greenroom.db");
+    let files: Vec<PathBuf> = files.filter(is_database).collect();
+    assert!(!files.is_empty() && files.iter().all(|file| mode(file) == 0o600), "{files:?}");
+
     let given = server.home.path().join("given");
     fs::create_dir(&given).unwrap();
     server.put("/v1/groups/given", &json!({ "cwd": given })).expect(201);
     server.complete("given", "x");
     let opened = server.journal.events_named("new");
-    let private = Path::new(opened[0]["cwd"].as_str().unwrap()).to_owned();
-    assert!(private.starts_with(server.home.data()), "{}", private.display());
-    assert_eq!(fs::metadata(&private).unwrap().permissions().mode() & 0o777, 0o700);
+    let private = Path::new(opened[0]["cwd"].as_str().unwrap());
+    assert!(private.starts_with(&data) && mode(private) == 0o700, "{}", private.display());
     assert_eq!(opened[1]["cwd"], given.to_str().unwrap());
 }
 
@@ -84,24 +94,6 @@ fn a_cwd_outside_of_its_roots_is_refused() {
         assert_eq!(reply.status, 400, "{cwd}: {}", reply.text());
     }
     server.get("/v1/groups/bad").any_problem(404);
-}
-
-/// C14: the data directory is 0700, the files of the database are 0600.
-#[test]
-fn data_is_readable_by_its_owner_only() {
-    let server = Server::usual();
-    server.complete("work", "x");
-    let data = server.home.data();
-    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(&data), 0o700);
-    let mut files = 0;
-    for entry in fs::read_dir(&data).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("greenroom.db") {
-            assert_eq!(mode(&entry.path()), 0o600, "{}", entry.path().display());
-            files += 1;
-        }
-    }
-    assert!(0 < files, "no database in {}", data.display());
 }
 
 /// C13: the server raises its limit of open files to the hard limit; an agent gets the limits that
@@ -143,25 +135,4 @@ fn an_agent_gets_the_limits_of_its_profile() {
     ] {
         assert_eq!(strict(name), expected, "{name}");
     }
-}
-
-/// C13: the agent is in another session than the server, and holds no file of the server.
-#[test]
-fn an_agent_holds_no_file_and_no_session_of_the_server() {
-    let server = Server::usual();
-    server.complete("work", "x");
-    let agent = server.journal.agent_pid();
-    let data = server.home.data();
-    for entry in fs::read_dir(format!("/proc/{agent}/fd")).unwrap().flatten() {
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
-        let shown = target.display().to_string();
-        assert!(!shown.starts_with("socket:"), "a socket: {shown}");
-        assert!(!target.starts_with(data.join("greenroom.db")), "{shown}");
-    }
-    let session = |pid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let rest = stat.rsplit(')').next().unwrap().to_owned();
-        rest.split_whitespace().nth(3).unwrap().to_owned()
-    };
-    assert_ne!(session(agent), session(server.pid()), "the same session as the server's");
 }

@@ -13,24 +13,45 @@ use crate::support::{Event, Events, Server, TIMEOUT, eventually, process, server
 /// The most memory that the server may use while its readers do not read the stream.
 const RESIDENT_BYTES_MAX: u64 = 160 * 1024 * 1024;
 
-/// AM-16, API-2: replay, one `greenroom/synced` without an id, then live; ids count up by one
-/// across it.
+/// AM-10, AM-16, API-2: a stream replays, sends one `greenroom/synced` without an id, and is live; ids
+/// count up by one across it. All readers and every replay get the same bytes, however many others
+/// disconnect (F29, I15), and agent text cannot break out of an event (C15).
 #[test]
 fn a_stream_replays_then_continues_live() {
     let server = Server::usual();
-    server.complete("work", "[[chunks:20:200]]");
-    let running = server.submit("work", "[[reply:before]][[gate:go]][[chunks:30:200]]");
+    server.put("/v1/groups/work", &json!({})).expect(201);
+    let first = server.events("work", "");
+    let mut live = first.until_synced();
+    server.complete("work", "[[chunks:2000:500]]");
+    for _ in 0..50 {
+        server.events("work", "").next();
+    }
+    let text = "a\n\ndata: forged\r\nid: 999\revent: forged\n\n: b \\u0000 ü\u{2028}\u{1F980}";
+    let prompt = format!("[[reply:{text}]][[gate:go]][[tool]][[chunks:500:200]]");
+    let task = server.submit("work", &prompt);
     server.journal.wait_gate("go");
-    let events = server.events("work", "");
-    let mut seen = events.until_synced();
+    let second = server.events("work", "");
+    let mut late = second.until_synced();
     server.journal.open_gate("go");
-    seen.extend(events.until_task_ended(&running["id"]));
-    assert_complete(&seen, 1);
+    live.extend(first.until_task_ended(&task["id"]));
+    late.extend(second.until_task_ended(&task["id"]));
+    let ended = server.finish_as(&task, "completed");
+    assert!(ended["text"].as_str().unwrap().starts_with(text), "{ended}");
+    for seen in [&mut live, &mut late] {
+        assert_complete(seen, 1);
+        let others: Vec<_> = seen.iter().filter(|event| !event.is_frame()).collect();
+        assert!(others.len() == 1 && others[0].event == "greenroom/synced", "{others:?}");
+        seen.retain(Event::is_frame);
+    }
+    assert_eq!(live, late);
+    drop((first, second));
+    assert_eq!(server.events("work", "").until_task_ended(&task["id"]), live);
     let frames = server.frames("work");
-    let sent: Vec<_> = seen.iter().filter(|event| event.is_frame()).map(Event::frame).collect();
-    assert_eq!(sent, frames[..sent.len()]);
-    for event in seen.iter().filter(|event| event.is_frame()) {
-        assert_eq!(event.event, event.frame()["kind"].as_str().unwrap());
+    for (event, frame) in live.iter().zip(&frames) {
+        assert_eq!(
+            (&event.frame(), event.event.as_str()),
+            (frame, frame["kind"].as_str().unwrap())
+        );
     }
 }
 
@@ -56,67 +77,38 @@ fn a_reader_may_attach_at_any_moment() {
     server.finish_as(&task, "completed");
 }
 
-/// AM-10: replayed events are byte-identical to the live ones.
-#[test]
-fn replay_is_byte_identical_to_live() {
-    let server = Server::usual();
-    server.put("/v1/groups/work", &json!({})).expect(201);
-    let live = server.events("work", "");
-    live.until_synced();
-    let prompt = "[[reply:a\\u0000 ünïcode \u{2028} \u{1F980}]][[tool]][[chunks:10:300]]";
-    let task = server.complete("work", prompt);
-    let live = live.until_task_ended(&task["id"]);
-    let first = live[0].id.unwrap();
-    let replay = server.events("work", &format!("?after={}", first - 1));
-    let replay = replay.until_task_ended(&task["id"]);
-    assert_eq!(live, replay);
-}
-
 /// API-2: `?after` begins after that frame; `Last-Event-ID` takes precedence over it; a cursor at
-/// the end replays nothing.
+/// the end replays nothing. The stream of a purged group ends, and a cursor beyond the last frame
+/// leads to a gap: a reader that reconnects to a new group of that name does not wait for ever.
 #[test]
 fn a_cursor_selects_where_the_stream_begins() {
     let server = Server::usual();
     server.complete("work", "[[chunks:10:200]]");
     let last = server.group("work")["last_seq"].as_u64().unwrap();
-    assert_complete(&server.events("work", "?after=5").until_synced(), 6);
-    let resumed = server.events_with("work", "?after=5", &[("Last-Event-ID", "9")]);
-    assert_complete(&resumed.until_synced(), 10);
-    let resumed = server.events_with("work", "", &[("Last-Event-ID", "7")]);
-    assert_complete(&resumed.until_synced(), 8);
+    for (query, header, first) in
+        [("?after=5", None, 6), ("?after=5", Some("9"), 10), ("", Some("7"), 8)]
+    {
+        let headers: Vec<_> = header.into_iter().map(|id| ("Last-Event-ID", id)).collect();
+        assert_complete(&server.events_with("work", query, &headers).until_synced(), first);
+    }
     let end = server.events("work", &format!("?after={last}"));
     let nothing = end.until_synced();
     assert_eq!(nothing.len(), 1, "only greenroom/synced: {nothing:?}");
     server.complete("work", "next");
     assert_eq!(end.next().unwrap().id, Some(last + 1));
-}
-
-/// API-2: `greenroom/synced` is sent once, without an id, also for a group without a turn.
-#[test]
-fn synced_is_sent_once() {
-    let server = Server::usual();
-    server.put("/v1/groups/work", &json!({})).expect(201);
-    let events = server.events("work", "");
-    let mut seen = events.until_synced();
-    let task = server.complete("work", "[[chunks:100:200]]");
-    seen.extend(events.until_task_ended(&task["id"]));
-    let synced: Vec<_> = seen.iter().filter(|event| event.event == "greenroom/synced").collect();
-    assert_eq!(synced.len(), 1);
-    assert_eq!(synced[0].id, None);
-}
-
-/// API-2: two readers receive the same bytes in the same order.
-#[test]
-fn all_readers_receive_the_same_bytes() {
-    let server = Server::usual();
-    server.put("/v1/groups/work", &json!({})).expect(201);
-    let readers = [server.events("work", ""), server.events("work", "")];
-    for reader in &readers {
-        reader.until_synced();
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    while end.next().is_some() {}
+    // The purge may still be running, for a moment.
+    eventually("a new group of that name", &server.log, || {
+        (server.put("/v1/groups/work", &json!({})).status == 201).then_some(())
+    });
+    server.complete("work", "again");
+    for after in [last + 50_000, u64::MAX] {
+        let seen = server.events("work", &format!("?after={after}")).until_synced();
+        assert_eq!(seen[0].event, "greenroom/gap");
+        assert_complete(&seen[1..], 1);
+        server.get(&format!("/v1/groups/work/frames?after={after}")).expect(200);
     }
-    let task = server.complete("work", "[[chunks:500:200]][[tool]]");
-    let [one, two] = readers.each_ref().map(|reader| reader.until_task_ended(&task["id"]));
-    assert_eq!(one, two);
 }
 
 /// API-2: a reader that reconnects with its last id after a server restart misses nothing and
@@ -185,47 +177,6 @@ fn a_slow_reader_costs_no_memory() {
     assert!(peak < RESIDENT_BYTES_MAX, "{} MiB resident in the replay", peak / 1024 / 1024);
 }
 
-/// F29, I15: readers that disconnect do not affect others.
-#[test]
-fn disconnected_readers_do_not_affect_others() {
-    let server = Server::usual();
-    server.complete("work", "[[chunks:2000:500]]");
-    for _ in 0..50 {
-        let events = server.events("work", "");
-        events.next();
-    }
-    server.complete("work", "after them");
-    let all = server.events("work", "").until_synced();
-    assert_complete(&all, 1);
-}
-
-/// C15: agent text with line ends and field names cannot break out of an event.
-#[test]
-fn agent_text_cannot_forge_events() {
-    let server = Server::usual();
-    let text = "a\n\ndata: forged\r\nid: 999\revent: forged\n\n: b";
-    let body = json!({ "prompt": format!("[[reply:{text}]]") });
-    let task = server.post("/v1/groups/work/turns?wait=25", &body).expect(200);
-    assert_eq!(task["text"], text);
-    let seen = server.events("work", "").until_synced();
-    assert_complete(&seen, 1);
-    assert!(seen.iter().all(|event| event.event != "forged"));
-}
-
-/// API-2: status changes of all groups are one stream.
-#[test]
-fn one_stream_has_the_status_changes_of_all_groups() {
-    let server = Server::usual();
-    let events = Events::open(server.address(), "/v1/events", &[], &server.log);
-    server.complete("one", "x");
-    server.complete("two", "x");
-    for (group, status) in [("one", "running"), ("two", "running"), ("two", "idle")] {
-        events.until(&format!("{status} of {group}"), |event| {
-            event.data.contains(&format!("\"{group}\"")) && event.data.contains(status)
-        });
-    }
-}
-
 /// The number in a `greenroom/gap`.
 #[track_caller]
 fn earliest(event: &Event) -> u64 {
@@ -233,49 +184,40 @@ fn earliest(event: &Event) -> u64 {
     event.frame()["earliest"].as_u64().unwrap()
 }
 
-/// API-2: a reader that missed status changes receives a gap with the number of the next change; a
-/// reader that missed none receives no gap.
+/// API-2: the status changes of all groups are one stream. A reader that missed some receives a gap
+/// with the number of the next change, then the kept ones, then live ones: also with a cursor
+/// beyond the last change, as after the clock was set back, and over a restart. A reader that
+/// missed none receives no gap.
 #[test]
 fn missed_status_changes_are_a_gap() {
-    let server = Server::usual();
-    let open = |path: &str| Events::open(server.address(), path, &[], &server.log);
-    server.complete("work", "unread");
-    let events = open("/v1/events?after=7");
-    let next = earliest(&events.next().unwrap());
+    let mut server = Server::usual();
+    let open = |server: &Server, after: u64| {
+        Events::open(server.address(), &format!("/v1/events?after={after}"), &[], &server.log)
+    };
+    let gap_of = |events: &Events| earliest(&events.next().unwrap());
+    server.complete("one", "unread");
+    let events = open(&server, 7);
+    let next = gap_of(&events);
     assert_eq!(events.next().unwrap().event, "greenroom/synced");
-    server.complete("work", "read");
-    for id in next..next + 2 {
-        assert_eq!(events.next().unwrap().id, Some(id));
+    server.complete("two", "read");
+    for (id, status) in (next..).zip(["starting", "running", "idle"]) {
+        let event = events.next().unwrap();
+        assert_eq!(event.id, Some(id));
+        assert!(event.data.contains("\"two\"") && event.data.contains(status), "{event:?}");
     }
     // The number before is that of the last unread change.
-    let exact = open(&format!("/v1/events?after={}", next - 1));
-    assert_eq!(exact.until_synced()[0].id, Some(next));
-    let missed = open(&format!("/v1/events?after={}", next - 2)).until_synced();
-    assert_eq!((earliest(&missed[0]), missed[1].id), (next, Some(next)));
-    let none = open(&format!("/v1/events?after={}", next + 1)).until_synced();
+    assert_eq!(open(&server, next - 1).until_synced()[0].id, Some(next));
+    for cursor in [next - 2, next + 3_600_000_000, u64::MAX] {
+        let last = cursor.to_string();
+        let header = [("Last-Event-ID", last.as_str())];
+        let events = Events::open(server.address(), "/v1/events", &header, &server.log);
+        let missed = events.until_synced();
+        assert_eq!((earliest(&missed[0]), missed[1].id), (next, Some(next)), "{cursor}");
+    }
+    let none = open(&server, next + 2).until_synced();
     assert_eq!(none.len(), 1, "{none:?}");
-}
-
-/// API-2: for a cursor beyond the last change, as after the clock was set back, the stream has a
-/// gap, then the kept changes, then live changes.
-#[test]
-fn a_cursor_of_the_future_gets_a_gap_and_live_changes() {
-    let server = Server::usual();
-    let open = |after: u64| {
-        let last = after.to_string();
-        Events::open(server.address(), "/v1/events", &[("Last-Event-ID", &last)], &server.log)
-    };
-    let events = open(u64::MAX);
-    let next = earliest(&events.next().unwrap());
-    assert_eq!(events.next().unwrap().event, "greenroom/synced");
-    server.complete("work", "x");
-    assert_eq!(events.next().unwrap().id, Some(next));
-    let again = open(next + 3_600_000_000);
-    let seen = again.until_synced();
-    assert_eq!((earliest(&seen[0]), seen[1].id), (next, Some(next)));
-    let last = seen.iter().filter_map(|event| event.id).next_back().unwrap();
-    server.complete("work", "y");
-    assert_eq!(again.next().unwrap().id, Some(last + 1));
+    server.kill_and_boot();
+    assert!(gap_of(&open(&server, next + 2)) > next + 2, "numbers grow over a restart");
 }
 
 /// I3, AM-18: if frames are missing on disk, a gap names where the stream continues.
@@ -354,40 +296,4 @@ fn assert_complete(events: &[Event], first: u64) {
         assert_eq!(event.id, Some(number), "a gap or a repeat");
         assert_eq!(event.frame()["seq"], number);
     }
-}
-
-/// The stream of a purged group ends, and a cursor beyond the last frame leads to a gap: a reader
-/// that reconnects to a new group of the same name does not wait for ever.
-#[test]
-fn the_stream_of_a_purged_group_ends() {
-    let server = Server::usual();
-    server.complete("work", "[[chunks:50:200]]");
-    let events = server.events("work", "");
-    events.until_synced();
-    server.delete("/v1/groups/work?purge=true").expect(202);
-    while events.next().is_some() {}
-    // The purge may still be running, for a moment.
-    eventually("a new group of that name", &server.log, || {
-        (server.put("/v1/groups/work", &json!({})).status == 201).then_some(())
-    });
-    server.complete("work", "again");
-    let seen = server.events("work", "?after=50000").until_synced();
-    assert_eq!(seen[0].event, "greenroom/gap");
-    assert_complete(&seen[1..], 1);
-    let last = u64::MAX;
-    let seen = server.events("work", &format!("?after={last}")).until_synced();
-    assert_eq!(seen[0].event, "greenroom/gap");
-    server.get(&format!("/v1/groups/work/frames?after={last}")).expect(200);
-}
-
-/// `/v1/events` sends a gap to a reader whose cursor is too old.
-#[test]
-fn status_events_after_a_restart_begin_with_a_gap() {
-    let mut server = Server::usual();
-    server.complete("work", "one");
-    server.kill_and_boot();
-    let url = server.address();
-    let events = Events::open(url, "/v1/events?after=7", &[], &server.log);
-    let seen = events.until("the gap", |event| event.event == "greenroom/gap");
-    assert_eq!(seen.len(), 1);
 }

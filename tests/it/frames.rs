@@ -5,96 +5,81 @@ use serde_json::{Value, json, value::RawValue};
 
 use crate::support::{Server, server::encode};
 
-/// I3, AM-10: `seq` runs 1, 2, 3 … without gaps, in every view, over turns and restarts.
+/// I3, AM-10: `seq` runs 1, 2, 3 … without gaps over turns and restarts, in each group for itself;
+/// existing frames never change, and a page read again is byte-identical.
 #[test]
 fn seq_has_no_gaps_over_turns_and_restarts() {
     let mut server = Server::usual();
-    server.complete("work", "[[chunks:50:200]][[tool]]");
+    let text = "[[reply:ünïcode \\\"quoted\\\" \u{1F980} \u{7} \u{2028}]][[chunks:50:200]][[tool]]";
+    server.complete("work", text);
+    server.complete("other", "between");
     server.complete("work", "second");
-    let before = server.frames("work");
-    assert_gap_free(&before);
+    let path = "/v1/groups/work/frames?limit=1000&before=20";
+    let (page, before) = (server.get(path).body, server.frames("work"));
+    assert_eq!(server.get(path).body, page);
     server.kill_and_boot();
+    assert_eq!(server.get(path).body, page);
     server.complete("work", "third");
     let after = server.frames("work");
-    assert_gap_free(&after);
     assert_eq!(after[..before.len()], before, "existing frames are unchanged");
     assert!(before.len() < after.len());
+    for (group, prompts) in [("work", 3), ("other", 1)] {
+        let frames = server.frames(group);
+        let seqs: Vec<u64> = frames.iter().map(|frame| frame["seq"].as_u64().unwrap()).collect();
+        assert_eq!(seqs, (1..=frames.len() as u64).collect::<Vec<_>>(), "{group}");
+        assert!(frames.iter().all(|frame| frame["group"] == group));
+        assert_eq!(server.frames_of_kind(group, "session/prompt").len(), prompts);
+    }
 }
 
-/// AM-10: a page read again, also after a restart, is byte-identical.
+/// AM-2, API-2, I7, I8: a first turn has each of its facts once, and in order: `turn_started` with the
+/// prompt precedes `session/prompt`, and both precede any output; `turn_settled` and `task_ended`
+/// close the turn (AM-3). A frame has all fields of the API; ACP payloads are unchanged messages.
 #[test]
-fn pages_are_byte_identical() {
-    let mut server = Server::usual();
-    let text = "[[reply:ünïcode \\\"quoted\\\" \u{1F980} \u{7} \u{2028}]][[chunks:20:300]]";
-    server.complete("work", text);
-    let path = "/v1/groups/work/frames?limit=1000&before=20";
-    let first = server.get(path);
-    first.expect(200);
-    assert_eq!(server.get(path).body, first.body);
-    server.kill_and_boot();
-    assert_eq!(server.get(path).body, first.body);
-}
-
-/// API-2: a frame has all fields of the API; ACP payloads are whole, unchanged JSON-RPC messages.
-#[test]
-fn a_frame_has_all_fields() {
+fn the_frames_of_a_turn_are_in_order() {
     let server = Server::usual();
-    let task = server.complete("work", "[[reply:hello]][[usage:1:2]]");
-    for frame in server.frames("work") {
+    let task = server.complete("work", "[[reply:output]][[tool]]");
+    let frames = server.frames("work");
+    for frame in &frames {
         for name in ["seq", "at", "group", "segment", "run", "task", "kind", "payload"] {
             assert!(frame.get(name).is_some(), "no {name} in {frame}");
         }
-        assert_eq!(frame["group"], "work");
         let kind = frame["kind"].as_str().unwrap();
         assert!(kind.starts_with("session/") || kind.starts_with("greenroom/"), "{frame}");
         let at = frame["at"].as_str().unwrap();
         assert!(at.ends_with('Z') && at.len() == "2026-01-01T00:00:00.000Z".len(), "{at}");
     }
-    let updates = server.frames_of_kind("work", "session/update");
-    let reply = updates
-        .iter()
-        .find(|frame| frame["payload"]["params"]["update"]["content"]["text"] == "hello")
-        .unwrap_or_else(|| panic!("no reply in {updates:?}"));
-    assert_eq!(reply["payload"]["jsonrpc"], "2.0");
-    assert_eq!(reply["payload"]["method"], "session/update");
-    assert_eq!(reply["task"], task["id"]);
-    assert_eq!(reply["run"], task["run"]);
-}
-
-/// AM-2, I7, I8: `turn_started` has the prompt and precedes `session/prompt`, and both precede any
-/// output; `turn_settled` and `task_ended` close the turn, in this order (AM-3).
-#[test]
-fn the_frames_of_a_turn_are_in_order() {
-    let server = Server::usual();
-    let task = server.complete("work", "[[reply:output]][[tool]]");
-    let id = task["id"].as_str().unwrap();
-    let frames = server.frames_where("work", &format!("&task={id}"));
     let place = |kind: &str| {
-        let found = frames.iter().position(|frame| frame["kind"] == kind);
-        found.unwrap_or_else(|| panic!("no {kind} in {frames:?}"))
+        let is_it = |frame: &&Value| frame["kind"] == kind;
+        assert_eq!(frames.iter().filter(is_it).count(), 1, "{kind} in {frames:?}");
+        frames.iter().position(|frame| is_it(&frame)).unwrap()
     };
-    let started = place("greenroom/turn_started");
-    let prompt = &frames[started]["payload"]["prompt"];
-    let text = json!("[[reply:output]][[tool]]");
-    assert!(
-        *prompt == text || *prompt == json!([{ "type": "text", "text": text }]),
-        "not the prompt verbatim: {prompt}"
-    );
-    let output = frames.iter().position(|frame| {
-        frame["payload"]["params"]["update"]["sessionUpdate"] == "agent_message_chunk"
-    });
+    for fact in ["group_created", "task_started", "run_started", "run_ready", "segment_started"] {
+        place(&format!("greenroom/{fact}"));
+    }
+    assert!(server.frames_of_kind("work", "greenroom/segment_ended").is_empty());
+    let (started, settled) = (place("greenroom/turn_started"), place("greenroom/turn_settled"));
+    let text = json!([{ "type": "text", "text": "[[reply:output]][[tool]]" }]);
+    assert_eq!(frames[started]["payload"]["prompt"], text);
+    let output =
+        |frame: &Value| frame["payload"]["params"]["update"]["content"]["text"] == "output";
+    let output = frames.iter().position(output).unwrap();
     let order = [
         place("greenroom/task_queued"),
         started,
         place("session/prompt"),
-        output.unwrap(),
-        place("greenroom/turn_settled"),
+        output,
+        settled,
         place("greenroom/task_ended"),
     ];
     assert!(order.is_sorted(), "{order:?} in {frames:?}");
+    let output = &frames[output];
+    assert_eq!(output["payload"]["jsonrpc"], "2.0");
+    assert_eq!(output["payload"]["method"], "session/update");
+    assert_eq!((&output["task"], &output["run"]), (&task["id"], &task["run"]));
     let seq = |place: usize| frames[place]["seq"].as_u64();
     assert!(task["seq_first"].as_u64() <= seq(started), "{task}");
-    assert!(task["seq_last"].as_u64() >= seq(order[4]), "{task}");
+    assert!(task["seq_last"].as_u64() >= seq(settled), "{task}");
 }
 
 /// API-2: every prompt written to the agent is a `session/prompt` frame, byte for byte as the
@@ -129,30 +114,8 @@ fn prompts_are_stored_byte_for_byte() {
     assert_eq!(stored.len(), 3);
 }
 
-/// API-2: greenroom's own facts appear once each for a first turn.
-#[test]
-fn each_fact_of_a_first_turn_is_one_frame() {
-    let server = Server::usual();
-    server.complete("work", "hello");
-    for fact in [
-        "group_created",
-        "task_queued",
-        "task_started",
-        "turn_started",
-        "turn_settled",
-        "task_ended",
-        "run_started",
-        "run_ready",
-        "segment_started",
-    ] {
-        let frames = server.frames_of_kind("work", &format!("greenroom/{fact}"));
-        assert_eq!(frames.len(), 1, "{fact}: {frames:?}");
-    }
-    assert!(server.frames_of_kind("work", "greenroom/segment_ended").is_empty());
-}
-
 /// API-2: filters by kind, task, `after` and `before`, in both orders; unknown values select
-/// nothing.
+/// nothing. Pages of every size give the same list; the last one has no cursor.
 #[test]
 fn frames_are_filtered_by_kind_task_and_seq() {
     let server = Server::usual();
@@ -188,14 +151,6 @@ fn frames_are_filtered_by_kind_task_and_seq() {
     let nothing: Vec<Value> = Vec::new();
     assert_eq!(server.frames_where("work", "&kind=session/nothing"), nothing);
     assert_eq!(server.frames_where("work", "&after=999999"), nothing);
-}
-
-/// API-2: pages of every size give the same list, in both orders, also with a filter; the last page
-/// has no cursor.
-#[test]
-fn pages_of_any_size_give_the_same_frames() {
-    let server = Server::usual();
-    server.complete("work", "[[chunks:10:200]]");
     for query in ["", "&order=desc", "&kind=session/update", "&order=desc&after=4"] {
         let all = server.frames_where("work", query);
         for limit in [1, 3, all.len(), all.len() + 1] {
@@ -218,26 +173,4 @@ fn pages_of_any_size_give_the_same_frames() {
     }
     let default = server.get("/v1/groups/work/frames").expect(200);
     assert!(default["items"].as_array().unwrap().len() <= 100);
-}
-
-/// API-2: the transcript of one group has no frames of another.
-#[test]
-fn a_transcript_has_frames_of_its_group_only() {
-    let server = Server::usual();
-    server.complete("one", "for one");
-    server.complete("two", "for two");
-    for group in ["one", "two"] {
-        let frames = server.frames(group);
-        assert_gap_free(&frames);
-        assert!(frames.iter().all(|frame| frame["group"] == group));
-        let prompts = server.frames_of_kind(group, "session/prompt");
-        assert_eq!(prompts.len(), 1);
-    }
-}
-
-#[track_caller]
-fn assert_gap_free(frames: &[Value]) {
-    let seqs: Vec<u64> = frames.iter().map(|frame| frame["seq"].as_u64().unwrap()).collect();
-    let expected: Vec<u64> = (1..=seqs.len() as u64).collect();
-    assert_eq!(seqs, expected);
 }

@@ -1,6 +1,6 @@
 //! Agents, shims and servers that die or are stopped during a turn.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -24,30 +24,23 @@ fn submit_to_gate(server: &Server, group: &str, before: &str) -> (Value, u32) {
     (task, server.journal.agent_pid())
 }
 
-/// F2: a server that is stopped for a short time, as during a snapshot of its machine, loses
-/// nothing.
+/// F2, I10: a server that is stopped for a moment, as during a snapshot of its machine, loses
+/// nothing. If it is stopped for longer, its agents and all their child processes are killed; when
+/// the server continues, their turns are interrupted, and the next turns run in the same sessions.
 #[test]
-fn a_short_stop_of_the_server_loses_nothing() {
-    let server = Server::usual();
-    let (task, agent) = submit_to_gate(&server, "work", "[[reply:a]]");
-    process::signal(server.pid(), Signal::STOP);
-    // This is the fault itself, not a wait for an event.
-    thread::sleep(Duration::from_secs(5));
-    assert!(process::is_alive(agent));
-    process::signal(server.pid(), Signal::CONT);
-    server.journal.open_gate("work");
-    server.finish_as(&task, "completed");
-    assert_eq!(server.journal.events_named("start").len(), 1, "the same agent");
-}
-
-/// F2, I10: if the server is stopped for longer, its agents and all their child processes are
-/// killed; when the server continues, their turns are interrupted, and the next turns run in the
-/// same sessions.
-#[test]
-fn a_long_stop_of_the_server_ends_its_agents() {
+fn only_a_long_stop_of_the_server_ends_its_agents() {
     let server = Server::usual();
     let mut orphans = KillOnDrop::reported(&server.complete("orphans", "[[spawn-orphans]]"));
     orphans.0.push(server.journal.agent_pid());
+    let (short, agent) = submit_to_gate(&server, "short", "");
+    process::signal(server.pid(), Signal::STOP);
+    server.journal.open_gate("short");
+    server.journal.wait("the answer to a stopped server", |event| {
+        event["event"] == "answer" && event["pid"] == agent
+    });
+    process::signal(server.pid(), Signal::CONT);
+    server.finish_as(&short, "completed");
+    assert!(process::is_alive(agent));
     let (task, agent) = submit_to_gate(&server, "work", "[[reply:a]]");
     orphans.0.push(agent);
     process::signal(server.pid(), Signal::STOP);
@@ -142,7 +135,35 @@ fn escalation_ends_a_stopped_agent() {
     }
 }
 
-/// I10: a kill of the server ends all processes of all its agents.
+/// I10, F9: after the death of an agent, or kill -9 of its shim, the process between server and agent,
+/// the whole process tree ends; the turn is `interrupted`, and the next one runs.
+#[test]
+fn death_of_an_agent_or_its_shim_leaves_no_orphans() {
+    let server = Server::usual();
+    for (group, last_word) in [("agent", "[[die:3]]"), ("shim", "")] {
+        let mut orphans = KillOnDrop::reported(&server.complete(group, "[[spawn-orphans]]"));
+        let prompt = format!("[[reply:x]][[gate:{group}]]{last_word}");
+        let interrupted = server.submit(group, &prompt);
+        server.journal.wait_gate(group);
+        let agent = server.journal.agent_pid();
+        orphans.0.push(agent);
+        let shim = process::parent(agent);
+        assert_ne!(shim, server.pid(), "the agent has a shim of its own");
+        assert!(orphans.all_live(), "a settled turn ends no process");
+        match group {
+            "agent" => server.journal.open_gate(group),
+            _ => process::signal(shim, Signal::KILL),
+        }
+        within(ORPHAN_TIMEOUT, "the end of all processes", &server.log, || {
+            orphans.all_gone().then_some(())
+        });
+        server.finish_as(&interrupted, "interrupted");
+        server.complete(group, "next");
+    }
+}
+
+/// I10, AM-42, F9: a kill of the server ends all processes of all its agents within 5 s, including
+/// those that escaped by `setsid` or a double fork.
 #[test]
 fn a_killed_server_leaves_no_process_of_any_group() {
     let mut server = Server::usual();

@@ -9,7 +9,7 @@ use crate::support::{Server, Setup};
 const SNAPSHOT: &str = "/v1/groups/work/snapshot";
 
 /// API-2, AM-31: it has the group, its segments, task, permissions, compaction and usage, equal to
-/// the single requests.
+/// the single requests; events after its `last_seq` continue it without a gap or a repeat (AM-16).
 #[test]
 fn a_snapshot_has_all_that_a_late_reader_needs() {
     let server = Server::usual();
@@ -34,22 +34,13 @@ fn a_snapshot_has_all_that_a_late_reader_needs() {
     let inbox: Vec<&String> = names.filter(|name| name.ends_with("permissions")).collect();
     assert_eq!(inbox.len(), 1, "the pending permissions: {snapshot}");
     assert_eq!(snapshot[inbox[0]], json!([]));
-    server.journal.open_gate("go");
-    server.finish_as(&running, "completed");
-}
-
-/// AM-16: events after the snapshot's `last_seq` continue it without a gap or a repeat.
-#[test]
-fn events_continue_from_a_snapshot() {
-    let server = Server::usual();
-    let task = server.submit("work", "[[reply:a]][[gate:go]][[reply:b]]");
-    server.journal.wait_gate("go");
-    let last = server.get(SNAPSHOT).expect(200)["last_seq"].as_u64().unwrap();
+    let last = snapshot["last_seq"].as_u64().unwrap();
     let events = server.events("work", &format!("?after={last}"));
     server.journal.open_gate("go");
-    let seen = events.until_task_ended(&task["id"]);
+    let seen = events.until_task_ended(&running["id"]);
     let ids: Vec<u64> = seen.iter().filter_map(|event| event.id).collect();
     assert_eq!(ids, (last + 1..=last + ids.len() as u64).collect::<Vec<_>>());
+    server.finish_as(&running, "completed");
 }
 
 /// API-2, I4: the snapshot is consistent at every moment, also while segments rotate.
