@@ -13,9 +13,9 @@ use crate::support::{Event, Events, Server, TIMEOUT, eventually, process, server
 /// The most memory that the server may use while its readers do not read the stream.
 const RESIDENT_BYTES_MAX: u64 = 160 * 1024 * 1024;
 
-/// AM-10, AM-16, API-2: a stream replays, sends one `greenroom/synced` without an id, and is live; ids
-/// count up by one across it. All readers and every replay get the same bytes, however many others
-/// disconnect (F29, I15), and agent text cannot break out of an event (C15).
+/// AM-10, AM-16, API-2: a stream replays, sends one `greenroom/synced` without an id, and is live;
+/// ids count up by one across it. All readers and every replay get the same bytes, however many
+/// others disconnect (F29, I15), and agent text cannot break out of an event (C15).
 #[test]
 fn a_stream_replays_then_continues_live() {
     let server = Server::usual();

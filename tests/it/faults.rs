@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Server, Setup};
 
-/// F7: if an agent cannot start, its task fails with an error that states the cause; the queue drains
-/// and other groups are not affected.
+/// F7: if an agent cannot start, its task fails with an error that states the cause; the queue
+/// drains and other groups are not affected.
 #[test]
 fn an_agent_that_cannot_start_fails_its_tasks() {
     let setup = Setup::new()
@@ -79,9 +79,9 @@ fn rejected_lines_are_kept_byte_for_byte() {
     }
 }
 
-/// F12, F13, I11: ten rejected lines in a row, a line over `limits.line`, and JSON that is nested too
-/// deeply stop the run (`_protocol`) without a crash, and the next turn runs in another; what is
-/// below the limit is kept whole.
+/// F12, F13, I11: ten rejected lines in a row, a line over `limits.line`, and JSON that is nested
+/// too deeply stop the run (`_protocol`) without a crash, and the next turn runs in another; what
+/// is below the limit is kept whole.
 #[test]
 fn lines_over_a_limit_stop_the_run() {
     let server = Setup::new().text("limits", "line", "64KiB").start();
@@ -101,8 +101,8 @@ fn lines_over_a_limit_stop_the_run() {
     }
 }
 
-/// F11, AM-40: a flood of output is stored whole and in order; one on stderr never blocks the agent,
-/// and is not in the transcript unless the profile enables it (AM-20).
+/// F11, AM-40: a flood of output is stored whole and in order; one on stderr never blocks the
+/// agent, and is not in the transcript unless the profile enables it (AM-20).
 #[test]
 fn a_flood_of_output_is_stored_whole() {
     let server = Server::usual();

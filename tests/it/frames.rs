@@ -32,9 +32,10 @@ fn seq_has_no_gaps_over_turns_and_restarts() {
     }
 }
 
-/// AM-2, API-2, I7, I8: a first turn has each of its facts once, and in order: `turn_started` with the
-/// prompt precedes `session/prompt`, and both precede any output; `turn_settled` and `task_ended`
-/// close the turn (AM-3). A frame has all fields of the API; ACP payloads are unchanged messages.
+/// AM-2, API-2, I7, I8: a first turn has each of its facts once, and in order: `turn_started` with
+/// the prompt precedes `session/prompt`, and both precede any output; `turn_settled` and
+/// `task_ended` close the turn (AM-3). A frame has all fields of the API; ACP payloads are
+/// unchanged messages.
 #[test]
 fn the_frames_of_a_turn_are_in_order() {
     let server = Server::usual();

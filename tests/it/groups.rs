@@ -14,9 +14,9 @@ fn put_creates_a_group_and_changes_named_fields_only() {
     let created =
         server.put("/v1/groups/work", &json!({ "title": "Work", "metadata": { "a": 1 } }));
     let created = created.expect(201);
-    let names = "id agent status blocked_by queue_length current_task current_run session_id segment \
-                 usage compaction last_seq cwd title auto_compact permission_policy on_interrupt \
-                 metadata created_at";
+    let names = "id agent status blocked_by queue_length current_task current_run session_id \
+                 segment usage compaction last_seq cwd title auto_compact permission_policy \
+                 on_interrupt metadata created_at";
     for name in names.split(' ') {
         assert!(created.get(name).is_some(), "no {name} in {created}");
     }
@@ -127,9 +127,9 @@ fn delete_archives_a_group_and_put_revives_it() {
     assert_eq!(server.journal.times("queued"), 0);
 }
 
-/// API-2, I2, DELETE with purge: the group, its rows and the files of its agent are deleted, and the
-/// id can be used again. A PUT does not undo a purge that waits for its agent's end, so the purge
-/// cannot delete accepted work.
+/// API-2, I2, DELETE with purge: the group, its rows and the files of its agent are deleted, and
+/// the id can be used again. A PUT does not undo a purge that waits for its agent's end, so the
+/// purge cannot delete accepted work.
 #[test]
 fn a_purge_deletes_all_of_a_group_and_no_work_accepted_after_it() {
     let server = Server::usual();

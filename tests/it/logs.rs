@@ -9,10 +9,10 @@ fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
-/// API-7: each status change of a group is one line, with from, to, task, kind and queue; so is each
-/// end of a task, with its outcome and duration, and each start and exit of a run, with the
-/// agent's pid and exit code. Text from an agent is escaped, never raw (C15). A server without tokens
-/// logs it (API-3).
+/// API-7: each status change of a group is one line, with from, to, task, kind and queue; so is
+/// each end of a task, with its outcome and duration, and each start and exit of a run, with the
+/// agent's pid and exit code. Text from an agent is escaped, never raw (C15). A server without
+/// tokens logs it (API-3).
 #[test]
 fn changes_tasks_and_runs_are_one_line_each() {
     let server = Server::usual();

@@ -135,8 +135,8 @@ fn escalation_ends_a_stopped_agent() {
     }
 }
 
-/// I10, F9: after the death of an agent, or kill -9 of its shim, the process between server and agent,
-/// the whole process tree ends; the turn is `interrupted`, and the next one runs.
+/// I10, F9: after the death of an agent, or kill -9 of its shim, the process between server and
+/// agent, the whole process tree ends; the turn is `interrupted`, and the next one runs.
 #[test]
 fn death_of_an_agent_or_its_shim_leaves_no_orphans() {
     let server = Server::usual();

@@ -11,8 +11,8 @@ const ORPHAN_TIMEOUT: Duration = Duration::from_secs(5);
 
 const TURNS: &str = "/v1/groups/work/turns";
 
-/// I2, I7, I8, I9, R-1: after kill -9 the running turn is `interrupted` and not run again; the queued
-/// turns survive and run in order, once. Ended tasks and the database are as they were.
+/// I2, I7, I8, I9, R-1: after kill -9 the running turn is `interrupted` and not run again; the
+/// queued turns survive and run in order, once. Ended tasks and the database are as they were.
 #[test]
 fn kill_interrupts_the_running_turn_and_keeps_the_queue() {
     let mut server = Server::usual();
@@ -196,8 +196,8 @@ fn a_claimed_task_returns_to_the_head_of_the_queue() {
     assert_eq!(server.journal.prompts(), ["first", "second"]);
 }
 
-/// DQ-11, F4: after SIGTERM the answer to a submit is 503 with `Retry-After`, reads are answered, also
-/// of groups that are not loaded, the running turn may complete, no other task is claimed, the
+/// DQ-11, F4: after SIGTERM the answer to a submit is 503 with `Retry-After`, reads are answered,
+/// also of groups that are not loaded, the running turn may complete, no other task is claimed, the
 /// exit code is 0, and the queue is intact at the next start. SIGTERM ends an idle server
 /// immediately, with its resident agents.
 #[test]
@@ -241,8 +241,9 @@ fn sigterm_drains_the_running_turn_and_keeps_the_queue() {
     assert!(began.elapsed() < DRAIN && !process::is_alive(agent), "{:?}", began.elapsed());
 }
 
-/// DQ-11, F4: a turn that exceeds the drain timeout is cancelled; the exit code is still 0, no agent
-/// is left, and the queue is intact. A second SIGTERM ends the drain at once, and loses no more.
+/// DQ-11, F4: a turn that exceeds the drain timeout is cancelled; the exit code is still 0, no
+/// agent is left, and the queue is intact. A second SIGTERM ends the drain at once, and loses no
+/// more.
 #[test]
 fn the_drain_ends_after_its_timeout_or_at_a_second_signal() {
     for (timeout, signals) in [("1s", 1), ("20s", 2)] {

@@ -47,8 +47,8 @@ fn refusal(child: Child) -> String {
     stderr
 }
 
-/// F32: with an error in the configuration, which includes an address that other machines reach (C4),
-/// or without its file, the server exits with 2, names the place, and starts nothing.
+/// F32: with an error in the configuration, which includes an address that other machines reach
+/// (C4), or without its file, the server exits with 2, names the place, and starts nothing.
 /// `src/config/tests.rs` has every error.
 #[test]
 fn configuration_errors_exit_with_2_and_name_file_line_and_key() {
@@ -139,8 +139,8 @@ fn variables_of_an_orchestrator_are_not_fatal() {
     }
 }
 
-/// F26, F32: a second server on the same data directory, or the same port, refuses to start, and the
-/// first is not disturbed.
+/// F26, F32: a second server on the same data directory, or the same port, refuses to start, and
+/// the first is not disturbed.
 #[test]
 fn a_second_server_on_the_same_data_or_port_is_refused() {
     let server = Server::usual();

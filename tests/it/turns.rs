@@ -16,8 +16,8 @@ fn a_turn_is_accepted_and_completes() {
     assert!(id(&task).starts_with("tsk_"), "{task}");
     let location = reply.header("location").expect("a Location");
     assert!(location.ends_with(&format!("/v1/tasks/{}", id(&task))), "{location}");
-    let names = "id group kind state blocked_by position origin attempt stop_reason error text usage \
-                 run segment seq_first seq_last interrupted created_at started_at ended_at \
+    let names = "id group kind state blocked_by position origin attempt stop_reason error text \
+                 usage run segment seq_first seq_last interrupted created_at started_at ended_at \
                  deduplicated retry_of metadata";
     for name in names.split(' ') {
         assert!(task.get(name).is_some(), "no {name} in {task}");
@@ -71,9 +71,9 @@ fn content_blocks_reach_the_agent_unchanged() {
     assert_eq!(line["params"]["prompt"], json!([{ "type": "text", "text": "plain" }]));
 }
 
-/// API-1, API-2, A-4, F12, F14: the agent's stop reason is the task's, also from a last line without
-/// a newline; a JSON-RPC error fails the task, whose error has the cause, and the queue continues
-/// (DQ-9). The first of two responses counts, and an update after it is out of turn (RA).
+/// API-1, API-2, A-4, F12, F14: the agent's stop reason is the task's, also from a last line
+/// without a newline; a JSON-RPC error fails the task, whose error has the cause, and the queue
+/// continues (DQ-9). The first of two responses counts, and an update after it is out of turn (RA).
 #[test]
 fn the_first_response_ends_the_turn() {
     let server = Server::usual();
