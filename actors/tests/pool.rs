@@ -119,6 +119,12 @@ async fn a_busy_agent_is_evicted_only_once_idle() {
     world.group.send(Answer(false)).await.unwrap();
     world.pool.report_usage(&first.usage, Activity::Idle);
     assert_eq!(world.evicted().await, first.run);
+    let third = world.acquire();
+    for _ in 0..3 {
+        assert_eq!(world.occupancy().await, (1, 2));
+    }
+    assert!(world.evicted.try_recv().is_err(), "a refused eviction is not repeated");
+    drop(third);
     world.pool.report_usage(&first.usage, Activity::Busy);
     assert_eq!(world.occupancy().await, (1, 1));
     world.group.send(Answer(true)).await.unwrap();
@@ -126,22 +132,6 @@ async fn a_busy_agent_is_evicted_only_once_idle() {
     assert_eq!(world.evicted().await, first.run, "evicted again, as it is idle again");
     drop(first.permit);
     timeout(LONG, &mut second.granted).await.unwrap().unwrap();
-}
-
-/// The pool does not repeat a refused eviction.
-#[actix_rt::test]
-async fn a_refused_eviction_is_not_repeated_until_the_agent_is_idle_again() {
-    let mut world = World::new(1);
-    world.group.send(Answer(false)).await.unwrap();
-    let first = world.admitted().await;
-    world.pool.report_usage(&first.usage, Activity::Idle);
-    let _second = world.acquire();
-    assert_eq!(world.evicted().await, first.run);
-    let _third = world.acquire();
-    for _ in 0..3 {
-        assert_eq!(world.occupancy().await, (1, 2));
-    }
-    assert!(world.evicted.try_recv().is_err());
 }
 
 /// A group that gives up or panics before, at or after its admission keeps no place.

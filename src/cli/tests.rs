@@ -289,7 +289,7 @@ fn a_stream_that_breaks_after_the_end_of_the_task_is_resumed() {
 fn a_turn_ends_with_a_final_error() {
     let group = || Reply::json(200, r#"{"id":"work","last_seq":7}"#);
     let task = || Reply::json(202, r#"{"id":"tsk_2","state":"queued"}"#);
-    let no = |status| Reply::json(status, r#"{"title":"No"}"#);
+    let no = |status| Reply::json(status, r#"{"title":"No","detail":"really"}"#);
     let conversations = [
         vec![no(400)],
         vec![group(), no(422)],
@@ -308,10 +308,12 @@ fn a_turn_ends_with_a_final_error() {
         let server = Server::start(conversation);
         let turn = turn::turn(&client(&server), "work", "hi".into(), false, &mut Vec::new());
         let error = turn.unwrap_err();
-        assert_eq!((error.to_string().as_str(), error.exit()), ("No", Exit::Unreachable));
+        assert_eq!((error.to_string().as_str(), error.exit()), ("No: really", Exit::Unreachable));
         assert_eq!(server.requests().len(), count);
     }
     let absent = Client::new("http://127.0.0.1:1", None).unwrap();
+    let empty = turn::turn(&absent, "work", " \n".into(), false, &mut Vec::new());
+    assert_eq!(empty.unwrap_err().exit(), Exit::Usage, "an empty prompt is not sent");
     let error = turn::compact(&absent, "work", false, &mut Vec::new()).unwrap_err();
     assert!(error.to_string().starts_with("cannot reach "), "{error}");
 }
@@ -358,22 +360,6 @@ fn a_turn_exits_by_its_outcome() {
         let exit = turn::turn(&client(&server), "work", "hi".into(), false, &mut out).unwrap();
         assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), (printed, expected), "{task}");
     }
-}
-
-#[test]
-fn a_turn_that_the_server_refuses_is_an_error() {
-    let server = Server::start(vec![
-        Reply::json(200, r#"{"last_seq":0}"#),
-        Reply::json(429, r#"{"title":"Queue full","detail":"1000 wait"}"#),
-    ]);
-    let turn = turn::turn(&client(&server), "work", "hi".into(), false, &mut Vec::new());
-    let error = turn.unwrap_err();
-    assert_eq!(
-        (error.to_string().as_str(), error.exit()),
-        ("Queue full: 1000 wait", Exit::Unreachable)
-    );
-    let turn = turn::turn(&client(&server), "work", " \n".into(), false, &mut Vec::new());
-    assert_eq!(turn.unwrap_err().exit(), Exit::Usage);
 }
 
 #[test]
@@ -466,41 +452,25 @@ fn a_watch_starts_at_the_end_and_resumes_after_a_broken_stream() {
 }
 
 #[test]
-fn a_watch_of_all_groups_skips_history() {
-    let old = json!({"at": "2020-01-01T00:00:00.000Z", "group": "a", "kind": "k"});
-    let new = json!({"at": "2999-01-01T00:00:00.000Z", "group": "b", "kind": "k"});
-    let events = format!(
-        "id: 1\ndata: {old}\n\nid: 2\ndata: {new}\n\nevent: greenroom/synced\ndata: {{}}\n\n\
-         id: 3\ndata: {old}\n\n"
-    );
-    let server = Server::start(vec![
-        Reply::events(&events),
-        Reply::json(401, r#"{"title":"Token wanted"}"#),
-    ]);
-    let mut out = Vec::new();
-    watch::watch(&client(&server), None, true, &mut out).unwrap_err();
-    let printed: Vec<serde_json::Value> = String::from_utf8(out)
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
-    assert_eq!(printed, [new, old]);
-}
-
-#[test]
-fn a_watch_of_all_groups_prints_every_status_change() {
-    let change = json!({
-        "at": "2999-01-01T00:00:00.000Z", "group": "work", "from": "idle", "status": "running",
-        "blocked_by": null, "queue_length": 2, "current_task": "tsk_1",
-    });
-    let server = Server::start(vec![
-        Reply::events(&format!("id: 1\nevent: greenroom/status\ndata: {change}\n\n")),
-        Reply::json(401, r#"{"title":"Token wanted"}"#),
-    ]);
-    let mut out = Vec::new();
-    watch::watch(&client(&server), None, false, &mut out).unwrap_err();
+fn a_watch_of_all_groups_skips_history_and_prints_every_status_change() {
+    let change = |at: &str| {
+        json!({
+            "at": at, "group": "work", "from": "idle", "status": "running",
+            "blocked_by": null, "queue_length": 2, "current_task": "tsk_1",
+        })
+    };
+    let (old, new) = (change("2020-01-01T00:00:00.000Z"), change("2999-01-01T00:00:00.000Z"));
+    let event = |id: u64, change| format!("id: {id}\nevent: greenroom/status\ndata: {change}\n\n");
+    let synced = "event: greenroom/synced\ndata: {}\n\n";
+    let events = [&event(1, &old), &event(2, &new), synced, &event(3, &old)].concat();
     let line = "00:00:00.000 work idle -> running task=tsk_1 queued=2\n";
-    assert_eq!(String::from_utf8(out).unwrap(), line);
+    for (json, expected) in [(true, format!("{new}\n{old}\n")), (false, line.repeat(2))] {
+        let replies = [Reply::events(&events), Reply::json(401, r#"{"title":"Token wanted"}"#)];
+        let mut out = Vec::new();
+        let server = Server::start(replies.into());
+        watch::watch(&client(&server), None, json, &mut out).unwrap_err();
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
 }
 
 #[test]

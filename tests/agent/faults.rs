@@ -6,7 +6,7 @@
 //! | `freeze` | the process stops itself with SIGSTOP |
 //! | `sleep:MS` | nothing, that long; a cancel ends it |
 //! | `die-once:NAME` | the process exits with 1, the first time that this name comes |
-//! | `stopped_reading` | the agent stops reading stdin |
+//! | `deaf` | the agent stops reading stdin |
 //! | `asks:N` | N requests that the client must refuse; waits for no answer |
 //! | `fill-stdin` | the same without reading stdin any more, until it is full |
 //! | `fork-chain` | starts a process that forks the next and exits, repeatedly, for seconds |

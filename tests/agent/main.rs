@@ -49,11 +49,6 @@ const RESOURCE_NOT_FOUND: i64 = -32002;
 /// How often a gate looks for its file.
 const GATE_POLL: Duration = Duration::from_millis(2);
 
-/// The prompt that a session is busy with.
-struct Running {
-    cancelled: Arc<AtomicBool>,
-}
-
 /// The process: its pipes, its files, and what its threads share.
 struct Agent {
     switches: Switches,
@@ -61,7 +56,8 @@ struct Agent {
     journal: Mutex<fs::File>,
     output: Mutex<fs::File>,
     known: Mutex<HashSet<String>>,
-    running: Mutex<HashMap<String, Running>>,
+    /// Whether the prompt that a session is busy with was cancelled.
+    running: Mutex<HashMap<String, Arc<AtomicBool>>>,
     wedged: Mutex<HashMap<String, Wedge>>,
     pending: Mutex<HashMap<u64, Sender<Value>>>,
     next_number: AtomicU64,
@@ -209,7 +205,7 @@ impl Agent {
                 self.note("overlap", json!({ "session": session, "text": text }));
                 return self.fail(&id, INVALID_REQUEST, "a prompt of this session is running");
             }
-            running.insert(session.clone(), Running { cancelled: Arc::clone(&cancelled) });
+            running.insert(session.clone(), Arc::clone(&cancelled));
         }
         let agent = Arc::clone(self);
         thread::spawn(move || turn::Turn::new(agent, session, id, cancelled).play(&text));
@@ -217,8 +213,8 @@ impl Agent {
 
     fn cancel(&self, session: &str) {
         self.note("cancel", json!({ "session": session }));
-        if let Some(running) = lock(&self.running).get(session) {
-            running.cancelled.store(true, Ordering::SeqCst);
+        if let Some(cancelled) = lock(&self.running).get(session) {
+            cancelled.store(true, Ordering::SeqCst);
         }
     }
 

@@ -71,10 +71,6 @@ impl Agent {
                 lock(&self.known).insert(session.to_owned());
                 self.answer(id, self.restored(session));
             }
-            None if self.switches.load_empty => {
-                lock(&self.known).insert(session.to_owned());
-                self.answer(id, json!({}));
-            }
             None => self.fail(id, RESOURCE_NOT_FOUND, "no such session"),
         }
     }

@@ -7,8 +7,6 @@ pub struct Switches {
     pub no_resume: bool,
     /// `--no-load`: neither advertises nor serves `session/load`.
     pub no_load: bool,
-    /// `--load-empty`: answers `{}` to a load of an unknown session.
-    pub load_empty: bool,
     /// `--fail-initialize`: answers `initialize` with an error.
     pub fail_initialize: bool,
     /// `--hang-initialize`: never answers `initialize`.
@@ -39,7 +37,6 @@ impl Switches {
             match argument.as_str() {
                 "--no-resume" => switches.no_resume = true,
                 "--no-load" => switches.no_load = true,
-                "--load-empty" => switches.load_empty = true,
                 "--fail-initialize" => switches.fail_initialize = true,
                 "--hang-initialize" => switches.hang_initialize = true,
                 "--wrong-version" => switches.wrong_version = true,

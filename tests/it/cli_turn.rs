@@ -1,17 +1,14 @@
 //! `greenroom turn` follows a task to its outcome while the server fails and recovers. What it does
 //! with each broken answer is tested in `src/cli/tests.rs`.
 
-use std::{
-    net::SocketAddr,
-    process::{Child, Stdio},
-};
+use std::process::{Child, Stdio};
 
-use crate::support::{Log, Server, server::greenroom};
+use crate::support::{Home, Log, Server, Setup, server::greenroom};
 
-/// Starts the command line against this address; its stderr goes to the log.
-fn start(server: &Server, address: SocketAddr, log: &Log, arguments: &[&str]) -> Child {
-    let mut command = greenroom(&server.home, arguments);
-    command.env("GREENROOM_URL", format!("http://{address}"));
+/// Starts the command line against the home's server; its stderr goes to the log.
+fn start(home: &Home, log: &Log, arguments: &[&str]) -> Child {
+    let mut command = greenroom(home, arguments);
+    command.env("GREENROOM_URL", format!("http://{}", home.address()));
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     log.follow(child.stderr.take().unwrap());
     child
@@ -29,7 +26,7 @@ fn a_turn_is_followed_over_a_restart() {
     let mut server = Server::usual();
     let log = Log::default();
     let prompt = "[[reply:before]][[gate:never]]";
-    let turn = start(&server, server.address(), &log, &["turn", "work", prompt]);
+    let turn = start(&server.home, &log, &["turn", "work", prompt]);
     server.journal.wait_gate("never");
     let has_text = |frame: &serde_json::Value| frame.to_string().contains(r#""text":"before""#);
     server.wait_frame("work", "the word", |frame| {
@@ -46,12 +43,10 @@ fn a_turn_is_followed_over_a_restart() {
 /// API-5: a server that does not run is an immediate error, with exit code 5.
 #[test]
 fn a_server_that_does_not_run_is_an_immediate_error() {
-    let mut server = Server::usual();
-    let address = server.address();
-    server.kill();
+    let home = Setup::new().home();
     for arguments in [&["turn", "work", "x"][..], &["compact", "work"], &["watch"], &["groups"]] {
         let log = Log::default();
-        let (code, printed) = end(start(&server, address, &log, arguments));
+        let (code, printed) = end(start(&home, &log, arguments));
         assert_eq!((code, printed.as_str()), (Some(5), ""), "{arguments:?}");
         log.wait("the reason", |line| line.contains("cannot reach"));
         assert_eq!(log.lines().len(), 1, "{:?}", log.lines());

@@ -102,11 +102,9 @@ fn a_cwd_outside_of_its_roots_is_refused() {
 fn an_agent_gets_the_limits_of_its_profile() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: Some(1500), maximum }).unwrap();
-    let setup = Setup::new().agent("strict", &[]).set(
-        "agents.strict",
-        "rlimits",
-        "{ open_files = 300, processes = 50000, file_size = \"1GiB\", cpu_time = \"1h\" }",
-    );
+    let rlimits =
+        "{ open_files = 300, processes = 50000, file_size = \"1GiB\", cpu_time = \"1h\" }";
+    let setup = Setup::new().agent("strict", &[]).set("agents.strict", "rlimits", rlimits);
     let server = setup.start();
     let limits = |pid: u32| {
         let shown = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();

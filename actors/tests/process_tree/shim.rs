@@ -34,17 +34,13 @@ async fn a_program_that_is_no_shim_ends_the_tree() {
 }
 
 #[test]
-fn all_die_when_the_server_is_killed() {
-    let (server, tree) = server(&[]);
-    server.process.signal(Signal::KILL).expect("kill the server");
-    wait_until_none_runs(&tree);
-}
-
-#[test]
-fn all_die_when_the_server_is_stopped() {
-    let (server, tree) = server(&["--silence-ms", "1000"]);
-    server.process.signal(Signal::STOP).expect("stop the server");
-    wait_until_none_runs(&tree);
+fn all_die_when_the_server_is_killed_or_stopped() {
+    for (shim_args, signal) in [(&[][..], Signal::KILL), (&["--silence-ms", "1000"], Signal::STOP)]
+    {
+        let (server, tree) = server(shim_args);
+        server.process.signal(signal).expect("signal the server");
+        wait_until_none_runs(&tree);
+    }
 }
 
 /// Both die at once: the agent dies by its parent-death signal, the rest at the next boot.

@@ -15,42 +15,11 @@ use crate::support::{
     runs, sh, soon, start, started, tree,
 };
 
+/// However a run ends, all processes of its tree die, the end is reported once, and the pipes reach
+/// EOF. The value that the tree holds is dropped only when no process is left: its permit of the
+/// pool is such a value.
 #[tokio::test]
-async fn all_die_when_the_agent_exits() {
-    let launch = sh(&[PROCESS_TREE, UNTIL_EOF].concat());
-    let (stdin, stdout, _stderr, mut handle) = parts(start(&launch));
-    let (tree, stdout) = tree(stdout).await;
-    started(&mut handle).await;
-    drop(stdin);
-    assert_eq!(soon(handle.next()).await, exited(3));
-    all_gone(&tree, stdout, handle).await;
-}
-
-#[tokio::test]
-async fn all_die_when_killed() {
-    let (_stdin, stdout, _stderr, mut handle) =
-        parts(start(&sh(&[PROCESS_TREE, UNTIL_SIGNAL].concat())));
-    let (tree, stdout) = tree(stdout).await;
-    started(&mut handle).await;
-    (0..100).for_each(|_| handle.kill());
-    assert_eq!(soon(handle.next()).await, killed(9));
-    all_gone(&tree, stdout, handle).await;
-}
-
-#[tokio::test]
-async fn all_die_when_the_handle_is_dropped() {
-    let (_stdin, stdout, _stderr, handle) =
-        parts(start(&sh(&[PROCESS_TREE, UNTIL_SIGNAL].concat())));
-    let (tree, mut stdout) = tree(stdout).await;
-    drop(handle);
-    timeout(EOF_MAX, read_all(&mut stdout)).await.expect("EOF in time");
-    eventually_none_runs(&tree).await;
-}
-
-/// The value that a tree holds is dropped when no process of the tree is left, however it ends: its
-/// permit of the pool is such a value.
-#[tokio::test]
-async fn the_held_value_is_dropped_when_no_process_is_left() {
+async fn all_die_and_the_held_value_is_dropped_however_the_run_ends() {
     struct OnDrop(Vec<Process>, mpsc::Sender<bool>, mpsc::Receiver<Vec<Process>>);
     impl Drop for OnDrop {
         fn drop(&mut self) {
@@ -60,23 +29,38 @@ async fn the_held_value_is_dropped_when_no_process_is_left() {
         }
     }
     become_subreaper().expect("become a subreaper");
-    for end in ["drop", "kill", "shim"] {
+    for end in ["exit", "drop", "kill", "shim"] {
         let ((dropped, was_dropped), (send_tree, tree_sent)) = (mpsc::channel(), mpsc::channel());
         let heartbeat = Heartbeat::start(SOON).expect("start the heartbeat");
-        let launch = sh(&[PROCESS_TREE, UNTIL_SIGNAL].concat());
+        let launch =
+            sh(&[PROCESS_TREE, if end == "exit" { UNTIL_EOF } else { UNTIL_SIGNAL }].concat());
         let child =
             spawn(launch, &heartbeat, OnDrop(Vec::new(), dropped, tree_sent)).expect("start");
-        let (_stdin, stdout, _stderr, mut handle) = parts(child);
-        let (tree, _stdout) = tree(stdout).await;
+        let (stdin, stdout, _stderr, mut handle) = parts(child);
+        let (tree, mut stdout) = tree(stdout).await;
         let agent = started(&mut handle).await;
-        send_tree.send(tree).expect("the value is still held");
+        send_tree.send(tree.clone()).expect("the value is still held");
         assert!(was_dropped.try_recv().is_err(), "{end}: it is held while the tree lives");
         match end {
-            "drop" => drop(handle),
-            "kill" => handle.kill(),
-            _ => Process::now(parent(agent.pid))
-                .and_then(|shim| shim.signal(Signal::KILL))
-                .expect("kill"),
+            "drop" => {
+                drop(handle);
+                timeout(EOF_MAX, read_all(&mut stdout)).await.expect("EOF in time");
+            }
+            "shim" => {
+                let shim = Process::now(parent(agent.pid)).expect("find the shim");
+                shim.signal(Signal::KILL).expect("kill the shim");
+                all_gone(&tree, stdout, handle).await;
+            }
+            "exit" => {
+                drop(stdin);
+                assert_eq!(soon(handle.next()).await, exited(3));
+                all_gone(&tree, stdout, handle).await;
+            }
+            _ => {
+                (0..100).for_each(|_| handle.kill());
+                assert_eq!(soon(handle.next()).await, killed(9));
+                all_gone(&tree, stdout, handle).await;
+            }
         }
         let was_dropped = tokio::task::spawn_blocking(move || was_dropped.recv_timeout(SOON));
         assert_eq!(was_dropped.await.expect("wait for it"), Ok(true), "{end}");
