@@ -1,233 +1,276 @@
-//! Compaction as a task, with the strategy `command`: its place in the queue.
+//! Compaction as a task, with the strategy `command`: its place in the queue, its record and its
+//! outcome.
 
 use std::time::Duration;
 
 use rusqlite::TransactionBehavior;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Server, Setup};
+use crate::support::{Server, Setup, hermes, server::encode};
 
 const COMPACTIONS: &str = "/v1/groups/work/compactions";
 
-/// I8, DQ-4: a compaction runs after the running turn and before the waiting turns.
+/// I8, DQ-3, DQ-4, API-2, API-4: a compaction runs after the running turn and before the waiting
+/// turns, in the same process. A second request returns the waiting one with its focus and place,
+/// and the focus follows the agent's command; each group has its own.
 #[test]
 fn a_compaction_overtakes_waiting_turns() {
     let server = Server::usual();
     let running = server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
     let waiting = server.submit("work", "waiting");
-    let compaction = server.compact("work");
-    assert_eq!(compaction["kind"], "compaction");
+    let compaction = server.compact_with("work", "the names");
+    assert_eq!(
+        (&compaction["kind"], &compaction["state"]),
+        (&json!("compaction"), &json!("queued"))
+    );
     assert_eq!(compaction["deduplicated"], false);
-    assert_eq!(compaction["state"], "queued");
     let later = server.submit("work", "later");
+    let again = server.post(COMPACTIONS, &json!({ "focus": "another" })).expect_any(&[200, 202]);
+    assert_eq!((&again["id"], &again["focus"]), (&compaction["id"], &json!("the names")));
+    assert_eq!(again["deduplicated"], true);
+    assert_eq!(server.group("work")["queue_length"], 3);
+    server.complete("other", "other");
+    let other = server.compact("other");
+    assert_eq!(other["deduplicated"], false);
+    server.finish_as(&other, "completed");
     assert_eq!(server.task(&running)["state"], "running");
     server.journal.open_gate("go");
     for task in [&running, &compaction, &waiting, &later] {
         server.finish_as(task, "completed");
     }
-    let prompts = server.journal.prompts();
-    assert_eq!(prompts[0], "[[gate:go]]");
-    assert!(prompts[1].starts_with("/compact"), "{prompts:?}");
-    assert_eq!(prompts[2..], ["waiting", "later"]);
+    let prompts = server.journal.prompts_of(&server.session("work"));
+    assert_eq!(prompts, ["[[gate:go]]", "/compact the names", "waiting", "later"]);
     server.journal.assert_one_at_a_time();
-    assert_eq!(server.journal.events_named("start").len(), 1, "no second process (DQ-4)");
+    assert_eq!(server.journal.events_named("start").len(), 2, "one process a group (DQ-4)");
+    assert_eq!(server.list("work", "tasks?kind=compaction").len(), 1);
 }
 
-/// API-2: a compaction has `turn_started` and `turn_settled` frames around its prompt too, and the
-/// group's status is `compacting` while it runs.
+/// API-1, API-2, AM-29, AM-31, HL-13, DQ-3: a running compaction is shown as the group's status,
+/// and coalesces requests; turns are accepted and no write transaction is held while the agent
+/// works. Its record has all fields, with the agent's signals merged into it, and each frame comes
+/// once.
 #[test]
-fn a_running_compaction_is_shown_in_status_and_frames() {
+fn a_running_compaction_is_shown_in_status_record_and_frames() {
     let server = Server::usual();
-    server.complete("work", "first");
-    let body = json!({ "focus": "[[gate:go]]" });
-    let task = server.post(COMPACTIONS, &body).expect(202);
-    assert_eq!(task["focus"], "[[gate:go]]");
+    server.complete("work", "[[usage:800:1000]]");
+    assert_eq!(server.group("work")["compaction"], json!(null));
+    let ended = "[[compaction:completed:c1:what was said]][[usage:90:1000]]";
+    let task =
+        server.compact_with("work", &format!("[[compaction:in_progress:c1]][[gate:go]]{ended}"));
     server.journal.wait_gate("go");
-    server.wait_group("work", "compacting", |group| group["status"] == "compacting");
+    let group = server.wait_group("work", "compacting", |group| {
+        group["status"] == "compacting" && group["compaction"]["active"] == true
+    });
+    assert_eq!(group["compaction"]["count"], 0, "{group}");
+    let again = server.post(COMPACTIONS, &json!({})).expect_any(&[200, 202]);
+    assert_eq!(again["id"], task["id"], "also while it runs");
+    let mut database = server.writable_database();
+    database.busy_timeout(Duration::from_secs(1)).unwrap();
+    database.transaction_with_behavior(TransactionBehavior::Immediate).unwrap().rollback().unwrap();
+    let turns = ["one", "two"].map(|text| server.submit("work", text));
+    server.complete("other", "another group keeps running");
     assert_eq!(server.task(&task)["state"], "running");
     server.journal.open_gate("go");
     server.finish_as(&task, "completed");
-    let id = task["id"].as_str().unwrap();
-    let frames = server.frames_where("work", &format!("&task={id}"));
-    let place = |kind: &str| frames.iter().position(|frame| frame["kind"] == kind);
-    let started = place("greenroom/turn_started").expect("a turn_started");
-    let prompt = place("session/prompt").expect("a session/prompt");
-    let settled = place("greenroom/turn_settled").expect("a turn_settled");
-    assert!(started < prompt && prompt < settled, "{frames:?}");
+    turns.iter().for_each(|turn| drop(server.finish_as(turn, "completed")));
+    assert_eq!(server.journal.prompts_of(&server.session("work"))[2..], ["one", "two"]);
+    assert_record(&server.only_compaction("work"), &task);
+    server.assert_compacted("work", 1);
+
+    let frames = server.frames_where("work", &format!("&task={}", task["id"].as_str().unwrap()));
+    let order = [
+        "greenroom/turn_started",
+        "session/prompt",
+        "greenroom/compaction_ended",
+        "greenroom/turn_settled",
+        "greenroom/task_ended",
+    ];
+    let places = |kind: &str| -> Vec<usize> {
+        (0..frames.len()).filter(|place| frames[*place]["kind"] == kind).collect()
+    };
+    let found = order.map(places);
+    assert!(found.iter().all(|places| places.len() == 1) && found.is_sorted(), "{frames:?}");
+    assert_eq!(places("greenroom/compaction_started").len(), 1, "{frames:?}");
+    assert_eq!(frames[found[2][0]]["payload"]["status"], "completed", "{frames:?}");
 }
 
-/// DQ-3: while a compaction is queued or running, a second request returns it; after its end a
-/// request creates a new one; each group has its own.
-#[test]
-fn compaction_requests_coalesce_per_group() {
-    let server = Server::usual();
-    server.complete("other", "other");
-    server.submit("work", "[[gate:go]]");
-    server.journal.wait_gate("go");
-    let first = server.compact("work");
-    let again = server.post(COMPACTIONS, &json!({})).expect_any(&[200, 202]);
-    assert_eq!(again["id"], first["id"]);
-    assert_eq!(again["deduplicated"], true);
-    let other = server.compact("other");
-    assert_ne!(other["id"], first["id"]);
-    assert_eq!(other["deduplicated"], false);
-    server.journal.open_gate("go");
-    server.finish_as(&first, "completed");
-    let gated = server.post(COMPACTIONS, &json!({ "focus": "[[gate:second]]" })).expect(202);
-    assert_ne!(gated["id"], first["id"]);
-    assert_eq!(gated["deduplicated"], false);
-    server.journal.wait_gate("second");
-    let running = server.post(COMPACTIONS, &json!({})).expect_any(&[200, 202]);
-    assert_eq!(running["id"], gated["id"], "also while it runs");
-    server.journal.open_gate("second");
-    server.finish_as(&gated, "completed");
+/// Checks all fields of the record of a compaction that the agent signalled.
+#[track_caller]
+fn assert_record(compaction: &Value, task: &Value) {
+    for name in
+        ["messages_before", "messages_after", "tokens_before", "tokens_after", "source", "error"]
+    {
+        assert!(compaction.get(name).is_some(), "no {name} in {compaction}");
+    }
+    assert!(compaction["id"].as_str().unwrap().starts_with("cmp_"), "{compaction}");
+    assert_eq!((&compaction["group"], &compaction["task"]), (&json!("work"), &task["id"]));
+    assert_eq!(compaction["status"], "completed");
+    let mut sources: Vec<&str> =
+        compaction["sources"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    sources.sort_unstable();
+    assert_eq!(sources, ["acp", "task"]);
+    assert!(sources.contains(&compaction["source"].as_str().unwrap()));
+    assert_eq!((&compaction["from_segment"], &compaction["to_segment"]), (&json!(1), &json!(2)));
+    assert_eq!(compaction["summary"], "what was said");
+    assert_eq!(compaction["error"], json!(null));
+    assert!(compaction["ended_at"].is_string(), "{compaction}");
+    assert!(compaction["started_at"].as_str() <= compaction["ended_at"].as_str(), "{compaction}");
 }
 
-/// API-2: a group without a session has nothing to compact: the task is `skipped`, the compaction
-/// a `noop`, and no agent is prompted.
+/// API-2, DQ-12: an unknown group is 404, and is not created; strategy `none` is 409 and does not
+/// disturb other work; a group without a session has nothing to compact, and no agent is prompted.
 #[test]
-fn a_compaction_without_a_session_is_skipped() {
-    let server = Server::usual();
+fn impossible_compactions_are_refused_or_skipped() {
+    let none = "{ strategy = \"none\" }";
+    let server = Setup::new().agent("plain", &[]).set("agents.plain", "compaction", none).start();
+    server.post(COMPACTIONS, &json!({})).any_problem(404);
+    server.get(COMPACTIONS).any_problem(404);
+    server.get("/v1/groups/work").any_problem(404);
     server.put("/v1/groups/work", &json!({})).expect(201);
     let task = server.post(&format!("{COMPACTIONS}?wait=20"), &json!({})).expect(200);
     assert_eq!(task["state"], "skipped", "{task}");
     assert!(server.journal.prompts().is_empty());
     let compaction = server.only_compaction("work");
-    assert_eq!(compaction["status"], "noop", "{compaction}");
-    assert_eq!(compaction["task"], task["id"], "{compaction}");
+    assert_eq!((&compaction["status"], &compaction["task"]), (&json!("noop"), &task["id"]));
     server.complete("work", "next");
-}
-
-/// API-2: an unknown group is 404, and is not created.
-#[test]
-fn a_compaction_of_an_unknown_group_is_404() {
-    let server = Server::usual();
-    server.post(COMPACTIONS, &json!({})).any_problem(404);
-    server.get(COMPACTIONS).any_problem(404);
-    server.get("/v1/groups/work").any_problem(404);
-}
-
-/// API-2, DQ-12: strategy `none` is 409 `compaction-unsupported`, and does not disturb other work.
-#[test]
-fn strategy_none_refuses_a_compaction() {
-    let none = "{ strategy = \"none\" }";
-    let setup = Setup::new().agent("plain", &[]).set("agents.plain", "compaction", none);
-    let server = setup.start();
-    server.put("/v1/groups/work", &json!({ "agent": "plain" })).expect(201);
-    let running = server.submit("work", "[[gate:go]]");
+    server.put("/v1/groups/plain", &json!({ "agent": "plain" })).expect(201);
+    let running = server.submit("plain", "[[gate:go]]");
     server.journal.wait_gate("go");
-    server.post(COMPACTIONS, &json!({})).problem(409, "compaction-unsupported");
+    let path = "/v1/groups/plain/compactions";
+    server.post(path, &json!({})).problem(409, "compaction-unsupported");
     server.journal.open_gate("go");
     server.finish_as(&running, "completed");
-    assert_eq!(server.journal.prompts(), ["[[gate:go]]"]);
+    assert_eq!(server.journal.prompts(), ["next", "[[gate:go]]"]);
 }
 
-/// DQ-9, DQ-12: a compaction that the agent refuses fails, and its error states that the session is
-/// unchanged; the waiting turns run in it.
+/// R-1, DQ-9, API-2: a queued compaction can be cancelled; else it survives kill -9, keeps its
+/// place before the waiting turns, and runs once.
 #[test]
-fn waiting_turns_run_after_a_failed_compaction() {
-    let server = Server::usual();
-    server.complete("work", "first");
-    let body = json!({ "focus": "[[gate:go]][[error:-32602:cannot compact]]" });
-    let failing = server.post(COMPACTIONS, &body).expect(202);
-    server.journal.wait_gate("go");
-    let next = server.submit("work", "next");
-    server.journal.open_gate("go");
-    let failed = server.finish_as(&failing, "failed");
-    assert!(failed["error"].to_string().contains("cannot compact"), "{failed}");
-    assert!(failed["error"]["message"].as_str().unwrap().contains("unchanged"), "{failed}");
-    server.finish_as(&next, "completed");
-    assert_eq!(
-        server.group("work")["session_id"],
-        server.journal.events_named("new")[0]["session"]
-    );
-}
-
-/// R-1, DQ-9: a queued compaction survives kill -9, keeps its place before the waiting
-/// turns, and runs once.
-#[test]
-fn a_queued_compaction_survives_a_restart() {
+fn a_queued_compaction_survives_a_restart_or_is_cancelled() {
     let mut server = Server::usual();
     server.complete("work", "first");
     server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
     let waiting = server.submit("work", "waiting");
+    let cancelled = server.compact("work");
+    server.cancel(&cancelled).expect(202);
+    assert_eq!(server.task(&cancelled)["state"], "cancelled");
     let compaction = server.compact("work");
+    assert_ne!(compaction["id"], cancelled["id"]);
     server.kill_and_boot();
     server.finish_as(&compaction, "completed");
     server.finish_as(&waiting, "completed");
-    let prompts = server.journal.prompts();
-    assert!(prompts[2].starts_with("/compact"), "{prompts:?}");
-    assert_eq!(prompts[3], "waiting");
-    assert_eq!(prompts.len(), 4);
+    assert_eq!(server.journal.prompts(), ["first", "[[gate:go]]", "/compact", "waiting"]);
 }
 
-/// API-2: a queued compaction can be cancelled; the turns after it run.
+/// API-2, A-5, RA, AM-17: the history is listed newest first, in pages of any size, and unchanged
+/// after kill -9, like the state of the group. Without a signal the task is the only source.
 #[test]
-fn a_queued_compaction_can_be_cancelled() {
-    let server = Server::usual();
-    server.submit("work", "[[gate:go]]");
-    server.journal.wait_gate("go");
-    let compaction = server.compact("work");
-    let waiting = server.submit("work", "waiting");
-    server.cancel(&compaction).expect(202);
-    assert_eq!(server.task(&compaction)["state"], "cancelled");
-    server.journal.open_gate("go");
-    server.finish_as(&waiting, "completed");
-    assert_eq!(server.journal.prompts(), ["[[gate:go]]", "waiting"]);
-}
-
-/// API-2, API-4: the focus follows the agent's compaction command; without a focus the command is
-/// sent alone.
-#[test]
-fn focus_follows_the_compaction_command() {
-    let server = Server::usual();
+fn history_is_newest_first() {
+    let mut server = Server::usual();
     server.complete("work", "first");
-    let task = server.compact_with("work", "the names of the files");
-    assert_eq!(task["focus"], "the names of the files");
-    server.finish_as(&task, "completed");
-    server.finish_as(&server.compact("work"), "completed");
-    assert_eq!(server.journal.prompts()[1..], ["/compact the names of the files", "/compact"]);
-}
-
-/// DQ-3, I8: a repeated request changes nothing in the waiting compaction: its focus and its place
-/// stay.
-#[test]
-fn a_repeated_request_keeps_focus_and_place() {
-    let server = Server::usual();
-    server.submit("work", "[[gate:go]]");
-    server.journal.wait_gate("go");
-    let first = server.compact_with("work", "one");
-    let again = server.post(COMPACTIONS, &json!({ "focus": "another" })).expect_any(&[200, 202]);
-    assert_eq!((&again["id"], &again["focus"]), (&first["id"], &json!("one")));
-    assert_eq!(server.group("work")["queue_length"], 1);
-    server.journal.open_gate("go");
-    server.finish_as(&first, "completed");
-    assert_eq!(server.journal.prompts()[1], "/compact one");
-    assert_eq!(server.list("work", "tasks?kind=compaction").len(), 1);
-}
-
-/// HL-13, I8: turns are accepted while a compaction runs, and run after it, in order; no write
-/// transaction is held while the agent works.
-#[test]
-fn turns_are_accepted_while_a_compaction_runs() {
-    let server = Server::usual();
-    server.complete("work", "first");
-    let compaction = server.compact_with("work", "[[gate:go]]");
-    server.journal.wait_gate("go");
-    let mut database = server.writable_database();
-    database.busy_timeout(Duration::from_secs(1)).unwrap();
-    database.transaction_with_behavior(TransactionBehavior::Immediate).unwrap().rollback().unwrap();
-    let turns: Vec<_> = (0..5).map(|n| server.submit("work", &format!("turn {n}"))).collect();
-    server.complete("other", "another group keeps running");
-    assert_eq!(server.task(&compaction)["state"], "running");
-    server.journal.open_gate("go");
-    server.finish_as(&compaction, "completed");
-    for turn in &turns {
-        server.finish_as(turn, "completed");
+    let tasks = ["", "[[error:-32602:no]]", ""].map(|focus| {
+        let task = server.finish(&server.compact_with("work", focus));
+        assert_eq!(task["state"], if focus.is_empty() { "completed" } else { "failed" });
+        task
+    });
+    assert_eq!(tasks[0]["text"], "Compacted.");
+    let all = server.compactions("work");
+    let listed: Vec<&Value> = all.iter().map(|compaction| &compaction["task"]).collect();
+    let expected: Vec<&Value> = tasks.iter().rev().map(|task| &task["id"]).collect();
+    assert_eq!(listed, expected);
+    assert_eq!((&all[0]["source"], &all[0]["sources"]), (&json!("task"), &json!(["task"])));
+    for limit in 1..=4 {
+        let mut seen = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page = server.get(&format!("{COMPACTIONS}?limit={limit}{cursor}")).expect(200);
+            let items = page["items"].as_array().unwrap();
+            assert!(items.len() <= limit, "{page}");
+            seen.extend(items.iter().cloned());
+            assert!(seen.len() <= all.len(), "limit {limit} repeats");
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={}", encode(next)),
+                None => break,
+            }
+        }
+        assert_eq!(seen, all, "limit {limit}");
     }
-    let expected: Vec<String> = (0..5).map(|n| format!("turn {n}")).collect();
-    assert_eq!(server.journal.prompts_of(&server.session("work"))[2..], expected);
-    server.journal.assert_one_at_a_time();
+    let (segments, state) = (server.segments("work"), server.group("work")["compaction"].clone());
+    server.kill_and_boot();
+    assert_eq!((server.compactions("work"), server.segments("work")), (all, segments));
+    assert_eq!(server.group("work")["compaction"], state);
+    server.finish_as(&server.compact("work"), "completed");
+    server.assert_compacted("work", 3);
+}
+
+/// How a test ends a compaction that has no effect.
+enum End {
+    /// Its words end it.
+    Itself,
+    Cancelled,
+    /// hermes writes this line to stderr.
+    Line(fn(&str) -> String),
+}
+
+/// API-1, RA, DQ-9, DQ-12, HL-2, HL-7, I5: each way in which an ordered compaction has no effect
+/// has its status. The error states that the session is unchanged; nothing is counted or rotated,
+/// the lock is free, and the waiting turn runs in the session.
+#[test]
+fn compactions_without_effect_leave_the_session_unchanged() {
+    use End::{Cancelled, Itself, Line};
+    let begun = "[[compaction:in_progress:c]]";
+    #[rustfmt::skip]
+    let cases = [
+        ("error",     "[[error:-32602:no way]]",                  Itself,    "failed",      "failed"),
+        ("midway",    "[[compaction:in_progress:c]][[error:-32602:no way]]", Itself, "failed", "failed"),
+        ("update",    "[[compaction:failed:c:no way]][[silent]]", Itself,    "failed",      "failed"),
+        ("signalled", "[[on-cancel:compaction:cancelled:c]]",     Cancelled, "cancelled",   "cancelled"),
+        ("cancelled", "",                                         Cancelled, "cancelled",   "cancelled"),
+        ("death",     "[[compaction:in_progress:c]][[die:3]]",    Itself,    "interrupted", "abandoned"),
+        ("noop",      "",                       Line(hermes::no_progress),     "skipped",   "noop"),
+        ("skipped",   "",                       Line(hermes::skipped),         "skipped",   "skipped"),
+        ("rotated",   "",                       Line(hermes::already_rotated), "skipped",   "skipped"),
+    ];
+    let server = Setup::new().signals(&["hermes_stderr"]).start();
+    for (group, words, end, state, status) in cases {
+        server.complete(group, "first");
+        let session = server.session(group);
+        let gate = format!("[[gate:{group}]]");
+        let focus = match &end {
+            Itself => format!("{gate}{words}"),
+            Cancelled if words.is_empty() => gate,
+            Cancelled => format!("{begun}{words}{gate}"),
+            Line(line) => format!("{}{}{gate}", hermes::started(&session), line(&session)),
+        };
+        let task = server.compact_with(group, &focus);
+        let next = server.submit(group, "next");
+        server.journal.wait_gate(group);
+        match end {
+            Itself => server.journal.open_gate(group),
+            Cancelled => drop(server.cancel(&task).expect(202)),
+            Line(_) => {
+                server.wait_stderr_frames(group, 2);
+                server.journal.open_gate(group);
+            }
+        }
+        let task = server.finish_as(&task, state);
+        server.finish_as(&next, "completed");
+        let compaction = server.only_compaction(group);
+        assert_eq!(compaction["status"], status, "{group}: {compaction}");
+        assert_eq!(compaction["to_segment"], json!(null), "{group}: {compaction}");
+        assert!(compaction["ended_at"].is_string(), "{group}: {compaction}");
+        if state == "failed" {
+            for error in [&task["error"]["message"], &compaction["error"]] {
+                let text = error.to_string();
+                assert!(text.contains("unchanged") && text.contains("no way"), "{group}: {text}");
+            }
+        }
+        server.assert_compacted(group, 0);
+        assert_eq!(server.group(group)["compaction"]["active"], false, "{group}");
+        assert_eq!(server.session(group), session, "{group}");
+        server.lock(&session).any_problem(404);
+        assert_eq!(server.journal.prompts_of(&session).last().unwrap(), "next", "{group}");
+    }
 }

@@ -4,7 +4,7 @@
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Server, Setup, eventually, hermes, process};
+use crate::support::{Server, Setup, hermes, process};
 
 /// Both detectors of hermes, in addition to ACP's.
 const ALL: &[&str] = &["hermes_meta", "hermes_stderr"];
@@ -15,48 +15,41 @@ const ACP_DONE: &str = "[[compaction:completed:c1]]";
 /// hermes continues as session `h2`, after `h1`.
 const META: &str = "[[provenance:h2:h1]]";
 
-/// Starts a server with all detectors, and a group whose hermes session is known as `h1`.
-fn server_of_h1() -> Server {
-    let server = Setup::new().signals(ALL).start();
-    server.complete("work", "[[provenance:h1]][[reply:x]]");
-    server
+/// A group, what its agent does step by step, the statuses of the group's compactions, the newest
+/// first, and their sources.
+type Detected<'a> = (&'a str, &'a [&'a str], &'a [&'a str], &'a [&'a str]);
+
+/// Starts a server with all detectors.
+fn server_of_hermes() -> Server {
+    Setup::new().signals(ALL).start()
 }
 
 #[track_caller]
-fn sources(compaction: &Value) -> Vec<String> {
+fn sources(compaction: &Value) -> Vec<&str> {
     let sources = compaction["sources"].as_array().unwrap_or_else(|| panic!("{compaction}"));
-    let mut sources: Vec<String> =
-        sources.iter().map(|source| source.as_str().unwrap().to_owned()).collect();
+    let mut sources: Vec<&str> = sources.iter().map(|source| source.as_str().unwrap()).collect();
     sources.sort_unstable();
     sources
 }
 
 /// Waits until a compaction is active, and returns the group's compaction state.
 #[track_caller]
-fn wait_active(server: &Server) -> Value {
+fn wait_active(server: &Server, group: &str) -> Value {
     let group = server
-        .wait_group("work", "an active compaction", |group| group["compaction"]["active"] == true);
+        .wait_group(group, "an active compaction", |group| group["compaction"]["active"] == true);
     group["compaction"].clone()
 }
 
 /// Checks that no compaction is active, and the count of compactions.
 #[track_caller]
-fn assert_inactive(server: &Server, count: u64) {
-    let state = server.group("work")["compaction"].clone();
-    assert_eq!(state["active"], false, "{state}\n{}", server.log.tail());
-    assert_eq!(state["count"], count, "{state}");
+fn assert_inactive(server: &Server, group: &str, count: u64) {
+    let state = server.group(group)["compaction"].clone();
+    assert_eq!(state["active"], false, "{group}: {state}\n{}", server.log.tail());
+    assert_eq!(state["count"], count, "{group}: {state}");
 }
 
-/// RA: agents send `compaction_update` only to a client that advertises it.
-#[test]
-fn the_compaction_capability_is_advertised() {
-    let server = Server::usual();
-    server.complete("work", "x");
-    let params = &server.journal.events_named("initialize")[0]["params"];
-    assert_eq!(params["clientCapabilities"]["session"]["compaction"], json!({}), "{params}");
-}
-
-/// AM-20: detectors that the profile does not enable change nothing, not even on an exact match.
+/// AM-20, RA: detectors that the profile does not enable change nothing, not even on an exact
+/// match; that of ACP is advertised, as agents send `compaction_update` to no other client.
 #[test]
 fn detectors_of_hermes_must_be_enabled() {
     let server = Setup::new().environment("GREENROOM_LOG", "debug").start();
@@ -70,61 +63,95 @@ fn detectors_of_hermes_must_be_enabled() {
     for fact in ["compaction_started", "compaction_ended", "stderr"] {
         assert!(server.frames_of_kind("work", &format!("greenroom/{fact}")).is_empty(), "{fact}");
     }
+    let params = &server.journal.events_named("initialize")[0]["params"];
+    assert_eq!(params["clientCapabilities"]["session"]["compaction"], json!({}), "{params}");
 }
 
-/// AM-21, AM-22, AM-23: each detector alone creates one compaction, counted once and rotating once.
+/// AM-21, AM-22, AM-23, AM-29, A-5, RA: each detector alone, and several of one compaction, give
+/// one record; each record has its outcome, and only a completed one counts and rotates, once.
 #[test]
-fn each_detector_alone_counts_one_compaction() {
-    let (started, done) = (hermes::started("h1"), hermes::done("h1"));
-    let old_form = "[[old-provenance:h2:session_split]]";
-    let qwen = ["[[compression:progress]]", "[[compression:done:23375:18451]]"];
+fn each_detected_compaction_has_one_record() {
+    let (started, done) = (&*hermes::started("h1"), &*hermes::done("h1"));
+    let (no_progress, skipped) = (&*hermes::no_progress("h1"), &*hermes::skipped("h1"));
+    let (fallback, aborted) = (&*hermes::fallback(), &*hermes::aborted());
+    let rotated = &*hermes::already_rotated("h1");
+    let chunks = "[[summary-chunk:c1:what was]][[gate:chunk]][[summary-chunk:c1: said]]";
+    let own_keys = "[[compaction:completed:a]][[compaction:completed:b]]";
+    let qwen = "[[compression:done:23375:18451]]";
     let tool = ["[[compact-tool:in_progress:t1]]", "[[compact-tool:completed:t1]]"];
+    let (acp, meta, stderr) = ("acp", "hermes_meta", "hermes_stderr");
     #[rustfmt::skip]
-    let cases: [(&str, Vec<&str>, &str); 8] = [
-        ("update",              vec![ACP_STARTED, ACP_DONE], "acp"),
-        ("update, done only",   vec![ACP_DONE],              "acp"),
-        ("tool call",           tool.to_vec(),               "acp"),
-        ("chunks",              qwen.to_vec(),               "acp"),
-        ("meta",                vec![META],                  "hermes_meta"),
-        ("meta of old",         vec![old_form],              "hermes_meta"),
-        ("stderr",              vec![&started, &done],       "hermes_stderr"),
-        ("stderr, done only",   vec![&done],                 "hermes_stderr"),
+    let cases: &[Detected<'_>] = &[
+        ("update",            &[ACP_STARTED, ACP_DONE],                      &["completed"], &[acp]),
+        ("update-done",       &[ACP_DONE],                                   &["completed"], &[acp]),
+        ("tool-call",         &tool,                                         &["completed"], &[acp]),
+        ("chunks",            &["[[compression:progress]]", qwen],           &["completed"], &[acp]),
+        ("meta",              &[META],                                       &["completed"], &[meta]),
+        ("meta-of-old",       &["[[old-provenance:h2:session_split]]"],      &["completed"], &[meta]),
+        ("stderr",            &[started, done],                              &["completed"], &[stderr]),
+        ("stderr-done",       &[done],                                       &["completed"], &[stderr]),
+        ("meta-in-stderr",    &[started, META, done],                        &["completed"], &[meta, stderr]),
+        ("all",               &[ACP_STARTED, started, META, ACP_DONE, done], &["completed"], &[acp, meta, stderr]),
+        ("acp-at-end",        &[started, META, done, ACP_STARTED, ACP_DONE], &["completed"], &[acp, meta, stderr]),
+        ("summary-repeated",  &[chunks, ACP_DONE, ACP_DONE],                 &["completed"], &[acp]),
+        ("two",               &[started, done, started, done],               &["completed"; 2], &[stderr]),
+        ("two-by-key",        &[own_keys],                                   &["completed"; 2], &[acp]),
+        ("fallback",          &[started, fallback, done],                    &["completed"], &[stderr]),
+        ("aborted",           &[started, aborted],                           &["failed"],    &[stderr]),
+        ("no-progress",       &[started, no_progress],                       &["noop"],      &[stderr]),
+        ("skipped",           &[started, skipped],                           &["skipped"],   &[stderr]),
+        ("skipped-and-again", &[started, rotated, started, started, done],   &["completed", "skipped"], &[stderr]),
+        ("another-session",   &["[[provenance:h2:h1:branch]]"],              &[],            &[]),
     ];
-    for (name, steps, source) in cases {
-        let server = server_of_h1();
-        let task = server.play("work", &steps);
-        assert_eq!(task["state"], "completed", "{name}: {task}");
-        let compaction = server.only_compaction("work");
-        assert_eq!(compaction["status"], "completed", "{name}: {compaction}");
-        assert_eq!(compaction["source"], source, "{name}: {compaction}");
-        assert_eq!(sources(&compaction), [source], "{name}: {compaction}");
-        assert_eq!(compaction["from_segment"], 1, "{name}: {compaction}");
-        assert_eq!(compaction["to_segment"], 2, "{name}: {compaction}");
-        let state = server.group("work")["compaction"].clone();
-        assert_eq!(state["last_source"], source, "{name}: {state}");
-        assert!(state["last_completed_at"].is_string(), "{name}: {state}");
-        server.assert_compacted("work", 1);
-        assert_inactive(&server, 1);
-        server.complete("work", "next");
+    let server = server_of_hermes();
+    server.journal.open_gate("chunk");
+    for (group, steps, statuses, detectors) in cases {
+        server.complete(group, "[[provenance:h1]][[reply:x]]");
+        assert_eq!(server.group(group)["compaction"], json!(null), "{group}: no signal yet");
+        assert_eq!(server.play(group, steps)["state"], "completed", "{group}");
+        let all = server.compactions(group);
+        let shown: Vec<&Value> = all.iter().map(|compaction| &compaction["status"]).collect();
+        assert_eq!(shown, *statuses, "{group}: {all:?}");
+        let count = statuses.iter().filter(|status| **status == "completed").count();
+        server.assert_compacted(group, count);
+        for compaction in &all {
+            assert_eq!(sources(compaction), *detectors, "{group}: {compaction}");
+            assert!(detectors.contains(&compaction["source"].as_str().unwrap()), "{compaction}");
+        }
+        if count > 0 {
+            let newest = (&all[0]["from_segment"], &all[0]["to_segment"]);
+            assert_eq!(newest, (&json!(count), &json!(count + 1)), "{group}: {all:?}");
+        }
+        if !all.is_empty() {
+            assert_inactive(&server, group, count as u64);
+        }
+        server.complete(group, "next");
+        server.assert_compacted(group, count);
     }
+    let summary = server.only_compaction("summary-repeated")["summary"].clone();
+    assert_eq!(summary, "what was said");
+    // A less trusted detector alone starts and counts nothing, once ACP has reported in the run.
+    server.play("update", &[started, done]);
+    server.only_compaction("update");
+    server.assert_compacted("update", 1);
 }
 
 /// AM-21, AM-22, AM-31: a start makes a compaction active without counting it; the end counts it,
-/// and the record has the figures of both.
+/// and the record has the figures of both. A failure afterwards is not a completion.
 #[test]
 fn a_compaction_counts_at_its_end() {
-    let server = server_of_h1();
-    assert_eq!(server.group("work")["compaction"], json!(null), "no signal yet");
+    let server = server_of_hermes();
+    server.complete("work", "[[provenance:h1]][[reply:x]]");
     let (started, done) = (hermes::started("h1"), hermes::done("h1"));
     let task = server.submit("work", &format!("{started}[[gate:a]]{done}[[gate:b]][[reply:x]]"));
-    let state = wait_active(&server);
+    let state = wait_active(&server, "work");
     assert_eq!((&state["count"], &state["last_source"]), (&json!(0), &json!("hermes_stderr")));
     assert!(state["last_started_at"].is_string(), "{state}");
     assert_eq!(state["last_completed_at"], json!(null), "{state}");
     assert_eq!(server.only_compaction("work")["status"], "in_progress");
     server.journal.open_gate("a");
     server.wait_group("work", "its end", |group| group["compaction"]["count"] == 1);
-    assert_inactive(&server, 1);
+    assert_inactive(&server, "work", 1);
     assert_eq!(server.task(&task)["state"], "running", "the turn continues (AM-14)");
     server.journal.open_gate("b");
     server.finish_as(&task, "completed");
@@ -137,71 +164,26 @@ fn a_compaction_counts_at_its_end() {
     ] {
         assert_eq!(compaction[name], value, "{name} of {compaction}");
     }
-}
-
-/// AM-29: two or three detectors of one compaction, in every order that pipes can produce, give one
-/// record with all sources, one count, one rotation.
-#[test]
-fn several_detectors_give_one_compaction() {
-    let (started, done) = (hermes::started("h1"), hermes::done("h1"));
-    let (begun, over) = (started.as_str(), done.as_str());
-    let done_as_new = hermes::done("h2");
-    let cases: [&[&str]; 16] = [
-        &[begun, over, META],
-        &[begun, META, over],
-        &[over, META],
-        &[META, over],
-        &[META, begun, over],
-        &[begun, &done_as_new, META],
-        &[begun, META, &done_as_new],
-        &[ACP_STARTED, ACP_DONE, META],
-        &[ACP_STARTED, META, ACP_DONE],
-        &[begun, ACP_STARTED, over, ACP_DONE],
-        &[ACP_STARTED, begun, ACP_DONE, over],
-        &[ACP_STARTED, ACP_DONE, begun, over],
-        &[begun, over, ACP_STARTED, ACP_DONE],
-        &[begun, ACP_STARTED, over, ACP_DONE, META],
-        &[ACP_STARTED, begun, META, ACP_DONE, over],
-        &[begun, META, over, ACP_STARTED, ACP_DONE],
-    ];
-    let server = Setup::new().signals(ALL).start();
-    for (number, steps) in cases.into_iter().enumerate() {
-        let group = format!("g{number}");
-        server.complete(&group, "[[provenance:h1]][[reply:x]]");
-        let task = server.play(&group, steps);
-        assert_eq!(task["state"], "completed", "{steps:?}: {task}");
-        let compaction = server.only_compaction(&group);
-        assert_eq!(compaction["status"], "completed", "{steps:?}: {compaction}");
-        let has = |marker: &str| steps.iter().any(|step| step.contains(marker));
-        let mut expected = Vec::new();
-        for (marker, source) in [
-            ("compaction:", "acp"),
-            ("provenance:", "hermes_meta"),
-            ("stderr-line:", "hermes_stderr"),
-        ] {
-            if has(marker) {
-                expected.push(source);
-            }
-        }
-        assert_eq!(sources(&compaction), expected, "{steps:?}: {compaction}");
-        server.assert_compacted(&group, 1);
-        assert_eq!(server.segments(&group).len(), 2, "{steps:?}");
-        server.complete(&group, "next");
-        server.assert_compacted(&group, 1);
-    }
+    let completed = server.group("work")["compaction"].clone();
+    assert_eq!(completed["last_started_at"], state["last_started_at"]);
+    assert!(completed["last_started_at"].as_str() <= completed["last_completed_at"].as_str());
+    server.play("work", &[&started, &hermes::aborted()]);
+    assert_inactive(&server, "work", 1);
+    let failed = server.group("work")["compaction"].clone();
+    assert_eq!(failed["last_completed_at"], completed["last_completed_at"], "{failed}");
 }
 
 /// AM-29: signals of detectors during an ordered compaction are merged into it, also if stderr is
 /// read only after the answer.
 #[test]
 fn signals_are_merged_into_an_ordered_compaction() {
-    let server = server_of_h1();
-    for round in 1..=5 {
+    let server = server_of_hermes();
+    server.complete("work", "[[provenance:h1]][[reply:x]]");
+    for round in 1..=3 {
         let (started, done) = (hermes::started("h1"), hermes::done("h1"));
-        let before = server.frames_of_kind("work", "greenroom/stderr").len();
         let task = server.compact_with("work", &format!("{started}{done}"));
         server.finish_as(&task, "completed");
-        server.wait_stderr_frames("work", before + 2);
+        server.wait_stderr_frames("work", 2 * round);
         server.assert_compacted("work", round);
         let compaction = server.compaction_of(&task);
         assert_eq!(sources(&compaction), ["hermes_stderr", "task"], "{compaction}");
@@ -210,259 +192,92 @@ fn signals_are_merged_into_an_ordered_compaction() {
     }
 }
 
-/// AM-29, RA: a signal after the turn's end is merged into the same compaction.
+/// AM-23, AM-29, A-5: a `done` after the compaction was abandoned still counts and rotates, once;
+/// a later signal of another detector is merged into the same compaction.
 #[test]
-fn a_late_signal_is_merged() {
-    let server = server_of_h1();
-    let (started, done) = (hermes::started("h1"), hermes::done("h1"));
-    let prompt = format!("{started}{done}[[gate:a]][[reply:x]][[answer]][[gate:late]]{META}");
-    let task = server.submit("work", &prompt);
-    server.wait_stderr_frames("work", 2);
-    server.journal.open_gate("a");
-    server.finish_as(&task, "completed");
-    server.assert_compacted("work", 1);
-    server.journal.open_gate("late");
-    eventually("the late source", &server.log, || {
-        (sources(&server.only_compaction("work")).len() == 2).then_some(())
-    });
-    server.complete("work", "next");
-    server.assert_compacted("work", 1);
-}
-
-/// AM-23: several compactions in one turn, and in several turns, count once each.
-#[test]
-fn several_compactions_count_once_each() {
-    let server = server_of_h1();
-    let (started, done) = (hermes::started("h1"), hermes::done("h1"));
-    server.play("work", &[&started, &done, &started, &done]);
-    server.assert_compacted("work", 2);
-    server.play("work", &[&started, &done]);
-    server.assert_compacted("work", 3);
-    let acp = |id: &str, status: &str| format!("[[compaction:{status}:{id}]]");
-    let steps = ["a", "b"].map(|id| [acp(id, "in_progress"), acp(id, "completed")]);
-    let steps: Vec<&str> = steps.iter().flatten().map(String::as_str).collect();
-    server.play("other", &steps);
-    server.assert_compacted("other", 2);
-}
-
-/// once a run has shown a more trusted detector, a less trusted one alone starts
-/// nothing and counts nothing.
-#[test]
-fn a_less_trusted_detector_alone_counts_nothing() {
-    let server = server_of_h1();
-    server.play("work", &[ACP_STARTED, ACP_DONE]);
-    server.play("work", &[&hermes::started("h1"), &hermes::done("h1")]);
-    server.assert_compacted("work", 1);
-    assert_inactive(&server, 1);
-}
-
-/// AM-23, RA: a second `completed` with the same id counts nothing and removes nothing
-/// from the record, also in a later turn.
-#[test]
-fn a_repeated_completed_counts_once() {
-    let server = Server::usual();
-    let with_summary = "[[compaction:completed:c1:what was said]]";
-    server.play("work", &[ACP_STARTED, with_summary, ACP_DONE]);
-    server.assert_compacted("work", 1);
-    assert_eq!(server.only_compaction("work")["summary"], "what was said");
-    server.play("work", &[ACP_DONE]);
-    server.assert_compacted("work", 1);
-}
-
-/// summary chunks alone create a compaction, and are joined to its summary.
-#[test]
-fn summary_chunks_are_joined() {
-    let server = Server::usual();
-    let chunks = ["[[summary-chunk:c1:what was]]", "[[summary-chunk:c1: said]]"];
-    server.play("work", &[chunks[0], chunks[1], ACP_DONE]);
-    server.assert_compacted("work", 1);
-    assert_eq!(server.only_compaction("work")["summary"], "what was said");
-}
-
-/// AM-23: a new hermes session counts as a compaction only if the reason is compression.
-#[test]
-fn a_new_session_for_another_reason_does_not_count() {
-    for word in ["[[provenance:h2:h1:branch]]", "[[provenance:h2]]", "[[old-provenance:h2:reset]]"]
-    {
-        let server = server_of_h1();
-        server.play("work", &[word]);
-        server.assert_compacted("work", 0);
-        assert!(server.compactions("work").is_empty(), "{word}");
+fn a_late_done_counts_once() {
+    let server = server_of_hermes();
+    let (started, done) = (hermes::started("h1"), format!("{}{META}", hermes::done("h1")));
+    let acp_twice = [ACP_DONE, ACP_DONE].concat();
+    for (group, begun, over, sources_of_it) in [
+        ("acp", ACP_STARTED, &acp_twice, &["acp"] as &[&str]),
+        ("hermes", &started, &done, &["hermes_meta", "hermes_stderr"]),
+    ] {
+        server.complete(group, "[[provenance:h1]][[reply:x]]");
+        let gates = [format!("{group}-a"), format!("{group}-late")];
+        let prompt = format!("{begun}[[gate:{}]][[answer]][[gate:{}]]{over}", gates[0], gates[1]);
+        let task = server.submit(group, &format!("{prompt}[[reply:after]]"));
+        wait_active(&server, group);
+        server.journal.open_gate(&gates[0]);
+        server.finish_as(&task, "completed");
+        assert_eq!(server.only_compaction(group)["status"], "abandoned");
+        assert_inactive(&server, group, 0);
+        server.journal.open_gate(&gates[1]);
+        server.wait_group(group, "the late compaction", |group| group["compaction"]["count"] == 1);
+        server.wait_frame(group, "the update after it", |frame| {
+            frame["payload"]["params"]["update"]["content"]["text"] == "after"
+        });
+        server.wait_stderr_frames(group, if group == "acp" { 0 } else { 2 });
+        let compaction = server.only_compaction(group);
+        assert_eq!(compaction["status"], "completed");
+        assert_eq!(sources(&compaction), sources_of_it, "{compaction}");
+        server.complete(group, "next");
+        server.assert_compacted(group, 1);
+        assert_inactive(&server, group, 1);
     }
 }
 
-/// RA, AM-23: the outcomes of a compression by hermes are distinct; only `done` counts,
-/// also with a fallback marker.
+/// AM-25, AM-27, AM-28, I5: a compaction that is active when its turn settles, when the agent dies
+/// or when the server ends is abandoned before `turn_settled` and not counted, also after a
+/// restart.
 #[test]
-fn outcomes_of_hermes_are_distinct() {
+fn every_end_abandons_an_active_compaction() {
+    let mut server = Setup::new().signals(ALL).text("server", "drain_timeout", "100ms").start();
     let (started, done) = (hermes::started("h1"), hermes::done("h1"));
-    let (fallback, aborted) = (hermes::fallback(), hermes::aborted());
-    let (no_progress, skipped) = (hermes::no_progress("h1"), hermes::skipped("h1"));
-    let rotated = hermes::already_rotated("h1");
-    let server = Setup::new().signals(ALL).start();
-    for (number, (steps, status, count)) in [
-        (vec![&started, &aborted], "failed", 0),
-        (vec![&started, &no_progress], "noop", 0),
-        (vec![&started, &skipped], "skipped", 0),
-        (vec![&started, &rotated], "skipped", 0),
-        (vec![&started, &fallback, &done], "completed", 1),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let group = format!("g{number}");
-        let steps: Vec<&str> = steps.into_iter().map(String::as_str).collect();
-        server.play(&group, &steps);
-        let compaction = server.only_compaction(&group);
-        assert_eq!(compaction["status"], status, "{steps:?}: {compaction}");
-        server.assert_compacted(&group, count);
-        assert_eq!(server.group(&group)["compaction"]["active"], false, "{steps:?}");
-    }
-}
-
-/// RA: `started` repeats, four in one turn, each skipped: none counts or stays active.
-#[test]
-fn repeated_starts_count_nothing() {
-    let server = server_of_h1();
-    let (started, rotated) = (hermes::started("h1"), hermes::already_rotated("h1"));
-    server.play("work", &[started.as_str(), rotated.as_str()].repeat(4));
-    server.assert_compacted("work", 0);
-    assert_inactive(&server, 0);
-    assert!(server.compactions("work").iter().all(|compaction| compaction["status"] == "skipped"));
-    server.play("work", &[&started, &started, &started, &hermes::done("h1")]);
-    server.assert_compacted("work", 1);
-    assert_inactive(&server, 1);
-}
-
-/// AM-24: any prefix, both arrows, missing and unknown fields are tolerated; merely similar lines
-/// change nothing.
-#[test]
-fn lines_of_hermes_are_parsed_with_tolerance() {
-    let server = Setup::new().signals(&["hermes_stderr"]).start();
-    for (number, text) in [
-        "context compression done: session=h1 messages=9->5 tokens=~72,908",
-        "[2026-01-01T00:00:00Z WARN x] context compression done: session=h1 messages=9→5",
-        "agent.conversation_compression: context compression done: session=h1",
-        "x: context compression done: session=h1 messages=9->5 more=1 focus=None tokens=~1",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let group = format!("g{number}");
-        server.play(&group, &[&hermes::line(text)]);
-        server.assert_compacted(&group, 1);
-    }
-    let noise = [
-        "Compacting context — summarizing earlier conversation so I can continue...",
-        "agent.auxiliary_client: Auxiliary compression: using auto (fake-model)",
-        "Session compressed 3 times",
-        "context compression is a fine thing",
+    #[rustfmt::skip]
+    let ends = [
+        ("settled",    ACP_STARTED, "[[reply:x]]",        "completed"),
+        ("failed",     &started,    "[[error:-32602:no]]", "failed"),
+        ("died",       ACP_STARTED, "",                   "interrupted"),
+        ("killed",     &started,    "",                   "interrupted"),
+        ("terminated", ACP_STARTED, "",                   "interrupted"),
     ];
-    let noise: String = noise.into_iter().map(hermes::line).collect();
-    server.play("noise", &[&format!("{noise}{}", hermes::started("h1"))]);
-    let compaction = server.only_compaction("noise");
-    assert_eq!(compaction["status"], "abandoned", "no signal ended it: {compaction}");
-    server.assert_compacted("noise", 0);
-}
-
-/// AM-25, I5: settlement ends an active compaction: its `abandoned` frame precedes `turn_settled`;
-/// count and history are unchanged.
-#[test]
-fn settlement_abandons_an_active_compaction() {
-    for (end, state) in [("[[reply:x]]", "completed"), ("[[error:-32602:no]]", "failed")] {
-        let server = Server::usual();
-        server.play("work", &[ACP_STARTED, ACP_DONE]);
-        let before = server.group("work")["compaction"].clone();
-        let task = server.turn("work", &format!("[[compaction:in_progress:c2]]{end}"));
-        assert_eq!(task["state"], state);
-        let all = server.compactions("work");
-        assert_eq!(
-            (&all[0]["status"], &all[1]["status"]),
-            (&json!("abandoned"), &json!("completed"))
-        );
-        assert!(all[0]["ended_at"].is_string(), "{all:?}");
-        let state = server.group("work")["compaction"].clone();
-        assert_eq!(state["active"], false);
-        assert_eq!(state["last_completed_at"], before["last_completed_at"]);
-        server.assert_compacted("work", 1);
-        let id = task["id"].as_str().unwrap();
-        let frames = server.frames_where("work", &format!("&task={id}"));
+    for (group, begun, end, state) in ends {
+        let done = if begun == ACP_STARTED { "[[compaction:completed:c0]]" } else { &done };
+        server.play(group, &[done]);
+        let before = server.group(group)["compaction"].clone();
+        let task = server.submit(group, &format!("{begun}[[gate:{group}]]{end}"));
+        wait_active(&server, group);
+        match group {
+            "died" => process::signal(server.journal.agent_pid(), Signal::KILL),
+            "killed" => server.kill_and_boot(),
+            "terminated" => {
+                server.terminate();
+                server.wait_exit();
+                server.boot();
+            }
+            _ => server.journal.open_gate(group),
+        }
+        server.finish_as(&task, state);
+        let after = server.group(group)["compaction"].clone();
+        assert_eq!(after["last_completed_at"], before["last_completed_at"], "{group}");
+        let frames = server.frames_where(group, &format!("&task={}", task["id"].as_str().unwrap()));
         let place = |kind: &str| frames.iter().position(|frame| frame["kind"] == kind).unwrap();
         let (ended, settled) =
             (place("greenroom/compaction_ended"), place("greenroom/turn_settled"));
         assert!(ended < settled, "{frames:?}");
         assert_eq!(frames[ended]["payload"]["status"], "abandoned", "{frames:?}");
     }
-}
-
-/// AM-23, A-5: a `done` after the compaction was abandoned still counts and rotates,
-/// once.
-#[test]
-fn a_late_done_counts_once() {
-    let (started, done) = (hermes::started("h1"), hermes::done("h1"));
-    let acp_twice = [ACP_DONE, ACP_DONE].concat();
-    for (begun, over) in [(ACP_STARTED, &acp_twice), (started.as_str(), &done)] {
-        let server = server_of_h1();
-        let prompt = format!("{begun}[[gate:a]][[answer]][[gate:late]]{over}[[reply:after]]");
-        let task = server.submit("work", &prompt);
-        wait_active(&server);
-        server.journal.open_gate("a");
-        server.finish_as(&task, "completed");
-        assert_eq!(server.only_compaction("work")["status"], "abandoned");
-        assert_inactive(&server, 0);
-        server.journal.open_gate("late");
-        server.wait_group("work", "the late compaction", |group| group["compaction"]["count"] == 1);
-        server.wait_frame("work", "the update after it", |frame| {
-            frame["payload"]["params"]["update"]["content"]["text"] == "after"
-        });
-        assert_eq!(server.only_compaction("work")["status"], "completed");
-        server.complete("work", "next");
-        server.assert_compacted("work", 1);
-        assert_inactive(&server, 1);
-    }
-}
-
-/// AM-27, AM-28, I5: a compaction that is active when the agent dies or the server ends, or when
-/// its turn settles before a restart, is not active afterwards, and is not counted.
-#[test]
-fn deaths_and_restarts_abandon_an_active_compaction() {
-    #[derive(Debug, PartialEq)]
-    enum End {
-        Settled,
-        AgentKilled,
-        ServerKilled,
-        ServerTerminated,
-    }
-    use End::{AgentKilled, ServerKilled, ServerTerminated, Settled};
-    let started = hermes::started("h1");
-    for begun in [ACP_STARTED, started.as_str()] {
-        for end in [Settled, AgentKilled, ServerKilled, ServerTerminated] {
-            let setup = Setup::new().signals(ALL).text("server", "drain_timeout", "100ms");
-            let mut server = setup.start();
-            let task = server.submit("work", &format!("{begun}[[gate:go]]"));
-            wait_active(&server);
-            match end {
-                Settled => server.journal.open_gate("go"),
-                AgentKilled => process::signal(server.journal.agent_pid(), Signal::KILL),
-                ServerKilled => server.kill_and_boot(),
-                ServerTerminated => {
-                    server.terminate();
-                    server.wait_exit();
-                    server.boot();
-                }
-            }
-            server.finish(&task);
-            assert_inactive(&server, 0);
-            let compaction = server.only_compaction("work");
-            assert_eq!(compaction["status"], "abandoned", "{end:?}: {compaction}");
-            server.kill_and_boot();
-            assert_inactive(&server, 0);
-            assert_eq!(server.only_compaction("work"), compaction, "{end:?}");
-            server.journal.open_gate("go");
-            server.complete("work", "next");
-            assert_inactive(&server, 0);
-            server.assert_compacted("work", 0);
-        }
+    let stored = ends.map(|(group, ..)| server.compactions(group));
+    server.kill_and_boot();
+    for ((group, ..), all) in ends.iter().zip(stored) {
+        assert_eq!(server.compactions(group), all, "{group}");
+        let statuses = (&all[0]["status"], &all[1]["status"]);
+        assert_eq!(statuses, (&json!("abandoned"), &json!("completed")), "{group}");
+        assert!(all[0]["ended_at"].is_string(), "{all:?}");
+        server.complete(group, "next");
+        assert_inactive(&server, group, 1);
+        server.assert_compacted(group, 1);
     }
 }
 
@@ -476,7 +291,7 @@ fn the_deadline_abandons_an_active_compaction() {
     server.wait_group("work", "the deadline", |group| group["compaction"]["active"] == false);
     assert_eq!(server.frames_of_kind("work", "greenroom/compaction_started").len(), 1);
     assert_eq!(server.only_compaction("work")["status"], "abandoned");
-    assert_inactive(&server, 0);
+    assert_inactive(&server, "work", 0);
     assert_eq!(server.task(&task)["state"], "running");
     assert!(server.journal.events_named("cancel").is_empty(), "the turn is not cancelled");
     server.journal.open_gate("go");
@@ -489,7 +304,7 @@ fn the_deadline_abandons_an_active_compaction() {
 #[test]
 fn racing_pipes_lose_and_reorder_nothing() {
     let server = Setup::new().signals(&["hermes_stderr"]).start();
-    let rounds = 12;
+    let rounds = 6;
     for round in 0..rounds {
         let (started, done) = (hermes::started("h1"), hermes::done("h1"));
         let text: String = (0..10).map(|n| format!("[[reply:{round}.{n} ]]")).collect();

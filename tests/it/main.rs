@@ -14,7 +14,6 @@ mod cli_permissions;
 mod cli_turn;
 mod clocks;
 mod compaction;
-mod compaction_history;
 mod degraded;
 mod digest;
 mod empty_answer;
