@@ -413,3 +413,16 @@ pub struct Usage {
     /// What the session cost so far, unchanged.
     pub cost: Option<Json>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A batch that the rules need to know nothing of joins any other.
+    #[test]
+    fn a_summary_is_empty_until_it_says_something() {
+        assert!(OutputSummary::default().is_empty());
+        let silent = OutputSummary { has_output: true, ..OutputSummary::default() };
+        assert!(!silent.is_empty());
+    }
+}

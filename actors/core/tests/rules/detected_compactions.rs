@@ -2,7 +2,7 @@
 
 use greenroom_core::{
     CompactionSignal, CompactionStatus as C, Continuity, EndReason, Event, Exit, ExitReason, Fact,
-    Group, Recovery, SessionId, SignalKind, Source, StopReason, Strategy, Timer,
+    Group, Recovery, SessionId, SignalKind, Source, Status, StopReason, Strategy, Timer,
 };
 use greenroom_testing::driver::{Driver, hermes, kinds, signal};
 
@@ -365,4 +365,40 @@ fn a_late_name_of_the_old_session_changes_nothing() {
     assert!(late.facts.is_empty(), "a late title: {late:?}");
     driver.name("s3");
     assert_eq!(driver.segment(), 3, "AM-13");
+}
+
+/// AM-23: stderr may report late what ACP has reported. Without ACP it reports another compaction.
+#[test]
+fn in_a_later_turn_stderr_reports_late_only_what_acp_has_reported() {
+    for (first, expected) in [(Source::Acp, 1), (Source::HermesMeta, 2)] {
+        let mut driver = Driver::in_turn();
+        driver.signal(first, SignalKind::Completed);
+        driver.answer(StopReason::EndTurn);
+        driver.turn();
+        driver.signal(Source::HermesStderr, SignalKind::Completed);
+        assert_eq!(driver.count(), expected, "{first:?}");
+    }
+}
+
+/// The group's status says so while its agent compacts by itself.
+#[test]
+fn a_group_is_compacting_while_its_turn_compacts() {
+    let mut driver = Driver::in_turn();
+    assert_eq!(driver.group.status(), Status::Running);
+    driver.signal(Source::Acp, SignalKind::Started);
+    assert_eq!(driver.group.status(), Status::Compacting);
+    driver.signal(Source::Acp, SignalKind::Completed);
+    assert_eq!(driver.group.status(), Status::Running);
+}
+
+/// AM-13: a session known by its name alone gets the rest from another detector, once.
+#[test]
+fn a_name_is_completed_by_a_fuller_provenance() {
+    let mut driver = Driver::in_turn();
+    let done = signal(Source::HermesStderr, SignalKind::Completed, None, Some("h1"));
+    driver.report(done);
+    let full = hermes("h1", Some("h0"), true);
+    let step = driver.provenance(full.clone());
+    assert_eq!(driver.group.state().provenance(), Some(&full), "{step:?}");
+    assert_eq!(driver.provenance(hermes("h1", None, false)).facts, []);
 }
