@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod auto_compaction_pause;
-mod closed_stdout;
 mod counted_digest;
 mod detected_compactions;
 mod detector_scenarios;

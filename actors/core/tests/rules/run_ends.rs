@@ -1,7 +1,8 @@
 //! Who ends a run for the server: the drain, an eviction, a purge. DQ-7, DQ-11.
 
 use greenroom_core::{
-    CancelReason, Effect, Event, ExitReason, RunId, Stop, Strategy, pool::Activity,
+    CancelReason, Effect, Event, ExitReason, RunId, Stop, StopReason, Strategy, TaskState,
+    pool::Activity,
 };
 use greenroom_testing::driver::{Driver, Step, acquired, kinds};
 use uuid::Uuid;
@@ -114,4 +115,28 @@ fn a_purge_waits_for_the_end_of_the_run() {
     driver.exit(ExitReason::Exited);
     assert!(!purges(&driver.apply(Event::Archived)), "no purge was ordered");
     assert!(purges(&driver.apply(Event::PurgeOrdered)));
+}
+
+/// I7, I12: a turn that is granted a slot after the agent closed its stdout waits for the next run.
+#[test]
+fn an_agent_that_closed_stdout_gets_no_prompt() {
+    let prompted = |step: &Step| step.effects.iter().any(|e| matches!(e, Effect::Prompt { .. }));
+    let mut driver = Driver::default();
+    let first = driver.turn();
+    assert!(prompted(&driver.ready("s", None)), "the first turn is sent");
+    driver.apply(Event::CancelRequested(first));
+    driver.answer(StopReason::EndTurn);
+    assert!(driver.group.current().is_none(), "the answer settled it");
+
+    let closed = driver.run();
+    driver.apply(Event::AgentClosed(closed));
+    driver.clear();
+    driver.turn();
+    let step = driver.exit(ExitReason::Exited);
+    let sent = driver.effects.iter().any(|effect| matches!(effect, Effect::Prompt { .. }));
+    assert!(!sent, "{:?}", driver.effects);
+    let launched = |effect: &Effect| matches!(effect, Effect::Launch { run, .. } if *run != closed);
+    assert!(step.effects.iter().any(launched), "{step:?}");
+    let current = driver.group.current().unwrap();
+    assert_eq!(current.state(), TaskState::Queued, "it is claimed and has not failed");
 }
