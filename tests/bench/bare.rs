@@ -12,11 +12,12 @@ use std::{
     time::Instant,
 };
 
+use greenroom_test_support::programs::built;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 use tempfile::TempDir;
 
-use crate::{Result, database::Database, server::built};
+use crate::{Result, database::Database};
 
 const READ_BYTES: usize = 256 << 10;
 const PIPE_BYTES: usize = 1 << 20;

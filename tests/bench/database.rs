@@ -2,10 +2,11 @@
 
 use std::{path::Path, time::Instant};
 
+use greenroom_test_support::programs::built;
 use rusqlite::{Connection, Transaction, params};
 use tempfile::TempDir;
 
-use crate::{Result, server::built};
+use crate::Result;
 
 const SCHEMA: &str = include_str!("../../actors/src/storage/sqlite/0001.sql");
 /// The size of a turn's facts.

@@ -25,14 +25,13 @@ use std::{
     env,
     error::Error,
     fs,
-    process::{Command, ExitCode},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
-use crate::{
-    server::{FAILING, built},
-    table::Line,
-};
+use greenroom_test_support::programs::{build, built};
+
+use crate::{server::FAILING, table::Line};
 
 /// Any error ends the benchmark with its own message.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -159,17 +158,4 @@ fn build_failing() -> Result<()> {
         fs::copy(&server, server.with_file_name(FAILING))?;
     }
     Ok(())
-}
-
-/// Builds the server and the given programs as this program was built, if cargo runs it: so that no
-/// old build is measured.
-fn build(arguments: &[&str]) -> Result<()> {
-    let Some(cargo) = env::var_os("CARGO") else { return Ok(()) };
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--bin", "greenroom"]).args(arguments);
-    if !cfg!(debug_assertions) {
-        command.arg("--release");
-    }
-    let built = command.status()?;
-    if built.success() { Ok(()) } else { Err("the server could not be built".into()) }
 }

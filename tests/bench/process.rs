@@ -2,6 +2,8 @@
 
 use std::{fs, time::Duration};
 
+use greenroom_test_support::process;
+
 use crate::Result;
 
 /// The kernel counts processor time for `/proc` in ticks of this length.
@@ -30,7 +32,6 @@ pub fn children(pid: u32) -> Result<usize> {
 
 /// Returns a field of `/proc/PID/stat`, counted from the state, which is 0.
 fn stat(pid: u32, field: usize) -> Result<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields = stat.rsplit(')').next().unwrap_or_default();
-    Ok(fields.split_whitespace().nth(field).ok_or("a short stat")?.to_owned())
+    let fields = process::stat(pid).ok_or("the process is gone")?;
+    Ok(fields.get(field).ok_or("a short stat")?.to_owned())
 }

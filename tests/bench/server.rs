@@ -1,16 +1,19 @@
 //! The server under test: the real binary, with a directory and a port of its own.
 
 use std::{
-    env,
     fs::{self, File},
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use greenroom_test_support::{
+    process::signal,
+    programs::{built, clean},
+};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::{Result, http::Connection, process};
@@ -100,11 +103,7 @@ impl Server {
     pub fn spawn(&mut self) -> Result<()> {
         let log = File::options().append(true).create(true).open(self.path().join("log"))?;
         let mut command = Command::new(built(if self.fails { FAILING } else { "greenroom" })?);
-        for (name, _) in env::vars_os() {
-            if name.to_string_lossy().starts_with("GREENROOM_") || name == "RUST_LOG" {
-                command.env_remove(&name);
-            }
-        }
+        clean(&mut command);
         command
             .args(["serve", "--config", "bench.toml"])
             // A backtrace takes long, and would be measured with the panic.
@@ -121,8 +120,7 @@ impl Server {
 
     /// Ends the process with SIGTERM, which lets it close its database.
     pub fn stop(&mut self) -> Result<()> {
-        let pid = self.pid()?;
-        send(pid, Signal::TERM)?;
+        signal(self.pid()?, Signal::TERM);
         if let Some(mut child) = self.child.take() {
             child.wait()?;
         }
@@ -169,18 +167,4 @@ impl Drop for Server {
         // The server is discarded; a failure here changes nothing.
         drop(self.kill());
     }
-}
-
-/// Sends a signal to a process.
-pub fn send(pid: u32, signal: Signal) -> Result<()> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("no process id")?;
-    Ok(kill_process(pid, signal)?)
-}
-
-/// Returns a program that cargo built in the same profile as this one.
-pub fn built(name: &str) -> Result<PathBuf> {
-    let program = env::current_exe()?;
-    let profile = program.ancestors().nth(2).ok_or("this program has no directory")?;
-    let path = profile.join(name);
-    if path.exists() { Ok(path) } else { Err(format!("{} is not built", path.display()).into()) }
 }

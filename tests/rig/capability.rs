@@ -3,11 +3,12 @@
 
 use std::{fmt, process::Command};
 
+use greenroom_test_support::programs::built;
 use serde_json::json;
 
 use crate::{
     Result,
-    home::{Home, built},
+    home::Home,
     plan::{Form, Plan},
     server::Server,
     stage::{Ask, Stage},

@@ -1,13 +1,13 @@
 //! The directory of one run: configuration, database, the agents' journal, logs.
 
 use std::{
-    env,
     fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
     process,
 };
 
+use greenroom_test_support::programs::built;
 use serde_json::Value;
 
 use crate::{Result, plan::Plan};
@@ -117,12 +117,4 @@ impl Home {
     pub fn remove(&self) -> Result<()> {
         Ok(fs::remove_dir_all(&self.path)?)
     }
-}
-
-/// Returns a program that cargo built in the same profile as this one.
-pub fn built(name: &str) -> Result<PathBuf> {
-    let program = env::current_exe()?;
-    let profile = program.ancestors().nth(2).ok_or("this program has no directory")?;
-    let path = profile.join(name);
-    if path.exists() { Ok(path) } else { Err(format!("{} is not built", path.display()).into()) }
 }

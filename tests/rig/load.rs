@@ -6,16 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use greenroom_test_support::process;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::{
     history::{Exchange, text},
     plan::Group,
-    process,
+    process::marked,
     prompt::prompt,
     random::Random,
-    server,
     stage::{Ask, Client, Stage},
 };
 
@@ -250,10 +250,10 @@ fn kill_an_agent(stage: &Stage, client: &Client<'_>, random: &mut Random) {
     let pid = run["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
     let (Some(agent), true) = (pid, run["ended_at"].is_null()) else { return };
     // The pid may belong to another process by now: only a process with this run's mark is killed.
-    let marked = process::marked(&stage.home.data());
+    let marked = marked(&stage.home.data());
     if !marked.iter().any(|one| one.pid == agent && one.run == text(run, "id")) {
         return;
     }
-    let shim = process::parent(agent).filter(|_| random.one_in(3));
-    server::signal(shim.unwrap_or(agent), Signal::KILL);
+    let shim = process::parent_of_live(agent).filter(|_| random.one_in(3));
+    process::signal(shim.unwrap_or(agent), Signal::KILL);
 }

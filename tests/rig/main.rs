@@ -32,7 +32,7 @@ mod unreadable;
 use std::{
     env,
     error::Error,
-    process::{Command, ExitCode},
+    process::ExitCode,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -40,6 +40,8 @@ use std::{
     thread,
     time::{SystemTime, UNIX_EPOCH},
 };
+
+use greenroom_test_support::programs::build;
 
 use crate::{capability::Capabilities, plan::Form, random::Random, summary::Summary};
 
@@ -111,7 +113,7 @@ fn fresh(count: u64) -> Result<Vec<u64>> {
 }
 
 fn run(order: &Order) -> Result<bool> {
-    build()?;
+    build(&["--example", "scripted-agent"])?;
     let capabilities = Capabilities::probe()?;
     println!("capabilities:{capabilities}");
     let missing = capabilities.missing(&order.required);
@@ -134,17 +136,4 @@ fn run(order: &Order) -> Result<bool> {
     let summary = summary.into_inner().unwrap_or_else(|err| err.into_inner());
     println!("{summary}");
     Ok(summary.is_clean())
-}
-
-/// Builds the server and the agent as this program was built, if cargo runs it: so that no old
-/// build is tested.
-fn build() -> Result<()> {
-    let Some(cargo) = env::var_os("CARGO") else { return Ok(()) };
-    let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--bin", "greenroom", "--example", "scripted-agent"]);
-    if !cfg!(debug_assertions) {
-        command.arg("--release");
-    }
-    let built = command.status()?;
-    if built.success() { Ok(()) } else { Err("the server could not be built".into()) }
 }

@@ -57,9 +57,3 @@ pub fn wait_gone(data: &Path, doomed: impl Fn(&Marked) -> bool) -> Vec<Marked> {
         thread::sleep(POLL);
     }
 }
-
-/// Returns the parent of a live process.
-pub fn parent(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
-}

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use greenroom_test_support::programs::built;
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit};
 use serde_json::{Value, from_str, json};
@@ -18,7 +19,7 @@ use crate::{
     check::{self, Violation},
     collect,
     history::{History, Injected, text},
-    home::{Home, built},
+    home::Home,
     load,
     plan::{Fault, Form, Life, Plan},
     process::{marked, wait_gone},

@@ -1,7 +1,6 @@
 //! The server under its fault: the real binary, under strace if a system call has to fail.
 
 use std::{
-    env,
     fs::{self, File},
     net::SocketAddr,
     os::unix::process::ExitStatusExt as _,
@@ -11,13 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use greenroom_test_support::{
+    process,
+    programs::{built, clean},
+};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
-use crate::{
-    Result,
-    home::{Home, built},
-    plan::Fault,
-};
+use crate::{Result, home::Home, plan::Fault};
 
 /// How long a start, or a requested end, may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,11 +52,7 @@ impl Server {
             }
             None => Command::new(built("greenroom")?),
         };
-        for (name, _) in env::vars_os() {
-            if name.to_string_lossy().starts_with("GREENROOM_") || name == "RUST_LOG" {
-                command.env_remove(&name);
-            }
-        }
+        clean(&mut command);
         let offset = match fault {
             Some(Fault::Clock { .. }) => Some(0),
             Some(Fault::WrongClock { years, .. }) => Some(years * YEAR_SECONDS),
@@ -188,8 +183,7 @@ impl Server {
 
     /// Whether it is stopped, as by SIGSTOP.
     pub fn is_stopped(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
-        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        process::stat(self.pid()).is_some_and(|fields| fields[0] == "T")
     }
 
     /// Returns its peak resident memory, in bytes; 0 if it is gone.
@@ -234,11 +228,4 @@ fn fake_clock() -> Result<PathBuf> {
 
 fn id(pid: u32) -> Result<Pid> {
     Ok(i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or("no process id")?)
-}
-
-/// Sends a signal to a process that may be gone.
-pub fn signal(pid: u32, signal: Signal) {
-    if let Ok(pid) = id(pid) {
-        _ = kill_process(pid, signal);
-    }
 }

@@ -9,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use greenroom_test_support::http::{self, Reply};
 use serde_json::Value;
-use ureq::http::Request;
 
 use crate::{
     capability::Capabilities,
@@ -87,14 +87,7 @@ impl Stage {
 
     /// Returns a new client.
     pub fn client(&self) -> Client<'_> {
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_idle_connections(0)
-            .timeout_global(Some(EXCHANGE))
-            .proxy(None)
-            .build()
-            .new_agent();
+        let agent = http::client_within(EXCHANGE);
         Client { stage: self, agent }
     }
 }
@@ -149,11 +142,13 @@ impl Client<'_> {
     /// Reads without a record in the history. Returns the answer's status and text, if there is
     /// one.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let reply = self.fetch(path)?;
+        Some((reply.status, reply.text()))
+    }
+
+    fn fetch(&self, path: &str) -> Option<Reply> {
         let url = format!("http://{}{path}", self.stage.address()?);
-        let response = self.agent.run(Request::get(url).body(()).ok()?).ok()?;
-        let (parts, mut body) = response.into_parts();
-        let bytes = body.with_config().limit(u64::MAX).read_to_vec().ok()?;
-        Some((parts.status.as_u16(), String::from_utf8_lossy(&bytes).into_owned()))
+        http::exchange(&self.agent, "GET", &url, &[], None).ok()
     }
 
     /// Reads likewise. Returns the answer's text, if it was 200.
@@ -168,9 +163,7 @@ impl Client<'_> {
 
     /// Returns the time by the server's clock, in HTTP's format.
     fn date(&self) -> Option<String> {
-        let url = format!("http://{}/healthz", self.stage.address()?);
-        let response = self.agent.run(Request::get(url).body(()).ok()?).ok()?;
-        Some(response.headers().get("date")?.to_str().ok()?.to_owned())
+        Some(self.fetch("/healthz")?.header("date")?.to_owned())
     }
 
     /// Returns the seconds of the day by the server's clock.
@@ -183,19 +176,12 @@ impl Client<'_> {
 
     fn exchange(&self, address: SocketAddr, ask: &Ask) -> Result<(u16, Value), ureq::Error> {
         let url = format!("http://{address}{}", ask.path);
-        let mut request = Request::builder().method(ask.method).uri(url);
-        if let Some(key) = &ask.key {
-            request = request.header("Idempotency-Key", key);
-        }
-        let response = match &ask.body {
-            Value::Null => self.agent.run(request.body(())?)?,
-            body => {
-                let request = request.header("Content-Type", "application/json");
-                self.agent.run(request.body(body.to_string())?)?
-            }
-        };
-        let (parts, mut body) = response.into_parts();
-        let bytes = body.with_config().limit(u64::MAX).read_to_vec()?;
-        Ok((parts.status.as_u16(), serde_json::from_slice(&bytes).unwrap_or_default()))
+        let mut headers: Vec<(&str, &str)> = Vec::new();
+        headers.extend(ask.key.iter().map(|key| ("Idempotency-Key", key.as_str())));
+        let body = (!ask.body.is_null()).then(|| ask.body.to_string());
+        headers.extend(body.iter().map(|_| ("Content-Type", "application/json")));
+        let body = body.as_deref().map(str::as_bytes);
+        let reply = http::exchange(&self.agent, ask.method, &url, &headers, body)?;
+        Ok((reply.status, serde_json::from_slice(&reply.body).unwrap_or_default()))
     }
 }

@@ -5,13 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use greenroom_test_support::process::signal;
 use rustix::process::Signal;
 
 use crate::{
     Result, Scale, http,
     http::Connection,
     rows::{GROUP, repeat},
-    server::{Server, Setup, send},
+    server::{Server, Setup},
     subscriber::Subscriber,
     table::{Line, median, ms},
 };
@@ -33,7 +34,7 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
             });
             let pid = hanging(&mut looking)?;
             let start = Instant::now();
-            send(pid, Signal::KILL)?;
+            signal(pid, Signal::KILL);
             let (end, interrupted) = turn.join().map_err(|_| "the client panicked")??;
             if !interrupted {
                 return Err("the turn was not interrupted".into());

@@ -2,10 +2,11 @@
 
 use std::{fs::File, io::Write as _, time::Instant};
 
+use greenroom_test_support::programs::built;
+
 use crate::{
     Result, Scale,
     database::row_rate,
-    server::built,
     table::{Line, median, ms, quantile, rate},
 };
 

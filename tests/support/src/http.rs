@@ -85,13 +85,19 @@ impl Reply {
     }
 }
 
-/// Returns a client without a pool, so that no connection is reused after a restart of the server.
+/// [`client_within`] the usual time.
 pub fn client() -> ureq::Agent {
+    client_within(EXCHANGE)
+}
+
+/// Returns a client whose exchanges last at most this long. It has no pool, so that no connection
+/// is reused after a restart of the server.
+pub fn client_within(longest: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
         .max_idle_connections(0)
-        .timeout_global(Some(EXCHANGE))
+        .timeout_global(Some(longest))
         .proxy(None)
         .build()
         .new_agent()

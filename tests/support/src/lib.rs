@@ -21,6 +21,7 @@ pub mod journal;
 pub mod log;
 pub mod openmetrics;
 pub mod process;
+pub mod programs;
 pub mod server;
 pub mod setup;
 pub mod sse;

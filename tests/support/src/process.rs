@@ -13,16 +13,25 @@ pub fn signal(pid: u32, signal: Signal) {
 
 /// Whether the process is alive. A zombie is not.
 pub fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    let state = stat.rsplit(')').next().and_then(|rest| rest.trim().chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
+    stat(pid).is_some_and(|fields| !matches!(fields[0].as_str(), "Z" | "X"))
 }
 
-/// The parent of a living process.
+/// The fields of `/proc/PID/stat` from the state on; `None` if the process no longer exists.
+pub fn stat(pid: u32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    Some(fields.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The parent of a process that must exist.
+#[track_caller]
 pub fn parent(pid: u32) -> u32 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let rest = stat.rsplit(')').next().unwrap();
-    rest.split_whitespace().nth(1).unwrap().parse().unwrap()
+    parent_of_live(pid).unwrap()
+}
+
+/// The parent of a process; `None` if it no longer exists.
+pub fn parent_of_live(pid: u32) -> Option<u32> {
+    stat(pid)?.get(1)?.parse().ok()
 }
 
 /// Processes that must end by themselves; dropping kills those that are still alive.

@@ -17,6 +17,7 @@ use super::{
     Events, Home, Journal, Log, Setup, eventually,
     http::{self, Reply},
     process,
+    programs::{built, clean},
 };
 
 /// The `wait` of a request for a task, in seconds: below the timeout of a test.
@@ -384,12 +385,7 @@ pub fn greenroom(home: &Home, arguments: &[&str]) -> Command {
 
 fn command(home: &Home, program: &OsStr, arguments: &[&OsStr]) -> Command {
     let mut command = Command::new(program);
-    for (name, _) in env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("GREENROOM_") || text.starts_with("RUST_LOG") {
-            command.env_remove(&name);
-        }
-    }
+    clean(&mut command);
     command
         .args(arguments)
         .envs(home.environment.iter().map(|(name, value)| (name, value)))
@@ -403,15 +399,7 @@ fn command(home: &Home, program: &OsStr, arguments: &[&OsStr]) -> Command {
 /// The program under test: cargo's build, or another build that `IT_GREENROOM` names.
 fn binary() -> PathBuf {
     let other = env::var_os("IT_GREENROOM").map(PathBuf::from);
-    other.unwrap_or_else(|| built("greenroom"))
-}
-
-/// Returns a program that cargo built in the same profile as this one.
-pub fn built(name: &str) -> PathBuf {
-    let program = env::current_exe().unwrap();
-    let path = program.ancestors().nth(2).unwrap().join(name);
-    assert!(path.exists(), "{} is not built", path.display());
-    path
+    other.unwrap_or_else(|| built("greenroom").unwrap())
 }
 
 #[track_caller]

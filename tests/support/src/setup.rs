@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Server, server::built};
+use super::{Server, programs::built};
 
 /// The first port: all are below the kernel's ephemeral range, so that no other program gets one by
 /// chance.
@@ -192,7 +192,7 @@ impl Home {
 
 /// The scripted agent's program, which cargo builds as an example with the tests.
 pub fn scripted_agent() -> PathBuf {
-    built("examples/scripted-agent")
+    built("examples/scripted-agent").unwrap()
 }
 
 /// A port, reserved among the tests of this machine by a file lock.
