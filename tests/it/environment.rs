@@ -29,11 +29,12 @@ fn an_agent_inherits_only_what_its_profile_allows() {
         .start();
     let task = server.complete("own", "[[env]]");
     let names: BTreeSet<&str> = task["text"].as_str().unwrap().split(' ').collect();
-    let required = "PATH SCRIPT_DIR IT_PASSED LC_ALL TZ GREENROOM_RUN GREENROOM_DATA";
-    for name in required.split(' ') {
+    let required =
+        ["PATH", "SCRIPT_DIR", "IT_PASSED", "LC_ALL", "TZ", "GREENROOM_RUN", "GREENROOM_DATA"];
+    for name in required {
         assert!(names.contains(name), "{name} is missing in {names:?}");
     }
-    let allowed = BTreeSet::from(["HOME", "USER", "LANG", "TMPDIR"]);
+    let allowed = ["HOME", "USER", "LANG", "TMPDIR"];
     let other = |name: &&str| {
         !required.contains(name) && !allowed.contains(name) && !name.starts_with("LC_")
     };
