@@ -91,7 +91,8 @@ fn a_running_compaction_is_shown_in_status_record_and_frames() {
     };
     let found = order.map(places);
     assert!(found.iter().all(|places| places.len() == 1) && found.is_sorted(), "{frames:?}");
-    assert_eq!(places("greenroom/compaction_started").len(), 1, "{frames:?}");
+    let started = places("greenroom/compaction_started");
+    assert!(started.len() == 1 && found[0] < started && started < found[2], "{frames:?}");
     assert_eq!(frames[found[2][0]]["payload"]["status"], "completed", "{frames:?}");
 }
 
@@ -114,7 +115,7 @@ fn assert_record(compaction: &Value, task: &Value) {
     assert_eq!((&compaction["from_segment"], &compaction["to_segment"]), (&json!(1), &json!(2)));
     assert_eq!(compaction["summary"], "what was said");
     assert_eq!(compaction["error"], json!(null));
-    assert!(compaction["ended_at"].is_string(), "{compaction}");
+    assert!(compaction["started_at"].is_string(), "{compaction}");
     assert!(compaction["started_at"].as_str() <= compaction["ended_at"].as_str(), "{compaction}");
 }
 

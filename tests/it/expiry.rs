@@ -65,7 +65,7 @@ fn a_waiting_task_expires_on_time() {
     assert_eq!(prompts, ["[[gate:go]]", "before", "after", "late"]);
 
     server.create_group("starting", "slow", "");
-    let late = submit_expiring(&server, "starting", "unsent", 300);
+    let late = submit_expiring(&server, "starting", "unsent", 1_000);
     server.journal.wait_gate("start");
     assert_expired(&server, &late, "unsent");
     server.complete("other", "in the only slot");

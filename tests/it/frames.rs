@@ -15,6 +15,7 @@ fn seq_has_no_gaps_over_turns_and_restarts() {
     server.complete("other", "between");
     server.complete("work", "second");
     let path = "/v1/groups/work/frames?limit=1000&before=20";
+    server.get(path).expect(200);
     let (page, before) = (server.get(path).body, server.frames("work"));
     assert_eq!(server.get(path).body, page);
     server.kill_and_boot();

@@ -36,7 +36,7 @@ fn changes_tasks_and_runs_are_one_line_each() {
         }
         server.finish_as(&task, "interrupted");
         let of_run = |line: &str| value(line, "pid") == Some(&agent.to_string());
-        server.log.wait("the run's start", of_run);
+        server.log.wait("the run's start", |line| of_run(line) && !line.contains("exit"));
         let exit = |line: &str| of_run(line) && line.contains("exit");
         let line = server.log.wait("the run's exit", exit);
         assert!(number == 1 || line.contains("=23"), "{line}");

@@ -239,7 +239,7 @@ fn the_end_of_a_turn_ends_its_permissions() {
 /// not answered ends with its turn, and the exit code is 0.
 #[test]
 fn a_permission_can_be_answered_during_the_drain() {
-    let mut server = Setup::new().asks().text("server", "drain_timeout", "3s").start();
+    let mut server = Setup::new().asks().text("server", "drain_timeout", "8s").start();
     let (task, permission) = server.submit_asking("work", "[[permission]]");
     let (late, unanswered) = server.submit_asking("late", "[[permission]]");
     server.terminate();

@@ -19,7 +19,7 @@ use crate::support::{
     server::{TERMINAL, id},
 };
 
-/// The number of rounds of each race; core/tests plays every order of its events.
+/// The number of rounds of each race; core plays every order of its events.
 const ROUNDS: usize = 10;
 
 /// Runs both simultaneously, and returns both results.

@@ -1,5 +1,6 @@
 //! `limits.resident_agents`: how many agents are kept, and which one is evicted for another (DQ-7).
-//! The pool's decisions are tested in core/tests/pool.rs, its actor in actors/tests/pool.rs.
+//! The pool's decisions are tested in actors/core/tests/rules/pool.rs, its actor in
+//! actors/tests/pool.rs.
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,6 @@
 //! Attempts that failed without output, and failed starts of an agent, are retried after a backoff;
-//! others never are. The tables of core/tests/retries.rs decide which; here one of each kind is
-//! real.
+//! others never are. The tables of actors/core/tests/rules/retries.rs decide which; here one of
+//! each kind is real.
 
 use std::os::unix::fs::symlink;
 
@@ -235,8 +235,9 @@ fn a_backoff_survives_a_crash() {
     server.wait_retrying(&first);
     let second = server.submit("work", "second");
     let compaction = server.compact("work");
-    server.kill_and_boot();
+    server.kill();
     server.journal.open_gate("open");
+    server.boot();
     for task in [&first, &second, &compaction, &unsent] {
         server.finish_as(task, "completed");
     }

@@ -1,5 +1,5 @@
 //! `POST /v1/tasks/{task}/retry`: retries an unsuccessful task as a new one. Which tasks may be
-//! retried, and what a retry keeps, is decided and tested in core/src/submission.rs.
+//! retried, and what a retry keeps, is decided and tested in actors/core/src/submission.rs.
 
 use serde_json::{Value, json};
 

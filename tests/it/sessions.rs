@@ -6,15 +6,14 @@ use serde_json::json;
 use crate::support::{Server, Setup, eventually, process};
 
 /// AM-4, AM-17, A-4, TD-9, I4, I16: after a restart the session is resumed with its context, else
-/// loaded without new frames; if neither is possible the loss is reported, and with `on_interrupt =
-/// "continue"` the queue continues in a new session and segment.
+/// loaded without new frames; if neither is possible the loss is reported, and as no turn was
+/// interrupted, the queue continues in a new session and segment.
 #[test]
 fn a_lost_context_is_reported() {
     let mut server = Setup::new()
         .agent("resumes", &["--first-turn-marker"])
         .agent("loads", &["--first-turn-marker", "--no-resume"])
         .agent("forgets", &["--first-turn-marker", "--no-resume", "--no-load"])
-        .text("defaults", "on_interrupt", "continue")
         .start();
     let groups = ["resumes", "loads", "forgets"];
     for group in groups {

@@ -1,6 +1,6 @@
 //! Settings that are changed while work waits, starts or runs: a task uses the settings in force at
 //! its START, and a turn keeps its agent and its directory. Every wait of a compaction, and every
-//! way to change its profile, is in the tables of core/tests/settings.rs.
+//! way to change its profile, is in the tables of actors/core/tests/rules/settings.rs.
 
 use std::fs;
 
