@@ -104,143 +104,84 @@ fn a_digest_sums_turns_tools_permissions_errors_and_compactions() {
     }
     let names = |digest: &Value| digest.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&run), names(&empty_digest()));
+    assert_command_line(&server, group["current_run"].as_str().unwrap());
 }
 
-/// Waits until the group's last run has this outcome; returns its digest, which must agree with the
-/// list of runs.
+/// API-5: `greenroom digest` shows a summary of a group or a run; `--json` prints the server's
+/// answer.
 #[track_caller]
-fn wait_sealed(server: &Server, group: &str, outcome: &str) -> Value {
-    let run = eventually(&format!("a run that is {outcome}"), &server.log, || {
-        let runs = server.list(group, "runs");
-        runs.into_iter().next().filter(|run| run["outcome"] == outcome)
-    });
-    let digest = server.run_digest(id(&run));
-    assert_eq!(digest["outcome"], outcome, "{digest}");
-    let exited = server.frames_of_kind(group, "greenroom/run_exited");
-    let exit = exited.iter().rev().find(|frame| frame["run"] == run["id"]).unwrap();
-    assert_eq!(digest["watermark_seq"], exit["seq"], "{digest}");
-    digest
+fn assert_command_line(server: &Server, run: &str) {
+    let stdout = server.cli_stdout(&["digest", "work"]);
+    for words in ["work ", "live", "1% (10 of 1000)", "end_turn 3", "execute  2 called, 1 failed"] {
+        assert!(stdout.contains(words), "{words:?} in {stdout}");
+    }
+    let json = server.cli_stdout(&["digest", "work", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), server.digest("work"));
+    let stdout = server.cli_stdout(&["digest", "work", "--run", run]);
+    assert!(stdout.contains(&format!("{run} of scripted")), "{stdout}");
+    server.complete("other", "x");
+    for (arguments, code) in
+        [(&["digest", "other", "--run", run][..], 2), (&["digest", "absent"], 5)]
+    {
+        let output = server.cli(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
+    }
 }
 
-/// I6, TD-1, TD-2, TD-10: whatever ends a run, its digest is sealed with its last frame.
+/// TD-6: digests that are damaged, missing or in an old format are rebuilt before they are served,
+/// by a group that sleeps and by a live one. If a rebuild does not help, the answer is a problem
+/// instead of a wrong digest, and later requests do not wait for another rebuild.
 #[test]
-fn every_end_of_a_run_seals_its_digest() {
-    let mut server = Setup::new().agent("broken", &["--exit-at-start", "3"]).start();
-    server.complete("stopped", "x");
-    server.post("/v1/groups/stopped/stop", &json!({})).expect(202);
-    wait_sealed(&server, "stopped", "stopped");
-    server.turn("crashed", "[[tool:open]][[die:7]]");
-    let digest = wait_sealed(&server, "crashed", "crashed");
-    let mut kinds: Vec<&str> = digest["findings"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|finding| finding["kind"].as_str().unwrap())
-        .collect();
-    kinds.sort_unstable();
-    assert_eq!(kinds, ["abnormal_stop", "incomplete_turn", "tool_without_result"], "{digest}");
-    server.create_group("broken", "broken", "");
-    server.turn("broken", "x");
-    wait_sealed(&server, "broken", "start_failed");
-    server.complete("deleted", "x");
-    server.delete("/v1/groups/deleted").expect(202);
-    wait_sealed(&server, "deleted", "stopped");
-    assert_eq!(server.digest("deleted")["outcome"], "deleted");
-    let interrupted = server.submit("cut", "[[gate:never]]");
-    server.journal.wait_gate("never");
-    let alive = server.group("cut")["current_run"].as_str().unwrap().to_owned();
-    assert_eq!(server.run_digest(&alive)["outcome"], json!(null));
-    server.kill_and_boot();
-    server.finish_as(&interrupted, "interrupted");
-    assert_eq!(wait_sealed(&server, "cut", "server_restart")["run"], json!(alive));
-}
-
-/// TD-6: digests in an old format are rebuilt before they are served, also those that a merge
-/// needs.
-#[test]
-fn digests_in_an_old_format_are_rebuilt() {
+fn missing_damaged_and_old_digests_are_rebuilt() {
     let mut server = Server::usual();
     server.turn("work", "[[reply:x]][[die:1]]");
-    server.complete("work", "[[tool]]");
     server.complete("other", "[[reply:y]]");
-    let run = id(&server.list("work", "runs")[0]).to_owned();
-    let read = |server: &Server| {
-        let turns = server.get("/v1/groups/work/turns").expect(200);
-        [server.digest("work"), server.run_digest(&run), turns, server.merged("")]
-    };
-    server.terminate();
-    server.wait_exit();
-    server.boot();
-    let before = read(&server);
+    let no = "WHERE no = (SELECT no FROM groups WHERE id = 'work')";
     let outdate = "UPDATE heads SET digest_version = 0, digest = '{}', carry = '{}';
         UPDATE runs SET digest = NULL; DELETE FROM turns;";
-    for first in 0..5 {
-        server.terminate();
-        server.wait_exit();
-        server.writable_database().execute_batch(outdate).unwrap();
-        server.boot();
-        // Any first read rebuilds them.
-        match first {
-            0 => drop(server.digest("work")),
-            1 => drop(server.run_digest(&run)),
-            2 => assert_eq!(
-                server.get("/v1/groups/work/turns").expect(200)["items"].as_array().unwrap().len(),
-                2
-            ),
-            3 => assert_eq!(server.merged("")["turn_count"], 3),
-            _ => assert_eq!(server.merged("?agent=scripted")["turn_count"], 3),
-        }
-        let after = read(&server);
-        for (one, other) in before.iter().zip(&after) {
-            assert_eq!(one, other, "read {first} first");
-        }
-    }
-}
-
-/// TD-6: if the digest of a live group is missing or damaged, it is rebuilt before it is
-/// served. If a rebuild does not help, the answer is a problem instead of a wrong digest, and later
-/// requests do not wait for another rebuild.
-#[test]
-fn a_missing_or_damaged_digest_is_rebuilt() {
-    let mut server = Server::usual();
-    server.turn("work", "[[reply:x]][[die:1]]");
-    server.complete("other", "[[reply:y]]");
-    let no = "(SELECT no FROM groups WHERE id = 'work')";
-    let change = |server: &Server, what: &str| {
-        server
-            .writable_database()
-            .execute_batch(&format!("UPDATE {what} WHERE no = {no}"))
-            .unwrap();
-    };
-    let unversioned = "heads SET digest_version = NULL";
-    for (damage, path) in [
-        ("runs SET digest = NULL", None),
-        ("runs SET digest = '{'", None),
-        (unversioned, Some("/v1/groups/work/turns")),
-        ("heads SET digest = '{'", Some("/v1/groups/work/digest")),
-        (unversioned, Some("/v1/digest")),
+    let (group, run) = ("/v1/groups/work/digest", "run");
+    let unversioned = format!("UPDATE heads SET digest_version = NULL {no}");
+    for (damage, path, is_live) in [
+        (outdate, group, false),
+        (outdate, "/v1/digest?agent=scripted", false),
+        (&format!("UPDATE runs SET digest = '{{' {no}"), run, true),
+        (&unversioned, "/v1/groups/work/turns", true),
+        (&format!("UPDATE heads SET digest = '{{' {no}"), "/v1/digest", true),
     ] {
         server.complete("work", "[[tool]]");
-        let [live, sealed] = [0, 1].map(|run| id(&server.list("work", "runs")[run]).to_owned());
-        let read = || {
-            let turns = server.get("/v1/groups/work/turns").expect(200);
-            [server.digest("work"), server.run_digest(&live), server.run_digest(&sealed), turns]
+        let restart = |server: &mut Server, sql: &str| {
+            server.terminate();
+            server.wait_exit();
+            server.writable_database().execute_batch(sql).unwrap();
+            server.boot();
         };
-        let of_run = format!("/v1/runs/{sealed}/digest");
-        let path = path.unwrap_or(&of_run);
-        let before = read();
-        change(&server, damage);
-        server.get(path).expect(200);
-        assert_eq!(read(), before, "{damage}");
+        if !is_live {
+            restart(&mut server, "");
+        }
+        let runs = server.list("work", "runs");
+        let read = |server: &Server| {
+            let turns = server.get("/v1/groups/work/turns").expect(200);
+            let digests = runs.iter().map(|run| server.run_digest(id(run)));
+            let all = [server.digest("work"), server.merged(""), turns];
+            digests.chain(all).collect::<Vec<_>>()
+        };
+        let before = read(&server);
+        if is_live {
+            server.writable_database().execute_batch(damage).unwrap();
+        } else {
+            restart(&mut server, damage);
+        }
+        // Any first read rebuilds them.
+        let of_run = format!("/v1/runs/{}/digest", id(&runs[runs.len() - 1]));
+        server.get(if path == run { &of_run } else { path }).expect(200);
+        assert_eq!(read(&server), before, "{damage}: {path}");
         // An actor rebuilds them once.
-        server.terminate();
-        server.wait_exit();
-        server.boot();
+        restart(&mut server, "");
     }
     server.complete("work", "[[tool]]");
-    change(&server, unversioned);
+    server.writable_database().execute_batch(&unversioned).unwrap();
     server.digest("work");
-    change(&server, unversioned);
+    server.writable_database().execute_batch(&unversioned).unwrap();
     for path in ["/v1/groups/work/digest", "/v1/groups/work/turns", "/v1/digest"] {
         server.get(path).problem(500, "digest-missing");
     }
@@ -249,29 +190,6 @@ fn a_missing_or_damaged_digest_is_rebuilt() {
     });
     server.complete("work", "next");
     assert_eq!(server.digest("work")["turn_count"], 8, "a commit stores them");
-}
-
-/// A group that is purged during a merge is left out of the answer. Here a row without an actor
-/// stands for a group that is purged after its row is read and before its actor gets a message.
-#[test]
-fn a_merge_leaves_out_a_group_that_is_purged_meanwhile() {
-    let server = Server::usual();
-    server.complete("work", "x");
-    let gone = r#"INSERT INTO groups (no, id, settings, created_at) VALUES
-            (99, 'gone', '{"agent":"scripted"}', 0);
-        INSERT INTO heads (no, epoch, last_seq, tasks, segment, paused, archived, status,
-            queue_length) VALUES (99, 1, 0, 0, 0, 0, 0, 'idle', 0);
-        INSERT INTO runs (id, no, agent, started_at, ended_at)
-            VALUES (x'0189000000007000800000000000000a', 99, 'scripted', 0, 0);"#;
-    server.writable_database().execute_batch(gone).unwrap();
-    let merged = server.merged("");
-    assert_eq!((&merged["groups"], &merged["turn_count"]), (&json!(1), &json!(1)));
-    server
-        .get("/v1/runs/run_01890000-0000-7000-8000-00000000000a/digest")
-        .problem(404, "run-not-found");
-    let cleanup = "DELETE FROM runs WHERE no = 99; DELETE FROM heads WHERE no = 99;
-        DELETE FROM groups WHERE no = 99;";
-    server.writable_database().execute_batch(cleanup).unwrap();
 }
 
 /// F19: while the database fails, a stored digest is served; a missing one is 503 instead of a
@@ -482,27 +400,56 @@ fn a_merge_selects_turns_by_window_and_agent() {
         (&echoed["from"], &echoed["to"], &echoed["agent"]),
         (&json!(at), &json!(until), &json!("x"))
     );
+    assert_purged_is_left_out(&server);
 }
 
-/// TD-11: merges read groups and turns page by page, and omit none.
+/// A group that is purged during a merge is left out of the answer. Here a row without an actor
+/// stands for a group that is purged after its row is read and before its actor gets a message.
+#[track_caller]
+fn assert_purged_is_left_out(server: &Server) {
+    let gone = r#"INSERT INTO groups (no, id, settings, created_at) VALUES
+            (99, 'gone', '{"agent":"scripted"}', 0);
+        INSERT INTO heads (no, epoch, last_seq, tasks, segment, paused, archived, status,
+            queue_length) VALUES (99, 1, 0, 0, 0, 0, 0, 'idle', 0);
+        INSERT INTO runs (id, no, agent, started_at, ended_at)
+            VALUES (x'0189000000007000800000000000000a', 99, 'scripted', 0, 0);"#;
+    server.writable_database().execute_batch(gone).unwrap();
+    let merged = server.merged("");
+    assert_eq!((&merged["groups"], &merged["turn_count"]), (&json!(2), &json!(3)));
+    server
+        .get("/v1/runs/run_01890000-0000-7000-8000-00000000000a/digest")
+        .problem(404, "run-not-found");
+    let cleanup = "DELETE FROM runs WHERE no = 99; DELETE FROM heads WHERE no = 99;
+        DELETE FROM groups WHERE no = 99;";
+    server.writable_database().execute_batch(cleanup).unwrap();
+}
+
+/// TD-11: merges read groups and turns page by page, and omit none. The turns and groups are copies
+/// of the rows of one.
 #[test]
 fn a_merge_over_many_pages_omits_nothing() {
-    let (groups, turns) = (201, 1001);
     let server = Server::usual();
-    for number in 1..groups {
-        server.put(&format!("/v1/groups/g{number}"), &json!({})).expect(201);
-    }
-    let tasks: Vec<Value> = (0..turns).map(|_| server.submit("work", "[[silent]]")).collect();
-    // One wait is too short for all of them.
-    for task in tasks.iter().step_by(250) {
-        server.finish_as(task, "completed");
-    }
-    let from = server.task(&tasks[0])["ended_at"].as_str().unwrap().to_owned();
-    for (query, groups) in [(String::new(), groups), (format!("?from={from}"), 1)] {
-        let merged = server.merged(&query);
+    server.complete("work", "[[silent]]");
+    let database = server.writable_database();
+    let numbers = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1000)";
+    let columns = "epoch, last_seq, tasks, segment, paused, archived, status, queue_length, \
+                   digest_version, digest, carry";
+    let copies = format!(
+        "{numbers} INSERT INTO turns SELECT ended_at + n, key + n, agent, digest FROM turns, n;
+         {numbers} INSERT INTO groups SELECT 1000 + n, 'g' || n, settings, created_at
+             FROM groups, n WHERE n <= 200;
+         INSERT INTO heads (no, {columns}) SELECT groups.no, {columns} FROM groups, heads
+             WHERE 1000 < groups.no;"
+    );
+    database.execute_batch(&copies).unwrap();
+    for (query, groups, turns) in [("", 201, 201), ("?from=1999-01-01T00:00:00Z", 1, 1001)] {
+        let merged = server.merged(query);
         let counts = (&merged["groups"], &merged["turn_count"], &merged["findings_count"]);
         assert_eq!(counts, (&json!(groups), &json!(turns), &json!(turns)), "{query}: {merged}");
     }
+    let cleanup = "DELETE FROM groups WHERE 1000 < no; DELETE FROM heads WHERE 1000 < no; \
+        DELETE FROM turns WHERE key NOT IN (SELECT key FROM tasks);";
+    database.execute_batch(cleanup).unwrap();
 }
 
 /// API-2: invalid requests are refused.
@@ -537,28 +484,4 @@ fn invalid_digest_requests_are_refused() {
     server.wait_purged("work");
     server.get("/v1/groups/work/digest").problem(404, "group-not-found");
     assert_eq!(server.merged("")["groups"], 0);
-}
-
-/// API-5: `greenroom digest` shows a summary of a group or a run; `--json` prints the server's
-/// answer.
-#[test]
-fn the_command_line_shows_digests() {
-    let server = Server::usual();
-    server.complete("work", "[[tool:failed]][[usage:27:100]]");
-    let stdout = server.cli_stdout(&["digest", "work"]);
-    for words in ["work ", "live", "27% (27 of 100)", "end_turn 1", "execute  1 called, 1 failed"] {
-        assert!(stdout.contains(words), "{words:?} in {stdout}");
-    }
-    let json = server.cli_stdout(&["digest", "work", "--json"]);
-    assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), server.digest("work"));
-    let run = server.group("work")["current_run"].as_str().unwrap().to_owned();
-    let stdout = server.cli_stdout(&["digest", "work", "--run", &run]);
-    assert!(stdout.contains(&format!("{run} of scripted")), "{stdout}");
-    server.complete("other", "x");
-    for (arguments, code) in
-        [(&["digest", "other", "--run", &run][..], 2), (&["digest", "absent"], 5)]
-    {
-        let output = server.cli(arguments);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
-    }
 }

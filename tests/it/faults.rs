@@ -20,7 +20,7 @@ fn an_agent_that_cannot_start_fails_its_tasks() {
     let server = setup.start();
     let causes = [
         ("missing", "greenroom-it-no-such-program"),
-        ("directory", "denied"),
+        ("directory", "not executable"),
         ("exits", "37"),
         ("refuses", "as scripted"),
         ("future", "4242"),

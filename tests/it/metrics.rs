@@ -6,7 +6,7 @@ use std::{
 };
 
 use rusqlite::TransactionBehavior;
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{
@@ -241,23 +241,6 @@ fn waiting_tasks_are_shown_by_age_and_cause() {
     assert_eq!((scrape.sum("greenroom_tasks"), scrape.sum(age)), (0.0, 0.0));
 }
 
-/// A task that has its slot, and whose agent has not started, is waiting too.
-#[test]
-fn a_wait_for_an_agent_is_shown() {
-    let server = Setup::new().agent("slow", &["--gate-initialize", "start"]).start();
-    server.create_group("work", "slow", "");
-    let task = server.submit("work", "x");
-    let age = "greenroom_oldest_waiting_task_age_seconds";
-    let scrape = server.wait_scrape("a waiting task with an age", |scrape| {
-        scrape.value(age, &[("blocked_by", "agent")]) > 0.0
-    });
-    assert_eq!(scrape.value("greenroom_tasks", &[("kind", "turn"), ("state", "queued")]), 1.0);
-    assert_eq!(scrape.sum("greenroom_oldest_running_task_age_seconds"), 0.0);
-    server.journal.open_gate("start");
-    server.finish_as(&task, "completed");
-    assert_eq!(server.scrape().sum(age), 0.0);
-}
-
 /// Compactions are counted by source and status, open ones and their locks too.
 #[test]
 fn compactions_are_counted() {
@@ -309,36 +292,43 @@ fn dead_holder() -> String {
     format!("greenroom:pid={pid}:start=1:ns={namespace}:boot={boot}:nonce={nonce}")
 }
 
-/// A permission counts as pending until it is answered.
+/// A task that has its slot, and whose agent has not started, is waiting too. A permission counts
+/// as pending until it is answered; a held group is shown, and the age of its waiting tasks.
 #[test]
-fn pending_permissions_are_counted() {
-    let server = Setup::new().asks().start();
+fn waits_for_an_agent_a_permission_and_a_caller_are_shown() {
+    let server = Setup::new().asks().agent("slow", &["--gate-initialize", "start"]).start();
+    let age = "greenroom_oldest_waiting_task_age_seconds";
+    let wait_age = |by| {
+        server.wait_scrape("a waiting task with an age", |scrape| {
+            scrape.value(age, &[("blocked_by", by)]) > 0.0
+        })
+    };
+    server.create_group("slow", "slow", "");
+    let task = server.submit("slow", "x");
+    let scrape = wait_age("agent");
+    assert_eq!(scrape.value("greenroom_tasks", &[("kind", "turn"), ("state", "queued")]), 1.0);
+    assert_eq!(scrape.sum("greenroom_oldest_running_task_age_seconds"), 0.0);
+    server.journal.open_gate("start");
+    server.finish_as(&task, "completed");
+    assert_eq!(server.scrape().sum(age), 0.0);
+
     let (task, permission) = server.submit_asking("work", "[[permission]]");
     assert_eq!(server.scrape().value("greenroom_permissions_pending", &[]), 1.0);
     server.answer(&permission, "once").expect(200);
     server.finish_as(&task, "completed");
     assert_eq!(server.scrape().value("greenroom_permissions_pending", &[]), 0.0);
-}
 
-/// A held group is shown, and the age of its waiting tasks.
-#[test]
-fn held_groups_are_shown() {
-    let server = Setup::new().text("defaults", "on_interrupt", "hold").start();
-    server.finish_as(&server.submit("work", "[[reply:x]][[die:1]]"), "interrupted");
-    server.submit("work", "next");
-    let held = [("blocked_by", "held")];
-    let scrape = server.wait_scrape("a held task with an age", |scrape| {
-        scrape.value("greenroom_oldest_waiting_task_age_seconds", &held) > 0.0
-    });
+    server.create_group("held", "scripted", "hold");
+    server.finish_as(&server.submit("held", "[[reply:x]][[die:1]]"), "interrupted");
+    server.submit("held", "next");
+    let scrape = wait_age("held");
     assert_eq!(scrape.value("greenroom_groups", &[("status", "held")]), 1.0);
-    assert_eq!(scrape.sum("greenroom_groups"), 1.0);
+    assert_eq!(scrape.sum("greenroom_groups"), 3.0);
 }
 
 /// Open streams are counted, of a group and of all groups.
-#[test]
-fn open_streams_are_counted() {
-    let server = Server::usual();
-    server.complete("work", "x");
+#[track_caller]
+fn assert_streams_are_counted(server: &Server) {
     let group = [server.events("work", ""), server.events("work", "?after=3")];
     let all = Events::open(server.address(), "/v1/events", &[], &server.log);
     let scrape = server.scrape();
@@ -353,11 +343,11 @@ fn open_streams_are_counted() {
     });
 }
 
-/// I10: processes that survived their shim are killed and counted; so is an idle agent that was
-/// evicted.
+/// I10: processes that survived their shim, or their shim and their server, are killed and counted;
+/// so is an idle agent that was evicted.
 #[test]
 fn orphans_and_evictions_are_counted() {
-    let server = Setup::new().set("limits", "resident_agents", 1).start();
+    let mut server = Setup::new().set("limits", "resident_agents", 1).start();
     server.complete("idle", "x");
     let orphans = process::KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
     server.wait_metric("greenroom_agents_let_go_total", &[], 1.0);
@@ -369,13 +359,7 @@ fn orphans_and_evictions_are_counted() {
         scrape.value("greenroom_orphans_reaped_total", &[]) >= orphans.0.len() as f64
     });
     assert!(orphans.all_gone(), "{scrape:?}");
-}
 
-/// I10: processes that survived their shim and their server are killed and counted by the next
-/// server.
-#[test]
-fn orphans_of_an_earlier_server_are_counted() {
-    let mut server = Server::usual();
     let orphans = process::KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
     let shim = process::parent(server.journal.agent_pid());
     // A stopped shim does not notice its server's end.
@@ -390,42 +374,37 @@ fn orphans_of_an_earlier_server_are_counted() {
 }
 
 /// F19: while storage cannot be written, a scrape is answered and shows the failure; after the
-/// recovery it shows none.
+/// recovery it shows none. If the database cannot be read, a scrape has the values in memory, and
+/// lacks the others.
 #[test]
 fn a_scrape_shows_a_failing_storage() {
     let server = Server::usual();
     server.complete("work", "before");
-    let limit = |current| {
-        let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
-        prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
-    };
-    limit(Some(1));
+    assert_streams_are_counted(&server);
+    let completed = [("kind", "turn"), ("state", "completed")];
+    let ended = server.scrape().value(ENDED, &completed);
+    let database = server.writable_database();
+    database.busy_timeout(Duration::from_secs(5)).unwrap();
+    database.execute_batch("ALTER TABLE heads RENAME TO elsewhere").unwrap();
+    let scrape = server.scrape();
+    assert_eq!(scrape.value("greenroom_storage_up", &[]), 0.0);
+    assert_eq!(scrape.value(ENDED, &completed), ended);
+    assert!(scrape.named("greenroom_groups").is_empty(), "a zero would be wrong");
+    database.execute_batch("ALTER TABLE elsewhere RENAME TO heads").unwrap();
+    drop(database);
+    assert_eq!(server.scrape().value("greenroom_groups", &[("status", "idle")]), 1.0);
+
+    server.limit_file_size(Some(1));
     let refused = server.post("/v1/groups/work/turns", &json!({ "prompt": "refused" }));
     refused.problem(503, "storage-unavailable");
     let before = server.scrape();
     assert_eq!(before.value("greenroom_storage_up", &[]), 0.0);
     assert_eq!(before.value("greenroom_storage_failing", &[("fault", "io_error")]), 1.0);
     assert_eq!(before.sum("greenroom_storage_failing"), 1.0);
-    assert_eq!(before.value(ENDED, &[("kind", "turn"), ("state", "completed")]), 1.0);
-    limit(None);
+    assert_eq!(before.value(ENDED, &completed), ended);
+    server.limit_file_size(None);
     let after = server.wait_metric("greenroom_storage_up", &[], 1.0);
     assert_eq!(after.sum("greenroom_storage_failing"), 0.0);
     let class = [("route", "/v1/groups/{group}/turns"), ("class", "5xx")];
     assert_eq!(after.value("greenroom_http_responses_total", &class), 1.0);
-}
-
-/// If the database cannot be read, a scrape has the values in memory, and lacks the others.
-#[test]
-fn a_scrape_without_the_database_omits_stored_values() {
-    let server = Server::usual();
-    server.complete("work", "before");
-    let database = server.writable_database();
-    database.busy_timeout(Duration::from_secs(5)).unwrap();
-    database.execute_batch("ALTER TABLE heads RENAME TO elsewhere").unwrap();
-    let scrape = server.scrape();
-    assert_eq!(scrape.value("greenroom_storage_up", &[]), 0.0);
-    assert_eq!(scrape.value(ENDED, &[("kind", "turn"), ("state", "completed")]), 1.0);
-    assert!(scrape.named("greenroom_groups").is_empty(), "a zero would be wrong");
-    database.execute_batch("ALTER TABLE elsewhere RENAME TO heads").unwrap();
-    assert_eq!(server.scrape().value("greenroom_groups", &[("status", "idle")]), 1.0);
 }

@@ -132,7 +132,8 @@ fn each_started_task_is_one_span() {
     assert_eq!(lines(&server, "hush"), 0, "a header's value in the log");
 }
 
-/// The span of a retried task is in the trace of the first task.
+/// The span of a retried task is in the trace of the first task. The position of the export is
+/// stored, so that a restart resumes there.
 #[test]
 fn a_retry_is_in_the_trace_of_the_first_task() {
     let (server, collector) = start(Collector::start());
@@ -146,6 +147,13 @@ fn a_retry_is_in_the_trace_of_the_first_task() {
         assert_eq!(span["traceId"], uuid(&first), "{span}");
     }
     assert_eq!(attribute(&spans[2], "greenroom.retry_of"), &second["id"]);
+    let ended_at = millis(&server.task(&third)["ended_at"]);
+    eventually("the position to be that task's", &server.log, || {
+        let position = "SELECT ended_at FROM exports WHERE name = 'otlp'";
+        let position: i64 = server.database().query_row(position, [], |row| row.get(0)).unwrap();
+        (position == ended_at).then_some(())
+    });
+    assert_eq!(counts(&collector.spans())[id(&third)], 1);
 }
 
 /// Groups work while the collector is down; later it receives every span once. The log has one line
@@ -294,39 +302,9 @@ fn export_begins_at_the_first_configured_start_and_resumes() {
     collector.wait_spans(&[&last]);
 }
 
-/// `backfill`: the first start also sends earlier tasks.
-#[test]
-fn backfill_sends_earlier_tasks() {
-    let collector = Collector::start();
-    let mut server = Server::usual();
-    let history: Vec<Value> = (0..3).map(|_| server.complete("work", "x")).collect();
-    server.kill();
-    add(&server.home, &format!("[otlp]\nendpoint = {:?}\nbackfill = true\n", collector.url()));
-    server.boot();
-    let collector = collector.with_log(&server.log);
-    collector.wait_spans(&history.iter().collect::<Vec<_>>());
-}
-
-/// Batches are bounded, and no span is lost or sent twice between them.
-#[test]
-fn many_spans_are_sent_in_bounded_batches() {
-    let collector = Collector::start();
-    collector.always(Some(Answer::Status(503, "", "{}")));
-    let (server, collector) = start(collector);
-    let tasks: Vec<Value> =
-        (0..300).map(|number| server.submit(&format!("g{}", number % 4), "x")).collect();
-    tasks.iter().for_each(|task| _ = server.finish_as(task, "completed"));
-    collector.wait_batches(1);
-    collector.always(OK);
-    collector.wait_spans(&tasks.iter().collect::<Vec<_>>());
-    let counts = counts(&collector.spans());
-    assert!(counts.len() == 300 && counts.values().all(|count| *count == 1), "{counts:?}");
-    let largest = collector.batches().iter().map(|batch| batch.spans.len()).max();
-    assert!(largest <= Some(256), "{largest:?}");
-}
-
-/// A turn becomes readable only after a page was sent, and it ended before the last turn of that
-/// page: it is sent, although the collector fails at the next page.
+/// `backfill`: the first start also sends earlier tasks. Batches are bounded. A turn becomes
+/// readable only after a page was sent, and it ended before the last turn of that page: it is
+/// sent, although the collector fails at the next page.
 #[test]
 fn a_collector_that_fails_between_two_pages_misses_no_span() {
     let collector = Collector::start();
@@ -364,23 +342,14 @@ fn a_collector_that_fails_between_two_pages_misses_no_span() {
     collector.wait_spans(&tasks.iter().collect::<Vec<_>>());
     let counts = counts(&collector.spans());
     assert!(counts.len() == 300 && counts.values().all(|count| *count == 1), "{counts:?}");
+    let largest = collector.batches().iter().map(|batch| batch.spans.len()).max();
+    assert!(largest <= Some(256), "{largest:?}");
     // `verify` compares the rows when the test ends.
     (0..ends.len()).for_each(|rank| set_end(rank, ends[rank].1));
 }
 
-/// An orderly end sends the remaining spans immediately.
-#[test]
-fn an_orderly_end_sends_the_last_spans() {
-    let collector = Collector::start();
-    let mut server = exporting(&collector.url()).text("otlp", "interval", "1h").start();
-    let collector = collector.with_log(&server.log);
-    let task = server.complete("work", "x");
-    server.terminate();
-    assert!(server.wait_exit().success());
-    collector.wait_spans(&[&task]);
-}
-
-/// A collector that never answers delays neither a turn nor an orderly end, and no span is lost.
+/// A collector that never answers delays neither a turn nor an orderly end, and no span is lost. An
+/// orderly end sends the remaining spans immediately.
 #[test]
 fn a_silent_collector_delays_nothing() {
     let collector = Collector::start();
@@ -396,21 +365,11 @@ fn a_silent_collector_delays_nothing() {
         .log
         .wait("a line that spans are postponed", |line| line.contains("after the next start"));
     collector.always(OK);
+    let hourly = fs::read_to_string(server.home.config()).unwrap().replace("20ms", "1h");
+    server.home.write_config(&hourly);
     server.boot();
-    collector.wait_spans(&[&first, &second]);
-}
-
-/// The position of the export is stored, so that a restart resumes there.
-#[test]
-fn the_position_follows_the_sent_spans() {
-    let (server, collector) = start(Collector::start());
-    let task = server.complete("work", "x");
-    collector.wait_spans(&[&task]);
-    let ended_at = millis(&server.task(&task)["ended_at"]);
-    eventually("the position to be that task's", &server.log, || {
-        let position = "SELECT ended_at FROM exports WHERE name = 'otlp'";
-        let position: i64 = server.database().query_row(position, [], |row| row.get(0)).unwrap();
-        (position == ended_at).then_some(())
-    });
-    assert_eq!(counts(&collector.spans())[id(&task)], 1);
+    let last = server.complete("work", "x");
+    server.terminate();
+    assert!(server.wait_exit().success());
+    collector.wait_spans(&[&first, &second, &last]);
 }

@@ -78,7 +78,7 @@ fn a_task_fails_after_five_retries() {
     let server = setup.command("missing", "greenroom-it-no-such-program").start();
     let cases = [
         ("scripted", "[[die:37]]", "37"),
-        ("crashing", "x", "1"),
+        ("crashing", "x", "code 1"),
         ("missing", "x", "greenroom-it-no-such-program"),
     ];
     let tasks = cases.map(|(agent, prompt, _)| {

@@ -291,12 +291,25 @@ fn created_directories_are_synced() {
 }
 
 /// F24: a file that is not a database, or a damaged one, is refused at the start, named, and left
-/// unchanged.
+/// unchanged. So is a damaged log: a changed byte in its middle hides all later commits.
 #[test]
-fn a_damaged_database_is_refused() {
+fn a_damaged_database_or_log_is_refused() {
     let mut server = Server::usual();
     let task = server.complete("work", "before");
+    (0..4).for_each(|_| drop(server.complete("work", "x")));
     server.kill();
+    let path = server.home.data().join("greenroom.db-wal");
+    let log = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let at = log.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    log.read_exact_at(&mut byte, at).unwrap();
+    log.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    let damaged = fs::read(&path).unwrap();
+    let stderr = wait_refusal(&server.home);
+    assert!(stderr.contains("greenroom.db-wal") && stderr.contains("damaged"), "{stderr}");
+    assert_eq!(fs::read(&path).unwrap(), damaged, "the log is unchanged");
+    log.write_all_at(&byte, at).unwrap();
+
     move_log(&server);
     let file = server.home.data().join("greenroom.db");
     let whole = fs::read(&file).unwrap();
@@ -439,7 +452,8 @@ fn backup(home: &Home, target: &Path) -> Value {
 }
 
 /// A backup of a running server has everything that was answered with 2xx before it began, and a
-/// server can start from it; so can it from a backup of a stopped server.
+/// server can start from it; so can it from a backup of a stopped server. A backup overwrites no
+/// file, and reports the refusal by its exit code.
 #[test]
 fn a_backup_is_restored() {
     let mut server = Server::usual();
@@ -455,6 +469,16 @@ fn a_backup_is_restored() {
     server.kill();
     let offline = server.home.path().join("offline.db");
     backup(&server.home, &offline);
+    fs::write(server.home.path().join("mine"), "mine").unwrap();
+    let config = server.home.config();
+    for (file, code) in [("mine", 2), ("missing/backup.db", 1)] {
+        let words = ["backup", file, "--config", config.to_str().unwrap()];
+        let output = greenroom(&server.home, &words).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(file), "{stderr}");
+    }
+    assert_eq!(fs::read_to_string(server.home.path().join("mine")).unwrap(), "mine");
     for (backup, state) in [(&offline, "completed"), (&target, "interrupted")] {
         server.kill();
         fs::remove_dir_all(server.home.data()).unwrap();
@@ -465,23 +489,6 @@ fn a_backup_is_restored() {
         server.finish_as(&running, state);
         server.finish_as(&waiting, "completed");
     }
-}
-
-/// A backup overwrites no file, and reports the refusal by its exit code.
-#[test]
-fn a_backup_overwrites_no_file() {
-    let server = Server::usual();
-    let target = server.home.path().join("mine");
-    fs::write(&target, "mine").unwrap();
-    let config = server.home.config();
-    for (file, code) in [("mine", 2), ("missing/backup.db", 1)] {
-        let words = ["backup", file, "--config", config.to_str().unwrap()];
-        let output = greenroom(&server.home, &words).output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{stderr}");
-        assert!(stderr.contains(file), "{stderr}");
-    }
-    assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
 }
 
 /// The log is moved into the database in the background, and a purged group's pages are returned to
@@ -500,27 +507,4 @@ fn a_purge_returns_disk_space() {
     let after =
         || storage_status(&server)["database_bytes"].as_u64().filter(|bytes| *bytes < before / 3);
     eventually("the file to shrink", &server.log, after);
-}
-
-/// F24: a changed byte in the middle of the log hides all later commits.
-#[test]
-fn a_damaged_log_is_refused() {
-    let mut server = Server::usual();
-    for _ in 0..5 {
-        server.complete("work", "x");
-    }
-    server.kill();
-    let path = server.home.data().join("greenroom.db-wal");
-    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    let at = file.metadata().unwrap().len() / 2;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
-    let damaged = fs::read(&path).unwrap();
-    let stderr = wait_refusal(&server.home);
-    assert!(stderr.contains("greenroom.db-wal") && stderr.contains("damaged"), "{stderr}");
-    assert_eq!(fs::read(&path).unwrap(), damaged, "the log is unchanged");
-    file.write_all_at(&byte, at).unwrap();
-    server.boot();
-    assert_eq!(server.group("work")["queue_length"], 0);
 }

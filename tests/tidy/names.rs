@@ -14,7 +14,7 @@ struct Reserved {
 #[rustfmt::skip]
 const RESERVED: &[Reserved] = &[
     Reserved { words: &["actix_web"],           allowed: &["src/"],                                                                             why: "HTTP is the edge's" },
-    Reserved { words: &["rusqlite"],            allowed: &["actors/src/storage/sqlite", "actors/tests/storage/sqlite.rs", "tests/"],             why: "one database, one place" },
+    Reserved { words: &["rusqlite"],            allowed: &["actors/src/storage/sqlite", "actors/tests/storage/sqlite", "tests/"],             why: "one database, one place" },
     Reserved { words: &["tokio::process"],      allowed: &["actors/src/process"],                                                                 why: "agents are the only children" },
     Reserved { words: &["agent_client_protocol_schema"], allowed: &["actors/src/acp", "src/demo_agent", "tests/"],                         why: "one place knows ACP's JSON" },
     Reserved { words: &["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "allow(unsafe_code)"], allowed: &["actors/src/process/shim.rs"],  why: "C23" },

@@ -2,7 +2,7 @@
 
 use greenroom_actors::{
     storage::{FrameFilter, GroupCommit, ReadStore},
-    transcript::frame::{Block, Frame},
+    transcript::frame::{Block, Frame, payload},
 };
 use greenroom_core::{Fact, Kinds, Place, Recorded, RunId, TaskId, Timestamp};
 use greenroom_testing::world::Action;
@@ -147,7 +147,11 @@ pub fn frames_are_read_as_they_were_written<E: Engine>() {
             let (blocks, plain) = stored(&engine, &shapes);
             let read_store = engine.read_store();
             let seqs: Vec<u64> = plain.iter().map(|frame| frame.seq).collect();
-            prop_assert_eq!(seqs, (1..=plain.len() as u64).collect::<Vec<_>>());
+            prop_assert_eq!(&seqs, &(1..=plain.len() as u64).collect::<Vec<_>>());
+            for frame in &plain {
+                prop_assert_eq!(payload(&blocks, frame.seq), Some(&*frame.payload));
+            }
+            prop_assert_eq!(payload(&blocks, plain.len() as u64 + 1), None);
             for filter in filters {
                 let read = read_store.blocks(5, &filter).unwrap();
                 prop_assert!(read.iter().all(|block| blocks.contains(block)));

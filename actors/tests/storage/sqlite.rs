@@ -1,16 +1,19 @@
 //! Properties of the SQLite implementation beyond the suite.
 
+mod verify;
+
 use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _};
 
 use actix::SyncArbiter;
 use greenroom_actors::{
+    projections::verify::verify,
     storage::{
         FrameFilter, GroupCommit, Query, ReadStore, Reader, Store as _, StoreError, TaskFilter,
         sqlite::{Database, SqliteStore},
     },
     transcript::frame::Block,
 };
-use greenroom_core::{Deadline, TaskId};
+use greenroom_core::{Deadline, Existence, Fact, TaskId};
 use greenroom_testing::world::Action;
 use rusqlite::Connection;
 
@@ -152,6 +155,26 @@ fn a_task_with_columns_that_its_state_cannot_have_is_read_and_reported() {
         let stages = tasks.iter().map(|view| format!("{:?}", view.task.stage));
         assert_eq!(stages.filter(|found| found.starts_with(stage)).count(), 1, "{name}");
     }
+}
+
+/// AM-4: a group whose purge was ordered is still to be purged after a restart.
+#[test]
+fn an_ordered_purge_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("greenroom.db");
+    let mut store = Database::open(&path).unwrap().store().unwrap();
+    let mut actor = Actor::new(7);
+    commit(&mut store, &actor.play_all(&[SUBMIT, Action::GrantSlot, READY]));
+    let at = actor.world.now;
+    let mut ordered = actor.forge(at, vec![Fact::GroupArchived {}, Fact::PurgeOrdered {}]);
+    ordered.summary.state.existence = Existence::Purging;
+    commit(&mut store, &[ordered]);
+    drop(store);
+    let database = Database::open(&path).unwrap();
+    let found = database.store().unwrap().adopt(7, UP).unwrap().unwrap();
+    assert_eq!(found.state.existence, Existence::Purging);
+    let verdict = verify(&database.opener().read_store().unwrap(), 7).unwrap().unwrap();
+    assert!(!verdict.differences.iter().any(|line| line.starts_with("head:")), "{verdict:?}");
 }
 
 fn mode(path: &std::path::Path) -> u32 {
