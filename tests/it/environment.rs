@@ -7,10 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, getsid, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
-use crate::support::Setup;
+use crate::support::{Setup, process};
 
 /// C11: the environment holds the basics, the profile's `env` and `env_pass`, greenroom's two
 /// markers, and nothing else of the server's environment. C13: the agent is in another session than
@@ -48,7 +48,8 @@ fn an_agent_inherits_only_what_its_profile_allows() {
         assert!(!shown.starts_with("socket:"), "a socket: {shown}");
         assert!(!target.starts_with(data.join("greenroom.db")), "{shown}");
     }
-    let session = |pid: u32| getsid(Pid::from_raw(i32::try_from(pid).unwrap())).unwrap();
+    // Of /proc, where a session that began outside of this PID namespace is 0.
+    let session = |pid: u32| process::stat(pid).unwrap()[3].clone();
     assert_ne!(session(agent), session(server.pid()), "the same session as the server's");
 
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
