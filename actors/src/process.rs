@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod child;
+mod control;
 mod pipe;
 pub mod proc;
 pub mod shim;

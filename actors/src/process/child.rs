@@ -10,14 +10,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
     future::pending,
-    io::{self, IoSlice, Write},
-    mem::MaybeUninit,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixStream as BlockingStream,
-    },
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream as BlockingStream},
     path::PathBuf,
     process::Stdio,
     sync::{Arc, Weak, mpsc as blocking},
@@ -27,10 +22,7 @@ use std::{
 
 use prometheus_client::metrics::counter::Counter;
 use rustix::{
-    fs::{MemfdFlags, memfd_create},
-    net::{
-        SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, send, sendmsg, shutdown,
-    },
+    net::{SendFlags, Shutdown, send, shutdown},
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
 };
 use tokio::{
@@ -43,10 +35,10 @@ use tokio::{
     time::sleep,
 };
 
-pub use super::shim::TreeEvent;
+pub use super::control::TreeEvent;
 use super::{
+    control::{HEARTBEAT, Spec, TreeCommand, send_launch},
     proc::{self, Marker},
-    shim::{HEARTBEAT, LAUNCH, Spec, TreeCommand},
 };
 use crate::{
     awake::{self, Awake},
@@ -232,11 +224,11 @@ pub fn spawn(
     Ok(child)
 }
 
-/// Writes the agent's description to a memory file: of any length, and read by the shim alone.
+/// Describes the agent to its shim.
 fn spec(launch: &Launch) -> io::Result<OwnedFd> {
     let markers = [launch.run.entry(), launch.data.entry()];
     let markers = markers.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    let spec = Spec {
+    Spec {
         command: launch.command.clone(),
         args: launch.args.clone(),
         env: launch.env.iter().cloned().chain(markers).collect(),
@@ -245,21 +237,8 @@ fn spec(launch: &Launch) -> io::Result<OwnedFd> {
         no_new_privs: launch.no_new_privs,
         rlimits: launch.rlimits.clone(),
         open_files: launch.open_files,
-    };
-    let mut file = File::from(memfd_create("launch", MemfdFlags::CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(&spec)?)?;
-    Ok(file.into())
-}
-
-/// Sends the launch with its descriptors, and closes their copies here.
-fn send_launch(control: &UnixStream, fds: [OwnedFd; 4]) -> io::Result<()> {
-    let borrowed = fds.each_ref().map(|fd| fd.as_fd());
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&borrowed));
-    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-    sendmsg(control, &[IoSlice::new(&[LAUNCH])], &mut ancillary, flags)?;
-    Ok(())
+    }
+    .write()
 }
 
 /// Watches the tree to its end, also after the [`TreeHandle`] is dropped.

@@ -6,23 +6,18 @@
 //! except that a silent server is a dead one, and it has one thread and no runtime, because a
 //! parent-death signal is bound to the *thread* that forked.
 //!
-//! Its standard input is a socket to the server. First comes `LAUNCH` with four descriptors: the
-//! agent's three streams, and a memory file with the `Spec`; so no command line and no environment
-//! but the agent's holds secrets. Then comes one byte per command. The shim sends [`TreeEvent`]s,
-//! one line of JSON each.
+//! What it receives and sends is in `control.rs`.
 
 #![allow(unsafe_code)]
 
 use std::{
     ffi::OsString,
-    fs,
-    io::{self, IoSliceMut, Read, Seek},
+    fs, io,
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
-    path::PathBuf,
     process::{Command, ExitCode},
     thread,
     time::{Duration, Instant},
@@ -32,39 +27,19 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Access, Mode, access},
     io::{Errno, FdFlags, fcntl_setfd, retry_on_intr, write},
-    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send},
+    net::{RecvFlags, recv},
     process::{
         PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getppid, getrlimit, pidfd_open,
         set_parent_process_death_signal, setrlimit, setsid, umask, wait,
     },
     thread::{set_name, set_no_new_privs},
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
     cgroup::Cgroup,
+    control::{self, Spec, TreeCommand, TreeEvent, report},
     proc::{self, Marker, Process, SHIM_NAME},
 };
-use crate::profile::Rlimits;
-
-/// The server's bytes besides those of [`TreeCommand`]. `LAUNCH` is the first, and carries the
-/// descriptors.
-pub(super) const LAUNCH: u8 = b'L';
-pub(super) const HEARTBEAT: u8 = b'.';
-
-/// A signal for every process of the tree, as the byte by which the server orders it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum TreeCommand {
-    Terminate = b'T',
-    Kill = b'K',
-}
-
-impl TreeCommand {
-    fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Terminate, Self::Kill].into_iter().find(|command| *command as u8 == byte)
-    }
-}
 
 /// How long a server may be silent before it counts as dead, unless `--silence-ms` says otherwise.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
@@ -85,37 +60,6 @@ const KILL_ROUND_MAX: Duration = Duration::from_secs(1);
 const REAP_PAUSE: Duration = Duration::from_millis(5);
 /// The greatest signal number.
 const SIGNAL_MAX: i32 = 64;
-
-/// The launch, as the server sends it to the shim.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Spec {
-    pub command: PathBuf,
-    pub args: Vec<String>,
-    pub env: Vec<(String, String)>,
-    pub cwd: PathBuf,
-    pub umask: Option<u32>,
-    pub no_new_privs: bool,
-    pub rlimits: Rlimits,
-    pub open_files: Option<u64>,
-}
-
-/// An event of an agent's process tree, in this order: `Started` then `Exited`, or `SpawnFailed`;
-/// then `Gone`. After a killed shim, only `Gone` is certain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum TreeEvent {
-    /// The agent's main process runs. `start_time` is in clock ticks since boot.
-    Started { pid: u32, start_time: u64 },
-    /// It could not be started; `errno` is absent if no system call was made.
-    SpawnFailed { errno: Option<i32>, message: String },
-    /// The main process ended, by `exit(code)` or by a signal; others may still hold its pipes.
-    Exited { code: Option<i32>, signal: Option<i32> },
-    /// Processes may be left, for this reason. From the server itself, never from a shim.
-    #[serde(skip)]
-    Left { why: String },
-    /// No process of the run is left, unless `Left` came before.
-    Gone,
-}
 
 /// Runs the shim; `args` follow the subcommand: `--silence-ms N`, and `--no-cgroup`, which creates
 /// no control group. Both are for tests.
@@ -187,26 +131,7 @@ fn receive(control: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<(Spec, 
             return Ok(None);
         }
     }
-    let mut command = [0];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let iov = &mut [IoSliceMut::new(&mut command)];
-    if recvmsg(control, iov, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes == 0 {
-        return Ok(None);
-    }
-    let rights = ancillary.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    match (command, <[OwnedFd; 4]>::try_from(rights.flatten().collect::<Vec<_>>())) {
-        ([LAUNCH], Ok([stdin, stdout, stderr, spec])) => {
-            let (mut spec, mut json) = (fs::File::from(spec), Vec::new());
-            spec.rewind()?;
-            spec.read_to_end(&mut json)?;
-            Ok(Some((serde_json::from_slice(&json)?, [stdin, stdout, stderr])))
-        }
-        _ => Err(io::Error::other("the first command is not a launch")),
-    }
+    control::receive_launch(control)
 }
 
 /// Makes all inherited descriptors close-on-exec, so that the agent does not inherit them (C13).
@@ -350,15 +275,6 @@ fn explain(spec: &Spec, err: &io::Error) -> String {
         io::ErrorKind::NotFound => format!("command {command} was not found"),
         io::ErrorKind::PermissionDenied => format!("command {command} is not executable"),
         _ => format!("command {command} cannot be started: {err}"),
-    }
-}
-
-/// Sends an event to the server. The server may be gone, and a full socket belongs to a stopped
-/// one: the tree's end must wait for neither.
-fn report(control: BorrowedFd<'_>, event: &TreeEvent) {
-    if let Ok(mut line) = serde_json::to_vec(event) {
-        line.push(b'\n');
-        _ = send(control, &line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 }
 
