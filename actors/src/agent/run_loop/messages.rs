@@ -1,0 +1,119 @@
+//! What a run does with each message of its agent.
+
+use greenroom_core::{Event, ExitReason, OutputSummary, Provenance, SessionId};
+
+use super::RunLoop;
+use crate::{
+    acp::{self, Notification, session::Subject},
+    agent::{
+        batch::single,
+        compaction_detector::Detected,
+        handshake::{Handshake, Next},
+    },
+};
+
+impl RunLoop {
+    /// Reports what a message is to the group, or answers it.
+    pub(super) fn on_message(&mut self, line: &str, message: acp::Message<'_>) {
+        match message {
+            acp::Message::Notification(notification) => {
+                let replay = notification.kind == "session/update"
+                    && self.handshake.as_mut().is_some_and(Handshake::is_replay);
+                if !replay {
+                    self.on_notification(line, notification);
+                }
+            }
+            acp::Message::Permission { mut asked, tool } => {
+                let known = tool.as_deref().and_then(|tool| self.tools.kind(tool));
+                asked.tool_kind = asked.tool_kind.or_else(|| known.map(str::to_owned));
+                let lines = single(line, "session/request_permission".into());
+                self.batch.push(Event::PermissionAsked { run: self.run, lines, asked });
+            }
+            acp::Message::Request { id, kind, private } => {
+                self.stdin.send(acp::refusal_line(id));
+                if private {
+                    let (run, method) = (self.run, kind.into_owned());
+                    log::warn!(run:%, method; "agent request refused");
+                    self.batch.push(Event::RequestRefused { run, method });
+                } else {
+                    let summary = OutputSummary { has_output: true, ..OutputSummary::default() };
+                    self.batch.push_line(line, kind, None, summary);
+                }
+            }
+            acp::Message::Response { id, outcome } => match &mut self.handshake {
+                Some(handshake) => {
+                    let provenance =
+                        outcome.as_ref().ok().and_then(|result| self.detector.provenance(result));
+                    if let Some(next) = handshake.on_response(id, outcome) {
+                        self.on_handshake(next, provenance);
+                    }
+                }
+                None if self.sessions.take_pending(id) => {
+                    let opened = self.opened_session(outcome);
+                    self.batch.push(Event::SessionOpened { run: self.run, id, opened });
+                }
+                None => {
+                    self.drain_stderr();
+                    let reply = self.answer.interpret(acp::prompt_reply(outcome));
+                    self.batch.push(Event::PromptAnswered { run: self.run, id, reply });
+                }
+            },
+        }
+    }
+
+    /// Reports a notification first, and then what it reports about the context, so that its frame
+    /// belongs to the segment that the boundary closes. One about another session has no effect.
+    fn on_notification(&mut self, line: &str, notification: Notification<'_>) {
+        let run = self.run;
+        let Notification { kind, summary, session, tool_kind, context } = notification;
+        let subject = self.sessions.classify(session.as_deref());
+        if let Subject::MovedTo(session) = &subject {
+            self.batch.push(Event::SessionNamed { run, session: session.clone() });
+        }
+        let is_other = subject == Subject::Other;
+        if !is_other {
+            self.answer.add(&summary);
+        }
+        self.batch.push_line(line, kind, session.as_deref(), summary);
+        if is_other {
+            return;
+        }
+        if let Some((tool, kind)) = tool_kind.map(|tool_kind| *tool_kind) {
+            self.tools.insert(tool, kind);
+        }
+        let Some(context) = context else { return };
+        let Detected { signal, provenance } = self.detector.update(*context);
+        if let Some(signal) = signal {
+            self.batch.push(Event::Signalled { run, signal: signal.into() });
+        }
+        if let Some(provenance) = provenance {
+            self.batch.push(Event::ProvenanceGiven { run, provenance });
+        }
+    }
+
+    /// Parses the response to the request for a new session.
+    fn opened_session(
+        &mut self,
+        outcome: Result<&str, acp::RpcError>,
+    ) -> Result<(SessionId, Option<Provenance>), String> {
+        let result = outcome.map_err(|err| format!("the agent refused another session: {err}"))?;
+        let session = acp::opened_session(result)?;
+        self.sessions.add(session.clone());
+        Ok((session, self.detector.provenance(result)))
+    }
+
+    fn on_handshake(&mut self, next: Next, provenance: Option<Provenance>) {
+        match next {
+            Next::Send(line) => self.stdin.send(line),
+            Next::Ready(session, continuity) => {
+                self.handshake = None;
+                self.termination.on_ready();
+                self.sessions.set_current(session.clone());
+                let (run, pid) = (self.run, self.pid.unwrap_or_default());
+                let ready = Event::AgentReady { run, pid, session, continuity, provenance };
+                self.batch.push(ready);
+            }
+            Next::Fail(why) => self.termination.kill(ExitReason::StartFailed, &why),
+        }
+    }
+}
