@@ -7,6 +7,7 @@
 pub mod bounds;
 mod context;
 mod cost;
+mod hermes_meta;
 mod permission;
 mod response;
 pub mod session;
@@ -305,6 +306,16 @@ fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
         None => Some(Cow::Borrowed(inner)),
         Some(_) => serde_json::from_str(raw.get()).ok().map(Cow::Owned),
     }
+}
+
+/// Returns a JSON string's text as an id, if it can be one.
+fn key(raw: &RawValue) -> Option<String> {
+    text(raw).and_then(|text| bounds::bounded_id(&text))
+}
+
+/// Parses an object. serde would accept an array for an object, field by field.
+fn object<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
+    raw.get().starts_with('{').then(|| serde_json::from_str(raw.get()).ok())?
 }
 
 fn null() -> Json {

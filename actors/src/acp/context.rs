@@ -10,17 +10,14 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use super::{
-    bounds::{ERROR_BYTES_MAX, append_bounded, bounded_id, truncate},
-    json, text,
+    bounds::{ERROR_BYTES_MAX, append_bounded, truncate},
+    hermes_meta, key, object, text,
 };
 
 /// The title and kind of the tool call that codex-acp and claude-agent-acp send in place of a
 /// `compaction_update` to a client without that capability (RA).
 const CALL_TITLE: &str = "Compact conversation";
 const CALL_KIND: &str = "think";
-/// The largest `_meta.hermes` that counts: it is stored whole with the session.
-const PROVENANCE_BYTES_MAX: usize = 64 << 10;
-
 /// What one update reports about the agent's context.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ContextUpdate {
@@ -74,7 +71,7 @@ pub(super) fn parse(
     let (mut compression, mut provenance) = (None, None);
     if let Some(meta) = meta.and_then(object::<Meta>) {
         compression = meta.context_compression.and_then(compression_signal);
-        provenance = meta.hermes.and_then(hermes_provenance);
+        provenance = meta.hermes.and_then(hermes_meta::provenance);
     }
     let report = match name {
         "compaction_update" => nested(params).map(compaction),
@@ -87,7 +84,7 @@ pub(super) fn parse(
 
 /// Returns the hermes session in a `_meta`.
 pub(super) fn meta_provenance(meta: &RawValue) -> Option<Provenance> {
-    object::<Meta>(meta)?.hermes.and_then(hermes_provenance)
+    object::<Meta>(meta)?.hermes.and_then(hermes_meta::provenance)
 }
 
 #[derive(Deserialize)]
@@ -158,34 +155,6 @@ struct Compression<'a> {
     error: Option<&'a RawValue>,
 }
 
-/// `_meta.hermes`. Current versions put the fields into `sessionProvenance`, older ones beside it.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Hermes<'a> {
-    #[serde(borrow)]
-    session_provenance: Option<&'a RawValue>,
-    #[serde(borrow)]
-    current_hermes_session_id: Option<&'a RawValue>,
-    /// The older name of `currentHermesSessionId`.
-    #[serde(borrow)]
-    hermes_session_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    previous_hermes_session_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    parent_hermes_session_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    reason: Option<&'a RawValue>,
-    #[serde(borrow)]
-    compaction: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct HermesCompaction<'a> {
-    #[serde(borrow)]
-    last_mode: Option<&'a RawValue>,
-}
-
 fn compaction(update: CompactionUpdate<'_>) -> CompactionReport {
     let summary = update.summary.and_then(|raw| blocks_text(raw, SUMMARY_BYTES_MAX));
     let details = Details { summary, error: update.error.and_then(error), ..Details::default() };
@@ -245,35 +214,6 @@ fn compression_signal(raw: &RawValue) -> Option<CompactionSignal> {
     Some(signal(kind, None, details))
 }
 
-/// Parses `_meta.hermes`. A compaction led to the session if it says `reason: "compression"`, or in
-/// older versions `lastMode: "session_split"`.
-fn hermes_provenance(raw: &RawValue) -> Option<Provenance> {
-    if PROVENANCE_BYTES_MAX < raw.get().len() {
-        return None;
-    }
-    let outer: Hermes = object(raw)?;
-    let inner: Hermes = outer.session_provenance.and_then(object).unwrap_or_default();
-    let pick = |field: fn(&Hermes<'_>) -> Option<String>| field(&inner).or_else(|| field(&outer));
-    let current = pick(|hermes| {
-        let current = hermes.current_hermes_session_id.and_then(key);
-        current.or_else(|| hermes.hermes_session_id.and_then(key))
-    })?;
-    let reason = pick(|hermes| hermes.reason.and_then(key));
-    let mode = pick(|hermes| {
-        let compaction: HermesCompaction = hermes.compaction.and_then(object)?;
-        compaction.last_mode.and_then(key)
-    });
-    let compacted =
-        reason.as_deref() == Some("compression") || mode.as_deref() == Some("session_split");
-    // `previous` is the session at the turn's start: after two compactions in a turn it is not the
-    // one compacted last, and without a compaction it is the current one.
-    let parent = pick(|hermes| hermes.parent_hermes_session_id.and_then(key));
-    let at_start = pick(|hermes| hermes.previous_hermes_session_id.and_then(key))
-        .filter(|previous| *previous != current);
-    let previous = if compacted { parent.or(at_start) } else { at_start.or(parent) };
-    Some(Provenance { current, previous, compacted, given: json(raw) })
-}
-
 fn signal(kind: SignalKind, key: Option<String>, details: Details) -> CompactionSignal {
     CompactionSignal { source: Source::Acp, kind, key, lineage: Lineage::default(), details }
 }
@@ -282,17 +222,8 @@ fn nested<'a, T: Deserialize<'a>>(params: &'a RawValue) -> Option<T> {
     object(object::<Params<'_>>(params)?.update)
 }
 
-/// Parses an object. serde would accept an array for an object, field by field.
-fn object<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
-    raw.get().starts_with('{').then(|| serde_json::from_str(raw.get()).ok())?
-}
-
 fn value<T: DeserializeOwned>(raw: &RawValue) -> Option<T> {
     serde_json::from_str(raw.get()).ok()
-}
-
-fn key(raw: &RawValue) -> Option<String> {
-    text(raw).and_then(|text| bounded_id(&text))
 }
 
 fn error(raw: &RawValue) -> Option<String> {
@@ -461,48 +392,6 @@ mod tests {
         for (meta, expected) in cases {
             assert_eq!(parsed(meta), expected, "{meta}");
         }
-    }
-
-    /// AM-13, AM-23: the current hermes session, by the current names and by the older ones.
-    #[test]
-    fn hermes_reports_its_session() {
-        #[rustfmt::skip]
-        let cases = [
-            ("root",             r#"{"sessionProvenance":{"acpSessionId":"a","currentHermesSessionId":"a","rootHermesSessionId":"a","parentHermesSessionId":null,"sessionKind":"root","compressionDepth":0}}"#, Some(("a", None, false))),
-            ("rotated",          r#"{"sessionProvenance":{"acpSessionId":"a","currentHermesSessionId":"b","parentHermesSessionId":"p","previousHermesSessionId":"a","reason":"compression"}}"#, Some(("b", Some("p"), true))),
-            ("loaded later",     r#"{"sessionProvenance":{"currentHermesSessionId":"b","parentHermesSessionId":"p","sessionKind":"continuation"}}"#, Some(("b", Some("p"), false))),
-            ("same as before",   r#"{"sessionProvenance":{"currentHermesSessionId":"b","previousHermesSessionId":"b","parentHermesSessionId":null}}"#, Some(("b", None, false))),
-            ("another reason",   r#"{"sessionProvenance":{"currentHermesSessionId":"b","previousHermesSessionId":"a","reason":"branch"}}"#, Some(("b", Some("a"), false))),
-            ("older",            r#"{"hermesSessionId":"b","compaction":{"lastMode":"session_split"}}"#,               Some(("b", None, true))),
-            ("older, in place",  r#"{"hermesSessionId":"b","compaction":{"lastMode":"in_place"}}"#,                    Some(("b", None, false))),
-            ("older, nested",    r#"{"sessionProvenance":{"hermesSessionId":"b","compaction":{"lastMode":"session_split"}}}"#, Some(("b", None, true))),
-            ("older, beside",    r#"{"sessionProvenance":{"currentHermesSessionId":"b"},"compaction":{"lastMode":"session_split"}}"#, Some(("b", None, true))),
-            ("no session",       r#"{"compaction":{"lastMode":"session_split"}}"#,                                     None),
-            ("empty",            r#"{}"#,                                                                              None),
-            ("no object",        r#""b""#,                                                                             None),
-            ("odd fields",       r#"{"sessionProvenance":7,"hermesSessionId":8}"#,                                     None),
-        ];
-        for (name, hermes, expected) in cases {
-            let update = format!(
-                r#"{{"_meta":{{"hermes":{hermes}}},"title":"t","sessionUpdate":"session_info_update"}}"#
-            );
-            let expected = expected.map(|(current, previous, compacted)| Provenance {
-                current: current.into(),
-                previous: previous.map(str::to_owned),
-                compacted,
-                given: greenroom_core::Json::parse(hermes.into()).expect("JSON"),
-            });
-            let parsed = context_of(&update).and_then(|context| context.provenance);
-            assert_eq!(parsed, expected, "{name}, in an update");
-            let answer = format!(r#"{{"_meta":{{"hermes":{hermes}}},"sessionId":"a"}}"#);
-            assert_eq!(super::super::provenance(&answer), expected, "{name}, in an answer");
-        }
-        for answer in ["null", "{}", "[]", "", r#"[{"hermes":{"hermesSessionId":"b"}}]"#] {
-            assert_eq!(super::super::provenance(answer), None, "{answer}");
-        }
-        let long = "x".repeat(PROVENANCE_BYTES_MAX);
-        let large = format!(r#"{{"_meta":{{"hermes":{{"hermesSessionId":"b","x":"{long}"}}}}}}"#);
-        assert_eq!(super::super::provenance(&large), None);
     }
 
     #[test]
