@@ -327,5 +327,4 @@ fn permission_policy(section: &mut Section<'_>) -> Result<PermissionPolicy, Conf
 }
 
 #[cfg(test)]
-#[path = "config/tests.rs"]
 mod tests;

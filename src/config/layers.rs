@@ -181,3 +181,6 @@ fn table_of(text: &str, at: &Origin) -> Option<Table> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,3 +105,6 @@ pub fn names<S: Serializer>(
 ) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(variables.keys())
 }
+
+#[cfg(test)]
+mod tests;

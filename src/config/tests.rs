@@ -4,21 +4,14 @@
 use std::fs;
 
 use greenroom_actors::profile::{CompactionMethod, Detector, Rlimits};
-use serde_json::json;
 
 use super::*;
 
-fn from(file: &str) -> Result<Config, ConfigError> {
+pub(super) fn from(file: &str) -> Result<Config, ConfigError> {
     Config::from_layers(Some(("x.toml", file)), &[], None)
 }
 
-fn from_env(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
-    let variables: Vec<(String, String)> =
-        variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-    Config::from_layers(None, &variables, None)
-}
-
-fn problem(result: Result<Config, ConfigError>) -> String {
+pub(super) fn problem(result: Result<Config, ConfigError>) -> String {
     result.unwrap_err().to_string()
 }
 
@@ -329,36 +322,6 @@ fn only_a_missing_file_is_absent() {
 }
 
 #[test]
-fn the_environment_overrides_single_keys() {
-    let config = from_env(&[
-        ("GREENROOM_SERVER_LISTEN", "127.0.0.1:9000"),
-        ("GREENROOM_SERVER_ALLOWED_HOSTS", "a.example, b.example:80"),
-        ("GREENROOM_LIMITS_RUNNING_GROUPS", "3"),
-        ("GREENROOM_STORAGE_URL", "sqlite:elsewhere.db"),
-        ("GREENROOM_DEFAULTS_TURN_TIMEOUT", "2s"),
-        ("GREENROOM_DEFAULTS_AUTO_COMPACT", "0"),
-        // Not configuration keys.
-        ("GREENROOM_URL", "http://elsewhere"),
-        ("GREENROOM_TOKEN", "grn_x"),
-        ("GREENROOM_RUN", "run_x"),
-        ("GREENROOM_DATA", "x"),
-        ("GREENROOM_CONFIG", "x"),
-        ("GREENROOM_BIN", "x"),
-        ("GREENROOM_LOG", "debug"),
-        ("GREENROOM_LOG_STYLE", "never"),
-        ("PATH", "/bin"),
-    ])
-    .unwrap();
-    assert_eq!(config.server.listen, "127.0.0.1:9000".parse().unwrap());
-    assert_eq!(config.server.allowed_hosts, ["a.example", "b.example:80"]);
-    assert_eq!(config.capacity.running_groups, 3);
-    assert_eq!(config.storage.path, Path::new("elsewhere.db"));
-    assert_eq!(config.defaults.limits.turn_ms, 2_000);
-    assert_eq!(config.defaults.auto_compact, 0.0);
-    assert_eq!(config.warnings, Vec::<String>::new());
-}
-
-#[test]
 fn an_endpoint_is_a_base_url_or_the_whole_url() {
     #[rustfmt::skip]
     let cases = [
@@ -372,60 +335,6 @@ fn an_endpoint_is_a_base_url_or_the_whole_url() {
         let config = from(&format!("[otlp]\nendpoint = {endpoint:?}")).unwrap();
         assert_eq!(config.otlp.endpoint.as_deref(), url, "{endpoint:?}");
     }
-}
-
-#[test]
-fn the_environment_sets_tables_and_switches() {
-    let config = from_env(&[
-        ("GREENROOM_OTLP_HEADERS", "authorization=Bearer a=b, x-other = 1 ,"),
-        ("GREENROOM_OTLP_BACKFILL", "true"),
-    ])
-    .unwrap();
-    let expected = [("authorization", "Bearer a=b"), ("x-other", "1")];
-    let headers = config.otlp.headers.iter();
-    let headers: Vec<_> = headers.map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    assert_eq!((headers.as_slice(), config.otlp.backfill), (&expected[..], true));
-    let printed = config.to_json().to_string();
-    assert!(printed.contains(r#""headers":["authorization","x-other"]"#), "{printed}");
-    assert!(!printed.contains("Bearer"), "{printed}");
-    let error = problem(from_env(&[("GREENROOM_OTLP_HEADERS", "canary")]));
-    assert!(error.ends_with("must be a table of strings, found a string"), "{error}");
-}
-
-#[test]
-fn errors_of_the_environment_name_the_variable() {
-    #[rustfmt::skip]
-    let cases = [
-        ("GREENROOM_SERVER_LISTNE", "x", "environment variable GREENROOM_SERVER_LISTNE: unknown key \"listne\" in [server]; known keys: allowed_hosts, drain_timeout, listen, max_body"),
-        ("GREENROOM_SERVER", "x", "environment variable GREENROOM_SERVER: unknown key \"\" in [server]; known keys: allowed_hosts, drain_timeout, listen, max_body"),
-        ("GREENROOM_LIMITS_QUEUE", "0", "environment variable GREENROOM_LIMITS_QUEUE: queue in [limits] must be from 1 to 1000000, found 0"),
-        ("GREENROOM_LIMITS_QUEUE", "many", "environment variable GREENROOM_LIMITS_QUEUE: queue in [limits] must be an integer, found a string"),
-        ("GREENROOM_SERVER_LISTEN", "0.0.0.0:1", "environment variable GREENROOM_SERVER_LISTEN: listen in [server] must be a loopback address: 0.0.0.0:1 is reachable from other machines, and this version has no tokens to protect it"),
-        ("GREENROOM_SERVERLISTEN", "127.0.0.1:1", "environment variable GREENROOM_SERVERLISTEN: unknown key; keys of [server] are GREENROOM_SERVER_…"),
-        ("GREENROOM_LIMITSQUEUE", "1", "environment variable GREENROOM_LIMITSQUEUE: unknown key; keys of [limits] are GREENROOM_LIMITS_…"),
-        ("GREENROOM_SERVER_PORT", "8080", "environment variable GREENROOM_SERVER_PORT: unknown key \"port\" in [server]; known keys: allowed_hosts, drain_timeout, listen, max_body"),
-        ("GREENROOM_AGENTS_DEMO_COMMAND", "x", "environment variable GREENROOM_AGENTS_DEMO_COMMAND: agents can only be configured in the file"),
-    ];
-    for (name, value, expected) in cases {
-        assert_eq!(problem(from_env(&[(name, value)])), expected);
-    }
-}
-
-#[test]
-fn flags_win_over_the_environment_and_that_over_the_file() {
-    let file = Some(("x.toml", "[server]\nlisten = '127.0.0.1:1'\n[limits]\nqueue = 5"));
-    let env = [("GREENROOM_SERVER_LISTEN".to_owned(), "127.0.0.1:2".to_owned())];
-    let port = |env: &[(String, String)], flag| {
-        Config::from_layers(file, env, flag).unwrap().server.listen.port()
-    };
-    assert_eq!(port(&[], None), 1);
-    assert_eq!(port(&env, None), 2);
-    assert_eq!(port(&env, Some("127.0.0.1:3")), 3);
-    let error = problem(Config::from_layers(file, &env, Some("10.0.0.1:3")));
-    assert!(
-        error.starts_with("--listen: listen in [server] must be a loopback address"),
-        "{error}"
-    );
 }
 
 #[test]
@@ -448,117 +357,9 @@ fn a_permission_policy_is_a_word_or_a_table_of_words() {
 }
 
 #[test]
-fn an_unknown_variable_is_warned_of() {
-    let config = from_env(&[("GREENROOM_SEVER_X", "1")]).unwrap();
-    let ignored = "environment variable GREENROOM_SEVER_X: ignored: not a key of the configuration";
-    assert_eq!(config.warnings, [ignored]);
-}
-
-/// A variable that Kubernetes or Docker sets for a service is not fatal; a key that looks like one
-/// stays a key.
-#[test]
-fn a_variable_that_an_orchestrator_set_is_warned_of() {
-    let canary = "tcp://10.9.8.7:7433";
-    let names = [
-        "GREENROOM_PORT",
-        "GREENROOM_SERVICE_HOST",
-        "GREENROOM_PORT_7433_TCP_ADDR",
-        "GREENROOM_SERVER_PORT",
-        "GREENROOM_SERVER_SERVICE_HOST",
-        "GREENROOM_SERVER_SERVICE_PORT_HTTP",
-        "GREENROOM_SERVER_PORT_7433_TCP",
-        "GREENROOM_SERVERLESS_PORT",
-        "GREENROOM_AGENTS_PORT",
-        "GREENROOM_AGENTS_DEMO_SERVICE_HOST",
-    ];
-    let mut variables: Vec<(&str, &str)> = names.iter().map(|name| (*name, canary)).collect();
-    variables.push(("GREENROOM_OTLP_SERVICE_NAME", "service"));
-    let config = from_env(&variables).unwrap();
-    assert_eq!(config.otlp.service_name, "service");
-    assert_eq!(config.warnings.len(), names.len(), "{:?}", config.warnings);
-    for (name, warning) in names.iter().zip(&config.warnings) {
-        let begins = format!("environment variable {name}: ");
-        assert!(warning.starts_with(&begins) && !warning.contains("10.9"), "{warning}");
-    }
-}
-
-#[test]
 fn the_shipped_file_unchanged_is_not_warned_of() {
     assert_eq!(from(BUILTIN).unwrap(), Config::from_layers(None, &[], None).unwrap());
     let changed = BUILTIN.replace("queue = 1000", "queue = 999");
     let config = from(&changed).unwrap();
     assert_eq!((config.defaults.limits.queue_max, config.warnings.len()), (999, 0));
-}
-
-/// API-4: what `check-config --json` prints, by section and key; no value of a variable or header
-/// is among it.
-#[test]
-fn the_effective_values_are_printed() {
-    let config = from(
-        "server.allowed_hosts = ['A.example']\n[storage]\nurl = 'sqlite://x.db'\n\
-         [limits]\nrunning_groups = 9\nresident_agents = 2\nline = '512KiB'\n\
-         [defaults]\nauto_compact = 0\npermission_policy = { default = 'reject', read = 'allow' }\n\
-         on_interrupt = 'hold'\nretry = 'undelivered'\nturn_timeout = '90s'\n\
-         [otlp]\nendpoint = 'http://[::1]:4318/'\nheaders = { key = 'canary' }\n\
-         [agents.a]\ncommand = 'a'\nargs = ['b']\nenv = { KEY = 'canary' }\nenv_pass = ['HOME']\n\
-         cwd_roots = ['/srv']\nsignals = ['hermes_stderr', 'hermes_meta', 'hermes_stderr']\n\
-         auto_compact = 0.5\nauth_method = 'key'\nstart_timeout = '61s'\numask = '0027'\n\
-         no_new_privs = true\ncompaction = { strategy = 'rotate' }\n\
-         rlimits = { open_files = 16, processes = 2, core_size = '1MiB', file_size = '1GiB', \
-         cpu_time = '90m' }\n[agents.b]\ncommand = 'b'\n",
-    )
-    .unwrap();
-    let expected = json!({
-        "server": {
-            "listen": "127.0.0.1:7433", "allowed_hosts": ["a.example"], "max_body": 1 << 20,
-            "drain_timeout": "30s",
-        },
-        "storage": { "path": "x.db", "retention_days": 0 },
-        "limits": {
-            "running_groups": 9, "resident_agents": 2, "queue": 1000, "line": 512 << 10,
-        },
-        "defaults": {
-            "agent": "demo", "auto_compact": 0.0,
-            "permission_policy": { "default": "reject", "read": "allow" },
-            "permission_timeout": "10m", "on_interrupt": "hold", "retry": "undelivered",
-            "retry_base": "5s", "turn_timeout": "1m 30s", "compaction_timeout": "10m",
-            "lock_ttl": "5m", "idle_timeout": "10m",
-        },
-        "otlp": {
-            "endpoint": "http://[::1]:4318/v1/traces", "headers": ["key"], "interval": "5s",
-            "timeout": "10s", "backfill": false, "service_name": "greenroom",
-        },
-        "agents": {
-            "a": {
-                "command": "a", "args": ["b"], "env": ["KEY"], "env_pass": ["HOME"],
-                "cwd_roots": ["/srv"], "signals": ["hermes_stderr", "hermes_meta", "hermes_stderr"],
-                "auto_compact": 0.5, "auth_method": "key", "start_timeout": "1m 1s",
-                "compaction": { "strategy": "rotate" }, "umask": 0o027, "no_new_privs": true,
-                "rlimits": {
-                    "open_files": 16, "processes": 2, "core_size": 1 << 20, "file_size": 1 << 30,
-                    "cpu_seconds": 5400,
-                },
-            },
-            "b": {
-                "command": "b", "args": [], "env": [], "env_pass": [], "cwd_roots": [],
-                "signals": [], "auto_compact": null, "auth_method": null, "start_timeout": "1m",
-                "compaction": { "strategy": "none" }, "umask": null, "no_new_privs": false,
-                "rlimits": {
-                    "open_files": null, "processes": null, "core_size": null, "file_size": null,
-                    "cpu_seconds": null,
-                },
-            },
-            "demo": {
-                "command": "greenroom", "args": ["demo-agent"], "env": [], "env_pass": [],
-                "cwd_roots": [], "signals": [], "auto_compact": null, "auth_method": null,
-                "start_timeout": "1m", "umask": null, "no_new_privs": false,
-                "compaction": { "strategy": "command", "command": "/compact" },
-                "rlimits": {
-                    "open_files": null, "processes": null, "core_size": null, "file_size": null,
-                    "cpu_seconds": null,
-                },
-            },
-        },
-    });
-    assert_eq!(config.to_json(), expected);
 }
