@@ -28,11 +28,13 @@ use std::{
 use serde_json::{Value, json};
 
 mod faults;
+mod orphans;
 mod requests;
 mod sessions;
 mod signals;
 mod switches;
 mod turn;
+mod updates;
 mod wedge;
 mod words;
 

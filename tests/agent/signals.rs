@@ -24,7 +24,8 @@ use serde_json::{Value, json};
 
 use crate::{
     sessions::root_provenance,
-    turn::{Answer, Turn, chunk, unknown},
+    turn::{Answer, Turn, unknown},
+    updates::chunk,
     words::two_numbers,
 };
 

@@ -45,10 +45,8 @@
 
 use std::{
     env,
-    io::{self, BufRead, BufReader, Write},
-    mem,
-    os::fd::AsFd,
-    process::{self, Child, Command, Stdio},
+    io::{self, Write},
+    mem, process,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -60,17 +58,15 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    Agent, INVALID_PARAMS, lock,
+    Agent, INVALID_PARAMS, lock, orphans,
     requests::Requests,
+    updates::{chunk, update, usage_update},
     wedge::Wedge,
     words::{error_of, parted, plain, two_numbers, words},
 };
 
 /// The bytes collected before `chunks` writes.
 const WRITE_BYTES: usize = 256 * 1024;
-
-/// How long an orphan sleeps: longer than any test waits for its death.
-const ORPHAN_SECONDS: &str = "120";
 
 /// How a prompt is answered.
 pub enum Answer {
@@ -283,7 +279,7 @@ impl Turn {
             "two-responses" => return Some(Answer::Twice),
             "no-newline-eof" => return Some(Answer::WithoutNewline),
             "env" => self.reply(&environment_names()),
-            "spawn-orphans" => match orphans() {
+            "spawn-orphans" => match orphans::start() {
                 Ok(pids) => self.reply(&format!("orphans: {pids}")),
                 Err(err) => return Some(failed(&format!("cannot start orphans: {err}"))),
             },
@@ -457,40 +453,6 @@ impl Turn {
     }
 }
 
-pub fn chunk(kind: &str, text: &str) -> Value {
-    json!({ "sessionUpdate": kind, "content": { "type": "text", "text": text } })
-}
-
-/// A `usage_update`, with a cost or without.
-fn usage_update(argument: &str) -> Option<Value> {
-    let mut parts = argument.splitn(3, ':');
-    let (used, size): (u64, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    let mut update = json!({ "sessionUpdate": "usage_update", "used": used, "size": size });
-    if let Some(cost) = parts.next() {
-        let (amount, currency) = cost.split_once(':')?;
-        let amount: f64 = amount.parse().ok()?;
-        update["cost"] = json!({ "amount": amount, "currency": currency });
-    }
-    Some(update)
-}
-
-/// Returns the smallest update of a kind by ACP's schema.
-fn update(kind: &str) -> Option<Value> {
-    let mut update = match kind {
-        "plan" => {
-            json!({ "entries": [{ "content": "do", "priority": "low", "status": "pending" }] })
-        }
-        "tool_call_update" => json!({ "toolCallId": "earlier", "status": "completed" }),
-        "available_commands_update" => json!({ "availableCommands": [] }),
-        "current_mode_update" => json!({ "currentModeId": "code" }),
-        "config_option_update" => json!({ "configOptions": [] }),
-        "session_info_update" => json!({ "title": "scripted" }),
-        _ => return None,
-    };
-    update["sessionUpdate"] = json!(kind);
-    Some(update)
-}
-
 pub fn unknown(name: &str, argument: &str) -> Answer {
     failed(&format!("no such word: [[{name}:{argument}]]"))
 }
@@ -512,31 +474,4 @@ fn stderr_lines(count: u64) {
         batch.extend_from_slice(format!("stderr line {number}\n").as_bytes());
     }
     drop(io::stderr().lock().write_all(&batch));
-}
-
-/// Starts three processes that a kill of the group does not reach. Returns their pids.
-///
-/// The first leaves by `setsid` and holds the agent's stdout; the second is double-forked; the
-/// third is both.
-fn orphans() -> io::Result<String> {
-    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
-    let holder = Command::new("setsid")
-        .args(["sleep", ORPHAN_SECONDS])
-        .stdin(Stdio::null())
-        .stdout(stdout)
-        .spawn()?;
-    let script = format!("sleep {ORPHAN_SECONDS} >/dev/null 2>&1 & echo $!");
-    let forked = first_line(Command::new("sh").args(["-c", &script]))?;
-    let both = first_line(Command::new("setsid").args(["sh", "-c", &script]))?;
-    Ok(format!("{} {forked} {both}", holder.id()))
-}
-
-fn first_line(command: &mut Command) -> io::Result<String> {
-    let mut child: Child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-    let mut line = String::new();
-    if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line)?;
-    }
-    child.wait()?;
-    Ok(line.trim().to_owned())
 }
