@@ -4,15 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
-    Compaction, CompactionStatus, Digest, Fact, PermissionState, Recorded, RunId, StopReason,
-    TaskId, TaskKind, Timestamp, Tokens, ToolProgress,
-    digest::{Compactions, Outcome, Permissions, ToolUse},
+    Compaction, CompactionStatus, Digest, Fact, PermissionState, Recorded, RunId, TaskId, TaskKind,
+    Timestamp, ToolProgress,
+    digest::{Bounded, Compactions, Context, Histogram, ToolUse},
 };
 
 /// A fact of a history.
-#[derive(Clone, Debug)]
 pub struct LoggedFact {
-    pub recorded: Recorded,
     pub fact: Fact,
     pub at: Timestamp,
     /// Its last frame, or the last frame before it if the fact has none.
@@ -23,62 +21,12 @@ pub struct LoggedFact {
     pub turn: Option<TaskId>,
 }
 
-/// The fields of a digest that a simple walk can count.
-#[derive(Debug, Default, PartialEq)]
-pub struct CountedDigest {
-    pub watermark_seq: u64,
-    pub frame_count: u64,
-    pub turn_count: u64,
-    pub times: (Option<Timestamp>, Option<Timestamp>),
-    pub context: Option<(u64, u64)>,
-    pub tokens: Tokens,
-    pub by_model: BTreeMap<String, Tokens>,
-    pub costs: BTreeMap<String, u64>,
-    pub stop_reasons: BTreeMap<StopReason, u64>,
-    pub errors: BTreeMap<String, (u64, Vec<u64>)>,
-    pub tools: BTreeMap<String, ToolUse>,
-    pub permissions: Permissions,
-    pub compactions: Compactions,
-    pub latency: (u64, u64),
-    pub outcomes: BTreeMap<Outcome, u64>,
-}
-
-impl From<&Digest> for CountedDigest {
-    fn from(digest: &Digest) -> Self {
-        let errors = digest.errors.iter();
-        Self {
-            watermark_seq: digest.watermark_seq,
-            frame_count: digest.frame_count,
-            turn_count: digest.turn_count,
-            times: (digest.first_at, digest.last_at),
-            context: digest.context.flatten().map(|context| (context.used, context.size)),
-            tokens: digest.tokens,
-            by_model: digest.by_model.iter().map(owned).collect(),
-            costs: digest.costs.iter().map(owned).collect(),
-            stop_reasons: digest.stop_reasons.clone(),
-            errors: errors
-                .map(|(class, found)| (class.to_owned(), (found.count, found.samples.clone())))
-                .collect(),
-            tools: digest.tools.iter().map(owned).collect(),
-            permissions: digest.permissions,
-            compactions: digest.compactions,
-            latency: (digest.latency.count(), digest.latency.sum_ms),
-            outcomes: digest.outcomes.clone(),
-        }
-    }
-}
-
-fn owned<T: Copy>((name, value): (&str, &T)) -> (String, T) {
-    (name.to_owned(), *value)
-}
-
 /// Returns each fact of a whole history with its run and turn.
-pub fn facts(history: &[(Timestamp, Vec<Recorded>)]) -> Vec<LoggedFact> {
-    let facts = history.iter().flat_map(|(at, facts)| facts.iter().map(|fact| (*at, fact)));
+pub fn facts<'a>(history: impl Iterator<Item = (Timestamp, &'a Recorded)>) -> Vec<LoggedFact> {
     let (mut seq, mut run) = (0, None);
     let mut open: Option<(TaskId, bool)> = None;
     let mut logged = Vec::new();
-    for (at, recorded) in facts {
+    for (at, recorded) in history {
         let fact = &recorded.fact;
         seq += fact.frames();
         match fact {
@@ -91,8 +39,7 @@ pub fn facts(history: &[(Timestamp, Vec<Recorded>)]) -> Vec<LoggedFact> {
             fact => fact.task().or(open.filter(|(_, runs)| *runs).map(|(task, _)| task)),
         };
         let turn = named.filter(|task| open.is_some_and(|(started, _)| started == *task));
-        let recorded = recorded.clone();
-        logged.push(LoggedFact { fact: fact.clone(), recorded, at, seq, run, turn });
+        logged.push(LoggedFact { fact: fact.clone(), at, seq, run, turn });
         match fact {
             Fact::RunExited { .. } => run = None,
             Fact::TaskEnded { .. } if turn.is_some() => open = None,
@@ -105,93 +52,87 @@ pub fn facts(history: &[(Timestamp, Vec<Recorded>)]) -> Vec<LoggedFact> {
     logged
 }
 
-/// Counts the facts of `all` for which `belongs` holds.
-pub fn count(all: &[LoggedFact], belongs: impl Fn(&LoggedFact) -> bool) -> CountedDigest {
-    let part: Vec<&LoggedFact> =
-        all.iter().filter(|fact| belongs(fact) && fact.fact.frames() > 0).collect();
-    let mut count = CountedDigest {
-        watermark_seq: part.last().map_or(0, |fact| fact.seq),
-        frame_count: part.iter().map(|fact| fact.fact.frames()).sum(),
-        times: (part.iter().map(|fact| fact.at).min(), part.iter().map(|fact| fact.at).max()),
+/// Counts the facts of `all` for which `belongs` holds: all but the outcome and the findings.
+pub fn count(all: &[LoggedFact], belongs: impl Fn(&LoggedFact) -> bool) -> Digest {
+    let mut sum = Digest {
         compactions: compactions(all, &belongs),
         costs: costs(all, &belongs),
         tools: tools(all, &belongs),
-        ..CountedDigest::default()
+        ..Digest::default()
     };
-    for fact in &part {
-        count.add(fact, all);
+    for fact in all.iter().filter(|fact| belongs(fact) && fact.fact.frames() > 0) {
+        sum.watermark_seq = fact.seq;
+        sum.frame_count += fact.fact.frames();
+        sum.first_at = Some(sum.first_at.map_or(fact.at, |first| first.min(fact.at)));
+        sum.last_at = sum.last_at.max(Some(fact.at));
+        add_fact(&mut sum, fact, all);
     }
-    count
+    sum
 }
 
-impl CountedDigest {
-    fn add(&mut self, fact: &LoggedFact, all: &[LoggedFact]) {
-        let mut wrong = |class: &str| {
-            let (count, samples) = self.errors.entry(class.to_owned()).or_default();
-            *count += 1;
-            samples.push(fact.seq);
-            *samples = samples[samples.len().saturating_sub(5)..].to_vec();
-        };
-        match &fact.fact {
-            Fact::TaskRetrying { error, .. } => wrong(&error.code),
-            Fact::TaskEnded { error: Some(error), .. } => wrong(&error.code),
-            Fact::AgentOutputRejected { .. }
-            | Fact::RequestRefused { .. }
-            | Fact::AgentWedged { .. }
-            | Fact::LockBypassed { .. }
-            | Fact::LockLost { .. }
-            | Fact::ContextLost { .. } => wrong(fact.fact.kind().trim_start_matches("greenroom/")),
-            _ => {}
+fn add_fact(sum: &mut Digest, fact: &LoggedFact, all: &[LoggedFact]) {
+    let class = match &fact.fact {
+        Fact::TaskRetrying { error, .. } | Fact::TaskEnded { error: Some(error), .. } => {
+            Some(&*error.code)
         }
-        match &fact.fact {
-            Fact::TaskEnded { task, stop_reason, .. } if is_turn(*task, all) => {
-                let earlier = all.iter().take_while(|other| other.seq < fact.seq);
-                let started = |other: &LoggedFact| {
-                    matches!(&other.fact, Fact::TaskStarted { task: other, .. } if other == task)
-                        .then_some(other.at.0)
-                };
-                let Some(started) = earlier.clone().filter_map(started).last() else { return };
-                self.turn_count += 1;
-                let Some(reason) = stop_reason else { return };
-                *self.stop_reasons.entry(*reason).or_default() += 1;
-                let settled = |other: &LoggedFact| {
-                    matches!(&other.fact, Fact::TurnSettled { task: other, .. } if other == task)
-                        .then_some(other.at.0)
-                };
-                let settled =
-                    earlier.filter_map(settled).last().expect("a turn that stopped is settled");
-                self.latency.0 += 1;
-                self.latency.1 += u64::try_from(settled - started).unwrap_or_default();
-            }
-            Fact::AgentOutput(output) => {
-                if let Some(usage) = &output.summary.usage {
-                    self.context = Some((usage.used, usage.size));
-                }
-            }
-            Fact::ContextLost { .. } => self.context = None,
-            Fact::SegmentStarted { session, .. }
-                if session_before(fact, all) != Some(session.0.to_string()) =>
-            {
-                self.context = None;
-            }
-            Fact::TurnSettled { tokens: Some(spent), .. }
-            | Fact::SummaryGiven { tokens: Some(spent), .. } => {
-                self.tokens.add(&spent.total);
-                for (model, tokens) in &spent.by_model {
-                    self.by_model.entry(model.clone()).or_default().add(tokens);
-                }
-            }
-            Fact::PermissionOpened(_) => self.permissions.asked += 1,
-            Fact::PermissionResolved { state, .. } => match state {
-                PermissionState::Pending => {}
-                PermissionState::Selected => self.permissions.selected += 1,
-                PermissionState::Cancelled => self.permissions.cancelled += 1,
-                PermissionState::Expired => self.permissions.expired += 1,
-                PermissionState::Void => self.permissions.void += 1,
-            },
-            Fact::RunExited { exit, .. } => *self.outcomes.entry(exit.into()).or_default() += 1,
-            _ => {}
+        Fact::AgentOutputRejected { .. }
+        | Fact::RequestRefused { .. }
+        | Fact::AgentWedged { .. }
+        | Fact::LockBypassed { .. }
+        | Fact::LockLost { .. }
+        | Fact::ContextLost { .. } => fact.fact.kind().strip_prefix("greenroom/"),
+        _ => None,
+    };
+    if let Some(class) = class.map(|class| sum.errors.slot(class)) {
+        class.count += 1;
+        class.samples.push(fact.seq);
+        class.samples = class.samples[class.samples.len().saturating_sub(5)..].to_vec();
+    }
+    match &fact.fact {
+        Fact::TaskEnded { task, stop_reason, .. } if is_turn(*task, all) => {
+            let earlier = all.iter().take_while(|other| other.seq < fact.seq);
+            let started = earlier.clone().filter_map(|other| match &other.fact {
+                Fact::TaskStarted { task: started, .. } if started == task => Some(other.at.0),
+                _ => None,
+            });
+            let Some(started) = started.last() else { return };
+            sum.turn_count += 1;
+            let Some(reason) = stop_reason else { return };
+            *sum.stop_reasons.entry(*reason).or_default() += 1;
+            let settled = earlier.filter_map(|other| match &other.fact {
+                Fact::TurnSettled { task: settled, .. } if settled == task => Some(other.at.0),
+                _ => None,
+            });
+            let took = settled.last().expect("a turn that stopped is settled") - started;
+            sum.latency.merge(&Histogram::one(u64::try_from(took).unwrap_or_default()));
         }
+        Fact::AgentOutput(output) => {
+            let usage = output.summary.usage.as_ref();
+            let context = usage.map(|usage| Context { used: usage.used, size: usage.size });
+            sum.context = context.map(Some).or(sum.context);
+        }
+        Fact::ContextLost { .. } => sum.context = Some(None),
+        Fact::SegmentStarted { session, .. }
+            if session_before(fact, all) != Some(session.0.to_string()) =>
+        {
+            sum.context = Some(None);
+        }
+        Fact::TurnSettled { tokens: Some(spent), .. }
+        | Fact::SummaryGiven { tokens: Some(spent), .. } => {
+            sum.tokens.add(&spent.total);
+            let models = spent.by_model.iter();
+            models.for_each(|(model, tokens)| sum.by_model.slot(model).add(tokens));
+        }
+        Fact::PermissionOpened(_) => sum.permissions.asked += 1,
+        Fact::PermissionResolved { state, .. } => match state {
+            PermissionState::Pending => {}
+            PermissionState::Selected => sum.permissions.selected += 1,
+            PermissionState::Cancelled => sum.permissions.cancelled += 1,
+            PermissionState::Expired => sum.permissions.expired += 1,
+            PermissionState::Void => sum.permissions.void += 1,
+        },
+        Fact::RunExited { exit, .. } => *sum.outcomes.entry(exit.into()).or_default() += 1,
+        _ => {}
     }
 }
 
@@ -204,11 +145,8 @@ fn is_turn(task: TaskId, all: &[LoggedFact]) -> bool {
 
 /// The session in force before the fact.
 fn session_before(fact: &LoggedFact, all: &[LoggedFact]) -> Option<String> {
-    let mut session = None;
-    for earlier in all.iter().take_while(|other| other.seq < fact.seq) {
-        session = session_after(&earlier.fact).unwrap_or(session);
-    }
-    session
+    let earlier = all.iter().take_while(|other| other.seq < fact.seq);
+    earlier.filter_map(|earlier| session_after(&earlier.fact)).last().flatten()
 }
 
 /// Returns the session in force after the fact, if the fact changes it.
@@ -224,8 +162,8 @@ fn session_after(fact: &Fact) -> Option<Option<String>> {
 
 /// Sums the growth of each session's cost counters within the part; a counter that falls has
 /// restarted.
-fn costs(all: &[LoggedFact], belongs: impl Fn(&LoggedFact) -> bool) -> BTreeMap<String, u64> {
-    let mut sums = BTreeMap::<String, u64>::new();
+fn costs(all: &[LoggedFact], belongs: impl Fn(&LoggedFact) -> bool) -> Bounded<u64> {
+    let mut sums = Bounded::default();
     let mut counters = BTreeMap::<String, u64>::new();
     let mut session = None;
     for fact in all {
@@ -241,10 +179,9 @@ fn costs(all: &[LoggedFact], belongs: impl Fn(&LoggedFact) -> bool) -> BTreeMap<
         let Fact::AgentOutput(output) = &fact.fact else { continue };
         for cost in &output.summary.costs {
             let before = counters.insert(cost.currency.clone(), cost.billionths).unwrap_or(0);
-            let grew =
-                if cost.billionths < before { cost.billionths } else { cost.billionths - before };
+            let grew = cost.billionths.checked_sub(before).unwrap_or(cost.billionths);
             if belongs(fact) {
-                *sums.entry(cost.currency.clone()).or_default() += grew;
+                *sums.slot(&cost.currency) += grew;
             }
         }
     }
@@ -252,8 +189,8 @@ fn costs(all: &[LoggedFact], belongs: impl Fn(&LoggedFact) -> bool) -> BTreeMap<
 }
 
 /// Counts a call at its start, and a failure at its report.
-fn tools(all: &[LoggedFact], belongs: impl Fn(&LoggedFact) -> bool) -> BTreeMap<String, ToolUse> {
-    let mut sums = BTreeMap::<String, ToolUse>::new();
+fn tools(all: &[LoggedFact], belongs: impl Fn(&LoggedFact) -> bool) -> Bounded<ToolUse> {
+    let mut sums = Bounded::<ToolUse>::default();
     let mut open = BTreeMap::<String, String>::new();
     for fact in all {
         if matches!(fact.fact, Fact::RunExited { .. }) {
@@ -273,14 +210,12 @@ fn tools(all: &[LoggedFact], belongs: impl Fn(&LoggedFact) -> bool) -> BTreeMap<
             if ended.is_some() {
                 open.remove(&update.call);
             }
-            if belongs(fact) {
-                let sum = sums.entry(tool).or_default();
-                sum.calls += u64::from(begins);
-                sum.failed += u64::from(ended.is_some_and(|result| result.is_failure()));
+            let failed = ended.is_some_and(|result| result.is_failure());
+            if belongs(fact) && (begins || failed) {
+                sums.slot(&tool).add(&ToolUse { calls: begins.into(), failed: failed.into() });
             }
         }
     }
-    sums.retain(|_, sum| *sum != ToolUse::default());
     sums
 }
 

@@ -1,11 +1,11 @@
-//! Digests of hand-written facts: which findings they make, the limit of an agent's names, and sums
-//! at their limits.
+//! Digests of hand-written facts: which findings they make, sums over counters that restart, and
+//! the limits of names and sums.
 
 use greenroom_core::{
-    AgentOutput, Compaction, CompactionStatus, Cost, Digest, Digests, Exit, ExitReason, Fact,
-    Kinds, Lines, OutputSummary, PermissionId, PermissionState, Place, Recorded, RunId, SessionId,
-    StopReason, TaskId, TaskState, Timestamp, Tokens, TokensSpent, ToolProgress, ToolResult,
-    ToolUpdate, Usage,
+    AgentOutput, Compaction, CompactionId, CompactionStatus, Cost, Digest, Digests, Exit,
+    ExitReason, Fact, Kinds, Lines, OutputSummary, PermissionId, PermissionState, Place, Recorded,
+    RunId, SessionId, StopReason, TaskId, TaskState, Timestamp, Tokens, TokensSpent, ToolProgress,
+    ToolResult, ToolUpdate, Usage,
     digest::{Finding, FindingKind, Outcome, Sealed},
 };
 use serde_json::json;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 const RUN: RunId = RunId(Uuid::from_u128(1));
 const OTHER: RunId = RunId(Uuid::from_u128(2));
 const TASK: TaskId = TaskId(Uuid::from_u128(3));
-const AT: Timestamp = Timestamp(5_000);
+const PERMISSION: PermissionId = PermissionId(Uuid::from_u128(4));
 /// The most bytes of a stored digest of a group, of its run and of the open state, whatever its
 /// agent writes: every commit writes them.
 const BYTES_MAX: usize = 64 << 10;
@@ -43,12 +43,8 @@ fn called(call: &str, tool: &str, ended: Option<ToolResult>) -> ToolUpdate {
     ToolUpdate { call: call.into(), step: ToolProgress::Called { tool: tool.into(), ended } }
 }
 
-fn ended(call: &str, result: ToolResult) -> ToolUpdate {
-    ToolUpdate { call: call.into(), step: ToolProgress::Ended(result) }
-}
-
-fn tools(tools: Vec<ToolUpdate>) -> OutputSummary {
-    OutputSummary { tools, ..OutputSummary::default() }
+fn tools(tools: &[ToolUpdate]) -> OutputSummary {
+    OutputSummary { tools: tools.to_vec(), ..OutputSummary::default() }
 }
 
 fn started(run: RunId) -> Fact {
@@ -60,53 +56,38 @@ fn session(name: &str) -> Fact {
     Fact::SegmentStarted { segment: 1, parent: None, session, provenance: None }
 }
 
-fn ready(name: &str) -> Fact {
-    fact("run_ready", json!({ "run": RUN, "pid": 1, "session": name, "continuity": "resumed" }))
-}
-
 fn exited(run: RunId, reason: ExitReason, code: i32) -> Fact {
-    let (detail, stderr_tail) = ("as said".to_owned(), String::new());
-    let exit = Exit {
-        pid: None,
-        code: Some(code),
-        signal: None,
-        reason,
-        detail,
-        stderr_tail,
-        stderr_dropped: 0,
-    };
-    Fact::RunExited { run, exit }
+    Fact::RunExited { run, exit: Exit { code: Some(code), ..Exit::unseen(reason, "as said") } }
 }
 
-fn settled(stop_reason: StopReason) -> Fact {
-    Fact::TurnSettled { task: TASK, stop_reason, tokens: None }
+fn settled(stop_reason: StopReason, tokens: Option<TokensSpent>) -> Fact {
+    Fact::TurnSettled { task: TASK, stop_reason, tokens: tokens.map(Box::new) }
 }
 
-fn task_ended(findings: &[&str]) -> Fact {
-    fact(
-        "task_ended",
-        json!({
-            "task": TASK, "state": TaskState::Completed, "stop_reason": "end_turn", "error": null,
-            "interrupted": null, "findings": findings,
-        }),
-    )
+fn task_ended(findings: &[&str]) -> Option<Fact> {
+    let ended = json!({
+        "task": TASK, "state": TaskState::Completed, "stop_reason": "end_turn", "error": null,
+        "interrupted": null, "findings": findings,
+    });
+    Fact::read("greenroom/task_ended", &ended.to_string()).unwrap().ok()
 }
 
-fn resolved(state: PermissionState) -> Fact {
-    fact(
-        "permission_resolved",
-        json!({
-            "permission": PermissionId(Uuid::from_u128(4)), "request": 1, "state": state,
-            "selected": null, "resolved_by": "someone",
-        }),
-    )
+fn compaction_ended(id: u128, status: CompactionStatus, tokens: u64) -> Compaction {
+    let mut compaction: Compaction = serde_json::from_value(json!({
+        "compaction": CompactionId(Uuid::from_u128(id)), "status": status, "source": "acp",
+        "sources": ["acp"], "from_segment": 1,
+    }))
+    .unwrap();
+    compaction.details.tokens_before = Some(tokens);
+    compaction.details.tokens_after = Some(tokens);
+    compaction
 }
 
 /// Applies a fact after those that the digests include.
 fn apply(digests: &mut Digests, fact: &Fact) -> Option<Sealed> {
     let seq = digests.group.watermark_seq + 1;
     let place = Place { seq, segment: 1, run: Some(RUN), task: Some(TASK) };
-    digests.apply(&Recorded { place, fact: fact.clone() }, AT)
+    digests.apply(&Recorded { place, fact: fact.clone() }, Timestamp(5_000))
 }
 
 fn projected(facts: &[Fact]) -> Digests {
@@ -119,179 +100,137 @@ fn projected(facts: &[Fact]) -> Digests {
 /// group.
 #[test]
 fn each_finding_has_its_cause() {
-    use ExitReason as E;
-    use StopReason as S;
-    let t = |tools_: Vec<ToolUpdate>| output(tools(tools_));
+    use {ExitReason as E, PermissionState as P, StopReason as S};
+    let well = exited(RUN, E::Exited, 0);
     let (open, done) = (None, Some(ToolResult::Completed));
-    let incomplete = vec![FindingKind::IncompleteTurn { task: TASK }];
-    let left = |call: &str, tool: &str| FindingKind::ToolWithoutResult {
-        tool_call: call.into(),
-        tool: tool.into(),
+    let end = |result| ToolUpdate { call: "a".into(), step: ToolProgress::Ended(result) };
+    let (too_long, just_fits) = ("a".repeat(129), "a".repeat(128));
+    let left = |call: &str, tool: &str| {
+        Some(FindingKind::ToolWithoutResult { tool_call: call.into(), tool: tool.into() })
     };
-    let stop = |outcome| vec![FindingKind::AbnormalStop { outcome, detail: "as said".into() }];
-    let exit = |reason, code| exited(RUN, reason, code);
-    let well = || exit(E::Exited, 0);
     #[rustfmt::skip]
-    let cases: Vec<(&str, Vec<Fact>, Vec<FindingKind>)> = vec![
-        ("an answer",                   vec![settled(S::EndTurn)],                                            vec![]),
-        ("cut short by the model",      vec![settled(S::MaxTokens)],                                          vec![]),
-        ("too many requests",           vec![settled(S::MaxTurnRequests)],                                    vec![]),
-        ("a refusal",                   vec![settled(S::Refusal)],                                            vec![]),
-        ("cancelled",                   vec![settled(S::Cancelled)],                                          vec![]),
-        ("an error for an answer",      vec![settled(S::Error)],                                              vec![]),
-        ("out of time, and answered",   vec![settled(S::Deadline)],                                           vec![]),
-        ("no answer: the agent died",   vec![settled(S::ProcessExited)],                                      incomplete.clone()),
-        ("no answer: the server died",  vec![settled(S::ServerRestart)],                                      incomplete.clone()),
-        ("no answer: it was nonsense",  vec![settled(S::Protocol)],                                           incomplete.clone()),
-        ("no answer: not stored",       vec![settled(S::Storage)],                                            incomplete),
-        ("an empty answer",             vec![task_ended(&["empty_answer"])],                                  vec![FindingKind::EmptyAnswer { task: TASK }]),
-        ("an answer with something",    vec![task_ended(&[])],                                                vec![]),
-        ("a tool, and its end",         vec![t(vec![called("a", "ls", open)]), t(vec![ended("a", ToolResult::Completed)]), well()], vec![]),
-        ("a tool that failed",          vec![t(vec![called("a", "ls", open), ended("a", ToolResult::Failed)]), well()], vec![]),
-        ("a tool at once",              vec![t(vec![called("a", "ls", done)]), well()],                       vec![]),
-        ("an end of no tool",           vec![t(vec![ended("a", ToolResult::Completed)]), well()],             vec![]),
-        ("a tool without an end",       vec![t(vec![called("a", "ls", open)]), well()],                       vec![left("a", "ls")]),
-        ("the same, reported twice",    vec![t(vec![called("a", "ls", open), called("a", "rm", open)]), well()], vec![left("a", "ls")]),
-        ("a tool without one, not yet", vec![t(vec![called("a", "ls", open)])],                               vec![]),
-        ("started again after its end", vec![t(vec![called("a", "ls", done), called("a", "rm", open)]), well()], vec![left("a", "rm")]),
-        ("a name that is far too long", vec![t(vec![called(&"a".repeat(129), "ls", open)]), well()],          vec![]),
-        ("one that is just not",        vec![t(vec![called(&"a".repeat(128), "ls", open)]), well()],          vec![left(&"a".repeat(128), "ls")]),
-        ("a permission: chosen",        vec![resolved(PermissionState::Selected)],                            vec![]),
-        ("a permission: refused",       vec![resolved(PermissionState::Cancelled)],                           vec![]),
-        ("a permission: expired",       vec![resolved(PermissionState::Expired)],                             vec![]),
-        ("a permission: void",          vec![resolved(PermissionState::Void)],                                vec![FindingKind::UnansweredPermission { permission: PermissionId(Uuid::from_u128(4)) }]),
-        ("an end by itself",            vec![well()],                                                         vec![]),
-        ("a requested end",             vec![exit(E::Stopped, 143)],                                          vec![]),
-        ("a crash",                     vec![exit(E::Exited, 1)],                                             stop(Outcome::Crashed)),
-        ("a start that failed",         vec![exit(E::StartFailed, 1)],                                        stop(Outcome::StartFailed)),
-        ("a protocol broken",           vec![exit(E::Protocol, 0)],                                           stop(Outcome::Protocol)),
-        ("the server's death",          vec![exit(E::ServerRestart, 0)],                                      stop(Outcome::ServerRestart)),
-        ("not stored",                  vec![exit(E::Storage, 0)],                                            stop(Outcome::Storage)),
-        ("deleted",                     vec![well(), Fact::GroupArchived {}],                                vec![]),
+    let calls = [
+        ("with an end",                 vec![called("a", "ls", open), end(ToolResult::Completed)], None),
+        ("that failed",                 vec![called("a", "ls", open), end(ToolResult::Failed)],    None),
+        ("at once",                     vec![called("a", "ls", done)],                             None),
+        ("an end of no tool",           vec![end(ToolResult::Completed)],                          None),
+        ("without an end",              vec![called("a", "ls", open)],                             left("a", "ls")),
+        ("the same, reported twice",    vec![called("a", "ls", open), called("a", "rm", open)],    left("a", "ls")),
+        ("started again after its end", vec![called("a", "ls", done), called("a", "rm", open)],    left("a", "rm")),
+        ("a name that is too long",     vec![called(&too_long, "ls", open)],                       None),
+        ("one that is just not",        vec![called(&just_fits, "ls", open)],                      left(&just_fits, "ls")),
     ];
-    for (name, facts, expected) in cases {
+    let mut cases: Vec<(String, Vec<Fact>, Option<FindingKind>)> = Vec::new();
+    for (name, updates, finding) in calls {
+        // Each update is a line of its own; nothing is missing before the run's end.
+        let lines: Vec<Fact> = updates.into_iter().map(|one| output(tools(&[one]))).collect();
+        cases.push((format!("{name}, not yet"), lines.clone(), None));
+        cases.push((name.to_owned(), [lines, vec![well.clone()]].concat(), finding));
+    }
+    let answers = [S::EndTurn, S::MaxTokens, S::MaxTurnRequests, S::Refusal, S::Cancelled];
+    let answers = answers.into_iter().chain([S::Error, S::Deadline]).map(|why| (why, None));
+    let incomplete = || Some(FindingKind::IncompleteTurn { task: TASK });
+    let cut = [S::ProcessExited, S::ServerRestart, S::Protocol, S::Storage];
+    for (why, finding) in answers.chain(cut.map(|why| (why, incomplete()))) {
+        cases.push((format!("{why:?}"), vec![settled(why, None)], finding));
+    }
+    let void = || Some(FindingKind::UnansweredPermission { permission: PERMISSION });
+    for (state, finding) in
+        [(P::Selected, None), (P::Cancelled, None), (P::Expired, None), (P::Void, void())]
+    {
+        let resolved = json!({
+            "permission": PERMISSION, "request": 1, "state": state, "selected": null,
+            "resolved_by": "someone",
+        });
+        cases.push((format!("{state:?}"), vec![fact("permission_resolved", resolved)], finding));
+    }
+    for (reason, code, outcome) in [
+        (E::Exited, 0, None),
+        (E::Stopped, 143, None),
+        (E::Exited, 1, Some(Outcome::Crashed)),
+        (E::StartFailed, 1, Some(Outcome::StartFailed)),
+        (E::Protocol, 0, Some(Outcome::Protocol)),
+        (E::ServerRestart, 0, Some(Outcome::ServerRestart)),
+        (E::Storage, 0, Some(Outcome::Storage)),
+    ] {
+        let detail = "as said".to_owned();
+        let finding = outcome.map(|outcome| FindingKind::AbnormalStop { outcome, detail });
+        cases.push((format!("{reason:?} {code}"), vec![exited(RUN, reason, code)], finding));
+    }
+    let empty = Some(FindingKind::EmptyAnswer { task: TASK });
+    cases.push(("empty".into(), vec![task_ended(&["empty_answer"]).unwrap()], empty));
+    cases.push(("not empty".into(), vec![task_ended(&[]).unwrap()], None));
+    cases.push(("deleted".into(), vec![Fact::GroupArchived {}, well], None));
+    assert!(task_ended(&["unseen"]).is_none(), "the only finding of a task is an empty answer");
+    for (name, facts, finding) in cases {
         let seq = facts.len() as u64 + 1;
-        let seq = if matches!(facts.last(), Some(Fact::GroupArchived {})) { seq - 1 } else { seq };
-        let expected: Vec<_> = expected.into_iter().map(|kind| Finding { seq, kind }).collect();
+        let expected: Vec<_> = finding.into_iter().map(|kind| Finding { seq, kind }).collect();
         let digests = projected(&[vec![started(RUN)], facts].concat());
         for digest in [&digests.group, &digests.run.as_ref().unwrap().digest] {
             assert_eq!(digest.findings.newest, expected, "{name}");
             assert_eq!(digest.findings.count, expected.len() as u64, "{name}");
         }
     }
-    assert!(matches!(task_ended(&[]), Fact::TaskEnded { has_empty_answer: false, .. }));
-    let unknown = json!({
-        "task": TASK, "state": TaskState::Completed, "stop_reason": null, "error": null,
-        "interrupted": null, "findings": ["unseen"],
-    });
-    let read = Fact::read("greenroom/task_ended", &unknown.to_string());
-    assert!(read.unwrap().is_err(), "the only finding of a task is an empty answer");
 }
 
-/// TD-9: the context is the last reported one, token sums come from settlements, and a session's
-/// cost is a counter that may restart.
+/// TD-9: a session's cost is a counter that may restart, the context is the last reported one, and
+/// token sums come from settlements.
 #[test]
 fn costs_are_summed_over_restarting_counters() {
-    let (usd, both) = (|amount| costs(&[("USD", amount)]), |a, b| costs(&[("USD", a), ("EUR", b)]));
-    let say = |summary| output(summary);
+    let usd = |amount| output(costs(&[("USD", amount)]));
+    let both = |usd, eur| output(costs(&[("USD", usd), ("EUR", eur)]));
+    let (same, other, begin) = (session("a"), session("b"), started(RUN));
+    let stop = exited(RUN, ExitReason::Stopped, 0);
+    let renamed = json!({ "run": RUN, "pid": 1, "session": "c", "continuity": "resumed" });
+    let renamed = fact("run_ready", renamed);
+    let too_many = costs(&[("USD", u64::MAX), ("USD", 0), ("USD", u64::MAX)]);
     #[rustfmt::skip]
-    type Case = (&'static str, Vec<Fact>, &'static [(&'static str, u64)]);
-    let cases: Vec<Case> = vec![
-        ("it grows", vec![say(usd(5)), say(usd(7))], &[("USD", 7)]),
-        ("it is the same", vec![say(usd(5)), say(usd(5))], &[("USD", 5)]),
-        ("it restarts", vec![say(usd(5)), say(usd(2)), say(usd(3))], &[("USD", 8)]),
-        ("one session more", vec![say(usd(5)), session("b"), say(usd(7))], &[("USD", 12)]),
-        (
-            "another run of the session",
-            vec![
-                session("a"),
-                say(usd(5)),
-                exited(RUN, ExitReason::Stopped, 0),
-                started(RUN),
-                session("a"),
-                say(usd(6)),
-            ],
-            &[("USD", 6)],
-        ),
-        (
-            "restored under the agent's own name for it",
-            vec![
-                session("a"),
-                say(usd(5)),
-                exited(RUN, ExitReason::Stopped, 0),
-                started(RUN),
-                ready("a, as its agent knows it"),
-                say(usd(6)),
-            ],
-            &[("USD", 6)],
-        ),
-        (
-            "another run, from nothing",
-            vec![
-                session("a"),
-                say(usd(5)),
-                exited(RUN, ExitReason::Stopped, 0),
-                started(RUN),
-                session("a"),
-                say(usd(1)),
-            ],
-            &[("USD", 6)],
-        ),
-        (
-            "two currencies in turn",
-            vec![say(both(5, 1)), say(both(6, 2)), say(usd(7))],
-            &[("EUR", 2), ("USD", 7)],
-        ),
-        ("together", vec![say(costs(&[("USD", 5), ("USD", 7), ("USD", 1)]))], &[("USD", 8)]),
-        (
-            "more than there is",
-            vec![say(costs(&[("USD", u64::MAX), ("USD", 0), ("USD", u64::MAX)]))],
-            &[("USD", u64::MAX)],
-        ),
+    let cases = [
+        ("it grows",                    vec![usd(5), usd(7)],                                    7, 0),
+        ("it is the same",              vec![usd(5), usd(5)],                                    5, 0),
+        ("it restarts",                 vec![usd(5), usd(2), usd(3)],                            8, 0),
+        ("another session",             vec![usd(5), other.clone(), usd(7)],                     12, 0),
+        ("another run of the session",  vec![usd(5), stop.clone(), begin.clone(), same, usd(6)], 6, 0),
+        ("restored under another name", vec![usd(5), stop, begin, renamed, usd(6)],              6, 0),
+        ("two currencies in turn",      vec![both(5, 1), both(6, 2), usd(7)],                    7, 2),
+        ("more than there is",          vec![output(too_many), both(0, 1)],                      u64::MAX, 1),
     ];
-    for (name, facts, expected) in cases {
-        let digests = projected(&[vec![started(RUN)], facts].concat());
-        let costs = digests.group.costs.iter().map(|(name, sum)| (name, *sum));
-        assert_eq!(costs.collect::<Vec<_>>(), expected, "{name}");
+    let projected = |facts| projected(&[vec![started(RUN), session("a")], facts].concat()).group;
+    for (name, facts, dollars, euros) in cases {
+        let digest = projected(facts);
+        let costs = digest.costs.iter().map(|(name, sum)| (name, *sum));
+        let expected = [("EUR", euros), ("USD", dollars)];
+        assert!(costs.eq(expected.into_iter().filter(|(_, sum)| 0 < *sum)), "{name}: {digest:?}");
     }
 
     let usage = |used| {
-        say(OutputSummary {
-            usage: Some(Usage { used, size: 100, cost: None }),
-            ..OutputSummary::default()
-        })
+        let usage = Some(Usage { used, size: 100, cost: None });
+        output(OutputSummary { usage, ..OutputSummary::default() })
     };
     let spent = |input| {
         let total = Tokens { input, output: 1, cached: 0 };
-        let tokens = Some(Box::new(TokensSpent { total, ..TokensSpent::default() }));
-        Fact::TurnSettled { task: TASK, stop_reason: StopReason::EndTurn, tokens }
+        settled(StopReason::EndTurn, Some(TokensSpent { total, ..TokensSpent::default() }))
     };
-    let digest =
-        projected(&[started(RUN), session("a"), usage(90), spent(7), usage(20), spent(8)]).group;
+    let digest = projected(vec![usage(90), spent(7), usage(20), spent(8)]);
+    assert_eq!(digest.tokens, Tokens { input: 15, output: 2, cached: 0 });
     let context = digest.context.flatten().map(|context| (context.used, context.size));
-    assert_eq!(
-        (context, digest.tokens),
-        (Some((20, 100)), Tokens { input: 15, output: 2, cached: 0 })
-    );
-    let another = projected(&[started(RUN), session("a"), usage(90), session("b")]).group.context;
-    assert_eq!(another, Some(None), "the usage was the other session's");
+    assert_eq!(context, Some((20, 100)));
+    let context = projected(vec![usage(90), other]).context;
+    assert_eq!(context, Some(None), "the usage was the other session's");
 }
 
 /// I11: sums of an agent's numbers are bounded and do not overflow.
 #[test]
 fn token_sums_of_compactions_are_bounded() {
+    use CompactionStatus::{Completed, Failed};
     let mut digests = Digests::default();
     let most = 1 << 40;
     for (id, tokens) in [(0, u64::MAX), (1, u64::MAX), (2, most + 1), (3, most - 1)] {
-        let mut compaction: Compaction = serde_json::from_value(compaction(id)).unwrap();
-        compaction.details.tokens_before = Some(tokens);
-        compaction.details.tokens_after = Some(tokens);
-        apply(&mut digests, &Fact::CompactionEnded(Box::new(compaction.clone())));
-        if id == 0 {
-            compaction.status = CompactionStatus::Failed;
-            apply(&mut digests, &Fact::CompactionUpdated(Box::new(compaction)));
-        }
+        let ended = compaction_ended(id, Completed, tokens);
+        apply(&mut digests, &Fact::CompactionEnded(Box::new(ended)));
     }
+    let failed = compaction_ended(0, Failed, u64::MAX);
+    apply(&mut digests, &Fact::CompactionUpdated(Box::new(failed)));
     let sums = digests.group.compactions;
     assert_eq!((sums.completed, sums.failed), (3, 1));
     assert_eq!((sums.tokens_before, sums.tokens_after), (3 * most as i64 - 1, 3 * most as i64 - 1));
@@ -301,15 +240,13 @@ fn token_sums_of_compactions_are_bounded() {
 /// remembers; after the run's end nothing more arrives.
 #[test]
 fn a_late_completion_replaces_the_abandoned_count() {
-    let ended = |id: u128, status| {
-        let mut compaction: Compaction = serde_json::from_value(compaction(id)).unwrap();
-        compaction.status = status;
-        Fact::CompactionEnded(Box::new(compaction))
-    };
     let count = 16;
     let mut digests = projected(&[started(RUN)]);
     for status in [CompactionStatus::Abandoned, CompactionStatus::Completed] {
-        (0..count).for_each(|id| _ = apply(&mut digests, &ended(id, status)));
+        for id in 0..count {
+            let ended = compaction_ended(id, status, 1);
+            apply(&mut digests, &Fact::CompactionEnded(Box::new(ended)));
+        }
     }
     let sums = digests.group.compactions;
     assert_eq!((sums.abandoned, sums.completed), (0, count as i64));
@@ -318,19 +255,11 @@ fn a_late_completion_replaces_the_abandoned_count() {
     assert!(!json!(digests.open).to_string().contains("counted"), "no open state stays");
 }
 
-fn compaction(id: u128) -> serde_json::Value {
-    let id = greenroom_core::CompactionId(Uuid::from_u128(id));
-    json!({
-        "compaction": id, "status": "completed", "source": "acp", "sources": ["acp"],
-        "from_segment": 1,
-    })
-}
-
 /// TD-5 at the limit of names: which names are distinguished does not depend on the batches.
 #[test]
 fn names_are_distinguished_in_order_of_arrival() {
     let name = |number: u32| format!("{}", number.wrapping_mul(2_654_435_761) % 1_000_003);
-    let tool = |number| tools(vec![called("a", &name(number), Some(ToolResult::Failed))]);
+    let tool = |number| tools(&[called("a", &name(number), Some(ToolResult::Failed))]);
     let cost = |number| costs(&[(&name(number), 3)]);
     let (mut one_by_one, mut at_once) = (vec![started(RUN)], vec![started(RUN)]);
     for batch in 0..10 {
@@ -351,7 +280,7 @@ fn names_are_distinguished_in_order_of_arrival() {
 /// TD-7: a late frame of an ended run leaves nothing for the next run.
 #[test]
 fn late_frames_do_not_count_for_the_next_run() {
-    let late = output(tools(vec![called("a", "ls", None)]));
+    let late = output(tools(&[called("a", "ls", None)]));
     let mut digests = projected(&[
         started(RUN),
         exited(RUN, ExitReason::Stopped, 0),
@@ -374,71 +303,51 @@ fn late_frames_do_not_count_for_the_next_run() {
 /// the size of a row.
 #[test]
 fn digest_rows_have_a_size_limit() {
-    let plain = |kind: &str, number: usize| format!("{kind}_of_a_common_length_{number}");
-    let odd = |kind: &str, number: usize| format!("{kind}{number}\u{1}\u{7f}").repeat(40);
-    let wide =
-        |kind: &str, number: usize| format!("{number}\u{1F469}\u{200D}\"\\{kind}").repeat(500);
-    type Name<'a> = &'a dyn Fn(&str, usize) -> String;
-    let name: [(Name<'_>, usize); 3] =
+    let plain = |kind: &str, number: u64| format!("{kind}_of_a_common_length_{number}");
+    let odd = |kind: &str, number: u64| format!("{kind}{number}\u{1}\u{7f}").repeat(40);
+    let wide = |kind: &str, number: u64| format!("{number}\u{1F469}\u{200D}\"\\{kind}").repeat(500);
+    type Name<'a> = &'a dyn Fn(&str, u64) -> String;
+    let names: [(Name<'_>, usize); 3] =
         [(&plain, PLAIN_BYTES_MAX), (&odd, BYTES_MAX), (&wide, BYTES_MAX)];
-    for (name, bytes_max) in name {
-        let mut digests = projected(&[
-            started(RUN),
-            fact("task_started", json!({ "task": TASK, "attempt": 1, "run": RUN })),
-        ]);
+    let begun = fact("task_started", json!({ "task": TASK, "attempt": 1, "run": RUN }));
+    for (name, bytes_max) in names {
+        let mut digests = projected(&[started(RUN), begun.clone()]);
         for number in 0..1_000 {
-            let code = name("code", number);
-            let total =
-                Tokens { input: u64::MAX / 2000, output: u64::MAX / 2000, cached: u64::MAX / 2000 };
+            let most = u64::MAX / 2000;
+            let total = Tokens { input: most, output: most, cached: most };
             let by_model = [(name("model", number), total)].into();
-            let spent = TokensSpent { total, by_model, given: None };
-            let call = name("call", number);
-            let call = &call[..call.floor_char_boundary(128)];
-            let facts = [
-                output(tools(vec![
-                    called(call, &name("tool", number), None),
-                    called(&name("longer", number), &name("tool", number), None),
-                    called("at once", &name("tool", number), Some(ToolResult::Failed)),
+            let (code, call, tool) =
+                (name("code", number), name("call", number), name("tool", number));
+            let retrying = json!({
+                "task": TASK, "attempt": 1, "wait_ms": 1,
+                "error": { "code": code, "message": code },
+            });
+            let completed = compaction_ended(number.into(), CompactionStatus::Completed, 1);
+            for fact in [
+                output(tools(&[
+                    called(&call[..call.floor_char_boundary(128)], &tool, None),
+                    called(&name("longer", number), &tool, None),
+                    called("at once", &tool, Some(ToolResult::Failed)),
                 ])),
-                output(costs(&[(&name("money", number), u64::MAX / 2000)])),
+                output(costs(&[(&name("money", number), most)])),
                 session(&format!("{number}")),
-                Fact::TurnSettled {
-                    task: TASK,
-                    stop_reason: StopReason::Storage,
-                    tokens: Some(Box::new(spent)),
-                },
-                fact(
-                    "task_retrying",
-                    json!({
-                        "task": TASK, "attempt": 1, "wait_ms": 1,
-                        "error": { "code": code, "message": code },
-                    }),
-                ),
-                Fact::CompactionEnded(Box::new(
-                    serde_json::from_value(compaction(number as u128)).unwrap(),
-                )),
-                fact("task_started", json!({ "task": TASK, "attempt": 1, "run": RUN })),
-            ];
-            facts.iter().for_each(|fact| _ = apply(&mut digests, fact));
+                settled(StopReason::Storage, Some(TokensSpent { total, by_model, given: None })),
+                fact("task_retrying", retrying),
+                Fact::CompactionEnded(Box::new(completed)),
+                begun.clone(),
+            ] {
+                apply(&mut digests, &fact);
+            }
         }
-        let bytes = |digests: &Digests| {
-            [json!(digests.group), json!(digests.run), json!(digests.open)]
-                .map(|row| row.to_string().len())
-        };
-        let open = bytes(&digests);
-        let Fact::RunExited { run, mut exit } = exited(RUN, ExitReason::Exited, 1) else {
-            panic!()
-        };
-        exit.detail = name("detail", 7).repeat(100);
-        apply(&mut digests, &Fact::RunExited { run, exit });
-        let [group, run, _] = bytes(&digests);
-        let [.., open] = open;
-        assert!([group, run, open].iter().all(|bytes| *bytes <= bytes_max), "{group} {run} {open}");
-        assert_eq!(
-            (digests.group.tools.iter().len(), digests.group.findings.newest.len()),
-            (49, 5)
-        );
-        let calls = digests.group.tools.iter().map(|(_, tool)| tool.calls).sum::<u64>();
-        assert_eq!(calls, 3_000);
+        let open = json!(digests.open);
+        let detail = name("detail", 7).repeat(100);
+        let exit = Exit { code: Some(1), ..Exit::unseen(ExitReason::Exited, detail) };
+        apply(&mut digests, &Fact::RunExited { run: RUN, exit });
+        let bytes =
+            [json!(digests.group), json!(digests.run), open].map(|row| row.to_string().len());
+        assert!(bytes.iter().all(|bytes| *bytes <= bytes_max), "{bytes:?}");
+        let digest = digests.group;
+        assert_eq!((digest.tools.iter().len(), digest.findings.newest.len()), (49, 5));
+        assert_eq!(digest.tools.iter().map(|(_, tool)| tool.calls).sum::<u64>(), 3_000);
     }
 }
