@@ -349,16 +349,9 @@ impl LogReplay {
                     segment.closed = Some((seq, at, *end_reason));
                 }
             }
-            Fact::SegmentStarted { segment, parent, session, provenance } => {
-                let record = SegmentRecord {
-                    segment: *segment,
-                    parent: *parent,
-                    session: session.clone(),
-                    provenance: provenance.clone(),
-                    opened: (seq, at),
-                    closed: None,
-                };
-                self.segments.insert(*segment, record);
+            fact @ Fact::SegmentStarted { segment, .. } => {
+                let record = SegmentRecord::opened(fact, (seq, at));
+                self.segments.extend(record.map(|record| (*segment, record)));
             }
             Fact::CompactionStarted(compaction)
             | Fact::CompactionUpdated(compaction)

@@ -287,15 +287,8 @@ fn row_change(fact: &Fact, seq: u64, at: Timestamp) -> Option<RowChange<'_>> {
         Fact::SegmentEnded { segment, end_reason } => {
             RowChange::CloseSegment { segment: *segment, seq, end_reason: *end_reason }
         }
-        Fact::SegmentStarted { segment, parent, session, provenance } => {
-            RowChange::OpenSegment(SegmentRecord {
-                segment: *segment,
-                parent: *parent,
-                session: session.clone(),
-                provenance: provenance.clone(),
-                opened: (seq, at),
-                closed: None,
-            })
+        Fact::SegmentStarted { .. } => {
+            RowChange::OpenSegment(SegmentRecord::opened(fact, (seq, at))?)
         }
         Fact::ProvenanceNoted { provenance } => RowChange::SetProvenance(provenance),
         Fact::LockReleased { key, holder, token, fences } => {

@@ -1,7 +1,7 @@
 //! The types of what a database stores: a group's commit, its tasks, runs, segments, permissions.
 
 use greenroom_core::{
-    Blocked, Compaction, CompactionId, Digests, EndReason, Exit, Group, GroupId, GroupState,
+    Blocked, Compaction, CompactionId, Digests, EndReason, Exit, Fact, Group, GroupId, GroupState,
     Permission, PermissionId, PermissionState, Provenance, Recorded, Run, RunId, SessionId, Status,
     Task, TaskId, Timestamp,
 };
@@ -216,6 +216,16 @@ pub struct SegmentRecord {
     pub opened: (u64, Timestamp),
     /// Its last frame, when that was stored, and why the segment ended.
     pub closed: Option<(u64, Timestamp, EndReason)>,
+}
+
+impl SegmentRecord {
+    /// Returns the open segment that a fact started; `None` if the fact is another one.
+    pub fn opened(fact: &Fact, opened: (u64, Timestamp)) -> Option<Self> {
+        let Fact::SegmentStarted { segment, parent, session, provenance } = fact.clone() else {
+            return None;
+        };
+        Some(Self { segment, parent, session, provenance, opened, closed: None })
+    }
 }
 
 /// A permission as it is stored.
