@@ -265,7 +265,7 @@ impl Group {
                 .take()
                 .unwrap_or_else(|| self.effective_settings(&self.log.core.state().settings)),
         };
-        let step = self.log.apply(event, at, &effective);
+        let step = self.log.core.apply(event, at, &effective, &mut clock::fresh);
         let mut facts = step.iter().flat_map(|step| &step.facts).map(|recorded| &recorded.fact);
         let changes = |fact: &Fact| matches!(fact, Fact::GroupCreated(_) | Fact::GroupChanged(_));
         let stale = configures || facts.any(changes);

@@ -1,8 +1,8 @@
 //! The group's cursor over its log: all that the facts so far add up to, set by recovery at once.
 
-use greenroom_core::{Attempt, Digests, EffectiveSettings, Event, Now, Rejected, Settings, Step};
+use greenroom_core::{Attempt, Digests, Settings};
 
-use crate::{clock, storage::StoredGroup};
+use crate::storage::StoredGroup;
 
 /// What a group's log says so far.
 pub(super) struct LogCursor {
@@ -32,19 +32,5 @@ impl LogCursor {
             ),
             digests: digests.unwrap_or_default(),
         }
-    }
-
-    /// Applies one event. Returns the facts for the log, and the effects.
-    ///
-    /// # Errors
-    ///
-    /// [`Rejected`] if core rejects the event; then nothing changed.
-    pub fn apply(
-        &mut self,
-        event: Event,
-        at: Now,
-        settings: &EffectiveSettings,
-    ) -> Result<Step, Rejected> {
-        self.core.apply(event, at, settings, &mut clock::fresh)
     }
 }
