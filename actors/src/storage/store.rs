@@ -10,7 +10,10 @@ use super::{
     SealedDigests, Sizes, StoreError, StoredGroup, Swept,
 };
 
-/// What a database must be able to write. The writer calls it, one call at a time.
+/// What a database must be able to write. The writer calls it, one call at a time: for the owner of
+/// a group (`commit` to `purge`), for itself (`probe` to `forget_locks`), for retention
+/// (`forget_keys`, `truncate_log`, `sweep`), for the exporter of spans (`put_exported`), and for
+/// the holders of locks.
 pub trait Store: Send + 'static {
     /// Stores all of `batch` in one transaction. Returns an answer for each commit, in order: one
     /// under an old epoch is left out and answered [`StoreError::Fenced`].
@@ -63,13 +66,6 @@ pub trait Store: Send + 'static {
         epoch: u64,
         rows: &DigestRows,
     ) -> Result<(), StoreError>;
-
-    /// Stores up to which ended task the exporter `name` has exported.
-    ///
-    /// # Errors
-    ///
-    /// The database's error; then the last stored place stays.
-    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError>;
 
     /// Deletes all rows of a group, including its locks, under the owner's `epoch`; `None` for a
     /// group that has no readable one.
@@ -150,6 +146,14 @@ pub trait Store: Send + 'static {
     /// The database's error.
     fn forget_keys(&mut self, before: Timestamp) -> Result<usize, StoreError>;
 
+    /// Deletes stale leases: from another boot, or expired for longer than any lease lasts.
+    /// Returns how many.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Absent`] or the database's error.
+    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError>;
+
     /// Truncates a group's log: stores the checkpoint, hides the frames up to it from all readers,
     /// and deletes the rows of what ended up to it. Returns `false`, without a change, if the group
     /// does not exist or its log is truncated there or later already.
@@ -168,6 +172,13 @@ pub trait Store: Send + 'static {
     ///
     /// The database's error; then nothing was deleted.
     fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError>;
+
+    /// Stores up to which ended task the exporter `name` has exported.
+    ///
+    /// # Errors
+    ///
+    /// The database's error; then the last stored place stays.
+    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError>;
 
     /// Acquires a lock, if it is free: see [`greenroom_core::lock::acquire`]. `is_dead` returns
     /// whether a holder's process is provably gone.
@@ -198,12 +209,4 @@ pub trait Store: Send + 'static {
     ///
     /// [`LockError::Absent`] or the database's error.
     fn lock_release(&mut self, lease: &Lease) -> Result<bool, LockError>;
-
-    /// Deletes stale leases: from another boot, or expired for longer than any lease lasts.
-    /// Returns how many.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Absent`] or the database's error.
-    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError>;
 }

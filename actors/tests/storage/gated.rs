@@ -67,10 +67,6 @@ impl<G: FnMut(Call) -> Result<(), StoreError> + Send + 'static> Store for Gated<
         self.pass(Call::Other)?.put_digests(no, epoch, rows)
     }
 
-    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
-        self.pass(Call::Other)?.put_exported(name, place)
-    }
-
     fn claim(&mut self, no: GroupNo) -> Result<Option<u64>, StoreError> {
         self.pass(Call::Other)?.claim(no)
     }
@@ -83,12 +79,20 @@ impl<G: FnMut(Call) -> Result<(), StoreError> + Send + 'static> Store for Gated<
         self.pass(Call::Other)?.forget_keys(before)
     }
 
+    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError> {
+        self.pass(Call::Other)?.forget_locks(now)
+    }
+
     fn truncate_log(&mut self, truncation: &LogTruncation) -> Result<bool, StoreError> {
         self.pass(Call::Other)?.truncate_log(truncation)
     }
 
     fn sweep(&mut self, no: GroupNo) -> Result<Swept, StoreError> {
         self.pass(Call::Other)?.sweep(no)
+    }
+
+    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
+        self.pass(Call::Other)?.put_exported(name, place)
     }
 
     fn lock_acquire(
@@ -106,10 +110,6 @@ impl<G: FnMut(Call) -> Result<(), StoreError> + Send + 'static> Store for Gated<
 
     fn lock_release(&mut self, lease: &Lease) -> Result<bool, LockError> {
         self.pass(Call::Other)?.lock_release(lease)
-    }
-
-    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError> {
-        self.pass(Call::Other)?.forget_locks(now)
     }
 }
 

@@ -109,10 +109,6 @@ impl Store for SqliteStore {
         self.put(|conn| digests::put(conn, group, epoch, rows))
     }
 
-    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
-        exports::put(&self.0, name, place).map_err(failed("stored how far tasks were exported"))
-    }
-
     fn purge(&mut self, group: GroupNo, epoch: Option<u64>) -> Result<(), StoreError> {
         let deleted = groups::purge(&mut self.0, group, epoch);
         deleted.map_err(store_error(&self.0, group, "deleted a group", true))
@@ -156,6 +152,10 @@ impl Store for SqliteStore {
             .map_err(failed("deleted expired keys"))
     }
 
+    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError> {
+        locks::forget_old(&self.0, now)
+    }
+
     fn truncate_log(&mut self, truncation: &LogTruncation) -> Result<bool, StoreError> {
         let done = truncation::truncate_log(&mut self.0, truncation);
         done.map_err(store_error(&self.0, truncation.group, "truncated a log", false))
@@ -164,6 +164,10 @@ impl Store for SqliteStore {
     fn sweep(&mut self, group: GroupNo) -> Result<Swept, StoreError> {
         let swept = truncation::sweep(&mut self.0, group);
         swept.map_err(store_error(&self.0, group, "deleted old frames", false))
+    }
+
+    fn put_exported(&mut self, name: &str, place: EndedAt) -> Result<(), StoreError> {
+        exports::put(&self.0, name, place).map_err(failed("stored how far tasks were exported"))
     }
 
     fn lock_acquire(
@@ -181,10 +185,6 @@ impl Store for SqliteStore {
 
     fn lock_release(&mut self, lease: &Lease) -> Result<bool, LockError> {
         locks::release(&self.0, lease)
-    }
-
-    fn forget_locks(&mut self, now: Uptime) -> Result<usize, LockError> {
-        locks::forget_old(&self.0, now)
     }
 }
 
