@@ -8,10 +8,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cause, Compaction, Continuity, Deadline, EndFrame, EndState, Ending, Exit, Interrupted, Json,
-    Lines, Origin, OutputSummary, Permission, PermissionId, PermissionState, Provenance, RunId,
-    SessionId, Settings, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState,
-    TokensSpent,
+    Cause, Compaction, Continuity, Deadline, Exit, Interrupted, Json, Lines, Origin, OutputSummary,
+    Permission, PermissionId, PermissionState, Provenance, RunId, SessionId, Settings, StopReason,
+    Strategy, Task, TaskError, TaskId, TaskKind, TaskState, TokensSpent,
 };
 
 /// A batch of the agent's messages as a fact.
@@ -415,26 +414,20 @@ fn empty_record() -> Box<Task> {
 }
 
 impl Fact {
-    /// Creates the fact that the open task ended so, at its last attempt. `kind` is the task's, but
-    /// for a compaction whose stored frame lacks it.
-    pub fn task_ended(
-        kind: TaskKind,
-        open: Task,
-        attempt: u32,
-        state: EndState,
-        frame: EndFrame,
-        ending: Ending,
-    ) -> Self {
+    /// Creates the fact that a task ended, from its record in its final form ([`Task::ended`]).
+    /// `kind` is the task's, but for a compaction whose stored frame lacks it.
+    pub fn task_ended(kind: TaskKind, record: Task) -> Self {
+        let ending = record.ending().clone();
         Self::TaskEnded {
-            task: open.id,
+            task: record.id,
             kind,
-            attempt,
-            state: state.into(),
+            attempt: record.attempt,
+            state: record.state(),
             stop_reason: ending.stop_reason,
-            error: ending.error.clone(),
-            interrupted: ending.interrupted.clone(),
+            error: ending.error,
+            interrupted: ending.interrupted,
             has_empty_answer: ending.has_empty_answer,
-            record: Box::new(open.ended(attempt, state, frame, ending)),
+            record: Box::new(record),
         }
     }
 

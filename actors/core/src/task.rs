@@ -86,13 +86,7 @@ impl Task {
     }
 
     /// Returns the task at its end. It ends with the slot that it has.
-    pub(crate) fn ended(
-        self,
-        attempt: u32,
-        state: EndState,
-        frame: EndFrame,
-        ending: Ending,
-    ) -> Self {
+    pub fn ended(self, attempt: u32, state: EndState, frame: EndFrame, ending: Ending) -> Self {
         let (claimed_at, start) = (self.stage.claimed_at(), self.stage.start());
         let end = End { state, claimed_at, start, frame: Some(frame), ending };
         Self { attempt, stage: Stage::Ended(Box::new(end)), ..self }

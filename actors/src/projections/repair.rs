@@ -234,7 +234,7 @@ fn end_lost(
         let frame = EndFrame { at, seq: replay.group.next_seq() };
         let (kind, attempt) = (task.kind(), task.attempt);
         let ending = Ending { error, ..Ending::default() };
-        let fact = Fact::task_ended(kind, task, attempt, EndState::Failed, frame, ending);
+        let fact = Fact::task_ended(kind, task.ended(attempt, EndState::Failed, frame, ending));
         facts.push(replay.group.record(fact, at));
         losses.push(format!("{id}: its prompt cannot be read; the task is failed"));
     }

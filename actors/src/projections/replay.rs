@@ -283,7 +283,7 @@ impl LogReplay {
                     EndState::Failed
                 });
                 let frame = EndFrame { at, seq: self.seq };
-                Fact::task_ended(kind, open, attempt, end, frame, ending)
+                Fact::task_ended(kind, open.ended(attempt, end, frame, ending))
             }
             fact => fact,
         }

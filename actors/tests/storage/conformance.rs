@@ -196,7 +196,7 @@ pub fn a_terminal_state_is_not_overwritten<E: Engine>() {
     let ended = tasks(&engine.read_store(), 1).remove(0);
     assert_eq!(ended.state(), TaskState::Completed);
     let (task, last, ending) = (ended.clone(), ended.last_frame().unwrap(), ended.ending().clone());
-    let second_end = Fact::task_ended(ended.kind(), task, 1, EndState::Failed, last, ending);
+    let second_end = Fact::task_ended(ended.kind(), task.ended(1, EndState::Failed, last, ending));
     refused(&mut store, actor.forge(NOW, vec![second_end]));
     assert_eq!(tasks(&engine.read_store(), 1), [ended]);
 }

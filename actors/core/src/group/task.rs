@@ -124,7 +124,7 @@ impl Transition<'_> {
         let (kind, seq) = (task.kind(), self.group.next_seq());
         let frame = EndFrame { at: self.now.wall, seq };
         let code = ending.error.as_ref().map(|error| error.code.clone());
-        self.record(Fact::task_ended(kind, task.clone(), attempt, state, frame, ending));
+        self.record(Fact::task_ended(kind, task.clone().ended(attempt, state, frame, ending)));
         if kind == TaskKind::Compaction {
             self.pause_auto_compact_after(state, code.as_deref());
         }

@@ -150,8 +150,8 @@ fn frames_digests_and_the_key_come_last() {
         turns: BTreeMap::from([(id(1), turn()), (id(2), turn())]),
     };
     let (frame, ending) = (EndFrame { at: AT, seq: 5 }, Ending::default());
-    let (kind, state) = (TaskKind::Turn, EndState::Completed);
-    let mut commit = commit(vec![Fact::task_ended(kind, task(1), 1, state, frame, ending)]);
+    let ended = task(1).ended(1, EndState::Completed, frame, ending);
+    let mut commit = commit(vec![Fact::task_ended(TaskKind::Turn, ended)]);
     commit.digests = Some(DigestRows { sealed, ..DigestRows::default() });
     commit.key = Some(KeyUse { key: [0; 32], body: [0; 32], task: id(1) });
     let planned = plan(&commit);
