@@ -42,7 +42,8 @@ pub enum OnInterrupt {
 
 /// A caller's change of a group's settings. A field that is absent or null changes nothing.
 ///
-/// What it `expecting`s is in the API's answer to a body that is no object.
+/// `expecting` is the type in the API's answer to a body that is no object: callers know it as a
+/// group's request, beside `TurnRequest` and `CompactionRequest`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "struct GroupRequest")]
 pub struct SettingsPatch {
@@ -122,6 +123,9 @@ mod tests {
                 }
             }
         }
+        let refused = serde_json::from_str::<SettingsPatch>("7").unwrap_err().to_string();
+        let expected = "invalid type: integer `7`, expected struct GroupRequest at line 1 column 1";
+        assert_eq!(refused, expected);
         let whole: SettingsPatch = serde_json::from_str(&new.to_string()).unwrap();
         assert_eq!(settings(&old).patched(whole), settings(&new));
     }
