@@ -37,6 +37,7 @@ fn malformed_group_ids_are_refused_in_every_route() {
             server.post(&format!("{path}/compactions"), &json!({})),
             server.get(&format!("{path}/frames")),
             server.get(&format!("{path}/events")),
+            server.get(&format!("{path}/digest")),
         ] {
             refused(&server, &reply, 400, "invalid-group");
         }
@@ -142,6 +143,17 @@ fn query_values_out_of_range_are_refused() {
         "groups/work/frames?after=x",
         "groups/work/frames?before=-1",
         "groups/work/frames?order=sideways",
+        "groups/work/turns?limit=1001",
+        "groups/work/turns?order=up",
+        "groups/work/turns?cursor=x",
+        "groups/work/turns?cursor=prev-",
+        "groups/work/turns?after=1",
+        "digest?from=yesterday",
+        "digest?to=2026-01-01",
+        "digest?from=2026-01-01T00:00:00",
+        "digest?from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z",
+        "digest?group=work",
+        "digest?limit=1",
     ] {
         refused(&server, &server.get(&format!("/v1/{path}")), 400, "invalid-query");
     }
@@ -158,7 +170,11 @@ fn unknown_ids_and_paths_are_404_and_wrong_methods_405() {
         let cancel = server.post(&format!("{path}/cancel"), &json!({}));
         refused(&server, &cancel, 404, "task-not-found");
     }
-    for path in ["", "/tasks", "/frames", "/events"] {
+    for run in ["x", "run_x", "run_01890000-0000-7000-8000-000000000000"] {
+        let reply = server.get(&format!("/v1/runs/{run}/digest"));
+        refused(&server, &reply, 404, "run-not-found");
+    }
+    for path in ["", "/tasks", "/frames", "/events", "/digest", "/turns"] {
         let reply = server.get(&format!("/v1/groups/absent{path}"));
         refused(&server, &reply, 404, "group-not-found");
     }
@@ -177,6 +193,8 @@ fn unknown_ids_and_paths_are_404_and_wrong_methods_405() {
         ("PUT", "status"),
         ("DELETE", "tasks/tsk_01890000-0000-7000-8000-000000000000"),
         ("DELETE", "groups/work/frames"),
+        ("POST", "groups/work/digest"),
+        ("POST", "digest"),
     ] {
         let reply = server.request(method, &format!("/v1/{path}"), &[], None);
         refused(&server, &reply, 405, "method-not-allowed");
