@@ -26,6 +26,7 @@ mod reader;
 mod run;
 mod server;
 mod stage;
+mod strike;
 mod summary;
 mod unreadable;
 

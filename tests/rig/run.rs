@@ -9,8 +9,8 @@ use std::{
 };
 
 use greenroom_test_support::programs::built;
-use rusqlite::{Connection, OpenFlags};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit};
+use rusqlite::Connection;
+use rustix::process::Signal;
 use serde_json::{Value, from_str, json};
 
 use crate::{
@@ -27,17 +27,14 @@ use crate::{
     reader,
     server::{PATIENCE, Server},
     stage::{Ask, Stage},
-    unreadable,
+    strike::{died_at_start, strike},
 };
 
 /// The longest time until every group is idle (I12): a full queue of turns that hang.
 const DRAIN: Duration = Duration::from_secs(120);
 
-/// How long the load may take to bring the server to its fault.
-const REACHED: Duration = Duration::from_secs(30);
-
-/// How long a fault may take to show its effect.
-const EFFECT: Duration = Duration::from_millis(400);
+/// How long the last life has load.
+const LOADED: Duration = Duration::from_millis(400);
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -116,155 +113,11 @@ fn lives<'scope>(stage: &'scope Stage, scope: &'scope Scope<'scope, '_>) -> Resu
     Ok(())
 }
 
-/// Handles a server that ended before it was ready: only its own fault may have ended it.
-fn died_at_start(stage: &Stage, server: &mut Server, life: usize, fault: &Fault) -> Result<()> {
-    let proof = match fault {
-        Fault::SyncKill { .. } => server.died_at_its_sync()?.then(|| "at its start".to_owned()),
-        Fault::SyncError { .. } | Fault::Full { .. } => {
-            let failed = server.failed_calls();
-            (0 < failed).then(|| format!("{failed} calls failed at its start"))
-        }
-        _ => None,
-    };
-    if proof.is_none() {
-        let logged = server.logged();
-        stage.record().stuck.push(format!("life {life} did not start ({fault:?}): {logged}"));
-    }
-    stage.record().injected.push(Injected { life, fault: fault.to_string(), proof });
-    Ok(())
-}
-
-/// Injects the fault. Returns the proof of its effect.
-fn strike(stage: &Stage, server: &mut Server, fault: &Fault) -> Result<Option<String>> {
-    let wait = |server: &mut Server, after| server.wait_exit(after).map(|ended| ended.is_none());
-    match fault {
-        Fault::SyncKill { .. } => {
-            server.wait_exit(REACHED)?;
-            Ok(server.died_at_its_sync()?.then(|| "killed at a sync".into()))
-        }
-        Fault::Kill { after } => {
-            Ok(wait(server, *after)?.then(|| "killed".into()).filter(|_| server.kill().is_ok()))
-        }
-        Fault::Terminate { after, twice } => {
-            wait(server, *after)?;
-            server.send(Signal::TERM)?;
-            if *twice {
-                wait(server, Duration::from_millis(700))?;
-                // The server may have ended meanwhile.
-                drop(server.send(Signal::TERM));
-            }
-            let ended = server.wait_exit(PATIENCE)?;
-            if ended.and_then(|status| status.code()) != Some(0) {
-                stage.record().stuck.push(format!("SIGTERM: the server ended with {ended:?}"));
-            }
-            Ok(ended.map(|status| status.to_string()))
-        }
-        Fault::Stop { after, lasting } => {
-            wait(server, *after)?;
-            server.send(Signal::STOP)?;
-            thread::sleep(*lasting);
-            let stopped = server.is_stopped();
-            server.send(Signal::CONT)?;
-            Ok((wait(server, EFFECT)? && stopped).then(|| format!("stopped for {lasting:?}")))
-        }
-        Fault::Full { .. } | Fault::SyncError { .. } => {
-            let start = Instant::now();
-            while server.failed_calls() == 0 && start.elapsed() < REACHED {
-                if !wait(server, POLL)? {
-                    break;
-                }
-            }
-            let ended = server.wait_exit(3 * EFFECT)?;
-            let failed = server.failed_calls();
-            if matches!(fault, Fault::SyncError { .. }) && 0 < failed && ended.is_none() {
-                let what = "F20: a sync failed, and the server continues";
-                stage.record().stuck.push(what.to_owned());
-            }
-            Ok((0 < failed).then(|| match ended {
-                Some(ended) => format!("{failed} calls failed, and the server ended: {ended}"),
-                None => format!("{failed} calls failed"),
-            }))
-        }
-        Fault::Locked { after, lasting } => {
-            wait(server, *after)?;
-            let file = stage.home.data().join("greenroom.db");
-            let other = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-            other.busy_timeout(Duration::from_secs(5))?;
-            other.execute_batch("BEGIN IMMEDIATE")?;
-            thread::sleep(*lasting);
-            other.execute_batch("ROLLBACK")?;
-            still_there(server, EFFECT)?;
-            Ok(Some(format!("locked for {lasting:?}")))
-        }
-        Fault::Clock { after, seconds } => {
-            wait(server, *after)?;
-            let client = stage.client();
-            let before = client.clock();
-            std::fs::write(stage.home.file("clock"), format!("{seconds:+}"))?;
-            // libfaketime reads the clock's file every other second.
-            let start = Instant::now();
-            let mut jumped = false;
-            while !jumped && start.elapsed() < 10 * EFFECT {
-                still_there(server, EFFECT)?;
-                let now = before.zip(client.clock());
-                jumped = now.is_some_and(|(before, now)| 3_000 < now.abs_diff(before));
-            }
-            still_there(server, EFFECT)?;
-            Ok(jumped.then(|| format!("its clock jumped by {seconds} s")))
-        }
-        Fault::WrongClock { after, years } => {
-            still_there(server, *after)?;
-            let year = stage.client().year();
-            Ok(year.map(|year| format!("its clock was wrong by {years} years, in {year}")))
-        }
-        Fault::Unreadable { after } => {
-            still_there(server, *after)?;
-            unreadable::strike(stage, server)
-        }
-        Fault::Descriptors { after, spare } => {
-            wait(server, *after)?;
-            let limit = server.descriptors()? + spare;
-            // Its hard limit is that of this program, which started it.
-            let maximum = getrlimit(Resource::Nofile).maximum;
-            let before = server.limit_descriptors(Rlimit { current: Some(limit), maximum })?;
-            let taken = exhaust(stage, server, limit)?;
-            still_there(server, EFFECT)?;
-            server.limit_descriptors(before)?;
-            still_there(server, EFFECT)?;
-            Ok(taken.then(|| format!("all of {limit} descriptors were taken")))
-        }
-    }
-}
-
 /// Records the peak memory of all servers.
 fn weigh(stage: &Stage, server: &Server) {
     let memory = server.memory();
     let mut record = stage.record();
     record.memory = record.memory.max(memory);
-}
-
-/// Checks that the server outlives its fault.
-fn still_there(server: &mut Server, after: Duration) -> Result<()> {
-    match server.wait_exit(after)? {
-        None => Ok(()),
-        Some(status) => Err(format!("the server ended with {status}").into()),
-    }
-}
-
-/// Opens connections until the server has no descriptor left.
-fn exhaust(stage: &Stage, server: &Server, limit: u64) -> Result<bool> {
-    let address = stage.address().ok_or("the server does not listen")?;
-    let mut open = Vec::new();
-    let start = Instant::now();
-    while start.elapsed() < 5 * EFFECT {
-        open.extend(std::net::TcpStream::connect_timeout(&address, EFFECT).ok());
-        if limit <= server.descriptors()? {
-            thread::sleep(EFFECT);
-            return Ok(true);
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(false)
 }
 
 /// F26: another server on the same data refuses to start, and reports why.
@@ -349,7 +202,7 @@ fn last_life(stage: &Stage) -> Result<()> {
     let audit = collect::audit(stage).ok_or("the tasks cannot be read in the last life")?;
     stage.record().audits.push(audit);
     // Some more load, in a life without faults.
-    thread::sleep(EFFECT);
+    thread::sleep(LOADED);
     stage.calm.store(true, Ordering::SeqCst);
     rest(stage);
     let audit = collect::audit(stage).ok_or("the tasks cannot be read in the end")?;
