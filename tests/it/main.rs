@@ -8,6 +8,7 @@
 
 mod agent;
 mod auto_compaction;
+mod backup;
 mod broken_rows;
 mod cancel;
 mod cli_permissions;

@@ -1,5 +1,5 @@
-//! A database that fails, and its backups. Storage is fail-stop: no 2xx, no prompt, not ready, one
-//! clear log line; nothing that was answered with 2xx is lost.
+//! A database that fails. Storage is fail-stop: no 2xx, no prompt, not ready, one clear log line;
+//! nothing that was answered with 2xx is lost.
 //!
 //! Faults need no privileges: a limit on file sizes of the running server, a lock of this process,
 //! removed or damaged files, and `strace`, which makes system calls fail.
@@ -13,10 +13,13 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::support::{
-    Home, Log, Server, Setup, eventually,
-    http::{Reply, client, exchange},
-    server::{greenroom, serve},
+use crate::{
+    backup::backup,
+    support::{
+        Home, Log, Server, Setup, eventually,
+        http::{Reply, client, exchange},
+        server::serve,
+    },
 };
 
 const TURNS: &str = "/v1/groups/work/turns";
@@ -425,9 +428,9 @@ fn created_files_are_private() {
     for file in files {
         assert_eq!(mode(&data.join(file)), 0o600, "{file}");
     }
-    let backup = server.home.path().join("backup.db");
-    self::backup(&server.home, &backup);
-    assert_eq!(mode(&backup), 0o600);
+    let copy = server.home.path().join("backup.db");
+    backup(&server.home, &copy);
+    assert_eq!(mode(&copy), 0o600);
     server.kill();
     assert!(!server.log.tail().contains("other users of this machine"), "{}", server.log.tail());
     fs::set_permissions(&data, fs::Permissions::from_mode(0o750)).unwrap();
@@ -437,58 +440,6 @@ fn created_files_are_private() {
         server.log.wait("a warning", |line| line.contains(" WARN ") && line.contains(path));
     }
     assert_eq!((mode(&data), mode(&data.join("greenroom.db"))), (0o750, 0o644));
-}
-
-/// Runs `greenroom backup`; returns its output.
-#[track_caller]
-fn backup(home: &Home, target: &Path) -> Value {
-    let config = home.config();
-    let words =
-        ["backup", target.to_str().unwrap(), "--json", "--config", config.to_str().unwrap()];
-    let output = greenroom(home, &words).stdout(std::process::Stdio::piped()).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{stderr}");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// A backup of a running server has everything that was answered with 2xx before it began, and a
-/// server can start from it; so can it from a backup of a stopped server. A backup overwrites no
-/// file, and reports the refusal by its exit code.
-#[test]
-fn a_backup_is_restored() {
-    let mut server = Server::usual();
-    let done = server.complete("work", "before");
-    let running = server.submit("work", "[[reply:x]][[gate:go]]");
-    server.journal.wait_gate("go");
-    let waiting = server.submit("work", "waiting");
-    let target = server.home.path().join("backup.db");
-    let report = backup(&server.home, &target);
-    assert_eq!(report["bytes"], fs::metadata(&target).unwrap().len());
-    server.journal.open_gate("go");
-    server.finish_as(&waiting, "completed");
-    server.kill();
-    let offline = server.home.path().join("offline.db");
-    backup(&server.home, &offline);
-    fs::write(server.home.path().join("mine"), "mine").unwrap();
-    let config = server.home.config();
-    for (file, code) in [("mine", 2), ("missing/backup.db", 1)] {
-        let words = ["backup", file, "--config", config.to_str().unwrap()];
-        let output = greenroom(&server.home, &words).output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{stderr}");
-        assert!(stderr.contains(file), "{stderr}");
-    }
-    assert_eq!(fs::read_to_string(server.home.path().join("mine")).unwrap(), "mine");
-    for (backup, state) in [(&offline, "completed"), (&target, "interrupted")] {
-        server.kill();
-        fs::remove_dir_all(server.home.data()).unwrap();
-        fs::create_dir(server.home.data()).unwrap();
-        fs::copy(backup, server.home.data().join("greenroom.db")).unwrap();
-        server.boot();
-        server.finish_as(&done, "completed");
-        server.finish_as(&running, state);
-        server.finish_as(&waiting, "completed");
-    }
 }
 
 /// The log is moved into the database in the background, and a purged group's pages are returned to
