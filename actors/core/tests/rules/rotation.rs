@@ -152,6 +152,12 @@ fn the_summary_is_carried_until_the_agent_has_output() {
     }
 }
 
+/// Answers with the summary, so that the agent is asked to open the other session.
+fn summarize(driver: &mut Driver) {
+    driver.say("all");
+    driver.answer(StopReason::EndTurn);
+}
+
 /// If any step fails, the old session stays.
 #[test]
 fn a_failed_rotation_keeps_the_session() {
@@ -171,8 +177,7 @@ fn a_failed_rotation_keeps_the_session() {
         (
             "no session",
             |driver| {
-                driver.say("all");
-                driver.answer(StopReason::EndTurn);
+                summarize(driver);
                 driver.open_session(Err("too many"));
             },
             T::Failed,
@@ -181,8 +186,7 @@ fn a_failed_rotation_keeps_the_session() {
         (
             "died while opening",
             |driver| {
-                driver.say("all");
-                driver.answer(StopReason::EndTurn);
+                summarize(driver);
                 let exit = Exit::unseen(ExitReason::Exited, "");
                 driver.apply(Event::AgentExited { run: driver.run(), exit });
             },
@@ -192,8 +196,7 @@ fn a_failed_rotation_keeps_the_session() {
         (
             "deadline while opening",
             |driver| {
-                driver.say("all");
-                driver.answer(StopReason::EndTurn);
+                summarize(driver);
                 let step = driver.expire(|timer| matches!(timer, Timer::Compaction(_)));
                 assert!(step.effects.is_empty(), "no prompt is in flight: {step:?}");
             },
@@ -203,8 +206,7 @@ fn a_failed_rotation_keeps_the_session() {
         (
             "cancelled while opening",
             |driver| {
-                driver.say("all");
-                driver.answer(StopReason::EndTurn);
+                summarize(driver);
                 let task = driver.group.current().unwrap().id;
                 let step = driver.apply(Event::CancelRequested(task));
                 assert!(step.effects.is_empty(), "no prompt is in flight: {step:?}");
@@ -225,16 +227,22 @@ fn a_failed_rotation_keeps_the_session() {
         end(&mut driver);
         assert_eq!(driver.ended(task).unwrap().0, state, "{name}");
         assert_eq!(driver.last_ended().unwrap().status, status, "{name}");
-        let state = driver.group.state();
-        let session = state.session_id().map(|session| &*session.0);
-        assert_eq!((session, state.segment, state.compacting.count), (Some("s"), 1, 0), "{name}");
-        assert_eq!((&state.pending_summary, driver.group.lease()), (&None, None), "{name}");
-        if driver.group.run().is_some() {
-            driver.open_session(Ok("late"));
-            driver.clear();
-            driver.turn();
-            assert_eq!(&*sent(&driver).1.0, "s", "{name}");
-        }
+        assert_session_is_kept(driver, name);
+    }
+}
+
+/// Checks that no rotation took place, and that a late answer changes nothing.
+#[track_caller]
+fn assert_session_is_kept(mut driver: Driver, name: &str) {
+    let state = driver.group.state();
+    let session = state.session_id().map(|session| &*session.0);
+    assert_eq!((session, state.segment, state.compacting.count), (Some("s"), 1, 0), "{name}");
+    assert_eq!((&state.pending_summary, driver.group.lease()), (&None, None), "{name}");
+    if driver.group.run().is_some() {
+        driver.open_session(Ok("late"));
+        driver.clear();
+        driver.turn();
+        assert_eq!(&*sent(&driver).1.0, "s", "{name}");
     }
 }
 
@@ -243,8 +251,7 @@ fn a_failed_rotation_keeps_the_session() {
 fn a_completion_while_a_session_opens_ends_the_task() {
     let mut driver = Driver::compacting(Strategy::Rotate);
     let task = driver.group.current().unwrap().id;
-    driver.say("all");
-    driver.answer(StopReason::EndTurn);
+    summarize(&mut driver);
     driver.signal(Source::Acp, SignalKind::Completed);
     driver.open_session(Ok("s2"));
     assert_eq!(driver.ended(task), Some((T::Completed, None)));

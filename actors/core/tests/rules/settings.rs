@@ -294,27 +294,33 @@ fn an_outdated_run_is_replaced_before_the_next_start() {
             driver.clear();
             let run = driver.group.run().unwrap();
             assert_eq!((run.id, run.phase), (first, RunPhase::Stopping), "{name}");
-            // Its report of readiness is too late.
-            let step = driver.ready("s", None);
-            assert_eq!(step.effects, [], "{name}");
-            if driver.group.current().is_none() {
-                driver.queue_turn();
-                driver.grant();
-            }
-            let step = driver.exit(ExitReason::Stopped);
-            let launches = |effect: &Effect| matches!(effect, Effect::Launch { .. });
-            assert!(step.effects.iter().any(launches), "{name}: {step:?}");
-            let started = step.facts.iter().find_map(|fact| match fact {
-                Fact::RunStarted { agent, .. } => Some(agent.as_str()),
-                _ => None,
-            });
-            assert_eq!(started, Some(agent), "{name}");
-            let attempt = driver.group.current().unwrap().attempt;
-            assert_eq!(attempt, 0, "{name}: it is no attempt");
-            driver.ready("s", None);
-            assert!(driver.group.attempt().is_some(), "{name}");
+            assert_is_replaced(driver, agent, name);
         }
     }
+}
+
+/// Checks that the next START waits for a run of this agent.
+#[track_caller]
+fn assert_is_replaced(mut driver: Driver, agent: &str, name: &str) {
+    // The report of readiness is too late.
+    let step = driver.ready("s", None);
+    assert_eq!(step.effects, [], "{name}");
+    if driver.group.current().is_none() {
+        driver.queue_turn();
+        driver.grant();
+    }
+    let step = driver.exit(ExitReason::Stopped);
+    let launches = |effect: &Effect| matches!(effect, Effect::Launch { .. });
+    assert!(step.effects.iter().any(launches), "{name}: {step:?}");
+    let started = step.facts.iter().find_map(|fact| match fact {
+        Fact::RunStarted { agent, .. } => Some(agent.as_str()),
+        _ => None,
+    });
+    assert_eq!(started, Some(agent), "{name}");
+    let attempt = driver.group.current().unwrap().attempt;
+    assert_eq!(attempt, 0, "{name}: it is no attempt");
+    driver.ready("s", None);
+    assert!(driver.group.attempt().is_some(), "{name}");
 }
 
 /// The group stops an outdated run as soon as it is idle.
