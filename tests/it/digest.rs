@@ -232,6 +232,7 @@ fn pages_of_turns_lose_and_repeat_nothing() {
         (0..count).map(|_| id(&server.complete("work", "x")).to_owned()).collect()
     };
     server.put("/v1/groups/work", &json!({})).expect(201);
+    server.complete("other", "x");
     let none = json!({ "items": [], "next_cursor": null, "prev_cursor": null });
     assert_eq!(page(&server, "").1, none);
     let mut all = complete(5);

@@ -1,12 +1,14 @@
 //! The part of a group's actor between the rules and the database.
 
 use greenroom_actors::{
-    projections::digest,
-    storage::{GroupCommit, GroupNo, GroupSummary, Store, StoreError},
+    projections::{digest, verify::verify},
+    storage::{GroupCommit, GroupNo, GroupSummary, ReadStore, Store, StoreError},
     transcript::frame::{Block, pack},
 };
 use greenroom_core::{Continuity, Digests, Fact, GroupId, Recorded, StopReason, Timestamp};
-use greenroom_testing::world::{Action, World};
+use greenroom_testing::world::{Action, AgentMessage, World};
+
+use super::Engine;
 
 /// A group in its world, with the state that its actor adds to a commit.
 pub struct Actor {
@@ -79,6 +81,23 @@ impl Actor {
 pub const SUBMIT: Action = Action::Submit { bytes: 3 };
 pub const READY: Action = Action::Ready(Continuity::Loaded);
 pub const ANSWER: Action = Action::AnswerPrompt(StopReason::EndTurn);
+pub const OUTPUT: Action = Action::Output(AgentMessage::Burst(9));
+/// A turn in a group with a live agent.
+pub const TURN: [Action; 4] = [SUBMIT, Action::GrantSlot, OUTPUT, ANSWER];
+
+/// Stores a group with this number of ended turns; its agent is live.
+pub fn group_with_turns(engine: &impl Engine, no: GroupNo, turns: usize) -> Actor {
+    let mut actor = Actor::new(no);
+    let mut facts = actor.play_all(&[SUBMIT, Action::GrantSlot, READY, ANSWER]);
+    (1..turns).for_each(|_| facts.extend(actor.play_all(&TURN)));
+    commit(&mut engine.store(), &facts);
+    actor
+}
+
+/// What `greenroom verify` finds in a group; nothing if it does not exist.
+pub fn differences(read_store: &impl ReadStore, no: GroupNo) -> Vec<String> {
+    verify(read_store, no).unwrap().map(|verdict| verdict.differences).unwrap_or_default()
+}
 
 /// Stores a batch of commits that must all succeed.
 pub fn commit(store: &mut impl Store, batch: &[GroupCommit]) {

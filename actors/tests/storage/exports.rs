@@ -2,12 +2,8 @@
 
 use greenroom_actors::storage::{EndedAt, EndedFilter, ReadStore as _, Store as _, TaskFilter};
 use greenroom_core::Timestamp;
-use greenroom_testing::world::Action;
 
-use super::{
-    Engine,
-    actor::{ANSWER, Actor, READY, SUBMIT, commit},
-};
+use super::{Engine, actor::group_with_turns, open};
 
 /// The position survives the process, and each exporter has its own.
 pub fn the_export_position_survives_a_restart<E: Engine>() {
@@ -31,20 +27,8 @@ pub fn the_export_position_survives_a_restart<E: Engine>() {
 
 /// The place of an ended task leads to its row.
 pub fn an_ended_task_is_found_by_its_group_and_ordinal<E: Engine>() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = E::open(dir.path()).unwrap();
-    let mut actor = Actor::new(3);
-    let facts = actor.play_all(&[
-        SUBMIT,
-        Action::GrantSlot,
-        READY,
-        ANSWER,
-        SUBMIT,
-        Action::GrantSlot,
-        ANSWER,
-    ]);
-    commit(&mut engine.store(), &facts);
-    let read_store = engine.read_store();
+    let (_dir, engine, _, read_store) = open::<E>();
+    group_with_turns(&engine, 3, 2);
     let all = EndedFilter { from: None, to: None, after: None, limit: 10 };
     let ended = read_store.ended_turns(&all).unwrap();
     assert_eq!(ended.iter().map(|turn| turn.ordinal).collect::<Vec<_>>(), [1, 2]);

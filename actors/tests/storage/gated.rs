@@ -1,10 +1,12 @@
 //! A store behind a gate: a test decides before each call whether the database works.
 
-use actix::{Actor as _, Arbiter, SyncArbiter};
+use std::rc::Rc;
+
+use actix::{Actor, Arbiter, Context, Handler, SyncArbiter};
 use greenroom_actors::storage::{
     Db, DigestRows, EndedAt, GroupCommit, GroupNo, LockError, LockGrant, LockRequest,
-    LogTruncation, Reader, SealedDigests, StorageHealth, Store, StoreError, StoredGroup, Swept,
-    Writer,
+    LogTruncation, Query, Reader, SealedDigests, StorageHealth, Store, StoreError, StoredGroup,
+    Swept, Writer,
     sqlite::{Database, SqliteStore},
 };
 use greenroom_core::{
@@ -123,4 +125,35 @@ pub fn start(database: &Database, store: impl Store + Unpin) -> Db {
     let health = StorageHealth::default();
     let writer = Writer::new(store, health.clone());
     Db::new(Writer::start_in_arbiter(&Arbiter::new().handle(), move |_| writer), readers, health)
+}
+
+/// A reader that does something before it answers this query, or any if it is 0; the first query is
+/// number 1.
+struct Before {
+    query: u32,
+    asked: u32,
+    database: Rc<Database>,
+    act: fn(&Database),
+}
+
+impl Actor for Before {
+    type Context = Context<Self>;
+}
+
+impl Handler<Query> for Before {
+    type Result = ();
+
+    fn handle(&mut self, Query(ask): Query, _: &mut Self::Context) {
+        self.asked += 1;
+        if self.query == 0 || self.asked == self.query {
+            (self.act)(&self.database);
+        }
+        ask(Ok(&self.database.opener().read_store().unwrap()));
+    }
+}
+
+/// Returns the same database, which changes by `act` before the reader answers `query`.
+pub fn before(db: &Db, database: &Rc<Database>, query: u32, act: fn(&Database)) -> Db {
+    let before = Before { query, asked: 0, database: Rc::clone(database), act };
+    Db { query: before.start().recipient(), ..db.clone() }
 }

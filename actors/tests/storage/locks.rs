@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::{
     Engine,
     actor::{Actor, READY, SUBMIT, commit},
+    open,
 };
 
 const BOOT: BootId = BootId(Uuid::from_u128(1));
@@ -76,9 +77,7 @@ fn stored<E: Engine>(engine: &E, name: &str) -> Option<Lock> {
 
 /// HL-3: one holder at a time, each with a greater token than all before, also over a restart.
 pub fn a_lock_has_one_holder_and_tokens_grow<E: Engine>() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = E::open(dir.path()).unwrap();
-    let mut store = engine.store();
+    let (dir, engine, mut store, _) = open::<E>();
     assert_eq!(stored(&engine, "session"), None);
     let mine = acquire_free(&mut store, "me", now(0));
     is_busy(acquire(&mut store, "you", now(99)), "me", 100);
@@ -108,9 +107,7 @@ pub fn a_lock_has_one_holder_and_tokens_grow<E: Engine>() {
 
 /// HL-4.
 pub fn only_holder_and_token_refresh_or_release_a_lease<E: Engine>() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = E::open(dir.path()).unwrap();
-    let mut store = engine.store();
+    let (_dir, engine, mut store, _) = open::<E>();
     let mine = acquire_free(&mut store, "me", now(0));
     let strange = Lease { holder: "you".parse().unwrap(), ..mine.clone() };
     let early = Lease { token: mine.token - 1, ..mine.clone() };
@@ -145,9 +142,7 @@ pub fn only_holder_and_token_refresh_or_release_a_lease<E: Engine>() {
 
 /// HL-5 and F27: what frees a lock that was not released.
 pub fn a_lock_is_reclaimed_when_it_expires_or_its_holder_is_dead<E: Engine>() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = E::open(dir.path()).unwrap();
-    let mut store = engine.store();
+    let (_dir, engine, mut store, _) = open::<E>();
     let mut reclaim = |now: Now, is_dead: &dyn Fn(&Holder) -> bool| {
         let first = acquire_free(&mut store, "me", at(BOOT, 1_000));
         let answer = store.lock_acquire(&request("session", "you", None), now, is_dead);
@@ -172,9 +167,7 @@ pub fn a_lock_is_reclaimed_when_it_expires_or_its_holder_is_dead<E: Engine>() {
 
 /// Leases that are no longer refreshed do not stay for ever.
 pub fn only_old_leases_are_deleted<E: Engine>() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = E::open(dir.path()).unwrap();
-    let mut store = engine.store();
+    let (_dir, _, mut store, _) = open::<E>();
     let mine = acquire_free(&mut store, "me", now(0));
     let last = TTL + TTL_MS_MAX;
     assert_eq!(store.forget_locks(now(last).up).unwrap(), 0);
@@ -221,9 +214,7 @@ fn segments(read_store: &impl ReadStore) -> Vec<(u32, bool)> {
 
 /// HL-11, I4: child, closed parent and released lease are stored together or not at all.
 pub fn a_publication_without_its_lease_is_refused<E: Engine>() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = E::open(dir.path()).unwrap();
-    let mut store = engine.store();
+    let (_dir, engine, mut store, _) = open::<E>();
     let (mut actor, _) = group_with_segment(&mut store);
     let before = engine.read_store().group(1).unwrap();
     let nothing_written = |read_store: &E::ReadStore| {
@@ -259,9 +250,7 @@ pub fn a_publication_without_its_lease_is_refused<E: Engine>() {
 
 /// An earlier owner's leases end with it; those of others stay.
 pub fn adopting_or_purging_a_group_releases_only_its_locks<E: Engine>() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = E::open(dir.path()).unwrap();
-    let mut store = engine.store();
+    let (_dir, engine, mut store, _) = open::<E>();
     let mut actors = [Actor::new(1), Actor::new(2)];
     let created: Vec<GroupCommit> =
         actors.iter_mut().map(|actor| actor.play(SUBMIT).unwrap()).collect();
@@ -288,9 +277,7 @@ pub fn adopting_or_purging_a_group_releases_only_its_locks<E: Engine>() {
 
 /// HL-12.
 pub fn a_closed_segment_without_a_child_is_reopened<E: Engine>() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = E::open(dir.path()).unwrap();
-    let mut store = engine.store();
+    let (_dir, engine, mut store, _) = open::<E>();
     let (mut actor, session) = group_with_segment(&mut store);
     let adopt = |store: &mut E::Store, ms| {
         store.adopt(1, now(ms).up).unwrap().unwrap();

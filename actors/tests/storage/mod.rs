@@ -20,6 +20,7 @@ use greenroom_actors::storage::{
     ReadStore, Store, StoreError,
     sqlite::{Database, SqliteReadStore, SqliteStore},
 };
+use tempfile::TempDir;
 
 /// An implementation under test: a database in a directory; dropping it closes it.
 pub trait Engine: Sized {
@@ -46,6 +47,14 @@ impl Engine for Database {
     fn read_store(&self) -> SqliteReadStore {
         self.opener().read_store().unwrap()
     }
+}
+
+/// A database in a new directory, its writer and a reader.
+pub fn open<E: Engine>() -> (TempDir, E, E::Store, E::ReadStore) {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = E::open(dir.path()).unwrap();
+    let (store, read_store) = (engine.store(), engine.read_store());
+    (dir, engine, store, read_store)
 }
 
 /// Runs the whole suite on an engine.
@@ -87,10 +96,8 @@ conforms!(Database:
     reading::frames_are_read_as_they_were_written,
     reading::a_read_stops_at_its_limits_and_the_next_continues,
     digests::only_current_digests_are_restored,
-    digests::a_damaged_digest_counts_as_missing,
     digests::digests_of_an_earlier_owner_are_refused,
     digests::digests_are_deleted_with_their_tasks,
-    digests::turns_are_listed_in_both_directions,
     digests::ended_turns_are_listed_by_end_time,
     digests::the_digest_of_a_run_is_found_by_its_id,
     retention::any_history_may_be_truncated_anywhere,

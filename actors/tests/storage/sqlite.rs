@@ -6,7 +6,6 @@ use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _};
 
 use actix::SyncArbiter;
 use greenroom_actors::{
-    projections::verify::verify,
     storage::{
         FrameFilter, GroupCommit, Query, ReadStore, Reader, Store as _, StoreError, TaskFilter,
         sqlite::{Database, SqliteStore},
@@ -18,8 +17,10 @@ use greenroom_testing::world::Action;
 use rusqlite::Connection;
 
 use super::{
-    actor::{Actor, READY, SUBMIT, commit},
+    Engine,
+    actor::{Actor, READY, SUBMIT, commit, differences},
     conformance::UP,
+    open,
 };
 
 /// Changes rows past the store.
@@ -31,9 +32,7 @@ pub fn change(path: &std::path::Path, sql: &str) {
 /// sees the commit.
 #[test]
 fn one_query_reads_one_snapshot() {
-    let dir = tempfile::tempdir().unwrap();
-    let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
-    let mut store = database.store().unwrap();
+    let (_dir, database, mut store, _) = open::<Database>();
     let mut actor = Actor::new(7);
     commit(&mut store, &actor.play_all(&[SUBMIT, SUBMIT]));
     let tasks: Vec<TaskId> = actor.world.group.waiting().map(|task| task.id).collect();
@@ -48,15 +47,12 @@ fn one_query_reads_one_snapshot() {
             let filter = TaskFilter { state: None, kind: None, after: 0, limit: 9 };
             let listed = read_store.tasks(7, &filter).unwrap();
             let alone = tasks.iter().map(|task| read_store.task(*task).unwrap().unwrap());
-            let views: Vec<_> =
-                listed.into_iter().chain(alone).map(|view| (view.task, view.position)).collect();
+            let views = listed.into_iter().chain(alone).map(|view| (view.task, view.position));
+            let views: Vec<_> = views.collect();
+            let filter = FrameFilter { frames_max: 99, bytes_max: 9_999, ..Default::default() };
+            let blocks = read_store.blocks(7, &filter).unwrap();
+            let seqs: Vec<u64> = blocks.iter().map(Block::last_seq).collect();
             let summary = read_store.group(7).unwrap().unwrap();
-            let seqs: Vec<u64> = read_store
-                .blocks(7, &FrameFilter { frames_max: 99, bytes_max: 9_999, ..Default::default() })
-                .unwrap()
-                .iter()
-                .map(Block::last_seq)
-                .collect();
             let snapshot = read_store.snapshot(7).unwrap().unwrap();
             assert_eq!(snapshot.summary.state.last_seq, summary.state.last_seq);
             read_store.gauges(&[]).unwrap();
@@ -84,9 +80,7 @@ fn one_query_reads_one_snapshot() {
 /// the group only if a row is hidden or missing.
 #[test]
 fn a_wrong_count_breaks_no_group() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("greenroom.db");
-    let mut store = Database::open(&path).unwrap().store().unwrap();
+    let (_dir, database, mut store, _) = open::<Database>();
     let mut actor = Actor::new(7);
     commit(&mut store, &actor.play_all(&[SUBMIT, SUBMIT, SUBMIT]));
     let waiting = |store: &mut SqliteStore| match store.adopt(7, UP) {
@@ -95,28 +89,26 @@ fn a_wrong_count_breaks_no_group() {
         Err(err) => panic!("{err}"),
     };
     for counted in [0, 9] {
-        change(&path, &format!("UPDATE heads SET queue_length = {counted}"));
+        change(database.path(), &format!("UPDATE heads SET queue_length = {counted}"));
         assert_eq!(waiting(&mut store), Ok(3), "{counted}");
     }
     // As earlier versions ended a task that they could not read.
-    change(&path, "UPDATE tasks SET state = 'failed', error = '{' WHERE key & 15 = 3");
+    change(database.path(), "UPDATE tasks SET state = 'failed', error = '{' WHERE key & 15 = 3");
     assert_eq!(waiting(&mut store), Ok(2));
-    change(&path, "UPDATE tasks SET state = 'unknown' WHERE key & 15 = 2");
+    change(database.path(), "UPDATE tasks SET state = 'unknown' WHERE key & 15 = 2");
     assert!(waiting(&mut store).unwrap_err().contains("2 are open"));
-    change(&path, "UPDATE tasks SET state = 'queued' WHERE key & 15 = 2");
+    change(database.path(), "UPDATE tasks SET state = 'queued' WHERE key & 15 = 2");
     assert_eq!(waiting(&mut store), Ok(2));
-    change(&path, "DELETE FROM tasks WHERE key & 15 > 1");
+    change(database.path(), "DELETE FROM tasks WHERE key & 15 > 1");
     assert!(waiting(&mut store).unwrap_err().contains("2 are open"));
 }
 
 /// I7: without its first frame the output of a running task cannot be read back.
 #[test]
 fn a_running_task_without_a_first_frame_cannot_be_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("greenroom.db");
-    let mut store = Database::open(&path).unwrap().store().unwrap();
+    let (_dir, database, mut store, _) = open::<Database>();
     commit(&mut store, &Actor::new(7).play_all(&[SUBMIT, Action::GrantSlot, READY]));
-    change(&path, "UPDATE tasks SET seq_first = 0 WHERE state = 'running'");
+    change(database.path(), "UPDATE tasks SET seq_first = 0 WHERE state = 'running'");
     let answer = store.adopt(7, UP);
     assert!(matches!(answer, Err(StoreError::Unreadable(_))), "{answer:?}");
 }
@@ -139,14 +131,14 @@ fn a_task_with_columns_that_its_state_cannot_have_is_read_and_reported() {
         ("ended, with a backoff",   "state = 'failed', retry_at = $due WHERE state = 'queued'", "Ended"),
     ];
     for (name, set, stage) in cases {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("greenroom.db");
-        let database = Database::open(&path).unwrap();
+        let (_dir, database, mut store, read_store) = open::<Database>();
         let play = [SUBMIT, Action::GrantSlot, READY, SUBMIT];
-        commit(&mut database.store().unwrap(), &Actor::new(7).play_all(&play));
-        let read_store = database.opener().read_store().unwrap();
+        commit(&mut store, &Actor::new(7).play_all(&play));
         assert_eq!(read_store.contradictory_tasks(7).unwrap(), BTreeSet::new(), "{name}");
-        change(&path, &format!("UPDATE tasks SET {}", set.replace("$due", &format!("'{due}'"))));
+        change(
+            database.path(),
+            &format!("UPDATE tasks SET {}", set.replace("$due", &format!("'{due}'"))),
+        );
         let found = read_store.contradictory_tasks(7).unwrap();
         assert_eq!(found.len(), 1, "{name}: {found:?}");
         assert_eq!(read_store.contradictory_tasks(6).unwrap(), BTreeSet::new(), "{name}");
@@ -160,21 +152,18 @@ fn a_task_with_columns_that_its_state_cannot_have_is_read_and_reported() {
 /// AM-4: a group whose purge was ordered is still to be purged after a restart.
 #[test]
 fn an_ordered_purge_survives_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("greenroom.db");
-    let mut store = Database::open(&path).unwrap().store().unwrap();
+    let (dir, database, mut store, read_store) = open::<Database>();
     let mut actor = Actor::new(7);
     commit(&mut store, &actor.play_all(&[SUBMIT, Action::GrantSlot, READY]));
     let at = actor.world.now;
     let mut ordered = actor.forge(at, vec![Fact::GroupArchived {}, Fact::PurgeOrdered {}]);
     ordered.summary.state.existence = Existence::Purging;
     commit(&mut store, &[ordered]);
-    drop(store);
-    let database = Database::open(&path).unwrap();
-    let found = database.store().unwrap().adopt(7, UP).unwrap().unwrap();
-    assert_eq!(found.state.existence, Existence::Purging);
-    let verdict = verify(&database.opener().read_store().unwrap(), 7).unwrap().unwrap();
-    assert!(!verdict.differences.iter().any(|line| line.starts_with("head:")), "{verdict:?}");
+    drop((store, database));
+    let mut store = <Database as Engine>::open(dir.path()).unwrap().store().unwrap();
+    assert_eq!(store.adopt(7, UP).unwrap().unwrap().state.existence, Existence::Purging);
+    let found = differences(&read_store, 7);
+    assert!(!found.iter().any(|line| line.starts_with("head:")), "{found:?}");
 }
 
 fn mode(path: &std::path::Path) -> u32 {
@@ -195,28 +184,35 @@ fn directory_and_database_files_are_private() {
     }
 }
 
-/// F37: never changed, never created again.
+/// F37, F24: a database of a later version and a file that is no database are refused, never
+/// changed and never created again.
 #[test]
-fn a_database_of_a_later_version_is_refused_and_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("greenroom.db");
-    drop(Database::open(&path).unwrap());
-    let later = Connection::open(&path).unwrap();
-    later.pragma_update(None, "user_version", 99).unwrap();
-    later.pragma_update(None, "journal_mode", "DELETE").unwrap();
-    drop(later);
-    let before = fs::read(&path).unwrap();
-    let refused = Database::open(&path);
-    assert!(matches!(refused, Err(StoreError::TooNew { found: 99, .. })), "{refused:?}");
-    assert_eq!(fs::read(&path).unwrap(), before, "no byte is changed");
-    assert!(!path.with_extension("db-wal").exists());
+fn a_file_that_cannot_be_used_is_refused_and_left_alone() {
+    let (dir, database, ..) = open::<Database>();
+    let later = database.path().to_owned();
+    drop(database);
+    let conn = Connection::open(&later).unwrap();
+    conn.pragma_update(None, "user_version", 99).unwrap();
+    conn.pragma_update(None, "journal_mode", "DELETE").unwrap();
+    drop(conn);
+    let other = dir.path().join("other.db");
+    let text = "not a database, and longer than a header of one would be. ".repeat(20);
+    fs::write(&other, text).unwrap();
+    for path in [later, other] {
+        let before = fs::read(&path).unwrap();
+        match Database::open(&path) {
+            Err(StoreError::TooNew { found: 99, .. }) if path.ends_with("greenroom.db") => {}
+            Err(StoreError::Unusable { .. }) if path.ends_with("other.db") => {}
+            opened => panic!("{path:?}: {opened:?}"),
+        }
+        assert_eq!(fs::read(&path).unwrap(), before, "no byte is changed");
+        assert!(!path.with_extension("db-wal").exists());
+    }
 }
 
 #[test]
 fn all_tables_are_strict_and_journaled_by_wal() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("greenroom.db");
-    let database = Database::open(&path).unwrap();
+    let (_dir, database, ..) = open::<Database>();
     let conn = Connection::open(database.path()).unwrap();
     let mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
     assert_eq!(mode, "wal");
@@ -231,15 +227,4 @@ fn all_tables_are_strict_and_journaled_by_wal() {
         .filter(|name: &String| !name.starts_with("sqlite_"))
         .collect();
     assert!(lax.is_empty(), "{lax:?}");
-}
-
-#[test]
-fn a_file_that_is_no_database_is_refused_and_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("greenroom.db");
-    let text = "not a database, and longer than a header of one would be. ".repeat(20);
-    fs::write(&path, &text).unwrap();
-    let refused = Database::open(&path);
-    assert!(matches!(refused, Err(StoreError::Unusable { .. })), "{refused:?}");
-    assert_eq!(fs::read_to_string(&path).unwrap(), text);
 }
