@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Server, Setup, eventually, server::greenroom};
+use crate::support::{Server, Setup, eventually, server::verify};
 
 /// A group, and the statement that breaks it; `$no` is its number, `$keys` selects its keys.
 type Case = (&'static str, &'static str);
@@ -53,16 +53,6 @@ fn errors_naming(server: &Server, group: &str) -> Vec<String> {
     let named = format!("group={group} ");
     let is_one = |line: &String| line.contains(" ERROR ") && line.contains(&named);
     server.log.lines().into_iter().filter(is_one).collect()
-}
-
-#[track_caller]
-fn verify(server: &Server, arguments: &[&str]) -> (i32, String) {
-    let config = server.home.config();
-    let all = [&["verify", "--config", config.to_str().unwrap()], arguments].concat();
-    let ended =
-        greenroom(&server.home, &all).stdout(std::process::Stdio::piped()).output().unwrap();
-    let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-    (ended.status.code().unwrap(), output)
 }
 
 /// Prepares a server with a group for each case, in which a task waits or a permission is pending,
@@ -120,7 +110,7 @@ fn an_unreadable_row_breaks_its_group_alone() {
     for words in ["storage failed", "group actor ended", "sk-secret"] {
         assert!(!server.log.lines().iter().any(|line| line.contains(words)), "{words}");
     }
-    let (code, output) = verify(&server, &[]);
+    let (code, output) = verify(&server.home, &[]);
     assert_eq!(code, 1, "{output}");
     let (purged, repaired): (Vec<_>, Vec<_>) =
         CASES.iter().enumerate().partition(|(index, _)| index % 4 == 2);
@@ -134,7 +124,7 @@ fn an_unreadable_row_breaks_its_group_alone() {
     }
     server.kill();
     for (_, (group, sql)) in &repaired {
-        let (code, output) = verify(&server, &["--repair", group]);
+        let (code, output) = verify(&server.home, &["--repair", group]);
         assert!(code == 0 && output.contains("made from its log"), "{sql}: {code}: {output}");
     }
     server.boot();
@@ -233,9 +223,9 @@ fn an_unreadable_row_of_the_history_is_left_out() {
 
     // No other row holds a damaged frame: `verify --repair` reports it, and changes nothing.
     server.kill();
-    let (code, output) = verify(&server, &["--repair", "work"]);
+    let (code, output) = verify(&server.home, &["--repair", "work"]);
     assert!(code == 1 && output.contains("nothing was changed"), "{output}");
-    for output in [output, verify(&server, &[]).1] {
+    for output in [output, verify(&server.home, &[]).1] {
         let frames: Vec<&str> =
             output.lines().filter(|line| line.contains("frames from")).collect();
         let each = frames.iter().collect::<std::collections::BTreeSet<_>>();

@@ -92,9 +92,7 @@ fn auto_holds_a_group_whose_context_is_lost() {
     server.finish_as(&waiting[2], "cancelled");
     let left = [&waiting[0], &waiting[1], &later];
     assert_held(&server, "work", &left);
-    server.terminate();
-    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
-    server.boot();
+    server.restart();
     server.complete("other", "after the drain");
     assert_held(&server, "work", &left);
     assert_eq!(server.journal.times("one"), 0);

@@ -252,9 +252,7 @@ fn every_end_abandons_an_active_compaction() {
             "died" => process::signal(server.journal.agent_pid(), Signal::KILL),
             "killed" => server.kill_and_boot(),
             "terminated" => {
-                server.terminate();
-                server.wait_exit();
-                server.boot();
+                server.restart();
             }
             _ => server.journal.open_gate(group),
         }

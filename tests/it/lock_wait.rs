@@ -46,9 +46,7 @@ fn a_compaction_waits_for_an_external_holder() {
     server.kill_and_boot();
     assert_eq!(server.lock(&session).expect(200)["holder"], "outside");
     waits(&server);
-    server.terminate();
-    server.wait_exit();
-    server.boot();
+    server.restart();
     waits(&server);
     assert_eq!(server.journal.prompts_of(&session), ["first", "waiting"]);
     server.release_lock(&lock);

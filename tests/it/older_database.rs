@@ -1,7 +1,7 @@
 //! This version opens the database of an earlier version, returns the same answers, and continues
 //! its work. The README in `tests/fixtures/database` describes the database and how to make it.
 
-use std::{fmt::Write as _, fs, path::PathBuf, process::Stdio};
+use std::{fmt::Write as _, fs, path::PathBuf};
 
 use rusqlite::{Connection, OpenFlags, types::Value as SqlValue};
 use serde::Deserialize;
@@ -9,7 +9,7 @@ use serde_json::{Value, json, value::RawValue};
 
 use crate::support::{
     Home, Server, Setup,
-    server::{encode, greenroom, id},
+    server::{encode, id, verify},
 };
 
 /// The groups that a start changes: the prompt of the task that waits in each, and its text at the
@@ -79,14 +79,11 @@ fn stored_sessions(database: &PathBuf) -> Vec<String> {
     sessions.map(Result::unwrap).collect()
 }
 
-/// Runs `greenroom verify` with these arguments, and returns its output.
+/// Runs `greenroom verify` with these arguments, which must succeed, and returns its output.
 #[track_caller]
-fn verify(home: &Home, arguments: &[&str]) -> String {
-    let config = home.config();
-    let words = [&["verify", "--config", config.to_str().unwrap()], arguments].concat();
-    let ended = greenroom(home, &words).stdout(Stdio::piped()).output().unwrap();
-    let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-    assert!(ended.status.success(), "{arguments:?}: {output}");
+fn verified(home: &Home, arguments: &[&str]) -> String {
+    let (code, output) = verify(home, arguments);
+    assert_eq!(code, 0, "{arguments:?}: {output}");
     output
 }
 
@@ -202,7 +199,7 @@ fn finish_what_waited(server: &Server) {
 #[test]
 fn is_sound_before_the_first_start() {
     let groups = expected()["groups"].as_object().unwrap().len();
-    let output = verify(&home(), &[]);
+    let output = verified(&home(), &[]);
     assert!(output.starts_with(&format!("{groups} groups, ")), "{output}");
 }
 
@@ -214,7 +211,7 @@ fn makes_the_same_rows_from_the_log() {
     let (stored, groups) = rows_and_groups(&database);
     database.execute("UPDATE heads SET usage = 'damaged'", []).unwrap();
     for group in &groups {
-        verify(&home, &["--repair", group]);
+        verified(&home, &["--repair", group]);
     }
     let (made, _) = rows_and_groups(&database);
     let differ = stored.iter().zip(&made).filter(|(stored, made)| stored != made);
@@ -268,7 +265,7 @@ fn reads_the_same() {
     let stored = &expected["permissions"];
     list_differences(permissions, stored, "id", "permission", &mut wrong);
     assert!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
-    verify(&server.home, &[]);
+    verified(&server.home, &[]);
 }
 
 /// I2, I16, AM-4: a running task is interrupted, a waiting task runs, a held or paused group stays
@@ -319,7 +316,7 @@ fn continues_the_work() {
     for group in ["cut", "cut-short", "cut-pending", "cut-hermes", "work", "moved", "directory"] {
         server.complete(group, "[[reply:x]]");
     }
-    verify(&server.home, &[]);
+    verified(&server.home, &[]);
 }
 
 /// I2: a repeated request returns the task of the first one.

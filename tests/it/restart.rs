@@ -61,9 +61,7 @@ fn kill_interrupts_the_running_turn_and_keeps_the_queue() {
 fn reading_a_group_that_sleeps_does_not_wake_it() {
     let mut server = Server::usual();
     let task = server.complete("work", "[[reply:before]]");
-    server.terminate();
-    server.wait_exit();
-    server.boot();
+    server.restart();
     let epoch = |server: &Server| -> i64 {
         let sql = "SELECT epoch FROM heads";
         server.database().query_row(sql, [], |row| row.get(0)).unwrap()

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Server, Setup, TIMEOUT, eventually,
-    server::{greenroom, id},
+    server::{id, verify},
 };
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -94,12 +94,8 @@ fn last_seq(server: &Server, group: &str) -> u64 {
 
 #[track_caller]
 fn assert_sound(server: &Server) {
-    let config = server.home.config();
-    let ended = greenroom(&server.home, &["verify", "--config", config.to_str().unwrap()])
-        .output()
-        .unwrap();
-    let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-    assert!(ended.status.success(), "{output}");
+    let (code, output) = verify(&server.home, &[]);
+    assert_eq!(code, 0, "{output}");
 }
 
 /// API-4, I3, I13: old work is deleted with its keys; a waiting task and the state of its group are
@@ -117,9 +113,7 @@ fn old_work_is_deleted_and_the_group_continues() {
     }
     server.post("/v1/groups/paused/pause", &json!({})).expect(202);
     let waiting = server.submit("paused", "[[reply:waited]]");
-    server.terminate();
-    server.wait_exit();
-    server.boot();
+    server.restart();
     let young = wait_pass(&server);
     assert!(young.contains("groups=0 tasks=0 frames=0"), "{young}");
     let before = server.group("work");

@@ -212,9 +212,7 @@ fn a_retrying_task_is_visible_and_can_be_ended() {
     assert_eq!(server.task(&unsent)["state"], "cancelled", "immediately");
     let prompts = ["first[[die:1]]", "in the only slot", "next", "last[[die:1]]"];
     assert_eq!(server.journal.prompts(), prompts);
-    server.terminate();
-    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
-    server.boot();
+    server.restart();
     server.wait_retrying(&last);
     assert_eq!(server.journal.prompts(), prompts, "not retried during the drain");
     server.delete("/v1/groups/work").expect(202);

@@ -130,8 +130,6 @@ fn each_end_by_the_server_seals_the_digest() {
     assert_sealed(&server, "work", "storage", &["abnormal_stop", "incomplete_turn"]);
 
     server.complete("ended", "first");
-    server.terminate();
-    server.wait_exit();
-    server.boot();
+    server.restart();
     assert_sealed(&server, "ended", "stopped", &[]);
 }

@@ -1,33 +1,20 @@
 //! `greenroom verify`: a sound database has no differences. That any
 //! change is found, and what a repair makes, is tested in `actors/tests/storage/sqlite/verify.rs`.
 
-use std::process::Stdio;
-
 use serde_json::{Value, json};
 
-use crate::support::{Home, Server, Setup, server::greenroom};
+use crate::support::{Home, Server, Setup, server};
 
-/// The exit code and the output of `greenroom verify`.
-struct Verified {
-    code: i32,
-    lines: Vec<String>,
-}
-
+/// Returns the exit code and the lines of `greenroom verify`.
 #[track_caller]
-fn verify(home: &Home, arguments: &[&str]) -> Verified {
-    let config = home.config();
-    let all = [&["verify", "--config", config.to_str().unwrap()], arguments].concat();
-    let ended = greenroom(home, &all).stdout(Stdio::piped()).output().unwrap();
-    let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-    Verified {
-        code: ended.status.code().unwrap_or_else(|| panic!("{}: {output}", ended.status)),
-        lines: output.lines().map(str::to_owned).collect(),
-    }
+fn verify(home: &Home, arguments: &[&str]) -> (i32, Vec<String>) {
+    let (code, output) = server::verify(home, arguments);
+    (code, output.lines().map(str::to_owned).collect())
 }
 
 #[track_caller]
 fn assert_sound(home: &Home, arguments: &[&str], begins: &str) {
-    let Verified { code, lines } = verify(home, arguments);
+    let (code, lines) = verify(home, arguments);
     assert_eq!((code, lines.len()), (0, 1), "{arguments:?}: {lines:?}");
     assert!(lines[0].starts_with(begins), "{arguments:?}: {lines:?}");
     assert!(lines[0].ends_with("0 differences"), "{arguments:?}: {lines:?}");
@@ -109,13 +96,13 @@ fn differences_are_printed_and_repaired() {
     let mut server = Server::usual();
     server.complete("work", "[[reply:hello]]");
     server.complete("quiet", "[[reply:hello]]");
-    let in_use = verify(&server.home, &["--repair", "work"]);
-    assert!(in_use.code == 1 && in_use.lines.concat().contains("in use"), "{:?}", in_use.lines);
+    let (code, lines) = verify(&server.home, &["--repair", "work"]);
+    assert!(code == 1 && lines.concat().contains("in use"), "{lines:?}");
     server.kill();
     let frames = "SELECT sum(last_seq) FROM heads";
     let frames: i64 = server.database().query_row(frames, [], |row| row.get(0)).unwrap();
     let json = |arguments: &[&str]| {
-        let Verified { code, lines } = verify(&server.home, &[&["--json"], arguments].concat());
+        let (code, lines) = verify(&server.home, &[&["--json"], arguments].concat());
         let lines = lines.iter().map(|line| serde_json::from_str(line).unwrap());
         (code, lines.collect::<Vec<Value>>())
     };
@@ -123,7 +110,7 @@ fn differences_are_printed_and_repaired() {
     assert_eq!(json(&[]), (0, vec![sound]));
     let usage = [(&["absent"][..], "no group absent"), (&["--repair", "absent"], "absent")];
     for (arguments, words) in usage.into_iter().chain([(&["--repair"][..], "")]) {
-        let Verified { code, lines } = verify(&server.home, arguments);
+        let (code, lines) = verify(&server.home, arguments);
         assert!(code == 2 && lines.concat().contains(words), "{arguments:?}: {lines:?}");
     }
 
@@ -137,20 +124,20 @@ fn differences_are_printed_and_repaired() {
     assert!(code == 1 && lines[0]["group"] == "work", "{lines:?}");
     assert!(difference.starts_with("task tsk_"), "{difference}");
     assert_eq!(lines[1], json!({ "groups": 2, "frames": frames, "differences": 1 }));
-    let Verified { code, lines } = verify(&server.home, &["work"]);
+    let (code, lines) = verify(&server.home, &["work"]);
     assert!(code == 1 && lines[0].starts_with("work: task tsk_"), "{lines:?}");
     change("UPDATE heads SET usage = '{' WHERE no");
-    let Verified { code, lines } = verify(&server.home, &["work"]);
+    let (code, lines) = verify(&server.home, &["work"]);
     assert!(code == 1 && lines[0].contains("the group's own row cannot be read"), "{lines:?}");
     assert_sound(&server.home, &["quiet"], "1 groups, ");
 
-    let Verified { code, lines } = verify(&server.home, &["--repair", "work"]);
+    let (code, lines) = verify(&server.home, &["--repair", "work"]);
     assert!(code == 0 && lines.concat().contains("made from its log"), "{lines:?}");
     assert_sound(&server.home, &[], "2 groups, ");
     let other_segment =
         |by: &str| format!("UPDATE blocks SET segment = segment {by} WHERE key >> 36");
     change(&other_segment("+ 9"));
-    let Verified { code, lines } = verify(&server.home, &["--repair", "work"]);
+    let (code, lines) = verify(&server.home, &["--repair", "work"]);
     assert!(code == 1 && lines.concat().contains("nothing was changed"), "{lines:?}");
     change(&other_segment("- 9"));
     assert_sound(&server.home, &[], "2 groups, ");

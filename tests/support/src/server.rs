@@ -98,6 +98,14 @@ impl Server {
         self.boot();
     }
 
+    /// Stops the server in order, and starts it again.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.terminate();
+        assert_eq!(self.wait_exit().code(), Some(0), "{}", self.log.tail());
+        self.boot();
+    }
+
     /// Sends the server SIGTERM.
     pub fn terminate(&self) {
         process::signal(self.pid(), Signal::TERM);
@@ -119,12 +127,8 @@ impl Server {
     ///
     /// I13: replaying the log gives every row.
     fn verify_data(&self) {
-        let config = self.home.config();
-        let config = config.to_str().unwrap();
-        let verified = greenroom(&self.home, &["verify", "--config", config]).output().unwrap();
-        let stdout = String::from_utf8_lossy(&verified.stdout);
-        let stderr = String::from_utf8_lossy(&verified.stderr);
-        assert!(verified.status.success(), "verify: {stdout}{stderr}\n{}", self.log.tail());
+        let (code, output) = verify(&self.home, &[]);
+        assert_eq!(code, 0, "verify: {output}\n{}", self.log.tail());
     }
 
     fn exit_status(&mut self) -> Option<ExitStatus> {
@@ -381,6 +385,16 @@ pub fn serve(home: &Home) -> Child {
 pub fn greenroom(home: &Home, arguments: &[&str]) -> Command {
     let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
     command(home, binary().as_os_str(), &arguments)
+}
+
+/// Runs `greenroom verify` with these arguments; returns its exit code and its output.
+#[track_caller]
+pub fn verify(home: &Home, arguments: &[&str]) -> (i32, String) {
+    let config = home.config();
+    let all = [&["verify", "--config", config.to_str().unwrap()], arguments].concat();
+    let ended = greenroom(home, &all).stdout(Stdio::piped()).output().unwrap();
+    let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
+    (ended.status.code().unwrap_or_else(|| panic!("{}: {output}", ended.status)), output)
 }
 
 fn command(home: &Home, program: &OsStr, arguments: &[&OsStr]) -> Command {
