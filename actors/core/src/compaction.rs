@@ -48,6 +48,9 @@ pub struct Compaction {
     /// Whether the next prompt has to carry its summary into another session.
     #[serde(default, rename = "leads", skip_serializing_if = "std::ops::Not::not")]
     pub carries_summary: bool,
+    /// The sources that reported its start, and neither its end nor a later start.
+    #[serde(skip)]
+    awaited_from: Vec<Source>,
     /// The sources that reported its end.
     #[serde(skip)]
     ended_by: Vec<Source>,
@@ -161,6 +164,7 @@ impl Compaction {
             key: None,
             lineage: Lineage::default(),
             carries_summary: false,
+            awaited_from: Vec::new(),
             ended_by: Vec::new(),
             unconfirmed_outcome: None,
             is_from_earlier_turn: false,
@@ -182,8 +186,13 @@ impl Compaction {
             self.sources.push(source);
         }
         let is_end = !matches!(kind, SignalKind::Started | SignalKind::Noted);
-        if is_end && !self.ended_by.contains(&source) {
-            self.ended_by.push(source);
+        if !self.ended_by.contains(&source) {
+            if is_end {
+                self.awaited_from.retain(|awaited| *awaited != source);
+                self.ended_by.push(source);
+            } else if !self.awaited_from.contains(&source) {
+                self.awaited_from.push(source);
+            }
         }
         if is_trusted || !is_end || kind == SignalKind::Completed {
             self.key = self.key.take().or_else(|| signal.key.clone());
@@ -236,11 +245,14 @@ impl Compaction {
             && self.lineage.after.as_deref().is_some_and(|after| after != session)
     }
 
-    /// Whether the detector reported it, and not its end. The detector may report a start again, as
-    /// long as no other detector contradicts that.
+    /// Whether the detector reported it, and not its end. Once the detector has started another, a
+    /// signal has to name this one. The detector may report a start again, as long as no other
+    /// detector contradicts that.
     fn is_unfinished_by(&self, signal: &CompactionSignal) -> bool {
+        let source = &signal.source;
+        let is_named = self.sources.contains(source) && self.is_named(signal);
         let awaits_end =
-            self.sources.contains(&signal.source) && !self.ended_by.contains(&signal.source);
+            self.awaited_from.contains(source) || (is_named && !self.ended_by.contains(source));
         let ended_meanwhile = self.status == CompactionStatus::Completed && self.is_near(signal);
         let is_replaced =
             signal.lineage.before.as_deref().is_some_and(|before| self.replaced(before));
@@ -357,7 +369,12 @@ impl RecentCompactions {
     }
 
     /// Inserts or replaces one. Forgets the oldest ended one if there are too many.
+    ///
+    /// A detector that has started this one has no end to report of those that it started before.
     pub fn upsert(&mut self, compaction: Compaction) {
+        for known in &mut self.0 {
+            known.awaited_from.retain(|source| !compaction.awaited_from.contains(source));
+        }
         match self.0.iter_mut().find(|known| known.id == compaction.id) {
             Some(known) => *known = compaction,
             None => {
@@ -392,10 +409,10 @@ impl RecentCompactions {
     /// the signal has to name it.
     ///
     /// Each detector reports a run's compactions in order. So a signal belongs to the one that its
-    /// detector left unfinished, else to the first that the detector has not reported, unless
-    /// names or outcomes exclude one. This holds in any order of reading the pipes, as long as
-    /// stderr lines that name no session are read before the next prompt is sent. In a run that
-    /// reports nothing by ACP, a later line counts again, as one of the next turn.
+    /// detector started last and left unfinished, else to the first that the detector has not
+    /// reported, unless names or outcomes exclude one. This holds in any order of reading the
+    /// pipes, as long as stderr lines that name no session are read before the next prompt is sent.
+    /// In a run that reports nothing by ACP, a later line counts again, as one of the next turn.
     pub fn find(&self, signal: &CompactionSignal, may_be_new: bool) -> Option<&Compaction> {
         // An agent may reuse the key of a compaction that another detector saw fail for the next
         // one, which completes: the outcome counts for more than the key.

@@ -137,6 +137,22 @@ fn an_unfinished_compaction_does_not_absorb_the_next() {
     println!("{} orders", check_all(&histories));
 }
 
+/// AM-29: stderr starts the first attempt twice and ends it once, all after ACP has reported it. So
+/// one record never gets an end from stderr, and must not take that of a later attempt.
+#[test]
+fn a_detector_ends_the_compaction_that_it_started_last() {
+    let failed = Unsuccessful(SignalKind::Failed);
+    let scenario = Scenario {
+        turns: vec![vec![Restarted, failed], vec![failed, Done, failed, Done]],
+        rotates: true,
+        acp: Some(Acp { shows_unsuccessful: true, ..ACP }),
+        hermes_meta: HermesMeta::Each,
+        stderr: Some(STDERR),
+    };
+    let order = "ooo ee oo ooooo eeeee o eeee ooooo".chars().filter(|pipe| *pipe != ' ');
+    scenario.read_in_order(order.map(|pipe| pipe == 'e')).unwrap();
+}
+
 fn turn() -> impl Strategy<Value = Attempt> {
     let end = select(vec![
         SignalKind::Failed,
