@@ -274,8 +274,8 @@ fn wait_refusal_of_second(server: &Server) -> String {
     wait_refusal(&other)
 }
 
-/// I2: the name of a directory that is created for the database is synced before any
-/// acknowledgement, so that a power loss loses nothing.
+/// I2, C14: the name of a directory that is created for the database is synced before any
+/// acknowledgement, so that a power loss loses nothing; only the owner can access it.
 #[test]
 fn created_directories_are_synced() {
     let mut home = Setup::new().text("storage", "url", "sqlite:data/deep/greenroom.db").home();
@@ -287,9 +287,13 @@ fn created_directories_are_synced() {
     server.complete("work", "acknowledged");
     let traced = fs::read_to_string(&trace).unwrap();
     let home = server.home.path();
-    for created in [home.join("data/deep"), home.join("data"), home] {
+    for created in [home.join("data/deep"), home.join("data"), home.to_owned()] {
         let synced = format!("<{}>) = 0", created.display());
         assert!(traced.contains(&synced), "{synced} is missing in\n{traced}");
+    }
+    for created in ["data/deep", "data"] {
+        let mode = fs::metadata(home.join(created)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{created}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod verify;
 
-use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _};
+use std::{collections::BTreeSet, fs};
 
 use actix::SyncArbiter;
 use greenroom_actors::{
@@ -166,24 +166,6 @@ fn an_ordered_purge_survives_a_restart() {
     assert!(!found.iter().any(|line| line.starts_with("head:")), "{found:?}");
 }
 
-fn mode(path: &std::path::Path) -> u32 {
-    fs::metadata(path).unwrap().permissions().mode() & 0o777
-}
-
-/// C14.
-#[test]
-fn directory_and_database_files_are_private() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("a/b");
-    let database = Database::open(&data.join("greenroom.db")).unwrap();
-    let _writer = database.store().unwrap();
-    assert_eq!((mode(&data), mode(&dir.path().join("a"))), (0o700, 0o700));
-    for file in fs::read_dir(&data).unwrap() {
-        let path = file.unwrap().path();
-        assert_eq!(mode(&path), 0o600, "{}", path.display());
-    }
-}
-
 /// F37, F24: a database of a later version and a file that is no database are refused, never
 /// changed and never created again.
 #[test]
@@ -208,23 +190,4 @@ fn a_file_that_cannot_be_used_is_refused_and_left_alone() {
         assert_eq!(fs::read(&path).unwrap(), before, "no byte is changed");
         assert!(!path.with_extension("db-wal").exists());
     }
-}
-
-#[test]
-fn all_tables_are_strict_and_journaled_by_wal() {
-    let (_dir, database, ..) = open::<Database>();
-    let conn = Connection::open(database.path()).unwrap();
-    let mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
-    assert_eq!(mode, "wal");
-    let vacuum: i64 = conn.pragma_query_value(None, "auto_vacuum", |row| row.get(0)).unwrap();
-    assert_eq!(vacuum, 2, "incremental");
-    let lax: Vec<String> = conn
-        .prepare("SELECT name FROM pragma_table_list WHERE schema = 'main' AND NOT strict")
-        .unwrap()
-        .query_map([], |row| row.get(0))
-        .unwrap()
-        .map(Result::unwrap)
-        .filter(|name: &String| !name.starts_with("sqlite_"))
-        .collect();
-    assert!(lax.is_empty(), "{lax:?}");
 }

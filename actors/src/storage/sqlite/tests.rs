@@ -71,6 +71,10 @@ fn the_writer_syncs_fully_and_writes_ahead() {
     assert_eq!((&*mode, test.number("synchronous")), ("wal", 2), "2 is FULL");
     assert_eq!((test.number("busy_timeout"), test.number("auto_vacuum")), (5_000, 2));
     assert_eq!(test.number("wal_autocheckpoint"), 0);
+    let sql = "SELECT group_concat(name) FROM pragma_table_list \
+               WHERE schema = 'main' AND NOT strict AND name NOT LIKE 'sqlite_%'";
+    let lax: Option<String> = test.store.0.query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(lax, None, "all tables are strict");
 }
 
 /// Earlier versions of SQLite reset a needed write-ahead log, in a rare race.

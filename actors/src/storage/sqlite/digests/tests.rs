@@ -106,21 +106,3 @@ fn a_scan_of_the_log_is_counted() {
     });
     assert_eq!(walks.map(i64::from), LENGTHS.map(|frames| frames - 1));
 }
-
-/// Each read searches one table, by a key.
-#[test]
-fn no_read_of_a_digest_reads_the_log() {
-    let (_dir, conn) = database(10);
-    for (sql, plan) in [
-        (OF_GROUP, "SEARCH heads USING INTEGER PRIMARY KEY (rowid=?)"),
-        (OF_RUN, "SEARCH runs USING PRIMARY KEY (id=?)"),
-        (OF_LAST_RUN, "SEARCH heads USING INTEGER PRIMARY KEY (rowid=?)"),
-    ] {
-        let mut explained = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let parameters = vec![1; explained.parameter_count()];
-        let found = explained
-            .query_map(rusqlite::params_from_iter(parameters), |row| row.get::<_, String>(3))
-            .unwrap();
-        assert_eq!(found.map(Result::unwrap).collect::<Vec<_>>(), [plan], "{sql}");
-    }
-}

@@ -1,4 +1,4 @@
-//! Tests of the lock: two parties, as threads or processes, compact one session at once.
+//! Tests of the lock: two processes compact one session at once, and two threads without the lock.
 //!
 //! Also the answers of a database without the table of locks, and of one that fails.
 #![allow(clippy::unwrap_used)]
@@ -7,7 +7,6 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Child, Command},
-    sync::Barrier,
     thread,
     time::{Duration, Instant},
 };
@@ -31,23 +30,6 @@ const OVERLAP: Duration = Duration::from_millis(250);
 const PARENT: &str = "parent";
 const LONG: Duration = Duration::from_secs(20);
 
-/// What prevents that a session forks.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Guard {
-    Lock,
-    /// Without the lock, as a peer that does not use it.
-    IndexAlone,
-    Nothing,
-}
-
-/// The result of a party.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Outcome {
-    Moved,
-    Refused,
-    Skipped,
-}
-
 /// A database with one group, one session and one open segment.
 struct World {
     database: Database,
@@ -55,7 +37,7 @@ struct World {
 }
 
 impl World {
-    fn new(guard: Guard) -> Self {
+    fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
         let opened = Fact::SegmentStarted {
@@ -69,14 +51,6 @@ impl World {
         let facts = facts(&mut group, vec![Fact::GroupCreated(settings), opened]);
         let answers = database.store().unwrap().commit(&[facts]).unwrap();
         assert!(answers.iter().all(Result::is_ok), "{answers:?}");
-        let conn = connect(database.path(), OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
-        if guard != Guard::Lock {
-            // The other unique index that prevents a fork, as both children are open.
-            conn.execute("DROP INDEX segments_one_open", []).unwrap();
-        }
-        if guard == Guard::Nothing {
-            conn.execute("DROP INDEX segments_one_child", []).unwrap();
-        }
         Self { database, _dir: dir }
     }
 
@@ -88,17 +62,6 @@ impl World {
         let conn = connect(self.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         let sql = "SELECT count(*) FROM segments WHERE no = 1 AND parent = 1";
         conn.query_row(sql, [], |row| row.get(0)).unwrap()
-    }
-
-    /// Checks that the lock is free, and that the parent is closed and has one child.
-    #[track_caller]
-    fn assert_rotated_once(&self) {
-        assert_eq!(self.children(), 1);
-        let read_store = self.database.opener().read_store().unwrap();
-        assert_eq!(read_store.lock(&key()).unwrap(), None, "the lock is free afterwards");
-        let segments = read_store.segments(1, 0, 10).unwrap();
-        let open: Vec<bool> = segments.iter().map(|segment| segment.closed.is_none()).collect();
-        assert_eq!(open, [false, true]);
     }
 }
 
@@ -126,28 +89,25 @@ fn ask(ttl_ms: u64) -> LockRequest {
     LockRequest { key: key(), holder: holder::fresh(), ttl, group: Some(1) }
 }
 
-/// Runs one party, which finds the session open and compacts it. It calls `started` first.
-fn party(path: &Path, guard: Guard, started: impl FnOnce()) -> Outcome {
+/// Runs one party, which finds the session open and compacts it, and returns what came of it. It
+/// calls `started` first.
+fn party(path: &Path, started: impl FnOnce()) -> &'static str {
     let open = |access| connect(path, access).unwrap();
     let read_store = SqliteReadStore::new(open(OpenFlags::SQLITE_OPEN_READ_ONLY));
     let mut store = SqliteStore::new(open(OpenFlags::SQLITE_OPEN_READ_WRITE), None);
     let summary = read_store.group(1).unwrap().unwrap();
     assert_eq!(summary.state.segment, 1);
     started();
-    if guard != Guard::Lock {
-        thread::sleep(OVERLAP);
-        return fork(&open(OpenFlags::SQLITE_OPEN_READ_WRITE));
-    }
     let lease = match store.lock_acquire(&ask(60_000), clock::moment(), &holder::is_dead) {
         Ok(granted) => granted.lock.lease,
-        Err(LockError::Conflict { .. }) => return Outcome::Skipped,
+        Err(LockError::Conflict { .. }) => return "skipped",
         Err(err) => panic!("{err:?}"),
     };
     // HL-10: the other party may have compacted it already.
     let state = read_store.group(1).unwrap().unwrap().state;
     if state.segment != 1 {
         assert!(store.lock_release(&lease).unwrap());
-        return Outcome::Skipped;
+        return "skipped";
     }
     thread::sleep(OVERLAP);
     let rotated = vec![
@@ -167,67 +127,32 @@ fn party(path: &Path, guard: Guard, started: impl FnOnce()) -> Outcome {
     ];
     let mut group = Group::restore(state, Vec::new(), None, None, [], Vec::new());
     match store.commit(&[facts(&mut group, rotated)]) {
-        Ok(_) => Outcome::Moved,
-        Err(StoreError::LeaseLost | StoreError::Refused(_)) => Outcome::Refused,
+        Ok(_) => "moved",
         Err(err) => panic!("{err:?}"),
     }
 }
 
-/// Rotates without any check: adds a child to the parent even if it has one.
-fn fork(conn: &Connection) -> Outcome {
+/// I4, HL-8: without the lock the schema alone prevents that a peer forks the session. Without the
+/// index it would: so this test can fail.
+#[test]
+fn with_the_lock_switched_off_the_index_prevents_the_fork() {
     let sql = "BEGIN IMMEDIATE; \
                UPDATE segments SET closed_seq = 3, closed_at = 1 WHERE no = 1 AND segment = 1; \
                INSERT INTO segments (no, segment, parent, session, opened_seq, opened_at) \
                SELECT 1, max(segment) + 1, 1, 'child', 4, 1 FROM segments WHERE no = 1; \
                COMMIT";
-    match conn.execute_batch(sql) {
-        Ok(()) => Outcome::Moved,
-        Err(err) => {
-            let rule = err.to_string();
-            assert!(rule.contains("segments.no, segments.parent"), "{rule}");
-            Outcome::Refused
+    for (drop, moved) in [("", 1), ("DROP INDEX segments_one_child", 2)] {
+        let world = World::new();
+        let open = || connect(world.path(), OpenFlags::SQLITE_OPEN_READ_WRITE).unwrap();
+        // The other unique index that prevents a fork, as both children are open.
+        open().execute_batch(&format!("DROP INDEX segments_one_open; {drop}")).unwrap();
+        let rotations = [open(), open()].map(|peer| peer.execute_batch(sql));
+        for refused in rotations.iter().filter_map(|rotated| rotated.as_ref().err()) {
+            assert!(refused.to_string().contains("segments.no, segments.parent"), "{refused}");
         }
+        assert_eq!(rotations.iter().filter(|rotated| rotated.is_ok()).count(), moved, "{drop}");
+        assert_eq!(world.children() as usize, moved, "{drop}");
     }
-}
-
-/// Runs two parties at once, as threads.
-fn race_threads(world: &World, guard: Guard) -> Vec<Outcome> {
-    let (path, barrier) = (world.path(), Barrier::new(2));
-    let run = || party(path, guard, || _ = barrier.wait());
-    let mut outcomes = thread::scope(|scope| {
-        let parties = [scope.spawn(run), scope.spawn(run)];
-        parties.map(|party| party.join().unwrap())
-    });
-    outcomes.sort_unstable();
-    outcomes.to_vec()
-}
-
-/// HL-1, HL-2, I4: one party moves the session to the only child, the other skips before it
-/// compacts.
-#[test]
-fn of_two_threads_one_compacts() {
-    let world = World::new(Guard::Lock);
-    let outcomes = race_threads(&world, Guard::Lock);
-    assert_eq!(outcomes, [Outcome::Moved, Outcome::Skipped]);
-    world.assert_rotated_once();
-}
-
-/// I4, HL-8: the schema alone prevents a fork.
-#[test]
-fn with_the_lock_switched_off_the_index_prevents_the_fork() {
-    let world = World::new(Guard::IndexAlone);
-    let outcomes = race_threads(&world, Guard::IndexAlone);
-    assert_eq!(outcomes, [Outcome::Moved, Outcome::Refused]);
-    assert_eq!(world.children(), 1);
-}
-
-/// HL-1: the guards prevent this, so the tests above can fail.
-#[test]
-fn without_lock_and_index_the_session_is_forked() {
-    let world = World::new(Guard::Nothing);
-    let outcomes = race_threads(&world, Guard::Nothing);
-    assert_eq!(outcomes, [Outcome::Moved, Outcome::Moved]);
-    assert_eq!(world.children(), 2);
 }
 
 /// The environment variable with the directory of a child process, which runs this test program.
@@ -260,20 +185,21 @@ fn mark(stage: &Path, pid: u32) -> PathBuf {
     stage.join(format!("here-{pid}"))
 }
 
-/// HL-1, HL-2 between processes.
+/// HL-1, HL-2, I4: one party moves the session to the only child, the other skips before it
+/// compacts.
 #[test]
 fn of_two_processes_one_compacts() {
     const SELF: &str = "of_two_processes_one_compacts";
     if let Some(stage) = on_stage() {
         let pid = std::process::id();
-        let outcome = party(&stage.join("greenroom.db"), Guard::Lock, || {
+        let outcome = party(&stage.join("greenroom.db"), || {
             fs::write(mark(&stage, pid), "").unwrap();
             wait_for(&stage.join("go"));
         });
-        fs::write(stage.join(format!("outcome-{pid}")), format!("{outcome:?}")).unwrap();
+        fs::write(stage.join(format!("outcome-{pid}")), outcome).unwrap();
         return;
     }
-    let world = World::new(Guard::Lock);
+    let world = World::new();
     let stage = world.database.dir();
     let parties = [spawn_child(SELF, stage), spawn_child(SELF, stage)];
     parties.iter().for_each(|party| wait_for(&mark(stage, party.id())));
@@ -283,8 +209,13 @@ fn of_two_processes_one_compacts() {
         fs::read_to_string(stage.join(format!("outcome-{}", party.id()))).unwrap()
     });
     outcomes.sort_unstable();
-    assert_eq!(outcomes, ["Moved", "Skipped"]);
-    world.assert_rotated_once();
+    assert_eq!(outcomes, ["moved", "skipped"]);
+    assert_eq!(world.children(), 1);
+    let read_store = world.database.opener().read_store().unwrap();
+    assert_eq!(read_store.lock(&key()).unwrap(), None, "the lock is free afterwards");
+    let segments = read_store.segments(1, 0, 10).unwrap();
+    let open: Vec<bool> = segments.iter().map(|segment| segment.closed.is_none()).collect();
+    assert_eq!(open, [false, true]);
 }
 
 /// HL-5: the lock of a killed process is free at once, however long its lease is.
@@ -303,7 +234,7 @@ fn the_lock_of_a_killed_process_is_reclaimed() {
         thread::sleep(LONG);
         return;
     }
-    let world = World::new(Guard::Lock);
+    let world = World::new();
     let mut holder = spawn_child(SELF, world.database.dir());
     wait_for(&mark(world.database.dir(), holder.id()));
     let held = acquire(world.path());
@@ -331,7 +262,7 @@ fn probe(world: &World, store: &mut SqliteStore) -> [Result<(), LockError>; 5] {
 /// HL-8: a database without the table of locks reports that, and all else works.
 #[test]
 fn an_absent_table_is_distinguished_from_a_failure() {
-    let world = World::new(Guard::Lock);
+    let world = World::new();
     let mut store = world.database.store().unwrap();
     store.0.execute("DROP TABLE locks", []).unwrap();
     for err in probe(&world, &mut store).map(Result::unwrap_err) {
@@ -351,7 +282,7 @@ fn an_absent_table_is_distinguished_from_a_failure() {
 /// HL-9: no other failure counts as an absent table.
 #[test]
 fn a_failing_database_is_not_taken_for_one_without_locks() {
-    let world = World::new(Guard::Lock);
+    let world = World::new();
     let mut store = world.database.store().unwrap();
     let broken = |err: LockError| {
         assert!(matches!(err, LockError::Store(StoreError::Database { .. })), "{err:?}");
@@ -380,7 +311,7 @@ fn a_failing_database_is_not_taken_for_one_without_locks() {
 /// An unreadable row blocks no acquisition.
 #[test]
 fn an_unreadable_lock_is_replaced() {
-    let world = World::new(Guard::Lock);
+    let world = World::new();
     let mut store = world.database.store().unwrap();
     let first = store.lock_acquire(&ask(60_000), clock::moment(), &holder::is_dead).unwrap();
     for damage in ["boot = 'x'", "ttl_ms = 0", "holder = ''"] {
