@@ -100,8 +100,9 @@ fn a_task_fails_after_five_retries() {
         assert_backoffs(&server, agent, 6, 10);
     }
     let next = server.submit("crashing", "next");
-    assert_eq!(server.wait_blocked(&next, "backoff")["state"], "queued");
-    assert_eq!(server.group("crashing")["status"], "degraded");
+    let waits = (&next["state"], &next["blocked_by"]);
+    assert_eq!(waits, (&json!("queued"), &json!("backoff")), "{next}");
+    server.wait_status("crashing", "degraded");
     server.journal.open_gate("open");
     server.finish_as(&next, "completed");
     assert_eq!(server.journal.prompts().last().map(String::as_str), Some("next"));

@@ -83,7 +83,6 @@ pub fn collect(stage: &Stage, group: &str) -> Result<Group> {
         shown: from_str(&shown)?,
         tasks,
         frames: frames.iter().map(|frame| Frame::read(frame)).collect::<Result<_>>()?,
-        segments: all("segments")?,
         compactions: all("compactions")?,
         runs,
     })

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use greenroom_core::{InvalidId, Place};
+use greenroom_testing::invariants::LogFrame;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
@@ -41,6 +43,7 @@ impl Exchange {
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub seq: u64,
+    pub segment: u32,
     pub kind: String,
     pub run: Option<String>,
     pub task: Option<String>,
@@ -54,6 +57,7 @@ pub struct Frame {
 #[derive(Deserialize)]
 struct Shape {
     seq: u64,
+    segment: u32,
     kind: String,
     run: Option<String>,
     task: Option<String>,
@@ -67,12 +71,27 @@ impl Frame {
     ///
     /// The text is no frame.
     pub fn read(text: &str) -> Result<Self> {
-        let Shape { seq, kind, run, task, payload } =
+        let Shape { seq, segment, kind, run, task, payload } =
             serde_json::from_str(text).map_err(|err| format!("no frame ({err}): {text:?}"))?;
         let payload_text = payload.get().to_owned();
         // A payload that nests too deep for a value is compared by its bytes alone.
         let payload = serde_json::from_str(&payload_text).unwrap_or_default();
-        Ok(Self { seq, kind, run, task, payload, payload_text, text: text.to_owned() })
+        let text = text.to_owned();
+        Ok(Self { seq, segment, kind, run, task, payload, payload_text, text })
+    }
+
+    /// Returns the frame as the invariants of a log take it.
+    ///
+    /// # Errors
+    ///
+    /// The id of its run or its task is none.
+    pub fn in_log(&self) -> Result<LogFrame<'_>> {
+        let run = self.run.as_deref().map(str::parse).transpose();
+        let task = self.task.as_deref().map(str::parse).transpose();
+        let wrong = |err: InvalidId| format!("frame {}: {err}", self.seq);
+        let (run, task) = (run.map_err(wrong)?, task.map_err(wrong)?);
+        let place = Place { seq: self.seq, segment: self.segment, run, task };
+        Ok(LogFrame { place, kind: &self.kind, payload: &self.payload_text })
     }
 
     /// Whether the frame is this fact of greenroom.
@@ -94,7 +113,6 @@ pub struct Group {
     pub shown: Value,
     pub tasks: Vec<Value>,
     pub frames: Vec<Frame>,
-    pub segments: Vec<Value>,
     pub compactions: Vec<Value>,
     pub runs: Vec<Value>,
     /// Its digest.

@@ -2,19 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use greenroom_actors::{
-    acp,
-    storage::{
-        Ended, FrameFilter, GaugeSnapshot, GroupCommit, KeyUse, LogTruncation, ReadStore, Store,
-        StoreError, StoredCheckpoint, StoredGroup, TaskFilter, TaskView,
-    },
+use greenroom_actors::storage::{
+    Ended, FrameFilter, GroupCommit, KeyUse, LogTruncation, ReadStore, Store, StoreError,
+    StoredCheckpoint, StoredGroup, TaskFilter, TaskView,
 };
 use greenroom_core::{
-    Blocked, BootId, Compaction, EndState, Fact, Group, RunId, SessionId, SignalKind, Source,
-    Stage, Task, TaskId, TaskKind, TaskState, Timestamp, Trust, Uptime,
+    Blocked, BootId, EndState, Fact, RunId, SessionId, Stage, Task, TaskId, TaskKind, TaskState,
+    Timestamp, Trust, Uptime,
 };
-use greenroom_testing::world::{Action, AgentMessage, DetectorSignal, TimerKind, actions};
-use proptest::{prelude::*, test_runner::TestRunner};
+use greenroom_testing::world::{Action, AgentMessage};
 use uuid::Uuid;
 
 use super::{
@@ -22,7 +18,7 @@ use super::{
     actor::{ANSWER, Actor, READY, SUBMIT, commit, refused},
 };
 
-const EVERYTHING: FrameFilter = FrameFilter {
+pub const EVERYTHING: FrameFilter = FrameFilter {
     view: None,
     after: 0,
     before: None,
@@ -33,13 +29,14 @@ const EVERYTHING: FrameFilter = FrameFilter {
     frames_max: u64::MAX,
     bytes_max: usize::MAX,
 };
-const ALL_TASKS: TaskFilter = TaskFilter { state: None, kind: None, after: 0, limit: 10_000 };
+pub const ALL_TASKS: TaskFilter = TaskFilter { state: None, kind: None, after: 0, limit: 10_000 };
 /// No lock of these tests expires.
 pub const UP: Uptime = Uptime { boot: BootId(Uuid::nil()), ms: 0 };
 /// The time of the forged facts.
 const NOW: Timestamp = Timestamp(5_000);
 
-fn tasks(read_store: &impl ReadStore, no: u32) -> Vec<Task> {
+/// Returns the stored tasks of a group.
+pub fn tasks(read_store: &impl ReadStore, no: u32) -> Vec<Task> {
     read_store.tasks(no, &ALL_TASKS).unwrap().into_iter().map(|view| view.task).collect()
 }
 
@@ -56,7 +53,7 @@ pub fn groups_of_one_batch_are_stored_together<E: Engine>() {
     for actor in &actors {
         assert_eq!(read_store.group(actor.no).unwrap(), Some(actor.summary()));
         assert_eq!(read_store.blocks(actor.no, &EVERYTHING).unwrap(), actor.blocks);
-        let all: Vec<Task> = actor.world.reference.tasks().cloned().collect();
+        let all = actor.world.tasks();
         assert_eq!(tasks(&read_store, actor.no), all);
     }
     assert_eq!(read_store.group(4).unwrap(), None);
@@ -243,200 +240,6 @@ pub fn a_refused_batch_stores_nothing<E: Engine>() {
     );
 }
 
-/// I13 through the database, I3, and byte for byte (AM-10): a new server restores every history,
-/// stored in batches of any size, to the state that made it.
-pub fn any_history_is_restored_as_it_was<E: Engine>() {
-    let config = ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() };
-    let strategy = (actions(150), prop::collection::vec((1..6_usize, any::<bool>()), 1..8));
-    TestRunner::new(config)
-        .run(&strategy, |(history, batches)| {
-            let dir = tempfile::tempdir().unwrap();
-            let mut engine = E::open(dir.path()).unwrap();
-            let mut store = engine.store();
-            let mut actor = Actor::new(7);
-            let mut batch: Vec<GroupCommit> = Vec::new();
-            let mut sizes = batches.iter().cycle();
-            let (mut size, mut merged) = (1, false);
-            for next in history {
-                if matches!(next, Action::Crash) {
-                    commit(&mut store, &batch);
-                    batch.clear();
-                    drop((store, engine));
-                    engine = E::open(dir.path()).unwrap();
-                    store = engine.store();
-                    check(&actor, &mut store, &engine.read_store());
-                    actor.epoch += u64::from(actor.world.group.state().created_at.is_some());
-                }
-                // Facts of the same time may be one commit.
-                let moment = actor.world.now;
-                actor.world.now.0 -= i64::from(merged && !batch.is_empty());
-                let Some(facts) = actor.play(next) else {
-                    actor.world.now = actor.world.now.max(moment);
-                    continue;
-                };
-                match batch.last_mut() {
-                    Some(last) if merged && last.at == facts.at => {
-                        last.summary = facts.summary;
-                        last.facts.extend(facts.facts);
-                        last.blocks.extend(facts.blocks);
-                    }
-                    _ => batch.push(facts),
-                }
-                if batch.len() >= size {
-                    commit(&mut store, &batch);
-                    batch.clear();
-                    (size, merged) = *sizes.next().unwrap();
-                }
-            }
-            commit(&mut store, &batch);
-            check(&actor, &mut store, &engine.read_store());
-            if actor.world.group.state().created_at.is_some() {
-                check_gauges(&actor, &engine.read_store());
-            }
-            Ok(())
-        })
-        .unwrap();
-}
-
-/// I13: after a restart, a retried task still has the compactions that its first attempt completed.
-pub fn compactions_of_an_earlier_attempt_are_restored<E: Engine>() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = E::open(dir.path()).unwrap();
-    let (mut store, mut actor) = (engine.store(), Actor::new(7));
-    let (source, kind) = (Source::HermesStderr, SignalKind::Completed);
-    let completed =
-        Action::CompactionSignal(DetectorSignal { source, kind, key: 0, lineage: (1, 0) });
-    let retry = [
-        Action::AnswerPromptWithError(-32603),
-        Action::FireTimerOf(TimerKind::Backoff),
-        Action::GrantSlot,
-    ];
-    for next in [Action::ChangeSettings(0, 12), SUBMIT, Action::GrantSlot, READY, completed]
-        .into_iter()
-        .chain(retry)
-    {
-        let facts = actor.play(next);
-        commit(&mut store, facts.as_slice());
-    }
-    let current = actor.world.group.current().unwrap();
-    assert_eq!((current.state(), current.attempt), (TaskState::Running, 2));
-    assert_eq!(actor.world.reference.restorable_compactions().len(), 1);
-    check(&actor, &mut store, &engine.read_store());
-}
-
-/// Returns the compactions as their rows hold them: a run's expected signals end with it.
-fn shown(compactions: &[Compaction]) -> Vec<(String, Timestamp, Option<Timestamp>)> {
-    let text = |compaction| serde_json::to_string(compaction).unwrap();
-    compactions.iter().map(|row| (text(row), row.started_at, row.ended_at)).collect()
-}
-
-/// Compares the stored rows with the world.
-fn check(actor: &Actor, store: &mut impl Store, read_store: &impl ReadStore) {
-    let (group, reference) = (&actor.world.group, &actor.world.reference);
-    let Some(StoredGroup { state, tasks: open, run, compactions, permissions, .. }) =
-        store.adopt(actor.no, UP).unwrap()
-    else {
-        assert_eq!(group.state().created_at, None);
-        return;
-    };
-    // A run's phase and an attempt's cancel reason are not stored: the tests of the rules show that
-    // recovery does not depend on them.
-    assert_eq!(run.map(|run| run.id), reference.run().map(|run| run.id));
-    let (kept, run) = (reference.restorable_compactions(), reference.run().cloned());
-    assert_eq!(shown(&compactions), shown(&kept));
-    let attempt = reference.attempt().cloned();
-    let restored = Group::restore(state, open, run, attempt, kept, permissions);
-    assert_eq!(restored, reference.restore());
-    let stored = read_store.compactions(actor.no, None, 10_000).unwrap();
-    let mut stored: Vec<_> = stored.into_iter().map(|(_, compaction)| compaction).collect();
-    stored.sort_by_key(|compaction| compaction.id);
-    let all: Vec<_> = reference.compactions().cloned().collect();
-    assert_eq!(shown(&stored), shown(&all));
-    assert_eq!(read_store.group(actor.no).unwrap(), Some(actor.summary()));
-    let all: Vec<Task> = reference.tasks().cloned().collect();
-    assert_eq!(tasks(read_store, actor.no), all);
-    let blocks = read_store.blocks(actor.no, &EVERYTHING).unwrap();
-    assert_eq!(blocks, actor.blocks);
-    let seqs: Vec<u64> = blocks.iter().flat_map(|b| b.frames().map(|f| f.seq)).collect();
-    assert_eq!(seqs, (1..=group.state().last_seq).collect::<Vec<_>>());
-    let segments = read_store.segments(actor.no, 0, 10_000).unwrap();
-    let numbers: Vec<u32> = segments.iter().map(|segment| segment.segment).collect();
-    assert_eq!(numbers, (1..=group.state().segment).collect::<Vec<_>>());
-    for pair in segments.windows(2) {
-        let last = pair[0].closed.as_ref().map(|(seq, ..)| *seq);
-        assert_eq!(last, Some(pair[1].opened.0 - 1), "AM-12: {pair:?}");
-    }
-    assert!(segments.last().is_none_or(|open| open.closed.is_none()), "AM-11: {segments:?}");
-    let runs = read_store.runs(actor.no, None, 10_000).unwrap();
-    let alive: Vec<RunId> = runs.iter().filter(|r| r.ended.is_none()).map(|run| run.id).collect();
-    assert_eq!(alive, group.run().map(|run| run.id).into_iter().collect::<Vec<_>>());
-    if let (Some(live), Some(task)) = (reference.attempt(), group.current()) {
-        let mut restored = greenroom_core::Attempt::new(live.run, live.prompt_id);
-        (restored.cancel_reason, restored.is_archived) = (live.cancel_reason, live.is_archived);
-        let after = task.start().unwrap().seq - 1;
-        let filter = FrameFilter { after, task: Some(task.id), ..EVERYTHING };
-        let blocks = read_store.blocks(actor.no, &filter).unwrap();
-        let frames = blocks
-            .iter()
-            .flat_map(|block| block.frames().filter(|frame| filter.takes(block, *frame)));
-        let request = greenroom_core::OutputSummary { has_output: true, ..Default::default() };
-        for frame in frames {
-            match acp::parse(frame.payload) {
-                _ if frame.kind == "greenroom/request_refused" => restored.add_output(&request),
-                Ok(acp::Message::Notification(notification)) => {
-                    restored.add_output(&notification.summary)
-                }
-                Ok(acp::Message::Permission { .. } | acp::Message::Request { .. })
-                    if frame.kind == "session/request_permission" =>
-                {
-                    restored.add_output(&request);
-                }
-                _ => {}
-            }
-        }
-        assert_eq!(&restored, live, "the frames hold the output of an attempt");
-    }
-}
-
-/// Compares the gauges with the only group.
-fn check_gauges(actor: &Actor, read_store: &impl ReadStore) {
-    let (summary, reference) = (actor.summary(), &actor.world.reference);
-    let open: Vec<&Task> = reference.tasks().filter(|task| !task.state().is_terminal()).collect();
-    let mut expected = GaugeSnapshot {
-        groups: BTreeMap::from([(wire_name(&summary.status), 1)]),
-        queued: summary.queue_length,
-        wait_for_slot: u64::from(summary.blocked_by == Some(Blocked::Slot)),
-        permissions: actor.world.group.permissions().len() as u64,
-        compactions: u64::from(summary.is_compacting),
-        ..GaugeSnapshot::default()
-    };
-    for task in &open {
-        *expected.tasks.entry((wire_name(&task.kind()), wire_name(&task.state()))).or_default() +=
-            1;
-        if task.state() == TaskState::Running {
-            expected.running_since.insert(wire_name(&task.kind()), task.start().unwrap().at);
-        }
-    }
-    // The oldest is the first accepted: the wall clock may have been set back since.
-    let waits = |task: &&&Task| task.state() != TaskState::Running;
-    let (claimed, waiting): (Vec<&Task>, Vec<&Task>) =
-        open.iter().filter(waits).partition(|task| task.has_slot());
-    if let Some(first) = waiting.iter().min_by_key(|task| task.ordinal) {
-        expected.waiting_since.insert(wire_name(&summary.blocked_by), first.created_at);
-    }
-    for task in claimed {
-        let by = wire_name(&Some(Blocked::Agent));
-        let oldest = expected.waiting_since.entry(by).or_insert(task.created_at);
-        *oldest = task.created_at.min(*oldest);
-    }
-    assert_eq!(read_store.gauges(&[]).unwrap(), expected, "{open:#?}");
-}
-
-/// Returns the API's name of a value.
-fn wire_name(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value).unwrap().as_str().unwrap().to_owned()
-}
-
 pub fn a_purge_deletes_only_its_group<E: Engine>() {
     let dir = tempfile::tempdir().unwrap();
     let engine = E::open(dir.path()).unwrap();
@@ -447,7 +250,7 @@ pub fn a_purge_deletes_only_its_group<E: Engine>() {
     let mut actors: Vec<Actor> = (1..=3).map(Actor::new).collect();
     for actor in &mut actors {
         let mut batch = actor.play_all(&history);
-        let task = actor.world.reference.tasks().next().unwrap().id;
+        let task = actor.world.tasks()[0].id;
         batch[0].key = Some(KeyUse { key: [actor.no as u8; 32], body: [0; 32], task });
         commit(&mut store, &batch);
     }
@@ -457,7 +260,7 @@ pub fn a_purge_deletes_only_its_group<E: Engine>() {
     assert_eq!(read_store.group(2).unwrap(), None);
     assert!(read_store.blocks(2, &EVERYTHING).unwrap().is_empty());
     assert!(store.adopt(2, UP).unwrap().is_none());
-    let task = actors[1].world.reference.tasks().next().unwrap().id;
+    let task = actors[1].world.tasks()[0].id;
     assert!(read_store.task(task).unwrap().is_none());
     assert_eq!(read_store.key(&[2; 32]).unwrap(), None);
     for actor in [&actors[0], &actors[2]] {
@@ -485,7 +288,7 @@ pub fn the_trusted_time_decides_the_age_of_keys<E: Engine>() {
     assert_eq!((store.trust().unwrap(), store.newest(Timestamp(i64::MAX)).unwrap()), (None, None));
     let mut actor = Actor::new(1);
     let mut first = actor.play(SUBMIT).unwrap();
-    let task = actor.world.reference.tasks().next().unwrap().id;
+    let task = actor.world.tasks()[0].id;
     first.key = Some(KeyUse { key: [1; 32], body: [2; 32], task });
     let (frame, at) = (first.at, Timestamp(first.at.0 - 1_000));
     store.stamp_keys(at);
@@ -511,7 +314,7 @@ pub fn an_idempotency_key_is_kept_until_it_is_old<E: Engine>() {
     let mut store = engine.store();
     let mut actor = Actor::new(1);
     let mut first = actor.play(SUBMIT).unwrap();
-    let task = actor.world.reference.tasks().next().unwrap().id;
+    let task = actor.world.tasks()[0].id;
     let used = KeyUse { key: [1; 32], body: [2; 32], task };
     first.key = Some(used.clone());
     let at = first.at;

@@ -115,7 +115,7 @@ pub fn digests_are_deleted_with_their_tasks<E: Engine>() {
     };
     let before = listed(7);
     assert_eq!((before.len(), listed(8).len()), (3, 2));
-    let second = actor.world.reference.tasks().nth(1).unwrap().last_frame().unwrap().seq;
+    let second = actor.world.tasks()[1].last_frame().unwrap().seq;
     truncate(&mut store, &read_store, 7, LATE, second).unwrap();
     assert_eq!(listed(7), before[2..], "two tasks are deleted");
     assert_eq!(read_store.turns(7, &ALL).unwrap().len(), 2, "one of them runs");

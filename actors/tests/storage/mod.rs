@@ -10,6 +10,7 @@ pub mod gated;
 mod lease;
 mod locks;
 mod reading;
+mod restored;
 mod retention;
 mod sqlite;
 mod writes;
@@ -77,8 +78,8 @@ conforms!(Database:
     conformance::a_terminal_state_is_not_overwritten,
     conformance::a_second_live_run_and_a_second_open_segment_are_refused,
     conformance::a_refused_batch_stores_nothing,
-    conformance::any_history_is_restored_as_it_was,
-    conformance::compactions_of_an_earlier_attempt_are_restored,
+    restored::any_history_is_restored_as_it_was,
+    restored::compactions_of_an_earlier_attempt_are_restored,
     conformance::a_purge_deletes_only_its_group,
     conformance::an_idempotency_key_is_kept_until_it_is_old,
     conformance::the_trusted_time_decides_the_age_of_keys,

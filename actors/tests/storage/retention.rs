@@ -13,7 +13,7 @@ use greenroom_actors::{
     },
     transcript::frame::Block,
 };
-use greenroom_core::{Compaction, Group, GroupState, RunId, SessionCursor, Task, Timestamp};
+use greenroom_core::{Group, GroupState, RunId, SessionCursor, Task, Timestamp};
 use greenroom_testing::world::{Action, actions};
 use proptest::{collection::vec, prelude::*, test_runner::TestRunner};
 
@@ -130,8 +130,8 @@ fn check(actor: &Actor, read_store: &impl ReadStore) {
     assert_eq!(seqs, (truncated_at + 1..=actor.summary().state.last_seq).collect::<Vec<_>>());
     let stored = read_store.tasks(7, &ALL_TASKS).unwrap();
     let stored: Vec<Task> = stored.into_iter().map(|view| view.task).collect();
-    let is_kept = |task: &&Task| task.last_frame().is_none_or(|last| last.seq > truncated_at);
-    let all: Vec<Task> = actor.world.reference.tasks().filter(is_kept).cloned().collect();
+    let is_kept = |task: &Task| task.last_frame().is_none_or(|last| last.seq > truncated_at);
+    let all: Vec<Task> = actor.world.tasks().into_iter().filter(is_kept).collect();
     assert_eq!(stored, all, "truncated at {truncated_at}");
     // A task's transcript is kept as a whole or not at all.
     for task in all {
@@ -147,7 +147,7 @@ fn check(actor: &Actor, read_store: &impl ReadStore) {
     let segments = read_store.segments(7, 0, 10_000).unwrap();
     assert_eq!(segments.len(), actor.summary().state.segment as usize, "segments stay");
     let stored = read_store.compactions(7, None, 10_000).unwrap();
-    let known = |id| actor.world.reference.compactions().any(|known: &Compaction| known.id == id);
+    let known = |id| actor.world.compactions().any(|known| known.id == id);
     assert!(stored.iter().all(|(_, compaction)| known(compaction.id)));
     let view = read_store.current_view(7).unwrap();
     let shown = FrameFilter { view: Some(view), ..everything() };
@@ -202,10 +202,10 @@ pub fn a_truncation_deletes_only_ended_tasks<E: Engine>() {
     let (_dir, engine, mut store, read_store) = open::<E>();
     let mut actor = group_with_turns(&engine, 7, 2);
     let neighbour = group_with_turns(&engine, 8, 2);
-    let ended: Vec<_> = actor.world.reference.tasks().map(|task| task.id).collect();
+    let ended: Vec<_> = actor.world.tasks().iter().map(|task| task.id).collect();
     let seq = actor.summary().state.last_seq;
     commit(&mut store, &actor.play_all(&[SUBMIT, Action::GrantSlot, SUBMIT]));
-    let all: Vec<_> = actor.world.reference.tasks().map(|task| task.id).collect();
+    let all: Vec<_> = actor.world.tasks().iter().map(|task| task.id).collect();
     let runs: Vec<_> = read_store.runs(7, None, 9).unwrap().iter().map(|run| run.id).collect();
     let order = |group, seq, tasks: &[_]| LogTruncation {
         group,

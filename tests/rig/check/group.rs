@@ -1,14 +1,14 @@
-//! One group's frames, segments and compactions: order, and one at a time.
+//! One group: its log, its order, its compactions, and one prompt at a time.
 
 use std::collections::{HashMap, HashSet};
 
+use greenroom_testing::invariants::check_log;
 use serde_json::Value;
 
-use crate::history::{Frame, Group, History, is_over, text};
-
-/// The turns that may start between the acceptance of a compaction and its start: the one claimed
-/// before it (I8).
-const CLAIMED: usize = 1;
+use crate::{
+    Result,
+    history::{Frame, Group, History, text},
+};
 
 fn each<'a>(history: &'a History, find: impl Fn(&'a Group) -> Vec<String> + 'a) -> Vec<String> {
     let violations = |(name, group): (&'a String, &'a Group)| {
@@ -18,33 +18,21 @@ fn each<'a>(history: &'a History, find: impl Fn(&'a Group) -> Vec<String> + 'a) 
     history.groups.iter().flat_map(violations).collect()
 }
 
-/// I1: between a task's start and its settlement or end no other task starts; and no agent gets a
-/// prompt of a session, or continues in an old run, while another prompt is open.
+/// The invariants that a log alone shows: I1, I3, I4, I5, I7, I8, I9, with the rules of settlement,
+/// permissions and crash loops.
+pub fn log_is_sound(history: &History) -> Vec<String> {
+    each(history, |group| {
+        let frames: Result<Vec<_>> = group.frames.iter().map(Frame::in_log).collect();
+        frames.map_or_else(|err| vec![err.to_string()], check_log)
+    })
+}
+
+/// I1: no agent gets a prompt of a session, or continues in an old run, while another prompt is
+/// open.
 pub fn one_at_a_time(history: &History) -> Vec<String> {
-    let mut wrong = each(history, |group| {
-        let mut wrong = Vec::new();
-        let mut open: Option<&str> = None;
-        for frame in &group.frames {
-            if frame.is("task_started") {
-                if let Some(other) = open.filter(|other| *other != frame.names()) {
-                    wrong.push(format!(
-                        "{} starts while {other} runs: {}",
-                        frame.names(),
-                        frame.seq
-                    ));
-                }
-                open = Some(frame.names());
-            }
-            if (frame.is("task_ended") || frame.is("turn_settled")) && open == Some(frame.names()) {
-                open = None;
-            }
-        }
-        wrong
-    });
     let overlaps = history.journal.iter().filter(|event| event["event"] == "overlap");
-    wrong.extend(overlaps.map(|event| format!("two prompts of one session at once: {event}")));
-    wrong.extend(works_on(history));
-    wrong
+    let overlaps = overlaps.map(|event| format!("two prompts of one session at once: {event}"));
+    overlaps.chain(works_on(history)).collect()
 }
 
 /// Finds a process with output of its prompt after another process of its group got one.
@@ -86,34 +74,6 @@ fn works_on(history: &History) -> Vec<String> {
     wrong
 }
 
-/// I4: segments are numbered 1, 2, 3 …, each the only child of the one before; one is open.
-pub fn segments_are_one_line(history: &History) -> Vec<String> {
-    each(history, |group| {
-        let mut wrong = Vec::new();
-        for (number, segment) in (1u64..).zip(&group.segments) {
-            let parent = (1 < number).then(|| number - 1);
-            if segment["segment"] != number || segment["parent"].as_u64() != parent {
-                wrong.push(format!("segment {number} of the line is {segment}"));
-            }
-            let is_last = number == group.segments.len() as u64;
-            if segment["closed_seq"].is_null() != is_last {
-                wrong.push(format!("one segment is open, the last: {segment}"));
-            }
-            let before = number.checked_sub(2).and_then(|at| group.segments.get(at as usize));
-            let closed = before.and_then(|before| before["closed_seq"].as_u64());
-            if closed.is_some_and(|closed| segment["opened_seq"].as_u64() <= Some(closed)) {
-                wrong.push(format!("a segment opens before the last one closed: {segment}"));
-            }
-        }
-        let rotated = group.segments.iter().filter(|one| one["end_reason"] == "compaction").count();
-        let completed = group.compactions.iter().filter(|one| one["status"] == "completed").count();
-        if rotated != completed {
-            wrong.push(format!("{completed} compactions completed, {rotated} rotated"));
-        }
-        wrong
-    })
-}
-
 /// I5: an idle group is not compacting, and no record says so; the count equals the completed
 /// compactions.
 pub fn compacting_ends(history: &History) -> Vec<String> {
@@ -134,52 +94,8 @@ pub fn compacting_ends(history: &History) -> Vec<String> {
     })
 }
 
-/// I8: turns start in the order of acceptance, and a compaction before the waiting turns.
-pub fn in_order(history: &History) -> Vec<String> {
-    each(history, |group| {
-        let mut wrong = Vec::new();
-        let queued: HashMap<&str, (u64, &Value)> = group
-            .frames
-            .iter()
-            .filter(|frame| frame.is("task_queued"))
-            .map(|frame| (frame.names(), (frame.seq, &frame.payload["kind"])))
-            .collect();
-        let mut last = 0;
-        let mut turns: Vec<u64> = Vec::new();
-        let mut begun = HashSet::new();
-        for frame in group.frames.iter().filter(|frame| frame.is("task_started")) {
-            if !begun.insert(frame.names()) {
-                continue;
-            }
-            let Some((seq, kind)) = queued.get(frame.names()) else {
-                wrong.push(format!("{} starts and was never queued", frame.names()));
-                continue;
-            };
-            if *kind == "turn" {
-                if *seq < last {
-                    wrong.push(format!("{} starts after a later one", frame.names()));
-                }
-                last = last.max(*seq);
-                turns.push(frame.seq);
-            } else if !waited_for_its_lock(group, frame.names())
-                && CLAIMED < turns.iter().filter(|turn| seq < *turn).count()
-            {
-                wrong.push(format!("compaction {} starts after later turns", frame.names()));
-            }
-        }
-        wrong
-    })
-    .into_iter()
-    .chain(accepted_in_order(history))
-    .collect()
-}
-
-fn waited_for_its_lock(group: &Group, task: &str) -> bool {
-    group.frames.iter().any(|frame| frame.is("lock_refused") && frame.names() == task)
-}
-
-/// Checks that tasks promised to one caller in sequence are queued in that order.
-fn accepted_in_order(history: &History) -> Vec<String> {
+/// I8: tasks promised to one caller in sequence are queued in that order.
+pub fn accepted_in_order(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
     for (name, group) in &history.groups {
         let at: HashMap<&str, &Frame> = group
@@ -213,24 +129,6 @@ fn accepted_in_order(history: &History) -> Vec<String> {
         }
     }
     wrong
-}
-
-/// I9: each ended task ended once, and no other did.
-pub fn one_end(history: &History) -> Vec<String> {
-    each(history, |group| {
-        let mut ends: HashMap<&str, usize> = HashMap::new();
-        for frame in group.frames.iter().filter(|frame| frame.is("task_ended")) {
-            *ends.entry(frame.names()).or_default() += 1;
-        }
-        let mut wrong = Vec::new();
-        for task in &group.tasks {
-            let (ended, expected) = (ends.get(text(task, "id")), usize::from(is_over(task)));
-            if ended.copied().unwrap_or(0) != expected {
-                wrong.push(format!("{ended:?} ends in the frames: {task}"));
-            }
-        }
-        wrong
-    })
 }
 
 /// I15: the witness's turns complete, except those that the server's own faults interrupted.

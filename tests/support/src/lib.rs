@@ -1,8 +1,8 @@
 //! What the tests share: a real server with its own directory and port, HTTP and SSE clients, and
 //! the scripted agent's journal.
 //!
-//! It knows only binaries, files and HTTP, and nothing of how greenroom is built inside. Its
-//! functions panic with the end of the server's log.
+//! It knows only binaries, files and HTTP; only the database that a server leaves is read with
+//! greenroom's own reader. Its functions panic with the end of the server's log.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,6 +25,7 @@ pub mod programs;
 pub mod server;
 pub mod setup;
 pub mod sse;
+mod stored;
 pub mod strace;
 
 pub use attempts::millis;

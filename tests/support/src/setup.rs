@@ -180,6 +180,13 @@ impl Home {
         self.path().join("config/greenroom.toml")
     }
 
+    /// The database that the configuration names.
+    pub fn database(&self) -> PathBuf {
+        let config = fs::read_to_string(self.config()).unwrap();
+        let url = config.lines().find_map(|line| line.trim().strip_prefix("url = \"sqlite:"));
+        self.path().join(url.unwrap().trim_end_matches('"'))
+    }
+
     pub fn data(&self) -> PathBuf {
         self.path().join("data")
     }

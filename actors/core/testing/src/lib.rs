@@ -4,4 +4,5 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod driver;
+pub mod invariants;
 pub mod world;

@@ -91,7 +91,7 @@ impl Race {
         let held = world.group.state().hold.reason;
         facts.extend(world.drain(drain)?);
         let facts = facts.into_iter().flat_map(|(_, facts)| facts).map(|fact| fact.fact).collect();
-        let tasks = world.reference.tasks().cloned().collect();
+        let tasks = world.tasks();
         let state = world.group.state();
         let (segment, compactions) = (state.segment, state.compacting.count);
         Ok(Outcome { order: self.names(order), facts, tasks, held, segment, compactions })

@@ -11,6 +11,7 @@ mod digest;
 mod digest_limits;
 mod interleavings;
 mod interruptions;
+mod invariants;
 mod ordered_compactions;
 mod pool;
 mod properties;

@@ -127,7 +127,7 @@ fn random_histories_reach_every_rule() {
         "task_released",
         "task_retrying agent_error 1", "task_retrying agent_exited 1",
         "task_retrying agent_start_failed 1", "task_retrying agent_start_failed 5",
-        "task_retrying agent_wedged 1", "task_started 1", "task_started 2", "task_started 5",
+        "task_retrying agent_wedged 1", "task_retrying server_stopped 1", "task_started 1", "task_started 2", "task_started 5",
         "task_started 6", "turn_cut",
     ];
     let missed: Vec<_> = wanted.iter().filter(|wanted| !all.contains(**wanted)).collect();

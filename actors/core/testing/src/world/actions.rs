@@ -41,6 +41,8 @@ pub enum Action {
     Drain,
     /// The server shuts down, and waits no longer for the running turn.
     Shutdown,
+    /// The server shuts down before it writes the prompt that it just committed.
+    WithholdPrompt,
     /// The server dies.
     Crash,
     /// A commit failed, and the group is restored.
@@ -247,7 +249,12 @@ fn server_action() -> impl Strategy<Value = Action> {
         12 => lock_reply().prop_map(Action::AnswerLock),
         1 => Just(Action::LoseLock),
         2 => any::<(u8, u8)>().prop_map(|(number, more)| Action::ChangeSettings(number, more)),
-        1 => select(vec![Action::Drain, Action::Shutdown, Action::Evict]),
+        1 => select(vec![
+            Action::Drain,
+            Action::Shutdown,
+            Action::Evict,
+            Action::WithholdPrompt,
+        ]),
         1 => Just(Action::Crash),
         1 => failure,
         1 => time,

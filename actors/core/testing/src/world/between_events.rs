@@ -1,53 +1,12 @@
 //! The invariants between two events.
 
-use greenroom_core::{Blocked, CompactionStatus, Event, Fact, Recovery, RunPhase, Timer};
-use uuid::Uuid;
+use greenroom_core::{Blocked, RunPhase, Timer};
 
-use super::{Checked, Group, LIMITS, World, actions::TimerKind, ensure, events, restorable};
+use super::{Checked, LIMITS, World, actions::TimerKind, ensure, events};
 
 impl World {
-    /// Checks that the recovered group does not depend on what a database leaves out: a run's phase
-    /// and history, a prompt's id, the lock, and the run's ended compactions. No signal of a past
-    /// run arrives any more, so none can concern those compactions; and the lock's row ends with
-    /// its holder, so that a waiting compaction requests the lock again.
-    pub(super) fn check_forgetful_restore(&self) -> Checked {
-        let recovered = |mut group: Group| {
-            let mut fresh = || Uuid::from_u128(self.ids + 1);
-            let (event, now) = (Event::Recovered(Recovery::Restart), self.moment());
-            let step = group.apply(event, now, &self.effective_settings(), &mut fresh);
-            let step = step.map_err(|rejected| rejected.to_string())?;
-            let outcome = |fact: &Fact| match fact {
-                Fact::TaskEnded { task, state, interrupted, .. } => {
-                    Some(format!("{task} {state:?} {interrupted:?}"))
-                }
-                Fact::CompactionEnded(ended)
-                    if matches!(
-                        ended.status,
-                        CompactionStatus::Cancelled | CompactionStatus::Abandoned
-                    ) =>
-                {
-                    Some(format!("{} cut off", ended.id))
-                }
-                Fact::CompactionEnded(ended) => Some(format!("{} {:?}", ended.id, ended.status)),
-                Fact::LockAsked { .. } | Fact::LockReleased { .. } => None,
-                other => Some(other.kind().to_owned()),
-            };
-            let outcomes: Vec<String> =
-                step.facts.iter().map(|recorded| &recorded.fact).filter_map(outcome).collect();
-            Checked::Ok((restorable(&group), outcomes))
-        };
-        let live = recovered(self.group.clone())?;
-        let forgetful = recovered(self.reference.restore_forgetful())?;
-        ensure!(
-            live == forgetful,
-            "I13: what is not stored makes a difference:\n  {forgetful:?}\n  {live:?}"
-        );
-        Ok(())
-    }
-
     /// Checks the invariants between two events: every wait has an end (I12).
     pub(super) fn at_rest(&self) -> Checked {
-        self.checker.at_rest(&self.group)?;
         let (group, agent) = (&self.group, self.agent.as_ref());
         let run = group.run();
         ensure!(
@@ -126,7 +85,6 @@ impl World {
         let active = group.active_compaction().map(|active| active.id);
         let bounded = |id| timers.iter().any(|(timer, _)| *timer == Timer::Compaction(id));
         ensure!(active.is_none_or(bounded), "AM-28: {active:?} has no deadline");
-        self.checker.attempts().check_timers(&timers, group, self.moment())?;
         for open in group.permissions() {
             let timer = (Timer::Permission(open.permission), LIMITS.permission_ms);
             ensure!(timers.contains(&timer), "C22: {} has no deadline", open.permission);
@@ -155,7 +113,7 @@ impl World {
                     let open = group.permissions().iter().any(|open| open.permission == id);
                     ensure!(open, "a deadline for {id}, which is resolved");
                 }
-                // See `Attempts::check_timers`.
+                // See `invariants/i12_timers.rs`.
                 Timer::Backoff(..) | Timer::Launch(_) | Timer::Queued(_) => {}
             }
         }

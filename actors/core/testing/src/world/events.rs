@@ -77,6 +77,11 @@ impl World {
             Action::AnswerPermission { back, choice } => self.decide(back, choice)?,
             Action::Drain => Event::DrainStarted,
             Action::Shutdown => Event::DrainTimedOut,
+            Action::WithholdPrompt => {
+                let agent = self.agent.as_mut().filter(|agent| agent.has_unread_prompt)?;
+                agent.has_unread_prompt = false;
+                Event::PromptWithheld { run: agent.run, id: agent.prompts.pop()? }
+            }
             Action::Evict => Event::Evicted { run: self.group.run()?.id },
             Action::AnswerLock(reply) => self.lock(reply)?,
             Action::LoseLock => {
@@ -113,6 +118,7 @@ impl World {
             return Some(Event::AgentExited { run: agent.run, exit: exit(reason) });
         }
         let agent = self.agent.as_mut().filter(|agent| agent.can_write())?;
+        agent.has_unread_prompt = false;
         let run = agent.run;
         Some(match next {
             Action::Output(message) => {

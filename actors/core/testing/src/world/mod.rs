@@ -4,23 +4,20 @@
 //! The tests of the rules use it, and those of the storage with a real database.
 
 mod actions;
-mod attempts;
 mod between_events;
-mod checker;
-mod compactions;
 mod drain;
 mod events;
 mod messages;
-mod permissions;
-mod reference;
+mod restore;
 pub mod situations;
 
 use greenroom_core::{
     BootId, Effect, EffectiveSettings, Event, Fact, Group, Limits, Now, Recorded, Recovery, RunId,
-    SessionId, Step, Task, TaskId, TaskState, Timer, Timestamp, Uptime,
+    SessionId, Step, TaskId, Timer, Timestamp, Uptime,
 };
 use uuid::Uuid;
 
+use self::restore::Records;
 pub use self::{
     actions::{
         Action, AgentMessage, DetectorSignal, LockReply, PermissionChoice, PermissionRequest,
@@ -28,21 +25,8 @@ pub use self::{
     },
     drain::Drain,
     messages::settings,
-    reference::ReferenceModel,
 };
-use self::{attempts::Trigger, checker::Checker};
-
-/// `Err` names the invariant that is broken.
-pub type Checked<T = ()> = Result<T, String>;
-
-macro_rules! ensure {
-    ($holds:expr, $($message:tt)+) => {
-        if !$holds {
-            return Err(format!($($message)+));
-        }
-    };
-}
-pub(crate) use ensure;
+use crate::invariants::{Begun, Checked, Checker, Played, Trigger, ensure};
 
 /// Small limits, so that random histories reach them.
 pub const LIMITS: Limits = Limits {
@@ -65,8 +49,6 @@ type Lease = (SessionId, String, u64);
 pub struct World {
     /// The live group.
     pub group: Group,
-    /// The group as a database would hold it.
-    pub reference: ReferenceModel,
     /// The wall clock, which may jump.
     pub now: Timestamp,
     /// The uptime; it restarts at each boot.
@@ -78,6 +60,9 @@ pub struct World {
     /// The group as a replay of its facts makes it (I13).
     replayed: Group,
     checker: Checker,
+    records: Records,
+    /// The steps so far, if they are kept.
+    pub trail: Option<Vec<Played>>,
     agent: Option<Agent>,
     /// Every submitted task, accepted or not.
     offered: Vec<TaskId>,
@@ -109,6 +94,8 @@ struct Agent {
     /// Whether it closed its stdout.
     closed: bool,
     prompts: Vec<u64>,
+    /// Whether it cannot have read its prompt yet.
+    has_unread_prompt: bool,
     /// Requests to open a session.
     opening: Vec<u64>,
     /// The number of its last permission request.
@@ -125,7 +112,6 @@ impl Default for World {
     fn default() -> Self {
         let group = Group::new(settings(0));
         Self {
-            reference: ReferenceModel::new(settings(0)),
             replayed: group.clone(),
             group,
             now: Timestamp(1_000),
@@ -133,6 +119,8 @@ impl Default for World {
             settings: messages::effective_settings(0, 12),
             settings_changed: false,
             checker: Checker::default(),
+            records: Records::default(),
+            trail: None,
             agent: None,
             offered: Vec::new(),
             lock_requests: Vec::new(),
@@ -263,22 +251,21 @@ impl World {
             }
         };
         self.settings_changed &= matches!(action, Action::Drain | Action::Shutdown);
-        self.checker.begin(&settings, trigger, now);
+        let begun = Begun { trigger, now, settings };
         let location = |group: &Group| {
             let settings = &group.state().settings;
             (settings.agent.clone(), settings.cwd.clone())
         };
         self.relocations += u32::from(location(&before) != location(&self.group));
-        self.commit(step)
+        self.commit(begun, step)
             .map(Some)
             .map_err(|why| format!("{why}\n  at {action:?}\n  in {before:?}"))
     }
 
-    fn commit(&mut self, Step { facts, effects }: Step) -> Checked<Committed> {
+    fn commit(&mut self, begun: Begun, Step { facts, effects }: Step) -> Checked<Committed> {
         for recorded in &facts {
             self.replayed.replay(recorded, self.now);
-            self.reference.store(&recorded.fact, self.now);
-            self.checker.check_fact(recorded)?;
+            self.records.store(&recorded.fact);
             self.release_lock(&recorded.fact)?;
         }
         let (replayed, live) = (&self.replayed, &self.group);
@@ -286,22 +273,19 @@ impl World {
             replayed == live,
             "I13: replay is not live:\n  replayed {replayed:?}\n  live {live:?}"
         );
-        let (stored, live) = (restorable(&self.reference.restore()), restorable(live));
-        ensure!(
-            stored == live,
-            "I13: restore is not live:\n  restored {stored:?}\n  live {live:?}"
-        );
-        self.check_forgetful_restore()?;
-        let closed = self.agent.as_ref().is_some_and(|agent| agent.closed);
-        let stated: Vec<Fact> = facts.iter().map(|recorded| recorded.fact.clone()).collect();
-        self.checker.check_effects(&stated, &effects, &self.group, closed)?;
-        let rested = self.reference.may_compact(self.moment());
-        self.checker.check_automatic(&stated, self.reference.state(), rested)?;
-        for effect in effects {
+        self.check_restore()?;
+        let stdout_closed = self.agent.as_ref().is_some_and(|agent| agent.closed);
+        let (group, timers) = (self.group.clone(), self.timers());
+        let step = Played { begun, facts, effects, group, timers, stdout_closed };
+        self.checker.step(&step)?;
+        if let Some(trail) = &mut self.trail {
+            trail.push(step.clone());
+        }
+        for effect in step.effects {
             self.perform(effect)?;
         }
         self.at_rest()?;
-        Ok((self.now, facts))
+        Ok((self.now, step.facts))
     }
 
     /// HL-7: the group releases only its own lock.
@@ -330,6 +314,7 @@ impl World {
                     is_stopping: false,
                     closed: false,
                     prompts: Vec::new(),
+                    has_unread_prompt: false,
                     opening: Vec::new(),
                     requests: 0,
                 });
@@ -345,6 +330,7 @@ impl World {
                 let moved = agent.relocations < self.relocations;
                 ensure!(!moved, "prompt {id} goes to a former agent or directory");
                 agent.prompts.push(id);
+                agent.has_unread_prompt = true;
             }
             Effect::OpenSession { run, id } => {
                 let agent = self.agent.as_mut().filter(|agent| agent.run == run);
@@ -380,8 +366,7 @@ impl World {
         self.leases.clear();
         self.lock_requests.clear();
         self.shut_down = false;
-        self.checker.forget_lock();
-        self.group = self.reference.restore_forgetful();
+        self.group = self.restored_forgetfully();
         self.replayed = self.group.clone();
         let active = self.group.active_compaction().is_some();
         let used = self.group.run().is_some() || self.group.current().is_some();
@@ -395,17 +380,4 @@ impl World {
         ensure!(open.is_empty(), "R-1: permissions outlive their run: {open:?}");
         Ok(committed)
     }
-}
-
-/// Returns what a database can restore of a group: neither its lock, nor the ended compactions of
-/// its run. The row of a compaction does not name the attempt.
-fn restorable(group: &Group) -> Group {
-    let tasks = group.current().into_iter().chain(group.waiting()).cloned().collect();
-    let first = |task: &&Task| task.attempt < 2 && task.state() != TaskState::Retrying;
-    let current = group.current().filter(first).map(|task| task.id);
-    let compactions = group.compactions().filter(|known| reference::is_kept(known, current));
-    let compactions = compactions.map(reference::as_stored);
-    let (run, attempt) = (group.run().cloned(), group.attempt().cloned());
-    let permissions = group.permissions().to_vec();
-    Group::restore(group.state().clone(), tasks, run, attempt, compactions, permissions)
 }

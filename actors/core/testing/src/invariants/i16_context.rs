@@ -1,0 +1,70 @@
+//! I16, AM-11, AM-13: the session in force is the one that the facts name, with its provenance; and
+//! an agent with a new session for an old context says that the context was lost.
+
+use std::rc::Rc;
+
+use greenroom_core::{Continuity, Fact, Provenance, Recorded, SessionId};
+
+use super::{Begun, Checked, Invariant, Played, ensure};
+
+/// Only worlds tell what a step began with.
+#[derive(Default)]
+pub struct Context {
+    in_world: bool,
+    session: Option<SessionId>,
+    provenance: Option<Provenance>,
+    /// Whether a prompt was sent in the session.
+    is_prompted: bool,
+    /// Whether a summary waits for the next prompt: the context is in it.
+    has_summary: bool,
+    /// Whether there was a context to lose as the step began, and whether a fact reports the loss.
+    has_context: bool,
+    is_lost: bool,
+}
+
+impl Invariant for Context {
+    fn begin(&mut self, _step: &Rc<Begun>) {
+        (self.in_world, self.is_lost) = (true, false);
+        self.has_context = self.session.is_some() && self.is_prompted && !self.has_summary;
+    }
+
+    fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
+        match fact {
+            Fact::SegmentStarted { session, provenance, .. } => {
+                self.is_prompted &= self.session.as_ref() == Some(session);
+                self.session = Some(session.clone());
+                self.provenance.clone_from(provenance);
+            }
+            Fact::ProvenanceNoted { provenance } => {
+                let is_new = self.provenance.as_ref() != Some(provenance);
+                ensure!(is_new, "AM-13: {:?} is noted twice", self.provenance);
+                self.provenance = Some(provenance.clone());
+            }
+            Fact::PromptSent { .. } => self.is_prompted = true,
+            Fact::RunReady { session, provenance, continuity, .. } => {
+                let lost = *continuity == Continuity::Lost && self.has_context;
+                let (is_said, in_world) = (self.is_lost, self.in_world);
+                ensure!(!in_world || lost == is_said, "I16: {session}: {lost}, said {is_said}");
+                self.session = Some(session.clone());
+                self.provenance = provenance.clone().or(self.provenance.take());
+            }
+            Fact::ContextLost { .. } => {
+                (self.session, self.provenance, self.is_lost) = (None, None, true);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, step: &Played) -> Checked {
+        let state = step.group.state();
+        self.has_summary = state.pending_summary.is_some();
+        let (session, provenance) = (state.session_id(), state.provenance());
+        ensure!(self.session.as_ref() == session, "AM-11: {:?} is in force", self.session);
+        ensure!(self.provenance.as_ref() == provenance, "AM-13: {:?} is known", self.provenance);
+        let is_fresh = state.session.as_ref().is_some_and(|session| session.is_fresh);
+        let expected = session.is_some() && !self.is_prompted;
+        ensure!(is_fresh == expected, "I16: prompted {}", self.is_prompted);
+        Ok(())
+    }
+}

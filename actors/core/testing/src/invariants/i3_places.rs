@@ -1,0 +1,57 @@
+//! I3, AM-11: frames are numbered without a gap, and each belongs to the segment, the run and the
+//! task that were there as it was made.
+
+use greenroom_core::{Fact, Place, Recorded, RunId, TaskId};
+
+use super::{Checked, Invariant, Played, ensure, record};
+
+#[derive(Default)]
+pub struct Places {
+    seq: u64,
+    segment: u32,
+    run: Option<RunId>,
+    /// The task between claim and end, and the one whose attempt runs.
+    holder: Option<TaskId>,
+    running: Option<TaskId>,
+}
+
+impl Invariant for Places {
+    fn fact(&mut self, Recorded { place, fact }: &Recorded) -> Checked {
+        let (run, holder) = (self.run, self.holder);
+        match fact {
+            Fact::SegmentStarted { segment, .. } => self.segment = *segment,
+            Fact::RunStarted { run, .. } => self.run = Some(*run),
+            Fact::RunExited { .. } => self.run = None,
+            Fact::TaskClaimed { task } | Fact::TaskStarted { task, .. } => {
+                self.holder = Some(*task);
+            }
+            Fact::PromptSent { .. } => self.running = self.holder,
+            Fact::TurnSettled { .. } => self.running = None,
+            Fact::TaskReleased { .. } | Fact::TaskRetrying { .. } => self.holder = None,
+            Fact::TaskEnded { task, .. } => self.holder = holder.filter(|other| other != task),
+            _ => {}
+        }
+        // A frame is of the run and the task that it begins or ends.
+        let task = match fact {
+            Fact::AgentOutput(_) => self.running,
+            fact => fact.task().or(holder).or(self.holder),
+        };
+        let (seq, segment) = (self.seq + 1, self.segment);
+        let expected = Place { seq, segment, run: run.or(self.run), task };
+        ensure!(*place == expected, "I3, AM-11: {fact:?} is at {place:?}, not at {expected:?}");
+        self.seq += fact.frames();
+        if let Fact::TaskEnded { task, record: ended, .. } = fact
+            && let Some(ended) = record(*task, ended)
+        {
+            let last = ended.last_frame().map(|last| last.seq);
+            ensure!(last == Some(seq), "I3: {task} ends at {seq}, not at {last:?}");
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, step: &Played) -> Checked {
+        let last = step.group.state().last_seq;
+        ensure!(last == self.seq, "I3: {} frames, last_seq {last}", self.seq);
+        Ok(())
+    }
+}
