@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::support::{
-    Home, Server, Setup,
+    Server, Setup,
     collector::{Answer, Collector, attribute},
     eventually, millis,
     server::id,
@@ -28,12 +28,6 @@ fn start(collector: Collector) -> (Server, Collector) {
     let server = exporting(&collector.url()).start();
     let collector = collector.with_log(&server.log);
     (server, collector)
-}
-
-/// Appends to the configuration.
-fn add(home: &Home, text: &str) {
-    let before = fs::read_to_string(home.config()).unwrap();
-    home.write_config(&format!("{before}\n{text}"));
 }
 
 fn uuid(task: &Value) -> String {
@@ -329,8 +323,9 @@ fn a_collector_that_fails_between_two_pages_misses_no_span() {
     (0..ends.len()).for_each(|rank| set_end(rank, base + rank as i64));
     set_end(late, base + 3_600_000);
     database.execute_batch("COMMIT").unwrap();
-    let section = "interval = \"20ms\"\nbackfill = true\n";
-    add(&server.home, &format!("[otlp]\nendpoint = {:?}\n{section}", collector.url()));
+    let before = fs::read_to_string(server.home.config()).unwrap();
+    let section = format!("[otlp]\nendpoint = {:?}\ninterval = \"20ms\"", collector.url());
+    server.home.write_config(&format!("{before}\n{section}\nbackfill = true\n"));
     // Longer than the time in which late turns are searched.
     let fails = Answer::Status(503, "Retry-After: 9\r\n", "{}");
     collector.answer(&[Answer::Status(200, "", "{}"), fails]);

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::{
     actor::{Actor, SUBMIT},
     gated::{Call, Gated, failure, start},
+    open,
 };
 
 /// Starts a writer over a store that fails while `fails`, and counts the calls that are no probes.
@@ -31,8 +32,7 @@ fn faulty(database: &Database, fails: &Arc<AtomicBool>, calls: &Arc<AtomicUsize>
 /// callers.
 #[actix_rt::test]
 async fn after_a_failure_all_writes_are_refused_until_a_probe_succeeds() {
-    let dir = tempfile::tempdir().unwrap();
-    let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+    let (_dir, database, ..) = open::<Database>();
     let (fails, calls) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
     let db = faulty(&database, &fails, &calls);
     let health = db.health.clone();
@@ -72,8 +72,7 @@ async fn after_a_failure_all_writes_are_refused_until_a_probe_succeeds() {
 /// its own: the writer probes the database and continues.
 #[actix_rt::test]
 async fn a_failed_reader_reopens_and_does_not_stop_the_writer() {
-    let dir = tempfile::tempdir().unwrap();
-    let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+    let (_dir, database, ..) = open::<Database>();
     let fails = Arc::<AtomicBool>::default();
     let opener = database.opener();
     let closed = Arc::new(AtomicBool::new(true));

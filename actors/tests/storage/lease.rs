@@ -12,7 +12,7 @@ use greenroom_core::lock::{Lock, LockKey, Ttl};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::gated;
+use super::{gated, open};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -24,8 +24,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+        let (dir, database, ..) = open::<Database>();
         let db = gated::start(&database, database.store().unwrap());
         Self { db, _database: database, _dir: dir }
     }

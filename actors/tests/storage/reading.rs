@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{
     Engine,
     actor::{Actor, commit},
+    open,
 };
 
 /// One frame of the plain list.
@@ -142,10 +143,8 @@ fn config(cases: u32) -> ProptestConfig {
 pub fn frames_are_read_as_they_were_written<E: Engine>() {
     TestRunner::new(config(60))
         .run(&(shapes(), vec(filters(), 20)), |(shapes, filters)| {
-            let dir = tempfile::tempdir().unwrap();
-            let engine = E::open(dir.path()).unwrap();
+            let (_dir, engine, _, read_store) = open::<E>();
             let (blocks, plain) = stored(&engine, &shapes);
-            let read_store = engine.read_store();
             let seqs: Vec<u64> = plain.iter().map(|frame| frame.seq).collect();
             prop_assert_eq!(&seqs, &(1..=plain.len() as u64).collect::<Vec<_>>());
             for frame in &plain {
@@ -172,10 +171,8 @@ pub fn a_read_stops_at_its_limits_and_the_next_continues<E: Engine>() {
     let limits = (1..8_u64, prop_oneof![Just(usize::MAX), 1..200_usize]);
     TestRunner::new(config(60))
         .run(&(shapes(), filters(), limits), |(shapes, filter, (frames_max, bytes_max))| {
-            let dir = tempfile::tempdir().unwrap();
-            let engine = E::open(dir.path()).unwrap();
+            let (_dir, engine, _, read_store) = open::<E>();
             let (blocks, plain) = stored(&engine, &shapes);
-            let read_store = engine.read_store();
             let mut filter = FrameFilter { frames_max, bytes_max, ..filter };
             let wanted = expected(&plain, &filter);
             let mut pages = Vec::new();

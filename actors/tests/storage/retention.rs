@@ -243,15 +243,13 @@ pub fn a_truncation_deletes_only_ended_tasks<E: Engine>() {
 
 /// Hidden frames are deleted part by part, and by the next server if one is killed in between.
 pub fn truncated_frames_are_hidden_at_once_and_deleted_in_parts<E: Engine>() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = E::open(dir.path()).unwrap();
+    let (dir, engine, mut store, read_store) = open::<E>();
     let actor = group_with_turns(&engine, 7, 151);
-    let mut store = engine.store();
     assert_eq!(store.sweep(7).unwrap().frames, 0, "no log is truncated yet");
-    truncate(&mut store, &engine.read_store(), 7, LATE, u64::MAX).unwrap();
-    assert!(engine.read_store().blocks(7, &everything()).unwrap().is_empty());
+    truncate(&mut store, &read_store, 7, LATE, u64::MAX).unwrap();
+    assert!(read_store.blocks(7, &everything()).unwrap().is_empty());
     let first = store.sweep(7).unwrap();
-    drop((store, engine));
+    drop((store, read_store, engine));
 
     let engine = E::open(dir.path()).unwrap();
     let mut store = engine.store();

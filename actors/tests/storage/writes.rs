@@ -16,13 +16,12 @@ use tokio::sync::oneshot;
 
 use super::{
     actor::{Actor, SUBMIT},
-    gated,
+    gated, open,
 };
 
 /// Starts a writer, and blocks it until the returned sender is dropped.
 async fn blocked() -> (Db, mpsc::Sender<()>, (Database, TempDir)) {
-    let dir = tempfile::tempdir().unwrap();
-    let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+    let (dir, database, ..) = open::<Database>();
     let db = gated::start(&database, database.store().unwrap());
     let (unblock, blocked) = mpsc::channel::<()>();
     let (begin, begun) = oneshot::channel();
