@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use greenroom_test_support::http::parse;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -23,19 +24,24 @@ pub fn send(
     clients: Vec<Vec<Vec<u8>>>,
     times: u64,
 ) -> Result<(Duration, Vec<f64>)> {
-    let runtime = Builder::new_current_thread().enable_io().build()?;
-    runtime.block_on(async {
-        let mut crowd = JoinSet::new();
-        let start = Instant::now();
-        for requests in clients {
-            crowd.spawn(client(address, requests, times));
-        }
+    let start = Instant::now();
+    let clients = clients.into_iter().map(|requests| client(address, requests, times));
+    let mut latencies = gather(clients)?;
+    latencies.sort_by(f64::total_cmp);
+    Ok((start.elapsed(), latencies))
+}
+
+/// Runs all clients on this thread. Returns all their latencies.
+pub fn gather(
+    clients: impl Iterator<Item = impl Future<Output = Result<Vec<f64>>> + Send + 'static>,
+) -> Result<Vec<f64>> {
+    Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let mut crowd: JoinSet<_> = clients.collect();
         let mut latencies = Vec::new();
         while let Some(done) = crowd.join_next().await {
             latencies.extend(done??);
         }
-        latencies.sort_by(f64::total_cmp);
-        Ok((start.elapsed(), latencies))
+        Ok(latencies)
     })
 }
 
@@ -50,18 +56,25 @@ pub fn spread(address: SocketAddr, requests: Vec<Vec<u8>>) -> Result<()> {
 
 async fn client(address: SocketAddr, requests: Vec<Vec<u8>>, times: u64) -> Result<Vec<f64>> {
     let mut stream = TcpStream::connect(address).await?;
-    let mut response = Vec::new();
     let mut latencies = Vec::new();
     for request in (0..times).flat_map(|_| &requests) {
         let start = Instant::now();
-        stream.write_all(request).await?;
-        response.clear();
-        while http::body(&response)?.is_none() {
-            if stream.read_buf(&mut response).await? == 0 {
-                return Err("the server closed the connection".into());
-            }
-        }
+        exchange(&mut stream, request).await?;
         latencies.push(start.elapsed().as_secs_f64());
     }
     Ok(latencies)
+}
+
+/// Sends a request. Returns the response's body, if its status is 2xx.
+pub async fn exchange(stream: &mut TcpStream, request: &[u8]) -> Result<Vec<u8>> {
+    stream.write_all(request).await?;
+    let mut response = Vec::new();
+    loop {
+        if stream.read_buf(&mut response).await? == 0 {
+            return Err("the server closed the connection".into());
+        }
+        if let Some(reply) = parse(&response, false) {
+            return http::accepted(reply);
+        }
+    }
 }

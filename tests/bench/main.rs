@@ -15,7 +15,6 @@ mod database;
 mod frame_path;
 mod http;
 mod pace;
-mod process;
 mod rows;
 mod server;
 mod subscriber;

@@ -2,11 +2,12 @@
 //! looks only for the last frame's number in each, as numbers have no gap.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::Read as _,
     net::{SocketAddr, TcpStream},
     time::Instant,
 };
 
+use greenroom_test_support::sse;
 use memchr::memmem::{Finder, FinderRev};
 
 use crate::Result;
@@ -33,13 +34,9 @@ pub struct Subscriber {
 impl Subscriber {
     /// Attaches to a group, to its frames after `after`.
     pub fn open(address: SocketAddr, group: &str, after: u64) -> Result<Self> {
-        let mut stream = TcpStream::connect(address)?;
-        let request = format!(
-            "GET /v1/groups/{group}/events?after={after} HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes())?;
+        let path = format!("/v1/groups/{group}/events?after={after}");
         Ok(Self {
-            stream,
+            stream: sse::connect(address, &path, &[])?,
             buffer: vec![0; KEPT_BYTES + PIECE_BYTES],
             kept: 0,
             last_id: FinderRev::new(ID),

@@ -1,21 +1,17 @@
 //! `greenroom backup`.
 
-use std::{fs, path::Path, process::Stdio};
+use std::{fs, path::Path};
 
 use serde_json::Value;
 
-use crate::support::{Home, Server, server::greenroom};
+use crate::support::{Home, Server, server::run};
 
 /// Runs `greenroom backup`; returns its output.
 #[track_caller]
 pub fn backup(home: &Home, target: &Path) -> Value {
-    let config = home.config();
-    let words =
-        ["backup", target.to_str().unwrap(), "--json", "--config", config.to_str().unwrap()];
-    let output = greenroom(home, &words).stdout(Stdio::piped()).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{stderr}");
-    serde_json::from_slice(&output.stdout).unwrap()
+    let (code, output) = run(home, &["backup", target.to_str().unwrap(), "--json"]);
+    assert_eq!(code, 0, "{output}");
+    serde_json::from_str(&output).unwrap()
 }
 
 /// A backup of a running server has everything that was answered with 2xx before it began, and a
@@ -37,13 +33,9 @@ fn a_backup_is_restored() {
     let offline = server.home.path().join("offline.db");
     backup(&server.home, &offline);
     fs::write(server.home.path().join("mine"), "mine").unwrap();
-    let config = server.home.config();
     for (file, code) in [("mine", 2), ("missing/backup.db", 1)] {
-        let words = ["backup", file, "--config", config.to_str().unwrap()];
-        let output = greenroom(&server.home, &words).output().unwrap();
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{stderr}");
-        assert!(stderr.contains(file), "{stderr}");
+        let (refused, output) = run(&server.home, &["backup", file]);
+        assert!(refused == code && output.contains(file), "{refused}: {output}");
     }
     assert_eq!(fs::read_to_string(server.home.path().join("mine")).unwrap(), "mine");
     for (backup, state) in [(&offline, "completed"), (&target, "interrupted")] {

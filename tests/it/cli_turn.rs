@@ -1,7 +1,7 @@
 //! `greenroom turn` follows a task to its outcome while the server fails and recovers. What it does
 //! with each broken answer is tested in `src/cli/tests.rs`.
 
-use std::process::{Child, Stdio};
+use std::process::Child;
 
 use crate::support::{Home, Log, Server, Setup, server::greenroom};
 
@@ -9,7 +9,7 @@ use crate::support::{Home, Log, Server, Setup, server::greenroom};
 fn start(home: &Home, log: &Log, arguments: &[&str]) -> Child {
     let mut command = greenroom(home, arguments);
     command.env("GREENROOM_URL", format!("http://{}", home.address()));
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command.spawn().unwrap();
     log.follow(child.stderr.take().unwrap());
     child
 }

@@ -159,7 +159,7 @@ fn a_slow_reader_costs_no_memory() {
     let ended = ended.into_iter().find(|task| task["state"] != "running").unwrap();
     assert_eq!(ended["state"], "completed", "{}", server.log.tail());
     assert_eq!(ended["text_truncated"], true, "80 MB of text are not kept in the task");
-    let peak = process::peak_resident_bytes(server.pid());
+    let peak = process::memory(server.pid(), "VmHWM").unwrap();
     assert!(peak < RESIDENT_BYTES_MAX, "{} MiB resident", peak / 1024 / 1024);
     let mut last = idle.pop().unwrap();
     last.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -173,7 +173,7 @@ fn a_slow_reader_costs_no_memory() {
         tail.extend_from_slice(&buffer[..read]);
     }
     assert!(FRAMES < server.group("work")["last_seq"].as_u64().unwrap() as usize);
-    let peak = process::peak_resident_bytes(server.pid());
+    let peak = process::memory(server.pid(), "VmHWM").unwrap();
     assert!(peak < RESIDENT_BYTES_MAX, "{} MiB resident in the replay", peak / 1024 / 1024);
 }
 

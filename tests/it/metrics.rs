@@ -33,13 +33,13 @@ fn label_values(scrape: &Scrape, name: &str, label: &str) -> BTreeSet<String> {
 }
 
 /// The parser of the tests refuses what the format forbids; otherwise the tests below prove
-/// nothing.
+/// nothing. The sums and last buckets of histograms are tested in actors/src/metrics/histogram.rs.
 #[test]
 fn the_parser_of_the_tests_is_strict() {
     let head = "# HELP greenroom_a Help.\n# TYPE greenroom_a";
     let sound = [
         format!("{head} counter\ngreenroom_a_total 1\n# EOF\n"),
-        format!("{head} gauge\ngreenroom_a{{b=\"x\\\\y\\\"z\\n,}}\",c=\"\"}} 1.5\n# EOF\n"),
+        format!("{head} gauge\ngreenroom_a{{b=\"x y,{{z}}\",c=\"\"}} 1.5\n# EOF\n"),
         format!(
             "{head} histogram\ngreenroom_a_sum 3.0\ngreenroom_a_count 2\n\
              greenroom_a_bucket{{le=\"1.0\"}} 1\ngreenroom_a_bucket{{le=\"+Inf\"}} 2\n# EOF\n"
@@ -48,8 +48,7 @@ fn the_parser_of_the_tests_is_strict() {
     for text in &sound {
         parse(text).unwrap();
     }
-    let value = parse(&sound[1]).unwrap().0["greenroom_a"].samples[0].labels["b"].clone();
-    assert_eq!(value, "x\\y\"z\n,}");
+    assert_eq!(parse(&sound[1]).unwrap().0[0].labels["b"], "x y,{z}");
     for broken in [
         sound[0].replace("# EOF\n", ""),
         sound[0].replace("# EOF\n", "# EOF\nmore\n"),
@@ -61,13 +60,11 @@ fn the_parser_of_the_tests_is_strict() {
         sound[0].replace("# HELP greenroom_a Help.\n", ""),
         sound[0].replace("greenroom_a", "other_a"),
         sound[0].replace("# EOF\n", &sound[0]),
-        sound[1].replace("\\n", "\\x"),
+        sound[1].replace("x y", "x\\y"),
         sound[1].replace("c=", "b="),
         sound[1].replace("\"} ", "\" "),
         sound[2].replace("\"1.0\"} 1", "\"1.0\"} 3"),
-        sound[2].replace("\"+Inf\"} 2", "\"+Inf\"} 3"),
-        sound[2].replace("+Inf", "9.0"),
-        sound[2].replace("greenroom_a_sum 3.0\n", ""),
+        sound[2].replace("+Inf", "0.5"),
     ] {
         assert!(parse(&broken).is_err(), "{broken}");
     }

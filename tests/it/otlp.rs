@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::TcpListener,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -167,7 +168,8 @@ fn a_collector_that_was_down_gets_every_span_later() {
         Answer::Status(503, "Retry-After: 0\r\n", "{}"),
         Answer::Status(429, "", "{}"),
     ];
-    let collector = Collector::start_at(&port, &failures).with_log(&server.log);
+    let collector = Collector::listen(TcpListener::bind(port.address()).unwrap(), &failures)
+        .with_log(&server.log);
     collector.wait_spans(&tasks.iter().collect::<Vec<_>>());
     server
         .log

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::{Server, Setup, eventually, process};
+use crate::support::{Server, Setup, eventually, process, setup::scripted_agent};
 
 fn with_resident_agents(agents: u32) -> Setup {
     Setup::new().set("limits", "resident_agents", agents)
@@ -17,7 +17,9 @@ fn with_resident_agents(agents: u32) -> Setup {
 /// seconds, and submits a task of another group, which waits for the place; returns the server, the
 /// agent's pid and the task.
 fn start_waiting_for_deaf_agent(setup: Setup) -> (Server, u32, Value) {
-    let server = setup.deaf_agent("deaf").start();
+    let script = format!("trap '' TERM; exec {} --outlives-eof", scripted_agent().display());
+    let setup = setup.agent("deaf", &["-c", &script]);
+    let server = setup.text("agents.deaf", "command", "/bin/sh").start();
     server.create_group("deaf", "deaf", "");
     server.complete("deaf", "x");
     let deaf = server.journal.agent_pid();

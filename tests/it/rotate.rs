@@ -11,7 +11,8 @@ const SUMMARY: &str = "the plan was to paint the fence green";
 
 /// Starts a server whose agent gives the summary.
 fn start(timeout: &str) -> Server {
-    let server = Setup::new().rotates().text("defaults", "compaction_timeout", timeout).start();
+    let setup = Setup::new().set("agents.scripted", "compaction", "{ strategy = \"rotate\" }");
+    let server = setup.text("defaults", "compaction_timeout", timeout).start();
     server.journal.script("on-summary", &format!("[[reply:{SUMMARY}]]"));
     server
 }

@@ -1,14 +1,12 @@
 //! The system has no free descriptors, or no free processes (F34).
 
 use std::{
-    collections::BTreeSet,
-    fs,
     net::TcpStream,
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Resource, Signal};
 
 use crate::support::{Server, eventually, process, strace::Strace};
 
@@ -19,22 +17,10 @@ const FEW: usize = 3;
 ///
 /// The limit applies to descriptor numbers, and the system always assigns the lowest free one.
 fn limit_descriptors(server: &Server, more: Option<usize>) {
-    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
-    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
-    let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
-    let open: BTreeSet<u64> =
-        open.map(|fd| fd.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    let open = process::descriptors(server.pid());
     let mut free = (0..).filter(|number| !open.contains(number));
-    let current = more.map_or(maximum, |more| free.nth(more));
-    prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap();
-}
-
-/// Returns the processor time that the process has used.
-fn processor_time(pid: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second()).unwrap()
+    let limit = more.and_then(|more| free.nth(more)).map(u64::from);
+    process::limit(server.pid(), Resource::Nofile, limit).unwrap();
 }
 
 /// A start that fails because of too few descriptors fails its task with a clear error; running
@@ -74,12 +60,12 @@ fn without_descriptors_for_connections_the_server_does_not_spin() {
     limit_descriptors(&server, Some(4));
     let connections: Vec<TcpStream> =
         (0..40).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
-    let (before, began) = (processor_time(server.pid()), Instant::now());
+    let (before, began) = (process::cpu(server.pid()), Instant::now());
     server.journal.open_gate("go");
     server.log.wait("the end of a task", |line| line.contains("task ended"));
     // The share of the processor is measured over this time.
     thread::sleep(MEASURED);
-    let used = processor_time(server.pid()) - before;
+    let used = process::cpu(server.pid()) - before;
     assert!(used < began.elapsed() / 4, "{used:?} of {:?}", began.elapsed());
     drop(connections);
     eventually("an answer", &server.log, || {
@@ -100,9 +86,7 @@ fn leftovers_are_found_after_a_shortage_of_descriptors() {
     let agent = server.journal.agent_pid();
     orphans.0.push(agent);
     // No descriptors at all, not even those that the end of the run frees.
-    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
-    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
-    prlimit(pid, Resource::Nofile, Rlimit { current: Some(0), maximum }).unwrap();
+    process::limit(server.pid(), Resource::Nofile, Some(0)).unwrap();
     process::signal(process::parent(agent), Signal::KILL);
     server.log.wait("a failed search", |line| line.contains("cannot clear up after shim"));
     limit_descriptors(&server, None);

@@ -1,47 +1,26 @@
 //! Starting: refused starts and their exit codes, and the probes.
 
-use std::{
-    io::Read,
-    process::{Child, Output},
-    time::Duration,
-};
+use std::process::Output;
 
 use crate::support::{
-    Log, Server, Setup,
-    server::{greenroom, serve},
-    within,
+    Home, Log, Server, Setup,
+    process::Process,
+    server::{greenroom, under},
 };
 
-/// The longest duration of a start that must fail.
-const REFUSAL_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Waits until the process has exited by itself; kills it after the timeout.
-#[track_caller]
-fn wait_exit(mut child: Child) -> Output {
-    let mut stderr = child.stderr.take().unwrap();
-    let reader = std::thread::spawn(move || {
-        let mut text = Vec::new();
-        stderr.read_to_end(&mut text).map(|_| text)
-    });
-    let start = std::time::Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if REFUSAL_TIMEOUT < start.elapsed() {
-            child.kill().unwrap();
-            let text = reader.join().unwrap().unwrap();
-            panic!("still running after {REFUSAL_TIMEOUT:?}:\n{}", String::from_utf8_lossy(&text));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    Output { status, stdout: Vec::new(), stderr: reader.join().unwrap().unwrap() }
+/// Runs the command until it has exited by itself, or for 20 seconds, and then its code is 124.
+fn end(home: &Home, arguments: &[&str]) -> Output {
+    under(&["timeout", "20"], home, arguments).output().unwrap()
 }
 
-/// Checks that the start fails, and returns its reason.
+/// Starts a server with `--config`.
+fn serve(home: &Home) -> Output {
+    end(home, &["serve", "--config", home.config().to_str().unwrap()])
+}
+
+/// Checks that the start failed, and returns its reason.
 #[track_caller]
-fn refusal(child: Child) -> String {
-    let output = wait_exit(child);
+fn refusal(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     stderr
@@ -61,14 +40,14 @@ fn configuration_errors_exit_with_2_and_name_file_line_and_key() {
     ] {
         let home = Setup::new().home();
         home.write_config(text);
-        let stderr = refusal(serve(&home));
+        let stderr = refusal(&serve(&home));
         assert!(stderr.contains(place) && stderr.contains(word), "{place}, {word}: {stderr}");
         assert!(!home.data().exists(), "{text}: nothing was started");
     }
     let home = Setup::new().environment("GREENROOM_SERVERLISTEN", "127.0.0.1:1").home();
-    assert!(refusal(serve(&home)).contains("GREENROOM_SERVERLISTEN"));
+    assert!(refusal(&serve(&home)).contains("GREENROOM_SERVERLISTEN"));
     let missing = ["serve", "--config", "missing.toml"];
-    assert!(refusal(greenroom(&home, &missing).spawn().unwrap()).contains("missing.toml"));
+    assert!(refusal(&end(&home, &missing)).contains("missing.toml"));
 }
 
 /// API-4: the default configuration file is `config/greenroom.toml`, and an environment variable
@@ -79,19 +58,11 @@ fn the_default_file_is_read_and_a_variable_overrides_a_key() {
     let address = home.address();
     let config = std::fs::read_to_string(home.config()).unwrap();
     home.write_config(&config.replace(&address.to_string(), "127.0.0.1:1"));
-    let log = Log::default();
     let mut command = greenroom(&home, &["serve"]);
-    let mut child = command.env("GREENROOM_SERVER_LISTEN", address.to_string()).spawn().unwrap();
-    log.follow(child.stderr.take().unwrap());
-    let client = crate::support::http::client();
-    let url = format!("http://{address}/readyz");
-    let ready = within(REFUSAL_TIMEOUT, "a ready server", &log, || {
-        assert!(child.try_wait().unwrap().is_none(), "the server ended\n{}", log.tail());
-        crate::support::http::exchange(&client, "GET", &url, &[], None).ok()
-    });
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(ready.status < 300, "{ready:?}");
+    command.env("GREENROOM_SERVER_LISTEN", address.to_string());
+    let server = Process::spawn(&mut command, &Log::default()).unwrap();
+    let line = server.log.wait("a ready server", |line| line.contains(" ready; "));
+    assert!(line.contains(&format!(" address={address} ")), "{line}");
 }
 
 /// API-4: an existing but unreadable configuration file in the default place is an error.
@@ -114,7 +85,7 @@ fn an_unreadable_configuration_file_is_an_error() {
             if works && command == "serve" {
                 continue;
             }
-            let output = wait_exit(greenroom(&home, &[command]).spawn().unwrap());
+            let output = end(&home, &[command]);
             let stderr = String::from_utf8_lossy(&output.stderr);
             if works {
                 assert!(!stderr.contains("cannot be read"), "{name}, {command}: {stderr}");
@@ -153,9 +124,10 @@ fn a_second_server_on_the_same_data_or_port_is_refused() {
     let (own, taken) = (same_port.address().to_string(), server.address().to_string());
     same_port.write_config(&config.replace(&own, &taken));
     for (second, word) in [(same_data, "another"), (same_port, taken.as_str())] {
-        let output = wait_exit(serve(&second));
+        let output = serve(&second);
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && stderr.contains(word), "{word}: {stderr}");
+        let refused = matches!(output.status.code(), Some(1 | 2));
+        assert!(refused && stderr.contains(word), "{word}: {stderr}");
     }
     server.journal.open_gate("go");
     server.finish_as(&running, "completed");

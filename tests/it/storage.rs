@@ -16,9 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     backup::backup,
     support::{
-        Home, Log, Server, Setup, eventually,
-        http::{Reply, client, exchange},
-        server::serve,
+        Home, Log, Server, Setup, TIMEOUT, eventually, http::Reply, process::Process, server::serve,
     },
 };
 
@@ -101,18 +99,10 @@ fn move_log(server: &Server) {
 /// Starts a server that must refuse to start; returns its reason.
 #[track_caller]
 fn wait_refusal(home: &Home) -> String {
-    let (mut child, log) = (serve(home), Log::default());
-    log.follow(child.stderr.take().unwrap());
-    let url = format!("http://{}/healthz", home.address());
-    let status = eventually("the server to refuse", &log, || {
-        if exchange(&client(), "GET", &url, &[], None).is_ok() {
-            child.kill().unwrap();
-            panic!("the server serves\n{}", log.tail());
-        }
-        child.try_wait().unwrap()
-    });
-    assert_eq!(status.code(), Some(1), "{}", log.tail());
-    log.wait("the reason", |line| line.starts_with("greenroom: "))
+    let mut process = Process::spawn(&mut serve(home), &Log::default()).unwrap();
+    let status = process.wait_exit(TIMEOUT);
+    assert_eq!(status.and_then(|status| status.code()), Some(1), "{}", process.log.tail());
+    process.log.wait("the reason", |line| line.starts_with("greenroom: "))
 }
 
 /// F19: a write fails for lack of space, here by a limit on file sizes: its signal does not kill
@@ -356,7 +346,8 @@ fn damage_found_by_a_reader_stops_the_server() {
     assert_ne!(damaged, whole);
     fs::write(&file, &damaged).unwrap();
     // Its group is recovered at the start, and its rows may be found damaged then.
-    server.boot_unready();
+    server.spawn();
+    server.wait_for("/healthz");
     server.get("/v1/groups/work/frames").problem(503, "storage-unavailable");
     server.log.wait("the failure", |line| line.contains("storage failed"));
     assert_stopped(&server, "corrupt");

@@ -44,13 +44,13 @@ pub fn audit(stage: &Stage) -> Option<Audit> {
     let mut audit = Audit { life, at, until: 0, tasks: BTreeMap::new() };
     for group in &stage.plan.groups {
         let path = format!("/v1/groups/{}", group.name);
-        match client.get(&path)? {
-            (200, _) => {
+        match client.get(&path)?.status {
+            200 => {
                 let tasks = values(&client, &format!("{path}/tasks"))?;
                 audit.tasks.insert(group.name.clone(), tasks);
             }
             // The group does not exist yet.
-            (404, _) => {}
+            404 => {}
             _ => return None,
         }
     }
@@ -65,12 +65,11 @@ pub fn collect(stage: &Stage, group: &str) -> Result<Group> {
     let gone = |what: &str| format!("{what} of {group} cannot be read in the end");
     let all = |what: &str| values(&client, &format!("{path}/{what}")).ok_or_else(|| gone(what));
     let read_at = stage.now();
-    let shown = client.read(&path).ok_or_else(|| gone("state"))?;
+    let shown = client.json(&path).ok_or_else(|| gone("state"))?;
     let frames = list(&client, &format!("{path}/frames")).ok_or_else(|| gone("frames"))?;
     let runs = all("runs")?;
     let digest = |path: &str| -> Result<Value> {
-        let text = client.read(&format!("{path}/digest")).ok_or_else(|| gone("a digest"))?;
-        Ok(from_str(&text)?)
+        Ok(client.json(&format!("{path}/digest")).ok_or_else(|| gone("a digest"))?)
     };
     let ids = runs.iter().filter_map(|run| run["id"].as_str());
     let run_digests = ids.map(|run| digest(&format!("/v1/runs/{run}"))).collect::<Result<_>>()?;
@@ -80,7 +79,7 @@ pub fn collect(stage: &Stage, group: &str) -> Result<Group> {
         // Read after the data that it is compared with: a group may continue meanwhile.
         digest: digest(&path)?,
         run_digests,
-        shown: from_str(&shown)?,
+        shown,
         tasks,
         frames: frames.iter().map(|frame| Frame::read(frame)).collect::<Result<_>>()?,
         compactions: all("compactions")?,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{InvalidId, Place};
+use greenroom_test_support::server::TERMINAL;
 use greenroom_testing::invariants::LogFrame;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
@@ -177,9 +178,6 @@ pub struct History {
     /// Any other failure that the rig saw.
     pub wrong: Vec<String>,
 }
-
-/// The terminal states of a task.
-pub const TERMINAL: [&str; 5] = ["completed", "failed", "cancelled", "interrupted", "skipped"];
 
 /// Whether a task, as the server showed it, is over.
 pub fn is_over(task: &Value) -> bool {

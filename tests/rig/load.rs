@@ -8,7 +8,7 @@ use std::{
 
 use greenroom_test_support::process;
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     history::{Exchange, text},
@@ -95,8 +95,8 @@ impl Caller<'_> {
             63..=68 => self.compaction(),
             69..=74 => self.repeat(),
             75..=80 => self.on_a_task("/cancel"),
-            81..=84 if self.stage.capabilities.task_retry => self.on_a_task("/retry"),
-            81..=91 => self.look(),
+            81..=84 => self.on_a_task("/retry"),
+            85..=91 => self.look(),
             92..=94 => {
                 self.ask(Ask::post(self.path("/pause"), json!({})));
                 thread::sleep(self.random.ms(0, 80));
@@ -127,7 +127,7 @@ impl Caller<'_> {
         let hangs = self.stage.plan.hangs;
         let text = prompt(&mut self.random, witness, hangs, &marker);
         let mut body = json!({ "prompt": text });
-        if self.stage.capabilities.expiry && !witness && self.random.one_in(15) {
+        if !witness && self.random.one_in(15) {
             body["expires_in_ms"] = json!(self.random.between(1, 3_000));
         }
         let wait = if witness { "/turns?wait=5" } else { "/turns" };
@@ -207,7 +207,7 @@ pub fn meddle(stage: &Stage) {
             continue;
         }
         if random.one_in(3) {
-            answer_permissions(stage, &client, &mut random);
+            answer_permissions(&client, &mut random);
         }
         let life = stage.plan.lives.get(stage.life().saturating_sub(1));
         let every = life.and_then(|life| life.kills_agents);
@@ -219,12 +219,8 @@ pub fn meddle(stage: &Stage) {
 }
 
 /// Answers pending permissions: with an option, or with a cancel.
-pub fn answer_permissions(stage: &Stage, client: &Client<'_>, random: &mut Random) {
-    if !stage.capabilities.permissions {
-        return;
-    }
-    let Some(page) = client.read("/v1/permissions?state=pending") else { return };
-    let page: Value = serde_json::from_str(&page).unwrap_or_default();
+pub fn answer_permissions(client: &Client<'_>, random: &mut Random) {
+    let page = client.json("/v1/permissions?state=pending").unwrap_or_default();
     for permission in page["items"].as_array().into_iter().flatten() {
         let path = format!("/v1/permissions/{}", text(permission, "id"));
         let options = permission["options"].as_array().filter(|options| !options.is_empty());
@@ -242,10 +238,7 @@ fn kill_an_agent(stage: &Stage, client: &Client<'_>, random: &mut Random) {
     if group.witness {
         return;
     }
-    let Some(runs) = client.read(&format!("/v1/groups/{}/runs?limit=1", group.name)) else {
-        return;
-    };
-    let runs: Value = serde_json::from_str(&runs).unwrap_or_default();
+    let runs = client.json(&format!("/v1/groups/{}/runs?limit=1", group.name)).unwrap_or_default();
     let run = &runs["items"][0];
     let pid = run["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
     let (Some(agent), true) = (pid, run["ended_at"].is_null()) else { return };

@@ -8,11 +8,9 @@
 //! cargo run --example rig -- --kills 200      this many kills at syncs, and the counts
 //! ```
 //!
-//! `--jobs N` seeds run at once, `--seeds N` fresh ones are drawn, and `--require NAMES` (or `all`)
-//! fails if the server lacks a capability that the rig would use. A failing seed leaves its
+//! `--jobs N` seeds run at once, and `--seeds N` fresh ones are drawn. A failing seed leaves its
 //! directory, and prints the command that repeats it.
 
-mod capability;
 mod check;
 mod collect;
 mod history;
@@ -44,7 +42,7 @@ use std::{
 
 use greenroom_test_support::programs::build;
 
-use crate::{capability::Capabilities, plan::Form, random::Random, summary::Summary};
+use crate::{plan::Form, random::Random, summary::Summary};
 
 /// An error of the rig itself ends a seed with its own message.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -63,7 +61,6 @@ struct Order {
     form: Form,
     seeds: Vec<u64>,
     jobs: usize,
-    required: String,
 }
 
 fn main() -> ExitCode {
@@ -81,7 +78,6 @@ fn order(mut arguments: impl Iterator<Item = String>) -> Result<Order> {
     let mut form = Form::Quick;
     let (mut seeds, mut kills, mut count) = (Vec::new(), 0_usize, FRESH);
     let mut jobs = 2;
-    let mut required = env::var("RIG_REQUIRE").unwrap_or_default();
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
         match argument.as_str() {
@@ -93,7 +89,6 @@ fn order(mut arguments: impl Iterator<Item = String>) -> Result<Order> {
             }
             "--seeds" => count = value()?.parse()?,
             "--jobs" => jobs = value()?.parse()?,
-            "--require" => required = value()?,
             seed => seeds.push(seed.parse().map_err(|_| format!("{seed:?} is no seed"))?),
         }
     }
@@ -104,7 +99,7 @@ fn order(mut arguments: impl Iterator<Item = String>) -> Result<Order> {
             Form::Kills(each) => fresh(kills.div_ceil(each) as u64)?,
         };
     }
-    Ok(Order { form, seeds, jobs, required })
+    Ok(Order { form, seeds, jobs })
 }
 
 fn fresh(count: u64) -> Result<Vec<u64>> {
@@ -115,19 +110,13 @@ fn fresh(count: u64) -> Result<Vec<u64>> {
 
 fn run(order: &Order) -> Result<bool> {
     build(&["--example", "scripted-agent"])?;
-    let capabilities = Capabilities::probe()?;
-    println!("capabilities:{capabilities}");
-    let missing = capabilities.missing(&order.required);
-    if !missing.is_empty() {
-        return Err(format!("the server lacks what is required: {}", missing.join(" ")).into());
-    }
     let next = AtomicUsize::new(0);
     let summary = Mutex::new(Summary::default());
     thread::scope(|scope| {
         for _ in 0..order.jobs {
             scope.spawn(|| {
                 while let Some(seed) = order.seeds.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    let played = run::play(*seed, order.form, capabilities);
+                    let played = run::play(*seed, order.form);
                     let mut summary = summary.lock().unwrap_or_else(|err| err.into_inner());
                     summary.take(*seed, order.form, played);
                 }

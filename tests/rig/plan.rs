@@ -2,6 +2,8 @@
 
 use std::{fmt, time::Duration};
 
+use greenroom_test_support::Setup;
+
 use crate::random::Random;
 
 /// Which faults a run has.
@@ -19,7 +21,8 @@ pub enum Form {
 pub struct Plan {
     pub seed: u64,
     pub groups: Vec<Group>,
-    pub limits: Limits,
+    /// The configuration that differs between seeds.
+    pub setup: Setup,
     pub lives: Vec<Life>,
     /// Whether agents may hang in ways that only the escalation ends (17 s each).
     pub hangs: bool,
@@ -32,17 +35,6 @@ pub struct Group {
     pub agent: &'static str,
     /// Whether it gets plain turns only: it must continue regardless of the others (I15).
     pub witness: bool,
-}
-
-/// The configuration.
-pub struct Limits {
-    pub running_groups: u64,
-    pub resident_agents: u64,
-    pub queue: u64,
-    pub idle_ms: u64,
-    pub on_interrupt: &'static str,
-    pub permission_policy: &'static str,
-    pub auto_compact: f64,
 }
 
 /// One life of the server, and how it ends.
@@ -116,19 +108,26 @@ impl Plan {
             let agent = if number == 0 { "plain" } else { *random.pick(&agents) };
             groups.push(Group { name: format!("group-{number}"), agent, witness: false });
         }
-        let limits = Limits {
-            running_groups: random.between(2, 5),
-            resident_agents: random.between(1, 6),
-            queue: random.between(4, 16),
-            idle_ms: *random.pick(&[0, 100, 60_000, 600_000]),
-            on_interrupt: random.pick::<&str>(&["auto", "auto", "hold", "continue"]),
-            permission_policy: random.pick::<&str>(&["ask", "ask", "allow", "reject"]),
-            auto_compact: *random.pick(&[0.0, 0.85]),
-        };
+        let setup = Setup::new()
+            .set("limits", "running_groups", random.between(2, 5))
+            .set("limits", "resident_agents", random.between(1, 6))
+            .set("limits", "queue", random.between(4, 16))
+            .text("defaults", "idle_timeout", random.pick::<&str>(&["0s", "100ms", "1m", "10m"]))
+            .text(
+                "defaults",
+                "on_interrupt",
+                random.pick::<&str>(&["auto", "auto", "hold", "continue"]),
+            )
+            .text(
+                "defaults",
+                "permission_policy",
+                random.pick::<&str>(&["ask", "ask", "allow", "reject"]),
+            )
+            .set("defaults", "auto_compact", random.pick(&[0.0, 0.85]));
         let faults = faults(seed, form, &mut random);
         let lives = faults.into_iter().map(|fault| Life::new(fault, form, &mut random)).collect();
         let hangs = form == Form::Long && random.one_in(4);
-        Self { seed, groups, limits, lives, hangs }
+        Self { seed, groups, setup, lives, hangs }
     }
 
     /// Whether a life of this plan has such a fault.

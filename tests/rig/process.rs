@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use greenroom_test_support::process;
+
 /// How long a process may outlive its run or its server.
 pub const OUTLIVES: Duration = Duration::from_secs(5);
 
@@ -25,24 +27,18 @@ pub struct Marked {
 /// Returns the live processes of every run on this data directory.
 pub fn marked(data: &Path) -> Vec<Marked> {
     let mark = format!("GREENROOM_DATA={}", data.display());
-    let pids = fs::read_dir("/proc").into_iter().flatten();
-    let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter_map(|pid| {
+    let marked = |pid| {
         let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
         let environ = String::from_utf8_lossy(&environ);
         let mut entries = environ.split('\0');
         entries.clone().find(|entry| *entry == mark)?;
         let run = entries.find_map(|entry| entry.strip_prefix("GREENROOM_RUN="));
         let run = run.unwrap_or_default().to_owned();
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (head, rest) = stat.rsplit_once(')')?;
-        let mut fields = rest.split_whitespace();
-        let state = fields.next()?;
-        let start_time = fields.nth(18)?.to_owned();
-        let name = head.split_once('(')?.1.to_owned();
-        (state != "Z" && state != "X").then_some(Marked { pid, start_time, run, name })
-    })
-    .collect()
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_owned();
+        let start_time = process::stat(pid)?.get(19)?.to_owned();
+        process::is_alive(pid).then_some(Marked { pid, start_time, run, name })
+    };
+    process::all().into_iter().filter_map(marked).collect()
 }
 
 /// Waits until no process is left for which `doomed` holds. Returns those that stay.

@@ -2,11 +2,13 @@
 //! dead (F28, F29).
 
 use std::{
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, Read as _},
     net::{SocketAddr, TcpStream},
     thread,
     time::Duration,
 };
+
+use greenroom_test_support::sse::{self, Stream};
 
 use crate::{history::Seen, random::Random, stage::Stage};
 
@@ -30,41 +32,27 @@ pub fn follow(stage: &Stage, group: &str) {
 
 fn stream(stage: &Stage, address: SocketAddr, group: &str, cursor: &mut u64) -> io::Result<()> {
     let life = stage.life();
-    let mut reader = BufReader::new(open(address, group, *cursor)?);
-    let mut line = Vec::new();
-    let mut id = None;
-    let mut is_ok = false;
+    let mut events = Stream::new(open(address, group, *cursor)?);
     loop {
-        match reader.read_until(b'\n', &mut line) {
-            Ok(0) => return Ok(()),
-            Ok(_) if line.ends_with(b"\n") => {}
-            Ok(_) => return Ok(()),
-            Err(err) if err.kind() == io::ErrorKind::WouldBlock && !stage.is_over() => continue,
-            Err(err) => return Err(err),
+        match events.read() {
+            Ok(Some(event)) => {
+                if let Some(seq) = event.id {
+                    let (group, text) = (group.to_owned(), event.data);
+                    let seen = Seen { life, at: stage.now(), group, seq, text };
+                    stage.record().seen.push(seen);
+                    *cursor = seq;
+                }
+            }
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock && !stage.is_over() => {}
+            ended => return ended.map(drop),
         }
-        let text = String::from_utf8_lossy(&line).into_owned();
-        let text = text.trim_end_matches(['\r', '\n']);
-        is_ok |= text.starts_with("HTTP/1.0 200") || text.starts_with("HTTP/1.1 200");
-        if let Some(number) = text.strip_prefix("id: ") {
-            id = number.parse().ok();
-        } else if let (Some(data), Some(seq), true) = (text.strip_prefix("data: "), id, is_ok) {
-            let (group, text) = (group.to_owned(), data.to_owned());
-            let seen = Seen { life, at: stage.now(), group, seq, text };
-            stage.record().seen.push(seen);
-            *cursor = seq;
-            id = None;
-        }
-        line.clear();
     }
 }
 
-/// In HTTP/1.0, so that the body is everything until the end, without chunks.
 fn open(address: SocketAddr, group: &str, cursor: u64) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&address, LOOK)?;
+    let path = format!("/v1/groups/{group}/events");
+    let stream = sse::connect(address, &path, &[("Last-Event-ID", &cursor.to_string())])?;
     stream.set_read_timeout(Some(LOOK))?;
-    let mut request = format!("GET /v1/groups/{group}/events HTTP/1.0\r\nHost: {address}\r\n");
-    request.push_str(&format!("Last-Event-ID: {cursor}\r\n\r\n"));
-    stream.write_all(request.as_bytes())?;
     Ok(stream)
 }
 

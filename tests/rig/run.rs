@@ -2,24 +2,25 @@
 //! and the reading of the final state.
 
 use std::{
-    process::Command,
     sync::atomic::Ordering,
     thread::{self, Scope},
     time::{Duration, Instant},
 };
 
-use greenroom_test_support::programs::built;
+use greenroom_test_support::{
+    Home, Journal, Log, poll, process,
+    server::{self, under},
+};
 use rusqlite::Connection;
 use rustix::process::Signal;
-use serde_json::{Value, from_str, json};
+use serde_json::json;
 
 use crate::{
     Result,
-    capability::Capabilities,
     check::{self, Violation},
     collect,
     history::{History, Injected, text},
-    home::Home,
+    home::{self, note},
     load,
     plan::{Fault, Form, Life, Plan},
     process::{marked, wait_gone},
@@ -51,11 +52,11 @@ pub struct Outcome {
 /// # Errors
 ///
 /// The rig itself failed; there is no verdict on the server.
-pub fn play(seed: u64, form: Form, capabilities: Capabilities) -> Result<Outcome> {
+pub fn play(seed: u64, form: Form) -> Result<Outcome> {
     let start = Instant::now();
     let plan = Plan::new(seed, form);
-    let home = Home::new(&plan)?;
-    let stage = Stage::new(plan, home, capabilities);
+    let home = home::create(&plan)?;
+    let stage = Stage::new(plan, home);
     let played = thread::scope(|scope| {
         for group in &stage.plan.groups {
             scope.spawn(|| load::call(&stage, group));
@@ -70,7 +71,7 @@ pub fn play(seed: u64, form: Form, capabilities: Capabilities) -> Result<Outcome
     let with_path = |err| format!("{err} (in {})", stage.home.path().display());
     played.map_err(with_path)?;
     let mut history = std::mem::take(&mut *stage.record());
-    history.journal = stage.home.journal()?;
+    history.journal = Journal::new(stage.home.script(), Log::default()).events();
     history.witness = witness(&stage.plan);
     let violations = check::check(&history);
     Ok(Outcome { violations, history, home: stage.home, took: start.elapsed() })
@@ -79,7 +80,7 @@ pub fn play(seed: u64, form: Form, capabilities: Capabilities) -> Result<Outcome
 /// Runs all lives that end by a fault.
 fn lives<'scope>(stage: &'scope Stage, scope: &'scope Scope<'scope, '_>) -> Result<()> {
     for (number, life) in (1..).zip(&stage.plan.lives) {
-        stage.home.note(&json!({ "event": "server-start", "life": number }))?;
+        note(&stage.home, "server-start", number)?;
         stage.life.store(number, Ordering::SeqCst);
         let mut server = Server::start(&stage.home, number, Some(&life.fault))?;
         let mut random = Random::new(stage.plan.seed, &format!("life {number}"));
@@ -96,17 +97,17 @@ fn lives<'scope>(stage: &'scope Stage, scope: &'scope Scope<'scope, '_>) -> Resu
                 let proof = strike(stage, &mut server, &life.fault);
                 weigh(stage, &server);
                 // The callers learn that it is gone only after its end.
-                let killed = server.kill();
+                server.process.kill();
                 stage.set_address(None);
                 stage.record().injected.push(Injected {
                     life: number,
                     fault: life.fault.to_string(),
                     proof: proof?,
                 });
-                killed
+                Result::Ok(())
             })?;
         } else {
-            died_at_start(stage, &mut server, number, &life.fault)?;
+            died_at_start(stage, &mut server, number, &life.fault);
         }
         ended(stage, scope, life, number)?;
     }
@@ -115,20 +116,14 @@ fn lives<'scope>(stage: &'scope Stage, scope: &'scope Scope<'scope, '_>) -> Resu
 
 /// Records the peak memory of all servers.
 fn weigh(stage: &Stage, server: &Server) {
-    let memory = server.memory();
+    let memory = process::memory(server.process.pid(), "VmHWM").unwrap_or(0);
     let mut record = stage.record();
     record.memory = record.memory.max(memory);
 }
 
 /// F26: another server on the same data refuses to start, and reports why.
 fn second_server(stage: &Stage, life: usize) {
-    let second = Command::new("timeout")
-        .arg("20")
-        .arg(built("greenroom").unwrap_or_default())
-        .args(["serve", "--config"])
-        .arg(stage.home.config())
-        .output();
-    match second {
+    match under(&["timeout", "20"], &stage.home, &["serve"]).output() {
         // 124: it still ran at the timeout. A signal: the fault's kill reaches only the first
         // server.
         Ok(output) if output.status.success() || output.status.code() == Some(124) => {
@@ -150,7 +145,7 @@ fn ended<'scope>(
     life: &Life,
     number: usize,
 ) -> Result<()> {
-    stage.home.note(&json!({ "event": "server-end", "life": number }))?;
+    note(&stage.home, "server-end", number)?;
     let left = marked(&stage.home.data());
     let wait = move || {
         let orphans = wait_gone(&stage.home.data(), |one| left.contains(one));
@@ -163,34 +158,27 @@ fn ended<'scope>(
     } else {
         wait();
     }
-    verify(stage, number)
+    verify(stage, number);
+    Ok(())
 }
 
 /// I13: `greenroom verify` finds nothing, and neither does SQLite.
-fn verify(stage: &Stage, life: usize) -> Result<()> {
-    if !stage.home.data().join("greenroom.db").exists() {
+fn verify(stage: &Stage, life: usize) {
+    if !stage.home.file("data/greenroom.db").exists() {
         // The server was killed before it created one.
-        return Ok(());
+        return;
     }
-    let verified = Command::new(built("greenroom")?)
-        .args(["verify", "--config"])
-        .arg(stage.home.config())
-        .output()?;
-    if !verified.status.success() {
-        let output = [verified.stdout, verified.stderr].concat();
-        let output = String::from_utf8_lossy(&output).into_owned();
-        if !output.contains("no such table") {
-            stage.record().damage.push(format!("after life {life}: verify: {output}"));
-        }
+    let (code, output) = server::verify(&stage.home, &[]);
+    if code != 0 && !output.contains("no such table") {
+        stage.record().damage.push(format!("after life {life}: verify: {output}"));
     }
-    Ok(())
 }
 
 /// Runs a life without faults: callers repeat unanswered requests, all groups become idle and are
 /// read.
 fn last_life(stage: &Stage) -> Result<()> {
     let number = stage.plan.lives.len() + 1;
-    stage.home.note(&json!({ "event": "server-start", "life": number }))?;
+    note(&stage.home, "server-start", number)?;
     stage.life.store(number, Ordering::SeqCst);
     let mut server = Server::start(&stage.home, number, None)?;
     let Some(address) = server.wait_ready()? else {
@@ -214,19 +202,19 @@ fn last_life(stage: &Stage) -> Result<()> {
     }
     runs_left_nothing(stage);
     weigh(stage, &server);
-    server.send(Signal::TERM)?;
-    let ended = server.wait_exit(PATIENCE)?;
+    process::signal(server.process.pid(), Signal::TERM);
+    let ended = server.process.wait_exit(PATIENCE);
     if ended.and_then(|status| status.code()) != Some(0) {
         stage.record().stuck.push(format!("SIGTERM at rest: the server ended with {ended:?}"));
     }
-    server.kill()?;
+    drop(server);
     stage.set_address(None);
-    stage.home.note(&json!({ "event": "server-end", "life": number }))?;
+    note(&stage.home, "server-end", number)?;
     let orphans = wait_gone(&stage.home.data(), |_| true);
     let found = orphans.iter().map(|one| format!("after the last life: {one:?}"));
     stage.record().orphans.extend(found);
-    verify(stage, number)?;
-    let database = Connection::open(stage.home.data().join("greenroom.db"))?;
+    verify(stage, number);
+    let database = Connection::open(stage.home.file("data/greenroom.db"))?;
     let check: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
     if check != "ok" {
         stage.record().damage.push(format!("integrity_check: {check}"));
@@ -240,12 +228,11 @@ fn rest(stage: &Stage) {
     let mut random = Random::new(stage.plan.seed, "rest");
     let start = Instant::now();
     loop {
-        load::answer_permissions(stage, &client, &mut random);
+        load::answer_permissions(&client, &mut random);
         let mut busy = Vec::new();
         for group in &stage.plan.groups {
             let path = format!("/v1/groups/{}", group.name);
-            let shown: Value =
-                client.read(&path).and_then(|shown| from_str(&shown).ok()).unwrap_or_default();
+            let shown = client.json(&path).unwrap_or_default();
             match text(&shown, "status") {
                 "idle" | "archived" if shown["queue_length"] == 0 => continue,
                 "held" | "paused" | "degraded" => {
@@ -270,18 +257,14 @@ fn rest(stage: &Stage) {
 
 /// Waits until the reader of a group reaches its last frame.
 fn readers_arrive(stage: &Stage, group: &str, last_seq: u64) {
-    let start = Instant::now();
-    let arrived = || {
+    let arrived = poll(PATIENCE, || {
         let record = stage.record();
-        let last = record.seen.iter().rev().find(|seen| seen.group == group);
-        last.is_some_and(|seen| last_seq <= seen.seq)
-    };
-    while !arrived() {
-        if PATIENCE < start.elapsed() {
-            let stuck = format!("the reader of {group} never reached frame {last_seq}");
-            return stage.record().stuck.push(stuck);
-        }
-        thread::sleep(POLL);
+        let last = record.seen.iter().rev().find(|seen| seen.group == group)?;
+        (last_seq <= last.seq).then_some(())
+    });
+    if arrived.is_none() {
+        let stuck = format!("the reader of {group} never reached frame {last_seq}");
+        stage.record().stuck.push(stuck);
     }
 }
 

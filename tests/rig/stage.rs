@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use greenroom_test_support::http::{self, Reply};
+use greenroom_test_support::{
+    Home,
+    http::{self, Reply},
+};
 use serde_json::Value;
 
 use crate::{
-    capability::Capabilities,
     history::{Exchange, History},
-    home::Home,
     plan::Plan,
 };
 
@@ -26,7 +27,6 @@ const EXCHANGE: Duration = Duration::from_secs(10);
 pub struct Stage {
     pub plan: Plan,
     pub home: Home,
-    pub capabilities: Capabilities,
     /// Counts the server's lives, from 1.
     pub life: AtomicUsize,
     /// The load ends: callers submit no more work.
@@ -39,11 +39,10 @@ pub struct Stage {
 }
 
 impl Stage {
-    pub fn new(plan: Plan, home: Home, capabilities: Capabilities) -> Self {
+    pub fn new(plan: Plan, home: Home) -> Self {
         Self {
             plan,
             home,
-            capabilities,
             life: AtomicUsize::new(0),
             calm: AtomicBool::new(false),
             over: AtomicBool::new(false),
@@ -87,8 +86,7 @@ impl Stage {
 
     /// Returns a new client.
     pub fn client(&self) -> Client<'_> {
-        let agent = http::client_within(EXCHANGE);
-        Client { stage: self, agent }
+        Client { stage: self, agent: http::client(EXCHANGE) }
     }
 }
 
@@ -123,7 +121,14 @@ impl Client<'_> {
         let address = self.stage.address()?;
         let life = self.stage.life();
         let sent = self.stage.now();
-        let (status, answer) = self.exchange(address, ask).unwrap_or_default();
+        let mut headers: Vec<(&str, &str)> = Vec::new();
+        headers.extend(ask.key.iter().map(|key| ("Idempotency-Key", key.as_str())));
+        let body = (!ask.body.is_null()).then(|| ask.body.to_string());
+        headers.extend(body.iter().map(|_| ("Content-Type", "application/json")));
+        let (url, body) = (format!("http://{address}{}", ask.path), body.as_deref());
+        let body = body.map(str::as_bytes);
+        let reply = http::exchange(&self.agent, ask.method, &url, &headers, body);
+        let Reply { status, body, .. } = reply.unwrap_or_default();
         let exchange = Exchange {
             life,
             sent,
@@ -133,27 +138,26 @@ impl Client<'_> {
             key: ask.key.clone(),
             body: ask.body.clone(),
             status,
-            answer,
+            answer: serde_json::from_slice(&body).unwrap_or_default(),
         };
         self.stage.record().exchanges.push(exchange.clone());
         Some(exchange)
     }
 
-    /// Reads without a record in the history. Returns the answer's status and text, if there is
-    /// one.
-    pub fn get(&self, path: &str) -> Option<(u16, String)> {
-        let reply = self.fetch(path)?;
-        Some((reply.status, reply.text()))
-    }
-
-    fn fetch(&self, path: &str) -> Option<Reply> {
+    /// Reads without a record in the history. Returns the answer, if there is one.
+    pub fn get(&self, path: &str) -> Option<Reply> {
         let url = format!("http://{}{path}", self.stage.address()?);
         http::exchange(&self.agent, "GET", &url, &[], None).ok()
     }
 
     /// Reads likewise. Returns the answer's text, if it was 200.
     pub fn read(&self, path: &str) -> Option<String> {
-        self.get(path).filter(|(status, _)| *status == 200).map(|(_, text)| text)
+        self.get(path).filter(|reply| reply.status == 200).map(|reply| reply.text())
+    }
+
+    /// [`Self::read`] of a JSON value.
+    pub fn json(&self, path: &str) -> Option<Value> {
+        serde_json::from_str(&self.read(path)?).ok()
     }
 
     /// Returns the year by the server's clock.
@@ -163,7 +167,7 @@ impl Client<'_> {
 
     /// Returns the time by the server's clock, in HTTP's format.
     fn date(&self) -> Option<String> {
-        Some(self.fetch("/healthz")?.header("date")?.to_owned())
+        Some(self.get("/healthz")?.header("date")?.to_owned())
     }
 
     /// Returns the seconds of the day by the server's clock.
@@ -172,16 +176,5 @@ impl Client<'_> {
         let time = date.split(' ').find(|word| word.contains(':'))?;
         let parts = time.split(':').map(|part| part.parse::<u64>().ok());
         parts.collect::<Option<Vec<_>>>().map(|parts| parts.iter().fold(0, |sum, n| sum * 60 + n))
-    }
-
-    fn exchange(&self, address: SocketAddr, ask: &Ask) -> Result<(u16, Value), ureq::Error> {
-        let url = format!("http://{address}{}", ask.path);
-        let mut headers: Vec<(&str, &str)> = Vec::new();
-        headers.extend(ask.key.iter().map(|key| ("Idempotency-Key", key.as_str())));
-        let body = (!ask.body.is_null()).then(|| ask.body.to_string());
-        headers.extend(body.iter().map(|_| ("Content-Type", "application/json")));
-        let body = body.as_deref().map(str::as_bytes);
-        let reply = http::exchange(&self.agent, ask.method, &url, &headers, body)?;
-        Ok((reply.status, serde_json::from_slice(&reply.body).unwrap_or_default()))
     }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::{
     Result,
     history::{History, is_over, text},
+    home,
     plan::Form,
     run::Outcome,
 };
@@ -77,7 +78,7 @@ impl Summary {
         add(&mut self.faults, faults);
         add(&mut self.states, states);
         if violations.is_empty() {
-            if let Err(err) = home.remove() {
+            if let Err(err) = home::remove(&home) {
                 println!("  {} stays: {err}", home.path().display());
             }
             return;

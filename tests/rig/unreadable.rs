@@ -1,13 +1,9 @@
 //! A database with an unreadable row (I15): its group is `broken` and the others continue; once the
 //! row is readable again, the group continues too.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
-
+use greenroom_test_support::poll;
 use rusqlite::Connection;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     Result,
@@ -18,8 +14,6 @@ use crate::{
 
 /// A group that no caller uses.
 const PATH: &str = "/v1/groups/damaged";
-
-const POLL: Duration = Duration::from_millis(20);
 
 /// Kills the server, damages a row, and starts a server that must still do its work. Returns the
 /// proof that the group was broken.
@@ -32,14 +26,14 @@ pub fn strike(stage: &Stage, server: &mut Server) -> Result<Option<String>> {
         Ok(database.execute(sql, [])?)
     })?;
     let before = witness(stage, &client)?;
-    let shown = until(|| read(&client, PATH).filter(|shown| shown["status"] == "broken"))?;
+    let shown = until(|| client.json(PATH).filter(|shown| shown["status"] == "broken"))?;
     // The witness has a turn at almost any time.
     until(|| witness(stage, &client).ok().filter(|now| *now > before))?;
     restart(stage, server, |database| {
         let sql = "UPDATE groups SET settings = substr(settings, 2) WHERE id = 'damaged'";
         Ok(database.execute(sql, [])?)
     })?;
-    until(|| read(&client, PATH).filter(|shown| shown["status"] == "idle"))?;
+    until(|| client.json(PATH).filter(|shown| shown["status"] == "idle"))?;
     Ok(Some(format!("a group was broken: {}", text(&shown, "broken"))))
 }
 
@@ -48,9 +42,9 @@ fn restart(
     server: &mut Server,
     change: impl Fn(&Connection) -> Result<usize>,
 ) -> Result<()> {
-    server.kill()?;
+    server.process.kill();
     stage.set_address(None);
-    let database = Connection::open(stage.home.data().join("greenroom.db"))?;
+    let database = Connection::open(stage.home.file("data/greenroom.db"))?;
     if change(&database)? != 1 {
         return Err("there is no such row".into());
     }
@@ -64,23 +58,10 @@ fn restart(
 /// Returns the last frame of the witness.
 fn witness(stage: &Stage, client: &Client<'_>) -> Result<u64> {
     let group = stage.plan.groups.iter().find(|group| group.witness).ok_or("no witness")?;
-    let shown = read(client, &format!("/v1/groups/{}", group.name)).unwrap_or_default();
+    let shown = client.json(&format!("/v1/groups/{}", group.name)).unwrap_or_default();
     Ok(shown["last_seq"].as_u64().unwrap_or(0))
 }
 
-fn read(client: &Client<'_>, path: &str) -> Option<Value> {
-    client.read(path).and_then(|shown| serde_json::from_str(&shown).ok())
-}
-
-fn until<T>(mut look: impl FnMut() -> Option<T>) -> Result<T> {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return Ok(found);
-        }
-        if PATIENCE < start.elapsed() {
-            return Err("a group with an unreadable row: timed out".into());
-        }
-        thread::sleep(POLL);
-    }
+fn until<T>(look: impl FnMut() -> Option<T>) -> Result<T> {
+    Ok(poll(PATIENCE, look).ok_or("a group with an unreadable row: timed out")?)
 }

@@ -10,18 +10,19 @@ use crate::{
     Result, Scale,
     database::read_blocks,
     rows::{GROUP, fill},
-    server::{Server, Setup},
+    server::{connect, setup, start},
     subscriber::Subscriber,
     table::{Line, median, ms, ratio},
 };
+use greenroom_test_support::Server;
 
 const SHORT: &str = "short";
 const OTHER: &str = "other";
 
 /// Attaches to a long transcript and to one a tenth as long, beside a bare read of the database.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
-    let server = Server::start(Setup::default())?;
-    let mut client = server.connect()?;
+    let server = start(setup())?;
+    let mut client = connect(&server)?;
     let long = fill(&mut client, GROUP, scale.history)?;
     let short = fill(&mut client, SHORT, scale.history / 10)?;
     client.turn(OTHER, "empty")?;
@@ -46,7 +47,7 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
         quiet_firsts.push(first);
         quiet_alls.push(all);
         quiet_shorts.push(attach(&server, SHORT, short)?.0);
-        bare.push(read_blocks(&server.path().join("data/greenroom.db"))?);
+        bare.push(read_blocks(&server.home.file("data/greenroom.db"))?);
     }
     let (first, short) = (median(quiet_firsts), median(quiet_shorts));
     let (all, bare) = (median(quiet_alls), median(bare));
@@ -102,7 +103,7 @@ fn worst_turn(server: &Server, work: impl FnOnce() -> Result<()>) -> Result<f64>
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let other = scope.spawn(|| -> Result<f64> {
-            let mut client = server.connect()?;
+            let mut client = connect(server)?;
             let mut worst = 0.0_f64;
             while !done.load(Ordering::Relaxed) {
                 let start = Instant::now();

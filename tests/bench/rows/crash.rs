@@ -5,25 +5,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use greenroom_test_support::process::signal;
+use greenroom_test_support::{poll, process::signal};
 use rustix::process::Signal;
 
 use crate::{
     Result, Scale, http,
     http::Connection,
     rows::{GROUP, repeat},
-    server::{Server, Setup},
+    server::{connect, setup, start},
     subscriber::Subscriber,
     table::{Line, median, ms},
 };
 
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// From the kill to the turn's answer; a subscriber stays connected.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
-    let server = Server::start(Setup::default())?;
-    let mut client = server.connect()?;
+    let server = start(setup())?;
+    let mut client = connect(&server)?;
     client.turn(GROUP, "empty")?;
     let mut subscriber = Subscriber::open(server.address(), GROUP, 0)?;
-    let mut looking = server.connect()?;
+    let mut looking = connect(&server)?;
     let settled = repeat(scale, || {
         thread::scope(|scope| {
             let turn = scope.spawn(|| -> Result<(Instant, bool)> {
@@ -56,14 +58,11 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
 
 /// Returns the process id that the hanging agent reports; each is new, as the last one was killed.
 fn hanging(client: &mut Connection) -> Result<u32> {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(10) {
-        let page = client.get(&format!("/v1/groups/{GROUP}/frames?order=desc&limit=1"))?;
+    let path = format!("/v1/groups/{GROUP}/frames?order=desc&limit=1");
+    let found = poll(PATIENCE, || {
+        let page = client.get(&path).ok()?;
         let text = &page["items"][0]["payload"]["params"]["update"]["content"]["text"];
-        if let Some(pid) = text.as_str().and_then(|text| text.strip_prefix("pid ")) {
-            return Ok(pid.parse()?);
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    Err("the agent does not hang".into())
+        text.as_str()?.strip_prefix("pid ")?.parse().ok()
+    });
+    Ok(found.ok_or("the agent does not hang")?)
 }

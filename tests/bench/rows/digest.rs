@@ -7,7 +7,7 @@ use crate::{
     frame_path::{FramePath, Work},
     http::Connection,
     rows::fill,
-    server::{Server, Setup},
+    server::{connect, setup, start},
     table::{Line, median, ratio, us},
 };
 
@@ -18,8 +18,8 @@ const READS: usize = 200;
 
 /// `GET …/digest` of a short transcript and of one a thousand times as long, in turn (TD-11).
 pub fn read(scale: &Scale) -> Result<Vec<Line>> {
-    let server = Server::start(Setup::default())?;
-    let mut client = server.connect()?;
+    let server = start(setup())?;
+    let mut client = connect(&server)?;
     fill(&mut client, "short", SHORT_FRAMES)?;
     fill(&mut client, "long", scale.many_frames)?;
     let (mut shorts, mut longs) = (vec![], vec![]);

@@ -6,7 +6,7 @@ use crate::{
     Result, Scale,
     database::checkpoint,
     rows::{GROUP, fill},
-    server::{Server, Setup},
+    server::{connect, setup, start},
     table::{Line, ratio},
 };
 
@@ -14,12 +14,13 @@ const FRAME_BYTES: f64 = 200.0;
 
 /// Bytes of the database for each frame, after the write-ahead log was moved into it.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
-    let mut server = Server::start(Setup::default())?;
-    let database = server.path().join("data/greenroom.db");
+    let mut server = start(setup())?;
+    let database = server.home.file("data/greenroom.db");
     let empty = fs::metadata(&database)?.len();
-    let frames = fill(&mut server.connect()?, GROUP, scale.history)? as f64;
-    let log = fs::metadata(server.path().join("data/greenroom.db-wal"))?.len() as f64;
-    server.stop()?;
+    let frames = fill(&mut connect(&server)?, GROUP, scale.history)? as f64;
+    let log = fs::metadata(server.home.file("data/greenroom.db-wal"))?.len() as f64;
+    server.terminate();
+    server.wait_exit();
     checkpoint(&database)?;
     let bytes = (fs::metadata(&database)?.len() - empty) as f64 / frames;
     Ok(vec![Line {

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     Result, Scale,
     rows::GROUP,
-    server::{Server, Setup},
+    server::{connect, cpu_seconds, setup, start},
     subscriber::Subscriber,
     table::{Line, median, rate, ratio, us},
 };
@@ -21,8 +21,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// Streams 200-byte frames to 32 subscribers, beside 32 sockets that carry the same bytes.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
     let count = scale.frames / 4;
-    let server = Server::start(Setup::default())?;
-    let mut client = server.connect()?;
+    let server = start(setup())?;
+    let mut client = connect(&server)?;
     let mut last = client.turn(GROUP, "empty")?["seq_last"].as_u64().unwrap_or_default();
     let mut subscribers = (0..SUBSCRIBERS)
         .map(|_| Subscriber::open(server.address(), GROUP, 0))
@@ -34,7 +34,7 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
             subscriber.read_to(last)?;
             subscriber.bytes = 0;
         }
-        let (cpu, start) = (server.cpu()?, Instant::now());
+        let (cpu, start) = (cpu_seconds(&server), Instant::now());
         last = thread::scope(|scope| -> Result<u64> {
             let readers: Vec<_> = subscribers
                 .iter_mut()
@@ -50,7 +50,7 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
         // The last rates are those of each reader; the slowest reader counts.
         let measured = rates.split_off(rates.len() - SUBSCRIBERS);
         rates.push(measured.into_iter().fold(f64::INFINITY, f64::min));
-        cpus.push((server.cpu()? - cpu) / delivered);
+        cpus.push((cpu_seconds(&server) - cpu) / delivered);
         let bytes: usize = subscribers.iter().map(|subscriber| subscriber.bytes).sum();
         bare.push(delivered / carry(bytes / SUBSCRIBERS)?);
     }

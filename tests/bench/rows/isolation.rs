@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use greenroom_test_support::poll;
+use serde_json::{Value, json};
 
 use crate::{
     Result, Scale,
     http::{self, Connection},
     pace,
-    server::{PANICS, Server, Setup},
+    server::{FAILING, PANICS, setup, start_build},
     table::{Line, ms, quantile, ratio},
 };
 
@@ -60,7 +61,8 @@ const PHASES: [(&str, &[Disturber]); 7] = [
 
 /// From POST to the agent's receipt of the prompt, median and p99.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
-    let server = Server::start(Setup { fails: true, ..Setup::default() })?;
+    let server =
+        start_build(FAILING, setup().environment("FAILPOINT", &format!("group={PANICS}")))?;
     let address = server.address();
     let names = AtomicUsize::new(0);
     // The first turns start the agents.
@@ -141,7 +143,7 @@ impl Disturber {
                 while !over.load(Ordering::Relaxed) {
                     thread::sleep(POLL);
                 }
-                client.exchange(&http::post("/v1/groups/flood/stop"))?;
+                client.exchange(&http::request("POST", "/v1/groups/flood/stop", &json!({})))?;
                 let idle = |group: &Value| group["status"] == "idle";
                 wait(|| Ok(idle(&client.get("/v1/groups/flood")?)))
             }
@@ -158,7 +160,8 @@ impl Disturber {
                 }
                 // Refused while the group is being rebuilt.
                 let mut delete = |group: &String| {
-                    let request = http::delete(&format!("/v1/groups/{group}"));
+                    let request =
+                        http::request("DELETE", &format!("/v1/groups/{group}"), &Value::Null);
                     wait(|| Ok(client.exchange(&request).is_ok()))
                 };
                 groups.iter().try_for_each(&mut delete)
@@ -166,7 +169,9 @@ impl Disturber {
             Crashes => {
                 while !over.load(Ordering::Relaxed) {
                     let group = name("crashes-");
-                    client.exchange(&http::put_for(&group, "crashes"))?;
+                    let (path, crashes) =
+                        (format!("/v1/groups/{group}"), json!({ "agent": "crashes" }));
+                    client.exchange(&http::request("PUT", &path, &crashes))?;
                     client.exchange(&http::turn(&group, "empty", 60))?;
                 }
                 Ok(())
@@ -176,12 +181,6 @@ impl Disturber {
 }
 
 fn wait(mut fits: impl FnMut() -> Result<bool>) -> Result<()> {
-    let start = Instant::now();
-    while !fits()? {
-        if start.elapsed() > PATIENCE {
-            return Err("a disturber does not end".into());
-        }
-        thread::sleep(POLL);
-    }
-    Ok(())
+    let ended = poll(PATIENCE, || fits().map(|fits| fits.then_some(())).transpose());
+    ended.ok_or("a disturber does not end")?
 }

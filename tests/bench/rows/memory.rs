@@ -1,14 +1,13 @@
 //! The server's memory, and its processor time when idle.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
+
+use greenroom_test_support::{poll, process};
 
 use crate::{
-    Result, Scale, crowd, http, process,
+    Result, Scale, crowd, http,
     rows::{GROUP, fill},
-    server::{Server, Setup},
+    server::{connect, cpu_seconds, setup, start},
     subscriber::Subscriber,
     table::{Line, mib},
 };
@@ -24,9 +23,9 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
 }
 
 fn long_transcript(scale: &Scale) -> Result<Line> {
-    let server = Server::start(Setup::default())?;
-    let fresh = process::resident(server.pid()?)?;
-    let mut client = server.connect()?;
+    let server = start(setup())?;
+    let fresh = resident(server.pid())?;
+    let mut client = connect(&server)?;
     let last = fill(&mut client, GROUP, scale.history)?;
     let mut readers = Vec::new();
     for _ in 0..ATTACHES {
@@ -35,7 +34,7 @@ fn long_transcript(scale: &Scale) -> Result<Line> {
         reader.read_to_seam()?;
         readers.push(reader);
     }
-    let resident = process::resident(server.pid()?)?;
+    let resident = resident(server.pid())?;
     Ok(Line {
         name: format!("memory after {} frames and {ATTACHES} attaches", scale.history),
         greenroom: mib(resident),
@@ -47,11 +46,15 @@ fn long_transcript(scale: &Scale) -> Result<Line> {
     })
 }
 
+fn resident(pid: u32) -> Result<f64> {
+    Ok(process::memory(pid, "VmRSS").ok_or("the server is gone")? as f64)
+}
+
 /// Groups without a turn, or with one turn each and a stopped agent.
 fn idle_groups(scale: &Scale, used: bool) -> Result<Line> {
-    let server = Server::start(Setup { idle_timeout: "0s", ..Setup::default() })?;
-    let pid = server.pid()?;
-    let fresh = process::resident(pid)?;
+    let server = start(setup().text("defaults", "idle_timeout", "0s"))?;
+    let pid = server.pid();
+    let fresh = resident(pid)?;
     let request = |group: usize| {
         let group = format!("g{group}");
         if used { http::turn(&group, "empty", 60) } else { http::put(&group) }
@@ -59,17 +62,14 @@ fn idle_groups(scale: &Scale, used: bool) -> Result<Line> {
     let clients = (0..CLIENTS)
         .map(|client| (client..scale.idle_groups).step_by(CLIENTS).map(request).collect());
     crowd::send(server.address(), clients.collect(), 1)?;
-    let start = Instant::now();
-    while process::children(pid)? > 0 {
-        if start.elapsed() > PATIENCE {
-            return Err("idle agents do not end".into());
-        }
-        thread::sleep(Duration::from_millis(100));
-    }
-    let resident = process::resident(pid)?;
-    let cpu = server.cpu()?;
+    let has_child =
+        || process::all().into_iter().any(|child| process::parent_of_live(child) == Some(pid));
+    let ended = poll(PATIENCE, || (!has_child()).then_some(()));
+    ended.ok_or("idle agents do not end")?;
+    let resident = resident(pid)?;
+    let cpu = cpu_seconds(&server);
     thread::sleep(IDLE);
-    let share = (server.cpu()? - cpu) / IDLE.as_secs_f64();
+    let share = (cpu_seconds(&server) - cpu) / IDLE.as_secs_f64();
     let what = if used { "after a turn each" } else { "just made" };
     Ok(Line {
         name: format!("memory of {} idle groups, {what}; processor use", scale.idle_groups),

@@ -5,15 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     Result, Scale, crowd,
     http::{self, Connection},
     rows::{GROUP, repeat},
-    server::{Server, Setup},
+    server::{connect, setup, start},
     table::{Line, median, ms, rate, ratio},
 };
+use greenroom_test_support::Server;
 
 const CLIENTS: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -21,8 +22,8 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// The rate at which one group accepts turns during a turn that never ends.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
-    let server = Server::start(Setup { queue: 1_000_000, ..Setup::default() })?;
-    server.connect()?.exchange(&http::turn(GROUP, "hang", 0))?;
+    let server = start(setup().set("limits", "queue", 1_000_000))?;
+    connect(&server)?.exchange(&http::turn(GROUP, "hang", 0))?;
     let burst = scale.backlog / 50;
     accept(&server, burst)?;
     let early = median(repeat(scale, || accept(&server, burst / 5))?);
@@ -42,7 +43,7 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
 }
 
 fn accept(server: &Server, turns: usize) -> Result<f64> {
-    let mut client = server.connect()?;
+    let mut client = connect(server)?;
     let request = http::turn(GROUP, "empty", 0);
     let start = Instant::now();
     for _ in 0..turns {
@@ -55,7 +56,8 @@ fn accept(server: &Server, turns: usize) -> Result<f64> {
 /// without a deadline to start; and the reading of the queue.
 pub fn drain(scale: &Scale) -> Result<Vec<Line>> {
     let plain = http::turn(GROUP, "empty", 0);
-    let expiring = http::turn_within(GROUP, "empty", 3_600_000);
+    let body = json!({ "prompt": "empty", "expires_in_ms": 3_600_000 });
+    let expiring = http::request("POST", &format!("/v1/groups/{GROUP}/turns"), &body);
     let line = |name: &str, (early, late): (f64, f64)| Line {
         name: format!("turns of one group, {} waiting against few{name}", scale.queue),
         greenroom: format!("{} against {}", rate(early), rate(late)),
@@ -72,13 +74,13 @@ pub fn drain(scale: &Scale) -> Result<Vec<Line>> {
 /// Returns the time to read the queue, and the rates of its turns while it is almost full and
 /// almost empty.
 fn drained(scale: &Scale, request: &[u8]) -> Result<(Line, (f64, f64))> {
-    let server = Server::start(Setup { queue: 1_000_000, ..Setup::default() })?;
-    server.connect()?.exchange(&http::turn(GROUP, "hang", 0))?;
+    let server = start(setup().set("limits", "queue", 1_000_000))?;
+    connect(&server)?.exchange(&http::turn(GROUP, "hang", 0))?;
     crowd::spread(server.address(), vec![request.to_vec(); scale.queue])?;
-    let mut client = server.connect()?;
+    let mut client = connect(&server)?;
     let read = read(&mut client, scale)?;
     // Ends the turn that never ends, and its agent: the queue then continues with another one.
-    client.exchange(&http::post(&format!("/v1/groups/{GROUP}/stop")))?;
+    client.exchange(&http::request("POST", &format!("/v1/groups/{GROUP}/stop"), &json!({})))?;
     let (start, mut seen) = (Instant::now(), Vec::new());
     loop {
         let depth = client.get("/v1/status")?["queue_depth"].as_u64().ok_or("no queue_depth")?;

@@ -8,24 +8,26 @@ use std::{
 use crate::{
     Result, Scale, crowd, http,
     rows::{GROUP, fill, repeat},
-    server::{Server, Setup},
+    server::{connect, setup, start},
     subscriber::Subscriber,
     table::{Line, median, ms},
 };
+use greenroom_test_support::Server;
 
 /// The most seconds of a restart with any amount of data (F31).
 const READY_MAX: f64 = 10.0;
 
 /// From the spawn to the first frame that a client reads; after SIGKILL and after SIGTERM.
 pub fn run(scale: &Scale) -> Result<Vec<Line>> {
-    let mut server = Server::start(Setup::default())?;
-    fill(&mut server.connect()?, GROUP, scale.history)?;
+    let mut server = start(setup())?;
+    fill(&mut connect(&server)?, GROUP, scale.history)?;
     let killed = repeat(scale, || {
-        server.kill()?;
+        server.kill();
         first_frame(&mut server)
     })?;
     let stopped = repeat(scale, || {
-        server.stop()?;
+        server.terminate();
+        server.wait_exit();
         first_frame(&mut server)
     })?;
     let killed = median(killed);
@@ -41,7 +43,7 @@ pub fn run(scale: &Scale) -> Result<Vec<Line>> {
 
 fn first_frame(server: &mut Server) -> Result<f64> {
     let start = Instant::now();
-    server.spawn()?;
+    server.spawn();
     while start.elapsed() < Duration::from_secs(10) {
         // Refused connections, and answers before the groups are known, are both retried.
         if let Ok(mut reader) = Subscriber::open(server.address(), GROUP, 0)
@@ -60,17 +62,17 @@ pub fn large(scale: &Scale) -> Result<Vec<Line>> {
     let waiting = |group: &str| http::turn(group, "empty", 0);
     let long = |server: &Server| {
         // Queued during a turn that never ends; after the restart the first of them starts at once.
-        server.connect()?.exchange(&http::turn("g0", "hang", 0))?;
+        connect(server)?.exchange(&http::turn("g0", "hang", 0))?;
         crowd::spread(server.address(), vec![waiting("g0"); tasks])
     };
     let idle = |server: &Server| {
         crowd::spread(server.address(), names(groups).map(|group| http::put(&group)).collect())
     };
     let busy = |server: &Server| {
-        server.connect()?.exchange(&http::turn("holds-the-slot", "hang", 0))?;
+        connect(server)?.exchange(&http::turn("holds-the-slot", "hang", 0))?;
         crowd::spread(server.address(), names(groups).map(|group| waiting(&group)).collect())
     };
-    let frames = |server: &Server| fill(&mut server.connect()?, "g0", scale.many_frames).map(drop);
+    let frames = |server: &Server| fill(&mut connect(server)?, "g0", scale.many_frames).map(drop);
     Ok(vec![
         back(&format!("{tasks} waiting tasks in one group"), 1, &long)?,
         back(&format!("{groups} idle groups"), groups, &idle)?,
@@ -85,16 +87,16 @@ fn names(groups: usize) -> impl Iterator<Item = String> {
 
 /// Kills a server with this number of filled groups, and measures the time until it is ready again.
 fn back(what: &str, groups: usize, fill: &dyn Fn(&Server) -> Result<()>) -> Result<Line> {
-    let setup = Setup { running_groups: 1, queue: 1_000_000, ..Setup::default() };
-    let mut server = Server::start(setup)?;
+    let setup = setup().set("limits", "running_groups", 1).set("limits", "queue", 1_000_000);
+    let mut server = start(setup)?;
     fill(&server)?;
-    server.kill()?;
+    server.kill();
     let start = Instant::now();
-    server.spawn()?;
-    server.wait_ready()?;
+    server.spawn();
+    server.wait_for("/readyz");
     let ready = start.elapsed().as_secs_f64();
     // The last group in the order of recovery.
-    server.connect()?.get(&format!("/v1/groups/g{}", groups - 1))?;
+    connect(&server)?.get(&format!("/v1/groups/g{}", groups - 1))?;
     let answered = start.elapsed().as_secs_f64();
     Ok(Line {
         name: format!("restart with {what}: ready · last group answers"),

@@ -7,7 +7,7 @@ use crate::{
     bare::Layout,
     http::Connection,
     rows::GROUP,
-    server::{Server, Setup},
+    server::{connect, cpu_seconds, setup, start},
     subscriber::Subscriber,
     table::{Line, median, rate, ratio, us},
 };
@@ -15,8 +15,8 @@ use crate::{
 /// Streams frames of `bytes` bytes, beside a bare pipeline in both layouts.
 pub fn run(scale: &Scale, bytes: usize) -> Result<Vec<Line>> {
     let count = if bytes > 1000 { scale.frames / 4 } else { scale.frames };
-    let server = Server::start(Setup::default())?;
-    let mut client = server.connect()?;
+    let server = start(setup())?;
+    let mut client = connect(&server)?;
     let warm = client.turn(GROUP, "empty")?["seq_last"].as_u64().unwrap_or_default();
     let mut subscriber = Subscriber::open(server.address(), GROUP, 0)?;
     subscriber.read_to(warm)?;
@@ -26,10 +26,10 @@ pub fn run(scale: &Scale, bytes: usize) -> Result<Vec<Line>> {
     bare.stream(count, bytes, Layout::Packed)?;
     let (mut rates, mut cpus, mut rows, mut packed) = (vec![], vec![], vec![], vec![]);
     for _ in 0..scale.runs {
-        let cpu = server.cpu()?;
+        let cpu = cpu_seconds(&server);
         let took = streamed(&mut client, &mut subscriber, count, bytes)?;
         rates.push(count as f64 / took);
-        cpus.push((server.cpu()? - cpu) / count as f64);
+        cpus.push((cpu_seconds(&server) - cpu) / count as f64);
         for (layout, rates) in [(Layout::Rows, &mut rows), (Layout::Packed, &mut packed)] {
             rates.push(count as f64 / bare.stream(count, bytes, layout)?);
         }

@@ -5,16 +5,17 @@ use std::time::Instant;
 use crate::{
     Result, Scale, bare, crowd, http,
     rows::{GROUP, repeat},
-    server::{Server, Setup},
+    server::{connect, cpu_seconds, setup, start},
     table::{Line, mean, median, ms, quantile, rate, ratio, us},
 };
+use greenroom_test_support::Server;
 
 const GROUPS: usize = 64;
 
 /// One group, one plain client, one turn after another; beside a bare pipe with two commits each.
 pub fn one_group(scale: &Scale) -> Result<Vec<Line>> {
-    let server = Server::start(Setup::default())?;
-    let quiet = Server::start(Setup { log_filter: Some("warn"), ..Setup::default() })?;
+    let server = start(setup())?;
+    let quiet = start(setup().environment("GREENROOM_LOG", "warn"))?;
     let mut pipeline = bare::Pipeline::start()?;
     let (mut rates, mut cpus, mut quiets, mut bare) = (vec![], vec![], vec![], vec![]);
     // All start with a write-ahead log that was filled once.
@@ -24,9 +25,9 @@ pub fn one_group(scale: &Scale) -> Result<Vec<Line>> {
     // Many short runs in turn, so that a disturbance of the disk meets both sides.
     let turns = scale.turns / 4;
     for _ in 0..scale.runs * 4 {
-        let cpu = server.cpu()?;
+        let cpu = cpu_seconds(&server);
         rates.push(turn_rate(&server, turns)?);
-        cpus.push((server.cpu()? - cpu) / turns as f64);
+        cpus.push((cpu_seconds(&server) - cpu) / turns as f64);
         bare.push(turns as f64 / pipeline.turns(turns)?);
         quiets.push(turn_rate(&quiet, turns)?);
     }
@@ -51,7 +52,7 @@ pub fn one_group(scale: &Scale) -> Result<Vec<Line>> {
 }
 
 fn turn_rate(server: &Server, turns: u64) -> Result<f64> {
-    let mut client = server.connect()?;
+    let mut client = connect(server)?;
     client.turn(GROUP, "empty")?;
     let request = http::turn(GROUP, "empty", 60);
     let start = Instant::now();
@@ -63,8 +64,8 @@ fn turn_rate(server: &Server, turns: u64) -> Result<f64> {
 
 /// 64 groups, a client for each; beside 64 bare pipes with grouped commits.
 pub fn many_groups(scale: &Scale) -> Result<Vec<Line>> {
-    let server = Server::start(Setup::default())?;
-    let quiet = Server::start(Setup { log_filter: Some("warn"), ..Setup::default() })?;
+    let server = start(setup())?;
+    let quiet = start(setup().environment("GREENROOM_LOG", "warn"))?;
     let turns = scale.turns / 5;
     let all = |server: &Server, turns: u64| {
         let clients = (0..GROUPS).map(|group| vec![http::turn(&format!("g{group}"), "empty", 60)]);
@@ -77,9 +78,9 @@ pub fn many_groups(scale: &Scale) -> Result<Vec<Line>> {
     crowd.turns(turns / 2)?;
     let count = (GROUPS as u64 * turns) as f64;
     let runs = repeat(scale, || {
-        let cpu = server.cpu()?;
+        let cpu = cpu_seconds(&server);
         let (took, latencies) = all(&server, turns)?;
-        let cpu = (server.cpu()? - cpu) / count;
+        let cpu = (cpu_seconds(&server) - cpu) / count;
         let (quiet, _) = all(&quiet, turns)?;
         let bare = count / crowd.turns(turns)?;
         let of = |share| quantile(&latencies, share);

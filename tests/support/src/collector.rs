@@ -1,17 +1,16 @@
 //! A minimal collector of OpenTelemetry spans: it keeps every batch, and answers as scripted.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
-    time::Instant,
 };
 
 use serde_json::Value;
 
-use super::{Log, TIMEOUT, server::id, setup::Port};
+use super::{Log, eventually};
 
 const BODY_BYTES_MAX: usize = 4 << 20;
 const HEADERS_MAX: usize = 64;
@@ -49,7 +48,7 @@ struct State {
 /// A listening collector, until the test process ends.
 pub struct Collector {
     address: SocketAddr,
-    state: Arc<(Mutex<State>, Condvar)>,
+    state: Arc<Mutex<State>>,
     log: Log,
 }
 
@@ -59,15 +58,11 @@ impl Collector {
         Self::listen(TcpListener::bind(("127.0.0.1", 0)).unwrap(), &[])
     }
 
-    /// Listens on this reserved port, where the first batches get these answers, one each.
-    pub fn start_at(port: &Port, answers: &[Answer]) -> Self {
-        Self::listen(TcpListener::bind(port.address()).unwrap(), answers)
-    }
-
-    fn listen(listener: TcpListener, answers: &[Answer]) -> Self {
+    /// Listens; the first batches get these answers, one each.
+    pub fn listen(listener: TcpListener, answers: &[Answer]) -> Self {
         let address = listener.local_addr().unwrap();
         let state = State { next: answers.iter().cloned().collect(), ..State::default() };
-        let state = Arc::new((Mutex::new(state), Condvar::new()));
+        let state = Arc::new(Mutex::new(state));
         let shared = state.clone();
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -111,43 +106,27 @@ impl Collector {
     /// Waits until this number of batches arrived, whatever their answers.
     #[track_caller]
     pub fn wait_batches(&self, count: usize) -> Vec<Batch> {
-        self.wait(&format!("{count} batches"), |batches| batches.len() >= count);
-        self.batches()
+        eventually(&format!("{count} batches"), &self.log, || {
+            Some(self.batches()).filter(|batches| batches.len() >= count)
+        })
     }
 
     /// Waits until the spans of all these tasks were answered with 200, and returns them in the
     /// tasks' order.
     #[track_caller]
     pub fn wait_spans(&self, tasks: &[&Value]) -> Vec<Value> {
-        fn by_task(batches: &[Batch]) -> HashMap<&str, &Value> {
-            let taken = batches.iter().filter(|batch| batch.taken);
-            let spans = taken.flat_map(|batch| &batch.spans);
-            spans.map(|span| (attribute(span, "greenroom.task").as_str().unwrap(), span)).collect()
-        }
-        self.wait("spans of all tasks", |batches| {
-            let spans = by_task(batches);
-            tasks.iter().all(|task| spans.contains_key(id(task)))
-        });
-        let batches = self.batches();
-        let spans = by_task(&batches);
-        tasks.iter().map(|task| spans[id(task)].clone()).collect()
-    }
-
-    #[track_caller]
-    fn wait(&self, what: &str, fits: impl Fn(&[Batch]) -> bool) {
-        let deadline = Instant::now() + TIMEOUT;
-        let mut state = self.lock();
-        while !fits(&state.batches) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let arrived = state.batches.len();
-            assert!(!left.is_zero(), "{what}: {arrived} batches arrived\n{}", self.log.tail());
-            let waited = self.state.1.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        eventually("spans of all tasks", &self.log, || {
+            let spans = self.spans();
+            let of = |task: &Value| {
+                let is_of = |span: &&Value| attribute(span, "greenroom.task") == &task["id"];
+                spans.iter().rfind(is_of).cloned()
+            };
+            tasks.iter().map(|task| of(task)).collect()
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -160,18 +139,17 @@ pub fn attribute<'a>(span: &'a Value, key: &str) -> &'a Value {
 }
 
 /// Answers the batches of one connection.
-fn serve_connection(stream: &TcpStream, state: &(Mutex<State>, Condvar)) {
+fn serve_connection(stream: &TcpStream, state: &Mutex<State>) {
     let mut reader = BufReader::new(stream);
     while let Some(mut batch) = read(&mut reader) {
         let answer = {
-            let mut state = state.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
             let answer = state.next.pop_front().or_else(|| state.always.clone());
             let answer = answer.unwrap_or(Answer::Status(200, "", "{}"));
             batch.taken = matches!(answer, Answer::Status(200, ..));
             state.batches.push(batch);
             answer
         };
-        state.1.notify_all();
         match answer {
             Answer::Status(status, header, body) => {
                 let length = body.len();

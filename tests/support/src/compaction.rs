@@ -54,18 +54,13 @@ impl Server {
         tasks
     }
 
-    /// How many compactions the group counts.
-    #[track_caller]
-    pub fn compaction_count(&self, group: &str) -> u64 {
-        self.group(group)["compaction"]["count"].as_u64().unwrap_or(0)
-    }
-
     /// Checks the count of compactions, and that each of them rotated the segment once.
     #[track_caller]
     pub fn assert_compacted(&self, group: &str, times: usize) {
         let shown = self.group(group);
         let tail = self.log.tail();
-        assert_eq!(self.compaction_count(group), times as u64, "{shown}\n{tail}");
+        let count = shown["compaction"]["count"].as_u64().unwrap_or(0);
+        assert_eq!(count, times as u64, "{shown}\n{tail}");
         let segments = self.segments(group);
         let compacted = segments.iter().filter(|segment| segment["end_reason"] == "compaction");
         assert_eq!(compacted.count(), times, "{segments:?}\n{tail}");

@@ -8,16 +8,21 @@ pub fn line(text: &str) -> String {
     format!("[[stderr-line:{text}]]")
 }
 
+/// A line of hermes' logger.
+fn logged(text: &str) -> String {
+    line(&format!("{LOGGER} {text}"))
+}
+
 /// hermes begins to compress this session.
 pub fn started(session: &str) -> String {
     let counts = "messages=9 tokens=~60,027 model=fake-model focus=None";
-    line(&format!("{LOGGER} context compression started: session={session} {counts}"))
+    logged(&format!("context compression started: session={session} {counts}"))
 }
 
 /// hermes has compressed; the session is the old one or its successor.
 pub fn done(session: &str) -> String {
     let counts = "messages=9->5 rough_tokens=~40,937 awaiting_real_usage=true";
-    line(&format!("{LOGGER} context compression done: session={session} {counts}"))
+    logged(&format!("context compression done: session={session} {counts}"))
 }
 
 /// The summary failed, and a marker replaces it; `done` follows.
@@ -32,20 +37,18 @@ pub fn aborted() -> String {
 
 /// There was nothing to gain.
 pub fn no_progress(session: &str) -> String {
-    let what = "skipping boundary rewrite.";
-    line(&format!("Compression made no progress (session={session}) — {what}"))
+    line(&format!("Compression made no progress (session={session}) — skipping boundary rewrite."))
 }
 
 /// Another process compresses this session.
 pub fn skipped(session: &str) -> String {
     let holder = "holder=pid=9076:tid=139888538318528:agent=7f3a5842cc50:nonce=2902c752";
     let what = format!("compression skipped: another path is compressing session={session}");
-    let end = "returning messages unchanged to avoid session fork";
-    line(&format!("{LOGGER} {what} ({holder}) — {end}"))
+    logged(&format!("{what} ({holder}) — returning messages unchanged to avoid session fork"))
 }
 
 /// Another process has compressed this session.
 pub fn already_rotated(session: &str) -> String {
     let what = "was already rotated by another compression path";
-    line(&format!("{LOGGER} compression skipped: session={session} {what}"))
+    logged(&format!("compression skipped: session={session} {what}"))
 }

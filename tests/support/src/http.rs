@@ -1,7 +1,7 @@
 //! A small HTTP client: every status is a reply; it neither follows redirects nor retries.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
@@ -9,11 +9,11 @@ use std::{
 use serde_json::Value;
 use ureq::http::Request;
 
-/// The longest duration of one exchange: longer than any `wait` of a test.
-const EXCHANGE: Duration = Duration::from_secs(60);
+/// How long a [`Connection`] waits for an answer: longer than any `wait`.
+const ANSWER: Duration = Duration::from_secs(90);
 
 /// An HTTP response, read to its end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
@@ -39,20 +39,15 @@ impl Reply {
     /// The body as JSON, if the status is as expected.
     #[track_caller]
     pub fn expect(&self, status: u16) -> Value {
-        assert_eq!(self.status, status, "body: {}", self.text());
-        if self.body.is_empty() { Value::Null } else { self.json() }
+        self.expect_any(&[status])
     }
 
     /// The body as JSON, if the status is one of these.
     #[track_caller]
     pub fn expect_any(&self, statuses: &[u16]) -> Value {
-        assert!(
-            statuses.contains(&self.status),
-            "status {} is none of {statuses:?}, body: {}",
-            self.status,
-            self.text()
-        );
-        if self.body.is_empty() { Value::Null } else { self.json() }
+        let Self { status, body, .. } = self;
+        assert!(statuses.contains(status), "{status} is not {statuses:?}, body: {}", self.text());
+        if body.is_empty() { Value::Null } else { self.json() }
     }
 
     /// The body, if it is an RFC 9457 problem of that status.
@@ -85,14 +80,9 @@ impl Reply {
     }
 }
 
-/// [`client_within`] the usual time.
-pub fn client() -> ureq::Agent {
-    client_within(EXCHANGE)
-}
-
 /// Returns a client whose exchanges last at most this long. It has no pool, so that no connection
 /// is reused after a restart of the server.
-pub fn client_within(longest: Duration) -> ureq::Agent {
+pub fn client(longest: Duration) -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
@@ -130,35 +120,61 @@ pub fn exchange(
     })
 }
 
-/// Sends exactly these bytes on a connection of their own, and reads until the server closes it.
-///
-/// The bytes should include `Connection: close`. A connection closed without a response gives
-/// status 0.
-#[track_caller]
-pub fn raw(address: SocketAddr, bytes: &[u8]) -> Reply {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    // The server may refuse and close before it has read all bytes.
-    drop(stream.write_all(bytes));
-    let mut answer = Vec::new();
-    if let Err(err) = stream.read_to_end(&mut answer) {
-        let shown = String::from_utf8_lossy(bytes);
-        assert!(!answer.is_empty(), "no answer to {shown:?}: {err}");
-    }
-    parse(&answer)
+/// A connection that stays open between requests, which are sent byte for byte.
+pub struct Connection {
+    stream: TcpStream,
+    answer: Vec<u8>,
 }
 
-/// Parses a response whose body ends with the connection, or has the announced length.
-fn parse(answer: &[u8]) -> Reply {
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
-    let Some(end) = end else { return Reply { status: 0, headers: vec![], body: vec![] } };
-    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// Nothing listens.
+    pub fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        Ok(Self { stream, answer: Vec::new() })
+    }
+
+    /// Sends a request, and reads its response: its body ends with the connection, or has the
+    /// announced length. A connection that is closed without a response gives status 0.
+    ///
+    /// # Errors
+    ///
+    /// The connection failed before there was a response.
+    pub fn exchange(&mut self, request: &[u8]) -> io::Result<Reply> {
+        // The server may refuse and close before it has read all bytes.
+        drop(self.stream.write_all(request));
+        self.answer.clear();
+        let mut piece = [0; 16 << 10];
+        loop {
+            match self.stream.read(&mut piece) {
+                Ok(read) if read > 0 => self.answer.extend_from_slice(&piece[..read]),
+                Err(err) if self.answer.is_empty() => return Err(err),
+                _ => return Ok(parse(&self.answer, true).unwrap_or_default()),
+            }
+            if let Some(reply) = parse(&self.answer, false) {
+                return Ok(reply);
+            }
+        }
+    }
+}
+
+/// Parses a response; `None` until it is complete, unless it `has_ended`.
+pub fn parse(answer: &[u8], has_ended: bool) -> Option<Reply> {
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let (head, body) = (String::from_utf8_lossy(&answer[..end]), &answer[end + 4..]);
     let mut lines = head.split("\r\n");
     let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
     let headers = lines.filter_map(|line| line.split_once(':'));
-    Reply {
-        status: status.unwrap_or(0),
-        headers: headers.map(|(name, value)| (name.into(), value.trim().into())).collect(),
-        body: answer[end + 4..].to_vec(),
+    let headers = headers.map(|(name, value)| (name.into(), value.trim().into())).collect();
+    let mut reply = Reply { status: status.unwrap_or(0), headers, body: Vec::new() };
+    let length: Option<usize> = reply.header("content-length").and_then(|text| text.parse().ok());
+    if !has_ended && length.is_none_or(|length| body.len() < length) {
+        return None;
     }
+    reply.body = body.to_vec();
+    Some(reply)
 }

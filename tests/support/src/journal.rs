@@ -20,7 +20,8 @@ impl Journal {
 
     /// All events so far, in the order in which they were written.
     pub fn events(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.directory.join("journal.jsonl")).unwrap_or_default();
+        let text = fs::read(self.directory.join("journal.jsonl")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
@@ -30,8 +31,7 @@ impl Journal {
 
     /// The texts of the prompts received so far, in order.
     pub fn prompts(&self) -> Vec<String> {
-        let prompts = self.events_named("prompt");
-        prompts.iter().map(|event| event["text"].as_str().unwrap().to_owned()).collect()
+        self.prompts_where(|_| true)
     }
 
     /// Counts the prompts with exactly this text.
@@ -89,9 +89,13 @@ impl Journal {
 
     /// The prompts that this session received, in order.
     pub fn prompts_of(&self, session: &str) -> Vec<String> {
+        self.prompts_where(|event| event["session"] == session)
+    }
+
+    fn prompts_where(&self, fits: impl Fn(&&Value) -> bool) -> Vec<String> {
         let prompts = self.events_named("prompt");
-        let received = prompts.iter().filter(|event| event["session"] == session);
-        received.map(|event| event["text"].as_str().unwrap().to_owned()).collect()
+        let texts = prompts.iter().filter(fits).map(|event| event["text"].as_str().unwrap());
+        texts.map(str::to_owned).collect()
     }
 
     /// The highest number of prompts that were open, received but not answered, at one time over

@@ -41,30 +41,27 @@ pub const TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval of polling what cannot be awaited: a file, a process table.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Polls `look` until it returns a value.
+/// Polls `look` until it returns a value; `None` after `timeout`.
+pub fn poll<T>(timeout: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
+    loop {
+        let found = look();
+        if found.is_some() || timeout <= start.elapsed() {
+            return found;
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// [`poll`]s until `look` returns a value.
 ///
 /// # Panics
 ///
 /// After `timeout`, with `what` and the end of the server's log.
 #[track_caller]
-pub fn within<T>(
-    timeout: Duration,
-    what: &str,
-    log: &Log,
-    mut look: impl FnMut() -> Option<T>,
-) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(
-            start.elapsed() < timeout,
-            "timed out after {timeout:?} waiting for {what}\n{}",
-            log.tail()
-        );
-        thread::sleep(POLL);
-    }
+pub fn within<T>(timeout: Duration, what: &str, log: &Log, look: impl FnMut() -> Option<T>) -> T {
+    poll(timeout, look)
+        .unwrap_or_else(|| panic!("timed out after {timeout:?} waiting for {what}\n{}", log.tail()))
 }
 
 /// [`within`] the usual timeout.

@@ -1,4 +1,5 @@
-//! A strict parser of the part of the OpenMetrics text format, 1.0.0, that greenroom writes.
+//! A strict parser of the part of the OpenMetrics text format, 1.0.0, that greenroom writes: no
+//! label needs an escape.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,32 +16,18 @@ pub struct Sample {
     pub value: f64,
 }
 
-/// A family: its type, and its samples in order.
-#[derive(Clone, Debug, Default)]
-pub struct Family {
-    pub kind: String,
-    pub samples: Vec<Sample>,
-}
-
-/// All families of one scrape, by name.
+/// All samples of one scrape, in order.
 #[derive(Clone, Debug)]
-pub struct Scrape(pub BTreeMap<String, Family>);
+pub struct Scrape(pub Vec<Sample>);
 
 impl Scrape {
-    /// The sample with this name and exactly these labels.
-    pub fn find(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let labels: Labels =
-            labels.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let mut samples = self.0.values().flat_map(|family| &family.samples);
-        samples
-            .find(|sample| sample.name == name && sample.labels == labels)
-            .map(|sample| sample.value)
-    }
-
-    /// [`Self::find`] of a sample that must exist.
+    /// The value of the sample with this name and exactly these labels, which must exist.
     #[track_caller]
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        self.find(name, labels).unwrap_or_else(|| panic!("no {name} {labels:?} in {self:#?}"))
+        let wanted: Labels =
+            labels.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let found = self.0.iter().find(|sample| sample.name == name && sample.labels == wanted);
+        found.unwrap_or_else(|| panic!("no {name} {labels:?} in {self:#?}")).value
     }
 
     /// The sum of all samples with this name.
@@ -50,8 +37,7 @@ impl Scrape {
 
     /// All samples with this name.
     pub fn named(&self, name: &str) -> Vec<&Sample> {
-        let samples = self.0.values().flat_map(|family| &family.samples);
-        samples.filter(|sample| sample.name == name).collect()
+        self.0.iter().filter(|sample| sample.name == name).collect()
     }
 }
 
@@ -84,151 +70,71 @@ impl Server {
 
 /// Parses an exposition, or returns its first error.
 pub fn parse(text: &str) -> Result<Scrape, String> {
-    let body = text.strip_suffix("# EOF\n").ok_or("it does not end with # EOF")?;
-    if !body.is_empty() && !body.ends_with('\n') {
-        return Err("its last line has no line end".into());
-    }
-    let mut families = BTreeMap::new();
-    let mut lines = body.lines().peekable();
-    while let Some(line) = lines.next() {
-        let (name, help) = after(line, "# HELP ").ok_or(format!("no HELP: {line}"))?;
-        escaped(help, "n\\\"")?;
-        if help.is_empty() || !is_name(name) {
-            return Err(format!("no name, or no help: {line}"));
+    let body = text.strip_suffix("\n# EOF\n").and_then(|body| body.strip_prefix("# HELP "));
+    let (mut families, mut scrape) = (BTreeSet::new(), Vec::new());
+    for family in body.ok_or("no HELP, or no EOF")?.split("\n# HELP ") {
+        let mut lines = family.lines();
+        let (name, help) = lines.next().and_then(|line| line.split_once(' ')).unwrap_or_default();
+        let kind = lines.next().and_then(|line| line.strip_prefix(&format!("# TYPE {name} ")));
+        let suffixes: &[&str] = match kind {
+            Some("counter") => &["_total"],
+            Some("gauge") => &[""],
+            Some("info") => &["_info"],
+            Some("histogram") => &["_sum", "_count", "_bucket"],
+            _ => return Err(format!("no HELP or no TYPE: {family}")),
+        };
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let is_name = name.starts_with("greenroom_") && name.chars().all(word);
+        if help.is_empty() || !is_name || name.contains("__") || !families.insert(name) {
+            return Err(format!("no help, no name, or a duplicate: {family}"));
         }
-        let typed = lines.next().and_then(|line| after(line, "# TYPE "));
-        let (same, kind) = typed.ok_or(format!("no TYPE after {line}"))?;
-        if same != name || !["counter", "gauge", "histogram", "info"].contains(&kind) {
-            return Err(format!("TYPE {same} {kind} after {line}"));
-        }
-        let mut samples = Vec::new();
-        while let Some(line) = lines.next_if(|line| !line.starts_with('#')) {
-            samples.push(sample(line)?);
-        }
-        let family = Family { kind: kind.to_owned(), samples };
-        check(name, &family)?;
-        if families.insert(name.to_owned(), family).is_some() {
-            return Err(format!("{name} occurs twice"));
-        }
-    }
-    Ok(Scrape(families))
-}
-
-fn after<'a>(line: &'a str, sign: &str) -> Option<(&'a str, &'a str)> {
-    line.strip_prefix(sign)?.split_once(' ')
-}
-
-fn is_name(name: &str) -> bool {
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    name.starts_with("greenroom_") && name.chars().all(word) && !name.contains("__")
-}
-
-/// Unescapes `text`, in which only `\n` and the `allowed` characters may be escaped.
-fn escaped(text: &str, allowed: &str) -> Result<String, String> {
-    let (mut plain, mut chars) = (String::new(), text.chars());
-    while let Some(c) = chars.next() {
-        match c {
-            '\\' => match chars.next() {
-                Some('n') => plain.push('\n'),
-                Some(c) if allowed.contains(c) => plain.push(c),
-                _ => return Err(format!("a wrong escape in {text:?}")),
-            },
-            c => plain.push(c),
-        }
-    }
-    Ok(plain)
-}
-
-fn sample(line: &str) -> Result<Sample, String> {
-    let wrong = |why: &str| format!("{why}: {line}");
-    let end = line.find(['{', ' ']).ok_or(wrong("no value"))?;
-    let (name, mut rest) = line.split_at(end);
-    if !is_name(name) {
-        return Err(wrong("no name"));
-    }
-    let mut labels = Labels::new();
-    if let Some(inner) = rest.strip_prefix('{') {
-        rest = inner;
-        loop {
-            let (label, quoted) = rest.split_once("=\"").ok_or(wrong("no label"))?;
-            let mut slashes = 0;
-            let close = quoted.find(|c: char| {
-                let closes = c == '"' && slashes % 2 == 0;
-                slashes = if c == '\\' { slashes + 1 } else { 0 };
-                closes
+        let mut samples: Vec<Sample> = Vec::new();
+        for line in lines {
+            let read = sample(line).filter(|sample| {
+                let suffix = sample.name.strip_prefix(name);
+                suffix.is_some_and(|suffix| suffixes.contains(&suffix))
             });
-            let (value, remainder) = quoted.split_at(close.ok_or(wrong("an open quote"))?);
-            let sound =
-                !label.is_empty() && label.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-            if !sound || labels.insert(label.into(), escaped(value, "\\\"")?).is_some() {
-                return Err(wrong("an invalid label, or a duplicate"));
+            let Sample { name, labels, .. } = read.as_ref().ok_or(format!("no sample: {line}"))?;
+            if samples.iter().any(|other| other.name == *name && other.labels == *labels) {
+                return Err(format!("a duplicate: {line}"));
             }
-            rest = &remainder[1..];
-            match rest.strip_prefix(',') {
-                Some(more) => rest = more,
-                None => break,
-            }
+            samples.extend(read);
         }
-        rest = rest.strip_prefix('}').ok_or(wrong("no end of the labels"))?;
+        if samples.is_empty() || !samples.windows(2).all(grows) {
+            return Err(format!("no sample, or buckets that are not cumulative: {family}"));
+        }
+        scrape.extend(samples);
     }
-    let number = rest.strip_prefix(' ').ok_or(wrong("no value"))?;
-    let value: f64 = number.parse().map_err(|_| wrong("no number"))?;
-    if number.trim() != number || !value.is_finite() || value < 0.0 {
-        return Err(wrong("a value that greenroom never writes"));
-    }
-    Ok(Sample { name: name.to_owned(), labels, value })
+    Ok(Scrape(scrape))
 }
 
-/// Checks that a family's samples fit its type.
-fn check(name: &str, family: &Family) -> Result<(), String> {
-    let suffixes: &[&str] = match family.kind.as_str() {
-        "counter" => &["_total"],
-        "info" => &["_info"],
-        "histogram" => &["_sum", "_count", "_bucket"],
-        _ => &[""],
+fn sample(line: &str) -> Option<Sample> {
+    let (series, number) = line.rsplit_once(' ')?;
+    let value = number.parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0)?;
+    let mut labels = Labels::new();
+    let Some((name, inner)) = series.split_once('{') else {
+        return Some(Sample { name: series.into(), labels, value });
     };
-    let mut seen = BTreeSet::new();
-    for sample in &family.samples {
-        let suffix = sample.name.strip_prefix(name);
-        if !suffix.is_some_and(|suffix| suffixes.contains(&suffix)) {
-            return Err(format!("{} in the {} {name}", sample.name, family.kind));
-        }
-        if !seen.insert((&sample.name, &sample.labels)) {
-            return Err(format!("duplicate sample: {sample:?}"));
+    for pair in inner.strip_suffix("\"}")?.split("\",") {
+        let (label, text) = pair.split_once("=\"")?;
+        let sound = !label.is_empty() && label.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        if !sound
+            || text.contains(['\\', '"'])
+            || labels.insert(label.into(), text.into()).is_some()
+        {
+            return None;
         }
     }
-    if family.samples.is_empty() {
-        return Err(format!("{name} has no sample"));
-    }
-    if family.kind == "histogram" { check_histogram(name, family) } else { Ok(()) }
+    Some(Sample { name: name.into(), labels, value })
 }
 
-/// The buckets of one histogram by their bounds, its count and its sum.
-type Series = (Vec<(f64, f64)>, Option<f64>, Option<f64>);
-
-/// Checks that buckets are in order and cumulative, the last one infinite and equal to the count.
-fn check_histogram(name: &str, family: &Family) -> Result<(), String> {
-    let mut series: BTreeMap<Labels, Series> = BTreeMap::new();
-    for Sample { name: sample, labels, value } in &family.samples {
-        let mut labels = labels.clone();
-        let bound = labels.remove("le");
-        let (buckets, count, sum) = series.entry(labels).or_default();
-        match (sample.strip_prefix(name), bound) {
-            (Some("_bucket"), Some(bound)) => {
-                let bound = bound.parse().map_err(|_| format!("le {bound} in {name}"))?;
-                buckets.push((bound, *value));
-            }
-            (Some("_count"), None) => *count = Some(*value),
-            (Some("_sum"), None) => *sum = Some(*value),
-            _ => return Err(format!("{sample} with or without le")),
-        }
-    }
-    for (labels, (buckets, count, sum)) in series {
-        let grows = buckets.windows(2).all(|two| two[0].0 < two[1].0 && two[0].1 <= two[1].1);
-        let last = buckets.last().filter(|(bound, _)| *bound == f64::INFINITY);
-        if !grows || sum.is_none() || count.is_none() || last.map(|(_, last)| *last) != count {
-            return Err(format!("{name} {labels:?}: {buckets:?}, count {count:?}"));
-        }
-    }
-    Ok(())
+/// Whether two buckets, if they follow each other in one histogram, are in order and cumulative.
+fn grows(two: &[Sample]) -> bool {
+    let split = |sample: &Sample| {
+        let mut labels = sample.labels.clone();
+        let bound = labels.remove("le").and_then(|bound| bound.parse::<f64>().ok());
+        (labels, bound)
+    };
+    let ((first, low), (second, high)) = (split(&two[0]), split(&two[1]));
+    low.is_none() || high.is_none() || first != second || low < high && two[0].value <= two[1].value
 }

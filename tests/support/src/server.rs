@@ -1,25 +1,27 @@
 //! The real server as a child process, and the requests that most tests send.
 
 use std::{
-    env,
     ffi::OsStr,
     net::SocketAddr,
-    path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Output, Stdio},
     thread,
+    time::Duration,
 };
 
 use rusqlite::{Connection, OpenFlags};
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Resource, Signal};
 use serde_json::{Value, json};
 
 use super::{
-    Events, Home, Journal, Log, Setup, eventually,
+    Events, Home, Journal, Log, Setup, TIMEOUT, eventually,
     http::{self, Reply},
-    process,
-    programs::{built, clean},
+    process::{self, Process},
+    programs::clean,
     stored,
 };
+
+/// The longest duration of one exchange: longer than any `wait` of a test.
+const EXCHANGE: Duration = Duration::from_secs(60);
 
 /// The `wait` of a request for a task, in seconds: below the timeout of a test.
 const WAIT_SECONDS: u64 = 25;
@@ -27,12 +29,12 @@ const WAIT_SECONDS: u64 = 25;
 /// The states that a task never leaves.
 pub const TERMINAL: [&str; 5] = ["completed", "failed", "cancelled", "interrupted", "skipped"];
 
-/// A running server; dropping it kills it.
+/// The server in its home; dropping it kills it.
 pub struct Server {
     pub home: Home,
     pub log: Log,
     pub journal: Journal,
-    child: Option<Child>,
+    process: Option<Process>,
     client: ureq::Agent,
 }
 
@@ -42,7 +44,7 @@ impl Server {
     pub fn start(home: Home) -> Self {
         let log = Log::default();
         let journal = Journal::new(home.script(), log.clone());
-        let mut server = Self { home, log, journal, child: None, client: http::client() };
+        let mut server = Self { home, log, journal, process: None, client: http::client(EXCHANGE) };
         server.boot();
         server
     }
@@ -56,26 +58,25 @@ impl Server {
     /// Starts the server process on the existing data, and waits until it is ready.
     #[track_caller]
     pub fn boot(&mut self) {
-        self.boot_until("/readyz");
+        self.spawn();
+        self.wait_for("/readyz");
     }
 
-    /// Starts the server process on the existing data, and waits until it answers: with damaged
-    /// data it may never be ready.
+    /// Starts the server process on the existing data.
     #[track_caller]
-    pub fn boot_unready(&mut self) {
-        self.boot_until("/healthz");
-    }
-
-    #[track_caller]
-    fn boot_until(&mut self, probe: &str) {
-        assert!(self.child.is_none(), "the server is already running");
+    pub fn spawn(&mut self) {
+        assert!(self.process.is_none(), "the server is already running");
         self.log.push("--- start ---".into());
-        let mut child = serve(&self.home);
-        self.log.follow(child.stderr.take().unwrap());
-        self.child = Some(child);
+        self.process = Some(Process::spawn(&mut serve(&self.home), &self.log).unwrap());
+    }
+
+    /// Waits until the probe answers with 200: `/healthz`, or `/readyz`, which damaged data may
+    /// prevent.
+    #[track_caller]
+    pub fn wait_for(&mut self, probe: &str) {
         let log = self.log.clone();
         eventually(&format!("200 at {probe}"), &log, || {
-            if let Some(status) = self.exit_status() {
+            if let Some(status) = self.running().exited() {
                 panic!("the server ended with {status}\n{}", log.tail());
             }
             let reply = self.try_request("GET", probe, &[], None).ok()?;
@@ -85,9 +86,8 @@ impl Server {
 
     /// Kills the server with SIGKILL, and waits for its end.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            process::signal(child.id(), Signal::KILL);
-            child.wait().unwrap();
+        if let Some(mut process) = self.process.take() {
+            process.kill();
             self.log.push("--- killed ---".into());
         }
     }
@@ -115,9 +115,9 @@ impl Server {
     /// Waits until the server has exited by itself.
     #[track_caller]
     pub fn wait_exit(&mut self) -> ExitStatus {
-        let log = self.log.clone();
-        let status = eventually("the server to exit", &log, || self.exit_status());
-        self.child = None;
+        let ended = self.running().wait_exit(TIMEOUT);
+        let status = ended.unwrap_or_else(|| panic!("the server still runs\n{}", self.log.tail()));
+        self.process = None;
         self.log.push(format!("--- ended: {status} ---"));
         self.verify_data();
         status
@@ -128,23 +128,24 @@ impl Server {
     ///
     /// I13: replaying the log gives every row; and the log keeps the invariants.
     fn verify_data(&self) {
+        if !self.home.verifies {
+            return;
+        }
         let found = stored::violations(&self.home.database()).unwrap();
         assert!(found.is_empty(), "{}\n{}", found.join("\n"), self.log.tail());
     }
 
-    fn exit_status(&mut self) -> Option<ExitStatus> {
-        self.child.as_mut().and_then(|child| child.try_wait().unwrap())
+    fn running(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the server runs")
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.as_ref().expect("the server runs").id()
+        self.process.as_ref().expect("the server runs").pid()
     }
 
     /// Makes the server's writes beyond this file size fail; `None`: no limit.
     pub fn limit_file_size(&self, bytes: Option<u64>) {
-        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
-        let limit = Rlimit { current: bytes, maximum: None };
-        prlimit(pid, Resource::Fsize, limit).unwrap();
+        process::limit(self.pid(), Resource::Fsize, bytes).unwrap();
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -213,7 +214,7 @@ impl Server {
     /// Sends exactly these bytes on a connection of their own.
     #[track_caller]
     pub fn raw(&self, bytes: impl AsRef<[u8]>) -> Reply {
-        http::raw(self.address(), bytes.as_ref())
+        http::Connection::open(self.address()).unwrap().exchange(bytes.as_ref()).unwrap()
     }
 
     /// Enqueues a turn and returns the task of the 202.
@@ -374,34 +375,44 @@ impl Drop for Server {
     }
 }
 
-/// Starts `greenroom serve` in the directory; its stderr is a pipe.
-pub fn serve(home: &Home) -> Child {
-    let (config, binary) = (home.config(), binary());
-    let mut words: Vec<&OsStr> = home.wrapper.iter().map(OsStr::new).collect();
-    words.extend([binary.as_os_str(), "serve".as_ref(), "--config".as_ref(), config.as_os_str()]);
-    command(home, words[0], &words[1..]).spawn().unwrap()
+/// Returns the command `greenroom serve` in the directory, under the home's wrapper.
+pub fn serve(home: &Home) -> Command {
+    let wrapper: Vec<&str> = home.wrapper.iter().map(String::as_str).collect();
+    under(&wrapper, home, &["serve", "--config", home.config().to_str().unwrap()])
 }
 
-/// Returns the command `greenroom` with these arguments, in the directory; its stderr is a pipe.
+/// Runs `greenroom` with these arguments and the home's configuration. Returns its exit code, -1
+/// after a signal, and its stdout and stderr.
+#[track_caller]
+pub fn run(home: &Home, arguments: &[&str]) -> (i32, String) {
+    let config = home.config();
+    let arguments = [arguments, &["--config", config.to_str().unwrap()]].concat();
+    let Output { status, stdout, stderr } = greenroom(home, &arguments).output().unwrap();
+    let output = String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned();
+    (status.code().unwrap_or(-1), output)
+}
+
+/// Returns the command `greenroom` with these arguments, in the directory; its stdout is a pipe.
 pub fn greenroom(home: &Home, arguments: &[&str]) -> Command {
-    let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
-    command(home, binary().as_os_str(), &arguments)
+    let mut command = under(&[], home, arguments);
+    command.stdout(Stdio::piped());
+    command
 }
 
 /// Runs `greenroom verify` with these arguments; returns its exit code and its output.
 #[track_caller]
 pub fn verify(home: &Home, arguments: &[&str]) -> (i32, String) {
-    let config = home.config();
-    let all = [&["verify", "--config", config.to_str().unwrap()], arguments].concat();
-    let ended = greenroom(home, &all).stdout(Stdio::piped()).output().unwrap();
-    let output = String::from_utf8([ended.stdout, ended.stderr].concat()).unwrap();
-    (ended.status.code().unwrap_or_else(|| panic!("{}: {output}", ended.status)), output)
+    run(home, &[&["verify"], arguments].concat())
 }
 
-fn command(home: &Home, program: &OsStr, arguments: &[&OsStr]) -> Command {
-    let mut command = Command::new(program);
+/// Returns the command `greenroom` with these arguments, in the directory, under another program
+/// and its arguments; its stderr is a pipe.
+pub fn under(wrapper: &[&str], home: &Home, arguments: &[&str]) -> Command {
+    let mut words = wrapper.iter().map(OsStr::new).chain([home.program.as_os_str()]);
+    let mut command = Command::new(words.next().unwrap());
     clean(&mut command);
     command
+        .args(words)
         .args(arguments)
         .envs(home.environment.iter().map(|(name, value)| (name, value)))
         .current_dir(home.path())
@@ -409,12 +420,6 @@ fn command(home: &Home, program: &OsStr, arguments: &[&OsStr]) -> Command {
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     command
-}
-
-/// The program under test: cargo's build, or another build that `IT_GREENROOM` names.
-fn binary() -> PathBuf {
-    let other = env::var_os("IT_GREENROOM").map(PathBuf::from);
-    other.unwrap_or_else(|| built("greenroom").unwrap())
 }
 
 #[track_caller]

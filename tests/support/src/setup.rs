@@ -87,21 +87,9 @@ impl Setup {
             .set(&section, "compaction", "{ strategy = \"command\", command = \"/compact\" }")
     }
 
-    /// Adds a profile: the scripted agent, which only SIGKILL ends.
-    pub fn deaf_agent(self, name: &str) -> Self {
-        let script = format!("trap '' TERM; exec {} --outlives-eof", scripted_agent().display());
-        let section = format!("agents.{name}");
-        self.agent(name, &["-c", &script]).text(&section, "command", "/bin/sh")
-    }
-
     /// Sets the detectors of compactions beyond ACP, for the profile `scripted`.
     pub fn signals(self, signals: &[&str]) -> Self {
         self.set(&format!("agents.{SCRIPTED}"), "signals", format_args!("{signals:?}"))
-    }
-
-    /// Lets the profile `scripted` compact by a summary that starts a new session.
-    pub fn rotates(self) -> Self {
-        self.set(&format!("agents.{SCRIPTED}"), "compaction", "{ strategy = \"rotate\" }")
     }
 
     /// Adds a profile with a command of its own.
@@ -123,7 +111,29 @@ impl Setup {
 
     /// Writes the configuration into a fresh directory.
     pub fn home(self) -> Home {
-        Home::new(self)
+        self.home_in(TempDir::with_prefix("greenroom-it-").unwrap())
+    }
+
+    /// Writes the configuration into this directory.
+    pub fn home_in(mut self, directory: TempDir) -> Home {
+        let port = Port::take();
+        let server = self.sections.entry("server".into()).or_default();
+        server.entry("listen".into()).or_insert_with(|| format!("\"{}\"", port.address()));
+        let Self { sections, environment, wrapper } = self;
+        let program = env::var_os("IT_GREENROOM").map(PathBuf::from);
+        let program = program.unwrap_or_else(|| built("greenroom").unwrap());
+        let home = Home { directory, port, program, environment, wrapper, verifies: true };
+        fs::create_dir(home.script()).unwrap();
+        fs::create_dir(home.config().parent().unwrap()).unwrap();
+        let mut text = String::new();
+        for (section, keys) in &sections {
+            writeln!(text, "[{section}]").unwrap();
+            for (key, value) in keys {
+                writeln!(text, "{key} = {value}").unwrap();
+            }
+        }
+        home.write_config(&text.replace("$SCRIPT_DIR", home.script().to_str().unwrap()));
+        home
     }
 
     /// Starts a server and waits until it is ready.
@@ -137,31 +147,16 @@ impl Setup {
 pub struct Home {
     directory: TempDir,
     port: Port,
+    /// The program under test: cargo's build, or another build that `IT_GREENROOM` names.
+    pub program: PathBuf,
     pub environment: Vec<(String, String)>,
     /// A command that starts `greenroom serve`, such as `strace …`; it must keep the pid.
     pub wrapper: Vec<String>,
+    /// Whether `greenroom verify` checks what a server leaves.
+    pub verifies: bool,
 }
 
 impl Home {
-    fn new(setup: Setup) -> Self {
-        let directory = TempDir::with_prefix("greenroom-it-").unwrap();
-        let (environment, wrapper) = (setup.environment.clone(), setup.wrapper.clone());
-        let home = Self { directory, port: Port::take(), environment, wrapper };
-        let listen = home.address().to_string();
-        let setup = setup.text("server", "listen", &listen);
-        fs::create_dir(home.script()).unwrap();
-        fs::create_dir(home.config().parent().unwrap()).unwrap();
-        let mut text = String::new();
-        for (section, keys) in &setup.sections {
-            writeln!(text, "[{section}]").unwrap();
-            for (key, value) in keys {
-                writeln!(text, "{key} = {value}").unwrap();
-            }
-        }
-        home.write_config(&text.replace("$SCRIPT_DIR", home.script().to_str().unwrap()));
-        home
-    }
-
     /// Replaces the configuration.
     pub fn write_config(&self, text: &str) {
         fs::write(self.config(), text).unwrap();
@@ -176,8 +171,13 @@ impl Home {
         self.directory.path().canonicalize().unwrap()
     }
 
+    /// Returns a path in the directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
     pub fn config(&self) -> PathBuf {
-        self.path().join("config/greenroom.toml")
+        self.file("config/greenroom.toml")
     }
 
     /// The database that the configuration names.
@@ -188,12 +188,12 @@ impl Home {
     }
 
     pub fn data(&self) -> PathBuf {
-        self.path().join("data")
+        self.file("data")
     }
 
     /// The scripted agents' control directory.
     pub fn script(&self) -> PathBuf {
-        self.path().join("script")
+        self.file("script")
     }
 }
 

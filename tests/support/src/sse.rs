@@ -1,9 +1,10 @@
-//! A parser of Server-Sent Events that keeps every byte of `data`.
+//! A reader of Server-Sent Events that keeps every byte of `data`.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead as _, BufReader, Write as _},
+    mem,
     net::{Shutdown, SocketAddr, TcpStream},
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
 };
 
@@ -12,7 +13,7 @@ use serde_json::Value;
 use super::{Log, TIMEOUT};
 
 /// One event as it was sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Event {
     /// `None` if the event has no `id` field of its own.
     pub id: Option<u64>,
@@ -33,6 +34,88 @@ impl Event {
     }
 }
 
+/// Connects and sends the request for a stream, in HTTP/1.0: so that the body is everything until
+/// the end, without chunks. The command line and the slowest readers of the tests use HTTP/1.1.
+pub fn connect(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    let headers: String =
+        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let accept = "Accept: text/event-stream";
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n{accept}\r\n{headers}\r\n")?;
+    Ok(stream)
+}
+
+/// Splits a response into events. After an error by the socket's read timeout it may be continued.
+pub struct Stream {
+    reader: BufReader<TcpStream>,
+    line: Vec<u8>,
+    head: String,
+    is_open: bool,
+    event: Event,
+}
+
+impl Stream {
+    /// Reads what [`connect`] requested.
+    pub fn new(stream: TcpStream) -> Self {
+        let (line, head) = (Vec::new(), String::new());
+        let reader = BufReader::new(stream);
+        Self { reader, line, head, is_open: false, event: Event::default() }
+    }
+
+    /// Reads the head of the response.
+    ///
+    /// # Errors
+    ///
+    /// It is no stream of events, or the socket fails.
+    pub fn open(&mut self) -> io::Result<()> {
+        while !self.is_open {
+            let line = self.line()?.unwrap_or_default().to_ascii_lowercase();
+            self.head.push_str(&line);
+            self.is_open = line.is_empty();
+            let fits = |words| self.head.contains(words);
+            if self.is_open && !(fits(" 200 ") && fits("content-type: text/event-stream")) {
+                return Err(io::Error::other(format!("no stream of events: {}", self.head)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next event with data; `None` when the server has closed the stream.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::open`].
+    pub fn read(&mut self) -> io::Result<Option<Event>> {
+        self.open()?;
+        while let Some(line) = self.line()? {
+            if line.is_empty() {
+                let mut event = mem::take(&mut self.event);
+                // Each line of data ends with a line feed, and the last one is not part of it.
+                if event.data.pop().is_some() {
+                    return Ok(Some(event));
+                }
+                continue;
+            }
+            let (field, value) = line.split_once(':').unwrap_or((&line, ""));
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            match field {
+                "id" => self.event.id = value.parse().ok(),
+                "event" => value.clone_into(&mut self.event.event),
+                "data" => self.event.data.extend([value, "\n"]),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads a line; after a timeout, the rest of one.
+    fn line(&mut self) -> io::Result<Option<String>> {
+        self.reader.read_until(b'\n', &mut self.line)?;
+        let line = String::from_utf8(mem::take(&mut self.line)).map_err(io::Error::other)?;
+        Ok(line.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line).to_owned()))
+    }
+}
+
 /// An open stream of events; dropping it closes the connection.
 pub struct Events {
     stream: TcpStream,
@@ -44,35 +127,17 @@ impl Events {
     /// Opens a stream and checks the head of the response.
     #[track_caller]
     pub fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)], log: &Log) -> Self {
-        let mut stream = TcpStream::connect(address).unwrap();
+        let stream = connect(address, path, headers).unwrap();
+        let mut events = Stream::new(stream.try_clone().unwrap());
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-        let mut request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n");
-        request.push_str("Accept: text/event-stream\r\n");
-        for (name, value) in headers {
-            request.push_str(&format!("{name}: {value}\r\n"));
-        }
-        request.push_str("\r\n");
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let head = read_head(&mut reader);
-        assert!(head[0].contains(" 200"), "{path}: {head:?}\n{}", log.tail());
-        let has = |name: &str, word: &str| {
-            head.iter().any(|line| {
-                let line = line.to_ascii_lowercase();
-                line.starts_with(name) && line.contains(word)
-            })
-        };
-        assert!(has("content-type:", "text/event-stream"), "{path}: {head:?}");
-        let chunked = has("transfer-encoding:", "chunked");
+        events.open().unwrap_or_else(|err| panic!("{path}: {err}\n{}", log.tail()));
         // From here on, the timeout is the consumer's.
         stream.set_read_timeout(None).unwrap();
         let (sender, received) = channel();
         thread::spawn(move || {
-            if chunked {
-                forward(BufReader::new(Chunked { reader, left: 0 }), &sender);
-            } else {
-                forward(reader, &sender);
-            }
+            while let Ok(Some(event)) = events.read()
+                && sender.send(event).is_ok()
+            {}
         });
         Self { stream, received, log: log.clone() }
     }
@@ -81,11 +146,8 @@ impl Events {
     #[track_caller]
     pub fn next(&self) -> Option<Event> {
         match self.received.recv_timeout(TIMEOUT) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Disconnected) => None,
-            Err(RecvTimeoutError::Timeout) => {
-                panic!("no event in {TIMEOUT:?}\n{}", self.log.tail())
-            }
+            Err(RecvTimeoutError::Timeout) => panic!("no event\n{}", self.log.tail()),
+            received => received.ok(),
         }
     }
 
@@ -93,22 +155,19 @@ impl Events {
     #[track_caller]
     pub fn until(&self, what: &str, fits: impl Fn(&Event) -> bool) -> Vec<Event> {
         let mut events = Vec::new();
-        loop {
-            let event = match self.received.recv_timeout(TIMEOUT) {
-                Ok(event) => event,
-                Err(err) => panic!(
-                    "no event: {what} ({err}), after {} others, the last {:?}\n{}",
-                    events.len(),
-                    events.last(),
-                    self.log.tail()
-                ),
-            };
-            let found = fits(&event);
-            events.push(event);
-            if found {
-                return events;
+        while !events.last().is_some_and(&fits) {
+            match self.received.recv_timeout(TIMEOUT) {
+                Ok(event) => events.push(event),
+                Err(err) => {
+                    let (seen, last) = (events.len(), events.last());
+                    let tail = self.log.tail();
+                    panic!(
+                        "no event: {what} ({err}), after {seen} others, the last {last:?}\n{tail}"
+                    )
+                }
             }
         }
+        events
     }
 
     /// Returns all events up to and including `greenroom/synced`.
@@ -129,70 +188,5 @@ impl Events {
 impl Drop for Events {
     fn drop(&mut self) {
         drop(self.stream.shutdown(Shutdown::Both));
-    }
-}
-
-fn read_head(reader: &mut impl BufRead) -> Vec<String> {
-    let lines = reader.lines().map(Result::unwrap);
-    lines.take_while(|line| !line.is_empty()).collect()
-}
-
-/// Splits a stream into events and sends them on, until either side ends.
-fn forward(reader: impl BufRead, sender: &Sender<Event>) {
-    let empty = || Event { id: None, event: "message".into(), data: String::new() };
-    let mut event = empty();
-    let mut has_data = false;
-    for line in reader.lines().map_while(Result::ok) {
-        if line.is_empty() {
-            if has_data && sender.send(event).is_err() {
-                return;
-            }
-            (event, has_data) = (empty(), false);
-            continue;
-        }
-        let (field, value) = line.split_once(':').unwrap_or((&line, ""));
-        let value = value.strip_prefix(' ').unwrap_or(value);
-        match field {
-            "id" => event.id = value.parse().ok(),
-            "event" => value.clone_into(&mut event.event),
-            "data" => {
-                if has_data {
-                    event.data.push('\n');
-                }
-                event.data.push_str(value);
-                has_data = true;
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Decodes the chunked transfer coding.
-struct Chunked<R> {
-    reader: R,
-    left: usize,
-}
-
-impl<R: BufRead> Read for Chunked<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if self.left == 0 {
-            let mut line = String::new();
-            // The line end of the previous chunk is read as an empty line.
-            while line.trim().is_empty() {
-                line.clear();
-                if self.reader.read_line(&mut line)? == 0 {
-                    return Ok(0);
-                }
-            }
-            let size = line.trim().split(';').next().unwrap_or_default();
-            self.left = usize::from_str_radix(size, 16).map_err(std::io::Error::other)?;
-            if self.left == 0 {
-                return Ok(0);
-            }
-        }
-        let most = buffer.len().min(self.left);
-        let read = self.reader.read(&mut buffer[..most])?;
-        self.left -= read;
-        Ok(read)
     }
 }

@@ -1,29 +1,28 @@
 //! `strace` on a running server: it makes system calls fail, or delays them.
 
-use std::{
-    fs,
-    process::{Child, Command, Stdio},
-};
+use std::{fs, process::Command};
 
 use rustix::process::Signal;
 
-use super::{Log, Server, eventually, process};
+use super::{
+    Log, Server, TIMEOUT, eventually,
+    process::{self, Process},
+};
 
 /// A tracer of all threads of a server. The server survives its end.
-pub struct Strace(Child);
+pub struct Strace(Process);
 
 impl Strace {
     /// Attaches with these arguments, such as `-e inject=…`, to every thread. Child processes of
     /// the server are detached at their `execve`.
     #[track_caller]
     pub fn attach(server: &Server, arguments: &[&str]) -> Self {
-        let strace = Command::new("strace")
+        let mut command = Command::new("strace");
+        command
             .args(["-f", "-b", "execve", "-qq", "-o", "/dev/null"])
             .args(arguments)
-            .args(["-p", &server.pid().to_string()])
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("strace is installed");
+            .args(["-p", &server.pid().to_string()]);
+        let strace = Process::spawn(&mut command, &Log::default()).expect("strace is installed");
         wait_traced(server.pid(), true, &server.log);
         Self(strace)
     }
@@ -39,17 +38,9 @@ impl Strace {
     /// Detaches.
     #[track_caller]
     pub fn end(mut self, server: &Server) {
-        process::signal(self.0.id(), Signal::INT);
-        self.0.wait().unwrap();
+        process::signal(self.0.pid(), Signal::INT);
+        self.0.wait_exit(TIMEOUT).expect("strace ends");
         wait_traced(server.pid(), false, &server.log);
-    }
-}
-
-impl Drop for Strace {
-    fn drop(&mut self) {
-        // The tracer, or its server, may have ended already.
-        drop(self.0.kill());
-        drop(self.0.wait());
     }
 }
 
