@@ -6,16 +6,6 @@ use serde_json::Value;
 
 use crate::history::{Frame, Group, History, text};
 
-/// The `session/update`s that count as output of an attempt.
-const OUTPUT: [&str; 6] = [
-    "agent_message_chunk",
-    "agent_thought_chunk",
-    "tool_call",
-    "tool_call_update",
-    "plan",
-    "compaction_update",
-];
-
 /// A prompt as an agent received it.
 struct Receipt<'a> {
     /// Its place in the journal.
@@ -84,8 +74,8 @@ pub fn sent_as_committed(history: &History) -> Vec<String> {
     if history.groups.is_empty() { Vec::new() } else { sent(history).1 }
 }
 
-/// I7: a task's prompt is sent once an attempt, and never again after output of the attempt, or
-/// after a crash of the server interrupted it.
+/// I7: a task's prompt is sent once an attempt, and never again after the agent began to answer, or
+/// after a crash of the server interrupted it. The log shows whether it had output.
 pub fn sent_once_an_attempt(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
     for (name, all) in sent(history).0 {
@@ -123,14 +113,11 @@ fn again(
     first: &Sent<'_>,
     second: &Sent<'_>,
 ) -> Option<String> {
-    let between = group.frames.iter().filter(|frame| {
+    let mut between = group.frames.iter().filter(|frame| {
         (first.frame.seq..second.frame.seq).contains(&frame.seq)
             && frame.task.as_deref() == Some(task)
             && frame.run == first.frame.run
     });
-    if let Some(shown) = between.clone().find(|frame| is_output(frame)) {
-        return Some(format!("though frame {} was its output", shown.seq));
-    }
     if let Some(shown) = first.receipt.as_ref().and_then(|receipt| output(history, receipt)) {
         return Some(format!("though the agent had begun: {shown}"));
     }
@@ -144,7 +131,7 @@ fn again(
     };
     let crashed = text(&end.payload, "reason") == "server_restart";
     // The next server may retry an attempt whose end the server saw.
-    let over = between.clone().any(|frame| frame.seq < end.seq && ends_attempt(frame));
+    let over = between.any(|frame| frame.seq < end.seq && ends_attempt(frame));
     (crashed && !over).then(|| "after the server that sent it was gone".to_owned())
 }
 
@@ -152,14 +139,6 @@ fn ends_attempt(frame: &Frame) -> bool {
     let settled = frame.is("turn_settled") && frame.payload["stop_reason"] != "_server_restart";
     let fact = frame.kind.strip_prefix("greenroom/").unwrap_or_default();
     settled || fact.contains("retr") || fact.contains("attempt")
-}
-
-fn is_output(frame: &Frame) -> bool {
-    let update = text(&frame.payload["params"]["update"], "sessionUpdate");
-    match frame.kind.as_str() {
-        "session/update" => OUTPUT.contains(&update),
-        kind => kind == "session/request_permission" || kind.starts_with("fs/"),
-    }
 }
 
 /// Returns the output that the agent began to write for a prompt.

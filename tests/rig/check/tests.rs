@@ -253,10 +253,10 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
     ("sent once an attempt", "again after output in the journal", |h| {
         event(h, 7, json!({ "event": "output", "pid": 7, "what": "tool_call" }));
     }),
-    ("sent once an attempt", "again after output in the frames", |h| {
+    ("the log is sound", "again after output", |h| {
         insert(h, 15, (1, "session/update", "run_1", "tsk_2", SHOWN));
     }),
-    ("sent once an attempt", "again after a permission request", |h| {
+    ("the log is sound", "again after a permission request", |h| {
         insert(h, 15, (1, "session/request_permission", "run_1", "tsk_2", "{}"));
     }),
     ("sent once an attempt", "again after a crash of the server", |h| {
