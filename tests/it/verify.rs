@@ -72,10 +72,12 @@ fn a_sound_database_has_no_differences() {
 /// claimed and waits for the run to end.
 #[test]
 fn late_output_belongs_to_no_task_while_the_next_is_claimed() {
-    let server = Setup::new().text("defaults", "idle_timeout", "0s").start();
+    let server = Server::usual();
     server.complete("work", "[[deaf]][[reply:x]][[answer]][[gate:late]][[reply:late]]");
-    let next = server.submit("work", "next");
     server.journal.wait_gate("late");
+    // The run of the former directory is asked to end first: its stdin is closed.
+    server.put("/v1/groups/work", &json!({ "cwd": server.home.path() })).expect(200);
+    let next = server.submit("work", "next");
     server.wait_frame("work", "the claim", |frame| {
         frame["kind"] == "greenroom/task_claimed" && frame["payload"]["task"] == next["id"]
     });

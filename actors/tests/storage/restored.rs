@@ -159,6 +159,8 @@ fn check(actor: &Actor, store: &mut impl Store, read_store: &impl ReadStore) {
     if let (Some(live), Some(task)) = (group.attempt(), group.current()) {
         let mut restored = greenroom_core::Attempt::new(live.run, live.prompt_id);
         (restored.cancel_reason, restored.is_archived) = (live.cancel_reason, live.is_archived);
+        // No frame holds the request for another session.
+        restored.opening = live.opening;
         let after = task.start().unwrap().seq - 1;
         let filter = FrameFilter { after, task: Some(task.id), ..EVERYTHING };
         let blocks = read_store.blocks(actor.no, &filter).unwrap();
