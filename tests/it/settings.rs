@@ -80,7 +80,8 @@ fn a_waiting_compaction_uses_the_new_agent() {
 /// START, however often they change.
 #[test]
 fn a_task_uses_the_agent_and_directory_in_force_at_its_start() {
-    let setup = Setup::new().agent("other", &[]).agent("gated", &["--gate-initialize", "never"]);
+    let never = ["--gate-initialize", "never"];
+    let setup = Setup::new().agent("other", &[]).agent("gated", &never).agent("also_gated", &never);
     let server = setup.start();
     let running = server.submit("work", "[[gate:go]][[reply:x]]");
     let waiting = server.submit("work", "waiting");
@@ -103,7 +104,7 @@ fn a_task_uses_the_agent_and_directory_in_force_at_its_start() {
     let task = server.submit("starting", "for the agent in force");
     server.journal.wait_gate("never");
     let first = server.journal.agent_pid();
-    put(&server, "starting", json!({ "agent": "other" }));
+    put(&server, "starting", json!({ "agent": "also_gated" }));
     put(&server, "starting", json!({ "agent": "scripted", "cwd": directory }));
     let task = server.finish_as(&task, "completed");
     assert_eq!(task["attempt"], 1, "{task}");

@@ -19,8 +19,8 @@ use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver, time::timeout};
 
 /// The longest wait for an immediate event, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(10);
-/// I10: no process outlives its run by more.
-pub const ORPHANS_MAX: Duration = Duration::from_secs(5);
+/// I10: no process outlives its run by more than 5 s; on a busy machine, by more than this.
+pub const ORPHANS_MAX: Duration = Duration::from_secs(15);
 /// F9: EOF comes within this time.
 pub const EOF_MAX: Duration = Duration::from_secs(2);
 
