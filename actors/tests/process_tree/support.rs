@@ -18,7 +18,7 @@ use greenroom_actors::{
 use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver, time::timeout};
 
 /// The longest wait for an immediate event, on a busy machine.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(30);
 /// I10: no process outlives its run by more than 5 s; on a busy machine, by more than this.
 pub const ORPHANS_MAX: Duration = Duration::from_secs(15);
 /// F9: EOF comes within this time.

@@ -44,19 +44,19 @@ fn ttl(ms: u64) -> Ttl {
     Ttl::from_ms(ms).unwrap()
 }
 
-/// HL-6: another holder cannot steal the lease of a 2 s compaction under a time to live of 1 s;
-/// once it is no longer kept, it expires.
+/// HL-6: another holder cannot steal the lease of a compaction that lasts twice as long as
+/// the time to live; once it is no longer kept, it expires.
 #[actix_rt::test]
 async fn a_long_compaction_under_a_short_lease_is_not_stolen() {
     let world = World::new();
-    let mine = world.acquire(1_000).await.unwrap();
-    let keeping = keep(world.db.clone(), mine.lease.clone(), ttl(1_000), LONG);
+    let mine = world.acquire(3_000).await.unwrap();
+    let keeping = keep(world.db.clone(), mine.lease.clone(), ttl(3_000), LONG);
     let stealing = async {
-        let done = Instant::now() + Duration::from_secs(2);
+        let done = Instant::now() + Duration::from_secs(6);
         while Instant::now() < done {
-            let stolen = world.acquire(1_000).await;
+            let stolen = world.acquire(3_000).await;
             assert!(matches!(stolen, Err(LockError::Conflict { .. })), "{stolen:?}");
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::select! {
@@ -66,11 +66,11 @@ async fn a_long_compaction_under_a_short_lease_is_not_stolen() {
     assert_eq!(world.db.lock_get(key()).await.unwrap().unwrap().lease, mine.lease);
     let stolen = timeout(LONG, async {
         loop {
-            match world.acquire(1_000).await {
+            match world.acquire(3_000).await {
                 Ok(lock) => return lock,
                 Err(err) => assert!(matches!(err, LockError::Conflict { .. }), "{err:?}"),
             }
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(50)).await;
         }
     });
     assert!(stolen.await.unwrap().lease.token > mine.lease.token);
@@ -81,19 +81,19 @@ async fn a_long_compaction_under_a_short_lease_is_not_stolen() {
 #[actix_rt::test]
 async fn keeping_ends_with_the_lease() {
     let world = World::new();
-    let mine = world.acquire(100).await.unwrap();
-    let life = Duration::from_millis(400);
-    let keeping = keep(world.db.clone(), mine.lease.clone(), ttl(100), life);
+    let mine = world.acquire(2_000).await.unwrap();
+    let life = Duration::from_secs(3);
+    let keeping = keep(world.db.clone(), mine.lease.clone(), ttl(2_000), life);
     let lost = timeout(LONG, keeping).await.unwrap();
     assert!(matches!(lost, LeaseEnd::Outlived), "{lost:?}");
 
     assert!(world.db.lock_release(mine.lease.clone()).await.unwrap());
-    let keeping = keep(world.db.clone(), mine.lease.clone(), ttl(100), LONG);
+    let keeping = keep(world.db.clone(), mine.lease.clone(), ttl(2_000), LONG);
     let lost = timeout(LONG, keeping).await.unwrap();
     assert!(matches!(lost, LeaseEnd::Gone(LockError::Lost)), "{lost:?}");
 
     world.acquire(60_000).await.unwrap();
-    let keeping = keep(world.db.clone(), mine.lease, ttl(100), LONG);
+    let keeping = keep(world.db.clone(), mine.lease, ttl(2_000), LONG);
     let lost = timeout(LONG, keeping).await.unwrap();
     assert!(matches!(lost, LeaseEnd::Gone(LockError::Conflict { .. })), "{lost:?}");
 }
@@ -124,13 +124,13 @@ impl Handler<Write> for Scripted {
 #[actix_rt::test]
 async fn keeping_survives_single_failures_and_ends_after_several() {
     let world = World::new();
-    let lock = world.acquire(400).await.unwrap();
+    let lock = world.acquire(2_000).await.unwrap();
     // One refresh more than needed would empty the script, and panic.
-    let works = vec![false, true, false, true, true, false, false];
+    let works = vec![false, true, false, false];
     let writer = Scripted { works, writer: world.db.write.clone() }.start();
     let db = Db { write: writer.recipient(), ..world.db.clone() };
     let began = Instant::now();
-    let lost = timeout(LONG, keep(db, lock.lease, ttl(400), LONG)).await.unwrap();
+    let lost = timeout(LONG, keep(db, lock.lease, ttl(2_000), LONG)).await.unwrap();
     assert!(matches!(lost, LeaseEnd::Unreachable), "{lost:?}");
-    assert!(began.elapsed() >= Duration::from_millis(7 * 200), "keeping does not end too early");
+    assert!(began.elapsed() >= Duration::from_secs(4), "keeping does not end too early");
 }
