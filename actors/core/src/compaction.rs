@@ -223,6 +223,12 @@ impl Compaction {
         self.status == CompactionStatus::InProgress
     }
 
+    /// Whether it belongs to the running attempt of a task. One that an earlier attempt ordered may
+    /// end late.
+    pub(crate) fn belongs_to_attempt(&self, task: TaskId) -> bool {
+        self.task == Some(task) && !self.is_from_earlier_turn
+    }
+
     /// Whether it may be the one that a signal of this kind is about.
     fn agrees(&self, kind: SignalKind) -> bool {
         let is_end = !matches!(kind, SignalKind::Started | SignalKind::Noted);
@@ -363,9 +369,9 @@ impl RecentCompactions {
         self.0.iter().find(|known| known.id == id).map(|known| known.status)
     }
 
-    /// Returns those of a task, the oldest first.
+    /// Returns those of a task's running attempt, the oldest first.
     pub fn of(&self, task: TaskId) -> impl DoubleEndedIterator<Item = &Compaction> {
-        self.0.iter().filter(move |compaction| compaction.task == Some(task))
+        self.0.iter().filter(move |known| known.belongs_to_attempt(task))
     }
 
     /// Inserts or replaces one. Forgets the oldest ended one if there are too many.

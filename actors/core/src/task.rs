@@ -75,14 +75,9 @@ impl Task {
         }
     }
 
-    /// Returns the first frame in which one of its attempts may have reported a compaction; `None`
-    /// before the first attempt. Where the earlier ones of several began is not known.
-    pub fn attempts_since(&self) -> Option<u64> {
-        match self.stage {
-            _ if self.attempt == 0 => None,
-            Stage::Running { start, .. } if self.attempt == 1 => Some(start.seq),
-            _ => Some(0),
-        }
+    /// Returns the START of the running attempt.
+    pub fn running_start(&self) -> Option<Start> {
+        self.start().filter(|_| self.state() == TaskState::Running)
     }
 
     /// Returns the task at its end. It ends with the slot that it has.
@@ -328,10 +323,7 @@ impl Blocked {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
-    use crate::{Retry, RunId};
 
     /// I8: the claimed task, then retries, then a compaction, then turns, each in accept order.
     #[test]
@@ -357,28 +349,6 @@ mod tests {
         queue.reverse();
         queue.sort_by_key(|queued| queued.rank());
         assert_eq!(queue, sorted);
-    }
-
-    /// A group that is loaded again reads the compactions that its task's attempts may have
-    /// reported (AM-23).
-    #[test]
-    fn the_only_attempt_began_where_it_started_and_several_anywhere() {
-        let start = Start { at: Timestamp(1), run: RunId(Uuid::nil()), segment: 1, seq: 7 };
-        let running = Stage::Running { claimed_at: Timestamp(1), start };
-        let retrying = Stage::Retrying { retry: Retry { start: Some(start) }, due: None };
-        let cases = [
-            (0, Stage::Queued, None),
-            (0, Stage::Claimed { at: Timestamp(1), retry: None }, None),
-            (1, running.clone(), Some(7)),
-            (1, retrying, Some(0)),
-            (2, running, Some(0)),
-        ];
-        for (attempt, stage, expected) in cases {
-            let work = Work::Turn { prompt: Json::parse("[]".into()).unwrap() };
-            let task = Task::new(TaskId(Uuid::nil()), work, Origin::Api);
-            let task = Task { attempt, stage, ..task };
-            assert_eq!(task.attempts_since(), expected, "{task:?}");
-        }
     }
 
     /// Only the next task waits for what the group waits for.

@@ -79,7 +79,7 @@ conforms!(Database:
     conformance::a_second_live_run_and_a_second_open_segment_are_refused,
     conformance::a_refused_batch_stores_nothing,
     restored::any_history_is_restored_as_it_was,
-    restored::compactions_of_an_earlier_attempt_are_restored,
+    restored::an_attempt_is_restored_without_the_compactions_of_earlier_ones,
     conformance::a_purge_deletes_only_its_group,
     conformance::an_idempotency_key_is_kept_until_it_is_old,
     conformance::the_trusted_time_decides_the_age_of_keys,

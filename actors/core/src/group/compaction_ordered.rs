@@ -17,11 +17,11 @@ use crate::{
 pub(super) const ALREADY_COMPACTED: &str = "already_compacted";
 
 impl Transition<'_> {
-    /// Whether the current task ordered the compaction.
+    /// Whether the running attempt ordered the compaction.
     pub(super) fn is_ordered_by_current(&self, compaction: &Compaction) -> bool {
         let current = self.group.current();
         current.is_some_and(|task| {
-            task.kind() == TaskKind::Compaction && compaction.task == Some(task.id)
+            task.kind() == TaskKind::Compaction && compaction.belongs_to_attempt(task.id)
         })
     }
 

@@ -216,11 +216,13 @@ impl Transition<'_> {
             return;
         }
         let (task, number) = (record.id, record.attempt);
-        if attempt.cancel_reason == Some(CancelReason::Caller) {
+        // A deadline or the shutdown may have cut the attempt before its caller cancelled it.
+        if record.cancel_requested {
+            let mut by_caller = attempt.clone();
+            by_caller.cancel_reason = Some(CancelReason::Caller);
             let cancelled =
                 PromptReply::Stopped { stop_reason: StopReason::Cancelled, tokens: None };
-            let settled = attempt.settle_by_reply(cancelled);
-            return self.settle(settled);
+            return self.settle(by_caller.settle_by_reply(cancelled));
         }
         self.abandon_compaction();
         self.release_lock(false);

@@ -3,10 +3,10 @@
 
 use greenroom_core::{
     Answer, Effect, Event, Exit, ExitReason, Fact, Json, Kinds, Lines, PermissionAsked,
-    PermissionOption, PermissionShown, PermissionState, PromptReply, RetryPolicy, Settings, Status,
-    Stop, StopReason, TaskState as T, Timer,
+    PermissionOption, PermissionShown, PermissionState, PromptReply, RetryPolicy, Settings,
+    SignalKind, Source, Status, Stop, StopReason, Strategy, TaskId, TaskState as T, Timer,
 };
-use greenroom_testing::driver::{Driver, LIMITS, kinds};
+use greenroom_testing::driver::{Driver, LIMITS, acquired, kinds};
 
 /// How an attempt fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -298,10 +298,38 @@ fn the_task_of_a_withheld_prompt_keeps_its_place() {
         driver.answer(StopReason::EndTurn);
         assert_eq!(driver.ended(task), Some((T::Completed, None)));
     }
-    let mut driver = Driver::in_turn();
+    let by_caller: fn(TaskId) -> Event = Event::CancelRequested;
+    let by_deletion: fn(TaskId) -> Event = |_| Event::Archived;
+    for (is_cut, cancel) in [(false, by_caller), (true, by_caller), (true, by_deletion)] {
+        let mut driver = Driver::in_turn();
+        let task = driver.group.current().unwrap().id;
+        let id = driver.group.attempt().unwrap().prompt_id;
+        if is_cut {
+            driver.apply(Event::DrainTimedOut);
+        }
+        driver.apply(cancel(task));
+        driver.apply(Event::PromptWithheld { run: driver.run(), id });
+        let ended = driver.ended(task).map(|(state, _)| state);
+        assert_eq!(ended, Some(T::Cancelled), "cut by the shutdown first: {is_cut}");
+        assert_eq!(driver.group.state().hold.reason, None);
+    }
+}
+
+/// AM-23, I7: a compaction that ends late counts; but it is not the outcome of a later attempt,
+/// whose prompt the agent had not got then.
+#[test]
+fn a_compaction_that_completes_late_does_not_complete_the_next_attempt() {
+    let mut driver = Driver::compacting(Strategy::Command);
     let task = driver.group.current().unwrap().id;
-    driver.apply(Event::CancelRequested(task));
     let id = driver.group.attempt().unwrap().prompt_id;
     driver.apply(Event::PromptWithheld { run: driver.run(), id });
-    assert_eq!(driver.ended(task).map(|(state, _)| state), Some(T::Cancelled));
+    driver.signal(Source::Acp, SignalKind::Completed);
+    assert_eq!(driver.group.state().compacting.count, 1);
+    driver.expire(|timer| matches!(timer, Timer::Backoff(..)));
+    driver.grant();
+    driver.lock(acquired());
+    driver.grant();
+    assert_eq!(driver.group.current().map(|task| (task.id, task.attempt)), Some((task, 2)));
+    driver.reply(PromptReply::Failed { code: -32603, message: "no".into() });
+    assert_eq!(driver.ended(task).map(|(state, _)| state), Some(T::Failed));
 }

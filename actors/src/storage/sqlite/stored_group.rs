@@ -152,8 +152,8 @@ fn contradiction(
     Ok(None)
 }
 
-/// Reads the compaction whose end no detector reported, and those that were completed within the
-/// attempts of `current`.
+/// Reads the compaction whose end no detector reported, and those of the running attempt of
+/// `current` that were completed.
 fn compactions(
     conn: &Connection,
     group: GroupNo,
@@ -165,8 +165,8 @@ fn compactions(
          WHERE key >= ?2 AND key < ?3 AND status = 'completed' ORDER BY key",
         columns = rows::COMPACTION_COLUMNS
     );
-    // All of the log, if the task is retried: there are few.
-    let from = current.and_then(Task::attempts_since).map(|seq| key(group, seq));
+    let start = current.and_then(Task::running_start);
+    let from = start.map(|start| key(group, start.seq));
     let mut statement = conn.prepare_cached(&sql)?;
     let to = key(group + 1, 0);
     let found = statement.query_map(

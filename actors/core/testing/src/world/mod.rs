@@ -265,7 +265,7 @@ impl World {
     fn commit(&mut self, begun: Begun, Step { facts, effects }: Step) -> Checked<Committed> {
         for recorded in &facts {
             self.replayed.replay(recorded, self.now);
-            self.records.store(&recorded.fact);
+            self.records.store(recorded);
             self.release_lock(&recorded.fact)?;
         }
         let (replayed, live) = (&self.replayed, &self.group);

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Compaction, CompactionId, CompactionStatus, Event, Fact, Group, Recovery, Run, RunPhase, Task,
-    TaskId, TaskState,
+    Compaction, CompactionId, CompactionStatus, Event, Fact, Group, Recorded, Recovery, Run,
+    RunPhase, Task,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -17,19 +17,21 @@ use super::{Checked, World, ensure};
 pub(super) struct Records {
     /// By ordinal.
     ended: BTreeMap<u64, Task>,
-    compactions: BTreeMap<CompactionId, Compaction>,
+    /// Each with its first frame.
+    compactions: BTreeMap<CompactionId, (u64, Compaction)>,
 }
 
 impl Records {
-    pub(super) fn store(&mut self, fact: &Fact) {
-        match fact {
+    pub(super) fn store(&mut self, recorded: &Recorded) {
+        match &recorded.fact {
             Fact::TaskEnded { record, .. } => {
                 self.ended.insert(record.ordinal, Task::clone(record));
             }
             Fact::CompactionStarted(compaction)
             | Fact::CompactionUpdated(compaction)
             | Fact::CompactionEnded(compaction) => {
-                self.compactions.insert(compaction.id, Compaction::clone(compaction));
+                let first = (recorded.place.seq, Compaction::clone(compaction));
+                self.compactions.entry(compaction.id).or_insert(first).1.clone_from(compaction);
             }
             _ => {}
         }
@@ -46,13 +48,13 @@ impl World {
 
     /// Returns all compactions.
     pub fn compactions(&self) -> impl Iterator<Item = &Compaction> {
-        self.records.compactions.values()
+        self.records.compactions.values().map(|(_, compaction)| compaction)
     }
 
     /// Returns the compactions that a restored group gets.
     pub fn restorable_compactions(&self) -> Vec<Compaction> {
-        let current = self.group.current().map(|task| task.id);
-        self.compactions().filter(|known| is_kept(known, current)).map(as_stored).collect()
+        let is_kept = |known: &&Compaction| self.is_kept(&self.group, known);
+        self.compactions().filter(is_kept).map(as_stored).collect()
     }
 
     /// Returns the group as a database could restore it at best.
@@ -79,7 +81,7 @@ impl World {
     /// run arrives any more, so none can concern those compactions; and the lock's row ends with
     /// its holder, so that a waiting compaction requests the lock again.
     pub(super) fn check_restore(&self) -> Checked {
-        let (stored, live) = (restorable(&self.restored()), restorable(&self.group));
+        let (stored, live) = (self.restorable(&self.restored()), self.restorable(&self.group));
         ensure!(stored == live, "I13: restored is not live:\n  {stored:?}\n  live {live:?}");
         let live = self.recovered(self.group.clone())?;
         let forgetful = self.recovered(self.restored_forgetfully())?;
@@ -90,6 +92,25 @@ impl World {
         Ok(())
     }
 
+    /// Returns what a database can restore of a group: neither its lock, nor the ended compactions
+    /// of its run.
+    fn restorable(&self, group: &Group) -> Group {
+        let kept = group.compactions().filter(|known| self.is_kept(group, known));
+        with_compactions(group, kept.map(as_stored).collect())
+    }
+
+    /// Whether a restored group gets this compaction: the active one, and those of the running
+    /// attempt that were completed.
+    fn is_kept(&self, group: &Group, compaction: &Compaction) -> bool {
+        let first = self.records.compactions.get(&compaction.id).map(|(first, _)| *first);
+        let current = group.current();
+        let start = current.and_then(Task::running_start).map(|start| start.seq);
+        compaction.is_active()
+            || (compaction.status == CompactionStatus::Completed
+                && current.is_some_and(|task| compaction.task == Some(task.id))
+                && start.is_some_and(|start| first.is_none_or(|first| start < first)))
+    }
+
     /// Returns the group after the recovery of `group`, and what that stated.
     fn recovered(&self, mut group: Group) -> Checked<(Group, Vec<String>)> {
         let mut fresh = || Uuid::from_u128(self.ids + 1);
@@ -97,7 +118,7 @@ impl World {
         let step = group.apply(event, now, &self.effective_settings(), &mut fresh);
         let step = step.map_err(|rejected| rejected.to_string())?;
         let outcomes = step.facts.iter().filter_map(|recorded| outcome(&recorded.fact)).collect();
-        Ok((restorable(&group), outcomes))
+        Ok((self.restorable(&group), outcomes))
     }
 }
 
@@ -124,22 +145,6 @@ fn with_compactions(group: &Group, compactions: Vec<Compaction>) -> Group {
     let (run, attempt) = (group.run().cloned(), group.attempt().cloned());
     let (tasks, permissions) = (open(group).cloned().collect(), group.permissions().to_vec());
     Group::restore(group.state().clone(), tasks, run, attempt, compactions, permissions)
-}
-
-/// Returns what a database can restore of a group: neither its lock, nor the ended compactions of
-/// its run. The row of a compaction does not name the attempt.
-fn restorable(group: &Group) -> Group {
-    let first = |task: &&Task| task.attempt < 2 && task.state() != TaskState::Retrying;
-    let current = group.current().filter(first).map(|task| task.id);
-    let kept = group.compactions().filter(|known| is_kept(known, current));
-    with_compactions(group, kept.map(as_stored).collect())
-}
-
-/// Whether a restored group gets this compaction: the active one, and those that the current task
-/// completed.
-fn is_kept(compaction: &Compaction, current: Option<TaskId>) -> bool {
-    let completed = compaction.status == CompactionStatus::Completed;
-    compaction.is_active() || (completed && current.is_some() && compaction.task == current)
 }
 
 /// Returns a compaction as its row restores it.
