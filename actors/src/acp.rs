@@ -286,9 +286,12 @@ fn summarize_update(update: Update<'_>, summary: &mut OutputSummary) {
     }
 }
 
+/// Returns the kind of the frame of an agent's line: its method, if that is a plain name. No agent
+/// writes the frames that greenroom writes itself: its facts and prompts.
 fn kind(method: &str) -> FrameKind {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_-.$".contains(&byte);
-    if method.len() <= KIND_BYTES_MAX && method.bytes().all(plain) {
+    let is_own = method.starts_with("greenroom/") || method == "session/prompt";
+    if method.len() <= KIND_BYTES_MAX && method.bytes().all(plain) && !is_own {
         method.to_owned().into()
     } else {
         "agent/unnamed".into()
@@ -418,8 +421,10 @@ mod tests {
         let Ok(Message::Request { id, private, .. }) = parse(&line) else { panic!() };
         assert_eq!((id, private), (r#""a-1""#, true));
         assert!(refusal_line(id).contains(r#""id":"a-1","error":{"code":-32601"#));
-        let line = request("x\\n\\\"y");
-        let Ok(Message::Request { kind, private, .. }) = parse(&line) else { panic!() };
-        assert_eq!((&*kind, private), ("agent/unnamed", false));
+        for method in ["x\\n\\\"y", "greenroom/task_ended", "session/prompt"] {
+            let line = request(method);
+            let Ok(Message::Request { kind, private, .. }) = parse(&line) else { panic!() };
+            assert_eq!((&*kind, private), ("agent/unnamed", false), "{method}");
+        }
     }
 }
