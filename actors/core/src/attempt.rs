@@ -367,7 +367,8 @@ mod tests {
         attempt.add_output(&text("ä"));
         assert_eq!((attempt.text.len(), attempt.text_truncated), (TEXT_BYTES_MAX - 1, true));
         attempt.add_output(&text("y"));
-        assert_eq!(attempt.text.len(), TEXT_BYTES_MAX - 1);
+        let ending = attempt.ending_so_far();
+        assert_eq!((ending.text.len(), ending.text_truncated), (TEXT_BYTES_MAX - 1, true));
     }
 
     /// I11: tool calls without number use bounded memory, and their side effects stay possible.
@@ -383,6 +384,10 @@ mod tests {
         let interrupted = attempt.interrupted(Cause::AgentExited, true);
         let found = (interrupted.side_effects, interrupted.open_tools.len());
         assert_eq!(found, (SideEffects::Possible, 0));
+        let tools = (1000..1064).map(|number| tool(number, false)).collect();
+        attempt.add_output(&OutputSummary { tools, ..OutputSummary::default() });
+        let named = attempt.interrupted(Cause::AgentExited, true).open_tools.len();
+        assert_eq!(named, 64, "an ended call leaves its room to others");
     }
 
     proptest::proptest! {

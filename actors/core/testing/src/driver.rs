@@ -182,7 +182,7 @@ impl Driver {
         self.apply(Event::AgentReady { run, pid: 1, session, continuity, provenance })
     }
 
-    fn output(&mut self, summary: OutputSummary) -> Step {
+    pub fn output(&mut self, summary: OutputSummary) -> Step {
         self.output_in(None, summary)
     }
 

@@ -1,8 +1,9 @@
 //! Compactions that a caller or the group itself orders, and their lock: DQ-3 to DQ-6, HL, I12.
 
 use greenroom_core::{
-    CompactionStatus as C, Effect, Event, Exit, ExitReason, Fact, LockAnswer, Settings, SignalKind,
-    Source, StopReason, Strategy, TaskId, TaskState as T, Timer,
+    CompactionStatus as C, Effect, Event, Exit, ExitReason, Fact, LockAnswer, OutputSummary,
+    Settings, SignalKind, Source, StopReason, Strategy, TaskId, TaskState as T, Timer,
+    ToolProgress, ToolUpdate,
 };
 use greenroom_testing::driver::{Driver, acquired, blocks, busy, kinds};
 
@@ -440,7 +441,13 @@ fn the_deadline_of_an_ordered_compaction_cancels_it() {
 #[test]
 fn an_empty_answer_is_a_finding() {
     type Action = fn(&mut Driver);
-    let cases: [(&str, Action, bool); 3] = [
+    let call: Action = |driver| {
+        let step = ToolProgress::Called { tool: "x".into(), ended: None };
+        let tools = vec![ToolUpdate { call: "1".into(), step }];
+        driver.output(OutputSummary { has_output: true, tools, ..OutputSummary::default() });
+    };
+    let cases = [
+        ("a tool call", call, false),
         ("no output", |_| {}, true),
         ("usage", |driver| drop(driver.usage(5)), true),
         ("text", |driver| drop(driver.say("hello")), false),

@@ -62,6 +62,11 @@ fn failure_kind_and_policy_decide_a_retry() {
             assert_eq!(state, retried.then_some((T::Retrying, 1)), "{failure:?} {policy:?}");
             let over = driver.ended(task).map(|(state, _)| state.is_terminal());
             assert_eq!(over, (!retried).then_some(true), "{failure:?} {policy:?}");
+            let counts = |fact: &Fact| match fact {
+                Fact::TaskEnded { error: Some(error), .. } => error.message.contains("attempts"),
+                _ => false,
+            };
+            assert!(!driver.facts.iter().any(counts), "one attempt is not counted: {failure:?}");
         }
     }
 }
@@ -107,8 +112,8 @@ fn output_or_a_cancel_forbids_a_retry() {
     }
 }
 
-/// The group retries a task five times, each wait twice the last; then the task fails. It is not
-/// interrupted, as no attempt began.
+/// The group retries a task five times, each wait twice the last; then the task fails, and its
+/// error says so. It is not interrupted, as no attempt began.
 #[test]
 fn a_task_is_retried_five_times() {
     for failure in [Failure::NotStarted, Failure::Exit(ExitReason::Exited), Failure::Error(1)] {
@@ -140,11 +145,14 @@ fn a_task_is_retried_five_times() {
         assert_eq!(driver.ended(task).map(|(state, _)| state), Some(T::Failed), "{failure:?}");
         let last = driver.facts.iter().find_map(|fact| match fact {
             Fact::TaskEnded { record, .. } => {
-                Some((record.attempt, record.ending().interrupted.clone()))
+                let ending = record.ending();
+                let message = ending.error.as_ref().map_or("", |error| &error.message);
+                let says_so = message.ends_with("; given up after 6 attempts");
+                Some((record.attempt, ending.interrupted.clone(), says_so))
             }
             _ => None,
         });
-        assert_eq!(last, Some((6, None)), "{failure:?}");
+        assert_eq!(last, Some((6, None, true)), "{failure:?}");
     }
 }
 
