@@ -19,6 +19,7 @@ mod i2_accepted_is_kept;
 mod i3_places;
 mod i4_no_fork;
 mod i5_compacting_ends;
+mod i7_attempts;
 mod i7_prompts;
 mod i7_retries;
 mod i8_order;
@@ -37,8 +38,9 @@ use self::{
     am3_settlement::Settlement, am7_permissions::Permissions, dq6_auto_compaction::AutoCompaction,
     dq8_hold::Holds, f8_crash_loop::CrashLoop, hl_lock::Lock, i1_one_at_a_time::OneAtATime,
     i2_accepted_is_kept::AcceptedIsKept, i3_places::Places, i4_no_fork::NoFork,
-    i5_compacting_ends::CompactingEnds, i7_prompts::Prompts, i7_retries::Retries, i8_order::Order,
-    i9_one_outcome::OneOutcome, i12_effects::Effects, i12_timers::Timers, i16_context::Context,
+    i5_compacting_ends::CompactingEnds, i7_attempts::Attempts, i7_prompts::Prompts,
+    i7_retries::Retries, i8_order::Order, i9_one_outcome::OneOutcome, i12_effects::Effects,
+    i12_timers::Timers, i16_context::Context,
 };
 
 /// `Err` names the invariant that is broken.
@@ -55,6 +57,15 @@ pub(crate) use ensure;
 
 /// A rule that every history of a group keeps.
 trait Invariant {
+    /// The kinds of frames, without greenroom's prefix, by which it follows a log. It checks a log
+    /// up to an unreadable one of them.
+    fn follows(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// A frame of a log is unreadable, of a kind that it does not follow.
+    fn skip(&mut self) {}
+
     /// A step of the live rules begins.
     fn begin(&mut self, _step: &Rc<Begun>) {}
 
@@ -139,6 +150,7 @@ pub struct Checker {
     places: Places,
     no_fork: NoFork,
     compacting: CompactingEnds,
+    attempts: Attempts,
     prompts: Prompts,
     retries: Retries,
     order: Order,
@@ -155,13 +167,14 @@ pub struct Checker {
 }
 
 impl Checker {
-    fn invariants(&mut self) -> [&mut dyn Invariant; 18] {
+    fn invariants(&mut self) -> [&mut dyn Invariant; 19] {
         [
             &mut self.one_at_a_time,
             &mut self.accepted,
             &mut self.places,
             &mut self.no_fork,
             &mut self.compacting,
+            &mut self.attempts,
             &mut self.prompts,
             &mut self.retries,
             &mut self.order,

@@ -1,5 +1,5 @@
 //! Random histories: the invariants hold at every step, whatever callers, agents and crashes do to
-//! a group. `world/checker.rs` names the invariants.
+//! a group. `testing/src/invariants.rs` names the invariants.
 
 use std::collections::BTreeSet;
 

@@ -45,6 +45,14 @@ impl Settlement {
 }
 
 impl Invariant for Settlement {
+    #[rustfmt::skip]
+    fn follows(&self) -> &'static [&'static str] {
+        &[
+            "task_started", "turn_started", "session/prompt", "turn_settled", "task_retrying",
+            "task_ended",
+        ]
+    }
+
     fn begin(&mut self, _step: &Rc<Begun>) {
         self.in_world = true;
     }

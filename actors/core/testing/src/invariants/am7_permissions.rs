@@ -105,6 +105,14 @@ impl Permissions {
 }
 
 impl Invariant for Permissions {
+    #[rustfmt::skip]
+    fn follows(&self) -> &'static [&'static str] {
+        &[
+            "permission_opened", "permission_resolved", "session/prompt", "cancel_requested",
+            "turn_cut", "turn_settled", "run_exited",
+        ]
+    }
+
     fn begin(&mut self, step: &Rc<Begun>) {
         self.step = Some(Rc::clone(step));
         (self.answers, self.opened) = (Vec::new(), Vec::new());

@@ -83,6 +83,15 @@ impl Holds {
 }
 
 impl Invariant for Holds {
+    #[rustfmt::skip]
+    fn follows(&self) -> &'static [&'static str] {
+        &[
+            "group_created", "group_changed", "group_archived", "group_paused", "group_resumed",
+            "group_held", "task_claimed", "task_released", "task_started", "task_retrying",
+            "task_ended", "run_started",
+        ]
+    }
+
     fn begin(&mut self, step: &Rc<Begun>) {
         self.step = Some(Rc::clone(step));
         (self.due, self.is_lost) = (None, false);

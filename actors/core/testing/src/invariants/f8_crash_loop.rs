@@ -66,6 +66,14 @@ impl CrashLoop {
 }
 
 impl Invariant for CrashLoop {
+    #[rustfmt::skip]
+    fn follows(&self) -> &'static [&'static str] {
+        &[
+            "group_changed", "group_archived", "group_resumed", "run_started", "turn_settled",
+            "run_exited", "agent_degraded",
+        ]
+    }
+
     fn begin(&mut self, step: &Rc<Begun>) {
         self.step = Some(Rc::clone(step));
     }

@@ -36,6 +36,14 @@ impl OneAtATime {
 }
 
 impl Invariant for OneAtATime {
+    #[rustfmt::skip]
+    fn follows(&self) -> &'static [&'static str] {
+        &[
+            "task_claimed", "task_released", "task_started", "session/prompt", "turn_settled",
+            "task_retrying", "task_ended", "run_started", "run_exited",
+        ]
+    }
+
     fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
         match fact {
             Fact::TaskClaimed { task } => self.claim(*task)?,

@@ -23,6 +23,10 @@ impl AcceptedIsKept {
 }
 
 impl Invariant for AcceptedIsKept {
+    fn follows(&self) -> &'static [&'static str] {
+        &["group_created", "group_changed", "group_archived", "task_queued", "task_ended"]
+    }
+
     fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
         match fact {
             Fact::GroupArchived {} => self.is_archived = true,

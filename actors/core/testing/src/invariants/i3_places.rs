@@ -16,6 +16,14 @@ pub struct Places {
 }
 
 impl Invariant for Places {
+    #[rustfmt::skip]
+    fn follows(&self) -> &'static [&'static str] {
+        &[
+            "segment_started", "run_started", "run_exited", "task_claimed", "task_released",
+            "task_started", "session/prompt", "turn_settled", "task_retrying", "task_ended",
+        ]
+    }
+
     fn fact(&mut self, Recorded { place, fact }: &Recorded) -> Checked {
         let (run, holder) = (self.run, self.holder);
         match fact {
@@ -47,6 +55,10 @@ impl Invariant for Places {
             ensure!(last == Some(seq), "I3: {task} ends at {seq}, not at {last:?}");
         }
         Ok(())
+    }
+
+    fn skip(&mut self) {
+        self.seq += 1;
     }
 
     fn end(&mut self, step: &Played) -> Checked {

@@ -43,6 +43,10 @@ impl NoFork {
 }
 
 impl Invariant for NoFork {
+    fn follows(&self) -> &'static [&'static str] {
+        &["segment_ended", "segment_started", "run_ready", "context_lost", "compaction_ended"]
+    }
+
     fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
         self.check_order(fact)?;
         match fact {

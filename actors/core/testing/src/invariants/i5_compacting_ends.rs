@@ -37,6 +37,10 @@ impl CompactingEnds {
 }
 
 impl Invariant for CompactingEnds {
+    fn follows(&self) -> &'static [&'static str] {
+        &["compaction_started", "compaction_ended"]
+    }
+
     fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
         match fact {
             Fact::CompactionStarted(started) => self.started(started)?,

@@ -42,6 +42,14 @@ impl Order {
 }
 
 impl Invariant for Order {
+    #[rustfmt::skip]
+    fn follows(&self) -> &'static [&'static str] {
+        &[
+            "task_queued", "task_claimed", "task_released", "task_started", "task_retrying",
+            "task_ended",
+        ]
+    }
+
     fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
         match fact {
             Fact::TaskQueued { task, kind, record: accepted, .. } => {

@@ -1,4 +1,5 @@
-//! I9, AM-5: a task ends once and for good; a request to cancel it is not its outcome.
+//! I9, AM-5, TD-10: a task ends once and for good, as its record says; a request to cancel it is
+//! not its outcome; a completed turn without an answer has a finding.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,23 +22,61 @@ pub struct OneOutcome {
 
 impl OneOutcome {
     fn ended(&mut self, fact: &Fact) -> Checked {
-        let Fact::TaskEnded { task, state, stop_reason, has_empty_answer, .. } = fact else {
+        let Fact::TaskEnded { task, kind, state, stop_reason, has_empty_answer, .. } = fact else {
             return Ok(());
         };
         ensure!(self.ended.insert(*task), "I9: {task} ends twice");
         ensure!(state.is_terminal(), "I9: {task} ends {state:?}");
-        let is_turn = self.kinds.get(task) == Some(&TaskKind::Turn);
+        let queued = self.kinds.get(task).copied();
+        // A frame of an earlier version lacks the kind: it is read as a turn's.
+        let is_known = self.in_world || *kind != TaskKind::Turn;
+        let is_same = queued.is_none_or(|queued| queued == *kind);
+        ensure!(is_same || !is_known, "I9: {task} is a {queued:?} and ends as a {kind:?}");
+        let is_turn = queued == Some(TaskKind::Turn);
         let skipped = *state == TaskState::Skipped;
         ensure!(!skipped || !is_turn, "DQ-3: {task} is a turn and was skipped");
         let completed = *state == TaskState::Completed && *stop_reason == Some(StopReason::EndTurn);
         let is_empty = is_turn && completed && !self.has_answer;
         let found = *has_empty_answer;
-        ensure!(!self.in_world || found == is_empty, "{task}: a finding {found}, {is_empty}");
+        ensure!(!self.in_world || found == is_empty, "TD-10: {task}: {found}, not {is_empty}");
+        Ok(())
+    }
+
+    /// Checks that the record of an ended task has what the fact says.
+    fn check_record(&self, fact: &Fact) -> Checked {
+        let Fact::TaskEnded {
+            task,
+            kind,
+            attempt: _,
+            state,
+            stop_reason,
+            error,
+            interrupted,
+            has_empty_answer,
+            record: ended,
+        } = fact
+        else {
+            return Ok(());
+        };
+        let Some(ended) = record(*task, ended) else { return Ok(()) };
+        let requested = self.cancel_requested.contains(task);
+        ensure!(ended.cancel_requested == requested, "AM-5: {ended:?}");
+        let ending = ended.ending();
+        let is_same = (ended.state(), ended.kind()) == (*state, *kind)
+            && ending.stop_reason == *stop_reason
+            && ending.error == *error
+            && ending.interrupted == *interrupted
+            && ending.has_empty_answer == *has_empty_answer;
+        ensure!(is_same, "I9: the record of {task} ends otherwise: {ended:?}");
         Ok(())
     }
 }
 
 impl Invariant for OneOutcome {
+    fn follows(&self) -> &'static [&'static str] {
+        &["task_queued", "cancel_requested", "task_ended"]
+    }
+
     fn begin(&mut self, _step: &Rc<Begun>) {
         self.in_world = true;
     }
@@ -59,13 +98,9 @@ impl Invariant for OneOutcome {
                 let is_first = self.cancel_requested.insert(*task);
                 ensure!(is_first, "AM-5: {task} is cancelled twice");
             }
-            Fact::TaskEnded { task, state, record: ended, .. } => {
+            Fact::TaskEnded { .. } => {
                 self.ended(fact)?;
-                if let Some(ended) = record(*task, ended) {
-                    ensure!(*state == ended.state(), "I9: {task} ends {state:?}: {ended:?}");
-                    let requested = self.cancel_requested.contains(task);
-                    ensure!(ended.cancel_requested == requested, "AM-5: {ended:?}");
-                }
+                self.check_record(fact)?;
             }
             _ => {}
         }
