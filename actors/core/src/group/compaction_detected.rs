@@ -156,7 +156,8 @@ impl Group {
         let before = self.recent.status(compaction.id);
         if let Some(run) = &mut self.run {
             run.reports_by_acp |= compaction.sources.contains(&Source::Acp);
-            if compaction.carries_summary {
+            // A late report of the rotation finds its new session in force.
+            if compaction.carries_summary && before != Some(compaction.status) {
                 run.left_session = self.state.session_id().cloned();
             }
         }

@@ -306,7 +306,8 @@ impl Group {
     /// prompt carried its summary.
     pub(super) fn apply_settled(&mut self, id: TaskId, stop_reason: StopReason) {
         // An agent that answers a later prompt has survived its cancel.
-        let is_answered = !matches!(stop_reason, StopReason::Error | StopReason::Cancelled);
+        let is_refused = matches!(stop_reason, StopReason::Error | StopReason::Cancelled);
+        let is_answered = stop_reason.is_answer() && !is_refused;
         let survived =
             is_answered && self.attempt().is_some_and(|attempt| attempt.cancel_reason.is_none());
         let usage = self.state.session.as_ref().and_then(|session| session.usage.as_ref());

@@ -319,6 +319,34 @@ fn a_wedged_agent_is_restarted() {
     }
 }
 
+/// A prompt that the server withheld proves nothing: the agent never got it, and may still be
+/// wedged.
+#[test]
+fn a_withheld_prompt_does_not_prove_that_the_agent_survived_its_cancel() {
+    let mut driver = Driver::in_turn();
+    let task = driver.group.current().unwrap().id;
+    driver.apply(Event::CancelRequested(task));
+    driver.answer(StopReason::Cancelled);
+    driver.turn();
+    let id = driver.group.attempt().unwrap().prompt_id;
+    driver.apply(Event::PromptWithheld { run: driver.run(), id });
+    driver.expire(|timer| matches!(timer, Timer::Backoff(..)));
+    driver.grant();
+    driver.fail(-32603);
+    assert!(kinds(&driver.facts).contains(&"agent_wedged"));
+}
+
+/// AM-13: a detector may report a rotation late; the agent's late output of the session that it
+/// left still is no change of session.
+#[test]
+fn a_late_report_of_a_rotation_changes_no_session() {
+    let mut driver = rotated();
+    let late = driver.signal(Source::HermesStderr, SignalKind::Completed);
+    assert_eq!(kinds(&late.facts), ["stderr", "compaction_updated"]);
+    assert_eq!(driver.name("s").facts, []);
+    assert_eq!(driver.group.state().session_id(), Some(&SessionId("s2".into())));
+}
+
 /// Output of a wedged agent is no summary, and no sign that it read one.
 #[test]
 fn output_of_a_wedged_agent_is_no_summary() {
