@@ -13,6 +13,7 @@ mod f8_crash_loop;
 mod hl_lock;
 mod i12_effects;
 mod i12_timers;
+mod i13_run;
 mod i16_context;
 mod i1_one_at_a_time;
 mod i2_accepted_is_kept;
@@ -40,7 +41,7 @@ use self::{
     i2_accepted_is_kept::AcceptedIsKept, i3_places::Places, i4_no_fork::NoFork,
     i5_compacting_ends::CompactingEnds, i7_attempts::Attempts, i7_prompts::Prompts,
     i7_retries::Retries, i8_order::Order, i9_one_outcome::OneOutcome, i12_effects::Effects,
-    i12_timers::Timers, i16_context::Context,
+    i12_timers::Timers, i13_run::Runs, i16_context::Context,
 };
 
 /// `Err` names the invariant that is broken.
@@ -157,6 +158,7 @@ pub struct Checker {
     outcome: OneOutcome,
     effects: Effects,
     timers: Timers,
+    runs: Runs,
     context: Context,
     settlement: Settlement,
     permissions: Permissions,
@@ -167,7 +169,7 @@ pub struct Checker {
 }
 
 impl Checker {
-    fn invariants(&mut self) -> [&mut dyn Invariant; 19] {
+    fn invariants(&mut self) -> [&mut dyn Invariant; 20] {
         [
             &mut self.one_at_a_time,
             &mut self.accepted,
@@ -181,6 +183,7 @@ impl Checker {
             &mut self.outcome,
             &mut self.effects,
             &mut self.timers,
+            &mut self.runs,
             &mut self.context,
             &mut self.settlement,
             &mut self.permissions,

@@ -3,6 +3,8 @@
 
 mod compactions;
 mod logs;
+mod queue;
+mod runs;
 mod starts;
 mod turns;
 
@@ -114,6 +116,18 @@ fn put_before(steps: &mut [Played], kind: (&str, usize), fact: Fact) {
     renumber(steps);
 }
 
+/// Returns the `nth` fact of a kind.
+fn nth_fact<'a>(steps: &'a mut [Played], kind: &str, nth: usize) -> &'a mut Fact {
+    let (step, at) = find(steps, kind, nth);
+    &mut steps[step].facts[at].fact
+}
+
+/// Undoes to the group what the step of the `nth` fact of a kind did.
+fn forget(steps: &mut [Played], kind: &str, nth: usize) {
+    let (step, _) = find(steps, kind, nth);
+    steps[step].group = steps[step - 1].group.clone();
+}
+
 /// Changes the stop reason of the `nth` settled attempt.
 fn stopped_by(steps: &mut [Played], nth: usize, by: StopReason) {
     let (step, at) = find(steps, "turn_settled", nth);
@@ -157,7 +171,9 @@ fn is_expected(expected: &str, why: &str) -> bool {
 }
 
 fn histories() -> impl Iterator<Item = History> {
-    [turns::broken(), compactions::broken(), starts::broken()].into_iter().flatten()
+    let all =
+        [turns::broken(), compactions::broken(), starts::broken(), queue::broken(), runs::broken()];
+    all.into_iter().flatten()
 }
 
 #[test]

@@ -162,6 +162,8 @@ impl Invariant for Holds {
         ensure!(!self.must_resume, "DQ-8: counts from before the deletion stay");
         let hold = &step.group.state().hold;
         ensure!(hold.reason == self.held, "DQ-8: held by {:?}, not {hold:?}", self.held);
+        let paused = step.group.state().paused;
+        ensure!(paused == self.is_paused, "DQ-8: paused is {paused}, not {}", self.is_paused);
         let expected = self.interruptions;
         ensure!(hold.interruptions == expected, "DQ-8: {expected} in a row, not {hold:?}");
         Ok(())

@@ -62,7 +62,7 @@ impl Timers {
                 self.claimed(*task)?;
                 let is_late = self.is_late(*task, step);
                 let waits = self.waits(*task)?;
-                ensure!(!is_late || waits.ever_sent, "{task} starts after it expired");
+                ensure!(!is_late || waits.ever_sent, "I12: {task} starts after it expired");
                 (waits.attempts, waits.ever_sent) = (*attempt, true);
             }
             Fact::TaskRetrying { task, attempt, wait_ms, due, .. } => {
@@ -83,7 +83,7 @@ impl Timers {
                 self.holder = self.holder.filter(|holder| holder != task);
                 if error.as_ref().is_some_and(|error| error.code == "expired") {
                     let timed = step.trigger == Trigger::Expired(Timer::Queued(*task));
-                    ensure!(timed || self.is_late(*task, step), "{task} expires too early");
+                    ensure!(timed || self.is_late(*task, step), "I12: {task} expires too early");
                     ensure!(*state == TaskState::Failed, "{task} expires and is {state:?}");
                 }
                 self.tasks.remove(task);

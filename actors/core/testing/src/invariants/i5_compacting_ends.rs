@@ -1,16 +1,24 @@
-//! I5, AM-23, AM-25, AM-28: at most one compaction is active, it ends with its turn or its run at
-//! the latest, and the count is that of the completed ones.
+//! I5, AM-23, AM-25, AM-28, AM-31: at most one compaction is active, it ends with its turn or its
+//! run at the latest, the count is that of the completed ones, and the last one is known.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
-use greenroom_core::{Compaction, CompactionId, CompactionStatus, Fact, Recorded};
+use greenroom_core::{
+    Compaction, CompactionId, CompactionStatus, Fact, Recorded, Source, Timestamp,
+};
 
-use super::{Checked, Invariant, Played, ensure};
+use super::{Begun, Checked, Invariant, Played, ensure};
 
 #[derive(Default)]
 pub struct CompactingEnds {
     seen: BTreeMap<CompactionId, CompactionStatus>,
     active: Option<CompactionId>,
+    /// The time of the step, if it is one of a world.
+    now: Option<Timestamp>,
+    /// Who first reported the last one, when that began, and when the last completed one ended.
+    last_source: Option<Source>,
+    last_started_at: Option<Timestamp>,
+    last_completed_at: Option<Timestamp>,
 }
 
 impl CompactingEnds {
@@ -21,6 +29,7 @@ impl CompactingEnds {
         let is_new = self.seen.insert(id, compaction.status).is_none();
         ensure!(is_new, "I9: {id} starts twice");
         self.active = Some(id);
+        (self.last_source, self.last_started_at) = (Some(compaction.source), self.now);
         Ok(())
     }
 
@@ -32,6 +41,9 @@ impl CompactingEnds {
         let may = matches!(was, None | Some(CompactionStatus::InProgress)) || (was, status) == late;
         ensure!(may, "I9, AM-23: {id} was {was:?} and is {status:?}");
         self.active = self.active.filter(|active| *active != id);
+        if status == CompactionStatus::Completed {
+            (self.last_source, self.last_completed_at) = (Some(compaction.source), self.now);
+        }
         Ok(())
     }
 }
@@ -39,6 +51,10 @@ impl CompactingEnds {
 impl Invariant for CompactingEnds {
     fn follows(&self) -> &'static [&'static str] {
         &["compaction_started", "compaction_ended"]
+    }
+
+    fn begin(&mut self, step: &Rc<Begun>) {
+        self.now = Some(step.now.wall);
     }
 
     fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
@@ -61,8 +77,12 @@ impl Invariant for CompactingEnds {
     fn end(&mut self, step: &Played) -> Checked {
         let completed = |status: &&CompactionStatus| **status == CompactionStatus::Completed;
         let expected = self.seen.values().filter(completed).count() as u64;
-        let counted = step.group.state().compacting.count;
-        ensure!(expected == counted, "AM-23: {expected}, not {counted}");
+        let known = &step.group.state().compacting;
+        let counted = known.count;
+        ensure!(expected == counted, "AM-23: {expected} were completed, not {counted}");
+        let last = (self.last_source, self.last_started_at, self.last_completed_at);
+        let found = (known.last_source, known.last_started_at, known.last_completed_at);
+        ensure!(last == found, "AM-31: the last one is {last:?}, not {found:?}");
         let active = step.group.active_compaction().map(|active| active.id);
         ensure!(active == self.active, "I5: {:?} is active, not {active:?}", self.active);
         Ok(())

@@ -4,7 +4,7 @@ use greenroom_core::{CompactionStatus, Fact, SignalKind, Source, TaskId};
 use greenroom_testing::world::{Action, AgentMessage, DetectorSignal, LockReply, situations::*};
 use uuid::Uuid;
 
-use super::{History, Row, fact, find, insert, remove, renumber, repeat};
+use super::{History, Row, fact, find, forget, insert, remove, renumber, repeat};
 
 const COMPACTS: Action = signal(Source::HermesStderr, SignalKind::Started);
 const COMPACTED: Action = signal(Source::Acp, SignalKind::Completed);
@@ -54,6 +54,22 @@ const BROKEN_COMPACTIONS: &[Row] = &[
         if let Fact::CompactionEnded(ended) = &mut h[step].facts[at - 1].fact {
             ended.status = CompactionStatus::Failed;
         }
+    }),
+    ("AM-23: were completed", false, "a completed compaction is not counted", |h| {
+        forget(h, "compaction_ended", 1);
+    }),
+    ("AM-31", false, "another source than the first one's", |h| {
+        if let Fact::CompactionStarted(started) = fact(h, "compaction_started") {
+            started.source = Source::Acp;
+        }
+    }),
+    ("AM-31", false, "another time of a start", |h| {
+        let (step, _) = find(h, "compaction_started", 0);
+        h[step].begun.now.wall.0 += 1;
+    }),
+    ("AM-31", false, "another time of a completion", |h| {
+        let (step, _) = find(h, "segment_ended", 0);
+        h[step].begun.now.wall.0 += 1;
     }),
     ("AM-25", true, "a turn settles while it is compacting", |h| remove(h, "compaction_ended")),
     ("I5", true, "two compactions at once", |h| repeat(h, "compaction_started")),

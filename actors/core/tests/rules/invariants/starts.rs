@@ -3,12 +3,12 @@
 use greenroom_core::{Deadline, ExitReason, Fact, RunId, StopReason, TaskError};
 use greenroom_testing::{
     invariants::{Played, Trigger},
-    world::{Action, situations::*},
+    world::{Action, TimerKind, situations::*},
 };
 
 use super::{
     BACKOFF_ENDS, History, Row, fact, find, other_task, output, put_before, remove, renumber,
-    retried, stopped_by,
+    repeat, retried, stopped_by,
 };
 
 /// Returns each sound history with what breaks it.
@@ -16,7 +16,7 @@ pub fn broken() -> Vec<History> {
     let crashes = [SUBMIT, Action::GrantSlot, START_FAILS].repeat(6);
     let fails = [START_FAILS, BACKOFF_ENDS, Action::GrantSlot].repeat(4);
     vec![
-        ([&[NEVER_RETRY], &*crashes].concat(), BROKEN_CRASHES),
+        ([&[NEVER_RETRY], &*crashes, &[SUBMIT, LAUNCH_ALLOWED]].concat(), BROKEN_CRASHES),
         ([WITHHELD, &[BACKOFF_ENDS, Action::GrantSlot, OUTPUT, ANSWER]].concat(), BROKEN_WITHHELD),
         (
             [WITHHELD, &[EXITS, BACKOFF_ENDS, Action::GrantSlot], &fails, &[START_FAILS]].concat(),
@@ -24,6 +24,8 @@ pub fn broken() -> Vec<History> {
         ),
     ]
 }
+
+const LAUNCH_ALLOWED: Action = Action::FireTimerOf(TimerKind::Launch);
 
 /// A prompt is withheld, and its task is retried at once.
 const WITHHELD: &[Action] = &[CONTINUE, SUBMIT, Action::GrantSlot, READY, Action::WithholdPrompt];
@@ -35,6 +37,8 @@ const BROKEN_CRASHES: &[Row] = &[
             *wait_ms += 1;
         }
     }),
+    ("F8: the next run waits", false, "a wait that ended", |h| remove(h, "launch_allowed")),
+    ("F8: no launch waited", false, "a wait that ends twice", |h| repeat(h, "launch_allowed")),
 ];
 
 fn start_failed() -> TaskError {

@@ -1,0 +1,101 @@
+//! What a group knows of its run, and how such histories are broken.
+
+use greenroom_core::{Continuity, Fact, SignalKind, Source, StopReason};
+use greenroom_testing::world::{Action, DetectorSignal, situations::*};
+
+use super::{History, Row, fact, find, forget, remove, stopped_by};
+
+/// Returns each sound history with what breaks it.
+pub fn broken() -> Vec<History> {
+    let then = |first: &[Action], rest: &[Action]| [first, rest].concat();
+    vec![
+        (then(FRESH, IN_TURN_AGAIN), BROKEN_PROGRESS),
+        (then(IN_TURN, CANCELLED), BROKEN_HEALTH),
+        (then(IDLE, ROTATES), BROKEN_ROTATION),
+    ]
+}
+
+/// A run that is ready without a task, and has a new session.
+const FRESH: &[Action] = &[SUBMIT, Action::GrantSlot, CANCEL, READY];
+/// It gets a prompt, and its agent is exchanged meanwhile.
+const IN_TURN_AGAIN: &[Action] = &[SUBMIT, Action::GrantSlot, Action::Configure(2), OUTPUT];
+
+/// A prompt is cancelled, the next one is answered; a later one is cancelled, and the next one
+/// shows that the agent is wedged.
+const CANCELLED: &[Action] = &[
+    CANCEL,
+    CONFIRM_CANCEL,
+    SUBMIT,
+    Action::GrantSlot,
+    OUTPUT,
+    ANSWER,
+    SUBMIT,
+    Action::GrantSlot,
+    CANCEL,
+    CONFIRM_CANCEL,
+    SUBMIT,
+    Action::GrantSlot,
+    Action::QueuePrompt,
+];
+
+/// A compaction by another session; ACP reports it, too.
+const ROTATES: &[Action] = &[
+    Action::CompactByRotation,
+    LOCK_ACQUIRED,
+    Action::GrantSlot,
+    OUTPUT,
+    ANSWER,
+    Action::OpenSession(true),
+    Action::CompactionSignal(DetectorSignal {
+        source: Source::Acp,
+        kind: SignalKind::Completed,
+        key: 0,
+        lineage: (0, 0),
+    }),
+];
+
+const BROKEN_PROGRESS: &[Row] = &[
+    ("I13: by the facts", false, "a profile with other detectors", |h| {
+        if let Fact::RunStarted { has_detectors, .. } = fact(h, "run_started") {
+            *has_detectors = true;
+        }
+    }),
+    ("I13: by the facts", false, "a new session that was restored", |h| {
+        if let Fact::RunReady { continuity, .. } = fact(h, "run_ready") {
+            *continuity = Continuity::Loaded;
+        }
+    }),
+    ("I13: by the facts", false, "a session that stays new with its prompt", |h| {
+        let (step, at) = find(h, "turn_started", 0);
+        h[step].facts.remove(at + 1);
+    }),
+    ("I13: by the facts", false, "a run that is ready and starts", |h| forget(h, "run_ready", 0)),
+    ("I13: by the facts", false, "an exchanged agent that stays", |h| remove(h, "group_changed")),
+];
+
+const BROKEN_HEALTH: &[Row] = &[
+    ("I13: by the facts", false, "a cancel without a trace", |h| remove(h, "cancel_sent")),
+    ("I13: by the facts", false, "a run that survived, and not its answer", |h| {
+        stopped_by(h, 1, StopReason::Error);
+    }),
+    ("I13: by the facts", false, "a run that survived, and no answer shows it", |h| {
+        stopped_by(h, 1, StopReason::ServerRestart);
+    }),
+    ("I13: by the facts", false, "a wedged run that is sound", |h| remove(h, "agent_wedged")),
+    ("I13: by the facts", false, "a run that is wedged and takes prompts", |h| {
+        remove(h, "run_stopping");
+    }),
+];
+
+const BROKEN_ROTATION: &[Row] = &[
+    ("I13: by the facts", false, "a rotation that leaves no session", |h| {
+        if let Fact::CompactionEnded(ended) = fact(h, "compaction_ended") {
+            ended.carries_summary = false;
+        }
+    }),
+    ("I13: by the facts", false, "a report by another detector", |h| {
+        if let Fact::CompactionUpdated(updated) = fact(h, "compaction_updated") {
+            updated.sources = vec![Source::Task, Source::HermesMeta];
+        }
+    }),
+];
