@@ -7,16 +7,18 @@
 pub mod bounds;
 mod context;
 mod cost;
+mod fields;
 mod hermes_meta;
 mod permission;
 mod response;
 pub mod session;
 mod tool;
+mod update;
 mod write;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-use greenroom_core::{FrameKind, Json, OutputSummary, PermissionAsked, SessionId, Usage};
+use greenroom_core::{FrameKind, Json, OutputSummary, PermissionAsked, SessionId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -31,11 +33,19 @@ pub use self::{
         text_prompt,
     },
 };
+use self::{
+    fields::{fields, lossy_text, read, text, whole},
+    response::response,
+};
 
 /// How deep JSON may nest. `serde_json` stops at 128 itself, but not in text that it skips.
 const DEPTH_MAX: usize = 128;
 /// The longest method name that becomes a frame's kind.
 const KIND_BYTES_MAX: usize = 100;
+
+/// The methods of notifications that agents send unasked, as codex-acp and claude-agent-acp do.
+/// Any other notification after START is output (A-4).
+const UNASKED_METHODS: [&str; 1] = ["_auth/status_update"];
 
 /// A parsed line from the agent.
 #[derive(Debug, PartialEq)]
@@ -83,68 +93,44 @@ pub struct Notification<'a> {
 }
 
 /// A JSON-RPC error.
-#[derive(Clone, Debug, PartialEq, Deserialize, thiserror::Error)]
-#[error("{message} (error {code})")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RpcError {
-    /// JSON-RPC's code.
-    pub code: i64,
-    /// The agent's text.
-    #[serde(default)]
+    /// JSON-RPC's code. `None`: the error has no readable one, or a result beside it; what the
+    /// agent did with the request is unknown.
+    pub code: Option<i64>,
+    /// The agent's text, or what can be shown of the error.
     pub message: String,
 }
 
-/// A string, borrowed if nothing in it is escaped: serde borrows for a `Cow`, but not for an
-/// optional one.
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-#[derive(Deserialize)]
-struct Envelope<'a> {
-    #[serde(borrow)]
-    id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    method: Option<Text<'a>>,
-    #[serde(borrow)]
-    params: Option<&'a RawValue>,
-    #[serde(borrow)]
-    result: Option<&'a RawValue>,
-    error: Option<RpcError>,
+impl fmt::Display for RpcError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)?;
+        self.code.map_or(Ok(()), |code| write!(formatter, " (error {code})"))
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct UpdateParams<'a> {
-    #[serde(borrow)]
-    session_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    update: Update<'a>,
-}
+fields! {
+    struct Envelope {
+        id: "id",
+        method: "method",
+        params: "params",
+        result: "result",
+        error: "error",
+    }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Update<'a> {
-    #[serde(borrow)]
-    session_update: Cow<'a, str>,
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-    used: Option<u64>,
-    size: Option<u64>,
-    #[serde(borrow)]
-    cost: Option<&'a RawValue>,
-    tool_call_id: Option<String>,
-    #[serde(borrow)]
-    title: Option<&'a RawValue>,
-    #[serde(borrow)]
-    kind: Option<&'a RawValue>,
-    status: Option<String>,
-    #[serde(rename = "_meta", borrow)]
-    meta: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct TextContent<'a> {
-    #[serde(borrow)]
-    text: Option<Cow<'a, str>>,
+    /// An update.
+    struct Update {
+        session_update: "sessionUpdate",
+        content: "content",
+        used: "used",
+        size: "size",
+        cost: "cost",
+        tool_call_id: "toolCallId",
+        title: "title",
+        kind: "kind",
+        status: "status",
+        meta: "_meta",
+    }
 }
 
 /// Why a line is no message.
@@ -172,13 +158,23 @@ pub fn parse(line: &str) -> Result<Message<'_>, ParseError> {
     if !line.trim_start().starts_with('{') {
         return Err(no_message("it is no JSON object"));
     }
-    let envelope: Envelope =
-        serde_json::from_str(line).map_err(|err| no_message(&err.to_string()))?;
-    match (envelope.method.map(|Text(method)| method), envelope.id) {
-        (Some(method), None) if method == "session/update" => {
-            Ok(Message::Notification(update(envelope.params)))
+    let envelope: Envelope<'_> = read(line).map_err(|err| no_message(&err.to_string()))?;
+    let is_answer = envelope.result.is_some() || envelope.error.is_some();
+    let answered = envelope.id.and_then(whole).filter(|_| envelope.method.is_none() || is_answer);
+    // A method that cannot be read is still one.
+    let method = envelope.method.map(|raw| lossy_text(raw).unwrap_or_default());
+    match (method, envelope.id) {
+        (_, Some(_)) if let Some(id) = answered => {
+            Ok(response(id, envelope.result, envelope.error))
         }
-        (Some(method), None) => Ok(Message::Notification(Notification::bare(kind(&method)))),
+        (Some(method), None) if method == "session/update" => {
+            Ok(Message::Notification(update::notification(envelope.params)))
+        }
+        (Some(method), None) => {
+            let mut notification = Notification::bare(kind(&method));
+            notification.summary.has_output = !UNASKED_METHODS.contains(&&*method);
+            Ok(Message::Notification(notification))
+        }
         (Some(method), Some(id)) if method == "session/request_permission" => {
             Ok(permission::permission(json(id), envelope.params))
         }
@@ -187,11 +183,7 @@ pub fn parse(line: &str) -> Result<Message<'_>, ParseError> {
             kind: kind(&method),
             private: method.starts_with("fs/") || method.starts_with("terminal/"),
         }),
-        (None, Some(id)) => {
-            let id = id.get().parse().map_err(|_| no_message("it answers an unknown request"))?;
-            let result = envelope.result.map_or("null", RawValue::get);
-            Ok(Message::Response { id, outcome: envelope.error.map_or(Ok(result), Err) })
-        }
+        (None, Some(_)) => Err(no_message("it answers an unknown request")),
         (None, None) => Err(no_message("it has neither a method nor an id")),
     }
 }
@@ -241,51 +233,6 @@ impl Notification<'_> {
     }
 }
 
-/// Parses a `session/update`. One that does not look like ACP is stored with an empty summary.
-fn update(params: Option<&RawValue>) -> Notification<'_> {
-    let mut notification = Notification::bare("session/update".into());
-    if let Some(raw) = params
-        && let Ok(UpdateParams { session_id, update }) = serde_json::from_str(raw.get())
-    {
-        notification.session = session_id.and_then(text);
-        // Most updates are chunks of text and need no further parsing.
-        if update.meta.is_some() || context::may_carry_context(&update.session_update) {
-            let context = context::parse(&update.session_update, update.meta, raw);
-            notification.context = context.map(Box::new);
-        }
-        let tool_kind = update.tool_call_id.clone().zip(update.kind.and_then(text));
-        notification.tool_kind = tool_kind.map(|(tool, kind)| Box::new((tool, kind.into_owned())));
-        summarize_update(update, &mut notification.summary);
-    }
-    notification
-}
-
-fn summarize_update(update: Update<'_>, summary: &mut OutputSummary) {
-    match &*update.session_update {
-        "agent_message_chunk" => {
-            (summary.has_output, summary.has_answer) = (true, true);
-            let content = update.content.map(|raw| serde_json::from_str(raw.get()));
-            if let Some(Ok(TextContent { text: Some(text) })) = content {
-                summary.text = text.into_owned();
-            }
-        }
-        "agent_thought_chunk" | "plan" | "compaction_update" | "compaction_summary_chunk" => {
-            summary.has_output = true;
-        }
-        word @ ("tool_call" | "tool_call_update") => {
-            (summary.has_output, summary.has_answer) = (true, true);
-            summary.tools.extend(tool::tool_update(&update, word == "tool_call"));
-        }
-        "usage_update" => {
-            summary.costs.extend(update.cost.and_then(cost::cost));
-            if let (Some(used), Some(size)) = (update.used, update.size) {
-                summary.usage = Some(Usage { used, size, cost: update.cost.map(json) });
-            }
-        }
-        _ => {}
-    }
-}
-
 /// Returns the kind of the frame of an agent's line: its method, if that is a plain name. No agent
 /// writes the frames that greenroom writes itself: its facts and prompts.
 fn kind(method: &str) -> FrameKind {
@@ -302,23 +249,9 @@ fn json(raw: &RawValue) -> Json {
     Json::parse(raw.get().to_owned()).unwrap_or_else(|_| null())
 }
 
-/// Returns a JSON string's text, borrowed if nothing in it is escaped.
-fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
-    let inner = raw.get().strip_prefix('"')?.strip_suffix('"')?;
-    match memchr::memchr(b'\\', inner.as_bytes()) {
-        None => Some(Cow::Borrowed(inner)),
-        Some(_) => serde_json::from_str(raw.get()).ok().map(Cow::Owned),
-    }
-}
-
 /// Returns a JSON string's text as an id, if it can be one.
 fn key(raw: &RawValue) -> Option<String> {
     text(raw).and_then(|text| bounds::bounded_id(&text))
-}
-
-/// Parses an object. serde would accept an array for an object, field by field.
-fn object<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
-    raw.get().starts_with('{').then(|| serde_json::from_str(raw.get()).ok())?
 }
 
 fn null() -> Json {
@@ -350,48 +283,6 @@ fn nests_too_deep(line: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn update(update: &str) -> String {
-        format!(
-            r#"{{"jsonrpc":"2.0","method":"session/update","params":{{"sessionId":"s","update":{update}}}}}"#
-        )
-    }
-
-    fn summary(line: &str) -> OutputSummary {
-        match parse(&update(line)) {
-            Ok(Message::Notification(notification)) if notification.kind == "session/update" => {
-                notification.summary
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// A-4: which updates count as output of an attempt, and which agents send by themselves.
-    #[test]
-    fn only_some_updates_count_as_output() {
-        #[rustfmt::skip]
-        let cases = [
-            (r#"{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":"a\u00e4"}}"#, true),
-            (r#"{"sessionUpdate":"agent_thought_chunk","content":{"type":"text","text":"hm"}}"#,      true),
-            (r#"{"sessionUpdate":"tool_call","toolCallId":"1","title":"t"}"#,                         true),
-            (r#"{"sessionUpdate":"tool_call_update","toolCallId":"1"}"#,                              true),
-            (r#"{"sessionUpdate":"plan","entries":[]}"#,                                              true),
-            (r#"{"sessionUpdate":"compaction_update","compactionId":"c","status":"in_progress"}"#,    true),
-            (r#"{"sessionUpdate":"available_commands_update","availableCommands":[]}"#,               false),
-            (r#"{"sessionUpdate":"current_mode_update","currentModeId":"m"}"#,                        false),
-            (r#"{"sessionUpdate":"config_option_update","configOptions":[]}"#,                        false),
-            (r#"{"sessionUpdate":"session_info_update","title":"t"}"#,                                false),
-            (r#"{"sessionUpdate":"usage_update","used":1,"size":2}"#,                                 false),
-            (r#"{"sessionUpdate":"from_the_future"}"#,                                                false),
-            (r#"{"no":"update"}"#,                                                                    false),
-        ];
-        for (line, output) in cases {
-            assert_eq!(summary(line).has_output, output, "{line}");
-        }
-        assert_eq!(summary(cases[0].0).text, "aä");
-        let usage = Usage { used: 1, size: 2, cost: None };
-        assert_eq!(summary(cases[10].0).usage, Some(usage));
-    }
 
     #[test]
     fn lines_that_are_no_message_are_rejected() {
@@ -426,5 +317,60 @@ mod tests {
             let Ok(Message::Request { kind, private, .. }) = parse(&line) else { panic!() };
             assert_eq!((&*kind, private), ("agent/unnamed", false), "{method}");
         }
+    }
+
+    /// Any answer ends a turn: its id decides, and an error without a readable code is not retried.
+    #[test]
+    fn a_response_is_one_whatever_is_in_it() {
+        let ok = Ok::<&str, RpcError>;
+        let err = |code, message: &str| Err(RpcError { code, message: message.into() });
+        #[rustfmt::skip]
+        let cases = [
+            (r#""id":9,"result":{"a":1}"#,                                        ok(r#"{"a":1}"#)),
+            (r#""id":"9","result":{}"#,                                           ok("{}")),
+            (r#""id":9.0,"result":"\ud83d""#,                                     ok(r#""\ud83d""#)),
+            (r#""id":9,"result":null"#,                                           ok("null")),
+            (r#""id":9"#,                                                         ok("null")),
+            (r#""id":8,"id":9,"result":{},"error":null,"\ud83d":7"#,              ok("{}")),
+            (r#""id":9,"method":7,"result":{}"#,                                  ok("{}")),
+            (r#""id":9,"method":"session/prompt","result":{}"#,                   ok("{}")),
+            (r#""id":9,"error":{"code":-32000,"message":"x"}"#,                   err(Some(-32000), "x")),
+            (r#""id":9,"error":{"code":-32000.0,"message":"cut \ud83d"}"#,        err(Some(-32000), "cut \u{fffd}")),
+            (r#""id":9,"error":{"code":"-32603","message":null}"#,                err(Some(-32603), r#"{"code":"-32603","message":null}"#)),
+            (r#""id":9,"error":{"code":"busy","message":"x"}"#,                   err(None, "x")),
+            (r#""id":9,"error":{"message":["x"]}"#,                               err(None, r#"{"message":["x"]}"#)),
+            (r#""id":9,"error":"boom \ud83d""#,                                   err(None, "boom \u{fffd}")),
+            (r#""id":9,"error":[1]"#,                                             err(None, "[1]")),
+            (r#""id":9,"error":{"code":-32603,"message":"x"},"result":{}"#,       err(None, "x (error -32603), and a result beside it")),
+        ];
+        for (fields, outcome) in cases {
+            let line = format!("{{{fields}}}");
+            assert_eq!(parse(&line), Ok(Message::Response { id: 9, outcome }), "{line}");
+        }
+        let long = format!(r#"{{"id":9,"error":["{}"]}}"#, "ä".repeat(bounds::ERROR_BYTES_MAX));
+        let Ok(Message::Response { outcome: Err(error), .. }) = parse(&long) else { panic!() };
+        assert!(error.message.len() <= bounds::ERROR_BYTES_MAX);
+    }
+
+    /// A-4: what an agent sends by methods of its own is output, but for what it sends unasked.
+    #[test]
+    fn a_notification_of_another_method_is_output() {
+        #[rustfmt::skip]
+        let cases = [
+            (r#""method":"_vendor/acted""#,                               true),
+            (r#""method":"_vendor/acted","params":{"text":"\ud83d"}"#,    true),
+            (r#""method":"cut \ud83d""#,                                  true),
+            (r#""method":7"#,                                             true),
+            (r#""method":"session/update""#,                              true),
+            (r#""method":"session/update","params":7"#,                   true),
+            (r#""method":"_auth/status_update","params":{}"#,             false),
+        ];
+        for (fields, output) in cases {
+            let (session, summary) =
+                (None, OutputSummary { has_output: output, ..Default::default() });
+            assert_eq!(summarize(&format!("{{{fields}}}")), (session, summary), "{fields}");
+        }
+        let odd = r#"{"id":7,"method":["fs"]}"#;
+        assert!(matches!(parse(odd), Ok(Message::Request { id: "7", private: false, .. })));
     }
 }

@@ -124,7 +124,9 @@ impl Metrics {
             Fact::TurnSettled { task: id, stop_reason, .. } => {
                 let turn = task(*id).filter(|task| task.kind() == TaskKind::Turn);
                 let started = turn.and_then(Task::start);
-                if let (Some(started), Some(seconds)) = (started, self.turn.of(*stop_reason)) {
+                if let (Some(started), Some(seconds)) =
+                    (started, self.turn.of(stop_reason.counted()))
+                {
                     seconds.observe_ms(started.at.0, at.0);
                 }
             }

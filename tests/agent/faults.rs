@@ -10,6 +10,8 @@
 //! | `asks:N` | N requests that the client must refuse; waits for no answer |
 //! | `fill-stdin` | the same without reading stdin any more, until it is full |
 //! | `fork-chain` | starts a process that forks the next and exits, repeatedly, for seconds |
+//! | `line:TEXT` | that line, with `$id` for the prompt's id and `$session` for the session's |
+//! | `answer-line:TEXT` | the same, in place of the answer |
 //! | `stray:N` | N responses with ids of no request, the last with id null |
 
 use std::{
@@ -59,6 +61,11 @@ impl Turn {
             "fill-stdin" => self.fill_stdin(),
             "asks" => self.ask_many(argument.parse().unwrap_or(1)),
             "fork-chain" => self.start_fork_chain(),
+            "line" => self.line_as_is(argument),
+            "answer-line" => {
+                self.line_as_is(argument);
+                return Some(Answer::Nothing);
+            }
             "stray" => self.stray(argument.parse().unwrap_or(1)),
             _ => return self.signal(name, argument),
         }
@@ -100,6 +107,12 @@ impl Turn {
                      POSIX::setsid(); select(undef, undef, undef, 0.0004); }";
         let started = Command::new("perl").args(["-e", chain]).stdin(Stdio::null()).spawn();
         self.agent().note("fork-chain", json!({ "started": started.is_ok() }));
+    }
+
+    fn line_as_is(&self, text: &str) {
+        let session = json!(self.session()).to_string();
+        let line = text.replace("$id", &self.request().to_string()).replace("$session", &session);
+        self.agent().write(format!("{line}\n").as_bytes());
     }
 
     fn stray(&self, count: u64) {

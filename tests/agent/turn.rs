@@ -164,6 +164,10 @@ impl Turn {
         &self.agent
     }
 
+    pub fn request(&self) -> &Value {
+        &self.request
+    }
+
     pub fn session(&self) -> &str {
         &self.session
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::Server;
 
 /// RA, AM-17, I13: a turn that ends `end_turn` with no agent message and no tool call is completed,
-/// with the finding `empty_answer`; thoughts, plans and usage do not count as an answer. A turn
+/// with the finding `empty_answer`; thoughts, plans, usage and blank chunks are no answer. A turn
 /// that ends otherwise, and an ordered compaction, have no finding. It survives a restart, and is
 /// in the list as in the task.
 #[test]
@@ -16,6 +16,9 @@ fn a_turn_without_message_or_tool_call_has_a_finding() {
         ("[[usage:1:100]]", "end_turn", true),
         ("[[thought:hm]]", "end_turn", true),
         ("[[update:plan]]", "end_turn", true),
+        ("[[reply:]]", "end_turn", true),
+        ("[[reply: ]][[reply:\n]]", "end_turn", true),
+        ("[[reply: ]][[reply:x]]", "end_turn", false),
         ("[[tokens:1:1]]", "end_turn", true),
         ("[[reply:x]]", "end_turn", false),
         ("[[tool]]", "end_turn", false),

@@ -36,6 +36,7 @@ mod locks;
 mod logs;
 mod metrics;
 mod monitoring;
+mod odd_messages;
 mod older_database;
 mod otlp;
 mod permission_policy;

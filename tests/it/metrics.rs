@@ -84,7 +84,7 @@ fn the_first_scrape_has_all_families() {
         (ENDED, "state", "cancelled completed failed interrupted skipped"),
         (ENDED, "kind", "compaction turn"),
         ("greenroom_tasks_accepted_total", "origin", "acp api auto retry"),
-        ("greenroom_turn_seconds_count", "stop_reason", "_deadline _error _process_exited _protocol _server_restart _storage cancelled end_turn max_tokens max_turn_requests refusal"),
+        ("greenroom_turn_seconds_count", "stop_reason", "_deadline _error _process_exited _protocol _server_restart _storage _unclear cancelled end_turn max_tokens max_turn_requests refusal"),
         ("greenroom_compaction_seconds_count", "source", "acp hermes_meta hermes_stderr task"),
         ("greenroom_compaction_seconds_count", "status", "abandoned cancelled completed failed noop skipped"),
         ("greenroom_runs_ended_total", "reason", "exited protocol server_restart start_failed stopped storage"),

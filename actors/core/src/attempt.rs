@@ -33,7 +33,7 @@ pub struct Attempt {
     usage: Option<Usage>,
     open_tools: BTreeSet<String>,
     open_tools_bytes: usize,
-    /// Whether tool calls began that were not named for lack of room. Their ends are unknown.
+    /// Whether tool calls began without a name, or without room for it. Their ends are unknown.
     unnamed_tools: bool,
 }
 
@@ -139,7 +139,9 @@ impl Attempt {
         self.usage = summary.usage.clone().or(self.usage.take());
         for update in &summary.tools {
             let tool = &update.call;
-            if !update.is_open() {
+            if update.is_open() && tool.is_empty() {
+                self.unnamed_tools = true;
+            } else if !update.is_open() {
                 self.open_tools_bytes -= if self.open_tools.remove(tool) { tool.len() } else { 0 };
             } else if self.open_tools_bytes + tool.len() > OPEN_TOOLS_BYTES_MAX {
                 self.unnamed_tools |= !self.open_tools.contains(tool);
@@ -160,7 +162,9 @@ impl Attempt {
         let mut ending = self.ending_so_far();
         let is_lasting = match &reply {
             PromptReply::Failed { code, .. } => LASTING_ERRORS.contains(code),
-            PromptReply::Stopped { .. } | PromptReply::Queued { .. } => true,
+            PromptReply::Stopped { .. }
+            | PromptReply::Queued { .. }
+            | PromptReply::Unclear { .. } => true,
         };
         let retryable = !is_lasting && self.is_retryable();
         let tokens = reply.tokens();
@@ -169,13 +173,33 @@ impl Attempt {
             (PromptReply::Stopped { stop_reason: StopReason::Cancelled, .. }, reason) => {
                 self.end_early(reason, StopReason::Cancelled, true, &mut ending)
             }
+            // No success surely: a cancel that was asked for explains it, output is an answer.
+            (PromptReply::Stopped { stop_reason, .. }, Some(reason))
+                if stop_reason.is_unclear() =>
+            {
+                self.end_early(Some(reason), stop_reason, true, &mut ending)
+            }
+            (PromptReply::Stopped { stop_reason, .. }, None)
+                if stop_reason.is_unclear() && !self.has_output =>
+            {
+                let message = "the agent answered the prompt without output and with no stop \
+                               reason of ACP's, so whether it acted is unknown";
+                let (code, message) = ("agent_answer_unclear".into(), message.into());
+                ending.error = Some(TaskError { code, message });
+                (stop_reason, EndState::Failed)
+            }
             (PromptReply::Stopped { stop_reason, .. }, _) => (stop_reason, EndState::Completed),
             (PromptReply::Queued { .. }, _) => (StopReason::EndTurn, EndState::Completed),
-            (PromptReply::Failed { .. }, Some(reason)) => {
+            (PromptReply::Failed { .. } | PromptReply::Unclear { .. }, Some(reason)) => {
                 self.end_early(Some(reason), StopReason::Error, true, &mut ending)
             }
             (PromptReply::Failed { code, message }, None) => {
                 let message = format!("the agent answered the prompt with error {code}: {message}");
+                ending.error = Some(TaskError { code: "agent_error".into(), message });
+                (StopReason::Error, EndState::Failed)
+            }
+            (PromptReply::Unclear { message }, None) => {
+                let message = format!("the agent answered the prompt with an error: {message}");
                 ending.error = Some(TaskError { code: "agent_error".into(), message });
                 (StopReason::Error, EndState::Failed)
             }
@@ -316,6 +340,8 @@ mod tests {
         use {EndState as T, StopReason as S};
         let stopped = |stop_reason| PromptReply::Stopped { stop_reason, tokens: None };
         let failed = PromptReply::Failed { code: -32603, message: "x".into() };
+        let odd = PromptReply::Unclear { message: "x".into() };
+        let own = S::from_agent("_vendor_pause");
         #[rustfmt::skip]
         let cases = [
             ("plain",              None,                   stopped(S::EndTurn),   S::EndTurn,       T::Completed),
@@ -328,6 +354,12 @@ mod tests {
             ("shutdown confirmed", Some(CancelReason::Shutdown),  stopped(S::Cancelled), S::ServerRestart, T::Interrupted),
             ("failed",             None,                   failed.clone(),        S::Error,         T::Failed),
             ("cancel as an error", Some(CancelReason::Caller),    failed,                S::Error,         T::Cancelled),
+            ("unclear",            None,                          stopped(S::Unclear),   S::Unclear,       T::Failed),
+            ("its own word",       None,                          stopped(own),          own,              T::Failed),
+            ("unclear cancel",     Some(CancelReason::Caller),    stopped(own),          own,              T::Cancelled),
+            ("unclear deadline",   Some(CancelReason::Deadline),  stopped(S::Unclear),   S::Deadline,      T::Interrupted),
+            ("odd error",          None,                          odd.clone(),           S::Error,         T::Failed),
+            ("odd cancel",         Some(CancelReason::Caller),    odd,                   S::Error,         T::Cancelled),
         ];
         for (name, reason, reply, stop_reason, state) in cases {
             let settled = attempt(reason, OutputSummary::default()).settle_by_reply(reply);
@@ -388,6 +420,20 @@ mod tests {
         attempt.add_output(&OutputSummary { tools, ..OutputSummary::default() });
         let named = attempt.interrupted(Cause::AgentExited, true).open_tools.len();
         assert_eq!(named, 64, "an ended call leaves its room to others");
+    }
+
+    /// R-1: the end of a call without a readable id cannot be seen.
+    #[test]
+    fn a_call_without_a_name_stays_open() {
+        let tools = vec![update("", false), update("", true)];
+        let attempt =
+            attempt(None, OutputSummary { has_output: true, tools, ..Default::default() });
+        let settled = attempt.settle_by_exit(ExitReason::Exited, "");
+        let interrupted = settled.ending.interrupted.unwrap();
+        assert_eq!(
+            (interrupted.side_effects, interrupted.open_tools.len()),
+            (SideEffects::Possible, 0)
+        );
     }
 
     proptest::proptest! {

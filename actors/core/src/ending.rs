@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Json, Usage};
+use crate::{Json, OwnWord, Usage};
 
 /// How a task ended; empty while it has not.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -119,7 +119,7 @@ pub enum SideEffects {
     Unknown,
 }
 
-/// Why a prompt stopped: ACP's own reasons, and greenroom's, which begin with `_`.
+/// Why a prompt stopped: ACP's own reasons, greenroom's, which begin with `_`, and the agent's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
@@ -151,9 +151,53 @@ pub enum StopReason {
     /// greenroom could not store its output.
     #[serde(rename = "_storage")]
     Storage,
+    /// The agent answered, and greenroom cannot tell why it stopped.
+    #[serde(rename = "_unclear")]
+    Unclear,
+    /// The same, with the agent's own word.
+    #[serde(untagged)]
+    Other(OwnWord),
 }
 
 impl StopReason {
+    /// The words of all but the agent's own.
+    pub(crate) const KNOWN_WORDS: [&str; 12] = [
+        "end_turn",
+        "max_tokens",
+        "max_turn_requests",
+        "refusal",
+        "cancelled",
+        "_error",
+        "_process_exited",
+        "_server_restart",
+        "_deadline",
+        "_protocol",
+        "_storage",
+        "_unclear",
+    ];
+
+    /// Returns the stop reason that the agent's answer names.
+    pub fn from_agent(word: &str) -> Self {
+        match word {
+            "end_turn" => Self::EndTurn,
+            "max_tokens" => Self::MaxTokens,
+            "max_turn_requests" => Self::MaxTurnRequests,
+            "refusal" => Self::Refusal,
+            "cancelled" => Self::Cancelled,
+            word => OwnWord::new(word).map_or(Self::Unclear, Self::Other),
+        }
+    }
+
+    /// Returns it as one of a closed set, for counts: without the agent's own word.
+    pub fn counted(self) -> Self {
+        if let Self::Other(_) = self { Self::Unclear } else { self }
+    }
+
+    /// Whether the agent answered in a way that does not show whether it did its work.
+    pub fn is_unclear(self) -> bool {
+        matches!(self, Self::Unclear | Self::Other(_))
+    }
+
     /// Whether the agent's own answer stopped the prompt.
     pub fn is_answer(self) -> bool {
         match self {
@@ -162,7 +206,9 @@ impl StopReason {
             | Self::MaxTurnRequests
             | Self::Refusal
             | Self::Cancelled
-            | Self::Error => true,
+            | Self::Error
+            | Self::Unclear
+            | Self::Other(_) => true,
             Self::ProcessExited
             | Self::ServerRestart
             | Self::Deadline

@@ -256,6 +256,11 @@ pub enum PromptReply {
         /// The agent's message.
         message: String,
     },
+    /// An error, and greenroom cannot tell which: no retry would be safe.
+    Unclear {
+        /// What can be shown of it.
+        message: String,
+    },
 }
 
 impl PromptReply {
@@ -264,7 +269,7 @@ impl PromptReply {
         match self {
             Self::Stopped { stop_reason, .. } => Some(*stop_reason),
             Self::Queued { .. } => Some(StopReason::EndTurn),
-            Self::Failed { .. } => None,
+            Self::Failed { .. } | Self::Unclear { .. } => None,
         }
     }
 
@@ -272,7 +277,7 @@ impl PromptReply {
     pub fn tokens(&self) -> Option<Box<TokensSpent>> {
         match self {
             Self::Stopped { tokens, .. } | Self::Queued { tokens } => tokens.clone(),
-            Self::Failed { .. } => None,
+            Self::Failed { .. } | Self::Unclear { .. } => None,
         }
     }
 }

@@ -25,6 +25,8 @@ mod ids;
 mod json;
 // The compaction lock: who may compact a session.
 pub mod lock;
+// An agent's own stop reason.
+mod own_word;
 // Permissions: who decides, and with which option.
 mod permission;
 // The places for agents' processes, and who is evicted.
@@ -68,6 +70,7 @@ pub use group::{
 };
 pub use ids::{CompactionId, GroupId, InvalidId, PermissionId, RunId, SessionId, TaskId};
 pub use json::Json;
+pub use own_word::OwnWord;
 pub use permission::{
     Choice, Permission, PermissionOption, PermissionPolicy, PermissionShown, PermissionState,
     Policy, TOOL_KINDS,

@@ -6,12 +6,12 @@
 use greenroom_core::{
     CompactionSignal, Details, Lineage, Provenance, SUMMARY_BYTES_MAX, SignalKind, Source,
 };
-use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use super::{
     bounds::{ERROR_BYTES_MAX, append_bounded, truncate},
-    hermes_meta, key, object, text,
+    fields::{Fields, elements, fields, lossy_text, object, text, value},
+    hermes_meta, key,
 };
 
 /// The title and kind of the tool call that codex-acp and claude-agent-acp send in place of a
@@ -69,7 +69,7 @@ pub(super) fn parse(
     params: &RawValue,
 ) -> Option<ContextUpdate> {
     let (mut compression, mut provenance) = (None, None);
-    if let Some(meta) = meta.and_then(object::<Meta>) {
+    if let Some(meta) = meta.and_then(object::<Meta<'_>>) {
         compression = meta.context_compression.and_then(compression_signal);
         provenance = meta.hermes.and_then(hermes_meta::provenance);
     }
@@ -84,75 +84,40 @@ pub(super) fn parse(
 
 /// Returns the hermes session in a `_meta`.
 pub(super) fn meta_provenance(meta: &RawValue) -> Option<Provenance> {
-    object::<Meta>(meta)?.hermes.and_then(hermes_meta::provenance)
+    object::<Meta<'_>>(meta)?.hermes.and_then(hermes_meta::provenance)
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Meta<'a> {
-    #[serde(borrow)]
-    context_compression: Option<&'a RawValue>,
-    #[serde(borrow)]
-    hermes: Option<&'a RawValue>,
-}
+fields! {
+    struct Meta { context_compression: "contextCompression", hermes: "hermes" }
 
-#[derive(Deserialize)]
-struct Params<'a> {
-    #[serde(borrow)]
-    update: &'a RawValue,
-}
+    struct Params { update: "update" }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct CompactionUpdate<'a> {
-    #[serde(borrow)]
-    compaction_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    status: Option<&'a RawValue>,
-    #[serde(borrow)]
-    summary: Option<&'a RawValue>,
-    #[serde(borrow)]
-    error: Option<&'a RawValue>,
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-}
+    struct CompactionUpdate {
+        compaction_id: "compactionId",
+        status: "status",
+        summary: "summary",
+        error: "error",
+        content: "content",
+    }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct CallUpdate<'a> {
-    #[serde(borrow)]
-    tool_call_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    title: Option<&'a RawValue>,
-    #[serde(borrow)]
-    kind: Option<&'a RawValue>,
-    #[serde(borrow)]
-    status: Option<&'a RawValue>,
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-}
+    struct CallUpdate {
+        tool_call_id: "toolCallId",
+        title: "title",
+        kind: "kind",
+        status: "status",
+        content: "content",
+    }
 
-/// A content block, or its wrapper in a tool call.
-#[derive(Deserialize)]
-struct Block<'a> {
-    #[serde(borrow)]
-    text: Option<&'a RawValue>,
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-}
+    /// A content block, or its wrapper in a tool call.
+    struct Block { text: "text", content: "content" }
 
-/// The `_meta` of message chunks by which qwen's `/compress` reports its progress.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Compression<'a> {
-    #[serde(borrow)]
-    phase: Option<&'a RawValue>,
-    #[serde(borrow)]
-    original_token_count: Option<&'a RawValue>,
-    #[serde(borrow)]
-    new_token_count: Option<&'a RawValue>,
-    #[serde(borrow)]
-    error: Option<&'a RawValue>,
+    /// The `_meta` of message chunks by which qwen's `/compress` reports its progress.
+    struct Compression {
+        phase: "phase",
+        original_token_count: "originalTokenCount",
+        new_token_count: "newTokenCount",
+        error: "error",
+    }
 }
 
 fn compaction(update: CompactionUpdate<'_>) -> CompactionReport {
@@ -194,7 +159,7 @@ fn call(name: &str, update: CallUpdate<'_>) -> Option<CompactionReport> {
 /// Parses the signal of qwen's `/compress`. A failure has no phase: the response to the prompt is
 /// an error. A `done` with an unchanged context had nothing to do.
 fn compression_signal(raw: &RawValue) -> Option<CompactionSignal> {
-    let compression: Compression = object(raw)?;
+    let compression: Compression<'_> = object(raw)?;
     let details = Details {
         tokens_before: compression.original_token_count.and_then(value),
         tokens_after: compression.new_token_count.and_then(value),
@@ -218,23 +183,19 @@ fn signal(kind: SignalKind, key: Option<String>, details: Details) -> Compaction
     CompactionSignal { source: Source::Acp, kind, key, lineage: Lineage::default(), details }
 }
 
-fn nested<'a, T: Deserialize<'a>>(params: &'a RawValue) -> Option<T> {
-    object(object::<Params<'_>>(params)?.update)
-}
-
-fn value<T: DeserializeOwned>(raw: &RawValue) -> Option<T> {
-    serde_json::from_str(raw.get()).ok()
+fn nested<'a, T: Fields<'a>>(params: &'a RawValue) -> Option<T> {
+    object(object::<Params<'_>>(params)?.update?)
 }
 
 fn error(raw: &RawValue) -> Option<String> {
-    let error = text(raw).map_or_else(|| raw.get().to_owned(), |text| text.into_owned());
+    let error = lossy_text(raw).map_or_else(|| raw.get().to_owned(), |text| text.into_owned());
     (!error.is_empty()).then(|| truncate(error, ERROR_BYTES_MAX))
 }
 
 /// Returns the text of content blocks, joined by line feeds; `None` if there is no text.
 fn blocks_text(raw: &RawValue, bytes_max: usize) -> Option<String> {
     let blocks: Vec<&RawValue> = match raw.get().as_bytes().first() {
-        Some(b'[') => serde_json::from_str(raw.get()).ok()?,
+        Some(b'[') => elements(raw),
         _ => vec![raw],
     };
     let mut joined = String::new();
@@ -248,10 +209,10 @@ fn blocks_text(raw: &RawValue, bytes_max: usize) -> Option<String> {
 }
 
 fn block_text(raw: &RawValue) -> Option<std::borrow::Cow<'_, str>> {
-    let block: Block = object(raw)?;
+    let block: Block<'_> = object(raw)?;
     match block.text {
-        Some(raw) => text(raw),
-        None => object::<Block<'_>>(block.content?)?.text.and_then(text),
+        Some(raw) => lossy_text(raw),
+        None => object::<Block<'_>>(block.content?)?.text.and_then(lossy_text),
     }
 }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{Cost, Tokens, TokensSpent};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::json;
+use super::{
+    fields::{elements, fields, object, text, value, whole},
+    json,
+};
 
 /// The number of models distinguished in one prompt.
 const MODELS_MAX: usize = 32;
@@ -15,12 +17,11 @@ const CURRENCY_BYTES_MAX: usize = 8;
 
 /// Parses ACP's `cost`, the session's total so far. A negative or non-numeric amount is ignored.
 pub fn cost(raw: &RawValue) -> Option<Cost> {
-    #[derive(Deserialize)]
-    struct Given {
-        amount: f64,
-        currency: String,
+    fields! {
+        struct Given { amount: "amount", currency: "currency" }
     }
-    let Given { amount, currency } = serde_json::from_str(raw.get()).ok()?;
+    let Given { amount, currency } = object(raw)?;
+    let (amount, currency) = (value::<f64>(amount?)?, text(currency?)?.into_owned());
     let billionths = (amount * 1e9).round();
     let is_amount = (0.0..9e18).contains(&billionths);
     let is_currency = (1..=CURRENCY_BYTES_MAX).contains(&currency.len());
@@ -30,59 +31,41 @@ pub fn cost(raw: &RawValue) -> Option<Cost> {
 /// Parses ACP's `usage` of the response to a prompt, and what codex, Claude Code and gemini add in
 /// `_meta`; gemini reports its tokens only there.
 pub fn spent(usage: Option<&RawValue>, meta: Option<&RawValue>) -> Option<TokensSpent> {
-    #[derive(Deserialize)]
-    struct Meta {
-        quota: Option<Quota>,
+    fields! {
+        struct Meta { quota: "quota" }
+        struct Quota { token_count: "token_count", model_usage: "model_usage" }
+        struct OfModel { model: "model", token_count: "token_count" }
     }
-    #[derive(Deserialize)]
-    struct Quota {
-        token_count: Option<Counts>,
-        #[serde(default)]
-        model_usage: Vec<OfModel>,
-    }
-    #[derive(Deserialize)]
-    struct OfModel {
-        model: String,
-        token_count: Counts,
-    }
-    let quota = meta.and_then(|raw| serde_json::from_str::<Meta>(raw.get()).ok()?.quota);
-    let (counted, models) = match quota {
-        Some(Quota { token_count, model_usage }) => (token_count, model_usage),
-        None => (None, Vec::new()),
-    };
-    let from_usage = usage.and_then(|raw| serde_json::from_str::<Counts>(raw.get()).ok());
-    let total = from_usage.or(counted);
+    let quota = meta.and_then(object::<Meta<'_>>).and_then(|meta| object(meta.quota?));
+    let Quota { token_count, model_usage } = quota.unwrap_or_default();
+    let total = usage.and_then(tokens).or_else(|| token_count.and_then(tokens));
     let mut by_model = BTreeMap::<String, Tokens>::new();
-    for OfModel { model, token_count } in models.into_iter().take(MODELS_MAX) {
-        by_model.entry(model).or_default().add(&token_count.into());
+    for of_model in model_usage.map(elements).unwrap_or_default().into_iter().take(MODELS_MAX) {
+        let OfModel { model, token_count } = object(of_model).unwrap_or_default();
+        if let (Some(model), Some(count)) = (model.and_then(text), token_count.and_then(tokens)) {
+            by_model.entry(model.into_owned()).or_default().add(&count);
+        }
     }
     let is_reported = total.is_some() || !by_model.is_empty() || usage.is_some();
     is_reported.then(|| TokensSpent {
-        total: total.map(Tokens::from).unwrap_or_default(),
+        total: total.unwrap_or_default(),
         by_model,
         given: usage.map(json),
     })
 }
 
-/// Token counts, under any of their names.
-#[derive(Deserialize)]
-struct Counts {
-    #[serde(default, alias = "input_tokens", rename = "inputTokens")]
-    input: Option<u64>,
-    #[serde(default, alias = "output_tokens", rename = "outputTokens")]
-    output: Option<u64>,
-    #[serde(default, alias = "cachedInputTokens", rename = "cachedReadTokens")]
-    cached: Option<u64>,
-}
-
-impl From<Counts> for Tokens {
-    fn from(Counts { input, output, cached }: Counts) -> Self {
-        Self {
-            input: input.unwrap_or_default(),
-            output: output.unwrap_or_default(),
-            cached: cached.unwrap_or_default(),
+/// Parses token counts, under any of their names.
+fn tokens(raw: &RawValue) -> Option<Tokens> {
+    fields! {
+        struct Counts {
+            input: "inputTokens" | "input_tokens",
+            output: "outputTokens" | "output_tokens",
+            cached: "cachedReadTokens" | "cachedInputTokens",
         }
     }
+    let Counts { input, output, cached } = object(raw)?;
+    let count = |raw: Option<&RawValue>| raw.and_then(whole).unwrap_or_default();
+    Some(Tokens { input: count(input), output: count(output), cached: count(cached) })
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! Parses `_meta.hermes`: which of the agent's own sessions is current, and how it began.
 
 use greenroom_core::Provenance;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{json, key, object};
+use super::{
+    fields::{fields, object},
+    json, key,
+};
 
 /// The largest `_meta.hermes` that counts: it is stored whole with the session.
 const PROVENANCE_BYTES_MAX: usize = 64 << 10;
@@ -15,8 +17,8 @@ pub fn provenance(raw: &RawValue) -> Option<Provenance> {
     if PROVENANCE_BYTES_MAX < raw.get().len() {
         return None;
     }
-    let outer: Hermes = object(raw)?;
-    let inner: Hermes = outer.session_provenance.and_then(object).unwrap_or_default();
+    let outer: Hermes<'_> = object(raw)?;
+    let inner: Hermes<'_> = outer.session_provenance.and_then(object).unwrap_or_default();
     let pick = |field: fn(&Hermes<'_>) -> Option<String>| field(&inner).or_else(|| field(&outer));
     let current = pick(|hermes| {
         let current = hermes.current_hermes_session_id.and_then(key);
@@ -24,7 +26,7 @@ pub fn provenance(raw: &RawValue) -> Option<Provenance> {
     })?;
     let reason = pick(|hermes| hermes.reason.and_then(key));
     let mode = pick(|hermes| {
-        let compaction: HermesCompaction = hermes.compaction.and_then(object)?;
+        let compaction: HermesCompaction<'_> = hermes.compaction.and_then(object)?;
         compaction.last_mode.and_then(key)
     });
     let compacted =
@@ -38,32 +40,21 @@ pub fn provenance(raw: &RawValue) -> Option<Provenance> {
     Some(Provenance { current, previous, compacted, given: json(raw) })
 }
 
-/// `_meta.hermes`. Current versions put the fields into `sessionProvenance`, older ones beside it.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Hermes<'a> {
-    #[serde(borrow)]
-    session_provenance: Option<&'a RawValue>,
-    #[serde(borrow)]
-    current_hermes_session_id: Option<&'a RawValue>,
-    /// The older name of `currentHermesSessionId`.
-    #[serde(borrow)]
-    hermes_session_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    previous_hermes_session_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    parent_hermes_session_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    reason: Option<&'a RawValue>,
-    #[serde(borrow)]
-    compaction: Option<&'a RawValue>,
-}
+fields! {
+    /// `_meta.hermes`. Current versions put the fields into `sessionProvenance`, older ones beside
+    /// it.
+    struct Hermes {
+        session_provenance: "sessionProvenance",
+        current_hermes_session_id: "currentHermesSessionId",
+        /// The older name of `currentHermesSessionId`.
+        hermes_session_id: "hermesSessionId",
+        previous_hermes_session_id: "previousHermesSessionId",
+        parent_hermes_session_id: "parentHermesSessionId",
+        reason: "reason",
+        compaction: "compaction",
+    }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct HermesCompaction<'a> {
-    #[serde(borrow)]
-    last_mode: Option<&'a RawValue>,
+    struct HermesCompaction { last_mode: "lastMode" }
 }
 
 #[cfg(test)]

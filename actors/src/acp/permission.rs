@@ -1,63 +1,49 @@
 //! Parses an agent's permission requests.
 
 use greenroom_core::{Json, PermissionAsked, PermissionOption, PermissionShown};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Message, json};
+use super::{
+    Message,
+    fields::{elements, fields, object, text},
+    json, tool,
+};
 
 /// Parses a `session/request_permission` with this JSON-RPC id. Parts that cannot be parsed are
 /// left out: the request needs an answer all the same.
 pub fn permission<'a>(request: Json, params: Option<&RawValue>) -> Message<'a> {
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Params<'a> {
-        #[serde(borrow)]
-        tool_call: Option<&'a RawValue>,
-        #[serde(borrow)]
-        options: Option<&'a RawValue>,
+    fields! {
+        struct Params { tool_call: "toolCall", options: "options" }
+        struct ToolCall { id: "toolCallId", kind: "kind" }
     }
-    let params = params.and_then(|raw| serde_json::from_str::<Params>(raw.get()).ok());
-    let Params { tool_call, options } = params.unwrap_or_default();
+    let Params { tool_call, options } = params.and_then(object).unwrap_or_default();
     let shown = |raw: Option<&RawValue>, none: &str| {
         raw.map_or_else(|| Json::parse(none.into()).unwrap_or_else(|_| super::null()), json)
     };
-    let ToolCall { tool_call_id, kind } = tool_call.and_then(tool).unwrap_or_default();
+    let ToolCall { id, kind } = tool_call.and_then(object).unwrap_or_default();
     let asked = PermissionAsked {
         request,
-        tool_kind: kind,
+        tool_kind: kind.and_then(text).map(Into::into),
         options: options.map(offered).unwrap_or_default(),
         shown: PermissionShown {
             tool_call: shown(tool_call, "null"),
             options: shown(options, "[]"),
         },
     };
-    Message::Permission { asked: Box::new(asked), tool: tool_call_id }
+    Message::Permission { asked: Box::new(asked), tool: id.and_then(tool::id) }
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ToolCall {
-    tool_call_id: Option<String>,
-    kind: Option<String>,
-}
-
-fn tool(tool_call: &RawValue) -> Option<ToolCall> {
-    serde_json::from_str(tool_call.get()).ok()
-}
-
+/// Returns the options that can be chosen: an id that cannot be repeated exactly is none.
 fn offered(options: &RawValue) -> Vec<PermissionOption> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Offered {
-        option_id: String,
-        #[serde(default)]
-        kind: String,
+    fields! {
+        struct Offered { id: "optionId", kind: "kind" }
     }
-    let options = serde_json::from_str::<Vec<&RawValue>>(options.get()).unwrap_or_default();
-    let read = |option: &RawValue| serde_json::from_str::<Offered>(option.get()).ok();
-    let options = options.into_iter().filter_map(read);
-    options.map(|offered| PermissionOption { id: offered.option_id, kind: offered.kind }).collect()
+    let read = |option: &RawValue| {
+        let Offered { id, kind } = object(option)?;
+        let kind = kind.and_then(text).unwrap_or_default().into_owned();
+        Some(PermissionOption { id: id.and_then(text)?.into_owned(), kind })
+    };
+    elements(options).into_iter().filter_map(read).collect()
 }
 
 #[cfg(test)]
@@ -90,10 +76,13 @@ mod tests {
         let options = [
             r#"{"options":[1,{"optionId":2},{"optionId":"n","kind":"reject_once"}]}"#,
             r#"{"toolCall":{"kind":5},"options":{}}"#,
+            r#"{"options":[{"optionId":"\ud83d"},{"optionId":"y","kind":7},["n"]],"\ud83d":1}"#,
             "[]",
             "3",
         ]
         .map(|params| asked(params).options.len());
-        assert_eq!(options, [1, 0, 0, 0]);
+        assert_eq!(options, [1, 0, 1, 0, 0]);
+        let tool = asked(r#"{"toolCall":{"toolCallId":5,"kind":"edit","title":"\ud83d"}}"#);
+        assert_eq!(tool.tool_kind.as_deref(), Some("edit"));
     }
 }

@@ -1,39 +1,65 @@
 //! Parses an agent's responses to greenroom's requests.
 
-use agent_client_protocol_schema::{ProtocolVersion, v1 as acp};
 use greenroom_core::{PromptReply, Provenance, SessionId, StopReason};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{RpcError, context, cost};
+use super::{
+    Message, RpcError,
+    bounds::{ERROR_BYTES_MAX, truncate},
+    context, cost,
+    fields::{fields, lossy_text, object, read, text, whole},
+};
+
+/// The version of ACP that greenroom speaks.
+const PROTOCOL_VERSION: i64 = 1;
+/// The longest part of another version that is shown.
+const VERSION_BYTES_MAX: usize = 40;
+
+/// Returns the response with this id. One without a result has the result `null`.
+pub(super) fn response<'a>(
+    id: u64,
+    result: Option<&'a RawValue>,
+    error: Option<&RawValue>,
+) -> Message<'a> {
+    let outcome = match (result, error.map(rpc_error)) {
+        (_, None) => Ok(result.map_or("null", RawValue::get)),
+        (None, Some(error)) => Err(error),
+        (Some(_), Some(error)) => {
+            let message = format!("{error}, and a result beside it");
+            Err(RpcError { code: None, message })
+        }
+    };
+    Message::Response { id, outcome }
+}
+
+fn rpc_error(raw: &RawValue) -> RpcError {
+    fields! {
+        struct Error { code: "code", message: "message" }
+    }
+    let Error { code, message } = object(raw).unwrap_or_default();
+    let message = message.and_then(lossy_text).map(|text| text.into_owned());
+    let shown = || {
+        let text = lossy_text(raw).unwrap_or(raw.get().into());
+        truncate(text.into_owned(), ERROR_BYTES_MAX)
+    };
+    RpcError { code: code.and_then(whole), message: message.unwrap_or_else(shown) }
+}
 
 /// Parses the response to a prompt.
 pub fn prompt_reply(outcome: Result<&str, RpcError>) -> PromptReply {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Response<'a> {
-        stop_reason: acp::StopReason,
-        #[serde(borrow)]
-        usage: Option<&'a RawValue>,
-        #[serde(borrow, rename = "_meta")]
-        meta: Option<&'a RawValue>,
+    fields! {
+        struct Response { stop_reason: "stopReason", usage: "usage", meta: "_meta" }
     }
-    let error = match outcome.map(serde_json::from_str::<Response>) {
-        Ok(Ok(Response { stop_reason, usage, meta })) => {
-            let stop_reason = match stop_reason {
-                acp::StopReason::MaxTokens => StopReason::MaxTokens,
-                acp::StopReason::MaxTurnRequests => StopReason::MaxTurnRequests,
-                acp::StopReason::Refusal => StopReason::Refusal,
-                acp::StopReason::Cancelled => StopReason::Cancelled,
-                _ => StopReason::EndTurn,
-            };
+    match outcome {
+        Ok(result) => {
+            let Response { stop_reason, usage, meta } = read(result).unwrap_or_default();
+            let word = stop_reason.and_then(text).unwrap_or_default();
             let tokens = cost::spent(usage, meta).map(Box::new);
-            return PromptReply::Stopped { stop_reason, tokens };
+            PromptReply::Stopped { stop_reason: StopReason::from_agent(&word), tokens }
         }
-        Ok(Err(err)) => RpcError { code: 0, message: format!("no prompt response: {err}") },
-        Err(err) => err,
-    };
-    PromptReply::Failed { code: error.code, message: error.message }
+        Err(RpcError { code: Some(code), message }) => PromptReply::Failed { code, message },
+        Err(RpcError { code: None, message }) => PromptReply::Unclear { message },
+    }
 }
 
 /// The agent's capabilities that greenroom uses.
@@ -51,16 +77,25 @@ pub struct Capabilities {
 ///
 /// A sentence that describes the problem: no response of this protocol, or another version of it.
 pub fn capabilities(result: &str) -> Result<Capabilities, String> {
-    let answer: acp::InitializeResponse =
-        serde_json::from_str(result).map_err(|err| format!("it is no ACP agent: {err}"))?;
-    if answer.protocol_version != ProtocolVersion::V1 {
-        let version = answer.protocol_version;
-        return Err(format!("it speaks ACP version {version}, and greenroom version 1"));
+    fields! {
+        struct Answer { version: "protocolVersion", capabilities: "agentCapabilities" }
+        struct Given { load: "loadSession", session: "sessionCapabilities" }
+        struct OfSessions { resume: "resume" }
     }
-    let capabilities = answer.agent_capabilities;
+    let answer: Answer<'_> = read(result).map_err(|err| format!("it is no ACP agent: {err}"))?;
+    match answer.version.map(|version| (version, whole(version))) {
+        Some((_, Some(PROTOCOL_VERSION))) => {}
+        Some((version, _)) => {
+            let version = truncate(version.get().to_owned(), VERSION_BYTES_MAX);
+            return Err(format!("it speaks ACP version {version}, and greenroom version 1"));
+        }
+        None => return Err("it is no ACP agent: it gave no protocol version".into()),
+    }
+    let Given { load, session } = answer.capabilities.and_then(object).unwrap_or_default();
+    let OfSessions { resume } = session.and_then(object).unwrap_or_default();
     Ok(Capabilities {
-        resume: capabilities.session_capabilities.resume.is_some(),
-        load: capabilities.load_session,
+        resume: resume.is_some_and(|raw| raw.get().starts_with('{')),
+        load: load.is_some_and(|raw| raw.get() == "true"),
     })
 }
 
@@ -70,9 +105,12 @@ pub fn capabilities(result: &str) -> Result<Capabilities, String> {
 ///
 /// A sentence that describes the problem.
 pub fn opened_session(result: &str) -> Result<SessionId, String> {
-    let answer: acp::NewSessionResponse =
-        serde_json::from_str(result).map_err(|err| format!("it gave no session: {err}"))?;
-    Ok(SessionId(answer.session_id.to_string().into()))
+    fields! {
+        struct Answer { session_id: "sessionId" }
+    }
+    let answer: Answer<'_> = read(result).map_err(|err| format!("it gave no session: {err}"))?;
+    let session = answer.session_id.and_then(text).ok_or("it gave no session: no `sessionId`")?;
+    Ok(SessionId(session.into()))
 }
 
 /// Whether the response to `session/resume` or `session/load` shows that the agent restored
@@ -83,34 +121,19 @@ pub fn opened_session(result: &str) -> Result<SessionId, String> {
 /// only if the agent `replayed` the session, and a response that names a session must name the
 /// right one.
 pub fn session_restored(result: &str, session: &SessionId, replayed: bool, loaded: bool) -> bool {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Provenance {
-        acp_session_id: Option<String>,
-        current_hermes_session_id: Option<String>,
+    fields! {
+        struct Provenance { acp: "acpSessionId", current: "currentHermesSessionId" }
+        struct Hermes { provenance: "sessionProvenance" }
+        struct Meta { hermes: "hermes" }
     }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Hermes {
-        session_provenance: Option<Provenance>,
-    }
-    #[derive(Deserialize)]
-    struct Meta {
-        hermes: Option<Hermes>,
-    }
-    #[derive(Deserialize)]
-    struct Answer {
-        #[serde(rename = "_meta")]
-        meta: Option<Meta>,
-    }
-    let provenance = serde_json::from_str::<Answer>(result)
+    let provenance = read::<Answer<'_>>(result)
         .ok()
-        .and_then(|answer| answer.meta)
-        .and_then(|meta| meta.hermes)
-        .and_then(|hermes| hermes.session_provenance);
-    if let Some(provenance) = provenance {
-        let is_it = |id: &Option<String>| id.as_deref() == Some(&*session.0);
-        return is_it(&provenance.acp_session_id) || is_it(&provenance.current_hermes_session_id);
+        .and_then(|answer| answer.meta.and_then(object::<Meta<'_>>))
+        .and_then(|meta| meta.hermes.and_then(object::<Hermes<'_>>))
+        .and_then(|hermes| hermes.provenance.and_then(object::<Provenance<'_>>));
+    if let Some(Provenance { acp, current }) = provenance {
+        let is_it = |id: Option<&RawValue>| id.and_then(text).as_deref() == Some(&*session.0);
+        return is_it(acp) || is_it(current);
     }
     let silent = matches!(result.trim(), "null" | "{}");
     !loaded || replayed || !silent
@@ -119,17 +142,12 @@ pub fn session_restored(result: &str, session: &SessionId, replayed: bool, loade
 /// Parses the current hermes session from `_meta.hermes` of the response to `session/new`,
 /// `session/load` or `session/resume`.
 pub fn provenance(result: &str) -> Option<Provenance> {
-    #[derive(Deserialize)]
-    struct Answer<'a> {
-        #[serde(rename = "_meta", borrow)]
-        meta: Option<&'a RawValue>,
-    }
-    // serde would take an array for an object, field by field.
-    if !result.trim_start().starts_with('{') {
-        return None;
-    }
-    let answer: Answer = serde_json::from_str(result).ok()?;
-    context::meta_provenance(answer.meta?)
+    context::meta_provenance(read::<Answer<'_>>(result).ok()?.meta?)
+}
+
+fields! {
+    /// A response with the agent's own data.
+    struct Answer { meta: "_meta" }
 }
 
 #[cfg(test)]
@@ -150,9 +168,47 @@ mod tests {
             ("load of an unknown one",   "{}",        false, true,  false),
             ("load with a transcript",   "{}",        true,  true,  true),
             ("load with modes",          r#"{"modes":{}}"#, false, true, true),
+            ("another, and an odd id",   r#"{"_meta":{"hermes":{"sessionProvenance":{"acpSessionId":7,"currentHermesSessionId":"x"}}}}"#, false, false, false),
         ];
         for (name, result, replayed, loaded, restored) in cases {
             assert_eq!(session_restored(result, &session, replayed, loaded), restored, "{name}");
+        }
+    }
+
+    /// Any result ends the turn; the agent's own word for its end stays.
+    #[test]
+    fn any_result_is_a_reply() {
+        #[rustfmt::skip]
+        let cases = [
+            (r#"{"stopReason":"end_turn"}"#,                StopReason::EndTurn),
+            (r#"{"stopReason":"max_tokens","usage":7}"#,    StopReason::MaxTokens),
+            (r#"{"stopReason":"_vendor_pause"}"#,           StopReason::from_agent("_vendor_pause")),
+            (r#"{"stopReason":"_deadline"}"#,               StopReason::Unclear),
+            (r#"{"stopReason":"cut \ud83d"}"#,              StopReason::Unclear),
+            (r#"{"stopReason":7}"#,                         StopReason::Unclear),
+            ("{}",                                          StopReason::Unclear),
+            ("null",                                        StopReason::Unclear),
+            (r#"["end_turn"]"#,                             StopReason::Unclear),
+        ];
+        for (result, stop_reason) in cases {
+            let reply = prompt_reply(Ok(result));
+            assert_eq!(reply.stop_reason(), Some(stop_reason), "{result}");
+        }
+    }
+
+    #[test]
+    fn an_odd_field_hides_neither_version_nor_session() {
+        let odd = r#"{"protocolVersion":1.0,"authMethods":7,"agentInfo":"\ud83d","agentCapabilities":{
+            "loadSession":true,"promptCapabilities":[],"sessionCapabilities":{"resume":{"x":1}}}}"#;
+        assert_eq!(capabilities(odd), Ok(Capabilities { resume: true, load: true }));
+        let doubtful = r#"{"protocolVersion":"1","agentCapabilities":{"loadSession":"yes",
+            "sessionCapabilities":{"resume":7}}}"#;
+        assert_eq!(capabilities(doubtful), Ok(Capabilities { resume: false, load: false }));
+        assert!(capabilities(r#"{"agentInfo":{}}"#).is_err());
+        let session = opened_session(r#"{"sessionId":"s","modes":7,"models":"\ud83d"}"#);
+        assert_eq!(session, Ok(SessionId("s".into())));
+        for none in ["null", "{}", r#"{"sessionId":7}"#, r#"{"sessionId":"\ud83d"}"#] {
+            assert!(opened_session(none).is_err(), "{none}");
         }
     }
 }

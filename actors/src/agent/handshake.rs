@@ -171,7 +171,7 @@ mod tests {
         let mut asked = vec![method(&first)];
         for (id, answer) in (1..).zip(answers) {
             assert_eq!(handshake.on_response(99, Ok("{}")), None, "a response to another request");
-            let error = |code: &i64| acp::RpcError { code: *code, message: "no".into() };
+            let error = |code: &i64| acp::RpcError { code: Some(*code), message: "no".into() };
             match handshake.on_response(id, answer.as_ref().copied().map_err(error)).unwrap() {
                 Next::Send(line) => asked.push(method(&line)),
                 end => return (asked, end),
@@ -214,7 +214,7 @@ mod tests {
         handshake.on_response(1, Ok(RESUMES)).unwrap();
         assert!(handshake.is_replay(), "resume");
         handshake
-            .on_response(2, Err(acp::RpcError { code: -32603, message: "no".into() }))
+            .on_response(2, Err(acp::RpcError { code: Some(-32603), message: "no".into() }))
             .unwrap();
         assert!(handshake.is_replay(), "load");
     }

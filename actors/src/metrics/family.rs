@@ -31,7 +31,10 @@ pub trait LabelValue: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
 }
 
 macro_rules! label_values {
-    ($kind:ident, $label:literal, $word:expr, [$($variant:ident),* $(,)?]) => {
+    (
+        $kind:ident, $label:literal, $word:expr, [$($variant:ident),* $(,)?]
+        $(, never $other:pat)?
+    ) => {
         impl LabelValue for $kind {
             const LABEL: &'static str = $label;
             const ALL: &'static [Self] = &[$(Self::$variant),*];
@@ -40,6 +43,7 @@ macro_rules! label_values {
                 // Does not compile while a value is missing above.
                 match self {
                     $(Self::$variant)|* => $word(&self),
+                    $($other => $word(&self),)?
                 }
             }
         }
@@ -71,7 +75,9 @@ label_values!(
         Deadline,
         Protocol,
         Storage,
-    ]
+        Unclear,
+    ],
+    never Self::Other(_)
 );
 label_values!(Source, "source", wire_name, [Acp, HermesMeta, HermesStderr, Task]);
 label_values!(

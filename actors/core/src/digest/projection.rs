@@ -345,7 +345,8 @@ impl OpenState {
         let Some(turn) = self.turn.as_ref().filter(|turn| turn.task == task) else { return };
         if turn.kind == TaskKind::Turn {
             delta.turn_count = 1;
-            delta.stop_reasons = stop_reason.map(|reason| (reason, 1)).into_iter().collect();
+            delta.stop_reasons =
+                stop_reason.map(|reason| (reason.counted(), 1)).into_iter().collect();
             let took_ms = turn.took_ms.filter(|_| stop_reason.is_some());
             delta.latency = took_ms.map(Histogram::one).unwrap_or_default();
         }

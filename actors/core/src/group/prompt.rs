@@ -152,7 +152,9 @@ impl Transition<'_> {
             {
                 Some("answered_before_cancel")
             }
-            PromptReply::Failed { .. } | PromptReply::Stopped { .. } => None,
+            PromptReply::Failed { .. }
+            | PromptReply::Stopped { .. }
+            | PromptReply::Unclear { .. } => None,
         }
     }
 
@@ -175,8 +177,10 @@ impl Transition<'_> {
             TaskKind::Turn => settled,
             TaskKind::Compaction => self.settle_ordered(&task, settled),
         };
-        // An `end_turn` alone is no proof of an answer.
-        let is_empty = settled.stop_reason == StopReason::EndTurn && !has_answer;
+        // An `end_turn` alone is no proof of an answer, and an unclear stop reason is none either.
+        let proves_none =
+            settled.stop_reason == StopReason::EndTurn || settled.stop_reason.is_unclear();
+        let is_empty = proves_none && !has_answer;
         if task.kind() == TaskKind::Turn && is_empty && settled.state == EndState::Completed {
             settled.ending.has_empty_answer = true;
         }

@@ -267,7 +267,8 @@ fn record(task: TaskId, record: &Task) -> Option<&Task> {
 /// Whether the agent itself ended the prompt.
 fn is_answer(stop_reason: StopReason) -> bool {
     use StopReason::{Cancelled, EndTurn, Error, MaxTokens, MaxTurnRequests, Refusal};
-    [EndTurn, MaxTokens, MaxTurnRequests, Refusal, Cancelled, Error].contains(&stop_reason)
+    let words = [EndTurn, MaxTokens, MaxTurnRequests, Refusal, Cancelled, Error];
+    words.contains(&stop_reason) || stop_reason.is_unclear()
 }
 
 /// F27: returns the time left of a deadline, by uptime, and after a reboot by the wall clock.

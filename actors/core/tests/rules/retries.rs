@@ -112,6 +112,34 @@ fn output_or_a_cancel_forbids_a_retry() {
     }
 }
 
+/// I7: an answer that greenroom does not understand ends the turn, and is never followed by another
+/// attempt: the agent may have acted. Output makes a result of it.
+#[test]
+fn an_unclear_answer_ends_the_turn() {
+    let own = StopReason::from_agent("_vendor_pause");
+    let stopped = |stop_reason| PromptReply::Stopped { stop_reason, tokens: None };
+    let error = PromptReply::Unclear { message: "boom".into() };
+    #[rustfmt::skip]
+    let cases = [
+        ("its own word",      false, stopped(own),                 T::Failed,    Some("agent_answer_unclear")),
+        ("none",              false, stopped(StopReason::Unclear), T::Failed,    Some("agent_answer_unclear")),
+        ("an error",          false, error.clone(),                T::Failed,    Some("agent_error")),
+        ("its own, output",   true,  stopped(own),                 T::Completed, None),
+        ("none, output",      true,  stopped(StopReason::Unclear), T::Completed, None),
+        ("an error, output",  true,  error,                        T::Failed,    Some("agent_error")),
+    ];
+    for (name, speaks, reply, state, code) in cases {
+        let mut driver = Driver::in_turn();
+        driver.settings.retry = RetryPolicy::NoOutput;
+        let task = driver.group.current().unwrap().id;
+        if speaks {
+            driver.say("so");
+        }
+        driver.reply(reply);
+        assert_eq!(driver.ended(task), Some((state, code.map(str::to_owned))), "{name}");
+    }
+}
+
 /// The group retries a task five times, each wait twice the last; then the task fails, and its
 /// error says so. It is not interrupted, as no attempt began.
 #[test]
