@@ -10,6 +10,7 @@ mod cost;
 mod fields;
 mod hermes_meta;
 mod permission;
+mod repair;
 mod response;
 pub mod session;
 mod tool;
@@ -24,6 +25,7 @@ use serde_json::value::RawValue;
 
 pub use self::{
     context::{CompactionReport, ContextUpdate},
+    repair::repaired,
     response::{
         Capabilities, capabilities, opened_session, prompt_reply, provenance, session_restored,
     },

@@ -264,7 +264,6 @@ impl Turn {
                 return Some(Answer::Error { code, message: message.to_owned() });
             }
             "refuse" => return Some(self.stop("refusal")),
-            "line" => self.agent.write(format!("{argument}\n").as_bytes()),
             "garbage" => self.agent.write(b"this line is not JSON\n"),
             "garbage-run" => {
                 for number in 1..=argument.parse().unwrap_or(1) {

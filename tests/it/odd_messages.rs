@@ -30,6 +30,9 @@ fn an_odd_message_forbids_a_retry() {
         r#"[[line:{"method":"_vendor/acted","params":{"x":"\ud83d"}}]]"#.to_owned(),
         r#"[[line:{"id":"cut \ud83d","method":"session/request_permission","params":7}]]"#
             .to_owned(),
+        update(r#""sessionUpdate":"tool_call","rawInput":NaN"#),
+        r#"[[line:{"method":"session/update","params":{"upda]]"#.to_owned(),
+        "[[utf8]]".to_owned(),
     ];
     let ends = [("[[error:-32603:no]]", "failed"), ("[[die:5]]", "interrupted")];
     let prompts =
@@ -41,13 +44,15 @@ fn an_odd_message_forbids_a_retry() {
     for (task, prompt, state) in tasks.collect::<Vec<_>>() {
         let ended = server.finish_as(&task, state);
         assert_eq!((&ended["attempt"], server.journal.times(&prompt)), (&json!(1), 1), "{prompt}");
-        if prompt.contains("tool_call") && state == "interrupted" {
+        if prompt.contains("rm -rf") && state == "interrupted" {
             assert_eq!(ended["interrupted"]["side_effects"], "possible", "{ended}");
         }
     }
-    let task =
-        server.submit("unasked", r#"[[line:{"method":"_auth/status_update"}]][[times:1:die:5]]"#);
-    server.assert_attempts(&server.finish_as(&task, "completed"), 2);
+    let unasked = r#"[[line:{"method":"_auth/status_update"}]]"#;
+    for (group, word) in [("unasked", unasked), ("log", "[[garbage]]")] {
+        let task = server.submit(group, &format!("{word}[[times:1:die:5]]"));
+        server.assert_attempts(&server.finish_as(&task, "completed"), 2);
+    }
 }
 
 /// I7, I9: any response with the prompt's id ends the turn at once, and a result is never followed
@@ -65,6 +70,7 @@ fn any_answer_ends_a_turn() {
         (&speaks, r#""id":$id,"result":{"stopReason":"_vendor_pause"}"#, "completed", "_vendor_pause", Value::Null, ""),
         (&speaks, r#""id":$id,"result":null"#,                           "completed", "_unclear",      Value::Null, ""),
         (&speaks, r#""id":"$id","result":{"stopReason":"end_turn"}"#,    "completed", "end_turn",      Value::Null, ""),
+        (&speaks, r#""id":$id,"result":{"stopReason":"end_turn","x":NaN}"#, "completed", "end_turn",  Value::Null, ""),
         (&silent, r#""id":$id,"result":{"stopReason":"_vendor_pause"}"#, "failed",    "_vendor_pause", unclear.clone(), "without output"),
         (&silent, r#""id":$id,"result":{"stopReason":"_deadline"}"#,     "failed",    "_unclear",      unclear.clone(), "without output"),
         (&silent, r#""id":$id.0,"result":{}"#,                           "failed",    "_unclear",      unclear.clone(), "without output"),

@@ -127,7 +127,8 @@ pub enum Fact {
     /// there, if there is one. They are stored unchanged; `acp` parses them again.
     #[serde(skip)]
     AgentOutput(AgentOutput),
-    /// The agent wrote a line that is no protocol message.
+    /// The agent wrote a line that is no protocol message. If it begins as one does, it counts as
+    /// output.
     AgentOutputRejected {
         /// The run that wrote it.
         run: RunId,
@@ -413,6 +414,11 @@ fn empty_record() -> Box<Task> {
     Box::new(Task::new(id, crate::Work::Turn { prompt }, Origin::Api))
 }
 
+/// Whether bytes in base64 begin with `{`, whose 8 bits are in the first two characters.
+fn begins_object(bytes: &str) -> bool {
+    matches!(bytes.as_bytes(), [b'e', b'w'..=b'z' | b'0'..=b'9' | b'+' | b'/', ..])
+}
+
 impl Fact {
     /// Creates the fact that a task ended, from its record in its final form ([`Task::ended`]).
     /// `kind` is the task's, but for a compaction whose stored frame lacks it.
@@ -428,6 +434,16 @@ impl Fact {
             interrupted: ending.interrupted,
             has_empty_answer: ending.has_empty_answer,
             record: Box::new(record),
+        }
+    }
+
+    /// Whether it shows output that has no summary: a refused request, or a line that begins
+    /// as a message does and cannot be read.
+    pub fn is_bare_output(&self) -> bool {
+        match self {
+            Self::RequestRefused { .. } => true,
+            Self::AgentOutputRejected { bytes, .. } => begins_object(bytes),
+            _ => false,
         }
     }
 

@@ -80,7 +80,7 @@ impl Sessions {
 /// moves the cursor, if it is a fact (I13).
 pub fn summarize(cursor: &mut SessionCursor, kind: &str, payload: &str) -> OutputSummary {
     match Fact::read(kind, payload) {
-        Some(Ok(Fact::RequestRefused { .. })) => {
+        Some(Ok(fact)) if fact.is_bare_output() => {
             return OutputSummary { has_output: true, ..OutputSummary::default() };
         }
         Some(Ok(fact)) => cursor.apply(&fact),

@@ -274,7 +274,7 @@ impl RunLoop {
             return;
         }
         let Ok(text) = std::str::from_utf8(bytes) else {
-            return self.reject(bytes, "it is not UTF-8".into());
+            return self.on_unreadable(bytes, "it is not UTF-8".into());
         };
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let replaced;
@@ -289,12 +289,23 @@ impl RunLoop {
                 self.rejected = 0;
                 self.on_message(text, message);
             }
-            Err(acp::ParseError::NoMessage(reason)) => self.reject(bytes, reason),
+            Err(acp::ParseError::NoMessage(reason)) => self.on_unreadable(bytes, reason),
             Err(err @ acp::ParseError::TooDeep) => {
                 self.reject(bytes, err.to_string());
                 self.on_protocol_error("the agent wrote JSON that nests too deep");
             }
         }
+    }
+
+    /// Rejects a line that is no message; but an answer ends its turn, whatever is in it.
+    fn on_unreadable(&mut self, bytes: &[u8], reason: String) {
+        if let Some(text) = acp::repaired(bytes)
+            && let Ok(answer @ acp::Message::Response { .. }) = acp::parse(&text)
+        {
+            self.rejected = 0;
+            return self.on_message(&text, answer);
+        }
+        self.reject(bytes, reason);
     }
 
     fn reject(&mut self, bytes: &[u8], reason: String) {

@@ -283,8 +283,8 @@ impl Group {
         }
     }
 
-    /// Counts a refused request as output.
-    pub(super) fn apply_request_refused(&mut self, run: RunId) {
+    /// Counts output that has no summary.
+    pub(super) fn apply_bare_output(&mut self, run: RunId) {
         if let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
             && attempt.run == run
         {

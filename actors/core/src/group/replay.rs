@@ -66,7 +66,11 @@ impl Group {
             }
             Fact::PromptSent { .. } => self.apply_prompt_sent(place.seq),
             Fact::AgentOutput(output) => self.apply_output(output, place.task),
-            Fact::RequestRefused { run, .. } => self.apply_request_refused(*run),
+            Fact::RequestRefused { run, .. } | Fact::AgentOutputRejected { run, .. } => {
+                if fact.is_bare_output() {
+                    self.apply_bare_output(*run);
+                }
+            }
             Fact::CancelRequested { .. } => self.apply_cancel_requested(fact),
             Fact::CancelSent { run } => self.apply_cancel_sent(*run),
             Fact::TurnCut { .. } => self.apply_to_attempt(fact),
@@ -112,9 +116,7 @@ impl Group {
                 self.apply_permission_resolved(*permission);
             }
 
-            Fact::AgentOutputRejected { .. }
-            | Fact::SegmentEnded { .. }
-            | Fact::StderrMatched { .. } => {}
+            Fact::SegmentEnded { .. } | Fact::StderrMatched { .. } => {}
         }
     }
 }

@@ -71,6 +71,11 @@ fn failure_kind_and_policy_decide_a_retry() {
     }
 }
 
+fn reject(driver: &mut Driver, bytes: &str) {
+    let (reason, bytes) = ("no JSON".into(), bytes.into());
+    driver.apply(Event::OutputRejected { run: driver.run(), reason, bytes });
+}
+
 /// I7: any sign that the agent read the prompt forbids a retry.
 #[test]
 fn output_or_a_cancel_forbids_a_retry() {
@@ -78,6 +83,8 @@ fn output_or_a_cancel_forbids_a_retry() {
     let nothing: Action = |driver| drop(driver.usage(5));
     let speaks: Action = |driver| drop(driver.say("so"));
     let asks: Action = |driver| drop(ask(driver, 1));
+    let logs: Action = |driver| reject(driver, "eHsi"); // x{"
+    let garbles: Action = |driver| reject(driver, "eyJp"); // {"i
     let cancelled: Action = |driver| {
         let task = driver.group.current().unwrap().id;
         driver.apply(Event::CancelRequested(task));
@@ -87,6 +94,8 @@ fn output_or_a_cancel_forbids_a_retry() {
         ("usage only", nothing, T::Retrying, T::Retrying),
         ("speaks", speaks, T::Interrupted, T::Failed),
         ("asks", asks, T::Interrupted, T::Failed),
+        ("a log line", logs, T::Retrying, T::Retrying),
+        ("half a message", garbles, T::Interrupted, T::Failed),
         ("cancelled", cancelled, T::Cancelled, T::Cancelled),
         ("after its deadline", late, T::Interrupted, T::Interrupted),
     ];

@@ -1,0 +1,56 @@
+//! Repairs a line that is no JSON, as far as an answer may be in it.
+
+use serde_json::value::RawValue;
+
+/// What programs write in place of a number that JSON does not have.
+const NO_NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+
+/// Returns the line with U+FFFD for what is not UTF-8, spaces for control characters and `null` for
+/// numbers that JSON does not have; `None` if it is no JSON object then.
+///
+/// The result is for decisions only: a transcript keeps what the agent wrote.
+pub fn repaired(line: &[u8]) -> Option<String> {
+    let line = String::from_utf8_lossy(line);
+    let line = line.trim_start_matches('\u{feff}').trim();
+    let mut repaired = String::with_capacity(line.len());
+    let (mut rest, mut in_string, mut escaped) = (line, false, false);
+    while let Some(first) = rest.chars().next() {
+        let no_number = NO_NUMBERS.iter().find(|word| !in_string && rest.starts_with(**word));
+        let length = no_number.map_or(first.len_utf8(), |word| word.len());
+        match first {
+            _ if no_number.is_some() => repaired.push_str("null"),
+            control if control.is_control() => repaired.push(' '),
+            other => repaired.push(other),
+        }
+        in_string ^= first == '"' && !escaped;
+        escaped = in_string && first == '\\' && !escaped;
+        rest = &rest[length..];
+    }
+    let is_object = repaired.starts_with('{');
+    (is_object && serde_json::from_str::<&RawValue>(&repaired).is_ok()).then_some(repaired)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_json_has_is_replaced() {
+        #[rustfmt::skip]
+        let cases: [(&[u8], Option<&str>); 9] = [
+            (br#"{"a":NaN,"b":[-Infinity,Infinity]}"#, Some(r#"{"a":null,"b":[null,null]}"#)),
+            (br#"{"a":"NaN \" NaN\\","b":NaN}"#,       Some(r#"{"a":"NaN \" NaN\\","b":null}"#)),
+            (b"{\"a\":\"caf\xe9\"}",                   Some("{\"a\":\"caf\u{fffd}\"}")),
+            (b"\xef\xbb\xbf {\"a\":\"one\ttwo\x00\"}", Some("{\"a\":\"one two \"}")),
+            (b"{\"a\":\"x\\\ty\"}",                    None),
+            (br#"{"a":1"#,                             None),
+            (br#"["NaN"]"#,                            None),
+            (b"NaN",                                   None),
+            (b"",                                      None),
+        ];
+        for (line, expected) in cases {
+            let name = line.escape_ascii();
+            assert_eq!(repaired(line).as_deref(), expected, "{name}");
+        }
+    }
+}
