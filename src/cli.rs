@@ -8,6 +8,7 @@ mod permissions;
 mod render;
 mod turn;
 mod verify;
+mod waiting;
 mod watch;
 
 use std::{
@@ -18,7 +19,10 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
-use self::error::{CliError, EXIT_CODES, Exit};
+use self::{
+    error::{CliError, EXIT_CODES, Exit},
+    waiting::Waiting,
+};
 use crate::{
     client::{Client, ClientError, DEFAULT_URL},
     config::{Config, DEFAULT_FILE},
@@ -68,7 +72,7 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
-    /// Submit a turn to a group and stream the agent's answer
+    /// Submit a turn to a group and stream the agent's answer; stderr says what it waits for
     #[command(after_help = EXIT_CODES)]
     Turn {
         /// The group; created with the default agent if it does not exist
@@ -77,7 +81,7 @@ enum Command {
         #[arg(allow_hyphen_values = true)]
         text: String,
     },
-    /// Compact a group's context and wait for the result
+    /// Compact a group's context and wait for the result; stderr says what it waits for
     #[command(after_help = EXIT_CODES)]
     Compact {
         /// The group
@@ -98,7 +102,8 @@ enum Command {
         #[arg(long, value_name = "RUN")]
         run: Option<String>,
     },
-    /// Print events as they happen: the frames of one group, or the status changes of all
+    /// Print events as they happen: the frames of one group, or the status changes of all; stderr
+    /// says what the group's next task waits for
     Watch {
         /// The group [default: all groups]
         group: Option<String>,
@@ -198,10 +203,14 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
         }
         Command::Demo { dir } => Ok(if demo::run(dir)? { Exit::Done } else { Exit::Failed }),
         Command::Turn { group, text } => {
-            turn::turn(&remote.client()?, &group, text, remote.json, &mut out)
+            let client = remote.client()?;
+            let waiting = Waiting::on_stderr(&client);
+            turn::turn(&client, &group, text, remote.json, &mut out, &waiting)
         }
         Command::Compact { group } => {
-            turn::compact(&remote.client()?, &group, remote.json, &mut out)
+            let client = remote.client()?;
+            let waiting = Waiting::on_stderr(&client);
+            turn::compact(&client, &group, remote.json, &mut out, &waiting)
         }
         Command::Groups => lists::groups(&remote.client()?, remote.json, &mut out),
         Command::Tasks { group } => lists::tasks(&remote.client()?, &group, remote.json, &mut out),
@@ -209,10 +218,16 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
             digest::digest(&remote.client()?, &group, run.as_deref(), remote.json, &mut out)
         }
         Command::Watch { group } => {
-            watch::watch(&remote.client()?, group.as_deref(), remote.json, &mut out)
+            let client = remote.client()?;
+            let waiting = Waiting::on_stderr(&client);
+            watch::watch(&client, group.as_deref(), remote.json, &mut out, &waiting)
         }
         Command::Cancel { task } => turn::cancel(&remote.client()?, &task, remote.json, &mut out),
-        Command::Retry { task } => turn::retry(&remote.client()?, &task, remote.json, &mut out),
+        Command::Retry { task } => {
+            let client = remote.client()?;
+            let waiting = Waiting::on_stderr(&client);
+            turn::retry(&client, &task, remote.json, &mut out, &waiting)
+        }
         Command::Pause { group } => {
             lists::control(&remote.client()?, &group, "pause", remote.json, &mut out)
         }

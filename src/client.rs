@@ -111,13 +111,18 @@ impl Client {
         Ok(Client { agent, base, token })
     }
 
+    /// Returns the server's URL, without a slash at its end.
+    pub fn url(&self) -> &str {
+        &self.base
+    }
+
     pub fn get(&self, path: &str) -> Result<Value, ClientError> {
         self.get_waiting(path, Duration::ZERO)
     }
 
     /// Sends a GET that the server may take `wait` to answer.
     pub fn get_waiting(&self, path: &str, wait: Duration) -> Result<Value, ClientError> {
-        let request = self.with_token(self.agent.get(self.url(path)));
+        let request = self.with_token(self.agent.get(self.url_of(path)));
         let request = request
             .config()
             .timeout_recv_response(Some(wait + ANSWER_TIMEOUT))
@@ -141,7 +146,7 @@ impl Client {
         path: &str,
         body: &Value,
     ) -> Result<Value, ClientError> {
-        let mut request = self.with_token(self.agent.post(self.url(path)));
+        let mut request = self.with_token(self.agent.post(self.url_of(path)));
         if let Some(key) = key {
             request = request.header("idempotency-key", key);
         }
@@ -189,8 +194,9 @@ impl Client {
         path: &str,
         last_id: Option<&str>,
     ) -> Result<Events<impl BufRead + use<>>, ClientError> {
-        let mut request =
-            self.with_token(self.agent.get(self.url(path))).header("accept", "text/event-stream");
+        let mut request = self
+            .with_token(self.agent.get(self.url_of(path)))
+            .header("accept", "text/event-stream");
         if let Some(last_id) = last_id {
             request = request.header("last-event-id", last_id);
         }
@@ -209,7 +215,7 @@ impl Client {
         Ok(Events::new(BufReader::new(response.into_body().into_reader())))
     }
 
-    fn url(&self, path: &str) -> String {
+    fn url_of(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }
 
@@ -268,11 +274,11 @@ impl Client {
     }
 
     fn truncated(&self, path: &str, error: &dyn std::error::Error) -> ClientError {
-        ClientError::Truncated { url: self.url(path), reason: error.to_string() }
+        ClientError::Truncated { url: self.url_of(path), reason: error.to_string() }
     }
 
     fn bad_answer(&self, path: &str, reason: &str) -> ClientError {
-        ClientError::BadAnswer { url: self.url(path), reason: reason.into() }
+        ClientError::BadAnswer { url: self.url_of(path), reason: reason.into() }
     }
 }
 
@@ -326,7 +332,7 @@ mod tests {
         for url in ["", "127.0.0.1:7433", "http://", "https://greenroom.example", "ftp://x"] {
             assert!(Client::new(url, None).is_err(), "{url:?}");
         }
-        assert_eq!(Client::new("http://a:1/", None).unwrap().url("/v1"), "http://a:1/v1");
+        assert_eq!(Client::new("http://a:1/", None).unwrap().url_of("/v1"), "http://a:1/v1");
     }
 
     #[test]

@@ -159,6 +159,18 @@ fn client(server: &Server) -> Client {
     Client::new(server.url(), None).unwrap()
 }
 
+fn turn(client: &Client, text: &str, out: &mut Vec<u8>) -> Result<Exit, CliError> {
+    turn::turn(client, "work", text.into(), false, out, &Waiting::silent())
+}
+
+fn watch(client: &Client, group: Option<&str>, json: bool, out: &mut Vec<u8>) -> CliError {
+    watch::watch(client, group, json, out, &Waiting::silent()).unwrap_err()
+}
+
+fn compact(client: &Client, json: bool, out: &mut Vec<u8>) -> Result<Exit, CliError> {
+    turn::compact(client, "work", json, out, &Waiting::silent())
+}
+
 fn frame(seq: u64, task: &str, kind: &str, payload: &serde_json::Value) -> String {
     let frame = json!({"seq": seq, "at": "2026-11-20T12:00:00.000Z", "group": "work",
         "task": task, "kind": kind, "payload": payload});
@@ -192,7 +204,7 @@ fn a_turn_prints_only_its_own_clean_answer_across_a_broken_stream() {
         Reply::json(200, r#"{"id":"tsk_2","state":"completed","stop_reason":"end_turn"}"#),
     ]);
     let mut out = Vec::new();
-    let exit = turn::turn(&client(&server), "work", "hi".into(), false, &mut out).unwrap();
+    let exit = turn(&client(&server), "hi", &mut out).unwrap();
     assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), ("one[31m two\n", Exit::Done));
 
     let requests = server.requests();
@@ -240,7 +252,7 @@ fn a_turn_retries_every_request_while_the_server_is_unreachable() {
         Reply::json(200, ended),
     ]);
     let mut out = Vec::new();
-    let exit = turn::turn(&client(&server), "work", "hi".into(), false, &mut out).unwrap();
+    let exit = turn(&client(&server), "hi", &mut out).unwrap();
     assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), ("one two\n", Exit::Done));
     let requests = server.requests();
     let sent: Vec<_> = requests.iter().map(|request| key_and_line(request)).collect();
@@ -264,11 +276,12 @@ fn a_stream_that_breaks_after_the_end_of_the_task_is_resumed() {
     let end = frame(10, "tsk_2", "greenroom/task_ended", &json!({}));
     let synced = "event: greenroom/synced\ndata: {}\n\n";
     let conversations = [
-        (vec![Reply::events(&(two.clone() + &end)), ended()], "one two\n"),
-        (vec![Reply::events(&two), ended(), Reply::events(&end), ended()], "one two\n"),
-        (vec![Reply::events(synced)], "one \n"),
+        (vec![Reply::events(&(two.clone() + &end)), ended()], "one two\n", 6),
+        (vec![Reply::events(&two), ended(), Reply::events(&end), ended()], "one two\n", 8),
+        // The server has no more frames, so the last reply is not requested.
+        (vec![Reply::events(synced), ended()], "one \n", 5),
     ];
-    for (rest, expected) in conversations {
+    for (rest, expected, count) in conversations {
         let mut replies = vec![
             Reply::json(200, r#"{"id":"work","last_seq":7}"#),
             Reply::json(202, r#"{"id":"tsk_2","state":"queued"}"#),
@@ -276,9 +289,9 @@ fn a_stream_that_breaks_after_the_end_of_the_task_is_resumed() {
             ended(),
         ];
         replies.extend(rest);
-        let (count, server) = (replies.len(), Server::start(replies));
+        let server = Server::start(replies);
         let mut out = Vec::new();
-        let exit = turn::turn(&client(&server), "work", "hi".into(), false, &mut out).unwrap();
+        let exit = turn(&client(&server), "hi", &mut out).unwrap();
         assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), (expected, Exit::Done));
         assert_eq!(server.requests().len(), count);
     }
@@ -306,15 +319,15 @@ fn a_turn_ends_with_a_final_error() {
     for conversation in conversations {
         let count = conversation.len();
         let server = Server::start(conversation);
-        let turn = turn::turn(&client(&server), "work", "hi".into(), false, &mut Vec::new());
-        let error = turn.unwrap_err();
+        let refused = turn(&client(&server), "hi", &mut Vec::new());
+        let error = refused.unwrap_err();
         assert_eq!((error.to_string().as_str(), error.exit()), ("No: really", Exit::Unreachable));
         assert_eq!(server.requests().len(), count);
     }
     let absent = Client::new("http://127.0.0.1:1", None).unwrap();
-    let empty = turn::turn(&absent, "work", " \n".into(), false, &mut Vec::new());
+    let empty = turn(&absent, " \n", &mut Vec::new());
     assert_eq!(empty.unwrap_err().exit(), Exit::Usage, "an empty prompt is not sent");
-    let error = turn::compact(&absent, "work", false, &mut Vec::new()).unwrap_err();
+    let error = compact(&absent, false, &mut Vec::new()).unwrap_err();
     assert!(error.to_string().starts_with("cannot reach "), "{error}");
 }
 
@@ -330,8 +343,8 @@ fn a_compaction_and_a_retry_keep_their_key_when_they_are_retried() {
         Reply::json(202, task),
     ]);
     let client = client(&server);
-    turn::compact(&client, "work", false, &mut Vec::new()).unwrap();
-    turn::retry(&client, "tsk_1", false, &mut Vec::new()).unwrap();
+    compact(&client, false, &mut Vec::new()).unwrap();
+    turn::retry(&client, "tsk_1", false, &mut Vec::new(), &Waiting::silent()).unwrap();
     let requests = server.requests();
     let keys: Vec<_> = requests.iter().map(|request| key_and_line(request).0).collect();
     assert!(keys[0].is_some() && keys[0] == keys[1] && keys[2].is_none(), "{keys:?}");
@@ -357,7 +370,7 @@ fn a_turn_exits_by_its_outcome() {
             Reply::json(200, &task.to_string()),
         ]);
         let mut out = Vec::new();
-        let exit = turn::turn(&client(&server), "work", "hi".into(), false, &mut out).unwrap();
+        let exit = turn(&client(&server), "hi", &mut out).unwrap();
         assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), (printed, expected), "{task}");
     }
 }
@@ -371,7 +384,7 @@ fn json_prints_the_task_as_it_ended() {
         Reply::json(200, &task.to_string()),
     ]);
     let mut out = Vec::new();
-    let exit = turn::compact(&client(&server), "work", true, &mut out).unwrap();
+    let exit = compact(&client(&server), true, &mut out).unwrap();
     let out = String::from_utf8(out).unwrap();
     assert_eq!(exit, Exit::Failed);
     assert!(out.contains(r"\u009b31m") && out.ends_with("}\n"), "{out}");
@@ -437,7 +450,7 @@ fn a_watch_starts_at_the_end_and_resumes_after_a_broken_stream() {
         Reply::json(404, r#"{"title":"No such group"}"#),
     ]);
     let mut out = Vec::new();
-    let error = watch::watch(&client(&server), Some("work"), false, &mut out).unwrap_err();
+    let error = watch(&client(&server), Some("work"), false, &mut out);
     assert_eq!((error.to_string().as_str(), error.exit()), ("No such group", Exit::Unreachable));
     let expected = "\
 12:00:00.000 work #8 session/update: agent_message_chunk \"one\\ntwo\"
@@ -468,27 +481,7 @@ fn a_watch_of_all_groups_skips_history_and_prints_every_status_change() {
         let replies = [Reply::events(&events), Reply::json(401, r#"{"title":"Token wanted"}"#)];
         let mut out = Vec::new();
         let server = Server::start(replies.into());
-        watch::watch(&client(&server), None, json, &mut out).unwrap_err();
+        watch(&client(&server), None, json, &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), expected);
-    }
-}
-
-#[test]
-fn frames_are_one_line_each() {
-    let update = |update: serde_json::Value| {
-        json!({"at": "2026-11-20T12:00:00.000Z", "group": "g", "seq": 1, "kind": "session/update",
-            "payload": {"update": update}})
-    };
-    #[rustfmt::skip]
-    let cases = [
-        (update(json!({"sessionUpdate": "usage_update", "used": 1, "size": 2})), "12:00:00.000 g #1 session/update: usage_update 1 of 2 tokens"),
-        (update(json!({"sessionUpdate": "tool_call", "toolCallId": "t", "title": "Look\n\u{1b}", "status": "pending"})), "12:00:00.000 g #1 session/update: tool_call t Look pending"),
-        (update(json!({"sessionUpdate": "compaction_update", "compactionId": "c", "status": "completed"})), "12:00:00.000 g #1 session/update: compaction_update c completed"),
-        (json!({"group": "g", "kind": "greenroom/run_exited", "payload": {"code": 1}}), "- g greenroom/run_exited: {\"code\":1}"),
-        (json!({"group": "g", "kind": "greenroom/stderr", "payload": null}), "- g greenroom/stderr"),
-        (json!({}), "- - -"),
-    ];
-    for (frame, expected) in cases {
-        assert_eq!(text::frame::frame_line(&frame), expected);
     }
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{
     error::{CliError, Exit, INTERRUPT_EXIT},
     render::{cell, json_line},
+    waiting::{Subject, Waiting},
 };
 use crate::{
     client::{Backoff, Client, ClientError, encode, is_terminal},
@@ -28,6 +29,7 @@ pub fn turn(
     text: String,
     json: bool,
     out: &mut impl Write,
+    waiting: &Waiting,
 ) -> Result<Exit, CliError> {
     let text = if text == "-" { io::read_to_string(io::stdin().lock())? } else { text };
     if text.trim().is_empty() {
@@ -35,21 +37,24 @@ pub fn turn(
     }
     let path = format!("/v1/groups/{}", encode(group));
     // Frames after this one may belong to the turn; the group may not exist yet.
-    let after = match until_answered(false, || client.get(&path)) {
+    let after = match until_answered(false, waiting, || client.get(&path)) {
         Ok(group) => group["last_seq"].as_u64().unwrap_or(0),
         Err(ClientError::Problem { status: 404, .. }) => 0,
         Err(error) => return Err(error.into()),
     };
-    let task = enqueue(client, &format!("{path}/turns"), &json!({"prompt": text}), true)?;
+    let task = enqueue(client, &format!("{path}/turns"), &json!({"prompt": text}), true, waiting)?;
     let id = task_id(&task)?;
-    print_hint_on_interrupt(&id);
+    print_hint_on_interrupt(&id, waiting);
+    let following = waiting.follow(client, Subject::Task(id.clone()));
     if json {
-        let task = wait(client, &id)?;
+        let task = wait(client, &id, waiting)?;
+        drop(following);
         json_line(out, &task)?;
         return Ok(exit_of(&task));
     }
-    let mut answer = Answer { out, last_char: None };
+    let mut answer = Answer { out, last_char: None, waiting };
     let task = follow(client, &format!("{path}/events"), &id, after, &mut answer)?;
+    drop(following);
     answer.end(&task)?;
     Ok(report(&task))
 }
@@ -60,12 +65,15 @@ pub fn compact(
     group: &str,
     json: bool,
     out: &mut impl Write,
+    waiting: &Waiting,
 ) -> Result<Exit, CliError> {
     let path = format!("/v1/groups/{}/compactions", encode(group));
-    let task = enqueue(client, &path, &json!({}), false)?;
+    let task = enqueue(client, &path, &json!({}), false, waiting)?;
     let id = task_id(&task)?;
-    print_hint_on_interrupt(&id);
-    let task = wait(client, &id)?;
+    print_hint_on_interrupt(&id, waiting);
+    let following = waiting.follow(client, Subject::Task(id.clone()));
+    let task = wait(client, &id, waiting)?;
+    drop(following);
     if json {
         json_line(out, &task)?;
         return Ok(exit_of(&task));
@@ -98,9 +106,10 @@ pub fn retry(
     task: &str,
     json: bool,
     out: &mut impl Write,
+    waiting: &Waiting,
 ) -> Result<Exit, CliError> {
     let path = format!("/v1/tasks/{}/retry", encode(task));
-    let task = enqueue(client, &path, &json!({}), false)?;
+    let task = enqueue(client, &path, &json!({}), false, waiting)?;
     if json {
         json_line(out, &task)?;
     } else {
@@ -114,13 +123,17 @@ struct Answer<'a, W> {
     out: &'a mut W,
     /// The last character written.
     last_char: Option<char>,
+    waiting: &'a Waiting,
 }
 
 impl<W: Write> Answer<'_, W> {
     fn write(&mut self, text: &str) -> io::Result<()> {
-        self.last_char = text.chars().next_back().or(self.last_char);
-        self.out.write_all(text.as_bytes())?;
-        self.out.flush()
+        let Some(last) = text.chars().next_back() else { return Ok(()) };
+        self.last_char = Some(last);
+        self.waiting.print(last == '\n', || {
+            self.out.write_all(text.as_bytes())?;
+            self.out.flush()
+        })
     }
 
     /// Ends the last line. If no chunk was streamed, first writes the task's text.
@@ -141,15 +154,17 @@ fn enqueue(
     path: &str,
     body: &Value,
     was_reached: bool,
+    waiting: &Waiting,
 ) -> Result<Value, ClientError> {
     let key = format!("cli-{}", clock::fresh());
-    until_answered(was_reached, || client.post_once(&key, path, body))
+    until_answered(was_reached, waiting, || client.post_once(&key, path, body))
 }
 
 /// Retries a request until the server answers. Final at once: a full queue, and a failed connection
 /// unless the server was reached before (`was_reached`).
 fn until_answered<T>(
     mut was_reached: bool,
+    waiting: &Waiting,
     request: impl Fn() -> Result<T, ClientError>,
 ) -> Result<T, ClientError> {
     let mut backoff = Backoff::bounded();
@@ -159,7 +174,7 @@ fn until_answered<T>(
                 return Err(error);
             }
             Err(error @ ClientError::Problem { status: 429, .. }) => return Err(error),
-            Err(error) => pause_after(&mut backoff, error)?,
+            Err(error) => pause_after(&mut backoff, error, waiting)?,
             Ok(answer) => return Ok(answer),
         }
         was_reached = true;
@@ -167,9 +182,14 @@ fn until_answered<T>(
 }
 
 /// Pauses after a failed attempt; reports the first of a series on stderr.
-fn pause_after(backoff: &mut Backoff, error: ClientError) -> Result<(), ClientError> {
+fn pause_after(
+    backoff: &mut Backoff,
+    error: ClientError,
+    waiting: &Waiting,
+) -> Result<(), ClientError> {
+    waiting.end();
     if backoff.is_fresh() && error.is_transient() {
-        eprintln!("greenroom: {}; trying again", clean(&error.to_string()));
+        waiting.say(&format!("greenroom: {}; trying again", clean(&error.to_string())));
     }
     backoff.pause_after(error)
 }
@@ -183,6 +203,7 @@ fn follow<W: Write>(
     after: u64,
     answer: &mut Answer<'_, W>,
 ) -> Result<Value, CliError> {
+    let waiting = answer.waiting;
     let mut last_id = after.to_string();
     let mut backoff = Backoff::bounded();
     // The ended task, until the frames up to its end have been streamed.
@@ -190,8 +211,8 @@ fn follow<W: Write>(
     loop {
         let events = match client.events(path, Some(&last_id)) {
             Ok(events) => events,
-            Err(error) => match (pause_after(&mut backoff, error), ended.take()) {
-                (Err(_), Some(task)) => return Ok(truncated(task)),
+            Err(error) => match (pause_after(&mut backoff, error, waiting), ended.take()) {
+                (Err(_), Some(task)) => return Ok(truncated(task, waiting)),
                 (paused, task) => {
                     paused?;
                     ended = task;
@@ -202,29 +223,32 @@ fn follow<W: Write>(
         if ended.is_none() {
             backoff.answered();
         }
+        waiting.begin();
         // The stream may break after any event; the next stream starts after that event.
         for event in events.map_while(Result::ok) {
             backoff.progressed();
             if let Some(id) = event.id {
                 last_id = id;
             }
-            let frame: Value = serde_json::from_str(&event.data).unwrap_or_default();
-            if frame["task"] != id {
-                continue;
-            }
-            if let Some(text) = answer_chunk(&frame) {
-                answer.write(&text)?;
-            }
-            if event.kind == "greenroom/task_ended" {
-                return wait(client, id);
-            }
             // Every stored frame was streamed, and the task's end was not among them.
             if event.kind == "greenroom/synced"
                 && let Some(task) = ended.take()
             {
-                return Ok(truncated(task));
+                return Ok(truncated(task, waiting));
+            }
+            let frame: Value = serde_json::from_str(&event.data).unwrap_or_default();
+            if frame["task"] != id {
+                continue;
+            }
+            waiting.moved();
+            if let Some(text) = answer_chunk(&frame) {
+                answer.write(&text)?;
+            }
+            if event.kind == "greenroom/task_ended" {
+                return wait(client, id, waiting);
             }
         }
+        waiting.end();
         // The server closed the stream, perhaps before the task's end. The next stream then has the
         // missing frames.
         match client.get(&task_path(id)) {
@@ -234,38 +258,41 @@ fn follow<W: Write>(
                     return Ok(task);
                 }
                 if backoff.is_exhausted() {
-                    return Ok(truncated(task));
+                    return Ok(truncated(task, waiting));
                 }
                 ended = Some(task);
                 backoff.pause();
             }
             Ok(_) => backoff.pause(),
-            Err(error) => pause_after(&mut backoff, error)?,
+            Err(error) => pause_after(&mut backoff, error, waiting)?,
         }
     }
 }
 
 /// Reports on stderr that the answer of an ended task was not streamed to its end.
-fn truncated(task: Value) -> Value {
+fn truncated(task: Value, waiting: &Waiting) -> Value {
     let id = cell(&task["id"]);
-    eprintln!("greenroom: the answer of {id} is truncated; GET /v1/tasks/{id} returns all of it");
+    waiting.say(&format!(
+        "greenroom: the answer of {id} is truncated; GET /v1/tasks/{id} returns all of it"
+    ));
     task
 }
 
 /// Waits until task `id` is terminal, also across a restart of the server.
-fn wait(client: &Client, id: &str) -> Result<Value, CliError> {
-    let waiting = format!("{}?wait={}", task_path(id), WAIT.as_secs());
+fn wait(client: &Client, id: &str, waiting: &Waiting) -> Result<Value, CliError> {
+    let until_end = format!("{}?wait={}", task_path(id), WAIT.as_secs());
     let mut backoff = Backoff::bounded();
     loop {
+        waiting.begin();
         // After a failure the next request does not wait: a proxy may abort such long requests.
         let answer = match backoff.is_fresh() {
-            true => client.get_waiting(&waiting, WAIT),
+            true => client.get_waiting(&until_end, WAIT),
             false => client.get(&task_path(id)),
         };
         match answer {
             Ok(task) if is_terminal(&task) => return Ok(task),
             Ok(_) => backoff.answered(),
-            Err(error) => pause_after(&mut backoff, error)?,
+            Err(error) => pause_after(&mut backoff, error, waiting)?,
         }
     }
 }
@@ -315,11 +342,12 @@ fn outcome(task: &Value) -> Option<String> {
 }
 
 /// On Ctrl-C: ends this process, not the task, and prints how to cancel the task.
-fn print_hint_on_interrupt(task: &str) {
-    let task = clean(task);
+fn print_hint_on_interrupt(task: &str, waiting: &Waiting) {
+    let (task, waiting) = (clean(task), waiting.clone());
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
         if runtime.is_ok_and(|runtime| runtime.block_on(tokio::signal::ctrl_c()).is_ok()) {
+            waiting.clear_at_once();
             eprintln!("\ngreenroom: {task} keeps running; to cancel it: greenroom cancel {task}");
             std::process::exit(INTERRUPT_EXIT);
         }

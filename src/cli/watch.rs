@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     error::{CliError, Exit},
     render::json_line,
+    waiting::{Subject, Waiting},
 };
 use crate::{
     client::{Backoff, Client, Event, encode},
@@ -20,6 +21,7 @@ pub fn watch(
     group: Option<&str>,
     json: bool,
     out: &mut impl Write,
+    waiting: &Waiting,
 ) -> Result<Exit, CliError> {
     let mut watch = Watch { last_id: None, live_from: None, out, json };
     let path = match group {
@@ -38,12 +40,17 @@ pub fn watch(
     };
     let mut backoff = Backoff::endless();
     let mut events = client.events(&path, watch.last_id.as_deref())?;
+    // The status changes of all groups say what blocks each.
+    let _following = group.map(|group| waiting.follow(client, Subject::Group(group.to_owned())));
     loop {
+        waiting.begin();
         for event in events.map_while(Result::ok) {
             backoff.progressed();
-            watch.print(event)?;
+            waiting.moved();
+            waiting.print(true, || watch.print(event))?;
         }
-        eprintln!("greenroom: the stream ended; reconnecting");
+        waiting.end();
+        waiting.say("greenroom: the stream ended; reconnecting");
         backoff.pause();
         events = loop {
             match client.events(&path, watch.last_id.as_deref()) {

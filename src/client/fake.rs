@@ -65,6 +65,26 @@ impl Server {
         Server { url, requests }
     }
 
+    /// Answers each request with what `answer` returns for it, several requests at a time.
+    pub fn answering(answer: impl Fn(&str) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (recorded, answer) = (Arc::clone(&requests), Arc::new(answer));
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (recorded, answer) = (Arc::clone(&recorded), Arc::clone(&answer));
+                thread::spawn(move || {
+                    let mut stream = stream.unwrap();
+                    let request = request(&mut stream);
+                    recorded.lock().unwrap().push(request.clone());
+                    _ = stream.write_all(answer(&request).0.as_bytes());
+                });
+            }
+        });
+        Server { url, requests }
+    }
+
     pub fn url(&self) -> &str {
         &self.url
     }

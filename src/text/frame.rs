@@ -70,3 +70,30 @@ fn update(frame: &Value) -> Option<&Value> {
     let update = payload["params"].get("update").or_else(|| payload.get("update"));
     update.filter(|_| frame["kind"] == "session/update")
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn frames_are_one_line_each() {
+        let update = |update: Value| {
+            json!({"at": "2026-11-20T12:00:00.000Z", "group": "g", "seq": 1,
+                "kind": "session/update", "payload": {"update": update}})
+        };
+        #[rustfmt::skip]
+        let cases = [
+            (update(json!({"sessionUpdate": "usage_update", "used": 1, "size": 2})), "12:00:00.000 g #1 session/update: usage_update 1 of 2 tokens"),
+            (update(json!({"sessionUpdate": "tool_call", "toolCallId": "t", "title": "Look\n\u{1b}", "status": "pending"})), "12:00:00.000 g #1 session/update: tool_call t Look pending"),
+            (update(json!({"sessionUpdate": "compaction_update", "compactionId": "c", "status": "completed"})), "12:00:00.000 g #1 session/update: compaction_update c completed"),
+            (json!({"group": "g", "kind": "greenroom/run_exited", "payload": {"code": 1}}), "- g greenroom/run_exited: {\"code\":1}"),
+            (json!({"group": "g", "kind": "greenroom/stderr", "payload": null}), "- g greenroom/stderr"),
+            (json!({}), "- - -"),
+        ];
+        for (frame, expected) in cases {
+            assert_eq!(frame_line(&frame), expected);
+        }
+    }
+}

@@ -1,9 +1,16 @@
-//! `greenroom turn` follows a task to its outcome while the server fails and recovers. What it does
-//! with each broken answer is tested in `src/cli/tests.rs`.
+//! `greenroom turn` follows a task to its outcome while the server fails and recovers, and reports
+//! what the task waits for. What it does with each broken answer is tested in `src/cli/tests.rs`,
+//! all reasons of a wait in `src/cli/waiting`.
 
 use std::process::Child;
 
-use crate::support::{Home, Log, Server, Setup, server::greenroom};
+use crate::support::{
+    Home, Log, Server, Setup,
+    server::{greenroom, id},
+};
+
+/// What stands before the command that ends a wait.
+const COMMAND: &str = "with: greenroom ";
 
 /// Starts the command line against the home's server; its stderr goes to the log.
 fn start(home: &Home, log: &Log, arguments: &[&str]) -> Child {
@@ -51,4 +58,54 @@ fn a_server_that_does_not_run_is_an_immediate_error() {
         log.wait("the reason", |line| line.contains("cannot reach"));
         assert_eq!(log.lines().len(), 1, "{:?}", log.lines());
     }
+}
+
+/// Waits for the line that says why nothing moves and names a command, and runs that command with
+/// `option` as the answer. Returns the line.
+fn obey(server: &Server, log: &Log, option: &str) -> String {
+    let names_command = |line: &str| line.starts_with("waiting: ") && line.contains(COMMAND);
+    let line = log.wait("a reason with a command", names_command);
+    let (_, command) = line.split_once(COMMAND).unwrap();
+    let command = command.split(" (").next().unwrap().replace("OPTION", option);
+    server.cli_stdout(&command.split(' ').collect::<Vec<_>>());
+    line
+}
+
+/// API-5: `turn` and `watch` report on stderr that the group is paused and how to resume it; stdout
+/// has the answer alone.
+#[test]
+fn a_paused_group_and_its_remedy_are_reported() {
+    let server = Server::usual();
+    server.complete("work", "before");
+    server.post("/v1/groups/work/pause", &serde_json::json!({})).expect(202);
+    let (log, watched) = (Log::default(), Log::default());
+    let turn = start(&server.home, &log, &["turn", "work", "[[reply:done]]"]);
+    let mut watch = start(&server.home, &watched, &["watch", "work"]);
+    watched.wait("the reason", |line| line.starts_with("waiting: group \"work\" is paused; "));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    let line = obey(&server, &log, "");
+    let expected = "waiting: group \"work\" is paused; resume it with: greenroom resume work";
+    assert_eq!(line, expected);
+    assert_eq!(end(turn), (Some(0), "done\n".into()), "{}", log.tail());
+    assert_eq!(log.lines().iter().filter(|line| line.contains("paused")).count(), 1, "once");
+}
+
+/// API-5: `turn` reports on stderr what the agent asks and how to answer; so does a later turn.
+#[test]
+fn an_open_permission_and_its_answer_are_reported() {
+    let server = Setup::new().asks().start();
+    let (log, behind) = (Log::default(), Log::default());
+    let turn = start(&server.home, &log, &["turn", "work", "[[permission::execute]]"]);
+    let permission = server.wait_pending("work", 1).remove(0);
+    let next = start(&server.home, &behind, &["turn", "work", "[[reply:next]]"]);
+    let line = behind.wait("the reason", |line| line.starts_with("waiting: "));
+    assert!(line.starts_with("waiting: 1 task is before this one in group \"work\"; "), "{line}");
+    assert!(line.contains(id(&permission)), "{line}");
+    let line = obey(&server, &log, "once");
+    let expected = format!("waiting: the agent asks for permission {}", id(&permission));
+    assert!(line.starts_with(&expected), "{line}");
+    let (code, printed) = end(turn);
+    assert_eq!((code, printed.trim()), (Some(0), "permission: selected once"), "{}", log.tail());
+    assert_eq!(end(next), (Some(0), "next\n".into()), "{}", behind.tail());
 }
