@@ -241,9 +241,7 @@ fn follow<W: Write>(
                 continue;
             }
             waiting.moved();
-            if let Some(text) = answer_chunk(&frame) {
-                answer.write(&text)?;
-            }
+            answer.write(&answer_chunk(&frame).unwrap_or_default())?;
             if event.kind == "greenroom/task_ended" {
                 return wait(client, id, waiting);
             }
