@@ -15,7 +15,7 @@ use crate::{
 pub enum Event {
     /// A caller created, changed or revived the group.
     Configured(Settings),
-    /// A caller submitted a task. The rules set its `ordinal` and `state`.
+    /// A caller submitted a task. The rules set its `ordinal`, `created_at` and `stage`.
     Submitted(Box<Task>),
     /// A caller asked to cancel a task.
     CancelRequested(TaskId),

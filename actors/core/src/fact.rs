@@ -2,6 +2,8 @@
 
 // How a fact is a frame of the transcript.
 mod frame;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 

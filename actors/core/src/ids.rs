@@ -169,4 +169,11 @@ mod tests {
         assert!(task.to_string().parse::<RunId>().is_err());
         assert!("tsk_".parse::<TaskId>().is_err());
     }
+
+    #[test]
+    fn names_that_others_chose_are_shown_unchanged() {
+        let group: GroupId = "19:x@thread.v2".parse().expect("a group's name");
+        assert_eq!((group.as_str(), &*group.to_string()), ("19:x@thread.v2", "19:x@thread.v2"));
+        assert_eq!(SessionId(" a/ä ".into()).to_string(), " a/ä ");
+    }
 }

@@ -240,5 +240,7 @@ mod tests {
         for bad in [r#""yes""#, r#"{"shell":"allow"}"#, r#"{"read":"yes"}"#, "1", "null"] {
             assert!(read(bad).is_err(), "{bad}");
         }
+        let number = read("1").unwrap_err().to_string();
+        assert!(number.contains("expected ask, allow, reject, or an object"), "{number}");
     }
 }

@@ -49,3 +49,27 @@ pub struct Place {
     /// whose attempt runs.
     pub task: Option<TaskId>,
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_later_step_follows_the_earlier_one() {
+        let step = |seq: u64| {
+            let id = Uuid::from_u128(seq.into());
+            let place = Place { seq, segment: 0, run: None, task: None };
+            let fact = Fact::CancelRequested { task: TaskId(id) };
+            let effect = Effect::OpenSession { run: RunId(id), id: seq };
+            (Recorded { place, fact }, effect)
+        };
+        let [first, second] = [step(1), step(2)];
+        let single = |(fact, effect)| Step { facts: vec![fact], effects: vec![effect] };
+        let mut both = single(first.clone());
+        both.extend(single(second.clone()));
+        let facts = vec![first.0, second.0];
+        assert_eq!(both, Step { facts, effects: vec![first.1, second.1] });
+    }
+}

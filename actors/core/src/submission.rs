@@ -158,6 +158,7 @@ mod tests {
         let no_order = || Err("a turn needs no order");
         let first = turn.into_task(ID, now, no_order).expect("a turn");
         assert_eq!((first.origin, first.retry_of), (Origin::Api, None));
+        assert_eq!((first.metadata.clone(), first.deadline_ms), (Some(json("{}")), Some(5)));
         assert_eq!(first.expires, Some(Deadline::after(now, 6)));
         let failed = ended(first.clone(), EndState::Failed);
         let again = Submission::retry(failed).expect("failed").into_task(NEXT, now, no_order);

@@ -351,6 +351,40 @@ mod tests {
         assert_eq!(queue, sorted);
     }
 
+    /// I13: what no fact holds is set where the task's stage has it, and changes nothing else.
+    #[test]
+    fn what_is_in_no_fact_is_set_where_a_stage_has_it() {
+        let (due, tokens) = (Deadline { ms: 7, ..Deadline::default() }, Json::write(&[1]).unwrap());
+        let (at, retry) = (Timestamp::default(), crate::Retry { start: None });
+        let start = Start { at, run: crate::RunId(uuid::Uuid::nil()), segment: 1, seq: 1 };
+        let ended = |ending| {
+            let state = EndState::Completed;
+            Stage::Ended(Box::new(End {
+                state,
+                claimed_at: None,
+                start: None,
+                frame: None,
+                ending,
+            }))
+        };
+        let reported = Ending { tokens: Some(tokens.clone()), ..Ending::default() };
+        let (claimed, running) =
+            (Stage::Claimed { at, retry: Some(retry) }, Stage::Running { claimed_at: at, start });
+        let work = Work::Turn { prompt: Json::write(&[(); 0]).unwrap() };
+        let task = Task::new(TaskId(uuid::Uuid::nil()), work, Origin::Api);
+        for (stage, expected) in [
+            (Stage::Queued, Stage::Queued),
+            (claimed.clone(), claimed),
+            (running.clone(), running),
+            (Stage::Retrying { retry, due: None }, Stage::Retrying { retry, due: Some(due) }),
+            (ended(Ending::default()), ended(reported)),
+        ] {
+            let mut set = Task { stage, ..task.clone() };
+            set.set_unlogged(Some(due), Some(tokens.clone()));
+            assert_eq!(set, Task { stage: expected, ..task.clone() });
+        }
+    }
+
     /// Only the next task waits for what the group waits for.
     #[test]
     fn a_later_task_waits_for_the_tasks_before_it() {

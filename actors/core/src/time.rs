@@ -90,5 +90,6 @@ mod tests {
         for (name, now, left) in cases {
             assert_eq!(due.left_ms(now), left, "{name}");
         }
+        assert_eq!(due.at_wall_clock(), Timestamp(50_100), "for display");
     }
 }

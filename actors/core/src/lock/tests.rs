@@ -181,6 +181,7 @@ fn leases_are_refreshed_at_half_time_within_bounds() {
     for (ms, every_ms, failures) in cases {
         let ttl = ttl(ms);
         assert_eq!((ttl.refresh_ms(), ttl.failures_max()), (every_ms, failures), "{ms} ms");
+        assert_eq!(ttl.ms(), ms);
     }
 }
 

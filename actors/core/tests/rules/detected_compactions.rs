@@ -82,6 +82,27 @@ fn only_completions_count_once_each() {
     }
 }
 
+/// AM-29: a later report is about the first compaction that its detector has not reported; if it
+/// reports only a turn's last one, about the last that is completed.
+#[test]
+fn the_detector_decides_which_of_two_compactions_it_reports() {
+    use SignalKind::{Completed, Started};
+    #[rustfmt::skip]
+    let cases = [
+        (Source::HermesStderr, [Completed, Completed], [true, false]),
+        (Source::HermesMeta,   [Completed, Completed], [false, true]),
+        (Source::HermesMeta,   [Completed, Started],   [true, false]),
+    ];
+    for (source, kinds, expected) in cases {
+        let mut driver = Driver::in_turn();
+        kinds.into_iter().for_each(|kind| drop(driver.signal(Source::Acp, kind)));
+        driver.signal(source, Completed);
+        let reported: Vec<_> =
+            driver.group.compactions().map(|known| known.sources.contains(&source)).collect();
+        assert_eq!(reported, expected, "{source:?} {kinds:?}");
+    }
+}
+
 /// AM-23: claude reports `completed` twice under one id.
 #[test]
 fn a_completion_repeated_under_one_key_counts_once() {

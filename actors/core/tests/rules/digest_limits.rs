@@ -2,12 +2,13 @@
 //! the limits of names and sums.
 
 use greenroom_core::{
-    AgentOutput, Compaction, CompactionId, CompactionStatus, Cost, Digest, Digests, Exit,
+    AgentOutput, Compaction, CompactionId, CompactionStatus, Cost, Digest, Digests, Event, Exit,
     ExitReason, Fact, Kinds, Lines, OutputSummary, PermissionId, PermissionState, Place, Recorded,
     RunId, SessionId, StopReason, TaskId, TaskState, Timestamp, Tokens, TokensSpent, ToolProgress,
     ToolResult, ToolUpdate, Usage,
-    digest::{Finding, FindingKind, Outcome, Sealed},
+    digest::{Finding, FindingKind, Outcome, SCHEMA_VERSION, Sealed},
 };
+use greenroom_testing::driver::Driver;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -173,6 +174,71 @@ fn each_finding_has_its_cause() {
     }
 }
 
+/// TD-10: a call counts as failed once, by its result.
+#[test]
+fn a_failed_call_counts_for_its_tool() {
+    use ToolResult::{Completed, Failed};
+    let end =
+        |call: &str, result| ToolUpdate { call: call.into(), step: ToolProgress::Ended(result) };
+    let updates = [
+        called("a", "ls", None),
+        called("b", "ls", None),
+        end("a", Failed),
+        end("a", Failed),
+        end("b", Completed),
+        called("c", "rm", Some(Completed)),
+        called("d", "rm", Some(Failed)),
+        called("e", "rm", Some(Failed)),
+        end("unknown", Failed),
+    ];
+    let digest = projected(&[started(RUN), output(tools(&updates))]).group;
+    let tools: Vec<_> =
+        digest.tools.iter().map(|(name, tool)| (name, tool.calls, tool.failed)).collect();
+    assert_eq!(tools, [("ls", 2, 1), ("rm", 3, 2)]);
+}
+
+/// I11: 64 open calls are remembered; what exceeds them makes no finding.
+#[test]
+fn a_limited_number_of_open_calls_is_remembered() {
+    let calls: Vec<_> = (0..65).map(|id| called(&id.to_string(), "ls", None)).collect();
+    for (count, findings) in [(63, 63), (64, 64), (65, 64)] {
+        let open = output(tools(&calls[..count]));
+        let digest = projected(&[started(RUN), open, exited(RUN, ExitReason::Stopped, 0)]).group;
+        assert_eq!(digest.findings.count, findings, "{count}");
+    }
+}
+
+/// TD-6: digests that begin after a truncated stretch know what was alive at its end, and no field
+/// that is at its default is stored.
+#[test]
+fn after_a_truncation_what_was_alive_is_known() {
+    let idle = Driver::idle();
+    let mut archived = Driver::idle();
+    archived.apply(Event::Archived);
+    let seqs = [&idle, &archived].map(|driver| driver.group.state().last_seq);
+    assert!(seqs.iter().all(|seq| *seq > 0));
+    let (run, task, deleted) = (Some((RUN, "one")), Some(TASK), Some(Outcome::Deleted));
+    let session = json!({ "session": "s" });
+    #[rustfmt::skip]
+    let cases = [
+        ("nothing",                &idle,     None, None, None,          session.clone()),
+        ("a run",                  &idle,     run,  None, Some(None),    session),
+        ("a waiting compaction",   &idle,     None, task, None,          json!({ "session": "s", "compaction": TASK })),
+        ("archived",               &archived, None, None, Some(deleted), json!({ "session": "s", "archived": true })),
+        ("archived, a run stops",  &archived, run,  None, Some(None),    json!({ "session": "s", "archived": true })),
+    ];
+    for (name, driver, run, compaction, outcome, open) in cases {
+        let state = driver.group.state();
+        let digests = Digests::after_truncation(state, run, compaction);
+        let empty = Digest { watermark_seq: state.last_seq, ..Digest::default() };
+        assert_eq!(json!(digests.open), open, "{name}");
+        assert_eq!(digests.group, Digest { outcome, ..empty.clone() }, "{name}");
+        let known = digests.run.map(|run| (run.run, run.agent, run.schema_version, run.digest));
+        let expected = run.map(|(run, agent)| (run, agent.to_owned(), SCHEMA_VERSION, empty));
+        assert_eq!(known, expected, "{name}");
+    }
+}
+
 /// TD-9: a session's cost is a counter that may restart, the context is the last reported one, and
 /// token sums come from settlements.
 #[test]
@@ -253,6 +319,9 @@ fn a_late_completion_replaces_the_abandoned_count() {
     assert!(json!(digests.open).to_string().contains("counted"));
     apply(&mut digests, &exited(RUN, ExitReason::Stopped, 0));
     assert!(!json!(digests.open).to_string().contains("counted"), "no open state stays");
+    let updated = compaction_ended(0, CompactionStatus::Completed, 1);
+    apply(&mut digests, &Fact::CompactionUpdated(Box::new(updated)));
+    assert_eq!(digests.group.compactions, sums, "an update counts nothing");
 }
 
 /// TD-5 at the limit of names: which names are distinguished does not depend on the batches.

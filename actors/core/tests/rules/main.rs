@@ -15,6 +15,7 @@ mod invariants;
 mod ordered_compactions;
 mod pool;
 mod properties;
+mod questions;
 mod races;
 mod recorded_agents;
 mod retries;
