@@ -19,8 +19,7 @@ pub(super) const ALREADY_COMPACTED: &str = "already_compacted";
 impl Transition<'_> {
     /// Whether the running attempt ordered the compaction.
     pub(super) fn is_ordered_by_current(&self, compaction: &Compaction) -> bool {
-        let current = self.group.current();
-        current.is_some_and(|task| {
+        self.running().is_some_and(|(task, _)| {
             task.kind() == TaskKind::Compaction && compaction.belongs_to_attempt(task.id)
         })
     }

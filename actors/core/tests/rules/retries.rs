@@ -378,3 +378,18 @@ fn a_compaction_that_completes_late_does_not_complete_the_next_attempt() {
     driver.reply(PromptReply::Failed { code: -32603, message: "no".into() });
     assert_eq!(driver.ended(task).map(|(state, _)| state), Some(T::Failed));
 }
+
+/// HL-11: nor does it release the lock that the next attempt has, and fence with it.
+#[test]
+fn a_compaction_that_completes_late_keeps_the_lock_of_the_next_attempt() {
+    let mut driver = Driver::compacting(Strategy::Command);
+    let id = driver.group.attempt().unwrap().prompt_id;
+    driver.apply(Event::PromptWithheld { run: driver.run(), id });
+    driver.expire(|timer| matches!(timer, Timer::Idle(..)));
+    driver.expire(|timer| matches!(timer, Timer::Backoff(..)));
+    driver.lock(acquired());
+    assert_eq!(kinds(&driver.grant().facts), ["task_claimed"], "the run is stopping");
+    let late = driver.signal(Source::Acp, SignalKind::Completed);
+    assert_eq!(kinds(&late.facts), ["compaction_ended", "segment_ended", "segment_started"]);
+    assert_eq!(driver.group.state().compacting.count, 1, "AM-23");
+}
