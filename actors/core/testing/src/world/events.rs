@@ -268,6 +268,7 @@ impl World {
     /// The profile in force accepts the compaction; one without a way to compact may follow.
     fn compact(&mut self, strategy: Strategy) -> Event {
         if let Some(order) = &mut self.settings.compaction {
+            self.settings_changed |= order.strategy != strategy;
             order.strategy = strategy;
         }
         let default = || messages::compaction(strategy, 9);

@@ -207,8 +207,8 @@ impl World {
             |(timer, _): &&(Timer, u64)| after.iter().all(|(running, _)| running != timer);
         self.removed_timers.extend(before.iter().filter(is_gone).map(|(timer, _)| *timer));
         self.removed_timers.drain(..self.removed_timers.len().saturating_sub(8));
-        self.shut_down &= shut_down || committed.is_none();
         let fact_count = committed.as_ref().map_or(0, |(_, facts)| facts.len());
+        self.shut_down &= committed.is_none() || !reconciles(next, fact_count);
         ensure!(
             !must_do_nothing || fact_count == 0,
             "{next:?} must do nothing and led to {committed:?}"
@@ -250,7 +250,7 @@ impl World {
                 return Ok(None);
             }
         };
-        self.settings_changed &= matches!(action, Action::Drain | Action::Shutdown);
+        self.settings_changed &= !reconciles(action, step.facts.len());
         let begun = Begun { trigger, now, settings };
         let location = |group: &Group| {
             let settings = &group.state().settings;
@@ -379,5 +379,15 @@ impl World {
         let open = self.group.permissions();
         ensure!(open.is_empty(), "R-1: permissions outlive their run: {open:?}");
         Ok(committed)
+    }
+}
+
+/// Whether the group asks after the action what its settings and its queue require. It does not
+/// while the server shuts down, nor after an eviction that it ignores.
+fn reconciles(action: Action, fact_count: usize) -> bool {
+    match action {
+        Action::Drain | Action::Shutdown => false,
+        Action::Evict => fact_count > 0,
+        _ => true,
     }
 }
