@@ -232,10 +232,9 @@ impl Compaction {
     /// Whether it may be the one that a signal of this kind is about.
     fn agrees(&self, kind: SignalKind) -> bool {
         let is_end = !matches!(kind, SignalKind::Started | SignalKind::Noted);
-        let is_done = |kind| kind == SignalKind::Completed;
-        let fits_outcome = self
-            .unconfirmed_outcome
-            .is_none_or(|outcome| !is_end || is_done(outcome) == is_done(kind));
+        let fits_outcome = self.unconfirmed_outcome.is_none_or(|outcome| {
+            !is_end || (outcome == SignalKind::Completed) == (kind == SignalKind::Completed)
+        });
         fits_outcome && self.status.agrees(kind)
     }
 
@@ -283,13 +282,12 @@ impl Compaction {
         !self.is_from_earlier_turn || may_be_late
     }
 
-    /// Returns how well it matches a detector's first report of it: first by the session after it,
-    /// then by not being abandoned without an outcome, then by any session.
-    fn match_score(&self, signal: &CompactionSignal) -> (bool, bool, bool) {
-        let after = signal.lineage.after.is_some() && self.lineage.after == signal.lineage.after;
+    /// Returns how well it matches a detector's first report of it: first by not being abandoned
+    /// without an outcome, then by a session.
+    fn match_score(&self, signal: &CompactionSignal) -> (bool, bool) {
         let is_abandoned =
             self.status == CompactionStatus::Abandoned && self.unconfirmed_outcome.is_none();
-        (after, !is_abandoned, self.is_named(signal))
+        (!is_abandoned, self.is_named(signal))
     }
 }
 

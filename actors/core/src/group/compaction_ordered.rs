@@ -235,8 +235,14 @@ impl Transition<'_> {
         );
         let run = self.group.run.as_ref();
         let would_report = run.is_some_and(|run| run.has_detectors || run.reports_by_acp);
+        let is_cancelling =
+            self.group.attempt().is_some_and(|attempt| attempt.cancel_reason.is_some());
         let event = match settled.state {
             EndState::Completed if was_seen => CompactionEvent::Stranded,
+            // A summary alone is no success, and the cancel prevented the rest.
+            EndState::Completed if rotates && is_cancelling => {
+                CompactionEvent::Seen(SignalKind::Cancelled)
+            }
             EndState::Completed if rotates && self.lost_lock() => {
                 compaction.details.error = Some(LOCK_LOST.into());
                 CompactionEvent::Seen(SignalKind::Failed)

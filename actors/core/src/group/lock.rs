@@ -169,7 +169,7 @@ impl Group {
     /// Counts a request for the lock.
     pub(super) fn apply_lock_asked(&mut self, id: TaskId) {
         let (tries, count) = match self.lock {
-            LockState::Refused { task, tries, count } if task == id => (tries + 1, count),
+            LockState::Refused { tries, count, .. } => (tries + 1, count),
             _ => (1, self.state.compacting.count),
         };
         self.lock = LockState::Asked { task: id, tries, count };

@@ -84,9 +84,7 @@ impl Transition<'_> {
 
     /// Puts the group on hold, and releases the claimed task.
     pub(super) fn hold(&mut self, reason: HoldReason) {
-        if self.group.state.hold.reason.is_none() && !self.group.state.is_archived() {
-            self.record(Fact::GroupHeld { reason });
-        }
+        self.record(Fact::GroupHeld { reason });
         if let Some(Current { task, attempt: None }) = &self.group.current {
             let task = task.id;
             self.record(Fact::TaskReleased { task });

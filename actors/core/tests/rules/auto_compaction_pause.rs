@@ -2,8 +2,8 @@
 //! ten minutes: HL-14, I12.
 
 use greenroom_core::{
-    Event, ExitReason, Group, LockAnswer, RunPhase, SignalKind, Source, StopReason, Strategy,
-    TaskId, TaskState as T, Timer,
+    CompactionHistory, Event, ExitReason, Group, LockAnswer, RunPhase, SignalKind, Source,
+    StopReason, Strategy, TaskId, TaskState as T, Timer,
 };
 use greenroom_testing::driver::{Driver, acquired, busy};
 
@@ -181,6 +181,30 @@ fn an_unneeded_compaction_starts_no_rest() {
     });
     assert_eq!(driver.ended(task), Some((T::Skipped, Some("already_compacted".into()))));
     assert!(orders_compaction(&mut driver), "the session was compacted, and is full again");
+}
+
+/// HL-14, I13: no frame holds the pause, in either stored form; a replay of the frames copies it.
+#[test]
+fn the_pause_can_be_copied_to_a_replay_of_the_frames() {
+    let (driver, _) = after_uncompleted(UNCOMPLETED[0].1);
+    let paused = driver.group.state().compacting.clone();
+    let with = |key: &str, value: serde_json::Value| -> CompactionHistory {
+        let mut stored = serde_json::to_value(&paused).unwrap();
+        let members = stored.as_object_mut().unwrap();
+        members.remove("rest").unwrap();
+        members.insert(key.into(), value);
+        serde_json::from_value(stored).unwrap()
+    };
+    let (free, earlier) = (with("rest", ().into()), with("failed_at", 9.into()));
+    for (name, original, mut replayed) in [
+        ("paused", &paused, free.clone()),
+        ("by an earlier version", &earlier, free.clone()),
+        ("not paused", &free, paused.clone()),
+    ] {
+        assert_ne!(&replayed, original, "{name}");
+        replayed.copy_pause(original);
+        assert_eq!(&replayed, original, "{name}");
+    }
 }
 
 /// A rest that an earlier version stored runs by the wall clock, and lasts no longer than intended.

@@ -2,7 +2,8 @@
 
 use greenroom_core::{
     CompactionSignal, CompactionStatus as C, Continuity, EndReason, Event, Exit, ExitReason, Fact,
-    Group, Recovery, SessionId, SignalKind, Source, Status, StopReason, Strategy, Timer,
+    Group, Provenance, Recovery, SessionId, SignalKind, Source, Status, StopReason, Strategy,
+    Timer,
 };
 use greenroom_testing::driver::{Driver, hermes, kinds, signal};
 
@@ -358,7 +359,7 @@ fn a_restart_restores_the_current_hermes_session() {
     assert_eq!(launched, Some(SessionId("h1".into())));
 }
 
-/// I5: the group keeps an active compaction while others end at once.
+/// I5, I11: the group keeps an active compaction while others end at once.
 #[test]
 fn an_active_compaction_survives_twenty_skipped_ones() {
     let mut driver = Driver::idle();
@@ -368,6 +369,7 @@ fn an_active_compaction_survives_twenty_skipped_ones() {
         driver.lock(greenroom_core::LockAnswer::Failed);
     }
     assert!(driver.active());
+    assert_eq!(driver.statuses().len(), 16, "I11: the oldest that have ended are forgotten");
     driver.signal(Source::HermesStderr, SignalKind::Completed);
     assert_eq!((driver.count(), driver.segment()), (1, 2));
 }
@@ -415,11 +417,85 @@ fn a_group_is_compacting_while_its_turn_compacts() {
 /// AM-13: a session known by its name alone gets the rest from another detector, once.
 #[test]
 fn a_name_is_completed_by_a_fuller_provenance() {
-    let mut driver = Driver::in_turn();
-    let done = signal(Source::HermesStderr, SignalKind::Completed, None, Some("h1"));
-    driver.report(done);
+    let mut driver = Driver::default();
+    driver.turn();
+    driver.ready("s", Some(hermes("h0", None, false)));
+    driver.signal(Source::HermesStderr, SignalKind::Started);
+    let done = signal(Source::HermesStderr, SignalKind::Completed, Some("h0"), Some("h1"));
+    driver.report(done.clone());
+    let named = driver.group.state().provenance().cloned().unwrap();
+    assert_eq!((&*named.current, Some(&named.given)), ("h1", done.lineage.given.as_ref()));
+    let notes = |driver: &mut Driver, given: &Provenance| {
+        kinds(&driver.provenance(given.clone()).facts).contains(&"provenance_noted")
+    };
+    assert!(!notes(&mut driver, &named), "its name again");
     let full = hermes("h1", Some("h0"), true);
-    let step = driver.provenance(full.clone());
-    assert_eq!(driver.group.state().provenance(), Some(&full), "{step:?}");
-    assert_eq!(driver.provenance(hermes("h1", None, false)).facts, []);
+    assert!(notes(&mut driver, &full));
+    for known in [&full, &named, &hermes("h1", None, false)] {
+        assert!(!notes(&mut driver, known), "{known:?}");
+        assert_eq!(driver.group.state().provenance(), Some(&full));
+    }
+}
+
+/// DQ-12: the usage that the agent reports after its completion is the compaction's.
+#[test]
+fn usage_after_a_completion_is_what_the_compaction_left() {
+    for (used, stated) in [(Some(20), 1), (None, 0)] {
+        let mut driver = Driver::compacting(Strategy::Command);
+        driver.signal(Source::Acp, SignalKind::Completed);
+        used.map(|used| driver.usage(used));
+        let step = driver.answer(StopReason::EndTurn);
+        assert_eq!(kinds(&step.facts)[stated..], ["turn_settled", "task_ended"], "{used:?}");
+        let after = driver.group.compactions().last().unwrap().details.tokens_after;
+        assert_eq!(after, used);
+    }
+}
+
+/// AM-29, A-5: which compaction a signal belongs to, and whether it decides its end. `k1` and `k2`
+/// are ACP's keys.
+#[test]
+fn a_signal_belongs_to_the_compaction_that_it_fits_best() {
+    use {C::*, SignalKind as S, Source::*};
+    type Known = Vec<(C, Vec<Source>)>;
+    let from = |source: Source| move |kind| signal(source, kind, None, None);
+    let (meta, stderr) = (from(HermesMeta), from(HermesStderr));
+    let acp = |key: &str, kind| CompactionSignal { key: Some(key.into()), ..from(Acp)(kind) };
+    let two = || vec![acp("k1", S::Completed), acp("k2", S::Completed)];
+    let with = |mut signals: Vec<_>, more: Vec<_>| {
+        signals.extend(more);
+        signals
+    };
+    let meta_named = signal(HermesMeta, S::Completed, Some("h0"), Some("h1"));
+    let stderr_named = signal(HermesStderr, S::Started, Some("h0"), None);
+    let replaced = vec![acp("k1", S::Started), acp("k2", S::Started), acp("k2", S::Completed)];
+    #[rustfmt::skip]
+    let cases: [(&str, Vec<CompactionSignal>, Known); 10] = [
+        ("the first unreported",    with(two(), vec![stderr(S::Completed)]),
+            vec![(Completed, vec![Acp, HermesStderr]), (Completed, vec![Acp])]),
+        ("the last, of meta",       with(two(), vec![meta(S::Completed)]),
+            vec![(Completed, vec![Acp]), (Completed, vec![Acp, HermesMeta])]),
+        ("the one that it names",   with(two(), vec![meta_named, stderr_named]),
+            vec![(Completed, vec![Acp]), (Completed, vec![Acp, HermesMeta, HermesStderr])]),
+        ("not the one left open",   with(replaced, vec![stderr(S::Completed)]),
+            vec![(Abandoned, vec![Acp]), (Completed, vec![Acp, HermesStderr])]),
+        ("its repeated start",      vec![stderr(S::Started), stderr(S::Started)],
+            vec![(InProgress, vec![HermesStderr])]),
+        ("repeated late",           vec![stderr(S::Started), acp("k1", S::Completed), stderr(S::Started)],
+            vec![(Completed, vec![HermesStderr, Acp])]),
+        ("not one that failed",     vec![stderr(S::Started), acp("k1", S::Failed), stderr(S::Started)],
+            vec![(Failed, vec![HermesStderr, Acp]), (InProgress, vec![HermesStderr])]),
+        ("not one that ended so",   vec![acp("k1", S::Started), stderr(S::Failed), meta(S::Completed)],
+            vec![(Abandoned, vec![Acp, HermesStderr]), (InProgress, vec![HermesMeta])]),
+        ("ACP contradicts it",      vec![acp("k1", S::Started), stderr(S::Failed)],
+            vec![(InProgress, vec![Acp, HermesStderr])]),
+        ("ACP has not reported it", vec![acp("k1", S::Completed), stderr(S::Completed), stderr(S::Started), stderr(S::Failed)],
+            vec![(Completed, vec![Acp, HermesStderr]), (Failed, vec![HermesStderr])]),
+    ];
+    for (name, signals, expected) in cases {
+        let mut driver = Driver::in_turn();
+        signals.into_iter().for_each(|signal| drop(driver.report(signal)));
+        let known = driver.group.compactions();
+        let known: Known = known.map(|known| (known.status, known.sources.clone())).collect();
+        assert_eq!(known, expected, "{name}");
+    }
 }

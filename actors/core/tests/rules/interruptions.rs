@@ -143,9 +143,17 @@ fn a_turn_from_before_a_deletion_is_not_counted() {
         driver.expire(|timer| matches!(timer, Timer::Attempt(_)));
         driver.apply(Event::Archived);
         driver.configure("", None);
+        let mut paused = driver.group.clone();
         driver.exit(ExitReason::Stopped);
         let state = driver.group.state();
         assert_eq!(state.hold, Hold::default(), "{on_interrupt:?}");
+        std::mem::swap(&mut driver.group, &mut paused);
+        driver.apply(Event::Paused);
+        driver.exit(ExitReason::Stopped);
+        let state = driver.group.state();
+        assert_eq!((state.paused, state.hold.reason), (true, None), "{on_interrupt:?}");
+        driver.apply(Event::Resumed);
+        assert_eq!(driver.group.state().hold, Hold::default(), "{on_interrupt:?}");
     }
 }
 
@@ -187,6 +195,37 @@ fn a_run_counts_as_cancelled_only_after_a_cancel_was_sent() {
     let mut driver = Driver::in_turn();
     driver.expire(|timer| matches!(timer, Timer::Attempt(_)));
     assert_eq!((cancelled(&driver), cancels(&driver)), (true, true));
+}
+
+/// I7: a run has survived its cancel once it answers a later prompt, and not with an error.
+#[test]
+fn an_answer_to_a_later_prompt_shows_that_a_run_survived_its_cancel() {
+    use {RunHealth::*, StopReason as R};
+    let again = |driver: &mut Driver| {
+        let task = driver.group.current().unwrap().id;
+        driver.apply(Event::CancelRequested(task));
+        driver.answer(R::EndTurn);
+    };
+    type Action<'a> = &'a dyn Fn(&mut Driver);
+    let answers = |reason| move |driver: &mut Driver| drop(driver.answer(reason));
+    let fails = |driver: &mut Driver| drop(driver.fail(-1));
+    let cases: [(&str, Action<'_>, RunHealth); 5] = [
+        ("an answer", &answers(R::EndTurn), Sound),
+        ("a refusal", &answers(R::Refusal), Sound),
+        ("a cancel by itself", &answers(R::Cancelled), Cancelled),
+        ("an error", &fails, Cancelled),
+        ("cancelled again, too late", &again, Cancelled),
+    ];
+    for (name, act, health) in cases {
+        let mut driver = Driver::in_turn();
+        let task = driver.group.current().unwrap().id;
+        driver.apply(Event::CancelRequested(task));
+        driver.answer(R::Cancelled);
+        assert_eq!(driver.group.run().unwrap().health, Cancelled, "{name}: the cancelled prompt");
+        driver.turn();
+        act(&mut driver);
+        assert_eq!(driver.group.run().unwrap().health, health, "{name}");
+    }
 }
 
 /// the reason of a cancel is the turn's cause, even if the server dies before the turn ends.

@@ -3,7 +3,7 @@
 use greenroom_core::{
     CompactionStatus as C, Effect, Event, Exit, ExitReason, Fact, LockAnswer, OutputSummary,
     Settings, SignalKind, Source, StopReason, Strategy, TaskId, TaskState as T, Timer,
-    ToolProgress, ToolUpdate,
+    ToolProgress, ToolUpdate, Usage,
 };
 use greenroom_testing::driver::{Driver, acquired, blocks, busy, kinds};
 
@@ -66,6 +66,7 @@ fn a_settled_turn_over_the_threshold_orders_a_compaction() {
     type Action = fn(&mut Driver);
     #[rustfmt::skip]
     let cases: &[(&str, Action, bool)] = &[
+        ("the window is unknown", |driver| { let usage = Some(Usage { used: 80, size: 0, cost: None }); driver.output(OutputSummary { usage, ..OutputSummary::default() }); driver.answer(StopReason::EndTurn); }, false),
         ("below",                 |driver| { driver.usage(79); driver.answer(StopReason::EndTurn); },                            false),
         ("at the threshold",      |driver| { driver.usage(80); driver.answer(StopReason::EndTurn); },                            true),
         ("no usage reported",     |driver| { driver.answer(StopReason::EndTurn); },                                            false),
@@ -126,10 +127,11 @@ fn two_ineffective_compactions_stop_automatic_compaction() {
     }
 }
 
+/// I12: a tenth is enough.
 #[test]
 fn an_effective_compaction_resets_the_ineffective_count() {
     let mut driver = Driver::idle();
-    for used in [82, 20, 82, 20, 82] {
+    for used in [82, 81, 82, 20, 82] {
         driver.run_turn_to(90);
         assert!(driver.ordered().is_some(), "before {used}");
         compact_to(&mut driver, used);
@@ -187,8 +189,14 @@ fn a_compaction_waits_for_a_busy_lock_until_its_deadline() {
     for number in 1..=4 {
         assert_eq!((driver.lock_requests(), driver.ended(task)), (number, None));
         assert_eq!(driver.group.blocked_by(), Some(greenroom_core::Blocked::Lock), "HL-13");
-        driver.lock(busy());
+        let step = driver.lock(busy());
         if number < 4 {
+            let is_repeated = number > 1;
+            let refused = |fact: &Fact| match fact {
+                Fact::LockRefused { again, .. } => *again == is_repeated,
+                _ => false,
+            };
+            assert!(refused(&step.facts[0]), "{number}: {step:?}");
             driver.expire(|timer| matches!(timer, Timer::Lock(..)));
         }
     }
@@ -200,6 +208,23 @@ fn a_compaction_waits_for_a_busy_lock_until_its_deadline() {
     assert_eq!(driver.last_ended().unwrap().status, C::Skipped);
     driver.grant();
     assert_eq!(driver.group.current().map(|task| task.id), Some(turn));
+}
+
+/// HL-2: several timers may fire at once, and a pause can make one void.
+#[test]
+fn a_refused_lock_is_requested_again_only_by_its_own_timer() {
+    let mut driver = Driver::idle();
+    let task = driver.compact(Strategy::Command);
+    driver.lock(busy());
+    let fire = |driver: &mut Driver, timer| kinds(&driver.apply(Event::TimerFired(timer)).facts);
+    let other = TaskId(uuid::Uuid::nil());
+    for stale in [Timer::Lock(task, 2), Timer::Lock(other, 1)] {
+        assert!(fire(&mut driver, stale).is_empty(), "{stale:?}");
+    }
+    driver.apply(Event::Paused);
+    assert!(fire(&mut driver, Timer::Lock(task, 1)).is_empty(), "the group is paused");
+    driver.apply(Event::Resumed);
+    assert_eq!(fire(&mut driver, Timer::Lock(task, 1)), ["lock_asked"]);
 }
 
 /// HL-10: the earlier holder of the lock did the work.
@@ -307,6 +332,11 @@ fn a_compaction_that_lost_its_lock_publishes_nothing() {
         assert_eq!((driver.count(), driver.segment()), (0, 1), "{name}");
         let (state, _) = driver.ended(task).unwrap();
         assert!(matches!(state, T::Failed), "{name}: {state:?}");
+        let opens = |effect: &Effect| matches!(effect, Effect::OpenSession { .. });
+        assert!(!driver.effects.iter().any(opens), "{name}: {:?}", driver.effects);
+        let error = driver.last_ended().unwrap().details.error.as_deref();
+        let lost = "its lock was lost; the session is unchanged";
+        assert_eq!(error, (name != "after its deadline").then_some(lost), "{name}");
     }
 }
 
@@ -418,7 +448,11 @@ fn an_ordered_compaction_ends_as_its_detectors_report() {
         let task = driver.group.current().unwrap().id;
         driver.answer(answer);
         assert_eq!(driver.ended(task), Some((state, error)), "{name}");
-        assert_eq!(driver.last_ended().unwrap().status, status, "{name}");
+        let ended = driver.last_ended().unwrap();
+        assert_eq!(ended.status, status, "{name}");
+        let why = "the agent gave no reason; the session is unchanged";
+        let why = (status == C::Failed).then_some(why);
+        assert_eq!(ended.details.error.as_deref(), why, "DQ-12: {name}");
     }
 }
 

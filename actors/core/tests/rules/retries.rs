@@ -6,7 +6,7 @@ use greenroom_core::{
     PermissionOption, PermissionShown, PermissionState, PromptReply, RetryPolicy, Settings,
     SignalKind, Source, Status, Stop, StopReason, Strategy, TaskId, TaskState as T, Timer,
 };
-use greenroom_testing::driver::{Driver, LIMITS, acquired, kinds};
+use greenroom_testing::driver::{Driver, LIMITS, Step, acquired, kinds};
 
 /// How an attempt fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -193,6 +193,28 @@ fn a_task_is_retried_five_times() {
     }
 }
 
+/// F7: the error of a task whose agent did not start quotes the last line of its stderr.
+#[test]
+fn the_error_of_a_failed_start_quotes_stderr() {
+    let start = "the agent could not be started: no such file";
+    for (stderr_tail, quoted) in
+        [("", ""), ("a warning\nno key\n", "; the last line of its stderr: no key")]
+    {
+        let mut driver = Driver::default();
+        driver.turn();
+        let exit = Exit {
+            stderr_tail: stderr_tail.into(),
+            ..Exit::unseen(ExitReason::StartFailed, "no such file")
+        };
+        driver.apply(Event::AgentExited { run: driver.run(), exit });
+        let error = driver.facts.iter().find_map(|fact| match fact {
+            Fact::TaskEnded { error, .. } => error.as_ref().map(|error| error.message.clone()),
+            _ => None,
+        });
+        assert_eq!(error, Some(format!("{start}{quoted}")));
+    }
+}
+
 /// Several timers may fire at once, and the effect of one can make another void.
 #[test]
 fn a_backoff_is_ended_only_by_its_own_timer() {
@@ -234,6 +256,11 @@ fn a_crash_loop_backs_off_up_to_five_minutes() {
         }
         Failure::NotStarted.apply(&mut driver);
         assert_eq!(driver.ended(task).map(|(state, _)| state), Some(T::Failed), "{number}");
+        // Neither the timer of an earlier wait counts, nor any while no run waits.
+        let (stale, crashes) = (number - 1, driver.group.state().crash_loop.crashes);
+        for timer in [stale].into_iter().chain((number < 6).then_some(crashes)) {
+            assert_eq!(driver.apply(Event::TimerFired(Timer::Launch(timer))), Step::default());
+        }
     }
     assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
     let looping = driver.group.clone();

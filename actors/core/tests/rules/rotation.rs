@@ -162,7 +162,7 @@ fn summarize(driver: &mut Driver) {
 #[test]
 fn a_failed_rotation_keeps_the_session() {
     type Ends = fn(&mut Driver);
-    let cases: [(&str, Ends, T, C); 8] = [
+    let cases: [(&str, Ends, T, C); 9] = [
         ("no summary", |driver| drop(driver.answer(StopReason::EndTurn)), T::Failed, C::Failed),
         (
             "refused",
@@ -215,6 +215,18 @@ fn a_failed_rotation_keeps_the_session() {
             C::Cancelled,
         ),
         (
+            "cancelled before its summary",
+            |driver| {
+                let task = driver.group.current().unwrap().id;
+                driver.say("all");
+                driver.apply(Event::CancelRequested(task));
+                let step = driver.answer(StopReason::EndTurn);
+                assert!(step.effects.is_empty(), "no other session is opened: {step:?}");
+            },
+            T::Cancelled,
+            C::Cancelled,
+        ),
+        (
             "cancelled",
             |driver| drop(driver.answer(StopReason::Cancelled)),
             T::Cancelled,
@@ -226,7 +238,11 @@ fn a_failed_rotation_keeps_the_session() {
         let task = driver.group.current().unwrap().id;
         end(&mut driver);
         assert_eq!(driver.ended(task).unwrap().0, state, "{name}");
-        assert_eq!(driver.last_ended().unwrap().status, status, "{name}");
+        let ended = driver.last_ended().unwrap();
+        assert_eq!(ended.status, status, "{name}");
+        let error = ended.details.error.as_deref();
+        let is_silent = error == Some("the agent gave no summary; the session is unchanged");
+        assert_eq!(is_silent, ["no summary", "refused"].contains(&name), "{name}: {error:?}");
         assert_session_is_kept(driver, name);
     }
 }
@@ -258,6 +274,20 @@ fn a_completion_while_a_session_opens_ends_the_task() {
     let state = driver.group.state();
     assert_eq!((state.compacting.count, state.segment, &state.pending_summary), (1, 2, &None));
     assert_eq!(state.session_id(), Some(&SessionId("s".into())));
+}
+
+/// AM-2: a command to compact is sent as it is, also if no turn has carried the summary yet.
+#[test]
+fn a_compaction_carries_no_summary() {
+    let mut driver = rotated();
+    driver.turn();
+    driver.fail(-1);
+    driver.compact(Strategy::Command);
+    driver.lock(acquired());
+    driver.grant();
+    assert_eq!(driver.group.state().pending_summary.as_deref(), Some("all of it"));
+    let (blocks, _) = sent(&driver);
+    assert_eq!((blocks.len(), &blocks[0]["text"]), (1, &"/compact".into()));
 }
 
 /// A session that holds only a summary is not summarized again.
@@ -310,10 +340,17 @@ fn a_wedged_agent_is_restarted() {
             assert_eq!(stated, wedges && cancelled, "{name}, {cancelled}");
             let stops = |effect: &Effect| matches!(effect, Effect::Stop { how: Stop::Gently, .. });
             assert_eq!(driver.effects.iter().any(stops), stated, "{name}, {cancelled}");
+            let ended = driver.ended(task).map(|(state, _)| state);
+            let exit = driver.exit(ExitReason::Stopped).facts;
+            let says_so = |fact: &Fact| match fact {
+                Fact::RunExited { exit, .. } => exit.detail.starts_with("it was wedged by a"),
+                _ => false,
+            };
+            assert_eq!(exit.iter().any(says_so), stated, "{name}, {cancelled}");
             if stated {
-                assert_eq!(driver.ended(task).unwrap().0, T::Failed, "{name}");
+                assert_eq!(ended, Some(T::Failed), "{name}");
             } else if name == "queued" {
-                assert_eq!(driver.ended(task).unwrap().0, T::Completed, "as any answer");
+                assert_eq!(ended, Some(T::Completed), "as any answer");
             }
         }
     }

@@ -98,7 +98,11 @@ fn only_an_idle_run_is_evicted() {
     }
     let mut driver = Driver::default();
     assert_eq!(driver.group.activity(), None, "it has no run");
-    assert_eq!(driver.apply(Event::Evicted { run: RunId(Uuid::nil()) }), Step::default());
+    driver.configure("", None);
+    driver.apply(Event::Archived);
+    driver.apply(Event::PurgeOrdered);
+    let evicted = driver.apply(Event::Evicted { run: RunId(Uuid::nil()) });
+    assert_eq!(evicted, Step::default(), "a refused eviction orders nothing, no purge either");
 }
 
 /// The rows are deleted once the order is stored and the run is over, and not before.

@@ -128,19 +128,25 @@ fn a_compaction_started_as_a_command_does_not_rotate() {
 /// (I13).
 #[test]
 fn the_facts_state_prompt_and_strategy_of_a_compaction() {
-    let mut driver = Driver::idle();
-    let task = driver.compact(Strategy::Command);
-    compacts_by(&mut driver, Strategy::Rotate, "sum it up");
-    driver.lock(acquired());
-    driver.grant();
-    let stated = driver.facts.iter().find_map(|fact| match fact {
-        Fact::TurnStarted { task: started, prompt, strategy } if *started == task => {
-            Some((prompt.clone(), *strategy))
-        }
-        _ => None,
-    });
-    let prompt = driver.settings.compaction.as_ref().unwrap().prompt(None);
-    assert_eq!(stated, Some((prompt, Some(Strategy::Rotate))));
+    for (strategy, text, changed) in [
+        (Strategy::Command, "/compact", None),
+        (Strategy::Command, "/shrink", Some(Strategy::Command)),
+        (Strategy::Rotate, "sum it up", Some(Strategy::Rotate)),
+    ] {
+        let mut driver = Driver::idle();
+        let task = driver.compact(Strategy::Command);
+        compacts_by(&mut driver, strategy, text);
+        driver.lock(acquired());
+        driver.grant();
+        let stated = driver.facts.iter().find_map(|fact| match fact {
+            Fact::TurnStarted { task: started, prompt, strategy } if *started == task => {
+                Some((prompt.clone(), *strategy))
+            }
+            _ => None,
+        });
+        let prompt = driver.settings.compaction.as_ref().unwrap().prompt(None);
+        assert_eq!(stated, Some((prompt, changed)), "{text}: no strategy if nothing changed");
+    }
 }
 
 /// The caller's focus survives a change of the profile.
@@ -156,6 +162,21 @@ fn the_focus_survives_a_change_of_the_profile() {
         driver.lock(acquired());
         driver.grant();
         assert_eq!(sent(&driver).as_deref(), Some(expected));
+    }
+}
+
+/// A group without a session has nothing to compact, whether or not its profile could.
+#[test]
+fn a_compaction_without_a_session_is_a_no_op() {
+    for has_way in [true, false] {
+        let mut driver = Driver::default();
+        driver.configure("", None);
+        driver.apply(Event::Paused);
+        let task = driver.compact(Strategy::Command);
+        driver.settings.compaction = driver.settings.compaction.take().filter(|_| has_way);
+        driver.apply(Event::Resumed);
+        assert_eq!(driver.ended(task), Some((T::Skipped, None)), "{has_way}");
+        assert_eq!(driver.last_ended().unwrap().status, C::Noop, "{has_way}");
     }
 }
 
