@@ -1,9 +1,9 @@
 //! Compactions that detectors report, and the facts that follow: AM-12 to AM-31.
 
 use greenroom_core::{
-    CompactionSignal, CompactionStatus as C, Continuity, EndReason, Event, Exit, ExitReason, Fact,
-    Group, Provenance, Recovery, SessionId, SignalKind, Source, Status, StopReason, Strategy,
-    Timer,
+    Compaction, CompactionSignal, CompactionStatus as C, Continuity, EndReason, Event, Exit,
+    ExitReason, Fact, Group, Provenance, Recovery, SessionId, SignalKind, Source, Status,
+    StopReason, Strategy, Timer,
 };
 use greenroom_testing::driver::{Driver, hermes, kinds, signal};
 
@@ -494,8 +494,7 @@ fn a_signal_belongs_to_the_compaction_that_it_fits_best() {
     for (name, signals, expected) in cases {
         let mut driver = Driver::in_turn();
         signals.into_iter().for_each(|signal| drop(driver.report(signal)));
-        let known = driver.group.compactions();
-        let known: Known = known.map(|known| (known.status, known.sources.clone())).collect();
-        assert_eq!(known, expected, "{name}");
+        let shown = |known: &Compaction| (known.status, known.sources.clone());
+        assert_eq!(driver.group.compactions().map(shown).collect::<Known>(), expected, "{name}");
     }
 }
