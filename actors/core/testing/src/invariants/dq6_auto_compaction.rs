@@ -1,6 +1,6 @@
 //! DQ-4, DQ-6, I12, HL-14: a settled turn that leaves the context too full orders a compaction,
-//! unless one is pending, two in a row freed too little, or one failed less than ten minutes ago;
-//! nothing else does.
+//! unless one is pending, the session holds only a summary, two in a row freed too little, or one
+//! failed less than ten minutes ago; nothing else does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
 
 use greenroom_core::{
     Compaction, CompactionId, CompactionStatus, Deadline, Fact, Now, Origin, Recorded, SessionId,
-    Source, TaskId, TaskKind, Usage,
+    Source, Strategy, TaskId, TaskKind, Usage,
 };
 
 use super::{Begun, Checked, Invariant, Played, ensure, left_ms};
@@ -87,7 +87,11 @@ impl AutoCompaction {
                 |it: &Recorded| matches!(it.fact, Fact::TaskQueued { task, .. } if task == *id);
             step.facts.iter().any(queued)
         };
-        let is_pending = self.pending.iter().any(|task| !is_new(task));
+        // One that waited may end after the settlement, as it has nothing left to do.
+        let ends =
+            |it: &Recorded| matches!(it.fact, Fact::TaskEnded { kind: TaskKind::Compaction, .. });
+        let is_pending =
+            self.pending.iter().any(|task| !is_new(task)) || step.facts.iter().any(ends);
         let settled = |recorded: &Recorded| match recorded.fact {
             Fact::TurnSettled { task, .. } => self.turns.contains(&task),
             _ => false,
@@ -114,7 +118,8 @@ impl AutoCompaction {
             .as_ref()
             .is_some_and(|usage| share > 0.0 && usage.used as f64 >= share * usage.size as f64);
         let is_live = !step.group.state().is_archived() && self.session.is_some();
-        let may = self.may_order(begun.now) && !is_pending && is_live;
+        let is_empty = holds_summary_only(step, begun);
+        let may = self.may_order(begun.now) && !is_pending && is_live && !is_empty;
         let due = settled.filter(|_| is_full && may).map(|place| place + 2 + usize::from(held));
         ensure!(ordered == due, "DQ-4, DQ-6: due {due:?}, ordered {ordered:?} ({is_full}, {may})");
         Ok(())
@@ -171,4 +176,14 @@ impl Invariant for AutoCompaction {
             None => Ok(()),
         }
     }
+}
+
+/// Whether the session holds nothing but the summary that opened it: the agent's own command
+/// compacts also a prompt that had no output.
+fn holds_summary_only(step: &Played, begun: &Begun) -> bool {
+    let state = step.group.state();
+    let is_fresh = state.session.as_ref().is_some_and(|session| session.is_fresh);
+    let order = begun.settings.compaction.as_ref();
+    let rotates = order.is_some_and(|order| order.strategy == Strategy::Rotate);
+    state.pending_summary.is_some() && (rotates || is_fresh)
 }

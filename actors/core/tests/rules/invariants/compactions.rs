@@ -15,8 +15,21 @@ const fn signal(source: Source, kind: SignalKind) -> Action {
 
 /// Returns each sound history with what breaks it.
 pub fn broken() -> Vec<History> {
-    vec![(COMPACTIONS.to_vec(), BROKEN_COMPACTIONS)]
+    let summary_only = [IDLE, SUMMARY_ONLY].concat();
+    let likewise = [&*summary_only, &[Action::CompactByRotation, ANSWER]].concat();
+    vec![
+        (COMPACTIONS.to_vec(), BROKEN_COMPACTIONS),
+        ([&*summary_only, &[ANSWER]].concat(), &[]),
+        (likewise, &[]),
+    ]
 }
+
+/// A turn without output, in a session that is full and holds only a summary.
+#[rustfmt::skip]
+const SUMMARY_ONLY: &[Action] = &[
+    Action::CompactByRotation, LOCK_ACQUIRED, Action::GrantSlot, OUTPUT, ANSWER,
+    Action::OpenSession(true), SUBMIT, Action::GrantSlot, Action::Output(AgentMessage::Usage(190)),
+];
 
 /// A turn in which the agent compacts by itself; then an ordered compaction, an automatic one, and
 /// one that gets no lock.
