@@ -104,6 +104,25 @@ fn a_chain_of_rotations_is_one_line() {
     assert_lineage(&server, "work");
 }
 
+/// AM-13, I7: what a subagent and a session in the background write is stored, begins no segment,
+/// and is no part of an answer; a task with such output is not retried.
+#[test]
+fn output_of_other_sessions_moves_nothing() {
+    let server = Server::usual();
+    let text = "[[reply:I delegate. ]][[session:child:thinks]][[reply:42]]";
+    let task = server.complete("work", text);
+    assert_eq!(task["text"], "I delegate. 42");
+    let session = server.session("work");
+    let named = |frame: &&Value| frame["payload"]["params"]["sessionId"] == "child";
+    let frames = server.frames("work");
+    assert_eq!(frames.iter().filter(named).count(), 1, "{frames:?}");
+    let only_there = server.submit("work", "[[session:child:thinks]][[error:-32603:overloaded]]");
+    let failed = server.finish_as(&only_there, "failed");
+    assert_eq!(failed["attempt"], 1, "{failed}");
+    server.complete("work", "next");
+    assert_eq!((server.session("work"), server.segments("work").len()), (session, 1));
+}
+
 /// AM-13, AM-17, RA: another hermes session rotates if both are known, and counts only after a
 /// compression; the first one is stored without a frame, and a repeated one rotates nothing. After
 /// a restart of the server, or the agent's death, the current session is restored, not its ended

@@ -4,11 +4,10 @@ use std::collections::BTreeSet;
 
 use crate::{
     Cause, EndState, Ending, ExitReason, Fact, Interrupted, OutputSummary, PromptReply, RunId,
-    SideEffects, StopReason, TaskError, TokensSpent, Usage,
+    SessionId, SideEffects, StopReason, TaskError, TokensSpent, Usage, bounded_text::BoundedText,
+    session_move::SessionMove,
 };
 
-/// The most message text that a task keeps, in bytes; its frames keep all of it.
-pub const TEXT_BYTES_MAX: usize = 1 << 20;
 /// The most names of open tool calls that an attempt keeps, in bytes (I11).
 const OPEN_TOOLS_BYTES_MAX: usize = 64 << 10;
 
@@ -28,8 +27,8 @@ pub struct Attempt {
     has_output: bool,
     has_answer: bool,
     has_tools: bool,
-    text: String,
-    text_truncated: bool,
+    text: BoundedText,
+    sessions: SessionMove,
     usage: Option<Usage>,
     open_tools: BTreeSet<String>,
     open_tools_bytes: usize,
@@ -76,8 +75,8 @@ impl Attempt {
             has_output: false,
             has_answer: false,
             has_tools: false,
-            text: String::new(),
-            text_truncated: false,
+            text: BoundedText::default(),
+            sessions: SessionMove::default(),
             usage: None,
             open_tools: BTreeSet::new(),
             open_tools_bytes: 0,
@@ -97,7 +96,7 @@ impl Attempt {
 
     /// Returns the agent's message text so far.
     pub(crate) fn text(&self) -> &str {
-        &self.text
+        self.text.as_str()
     }
 
     /// Whether the agent wrote message text, or called a tool.
@@ -133,7 +132,8 @@ impl Attempt {
 
     /// Adds output of the agent.
     pub fn add_output(&mut self, summary: &OutputSummary) {
-        self.has_output |= summary.has_output;
+        self.has_output |= summary.has_output || summary.elsewhere().is_some();
+        self.sessions.add(summary);
         self.has_answer |= summary.has_answer;
         self.has_tools |= !summary.tools.is_empty();
         self.usage = summary.usage.clone().or(self.usage.take());
@@ -149,11 +149,20 @@ impl Attempt {
                 self.open_tools_bytes += tool.len();
             }
         }
-        // A truncated text gets no more: a text with a hole would look complete.
-        let room = if self.text_truncated { 0 } else { TEXT_BYTES_MAX - self.text.len() };
-        let kept = summary.text.floor_char_boundary(room.min(summary.text.len()));
-        self.text.push_str(&summary.text[..kept]);
-        self.text_truncated |= kept < summary.text.len();
+        self.text.push(&summary.text);
+    }
+
+    /// Returns the session to which the agent moved by itself, if the attempt ends now (AM-13).
+    pub(crate) fn moved_to(&self) -> Option<&SessionId> {
+        self.sessions.target()
+    }
+
+    /// Counts the answer that the agent continued in this session, to which it has moved.
+    pub(crate) fn follow(&mut self, session: &SessionId) {
+        if let Some((text, has_answer)) = self.sessions.take(session) {
+            self.text.append(&text);
+            self.has_answer |= has_answer;
+        }
     }
 
     /// Returns how the attempt ends by the agent's reply. A response that reports success wins over
@@ -283,8 +292,8 @@ impl Attempt {
     /// Returns the ending with the output so far.
     pub fn ending_so_far(&self) -> Ending {
         Ending {
-            text: self.text.clone(),
-            text_truncated: self.text_truncated,
+            text: self.text.as_str().to_owned(),
+            text_truncated: self.text.is_truncated(),
             usage: self.usage.clone(),
             ..Ending::default()
         }
@@ -313,7 +322,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{ToolProgress, ToolResult, ToolUpdate};
+    use crate::{TEXT_BYTES_MAX, ToolProgress, ToolResult, ToolUpdate};
 
     fn attempt(reason: Option<CancelReason>, summary: OutputSummary) -> Attempt {
         let mut attempt = Attempt::new(RunId(Uuid::nil()), 1);
@@ -397,7 +406,7 @@ mod tests {
     fn text_is_truncated_at_its_limit_between_characters() {
         let mut attempt = attempt(None, text(&"x".repeat(TEXT_BYTES_MAX - 1)));
         attempt.add_output(&text("ä"));
-        assert_eq!((attempt.text.len(), attempt.text_truncated), (TEXT_BYTES_MAX - 1, true));
+        assert_eq!((attempt.text().len(), attempt.text.is_truncated()), (TEXT_BYTES_MAX - 1, true));
         attempt.add_output(&text("y"));
         let ending = attempt.ending_so_far();
         assert_eq!((ending.text.len(), ending.text_truncated), (TEXT_BYTES_MAX - 1, true));
@@ -448,7 +457,6 @@ mod tests {
             at_once.add_output(&text(&lines.concat()));
             lines.iter().for_each(|line| one_by_one.add_output(&text(line)));
             proptest::prop_assert_eq!(&at_once.text, &one_by_one.text);
-            proptest::prop_assert_eq!(at_once.text_truncated, one_by_one.text_truncated);
         }
     }
 }

@@ -84,13 +84,6 @@ pub enum Event {
         /// The named session.
         provenance: Provenance,
     },
-    /// The agent's output named another session than before (AM-13).
-    SessionNamed {
-        /// The run.
-        run: RunId,
-        /// The session.
-        session: SessionId,
-    },
     /// The agent wrote a line to stderr that its profile's detector recognizes.
     StderrMatched {
         /// The run.
@@ -320,9 +313,57 @@ pub struct OutputSummary {
     pub costs: Vec<Cost>,
     /// Whether any of them is an answer: message text, or a tool call.
     pub has_answer: bool,
+    /// What they say about other sessions than the prompted one.
+    pub other_sessions: Option<Box<OtherSessions>>,
+}
+
+/// What an agent's messages say about other sessions than the prompted one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OtherSessions {
+    /// The sessions that they name as those of subagents.
+    pub children: Vec<SessionId>,
+    /// Output that names another session. The other fields of the summary leave it out.
+    pub elsewhere: Option<Elsewhere>,
+}
+
+/// Output that names another session than the prompted one: a subagent's, of background work, or
+/// of the session to which the agent moved by itself (AM-13).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Elsewhere {
+    /// The session.
+    pub session: SessionId,
+    /// The message text, joined.
+    pub text: String,
+    /// Whether any of it is an answer.
+    pub has_answer: bool,
+    /// Whether any of it names a further session, such as that of its parent.
+    pub is_child: bool,
 }
 
 impl OutputSummary {
+    /// Returns what counts of it, if its messages name `session` and another one was prompted.
+    #[must_use]
+    pub fn of_other_session(self, session: &SessionId) -> Self {
+        let (is_child, session) = (!self.children().is_empty(), session.clone());
+        let Self { has_output, has_answer, text, .. } = self;
+        if !has_output {
+            return Self::default();
+        }
+        let elsewhere = Some(Elsewhere { session, text, has_answer, is_child });
+        let others = OtherSessions { elsewhere, ..OtherSessions::default() };
+        Self { other_sessions: Some(Box::new(others)), ..Self::default() }
+    }
+
+    /// Returns the sessions that its messages name as those of subagents.
+    pub fn children(&self) -> &[SessionId] {
+        self.other_sessions.as_ref().map_or(&[], |others| &others.children)
+    }
+
+    /// Returns the output that names another session than the prompted one.
+    pub fn elsewhere(&self) -> Option<&Elsewhere> {
+        self.other_sessions.as_ref()?.elsewhere.as_ref()
+    }
+
     /// Whether the rules need to know nothing of the messages.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -336,6 +377,11 @@ impl OutputSummary {
         self.usage = later.usage.or(self.usage.take());
         self.tools.extend(later.tools);
         self.costs.extend(later.costs);
+        if let Some(later) = later.other_sessions {
+            let others = self.other_sessions.get_or_insert_default();
+            others.children.extend(later.children);
+            others.elsewhere = later.elsewhere.or(others.elsewhere.take());
+        }
     }
 }
 

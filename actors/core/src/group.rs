@@ -43,7 +43,10 @@ use uuid::Uuid;
 use self::{decide::Transition, state::Current};
 pub use self::{
     questions::Status,
-    state::{CompactionHistory, CrashLoop, Existence, Group, GroupState, Hold, Session},
+    state::{
+        CompactionHistory, CrashLoop, Existence, Group, GroupState, Hold, KNOWN_SESSIONS_MAX,
+        Session,
+    },
     timers::{EffectiveSettings, Limits, Timer},
 };
 use crate::{Event, Now, Step, TaskId};

@@ -136,7 +136,7 @@ impl<'de> Deserialize<'de> for GroupId {
 }
 
 /// An ACP session id, unchanged.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(pub Arc<str>);
 

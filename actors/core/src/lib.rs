@@ -5,6 +5,8 @@
 
 // One sending of a task's prompt, from START to settlement.
 mod attempt;
+// The text that a task keeps.
+mod bounded_text;
 // The states of one compaction, and which signal belongs to which.
 mod compaction;
 // Summaries of a group, a run and a turn: projections of facts.
@@ -37,6 +39,8 @@ mod retry;
 mod run;
 // Which session's messages count.
 mod session_cursor;
+// Whether the agent moved to another session by itself.
+mod session_move;
 // What a caller sets for a group.
 mod settings;
 // What detectors report of a compaction.
@@ -54,19 +58,21 @@ mod time;
 // The time that deletions trust.
 mod trust;
 
-pub use attempt::{Attempt, CancelReason, TEXT_BYTES_MAX};
+pub use attempt::{Attempt, CancelReason};
+pub use bounded_text::TEXT_BYTES_MAX;
 pub use compaction::{Compaction, CompactionEvent, CompactionStatus};
 pub use digest::{Digest, Digests, Tokens};
 pub use effect::{Answer, Effect, Stop};
 pub use ending::{Cause, Ending, Interrupted, SideEffects, StopReason, TaskError, findings};
 pub use event::{
-    Cost, Event, FrameKind, Kinds, Lines, LockAnswer, OutputSummary, PermissionAsked, PromptReply,
-    Recovery, TokensSpent, ToolProgress, ToolResult, ToolUpdate, Usage,
+    Cost, Elsewhere, Event, FrameKind, Kinds, Lines, LockAnswer, OtherSessions, OutputSummary,
+    PermissionAsked, PromptReply, Recovery, TokensSpent, ToolProgress, ToolResult, ToolUpdate,
+    Usage,
 };
 pub use fact::{AgentOutput, EndReason, Fact, HoldReason};
 pub use group::{
-    CompactionHistory, CrashLoop, EffectiveSettings, Existence, Group, GroupState, Hold, Limits,
-    Rejected, Session, Status, Timer,
+    CompactionHistory, CrashLoop, EffectiveSettings, Existence, Group, GroupState, Hold,
+    KNOWN_SESSIONS_MAX, Limits, Rejected, Session, Status, Timer,
 };
 pub use ids::{CompactionId, GroupId, InvalidId, PermissionId, RunId, SessionId, TaskId};
 pub use json::Json;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{RunId, SessionId, StopReason};
+use crate::{RunId, StopReason};
 
 /// The group's run: there is at most one (AM-1).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,8 +24,6 @@ pub struct Run {
     pub health: RunHealth,
     /// Whether it reported a compaction by ACP: other detectors then only add details.
     pub reports_by_acp: bool,
-    /// The session that a rotation replaced: late output may still name it.
-    pub left_session: Option<SessionId>,
 }
 
 impl Run {
@@ -39,7 +37,6 @@ impl Run {
             progress: RunProgress::Unsettled,
             health: RunHealth::Sound,
             reports_by_acp: false,
-            left_session: None,
         }
     }
 }
@@ -109,7 +106,6 @@ struct StoredRun {
     wedged: bool,
     settled: bool,
     shows_acp: bool,
-    left: Option<SessionId>,
 }
 
 impl From<StoredRun> for Run {
@@ -130,7 +126,6 @@ impl From<StoredRun> for Run {
                 (false, false) => RunHealth::Sound,
             },
             reports_by_acp: stored.shows_acp,
-            left_session: stored.left,
         }
     }
 }
@@ -147,7 +142,6 @@ impl From<Run> for StoredRun {
             wedged: run.health == RunHealth::Wedged,
             settled: run.progress == RunProgress::Settled,
             shows_acp: run.reports_by_acp,
-            left: run.left_session,
         }
     }
 }
@@ -266,7 +260,7 @@ mod tests {
         use {RunHealth as H, RunProgress as P};
         let stored = |fresh, cancelled, wedged, settled| {
             format!(
-                r#"{{"id":"{}","phase":"ready","listens":true,"outdated":true,"fresh":{fresh},"cancelled":{cancelled},"wedged":{wedged},"settled":{settled},"shows_acp":true,"left":"s"}}"#,
+                r#"{{"id":"{}","phase":"ready","listens":true,"outdated":true,"fresh":{fresh},"cancelled":{cancelled},"wedged":{wedged},"settled":{settled},"shows_acp":true}}"#,
                 RunId(Uuid::nil())
             )
         };
@@ -276,7 +270,6 @@ mod tests {
             progress,
             health,
             reports_by_acp: true,
-            left_session: Some(SessionId("s".into())),
             ..Run::new(RunId(Uuid::nil()), RunPhase::Ready)
         };
         #[rustfmt::skip]
@@ -291,6 +284,9 @@ mod tests {
             assert_eq!(serde_json::from_str::<Run>(&text).unwrap(), run, "{name}");
             assert_eq!(serde_json::to_string(&run).unwrap(), text, "{name}");
         }
+        // An earlier version stored the session that a rotation left, too.
+        let text = stored(false, false, false, true).replace('}', r#","left":"s"}"#);
+        assert_eq!(serde_json::from_str::<Run>(&text).unwrap(), run(P::Settled, H::Sound));
         // An earlier version forgot the cancel of a run that it found wedged by a success.
         let text = stored(false, false, true, true);
         assert_eq!(serde_json::from_str::<Run>(&text).unwrap(), run(P::Settled, H::Wedged));

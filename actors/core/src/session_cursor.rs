@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EndReason, Fact, SessionId};
+use crate::{EndReason, Fact, OutputSummary, SessionId};
 
 /// Follows the session that prompts go to through a group's facts, so that a replay of the log
 /// counts the same messages as the live group did (I13). The order of the facts decides: a run may
@@ -36,11 +36,23 @@ impl SessionCursor {
         }
     }
 
-    /// Whether the summary of a message counts that names the session `named`. One about another
-    /// session is stored without an effect.
+    /// Whether messages that name the session `named` are about the prompted one.
     pub fn counts(&self, named: Option<&str>) -> bool {
         let (Some(named), Some(prompted)) = (named, &self.prompted) else { return true };
         *prompted.0 == *named
+    }
+
+    /// Returns what counts of the summary of messages that name the session `named`.
+    pub fn counted(&self, named: Option<&str>, summary: OutputSummary) -> OutputSummary {
+        match named.filter(|_| !self.counts(named)) {
+            Some(named) => summary.of_other_session(&SessionId(named.into())),
+            None => summary,
+        }
+    }
+
+    /// Whether the open segment began because the agent moved to another session by itself.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.moves
     }
 }
 

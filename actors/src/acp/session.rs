@@ -2,52 +2,26 @@
 //!
 //! An agent keeps the sessions that it left, and may still send updates about them.
 
-use std::collections::VecDeque;
-
 use greenroom_core::{Fact, OutputSummary, SessionCursor, SessionId};
+use memchr::memmem;
 
-use crate::acp;
+use crate::acp::{self, bounds::bounded_id};
 
-/// The number of sessions remembered.
-const KNOWN_MAX: usize = 32;
+/// The most sessions that are read from one update.
+const NAMED_MAX: usize = 8;
 
 /// The sessions of one run.
 #[derive(Debug, Default)]
 pub struct Sessions {
     current: Option<SessionId>,
-    /// All that greenroom opened or prompted, and all that the agent moved to.
-    known: VecDeque<SessionId>,
     /// The id of the pending request for a new session.
     pending: Option<u64>,
-}
-
-/// What an update is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Subject {
-    /// The current session.
-    Current,
-    /// A former session, or one that is not prompted yet: its updates are stored, and the run reads
-    /// nothing from them.
-    Other,
-    /// An unknown session: the agent moved to it (AM-13).
-    MovedTo(SessionId),
 }
 
 impl Sessions {
     /// Makes `session` the one that prompts go to.
     pub fn set_current(&mut self, session: SessionId) {
-        self.add(session.clone());
         self.current = Some(session);
-    }
-
-    /// Adds a session that exists and is not prompted yet.
-    pub fn add(&mut self, session: SessionId) {
-        if !self.known.contains(&session) {
-            if self.known.len() == KNOWN_MAX {
-                self.known.pop_front();
-            }
-            self.known.push_back(session);
-        }
     }
 
     /// Records the request for a new session.
@@ -60,20 +34,36 @@ impl Sessions {
         self.pending.take_if(|pending| *pending == request).is_some()
     }
 
-    /// Returns the subject of an update that names the session `named`.
-    pub fn classify(&mut self, named: Option<&str>) -> Subject {
-        let (Some(named), Some(current)) = (named, &self.current) else { return Subject::Current };
-        if *current.0 == *named {
-            return Subject::Current;
-        }
-        // An agent may send updates about a new session before the response that names it.
-        if self.pending.is_some() || self.known.iter().any(|known| *known.0 == *named) {
-            return Subject::Other;
-        }
-        let session = SessionId(named.into());
-        self.set_current(session.clone());
-        Subject::MovedTo(session)
+    /// Whether an update that names the session `named` is about another one than the current: a
+    /// former one, one that is not prompted yet, a subagent's, or one to which the agent moves. The
+    /// run reads nothing from it; whether the agent has moved, the group decides when it settles
+    /// the turn (AM-13).
+    pub fn is_other(&self, named: Option<&str>) -> bool {
+        let current = self.current.as_ref().map(|session| &*session.0);
+        named.zip(current).is_some_and(|(named, current)| named != current)
     }
+}
+
+/// Returns the sessions that the text of an update names, other than `own`, up to [`NAMED_MAX`]:
+/// the values of members whose names end with `essionId`, `essionID` or `ession_id`.
+///
+/// Agents name the session of a subagent in `_meta` or in the output of the tool that starts it,
+/// and that of its parent in the updates of the subagent.
+pub fn named_sessions(update: &str, own: Option<&str>) -> Vec<SessionId> {
+    let mut named = Vec::new();
+    for place in memmem::find_iter(update.as_bytes(), b"ession") {
+        let rest = &update[place + "ession".len()..];
+        let value = ["Id\"", "ID\"", "_id\""].iter().find_map(|end| rest.strip_prefix(end));
+        let value = value.and_then(|rest| rest.trim_start().strip_prefix(':'));
+        let text = value.and_then(|rest| rest.trim_start().strip_prefix('"'));
+        let id = text.and_then(|text| text.split_once('"')).map(|(id, _)| id);
+        let id = id.filter(|id| Some(*id) != own && !id.contains('\\')).and_then(bounded_id);
+        named.extend(id.map(|id| SessionId(id.into())));
+        if named.len() == NAMED_MAX {
+            break;
+        }
+    }
+    named
 }
 
 /// Summarizes the next frame of a stored log, if it is the agent's, as it was summarized live;
@@ -92,9 +82,7 @@ pub fn summarize(cursor: &mut SessionCursor, kind: &str, payload: &str) -> Outpu
         }
         None => {
             let (named, summary) = acp::summarize(payload);
-            if cursor.counts(named.as_deref()) {
-                return summary;
-            }
+            return cursor.counted(named.as_deref(), summary);
         }
     }
     OutputSummary::default()
@@ -111,28 +99,40 @@ mod tests {
     #[test]
     fn an_update_is_about_the_session_it_names() {
         let mut sessions = Sessions::default();
-        assert_eq!(sessions.classify(Some("any")), Subject::Current, "no session is open yet");
+        assert!(!sessions.is_other(Some("any")), "no session is open yet");
         sessions.set_current(session("one"));
-        assert_eq!(sessions.classify(Some("one")), Subject::Current);
-        assert_eq!(sessions.classify(None), Subject::Current, "an update that names none");
+        assert!(!sessions.is_other(Some("one")));
+        assert!(!sessions.is_other(None), "an update that names none");
         // A rotation: requested, named early in an update, opened, and prompted only then.
         sessions.expect_new(7);
-        assert_eq!(sessions.classify(Some("two")), Subject::Other, "named before the response");
+        assert!(sessions.is_other(Some("two")));
         assert!(!sessions.take_pending(6) && sessions.take_pending(7) && !sessions.take_pending(7));
-        sessions.add(session("two"));
-        assert_eq!(sessions.classify(Some("two")), Subject::Other, "opened and not prompted");
-        assert_eq!(
-            sessions.classify(Some("one")),
-            Subject::Current,
-            "the rotation may yet be given up"
-        );
+        assert!(!sessions.is_other(Some("one")), "it may yet be given up");
         sessions.set_current(session("two"));
-        sessions.set_current(session("three"));
-        for left in ["one", "two"] {
-            assert_eq!(sessions.classify(Some(left)), Subject::Other, "{left} was left");
+        assert!(sessions.is_other(Some("one")), "a former one");
+        assert!(!sessions.is_other(Some("two")));
+    }
+
+    /// AM-13: which sessions an update names as those of subagents or parents.
+    #[test]
+    fn an_update_may_name_other_sessions() {
+        #[rustfmt::skip]
+        let cases: [(&str, &[&str]); 8] = [
+            (r#"{"sessionId":"own","update":{}}"#,                                            &[]),
+            (r#"{"sessionId":"own","update":{"_meta":{"childSessionId": "c"}}}"#,             &["c"]),
+            (r#"{"sessionId":"own","update":{"rawOutput":{"metadata":{"sessionId":"c"}}}}"#,  &["c"]),
+            (r#"{"sessionId":"own","update":{"_meta":{"x":{"parent_session_id" :"p"}}}}"#,    &["p"]),
+            (r#"{"sessionId":"own","update":{"_meta":{"subSessionID":"c","sessionId":"d"}}}"#, &["c", "d"]),
+            (r#"{"sessionId":"own","update":{"_meta":{"sessionId":7,"sessionIdle":"no"}}}"#,  &[]),
+            (r#"{"sessionId":"own","update":{"_meta":{"sessionId":"a\"b"}}}"#,                 &[]),
+            (r#"{"update":{"title":"the session id"}}"#,                                      &[]),
+        ];
+        for (update, expected) in cases {
+            let named = named_sessions(update, Some("own"));
+            let named: Vec<&str> = named.iter().map(|session| &*session.0).collect();
+            assert_eq!(named, expected, "{update}");
         }
-        assert_eq!(sessions.classify(Some("new")), Subject::MovedTo(session("new")));
-        assert_eq!(sessions.classify(Some("new")), Subject::Current);
-        assert_eq!(sessions.classify(Some("three")), Subject::Other);
+        let many = r#""sessionId":"x""#.repeat(NAMED_MAX + 1);
+        assert_eq!(named_sessions(&many, None).len(), NAMED_MAX);
     }
 }

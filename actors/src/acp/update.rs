@@ -1,13 +1,15 @@
 //! Parses a `session/update`: what it proves about the attempt, and what its turn keeps.
 
-use greenroom_core::{OutputSummary, Usage};
+use greenroom_core::{OtherSessions, OutputSummary, Usage};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
     Notification, Update, context, cost,
     fields::{Object, fields, lossy_text, object, text, whole},
-    json, tool,
+    json,
+    session::named_sessions,
+    tool,
 };
 
 fields! {
@@ -34,6 +36,13 @@ pub(super) fn notification(params: Option<&RawValue>) -> Notification<'_> {
     let tool_kind = update.tool_call_id.and_then(tool::id).zip(update.kind.and_then(text));
     notification.tool_kind = tool_kind.map(|(tool, kind)| Box::new((tool, kind.into_owned())));
     summarize(&word, &update, &mut notification.summary);
+    if update.meta.is_some() || word.starts_with("tool_call") {
+        let own = notification.session.as_deref();
+        let children = named_sessions(raw.get(), own);
+        let others = OtherSessions { children, elsewhere: None };
+        notification.summary.other_sessions =
+            (!others.children.is_empty()).then(|| Box::new(others));
+    }
     notification
 }
 

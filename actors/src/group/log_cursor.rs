@@ -20,17 +20,12 @@ impl LogCursor {
 
     /// The cursor at the end of a stored log; `attempt` is the running one.
     pub fn restore(stored: StoredGroup, attempt: Option<Attempt>) -> Self {
-        let StoredGroup { epoch: _, state, tasks, run, compactions, permissions, digests } = stored;
+        let StoredGroup { state, tasks, run, compactions, permissions, .. } = stored;
+        let core =
+            greenroom_core::Group::restore(state, tasks, run, attempt, compactions, permissions);
         Self {
-            core: greenroom_core::Group::restore(
-                state,
-                tasks,
-                run,
-                attempt,
-                compactions,
-                permissions,
-            ),
-            digests: digests.unwrap_or_default(),
+            core: core.with_known_sessions(stored.known_sessions),
+            digests: stored.digests.unwrap_or_default(),
         }
     }
 }

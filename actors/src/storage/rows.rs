@@ -1,5 +1,7 @@
 //! The types of what a database stores: a group's commit, its tasks, runs, segments, permissions.
 
+use std::collections::VecDeque;
+
 use greenroom_core::{
     Blocked, Compaction, CompactionId, Digests, EndReason, Exit, Fact, Group, GroupId, GroupState,
     Permission, PermissionId, PermissionState, Provenance, Recorded, Run, RunId, SessionId, Status,
@@ -143,6 +145,8 @@ pub struct StoredGroup {
     pub compactions: Vec<Compaction>,
     /// The pending permissions.
     pub permissions: Vec<Permission>,
+    /// The sessions of its last segments, each once, the last one last.
+    pub known_sessions: VecDeque<SessionId>,
     /// Its digests. Absent if there are none, if they have another version's form, or if they do
     /// not reach the last frame: then they have to be rebuilt (TD-6).
     pub digests: Option<Digests>,

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use greenroom_actors::{
-    acp,
+    acp::session,
     storage::{FrameFilter, GaugeSnapshot, GroupCommit, ReadStore, Store, StoredGroup},
 };
 use greenroom_core::{
-    Blocked, Compaction, Group, RunId, SignalKind, Source, Task, TaskState, Timestamp,
+    Blocked, Compaction, Group, RunId, SessionCursor, SignalKind, Source, Task, TaskState,
+    Timestamp,
 };
 use greenroom_testing::{
     invariants::{LogFrame, check_log},
@@ -113,8 +114,9 @@ fn shown(compactions: &[Compaction]) -> Vec<(String, Timestamp, Option<Timestamp
 /// Compares the stored rows with the world.
 fn check(actor: &Actor, store: &mut impl Store, read_store: &impl ReadStore) {
     let (group, world) = (&actor.world.group, &actor.world);
-    let Some(StoredGroup { state, tasks: open, run, compactions, permissions, .. }) =
-        store.adopt(actor.no, UP).unwrap()
+    let Some(StoredGroup {
+        state, tasks: open, run, compactions, permissions, known_sessions, ..
+    }) = store.adopt(actor.no, UP).unwrap()
     else {
         assert_eq!(group.state().created_at, None);
         return;
@@ -126,7 +128,7 @@ fn check(actor: &Actor, store: &mut impl Store, read_store: &impl ReadStore) {
     assert_eq!(shown(&compactions), shown(&kept));
     let attempt = group.attempt().cloned();
     let restored = Group::restore(state, open, run, attempt, kept, permissions);
-    assert_eq!(restored, world.restored());
+    assert_eq!(restored.with_known_sessions(known_sessions), world.restored());
     let stored = read_store.compactions(actor.no, None, 10_000).unwrap();
     let mut stored: Vec<_> = stored.into_iter().map(|(_, compaction)| compaction).collect();
     stored.sort_by_key(|compaction| compaction.id);
@@ -169,19 +171,11 @@ fn check(actor: &Actor, store: &mut impl Store, read_store: &impl ReadStore) {
         let frames = blocks
             .iter()
             .flat_map(|block| block.frames().filter(|frame| filter.takes(block, *frame)));
-        let request = greenroom_core::OutputSummary { has_output: true, ..Default::default() };
+        let mut cursor = SessionCursor::default();
         for frame in frames {
-            match acp::parse(frame.payload) {
-                _ if frame.kind == "greenroom/request_refused" => restored.add_output(&request),
-                Ok(acp::Message::Notification(notification)) => {
-                    restored.add_output(&notification.summary)
-                }
-                Ok(acp::Message::Permission { .. } | acp::Message::Request { .. })
-                    if frame.kind == "session/request_permission" =>
-                {
-                    restored.add_output(&request);
-                }
-                _ => {}
+            let summary = session::summarize(&mut cursor, frame.kind, frame.payload);
+            if !summary.is_late(group.known_sessions()) {
+                restored.add_output(&summary);
             }
         }
         assert_eq!(&restored, live, "the frames hold the output of an attempt");

@@ -156,10 +156,6 @@ impl Group {
         let before = self.recent.status(compaction.id);
         if let Some(run) = &mut self.run {
             run.reports_by_acp |= compaction.sources.contains(&Source::Acp);
-            // A late report of the rotation finds its new session in force.
-            if compaction.carries_summary && before != Some(compaction.status) {
-                run.left_session = self.state.session_id().cloned();
-            }
         }
         let in_use = self.state.usage().map(|usage| usage.used);
         let compacting = &mut self.state.compacting;

@@ -53,7 +53,6 @@ impl<'a> Transition<'a> {
             }
             Event::Signalled { run, signal } => self.signalled(run, &signal),
             Event::ProvenanceGiven { run, provenance } => self.provenance_given(run, provenance),
-            Event::SessionNamed { run, session } => self.session_named(run, session),
             Event::StderrMatched { run, line, signal } => {
                 self.record(Fact::StderrMatched { run, line });
                 self.signalled(run, &signal);
@@ -61,8 +60,9 @@ impl<'a> Transition<'a> {
             Event::SessionOpened { run, id, opened } => self.session_opened(run, id, opened),
             Event::OutputReceived { lines, summary, session, .. } => {
                 let named = session.as_ref().map(|session| &*session.0);
-                let counts = self.group.session_cursor.counts(named);
-                let summary = if counts { summary } else { OutputSummary::default() };
+                let counted = self.group.session_cursor.counted(named, summary);
+                let is_late = counted.is_late(&self.group.known_sessions);
+                let summary = if is_late { OutputSummary::default() } else { counted };
                 self.record(Fact::AgentOutput(AgentOutput { lines, summary }));
             }
             Event::OutputRejected { run, reason, bytes } => {

@@ -104,6 +104,9 @@ impl Transition<'_> {
             return;
         }
         let wedged_sign = self.wedged_sign(attempt, &reply);
+        if matches!(reply, PromptReply::Stopped { .. }) {
+            self.follow_agent();
+        }
         if let Some(sign) = wedged_sign {
             self.record(Fact::AgentWedged { run, sign: sign.into() });
         } else if self.open_rotation(&reply) {
@@ -277,6 +280,7 @@ impl Group {
             session.usage = Some(usage.clone());
         }
         if task.is_some()
+            && !output.summary.is_late(&self.known_sessions)
             && let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
         {
             attempt.add_output(&output.summary);

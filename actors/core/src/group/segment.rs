@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Group, Session, decide::Transition};
+use super::{Current, Group, Session, decide::Transition, state::KNOWN_SESSIONS_MAX};
 use crate::{
-    Compaction, CompactionSignal, Details, EndReason, Fact, Lineage, Provenance, RunId, SessionId,
-    SignalKind, Source,
+    Attempt, Compaction, CompactionSignal, Details, EndReason, Fact, Lineage, Provenance, RunId,
+    SessionId, SignalKind, Source,
 };
 
 impl Transition<'_> {
@@ -64,13 +64,10 @@ impl Transition<'_> {
         }
     }
 
-    /// Rotates on a changed session id (AM-13). Ignores early output of a session that is being
-    /// opened, and late output of the session that it replaced.
-    pub(super) fn session_named(&mut self, run: RunId, session: SessionId) {
-        let Some(run) = self.group.run.as_ref().filter(|live| live.id == run) else { return };
-        let opening = self.group.attempt().is_some_and(|attempt| attempt.opening.is_some());
-        let is_late = run.left_session.as_ref() == Some(&session);
-        if !opening && !is_late && self.group.state.session_id() != Some(&session) {
+    /// Rotates to the session in which the agent continued its answer, if it did (AM-13).
+    pub(super) fn follow_agent(&mut self) {
+        let target = self.group.attempt().and_then(Attempt::moved_to).cloned();
+        if let Some(session) = target {
             self.rotate(EndReason::AcpSessionIdChanged, session, None);
         }
     }
@@ -101,14 +98,23 @@ impl Group {
         provenance: Option<&Provenance>,
     ) {
         self.state.segment = segment;
+        self.known_sessions.retain(|known| known != session);
+        self.known_sessions.push_back(session.clone());
+        if self.known_sessions.len() > KNOWN_SESSIONS_MAX {
+            self.known_sessions.pop_front();
+        }
         let provenance = provenance.cloned();
-        match &mut self.state.session {
-            Some(known) if known.id == *session => known.provenance = provenance,
-            known => {
-                let id = session.clone();
-                *known = Some(Session { id, is_fresh: true, usage: None, provenance });
-                self.run.iter_mut().for_each(|run| run.progress = run.progress.without_fresh());
-            }
+        if let Some(known) = self.state.session.as_mut().filter(|known| known.id == *session) {
+            known.provenance = provenance;
+            return;
+        }
+        let id = session.clone();
+        self.state.session = Some(Session { id, is_fresh: true, usage: None, provenance });
+        self.run.iter_mut().for_each(|run| run.progress = run.progress.without_fresh());
+        if self.session_cursor.has_moved()
+            && let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
+        {
+            attempt.follow(session);
         }
     }
 

@@ -13,6 +13,9 @@ use crate::{
     compaction::RecentCompactions,
 };
 
+/// The most sessions that a group remembers.
+pub const KNOWN_SESSIONS_MAX: usize = 32;
+
 /// What is stored of a group beside its tasks and its run.
 ///
 /// The checkpoint of a truncated log holds it, in the form of [`super::stored_state`].
@@ -184,6 +187,9 @@ pub struct Group {
     /// Which session's messages count. A restored group starts without one: recovery ends its run,
     /// and a log replay, which restores a live run, decides nothing.
     pub(super) session_cursor: SessionCursor,
+    /// The sessions of the last segments, each once, the last one last. The agent may still send
+    /// updates about a former one, and does not move there by that (AM-13).
+    pub(super) known_sessions: VecDeque<SessionId>,
 }
 
 /// The task that has the group's slot.
@@ -208,6 +214,7 @@ impl Group {
             recent: RecentCompactions::default(),
             lock: LockState::Unasked,
             session_cursor: SessionCursor::default(),
+            known_sessions: VecDeque::new(),
         }
     }
 
@@ -236,5 +243,17 @@ impl Group {
             }
         }
         group
+    }
+
+    /// Returns the group with the sessions of its last segments, each once, the last one last: at
+    /// most [`KNOWN_SESSIONS_MAX`].
+    #[must_use]
+    pub fn with_known_sessions(self, known_sessions: VecDeque<SessionId>) -> Self {
+        Self { known_sessions, ..self }
+    }
+
+    /// Returns the sessions of the last segments, each once, the last one last.
+    pub fn known_sessions(&self) -> &VecDeque<SessionId> {
+        &self.known_sessions
     }
 }

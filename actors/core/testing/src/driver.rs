@@ -194,17 +194,11 @@ impl Driver {
 
     /// Writes a text that names its session.
     pub fn say_in(&mut self, session: &str, text: &str) -> Step {
-        let summary = OutputSummary { text: text.into(), ..OutputSummary::default() };
-        self.output_in(Some(SessionId(session.into())), summary)
+        self.output_in(Some(SessionId(session.into())), says(text))
     }
 
     pub fn say(&mut self, text: &str) -> Step {
-        self.output(OutputSummary {
-            has_output: true,
-            has_answer: true,
-            text: text.into(),
-            ..OutputSummary::default()
-        })
+        self.output(says(text))
     }
 
     /// Reports `used` tokens of 100.
@@ -248,10 +242,6 @@ impl Driver {
 
     pub fn provenance(&mut self, given: Provenance) -> Step {
         self.apply(Event::ProvenanceGiven { run: self.run(), provenance: given })
-    }
-
-    pub fn name(&mut self, session: &str) -> Step {
-        self.apply(Event::SessionNamed { run: self.run(), session: SessionId(session.into()) })
     }
 
     /// Answers the last lock request.
@@ -315,6 +305,16 @@ impl Driver {
         })
     }
 
+    /// Returns the text of an ended task.
+    pub fn answer_text(&self, task: TaskId) -> Option<String> {
+        self.facts.iter().find_map(|fact| match fact {
+            Fact::TaskEnded { task: ended, record, .. } if *ended == task => {
+                Some(record.ending().text.clone())
+            }
+            _ => None,
+        })
+    }
+
     /// Returns the last compaction that ended.
     pub fn last_ended(&self) -> Option<&Compaction> {
         self.facts.iter().rev().find_map(|fact| match fact {
@@ -353,6 +353,15 @@ pub fn order(strategy: Strategy, text: &str) -> CompactionOrder {
 /// Returns the kinds of the facts without their common prefix.
 pub fn kinds(facts: &[Fact]) -> Vec<&'static str> {
     facts.iter().map(|fact| fact.kind().trim_start_matches("greenroom/")).collect()
+}
+
+fn says(text: &str) -> OutputSummary {
+    OutputSummary {
+        has_output: true,
+        has_answer: true,
+        text: text.into(),
+        ..OutputSummary::default()
+    }
 }
 
 pub fn blocks(text: &str) -> Json {

@@ -5,6 +5,7 @@
 //! effects or the settings of a step can tell, is checked in worlds alone: an invariant that saw no
 //! beginning of a step leaves it out.
 
+mod am13_moves;
 mod am3_settlement;
 mod am7_permissions;
 mod dq6_auto_compaction;
@@ -30,18 +31,19 @@ mod log;
 use std::rc::Rc;
 
 use greenroom_core::{
-    Choice, Deadline, Effect, EffectiveSettings, Event, ExitReason, Group, Now, PermissionId,
-    PermissionOption, PromptReply, Recorded, Rejected, RunId, StopReason, Task, TaskId, Timer,
+    Choice, Deadline, Effect, EffectiveSettings, Event, ExitReason, Group, Now, OutputSummary,
+    PermissionId, PermissionOption, PromptReply, Recorded, Rejected, RunId, StopReason, Task,
+    TaskId, Timer,
 };
 
 pub use self::log::{LogFrame, check_log};
 use self::{
-    am3_settlement::Settlement, am7_permissions::Permissions, dq6_auto_compaction::AutoCompaction,
-    dq8_hold::Holds, f8_crash_loop::CrashLoop, hl_lock::Lock, i1_one_at_a_time::OneAtATime,
-    i2_accepted_is_kept::AcceptedIsKept, i3_places::Places, i4_no_fork::NoFork,
-    i5_compacting_ends::CompactingEnds, i7_attempts::Attempts, i7_prompts::Prompts,
-    i7_retries::Retries, i8_order::Order, i9_one_outcome::OneOutcome, i12_effects::Effects,
-    i12_timers::Timers, i13_run::Runs, i16_context::Context,
+    am3_settlement::Settlement, am7_permissions::Permissions, am13_moves::Moves,
+    dq6_auto_compaction::AutoCompaction, dq8_hold::Holds, f8_crash_loop::CrashLoop, hl_lock::Lock,
+    i1_one_at_a_time::OneAtATime, i2_accepted_is_kept::AcceptedIsKept, i3_places::Places,
+    i4_no_fork::NoFork, i5_compacting_ends::CompactingEnds, i7_attempts::Attempts,
+    i7_prompts::Prompts, i7_retries::Retries, i8_order::Order, i9_one_outcome::OneOutcome,
+    i12_effects::Effects, i12_timers::Timers, i13_run::Runs, i16_context::Context,
 };
 
 /// `Err` names the invariant that is broken.
@@ -161,6 +163,7 @@ pub struct Checker {
     runs: Runs,
     context: Context,
     settlement: Settlement,
+    moves: Moves,
     permissions: Permissions,
     auto_compaction: AutoCompaction,
     holds: Holds,
@@ -169,7 +172,7 @@ pub struct Checker {
 }
 
 impl Checker {
-    fn invariants(&mut self) -> [&mut dyn Invariant; 20] {
+    fn invariants(&mut self) -> [&mut dyn Invariant; 21] {
         [
             &mut self.one_at_a_time,
             &mut self.accepted,
@@ -186,6 +189,7 @@ impl Checker {
             &mut self.runs,
             &mut self.context,
             &mut self.settlement,
+            &mut self.moves,
             &mut self.permissions,
             &mut self.auto_compaction,
             &mut self.holds,
@@ -262,6 +266,11 @@ impl Checker {
 /// Returns the record of a task, unless the fact was read from a frame, which does not hold it.
 fn record(task: TaskId, record: &Task) -> Option<&Task> {
     (record.id == task).then_some(record)
+}
+
+/// Whether output proves that the agent got its prompt: also that of another session.
+fn proves_receipt(summary: &OutputSummary) -> bool {
+    summary.has_output || summary.elsewhere().is_some()
 }
 
 /// Whether the agent itself ended the prompt.

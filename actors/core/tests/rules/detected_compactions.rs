@@ -276,12 +276,15 @@ fn segments_rotate_for_four_causes() {
             true,
         ),
         (
-            "another session is named",
+            "the agent continues in another session",
             |driver| {
-                driver.name("other");
+                driver.say("so");
+                driver.say_in("other", "so");
+                assert_eq!(driver.segment(), 1, "not before the turn's end");
+                driver.answer(StopReason::EndTurn);
             },
             EndReason::AcpSessionIdChanged,
-            true,
+            false,
         ),
         (
             "a completed compaction",
@@ -310,8 +313,8 @@ fn segments_rotate_for_four_causes() {
         assert_eq!(driver.group.attempt().is_some(), in_turn, "AM-14: {name}");
         driver.clear();
         let session = driver.group.state().session_id().cloned().unwrap();
-        driver.name(&session.0);
-        assert!(driver.facts.is_empty(), "the same session again: {name}");
+        driver.say_in(&session.0, "so");
+        assert_eq!(kinds(&driver.facts), ["session/update"], "the same session again: {name}");
     }
 }
 
@@ -372,22 +375,6 @@ fn an_active_compaction_survives_twenty_skipped_ones() {
     assert_eq!(driver.statuses().len(), 16, "I11: the oldest that have ended are forgotten");
     driver.signal(Source::HermesStderr, SignalKind::Completed);
     assert_eq!((driver.count(), driver.segment()), (1, 2));
-}
-
-/// A session that greenroom opened or left by itself is no change by the agent.
-#[test]
-fn a_late_name_of_the_old_session_changes_nothing() {
-    let mut driver = Driver::compacting(Strategy::Rotate);
-    driver.say("all of it");
-    driver.answer(StopReason::EndTurn);
-    let early = driver.name("s2");
-    assert!(early.facts.is_empty(), "greenroom is opening the session: {early:?}");
-    driver.open_session(Ok("s2"));
-    assert_eq!(driver.segment(), 2);
-    let late = driver.name("s");
-    assert!(late.facts.is_empty(), "a late title: {late:?}");
-    driver.name("s3");
-    assert_eq!(driver.segment(), 3, "AM-13");
 }
 
 /// AM-23: stderr may report late what ACP has reported. Without ACP it reports another compaction.

@@ -21,4 +21,5 @@ mod recorded_agents;
 mod retries;
 mod rotation;
 mod run_ends;
+mod session_moves;
 mod settings;

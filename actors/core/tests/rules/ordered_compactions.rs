@@ -240,13 +240,23 @@ fn a_session_compacted_by_another_holder_is_not_compacted_again() {
     assert_eq!((driver.count(), driver.group.lease()), (1, None), "HL-7");
 }
 
+/// Returns a group whose agent starts, for a turn that was cancelled meanwhile.
+fn starting() -> Driver {
+    let mut driver = Driver::idle();
+    driver.exit(ExitReason::Exited);
+    let turn = driver.turn();
+    driver.apply(Event::CancelRequested(turn));
+    driver.clear();
+    driver
+}
+
 /// HL-10: a new session does not mean that it was compacted; it needs its own lock.
 #[test]
 fn a_new_session_needs_a_new_lock() {
-    let mut driver = Driver::idle();
+    let mut driver = starting();
     let task = driver.compact(Strategy::Command);
     let (_, first) = driver.requested_lock().unwrap();
-    driver.name("other");
+    driver.ready("other", None);
     let step = driver.lock(acquired());
     assert_eq!(kinds(&step.facts), ["lock_taken", "lock_released", "lock_asked"]);
     let released =
@@ -261,11 +271,11 @@ fn a_new_session_needs_a_new_lock() {
 
 #[test]
 fn a_lock_acquired_too_late_is_released() {
-    let mut driver = Driver::idle();
+    let mut driver = starting();
     let task = driver.compact(Strategy::Command);
     let key = driver.requested_lock().unwrap().1;
     driver.apply(Event::CancelRequested(task));
-    driver.name("other");
+    driver.ready("other", None);
     let step = driver.lock(acquired());
     let (holder, token) = ("we".to_owned(), 7);
     assert_eq!(step.effects, [Effect::ReleaseLock { key, holder, token }], "the requested lock");

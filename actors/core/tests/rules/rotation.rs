@@ -73,8 +73,8 @@ fn the_summary_opens_a_session_and_precedes_the_next_prompt() {
     assert_eq!(shown, Some(blocks("do it")), "AM-2: the caller's prompt");
 }
 
-/// I13, AM-13: the text of another session than the one that was prompted last, or that the agent
-/// moved to, is stored and does not count.
+/// I13, AM-13: the text of another session than the one that was prompted last is stored apart,
+/// until the agent has moved there.
 #[test]
 fn output_counts_for_the_prompted_session() {
     let counted = |driver: &Driver| -> String {
@@ -87,7 +87,8 @@ fn output_counts_for_the_prompted_session() {
     let mut driver = Driver::in_turn();
     driver.say_in("other", "no");
     driver.say_in("s", "yes");
-    driver.name("moved");
+    driver.say_in("moved", "no");
+    driver.answer(StopReason::EndTurn);
     driver.say_in("s", "no");
     driver.say_in("moved", ", too");
     assert_eq!(counted(&driver), "yes, too");
@@ -380,7 +381,9 @@ fn a_late_report_of_a_rotation_changes_no_session() {
     let mut driver = rotated();
     let late = driver.signal(Source::HermesStderr, SignalKind::Completed);
     assert_eq!(kinds(&late.facts), ["stderr", "compaction_updated"]);
-    assert_eq!(driver.name("s").facts, []);
+    driver.turn();
+    driver.say_in("s", "late");
+    driver.answer(StopReason::EndTurn);
     assert_eq!(driver.group.state().session_id(), Some(&SessionId("s2".into())));
 }
 

@@ -4,7 +4,7 @@ use greenroom_core::{Event, ExitReason, OutputSummary, Provenance, SessionId};
 
 use super::RunLoop;
 use crate::{
-    acp::{self, Notification, session::Subject},
+    acp::{self, Notification},
     agent::{
         batch::single,
         compaction_detector::Detected,
@@ -66,11 +66,7 @@ impl RunLoop {
     fn on_notification(&mut self, line: &str, notification: Notification<'_>) {
         let run = self.run;
         let Notification { kind, summary, session, tool_kind, context } = notification;
-        let subject = self.sessions.classify(session.as_deref());
-        if let Subject::MovedTo(session) = &subject {
-            self.batch.push(Event::SessionNamed { run, session: session.clone() });
-        }
-        let is_other = subject == Subject::Other;
+        let is_other = self.sessions.is_other(session.as_deref());
         if !is_other {
             self.answer.add(&summary);
         }
@@ -98,7 +94,6 @@ impl RunLoop {
     ) -> Result<(SessionId, Option<Provenance>), String> {
         let result = outcome.map_err(|err| format!("the agent refused another session: {err}"))?;
         let session = acp::opened_session(result)?;
-        self.sessions.add(session.clone());
         Ok((session, self.detector.provenance(result)))
     }
 

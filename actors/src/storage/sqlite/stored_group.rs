@@ -2,7 +2,9 @@
 //!
 //! The group needs all of them: if one is unreadable, it cannot work.
 
-use greenroom_core::{Compaction, Run, RunPhase, Task};
+use std::collections::VecDeque;
+
+use greenroom_core::{Compaction, KNOWN_SESSIONS_MAX, Run, RunPhase, SessionId, Task};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
@@ -12,6 +14,9 @@ use super::{
     rows::{self, key, seq},
 };
 use crate::storage::{GroupNo, GroupSummary, StoredGroup};
+
+/// The most segments that are read for their sessions, when a group starts.
+const SEGMENTS_READ_MAX: u32 = 1_000;
 
 /// Reads the group, whose owner now has this epoch.
 pub fn load(conn: &Connection, group: GroupNo, epoch: u64) -> Result<StoredGroup, RowsError> {
@@ -58,8 +63,10 @@ pub fn load(conn: &Connection, group: GroupNo, epoch: u64) -> Result<StoredGroup
     let current = tasks.iter().find(|task| task.has_slot());
     let compactions = compactions(conn, group, current)?;
     let permissions = permissions::pending(conn, group)?;
+    let known_sessions = known_sessions(conn, group)?;
     let digests = digests::load(conn, group, summary.state.last_seq)?;
-    Ok(StoredGroup { epoch, state: summary.state, tasks, run, compactions, permissions, digests })
+    let state = summary.state;
+    Ok(StoredGroup { epoch, state, tasks, run, compactions, permissions, known_sessions, digests })
 }
 
 /// Explains a group without a row in `heads` that has a valid epoch. Returns `None` if the group
@@ -179,4 +186,23 @@ fn compactions(
         compaction.is_active() || compaction.task == current.map(|task| task.id)
     };
     Ok(found.into_iter().map(|(_, compaction)| compaction).filter(is_wanted).collect())
+}
+
+/// Reads the sessions of the group's last segments, each once, the last one last.
+fn known_sessions(conn: &Connection, group: GroupNo) -> Result<VecDeque<SessionId>, RowsError> {
+    let sql = "SELECT session FROM segments WHERE no = ? ORDER BY segment DESC LIMIT ?";
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query(params![group, SEGMENTS_READ_MAX])?;
+    let mut known = VecDeque::new();
+    while known.len() < KNOWN_SESSIONS_MAX
+        && let Some(row) = rows.next()?
+    {
+        // The group can work without a row that cannot be read.
+        let Ok(session) = row.get::<_, String>(0) else { continue };
+        let session = SessionId(session.into());
+        if !known.contains(&session) {
+            known.push_front(session);
+        }
+    }
+    Ok(known)
 }

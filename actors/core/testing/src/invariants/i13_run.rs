@@ -1,12 +1,10 @@
 //! I13: what a group knows of its run is what the facts say: its phase, its profile's detectors,
 //! whether the agent or the directory changed since, what became of its prompts and of the cancels
-//! that it was sent, who reports its compactions, and which session a rotation left.
-
-use std::collections::BTreeMap;
+//! that it was sent, and who reports its compactions.
 
 use greenroom_core::{
-    Compaction, CompactionId, CompactionStatus, Continuity, Fact, Recorded, Run, RunHealth,
-    RunPhase, RunProgress, SessionId, Settings, Source, StopReason,
+    Compaction, Continuity, Fact, Recorded, Run, RunHealth, RunPhase, RunProgress, SessionId,
+    Settings, Source, StopReason,
 };
 
 use super::{Checked, Invariant, Played, ensure, is_answer};
@@ -17,7 +15,6 @@ pub struct Runs {
     run: Option<Run>,
     settings: Option<Settings>,
     session: Option<SessionId>,
-    compactions: BTreeMap<CompactionId, CompactionStatus>,
     /// Whether the prompt in flight is being cancelled.
     is_cancelled: bool,
 }
@@ -46,13 +43,8 @@ impl Runs {
     }
 
     fn compaction(&mut self, compaction: &Compaction) {
-        let was = self.compactions.insert(compaction.id, compaction.status);
-        let Some(run) = &mut self.run else { return };
-        run.reports_by_acp |= compaction.sources.contains(&Source::Acp);
-        let completes =
-            compaction.status == CompactionStatus::Completed && was != Some(compaction.status);
-        if completes && compaction.carries_summary {
-            run.left_session.clone_from(&self.session);
+        if let Some(run) = &mut self.run {
+            run.reports_by_acp |= compaction.sources.contains(&Source::Acp);
         }
     }
 

@@ -7,7 +7,7 @@ use greenroom_core::{
     Compaction, CompactionStatus, Fact, Json, Recorded, Strategy, TaskId, TaskKind, Work,
 };
 
-use super::{Begun, Checked, Invariant, Played, ensure, record};
+use super::{Begun, Checked, Invariant, Played, ensure, proves_receipt, record};
 
 /// Only worlds know the callers' prompts.
 #[derive(Default)]
@@ -78,7 +78,7 @@ impl Invariant for Prompts {
                 check_blocks(prompt, &known.blocks, summary)?;
                 self.had_output = false;
             }
-            Fact::AgentOutput(output) => self.had_output |= output.summary.has_output,
+            Fact::AgentOutput(output) => self.had_output |= proves_receipt(&output.summary),
             Fact::RequestRefused { .. } => self.had_output = true,
             // The agent only pretended to work.
             Fact::AgentWedged { .. } => self.had_output = false,

@@ -12,7 +12,7 @@ use greenroom_core::{
     TaskState,
 };
 
-use super::{Begun, Checked, Invariant, Played, Trigger, ensure};
+use super::{Begun, Checked, Invariant, Played, Trigger, ensure, proves_receipt};
 use crate::world::LIMITS;
 
 /// The most retries of a task. A prompt that was withheld is retried also beyond them.
@@ -221,7 +221,7 @@ impl Invariant for Retries {
                 self.running = Some(Running { task, output, is_cancelled, is_cut, is_wedged });
             }
             Fact::AgentOutput(output) => {
-                self.change_running(|it| it.output |= output.summary.has_output);
+                self.change_running(|it| it.output |= proves_receipt(&output.summary));
             }
             Fact::RequestRefused { .. } => self.change_running(|it| it.output = true),
             Fact::CancelSent { run } => drop(self.cancelled_runs.insert(*run)),

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-use greenroom_core::{Fact, Recorded, StopReason, TaskId, TaskKind, TaskState};
+use greenroom_core::{EndReason, Fact, Recorded, StopReason, TaskId, TaskKind, TaskState};
 
 use super::{Begun, Checked, Invariant, ensure, record};
 
@@ -18,6 +18,8 @@ pub struct OneOutcome {
     cancel_requested: BTreeSet<TaskId>,
     /// Whether any output of the prompt in flight is an answer.
     has_answer: bool,
+    /// Whether another session answered since the prompted one's last output.
+    is_answered_elsewhere: bool,
 }
 
 impl OneOutcome {
@@ -92,8 +94,18 @@ impl Invariant for OneOutcome {
             | Fact::TurnSettled { task, .. } => {
                 ensure!(!self.ended.contains(task), "I9: {task} ended before {fact:?}");
             }
-            Fact::PromptSent { .. } => self.has_answer = false,
-            Fact::AgentOutput(output) => self.has_answer |= output.summary.has_answer,
+            Fact::PromptSent { .. } => {
+                (self.has_answer, self.is_answered_elsewhere) = (false, false)
+            }
+            Fact::AgentOutput(output) => {
+                self.has_answer |= output.summary.has_answer;
+                self.is_answered_elsewhere &= !output.summary.has_output;
+                let elsewhere = output.summary.elsewhere();
+                self.is_answered_elsewhere |= elsewhere.is_some_and(|other| other.has_answer);
+            }
+            Fact::SegmentEnded { end_reason: EndReason::AcpSessionIdChanged, .. } => {
+                self.has_answer |= self.is_answered_elsewhere;
+            }
             Fact::CancelRequested { task } => {
                 let is_first = self.cancel_requested.insert(*task);
                 ensure!(is_first, "AM-5: {task} is cancelled twice");

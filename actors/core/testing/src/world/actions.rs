@@ -73,8 +73,8 @@ pub enum Action {
     CompactionSignal(DetectorSignal),
     /// A message names the agent's own session in force.
     Provenance { number: u8, compacted: bool },
-    /// A message names another session, or the one in force.
-    NameSession(u8),
+    /// A text names another session, or the one in force.
+    OutputOfSession(u8),
     /// The agent requests a permission.
     RequestPermission(PermissionRequest),
     /// A caller answers the permission that was opened `back` before the last.
@@ -109,8 +109,6 @@ pub enum Action {
     LateSignal(DetectorSignal),
     /// Likewise.
     LateProvenance(u8),
-    /// Likewise.
-    LateSessionName,
     /// Likewise.
     LateSessionOpened,
     /// Likewise.
@@ -308,7 +306,7 @@ fn detector_action() -> impl Strategy<Value = Action> {
         16 => detector_signal().prop_map(Action::CompactionSignal),
         3 => (0..4_u8, any::<bool>())
             .prop_map(|(number, compacted)| Action::Provenance { number, compacted }),
-        1 => (0..3_u8).prop_map(Action::NameSession),
+        1 => (0..3_u8).prop_map(Action::OutputOfSession),
     ]
 }
 
@@ -320,7 +318,6 @@ fn late_action() -> impl Strategy<Value = Action> {
         Action::LatePermissionRequest,
         Action::LateReady,
         Action::LateExit,
-        Action::LateSessionName,
         Action::LateSessionOpened,
         Action::LateStdoutClosed,
     ]);

@@ -30,7 +30,7 @@ impl World {
             | Action::LatePermissionRequest
             | Action::LateReady
             | Action::LateExit => true,
-            Action::LateSignal(_) | Action::LateProvenance(_) | Action::LateSessionName => true,
+            Action::LateSignal(_) | Action::LateProvenance(_) => true,
             Action::LateSessionOpened | Action::LateStdoutClosed | Action::LateAnswer => true,
             _ => false,
         }
@@ -139,10 +139,11 @@ impl World {
                 let provenance = provenance(number, previous, compacted);
                 Event::ProvenanceGiven { run, provenance }
             }
-            Action::NameSession(number) => {
+            Action::OutputOfSession(number) => {
                 let in_force = self.group.state().session_id().cloned().filter(|_| number == 0);
                 let session = in_force.unwrap_or_else(|| SessionId(format!("n{number}").into()));
-                Event::SessionNamed { run, session }
+                let (lines, summary) = AgentMessage::Chunk(number).lines_of(&session);
+                Event::OutputReceived { run, lines, summary, session: Some(session) }
             }
             Action::RequestPermission(request) => {
                 agent.requests += i64::from(!request.repeated || agent.requests == 0);
@@ -211,7 +212,6 @@ impl World {
                 let provenance = provenance(number, None, number.is_multiple_of(2));
                 Event::ProvenanceGiven { run, provenance }
             }
-            Action::LateSessionName => Event::SessionNamed { run, session },
             Action::LateSessionOpened => {
                 let opened = Ok((session, None));
                 Event::SessionOpened { run, id: self.group.state().last_seq, opened }

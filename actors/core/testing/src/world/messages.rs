@@ -3,8 +3,8 @@
 use greenroom_core::{
     CompactionOrder, CompactionSignal, Cost, Details, EffectiveSettings, Exit, ExitReason, Json,
     Kinds, Lineage, Lines, OnInterrupt, OutputSummary, PermissionAsked, PermissionOption,
-    PermissionPolicy, PermissionShown, Policy, Provenance, RetryPolicy, Settings, Source, Strategy,
-    Tokens, TokensSpent, ToolProgress, ToolResult, ToolUpdate, Usage,
+    PermissionPolicy, PermissionShown, Policy, Provenance, RetryPolicy, SessionId, Settings,
+    Source, Strategy, Tokens, TokensSpent, ToolProgress, ToolResult, ToolUpdate, Usage,
 };
 
 use super::{
@@ -160,6 +160,14 @@ impl AgentMessage {
         (Lines { count, kinds: Kinds::All("session/update".into()), text }, summary)
     }
 
+    /// Returns the lines of a message that names its session.
+    pub fn lines_of(self, session: &SessionId) -> (Lines, OutputSummary) {
+        let (Lines { count, kinds, text }, summary) = self.lines();
+        let named = format!(r#""params":{{"sessionId":"{session}","#);
+        let text = text.replace(r#""params":{"#, &named).into();
+        (Lines { count, kinds, text }, summary)
+    }
+
     /// Returns each line with its summary.
     pub fn parts(self) -> Vec<(String, OutputSummary)> {
         match self {
@@ -191,6 +199,7 @@ const NOTHING: OutputSummary = OutputSummary {
     tools: Vec::new(),
     costs: Vec::new(),
     has_answer: false,
+    other_sessions: None,
 };
 
 fn update(fields: &str) -> String {

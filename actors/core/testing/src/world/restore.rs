@@ -73,7 +73,9 @@ impl World {
         });
         let (tasks, permissions) = (open(group).cloned().collect(), group.permissions().to_vec());
         let compactions = self.restorable_compactions();
-        Group::restore(group.state().clone(), tasks, run, attempt, compactions, permissions)
+        let state = group.state().clone();
+        Group::restore(state, tasks, run, attempt, compactions, permissions)
+            .with_known_sessions(group.known_sessions().clone())
     }
 
     /// Checks that the recovered group does not depend on what a database leaves out: a run's phase
@@ -145,6 +147,7 @@ fn with_compactions(group: &Group, compactions: Vec<Compaction>) -> Group {
     let (run, attempt) = (group.run().cloned(), group.attempt().cloned());
     let (tasks, permissions) = (open(group).cloned().collect(), group.permissions().to_vec());
     Group::restore(group.state().clone(), tasks, run, attempt, compactions, permissions)
+        .with_known_sessions(group.known_sessions().clone())
 }
 
 /// Returns a compaction as its row restores it.

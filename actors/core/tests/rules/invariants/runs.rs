@@ -1,7 +1,10 @@
 //! What a group knows of its run, and how such histories are broken.
 
-use greenroom_core::{Continuity, Fact, SignalKind, Source, StopReason};
-use greenroom_testing::world::{Action, DetectorSignal, situations::*};
+use greenroom_core::{Continuity, Fact, OutputSummary, SignalKind, Source, StopReason};
+use greenroom_testing::{
+    invariants::Played,
+    world::{Action, DetectorSignal, situations::*},
+};
 
 use super::{History, Row, fact, find, forget, remove, stopped_by};
 
@@ -12,6 +15,7 @@ pub fn broken() -> Vec<History> {
         (then(FRESH, IN_TURN_AGAIN), BROKEN_PROGRESS),
         (then(IN_TURN, CANCELLED), BROKEN_HEALTH),
         (then(IDLE, ROTATES), BROKEN_ROTATION),
+        (then(IN_TURN, MOVES), BROKEN_MOVE),
     ]
 }
 
@@ -54,6 +58,9 @@ const ROTATES: &[Action] = &[
     }),
 ];
 
+/// The agent continues its turn in another session, and ends it there.
+const MOVES: &[Action] = &[OUTPUT, Action::OutputOfSession(3), ANSWER, SUBMIT, Action::GrantSlot];
+
 const BROKEN_PROGRESS: &[Row] = &[
     ("I13: by the facts", false, "a profile with other detectors", |h| {
         if let Fact::RunStarted { has_detectors, .. } = fact(h, "run_started") {
@@ -87,15 +94,32 @@ const BROKEN_HEALTH: &[Row] = &[
     }),
 ];
 
-const BROKEN_ROTATION: &[Row] = &[
-    ("I13: by the facts", false, "a rotation that leaves no session", |h| {
-        if let Fact::CompactionEnded(ended) = fact(h, "compaction_ended") {
-            ended.carries_summary = false;
-        }
-    }),
-    ("I13: by the facts", false, "a report by another detector", |h| {
+const BROKEN_ROTATION: &[Row] =
+    &[("I13: by the facts", false, "a report by another detector", |h| {
         if let Fact::CompactionUpdated(updated) = fact(h, "compaction_updated") {
             updated.sources = vec![Source::Task, Source::HermesMeta];
         }
+    })];
+
+/// Changes the summary of the output in another session.
+fn elsewhere(steps: &mut [Played], change: fn(&mut OutputSummary)) {
+    let facts = steps.iter_mut().flat_map(|step| &mut step.facts);
+    for recorded in facts {
+        if let Fact::AgentOutput(output) = &mut recorded.fact
+            && output.summary.elsewhere().is_some()
+        {
+            change(&mut output.summary);
+        }
+    }
+}
+
+const BROKEN_MOVE: &[Row] = &[
+    ("AM-13", false, "a move to a session without output", |h| {
+        elsewhere(h, |summary| summary.other_sessions = None);
     }),
+    ("AM-13", false, "a move away from a session that continued", |h| {
+        elsewhere(h, |summary| *summary = OutputSummary { has_output: true, ..summary.clone() });
+        elsewhere(h, |summary| summary.other_sessions = None);
+    }),
+    ("AM-13", false, "a move before the turn's end", |h| remove(h, "turn_settled")),
 ];

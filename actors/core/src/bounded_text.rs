@@ -1,0 +1,38 @@
+//! The message text that a task keeps.
+
+/// The most message text that a task keeps, in bytes; its frames keep all of it.
+pub const TEXT_BYTES_MAX: usize = 1 << 20;
+
+/// The message text of an attempt, up to [`TEXT_BYTES_MAX`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct BoundedText {
+    text: String,
+    is_truncated: bool,
+}
+
+impl BoundedText {
+    /// Appends as much as there is room for. A truncated text gets no more: a text with a hole
+    /// would look complete.
+    pub fn push(&mut self, more: &str) {
+        let room = if self.is_truncated { 0 } else { TEXT_BYTES_MAX - self.text.len() };
+        let kept = more.floor_char_boundary(room.min(more.len()));
+        self.text.push_str(&more[..kept]);
+        self.is_truncated |= kept < more.len();
+    }
+
+    /// Appends a text that may be truncated.
+    pub fn append(&mut self, more: &Self) {
+        self.push(&more.text);
+        self.is_truncated |= more.is_truncated;
+    }
+
+    /// Returns the text.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether there was more.
+    pub fn is_truncated(&self) -> bool {
+        self.is_truncated
+    }
+}

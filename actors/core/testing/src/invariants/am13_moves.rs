@@ -1,0 +1,76 @@
+//! AM-13: the group follows its agent to another session only at the end of a turn that the agent
+//! continued there alone, and never back to a session that it left.
+
+use std::{collections::BTreeSet, rc::Rc};
+
+use greenroom_core::{EndReason, Fact, Recorded, SessionId};
+
+use super::{Begun, Checked, Invariant, ensure};
+
+#[derive(Default)]
+pub struct Moves {
+    in_world: bool,
+    in_force: Option<SessionId>,
+    left: BTreeSet<SessionId>,
+    /// The other sessions that had output since the prompted one's last output.
+    elsewhere: BTreeSet<SessionId>,
+    /// Whether the next segment begins because the agent moved.
+    moves: bool,
+    /// Whether the next fact is a turn's end.
+    settles: bool,
+}
+
+impl Moves {
+    fn enter(&mut self, session: &SessionId) -> Checked {
+        if self.in_force.as_ref() == Some(session) {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.moves) && self.in_world {
+            let target: Vec<_> = self.elsewhere.difference(&self.left).collect();
+            ensure!(target == [session], "AM-13: a move to {session}, and {target:?} had output");
+            self.settles = true;
+        }
+        self.left.remove(session);
+        self.left.extend(self.in_force.replace(session.clone()));
+        Ok(())
+    }
+}
+
+impl Invariant for Moves {
+    fn begin(&mut self, _step: &Rc<Begun>) {
+        self.in_world = true;
+    }
+
+    fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
+        if std::mem::take(&mut self.settles) {
+            let is_end = matches!(
+                fact,
+                Fact::PermissionResolved { .. }
+                    | Fact::CompactionEnded(_)
+                    | Fact::CompactionUpdated(_)
+                    | Fact::LockReleased { .. }
+                    | Fact::SummaryGiven { .. }
+                    | Fact::AgentWedged { .. }
+                    | Fact::TurnSettled { .. }
+            );
+            ensure!(is_end, "AM-13: the agent moved, and the turn does not end: {fact:?}");
+        }
+        match fact {
+            Fact::PromptSent { .. } => self.elsewhere.clear(),
+            Fact::AgentOutput(output) => {
+                if output.summary.has_output {
+                    self.elsewhere.clear();
+                }
+                let other = output.summary.elsewhere();
+                self.elsewhere.extend(other.map(|other| other.session.clone()));
+            }
+            Fact::SegmentEnded { end_reason, .. } => {
+                self.moves = *end_reason == EndReason::AcpSessionIdChanged;
+            }
+            Fact::SegmentStarted { session, .. } => self.enter(session)?,
+            Fact::ContextLost { .. } => self.left.extend(self.in_force.take()),
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,58 @@
+//! Output of other sessions, and the moves of an agent to one: AM-13, I7.
+
+use greenroom_core::{RetryPolicy, StopReason, Strategy, Task, TaskState, Timer};
+use greenroom_testing::driver::{Driver, kinds};
+
+/// AM-13: a session that greenroom opens or left, that of a subagent, and one that speaks while no
+/// turn runs are no move of the agent; their output counts for no later turn.
+#[test]
+fn output_of_another_session_does_not_move_the_group() {
+    let mut driver = Driver::compacting(Strategy::Rotate);
+    driver.settings.retry = RetryPolicy::NoOutput;
+    driver.say("all of it");
+    driver.answer(StopReason::EndTurn);
+    driver.say_in("s2", "greenroom is opening the session");
+    driver.open_session(Ok("s2"));
+    assert_eq!(driver.segment(), 2);
+    driver.say_in("background", "while idle");
+    let turn = driver.turn();
+    driver.say_in("s", "a late word");
+    driver.fail(-32603);
+    assert_eq!(driver.group.task(turn).map(Task::state), Some(TaskState::Retrying), "I7");
+    driver.expire(|timer| matches!(timer, Timer::Backoff(..)));
+    driver.grant();
+    driver.say_in("s", "a late word");
+    driver.answer(StopReason::EndTurn);
+    let turn = driver.turn();
+    driver.say("I delegate. ");
+    driver.say_in("child", "thinks");
+    driver.say("The answer is 42.");
+    driver.answer(StopReason::EndTurn);
+    assert_eq!(driver.segment(), 2);
+    assert_eq!(driver.answer_text(turn).unwrap(), "I delegate. The answer is 42.");
+}
+
+/// AM-13, I7: the agent has moved if it ends its turn in another session; its answer continues
+/// there. The output is a sign that it acted.
+#[test]
+fn the_agent_moves_at_the_end_of_the_turn() {
+    let mut driver = Driver::in_turn();
+    driver.say_in("s", "one, ");
+    driver.say_in("other", "two");
+    let turn = driver.group.current().unwrap().id;
+    let step = driver.answer(StopReason::EndTurn);
+    let expected = ["segment_ended", "segment_started", "turn_settled", "task_ended"];
+    assert_eq!(kinds(&step.facts), expected);
+    assert_eq!(driver.answer_text(turn).unwrap(), "one, two");
+    let turn = driver.turn();
+    driver.say_in("other", "three, ");
+    driver.say_in("s", "late, ");
+    driver.say_in("other", "four");
+    driver.answer(StopReason::EndTurn);
+    assert_eq!((driver.answer_text(turn).unwrap().as_str(), driver.segment()), ("three, four", 2));
+    let turn = driver.turn();
+    driver.say_in("third", "only there");
+    driver.fail(-32603);
+    assert_eq!(driver.ended(turn).map(|(state, _)| state), Some(TaskState::Failed));
+    assert_eq!(driver.segment(), 2, "an error shows no move");
+}
