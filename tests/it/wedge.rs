@@ -2,14 +2,14 @@
 
 use serde_json::json;
 
-use crate::support::Server;
+use crate::support::{Server, Setup};
 
 /// RA, I16: the prompt after a cancel fails, or is only queued, or the cancelled prompt itself
 /// fails (hermes in a compaction): the run is restarted with its session, and the next turns are
 /// answered in order. The log warns, and the transcript has the cause.
 #[test]
 fn a_wedge_after_a_cancel_restarts_the_run() {
-    let server = Server::usual();
+    let server = Setup::new().set("agents.scripted", "signals", "[\"hermes_meta\"]").start();
     let wedge = |text: &str| text.to_lowercase().contains("wedge");
     for (group, words, victim) in [
         ("later", "[[wedge]][[reply:x]]", Some("failed")),
@@ -59,7 +59,8 @@ fn a_wedge_after_a_cancel_restarts_the_run() {
     server.journal.assert_one_at_a_time();
 }
 
-/// RA: a cancel that breaks nothing restarts nothing, nor does an error without a cancel before it.
+/// RA: a cancel that breaks nothing restarts nothing, nor does an error, of an agent that is not
+/// hermes also after a cancel.
 #[test]
 fn a_cancel_or_an_error_without_a_wedge_restarts_nothing() {
     let server = Server::usual();
@@ -67,6 +68,8 @@ fn a_cancel_or_an_error_without_a_wedge_restarts_nothing() {
     server.journal.wait_gate("never");
     server.cancel(&task).expect(202);
     server.finish_as(&task, "cancelled");
+    let failed = server.turn("work", "[[error:-32603:overloaded]]");
+    assert_eq!(failed["error"]["code"], "agent_error", "{failed}");
     server.complete("work", "next");
     let failed = server.turn("work", "[[error:-32603:Internal error]]");
     assert_eq!(failed["state"], "failed");

@@ -128,14 +128,15 @@ impl Transition<'_> {
         }
     }
 
-    /// Returns the sign that the agent is wedged after a cancel: only a new run helps then.
+    /// Returns the sign that the agent is wedged after a cancel: only a new run helps then. Only
+    /// hermes is known to be, whose detectors a profile names; another agent just failed.
     pub(super) fn wedged_sign(
         &self,
         attempt: &Attempt,
         reply: &PromptReply,
     ) -> Option<&'static str> {
-        let health = self.group.run.as_ref().map(|run| run.health);
-        if health != Some(RunHealth::Cancelled) {
+        let run = self.group.run.as_ref()?;
+        if !run.has_detectors || run.health != RunHealth::Cancelled {
             return None;
         }
         match reply {
@@ -147,11 +148,9 @@ impl Transition<'_> {
             }
             PromptReply::Queued { .. } => Some("prompt_queued_after_cancel"),
             // The agent answered before it read the cancel, and will read it while no prompt is in
-            // flight. Agents with detectors beyond ACP do not survive that.
+            // flight. It does not survive that.
             PromptReply::Stopped { stop_reason, .. }
-                if self.group.run.as_ref().is_some_and(|run| run.has_detectors)
-                    && attempt.cancel_reason.is_some()
-                    && *stop_reason != StopReason::Cancelled =>
+                if attempt.cancel_reason.is_some() && *stop_reason != StopReason::Cancelled =>
             {
                 Some("answered_before_cancel")
             }

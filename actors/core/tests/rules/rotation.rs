@@ -7,7 +7,11 @@ use greenroom_core::{
 use greenroom_testing::driver::{Driver, acquired, blocks, kinds};
 
 fn rotated() -> Driver {
-    let mut driver = Driver::compacting(Strategy::Rotate);
+    rotated_in(Driver::idle())
+}
+
+fn rotated_in(driver: Driver) -> Driver {
+    let mut driver = Driver::compacting_in(driver, Strategy::Rotate);
     driver.say("all of it");
     driver.answer(StopReason::EndTurn);
     driver.open_session(Ok("s2"));
@@ -301,7 +305,8 @@ fn a_session_that_holds_only_a_summary_is_not_rotated() {
     assert_eq!(driver.last_ended().unwrap().status, C::Noop);
 }
 
-/// An agent is wedged after a cancel: each of the two signs counts only after a cancel.
+/// An agent is wedged after a cancel: each of the two signs counts only after a cancel, and only of
+/// an agent with more detectors than ACP.
 #[test]
 fn a_wedged_agent_is_restarted() {
     type Action = fn(&mut Driver);
@@ -326,9 +331,11 @@ fn a_wedged_agent_is_restarted() {
         ("after output", after_output, false),
         ("an answer", answer, false),
     ];
-    for cancelled in [false, true] {
+    for (listens, cancelled) in [(true, false), (true, true), (false, true)] {
         for (name, act, wedges) in cases {
-            let mut driver = Driver::in_turn();
+            let mut driver = if listens { Driver::listening() } else { Driver::idle() };
+            driver.turn();
+            driver.clear();
             if cancelled {
                 let task = driver.group.current().unwrap().id;
                 driver.apply(Event::CancelRequested(task));
@@ -338,7 +345,7 @@ fn a_wedged_agent_is_restarted() {
             driver.clear();
             act(&mut driver);
             let stated = kinds(&driver.facts).contains(&"agent_wedged");
-            assert_eq!(stated, wedges && cancelled, "{name}, {cancelled}");
+            assert_eq!(stated, wedges && cancelled && listens, "{name}, {cancelled}, {listens}");
             let stops = |effect: &Effect| matches!(effect, Effect::Stop { how: Stop::Gently, .. });
             assert_eq!(driver.effects.iter().any(stops), stated, "{name}, {cancelled}");
             let ended = driver.ended(task).map(|(state, _)| state);
@@ -361,7 +368,8 @@ fn a_wedged_agent_is_restarted() {
 /// wedged.
 #[test]
 fn a_withheld_prompt_does_not_prove_that_the_agent_survived_its_cancel() {
-    let mut driver = Driver::in_turn();
+    let mut driver = Driver::listening();
+    driver.turn();
     let task = driver.group.current().unwrap().id;
     driver.apply(Event::CancelRequested(task));
     driver.answer(StopReason::Cancelled);
@@ -399,7 +407,7 @@ fn output_of_a_wedged_agent_is_no_summary() {
         driver.apply(Event::CancelRequested(task));
         driver.answer(StopReason::Cancelled);
     };
-    let mut driver = Driver::idle();
+    let mut driver = Driver::listening();
     cancel(&mut driver);
     let task = driver.compact(Strategy::Rotate);
     driver.lock(acquired());
@@ -408,7 +416,7 @@ fn output_of_a_wedged_agent_is_no_summary() {
     assert_eq!(driver.ended(task).map(|(state, _)| state), Some(T::Failed));
     assert!(kinds(&driver.facts).contains(&"agent_wedged"));
 
-    let mut driver = rotated();
+    let mut driver = rotated_in(Driver::listening());
     cancel(&mut driver);
     driver.turn();
     queued(&mut driver);

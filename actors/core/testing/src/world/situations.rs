@@ -30,6 +30,8 @@ pub const CONTINUE: Action = Action::ChangeSettings(0, 0);
 pub const HOLD: Action = Action::ChangeSettings(0, 4);
 /// Likewise, but after two interrupted turns, or one with a lost context.
 pub const AUTO_HOLD: Action = Action::ChangeSettings(0, 12);
+/// A profile with more detectors than ACP.
+pub const LISTENS: Action = Action::ChangeSettings(32, 12);
 /// Nothing is retried.
 pub const NEVER_RETRY: Action = Action::ChangeSettings(0, 3);
 
@@ -71,7 +73,8 @@ pub fn situations() -> Vec<(&'static str, Vec<Action>)> {
         ("after a cancel", then(IN_TURN, &[CANCEL, CONFIRM_CANCEL, SUBMIT, Action::GrantSlot])),
         ("wedged by a cancel", {
             let queued = Action::QueuePrompt;
-            then(IN_TURN, &[CANCEL, CONFIRM_CANCEL, SUBMIT, Action::GrantSlot, OUTPUT, queued])
+            let then_queued = [CANCEL, CONFIRM_CANCEL, SUBMIT, Action::GrantSlot, OUTPUT, queued];
+            with(LISTENS, &then(IN_TURN, &then_queued))
         }),
         ("held", with(HOLD, &then(IN_TURN, &[SUBMIT, OUTPUT, EXITS]))),
         ("interrupted once", with(AUTO_HOLD, &then(IN_TURN, &[SUBMIT, OUTPUT, EXITS]))),

@@ -13,7 +13,7 @@ pub fn broken() -> Vec<History> {
     let then = |first: &[Action], rest: &[Action]| [first, rest].concat();
     vec![
         (then(FRESH, IN_TURN_AGAIN), BROKEN_PROGRESS),
-        (then(IN_TURN, CANCELLED), BROKEN_HEALTH),
+        (then(&then(&[LISTENS], IN_TURN), CANCELLED), BROKEN_HEALTH),
         (then(IDLE, ROTATES), BROKEN_ROTATION),
         (then(IN_TURN, MOVES), BROKEN_MOVE),
     ]
