@@ -36,3 +36,21 @@ impl BoundedText {
         self.is_truncated
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_truncated_text_stays_truncated_and_gets_no_more() {
+        let (mut full, mut text) = (BoundedText::default(), BoundedText::default());
+        full.push(&"x".repeat(TEXT_BYTES_MAX));
+        assert!(!full.is_truncated(), "it just fits");
+        full.push("y");
+        assert!(full.is_truncated());
+        text.append(&full);
+        text.push("z");
+        assert_eq!((text.as_str().len(), text.is_truncated()), (TEXT_BYTES_MAX, true));
+        assert!(!text.as_str().ends_with('z'));
+    }
+}

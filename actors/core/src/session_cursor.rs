@@ -49,17 +49,14 @@ impl SessionCursor {
             None => summary,
         }
     }
-
-    /// Whether the open segment began because the agent moved to another session by itself.
-    pub(crate) fn has_moved(&self) -> bool {
-        self.moves
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
-    use crate::Json;
+    use crate::{Json, RunId};
 
     /// I13: the session of the last committed prompt decides, also about lines that the run read
     /// before it got that prompt.
@@ -82,5 +79,8 @@ mod tests {
         assert!(cursor.counts(Some("two")), "a rotation counts from its first prompt on");
         moved(EndReason::AcpSessionIdChanged).iter().for_each(|fact| cursor.apply(fact));
         assert!(cursor.counts(Some("three")), "the agent moved by itself (AM-13)");
+        let run = RunId(Uuid::nil());
+        cursor.apply(&Fact::RunStarted { run, agent: "a".into(), has_detectors: false });
+        assert!(cursor.counts(Some("any")), "no session of the next run is open yet");
     }
 }

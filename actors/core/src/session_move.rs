@@ -140,6 +140,21 @@ mod tests {
         }
     }
 
+    /// AM-13: all that the agent output in the other session is its answer.
+    #[test]
+    fn the_output_of_the_target_is_taken_once() {
+        let mut sessions = SessionMove::default();
+        let session = SessionId("b".into());
+        for (text, has_answer) in [("", false), ("a", true), ("b", false)] {
+            let output = OutputSummary { text: text.into(), has_answer, ..own(&[]) };
+            sessions.add(&output.of_other_session(&session));
+        }
+        assert_eq!(sessions.take(&SessionId("c".into())), None);
+        let (text, has_answer) = sessions.take(&session).unwrap_or_default();
+        assert_eq!((text.as_str(), has_answer), ("ab", true));
+        assert_eq!(sessions.take(&session), None);
+    }
+
     /// I11: an agent that names sessions without number uses bounded memory.
     #[test]
     fn children_are_remembered_up_to_a_limit() {

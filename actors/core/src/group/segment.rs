@@ -111,9 +111,7 @@ impl Group {
         let id = session.clone();
         self.state.session = Some(Session { id, is_fresh: true, usage: None, provenance });
         self.run.iter_mut().for_each(|run| run.progress = run.progress.without_fresh());
-        if self.session_cursor.has_moved()
-            && let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
-        {
+        if let Some(Current { attempt: Some(attempt), .. }) = &mut self.current {
             attempt.follow(session);
         }
     }

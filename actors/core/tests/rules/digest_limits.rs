@@ -285,6 +285,18 @@ fn costs_are_summed_over_restarting_counters() {
     assert_eq!(context, Some(None), "the usage was the other session's");
 }
 
+/// A turn's tokens are those of its answer; a rotation's, those of its summary too.
+#[test]
+fn tokens_are_counted_at_both_answers_of_a_rotation() {
+    let spent = |output| {
+        let total = Tokens { output, ..Tokens::default() };
+        TokensSpent { total, ..TokensSpent::default() }
+    };
+    let summary = Fact::SummaryGiven { task: TASK, tokens: Some(Box::new(spent(3))) };
+    let digests = projected(&[started(RUN), summary, settled(StopReason::EndTurn, Some(spent(4)))]);
+    assert_eq!(digests.group.tokens.output, 7);
+}
+
 /// I11: sums of an agent's numbers are bounded and do not overflow.
 #[test]
 fn token_sums_of_compactions_are_bounded() {

@@ -1,6 +1,8 @@
 //! Output of other sessions, and the moves of an agent to one: AM-13, I7.
 
-use greenroom_core::{RetryPolicy, StopReason, Strategy, Task, TaskState, Timer};
+use greenroom_core::{
+    Group, KNOWN_SESSIONS_MAX, RetryPolicy, StopReason, Strategy, Task, TaskState, Timer,
+};
 use greenroom_testing::driver::{Driver, kinds};
 
 /// AM-13: a session that greenroom opens or left, that of a subagent, and one that speaks while no
@@ -55,4 +57,28 @@ fn the_agent_moves_at_the_end_of_the_turn() {
     driver.fail(-32603);
     assert_eq!(driver.ended(turn).map(|(state, _)| state), Some(TaskState::Failed));
     assert_eq!(driver.segment(), 2, "an error shows no move");
+}
+
+/// AM-13, AM-17, I11: a group remembers the sessions of its last segments, also over a restart of
+/// the server. A late word of one of them is no move.
+#[test]
+fn the_sessions_of_the_last_segments_are_known() {
+    let mut driver = Driver::in_turn();
+    for number in 0..KNOWN_SESSIONS_MAX + 3 {
+        driver.say_in(&format!("s{number}"), "so");
+        driver.answer(StopReason::EndTurn);
+        driver.turn();
+    }
+    let known = driver.group.known_sessions().clone();
+    assert_eq!(known.len(), KNOWN_SESSIONS_MAX);
+    driver.say_in("s4", "late");
+    driver.answer(StopReason::EndTurn);
+    let (segment, state) = (driver.segment(), driver.group.state().clone());
+    let restored = Group::restore(state, Vec::new(), None, None, None, Vec::new());
+    driver.group = restored.with_known_sessions(known);
+    driver.turn();
+    driver.ready(&format!("s{}", KNOWN_SESSIONS_MAX + 2), None);
+    driver.say_in("s4", "late");
+    driver.answer(StopReason::EndTurn);
+    assert_eq!(driver.segment(), segment);
 }
