@@ -19,7 +19,7 @@ const LINES: [Line; 28] = [
     (1, "greenroom/segment_started", "run_1", "tsk_1", r#"{"segment":1,"session":"a"}"#),
     (1, "greenroom/task_started", "run_1", "tsk_1", FIRST),
     (1, "greenroom/turn_started", "run_1", "tsk_1", r#"{"task":"tsk_1","prompt":[]}"#),
-    (1, "session/prompt", "run_1", "tsk_1", r#"{"prompt":"one"}"#),
+    (1, "session/prompt", "run_1", "tsk_1", ONE),
     (1, "session/update", "run_1", "tsk_1", SHOWN),
     (1, "greenroom/agent_output_rejected", "run_1", "tsk_1", REJECTED),
     (1, "greenroom/turn_settled", "run_1", "tsk_1", r#"{"task":"tsk_1","stop_reason":"end_turn"}"#),
@@ -39,7 +39,7 @@ const LINES: [Line; 28] = [
         r#"{"task":"tsk_2","attempt":1,"run":"run_1"}"#,
     ),
     (1, "greenroom/turn_started", "run_1", "tsk_2", r#"{"task":"tsk_2","prompt":[]}"#),
-    (1, "session/prompt", "run_1", "tsk_2", r#"{"prompt":"two"}"#),
+    (1, "session/prompt", "run_1", "tsk_2", TWO),
     (
         1,
         "greenroom/turn_settled",
@@ -68,7 +68,7 @@ const LINES: [Line; 28] = [
         r#"{"task":"tsk_2","attempt":2,"run":"run_2"}"#,
     ),
     (2, "greenroom/turn_started", "run_2", "tsk_2", r#"{"task":"tsk_2","prompt":[]}"#),
-    (2, "session/prompt", "run_2", "tsk_2", r#"{"prompt":"two"}"#),
+    (2, "session/prompt", "run_2", "tsk_2", TWO_AGAIN),
     (2, "greenroom/turn_settled", "run_2", "tsk_2", r#"{"task":"tsk_2","stop_reason":"end_turn"}"#),
     (
         2,
@@ -88,6 +88,9 @@ const RESTARTED: &str =
     r#"{"run":"run_1","reason":"server_restart","detail":"","stderr_tail":"","stderr_dropped":0}"#;
 const EXITED: &str =
     r#"{"run":"run_1","reason":"exited","detail":"","stderr_tail":"","stderr_dropped":0}"#;
+const ONE: &str = r#"{"params":{"sessionId":"a","prompt":["one"]}}"#;
+const TWO: &str = r#"{"params":{"sessionId":"a","prompt":["two"]}}"#;
+const TWO_AGAIN: &str = r#"{"params":{"sessionId":"b","prompt":["two"]}}"#;
 const SHOWN: &str = r#"{"params":{"update":{"sessionUpdate":"agent_message_chunk"}}}"#;
 
 fn frame(seq: u64, (segment, kind, run, task, payload): Line) -> Frame {
@@ -192,7 +195,7 @@ fn sound() -> History {
 }
 
 fn received(pid: u64, text: &str, session: &str, first: bool) -> Value {
-    let line = json!({ "prompt": text }).to_string();
+    let line = format!(r#"{{"params":{{"sessionId":"{session}","prompt":["{text}"]}}}}"#);
     json!({ "event": "prompt", "pid": pid, "line": line, "session": session, "first": first })
 }
 
@@ -257,7 +260,7 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
         insert(h, 15, (1, "session/update", "run_1", "tsk_2", SHOWN));
     }),
     ("the log is sound", "again after a permission request", |h| {
-        insert(h, 15, (1, "session/request_permission", "run_1", "tsk_2", "{}"));
+        insert(h, 15, (1, "session/request_permission", "run_1", "tsk_2", r#"{"id":1}"#));
     }),
     ("sent once an attempt", "again after a crash of the server", |h| {
         work(h).frames[17] = frame(18, (1, "greenroom/run_exited", "run_1", "", RESTARTED));
