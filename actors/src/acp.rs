@@ -5,6 +5,7 @@
 //! is passed on; the rest stays raw text.
 
 pub mod bounds;
+mod cause;
 mod context;
 mod cost;
 mod fields;

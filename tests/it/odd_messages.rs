@@ -78,6 +78,7 @@ fn any_answer_ends_a_turn() {
         (&silent, r#""id":$id,"error":"boom""#,                          "failed",    "_error",        error.clone(), "boom"),
         (&silent, r#""id":$id,"error":{"code":-32000.0,"message":null}"#, "failed",   "_error",        error.clone(), "error -32000"),
         (&silent, r#""id":$id,"error":{"code":"x","message":"cut \ud83d"}"#, "failed", "_error",       error.clone(), "cut \u{fffd}"),
+        (&silent, r#""id":$id,"error":{"code":-32602,"message":"Internal error","data":{"details":"overloaded"}}"#, "failed", "_error", error.clone(), "Internal error: overloaded"),
         (&silent, r#""id":$id,"error":{"code":-32603},"result":{}"#,     "failed",    "_error",        error, "-32603"),
     ];
     for (before, answer, state, stop_reason, code, message) in &cases {

@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 use super::{
     Message, RpcError,
     bounds::{ERROR_BYTES_MAX, truncate},
+    cause::with_causes,
     context, cost,
     fields::{fields, lossy_text, object, read, text, whole},
 };
@@ -34,10 +35,10 @@ pub(super) fn response<'a>(
 
 fn rpc_error(raw: &RawValue) -> RpcError {
     fields! {
-        struct Error { code: "code", message: "message" }
+        struct Error { code: "code", message: "message", data: "data" }
     }
-    let Error { code, message } = object(raw).unwrap_or_default();
-    let message = message.and_then(lossy_text).map(|text| text.into_owned());
+    let Error { code, message, data } = object(raw).unwrap_or_default();
+    let message = message.and_then(lossy_text).map(|text| with_causes(&text, data));
     let shown = || {
         let text = lossy_text(raw).unwrap_or(raw.get().into());
         truncate(text.into_owned(), ERROR_BYTES_MAX)
