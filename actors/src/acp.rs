@@ -21,6 +21,7 @@ mod write;
 use std::{borrow::Cow, fmt};
 
 use greenroom_core::{FrameKind, Json, OutputSummary, PermissionAsked, SessionId};
+use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -87,7 +88,7 @@ pub struct Notification<'a> {
     pub kind: FrameKind,
     /// Its summary for the turn.
     pub summary: OutputSummary,
-    /// The ACP session that it is about: another one than before is a rotation (AM-13).
+    /// The ACP session that it is about.
     pub session: Option<Cow<'a, str>>,
     /// The id and the kind of the tool call that it is about.
     pub tool_kind: Option<Box<(String, String)>>,
@@ -114,6 +115,7 @@ impl fmt::Display for RpcError {
 
 fields! {
     struct Envelope {
+        version: "jsonrpc",
         id: "id",
         method: "method",
         params: "params",
@@ -163,7 +165,12 @@ pub fn parse(line: &str) -> Result<Message<'_>, ParseError> {
     }
     let envelope: Envelope<'_> = read(line).map_err(|err| no_message(&err.to_string()))?;
     let is_answer = envelope.result.is_some() || envelope.error.is_some();
-    let answered = envelope.id.and_then(whole).filter(|_| envelope.method.is_none() || is_answer);
+    // A log line may have an id, too. A member that is null counts as absent, and shows an answer.
+    let names = |member: &str| memmem::find(line.as_bytes(), member.as_bytes()).is_some();
+    let is_bare = envelope.method.is_none() && envelope.id.is_some();
+    let may_answer = is_answer
+        || (is_bare && (envelope.version.is_some() || names("\"result\"") || names("\"error\"")));
+    let answered = envelope.id.and_then(whole).filter(|_| may_answer);
     // A method that cannot be read is still one.
     let method = envelope.method.map(|raw| lossy_text(raw).unwrap_or_default());
     match (method, envelope.id) {
@@ -191,8 +198,8 @@ pub fn parse(line: &str) -> Result<Message<'_>, ParseError> {
     }
 }
 
-/// Summarizes a message from the agent. Returns the session that it names, too: the summary counts
-/// only if that is the one that was prompted last.
+/// Summarizes a message from the agent. Returns the session that it names, too: what counts of the
+/// summary depends on whether that is the one that was prompted last.
 pub fn summarize(line: &str) -> (Option<Cow<'_, str>>, OutputSummary) {
     match parse(line) {
         Ok(Message::Notification(notification)) => (notification.session, notification.summary),
@@ -241,7 +248,8 @@ impl Notification<'_> {
 fn kind(method: &str) -> FrameKind {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_-.$".contains(&byte);
     let is_own = method.starts_with("greenroom/") || method == "session/prompt";
-    if method.len() <= KIND_BYTES_MAX && method.bytes().all(plain) && !is_own {
+    let fits = (1..=KIND_BYTES_MAX).contains(&method.len());
+    if fits && method.bytes().all(plain) && !is_own {
         method.to_owned().into()
     } else {
         "agent/unnamed".into()
@@ -299,6 +307,7 @@ mod tests {
             "1",
             r#"{"id":null}"#,
             r#"{"id":"x"}"#,
+            r#"{"level":"info","id":"5","msg":"a log line"}"#,
             &deep,
         ] {
             assert!(parse(bad).is_err(), "{bad}");
@@ -333,7 +342,7 @@ mod tests {
             (r#""id":"9","result":{}"#,                                           ok("{}")),
             (r#""id":9.0,"result":"\ud83d""#,                                     ok(r#""\ud83d""#)),
             (r#""id":9,"result":null"#,                                           ok("null")),
-            (r#""id":9"#,                                                         ok("null")),
+            (r#""jsonrpc":"2.0","id":9"#,                                         ok("null")),
             (r#""id":8,"id":9,"result":{},"error":null,"\ud83d":7"#,              ok("{}")),
             (r#""id":9,"method":7,"result":{}"#,                                  ok("{}")),
             (r#""id":9,"method":"session/prompt","result":{}"#,                   ok("{}")),

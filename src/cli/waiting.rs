@@ -67,8 +67,8 @@ impl Waiting {
     /// Reports on this process's stderr.
     pub fn on_stderr(client: &Client) -> Self {
         let url = client.url();
-        let is_found = url == DEFAULT_URL
-            || env::var("GREENROOM_URL").is_ok_and(|found| found.trim_end_matches('/') == url);
+        let found = env::var("GREENROOM_URL").unwrap_or_else(|_| DEFAULT_URL.into());
+        let is_found = found.trim_end_matches('/') == url;
         let program = match is_found {
             true => "greenroom".to_owned(),
             false => format!("greenroom --url {}", clean(url)),

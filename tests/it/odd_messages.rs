@@ -74,7 +74,7 @@ fn any_answer_ends_a_turn() {
         (&silent, r#""id":$id,"result":{"stopReason":"_vendor_pause"}"#, "failed",    "_vendor_pause", unclear.clone(), "without output"),
         (&silent, r#""id":$id,"result":{"stopReason":"_deadline"}"#,     "failed",    "_unclear",      unclear.clone(), "without output"),
         (&silent, r#""id":$id.0,"result":{}"#,                           "failed",    "_unclear",      unclear.clone(), "without output"),
-        (&silent, r#""id":$id"#,                                         "failed",    "_unclear",      unclear, "without output"),
+        (&silent, r#""jsonrpc":"2.0","id":$id"#,                         "failed",    "_unclear",      unclear, "without output"),
         (&silent, r#""id":$id,"error":"boom""#,                          "failed",    "_error",        error.clone(), "boom"),
         (&silent, r#""id":$id,"error":{"code":-32000.0,"message":null}"#, "failed",   "_error",        error.clone(), "error -32000"),
         (&silent, r#""id":$id,"error":{"code":"x","message":"cut \ud83d"}"#, "failed", "_error",       error.clone(), "cut \u{fffd}"),

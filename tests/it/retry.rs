@@ -27,7 +27,11 @@ fn assert_backoffs(server: &Server, group: &str, runs: usize, base_ms: i64) {
 /// That is the default policy, and each task has its own retries.
 #[test]
 fn attempts_without_output_are_retried() {
-    let server = Setup::new().retries("10ms").unset("defaults", "retry").start();
+    let server = Setup::new()
+        .retries("10ms")
+        .unset("defaults", "retry")
+        .set("agents.scripted", "signals", "[\"hermes_meta\"]")
+        .start();
     for (group, words) in [
         ("exits", "[[times:1:die:0]]"),
         ("aborts", "[[times:1:abort]]"),

@@ -25,6 +25,8 @@ pub struct Attempt {
     /// Whether the group was archived since it began, and perhaps revived.
     pub is_archived: bool,
     has_output: bool,
+    /// Whether there was output in the prompted session, or in that to which the agent moved.
+    has_own_output: bool,
     has_answer: bool,
     has_tools: bool,
     text: BoundedText,
@@ -73,6 +75,7 @@ impl Attempt {
             opening: None,
             is_archived: false,
             has_output: false,
+            has_own_output: false,
             has_answer: false,
             has_tools: false,
             text: BoundedText::default(),
@@ -89,9 +92,15 @@ impl Attempt {
         self.has_output
     }
 
+    /// Whether there was output in the prompted session, or in that to which the agent moved: then
+    /// that has read what the prompt carried.
+    pub(crate) fn has_own_output(&self) -> bool {
+        self.has_own_output
+    }
+
     /// Discards the proof that the agent received the prompt.
     pub(crate) fn discard_output(&mut self) {
-        self.has_output = false;
+        (self.has_output, self.has_own_output) = (false, false);
     }
 
     /// Returns the agent's message text so far.
@@ -133,6 +142,9 @@ impl Attempt {
     /// Adds output of the agent.
     pub fn add_output(&mut self, summary: &OutputSummary) {
         self.has_output |= summary.has_output || summary.elsewhere().is_some();
+        self.has_own_output |= summary.has_output;
+        // How the tools of another session ended is not followed.
+        self.unnamed_tools |= summary.elsewhere().is_some_and(|other| other.has_tools);
         self.sessions.add(summary);
         self.has_answer |= summary.has_answer;
         self.has_tools |= !summary.tools.is_empty();
@@ -153,8 +165,9 @@ impl Attempt {
     }
 
     /// Returns the session to which the agent moved by itself, if the attempt ends now (AM-13).
+    /// While a tool call is open, another session may be that of the subagent which it started.
     pub(crate) fn moved_to(&self) -> Option<&SessionId> {
-        self.sessions.target()
+        self.sessions.target().filter(|_| self.open_tools.is_empty())
     }
 
     /// Counts the answer that the agent continued in this session, to which it has moved.
@@ -162,6 +175,7 @@ impl Attempt {
         if let Some((text, has_answer)) = self.sessions.take(session) {
             self.text.append(&text);
             self.has_answer |= has_answer;
+            self.has_own_output = true;
         }
     }
 

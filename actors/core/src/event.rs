@@ -313,6 +313,8 @@ pub struct OutputSummary {
     pub costs: Vec<Cost>,
     /// Whether any of them is an answer: message text, or a tool call.
     pub has_answer: bool,
+    /// Whether they name their session, and it is the prompted one.
+    pub is_named: bool,
     /// What they say about other sessions than the prompted one.
     pub other_sessions: Option<Box<OtherSessions>>,
 }
@@ -320,7 +322,7 @@ pub struct OutputSummary {
 /// What an agent's messages say about other sessions than the prompted one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OtherSessions {
-    /// The sessions that they name as those of subagents.
+    /// The sessions that they show to be those of subagents.
     pub children: Vec<SessionId>,
     /// Output that names another session. The other fields of the summary leave it out.
     pub elsewhere: Option<Elsewhere>,
@@ -336,25 +338,30 @@ pub struct Elsewhere {
     pub text: String,
     /// Whether any of it is an answer.
     pub has_answer: bool,
-    /// Whether any of it names a further session, such as that of its parent.
-    pub is_child: bool,
+    /// Whether a tool was called in it.
+    pub has_tools: bool,
 }
 
 impl OutputSummary {
-    /// Returns what counts of it, if its messages name `session` and another one was prompted.
+    /// Returns what counts of it, if its messages name `session` and another one was prompted. One
+    /// that names a further session, such as its parent's, is a subagent's.
     #[must_use]
     pub fn of_other_session(self, session: &SessionId) -> Self {
-        let (is_child, session) = (!self.children().is_empty(), session.clone());
-        let Self { has_output, has_answer, text, .. } = self;
-        if !has_output {
+        let is_child = !self.children().is_empty();
+        let Self { has_output, has_answer, text, tools, .. } = self;
+        if !has_output && !is_child {
             return Self::default();
         }
-        let elsewhere = Some(Elsewhere { session, text, has_answer, is_child });
-        let others = OtherSessions { elsewhere, ..OtherSessions::default() };
+        let has_tools = !tools.is_empty();
+        let elsewhere = Elsewhere { session: session.clone(), text, has_answer, has_tools };
+        let others = OtherSessions {
+            children: if is_child { vec![session.clone()] } else { Vec::new() },
+            elsewhere: has_output.then_some(elsewhere),
+        };
         Self { other_sessions: Some(Box::new(others)), ..Self::default() }
     }
 
-    /// Returns the sessions that its messages name as those of subagents.
+    /// Returns the sessions that its messages show to be those of subagents.
     pub fn children(&self) -> &[SessionId] {
         self.other_sessions.as_ref().map_or(&[], |others| &others.children)
     }

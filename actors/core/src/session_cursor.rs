@@ -46,7 +46,7 @@ impl SessionCursor {
     pub fn counted(&self, named: Option<&str>, summary: OutputSummary) -> OutputSummary {
         match named.filter(|_| !self.counts(named)) {
             Some(named) => summary.of_other_session(&SessionId(named.into())),
-            None => summary,
+            None => OutputSummary { is_named: named.is_some(), ..summary },
         }
     }
 }

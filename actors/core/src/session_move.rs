@@ -1,6 +1,6 @@
 //! Whether an agent moved to another session by itself within an attempt (AM-13).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use crate::{Elsewhere, OutputSummary, SessionId, bounded_text::BoundedText};
 
@@ -10,8 +10,8 @@ const CHILDREN_MAX: usize = 64;
 /// Follows the sessions that an attempt's output names.
 ///
 /// Agents send updates about other sessions too: of subagents, of background work, of another
-/// window. The agent has moved only if exactly one other session had output since the prompted
-/// session's last output, and nothing names that one as a child.
+/// window. The agent has moved only if exactly one other session had output since the last output
+/// that names the prompted session, and nothing shows that one to be a child.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct SessionMove {
     since_own: SinceOwn,
@@ -30,19 +30,11 @@ enum SinceOwn {
     Several,
 }
 
-impl OutputSummary {
-    /// Whether it is about a former session of the group, or its next one before the first prompt:
-    /// then it counts for no attempt.
-    pub fn is_late(&self, known_sessions: &VecDeque<SessionId>) -> bool {
-        self.elsewhere().is_some_and(|other| known_sessions.contains(&other.session))
-    }
-}
-
 impl SessionMove {
     /// Adds what the next messages output.
     pub fn add(&mut self, summary: &OutputSummary) {
         summary.children().iter().for_each(|child| self.add_child(child));
-        if summary.has_output {
+        if summary.has_output && summary.is_named {
             self.since_own = SinceOwn::None;
         }
         if let Some(elsewhere) = summary.elsewhere() {
@@ -51,9 +43,6 @@ impl SessionMove {
     }
 
     fn add_elsewhere(&mut self, other: &Elsewhere) {
-        if other.is_child {
-            self.add_child(&other.session);
-        }
         match &mut self.since_own {
             SinceOwn::One { session, text, has_answer } if *session == other.session => {
                 text.push(&other.text);
@@ -102,7 +91,12 @@ mod tests {
         let children: Vec<_> = children.iter().map(|id| SessionId((*id).into())).collect();
         let others = OtherSessions { children, elsewhere: None };
         let other_sessions = (!others.children.is_empty()).then(|| Box::new(others));
-        OutputSummary { has_output: true, other_sessions, ..OutputSummary::default() }
+        OutputSummary {
+            has_output: true,
+            is_named: true,
+            other_sessions,
+            ..OutputSummary::default()
+        }
     }
 
     fn other(session: &str) -> OutputSummary {
@@ -113,15 +107,18 @@ mod tests {
         own(&["parent"]).of_other_session(&SessionId(session.into()))
     }
 
-    fn metadata(session: &str) -> OutputSummary {
-        OutputSummary::default().of_other_session(&SessionId(session.into()))
+    /// An update without output: with the parent's id, or without.
+    fn metadata(session: &str, children: &[&str]) -> OutputSummary {
+        let summary = OutputSummary { has_output: false, ..own(children) };
+        summary.of_other_session(&SessionId(session.into()))
     }
 
     /// AM-13: what of another session's output moves the group there.
     #[test]
     fn the_agent_has_moved_if_only_one_other_session_continued() {
+        let unnamed = OutputSummary { is_named: false, ..own(&[]) };
         #[rustfmt::skip]
-        let cases: [(&str, Vec<OutputSummary>, Option<&str>); 10] = [
+        let cases: [(&str, Vec<OutputSummary>, Option<&str>); 12] = [
             ("no output",                    vec![],                                           None),
             ("only its own",                 vec![own(&[])],                                   None),
             ("another after its own",        vec![own(&[]), other("b"), other("b")],           Some("b")),
@@ -131,7 +128,9 @@ mod tests {
             ("several others",               vec![own(&[]), other("b"), other("c"), other("b")], None),
             ("a tool call names it",         vec![own(&["b"]), other("b")],                    None),
             ("it names its parent",          vec![own(&[]), other("b"), child("b")],           None),
-            ("a title of another",           vec![own(&[]), metadata("b")],                    None),
+            ("a title of another",           vec![own(&[]), metadata("b", &[])],               None),
+            ("its title names its parent",   vec![metadata("b", &["p"]), other("b")],          None),
+            ("a request of no session",      vec![own(&[]), other("b"), unnamed.clone()],      Some("b")),
         ];
         for (name, summaries, target) in cases {
             let mut sessions = SessionMove::default();

@@ -65,7 +65,7 @@ fn add_causes<'a>(data: &'a RawValue, depth: usize, causes: &mut Vec<Cow<'a, str
 
 /// Returns the text with each word replaced that looks like a key or a token, or that stands after
 /// a name of one.
-fn redacted(text: &str) -> Cow<'_, str> {
+pub(super) fn redacted(text: &str) -> Cow<'_, str> {
     let is_part = |byte: char| byte.is_ascii_alphanumeric() || "-_.+/~".contains(byte);
     let (mut shown, mut rest, mut is_named) = (String::new(), text, false);
     while let Some(at) = rest.find(is_part) {

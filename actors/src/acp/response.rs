@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use super::{
     Message, RpcError,
     bounds::{ERROR_BYTES_MAX, truncate},
-    cause::with_causes,
+    cause::{redacted, with_causes},
     context, cost,
     fields::{fields, lossy_text, object, read, text, whole},
 };
@@ -27,6 +27,7 @@ pub(super) fn response<'a>(
         (None, Some(error)) => Err(error),
         (Some(_), Some(error)) => {
             let message = format!("{error}, and a result beside it");
+            let message = truncate(message, ERROR_BYTES_MAX);
             Err(RpcError { code: None, message })
         }
     };
@@ -41,7 +42,7 @@ fn rpc_error(raw: &RawValue) -> RpcError {
     let message = message.and_then(lossy_text).map(|text| with_causes(&text, data));
     let shown = || {
         let text = lossy_text(raw).unwrap_or(raw.get().into());
-        truncate(text.into_owned(), ERROR_BYTES_MAX)
+        truncate(redacted(&text).into_owned(), ERROR_BYTES_MAX)
     };
     RpcError { code: code.and_then(whole), message: message.unwrap_or_else(shown) }
 }

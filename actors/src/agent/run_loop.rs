@@ -310,6 +310,8 @@ impl RunLoop {
 
     fn reject(&mut self, bytes: &[u8], reason: String) {
         self.rejected += 1;
+        // Whether it begins as a message does decides whether it is output.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
         let kept = &bytes[..bytes.len().min(REJECTED_BYTES_MAX)];
         let bytes = STANDARD.encode(kept);
         self.batch.push(Event::OutputRejected { run: self.run, reason, bytes });

@@ -1,13 +1,13 @@
 //! How a group's actor recovers the group from the database, after a restart or after a panic.
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use actix::{
     ActorContext as _, ActorFutureExt as _, AsyncContext as _, AtomicResponse, Context, Handler,
     WrapFuture as _, fut::ready,
 };
 use greenroom_core::{
-    Attempt, Digests, Event, Fact, Recovery, Run, SessionCursor, SessionId, Stage, Start, TaskId,
+    Attempt, Digests, Event, Fact, Recovery, Run, SessionCursor, Stage, Start, TaskId,
 };
 
 use super::{Group, GroupError, RebuildDigests, Shared, log_cursor::LogCursor};
@@ -110,9 +110,7 @@ async fn load(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Recovered>, Loa
         Stage::Queued | Stage::Claimed { .. } | Stage::Retrying { .. } | Stage::Ended(_) => None,
     });
     let attempt = match running {
-        Some((task, start)) => {
-            Some(replay_attempt(db, no, task, start, &stored.known_sessions).await?)
-        }
+        Some((task, start)) => Some(replay_attempt(db, no, task, start).await?),
         None => None,
     };
     Ok(Some(Recovered { stored, attempt }))
@@ -159,7 +157,6 @@ async fn replay_attempt(
     no: GroupNo,
     task: TaskId,
     start: Start,
-    known_sessions: &VecDeque<SessionId>,
 ) -> Result<Attempt, StoreError> {
     let (mut attempt, mut session_cursor) = (Attempt::new(start.run, 0), SessionCursor::default());
     let mut after = start.seq.saturating_sub(1);
@@ -178,9 +175,7 @@ async fn replay_attempt(
         for frame in blocks.iter().flat_map(|block| block.frames()) {
             if frame.seq > seen {
                 let summary = session::summarize(&mut session_cursor, frame.kind, frame.payload);
-                if !summary.is_late(known_sessions) {
-                    attempt.add_output(&summary);
-                }
+                attempt.add_output(&summary);
                 // The fact that cancels it is not the agent's output, and survives a restart too.
                 if let Some(Ok(fact)) = Fact::read(frame.kind, frame.payload) {
                     attempt.apply(&fact);

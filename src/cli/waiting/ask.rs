@@ -64,13 +64,16 @@ impl<'a> Round<'a> {
         }
         let group = text(&task["group"]);
         match BlockedBy::read(&task["blocked_by"]) {
+            None if task["state"] != "running" => None,
             None => Some(self.permission(&group, &task["id"]).unwrap_or(Reason::Works)),
             Some(BlockedBy::Known(Blocked::Turn)) => {
                 let position = task["position"].as_u64().unwrap_or_default();
                 let found = self.get(&format!("/v1/groups/{}", encode(&group))).ok();
                 let ahead = found.as_ref().is_some_and(is_running);
                 let first = found.and_then(|group| self.of_group(&group)).map(Box::new);
-                Some(Reason::Tasks { group, before: position + u64::from(ahead), first })
+                // A draining or deleted group does not show that a task runs, but one does.
+                let before = (position + u64::from(ahead)).max(1);
+                Some(Reason::Tasks { group, before, first })
             }
             Some(blocked) => Some(self.blocked(blocked, group, Some(task))),
         }
@@ -149,12 +152,12 @@ impl<'a> Round<'a> {
         Reason::Backoff { group, until, error, degraded: true }
     }
 
-    /// Returns the holder of the session's lock, and the end of its lease.
-    fn lock(&self, group: &str) -> Option<(String, String)> {
+    /// Returns the holder of the session's lock.
+    fn lock(&self, group: &str) -> Option<String> {
         let group = self.get(&format!("/v1/groups/{}", encode(group))).ok()?;
         let session = group["session_id"].as_str()?;
         let lock = self.get(&format!("/v1/locks/{}", encode(session))).ok()?;
-        Some((lock["holder"].as_str().map(shown)?, lock["expires_at"].as_str().map(shown)?))
+        lock["holder"].as_str().map(shown)
     }
 
     /// Returns the oldest permission that `task` waits for.
@@ -280,7 +283,7 @@ mod tests {
             (vec![queued("held"), Value::Null], Some(Reason::Held { group: work(), why: None })),
             (vec![retrying, items(failed)], Some(backoff(20, "agent_error: no", false))),
             (vec![queued("backoff"), items(degraded), items(json!([{ "detail": "exit 1" }]))], Some(backoff(9, "exit 1", true))),
-            (vec![queued("lock"), json!({ "session_id": "s/1" }), lock], Some(Reason::Lock { held: Some(("nightly[2J".into(), "T".into())) })),
+            (vec![queued("lock"), json!({ "session_id": "s/1" }), lock], Some(Reason::Lock { held: Some("nightly[2J".into()) })),
             (vec![queued("lock"), json!({ "session_id": "s/1" }), Value::Null], Some(Reason::Lock { held: None })),
             (vec![queued("agent_auth")], Some(Reason::Other("agent_auth".into()))),
             (vec![json!({ "state": "running", "blocked_by": null }), items(json!([]))], Some(Reason::Works)),

@@ -47,8 +47,9 @@ pub enum Reason {
     },
     /// Another holder has the session's lock.
     Lock {
-        /// The holder, and when its lease expires; `None` if the lock is free by now.
-        held: Option<(String, String)>,
+        /// The holder; `None` if the lock is free by now. The end of its lease moves with each
+        /// renewal, and would make it another reason.
+        held: Option<String>,
     },
     /// The database refuses commits.
     Storage {
@@ -132,8 +133,8 @@ impl Reason {
                 "group \"{group}\" is held, because {}; resume it with: {program} resume {group}",
                 hold(*why)
             ),
-            Self::Lock { held: Some((holder, until)) } => {
-                format!("the compaction lock of the session is held by \"{holder}\" until {until}")
+            Self::Lock { held: Some(holder) } => {
+                format!("the compaction lock of the session is held by \"{holder}\"")
             }
             Self::Lock { held: None } => "the compaction lock of the session".to_owned(),
             Self::Storage { cause } => {
@@ -256,9 +257,7 @@ mod tests {
         };
         let slot = |total, drains| Reason::Slot { total, drains };
         let storage = |cause: Option<&str>| Reason::Storage { cause: cause.map(str::to_owned) };
-        let lock = |held: Option<(&str, &str)>| Reason::Lock {
-            held: held.map(|(holder, until)| (holder.to_owned(), until.to_owned())),
-        };
+        let lock = |held: Option<&str>| Reason::Lock { held: held.map(str::to_owned) };
         #[rustfmt::skip]
         let cases = [
             (tasks(1, None), r#"1 task is before this one in group "work""#),
@@ -281,7 +280,7 @@ mod tests {
             (held(Some(HoldReason::Interrupted)), r#"group "work" is held, because a turn was interrupted; resume it with: gr resume work"#),
             (held(Some(HoldReason::InterruptedTwice)), r#"group "work" is held, because two turns in a row were interrupted; resume it with: gr resume work"#),
             (held(Some(HoldReason::ContextLost)), r#"group "work" is held, because a turn was interrupted and the agent lost its context; resume it with: gr resume work"#),
-            (lock(Some(("nightly", "T"))), r#"the compaction lock of the session is held by "nightly" until T"#),
+            (lock(Some("nightly")), r#"the compaction lock of the session is held by "nightly""#),
             (lock(None), "the compaction lock of the session"),
             (storage(Some("disk_full")), "the server's database fails (disk_full); the server's log has the remedy"),
             (storage(None), "the server's database fails; the server's log has the remedy"),

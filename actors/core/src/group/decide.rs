@@ -3,9 +3,7 @@
 use uuid::Uuid;
 
 use super::{EffectiveSettings, Group, Rejected};
-use crate::{
-    AgentOutput, Attempt, CompactionId, Effect, Event, Fact, Now, OutputSummary, Step, Task,
-};
+use crate::{AgentOutput, Attempt, CompactionId, Effect, Event, Fact, Now, Step, Task};
 
 /// A group while it decides on one event. Each recorded fact is applied at once.
 pub(super) struct Transition<'a> {
@@ -60,9 +58,7 @@ impl<'a> Transition<'a> {
             Event::SessionOpened { run, id, opened } => self.session_opened(run, id, opened),
             Event::OutputReceived { lines, summary, session, .. } => {
                 let named = session.as_ref().map(|session| &*session.0);
-                let counted = self.group.session_cursor.counted(named, summary);
-                let is_late = counted.is_late(&self.group.known_sessions);
-                let summary = if is_late { OutputSummary::default() } else { counted };
+                let summary = self.group.session_cursor.counted(named, summary);
                 self.record(Fact::AgentOutput(AgentOutput { lines, summary }));
             }
             Event::OutputRejected { run, reason, bytes } => {

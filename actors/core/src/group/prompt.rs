@@ -104,9 +104,7 @@ impl Transition<'_> {
             return;
         }
         let wedged_sign = self.wedged_sign(attempt, &reply);
-        if matches!(reply, PromptReply::Stopped { .. }) {
-            self.follow_agent();
-        }
+        self.follow_agent(&reply);
         if let Some(sign) = wedged_sign {
             self.record(Fact::AgentWedged { run, sign: sign.into() });
         } else if self.open_rotation(&reply) {
@@ -279,7 +277,6 @@ impl Group {
             session.usage = Some(usage.clone());
         }
         if task.is_some()
-            && !output.summary.is_late(&self.known_sessions)
             && let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
         {
             attempt.add_output(&output.summary);
@@ -320,7 +317,7 @@ impl Group {
         let usage = self.state.session.as_ref().and_then(|session| session.usage.as_ref());
         self.state.compacting.measure_freed(usage);
         let carried = self.current.as_ref().is_some_and(|Current { task, attempt }| {
-            let has_output = attempt.as_ref().is_some_and(Attempt::has_output);
+            let has_output = attempt.as_ref().is_some_and(Attempt::has_own_output);
             task.id == id && task.kind() == TaskKind::Turn && has_output
         });
         // Only an answer shows that the agent works.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Current, Group, Session, decide::Transition, state::KNOWN_SESSIONS_MAX};
 use crate::{
-    Attempt, Compaction, CompactionSignal, Details, EndReason, Fact, Lineage, Provenance, RunId,
-    SessionId, SignalKind, Source,
+    Compaction, CompactionSignal, Details, EndReason, Fact, Lineage, PromptReply, Provenance,
+    RunId, SessionId, SignalKind, Source, StopReason, Strategy, Work,
 };
 
 impl Transition<'_> {
@@ -64,9 +64,17 @@ impl Transition<'_> {
         }
     }
 
-    /// Rotates to the session in which the agent continued its answer, if it did (AM-13).
-    pub(super) fn follow_agent(&mut self) {
-        let target = self.group.attempt().and_then(Attempt::moved_to).cloned();
+    /// Rotates to the session in which the agent continued its answer, if it did (AM-13). Not back
+    /// to one of the last segments: that may be late output. An answer that was cut short shows
+    /// nothing, and a rotation opens its own session.
+    pub(super) fn follow_agent(&mut self, reply: &PromptReply) {
+        use StopReason::{EndTurn, MaxTokens, MaxTurnRequests, Refusal};
+        let Some((task, attempt)) = self.running() else { return };
+        let rotates = matches!(task.work, Work::Compaction { strategy: Strategy::Rotate, .. });
+        let is_whole = attempt.cancel_reason.is_none()
+            && matches!(reply.stop_reason(), Some(EndTurn | MaxTokens | MaxTurnRequests | Refusal));
+        let is_new = |session: &&SessionId| !self.group.known_sessions.contains(session);
+        let target = attempt.moved_to().filter(is_new).filter(|_| is_whole && !rotates).cloned();
         if let Some(session) = target {
             self.rotate(EndReason::AcpSessionIdChanged, session, None);
         }

@@ -1,12 +1,13 @@
 //! Output of other sessions, and the moves of an agent to one: AM-13, I7.
 
 use greenroom_core::{
-    Group, KNOWN_SESSIONS_MAX, RetryPolicy, StopReason, Strategy, Task, TaskState, Timer,
+    Event, Group, KNOWN_SESSIONS_MAX, OutputSummary, RetryPolicy, StopReason, Strategy, TaskState,
+    ToolProgress, ToolUpdate,
 };
 use greenroom_testing::driver::{Driver, kinds};
 
 /// AM-13: a session that greenroom opens or left, that of a subagent, and one that speaks while no
-/// turn runs are no move of the agent; their output counts for no later turn.
+/// turn runs are no move of the agent. Their output is a sign that it acted, and no answer.
 #[test]
 fn output_of_another_session_does_not_move_the_group() {
     let mut driver = Driver::compacting(Strategy::Rotate);
@@ -18,17 +19,18 @@ fn output_of_another_session_does_not_move_the_group() {
     assert_eq!(driver.segment(), 2);
     driver.say_in("background", "while idle");
     let turn = driver.turn();
-    driver.say_in("s", "a late word");
+    driver.say_in("s", "a late word, or the agent's answer");
     driver.fail(-32603);
-    assert_eq!(driver.group.task(turn).map(Task::state), Some(TaskState::Retrying), "I7");
-    driver.expire(|timer| matches!(timer, Timer::Backoff(..)));
-    driver.grant();
+    assert_eq!(driver.ended(turn).map(|(state, _)| state), Some(TaskState::Failed), "I7");
+    let pending = driver.group.state().pending_summary.as_deref();
+    assert_eq!(pending, Some("all of it"), "I16: the new session got nothing for sure");
+    driver.turn();
     driver.say_in("s", "a late word");
     driver.answer(StopReason::EndTurn);
     let turn = driver.turn();
-    driver.say("I delegate. ");
+    driver.say_in("s2", "I delegate. ");
     driver.say_in("child", "thinks");
-    driver.say("The answer is 42.");
+    driver.say_in("s2", "The answer is 42.");
     driver.answer(StopReason::EndTurn);
     assert_eq!(driver.segment(), 2);
     assert_eq!(driver.answer_text(turn).unwrap(), "I delegate. The answer is 42.");
@@ -57,6 +59,18 @@ fn the_agent_moves_at_the_end_of_the_turn() {
     driver.fail(-32603);
     assert_eq!(driver.ended(turn).map(|(state, _)| state), Some(TaskState::Failed));
     assert_eq!(driver.segment(), 2, "an error shows no move");
+    let turn = driver.turn();
+    driver.say_in("third", "only there");
+    driver.apply(Event::CancelRequested(turn));
+    driver.answer(StopReason::Cancelled);
+    assert_eq!(driver.segment(), 2, "nor does a turn that was cut");
+    driver.turn();
+    let step = ToolProgress::Called { tool: "task".into(), ended: None };
+    let tools = vec![ToolUpdate { call: "1".into(), step }];
+    driver.output(OutputSummary { has_output: true, tools, ..OutputSummary::default() });
+    driver.say_in("third", "a subagent");
+    driver.answer(StopReason::EndTurn);
+    assert_eq!(driver.segment(), 2, "nor a session that may be an open tool's");
 }
 
 /// AM-13, AM-17, I11: a group remembers the sessions of its last segments, also over a restart of

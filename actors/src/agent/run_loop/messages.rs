@@ -62,7 +62,8 @@ impl RunLoop {
     }
 
     /// Reports a notification first, and then what it reports about the context, so that its frame
-    /// belongs to the segment that the boundary closes. One about another session has no effect.
+    /// belongs to the segment that the boundary closes. The run reads nothing from one about
+    /// another session.
     fn on_notification(&mut self, line: &str, notification: Notification<'_>) {
         let run = self.run;
         let Notification { kind, summary, session, tool_kind, context } = notification;

@@ -16,6 +16,8 @@ pub struct Moves {
     elsewhere: BTreeSet<SessionId>,
     /// Whether the next segment begins because the agent moved.
     moves: bool,
+    /// Whether the prompt in flight is being cancelled.
+    is_cut: bool,
     /// Whether the next fact is a turn's end.
     settles: bool,
 }
@@ -26,8 +28,10 @@ impl Moves {
             return Ok(());
         }
         if std::mem::take(&mut self.moves) && self.in_world {
-            let target: Vec<_> = self.elsewhere.difference(&self.left).collect();
+            let target: Vec<_> = self.elsewhere.iter().collect();
             ensure!(target == [session], "AM-13: a move to {session}, and {target:?} had output");
+            ensure!(!self.left.contains(session), "AM-13: a move back to {session}");
+            ensure!(!self.is_cut, "AM-13: a move at the end of a turn that was cut");
             self.settles = true;
         }
         self.left.remove(session);
@@ -56,9 +60,13 @@ impl Invariant for Moves {
             ensure!(is_end, "AM-13: the agent moved, and the turn does not end: {fact:?}");
         }
         match fact {
-            Fact::PromptSent { .. } => self.elsewhere.clear(),
+            Fact::PromptSent { .. } => {
+                self.elsewhere.clear();
+                self.is_cut = false;
+            }
+            Fact::CancelRequested { .. } | Fact::TurnCut { .. } => self.is_cut = true,
             Fact::AgentOutput(output) => {
-                if output.summary.has_output {
+                if output.summary.has_output && output.summary.is_named {
                     self.elsewhere.clear();
                 }
                 let other = output.summary.elsewhere();

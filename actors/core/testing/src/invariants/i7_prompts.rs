@@ -4,10 +4,10 @@
 use std::{collections::BTreeMap, rc::Rc};
 
 use greenroom_core::{
-    Compaction, CompactionStatus, Fact, Json, Recorded, Strategy, TaskId, TaskKind, Work,
+    Compaction, CompactionStatus, EndReason, Fact, Json, Recorded, Strategy, TaskId, TaskKind, Work,
 };
 
-use super::{Begun, Checked, Invariant, Played, ensure, proves_receipt, record};
+use super::{Begun, Checked, Invariant, Played, ensure, record};
 
 /// Only worlds know the callers' prompts.
 #[derive(Default)]
@@ -78,8 +78,11 @@ impl Invariant for Prompts {
                 check_blocks(prompt, &known.blocks, summary)?;
                 self.had_output = false;
             }
-            Fact::AgentOutput(output) => self.had_output |= proves_receipt(&output.summary),
-            Fact::RequestRefused { .. } => self.had_output = true,
+            Fact::AgentOutput(output) => self.had_output |= output.summary.has_output,
+            Fact::RequestRefused { .. }
+            | Fact::SegmentEnded { end_reason: EndReason::AcpSessionIdChanged, .. } => {
+                self.had_output = true;
+            }
             // The agent only pretended to work.
             Fact::AgentWedged { .. } => self.had_output = false,
             Fact::CompactionEnded(ended) => self.compaction_ended(ended)?,

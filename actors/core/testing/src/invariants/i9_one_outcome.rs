@@ -99,7 +99,8 @@ impl Invariant for OneOutcome {
             }
             Fact::AgentOutput(output) => {
                 self.has_answer |= output.summary.has_answer;
-                self.is_answered_elsewhere &= !output.summary.has_output;
+                self.is_answered_elsewhere &=
+                    !(output.summary.has_output && output.summary.is_named);
                 let elsewhere = output.summary.elsewhere();
                 self.is_answered_elsewhere |= elsewhere.is_some_and(|other| other.has_answer);
             }

@@ -199,6 +199,7 @@ const NOTHING: OutputSummary = OutputSummary {
     tools: Vec::new(),
     costs: Vec::new(),
     has_answer: false,
+    is_named: false,
     other_sessions: None,
 };
 

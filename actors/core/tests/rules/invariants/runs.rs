@@ -118,8 +118,10 @@ const BROKEN_MOVE: &[Row] = &[
         elsewhere(h, |summary| summary.other_sessions = None);
     }),
     ("AM-13", false, "a move away from a session that continued", |h| {
-        elsewhere(h, |summary| *summary = OutputSummary { has_output: true, ..summary.clone() });
-        elsewhere(h, |summary| summary.other_sessions = None);
+        elsewhere(h, |summary| {
+            *summary =
+                OutputSummary { has_output: true, is_named: true, ..OutputSummary::default() };
+        });
     }),
     ("AM-13", false, "a move before the turn's end", |h| remove(h, "turn_settled")),
 ];
