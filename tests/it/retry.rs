@@ -104,9 +104,9 @@ fn a_task_fails_after_five_retries() {
         assert_backoffs(&server, agent, 6, 10);
     }
     let next = server.submit("crashing", "next");
-    let waits = (&next["state"], &next["blocked_by"]);
-    assert_eq!(waits, (&json!("queued"), &json!("backoff")), "{next}");
     server.wait_status("crashing", "degraded");
+    let waits = server.frames_of_kind("crashing", "greenroom/agent_degraded");
+    assert!(!waits.is_empty(), "each further start waits");
     server.journal.open_gate("open");
     server.finish_as(&next, "completed");
     assert_eq!(server.journal.prompts().last().map(String::as_str), Some("next"));
