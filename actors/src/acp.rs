@@ -352,6 +352,7 @@ mod tests {
             (r#""id":9,"error":{"code":"busy","message":"x"}"#,                   err(None, "x")),
             (r#""id":9,"error":{"message":["x"]}"#,                               err(None, r#"{"message":["x"]}"#)),
             (r#""id":9,"error":"boom \ud83d""#,                                   err(None, "boom \u{fffd}")),
+            (r#""id":9,"error":"bad key sk-proj-abcDEF123456""#,                  err(None, "bad key [redacted]")),
             (r#""id":9,"error":[1]"#,                                             err(None, "[1]")),
             (r#""id":9,"error":{"code":-32603,"message":"x"},"result":{}"#,       err(None, "x (error -32603), and a result beside it")),
         ];

@@ -408,6 +408,7 @@ mod tests {
             ("tool open",           ExitReason::ServerRestart, tool(false),     SideEffects::Possible),
             ("agent died silent",   ExitReason::Exited,        OutputSummary::default(), SideEffects::NoneObserved),
             ("agent died in tool",  ExitReason::Exited,        tool(false),     SideEffects::Possible),
+            ("subagent's tool",     ExitReason::Exited,        tool(true).of_other_session(&SessionId("c".into())), SideEffects::Possible),
         ];
         for (name, reason, summary, side_effects) in cases {
             let settled = attempt(None, summary).settle_by_exit(reason, "");
