@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod auto_compaction_pause;
+mod compaction_lock;
 mod counted_digest;
 mod detected_compactions;
 mod detector_scenarios;
