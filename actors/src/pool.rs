@@ -37,7 +37,7 @@ pub struct Evict(pub RunId);
 #[derive(Clone, Debug)]
 pub struct AgentPool {
     actor: Addr<PoolActor>,
-    /// Whether any run waits. Only then does the actor need to know that a run became idle.
+    /// Whether any run waits. Only then does the actor need to know of a run's use.
     is_short: Arc<AtomicBool>,
     /// Numbers the moments at which runs became idle.
     moments: Arc<AtomicU64>,
@@ -61,13 +61,18 @@ pub struct PoolRequest {
 /// The values of a [`UsageCell`] that are no moments.
 const BUSY: u64 = 0;
 const STOPPING: u64 = 1;
-const FIRST_MOMENT: u64 = 2;
+const BUSY_FORGETFUL: u64 = 2;
+const FIRST_MOMENT: u64 = 3;
+/// Added to the moment of an idle run whose context would be lost with it.
+const FORGETFUL: u64 = 1 << 63;
 
 impl UsageCell {
     fn get(&self) -> RunUsage {
         match self.0.load(Ordering::SeqCst) {
             BUSY => RunUsage::Busy,
             STOPPING => RunUsage::Stopping,
+            BUSY_FORGETFUL => RunUsage::BusyForgetful,
+            moment if moment & FORGETFUL != 0 => RunUsage::IdleForgetful(moment & !FORGETFUL),
             moment => RunUsage::Idle(moment),
         }
     }
@@ -121,20 +126,25 @@ impl AgentPool {
 
     /// Records the activity of a run.
     pub fn report_usage(&self, usage: &UsageCell, activity: Activity) {
-        match (usage.get(), activity) {
+        let moment = || self.moments.fetch_add(1, Ordering::SeqCst);
+        let value = match (usage.get(), activity) {
             (RunUsage::Busy, Activity::Busy)
             | (RunUsage::Idle(_), Activity::Idle)
-            | (RunUsage::Stopping, Activity::Stopping) => {}
-            (_, Activity::Busy) => usage.0.store(BUSY, Ordering::SeqCst),
-            (_, Activity::Stopping) => usage.0.store(STOPPING, Ordering::SeqCst),
-            (_, Activity::Idle) => {
-                let moment = self.moments.fetch_add(1, Ordering::SeqCst);
-                usage.0.store(moment, Ordering::SeqCst);
-                // For a run that begins to wait later, the actor reads the cell itself.
-                if self.is_short.load(Ordering::SeqCst) {
-                    self.actor.do_send(BecameIdle);
-                }
-            }
+            | (RunUsage::Stopping, Activity::Stopping)
+            | (RunUsage::BusyForgetful, Activity::BusyForgetful)
+            | (RunUsage::IdleForgetful(_), Activity::IdleForgetful) => return,
+            (_, Activity::Busy) => BUSY,
+            (_, Activity::Stopping) => STOPPING,
+            (_, Activity::BusyForgetful) => BUSY_FORGETFUL,
+            (_, Activity::Idle) => moment(),
+            (_, Activity::IdleForgetful) => moment() | FORGETFUL,
+        };
+        usage.0.store(value, Ordering::SeqCst);
+        // A run that is forgetful protects no other one any more. For a run that begins to wait
+        // later, the actor reads the cell itself.
+        let may_matter = activity.is_idle() || activity == Activity::BusyForgetful;
+        if may_matter && self.is_short.load(Ordering::SeqCst) {
+            self.actor.do_send(UsageChanged);
         }
     }
 
@@ -182,7 +192,7 @@ struct Released(RunId);
 
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-struct BecameIdle;
+struct UsageChanged;
 
 #[derive(Debug, Message)]
 #[rtype(result = "Occupancy")]
@@ -258,10 +268,10 @@ impl Handler<Released> for PoolActor {
     }
 }
 
-impl Handler<BecameIdle> for PoolActor {
+impl Handler<UsageChanged> for PoolActor {
     type Result = ();
 
-    fn handle(&mut self, _: BecameIdle, ctx: &mut Context<Self>) {
+    fn handle(&mut self, _: UsageChanged, ctx: &mut Context<Self>) {
         self.run_actions(ctx);
     }
 }

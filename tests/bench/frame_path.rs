@@ -78,6 +78,7 @@ impl FramePath {
             session: SessionId("s".into()),
             continuity: Continuity::New,
             provenance: None,
+            is_forgetful: false,
         }])?;
         path.answer()?;
         Ok(path)

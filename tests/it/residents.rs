@@ -134,6 +134,35 @@ fn one_place_is_shared_by_all_groups() {
     eventually("all places free", &server.log, || (resident(&server)["count"] == 0).then_some(()));
 }
 
+/// I16, DQ-7: an agent that can restore no session is not stopped for being idle; it is evicted if
+/// no other agent can be, and then the loss is reported and `on_interrupt` decides.
+#[test]
+fn a_context_that_cannot_be_restored_is_kept() {
+    let setup = with_resident_agents(2).forgetful().text("defaults", "idle_timeout", "100ms");
+    let server = setup.start();
+    for (group, on_interrupt) in [("a", "hold"), ("b", "auto")] {
+        server.create_group(group, "forgetful", on_interrupt);
+        server.complete(group, "one");
+        if group == "a" {
+            server.complete("restored", "it is idle for less time than the other");
+            server.wait_group("restored", "no run", |group| group["current_run"].is_null());
+        }
+    }
+    let (a, b) = (agent_of(&server, "a"), agent_of(&server, "b"));
+    assert!(process::is_alive(a) && process::is_alive(b), "idle for longer");
+
+    server.complete("other", "all places are taken by such agents");
+    assert!(!process::is_alive(a) && process::is_alive(b), "a was idle for longest");
+    let held = server.submit("a", "two");
+    server.wait_blocked(&held, "held");
+    assert_eq!(server.frames_of_kind("a", "greenroom/context_lost").len(), 1);
+    server.resume("a");
+    server.finish_as(&held, "completed");
+    server.post("/v1/groups/b/stop", &json!({})).expect_any(&[200, 202, 204]);
+    server.complete("b", "two");
+    assert_eq!(server.frames_of_kind("b", "greenroom/context_lost").len(), 1);
+}
+
 /// I10: an idle agent that ignores everything but SIGKILL is evicted too. A cancel of the task, or
 /// the stop or the deletion of the group, that waits for its place ends the wait, and no place is
 /// lost. The wait does not count for `start_timeout`.

@@ -57,6 +57,8 @@ pub enum Event {
         continuity: Continuity,
         /// Which of the agent's own sessions it is.
         provenance: Option<Provenance>,
+        /// Whether the agent can neither load nor resume a session.
+        is_forgetful: bool,
     },
     /// The agent wrote protocol messages.
     OutputReceived {

@@ -260,6 +260,9 @@ pub enum Fact {
         /// Which of the agent's own sessions it is, if the agent reports that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         provenance: Option<Provenance>,
+        /// Whether the agent can neither load nor resume a session: the context ends with the run.
+        #[serde(rename = "forgetful", default, skip_serializing_if = "std::ops::Not::not")]
+        is_forgetful: bool,
     },
     /// The run is being stopped, or its agent closed stdout.
     RunStopping {

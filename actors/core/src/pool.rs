@@ -14,6 +14,10 @@ pub enum RunUsage {
     Idle(u64),
     /// Its group is stopping it.
     Stopping,
+    /// The group's task uses it, and the context would be lost with it.
+    BusyForgetful,
+    /// Nothing uses it since this moment, but the context would be lost with it.
+    IdleForgetful(u64),
 }
 
 /// How a group uses its run.
@@ -25,6 +29,20 @@ pub enum Activity {
     Idle,
     /// The group has stopped the run.
     Stopping,
+    /// The run is busy, and the context would be lost with it: its agent can restore no session.
+    BusyForgetful,
+    /// The run has no task, but the context would be lost with it.
+    IdleForgetful,
+}
+
+impl Activity {
+    /// Whether the run has no task, and is not stopping.
+    pub fn is_idle(self) -> bool {
+        match self {
+            Self::Idle | Self::IdleForgetful => true,
+            Self::Busy | Self::BusyForgetful | Self::Stopping => false,
+        }
+    }
 }
 
 /// What the pool's actor has to do.
@@ -105,7 +123,8 @@ impl Pool {
 
     /// Admits the first waiting runs to free places, and evicts the longest idle run for each busy
     /// run that still waits, less those that are leaving. Also evicts waiting runs that are idle.
-    /// `usage` returns what a run is used for.
+    /// A run whose context would be lost with it is evicted only if that is true of all runs that
+    /// have a place: another one will be idle before long. `usage` returns what a run is used for.
     pub fn next_actions(&mut self, usage: impl Fn(RunId) -> RunUsage) -> Vec<PoolAction> {
         let mut actions = Vec::new();
         let free = self.max.saturating_sub(self.count());
@@ -113,18 +132,33 @@ impl Pool {
             entry.admitted = true;
             actions.push(PoolAction::Admit(entry.run));
         }
-        let (mut waiting, mut leaving) = (0, 0);
-        let (mut idle, mut unneeded) = (Vec::new(), Vec::new());
+        let (mut waiting, mut leaving, mut spares_forgetful) = (0, 0, false);
+        let (mut idle, mut forgetful, mut unneeded) = (Vec::new(), Vec::new(), Vec::new());
         for (index, entry) in self.runs.iter().enumerate() {
             match (entry.admitted, entry.eviction, usage(entry.run)) {
-                (true, Eviction::Requested, _) | (true, _, RunUsage::Stopping) => leaving += 1,
+                (true, Eviction::Requested, usage) => {
+                    leaving += 1;
+                    spares_forgetful |= !matches!(usage, RunUsage::IdleForgetful(_));
+                }
+                // Another run gets its place, and will be idle before long.
+                (true, _, RunUsage::Stopping) => (leaving, spares_forgetful) = (leaving + 1, true),
                 (false, Eviction::Requested, _) | (false, _, RunUsage::Stopping) => {}
-                (_, Eviction::Refused(then), RunUsage::Idle(since)) if since == then => {}
+                (_, Eviction::Refused(then), RunUsage::Idle(since)) if since == then => {
+                    spares_forgetful |= entry.admitted;
+                }
+                (_, Eviction::Refused(then), RunUsage::IdleForgetful(since)) if since == then => {}
                 (true, _, RunUsage::Idle(since)) => idle.push((since, index)),
-                (false, _, RunUsage::Idle(since)) => unneeded.push((since, index)),
-                (false, _, RunUsage::Busy) => waiting += 1,
-                (true, _, RunUsage::Busy) => {}
+                (true, _, RunUsage::IdleForgetful(since)) => forgetful.push((since, index)),
+                (false, _, RunUsage::Idle(since) | RunUsage::IdleForgetful(since)) => {
+                    unneeded.push((since, index));
+                }
+                (false, _, RunUsage::Busy | RunUsage::BusyForgetful) => waiting += 1,
+                (true, _, RunUsage::Busy) => spares_forgetful = true,
+                (true, _, RunUsage::BusyForgetful) => {}
             }
+        }
+        if idle.is_empty() && !spares_forgetful {
+            idle = forgetful;
         }
         idle.sort_unstable();
         idle.truncate(usize::saturating_sub(waiting, leaving));

@@ -24,6 +24,8 @@ pub struct Run {
     pub health: RunHealth,
     /// Whether it reported a compaction by ACP: other detectors then only add details.
     pub reports_by_acp: bool,
+    /// Whether its agent can neither load nor resume a session: the context ends with the run.
+    pub is_forgetful: bool,
 }
 
 impl Run {
@@ -37,6 +39,7 @@ impl Run {
             progress: RunProgress::Unsettled,
             health: RunHealth::Sound,
             reports_by_acp: false,
+            is_forgetful: false,
         }
     }
 }
@@ -106,6 +109,8 @@ struct StoredRun {
     wedged: bool,
     settled: bool,
     shows_acp: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    forgetful: bool,
 }
 
 impl From<StoredRun> for Run {
@@ -126,6 +131,7 @@ impl From<StoredRun> for Run {
                 (false, false) => RunHealth::Sound,
             },
             reports_by_acp: stored.shows_acp,
+            is_forgetful: stored.forgetful,
         }
     }
 }
@@ -142,6 +148,7 @@ impl From<Run> for StoredRun {
             wedged: run.health == RunHealth::Wedged,
             settled: run.progress == RunProgress::Settled,
             shows_acp: run.reports_by_acp,
+            forgetful: run.is_forgetful,
         }
     }
 }
@@ -284,6 +291,10 @@ mod tests {
             assert_eq!(serde_json::from_str::<Run>(&text).unwrap(), run, "{name}");
             assert_eq!(serde_json::to_string(&run).unwrap(), text, "{name}");
         }
+        let text = stored(false, false, false, true).replace('}', r#","forgetful":true}"#);
+        let forgetful = Run { is_forgetful: true, ..run(P::Settled, H::Sound) };
+        assert_eq!(serde_json::from_str::<Run>(&text).unwrap(), forgetful);
+        assert_eq!(serde_json::to_string(&forgetful).unwrap(), text);
         // An earlier version stored the session that a rotation left, too.
         let text = stored(false, false, false, true).replace('}', r#","left":"s"}"#);
         assert_eq!(serde_json::from_str::<Run>(&text).unwrap(), run(P::Settled, H::Sound));

@@ -70,6 +70,11 @@ impl Handshake {
         replay
     }
 
+    /// Whether the agent can neither load nor resume a session.
+    pub fn is_forgetful(&self) -> bool {
+        !self.can_load && !self.can_resume
+    }
+
     /// Handles a response; `None` if it is not to the last request.
     pub fn on_response(&mut self, id: u64, outcome: Result<&str, acp::RpcError>) -> Option<Next> {
         if id != self.id {

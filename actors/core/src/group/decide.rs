@@ -46,8 +46,9 @@ impl<'a> Transition<'a> {
             Event::SlotGranted => self.claim(),
             Event::LockAnswered { task, key, answer } => self.lock_answered(task, key, answer),
             Event::LockLost { task } => self.lock_lost(task),
-            Event::AgentReady { run, pid, session, continuity, provenance } => {
-                self.agent_ready(run, pid, session, continuity, provenance);
+            Event::AgentReady { run, pid, session, continuity, provenance, is_forgetful } => {
+                let given = (session, provenance);
+                self.agent_ready(run, pid, given, continuity, is_forgetful);
             }
             Event::Signalled { run, signal } => self.signalled(run, &signal),
             Event::ProvenanceGiven { run, provenance } => self.provenance_given(run, provenance),

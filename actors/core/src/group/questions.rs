@@ -96,16 +96,28 @@ impl Group {
 
     /// Whether it is the group's run, and the group has no work for it.
     pub(super) fn is_evictable(&self, run: RunId) -> bool {
-        self.is_live_run(run) && self.activity() == Some(Activity::Idle)
+        self.is_live_run(run) && self.activity().is_some_and(Activity::is_idle)
     }
 
     /// Returns how the group uses its run, if it has one.
     pub fn activity(&self) -> Option<Activity> {
         Some(match self.run.as_ref()?.phase {
             RunPhase::Stopping => Activity::Stopping,
-            RunPhase::Starting | RunPhase::Ready if self.needs_run() => Activity::Busy,
-            RunPhase::Starting | RunPhase::Ready => Activity::Idle,
+            RunPhase::Starting | RunPhase::Ready => match (self.needs_run(), self.is_forgetful()) {
+                (true, false) => Activity::Busy,
+                (true, true) => Activity::BusyForgetful,
+                (false, false) => Activity::Idle,
+                (false, true) => Activity::IdleForgetful,
+            },
         })
+    }
+
+    /// Whether a context would be lost with its run: the agent can restore no session, and the
+    /// session in force got a prompt, and was not summed up for the next prompt.
+    pub(super) fn is_forgetful(&self) -> bool {
+        let is_used = self.state.session.as_ref().is_some_and(|session| !session.is_fresh);
+        let run = self.run.as_ref().filter(|run| run.is_forgetful && is_used);
+        run.is_some() && self.state.pending_summary.is_none()
     }
 
     /// Whether everything that began has ended: [`Group::restore`] then needs nothing else, and the

@@ -81,8 +81,9 @@ impl Group {
             Fact::RunStarted { run, has_detectors, .. } => {
                 self.apply_run_started(*run, *has_detectors)
             }
-            Fact::RunReady { session, provenance, continuity, .. } => {
+            Fact::RunReady { session, provenance, continuity, is_forgetful, .. } => {
                 self.apply_run_ready(session, provenance.as_ref(), *continuity);
+                self.run.iter_mut().for_each(|run| run.is_forgetful = *is_forgetful);
             }
             Fact::RunStopping { .. } => self.set_phase(RunPhase::Stopping),
             Fact::RunExited { exit, .. } => self.apply_run_exited(exit),

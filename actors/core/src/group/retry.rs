@@ -71,13 +71,19 @@ impl Transition<'_> {
         }
     }
 
-    /// Puts the group on hold if its session was lost after an interruption or before a retry:
-    /// those prompts were meant for the lost context.
+    /// Puts the group on hold if its session was lost, and its settings say so. By default they do
+    /// after an interruption and before a retry: those prompts were meant for the lost context.
     pub(super) fn hold_after_loss(&mut self) {
         let Group { state, current, .. } = &*self.group;
         let is_retry = |current: &Current| current.task.state() == TaskState::Retrying;
-        let needs_decision = state.hold.interruptions > 0 || current.as_ref().is_some_and(is_retry);
-        if needs_decision && self.settings.on_interrupt != OnInterrupt::Continue {
+        let needs_decision = match self.settings.on_interrupt {
+            OnInterrupt::Hold => true,
+            OnInterrupt::Auto => {
+                state.hold.interruptions > 0 || current.as_ref().is_some_and(is_retry)
+            }
+            OnInterrupt::Continue => false,
+        };
+        if needs_decision {
             self.hold(HoldReason::ContextLost);
         }
     }

@@ -27,9 +27,9 @@ impl Transition<'_> {
         &mut self,
         id: RunId,
         pid: u32,
-        session: SessionId,
+        (session, provenance): (SessionId, Option<Provenance>),
         continuity: Continuity,
-        provenance: Option<Provenance>,
+        is_forgetful: bool,
     ) {
         // A run that was stopped before it was ready takes no prompt.
         let is_starting = |run: &Run| run.id == id && run.phase == RunPhase::Starting;
@@ -57,7 +57,8 @@ impl Transition<'_> {
             // AM-13: the agent restored another of its own sessions under the same ACP id.
             self.rotate(EndReason::Reset, session.clone(), provenance.clone());
         }
-        self.record(Fact::RunReady { run: id, pid, session, continuity, provenance });
+        let ready = Fact::RunReady { run: id, pid, session, continuity, provenance, is_forgetful };
+        self.record(ready);
         if is_lost {
             self.hold_after_loss();
         }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     CancelReason, CompactionId, CompactionOrder, Now, OnInterrupt, PermissionId, PermissionPolicy,
-    RetryPolicy, RunId, RunPhase, Stop, Task, TaskId, TaskKind,
+    RetryPolicy, RunId, RunPhase, Stop, Task, TaskId, TaskKind, pool::Activity,
 };
 
 /// How long an agent may take to answer a cancel before its process tree is stopped.
@@ -95,7 +95,7 @@ impl Group {
             Some((Timer::Attempt(task.id), task.deadline_ms.unwrap_or(limit)))
         });
         let idle = ready
-            .filter(|_| !self.needs_run() && self.permissions.is_empty())
+            .filter(|_| self.activity() == Some(Activity::Idle) && self.permissions.is_empty())
             .map(|run| (Timer::Idle(run.id, self.state.last_seq), limits.idle_ms));
         let lock = match self.lock {
             LockState::Refused { task, tries, .. } if self.may_request_lock() => {

@@ -179,7 +179,17 @@ impl Driver {
         let (run, session) = (self.run(), SessionId(session.into()));
         let continuity =
             if self.group.state().session.is_some() { Continuity::Loaded } else { Continuity::New };
-        self.apply(Event::AgentReady { run, pid: 1, session, continuity, provenance })
+        let is_forgetful = false;
+        self.apply(Event::AgentReady { run, pid: 1, session, continuity, provenance, is_forgetful })
+    }
+
+    /// An agent that can neither load nor resume opens its session, which is new.
+    pub fn ready_forgetful(&mut self, session: &str) -> Step {
+        let (run, session) = (self.run(), SessionId(session.into()));
+        let continuity =
+            if self.group.state().session.is_some() { Continuity::Lost } else { Continuity::New };
+        let (provenance, is_forgetful) = (None, true);
+        self.apply(Event::AgentReady { run, pid: 1, session, continuity, provenance, is_forgetful })
     }
 
     pub fn output(&mut self, summary: OutputSummary) -> Step {

@@ -262,7 +262,14 @@ fn segments_rotate_for_four_causes() {
                 driver.turn();
                 let (run, session) = (driver.run(), SessionId("other".into()));
                 let (continuity, provenance) = (Continuity::Loaded, None);
-                driver.apply(Event::AgentReady { run, pid: 2, session, continuity, provenance });
+                driver.apply(Event::AgentReady {
+                    run,
+                    pid: 2,
+                    session,
+                    continuity,
+                    provenance,
+                    is_forgetful: false,
+                });
             },
             EndReason::AgentRestart,
             true,

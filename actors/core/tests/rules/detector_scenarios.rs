@@ -332,7 +332,14 @@ impl Reader {
         reader.start();
         let provenance = rotates.then(|| provenance(0, None));
         let (session, continuity) = (SessionId("s".into()), Continuity::New);
-        reader.apply(Event::AgentReady { run: RUN, pid: 1, session, continuity, provenance });
+        reader.apply(Event::AgentReady {
+            run: RUN,
+            pid: 1,
+            session,
+            continuity,
+            provenance,
+            is_forgetful: false,
+        });
         reader.settle();
         reader.rotations = 0;
         reader

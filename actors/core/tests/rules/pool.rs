@@ -1,5 +1,5 @@
 //! The pool of agents: first come, first served; the longest idle agent is evicted, never a busy
-//! one (DQ-7).
+//! one, and one whose context would be lost with it only if that is true of all (DQ-7, I16).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -36,7 +36,7 @@ fn usages(usages: &[RunUsage]) -> impl Fn(RunId) -> RunUsage {
 
 #[test]
 fn longest_idle_agent_is_evicted() {
-    use RunUsage::{Busy, Idle, Stopping};
+    use RunUsage::{Busy, BusyForgetful, Idle, IdleForgetful, Stopping};
     #[rustfmt::skip]
     let cases: &[(&str, usize, &[RunUsage], &[PoolAction])] = &[
         ("no run waits",            2, &[Idle(5), Idle(3)],                      &[]),
@@ -49,6 +49,12 @@ fn longest_idle_agent_is_evicted() {
         ("an idle run waits",       1, &[Busy, Idle(7)],                         &[evict(2, 7)]),
         ("idle needs no room",      1, &[Idle(2), Idle(7)],                      &[evict(2, 7)]),
         ("stopping needs no room",  1, &[Idle(2), Stopping],                     &[]),
+        ("a context outlives",      2, &[IdleForgetful(1), Idle(3), Busy],       &[evict(2, 3)]),
+        ("it waits for a busy one", 2, &[IdleForgetful(1), Busy, Busy],          &[]),
+        ("one for two that wait",   2, &[IdleForgetful(1), Idle(3), Busy, Busy], &[evict(2, 3)]),
+        ("all forget",              2, &[IdleForgetful(4), IdleForgetful(3), Busy], &[evict(2, 3)]),
+        ("all forget, one busy",    2, &[BusyForgetful, IdleForgetful(3), Busy], &[evict(2, 3)]),
+        ("all forget and are busy", 2, &[BusyForgetful, BusyForgetful, Busy],    &[]),
     ];
     for (name, max, usage, expected) in cases {
         let mut pool = requested(*max, usage.len() as u128);
@@ -88,7 +94,9 @@ fn agents_are_admitted_in_order_of_arrival() {
 #[derive(Clone, Copy, Debug)]
 enum Action {
     Request,
-    BecomeIdle(usize),
+    /// And whether the run's context would be lost with it.
+    BecomeIdle(usize, bool),
+    BecomeForgetful(usize),
     BecomeBusy(usize),
     /// A group handles the oldest request to evict a run.
     HandleEviction,
@@ -98,14 +106,28 @@ enum Action {
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
     let any = 0..100_usize;
+    let idle = (any.clone(), proptest::bool::ANY);
+    let idle = idle.prop_map(|(run, forgets)| Action::BecomeIdle(run, forgets));
     let one = prop_oneof![
         3 => Just(Action::Request),
-        3 => any.clone().prop_map(Action::BecomeIdle),
+        3 => idle,
+        1 => any.clone().prop_map(Action::BecomeForgetful),
         2 => any.clone().prop_map(Action::BecomeBusy),
         4 => Just(Action::HandleEviction),
         2 => any.prop_map(Action::End),
     ];
     vec(one, 0..200)
+}
+
+fn is_busy(usage: RunUsage) -> bool {
+    matches!(usage, RunUsage::Busy | RunUsage::BusyForgetful)
+}
+
+fn idle_since(usage: RunUsage) -> Option<u64> {
+    match usage {
+        RunUsage::Idle(since) | RunUsage::IdleForgetful(since) => Some(since),
+        RunUsage::Busy | RunUsage::BusyForgetful | RunUsage::Stopping => None,
+    }
 }
 
 /// The groups' side, and the invariants of the pool at every step.
@@ -145,32 +167,47 @@ impl World {
                 self.usages.insert(self.last_run, RunUsage::Busy);
                 self.pool.request(run(self.last_run));
             }
-            Action::BecomeIdle(number) => {
+            Action::BecomeIdle(number, forgets) => {
+                if let Some(run) = self.pick(number, is_busy) {
+                    self.become_idle(run, forgets);
+                }
+            }
+            Action::BecomeForgetful(number) => {
                 if let Some(run) = self.pick(number, |usage| usage == RunUsage::Busy) {
-                    self.moment += 1;
-                    self.usages.insert(run, RunUsage::Idle(self.moment));
+                    self.usages.insert(run, RunUsage::BusyForgetful);
                 }
             }
             Action::BecomeBusy(number) => {
-                if let Some(run) = self.pick(number, |usage| matches!(usage, RunUsage::Idle(_))) {
+                if let Some(run) = self.pick(number, |usage| idle_since(usage).is_some()) {
                     self.usages.insert(run, RunUsage::Busy);
                 }
             }
             Action::HandleEviction => {
                 let Some((one, since)) = self.eviction_requests.pop_front() else { return Ok(()) };
                 match self.usages.get(&one) {
-                    Some(RunUsage::Idle(_)) => _ = self.usages.insert(one, RunUsage::Stopping),
-                    Some(RunUsage::Busy) => self.pool.refuse_eviction(run(one), since),
+                    Some(RunUsage::Idle(_) | RunUsage::IdleForgetful(_)) => {
+                        self.usages.insert(one, RunUsage::Stopping);
+                    }
+                    Some(RunUsage::Busy | RunUsage::BusyForgetful) => {
+                        self.pool.refuse_eviction(run(one), since)
+                    }
                     Some(RunUsage::Stopping) | None => {}
                 }
             }
             Action::End(number) => {
-                if let Some(one) = self.pick(number, |usage| usage != RunUsage::Busy) {
+                if let Some(one) = self.pick(number, |usage| !is_busy(usage)) {
                     self.release(one);
                 }
             }
         }
         self.advance()
+    }
+
+    fn become_idle(&mut self, run: u128, forgets: bool) {
+        self.moment += 1;
+        let since = self.moment;
+        let idle = if forgets { RunUsage::IdleForgetful(since) } else { RunUsage::Idle(since) };
+        self.usages.insert(run, idle);
     }
 
     fn release(&mut self, one: u128) {
@@ -187,11 +224,18 @@ impl World {
             match action {
                 PoolAction::Admit(run) => self.admitted.push(run.0.as_u128()),
                 PoolAction::Evict { run, since } => {
-                    prop_assert_eq!(
-                        usage(run),
-                        RunUsage::Idle(since),
-                        "only an idle run is evicted"
-                    );
+                    let is_idle = idle_since(usage(run)) == Some(since);
+                    prop_assert!(is_idle, "only an idle run is evicted");
+                    let lasts = |one: &u128| {
+                        let is_asked = self.eviction_requests.iter().any(|(asked, _)| asked == one);
+                        let lasts =
+                            matches!(usages.get(one), Some(RunUsage::Busy | RunUsage::Idle(_)));
+                        lasts && !is_asked
+                    };
+                    let forgets = matches!(usage(run), RunUsage::IdleForgetful(_));
+                    let has_place = self.admitted.contains(&run.0.as_u128());
+                    let spares = forgets && has_place && self.admitted.iter().any(lasts);
+                    prop_assert!(!spares, "{run} is evicted, and others could be: {:?}", usages);
                     self.eviction_requests.push_back((run.0.as_u128(), since));
                 }
             }
@@ -218,14 +262,13 @@ impl World {
                 // One of the admitted runs is busy, or the longest idle would be evicted.
                 None => {
                     let admitted = |one: &u128| self.admitted.contains(one);
-                    let busy = self
-                        .usages
-                        .iter()
-                        .find(|(one, usage)| admitted(one) && **usage == RunUsage::Busy);
-                    let busy = busy.map(|(one, _)| *one);
+                    let mut runs = self.usages.iter();
+                    let busy = runs.find(|(one, usage)| admitted(one) && is_busy(**usage));
+                    let busy = busy.map(|(one, usage)| (*one, *usage == RunUsage::BusyForgetful));
                     prop_assert!(busy.is_some(), "runs wait and none is busy: {:?}", self.usages);
-                    self.moment += 1;
-                    busy.map(|one| self.usages.insert(one, RunUsage::Idle(self.moment)));
+                    if let Some((one, forgets)) = busy {
+                        self.become_idle(one, forgets);
+                    }
                 }
             }
             self.advance()?;

@@ -117,7 +117,14 @@ fn the_summary_is_carried_until_the_agent_has_output() {
         driver.grant();
         let (run, continuity, provenance) = (driver.run(), Continuity::Lost, None);
         let session = SessionId("s3".into());
-        let step = driver.apply(Event::AgentReady { run, pid: 2, session, continuity, provenance });
+        let step = driver.apply(Event::AgentReady {
+            run,
+            pid: 2,
+            session,
+            continuity,
+            provenance,
+            is_forgetful: false,
+        });
         assert!(
             !kinds(&step.facts).contains(&"context_lost"),
             "no further context is lost: {step:?}"

@@ -1,8 +1,8 @@
 //! Who ends a run for the server: the drain, an eviction, a purge. DQ-7, DQ-11.
 
 use greenroom_core::{
-    CancelReason, Effect, Event, ExitReason, RunId, Stop, StopReason, Strategy, TaskState,
-    pool::Activity,
+    CancelReason, Effect, Event, ExitReason, HoldReason, OnInterrupt, RunId, Stop, StopReason,
+    Strategy, TaskState, Timer, pool::Activity,
 };
 use greenroom_testing::driver::{Driver, Step, acquired, kinds};
 use uuid::Uuid;
@@ -86,6 +86,9 @@ fn only_an_idle_run_is_evicted() {
         ("compacting by itself", compacting_by_itself(), Activity::Busy),
         ("idle", Driver::idle(), Activity::Idle),
         ("stopping", stopping(), Activity::Stopping),
+        ("forgetful in a turn", forgetful_in_turn(), Activity::BusyForgetful),
+        ("forgetful and idle", forgetful(), Activity::IdleForgetful),
+        ("forgetful with nothing to forget", forgetful_and_fresh(), Activity::Idle),
     ] {
         assert_eq!(driver.group.activity(), Some(activity), "{name}");
         let other = RunId(Uuid::from_u128(0xff));
@@ -93,8 +96,8 @@ fn only_an_idle_run_is_evicted() {
         let run = driver.run();
         let step = driver.apply(Event::Evicted { run });
         let expected = [Stop::Gently];
-        assert_eq!(stops(&step), &expected[..usize::from(activity == Activity::Idle)], "{name}");
-        assert_eq!(step.facts.is_empty(), activity != Activity::Idle, "{name}");
+        assert_eq!(stops(&step), &expected[..usize::from(activity.is_idle())], "{name}");
+        assert_eq!(step.facts.is_empty(), !activity.is_idle(), "{name}");
     }
     let mut driver = Driver::default();
     assert_eq!(driver.group.activity(), None, "it has no run");
@@ -103,6 +106,63 @@ fn only_an_idle_run_is_evicted() {
     driver.apply(Event::PurgeOrdered);
     let evicted = driver.apply(Event::Evicted { run: RunId(Uuid::nil()) });
     assert_eq!(evicted, Step::default(), "a refused eviction orders nothing, no purge either");
+}
+
+/// A run in a turn, whose agent can restore no session.
+fn forgetful_in_turn() -> Driver {
+    let mut driver = Driver::default();
+    driver.turn();
+    driver.ready_forgetful("s");
+    driver.say("so");
+    driver
+}
+
+/// An idle run whose agent can restore no session.
+fn forgetful() -> Driver {
+    let mut driver = forgetful_in_turn();
+    driver.answer(StopReason::EndTurn);
+    driver
+}
+
+/// An idle run whose agent can restore no session, and got no prompt.
+fn forgetful_and_fresh() -> Driver {
+    let mut driver = Driver::default();
+    let task = driver.turn();
+    driver.apply(Event::CancelRequested(task));
+    driver.ready_forgetful("s");
+    driver
+}
+
+/// I16: no idle time ends a run with which a context would be lost; if it ends all the same, the
+/// loss is reported, and `on_interrupt` decides whether the next task starts.
+#[test]
+fn no_context_is_lost_for_idleness() {
+    let idles = |driver: &Driver| {
+        let now = driver.moment();
+        driver
+            .group
+            .timers(&driver.settings.limits, now)
+            .any(|(timer, _)| matches!(timer, Timer::Idle(..)))
+    };
+    assert!(idles(&Driver::idle()), "it can be restored");
+    assert!(idles(&forgetful_and_fresh()), "nothing is lost with it");
+    for (on_interrupt, holds) in
+        [(OnInterrupt::Hold, true), (OnInterrupt::Auto, false), (OnInterrupt::Continue, false)]
+    {
+        let mut driver = forgetful();
+        assert!(!idles(&driver));
+        driver.settings.on_interrupt = on_interrupt;
+        driver.apply(Event::Stopped);
+        driver.exit(ExitReason::Stopped);
+        let task = driver.turn();
+        let step = driver.ready_forgetful("t");
+        let kinds = kinds(&step.facts);
+        assert!(kinds.contains(&"context_lost"), "{on_interrupt:?}: {kinds:?}");
+        assert_eq!(driver.group.attempt().is_none(), holds, "{on_interrupt:?}: {kinds:?}");
+        let reason = driver.group.state().hold.reason;
+        assert_eq!(reason, holds.then_some(HoldReason::ContextLost), "{on_interrupt:?}");
+        assert!(driver.group.task(task).is_some(), "{on_interrupt:?}");
+    }
 }
 
 /// The rows are deleted once the order is stored and the run is over, and not before.

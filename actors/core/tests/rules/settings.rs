@@ -251,7 +251,14 @@ fn a_compaction_of_a_lost_session_is_skipped() {
     driver.grant();
     let (run, session) = (driver.run(), SessionId("fresh".into()));
     let (continuity, provenance) = (Continuity::Lost, None);
-    driver.apply(Event::AgentReady { run, pid: 2, session, continuity, provenance });
+    driver.apply(Event::AgentReady {
+        run,
+        pid: 2,
+        session,
+        continuity,
+        provenance,
+        is_forgetful: false,
+    });
     assert_eq!(driver.ended(task), Some((T::Skipped, None)));
     assert_eq!((driver.last_ended().unwrap().status, driver.count()), (C::Noop, 0));
     assert_eq!(driver.group.lease(), None);

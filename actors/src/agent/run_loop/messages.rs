@@ -102,12 +102,19 @@ impl RunLoop {
         match next {
             Next::Send(line) => self.stdin.send(line),
             Next::Ready(session, continuity) => {
-                self.handshake = None;
+                let handshake = self.handshake.take();
+                let is_forgetful = handshake.as_ref().is_some_and(Handshake::is_forgetful);
                 self.termination.on_ready();
                 self.sessions.set_current(session.clone());
                 let (run, pid) = (self.run, self.pid.unwrap_or_default());
-                let ready = Event::AgentReady { run, pid, session, continuity, provenance };
-                self.batch.push(ready);
+                self.batch.push(Event::AgentReady {
+                    run,
+                    pid,
+                    session,
+                    continuity,
+                    provenance,
+                    is_forgetful,
+                });
             }
             Next::Fail(why) => self.termination.kill(ExitReason::StartFailed, &why),
         }

@@ -40,7 +40,8 @@ fn turn_started(strategy: Option<Strategy>) -> Fact {
 
 fn ready(provenance: Option<Provenance>) -> Fact {
     let session = SessionId("one".into());
-    Fact::RunReady { run: RUN, pid: 1, session, continuity: Continuity::New, provenance }
+    let (continuity, is_forgetful) = (Continuity::New, false);
+    Fact::RunReady { run: RUN, pid: 1, session, continuity, provenance, is_forgetful }
 }
 
 fn provenance() -> Provenance {

@@ -74,9 +74,12 @@ impl Holds {
 
     fn ready(&mut self) {
         let retries = self.holder.is_some_and(|task| self.retrying.contains(&task));
-        let interrupted = self.interruptions > 0 || retries;
-        let holds = self.on_interrupt().is_some_and(|way| way != OnInterrupt::Continue);
-        if self.is_lost && interrupted && holds {
+        let holds = match self.on_interrupt() {
+            Some(OnInterrupt::Hold) => true,
+            Some(OnInterrupt::Auto) => self.interruptions > 0 || retries,
+            Some(OnInterrupt::Continue) | None => false,
+        };
+        if self.is_lost && holds {
             self.must_hold(HoldReason::ContextLost);
         }
     }

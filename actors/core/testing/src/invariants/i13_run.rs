@@ -72,11 +72,12 @@ impl Invariant for Runs {
                 let has_detectors = *has_detectors;
                 self.run = Some(Run { has_detectors, ..Run::new(*run, RunPhase::Starting) });
             }
-            Fact::RunReady { session, continuity, .. } => {
+            Fact::RunReady { session, continuity, is_forgetful, .. } => {
                 let is_new = matches!(continuity, Continuity::New | Continuity::Lost);
                 let progress = if is_new { RunProgress::Fresh } else { RunProgress::Unsettled };
                 if let Some(run) = &mut self.run {
                     (run.phase, run.progress) = (RunPhase::Ready, progress);
+                    run.is_forgetful = *is_forgetful;
                 }
                 self.session = Some(session.clone());
             }

@@ -1,11 +1,12 @@
 //! I16, AM-11, AM-13: the session in force is the one that the facts name, with its provenance; and
-//! an agent with a new session for an old context says that the context was lost.
+//! an agent with a new session for an old context says that the context was lost; and no run is
+//! stopped for being idle with which a context would be lost.
 
 use std::rc::Rc;
 
-use greenroom_core::{Continuity, Fact, Provenance, Recorded, SessionId};
+use greenroom_core::{Continuity, Fact, Provenance, Recorded, SessionId, Timer};
 
-use super::{Begun, Checked, Invariant, Played, ensure};
+use super::{Begun, Checked, Invariant, Played, Trigger, ensure};
 
 /// Only worlds tell what a step began with.
 #[derive(Default)]
@@ -20,10 +21,15 @@ pub struct Context {
     /// Whether there was a context to lose as the step began, and whether a fact reports the loss.
     has_context: bool,
     is_lost: bool,
+    /// Whether the step began with the end of an idle time.
+    is_idle_over: bool,
+    /// Whether the run's agent can restore no session.
+    is_forgetful: bool,
 }
 
 impl Invariant for Context {
-    fn begin(&mut self, _step: &Rc<Begun>) {
+    fn begin(&mut self, step: &Rc<Begun>) {
+        self.is_idle_over = matches!(step.trigger, Trigger::Expired(Timer::Idle(..)));
         (self.in_world, self.is_lost) = (true, false);
         self.has_context = self.session.is_some() && self.is_prompted && !self.has_summary;
     }
@@ -41,12 +47,17 @@ impl Invariant for Context {
                 self.provenance = Some(provenance.clone());
             }
             Fact::PromptSent { .. } => self.is_prompted = true,
-            Fact::RunReady { session, provenance, continuity, .. } => {
+            Fact::RunReady { session, provenance, continuity, is_forgetful, .. } => {
+                self.is_forgetful = *is_forgetful;
                 let lost = *continuity == Continuity::Lost && self.has_context;
                 let (is_said, in_world) = (self.is_lost, self.in_world);
                 ensure!(!in_world || lost == is_said, "I16: {session}: {lost}, said {is_said}");
                 self.session = Some(session.clone());
                 self.provenance = provenance.clone().or(self.provenance.take());
+            }
+            Fact::RunStopping { run } if self.is_idle_over => {
+                let forgets = self.is_forgetful && self.has_context;
+                ensure!(!forgets, "I16: {run} is stopped for being idle, and its context is lost");
             }
             Fact::ContextLost { .. } => {
                 (self.session, self.provenance, self.is_lost) = (None, None, true);

@@ -1,6 +1,6 @@
 //! The invariants between two events.
 
-use greenroom_core::{Blocked, RunPhase, Timer};
+use greenroom_core::{Blocked, RunPhase, Timer, pool::Activity};
 
 use super::{Checked, LIMITS, World, actions::TimerKind, ensure, events};
 
@@ -80,7 +80,9 @@ impl World {
     fn timers_hold(&self) -> Checked {
         let (group, run) = (&self.group, self.group.run());
         let timers = self.timers();
-        let ready = run.is_some_and(|run| run.phase == RunPhase::Ready);
+        // An idle run stays as long as a context would be lost with it.
+        let stays = group.activity() == Some(Activity::IdleForgetful);
+        let ready = !stays && run.is_some_and(|run| run.phase == RunPhase::Ready);
         ensure!(!ready || !timers.is_empty(), "I12: a ready run has no deadline: {group:?}");
         let active = group.active_compaction().map(|active| active.id);
         let bounded = |id| timers.iter().any(|(timer, _)| *timer == Timer::Compaction(id));

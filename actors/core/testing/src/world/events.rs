@@ -200,6 +200,7 @@ impl World {
                 pid: 1,
                 session,
                 continuity: Continuity::New,
+                is_forgetful: false,
                 provenance: None,
             },
             Action::LateExit => Event::AgentExited { run, exit: exit(ExitReason::Exited) },
@@ -316,6 +317,7 @@ impl World {
         let fresh = self.session();
         let agent = self.agent.as_mut().filter(|agent| !agent.ready && agent.can_write())?;
         agent.ready = true;
+        let is_forgetful = continuity == Continuity::Lost;
         let (session, continuity) = match (&agent.session, continuity) {
             (None, _) => (fresh, Continuity::New),
             (Some(_), Continuity::Lost) => (fresh, Continuity::Lost),
@@ -323,7 +325,8 @@ impl World {
             (Some(wanted), _) => (wanted.clone(), Continuity::Loaded),
         };
         let provenance = (own > 0).then(|| provenance(own, None, own == 3));
-        Some(Event::AgentReady { run: agent.run, pid: 7, session, continuity, provenance })
+        let run = agent.run;
+        Some(Event::AgentReady { run, pid: 7, session, continuity, provenance, is_forgetful })
     }
 
     fn answer(&mut self, reply: PromptReply) -> Option<Event> {

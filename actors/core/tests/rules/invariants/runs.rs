@@ -3,7 +3,7 @@
 use greenroom_core::{Continuity, Fact, OutputSummary, SignalKind, Source, StopReason};
 use greenroom_testing::{
     invariants::Played,
-    world::{Action, DetectorSignal, situations::*},
+    world::{Action, DetectorSignal, TimerKind, situations::*},
 };
 
 use super::{History, Row, fact, find, forget, remove, stopped_by};
@@ -14,6 +14,7 @@ pub fn broken() -> Vec<History> {
     vec![
         (then(FRESH, IN_TURN_AGAIN), BROKEN_PROGRESS),
         (then(&then(&[LISTENS], IN_TURN), CANCELLED), BROKEN_HEALTH),
+        (then(IDLE, &[Action::FireTimerOf(TimerKind::Idle)]), BROKEN_IDLENESS),
         (then(IDLE, ROTATES), BROKEN_ROTATION),
         (then(IN_TURN, MOVES), BROKEN_MOVE),
     ]
@@ -93,6 +94,12 @@ const BROKEN_HEALTH: &[Row] = &[
         remove(h, "run_stopping");
     }),
 ];
+
+const BROKEN_IDLENESS: &[Row] = &[("I16", false, "a context that is lost for being idle", |h| {
+    if let Fact::RunReady { is_forgetful, .. } = fact(h, "run_ready") {
+        *is_forgetful = true;
+    }
+})];
 
 const BROKEN_ROTATION: &[Row] =
     &[("I13: by the facts", false, "a report by another detector", |h| {
