@@ -1,5 +1,6 @@
 //! The command line: parses the arguments, runs one command, returns its exit code.
 
+mod agents;
 mod backup;
 mod digest;
 mod error;
@@ -147,6 +148,11 @@ enum Command {
         #[command(flatten)]
         file: ConfigFile,
     },
+    /// Check the agents of the profiles
+    Agents {
+        #[command(subcommand)]
+        what: agents::Agents,
+    },
     /// Replay the stored log and compare it with every row; exit code 1 if they differ
     Verify {
         /// The group [default: all groups]
@@ -242,6 +248,7 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
             None => permissions::list(&remote.client()?, group.as_deref(), remote.json, &mut out),
         },
         Command::CheckConfig { file } => check_config(&file, remote.json, &mut out),
+        Command::Agents { what } => agents::run(&what, remote.json, &mut out),
         Command::Verify { group, repair, file } => {
             let config = Config::load(file.config.as_deref(), None)?;
             match group {
@@ -269,8 +276,8 @@ impl Remote {
 
 fn check_config(file: &ConfigFile, json: bool, out: &mut impl Write) -> Result<Exit, CliError> {
     let config = Config::load(file.config.as_deref(), None)?;
-    for warning in &config.warnings {
-        eprintln!("warning: {warning}");
+    for warning in config.warnings.iter().chain(&config.missing()) {
+        eprintln!("warning: {}", text::clean(warning));
     }
     if json {
         render::json_line(out, &config.to_json())?;

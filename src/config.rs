@@ -6,6 +6,7 @@
 
 mod agent;
 mod layers;
+mod machine;
 mod otlp;
 mod print;
 mod section;

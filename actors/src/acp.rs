@@ -5,6 +5,7 @@
 //! is passed on; the rest stays raw text.
 
 pub mod bounds;
+mod card;
 mod cause;
 mod context;
 mod cost;
@@ -26,6 +27,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 pub use self::{
+    card::{AgentCard, AuthMethod, Modes, agent_card, modes},
     context::{CompactionReport, ContextUpdate},
     repair::repaired,
     response::{

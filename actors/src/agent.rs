@@ -4,6 +4,7 @@
 //! and when a stopping process is killed.
 
 mod batch;
+pub mod check;
 pub mod compaction_detector;
 mod handshake;
 pub mod hermes;
@@ -26,7 +27,7 @@ use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId, SessionId, Stop};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, oneshot};
 
-use self::{run_loop::RunLoop, stdin::Stdin};
+use self::{check::Answered, run_loop::RunLoop, stdin::Stdin};
 use crate::{
     pool::{AgentPool, PoolPermit, PoolRequest},
     process::{
@@ -38,6 +39,9 @@ use crate::{
 
 /// Variables that every agent inherits from the server's environment, besides `LC_*`.
 const BASICS: [&str; 6] = ["PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR"];
+
+/// How the detail of a run's exit begins, if it was not ready within `start_timeout`.
+const NOT_READY: &str = "it was not ready within";
 
 /// Everything that all agents of a server share.
 #[derive(Clone, Debug)]
@@ -78,6 +82,8 @@ pub struct Start {
     pub session: Option<SessionId>,
     /// Dropped with the run's actor: also by a panic, which actix does not report.
     pub alive: oneshot::Sender<()>,
+    /// Receives each response of the handshake.
+    pub observer: Option<mpsc::UnboundedSender<Answered>>,
 }
 
 /// Events of a run, in order. The answer comes once they are durable: this is the back-pressure
@@ -146,9 +152,9 @@ impl Agent {
 
     /// Returns the program: `greenroom` is this very binary; the spawn looks up any other name.
     fn program(&self) -> PathBuf {
-        match &self.start.profile.command {
-            name if name.as_os_str() == "greenroom" => self.launcher.shim.clone(),
-            command => command.clone(),
+        match &*self.start.profile {
+            profile if profile.is_greenroom() => self.launcher.shim.clone(),
+            profile => profile.command.clone(),
         }
     }
 

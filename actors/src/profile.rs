@@ -3,7 +3,9 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     io,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -14,6 +16,7 @@ use greenroom_core::{
     CompactionOrder, EffectiveSettings, Limits, OnInterrupt, PermissionPolicy, RetryPolicy,
     Settings, Strategy, lock::Ttl,
 };
+use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -106,6 +109,39 @@ pub async fn inspect_directory(
 }
 
 impl Profile {
+    /// Whether the program is this very binary, which needs no lookup.
+    pub fn is_greenroom(&self) -> bool {
+        self.command.as_os_str() == "greenroom"
+    }
+
+    /// Looks up the program as a spawn does: by its path, or in the agent's `PATH`, which is
+    /// `inherited` unless the profile sets one. A relative path depends on the directory of a run,
+    /// and is returned as it is.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that names the program and where it was looked up.
+    pub fn find_program(&self, inherited: Option<&OsStr>) -> Result<PathBuf, String> {
+        let is_program = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
+        let command = &self.command;
+        if self.is_greenroom() || command.is_relative() && command.components().count() > 1 {
+            return Ok(command.clone());
+        }
+        if command.is_absolute() {
+            return match (command.exists(), is_program(command)) {
+                (_, true) => Ok(command.clone()),
+                (true, false) => Err(format!("command {} is not executable", command.display())),
+                (false, false) => Err(format!("command {} was not found", command.display())),
+            };
+        }
+        let path = self.env.get("PATH").map(OsStr::new).or(inherited).unwrap_or_default();
+        let dirs = path.as_bytes().split(|byte| *byte == b':').map(OsStr::from_bytes);
+        let found = dirs.map(|dir| Path::new(dir).join(command)).find(|file| is_program(file));
+        found.ok_or_else(|| {
+            format!("command {} was not found in PATH ({})", command.display(), path.display())
+        })
+    }
+
     /// Runs [`Self::check_cwd`] by [`inspect_directory`].
     ///
     /// # Errors
@@ -238,6 +274,8 @@ impl Defaults {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::os::unix::fs::PermissionsExt;
+
     use greenroom_core::Policy;
 
     use super::*;
@@ -278,6 +316,42 @@ mod tests {
             umask: None,
             no_new_privs: false,
             rlimits: Rlimits::default(),
+        }
+    }
+
+    /// F7: a program is looked up in the agent's own `PATH`, and must be executable.
+    #[test]
+    fn a_program_is_looked_up_as_a_spawn_does() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let file = |name: &str, mode| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            path
+        };
+        let (program, text) = (file("program", 0o755), file("text", 0o644));
+        let of = |command: &Path, own: Option<&Path>| Profile {
+            command: command.into(),
+            env: own.map(|own| ("PATH".into(), own.display().to_string())).into_iter().collect(),
+            ..profile()
+        };
+        let (found, empty) = (Ok(program.clone()), Path::new("/nowhere"));
+        let missing = |why: &str| Err(why.to_owned());
+        let shown = dir.path().display();
+        #[rustfmt::skip]
+        let cases = [
+            ("inherited",      of(Path::new("program"), None),             dir.path(), found.clone()),
+            ("own",            of(Path::new("program"), Some(dir.path())), empty,      found.clone()),
+            ("own one counts", of(Path::new("program"), Some(empty)),      dir.path(), missing("command program was not found in PATH (/nowhere)")),
+            ("not executable", of(Path::new("text"), None),                dir.path(), missing(&format!("command text was not found in PATH ({shown})"))),
+            ("a path",         of(&program, None),                         empty,      found),
+            ("a text's path",  of(&text, None),                            empty,      missing(&format!("command {} is not executable", text.display()))),
+            ("no such path",   of(Path::new("/no/such"), None),            empty,      missing("command /no/such was not found")),
+            ("relative",       of(Path::new("./program"), None),           empty,      Ok("./program".into())),
+            ("this binary",    of(Path::new("greenroom"), None),           empty,      Ok("greenroom".into())),
+        ];
+        for (name, profile, inherited, expected) in cases {
+            assert_eq!(profile.find_program(Some(inherited.as_os_str())), expected, "{name}");
         }
     }
 

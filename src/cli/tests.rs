@@ -43,6 +43,8 @@ fn every_command_parses() {
         "permissions answer prm_1 allow",
         "permissions cancel prm_1",
         "check-config --config x.toml",
+        "agents check",
+        "agents check codex --config x.toml --json",
     ];
     for args in cases {
         parse(args).unwrap_or_else(|error| panic!("{args}: {error}"));

@@ -97,6 +97,35 @@ fn an_unreadable_configuration_file_is_an_error() {
     }
 }
 
+/// API-4: `check-config` warns of a command that is not found, and of a root that is no directory;
+/// with `--json` too, on stderr. It is no error: the program may be installed later.
+#[test]
+fn check_config_warns_of_what_the_machine_lacks() {
+    let home = Setup::new().home();
+    let (root, file) = (home.path().join("no-such-root"), home.config());
+    let agents = format!(
+        "\n[agents.absent]\ncommand = \"no-such-agent\"\n\n[agents.rootless]\ncommand = \
+         \"greenroom\"\ncwd_roots = [{root:?}, {file:?}, \"/\"]\n"
+    );
+    let config = std::fs::read_to_string(&file).unwrap();
+    home.write_config(&(config + &agents));
+    for arguments in [&["check-config"][..], &["check-config", "--json"]] {
+        let output = end(&home, arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{stderr}");
+        let warnings: Vec<&str> = stderr.lines().collect();
+        let expected = [
+            "warning: agents.absent: command no-such-agent was not found in PATH (".to_owned(),
+            format!("warning: agents.rootless: cwd_roots: {} does not exist", root.display()),
+            format!("warning: agents.rootless: cwd_roots: {} is no directory", file.display()),
+        ];
+        assert_eq!(warnings.len(), expected.len(), "{stderr}");
+        for (warning, start) in warnings.iter().zip(&expected) {
+            assert!(warning.starts_with(start), "{start}: {stderr}");
+        }
+    }
+}
+
 /// API-4: the server warns of variables that an orchestrator sets for a service, by name.
 #[test]
 fn variables_of_an_orchestrator_are_not_fatal() {

@@ -62,6 +62,17 @@ impl Handshake {
         (handshake, acp::initialize_line(1))
     }
 
+    /// Returns the method of the last request.
+    pub fn pending_method(&self) -> &'static str {
+        match self.pending {
+            Request::Initialize => "initialize",
+            Request::Authenticate => "authenticate",
+            Request::Resume => "session/resume",
+            Request::Load => "session/load",
+            Request::New => "session/new",
+        }
+    }
+
     /// Whether the agent's updates are a replay now: those of a `session/load` are not stored.
     /// Hermes replays on `session/resume` too, against the protocol.
     pub fn is_replay(&mut self) -> bool {

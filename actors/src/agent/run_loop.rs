@@ -11,8 +11,9 @@ use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId};
 use tokio::{sync::mpsc, task::yield_now};
 
 use super::{
-    AgentReport, Command, Start,
+    AgentReport, Command, NOT_READY, Start,
     batch::Batch,
+    check::Answered,
     compaction_detector::CompactionDetector,
     handshake::Handshake,
     hermes,
@@ -58,6 +59,8 @@ pub struct RunLoop {
     /// The batch that the group commits now.
     report: Option<Report>,
     handshake: Option<Handshake>,
+    /// Receives each response of the handshake.
+    observer: Option<mpsc::UnboundedSender<Answered>>,
     detector: CompactionDetector,
     /// The answer to the last prompt so far, read for hermes' words: no other agent writes them.
     answer: hermes::Answer,
@@ -123,6 +126,7 @@ impl RunLoop {
             batch: Batch::new(start.run),
             report: None,
             handshake: Some(handshake),
+            observer: start.observer.clone(),
             detector: CompactionDetector::new(&start.profile.signals),
             answer: hermes::Answer::default(),
             sessions: Sessions::default(),
@@ -166,7 +170,7 @@ impl RunLoop {
                 LoopEvent::Unwritable(Unwritable::HungUp) => self.termination.on_hung_up(),
                 LoopEvent::StartTimedOut => {
                     let waited = self.profile.start_timeout.as_millis();
-                    let why = format!("it was not ready within {waited} ms");
+                    let why = format!("{NOT_READY} {waited} ms");
                     self.termination.kill(ExitReason::StartFailed, &why);
                 }
             }

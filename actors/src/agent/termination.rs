@@ -18,6 +18,9 @@ const TERM_AFTER: Duration = Duration::from_secs(2);
 /// From TERM to KILL.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 
+/// How the detail of an exit ends, if the agent exited by itself before it was ready.
+pub const BEFORE_READY: &str = "before it was ready";
+
 /// The end of one run, from its first reason to the end of its process tree.
 pub struct Termination {
     tree: TreeHandle,
@@ -192,9 +195,7 @@ impl Termination {
         };
         let (reason, detail) = match self.reason.take() {
             Some(reason) => reason,
-            None if !self.is_ready => {
-                (ExitReason::StartFailed, format!("{how} before it was ready"))
-            }
+            None if !self.is_ready => (ExitReason::StartFailed, format!("{how} {BEFORE_READY}")),
             None => (ExitReason::Exited, how),
         };
         let detail = match &self.leftovers {

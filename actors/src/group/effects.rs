@@ -83,6 +83,7 @@ impl Group {
             cwd: settings.cwd.clone().map(Into::into),
             session,
             alive,
+            observer: None,
         };
         let group = ctx.address();
         ctx.spawn(died.into_actor(self).map(move |_, _, _| group.do_send(AgentDied(run))));

@@ -7,6 +7,7 @@ use crate::{
     acp::{self, Notification},
     agent::{
         batch::single,
+        check::Answered,
         compaction_detector::Detected,
         handshake::{Handshake, Next},
     },
@@ -42,6 +43,12 @@ impl RunLoop {
             }
             acp::Message::Response { id, outcome } => match &mut self.handshake {
                 Some(handshake) => {
+                    if let Some(observer) = &self.observer {
+                        let method = handshake.pending_method();
+                        let outcome = outcome.clone().map(str::to_owned);
+                        // The observer may be gone.
+                        _ = observer.send(Answered { method, outcome });
+                    }
                     let provenance =
                         outcome.as_ref().ok().and_then(|result| self.detector.provenance(result));
                     if let Some(next) = handshake.on_response(id, outcome) {
