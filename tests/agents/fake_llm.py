@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """A model that answers on loopback, so that real agents run without network, key or cost.
 
-It owns the three wire formats that the agents in this folder speak: OpenAI chat completions
-(hermes), OpenAI responses (codex) and Anthropic messages (claude), each streamed or in one piece.
+It owns the four wire formats that the agents in this folder speak: OpenAI chat completions
+(hermes, qwen, opencode, pi), OpenAI responses (codex), Anthropic messages (claude) and Gemini's
+(gemini), each streamed or in one piece.
 It keeps no state: an answer depends only on its request, so a turn number in an answer proves what
 the *agent* remembered. Only the answer to a request for a summary can be switched.
 
@@ -12,7 +13,8 @@ Markers in the newest user message change it:
     [[say:TEXT]]    answer `[turn N] TEXT`
     [[reply:N]]     answer with N words
     [[delay:MS]]    pause before each word after the first
-    [[hold]]        send the first word, then wait for `POST /control/release`
+    [[hold]]        send the first word, then wait for `POST /control/release`; not with [[say]]:
+                    an agent may join a prompt that was cut short with the one after it
     [[fail:CODE]]   answer HTTP CODE
     [[tokens:N]]    report that the prompt was N tokens long
     [[tool:NAME {…}]]  call this tool; its result is answered like any message, without the tokens
@@ -52,6 +54,9 @@ SUMMARY_ASKED = re.compile(  # the words of hermes, codex and claude
     "You are a summarization agent creating a context checkpoint"
     "|You are performing a CONTEXT CHECKPOINT COMPACTION"
     "|create a detailed summary of the conversation so far"
+)
+SUMMARY_ROLES = re.compile(  # the words of qwen and pi, which give the role to the system
+    "summarizes internal chat history|context summarization assistant"
 )
 SUMMARY_ANSWERS = ("text", "fail", "drop", "hold")
 WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima".split()
@@ -100,8 +105,18 @@ def person_text(content):
     return "\n".join(filter(is_person, (part.get("text") or "" for part in parts)))
 
 
-def kind_of(body, users):
-    if users and SUMMARY_ASKED.search(users[-1]):
+def all_text(content):
+    """Returns all text of a content field: a string, a list of parts, or one part."""
+    if isinstance(content, dict):
+        content = content.get("text") or content.get("parts")
+    if isinstance(content, list):
+        return "\n".join(map(all_text, content))
+    return content or ""
+
+
+def kind_of(body, entries, users):
+    system = [entry.get("content") for entry in entries if entry.get("role") == "system"]
+    if users and SUMMARY_ASKED.search(users[-1]) or SUMMARY_ROLES.search(all_text(system)):
         return "summary"
     by_schema = body.get("response_format") or (body.get("text") or {}).get("format")
     return "errand" if by_schema or not body.get("tools") else "turn"
@@ -115,15 +130,30 @@ def is_tool_result(entry):
     return isinstance(parts, list) and any(part.get("type") == "tool_result" for part in parts)
 
 
+def as_messages(body):
+    """Returns the contents of a request of Gemini's as messages."""
+    system = [{"role": "system", "content": all_text(body.get("systemInstruction"))}]
+    entries = []
+    for entry in body.get("contents") or []:
+        parts = entry.get("parts") or []
+        is_result = any("functionResponse" in part for part in parts)
+        texts = [part for part in parts if "text" in part]
+        entries.append({"role": "tool" if is_result else entry.get("role"), "content": texts})
+    return system + entries
+
+
 def read_request(wire, body):
-    entries = body.get("input" if wire == "responses" else "messages") or []
+    if wire == "gemini":
+        entries = as_messages(body)
+    else:
+        entries = body.get("input" if wire == "responses" else "messages") or []
     if isinstance(entries, str):
         entries = [{"role": "user", "content": entries}]
     users = [person_text(entry.get("content")) for entry in entries if entry.get("role") == "user"]
     return Request(
         wire=wire,
         stream=bool(body.get("stream")),
-        kind=kind_of(body, users),
+        kind=kind_of(body, entries, users),
         users=list(filter(None, users)),
         answers_tool=bool(entries) and is_tool_result(entries[-1]),
         prompt_tokens=max(1, len(json.dumps(body)) // 4),
@@ -151,7 +181,7 @@ def make_reply(request):
         tool=tool,
         prompt_tokens=tokens or request.prompt_tokens,
         delay_s=int(markers.get("delay") or 0) / 1000,
-        hold="hold" in markers,
+        hold="hold" in markers and "say" not in markers,
     )
 
 
@@ -302,6 +332,40 @@ class Messages:
         return kind, {"type": kind} | fields
 
 
+class Gemini:
+    """Gemini's contents, one candidate of text or a function call."""
+
+    def __init__(self, reply, number):
+        self.reply, self.number = reply, number
+        out = max(1, len(reply.words))
+        self.usage = {
+            "promptTokenCount": reply.prompt_tokens,
+            "candidatesTokenCount": out,
+            "totalTokenCount": reply.prompt_tokens + out,
+        }
+        self.calls = []
+        if reply.tool:
+            name, arguments = reply.tool
+            self.calls = [{"functionCall": {"name": name, "args": json.loads(arguments)}}]
+
+    def whole(self):
+        return self._piece(self.calls or [{"text": self.reply.text}], "STOP")
+
+    def events(self, paced):
+        for word in paced:
+            yield None, self._piece([{"text": word}])
+        yield None, self._piece(self.calls or [{"text": ""}], "STOP")
+
+    def _piece(self, parts, finish=None):
+        candidate = {"content": {"role": "model", "parts": parts}, "index": 0}
+        piece = {"candidates": [candidate], "modelVersion": MODEL, "responseId": f"r{self.number}"}
+        if finish:
+            candidate["finishReason"] = finish
+            piece["usageMetadata"] = self.usage
+        return piece
+
+
+GEMINI_PATH = re.compile(r"/v1beta/models/[^/:]+:(generateContent|streamGenerateContent|countTokens)")
 WIRES = {
     "/v1/chat/completions": ("chat", Chat),
     "/v1/responses": ("responses", Responses),
@@ -403,10 +467,17 @@ class Handler(BaseHTTPRequestHandler):
             return self.switch_summaries(json.loads(raw)["answer"])
         if path == "/v1/messages/count_tokens":
             return self.send({"input_tokens": max(1, len(raw) // 4)})
-        if path not in WIRES:
+        body = json.loads(raw)
+        if gemini := GEMINI_PATH.fullmatch(path):
+            if gemini[1] == "countTokens":
+                return self.send({"totalTokens": max(1, len(raw) // 4)})
+            wire, writer = "gemini", Gemini
+            body["stream"] = gemini[1] == "streamGenerateContent"
+        elif path in WIRES:
+            wire, writer = WIRES[path]
+        else:
             return self.not_here()
-        wire, writer = WIRES[path]
-        request = read_request(wire, json.loads(raw))
+        request = read_request(wire, body)
         self.server.requests.append(request)
         self.server.stats[PLURALS[request.kind]] += 1
         try:

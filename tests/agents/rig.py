@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.parse
 import uuid
 from contextlib import contextmanager
@@ -53,7 +54,8 @@ def binary():
 
 @dataclass(frozen=True)
 class Agent:
-    """A real agent: how to start it, and its differences from the others.
+    """A real agent: its profile in `config/agents.example.toml`, its own configuration, and its
+    differences from the others.
 
     `write_home` writes its own configuration and may return more variables for its environment.
     It compacts by itself from `full` tokens on, and not at `nearly_full`; hermes uses its own count
@@ -61,29 +63,40 @@ class Agent:
     """
 
     name: str
-    command: str
     home_variable: str
     write_home: object
     env: dict = field(default_factory=dict)
-    signals: tuple = ()
     shell_call: object = None
     full: int = 0
     nearly_full: int = 0
+    example: str = ""
+    restores_after_kill: bool = True
+    turns_before_compaction: int = 2
 
     def profile(self, home, model_url, mark):
-        """Writes the agent's own configuration to `home` and returns its profile as TOML."""
+        """Writes the agent's own configuration to `home` and returns its profile as TOML.
+
+        The profile is the example's, with the variables of the test in place of the operator's.
+        """
         home.mkdir(parents=True)
         more = self.write_home(home, model_url) or {}
-        env = {self.home_variable: str(home), MARK: mark} | self.env | more
-        pairs = ", ".join(f"{key} = {json.dumps(value)}" for key, value in env.items())
-        return (
-            f"[agents.{self.name}]\n"
-            f"command = {json.dumps(self.command)}\n"
-            f"env = {{ {pairs} }}\n"
-            f"signals = {json.dumps(self.signals)}\n"
-            "auto_compact = 0\n"
-            'compaction = { strategy = "command", command = "/compact" }\n'
-        )
+        example = EXAMPLES[self.example or self.name]
+        own = {self.home_variable: str(home), MARK: mark} | self.env | more
+        changed = {"env": example.get("env", {}) | own}
+        profile = {key: example[key] for key in example if key not in OPERATORS} | changed
+        lines = [f"{key} = {as_toml(value)}\n" for key, value in profile.items()]
+        return f"[agents.{self.name}]\n" + "".join(lines)
+
+
+EXAMPLES = tomllib.loads((PROJECT / "config" / "agents.example.toml").read_text())["agents"]
+OPERATORS = ("env", "env_pass", "cwd_roots")  # keys that name the operator's machine
+
+
+def as_toml(value):
+    """Returns a value in TOML, on one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {as_toml(part)}" for key, part in value.items()) + " }"
+    return json.dumps(value)  # text, numbers and lists of them are the same in both
 
 
 def write_hermes_home(home, model_url, in_place=True):
@@ -140,6 +153,101 @@ def write_claude_home(_home, model_url):
     return {"ANTHROPIC_BASE_URL": model_url}
 
 
+def write_qwen_home(home, model_url):
+    (home / ".qwen").mkdir()
+    (home / ".qwen" / "settings.json").write_text(
+        json.dumps(
+            {
+                "general": {"enableAutoUpdate": False, "disableAutoUpdate": True},
+                "privacy": {"usageStatisticsEnabled": False},
+                "telemetry": {"enabled": False},
+                "model": {"generationConfig": {"contextWindowSize": CONTEXT_TOKENS}},
+                "memory": {  # else it asks the model for more than answers
+                    "enableManagedAutoMemory": False,
+                    "enableManagedAutoDream": False,
+                    "enableAutoSkill": False,
+                },
+            }
+        )
+    )
+    return {"OPENAI_BASE_URL": f"{model_url}/v1"}
+
+
+def write_gemini_home(home, model_url):
+    (home / ".gemini").mkdir()
+    (home / ".gemini" / "settings.json").write_text(
+        json.dumps(
+            {
+                "general": {"enableAutoUpdate": False, "disableAutoUpdate": True},
+                "privacy": {"usageStatisticsEnabled": False},
+                "telemetry": {"enabled": False},
+                "model": {"name": "gemini-2.5-flash"},
+            }
+        )
+    )
+    return {"GOOGLE_GEMINI_BASE_URL": model_url}
+
+
+def write_opencode_home(home, model_url):
+    """A provider on loopback. Its folders of data, cache and state are below its home."""
+    settings = {
+        "model": f"fake/{MODEL}",
+        "small_model": f"fake/{MODEL}",
+        "autoupdate": False,
+        "share": "disabled",
+        "enabled_providers": ["fake"],
+        "provider": {
+            "fake": {
+                "npm": "@ai-sdk/openai-compatible",
+                "name": "Fake",
+                "options": {"baseURL": f"{model_url}/v1", "apiKey": "unused"},
+                "models": {
+                    MODEL: {
+                        "name": "Fake",
+                        "tool_call": True,
+                        "limit": {"context": CONTEXT_TOKENS, "output": 4096},
+                    }
+                },
+            }
+        },
+    }
+    (home / "opencode").mkdir()
+    (home / "opencode" / "opencode.json").write_text(json.dumps(settings))
+    folders = {"XDG_DATA_HOME": "data", "XDG_CACHE_HOME": "cache", "XDG_STATE_HOME": "state"}
+    return {name: str(home / folder) for name, folder in folders.items()}
+
+
+def write_pi_home(home, model_url):
+    """A provider on loopback. pi-acp keeps its map of sessions below HOME."""
+    card = {
+        "id": MODEL,
+        "name": "Fake",
+        "reasoning": False,
+        "input": ["text"],
+        "contextWindow": CONTEXT_TOKENS,
+        "maxTokens": 4096,
+        "cost": {"input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0},
+    }
+    provider = {
+        "baseUrl": f"{model_url}/v1",
+        "api": "openai-completions",
+        "apiKey": "unused",
+        "models": [card],
+    }
+    (home / "models.json").write_text(json.dumps({"providers": {"fake": provider}}))
+    (home / "settings.json").write_text(
+        json.dumps(
+            {
+                "defaultProvider": "fake",
+                "defaultModel": MODEL,
+                "quietStartup": True,
+                "compaction": {"keepRecentTokens": 100},  # else a short session is not compacted
+            }
+        )
+    )
+    return {"HOME": str(home)}
+
+
 def hermes_shell_call(command):
     return "terminal", {"command": command}
 
@@ -149,31 +257,41 @@ def codex_shell_call(command):
     return "exec_command", {"cmd": command} | ask
 
 
+def qwen_shell_call(command):
+    return "run_shell_command", {"command": command, "is_background": False}
+
+
+def opencode_shell_call(command):
+    return "bash", {"command": command, "description": "the test asks for it"}
+
+
+def pi_shell_call(command):
+    return "bash", {"command": command}
+
+
 HERMES = Agent(
     name="hermes",
-    command="hermes-acp",
     home_variable="HERMES_HOME",
     write_home=write_hermes_home,
-    signals=("hermes_meta", "hermes_stderr"),
     shell_call=hermes_shell_call,
     full=60_000,
 )
 HERMES_ROTATING = replace(
-    HERMES, name="hermes-rotating", write_home=partial(write_hermes_home, in_place=False)
+    HERMES,
+    name="hermes-rotating",
+    example="hermes",
+    write_home=partial(write_hermes_home, in_place=False),
 )
 CODEX = Agent(
     name="codex",
-    command="codex-acp",
     home_variable="CODEX_HOME",
     write_home=write_codex_home,
-    env={"INITIAL_AGENT_MODE": "workspace-write"},  # asks the client, not a model, for approval
     shell_call=codex_shell_call,
     full=60_000,
     nearly_full=45_000,
 )
 CLAUDE = Agent(
     name="claude",
-    command="claude-agent-acp",
     home_variable="CLAUDE_CONFIG_DIR",
     write_home=write_claude_home,
     env={
@@ -186,8 +304,38 @@ CLAUDE = Agent(
     full=95_000,
     nearly_full=60_000,
 )
+QWEN = Agent(
+    name="qwen",
+    home_variable="HOME",
+    write_home=write_qwen_home,
+    env={"OPENAI_API_KEY": "unused", "OPENAI_MODEL": MODEL},
+    shell_call=qwen_shell_call,
+)
+GEMINI = Agent(
+    name="gemini",
+    home_variable="HOME",
+    write_home=write_gemini_home,
+    env={"GEMINI_API_KEY": "unused"},
+    shell_call=qwen_shell_call,
+    restores_after_kill=False,  # it keeps a young session in memory
+)
+OPENCODE = Agent(
+    name="opencode",
+    home_variable="XDG_CONFIG_HOME",
+    write_home=write_opencode_home,
+    env={"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"},
+    shell_call=opencode_shell_call,
+)
+PI = Agent(
+    name="pi",
+    home_variable="PI_CODING_AGENT_DIR",
+    write_home=write_pi_home,
+    env={"PI_OFFLINE": "1"},
+    shell_call=pi_shell_call,
+)
 AGENTS = [HERMES, CODEX]  # the agents of every test in test_agents.py
-PROFILES = [*AGENTS, HERMES_ROTATING, CLAUDE]
+ALL = [HERMES, CODEX, CLAUDE, OPENCODE, GEMINI, QWEN, PI]
+PROFILES = [*AGENTS, HERMES_ROTATING, CLAUDE, QWEN, GEMINI, OPENCODE, PI]
 
 
 # ---- processes ------------------------------------------------------------------------------
