@@ -33,6 +33,7 @@ READY_S = 30
 STOP_S = 60  # above `drain_timeout` and the escalation after it
 LEFTOVER_S = 5
 WAIT_S = 60
+CHECK_S = 120
 LOG_TAIL_LINES = 80
 
 
@@ -519,20 +520,36 @@ class Server:
             + "\n".join(["", *profiles])
         )
 
-    def start(self):
-        """Starts the server and waits until it is ready."""
+    def environment(self):
         path = [HERE / ".venv" / "bin", HERE / "node_modules" / ".bin", os.environ["PATH"]]
-        env = {
+        return {
             "PATH": os.pathsep.join(str(part) for part in path),
             "HOME": str(self.directory / "home"),
             "LANG": "C.UTF-8",
             MARK: self.mark,
         }
+
+    def check_agents(self):
+        """Runs `greenroom agents check`; returns its exit code and its findings by profile."""
+        ended = subprocess.run(
+            [str(binary()), "agents", "check", "--json", "--config", str(self.config)],
+            cwd=self.directory,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CHECK_S,
+        )
+        found = [json.loads(line) for line in ended.stdout.splitlines()]
+        return ended.returncode, {entry["profile"]: entry for entry in found}
+
+    def start(self):
+        """Starts the server and waits until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [str(binary()), "serve", "--config", str(self.config)],
                 cwd=self.directory,
-                env=env,
+                env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
