@@ -72,6 +72,7 @@ class Agent:
     nearly_full: int = 0
     example: str = ""
     restores_after_kill: bool = True
+    asks: bool = True
     turns_before_compaction: int = 2
 
     def profile(self, home, model_url, mark):
@@ -253,6 +254,10 @@ def hermes_shell_call(command):
     return "terminal", {"command": command}
 
 
+def claude_shell_call(command):
+    return "Bash", {"command": command, "description": "the test asks for it"}
+
+
 def codex_shell_call(command):
     ask = {"sandbox_permissions": "require_escalated", "justification": "the test asks for it"}
     return "exec_command", {"cmd": command} | ask
@@ -302,6 +307,7 @@ CLAUDE = Agent(
         "CLAUDE_CODE_MAX_RETRIES": "0",
         "DISABLE_AUTOUPDATER": "1",
     },
+    shell_call=claude_shell_call,
     full=95_000,
     nearly_full=60_000,
 )
@@ -332,6 +338,7 @@ PI = Agent(
     home_variable="PI_CODING_AGENT_DIR",
     write_home=write_pi_home,
     env={"PI_OFFLINE": "1"},
+    asks=False,
     shell_call=pi_shell_call,
 )
 AGENTS = [HERMES, CODEX]  # the agents of every test in test_agents.py

@@ -4,7 +4,6 @@ Each test runs once for hermes and once for codex. The model's `[turn N]` counts
 that the agent sent it, so N shows what the agent remembers.
 """
 
-import json
 import os
 import signal
 
@@ -184,30 +183,6 @@ def test_killed_agent_is_replaced_and_keeps_its_session(server, model, group):
     dead = next(run for run in runs if run["id"] == first["run"])
     assert dead["state"] in ("crashed", "exited"), dead
     assert dead["ended_at"], dead
-
-
-@pytest.mark.defaults(permission_policy="reject")
-def test_permission_is_refused_by_the_policy(server, agent, group, tmp_path):
-    doomed = tmp_path / "doomed"
-    doomed.mkdir()
-    tool, arguments = agent.shell_call(f"rm -rf {doomed}")
-    task = server.turn(group, f"tidy up [[tool:{tool} {json.dumps(arguments)}]]")
-    assert doomed.exists(), "no answer allowed it"
-    assert task["state"] in ("completed", "cancelled"), task
-    frames = server.frames(group)
-    asked, answered = "session/request_permission", "greenroom/permission_resolved"
-    shown = [frame for frame in frames if frame["kind"] in (asked, answered)]
-    assert kinds(shown) == [asked, answered], kinds(frames)
-    options = {option["optionId"]: option for option in shown[0]["payload"]["params"]["options"]}
-    assert options[shown[1]["payload"]["selected"]]["kind"].startswith("reject")
-    digest = server.get(f"/v1/groups/{group}/digest")
-    permissions = digest["permissions"]
-    assert (permissions["asked"], permissions["selected"]) == (1, 1), digest
-    assert sum(tool["calls"] for tool in digest["tools"].values()) == 1, digest
-
-    following = server.turn(group, f"and now? [[say:{FIRST_TEXT}]]")
-    assert following["state"] == "completed", following
-    assert following["text"].strip().endswith(FIRST_TEXT), following
 
 
 def test_two_agents_run_at_once(server, model):

@@ -4,11 +4,12 @@ What differs between the agents is in `rig.py`: how each compacts, and whether i
 again after a kill.
 """
 
+import json
 import os
 import signal
 
 import pytest
-from rig import ALL, WAIT_S, command_of, leftovers
+from rig import ALL, GEMINI, command_of, leftovers
 from test_agents import check_completed, check_gap_free, is_chunk, is_end_of, kinds
 
 FIRST = "the first prompt"
@@ -134,3 +135,31 @@ def test_idle_stop_and_return(server, model, agent, group):
     assert not (is_lost and agent.restores_after_kill), frames
     assert (FIRST in remembered(model)) != is_lost, "the transcript says what the agent remembers"
     assert (server.group(group)["session_id"] == session) != is_lost
+
+
+@pytest.mark.defaults(permission_policy="reject")
+def test_permission_is_refused_by_the_policy(server, agent, group, tmp_path):
+    """A policy decides what the agent asks; what one does that never asks, no policy prevents."""
+    doomed = tmp_path / "doomed"
+    doomed.mkdir()
+    tool, arguments = agent.shell_call(f"rm -rf {doomed}")
+    task = server.turn(group, f"tidy up [[tool:{tool} {json.dumps(arguments)}]]")
+    assert doomed.exists() == agent.asks, "no answer allowed it"
+    assert task["state"] in ("completed", "cancelled"), task
+    digest = server.get(f"/v1/groups/{group}/digest")
+    calls = sum(tool["calls"] for tool in digest["tools"].values())
+    assert calls == (agent is not GEMINI), "gemini reports a refused call by its question only"
+    asked_selected = (digest["permissions"]["asked"], digest["permissions"]["selected"])
+    assert asked_selected == ((1, 1) if agent.asks else (0, 0)), digest
+    if not agent.asks:
+        return
+    frames = server.frames(group)
+    asked, answered = "session/request_permission", "greenroom/permission_resolved"
+    shown = [frame for frame in frames if frame["kind"] in (asked, answered)]
+    assert kinds(shown) == [asked, answered], kinds(frames)
+    options = {option["optionId"]: option for option in shown[0]["payload"]["params"]["options"]}
+    assert options[shown[1]["payload"]["selected"]]["kind"].startswith("reject")
+
+    following = server.turn(group, f"and now? [[say:{SAID}]]")
+    assert following["state"] == "completed", following
+    assert following["text"].strip().endswith(SAID), following
