@@ -10,6 +10,7 @@ mod cause;
 mod context;
 mod cost;
 mod fields;
+pub mod glued;
 mod hermes_meta;
 mod permission;
 mod repair;
@@ -29,7 +30,8 @@ use serde_json::value::RawValue;
 pub use self::{
     card::{AgentCard, AuthMethod, Modes, agent_card, modes},
     context::{CompactionReport, ContextUpdate},
-    repair::repaired,
+    fields::well_formed,
+    repair::{Repaired, repaired},
     response::{
         Capabilities, capabilities, opened_session, prompt_reply, provenance, session_restored,
     },
@@ -198,6 +200,17 @@ pub fn parse(line: &str) -> Result<Message<'_>, ParseError> {
         (None, Some(_)) => Err(no_message("it answers an unknown request")),
         (None, None) => Err(no_message("it has neither a method nor an id")),
     }
+}
+
+/// Returns the error of a JSON-RPC response that names no request, because its id is null or
+/// absent: an agent answers so what it could not read.
+pub fn unaddressed_error(line: &str) -> Option<RpcError> {
+    let envelope: Envelope<'_> = read(line).ok()?;
+    let Envelope { version: Some(_), id: None, method: None, result: None, error, .. } = envelope
+    else {
+        return None;
+    };
+    response::unaddressed(error?)
 }
 
 /// Summarizes a message from the agent. Returns the session that it names, too: what counts of the

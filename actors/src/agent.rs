@@ -8,6 +8,7 @@ pub mod check;
 pub mod compaction_detector;
 mod handshake;
 pub mod hermes;
+mod noise;
 mod run_loop;
 mod stderr;
 mod stdin;
@@ -108,8 +109,8 @@ impl AgentReport {
 pub enum AgentCommand {
     /// Write a line to the agent.
     Send(String),
-    /// Write a prompt to the agent, for this session.
-    Prompt(String, SessionId),
+    /// Write the prompt with this id to the agent, for this session.
+    Prompt(String, u64, SessionId),
     /// Request a new session from the agent, by a request with this id.
     OpenSession(u64),
     /// Stop its process tree.
@@ -121,7 +122,12 @@ type Commands = mpsc::UnboundedReceiver<Command>;
 /// A command to the run's loop.
 #[derive(Debug)]
 enum Command {
-    Prompted(SessionId),
+    /// The prompt with this id is the line with this number, and for this session.
+    Prompted {
+        id: u64,
+        line: u64,
+        session: SessionId,
+    },
     OpenSession(u64),
     Stop(Stop),
 }
@@ -285,8 +291,9 @@ impl Handler<AgentCommand> for Agent {
         // The commands to a run that is over are lost.
         match command {
             AgentCommand::Send(line) => self.stdin.send(line),
-            AgentCommand::Prompt(line, session) => {
-                _ = self.to_loop.send(Command::Prompted(session));
+            AgentCommand::Prompt(line, id, session) => {
+                let number = self.stdin.sent() + 1;
+                _ = self.to_loop.send(Command::Prompted { id, line: number, session });
                 self.stdin.send(line);
             }
             AgentCommand::OpenSession(id) => _ = self.to_loop.send(Command::OpenSession(id)),

@@ -32,6 +32,11 @@ impl Awake {
         self.0.saturating_sub(now().0)
     }
 
+    /// Returns the time from `earlier` to this moment; zero if that is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
     /// Whether this moment has passed.
     pub fn has_passed(self) -> bool {
         self.left().is_zero()

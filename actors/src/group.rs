@@ -17,6 +17,7 @@ mod logging;
 mod messages;
 mod notifications;
 mod recovery;
+mod rejected_log;
 mod self_message;
 mod submit;
 mod timers;
@@ -40,7 +41,7 @@ use greenroom_core::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use self::log_cursor::LogCursor;
+use self::{log_cursor::LogCursor, rejected_log::RejectedLog};
 pub use self::{
     messages::{
         Accepted, AnswerPermission, Archive, Await, Cancel, CancelRunning, Configure, Control,
@@ -129,6 +130,7 @@ pub struct Group {
     log: LogCursor,
     /// Whether this actor rebuilt the digests already because a reader missed a row.
     digests_rebuilt: bool,
+    rejected_log: RejectedLog,
     /// The effective settings; computed on first use, dropped when the settings change.
     effective: Option<EffectiveSettings>,
     shared: Arc<Shared>,
@@ -210,6 +212,7 @@ impl Group {
             epoch: 1,
             log,
             digests_rebuilt: false,
+            rejected_log: RejectedLog::default(),
             effective: None,
             shared,
             feed,
@@ -348,6 +351,7 @@ impl Group {
         self.shared.metrics.observe(stored, |task| self.log.core.task(task));
         for Recorded { fact, .. } in &stored.facts {
             logging::log_fact(&self.id, fact, stored.at);
+            self.rejected_log.log(&self.id, fact, stored.at);
             if let Fact::TaskEnded { task, record, .. } = fact {
                 for waiter in self.waiters.remove(task).into_iter().flatten() {
                     // The waiting request may have ended.

@@ -119,6 +119,15 @@ struct Problem<'a> {
     holder: Option<&'a Holder>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block: Option<Block>,
+}
+
+/// A block of a prompt.
+#[derive(Serialize)]
+struct Block {
+    index: usize,
+    r#type: &'static str,
 }
 
 impl ApiError {
@@ -156,6 +165,7 @@ impl ApiError {
                 Rejected::AlreadyTerminal => ("already-terminal", "Already ended"),
                 Rejected::NotRetryable => ("not-retryable", "Not retryable"),
                 Rejected::AlreadyCompacting(_) => ("already-compacting", "Already compacting"),
+                Rejected::PromptNotSupported(_) => ("prompt-not-supported", "Prompt not supported"),
                 Rejected::NotPending => ("already-resolved", "Already resolved"),
                 Rejected::NoSuchOption => ("invalid-body", "Invalid body"),
             },
@@ -241,9 +251,11 @@ impl ResponseError for ApiError {
                 | GroupError::Rejected(Rejected::NoSuchOption),
             ) => StatusCode::BAD_REQUEST,
             Self::Group(GroupError::Rejected(Rejected::QueueFull)) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Group(
+                GroupError::KeyConflict | GroupError::Rejected(Rejected::PromptNotSupported(_)),
+            ) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Group(GroupError::Rejected(_) | GroupError::CompactionUnsupported)
             | Self::Lock(LockError::Conflict { .. } | LockError::Lost) => StatusCode::CONFLICT,
-            Self::Group(GroupError::KeyConflict) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Draining
             | Self::Group(GroupError::Draining | GroupError::Storage(_) | GroupError::Rebuilding)
             | Self::Lock(LockError::Absent | LockError::Store(_))
@@ -280,9 +292,15 @@ impl ResponseError for ApiError {
             }
             _ => (None, None),
         };
+        let block = match self {
+            Self::Group(GroupError::Rejected(Rejected::PromptNotSupported(block))) => {
+                Some(Block { index: block.index, r#type: block.kind.name() })
+            }
+            _ => None,
+        };
         let code = self.status_code();
         let (r#type, status) = (format!("/problems/{slug}"), code.as_u16());
-        let problem = Problem { r#type, title, status, detail, field, holder, expires_at };
+        let problem = Problem { r#type, title, status, detail, field, holder, expires_at, block };
         let mut response = HttpResponse::build(code);
         response.content_type("application/problem+json");
         if let Some(seconds) = self.retry_after() {

@@ -20,7 +20,8 @@
 //! | `die:CODE` · `abort` | the process ends at once |
 //! | `error:CODE:MESSAGE` · `refuse` | the answer is an error · `refusal` |
 //! | `times:N:WORD` | that word, while at most N prompts of exactly this text were received |
-//! | `garbage` · `garbage-run:N` · `utf8` | lines that are not JSON · not UTF-8 |
+//! | `garbage` · `utf8` | a line that is not JSON · not UTF-8 |
+//! | `noise:N:BYTES` · `garbage-run:N` | N lines of log text · N that only begin as messages |
 //! | `crlf` | a chunk whose line ends in CR LF |
 //! | `huge-line:BYTES` · `deep:N` | a valid update of that length · nested that deep |
 //! | `stderr:N` | N lines on stderr |
@@ -265,9 +266,16 @@ impl Turn {
             }
             "refuse" => return Some(self.stop("refusal")),
             "garbage" => self.agent.write(b"this line is not JSON\n"),
+            "noise" => {
+                let (count, bytes) = argument.split_once(':').unwrap_or((argument, "80"));
+                let line = format!("{}\n", "n".repeat(bytes.parse().unwrap_or(80)));
+                for _ in 0..count.parse().unwrap_or(1) {
+                    self.agent.write(line.as_bytes());
+                }
+            }
             "garbage-run" => {
                 for number in 1..=argument.parse().unwrap_or(1) {
-                    self.agent.write(format!("garbage line {number}\n").as_bytes());
+                    self.agent.write(format!("{{\"not\" a message {number}\n").as_bytes());
                 }
             }
             "utf8" => self.agent.write(b"{\"not\":\"utf-8 \xff\xfe\"}\n"),

@@ -79,6 +79,7 @@ impl FramePath {
             continuity: Continuity::New,
             provenance: None,
             is_forgetful: false,
+            prompts: None,
         }])?;
         path.answer()?;
         Ok(path)

@@ -200,3 +200,37 @@ fn unknown_ids_and_paths_are_404_and_wrong_methods_405() {
         refused(&server, &reply, 405, "method-not-allowed");
     }
 }
+
+/// API-2, C15: metadata that strict readers of JSON refuse is refused; an agent's own words are
+/// passed on, and the command line reads them leniently.
+#[test]
+fn what_strict_readers_refuse_breaks_no_list() {
+    let server = Setup::new().asks().start();
+    let raw = |method: &str, path: &str, body: &str| {
+        let head =
+            "HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json";
+        let length = body.len();
+        server.raw(format!("{method} {path} {head}\r\nContent-Length: {length}\r\n\r\n{body}"))
+    };
+    let deep = format!("{}{}", "[".repeat(120), "]".repeat(120));
+    for odd in [r#""\ud800""#, "1e999", &deep] {
+        let group = format!(r#"{{"metadata":{{"a":{odd}}}}}"#);
+        let problem = raw("PUT", "/v1/groups/odd", &group).problem(400, "invalid-body");
+        assert_eq!(problem["field"], "metadata", "{problem}");
+        let turn = format!(r#"{{"prompt":"x","metadata":{{"a":{odd}}}}}"#);
+        let problem = raw("POST", "/v1/groups/odd/turns", &turn).problem(400, "invalid-body");
+        assert_eq!(problem["field"], "metadata", "{problem}");
+    }
+    for (group, odd) in [("a", r#""\ud800""#), ("b", "1e999")] {
+        let call = format!(r#"{{"toolCallId":"p","title":"odd {group}","rawInput":{odd}}}"#);
+        let options = r#"[{"optionId":"a","name":"A","kind":"allow_once"}]"#;
+        let params = format!(r#"{{"sessionId":$session,"toolCall":{call},"options":{options}}}"#);
+        let method = "session/request_permission";
+        let line = format!(r#"{{"id":"{group}","method":"{method}","params":{params}}}"#);
+        server.submit(group, &format!("[[line:{line}]][[gate:never]]"));
+        let opened = format!("permission opened group={group}");
+        server.log.wait("the permission", |line| line.contains(&opened));
+    }
+    let listed = server.cli_stdout(&["permissions"]);
+    assert!(listed.contains("odd a") && listed.contains("odd b"), "{listed}");
+}

@@ -79,9 +79,9 @@ fn rejected_lines_are_kept_byte_for_byte() {
     }
 }
 
-/// F12, F13, I11: ten rejected lines in a row, a line over `limits.line`, and JSON that is nested
-/// too deeply stop the run (`_protocol`) without a crash, and the next turn runs in another; what
-/// is below the limit is kept whole.
+/// F12, F13, I11: ten lines in a row that only begin as messages, a line over `limits.line`, and
+/// JSON that is nested too deeply stop the run (`_protocol`) without a crash, and the next turn
+/// runs in another; what is below the limit is kept whole.
 #[test]
 fn lines_over_a_limit_stop_the_run() {
     let server = Setup::new().text("limits", "line", "64KiB").start();
@@ -99,6 +99,26 @@ fn lines_over_a_limit_stop_the_run() {
         let next = server.finish_as(&next, "completed");
         assert_ne!(next["run"], stopped["run"]);
     }
+}
+
+/// F13, I11, I16: a stack trace and log lines on stdout end no turn, and are in the transcript
+/// whole; the log shows a few of them and says how many others there are. A flood of them stops the
+/// run, whose detail says why.
+#[test]
+fn noise_on_stdout_ends_no_turn() {
+    let server = Server::usual();
+    let task = server.complete("work", "[[noise:300:80]][[reply:ok]]");
+    assert_eq!(task["text"], "ok");
+    assert_eq!(server.frames_of_kind("work", "greenroom/agent_output_rejected").len(), 300);
+    server.log.wait("how many lines are left out", |line| line.contains("left_out=290"));
+    let is_logged = |line: &String| line.contains("agent output rejected group=");
+    assert_eq!(server.log.lines().iter().filter(|line| is_logged(line)).count(), 10);
+    let flooded = server.submit("work", "[[reply:x]][[noise:9000:500]][[gate:never]]");
+    let flooded = server.finish_as(&flooded, "interrupted");
+    assert_eq!(flooded["stop_reason"], "_protocol", "{flooded}");
+    let message = flooded["error"]["message"].as_str().unwrap();
+    assert!(message.contains("more than 4 MiB in 60 s"), "{flooded}");
+    server.complete("work", "next");
 }
 
 /// F11, AM-40: a flood of output is stored whole and in order; one on stderr never blocks the

@@ -61,7 +61,7 @@ fn a_turn_is_interrupted_however_its_agent_ends() {
     for (group, words, end, stop_reason, side_effects) in [
         ("a", "", "[[die:0]]", "_process_exited", "none_observed"),
         ("b", "", "[[abort]]", "_process_exited", "none_observed"),
-        ("c", "", "[[garbage-run:10]][[gate:never]]", "_protocol", "none_observed"),
+        ("c", "", "[[garbage-run:10]][[gate:never]]", "_protocol", "unknown"),
         ("tools", tools, "[[die:1]]", "_process_exited", "possible"),
     ] {
         let task = server.submit(group, &format!("{words}[[reply:said]][[gate:{group}]]{end}"));

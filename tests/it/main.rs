@@ -43,6 +43,7 @@ mod otlp;
 mod permission_policy;
 mod permissions;
 mod processes;
+mod prompt_blocks;
 mod queue;
 mod races;
 mod residents;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::Setup;
+use crate::support::{Server, Setup};
 
 /// Returns the word that sends this update of the prompt's session.
 fn update(fields: &str) -> String {
@@ -32,6 +32,8 @@ fn an_odd_message_forbids_a_retry() {
             .to_owned(),
         update(r#""sessionUpdate":"tool_call","rawInput":NaN"#),
         r#"[[line:{"method":"session/update","params":{"upda]]"#.to_owned(),
+        "[[line:\u{feff} {\"method\":\"session/update\",\"params\":{\"upda]]".to_owned(),
+        "[[line: \t{\"method\":\"session/up]]".to_owned(),
         "[[utf8]]".to_owned(),
     ];
     let ends = [("[[error:-32603:no]]", "failed"), ("[[die:5]]", "interrupted")];
@@ -79,6 +81,8 @@ fn any_answer_ends_a_turn() {
         (&silent, r#""id":$id,"error":{"code":-32000.0,"message":null}"#, "failed",   "_error",        error.clone(), "error -32000"),
         (&silent, r#""id":$id,"error":{"code":"x","message":"cut \ud83d"}"#, "failed", "_error",       error.clone(), "cut \u{fffd}"),
         (&silent, r#""id":$id,"error":{"code":-32602,"message":"Internal error","data":{"details":"overloaded"}}"#, "failed", "_error", error.clone(), "Internal error: overloaded"),
+        (&speaks, r#""id":$id,"error":{},"result":{"stopReason":"end_turn"}"#, "completed", "end_turn", Value::Null, ""),
+        (&silent, r#""jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"Parse error"}"#, "failed", "_error", error.clone(), "Parse error"),
         (&silent, r#""id":$id,"error":{"code":-32603},"result":{}"#,     "failed",    "_error",        error, "-32603"),
     ];
     for (before, answer, state, stop_reason, code, message) in &cases {
@@ -96,4 +100,38 @@ fn any_answer_ends_a_turn() {
     assert_eq!(server.list("work", "tasks"), before);
     let digest = server.get("/v1/groups/work/digest").expect(200);
     assert_eq!(digest["stop_reasons"]["_unclear"], 6, "{digest}");
+}
+
+/// I7, F13: an answer ends its turn, also if the agent wrote other text on the same line; what
+/// stands around it is kept. A message that a log line quotes is none.
+#[test]
+fn an_answer_on_a_line_with_other_text_ends_its_turn() {
+    let server = Server::usual();
+    let answer = r#"{"jsonrpc":"2.0","id":$id,"result":{"stopReason":"end_turn"}}"#;
+    let chunk = r#"{"method":"session/update","params":{"sessionId":$session,"update":{"sessionUpdate":"agent_message_chunk","content":{"text":"said"}}}}"#;
+    #[rustfmt::skip]
+    let cases = [
+        ("two",    format!("{chunk}{answer}"),                        "said", 0),
+        ("text",   format!("Thinking...{answer}"),                    "",     1),
+        ("cut",    format!(r#"{{"method":"session/up{answer}"#),      "",     1),
+        ("cut-2",  format!(r#"{{"method":"session/up{chunk}{answer}"#), "",   1),
+        ("after",  format!("{chunk}{answer}Done."),                   "said", 1),
+        ("quoted", format!("sent: {chunk}\n{answer}"),                "",     1),
+    ];
+    for (group, line, text, rejected) in cases {
+        let ended = server.complete(group, &format!("[[answer-line:{line}]]"));
+        assert_eq!((&ended["stop_reason"], &ended["text"]), (&json!("end_turn"), &json!(text)));
+        let frames = server.frames_of_kind(group, "greenroom/agent_output_rejected");
+        assert_eq!(frames.len(), rejected, "{group}: {frames:?}");
+    }
+}
+
+/// An error without an id answers the prompt only if nothing else is to be answered.
+#[test]
+fn an_error_without_an_id_may_be_about_another_line() {
+    let server = Setup::new().text("defaults", "permission_policy", "allow").start();
+    let error = r#"[[line:{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"no"}}]]"#;
+    server.complete("work", &format!("[[permission]]{error}[[reply:done]]"));
+    let failed = server.submit("work", &format!("{error}[[reply:late]]"));
+    server.finish_as(&failed, "failed");
 }

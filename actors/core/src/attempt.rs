@@ -29,6 +29,8 @@ pub struct Attempt {
     has_own_output: bool,
     has_answer: bool,
     has_tools: bool,
+    /// Whether output could not be read: any of it may have been a tool call.
+    has_unread_output: bool,
     text: BoundedText,
     sessions: SessionMove,
     usage: Option<Usage>,
@@ -78,6 +80,7 @@ impl Attempt {
             has_own_output: false,
             has_answer: false,
             has_tools: false,
+            has_unread_output: false,
             text: BoundedText::default(),
             sessions: SessionMove::default(),
             usage: None,
@@ -118,8 +121,8 @@ impl Attempt {
         self.has_tools
     }
 
-    /// Applies a fact about the attempt: who cancels it, or that the group was archived. Ignores
-    /// other facts.
+    /// Applies a fact about the attempt: who cancels it, that the group was archived, or that a
+    /// line which began as a message could not be read. Ignores other facts.
     pub fn apply(&mut self, fact: &Fact) {
         match fact {
             Fact::CancelRequested { .. } => {
@@ -135,6 +138,7 @@ impl Attempt {
                 });
             }
             Fact::GroupArchived {} => self.is_archived = true,
+            Fact::AgentOutputRejected { .. } => self.has_unread_output |= fact.is_bare_output(),
             _ => {}
         }
     }
@@ -296,6 +300,7 @@ impl Attempt {
         let has_open_tools = self.unnamed_tools || !self.open_tools.is_empty();
         let side_effects = match (has_open_tools, self.has_output, cause) {
             (true, _, _) => SideEffects::Possible,
+            _ if self.has_unread_output => SideEffects::Unknown,
             (false, false, Cause::ServerRestart | Cause::Storage) => SideEffects::Unknown,
             (false, false, _) if !is_seen => SideEffects::Unknown,
             (false, _, _) => SideEffects::NoneObserved,

@@ -115,7 +115,8 @@ pub enum SideEffects {
     NoneObserved,
     /// A tool call was open.
     Possible,
-    /// The agent may have written more than greenroom read.
+    /// The agent may have written more than greenroom read, or wrote a message that greenroom could
+    /// not read.
     Unknown,
 }
 

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Choice, CompactionSignal, Continuity, Exit, Json, PermissionId, PermissionOption,
-    PermissionShown, Provenance, RunId, SessionId, Settings, StopReason, Task, TaskId, Timer,
-    Tokens,
+    PermissionShown, PromptCapabilities, Provenance, RunId, SessionId, Settings, StopReason, Task,
+    TaskId, Timer, Tokens,
 };
 
 /// Something that happened to a group.
@@ -59,6 +59,8 @@ pub enum Event {
         provenance: Option<Provenance>,
         /// Whether the agent can neither load nor resume a session.
         is_forgetful: bool,
+        /// The content blocks that the agent takes, if known.
+        prompts: Option<PromptCapabilities>,
     },
     /// The agent wrote protocol messages.
     OutputReceived {

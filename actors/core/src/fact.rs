@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Cause, Compaction, Continuity, Deadline, Exit, Interrupted, Json, Lines, Origin, OutputSummary,
-    Permission, PermissionId, PermissionState, Provenance, RunId, SessionId, Settings, StopReason,
-    Strategy, Task, TaskError, TaskId, TaskKind, TaskState, TokensSpent,
+    Permission, PermissionId, PermissionState, PromptCapabilities, Provenance, RunId, SessionId,
+    Settings, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState, TokensSpent,
 };
 
 /// A batch of the agent's messages as a fact.
@@ -263,6 +263,9 @@ pub enum Fact {
         /// Whether the agent can neither load nor resume a session: the context ends with the run.
         #[serde(rename = "forgetful", default, skip_serializing_if = "std::ops::Not::not")]
         is_forgetful: bool,
+        /// The content blocks that it takes, if known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        prompts: Option<PromptCapabilities>,
     },
     /// The run is being stopped, or its agent closed stdout.
     RunStopping {

@@ -49,7 +49,7 @@ pub use self::{
     },
     timers::{EffectiveSettings, Limits, Timer},
 };
-use crate::{Event, Now, Step, TaskId};
+use crate::{Event, Now, RefusedBlock, Step, TaskId};
 
 /// Why a group rejects an event. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +72,9 @@ pub enum Rejected {
     /// The task did not end without success, so a caller cannot retry it.
     #[error("only a failed, interrupted or cancelled task can be retried")]
     NotRetryable,
+    /// The prompt has a block that the group's agent is known not to take.
+    #[error("{0}")]
+    PromptNotSupported(RefusedBlock),
     /// The permission is resolved already, or unknown.
     #[error("the permission is already resolved")]
     NotPending,

@@ -63,6 +63,19 @@ impl<'de> Deserialize<'de> for Json {
     }
 }
 
+/// Deserializes a caller's own JSON, which others get in answers: what strict readers refuse, such
+/// as half a surrogate pair, a number out of range or deep nesting, is an error.
+pub fn readable<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Json>, D::Error> {
+    let json = Option::<Json>::deserialize(from)?;
+    if let Some(json) = &json {
+        // Readers give up at a depth of 128, and an answer nests a little itself.
+        let within = format!("{}{}{}", "[".repeat(16), json.as_str(), "]".repeat(16));
+        serde_json::from_str::<serde_json::Value>(&within)
+            .map_err(|err| de::Error::custom(format!("not every reader can read it: {err}")))?;
+    }
+    Ok(json)
+}
+
 /// Replaces line ends by spaces. In valid JSON they are between tokens only: strings escape them.
 fn on_one_line(text: String) -> String {
     if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], " ") } else { text }

@@ -33,6 +33,8 @@ mod own_word;
 mod permission;
 // The places for agents' processes, and who is evicted.
 pub mod pool;
+// Which content blocks of a prompt an agent takes.
+mod prompt_blocks;
 // Which attempts are retried, and after which backoff.
 mod retry;
 // A run: one process of the group's agent.
@@ -75,12 +77,13 @@ pub use group::{
     KNOWN_SESSIONS_MAX, Limits, Rejected, Session, Status, Timer,
 };
 pub use ids::{CompactionId, GroupId, InvalidId, PermissionId, RunId, SessionId, TaskId};
-pub use json::Json;
+pub use json::{Json, readable};
 pub use own_word::OwnWord;
 pub use permission::{
     Choice, Permission, PermissionOption, PermissionPolicy, PermissionShown, PermissionState,
     Policy, TOOL_KINDS,
 };
+pub use prompt_blocks::{BlockKind, PromptCapabilities, RefusedBlock};
 pub use retry::RetryPolicy;
 pub use run::{Continuity, Exit, ExitReason, Run, RunHealth, RunPhase, RunProgress};
 pub use session_cursor::SessionCursor;

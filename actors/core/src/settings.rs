@@ -60,6 +60,7 @@ pub struct SettingsPatch {
     /// See [`Settings::on_interrupt`].
     pub on_interrupt: Option<OnInterrupt>,
     /// See [`Settings::metadata`].
+    #[serde(default, deserialize_with = "crate::json::readable")]
     pub metadata: Option<Json>,
 }
 

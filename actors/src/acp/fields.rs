@@ -125,7 +125,7 @@ pub(super) fn whole<T: TryFrom<i64>>(raw: &RawValue) -> Option<T> {
 }
 
 /// Replaces the escapes of lone surrogates in a JSON string.
-fn well_formed(string: &str) -> Option<String> {
+pub fn well_formed(string: &str) -> Option<String> {
     let surrogate = |escape: &str| {
         let unit = u16::from_str_radix(escape.strip_prefix("\\u")?.get(..4)?, 16).ok()?;
         (0xd800..=0xdfff).contains(&unit).then_some(unit)

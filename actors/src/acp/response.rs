@@ -1,6 +1,6 @@
 //! Parses an agent's responses to greenroom's requests.
 
-use greenroom_core::{PromptReply, Provenance, SessionId, StopReason};
+use greenroom_core::{PromptCapabilities, PromptReply, Provenance, SessionId, StopReason};
 use serde_json::value::RawValue;
 
 use super::{
@@ -25,6 +25,7 @@ pub(super) fn response<'a>(
     let outcome = match (result, error.map(rpc_error)) {
         (_, None) => Ok(result.map_or("null", RawValue::get)),
         (None, Some(error)) => Err(error),
+        (Some(result), Some(_)) if error.is_some_and(says_nothing) => Ok(result.get()),
         (Some(_), Some(error)) => {
             let message = format!("{error}, and a result beside it");
             let message = truncate(message, ERROR_BYTES_MAX);
@@ -32,6 +33,21 @@ pub(super) fn response<'a>(
         }
     };
     Message::Response { id, outcome }
+}
+
+/// Whether an error is only an empty value, beside a result: some agents write all members.
+fn says_nothing(error: &RawValue) -> bool {
+    let json: String = error.get().split_ascii_whitespace().collect();
+    ["{}", "[]", "\"\"", "false"].contains(&&*json)
+}
+
+/// Returns the error of a response without an id. What the agent did is unknown, so it has no code.
+pub(super) fn unaddressed(raw: &RawValue) -> Option<RpcError> {
+    if says_nothing(raw) {
+        return None;
+    }
+    let message = format!("{}, in an answer without an id", rpc_error(raw));
+    Some(RpcError { code: None, message: truncate(message, ERROR_BYTES_MAX) })
 }
 
 fn rpc_error(raw: &RawValue) -> RpcError {
@@ -71,6 +87,8 @@ pub struct Capabilities {
     pub resume: bool,
     /// `session/load`.
     pub load: bool,
+    /// The content blocks of prompts.
+    pub prompts: PromptCapabilities,
 }
 
 /// Parses the response to `initialize`.
@@ -81,7 +99,12 @@ pub struct Capabilities {
 pub fn capabilities(result: &str) -> Result<Capabilities, String> {
     fields! {
         struct Answer { version: "protocolVersion", capabilities: "agentCapabilities" }
-        struct Given { load: "loadSession", session: "sessionCapabilities" }
+        struct Given {
+            load: "loadSession",
+            session: "sessionCapabilities",
+            prompts: "promptCapabilities",
+        }
+        struct Prompts { image: "image", audio: "audio", embedded: "embeddedContext" }
         struct OfSessions { resume: "resume" }
     }
     let answer: Answer<'_> = read(result).map_err(|err| format!("it is no ACP agent: {err}"))?;
@@ -93,9 +116,15 @@ pub fn capabilities(result: &str) -> Result<Capabilities, String> {
         }
         None => return Err("it is no ACP agent: it gave no protocol version".into()),
     }
-    let Given { load, session } = answer.capabilities.and_then(object).unwrap_or_default();
+    let Given { load, session, prompts } = answer.capabilities.and_then(object).unwrap_or_default();
     let OfSessions { resume } = session.and_then(object).unwrap_or_default();
+    let Prompts { image, audio, embedded } = prompts.and_then(object).unwrap_or_default();
+    // Only what is surely missing is refused; absent is missing.
+    let takes =
+        |given: Option<&RawValue>| given.is_some_and(|raw| !["false", "0"].contains(&raw.get()));
+    let (image, audio, embedded_context) = (takes(image), takes(audio), takes(embedded));
     Ok(Capabilities {
+        prompts: PromptCapabilities { image, audio, embedded_context },
         resume: resume.is_some_and(|raw| raw.get().starts_with('{')),
         load: load.is_some_and(|raw| raw.get() == "true"),
     })
@@ -202,10 +231,18 @@ mod tests {
     fn an_odd_field_hides_neither_version_nor_session() {
         let odd = r#"{"protocolVersion":1.0,"authMethods":7,"agentInfo":"\ud83d","agentCapabilities":{
             "loadSession":true,"promptCapabilities":[],"sessionCapabilities":{"resume":{"x":1}}}}"#;
-        assert_eq!(capabilities(odd), Ok(Capabilities { resume: true, load: true }));
+        let prompts = PromptCapabilities::default();
+        assert_eq!(capabilities(odd), Ok(Capabilities { resume: true, load: true, prompts }));
         let doubtful = r#"{"protocolVersion":"1","agentCapabilities":{"loadSession":"yes",
             "sessionCapabilities":{"resume":7}}}"#;
-        assert_eq!(capabilities(doubtful), Ok(Capabilities { resume: false, load: false }));
+        assert_eq!(
+            capabilities(doubtful),
+            Ok(Capabilities { resume: false, load: false, prompts })
+        );
+        let prompts = r#"{"protocolVersion":1,"agentCapabilities":{"promptCapabilities":
+            {"image":true,"audio":false,"embeddedContext":{}}}}"#;
+        let taken = PromptCapabilities { image: true, audio: false, embedded_context: true };
+        assert_eq!(capabilities(prompts).map(|given| given.prompts), Ok(taken));
         assert!(capabilities(r#"{"agentInfo":{}}"#).is_err());
         let session = opened_session(r#"{"sessionId":"s","modes":7,"models":"\ud83d"}"#);
         assert_eq!(session, Ok(SessionId("s".into())));

@@ -29,6 +29,11 @@ impl Sessions {
         self.pending = Some(request);
     }
 
+    /// Whether `request` is the pending request for a new session.
+    pub fn is_pending(&self, request: u64) -> bool {
+        self.pending == Some(request)
+    }
+
     /// Whether `request` is the pending request for a new session; it is pending no longer.
     pub fn take_pending(&mut self, request: u64) -> bool {
         self.pending.take_if(|pending| *pending == request).is_some()

@@ -56,7 +56,10 @@ fn parts(params: &RawValue) -> (Option<&RawValue>, Update<'_>) {
         #[serde(borrow)]
         update: Object<Update<'a>>,
     }
-    if let Ok(InOnePass { session_id, update }) = serde_json::from_str(params.get()) {
+    // serde would take an array for an object, field by field.
+    if params.get().starts_with('{')
+        && let Ok(InOnePass { session_id, update }) = serde_json::from_str(params.get())
+    {
         return (session_id, update.0);
     }
     let Params { session_id, update } = object(params).unwrap_or_default();
@@ -191,6 +194,9 @@ mod tests {
             let (session, summary) = summarize_line(&line);
             assert_eq!((session.as_deref(), &*summary.text), (Some("s"), "a"), "{line}");
         }
+        let line = format!(r#"{{"method":"session/update","params":["s",{chunk}]}}"#);
+        let expected = OutputSummary { has_output: true, ..OutputSummary::default() };
+        assert_eq!(summarize_line(&line), (None, expected), "parameters by position say nothing");
     }
 
     const ODD: [&str; 7] =

@@ -73,7 +73,12 @@ impl Batch {
 
     /// Adds another event.
     pub fn push(&mut self, event: Event) {
-        self.count(0);
+        self.push_sized(event, 0);
+    }
+
+    /// Adds another event that holds this many bytes of the agent's.
+    pub fn push_sized(&mut self, event: Event, bytes: usize) {
+        self.count(bytes);
         self.close();
         self.events.push(event);
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use greenroom_core::{Continuity, SessionId};
+use greenroom_core::{Continuity, PromptCapabilities, SessionId};
 
 use crate::acp;
 
@@ -15,6 +15,8 @@ pub struct Handshake {
     to_restore: Option<SessionId>,
     can_load: bool,
     can_resume: bool,
+    /// The content blocks that the agent takes.
+    prompts: PromptCapabilities,
     /// The last request, and its id.
     pending: Request,
     id: u64,
@@ -55,6 +57,7 @@ impl Handshake {
             to_restore,
             can_load: false,
             can_resume: false,
+            prompts: PromptCapabilities::default(),
             pending: Request::Initialize,
             id: 1,
             replayed: false,
@@ -86,6 +89,21 @@ impl Handshake {
         !self.can_load && !self.can_resume
     }
 
+    /// Returns the id of the last request, which is the number of them, too.
+    pub fn request(&self) -> u64 {
+        self.id
+    }
+
+    /// Returns the content blocks that the agent takes.
+    pub fn prompts(&self) -> PromptCapabilities {
+        self.prompts
+    }
+
+    /// Whether the answer to the last request names a new session.
+    pub fn opens_session(&self) -> bool {
+        self.pending == Request::New
+    }
+
     /// Handles a response; `None` if it is not to the last request.
     pub fn on_response(&mut self, id: u64, outcome: Result<&str, acp::RpcError>) -> Option<Next> {
         if id != self.id {
@@ -95,6 +113,7 @@ impl Handshake {
             (Request::Initialize, Ok(result)) => match acp::capabilities(result) {
                 Ok(capabilities) => {
                     (self.can_resume, self.can_load) = (capabilities.resume, capabilities.load);
+                    self.prompts = capabilities.prompts;
                     match self.auth_method.clone() {
                         Some(method) => {
                             let line = acp::authenticate_line(

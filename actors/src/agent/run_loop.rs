@@ -1,12 +1,12 @@
 //! The loop of one run: reads the agent's output, reports it to the group, until the tree is gone.
 
-// What a run does with each message of its agent.
+// How a run reads the lines of its agent, and what it does with each message.
+mod lines;
 mod messages;
 
 use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc};
 
 use actix::{MailboxError, Recipient};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId};
 use tokio::{sync::mpsc, task::yield_now};
 
@@ -17,6 +17,7 @@ use super::{
     compaction_detector::CompactionDetector,
     handshake::Handshake,
     hermes,
+    noise::Noise,
     stderr::Stderr,
     stdin::{Stdin, Unwritable},
     termination::Termination,
@@ -32,10 +33,6 @@ use crate::{
     profile::{Detector, Profile},
 };
 
-/// Lines in a row that are no message before the agent counts as broken (F13).
-const REJECTED_MAX: u32 = 10;
-/// The part of a rejected line that is stored.
-const REJECTED_BYTES_MAX: usize = 64 << 10;
 /// How often stderr is read before a turn is settled: a flood does not delay the turn further.
 const STDERR_READS_MAX: usize = 64;
 
@@ -64,6 +61,8 @@ pub struct RunLoop {
     detector: CompactionDetector,
     /// The answer to the last prompt so far, read for hermes' words: no other agent writes them.
     answer: hermes::Answer,
+    /// The open prompt's id, and the number of its line among those that were sent.
+    prompt: Option<(u64, u64)>,
     sessions: Sessions,
     tools: ToolKinds,
     /// The agent's working directory.
@@ -72,8 +71,8 @@ pub struct RunLoop {
     first_line: Option<String>,
     ready_by: Awake,
     pid: Option<u32>,
-    /// The number of rejected lines in a row.
-    rejected: u32,
+    /// The lines that are no message.
+    noise: Noise,
 }
 
 enum LoopEvent {
@@ -129,13 +128,14 @@ impl RunLoop {
             observer: start.observer.clone(),
             detector: CompactionDetector::new(&start.profile.signals),
             answer: hermes::Answer::default(),
+            prompt: None,
             sessions: Sessions::default(),
             tools: ToolKinds::default(),
             cwd,
             first_line: Some(first_line),
             ready_by: awake::now() + start.profile.start_timeout,
             pid: None,
-            rejected: 0,
+            noise: Noise::new(),
         }
     }
 
@@ -263,68 +263,6 @@ impl RunLoop {
         self.termination.kill(ExitReason::Protocol, why);
     }
 
-    fn on_line(&mut self, bytes: &[u8]) {
-        // Lines after a protocol error are dropped.
-        if self.termination.is_protocol_error() {
-            return;
-        }
-        // A carriage return is white space in JSON and a line's end in Server-Sent Events.
-        let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
-        if bytes.len() > self.line_bytes_max {
-            let max = self.line_bytes_max;
-            return self.on_protocol_error(&format!("the agent wrote a line over {max} bytes"));
-        }
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            return;
-        }
-        let Ok(text) = std::str::from_utf8(bytes) else {
-            return self.on_unreadable(bytes, "it is not UTF-8".into());
-        };
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let replaced;
-        let text = if memchr::memchr(b'\r', text.as_bytes()).is_some() {
-            replaced = text.replace('\r', " ");
-            &replaced
-        } else {
-            text
-        };
-        match acp::parse(text) {
-            Ok(message) => {
-                self.rejected = 0;
-                self.on_message(text, message);
-            }
-            Err(acp::ParseError::NoMessage(reason)) => self.on_unreadable(bytes, reason),
-            Err(err @ acp::ParseError::TooDeep) => {
-                self.reject(bytes, err.to_string());
-                self.on_protocol_error("the agent wrote JSON that nests too deep");
-            }
-        }
-    }
-
-    /// Rejects a line that is no message; but an answer ends its turn, whatever is in it.
-    fn on_unreadable(&mut self, bytes: &[u8], reason: String) {
-        if let Some(text) = acp::repaired(bytes)
-            && let Ok(answer @ acp::Message::Response { .. }) = acp::parse(&text)
-        {
-            self.rejected = 0;
-            return self.on_message(&text, answer);
-        }
-        self.reject(bytes, reason);
-    }
-
-    fn reject(&mut self, bytes: &[u8], reason: String) {
-        self.rejected += 1;
-        // Whether it begins as a message does decides whether it is output (A-4).
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
-        let kept = &bytes[..bytes.len().min(REJECTED_BYTES_MAX)];
-        let bytes = STANDARD.encode(kept);
-        self.batch.push(Event::OutputRejected { run: self.run, reason, bytes });
-        if self.rejected == REJECTED_MAX {
-            let why = format!("the agent wrote {REJECTED_MAX} lines in a row that are no message");
-            self.on_protocol_error(&why);
-        }
-    }
-
     /// Drains stderr before a response is handled: those lines were written first, and belong to
     /// the turn that the response settles.
     fn drain_stderr(&mut self) {
@@ -404,7 +342,8 @@ impl RunLoop {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Prompted(session) => {
+            Command::Prompted { id, line, session } => {
+                self.prompt = Some((id, line));
                 self.answer = hermes::Answer::default();
                 self.sessions.set_current(session);
             }

@@ -26,6 +26,8 @@ pub struct Stdin {
     waiting_bytes: Cell<usize>,
     /// Since when the agent has read nothing while lines wait.
     stalled_since: Cell<Option<Awake>>,
+    /// How many lines were sent.
+    sent: Cell<u64>,
     changed: Notify,
 }
 
@@ -67,11 +69,17 @@ impl Stdin {
         self.end(Pipe::Closed);
     }
 
+    /// Returns how many lines were sent.
+    pub fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
     /// Sends one line; it is lost if either end of the pipe is closed.
     pub fn send(&self, line: String) {
         if matches!(*self.pipe.borrow(), Pipe::Closed | Pipe::HungUp) {
             return;
         }
+        self.sent.set(self.sent.get() + 1);
         let mut text = line.into_bytes();
         text.push(b'\n');
         self.waiting_bytes.set(self.waiting_bytes.get() + text.len());

@@ -44,7 +44,7 @@ impl Group {
                 // number.
                 let line = frame::payload(blocks, id)
                     .unwrap_or_else(|| unreachable!("a prompt is a frame of the same commit"));
-                (run, AgentCommand::Prompt(line.to_owned(), session))
+                (run, AgentCommand::Prompt(line.to_owned(), id, session))
             }
             Effect::Cancel { run, session } => {
                 (run, AgentCommand::Send(acp::cancel_line(&session)))

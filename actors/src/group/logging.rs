@@ -24,7 +24,9 @@ pub fn log_status(from: Status, summary: &GroupSummary, current: Option<&Task>) 
     }
 }
 
-/// Logs a fact, if an operator may want to know of it.
+/// Logs a fact, if an operator may want to know of it. Of rejected lines, [`RejectedLog`] logs.
+///
+/// [`RejectedLog`]: super::rejected_log::RejectedLog
 pub fn log_fact(group: &GroupId, fact: &Fact, at: Timestamp) {
     match fact {
         Fact::TaskEnded { task, record, .. } => {
@@ -115,9 +117,6 @@ pub fn log_fact(group: &GroupId, fact: &Fact, at: Timestamp) {
         Fact::AgentWedged { run, sign } => log::warn!(
             target: "greenroom::run", group:%, run:%, sign = &**sign;
             "agent wedged by a cancel: it is restarted, and its session restored"
-        ),
-        Fact::AgentOutputRejected { run, reason, .. } => log::warn!(
-            target: "greenroom::run", group:%, run:%, reason; "agent output rejected"
         ),
         _ => {}
     }

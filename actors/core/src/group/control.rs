@@ -102,6 +102,9 @@ impl Group {
         if let Some(run) = &mut self.run {
             run.outdated |= settings.invalidates_run(&self.state.settings);
         }
+        if settings.agent != self.state.settings.agent {
+            self.prompts = None;
+        }
         self.state.settings = settings.clone();
         if self.state.existence == Existence::Archived {
             self.state.existence = Existence::Live;

@@ -46,9 +46,17 @@ impl<'a> Transition<'a> {
             Event::SlotGranted => self.claim(),
             Event::LockAnswered { task, key, answer } => self.lock_answered(task, key, answer),
             Event::LockLost { task } => self.lock_lost(task),
-            Event::AgentReady { run, pid, session, continuity, provenance, is_forgetful } => {
-                let given = (session, provenance);
-                self.agent_ready(run, pid, given, continuity, is_forgetful);
+            Event::AgentReady {
+                run,
+                pid,
+                session,
+                continuity,
+                provenance,
+                is_forgetful,
+                prompts,
+            } => {
+                let (given, can) = ((session, provenance), (is_forgetful, prompts));
+                self.agent_ready(run, pid, given, continuity, can);
             }
             Event::Signalled { run, signal } => self.signalled(run, &signal),
             Event::ProvenanceGiven { run, provenance } => self.provenance_given(run, provenance),

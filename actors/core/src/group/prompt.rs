@@ -28,6 +28,9 @@ impl Transition<'_> {
         if self.end_if_nothing_to_do(task) {
             return;
         }
+        if self.end_if_unsupported(task) {
+            return;
+        }
         let Some(record) = self.group.task(task) else { return };
         let work = match (&record.work, &self.settings.compaction) {
             (Work::Compaction { focus, .. }, Some(order)) => order.work(focus.clone()),
@@ -284,11 +287,12 @@ impl Group {
     }
 
     /// Counts output that has no summary.
-    pub(super) fn apply_bare_output(&mut self, run: RunId) {
+    pub(super) fn apply_bare_output(&mut self, run: RunId, fact: &Fact) {
         if let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
             && attempt.run == run
         {
             attempt.add_output(&OutputSummary { has_output: true, ..OutputSummary::default() });
+            attempt.apply(fact);
         }
     }
 

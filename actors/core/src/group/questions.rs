@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Current, Group, lock::LockState};
 use crate::{
-    Attempt, Blocked, Compaction, GroupState, Permission, Run, RunId, RunPhase, RunProgress,
-    SessionId, Stage, Strategy, Task, TaskId, TaskKind, TaskState, pool::Activity,
+    Attempt, Blocked, Compaction, GroupState, Json, Permission, RefusedBlock, Run, RunId, RunPhase,
+    RunProgress, SessionId, Stage, Strategy, Task, TaskId, TaskKind, TaskState, pool::Activity,
     retry::CRASHES_MAX,
 };
 
@@ -144,6 +144,11 @@ impl Group {
     pub fn wants_slot(&self) -> bool {
         let may_go = |next| !self.backs_off(next) && !self.needs_lock(next);
         self.current.is_none() && !self.is_suspended() && self.waiting.front().is_some_and(may_go)
+    }
+
+    /// Returns the first block of a prompt that the group's agent is known not to take.
+    pub fn refused_block(&self, prompt: &Json) -> Option<RefusedBlock> {
+        self.prompts.as_ref()?.refused(prompt)
     }
 
     /// Whether it claims no task: it is paused, archived or on hold.

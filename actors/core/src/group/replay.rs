@@ -68,7 +68,7 @@ impl Group {
             Fact::AgentOutput(output) => self.apply_output(output, place.task),
             Fact::RequestRefused { run, .. } | Fact::AgentOutputRejected { run, .. } => {
                 if fact.is_bare_output() {
-                    self.apply_bare_output(*run);
+                    self.apply_bare_output(*run, fact);
                 }
             }
             Fact::CancelRequested { .. } => self.apply_cancel_requested(fact),
@@ -81,8 +81,8 @@ impl Group {
             Fact::RunStarted { run, has_detectors, .. } => {
                 self.apply_run_started(*run, *has_detectors)
             }
-            Fact::RunReady { session, provenance, continuity, is_forgetful, .. } => {
-                self.apply_run_ready(session, provenance.as_ref(), *continuity);
+            Fact::RunReady { session, provenance, continuity, is_forgetful, prompts, .. } => {
+                self.apply_run_ready(session, provenance.as_ref(), *continuity, *prompts);
                 self.run.iter_mut().for_each(|run| run.is_forgetful = *is_forgetful);
             }
             Fact::RunStopping { .. } => self.set_phase(RunPhase::Stopping),

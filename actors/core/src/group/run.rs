@@ -2,9 +2,9 @@
 
 use super::{Current, Group, Rejected, Session, decide::Transition};
 use crate::{
-    CancelReason, Continuity, Deadline, Effect, EndReason, Exit, ExitReason, Fact, Provenance,
-    Recovery, Run, RunHealth, RunId, RunPhase, RunProgress, SessionId, Stop, TaskError, TaskId,
-    retry::crash_wait_ms,
+    CancelReason, Continuity, Deadline, Effect, EndReason, Exit, ExitReason, Fact,
+    PromptCapabilities, Provenance, Recovery, Run, RunHealth, RunId, RunPhase, RunProgress,
+    SessionId, Stop, TaskError, TaskId, retry::crash_wait_ms,
 };
 
 impl Transition<'_> {
@@ -29,7 +29,7 @@ impl Transition<'_> {
         pid: u32,
         (session, provenance): (SessionId, Option<Provenance>),
         continuity: Continuity,
-        is_forgetful: bool,
+        (is_forgetful, prompts): (bool, Option<PromptCapabilities>),
     ) {
         // A run that was stopped before it was ready takes no prompt.
         let is_starting = |run: &Run| run.id == id && run.phase == RunPhase::Starting;
@@ -57,8 +57,15 @@ impl Transition<'_> {
             // AM-13: the agent restored another of its own sessions under the same ACP id.
             self.rotate(EndReason::Reset, session.clone(), provenance.clone());
         }
-        let ready = Fact::RunReady { run: id, pid, session, continuity, provenance, is_forgetful };
-        self.record(ready);
+        self.record(Fact::RunReady {
+            run: id,
+            pid,
+            session,
+            continuity,
+            provenance,
+            is_forgetful,
+            prompts,
+        });
         if is_lost {
             self.hold_after_loss();
         }
@@ -256,7 +263,12 @@ impl Group {
         session: &SessionId,
         provenance: Option<&Provenance>,
         continuity: Continuity,
+        prompts: Option<PromptCapabilities>,
     ) {
+        // The agent of an outdated run is not the next one.
+        if !self.run.as_ref().is_some_and(|run| run.outdated) {
+            self.prompts = prompts;
+        }
         let progress = match continuity {
             Continuity::New | Continuity::Lost => RunProgress::Fresh,
             Continuity::Resumed | Continuity::Loaded => RunProgress::Unsettled,

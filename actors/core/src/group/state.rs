@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::lock::LockState;
 use crate::{
-    Attempt, CancelReason, Compaction, Deadline, HoldReason, Permission, Provenance, Run,
-    SessionCursor, SessionId, Settings, Source, Task, Timestamp, Usage,
+    Attempt, CancelReason, Compaction, Deadline, HoldReason, Permission, PromptCapabilities,
+    Provenance, Run, SessionCursor, SessionId, Settings, Source, Task, Timestamp, Usage,
     compaction::RecentCompactions,
 };
 
@@ -190,6 +190,9 @@ pub struct Group {
     /// The sessions of the last segments, each once, the last one last. The agent may still send
     /// updates about a former one, and does not move there by that (AM-13).
     pub(super) known_sessions: VecDeque<SessionId>,
+    /// The content blocks that the group's agent takes, as its last run reported; `None`: unknown.
+    /// A restored group does not know them before its next run is ready.
+    pub(super) prompts: Option<PromptCapabilities>,
 }
 
 /// The task that has the group's slot.
@@ -215,6 +218,7 @@ impl Group {
             lock: LockState::Unasked,
             session_cursor: SessionCursor::default(),
             known_sessions: VecDeque::new(),
+            prompts: None,
         }
     }
 

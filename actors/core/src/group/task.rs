@@ -18,6 +18,9 @@ impl Transition<'_> {
         {
             return Err(Rejected::AlreadyCompacting(compaction.id));
         }
+        if let Some(block) = self.group.refused_block(task.prompt()) {
+            return Err(Rejected::PromptNotSupported(block));
+        }
         let bytes = group.waiting_bytes + task.prompt().as_str().len();
         if group.waiting.len() >= limits.queue_max
             || (bytes > limits.queue_bytes_max && !group.waiting.is_empty())
@@ -107,6 +110,17 @@ impl Transition<'_> {
         let message = "the task did not start by its caller's deadline".into();
         let error = TaskError { code: "expired".into(), message };
         self.end_unsent(id, EndState::Failed, Some(error));
+    }
+
+    /// Fails a task whose prompt has a block that the ready agent does not take; returns whether it
+    /// did. No other attempt would send it.
+    pub(super) fn end_if_unsupported(&mut self, id: TaskId) -> bool {
+        let block = self.group.task(id).and_then(|task| self.group.refused_block(task.prompt()));
+        let Some(block) = block else { return false };
+        let message = format!("{block}; the prompt was not sent");
+        let error = TaskError { code: "prompt_not_supported".into(), message };
+        self.end_unsent(id, EndState::Failed, Some(error));
+        true
     }
 
     /// Ends a task whose prompt was not sent.

@@ -180,7 +180,15 @@ impl Driver {
         let continuity =
             if self.group.state().session.is_some() { Continuity::Loaded } else { Continuity::New };
         let is_forgetful = false;
-        self.apply(Event::AgentReady { run, pid: 1, session, continuity, provenance, is_forgetful })
+        self.apply(Event::AgentReady {
+            run,
+            pid: 1,
+            session,
+            continuity,
+            provenance,
+            is_forgetful,
+            prompts: None,
+        })
     }
 
     /// An agent that can neither load nor resume opens its session, which is new.
@@ -189,7 +197,15 @@ impl Driver {
         let continuity =
             if self.group.state().session.is_some() { Continuity::Lost } else { Continuity::New };
         let (provenance, is_forgetful) = (None, true);
-        self.apply(Event::AgentReady { run, pid: 1, session, continuity, provenance, is_forgetful })
+        self.apply(Event::AgentReady {
+            run,
+            pid: 1,
+            session,
+            continuity,
+            provenance,
+            is_forgetful,
+            prompts: None,
+        })
     }
 
     pub fn output(&mut self, summary: OutputSummary) -> Step {

@@ -269,6 +269,7 @@ fn segments_rotate_for_four_causes() {
                     continuity,
                     provenance,
                     is_forgetful: false,
+                    prompts: None,
                 });
             },
             EndReason::AgentRestart,

@@ -339,6 +339,7 @@ impl Reader {
             continuity,
             provenance,
             is_forgetful: false,
+            prompts: None,
         });
         reader.settle();
         reader.rotations = 0;

@@ -284,6 +284,27 @@ fn the_cancel_reason_survives_a_restart_of_the_server() {
     }
 }
 
+/// a line that begins as a message and could not be read may have been a tool call; white
+/// space or a byte order mark before it is not stored. A log line says nothing of the kind.
+#[test]
+fn an_unread_message_leaves_the_side_effects_unknown() {
+    let cases = [("eyJp", SideEffects::Unknown), ("eHsi", SideEffects::NoneObserved)];
+    for (bytes, side_effects) in cases {
+        let mut driver = Driver::in_turn();
+        let (run, bytes) = (driver.run(), bytes.into());
+        driver.say("so");
+        driver.apply(Event::OutputRejected { run, reason: "no JSON".into(), bytes });
+        let step = driver.exit(ExitReason::Exited);
+        let found = step.facts.iter().find_map(|fact| match fact {
+            Fact::TaskEnded { interrupted: Some(interrupted), .. } => {
+                Some(interrupted.side_effects)
+            }
+            _ => None,
+        });
+        assert_eq!(found, Some(side_effects));
+    }
+}
+
 /// Once the agent's exit is observed, all its output was read.
 #[test]
 fn an_observed_exit_reports_the_observed_side_effects() {

@@ -15,6 +15,7 @@ mod interruptions;
 mod invariants;
 mod ordered_compactions;
 mod pool;
+mod prompt_blocks;
 mod properties;
 mod questions;
 mod races;

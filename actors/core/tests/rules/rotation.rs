@@ -124,6 +124,7 @@ fn the_summary_is_carried_until_the_agent_has_output() {
             continuity,
             provenance,
             is_forgetful: false,
+            prompts: None,
         });
         assert!(
             !kinds(&step.facts).contains(&"context_lost"),

@@ -258,6 +258,7 @@ fn a_compaction_of_a_lost_session_is_skipped() {
         continuity,
         provenance,
         is_forgetful: false,
+        prompts: None,
     });
     assert_eq!(driver.ended(task), Some((T::Skipped, None)));
     assert_eq!((driver.last_ended().unwrap().status, driver.count()), (C::Noop, 0));

@@ -60,12 +60,29 @@ impl RunLoop {
                     self.batch.push(Event::SessionOpened { run: self.run, id, opened });
                 }
                 None => {
+                    self.prompt.take_if(|(prompt, _)| *prompt == id);
                     self.drain_stderr();
                     let reply = self.answer.interpret(acp::prompt_reply(outcome));
                     self.batch.push(Event::PromptAnswered { run: self.run, id, reply });
                 }
             },
         }
+    }
+
+    /// Returns the id of the open request, if nothing else is left to be answered: no other line
+    /// was sent since, such as a cancel or the answer to a permission.
+    pub(super) fn only_request(&self) -> Option<u64> {
+        let sent = self.stdin.sent();
+        match &self.handshake {
+            Some(handshake) => Some(handshake.request()).filter(|id| *id == sent),
+            None => self.prompt.filter(|(_, line)| *line == sent).map(|(id, _)| id),
+        }
+    }
+
+    /// Whether the answer to this request names a new session.
+    pub(super) fn opens_session(&self, request: u64) -> bool {
+        self.handshake.as_ref().is_some_and(Handshake::opens_session)
+            || self.sessions.is_pending(request)
     }
 
     /// Reports a notification first, and then what it reports about the context, so that its frame
@@ -111,6 +128,7 @@ impl RunLoop {
             Next::Ready(session, continuity) => {
                 let handshake = self.handshake.take();
                 let is_forgetful = handshake.as_ref().is_some_and(Handshake::is_forgetful);
+                let prompts = handshake.as_ref().map(Handshake::prompts);
                 self.termination.on_ready();
                 self.sessions.set_current(session.clone());
                 let (run, pid) = (self.run, self.pid.unwrap_or_default());
@@ -121,6 +139,7 @@ impl RunLoop {
                     continuity,
                     provenance,
                     is_forgetful,
+                    prompts,
                 });
             }
             Next::Fail(why) => self.termination.kill(ExitReason::StartFailed, &why),

@@ -41,7 +41,15 @@ fn turn_started(strategy: Option<Strategy>) -> Fact {
 fn ready(provenance: Option<Provenance>) -> Fact {
     let session = SessionId("one".into());
     let (continuity, is_forgetful) = (Continuity::New, false);
-    Fact::RunReady { run: RUN, pid: 1, session, continuity, provenance, is_forgetful }
+    Fact::RunReady {
+        run: RUN,
+        pid: 1,
+        session,
+        continuity,
+        provenance,
+        is_forgetful,
+        prompts: None,
+    }
 }
 
 fn provenance() -> Provenance {

@@ -202,6 +202,7 @@ impl World {
                 continuity: Continuity::New,
                 is_forgetful: false,
                 provenance: None,
+                prompts: None,
             },
             Action::LateExit => Event::AgentExited { run, exit: exit(ExitReason::Exited) },
             Action::LateSignal(signal) if signal.source == Source::HermesStderr => {
@@ -326,7 +327,15 @@ impl World {
         };
         let provenance = (own > 0).then(|| provenance(own, None, own == 3));
         let run = agent.run;
-        Some(Event::AgentReady { run, pid: 7, session, continuity, provenance, is_forgetful })
+        Some(Event::AgentReady {
+            run,
+            pid: 7,
+            session,
+            continuity,
+            provenance,
+            is_forgetful,
+            prompts: None,
+        })
     }
 
     fn answer(&mut self, reply: PromptReply) -> Option<Event> {
