@@ -185,8 +185,15 @@ struct ConfigFile {
 /// Runs the command that this process's arguments name.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let is_json = cli.remote.json;
     let exit = run(cli).unwrap_or_else(|error| {
         let exit = error.exit();
+        if is_json
+            && let CliError::Client(ClientError::Problem { document: Some(problem), .. }) = &error
+        {
+            // A reader that is gone needs no problem.
+            _ = render::json_line(&mut io::stdout(), problem);
+        }
         if exit != Exit::Done {
             eprintln!("greenroom: {}", text::clean(&error.to_string()));
         }

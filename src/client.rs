@@ -2,6 +2,7 @@
 //!
 //! It follows no redirect and uses no proxy: both would send the token to another server.
 
+mod lenient;
 mod retry;
 mod sse;
 
@@ -15,6 +16,7 @@ use serde_json::Value;
 use ureq::{Agent, Body, Timeout, http::Response};
 
 pub use self::{
+    lenient::read_json,
     retry::Backoff,
     sse::{Event, Events},
 };
@@ -50,8 +52,8 @@ pub enum ClientError {
     Problem {
         status: u16,
         message: String,
-        /// Whether the answer is a problem document, so that greenroom itself sent it.
-        is_document: bool,
+        /// The problem document, if the answer is one, so that greenroom itself sent it.
+        document: Option<Box<Value>>,
     },
     #[error("cannot understand the answer of {url}: {reason}")]
     BadAnswer { url: String, reason: String },
@@ -66,7 +68,7 @@ impl ClientError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Problem { status: 429 | 502..=504, .. } => true,
-            Self::Problem { status, is_document, .. } => *status == 500 && !is_document,
+            Self::Problem { status, document, .. } => *status == 500 && document.is_none(),
             Self::Unreachable { .. } | Self::Truncated { .. } => true,
             Self::BadUrl { .. } | Self::BadAnswer { .. } => false,
         }
@@ -236,16 +238,16 @@ impl Client {
         let reading = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).lossy_utf8(true);
         let text = reading.read_to_string();
         if !status.is_success() {
-            let body = text.ok().and_then(|text| serde_json::from_str(&text).ok());
+            let body = text.ok().and_then(|text| read_json(&text).ok());
             let message = problem(status.as_u16(), body.as_ref());
-            let is_document = body.is_some_and(|body| body["title"].is_string());
-            return Err(ClientError::Problem { status: status.as_u16(), message, is_document });
+            let document = body.filter(|body| body["title"].is_string()).map(Box::new);
+            return Err(ClientError::Problem { status: status.as_u16(), message, document });
         }
         let text = text.map_err(|error| match error {
             ureq::Error::BodyExceedsLimit(_) => self.bad_answer(path, &error.to_string()),
             error => self.truncated(path, &error),
         })?;
-        serde_json::from_str(&text).map_err(|error| match error.is_eof() {
+        read_json(&text).map_err(|error| match error.is_eof() {
             true => self.truncated(path, &error),
             false => self.bad_answer(path, &error.to_string()),
         })
@@ -381,9 +383,9 @@ mod tests {
 
     #[test]
     fn transient_errors_are_distinguished_from_final_ones() {
-        let problem = |status, is_document| {
-            let message = String::new();
-            ClientError::Problem { status, message, is_document }.is_transient()
+        let problem = |status, is_document: bool| {
+            let (message, document) = (String::new(), is_document.then(Box::default));
+            ClientError::Problem { status, message, document }.is_transient()
         };
         for status in [300, 400, 401, 404, 409, 413, 422, 499, 501, 505, 507] {
             assert!(!problem(status, true) && !problem(status, false), "{status}");

@@ -134,7 +134,7 @@ fn the_help_lists_every_exit_code() {
 #[test]
 fn errors_have_their_exit_codes() {
     let io = |kind: ErrorKind| io::Error::from(kind);
-    let problem = ClientError::Problem { status: 404, message: "no".into(), is_document: true };
+    let problem = ClientError::Problem { status: 404, message: "no".into(), document: None };
     #[rustfmt::skip]
     let cases: [(CliError, Exit); 7] = [
         (CliError::Client(problem),                                Exit::Unreachable),

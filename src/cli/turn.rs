@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Write},
-    thread,
     time::Duration,
 };
 
@@ -10,12 +9,12 @@ use greenroom_actors::clock;
 use serde_json::{Value, json};
 
 use super::{
-    error::{CliError, Exit, INTERRUPT_EXIT},
+    error::{CliError, Exit},
     render::{cell, json_line},
     waiting::{Subject, Waiting},
 };
 use crate::{
-    client::{Backoff, Client, ClientError, encode, is_terminal},
+    client::{Backoff, Client, ClientError, encode, is_terminal, read_json},
     text::{clean, frame::answer_chunk},
 };
 
@@ -236,7 +235,7 @@ fn follow<W: Write>(
             {
                 return Ok(truncated(task, waiting));
             }
-            let frame: Value = serde_json::from_str(&event.data).unwrap_or_default();
+            let frame = read_json(&event.data).unwrap_or_default();
             if frame["task"] != id {
                 continue;
             }
@@ -341,13 +340,8 @@ fn outcome(task: &Value) -> Option<String> {
 
 /// On Ctrl-C: ends this process, not the task, and prints how to cancel the task.
 fn print_hint_on_interrupt(task: &str, waiting: &Waiting) {
-    let (task, waiting) = (clean(task), waiting.clone());
-    thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
-        if runtime.is_ok_and(|runtime| runtime.block_on(tokio::signal::ctrl_c()).is_ok()) {
-            waiting.clear_at_once();
-            eprintln!("\ngreenroom: {task} keeps running; to cancel it: greenroom cancel {task}");
-            std::process::exit(INTERRUPT_EXIT);
-        }
-    });
+    let task = clean(task);
+    let hint =
+        format!("\ngreenroom: {task} keeps running; to cancel it: greenroom cancel {task}\n");
+    waiting.end_on_interrupt(hint);
 }

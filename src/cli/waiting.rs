@@ -18,6 +18,7 @@ use greenroom_actors::clock;
 
 pub use self::ask::Subject;
 use self::{ask::Round, line::Line, reason::Reason};
+use super::error::INTERRUPT_EXIT;
 use crate::{
     client::{Client, DEFAULT_URL},
     text::clean,
@@ -40,11 +41,15 @@ pub struct Waiting {
 
 struct Shared {
     state: Mutex<State>,
+    /// Off a terminal: where lines are printed. A write may block as long as nothing reads stderr,
+    /// so it is made without the lock of the state.
+    plain: Option<Mutex<Line>>,
     changed: Condvar,
 }
 
 struct State {
-    line: Line,
+    /// On a terminal: the line.
+    line: Option<Line>,
     /// Whether the command waits for the server to report something.
     is_waiting: bool,
     /// When the server is asked next; none until something moves.
@@ -53,6 +58,8 @@ struct State {
     moves: u64,
     /// When something moved last, or the wait began.
     moved_at: Instant,
+    /// The server is not asked before, however often something moves.
+    rests_until: Option<Instant>,
     /// On a terminal: the reason that holds now, and since when.
     reason: Option<(Reason, Instant)>,
     /// Off a terminal: the reason that was printed last, while it may hold.
@@ -66,28 +73,27 @@ pub struct Following(Waiting);
 impl Waiting {
     /// Reports on this process's stderr.
     pub fn on_stderr(client: &Client) -> Self {
-        let url = client.url();
-        let found = env::var("GREENROOM_URL").unwrap_or_else(|_| DEFAULT_URL.into());
-        let is_found = found.trim_end_matches('/') == url;
-        let program = match is_found {
-            true => "greenroom".to_owned(),
-            false => format!("greenroom --url {}", clean(url)),
-        };
+        let program = program(client.url(), env::var("GREENROOM_URL").ok().as_deref());
         Self::new(Line::stderr(), QUIET, &program)
     }
 
     fn new(line: Line, quiet: Duration, program: &str) -> Self {
+        let (line, plain) = match line.is_live() {
+            true => (Some(line), None),
+            false => (None, Some(Mutex::new(line))),
+        };
         let state = State {
             line,
             is_waiting: false,
             ask_at: None,
             moves: 0,
             moved_at: Instant::now(),
+            rests_until: None,
             reason: None,
             printed: None,
             has_ended: false,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared { state: Mutex::new(state), plain, changed: Condvar::new() });
         Self { shared, quiet, program: program.into() }
     }
 
@@ -104,7 +110,7 @@ impl Waiting {
         if !state.is_waiting {
             state.is_waiting = true;
             state.moved_at = Instant::now();
-            state.ask_at = state.moved_at.checked_add(self.quiet);
+            state.ask_after(self.quiet);
             self.shared.changed.notify_all();
         }
     }
@@ -114,7 +120,7 @@ impl Waiting {
         let mut state = self.lock();
         state.forget();
         if state.is_waiting {
-            state.ask_at = state.moved_at.checked_add(self.quiet);
+            state.ask_after(self.quiet);
             self.shared.changed.notify_all();
         }
     }
@@ -128,24 +134,45 @@ impl Waiting {
 
     /// Prints a line on stderr that stays.
     pub fn say(&self, text: &str) {
-        self.lock().line.say(text);
+        match &self.shared.plain {
+            Some(plain) => lock(plain).say(text),
+            None => self.lock().line.iter_mut().for_each(|line| line.say(text)),
+        }
     }
 
     /// Lets `print` write to stdout while no line of this one's is visible. `ends_row`: whether
     /// what it printed ends with a line end.
     pub fn print<T>(&self, ends_row: bool, print: impl FnOnce() -> T) -> T {
+        if self.shared.plain.is_some() {
+            return print();
+        }
         let mut state = self.lock();
-        state.line.clear();
+        state.line.iter_mut().for_each(Line::clear);
         let printed = print();
-        state.line.printed(ends_row);
+        state.line.iter_mut().for_each(|line| line.printed(ends_row));
         printed
     }
 
-    /// Removes the line, unless a write that may block is under way: for a handler of Ctrl-C.
-    pub fn clear_at_once(&self) {
+    /// On Ctrl-C: removes the line, writes `words` to stderr and ends this process.
+    pub fn end_on_interrupt(&self, words: String) {
+        let waiting = self.clone();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+            if runtime.is_ok_and(|runtime| runtime.block_on(tokio::signal::ctrl_c()).is_ok()) {
+                waiting.clear_at_once();
+                eprint!("{words}");
+                std::process::exit(INTERRUPT_EXIT);
+            }
+        });
+    }
+
+    /// Removes the line, unless a write that may block is under way.
+    fn clear_at_once(&self) {
         match self.shared.state.try_lock() {
-            Ok(mut state) => state.line.clear(),
-            Err(TryLockError::Poisoned(state)) => state.into_inner().line.clear(),
+            Ok(mut state) => state.line.iter_mut().for_each(Line::clear),
+            Err(TryLockError::Poisoned(state)) => {
+                state.into_inner().line.iter_mut().for_each(Line::clear);
+            }
             Err(TryLockError::WouldBlock) => {}
         }
     }
@@ -153,19 +180,31 @@ impl Waiting {
     /// The thread: asks and shows until the end.
     fn report(&self, client: &Client, subject: &Subject) {
         while let Some(moves) = self.wait_until_quiet() {
-            let round = Round::new(client);
+            let (round, begun) = (Round::new(client), Instant::now());
             let answer = round.ask(subject);
+            let pause = self.quiet.saturating_mul(round.requests());
             let mut state = self.lock();
+            state.rests_until = begun.checked_add(pause);
             if state.moves != moves || state.has_ended {
+                state.ask_at = state.ask_at.max(state.ask_at.and(state.rests_until));
                 continue;
             }
             // A group without work asks nothing of anyone: its next event wakes this thread.
             let sleeps = matches!((subject, &answer), (Subject::Group(_), Ok(None)));
-            let pause = self.quiet.saturating_mul(round.requests());
             state.ask_at = if sleeps { None } else { Instant::now().checked_add(pause) };
-            // A server that does not answer is reported by the command itself.
-            if let Ok(reason) = answer {
-                state.set(reason, &self.program);
+            // A server that does not answer is reported by the command itself; the reason that it
+            // gave before may not hold any more.
+            let printed = match (answer, &self.shared.plain) {
+                (Ok(reason), Some(_)) => state.take_in(reason),
+                (Err(_), Some(_)) => None,
+                (answer, None) => {
+                    state.set(answer.ok().flatten());
+                    None
+                }
+            };
+            drop(state);
+            if let (Some(reason), Some(plain)) = (printed, &self.shared.plain) {
+                lock(plain).show(&reason.text(&self.program, clock::now()), Duration::ZERO);
             }
         }
     }
@@ -199,29 +238,46 @@ impl Waiting {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.state)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns how a person calls this program for the server at `url`, if `GREENROOM_URL` is `found`.
+fn program(url: &str, found: Option<&str>) -> String {
+    match found.unwrap_or(DEFAULT_URL).trim_end_matches('/') == url {
+        true => "greenroom".to_owned(),
+        false => format!("greenroom --url {}", clean(url)),
     }
 }
 
 impl State {
-    /// Makes `reason` the one that holds. Off a terminal, prints it if it is another; on one, the
-    /// next rewrite shows it.
-    fn set(&mut self, reason: Option<Reason>, program: &str) {
-        if !self.line.is_live() {
-            let reason = reason.filter(|reason| !reason.is_progress());
-            if let Some(reason) = reason.as_ref().filter(|_| self.printed != reason) {
-                self.line.show(&reason.text(program, clock::now()), Duration::ZERO);
-            }
-            self.printed = reason;
-            return;
-        }
-        let reason = reason.filter(|reason| !(reason.is_progress() && self.line.is_mid_row()));
+    /// Asks once nothing has moved for `quiet`, and not before the last question may be repeated.
+    fn ask_after(&mut self, quiet: Duration) {
+        self.ask_at = self.moved_at.checked_add(quiet).max(self.rests_until);
+    }
+
+    /// Off a terminal: makes `reason` the one that holds; returns it if it is another than before.
+    fn take_in(&mut self, reason: Option<Reason>) -> Option<Reason> {
+        let reason = reason.filter(|reason| !reason.is_progress());
+        let is_new = self.printed != reason;
+        self.printed.clone_from(&reason);
+        reason.filter(|_| is_new)
+    }
+
+    /// On a terminal: makes `reason` the one that holds; the next rewrite shows it.
+    fn set(&mut self, reason: Option<Reason>) {
+        let is_mid_row = self.line.as_ref().is_some_and(Line::is_mid_row);
+        let reason = reason.filter(|reason| !(reason.is_progress() && is_mid_row));
         self.reason = match (reason, self.reason.take()) {
             (Some(reason), Some((shown, since))) if reason == shown => Some((shown, since)),
             (Some(reason), Some(_)) => Some((reason, Instant::now())),
             (Some(reason), None) => Some((reason, self.moved_at)),
             (None, _) => {
-                self.line.clear();
+                self.line.iter_mut().for_each(Line::clear);
                 self.moved_at = Instant::now();
                 None
             }
@@ -230,8 +286,8 @@ impl State {
 
     /// Writes the line of a terminal with the time that the reason has held.
     fn rewrite(&mut self, now: Instant, program: &str) {
-        if let Some((reason, since)) = &self.reason {
-            self.line.show(&reason.text(program, clock::now()), now.duration_since(*since));
+        if let (Some((reason, since)), Some(line)) = (&self.reason, &mut self.line) {
+            line.show(&reason.text(program, clock::now()), now.duration_since(*since));
         }
     }
 
@@ -240,7 +296,7 @@ impl State {
         self.moves += 1;
         self.moved_at = Instant::now();
         self.reason = None;
-        self.line.clear();
+        self.line.iter_mut().for_each(Line::clear);
     }
 }
 

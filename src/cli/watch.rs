@@ -2,15 +2,13 @@
 
 use std::{io::Write, time::SystemTime};
 
-use serde_json::Value;
-
 use super::{
     error::{CliError, Exit},
     render::json_line,
     waiting::{Subject, Waiting},
 };
 use crate::{
-    client::{Backoff, Client, Event, encode},
+    client::{Backoff, Client, Event, encode, read_json},
     text::frame::{frame_line, status_line},
 };
 
@@ -23,6 +21,7 @@ pub fn watch(
     out: &mut impl Write,
     waiting: &Waiting,
 ) -> Result<Exit, CliError> {
+    waiting.end_on_interrupt(String::new());
     let mut watch = Watch { last_id: None, live_from: None, out, json };
     let path = match group {
         Some(group) => {
@@ -78,7 +77,7 @@ impl<W: Write> Watch<'_, W> {
             self.live_from = None;
             return Ok(());
         }
-        let frame: Value = serde_json::from_str(&event.data).unwrap_or_default();
+        let frame = read_json(&event.data).unwrap_or_default();
         let is_old = |from: &String| frame["at"].as_str().is_some_and(|at| at < from.as_str());
         if self.live_from.as_ref().is_some_and(is_old) {
             return Ok(());

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     fn unreachable() -> ClientError {
-        ClientError::Problem { status: 502, message: String::new(), is_document: false }
+        ClientError::Problem { status: 502, message: String::new(), document: None }
     }
 
     /// A backoff with pauses of nanoseconds.
@@ -108,8 +108,7 @@ mod tests {
     #[test]
     fn a_final_error_is_not_retried() {
         let mut backoff = Backoff::endless();
-        let refused =
-            ClientError::Problem { status: 404, message: String::new(), is_document: true };
+        let refused = ClientError::Problem { status: 404, message: String::new(), document: None };
         assert!(backoff.pause_after(refused).is_err() && backoff.is_fresh());
     }
 

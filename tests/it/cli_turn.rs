@@ -4,8 +4,10 @@
 
 use std::process::Child;
 
+use rustix::process::Signal;
+
 use crate::support::{
-    Home, Log, Server, Setup,
+    Home, Log, Server, Setup, process,
     server::{greenroom, id},
 };
 
@@ -45,6 +47,31 @@ fn a_turn_is_followed_over_a_restart() {
     let (code, printed) = end(turn);
     assert_eq!((code, printed.trim()), (Some(4), "before"), "{}", log.tail());
     log.wait("the outcome", |line| line.contains("interrupted"));
+}
+
+/// API-5: with `--json`, a refusal is the problem document on stdout.
+#[test]
+fn a_refusal_is_json_where_that_is_asked_for() {
+    let server = Server::usual();
+    let output = server.cli(&["--json", "tasks", "nowhere"]);
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    let problem: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(problem["type"], "/problems/group-not-found", "{problem}");
+}
+
+/// API-5: Ctrl-C ends `watch` with the exit code of shells.
+#[test]
+fn ctrl_c_ends_a_watch() {
+    let server = Server::usual();
+    server.complete("work", "hi");
+    server.put("/v1/groups/work", &serde_json::json!({})).expect(200);
+    let (log, home) = (Log::default(), &server.home);
+    let watch = start(home, &log, &["watch", "work"]);
+    server.post("/v1/groups/work/pause", &serde_json::json!({})).expect(202);
+    server.submit("work", "waits");
+    log.wait("why the group waits", |line| line.contains("is paused"));
+    process::signal(watch.id(), Signal::INT);
+    assert_eq!(end(watch).0, Some(130), "{}", log.tail());
 }
 
 /// API-5: a server that does not run is an immediate error, with exit code 5.

@@ -170,7 +170,7 @@ impl<'a> Round<'a> {
         Some(Reason::Permission {
             id: text(&found["id"]),
             title: found["tool_call"]["title"].as_str().map(shown),
-            options: options.filter_map(|option| option["optionId"].as_str().map(shown)).collect(),
+            options: options.map(|option| text(&option["optionId"])).collect(),
         })
     }
 
@@ -307,14 +307,15 @@ mod tests {
 
     fn question(task: &str) -> Value {
         json!({ "id": "prm_1", "task": task, "tool_call": { "title": "Edit\n/etc/hosts" },
-            "options": [{ "optionId": "yes" }, { "optionId": "no" }] })
+            "options": [{ "optionId": "yes".repeat(99) }, { "optionId": "no" }] })
     }
 
     fn asked() -> Reason {
         Reason::Permission {
             id: "prm_1".into(),
             title: Some("Edit /etc/hosts".into()),
-            options: vec!["yes".into(), "no".into()],
+            // An id is copied, so it is whole.
+            options: vec!["yes".repeat(99), "no".into()],
         }
     }
 
@@ -344,6 +345,11 @@ mod tests {
         let answers = vec![behind(), group("starting", "agent"), Value::Null];
         assert_eq!(of_task(answers).0, tasks(1, Some(Reason::Agent { full: None })));
         assert_eq!(of_task(vec![behind(), Value::Null]).0, tasks(1, None));
+        // A draining group does not show that a task runs, but one is before this one.
+        let first = json!({ "state": "queued", "blocked_by": "turn", "position": 0 });
+        let answers = vec![first, group("draining", "slot"), json!({ "phase": "draining" })];
+        let drains = Reason::Slot { total: None, drains: true };
+        assert_eq!(of_task(answers).0, tasks(1, Some(drains)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use rustix::termios::tcgetwinsize;
+use unicode_width::UnicodeWidthChar;
 
 use super::reason::span;
 
@@ -79,7 +80,7 @@ impl Line {
             line.push('\n');
         }
         self.erase(&mut line);
-        self.rows = width(&shown).div_ceil(columns().max(1)).max(1);
+        self.rows = rows(&shown, columns());
         line.push_str(&shown);
         self.shown = shown;
         self.write(&line);
@@ -126,9 +127,17 @@ fn columns() -> usize {
     size.map(|size| usize::from(size.ws_col)).filter(|&columns| columns > 0).unwrap_or(COLUMNS)
 }
 
-/// Returns how many columns `text` takes, roughly: letters beyond the alphabets take two.
-fn width(text: &str) -> usize {
-    text.chars().map(|c| if c < '\u{1100}' { 1 } else { 2 }).sum()
+/// Returns how many rows of a terminal `text` takes. A wide letter does not fit into a last column.
+fn rows(text: &str, columns: usize) -> usize {
+    let (mut rows, mut used) = (1, 0);
+    for width in text.chars().filter_map(UnicodeWidthChar::width) {
+        if used + width > columns.max(width) {
+            rows += 1;
+            used = 0;
+        }
+        used += width;
+    }
+    rows
 }
 
 #[cfg(test)]
@@ -181,6 +190,19 @@ mod tests {
         line.show("日本日", Duration::ZERO);
         line.clear();
         assert!(sink.take().ends_with("\r\x1b[2A\x1b[J"), "wide letters take two columns");
+    }
+
+    #[test]
+    fn letters_take_the_columns_that_terminals_give_them() {
+        #[rustfmt::skip]
+        let cases = [
+            ("", 10, 1), ("1234567890", 10, 1), ("12345678901", 10, 2), ("12345678901", 0, 11),
+            ("日本日本日", 10, 1), ("a日本日本日", 10, 2), ("日本日本日本", 11, 2),
+            ("e\u{301}e\u{301}e\u{301}", 3, 1), ("…“ẞ”—€ก", 7, 1),
+        ];
+        for (text, columns, expected) in cases {
+            assert_eq!(rows(text, columns), expected, "{text:?} in {columns}");
+        }
     }
 
     #[test]

@@ -153,3 +153,94 @@ fn an_answer_from_before_a_move_is_not_shown() {
     let text = "waiting: group \"work\" is paused; resume it with: greenroom resume work\n";
     assert_eq!(sink.text(), text);
 }
+
+/// A stderr that nothing reads: each write blocks for ever.
+struct Unread(mpsc::Sender<()>);
+
+impl Write for Unread {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        _ = self.0.send(());
+        loop {
+            thread::park();
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn an_unread_stderr_blocks_no_answer() {
+    let (writes, begun) = mpsc::channel();
+    let waiting = Waiting::new(Line::new(Unread(writes), None), Duration::from_millis(1), "gr");
+    let server = Server::answering(|_| {
+        let task = json!({ "group": "work", "state": "queued", "blocked_by": "paused" });
+        Reply::json(200, &task.to_string())
+    });
+    let client = Client::new(server.url(), None).unwrap();
+    let following = waiting.follow(&client, Subject::Task("tsk_1".into()));
+    waiting.begin();
+    begun.recv().unwrap();
+    waiting.moved();
+    assert_eq!(waiting.print(true, || "printed"), "printed");
+    waiting.end();
+    drop(following);
+}
+
+#[test]
+fn a_task_that_moves_is_not_asked_about_more_often() {
+    let quiet = Duration::from_secs(600);
+    let waiting = Waiting::new(Line::new(io::sink(), None), quiet, "greenroom");
+    waiting.begin();
+    let rests_until = Instant::now() + 5 * quiet;
+    waiting.lock().rests_until = Some(rests_until);
+    waiting.moved();
+    assert_eq!(waiting.lock().ask_at, Some(rests_until));
+    waiting.lock().rests_until = Some(Instant::now());
+    waiting.moved();
+    let state = waiting.lock();
+    assert_eq!(state.ask_at, Some(state.moved_at + quiet));
+}
+
+#[test]
+fn a_reason_that_the_server_does_not_confirm_is_removed() {
+    let sink = Sink::default();
+    let waiting =
+        Waiting::new(Line::new(sink.clone(), Some(|| 80)), Duration::from_millis(1), "gr");
+    let (polled, polls) = mpsc::channel();
+    let count = StdMutex::new((0, polled));
+    let server = Server::answering(move |_| {
+        let mut count = count.lock().unwrap();
+        count.0 += 1;
+        _ = count.1.send(());
+        let task = json!({ "group": "work", "state": "queued", "blocked_by": "paused" });
+        match count.0 {
+            1 => Reply::json(200, &task.to_string()),
+            _ => Reply::json(500, "{}"),
+        }
+    });
+    let client = Client::new(server.url(), None).unwrap();
+    let following = waiting.follow(&client, Subject::Task("tsk_1".into()));
+    waiting.begin();
+    // The answer before the last question was taken in.
+    (0..3).for_each(|_| polls.recv().unwrap());
+    assert!(waiting.lock().reason.is_none());
+    drop(following);
+    assert!(sink.text().ends_with("\r\x1b[J"), "{:?}", sink.text());
+}
+
+#[test]
+fn a_hint_names_the_server_unless_it_is_the_one_that_is_found() {
+    #[rustfmt::skip]
+    let cases = [
+        (DEFAULT_URL,       None,                   "greenroom"),
+        ("http://a:1",      None,                   "greenroom --url http://a:1"),
+        ("http://a:1",      Some("http://a:1/"),    "greenroom"),
+        (DEFAULT_URL,       Some("http://a:1"),     "greenroom --url http://127.0.0.1:7433"),
+        ("http://a\u{1b}:1", None,                  "greenroom --url http://a:1"),
+    ];
+    for (url, found, expected) in cases {
+        assert_eq!(program(url, found), expected);
+    }
+}
