@@ -144,6 +144,9 @@ impl LogReplay {
         }
         self.same("compactions without a row", projected.into_keys().collect(), Vec::new());
         self.compare_permissions(store, no)?;
+        for row in store.contradictory_rows(no)? {
+            self.differ(format!("{row}: the row has columns that its state cannot have"));
+        }
         self.compare_digests(store, no)
     }
 

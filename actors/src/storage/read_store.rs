@@ -66,6 +66,13 @@ pub trait ReadStore: Send + 'static {
     /// The database's error.
     fn contradictory_tasks(&self, group: GroupNo) -> Result<BTreeSet<TaskId>, StoreError>;
 
+    /// Names the group's runs, segments and permissions of the same kind.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    fn contradictory_rows(&self, group: GroupNo) -> Result<Vec<String>, StoreError>;
+
     /// Runs of a group before the run `before`, the newest first.
     fn runs(
         &self,

@@ -6,6 +6,7 @@ mod backup;
 pub mod checkpoint;
 mod clock;
 mod compactions;
+mod contradictions;
 mod damage;
 mod digests;
 mod exports;

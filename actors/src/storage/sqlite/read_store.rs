@@ -10,7 +10,7 @@ use greenroom_core::{
 use rusqlite::{Connection, Error, OptionalExtension as _, Row, ToSql, params, types::Type};
 
 use super::{
-    RowsError,
+    RowsError, contradictions,
     damage::{LeftOut, RowResult, group_row, keyed, numbered, requested, required},
     digests, exports, failed, frames, gauges, groups, locks, permissions,
     rows::{self, key},
@@ -273,11 +273,11 @@ impl ReadStore for SqliteReadStore {
     }
 
     fn contradictory_tasks(&self, group: GroupNo) -> Result<BTreeSet<TaskId>, StoreError> {
-        let sql =
-            format!("SELECT id FROM tasks WHERE key > ? AND key < ? AND ({})", rows::CONTRADICTS);
-        let ids =
-            self.all(&sql, &[&key(group, 0), &key(group + 1, 0)], |row| rows::uuid(row, 0))?;
-        Ok(ids.into_iter().flatten().map(TaskId).collect())
+        contradictions::tasks(&self.0, group).map_err(failed("was read"))
+    }
+
+    fn contradictory_rows(&self, group: GroupNo) -> Result<Vec<String>, StoreError> {
+        contradictions::rows(&self.0, group).map_err(failed("was read"))
     }
 
     fn runs(

@@ -141,7 +141,7 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
 }
 
 /// Reads the stage of a task from [`TASK_COLUMNS`]. The state decides which columns say something;
-/// [`CONTRADICTS`] finds rows with others.
+/// `contradictions` finds rows with others.
 fn stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
     let state = from_word(row, 9)?;
     let claimed_at = optional(row, 10, time)?;
@@ -192,18 +192,6 @@ fn stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
         TaskState::Skipped => ended(EndState::Skipped),
     })
 }
-
-/// Whether a row of `tasks` has columns that its state cannot have, as SQL. Says nothing of columns
-/// that are read as they are in any state, nor of the tokens, which are in no frame.
-pub const CONTRADICTS: &str = "\
-    (started_at IS NULL) + (run IS NULL) + (segment IS NULL) + (seq_first IS NULL) NOT IN (0, 4) \
-    OR (ended_at IS NULL) != (seq_last IS NULL) \
-    OR retry_at IS NOT NULL AND (state != 'retrying' OR claimed_at IS NOT NULL) \
-    OR state = 'queued' AND started_at IS NOT NULL \
-    OR state = 'running' AND claimed_at IS NULL \
-    OR state IN ('queued', 'running', 'retrying') AND ended_at IS NOT NULL \
-    OR state IN ('running', 'retrying') AND (text != '' OR text_truncated \
-    OR coalesce(stop_reason, error, interrupted, usage, findings) IS NOT NULL)";
 
 /// Reads the readable columns of a task's row.
 pub fn salvage_task(row: &Row<'_>) -> SalvagedTask {

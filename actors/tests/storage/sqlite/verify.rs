@@ -54,11 +54,8 @@ const NOT_LOGGED: &str = "
     tasks.retry_of tasks.tokens
     NULL:tasks.deadline_ms NULL:tasks.expires NULL:tasks.focus NULL:tasks.metadata
     NULL:tasks.retry_of NULL:tasks.strategy NULL:tasks.tokens
-    NULL:permissions.resolved_at NULL:permissions.resolved_by NULL:runs.detail NULL:runs.reason
-    NULL:runs.stderr_dropped NULL:runs.stderr_tail NULL:segments.closed_at
-    NULL:segments.end_reason NULL:tasks.stop_reason
     queued:tasks.created_at queued:tasks.deadline_ms queued:tasks.expires queued:tasks.metadata
-    queued:tasks.prompt queued:tasks.text
+    queued:tasks.prompt
 ";
 
 /// Columns without whose value an actor cannot load its group.
