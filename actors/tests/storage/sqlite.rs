@@ -191,3 +191,23 @@ fn a_file_that_cannot_be_used_is_refused_and_left_alone() {
         assert!(!path.with_extension("db-wal").exists());
     }
 }
+
+/// AM-13: a group that starts knows a session that it left thousands of segments ago, as it would
+/// if its server had not stopped.
+#[test]
+fn a_session_of_long_ago_is_known_after_a_restart() {
+    let (_dir, database, mut store, _) = open::<Database>();
+    commit(&mut store, &Actor::new(7).play_all(&[SUBMIT, Action::GrantSlot, READY]));
+    let known = |store: &mut SqliteStore| store.adopt(7, UP).unwrap().unwrap().known_sessions;
+    let before = known(&mut store);
+    assert_eq!(before.len(), 1, "{before:?}");
+    change(database.path(), "UPDATE heads SET segment = 3000");
+    change(
+        database.path(),
+        "WITH RECURSIVE later (n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM later WHERE n < 3000) \
+         INSERT INTO segments (no, segment, parent, session, opened_seq, opened_at, closed_seq, \
+         closed_at, end_reason) SELECT 7, n, n - 1, 'later', 1, 1, 1, 1, 'compaction' FROM later",
+    );
+    let after = known(&mut store);
+    assert_eq!((after.len(), after.front()), (2, before.front()), "{after:?}");
+}

@@ -15,9 +15,6 @@ use super::{
 };
 use crate::storage::{GroupNo, GroupSummary, StoredGroup};
 
-/// The most segments that are read for their sessions, when a group starts.
-const SEGMENTS_READ_MAX: u32 = 1_000;
-
 /// Reads the group, whose owner now has this epoch.
 pub fn load(conn: &Connection, group: GroupNo, epoch: u64) -> Result<StoredGroup, RowsError> {
     let sql = format!(
@@ -188,11 +185,12 @@ fn compactions(
     Ok(found.into_iter().map(|(_, compaction)| compaction).filter(is_wanted).collect())
 }
 
-/// Reads the sessions of the group's last segments, each once, the last one last.
+/// Reads the sessions of the group's last segments, each once, the last one last. Reads segments
+/// until it knows enough sessions, one at a time: all of them, if the group had few sessions.
 fn known_sessions(conn: &Connection, group: GroupNo) -> Result<VecDeque<SessionId>, RowsError> {
-    let sql = "SELECT session FROM segments WHERE no = ? ORDER BY segment DESC LIMIT ?";
+    let sql = "SELECT session FROM segments WHERE no = ? ORDER BY segment DESC";
     let mut statement = conn.prepare_cached(sql)?;
-    let mut rows = statement.query(params![group, SEGMENTS_READ_MAX])?;
+    let mut rows = statement.query([group])?;
     let mut known = VecDeque::new();
     while known.len() < KNOWN_SESSIONS_MAX
         && let Some(row) = rows.next()?
