@@ -28,6 +28,7 @@ use greenroom_actors::{
         sqlite::{CheckpointSchedule, Database, SqliteStore},
     },
     supervisor::{Boot, ShutDown, Supervisor},
+    unsettled::UnsettledGroups,
     watchdog::Watchdog,
 };
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
@@ -105,7 +106,11 @@ async fn serve(
         spans,
         cache: WorkerCache::default(),
     };
+    // Before the first request: no reader gets the rows of a group that has to be recovered. Until
+    // then connections wait.
+    let groups = supervisor.send(Boot).await?.map_err(|err| chain(&database.refusal(err)))?;
     let address = listener.local_addr()?;
+    let for_ready = state.clone();
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8));
     let server = HttpServer::new(move || {
         App::new()
@@ -122,7 +127,7 @@ async fn serve(
     .run();
     let handle = server.handle();
     let answering = actix_rt::spawn(server);
-    let groups = supervisor.send(Boot).await?.map_err(|err| chain(&database.refusal(err)))?;
+    for_ready.until_settled(None).await;
     log::info!(
         target: "greenroom",
         address:%, database:% = database.path().display(), groups,
@@ -220,6 +225,7 @@ fn start_actors(
             status: address.clone().recipient(),
             change_gate: ChangeGate::default(),
             draining: AtomicBool::new(false),
+            unsettled: UnsettledGroups::default(),
             died: address.clone().recipient(),
             forget: address.recipient(),
         });

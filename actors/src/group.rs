@@ -63,6 +63,7 @@ use crate::{
         feed::{self, Feed},
         frame,
     },
+    unsettled::UnsettledGroups,
 };
 
 /// What all groups of a server share.
@@ -95,6 +96,8 @@ pub struct Shared {
     /// Whether the server shuts down: set once, before any group gets its `Drain` message, so that
     /// no group claims work or sends a prompt meanwhile (DQ-11).
     pub draining: AtomicBool,
+    /// The groups that an earlier server left in the middle of something.
+    pub unsettled: UnsettledGroups,
     /// Receives the end of each group's actor.
     pub died: Recipient<GroupDied>,
     /// Receives each group that was purged.

@@ -35,6 +35,8 @@ pub mod storage;
 pub mod supervisor;
 // Frames packed into blocks, and the live feed of them.
 pub mod transcript;
+// The groups whose rows still show the work of an earlier server.
+pub mod unsettled;
 // Logs which thread hangs.
 pub mod watchdog;
 // How an enumeration value is written in rows, logs and lists.

@@ -41,7 +41,7 @@ pub use self::{
     read_store::ReadStore,
     reader::{Query, Reader},
     rows::{
-        Ended, GROUP_MAX, GroupCommit, GroupIndex, GroupNo, GroupSummary, KeyUse, Listed,
+        Ended, GROUP_MAX, GroupCommit, GroupIndex, GroupNo, GroupSummary, KeyUse, Left, Listed,
         LogTruncation, PermissionRecord, RunRecord, SEQ_MAX, SegmentRecord, Snapshot,
         StoredCheckpoint, StoredGroup, Swept, TaskView, WORK_DIR,
     },

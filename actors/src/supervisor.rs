@@ -23,7 +23,7 @@ use crate::{
     changes::{Backlog, Change, KEPT_MAX, RecentChanges},
     clock,
     group::{CancelRunning, Drain, Forget, Group, GroupDied, Shared, StatusChanged, StopAgent},
-    storage::{GROUP_MAX, GroupIndex, GroupNo, StoreError},
+    storage::{GROUP_MAX, GroupIndex, GroupNo, Left, StoreError},
     transcript::feed::Feed,
 };
 
@@ -78,7 +78,8 @@ pub struct FindOwner {
     pub create: bool,
 }
 
-/// Read the index of groups, and start those with work to continue.
+/// Read the index of groups, and start those with work to continue. From the answer on, the groups
+/// that readers must wait for are known.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<usize, StoreError>")]
 pub struct Boot;
@@ -239,11 +240,19 @@ impl Handler<Boot> for Supervisor {
             let GroupIndex { groups, last_no } = index?;
             supervisor.last_no = last_no;
             let count = groups.len();
-            for (no, id, busy) in groups {
+            let (mut unsettled, mut waiting) = (Vec::new(), Vec::new());
+            for (no, id, left) in groups {
                 supervisor.groups.insert(id.clone(), Entry::new(no));
-                if busy {
-                    supervisor.start(&id, REBUILD_WAIT, Recovery::Restart);
+                match left {
+                    Left::Nothing => {}
+                    Left::Work => waiting.push(id),
+                    Left::Unsettled => unsettled.push((no, id)),
                 }
+            }
+            supervisor.shared.unsettled.found(unsettled.iter().map(|(no, _)| *no));
+            // First those that readers wait for.
+            for id in unsettled.into_iter().map(|(_, id)| id).chain(waiting) {
+                supervisor.start(&id, REBUILD_WAIT, Recovery::Restart);
             }
             Ok(count)
         })))

@@ -26,6 +26,7 @@ use greenroom_actors::{
     storage::{StoreError, sqlite::Database},
     supervisor::{Boot, FindOwner, GroupHandle, KnownGroup, LookUp, Supervisor},
     transcript::feed::{Next, Tail},
+    unsettled::UnsettledGroups,
 };
 use greenroom_core::{
     Limits, OnInterrupt, Policy, RetryPolicy, RunId, Submission, Task, TaskState, lock::Ttl,
@@ -133,6 +134,7 @@ impl World {
                 status: address.clone().recipient(),
                 change_gate: ChangeGate::default(),
                 draining: AtomicBool::new(false),
+                unsettled: UnsettledGroups::default(),
                 died: address.clone().recipient(),
                 forget: address.recipient(),
             });

@@ -47,7 +47,8 @@ enum Lookup<T> {
 
 /// Returns the digest of a group.
 pub async fn group(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
-    let group = state.look_up(&group).await?;
+    let group = state.look_up_any(&group).await?;
+    state.until_settled(Some(group.no)).await;
     let digest = read_or_rebuild(&state, group.no).await?.ok_or(ApiError::NoSuchGroup)?;
     Ok(HttpResponse::Ok().json(Summary::of_group(group.id, digest)))
 }

@@ -48,8 +48,10 @@ pub async fn group(
     Query(after): Query<After>,
 ) -> Result<HttpResponse, ApiError> {
     let cursor = cursor(&request, after)?;
-    let group = state.look_up(&group).await?;
+    let group = state.look_up_any(&group).await?;
     let no = group.no;
+    // A client that joins late gets the end of what an earlier server left with its beginning.
+    state.until_settled(Some(no)).await;
     let db = state.shared.db.clone();
     let read = state.read_group(no, move |store, summary| {
         Ok((summary.state.last_seq, store.earliest_seq(no)?))

@@ -42,8 +42,9 @@ pub async fn list(
     Query(query): Query<FrameQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let group = state.look_up(&group).await?;
+    let group = state.look_up_any(&group).await?;
     let no = group.no;
+    state.until_settled(Some(no)).await;
     let current = query.segment.as_deref() == Some("current");
     let wanted = filter(query, limit)?;
     let read = state.read_group(no, move |store, _| {

@@ -47,6 +47,7 @@ pub async fn list(
     let excludes_broken = query.status.as_deref().is_some_and(|status| status != view::BROKEN);
     let after = query.cursor.unwrap_or_default();
     let health = state.health().clone();
+    state.until_settled(None).await;
     let groups = state.read(move |store| match query.status.as_deref() {
         Some(view::BROKEN) => {
             let broken = health.broken_groups().into_iter().filter(|no| *no > after);
@@ -73,7 +74,8 @@ pub async fn list(
 
 /// Returns a group.
 pub async fn get(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
-    let no = state.look_up(&group).await?.no;
+    let no = state.look_up_any(&group).await?.no;
+    state.until_settled(Some(no)).await;
     Ok(HttpResponse::Ok().json(show(&state, no).await?))
 }
 
@@ -129,7 +131,7 @@ async fn check_cwd(
     let shared = &state.shared;
     let agent = match agent {
         Some(agent) => agent.to_owned(),
-        None => match state.look_up(group).await {
+        None => match state.look_up_any(group).await {
             Ok(known) => {
                 let summary = state.read(move |store| store.group(known.no)).await?;
                 summary.map_or(shared.defaults.agent.clone(), |group| group.state.settings.agent)

@@ -62,12 +62,13 @@ pub async fn count(
 pub async fn get(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
     let shared = &state.shared;
     let health = state.health();
-    let broken = health.broken_groups();
-    let count = broken.len() as u64;
-    let stored = timeout(READ_TIMEOUT, state.read(move |store| store.gauges(&broken))).await;
+    _ = timeout(READ_TIMEOUT, state.until_settled(None)).await;
+    let apart = view::CountedApart::new(&state);
+    let left_out = apart.groups.clone();
+    let stored = timeout(READ_TIMEOUT, state.read(move |store| store.gauges(&left_out))).await;
     let mut stored = stored.ok().and_then(Result::ok);
-    if let Some(stored) = stored.as_mut().filter(|_| count > 0) {
-        stored.groups.insert(view::BROKEN.into(), count);
+    if let Some(stored) = &mut stored {
+        apart.add_to(&mut stored.groups);
     }
     let dir = state.data_dir.clone();
     let free = timeout(READ_TIMEOUT, web::block(move || free_bytes(&dir))).await;
@@ -82,7 +83,7 @@ pub async fn get(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
     health.metrics().register(to);
     storage_gauges(to, health, stored.is_some());
     let help = "Groups that accept no work, because a stored row cannot be read";
-    gauge(to, "groups_broken", help, count as f64);
+    gauge(to, "groups_broken", help, apart.broken as f64);
     state.spans.register(to);
     if let Some(free) = free {
         gauge(to, "disk_free_bytes", "Free bytes on the disk of the data directory", free);

@@ -93,7 +93,10 @@ pub async fn list(
             }
             Err(err) => return Err(err),
         },
-        None => None,
+        None => {
+            state.until_settled(None).await;
+            None
+        }
     };
     let filter =
         PermissionFilter { group, state: query.state, after: query.cursor, limit: limit + 1 };

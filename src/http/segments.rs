@@ -44,7 +44,8 @@ pub async fn list(
     Query(query): Query<SegmentQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let no = state.look_up(&group).await?.no;
+    let no = state.look_up_any(&group).await?.no;
+    state.until_settled(Some(no)).await;
     let after = query.cursor.unwrap_or_default();
     let read = state.read_group(no, move |store, _| store.segments(no, after, limit + 1));
     let page = Page::new(read.await?, limit, |segment| segment.segment.to_string());

@@ -8,17 +8,17 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use actix::Addr;
 use greenroom_actors::{
-    group::Shared,
+    group::{GroupError, Shared},
     storage::{GroupNo, GroupSummary, ReadStore, StorageHealth, StoreError, TaskView},
     supervisor::{FindOwner, GroupHandle, KnownGroup, LookUp, Supervisor},
 };
 use greenroom_core::{Blocked, GroupId, TaskId};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep_until};
 
 use super::{error::ApiError, hosts::AllowedHosts, meters::Meters};
 use crate::otlp::Totals;
@@ -26,6 +26,9 @@ use crate::otlp::Totals;
 /// Handles of each kind that a worker keeps; above it, the worker drops them all and finds groups
 /// again.
 const HANDLES_MAX: usize = 65_536;
+
+/// How long after the start readers wait for a group's recovery.
+const SETTLED_AFTER_MAX: Duration = Duration::from_secs(5);
 
 /// The stages of the server's life, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,7 +82,7 @@ impl AppState {
     /// # Errors
     ///
     /// [`ApiError::InvalidGroup`], [`ApiError::NoSuchGroup`], or that the supervisor is gone.
-    pub async fn look_up(&self, id: &str) -> Result<KnownGroup, ApiError> {
+    pub async fn look_up_any(&self, id: &str) -> Result<KnownGroup, ApiError> {
         let group: GroupId = id.parse().map_err(|_| ApiError::InvalidGroup)?;
         let known = &self.cache.known;
         // A purged group's name may have another number by now.
@@ -89,6 +92,39 @@ impl AppState {
         }
         let found = self.supervisor.send(LookUp(group.clone())).await?;
         Ok(keep(known, group, found.ok_or(ApiError::NoSuchGroup)?))
+    }
+
+    /// Looks a group up for a read of its tasks, runs, compactions or permissions, once they are its
+    /// own: see [`AppState::until_settled`].
+    ///
+    /// # Errors
+    ///
+    /// As [`AppState::look_up_any`]; that the database fails, or [`GroupError::Rebuilding`], if the
+    /// group's recovery takes too long.
+    pub async fn look_up(&self, id: &str) -> Result<KnownGroup, ApiError> {
+        let known = self.look_up_any(id).await?;
+        self.until_settled(Some(known.no)).await;
+        if self.shared.unsettled.contains(known.no) {
+            self.check_can_write()?;
+            return Err(GroupError::Rebuilding.into());
+        }
+        Ok(known)
+    }
+
+    /// Waits until recovery has ended what an earlier server left of a group, or of all groups:
+    /// until then their rows show tasks, runs and compactions that ended with that server. Does not
+    /// wait while the database fails, nor for longer than [`SETTLED_AFTER_MAX`] after the start: a
+    /// group that hangs must not keep the others from their readers (I15).
+    pub async fn until_settled(&self, group: Option<GroupNo>) {
+        let unsettled = &self.shared.unsettled;
+        if unsettled.is_empty() {
+            return;
+        }
+        tokio::select! {
+            () = unsettled.until_settled(group) => {}
+            () = self.health().until_failing() => {}
+            () = sleep_until((self.started + SETTLED_AFTER_MAX).into()) => {}
+        }
     }
 
     /// Returns the actor that owns a group, for a change of it. Starts the actor of a group that
@@ -154,9 +190,18 @@ impl AppState {
     ///
     /// # Errors
     ///
-    /// [`ApiError::NoSuchTask`], or the database's error.
+    /// [`ApiError::NoSuchTask`], the database's error, or an error of [`AppState::look_up`].
     pub async fn task(&self, id: TaskId) -> Result<TaskView, ApiError> {
-        self.read(move |store| store.task(id)).await?.ok_or(ApiError::NoSuchTask)
+        // Asked before the rows are read, which are then those of the recovery or later ones.
+        let all_settled = self.shared.unsettled.is_empty();
+        let read =
+            async || self.read(move |store| store.task(id)).await?.ok_or(ApiError::NoSuchTask);
+        let view = read().await?;
+        if all_settled {
+            return Ok(view);
+        }
+        self.look_up(view.group.as_str()).await?;
+        read().await
     }
 
     /// Returns the state of the database.

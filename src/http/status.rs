@@ -17,6 +17,7 @@ pub async fn healthz() -> HttpResponse {
 
 /// Answers whether the server accepts work: storage works, and the server does not shut down.
 pub async fn readyz(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
+    state.until_settled(None).await;
     state.check_accepts_work()?;
     state.read(|store| store.status_counts(&[])).await?;
     Ok(HttpResponse::Ok().json(json!({ "status": "ready" })))
@@ -27,12 +28,13 @@ pub async fn status(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
     let shared = &state.shared;
     // The status of a database that cannot be read is reported, too.
     let health = state.health();
-    let broken = health.broken_groups();
-    let count = broken.len() as u64;
-    let counts = state.read(move |store| store.status_counts(&broken)).await.ok();
+    state.until_settled(None).await;
+    let apart = view::CountedApart::new(&state);
+    let left_out = apart.groups.clone();
+    let counts = state.read(move |store| store.status_counts(&left_out)).await.ok();
     let (mut groups, queued) = counts.unzip();
-    if let Some(groups) = groups.as_mut().filter(|_| count > 0) {
-        groups.insert(view::BROKEN.into(), count);
+    if let Some(groups) = &mut groups {
+        apart.add_to(groups);
     }
     let total = shared.capacity.slots();
     let occupancy = shared.launcher.pool.occupancy().await?;

@@ -1,5 +1,7 @@
 //! Groups and tasks as JSON, under the names of the API.
 
+use std::collections::BTreeMap;
+
 use greenroom_actors::{
     clock,
     storage::{BrokenGroup, GroupNo, GroupSummary, Listed, TaskView},
@@ -99,30 +101,33 @@ impl Group {
     /// Shows a group by its stored summary, and by what this server knows of it: the phase, the
     /// directory of its agent, the rows that cannot be read.
     pub fn new(state: &AppState, no: GroupNo, summary: GroupSummary) -> Self {
+        let is_unsettled = state.shared.unsettled.contains(no);
         let group = summary.state;
         let (session_id, usage) = group.session.map(|session| (session.id, session.usage)).unzip();
         let settings = group.settings;
         let compacting = group.compacting;
         let compaction = compacting.last_source.map(|_| CompactionSummary {
-            active: summary.is_compacting,
+            active: summary.is_compacting && !is_unsettled,
             count: compacting.count,
             last_source: compacting.last_source,
             last_started_at: compacting.last_started_at.map(Time),
             last_completed_at: compacting.last_completed_at.map(Time),
         });
         let broken = state.health().broken(no);
+        // The run and the task that have its slot by its row ended with an earlier server.
+        let own = |of_row| if is_unsettled { Status::Starting } else { of_row };
         Self {
             id: summary.id,
             agent: Some(settings.agent),
             status: match &broken {
                 Some(BrokenGroup { stops: true, .. }) => BROKEN,
-                _ => status(summary.status, *state.phase.borrow()),
+                _ => status(own(summary.status), *state.phase.borrow()),
             },
             broken: broken.map(|broken| broken.to_string()),
             blocked_by: state.blocked_by(summary.blocked_by),
             queue_length: Some(summary.queue_length),
-            current_task: summary.current_task,
-            current_run: summary.current_run,
+            current_task: summary.current_task.filter(|_| !is_unsettled),
+            current_run: summary.current_run.filter(|_| !is_unsettled),
             session_id,
             segment: Some(group.segment),
             usage: usage.flatten(),
@@ -141,6 +146,39 @@ impl Group {
     /// Whether the group accepts no work because a row of it cannot be read.
     pub fn is_broken(&self) -> bool {
         self.status == BROKEN
+    }
+}
+
+/// The groups whose stored status is not theirs: what counts groups by their rows leaves them out.
+pub struct CountedApart {
+    /// Their numbers.
+    pub groups: Vec<GroupNo>,
+    /// How many of them are broken.
+    pub broken: u64,
+    /// How many have to be recovered, and are shown as `starting`.
+    starting: u64,
+}
+
+impl CountedApart {
+    /// Finds them.
+    pub fn new(state: &AppState) -> Self {
+        let mut groups = state.health().broken_groups();
+        let broken = groups.len();
+        groups.extend(state.shared.unsettled.all());
+        groups.sort_unstable();
+        groups.dedup();
+        let starting = (groups.len() - broken) as u64;
+        Self { groups, broken: broken as u64, starting }
+    }
+
+    /// Adds them to the number of groups by status.
+    pub fn add_to(&self, groups: &mut BTreeMap<String, u64>) {
+        let starting = status(Status::Starting, Phase::Serving);
+        for (name, count) in [(BROKEN, self.broken), (starting, self.starting)] {
+            if count > 0 {
+                *groups.entry(name.into()).or_default() += count;
+            }
+        }
     }
 }
 

@@ -48,6 +48,7 @@ mod queue;
 mod races;
 mod residents;
 mod restart;
+mod restart_reads;
 mod retention;
 mod retry;
 mod retry_task;

@@ -58,6 +58,9 @@ impl Group {
             };
             group.advance(events, ctx).map(|done, group, _| {
                 group.is_recovering = false;
+                if done.is_ok() || group.broken.is_some() {
+                    group.shared.unsettled.settled(group.no);
+                }
                 if done.is_ok() {
                     group.obituary.recovery = Recovery::Restart;
                 }
@@ -97,7 +100,16 @@ async fn load(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Recovered>, Loa
     }
     if let Some(Run { id, .. }) = stored.run {
         let mark = proc::Marker::run(id);
-        let swept = tokio::task::spawn_blocking(move || proc::sweep_run(&mark)).await;
+        // One search through all processes at the boot, and not one for each group.
+        let is_swept = shared.unsettled.begins(no);
+        let swept = tokio::task::spawn_blocking(move || match is_swept {
+            true => {
+                proc::kill_group(&mark);
+                Ok(Vec::new())
+            }
+            false => proc::sweep_run(&mark),
+        });
+        let swept = swept.await;
         // A failed search is an error: two agents must never work on one session.
         let pids = swept.map_err(LoadError::Task)?.map_err(LoadError::Sweep)?;
         shared.metrics.orphans_reaped.inc_by(pids.len() as u64);

@@ -250,13 +250,24 @@ pub fn sweep(marker: &Marker) -> Result<Vec<u32>, SweepError> {
 ///
 /// As [`sweep`].
 pub fn sweep_run(run: &Marker) -> Result<Vec<u32>, SweepError> {
-    let group = Cgroup::find(&run.value);
-    if let Some(Err(err)) = group.as_ref().map(Cgroup::kill) {
-        log::warn!(run = run.value, err:%; "control group could not be killed");
-    }
+    let group = killed_group(run);
     let swept = sweep(run);
     group.inspect(Cgroup::remove);
     swept
+}
+
+/// Kills the members of the control group that a run's shim may have made. The caller has ended the
+/// processes that have the run's marker.
+pub fn kill_group(run: &Marker) {
+    killed_group(run).inspect(Cgroup::remove);
+}
+
+fn killed_group(run: &Marker) -> Option<Cgroup> {
+    let group = Cgroup::find(&run.value)?;
+    if let Err(err) = group.kill() {
+        log::warn!(run = run.value, err:%; "control group could not be killed");
+    }
+    Some(group)
 }
 
 /// Kills and reaps the processes that this process, as a subreaper, adopted from killed shims.

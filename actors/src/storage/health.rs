@@ -76,6 +76,12 @@ impl StorageHealth {
         _ = self.0.failing.subscribe().wait_for(Option::is_none).await;
     }
 
+    /// Waits until the database fails; returns at once if it does. Cancel safe.
+    pub async fn until_failing(&self) {
+        // An error would mean that the sender is dropped, and `self` holds it.
+        _ = self.0.failing.subscribe().wait_for(Option::is_some).await;
+    }
+
     /// The known unreadable rows of a group.
     pub fn broken(&self, group: GroupNo) -> Option<BrokenGroup> {
         self.0.broken.borrow().0.get(&group).cloned()

@@ -178,11 +178,23 @@ pub struct TaskView {
     pub blocked_by: Option<Blocked>,
 }
 
+/// What an earlier server left of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing that a start must continue.
+    Nothing,
+    /// Work that waits.
+    Work,
+    /// A run, or a task with its slot, which ended with that server: its rows say otherwise until
+    /// the group is recovered.
+    Unsettled,
+}
+
 /// All groups.
 #[derive(Clone, Debug, Default)]
 pub struct GroupIndex {
-    /// Their numbers and names, and whether the group has work that a start must continue.
-    pub groups: Vec<(GroupNo, GroupId, bool)>,
+    /// Their numbers and names, and what a start finds of them.
+    pub groups: Vec<(GroupNo, GroupId, Left)>,
     /// The greatest number that any group ever had. No number is reused, so that nothing of a
     /// deleted group can be taken for another group's.
     pub last_no: GroupNo,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use greenroom_actors::storage::{
-    Ended, FrameFilter, GroupCommit, KeyUse, LogTruncation, ReadStore, Store, StoreError,
+    Ended, FrameFilter, GroupCommit, KeyUse, Left, LogTruncation, ReadStore, Store, StoreError,
     StoredCheckpoint, StoredGroup, TaskFilter, TaskView,
 };
 use greenroom_core::{
@@ -58,7 +58,8 @@ pub fn groups_of_one_batch_are_stored_together<E: Engine>() {
     }
     assert_eq!(read_store.group(4).unwrap(), None);
     let busy = read_store.group_index().unwrap();
-    let expected: Vec<_> = actors.iter().map(|actor| (actor.no, actor.id.clone(), true)).collect();
+    let expected: Vec<_> =
+        actors.iter().map(|actor| (actor.no, actor.id.clone(), Left::Unsettled)).collect();
     assert_eq!(busy.groups, expected);
     let counts = BTreeMap::from([("running".to_owned(), 3)]);
     assert_eq!(read_store.status_counts(&[]).unwrap(), (counts, 0));

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     storage::{
         CurrentView, DigestRows, EndedAt, EndedFilter, EndedTurn, FrameFilter, GaugeSnapshot,
-        GroupIndex, GroupNo, GroupSummary, KeyUse, Listed, LockError, PermissionFilter,
+        GroupIndex, GroupNo, GroupSummary, KeyUse, Left, Listed, LockError, PermissionFilter,
         PermissionRecord, ReadStore, RunDigestRow, RunRecord, SegmentRecord, Snapshot, StoreError,
         StoredCheckpoint, TaskFilter, TaskView, TurnEntry, TurnFilter, Unreadable,
     },
@@ -155,9 +155,10 @@ impl ReadStore for SqliteReadStore {
     }
 
     fn group_index(&self) -> Result<GroupIndex, StoreError> {
-        // A purge, a run and digests that have to be rebuilt are work to continue, too.
+        // A purge and digests that have to be rebuilt are work to continue, too.
         let sql = format!(
-            "SELECT {}, purging OR current_run IS NOT NULL OR digest_version IS NOT ? \
+            "SELECT {}, purging OR digest_version IS NOT ?, \
+             current_run IS NOT NULL OR current_task IS NOT NULL OR is_compacting IS NOT 0 \
              FROM groups LEFT JOIN heads USING (no)",
             rows::GROUP_COLUMNS
         );
@@ -171,7 +172,12 @@ impl ReadStore for SqliteReadStore {
                     self.1.put(unreadable);
                 }
                 let is_left = row.get::<_, Option<bool>>(rows::GROUP_WIDTH)?.unwrap_or(true);
-                groups.push((no, id, is_left || rows::has_work(row)));
+                let left = match row.get::<_, bool>(rows::GROUP_WIDTH + 1)? {
+                    true => Left::Unsettled,
+                    false if is_left || rows::has_work(row) => Left::Work,
+                    false => Left::Nothing,
+                };
+                groups.push((no, id, left));
             }
             // SQLite stores the greatest number of an AUTOINCREMENT key.
             let sql = "SELECT max(coalesce((SELECT CAST(seq AS INTEGER) FROM sqlite_sequence \
