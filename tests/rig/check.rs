@@ -8,6 +8,7 @@ mod frames;
 mod group;
 mod requests;
 mod sent;
+mod sights;
 #[cfg(test)]
 mod tests;
 
@@ -39,13 +40,14 @@ type Rule = fn(&History) -> Vec<String>;
 
 /// The rules, each with its invariant.
 #[rustfmt::skip]
-pub const RULES: [(&str, Rule); 20] = [
+pub const RULES: [(&str, Rule); 21] = [
     ("every fault was injected",    injected),
     ("the log is sound",            group::log_is_sound),               // I1, I3 to I5, I7 to I9
     ("one at a time",               group::one_at_a_time),              // I1
     ("accepted is kept",            requests::accepted_is_kept),        // I2
     ("frames stay",                 frames::frames_stay),               // I3
     ("compacting ends",             group::compacting_ends),            // I5
+    ("nothing is left running",     sights::nothing_is_left_running),   // I5
     ("runs are sealed",             digests::runs_are_sealed),          // I6
     ("sent once an attempt",        sent::sent_once_an_attempt),        // I7
     ("sent as it was committed",    sent::sent_as_committed),           // I7, I3

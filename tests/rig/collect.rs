@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use greenroom_test_support::http;
 use serde::Deserialize;
 use serde_json::{Value, from_str, value::RawValue};
 
 use crate::{
     Result,
-    history::{Audit, Frame, Group},
+    history::{Audit, Frame, Group, Sight},
+    server::{PATIENCE, Server},
     stage::{Client, Stage},
 };
 
@@ -35,6 +37,41 @@ fn list(client: &Client<'_>, path: &str) -> Option<Vec<String>> {
 fn values(client: &Client<'_>, path: &str) -> Option<Vec<Value>> {
     let items = list(client, path)?;
     Some(items.iter().filter_map(|item| from_str(item).ok()).collect())
+}
+
+/// Reads each group as soon as the server listens, before it says that it is ready, and before any
+/// caller. Ends with the first read that gets no answer: the server may die by its fault.
+pub fn first_sights(stage: &Stage, server: &mut Server) -> Vec<Sight> {
+    let mut sights = Vec::new();
+    let Some(address) = server.wait_listening() else { return sights };
+    let client = http::client(PATIENCE);
+    let read = |path: &str| {
+        let url = format!("http://{address}/v1/groups/{path}");
+        let reply = http::exchange(&client, "GET", &url, &[], None).ok()?;
+        // An error has no fields that any rule reads.
+        Some(from_str::<Value>(&reply.text()).unwrap_or_default())
+    };
+    let items = |list: Value| match list {
+        Value::Object(mut list) => match list.remove("items") {
+            Some(Value::Array(items)) => items,
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    };
+    for group in stage.plan.groups.iter().map(|group| &group.name) {
+        let sight = || {
+            Some(Sight {
+                life: stage.life(),
+                shown: read(group)?,
+                snapshot: read(&format!("{group}/snapshot"))?,
+                tasks: items(read(&format!("{group}/tasks?limit=1000"))?),
+                runs: items(read(&format!("{group}/runs?limit=1000"))?),
+            })
+        };
+        let Some(sight) = sight() else { break };
+        sights.push(sight);
+    }
+    sights
 }
 
 /// Returns the present tasks; `None` if the server died before it answered.

@@ -145,6 +145,17 @@ pub struct Audit {
     pub tasks: BTreeMap<String, Vec<Value>>,
 }
 
+/// What a server showed of a group as soon as it listened.
+#[derive(Clone, Debug, Default)]
+pub struct Sight {
+    pub life: usize,
+    pub shown: Value,
+    /// Null if it was refused, as the lists are then empty: the group was not recovered yet.
+    pub snapshot: Value,
+    pub tasks: Vec<Value>,
+    pub runs: Vec<Value>,
+}
+
 /// An injected fault, and the proof of its effect.
 #[derive(Clone, Debug)]
 pub struct Injected {
@@ -160,6 +171,8 @@ pub struct History {
     pub exchanges: Vec<Exchange>,
     pub seen: Vec<Seen>,
     pub audits: Vec<Audit>,
+    /// What each server showed first.
+    pub sights: Vec<Sight>,
     /// The agents' journal, with the rig's own `server-start` and `server-end` between.
     pub journal: Vec<Value>,
     pub groups: BTreeMap<String, Group>,

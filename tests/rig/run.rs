@@ -84,6 +84,8 @@ fn lives<'scope>(stage: &'scope Stage, scope: &'scope Scope<'scope, '_>) -> Resu
         stage.life.store(number, Ordering::SeqCst);
         let mut server = Server::start(&stage.home, number, Some(&life.fault))?;
         let mut random = Random::new(stage.plan.seed, &format!("life {number}"));
+        let sights = collect::first_sights(stage, &mut server);
+        stage.record().sights.extend(sights);
         if let Some(address) = server.wait_ready()? {
             stage.set_address(Some(address));
             thread::scope(|scope| {
@@ -181,6 +183,8 @@ fn last_life(stage: &Stage) -> Result<()> {
     note(&stage.home, "server-start", number)?;
     stage.life.store(number, Ordering::SeqCst);
     let mut server = Server::start(&stage.home, number, None)?;
+    let sights = collect::first_sights(stage, &mut server);
+    stage.record().sights.extend(sights);
     let Some(address) = server.wait_ready()? else {
         let logged = server.logged();
         stage.record().stuck.push(format!("the last life did not start: {logged}"));

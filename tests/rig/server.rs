@@ -1,6 +1,7 @@
 //! The server under its fault: the real binary, under strace if a system call has to fail.
 
 use std::{
+    collections::HashSet,
     fs,
     net::SocketAddr,
     os::unix::process::ExitStatusExt as _,
@@ -21,6 +22,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the tracer may take to write its log.
 const TRACED: Duration = Duration::from_secs(5);
+
+/// The state of a listening socket in `/proc`.
+const LISTENING: &str = "0A";
 
 const YEAR_SECONDS: i64 = 365 * 86_400;
 
@@ -65,6 +69,16 @@ impl Server {
                 None => format!("the server cannot be started: {err}"),
             })?;
         Ok(Self { process, log, trace })
+    }
+
+    /// Waits until the server listens; `None` if it ended before, or does not listen.
+    pub fn wait_listening(&mut self) -> Option<SocketAddr> {
+        poll(PATIENCE, || {
+            if self.process.exited().is_some() {
+                return Some(None);
+            }
+            listening(self.process.pid()).map(Some)
+        })?
     }
 
     /// Waits until the server logs its address; `None` if it ended before.
@@ -134,6 +148,20 @@ fn inject(fault: &Fault) -> Option<(&'static str, String)> {
         }
         _ => None,
     }
+}
+
+/// Returns the local address on which the process listens, by `/proc`.
+fn listening(pid: u32) -> Option<SocketAddr> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let own: HashSet<_> = links.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).collect();
+    let sockets = fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
+    sockets.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+        let port = u16::from_str_radix(local.split_once(':')?.1, 16).ok()?;
+        let is_own = own.contains(Path::new(&format!("socket:[{inode}]")));
+        (*state == LISTENING && is_own).then(|| SocketAddr::from(([127, 0, 0, 1], port)))
+    })
 }
 
 /// Debian's path of libfaketime.

@@ -90,7 +90,8 @@ pub fn one_outcome(history: &History) -> Vec<String> {
 /// I12: a waiting task shows what it waits for.
 pub fn every_wait_says_why(history: &History) -> Vec<String> {
     let waits = |task: &&Value| ["queued", "retrying"].contains(&text(task, "state"));
-    let tasks = history.audits.iter().flat_map(|audit| audit.tasks.values().flatten());
+    let audited = history.audits.iter().flat_map(|audit| audit.tasks.values().flatten());
+    let tasks = history.sights.iter().flat_map(|sight| &sight.tasks).chain(audited);
     let silent = tasks.filter(waits).filter(|task| task["blocked_by"].is_null());
     silent.map(|task| format!("it waits for nothing: {task}")).collect()
 }

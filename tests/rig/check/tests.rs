@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{RULES, check};
-use crate::history::{Audit, Exchange, Frame, Group, History, Injected, Seen};
+use crate::history::{Audit, Exchange, Frame, Group, History, Injected, Seen, Sight};
 
 /// Segment, kind, run, task, payload.
 type Line = (u32, &'static str, &'static str, &'static str, &'static str);
@@ -153,6 +153,7 @@ fn sound() -> History {
         json!({ "event": "answer", "pid": 7 }),
         received(7, "two", "a", false),
         json!({ "event": "exit", "pid": 7 }),
+        json!({ "event": "server-start", "life": 2 }),
         json!({ "event": "start", "pid": 8, "run": whole("run_2") }),
         received(8, "two", "b", true),
         json!({ "event": "answer", "pid": 8 }),
@@ -186,11 +187,28 @@ fn sound() -> History {
         exchanges,
         seen,
         audits: vec![early],
+        sights: vec![recovered()],
         journal: journal.to_vec(),
         groups: BTreeMap::from([("work".into(), work)]),
         injected: vec![Injected { life: 1, fault: "kill".into(), proof: Some("killed".into()) }],
         witness: Some(("work".into(), vec!["_server_restart"])),
         ..History::default()
+    }
+}
+
+/// The second server shows the run of the first one, which has ended, and no work.
+fn recovered() -> Sight {
+    let run = |run: &str| json!({ "id": whole(run), "ended_at": null });
+    let shown = json!({ "status": "starting", "current_run": whole("run_2"),
+                        "compaction": { "active": false } });
+    let mut ended = run("run_1");
+    ended["ended_at"] = json!("2026-01-01T00:00:00Z");
+    Sight {
+        life: 2,
+        snapshot: json!({ "group": shown, "current_task": null, "permissions": [] }),
+        shown,
+        tasks: vec![json!({ "state": "retrying", "run": whole("run_1"), "blocked_by": "slot" })],
+        runs: vec![run("run_2"), ended],
     }
 }
 
@@ -271,7 +289,7 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
     ("sent once an attempt", "twice in one attempt", |h| work(h).tasks[1]["attempt"] = json!(1)),
     ("sent as it was committed", "other bytes", |h| h.journal[2]["line"] = json!("{}")),
     ("sent as it was committed", "sent and never committed", |h| h.journal.push(received(8, "three", "b", false))),
-    ("sent as it was committed", "to an unknown run", |h| h.journal[8]["run"] = json!("run_9")),
+    ("sent as it was committed", "to an unknown run", |h| h.journal[9]["run"] = json!("run_9")),
     ("in order", "queued in another order than accepted", |h| {
         h.exchanges.swap(0, 1);
         h.exchanges[0].sent = 1;
@@ -308,6 +326,26 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
     ("every wait says why", "queued for nothing", |h| {
         h.audits[0].tasks.get_mut("work").unwrap()[1]["blocked_by"] = Value::Null;
     }),
+    ("every wait says why", "at the start", |h| h.sights[0].tasks[0]["blocked_by"] = Value::Null),
+    ("nothing is left running", "the group's run", |h| h.sights[0].shown["current_run"] = json!(whole("run_1"))),
+    ("nothing is left running", "no run works", |h| {
+        h.sights[0].shown = json!({ "status": "running", "current_run": null });
+    }),
+    ("nothing is left running", "no run compacts", |h| {
+        h.sights[0].shown["current_run"] = Value::Null;
+        h.sights[0].shown["compaction"]["active"] = json!(true);
+    }),
+    ("nothing is left running", "in the snapshot", |h| {
+        h.sights[0].snapshot["group"] = json!({ "status": "compacting", "current_run": null });
+    }),
+    ("nothing is left running", "the snapshot's task", |h| {
+        h.sights[0].snapshot["current_task"] = json!({ "state": "running", "run": whole("run_1") });
+    }),
+    ("nothing is left running", "a permission", |h| {
+        h.sights[0].snapshot["permissions"] = json!([{ "run": whole("run_1") }]);
+    }),
+    ("nothing is left running", "a task", |h| h.sights[0].tasks[0]["state"] = json!("running")),
+    ("nothing is left running", "a run", |h| h.sights[0].runs[1]["ended_at"] = Value::Null),
     ("replay is live", "verify finds a difference", |h| h.damage.push("head".into())),
     ("others continue", "the witness was interrupted", |h| {
         work(h).tasks[1]["state"] = json!("interrupted");
