@@ -94,8 +94,8 @@ impl AppState {
         Ok(keep(known, group, found.ok_or(ApiError::NoSuchGroup)?))
     }
 
-    /// Looks a group up for a read of its tasks, runs, compactions or permissions, once they are its
-    /// own: see [`AppState::until_settled`].
+    /// Looks a group up for a read of its tasks, runs, compactions or permissions, once they are
+    /// this server's: see [`AppState::until_settled`].
     ///
     /// # Errors
     ///

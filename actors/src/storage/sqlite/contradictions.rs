@@ -1,4 +1,4 @@
-//! Rows with columns that their state cannot have: no value shows them, so that only SQL finds them.
+//! Rows with columns that their state cannot have: no value shows them, so only SQL finds them.
 
 use std::collections::BTreeSet;
 
