@@ -131,6 +131,7 @@ fields! {
     struct Update {
         session_update: "sessionUpdate",
         content: "content",
+        message_id: "messageId",
         used: "used",
         size: "size",
         cost: "cost",

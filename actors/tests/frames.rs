@@ -56,7 +56,7 @@ fn facts() -> impl Strategy<Value = Vec<Fact>> {
                     text: vec![line; count].join("\n").into(),
                 };
                 let summary = greenroom_core::OutputSummary::default();
-                Fact::AgentOutput(AgentOutput { lines, summary })
+                Fact::AgentOutput(AgentOutput { lines, summary, late: None })
             }
         }
     });

@@ -7,6 +7,7 @@
 //! | word | what happens |
 //! |---|---|
 //! | `reply:TEXT` | one `agent_message_chunk` |
+//! | `message:ID:TEXT` | the same as a part of the message ID |
 //! | `thought:TEXT` | one `agent_thought_chunk` |
 //! | `chunks:N:BYTES` | N chunks in lines of BYTES bytes, in large writes |
 //! | `usage:USED:SIZE` | a `usage_update` |
@@ -213,6 +214,12 @@ impl Turn {
         }
         match name {
             "reply" => self.reply(argument),
+            "message" => {
+                let (id, text) = argument.split_once(':').unwrap_or((argument, ""));
+                let mut chunk = chunk("agent_message_chunk", text);
+                chunk["messageId"] = id.into();
+                self.update(&chunk);
+            }
             "thought" => self.update(&chunk("agent_thought_chunk", argument)),
             "chunks" => match two_numbers(argument) {
                 Some((count, bytes)) => self.chunks(count, bytes),

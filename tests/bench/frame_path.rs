@@ -119,7 +119,8 @@ impl FramePath {
         }
         let kinds = Kinds::All("session/update".into());
         let lines = Lines { count: BATCH as u64, kinds, text: self.batch.join("\n").into() };
-        Ok(Event::OutputReceived { run: self.run, lines, summary: fold, session: None })
+        let (session, after_prompt) = (None, Some(u64::MAX));
+        Ok(Event::OutputReceived { run: self.run, lines, summary: fold, session, after_prompt })
     }
 
     fn submit(&mut self) -> Result<()> {

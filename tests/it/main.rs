@@ -31,6 +31,7 @@ mod hosts;
 mod idempotency;
 mod interrupted;
 mod isolation;
+mod late_words;
 mod lifecycle;
 mod lock_wait;
 mod locks;

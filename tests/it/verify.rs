@@ -68,12 +68,12 @@ fn a_sound_database_has_no_differences() {
     assert_sound(&server.home, &[], "5 groups, ");
 }
 
-/// I13: the late output of a stopping run belongs to no task, also if the next task is already
-/// claimed and waits for the run to end.
+/// I13, AM-9: the late output of a stopping run belongs to its last turn, also if the next task is
+/// already claimed and waits for the run to end.
 #[test]
-fn late_output_belongs_to_no_task_while_the_next_is_claimed() {
+fn late_output_belongs_to_its_turn_while_the_next_is_claimed() {
     let server = Server::usual();
-    server.complete("work", "[[deaf]][[reply:x]][[answer]][[gate:late]][[reply:late]]");
+    let turn = server.complete("work", "[[deaf]][[reply:x]][[answer]][[gate:late]][[reply:late]]");
     server.journal.wait_gate("late");
     // The run of the former directory is asked to end first: its stdin is closed.
     server.put("/v1/groups/work", &json!({ "cwd": server.home.path() })).expect(200);
@@ -85,7 +85,8 @@ fn late_output_belongs_to_no_task_while_the_next_is_claimed() {
     let late = server.wait_frame("work", "the late update", |frame| {
         frame["payload"]["params"]["update"]["content"]["text"] == "late"
     });
-    assert_eq!(late["task"], Value::Null, "{late}");
+    assert_eq!(late["task"], turn["id"], "{late}");
+    assert_eq!(server.task(&turn)["text"], "xlate");
     assert_sound(&server.home, &[], "1 groups, ");
     server.finish_as(&next, "completed");
 }

@@ -11,10 +11,21 @@ pub(crate) struct BoundedText {
 }
 
 impl BoundedText {
+    /// A text of at most [`TEXT_BYTES_MAX`], and whether there was more.
+    pub fn new(text: String, is_truncated: bool) -> Self {
+        Self { text, is_truncated }
+    }
+
+    /// Returns the text, and whether there was more.
+    pub fn into_parts(self) -> (String, bool) {
+        (self.text, self.is_truncated)
+    }
+
     /// Appends as much as there is room for. A truncated text gets no more: a text with a hole
     /// would look complete.
     pub fn push(&mut self, more: &str) {
-        let room = if self.is_truncated { 0 } else { TEXT_BYTES_MAX - self.text.len() };
+        let room =
+            if self.is_truncated { 0 } else { TEXT_BYTES_MAX.saturating_sub(self.text.len()) };
         let kept = more.floor_char_boundary(room.min(more.len()));
         self.text.push_str(&more[..kept]);
         self.is_truncated |= kept < more.len();

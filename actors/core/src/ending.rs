@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Json, OwnWord, Usage};
+use crate::{Json, OwnWord, Usage, bounded_text::BoundedText};
 
 /// How a task ended; empty while it has not.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,6 +39,14 @@ impl Ending {
         tokens: None,
         has_empty_answer: false,
     };
+
+    /// Appends message text that the agent wrote after its answer, as far as there is room.
+    pub fn push_late_text(&mut self, more: &str) {
+        let text = std::mem::take(&mut self.text);
+        let mut text = BoundedText::new(text, self.text_truncated);
+        text.push(more);
+        (self.text, self.text_truncated) = text.into_parts();
+    }
 }
 
 /// The findings of a task, as frames, rows and the API write them: a list of names.
@@ -197,6 +205,11 @@ impl StopReason {
     /// Whether the agent answered in a way that does not show whether it did its work.
     pub fn is_unclear(self) -> bool {
         matches!(self, Self::Unclear | Self::Other(_))
+    }
+
+    /// Whether the agent's own answer stopped the prompt, and nothing cut it short.
+    pub(crate) fn is_whole(self) -> bool {
+        matches!(self, Self::EndTurn | Self::MaxTokens | Self::MaxTurnRequests | Self::Refusal)
     }
 
     /// Whether the agent's own answer stopped the prompt.

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Choice, CompactionSignal, Continuity, Exit, Json, PermissionId, PermissionOption,
+    Choice, CompactionSignal, Continuity, Exit, Json, MessageKey, PermissionId, PermissionOption,
     PermissionShown, PromptCapabilities, Provenance, RunId, SessionId, Settings, StopReason, Task,
     TaskId, Timer, Tokens,
 };
@@ -73,6 +73,8 @@ pub enum Event {
         /// The session that all messages name whose summary is not empty, if they name one. If all
         /// are empty, it does not matter.
         session: Option<SessionId>,
+        /// The id of the last prompt that the agent had been sent when greenroom read the messages.
+        after_prompt: Option<u64>,
     },
     /// A detector reported a compaction from the agent's output.
     Signalled {
@@ -319,6 +321,8 @@ pub struct OutputSummary {
     pub has_answer: bool,
     /// Whether they name their session, and it is the prompted one.
     pub is_named: bool,
+    /// The message that they are chunks of, if they name one. All of them name the same.
+    pub message: Option<MessageKey>,
     /// What they say about other sessions than the prompted one.
     pub other_sessions: Option<Box<OtherSessions>>,
 }
@@ -352,7 +356,7 @@ impl OutputSummary {
     #[must_use]
     pub fn of_other_session(self, session: &SessionId) -> Self {
         let is_child = !self.children().is_empty();
-        let Self { has_output, has_answer, text, tools, .. } = self;
+        let Self { has_output, has_answer, text, tools, message, .. } = self;
         if !has_output && !is_child {
             return Self::default();
         }
@@ -362,7 +366,7 @@ impl OutputSummary {
             children: if is_child { vec![session.clone()] } else { Vec::new() },
             elsewhere: has_output.then_some(elsewhere),
         };
-        Self { other_sessions: Some(Box::new(others)), ..Self::default() }
+        Self { message, other_sessions: Some(Box::new(others)), ..Self::default() }
     }
 
     /// Returns the sessions that its messages show to be those of subagents.
@@ -388,6 +392,7 @@ impl OutputSummary {
         self.usage = later.usage.or(self.usage.take());
         self.tools.extend(later.tools);
         self.costs.extend(later.costs);
+        self.message = later.message.or(self.message);
         if let Some(later) = later.other_sessions {
             let others = self.other_sessions.get_or_insert_default();
             others.children.extend(later.children);

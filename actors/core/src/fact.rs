@@ -22,6 +22,8 @@ pub struct AgentOutput {
     pub lines: Lines,
     /// What the rules need to know of them.
     pub summary: OutputSummary,
+    /// The earlier task that they belong to, if they are late: not to the attempt that runs.
+    pub late: Option<TaskId>,
 }
 
 /// Why a group is on hold.
@@ -125,8 +127,9 @@ pub enum Fact {
         /// The content blocks.
         prompt: Json,
     },
-    /// The agent of the run at the fact's place wrote protocol messages, in the attempt of the task
-    /// there, if there is one. They are stored unchanged; `acp` parses them again.
+    /// The agent of the run at the fact's place wrote protocol messages, which belong to the task
+    /// there, if there is one: to its attempt, or late to one that was settled. They are stored
+    /// unchanged; `acp` parses them again.
     #[serde(skip)]
     AgentOutput(AgentOutput),
     /// The agent wrote a line that is no protocol message. If it begins as one does, it counts as

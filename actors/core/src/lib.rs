@@ -27,6 +27,8 @@ mod ids;
 mod json;
 // The compaction lock: who may compact a session.
 pub mod lock;
+// Which turn an agent's messages belong to.
+mod message_owners;
 // An agent's own stop reason.
 mod own_word;
 // Permissions: who decides, and with which option.
@@ -78,6 +80,7 @@ pub use group::{
 };
 pub use ids::{CompactionId, GroupId, InvalidId, PermissionId, RunId, SessionId, TaskId};
 pub use json::{Json, readable};
+pub use message_owners::{MessageKey, MessageOwners};
 pub use own_word::OwnWord;
 pub use permission::{
     Choice, Permission, PermissionOption, PermissionPolicy, PermissionShown, PermissionState,

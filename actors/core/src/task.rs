@@ -132,6 +132,13 @@ impl Task {
         }
     }
 
+    /// Appends message text that the agent wrote after its answer, if the task has ended.
+    pub fn push_late_text(&mut self, more: &str) {
+        if let Stage::Ended(end) = &mut self.stage {
+            end.ending.push_late_text(more);
+        }
+    }
+
     /// Sets what is in no fact of the log: the end of the backoff, and the tokens that the agent
     /// reported. A stage that does not have them ignores them.
     pub fn set_unlogged(&mut self, backoff: Option<Deadline>, tokens: Option<Json>) {

@@ -1,6 +1,6 @@
 //! Parses a `session/update`: what it proves about the attempt, and what its turn keeps.
 
-use greenroom_core::{OtherSessions, OutputSummary, Usage};
+use greenroom_core::{MessageKey, OtherSessions, OutputSummary, Usage};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -36,6 +36,10 @@ pub(super) fn notification(params: Option<&RawValue>) -> Notification<'_> {
     let tool_kind = update.tool_call_id.and_then(tool::id).zip(update.kind.and_then(text));
     notification.tool_kind = tool_kind.map(|(tool, kind)| Box::new((tool, kind.into_owned())));
     summarize(&word, &update, &mut notification.summary);
+    if word.ends_with("_message_chunk") || word == "agent_thought_chunk" {
+        let message = update.message_id.and_then(text);
+        notification.summary.message = message.map(|id| MessageKey::new(&id));
+    }
     if update.meta.is_some() || word.starts_with("tool_call") {
         let own = notification.session.as_deref();
         let children = named_sessions(raw.get(), own);

@@ -16,6 +16,8 @@ pub struct Batch {
     open: Option<Open>,
     bytes: usize,
     lines: usize,
+    /// The last prompt that the agent was sent.
+    last_prompt: Option<u64>,
     /// The size of the last text, to reserve: the batches of a stream are alike.
     text_bytes: usize,
 }
@@ -27,12 +29,21 @@ struct Open {
     summary: OutputSummary,
     /// The session that the summary is about, if its messages name one.
     session: Option<SessionId>,
+    /// The last prompt before its messages.
+    after_prompt: Option<u64>,
 }
 
 impl Batch {
     /// Creates an empty batch.
     pub fn new(run: RunId) -> Self {
-        Self { run, events: Vec::new(), open: None, bytes: 0, lines: 0, text_bytes: 0 }
+        let (events, open, last_prompt) = (Vec::new(), None, None);
+        Self { run, events, open, bytes: 0, lines: 0, last_prompt, text_bytes: 0 }
+    }
+
+    /// Records that the agent was sent a prompt: the messages before cannot be its output.
+    pub fn on_prompt(&mut self, id: u64) {
+        self.close();
+        self.last_prompt = Some(id);
     }
 
     /// Whether more may be read from stdout.
@@ -66,7 +77,8 @@ impl Batch {
                 let mut text = String::with_capacity(self.text_bytes.max(line.len()));
                 text.push_str(line);
                 let (kinds, session) = (Kinds::All(kind), session.map(|id| SessionId(id.into())));
-                self.open = Some(Open { count: 1, kinds, text, summary, session });
+                let after_prompt = self.last_prompt;
+                self.open = Some(Open { count: 1, kinds, text, summary, session, after_prompt });
             }
         }
     }
@@ -96,17 +108,20 @@ impl Batch {
     }
 
     fn close(&mut self) {
-        let Some(Open { count, kinds, text, summary, session }) = self.open.take() else { return };
+        let Some(open) = self.open.take() else { return };
+        let Open { count, kinds, text, summary, session, after_prompt } = open;
         self.text_bytes = text.len();
-        let lines = Lines { count, kinds, text: text.into() };
-        self.events.push(Event::OutputReceived { run: self.run, lines, summary, session });
+        let (run, lines) = (self.run, Lines { count, kinds, text: text.into() });
+        self.events.push(Event::OutputReceived { run, lines, summary, session, after_prompt });
     }
 }
 
 impl Open {
-    /// Whether one decision is about both summaries: they are about one session, or one is empty.
+    /// Whether one decision is about both summaries: they are about one session and one message, or
+    /// one is empty.
     fn fits(&self, session: Option<&str>, summary: &OutputSummary) -> bool {
-        self.session.as_ref().map(|session| &*session.0) == session
+        let is_same_session = self.session.as_ref().map(|session| &*session.0) == session;
+        (is_same_session && self.summary.message == summary.message)
             || summary.is_empty()
             || self.summary.is_empty()
     }
@@ -138,6 +153,8 @@ pub fn single(line: &str, kind: FrameKind) -> Lines {
 
 #[cfg(test)]
 mod tests {
+    use greenroom_core::MessageKey;
+
     use super::*;
 
     /// I13: core decides about a summary as a whole, so it is about one session.
@@ -174,6 +191,35 @@ mod tests {
         let expected = expected.map(|(lines, text, session)| {
             (lines.to_owned(), text.to_owned(), session.map(str::to_owned))
         });
+        assert_eq!(events.collect::<Vec<_>>(), expected);
+    }
+
+    /// AM-9: core decides whose output it is as a whole, so it is of one message, and on one side
+    /// of a prompt.
+    #[test]
+    fn output_of_two_messages_or_around_a_prompt_is_two_events() {
+        let mut batch = Batch::new(RunId(uuid::Uuid::nil()));
+        for (prompt, line, message) in [
+            (None, "1", Some("a")),
+            (None, "2", Some("a")),
+            (None, "3", Some("b")),
+            (None, "4", None),
+            (Some(7), "5", None),
+            (None, "6", None),
+        ] {
+            prompt.into_iter().for_each(|prompt| batch.on_prompt(prompt));
+            let message = message.map(MessageKey::new);
+            let summary = OutputSummary { has_output: true, message, ..Default::default() };
+            batch.push_line(line, "session/update".into(), None, summary);
+        }
+        let events = batch.take().into_iter().map(|event| match event {
+            Event::OutputReceived { lines, after_prompt, .. } => {
+                (lines.text.to_string(), after_prompt)
+            }
+            other => panic!("{other:?}"),
+        });
+        let expected = [("1\n2", None), ("3", None), ("4", None), ("5\n6", Some(7))];
+        let expected = expected.map(|(lines, prompt)| (lines.to_owned(), prompt));
         assert_eq!(events.collect::<Vec<_>>(), expected);
     }
 }

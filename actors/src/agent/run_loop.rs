@@ -344,6 +344,7 @@ impl RunLoop {
         match command {
             Command::Prompted { id, line, session } => {
                 self.prompt = Some((id, line));
+                self.batch.on_prompt(id);
                 self.answer = hermes::Answer::default();
                 self.sessions.set_current(session);
             }

@@ -37,7 +37,7 @@ impl Group {
             Effect::Launch { run, session } => return self.launch(run, session, ctx),
             Effect::Prompt { run, id, .. } if self.shared.is_draining() => {
                 let withheld = Event::PromptWithheld { run, id };
-                return ctx.address().do_send(SelfMessage::Event(withheld));
+                return ctx.address().do_send(SelfMessage::Event(withheld.into()));
             }
             Effect::Prompt { run, id, session } => {
                 // The agent gets what readers see, byte for byte: a prompt's id is its frame's

@@ -43,7 +43,7 @@ impl Group {
         let key = key.clone();
         ctx.spawn(answer.into_actor(self).map(move |answer, _, ctx| {
             let answered = Event::LockAnswered { task, key, answer };
-            ctx.address().do_send(SelfMessage::Event(answered));
+            ctx.address().do_send(SelfMessage::Event(answered.into()));
         }));
     }
 
@@ -87,7 +87,7 @@ impl Group {
         };
         let renewal = ctx.spawn(renewed.into_actor(self).map(move |(), group, ctx| {
             group.lease = None;
-            ctx.address().do_send(SelfMessage::Event(Event::LockLost { task }));
+            ctx.address().do_send(SelfMessage::Event(Event::LockLost { task }.into()));
         }));
         self.lease = Some((token, renewal));
     }

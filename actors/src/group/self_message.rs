@@ -20,7 +20,7 @@ pub(super) enum SelfMessage {
     /// The timer fired.
     Timer,
     /// An event for core.
-    Event(Event),
+    Event(Box<Event>),
 }
 
 impl Handler<SelfMessage> for Group {
@@ -30,7 +30,7 @@ impl Handler<SelfMessage> for Group {
         let events = match message {
             SelfMessage::Slot(slot) => self.on_slot_granted(slot),
             SelfMessage::Timer => self.fired_timers(ctx),
-            SelfMessage::Event(event) => vec![event],
+            SelfMessage::Event(event) => vec![*event],
         };
         AtomicResponse::new(Box::pin(self.advance(events, ctx).map(|_, _, _| ())))
     }

@@ -7,8 +7,8 @@
 //! never idle is bounded too.
 
 use greenroom_core::{
-    Compaction, Digests, GroupState, Origin, Run, SessionCursor, Task, TaskId, TaskKind, Timestamp,
-    digest::SCHEMA_VERSION,
+    Compaction, Digests, GroupState, MessageOwners, Origin, Run, SessionCursor, Task, TaskId,
+    TaskKind, Timestamp, digest::SCHEMA_VERSION,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -36,6 +36,9 @@ pub struct Checkpoint {
     /// How the following frames are read.
     #[serde(rename = "reread")]
     pub cursor: SessionCursor,
+    /// Whose the messages of the run are; absent in a checkpoint of an earlier version.
+    #[serde(default)]
+    pub message_owners: MessageOwners,
     /// The latest time of a projected frame: the clock may have been set back since.
     pub newest_at: Timestamp,
     /// The digests up to the frame; absent in a checkpoint of a version without digests.

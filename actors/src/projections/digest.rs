@@ -197,7 +197,8 @@ fn fact(frame: Frame<'_>, cursor: &mut SessionCursor) -> Fact {
     }
     let kinds = Kinds::All(frame.kind.to_owned().into());
     let lines = Lines { count: 1, kinds, text: frame.payload.to_owned().into() };
-    Fact::AgentOutput(AgentOutput { lines, summary })
+    // Digests go by the place of a late frame.
+    Fact::AgentOutput(AgentOutput { lines, summary, late: None })
 }
 
 fn json<T: Serialize>(value: &T) -> String {

@@ -115,6 +115,7 @@ impl LogReplay {
             segment,
             closed,
             cursor,
+            message_owners,
             newest_at: _,
             digests: _,
         } = checkpoint;
@@ -131,7 +132,8 @@ impl LogReplay {
             compactions.into_iter().map(|known: KnownCompaction| known.into_compaction());
         let compactions: Vec<Compaction> = compactions.collect();
         self.compactions = compactions.iter().map(|known| (known.id, known.clone())).collect();
-        self.group = Group::restore(state, waiting, run, None, compactions, Vec::new());
+        self.group = Group::restore(state, waiting, run, None, compactions, Vec::new())
+            .with_message_owners(message_owners);
         self.segments = segment.into_iter().map(|open| (open.segment, open)).collect();
         (self.closed, self.cursor) = (closed, cursor);
     }
@@ -171,6 +173,7 @@ impl LogReplay {
             segment: self.segments.values().next_back().cloned(),
             closed: self.closed.clone(),
             cursor: self.cursor.clone(),
+            message_owners: self.group.message_owners().clone(),
             newest_at: self.newest_at,
             digests: Some(self.digests.clone()),
         };
@@ -191,7 +194,7 @@ impl LogReplay {
             }
             self.seq = frame.seq;
             let stored = block.place(frame);
-            let fact = self.read(frame, block.at);
+            let fact = self.read(frame, stored.task, block.at);
             let segment = match fact {
                 Some(fact) => {
                     let place = self.check_place(&fact, stored);
@@ -215,7 +218,8 @@ impl LogReplay {
         place
     }
 
-    fn read(&mut self, frame: Frame<'_>, at: Timestamp) -> Option<Fact> {
+    /// Reads the fact of a frame that is stored under `task`.
+    fn read(&mut self, frame: Frame<'_>, task: Option<TaskId>, at: Timestamp) -> Option<Fact> {
         let summary = session::summarize(&mut self.cursor, frame.kind, frame.payload);
         match Fact::read(frame.kind, frame.payload) {
             Some(Ok(fact)) => return Some(self.complete(fact, at)),
@@ -235,7 +239,20 @@ impl LogReplay {
         }
         let kinds = Kinds::All(frame.kind.to_owned().into());
         let lines = Lines { count: 1, kinds, text: frame.payload.to_owned().into() };
-        Some(Fact::AgentOutput(AgentOutput { lines, summary }))
+        let late = self.late(task, frame.seq);
+        Some(Fact::AgentOutput(AgentOutput { lines, summary, late }))
+    }
+
+    /// Returns the task under which output is stored, if that is not the one that runs: what shows
+    /// that the output is late is in no frame.
+    fn late(&mut self, stored: Option<TaskId>, seq: u64) -> Option<TaskId> {
+        let running = self.group.current().filter(|_| self.group.attempt().is_some());
+        let running = running.map(|task| task.id);
+        let late = stored.filter(|task| running != Some(*task))?;
+        if self.group.task(late).is_some_and(|task| task.attempt == 0) {
+            self.differ(format!("frame {seq} is output of {late}, which was not sent"));
+        }
+        Some(late)
     }
 
     fn prompt(&mut self, frame: Frame<'_>) -> Option<Fact> {
@@ -267,11 +284,9 @@ impl LogReplay {
                 has_empty_answer,
                 record: _,
             } => {
-                let known = self
-                    .group
-                    .attempt()
-                    .filter(|_| self.group.current().is_some_and(|current| current.id == task));
-                let so_far = known.map(greenroom_core::Attempt::ending_so_far).unwrap_or_default();
+                let is_current = self.group.current().is_some_and(|current| current.id == task);
+                let so_far = is_current.then(|| self.group.ending_of_attempt(stop_reason));
+                let so_far = so_far.unwrap_or_default();
                 let ending = Ending { stop_reason, error, interrupted, has_empty_answer, ..so_far };
                 let open = self.group.task(task).cloned().unwrap_or_else(|| {
                     self.differ(format!("I9: {task} ended and was not open"));
@@ -318,6 +333,11 @@ impl LogReplay {
         match &recorded.fact {
             Fact::TaskEnded { task, record, .. } => {
                 self.tasks.insert(*task, Task::clone(record));
+            }
+            Fact::AgentOutput(AgentOutput { summary, late: Some(late), .. }) => {
+                if let Some(task) = self.tasks.get_mut(late) {
+                    task.push_late_text(&summary.text);
+                }
             }
             // A retried compaction may run under another profile: its row has the last prompt, and
             // is compared as a whole.

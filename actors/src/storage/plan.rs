@@ -3,9 +3,9 @@
 //! A store executes the changes in their order: a segment is closed before the next is opened.
 
 use greenroom_core::{
-    Compaction, Continuity, Deadline, EndReason, Exit, Fact, Json, Permission, PermissionId,
-    PermissionState, Provenance, Recorded, RunId, SessionId, Settings, Strategy, Task, TaskId,
-    Timestamp,
+    AgentOutput, Compaction, Continuity, Deadline, EndReason, Exit, Fact, Json, Permission,
+    PermissionId, PermissionState, Provenance, Recorded, RunId, SessionId, Settings, Strategy,
+    Task, TaskId, Timestamp,
 };
 
 use super::{GroupCommit, KeyUse, SegmentRecord, TurnRow};
@@ -74,6 +74,13 @@ pub enum RowChange<'a> {
     EndBackoff(TaskId),
     /// The task ends, unless it has ended: a terminal state is never overwritten (I9).
     EndTask(&'a Task),
+    /// Appends message text that the agent wrote after its answer to an ended task's.
+    AddLateText {
+        /// The task.
+        task: TaskId,
+        /// The text.
+        text: &'a str,
+    },
 
     /// Inserts a pending permission.
     OpenPermission {
@@ -270,6 +277,11 @@ fn row_change(fact: &Fact, seq: u64, at: Timestamp) -> Option<RowChange<'_>> {
         }
         Fact::BackoffEnded { task } => RowChange::EndBackoff(*task),
         Fact::TaskEnded { record, .. } => RowChange::EndTask(record),
+        Fact::AgentOutput(AgentOutput { summary, late: Some(task), .. })
+            if !summary.text.is_empty() =>
+        {
+            RowChange::AddLateText { task: *task, text: &summary.text }
+        }
         Fact::PermissionOpened(permission) => RowChange::OpenPermission { seq, permission },
         Fact::PermissionResolved { permission, state, selected, resolved_by, .. } => {
             RowChange::ResolvePermission {

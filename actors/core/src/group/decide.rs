@@ -65,10 +65,11 @@ impl<'a> Transition<'a> {
                 self.signalled(run, &signal);
             }
             Event::SessionOpened { run, id, opened } => self.session_opened(run, id, opened),
-            Event::OutputReceived { lines, summary, session, .. } => {
+            Event::OutputReceived { lines, summary, session, after_prompt, .. } => {
                 let named = session.as_ref().map(|session| &*session.0);
                 let summary = self.group.session_cursor.counted(named, summary);
-                self.record(Fact::AgentOutput(AgentOutput { lines, summary }));
+                let late = self.group.earlier_task_of(&summary, after_prompt);
+                self.record(Fact::AgentOutput(AgentOutput { lines, summary, late }));
             }
             Event::OutputRejected { run, reason, bytes } => {
                 self.record(Fact::AgentOutputRejected { run, reason, bytes });

@@ -2,9 +2,9 @@
 
 use super::{Current, Group, decide::Transition};
 use crate::{
-    AgentOutput, Attempt, CancelReason, Cause, CompactionStatus, Deadline, Effect, EndState, Fact,
-    Json, OutputSummary, PromptReply, RetryPolicy, RunHealth, RunId, RunProgress, Stop, StopReason,
-    Strategy, TaskError, TaskId, TaskKind, Work,
+    AgentOutput, Attempt, CancelReason, Cause, CompactionStatus, Deadline, Effect, EndState,
+    Ending, Fact, Json, OutputSummary, PromptReply, RetryPolicy, RunHealth, RunId, RunProgress,
+    Stop, StopReason, Strategy, TaskError, TaskId, TaskKind, Work,
     attempt::{Settlement, fail_exhausted},
     retry::FailureKind,
 };
@@ -176,6 +176,7 @@ impl Transition<'_> {
         });
         let has_answer = attempt.has_tools() || (attempt.has_answer() && !is_failure_report);
         let task = task.clone();
+        let is_answered_late = self.group.is_answered_late(settled.stop_reason);
         let mut settled = match task.kind() {
             TaskKind::Turn => settled,
             TaskKind::Compaction => self.settle_ordered(&task, settled),
@@ -183,7 +184,10 @@ impl Transition<'_> {
         // An `end_turn` alone is no proof of an answer, and an unclear stop reason is none either.
         let proves_none =
             settled.stop_reason == StopReason::EndTurn || settled.stop_reason.is_unclear();
-        let is_empty = proves_none && !has_answer;
+        let is_empty = proves_none && !has_answer && !is_answered_late;
+        if is_answered_late {
+            self.group.message_owners.answer(&mut settled.ending);
+        }
         if task.kind() == TaskKind::Turn && is_empty && settled.state == EndState::Completed {
             settled.ending.has_empty_answer = true;
         }
@@ -270,7 +274,24 @@ impl Group {
         {
             current.attempt = Some(Attempt::new(start.run, id));
         }
+        self.message_owners.begin();
         self.recent.mark_earlier_turn();
+    }
+
+    /// Whether the running turn, if it stops so, is answered in the messages of earlier turns.
+    fn is_answered_late(&self, stop_reason: StopReason) -> bool {
+        let Some(Current { task, attempt: Some(attempt) }) = &self.current else { return false };
+        let is_turn = task.kind() == TaskKind::Turn;
+        is_turn && self.message_owners.is_answered(attempt, stop_reason)
+    }
+
+    /// Returns the ending of the running attempt so far, if it stops so.
+    pub fn ending_of_attempt(&self, stop_reason: Option<StopReason>) -> Ending {
+        let mut ending = self.attempt().map(Attempt::ending_so_far).unwrap_or_default();
+        if stop_reason.is_some_and(|stop_reason| self.is_answered_late(stop_reason)) {
+            self.message_owners.answer(&mut ending);
+        }
+        ending
     }
 
     /// Adds the agent's output to the attempt, and takes the reported usage.
@@ -279,11 +300,26 @@ impl Group {
         if let (Some(usage), Some(session)) = (&output.summary.usage, &mut self.state.session) {
             session.usage = Some(usage.clone());
         }
-        if task.is_some()
+        let Some(task) = task else { return };
+        let running = self.task_of_attempt();
+        self.message_owners.add(&output.summary, task, running.is_some_and(|other| other != task));
+        if running == Some(task)
             && let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
         {
             attempt.add_output(&output.summary);
         }
+    }
+
+    /// Returns the earlier task that output belongs to, if it does not belong to the attempt that
+    /// runs. `after_prompt`: the last prompt that the agent had been sent before.
+    pub(super) fn earlier_task_of(
+        &self,
+        summary: &OutputSummary,
+        after_prompt: Option<u64>,
+    ) -> Option<TaskId> {
+        let prompt_id = self.attempt().map(|attempt| attempt.prompt_id);
+        let running = self.task_of_attempt().zip(prompt_id);
+        self.message_owners.earlier(summary, running, after_prompt)
     }
 
     /// Counts output that has no summary.
@@ -320,6 +356,8 @@ impl Group {
             is_answered && self.attempt().is_some_and(|attempt| attempt.cancel_reason.is_none());
         let usage = self.state.session.as_ref().and_then(|session| session.usage.as_ref());
         self.state.compacting.measure_freed(usage);
+        let is_answered = self.is_answered_late(stop_reason);
+        self.message_owners.settle(id, is_answered);
         let carried = self.current.as_ref().is_some_and(|Current { task, attempt }| {
             let has_output = attempt.as_ref().is_some_and(Attempt::has_own_output);
             task.id == id && task.kind() == TaskKind::Turn && has_output

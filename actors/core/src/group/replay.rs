@@ -3,7 +3,7 @@
 //! Each change is in the file of its noun, beside the decision that records the fact.
 
 use super::{Existence, Group, lock::LockState};
-use crate::{Fact, Place, Recorded, RunPhase, Timestamp};
+use crate::{Fact, MessageOwners, Place, Recorded, RunPhase, Timestamp};
 
 impl Group {
     /// Gives the next fact its place in the log, and applies it.
@@ -27,7 +27,7 @@ impl Group {
             },
             task: match fact {
                 // Not a task that is only claimed: the agent does not have its prompt.
-                Fact::AgentOutput(_) => self.task_of_attempt(),
+                Fact::AgentOutput(output) => output.late.or(self.task_of_attempt()),
                 fact => fact.task().or(self.current().map(|task| task.id)),
             },
         }
@@ -79,6 +79,7 @@ impl Group {
             }
 
             Fact::RunStarted { run, has_detectors, .. } => {
+                self.message_owners = MessageOwners::default();
                 self.apply_run_started(*run, *has_detectors)
             }
             Fact::RunReady { session, provenance, continuity, is_forgetful, prompts, .. } => {

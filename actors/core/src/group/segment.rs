@@ -68,11 +68,10 @@ impl Transition<'_> {
     /// to one of the last segments: that may be late output. An answer that was cut short shows
     /// nothing, and a rotation opens its own session.
     pub(super) fn follow_agent(&mut self, reply: &PromptReply) {
-        use StopReason::{EndTurn, MaxTokens, MaxTurnRequests, Refusal};
         let Some((task, attempt)) = self.running() else { return };
         let rotates = matches!(task.work, Work::Compaction { strategy: Strategy::Rotate, .. });
         let is_whole = attempt.cancel_reason.is_none()
-            && matches!(reply.stop_reason(), Some(EndTurn | MaxTokens | MaxTurnRequests | Refusal));
+            && reply.stop_reason().is_some_and(StopReason::is_whole);
         let is_new = |session: &&SessionId| !self.group.known_sessions.contains(session);
         let target = attempt.moved_to().filter(is_new).filter(|_| is_whole && !rotates).cloned();
         if let Some(session) = target {

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::lock::LockState;
 use crate::{
-    Attempt, CancelReason, Compaction, Deadline, HoldReason, Permission, PromptCapabilities,
-    Provenance, Run, SessionCursor, SessionId, Settings, Source, Task, Timestamp, Usage,
-    compaction::RecentCompactions,
+    Attempt, CancelReason, Compaction, Deadline, HoldReason, MessageOwners, Permission,
+    PromptCapabilities, Provenance, Run, SessionCursor, SessionId, Settings, Source, Task,
+    Timestamp, Usage, compaction::RecentCompactions,
 };
 
 /// The most sessions that a group remembers.
@@ -187,6 +187,8 @@ pub struct Group {
     /// Which session's messages count. A restored group starts without one: recovery ends its run,
     /// and a log replay, which restores a live run, decides nothing.
     pub(super) session_cursor: SessionCursor,
+    /// Whose the messages of its run are. A restored group starts without them, too.
+    pub(super) message_owners: MessageOwners,
     /// The sessions of the last segments, each once, the last one last. The agent may still send
     /// updates about a former one, and does not move there by that (AM-13).
     pub(super) known_sessions: VecDeque<SessionId>,
@@ -217,6 +219,7 @@ impl Group {
             recent: RecentCompactions::default(),
             lock: LockState::Unasked,
             session_cursor: SessionCursor::default(),
+            message_owners: MessageOwners::default(),
             known_sessions: VecDeque::new(),
             prompts: None,
         }
@@ -254,6 +257,17 @@ impl Group {
     #[must_use]
     pub fn with_known_sessions(self, known_sessions: VecDeque<SessionId>) -> Self {
         Self { known_sessions, ..self }
+    }
+
+    /// Returns the group with the messages of its run.
+    #[must_use]
+    pub fn with_message_owners(self, message_owners: MessageOwners) -> Self {
+        Self { message_owners, ..self }
+    }
+
+    /// Returns whose the messages of its run are.
+    pub fn message_owners(&self) -> &MessageOwners {
+        &self.message_owners
     }
 
     /// Returns the sessions of the last segments, each once, the last one last.

@@ -213,9 +213,25 @@ impl Driver {
     }
 
     fn output_in(&mut self, session: Option<SessionId>, summary: OutputSummary) -> Step {
+        let after_prompt = self.group.attempt().map(|attempt| attempt.prompt_id);
+        self.received(session, summary, after_prompt)
+    }
+
+    /// Writes output that the server reads before it sends the running prompt.
+    pub fn output_before(&mut self, summary: OutputSummary) -> Step {
+        self.received(None, summary, None)
+    }
+
+    fn received(
+        &mut self,
+        session: Option<SessionId>,
+        summary: OutputSummary,
+        after_prompt: Option<u64>,
+    ) -> Step {
         let kinds = Kinds::All("session/update".into());
         let lines = Lines { count: 1, kinds, text: "{}".to_owned().into() };
-        self.apply(Event::OutputReceived { run: self.run(), lines, summary, session })
+        let run = self.run();
+        self.apply(Event::OutputReceived { run, lines, summary, session, after_prompt })
     }
 
     /// Writes a text that names its session.
@@ -338,6 +354,16 @@ impl Driver {
                 Some(record.ending().text.clone())
             }
             _ => None,
+        })
+    }
+
+    /// Whether the ended turn has an empty answer.
+    pub fn has_empty_answer(&self, task: TaskId) -> bool {
+        self.facts.iter().any(|fact| match fact {
+            Fact::TaskEnded { task: ended, has_empty_answer, .. } => {
+                *ended == task && *has_empty_answer
+            }
+            _ => false,
         })
     }
 

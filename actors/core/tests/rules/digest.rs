@@ -87,7 +87,7 @@ fn line_by_line(next: Action, recorded: &Recorded) -> Vec<Recorded> {
     let line = |(seq, (line, summary)): (u64, (String, _))| {
         let kinds = Kinds::All("session/update".into());
         let lines = Lines { count: 1, kinds, text: line.into() };
-        let fact = Fact::AgentOutput(AgentOutput { lines, summary });
+        let fact = Fact::AgentOutput(AgentOutput { lines, summary, late: None });
         Recorded { place: Place { seq, ..*place }, fact }
     };
     (place.seq..).zip(message.parts()).map(line).collect()

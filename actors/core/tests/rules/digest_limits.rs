@@ -29,7 +29,7 @@ fn fact(kind: &str, payload: serde_json::Value) -> Fact {
 fn output(summary: OutputSummary) -> Fact {
     let kinds = Kinds::All("session/update".into());
     let lines = Lines { count: 1, kinds, text: "{}".to_owned().into() };
-    Fact::AgentOutput(AgentOutput { lines, summary })
+    Fact::AgentOutput(AgentOutput { lines, summary, late: None })
 }
 
 fn costs(costs: &[(&str, u64)]) -> OutputSummary {

@@ -146,7 +146,7 @@ fn retried(steps: &mut [Played], change: impl FnOnce(&mut TaskError, &mut u64)) 
 fn output() -> Fact {
     let summary = OutputSummary { has_output: true, ..OutputSummary::default() };
     let (kinds, text) = (Kinds::All("session/update".into()), Arc::new(CHUNK.to_owned()));
-    Fact::AgentOutput(AgentOutput { lines: Lines { count: 1, kinds, text }, summary })
+    Fact::AgentOutput(AgentOutput { lines: Lines { count: 1, kinds, text }, summary, late: None })
 }
 
 fn other_task(steps: &[Played], nth: usize) -> TaskId {

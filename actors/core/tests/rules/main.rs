@@ -13,6 +13,7 @@ mod digest_limits;
 mod interleavings;
 mod interruptions;
 mod invariants;
+mod late_words;
 mod ordered_compactions;
 mod pool;
 mod prompt_blocks;

@@ -238,6 +238,7 @@ fn change_row(
         }
         RowChange::EndBackoff(task) => tasks::end_backoff(conn, task)?,
         RowChange::EndTask(task) => tasks::end(conn, task)?,
+        RowChange::AddLateText { task, text } => tasks::add_late_text(conn, task, text)?,
         RowChange::OpenPermission { seq, permission } => {
             permissions::open(conn, group, seq, at, permission)?;
         }

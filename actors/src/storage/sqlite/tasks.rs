@@ -1,7 +1,7 @@
 //! The rows of tasks: how they are written.
 
-use greenroom_core::{Deadline, Json, Strategy, Task, TaskId, Timestamp, Work};
-use rusqlite::{Connection, params};
+use greenroom_core::{Deadline, Ending, Json, Strategy, Task, TaskId, Timestamp, Work};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::rows::{Findings, int, json, key};
 use crate::{
@@ -153,4 +153,22 @@ pub fn end(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
             task.id.0.as_bytes(),
         ])?;
     if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }
+}
+
+/// Appends message text to that of an ended task, as far as there is room. Retention may have
+/// deleted it.
+pub fn add_late_text(conn: &Connection, task: TaskId, more: &str) -> rusqlite::Result<()> {
+    let row = conn
+        .prepare_cached(
+            "SELECT text, text_truncated FROM tasks \
+             WHERE id = ? AND state NOT IN ('queued', 'retrying', 'running')",
+        )?
+        .query_row([task.0.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((text, text_truncated @ false)) = row else { return Ok(()) };
+    let mut ending = Ending { text, text_truncated, ..Ending::default() };
+    ending.push_late_text(more);
+    conn.prepare_cached("UPDATE tasks SET text = ?, text_truncated = ? WHERE id = ?")?
+        .execute(params![ending.text, ending.text_truncated, task.0.as_bytes()])?;
+    Ok(())
 }

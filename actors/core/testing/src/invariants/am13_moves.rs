@@ -65,7 +65,7 @@ impl Invariant for Moves {
                 self.is_cut = false;
             }
             Fact::CancelRequested { .. } | Fact::TurnCut { .. } => self.is_cut = true,
-            Fact::AgentOutput(output) => {
+            Fact::AgentOutput(output) if output.late.is_none() => {
                 if output.summary.has_output && output.summary.is_named {
                     self.elsewhere.clear();
                 }

@@ -1,6 +1,8 @@
 //! I3, AM-11: frames are numbered without a gap, and each belongs to the segment, the run and the
 //! task that were there as it was made.
 
+use std::collections::BTreeSet;
+
 use greenroom_core::{Fact, Place, Recorded, RunId, TaskId};
 
 use super::{Checked, Invariant, Played, ensure, record};
@@ -13,6 +15,8 @@ pub struct Places {
     /// The task between claim and end, and the one whose attempt runs.
     holder: Option<TaskId>,
     running: Option<TaskId>,
+    /// The tasks whose attempts were settled in the run: their output may come late.
+    settled: BTreeSet<TaskId>,
 }
 
 impl Invariant for Places {
@@ -28,20 +32,30 @@ impl Invariant for Places {
         let (run, holder) = (self.run, self.holder);
         match fact {
             Fact::SegmentStarted { segment, .. } => self.segment = *segment,
-            Fact::RunStarted { run, .. } => self.run = Some(*run),
+            Fact::RunStarted { run, .. } => {
+                self.run = Some(*run);
+                self.settled.clear();
+            }
             Fact::RunExited { .. } => self.run = None,
             Fact::TaskClaimed { task } | Fact::TaskStarted { task, .. } => {
                 self.holder = Some(*task);
             }
             Fact::PromptSent { .. } => self.running = self.holder,
-            Fact::TurnSettled { .. } => self.running = None,
+            Fact::TurnSettled { task, .. } => {
+                self.running = None;
+                self.settled.insert(*task);
+            }
             Fact::TaskReleased { .. } | Fact::TaskRetrying { .. } => self.holder = None,
             Fact::TaskEnded { task, .. } => self.holder = holder.filter(|other| other != task),
             _ => {}
         }
         // A frame is of the run and the task that it begins or ends.
         let task = match fact {
-            Fact::AgentOutput(_) => self.running,
+            Fact::AgentOutput(output) => {
+                let is_earlier = |task: &TaskId| self.settled.contains(task);
+                let late = output.late.filter(is_earlier).filter(|_| self.running != output.late);
+                late.or(self.running)
+            }
             fact => fact.task().or(holder).or(self.holder),
         };
         let (seq, segment) = (self.seq + 1, self.segment);

@@ -78,7 +78,9 @@ impl Invariant for Prompts {
                 check_blocks(prompt, &known.blocks, summary)?;
                 self.had_output = false;
             }
-            Fact::AgentOutput(output) => self.had_output |= output.summary.has_output,
+            Fact::AgentOutput(output) if output.late.is_none() => {
+                self.had_output |= output.summary.has_output;
+            }
             Fact::RequestRefused { .. }
             | Fact::SegmentEnded { end_reason: EndReason::AcpSessionIdChanged, .. } => {
                 self.had_output = true;

@@ -220,7 +220,8 @@ impl Invariant for Retries {
                 let (is_cancelled, is_cut) = (false, false);
                 self.running = Some(Running { task, output, is_cancelled, is_cut, is_wedged });
             }
-            Fact::AgentOutput(output) => {
+            // The words of an earlier turn say nothing about this one.
+            Fact::AgentOutput(output) if output.late.is_none() => {
                 self.change_running(|it| it.output |= proves_receipt(&output.summary));
             }
             Fact::RequestRefused { .. } => self.change_running(|it| it.output = true),

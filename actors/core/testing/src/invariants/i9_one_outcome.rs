@@ -20,6 +20,10 @@ pub struct OneOutcome {
     has_answer: bool,
     /// Whether another session answered since the prompted one's last output.
     is_answered_elsewhere: bool,
+    /// Whether there was any output of it, and an answer in the messages of earlier turns: that is
+    /// its own answer, if there was no other output.
+    has_output: bool,
+    may_be_answered_late: bool,
 }
 
 impl OneOutcome {
@@ -40,7 +44,8 @@ impl OneOutcome {
         let completed = *state == TaskState::Completed && *stop_reason == Some(StopReason::EndTurn);
         let is_empty = is_turn && completed && !self.has_answer;
         let found = *has_empty_answer;
-        ensure!(!self.in_world || found == is_empty, "TD-10: {task}: {found}, not {is_empty}");
+        let is_sure = self.in_world && (self.has_output || !self.may_be_answered_late);
+        ensure!(!is_sure || found == is_empty, "TD-10: {task}: {found}, not {is_empty}");
         Ok(())
     }
 
@@ -95,9 +100,15 @@ impl Invariant for OneOutcome {
                 ensure!(!self.ended.contains(task), "I9: {task} ended before {fact:?}");
             }
             Fact::PromptSent { .. } => {
-                (self.has_answer, self.is_answered_elsewhere) = (false, false)
+                (self.has_answer, self.is_answered_elsewhere) = (false, false);
+                (self.has_output, self.may_be_answered_late) = (false, false);
+            }
+            Fact::AgentOutput(output) if output.late.is_some() => {
+                self.may_be_answered_late |= output.summary.has_answer;
             }
             Fact::AgentOutput(output) => {
+                self.has_output |=
+                    output.summary.has_output || output.summary.elsewhere().is_some();
                 self.has_answer |= output.summary.has_answer;
                 self.is_answered_elsewhere &=
                     !(output.summary.has_output && output.summary.is_named);

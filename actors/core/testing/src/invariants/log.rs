@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use greenroom_core::{
     AgentOutput, Fact, FrameKind, Json, Kinds, Lines, OutputSummary, Place, Recorded,
-    SessionCursor, SessionId,
+    SessionCursor, SessionId, TaskId,
 };
 use serde::Deserialize;
 use serde_json::{Error, value::RawValue};
@@ -41,10 +41,10 @@ struct Read<'a> {
 /// each broken invariant is broken first. An invariant that follows frames of the kind of an
 /// unreadable one is checked up to there.
 pub fn check_log<'a>(frames: impl IntoIterator<Item = LogFrame<'a>>) -> Vec<String> {
-    let mut cursor = SessionCursor::default();
+    let mut cursor = Cursor::default();
     let read = frames.into_iter().map(|frame| {
         let LogFrame { place, kind, .. } = frame;
-        let fact = fact(&frame, &mut cursor).map(|fact| Recorded { place, fact });
+        let fact = cursor.fact(&frame).map(|fact| Recorded { place, fact });
         let fact = fact.map_err(|err| format!("I3: frame {} is no {kind}: {err}", place.seq));
         Read { kind, seq: place.seq, fact }
     });
@@ -69,23 +69,39 @@ fn check(invariant: &mut dyn Invariant, log: &[Read<'_>]) -> Checked {
     Ok(())
 }
 
-/// Reads the fact of a frame. Of output that names another session than the one that was prompted
-/// last, nothing counts.
-fn fact(frame: &LogFrame<'_>, cursor: &mut SessionCursor) -> Result<Fact, Error> {
-    let LogFrame { kind, payload, .. } = *frame;
-    let fact = match Fact::read(kind, payload) {
-        Some(fact) => fact?,
-        None if kind == "session/prompt" => prompt(payload)?,
-        None => {
-            let has_output = has_output(kind, payload, cursor).unwrap_or_default();
-            let kinds = Kinds::All(FrameKind::from(kind.to_owned()));
-            let lines = Lines { count: 1, kinds, text: Arc::new(payload.to_owned()) };
-            let summary = OutputSummary { has_output, ..OutputSummary::default() };
-            return Ok(Fact::AgentOutput(AgentOutput { lines, summary }));
+/// What the frames so far say about the next ones.
+#[derive(Default)]
+struct Cursor {
+    session: SessionCursor,
+    /// The task whose attempt runs.
+    running: Option<TaskId>,
+}
+
+impl Cursor {
+    /// Reads the fact of a frame. Of output that names another session than the one that was
+    /// prompted last, nothing counts. Output of another task than the running one is late.
+    fn fact(&mut self, frame: &LogFrame<'_>) -> Result<Fact, Error> {
+        let LogFrame { kind, payload, place } = *frame;
+        let fact = match Fact::read(kind, payload) {
+            Some(fact) => fact?,
+            None if kind == "session/prompt" => prompt(payload)?,
+            None => {
+                let has_output = has_output(kind, payload, &self.session).unwrap_or_default();
+                let kinds = Kinds::All(FrameKind::from(kind.to_owned()));
+                let lines = Lines { count: 1, kinds, text: Arc::new(payload.to_owned()) };
+                let summary = OutputSummary { has_output, ..OutputSummary::default() };
+                let late = place.task.filter(|task| self.running != Some(*task));
+                return Ok(Fact::AgentOutput(AgentOutput { lines, summary, late }));
+            }
+        };
+        match &fact {
+            Fact::PromptSent { .. } => self.running = place.task,
+            Fact::TurnSettled { .. } => self.running = None,
+            _ => {}
         }
-    };
-    cursor.apply(&fact);
-    Ok(fact)
+        self.session.apply(&fact);
+        Ok(fact)
+    }
 }
 
 fn prompt(payload: &str) -> Result<Fact, Error> {

@@ -65,6 +65,8 @@ pub enum Action {
     OpenSession(bool),
     /// The agent writes a message.
     Output(AgentMessage),
+    /// The agent writes a message that the server reads before it sends the running prompt.
+    EarlyOutput(AgentMessage),
     /// The agent writes a line that is no message.
     InvalidOutput,
     /// The agent sends a request that greenroom does not support.
@@ -158,6 +160,8 @@ const CODES: [i64; 8] = [-32603, -32000, -32600, -32601, -32602, -32700, -32001,
 pub enum AgentMessage {
     /// Text, in up to three lines.
     Chunk(u8),
+    /// Text of one of a few messages.
+    ChunkOf(u8),
     /// The usage of its context.
     Usage(u8),
     /// A tool call starts.
@@ -291,6 +295,7 @@ fn output_action() -> impl Strategy<Value = Action> {
         prop_oneof![Just(Action::RepeatAnswer), any::<u8>().prop_map(Action::AnswerUnknownPrompt),];
     prop_oneof![
         11 => agent_message().prop_map(Action::Output),
+        1 => agent_message().prop_map(Action::EarlyOutput),
         1 => select(vec![Action::InvalidOutput, Action::UnsupportedRequest]),
         5 => permission_request().prop_map(Action::RequestPermission),
         12 => stop_reason.prop_map(Action::AnswerPrompt),
@@ -357,6 +362,7 @@ fn continuity() -> impl Strategy<Value = Continuity> {
 fn agent_message() -> impl Strategy<Value = AgentMessage> {
     prop_oneof![
         4 => any::<u8>().prop_map(AgentMessage::Chunk),
+        2 => (0..6_u8).prop_map(AgentMessage::ChunkOf),
         3 => any::<u8>().prop_map(AgentMessage::Usage),
         1 => (0..128_u8).prop_map(AgentMessage::Cost),
         1 => (0..128_u8).prop_map(AgentMessage::Burst),

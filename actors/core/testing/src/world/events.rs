@@ -119,11 +119,16 @@ impl World {
         }
         let agent = self.agent.as_mut().filter(|agent| agent.can_write())?;
         agent.has_unread_prompt = false;
-        let run = agent.run;
+        let (run, after_prompt) = (agent.run, agent.last_prompt);
         Some(match next {
             Action::Output(message) => {
                 let (lines, summary) = message.lines();
-                Event::OutputReceived { run, lines, summary, session: None }
+                Event::OutputReceived { run, lines, summary, session: None, after_prompt }
+            }
+            Action::EarlyOutput(message) => {
+                let (lines, summary) = message.lines();
+                let after_prompt = after_prompt.filter(|_| agent.prompts.is_empty());
+                Event::OutputReceived { run, lines, summary, session: None, after_prompt }
             }
             Action::UnsupportedRequest => {
                 Event::RequestRefused { run, method: "fs/read_text_file".into() }
@@ -143,7 +148,8 @@ impl World {
                 let in_force = self.group.state().session_id().cloned().filter(|_| number == 0);
                 let session = in_force.unwrap_or_else(|| SessionId(format!("n{number}").into()));
                 let (lines, summary) = AgentMessage::Chunk(number).lines_of(&session);
-                Event::OutputReceived { run, lines, summary, session: Some(session) }
+                let session = Some(session);
+                Event::OutputReceived { run, lines, summary, session, after_prompt }
             }
             Action::RequestPermission(request) => {
                 agent.requests += i64::from(!request.repeated || agent.requests == 0);
@@ -190,7 +196,10 @@ impl World {
         let (lines, summary) = AgentMessage::Chunk(1).lines();
         let session = SessionId("late".into());
         Some(match next {
-            Action::LateOutput => Event::OutputReceived { run, lines, summary, session: None },
+            Action::LateOutput => {
+                let after_prompt = None;
+                Event::OutputReceived { run, lines, summary, session: None, after_prompt }
+            }
             Action::LatePermissionRequest => {
                 let request = PermissionRequest { options: 0, tool: 0, repeated: false };
                 Event::PermissionAsked { run, lines, asked: Box::new(permission_asked(request, 0)) }

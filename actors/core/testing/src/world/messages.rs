@@ -2,9 +2,10 @@
 
 use greenroom_core::{
     CompactionOrder, CompactionSignal, Cost, Details, EffectiveSettings, Exit, ExitReason, Json,
-    Kinds, Lineage, Lines, OnInterrupt, OutputSummary, PermissionAsked, PermissionOption,
-    PermissionPolicy, PermissionShown, Policy, Provenance, RetryPolicy, SessionId, Settings,
-    Source, Strategy, Tokens, TokensSpent, ToolProgress, ToolResult, ToolUpdate, Usage,
+    Kinds, Lineage, Lines, MessageKey, OnInterrupt, OutputSummary, PermissionAsked,
+    PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance, RetryPolicy,
+    SessionId, Settings, Source, Strategy, Tokens, TokensSpent, ToolProgress, ToolResult,
+    ToolUpdate, Usage,
 };
 
 use super::{
@@ -172,6 +173,7 @@ impl AgentMessage {
     pub fn parts(self) -> Vec<(String, OutputSummary)> {
         match self {
             Self::Chunk(count) => vec![chunk("ab"); usize::from(count % 3) + 1],
+            Self::ChunkOf(message) => vec![chunk_of(&format!("m{message}"))],
             Self::Usage(used) => vec![usage(used, None)],
             Self::Cost(amount) => vec![usage(10, Some(amount))],
             Self::ToolStarted(id) => vec![tool(id, "pending")],
@@ -200,6 +202,7 @@ const NOTHING: OutputSummary = OutputSummary {
     costs: Vec::new(),
     has_answer: false,
     is_named: false,
+    message: None,
     other_sessions: None,
 };
 
@@ -211,6 +214,14 @@ fn chunk(text: &str) -> (String, OutputSummary) {
     let content = format!(r#"{{"type":"text","text":"{text}"}}"#);
     let line = update(&format!(r#"{{"sessionUpdate":"agent_message_chunk","content":{content}}}"#));
     (line, OutputSummary { has_output: true, has_answer: true, text: text.into(), ..NOTHING })
+}
+
+/// Returns a chunk of the message with this id.
+fn chunk_of(message: &str) -> (String, OutputSummary) {
+    let (line, summary) = chunk("cd");
+    let content = r#""content":"#;
+    let line = line.replace(content, &format!(r#""messageId":"{message}",{content}"#));
+    (line, OutputSummary { message: Some(MessageKey::new(message)), ..summary })
 }
 
 /// Returns a usage line; an even `amount` is in dollars, an odd one in euros.

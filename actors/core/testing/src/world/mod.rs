@@ -94,6 +94,8 @@ struct Agent {
     /// Whether it closed its stdout.
     closed: bool,
     prompts: Vec<u64>,
+    /// The last prompt that it was sent.
+    last_prompt: Option<u64>,
     /// Whether it cannot have read its prompt yet.
     has_unread_prompt: bool,
     /// Requests to open a session.
@@ -314,6 +316,7 @@ impl World {
                     is_stopping: false,
                     closed: false,
                     prompts: Vec::new(),
+                    last_prompt: None,
                     has_unread_prompt: false,
                     opening: Vec::new(),
                     requests: 0,
@@ -330,6 +333,7 @@ impl World {
                 let moved = agent.relocations < self.relocations;
                 ensure!(!moved, "prompt {id} goes to a former agent or directory");
                 agent.prompts.push(id);
+                agent.last_prompt = Some(id);
                 agent.has_unread_prompt = true;
             }
             Effect::OpenSession { run, id } => {

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use greenroom_core::{
-    Compaction, CompactionId, CompactionStatus, Event, Fact, Group, Recorded, Recovery, Run,
-    RunPhase, Task,
+    AgentOutput, Compaction, CompactionId, CompactionStatus, Event, Fact, Group, Recorded,
+    Recovery, Run, RunPhase, Task,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -26,6 +26,10 @@ impl Records {
         match &recorded.fact {
             Fact::TaskEnded { record, .. } => {
                 self.ended.insert(record.ordinal, Task::clone(record));
+            }
+            Fact::AgentOutput(AgentOutput { summary, late: Some(late), .. }) => {
+                let late = self.ended.values_mut().find(|task| task.id == *late);
+                late.into_iter().for_each(|task| task.push_late_text(&summary.text));
             }
             Fact::CompactionStarted(compaction)
             | Fact::CompactionUpdated(compaction)

@@ -1,0 +1,108 @@
+//! Which turn an agent's messages belong to: an agent may still write after its answer.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Attempt, Ending, OutputSummary, StopReason, TaskId, bounded_text::BoundedText};
+
+/// How many messages of a run are remembered, the newest. Late words continue one of the last.
+const MESSAGES_MAX: usize = 32;
+
+/// ACP's id of a message, hashed: a message has one id, also in several chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageKey(u64);
+
+impl MessageKey {
+    /// Hashes the id that the agent wrote (FNV-1a).
+    pub fn new(id: &str) -> Self {
+        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        Self(id.bytes().fold(0xcbf2_9ce4_8422_2325, hash))
+    }
+}
+
+/// The messages of a run, and the tasks whose attempts they belong to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MessageOwners {
+    /// The task whose attempt was settled last.
+    settled: Option<TaskId>,
+    messages: VecDeque<(MessageKey, TaskId)>,
+    /// Whether the agent used an id in more than one turn: then no id shows whose a message is.
+    reuses_ids: bool,
+    /// What the agent wrote since the last prompt in messages of earlier tasks, and whether any of
+    /// it is an answer.
+    #[serde(skip)]
+    continued: (BoundedText, bool),
+}
+
+impl MessageOwners {
+    /// Returns the earlier task that output belongs to, and not to the attempt of `running`: its
+    /// message began in that task, or greenroom read it before it sent the running prompt, or no
+    /// attempt runs. A chunk that follows the prompt and names no message may be of either turn,
+    /// and counts for the running one.
+    ///
+    /// `running`: the task whose attempt runs, and the id of its prompt. `after_prompt`: the last
+    /// prompt that the agent had been sent when greenroom read the output.
+    pub(crate) fn earlier(
+        &self,
+        summary: &OutputSummary,
+        running: Option<(TaskId, u64)>,
+        after_prompt: Option<u64>,
+    ) -> Option<TaskId> {
+        if !summary.has_output && summary.elsewhere().is_none() {
+            return None;
+        }
+        let is_other = |task: &TaskId| running.is_none_or(|(running, _)| *task != running);
+        let named = summary.message.and_then(|message| self.of(message)).filter(is_other);
+        let is_surely_late = running.is_none_or(|(_, prompt)| after_prompt < Some(prompt));
+        let settled = self.settled.filter(|_| is_surely_late).filter(is_other);
+        named.filter(|_| !self.reuses_ids || is_surely_late).or(settled)
+    }
+
+    fn of(&self, message: MessageKey) -> Option<TaskId> {
+        let known = self.messages.iter().find(|(known, _)| *known == message);
+        known.map(|(_, task)| *task)
+    }
+
+    /// Adds output that belongs to `task`; `is_earlier`: another attempt runs.
+    pub(crate) fn add(&mut self, summary: &OutputSummary, task: TaskId, is_earlier: bool) {
+        let Some(message) = summary.message else { return };
+        match self.of(message) {
+            Some(_) if is_earlier => {
+                self.continued.0.push(&summary.text);
+                self.continued.1 |= summary.has_answer;
+            }
+            None if summary.has_output => {
+                if self.messages.len() == MESSAGES_MAX {
+                    self.messages.pop_front();
+                }
+                self.messages.push_back((message, task));
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    /// Begins an attempt.
+    pub(crate) fn begin(&mut self) {
+        self.continued = Default::default();
+    }
+
+    /// Settles the attempt of `task`, whose answer is that in `ending` if [`Self::is_answered`].
+    pub(crate) fn settle(&mut self, task: TaskId, is_answered: bool) {
+        self.settled = Some(task);
+        self.reuses_ids |= is_answered;
+    }
+
+    /// Whether the attempt of a turn, if it stops so, is answered in the messages of earlier turns:
+    /// it ended as a whole, and the agent wrote nothing else. Such an agent uses its ids again.
+    pub(crate) fn is_answered(&self, attempt: &Attempt, stop_reason: StopReason) -> bool {
+        self.continued.1 && !attempt.has_output() && stop_reason.is_whole()
+    }
+
+    /// Replaces the text of an ending that [`Self::is_answered`] in the messages of earlier turns.
+    pub(crate) fn answer(&self, ending: &mut Ending) {
+        let (text, _) = &self.continued;
+        (ending.text, ending.text_truncated) = (text.as_str().to_owned(), text.is_truncated());
+    }
+}

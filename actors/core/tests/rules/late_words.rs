@@ -1,0 +1,152 @@
+//! What an agent writes after its answer: AM-9, I7.
+
+use greenroom_core::{
+    Fact, MessageKey, OutputSummary, RetryPolicy, StopReason, Strategy, TaskId, TaskState,
+};
+use greenroom_testing::driver::Driver;
+
+fn chunk(message: Option<&str>, text: &str) -> OutputSummary {
+    let message = message.map(MessageKey::new);
+    let text = text.to_owned();
+    OutputSummary { has_output: true, has_answer: true, text, message, ..Default::default() }
+}
+
+/// Returns the earlier task that the last output belongs to, if it is late.
+fn late(driver: &Driver) -> Option<TaskId> {
+    driver.facts.iter().rev().find_map(|fact| match fact {
+        Fact::AgentOutput(output) => Some(output.late),
+        _ => None,
+    })?
+}
+
+/// A group whose first turn was answered in the message `a`, and its task.
+fn answered() -> (Driver, TaskId) {
+    let mut driver = Driver::in_turn();
+    driver.settings.retry = RetryPolicy::NoOutput;
+    let first = driver.group.current().unwrap().id;
+    driver.output(chunk(Some("a"), "head "));
+    driver.answer(StopReason::EndTurn);
+    (driver, first)
+}
+
+/// AM-9: between two attempts, output belongs to the turn before. What agents send unasked belongs
+/// to none.
+#[test]
+fn output_between_turns_belongs_to_the_last_one() {
+    let (mut driver, first) = answered();
+    for message in [Some("a"), Some("new"), None] {
+        driver.output(chunk(message, "tail"));
+        assert_eq!(late(&driver), Some(first), "{message:?}");
+    }
+    driver.usage(7);
+    assert_eq!(late(&driver), None);
+    let second = driver.turn();
+    driver.output(chunk(Some("b"), "its own"));
+    assert_eq!(late(&driver), None);
+    driver.answer(StopReason::EndTurn);
+    driver.output(chunk(None, "tail"));
+    assert_eq!(late(&driver), Some(second));
+    driver.output(chunk(Some("a"), "tail"));
+    assert_eq!(late(&driver), Some(first));
+    assert_eq!(driver.answer_text(second).unwrap(), "its own");
+}
+
+/// AM-9, I7: while an attempt runs, output is late if its message began in an earlier turn, or if
+/// greenroom read it before it sent the prompt. All else may be the attempt's.
+#[test]
+fn a_message_or_a_moment_shows_whose_output_is() {
+    let own = chunk(Some("b"), "own");
+    #[rustfmt::skip]
+    let cases = [
+        ("a chunk of the earlier message",          vec![],            chunk(Some("a"), "x"), true,  true),
+        ("likewise, after output of its own",       vec![own.clone()], chunk(Some("a"), "x"), true,  true),
+        ("a chunk of another message",              vec![],            chunk(Some("c"), "x"), true,  false),
+        ("likewise, after output of its own",       vec![own.clone()], chunk(Some("c"), "x"), true,  false),
+        ("a chunk of no message",                   vec![],            chunk(None, "x"),      true,  false),
+        ("likewise, after output of its own",       vec![own],         chunk(None, "x"),      true,  false),
+        ("a chunk of no message, before the prompt", vec![],           chunk(None, "x"),      false, true),
+        ("another message, before the prompt",      vec![],            chunk(Some("c"), "x"), false, true),
+    ];
+    for (name, before, output, is_after, is_late) in cases {
+        let (mut driver, first) = answered();
+        let second = driver.turn();
+        let has_own = !before.is_empty();
+        before.into_iter().for_each(|own| _ = driver.output(own));
+        if is_after {
+            driver.output(output);
+        } else {
+            driver.output_before(output);
+        }
+        assert_eq!(late(&driver), is_late.then_some(first), "{name}");
+        driver.fail(-32603);
+        let state = driver.group.task(second).map(|task| task.state());
+        let is_retried = state == Some(TaskState::Retrying);
+        assert_eq!(is_retried, is_late && !has_own, "I7: {name}: {state:?}");
+    }
+}
+
+/// AM-9: late words are in no summary, and in the text of no later turn.
+#[test]
+fn late_words_get_into_no_summary() {
+    let mut driver = Driver::compacting(Strategy::Rotate);
+    let task = driver.group.current().unwrap().id;
+    driver.output(chunk(Some("s"), "all of it"));
+    driver.output_before(chunk(None, "a late word"));
+    driver.answer(StopReason::EndTurn);
+    driver.open_session(Ok("s2"));
+    let summary = driver.facts.iter().rev().find_map(|fact| match fact {
+        Fact::CompactionEnded(ended) => ended.details.summary.clone(),
+        _ => None,
+    });
+    assert_eq!(summary.as_deref(), Some("all of it"), "{task}");
+}
+
+/// AM-9: an agent that uses an id again is not taken for silent: it answered in that message, and
+/// its ids show nothing from then on.
+#[test]
+fn an_agent_may_use_its_ids_again() {
+    let (mut driver, first) = answered();
+    let second = driver.turn();
+    driver.output(chunk(Some("a"), "second"));
+    assert_eq!(late(&driver), Some(first));
+    driver.answer(StopReason::EndTurn);
+    assert_eq!(driver.answer_text(second).unwrap(), "second");
+    assert!(!driver.has_empty_answer(second));
+    let third = driver.turn();
+    driver.output(chunk(Some("a"), "third"));
+    assert_eq!(late(&driver), None);
+    driver.fail(-32603);
+    let state = driver.ended(third).map(|(state, _)| state);
+    assert_eq!(state, Some(TaskState::Failed), "I7");
+}
+
+/// AM-9: of a turn that was cut short, and of a silent one, late words are no answer.
+#[test]
+fn late_words_answer_no_turn_that_did_not_end_whole() {
+    for (stop_reason, text) in [(StopReason::Cancelled, ""), (StopReason::EndTurn, "late")] {
+        let (mut driver, _) = answered();
+        let second = driver.turn();
+        driver.output(chunk(Some("a"), "late"));
+        driver.answer(stop_reason);
+        assert_eq!(driver.answer_text(second).unwrap(), text, "{stop_reason:?}");
+    }
+    let (mut driver, _) = answered();
+    let second = driver.turn();
+    driver.output_before(chunk(None, "late"));
+    driver.answer(StopReason::EndTurn);
+    assert_eq!(driver.answer_text(second).unwrap(), "");
+    assert!(driver.has_empty_answer(second));
+}
+
+/// AM-9: another run says nothing about the turns of the last one.
+#[test]
+fn messages_are_forgotten_with_their_run() {
+    let (mut driver, _) = answered();
+    driver.exit(greenroom_core::ExitReason::Exited);
+    let second = driver.turn();
+    driver.ready("s", None);
+    driver.output(chunk(Some("a"), "again"));
+    assert_eq!(late(&driver), None);
+    driver.answer(StopReason::EndTurn);
+    assert_eq!(driver.answer_text(second).unwrap(), "again");
+}

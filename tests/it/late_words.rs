@@ -1,0 +1,39 @@
+//! What an agent writes after the answer to its prompt.
+
+use serde_json::{Value, json};
+
+use crate::support::Setup;
+
+/// AM-9, I7, I13: a chunk after the answer is in the frames and the text of its own turn, also if
+/// the next one runs: not in that one's text, and no output that forbids its retry.
+#[test]
+fn late_words_belong_to_their_own_turn() {
+    let server = Setup::new().retries("10ms").unset("defaults", "retry").start();
+    let says = |text: &'static str| {
+        move |frame: &Value| frame["payload"]["params"]["update"]["content"]["text"] == text
+    };
+    let words = "[[message:m1:head ]][[answer]][[gate:tail]][[message:m1:tail]]\
+                 [[gate:more]][[message:m1:, more]]";
+    let first = server.submit("work", words);
+    let ended = server.finish_as(&first, "completed");
+    assert_eq!(ended["text"], "head ");
+    server.journal.open_gate("tail");
+    let tail = server.wait_frame("work", "the tail", says("tail"));
+    assert_eq!(tail["task"], first["id"]);
+    let task = server.task(&first);
+    assert_eq!(task["text"], "head tail");
+    let unchanged = |task: &Value| json!([task["state"], task["stop_reason"], task["ended_at"]]);
+    assert_eq!(unchanged(&task), unchanged(&ended), "I9");
+
+    let prompt = "[[gate:go]][[times:1:error:-32603:overloaded]][[message:m2:fine]]";
+    let second = server.submit("work", prompt);
+    server.journal.wait_gate("go");
+    server.journal.open_gate("more");
+    let more = server.wait_frame("work", "more of it", says(", more"));
+    assert_eq!(more["task"], first["id"]);
+    server.journal.open_gate("go");
+    let ended = server.finish_as(&second, "completed");
+    assert_eq!(ended["text"], "fine");
+    server.assert_attempts(&second, 2);
+    assert_eq!(server.task(&first)["text"], "head tail, more");
+}
