@@ -111,6 +111,8 @@ pub enum AgentCommand {
     Send(String),
     /// Write the prompt with this id to the agent, for this session.
     Prompt(String, u64, SessionId),
+    /// Read what the agent reports of this session, to which it moved.
+    FollowSession(SessionId),
     /// Request a new session from the agent, by a request with this id.
     OpenSession(u64),
     /// Stop its process tree.
@@ -128,6 +130,7 @@ enum Command {
         line: u64,
         session: SessionId,
     },
+    FollowSession(SessionId),
     OpenSession(u64),
     Stop(Stop),
 }
@@ -295,6 +298,9 @@ impl Handler<AgentCommand> for Agent {
                 let number = self.stdin.sent() + 1;
                 _ = self.to_loop.send(Command::Prompted { id, line: number, session });
                 self.stdin.send(line);
+            }
+            AgentCommand::FollowSession(session) => {
+                _ = self.to_loop.send(Command::FollowSession(session));
             }
             AgentCommand::OpenSession(id) => _ = self.to_loop.send(Command::OpenSession(id)),
             AgentCommand::Stop(how) => _ = self.to_loop.send(Command::Stop(how)),

@@ -123,6 +123,24 @@ fn output_of_other_sessions_moves_nothing() {
     assert_eq!((server.session("work"), server.segments("work").len()), (session, 1));
 }
 
+/// AM-13: a compaction that the agent reports in the session to which it moved counts, also before
+/// the next prompt.
+#[test]
+fn a_compaction_after_a_move_counts_between_turns() {
+    let server = Server::usual();
+    let update = json!({
+        "sessionUpdate": "compaction_update", "compactionId": "c", "status": "completed",
+    });
+    let params = json!({ "sessionId": "other", "update": update });
+    let line = json!({ "jsonrpc": "2.0", "method": "session/update", "params": params });
+    let moves = format!("[[session:other:two]][[answer]][[gate:compact]][[line:{line}]]");
+    server.complete("work", &moves);
+    server.journal.open_gate("compact");
+    let ended = |frame: &Value| frame["kind"] == "greenroom/compaction_ended";
+    server.wait_frame("work", "the compaction", ended);
+    server.assert_compacted("work", 1);
+}
+
 /// AM-13, AM-17, RA: another hermes session rotates if both are known, and counts only after a
 /// compression; the first one is stored without a frame, and a repeated one rotates nothing. After
 /// a restart of the server, or the agent's death, the current session is restored, not its ended

@@ -28,6 +28,13 @@ pub enum Effect {
         /// JSON-RPC's id.
         id: u64,
     },
+    /// Read what the agent reports of another session, to which it moved by itself.
+    FollowSession {
+        /// The run.
+        run: RunId,
+        /// The session.
+        session: SessionId,
+    },
     /// Request the lock of a session.
     AcquireLock {
         /// The compaction task.

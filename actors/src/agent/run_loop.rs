@@ -352,6 +352,7 @@ impl RunLoop {
                 self.sessions.expect_new(id);
                 self.stdin.send(acp::new_session_line(id, &self.cwd));
             }
+            Command::FollowSession(session) => self.sessions.set_current(session),
             Command::Stop(how) => self.termination.stop(how),
         }
     }

@@ -49,6 +49,7 @@ impl Group {
             Effect::Cancel { run, session } => {
                 (run, AgentCommand::Send(acp::cancel_line(&session)))
             }
+            Effect::FollowSession { run, session } => (run, AgentCommand::FollowSession(session)),
             Effect::OpenSession { run, id } => (run, AgentCommand::OpenSession(id)),
             Effect::AcquireLock { task, key } => return self.acquire_lock(task, &key, ctx),
             Effect::ReleaseLock { key, holder, token } => {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Current, Group, Session, decide::Transition, state::KNOWN_SESSIONS_MAX};
 use crate::{
-    Compaction, CompactionSignal, Details, EndReason, Fact, Lineage, PromptReply, Provenance,
-    RunId, SessionId, SignalKind, Source, StopReason, Strategy, Work,
+    Compaction, CompactionSignal, Details, Effect, EndReason, Fact, Lineage, PromptReply,
+    Provenance, RunId, SessionId, SignalKind, Source, StopReason, Strategy, Work,
 };
 
 impl Transition<'_> {
@@ -74,8 +74,10 @@ impl Transition<'_> {
             && reply.stop_reason().is_some_and(StopReason::is_whole);
         let is_new = |session: &&SessionId| !self.group.known_sessions.contains(session);
         let target = attempt.moved_to().filter(is_new).filter(|_| is_whole && !rotates).cloned();
+        let run = attempt.run;
         if let Some(session) = target {
-            self.rotate(EndReason::AcpSessionIdChanged, session, None);
+            self.rotate(EndReason::AcpSessionIdChanged, session.clone(), None);
+            self.emit(Effect::FollowSession { run, session });
         }
     }
 

@@ -1,8 +1,8 @@
 //! Output of other sessions, and the moves of an agent to one: AM-13, I7.
 
 use greenroom_core::{
-    Event, Group, KNOWN_SESSIONS_MAX, OutputSummary, RetryPolicy, StopReason, Strategy, TaskState,
-    ToolProgress, ToolUpdate,
+    Effect, Event, Group, KNOWN_SESSIONS_MAX, OutputSummary, RetryPolicy, StopReason, Strategy,
+    TaskState, ToolProgress, ToolUpdate,
 };
 use greenroom_testing::driver::{Driver, kinds};
 
@@ -47,6 +47,11 @@ fn the_agent_moves_at_the_end_of_the_turn() {
     let step = driver.answer(StopReason::EndTurn);
     let expected = ["segment_ended", "segment_started", "turn_settled", "task_ended"];
     assert_eq!(kinds(&step.facts), expected);
+    let follows = |effect: &Effect| match effect {
+        Effect::FollowSession { session, .. } => &*session.0 == "other",
+        _ => false,
+    };
+    assert!(step.effects.iter().any(follows), "its compactions count from here on: {step:?}");
     assert_eq!(driver.answer_text(turn).unwrap(), "one, two");
     let turn = driver.turn();
     driver.say_in("other", "three, ");

@@ -1,7 +1,7 @@
 //! I12, I7: each fact that orders something has its effect in the same step, and no effect is
 //! without its fact: so a prompt is sent once, and only after its START is durable.
 
-use greenroom_core::{Effect, Existence, Fact, Group, Recorded, RunPhase, TaskId};
+use greenroom_core::{Effect, EndReason, Existence, Fact, Group, Recorded, RunPhase, TaskId};
 
 use super::{Checked, Invariant, Played, ensure};
 
@@ -20,6 +20,7 @@ impl Effects {
             | Effect::Prompt { run, .. }
             | Effect::Cancel { run, .. }
             | Effect::OpenSession { run, .. }
+            | Effect::FollowSession { run, .. }
             | Effect::Answer { run, .. }
             | Effect::Stop { run, .. } => *run,
             Effect::AcquireLock { .. } | Effect::ReleaseLock { .. } => return Ok(()),
@@ -59,6 +60,10 @@ impl Effects {
                 ensure!(!*is_cancelled, "the prompt of {task} is cancelled twice");
                 *is_cancelled = true;
             }
+            Effect::FollowSession { session, .. } => {
+                let in_force = group.state().session_id() == Some(session);
+                ensure!(in_force, "AM-13: {run} follows its agent to another session");
+            }
             Effect::Answer { .. } | Effect::Stop { .. } => {}
             Effect::AcquireLock { .. } | Effect::ReleaseLock { .. } | Effect::Purge => {}
         }
@@ -89,6 +94,9 @@ impl Effects {
             },
             Fact::CancelSent { run } => {
                 count(&|it| matches!(it, Effect::Cancel { run: target, .. } if target == run)) == 1
+            }
+            Fact::SegmentEnded { end_reason: EndReason::AcpSessionIdChanged, .. } => {
+                count(&|it| matches!(it, Effect::FollowSession { .. })) == 1
             }
             Fact::LockAsked { task } => {
                 count(&|it| matches!(it, Effect::AcquireLock { task: asks, .. } if asks == task))

@@ -347,6 +347,9 @@ impl World {
                 let in_flight = agent.is_some_and(|agent| !agent.prompts.is_empty());
                 ensure!(in_flight, "{run} is sent a cancel with no prompt in flight");
             }
+            Effect::FollowSession { run, .. } => {
+                ensure!(live == Some(run), "{run} is not live to move");
+            }
             Effect::Answer { run, .. } => {
                 ensure!(live == Some(run), "{run} is not live to get an answer");
             }
