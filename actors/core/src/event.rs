@@ -1,13 +1,13 @@
 //! Events: what can happen to a group. They are the input of the rules.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Choice, CompactionSignal, Continuity, Exit, Json, MessageKey, PermissionId, PermissionOption,
     PermissionShown, PromptCapabilities, Provenance, RunId, SessionId, Settings, StopReason, Task,
-    TaskId, Timer, Tokens,
+    TaskId, Timer, TokensSpent,
 };
 
 /// Something that happened to a group.
@@ -454,20 +454,6 @@ pub struct Cost {
     pub currency: String,
     /// The amount in billionths: integers, so that a sum does not depend on the order.
     pub billionths: u64,
-}
-
-/// What a prompt spent, as the agent reports in its answer.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TokensSpent {
-    /// All of it.
-    #[serde(flatten)]
-    pub total: Tokens,
-    /// What each model spent, if the agent reports that.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub by_model: BTreeMap<String, Tokens>,
-    /// The token counts, unchanged.
-    #[serde(skip)]
-    pub given: Option<Json>,
 }
 
 /// How full the context is, as the agent reports it.

@@ -59,6 +59,8 @@ mod submission;
 mod task;
 // Timestamps, monotonic time and deadlines.
 mod time;
+// What a prompt spent, of an agent that may report totals.
+mod token_meter;
 // The time that deletions trust.
 mod trust;
 
@@ -70,8 +72,7 @@ pub use effect::{Answer, Effect, Stop};
 pub use ending::{Cause, Ending, Interrupted, SideEffects, StopReason, TaskError, findings};
 pub use event::{
     Cost, Elsewhere, Event, FrameKind, Kinds, Lines, LockAnswer, OtherSessions, OutputSummary,
-    PermissionAsked, PromptReply, Recovery, TokensSpent, ToolProgress, ToolResult, ToolUpdate,
-    Usage,
+    PermissionAsked, PromptReply, Recovery, ToolProgress, ToolResult, ToolUpdate, Usage,
 };
 pub use fact::{AgentOutput, EndReason, Fact, HoldReason};
 pub use group::{
@@ -99,4 +100,5 @@ pub use step::{Place, Recorded, Step};
 pub use submission::Submission;
 pub use task::{Blocked, CompactionOrder, Origin, Queued, Strategy, Task, TaskKind, Work};
 pub use time::{BootId, Deadline, Now, Timestamp, Uptime};
+pub use token_meter::{TokenMeter, TokensSpent};
 pub use trust::Trust;

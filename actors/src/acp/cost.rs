@@ -51,7 +51,18 @@ pub fn spent(usage: Option<&RawValue>, meta: Option<&RawValue>) -> Option<Tokens
         total: total.unwrap_or_default(),
         by_model,
         given: usage.map(json),
+        given_sum: usage.and_then(sum),
+        // The name says so: what this prompt took of the user's quota.
+        is_of_prompt: token_count.is_some() || model_usage.is_some(),
     })
+}
+
+/// Parses the sum of all kinds of tokens.
+fn sum(raw: &RawValue) -> Option<u64> {
+    fields! {
+        struct Sum { total: "totalTokens" | "total_tokens" }
+    }
+    object::<Sum<'_>>(raw)?.total.and_then(whole)
 }
 
 /// Parses token counts, under any of their names.

@@ -7,7 +7,7 @@ mod messages;
 use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc};
 
 use actix::{MailboxError, Recipient};
-use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId};
+use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId, TokenMeter};
 use tokio::{sync::mpsc, task::yield_now};
 
 use super::{
@@ -63,6 +63,7 @@ pub struct RunLoop {
     answer: hermes::Answer,
     /// The open prompt's id, and the number of its line among those that were sent.
     prompt: Option<(u64, u64)>,
+    tokens: TokenMeter,
     sessions: Sessions,
     tools: ToolKinds,
     /// The agent's working directory.
@@ -129,6 +130,8 @@ impl RunLoop {
             detector: CompactionDetector::new(&start.profile.signals),
             answer: hermes::Answer::default(),
             prompt: None,
+            // Only hermes has detectors that a profile names.
+            tokens: TokenMeter::new(!start.profile.signals.is_empty()),
             sessions: Sessions::default(),
             tools: ToolKinds::default(),
             cwd,
@@ -346,13 +349,14 @@ impl RunLoop {
                 self.prompt = Some((id, line));
                 self.batch.on_prompt(id);
                 self.answer = hermes::Answer::default();
+                self.tokens.on_prompt(&session);
                 self.sessions.set_current(session);
             }
+            Command::FollowSession(session) => self.sessions.set_current(session),
             Command::OpenSession(id) => {
                 self.sessions.expect_new(id);
                 self.stdin.send(acp::new_session_line(id, &self.cwd));
             }
-            Command::FollowSession(session) => self.sessions.set_current(session),
             Command::Stop(how) => self.termination.stop(how),
         }
     }

@@ -79,6 +79,15 @@ pub struct Tokens {
 }
 
 impl Tokens {
+    /// Returns what was spent since `earlier`, unless any count fell.
+    pub(crate) fn since(&self, earlier: &Self) -> Option<Self> {
+        Some(Self {
+            input: self.input.checked_sub(earlier.input)?,
+            output: self.output.checked_sub(earlier.output)?,
+            cached: self.cached.checked_sub(earlier.cached)?,
+        })
+    }
+
     /// Adds later ones.
     pub fn add(&mut self, later: &Self) {
         self.input = self.input.saturating_add(later.input);

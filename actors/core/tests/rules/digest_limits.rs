@@ -412,7 +412,10 @@ fn digest_rows_have_a_size_limit() {
                 ])),
                 output(costs(&[(&name("money", number), most)])),
                 session(&format!("{number}")),
-                settled(StopReason::Storage, Some(TokensSpent { total, by_model, given: None })),
+                settled(
+                    StopReason::Storage,
+                    Some(TokensSpent { total, by_model, ..TokensSpent::default() }),
+                ),
                 fact("task_retrying", retrying),
                 Fact::CompactionEnded(Box::new(completed)),
                 begun.clone(),

@@ -62,7 +62,8 @@ impl RunLoop {
                 None => {
                     self.prompt.take_if(|(prompt, _)| *prompt == id);
                     self.drain_stderr();
-                    let reply = self.answer.interpret(acp::prompt_reply(outcome));
+                    let reply = self.tokens.read(acp::prompt_reply(outcome));
+                    let reply = self.answer.interpret(reply);
                     self.batch.push(Event::PromptAnswered { run: self.run, id, reply });
                 }
             },
@@ -94,6 +95,7 @@ impl RunLoop {
         let is_other = self.sessions.is_other(session.as_deref());
         if !is_other {
             self.answer.add(&summary);
+            summary.usage.iter().for_each(|usage| self.tokens.on_usage(usage.used));
         }
         self.batch.push_line(line, kind, session.as_deref(), summary);
         if is_other {

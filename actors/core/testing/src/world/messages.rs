@@ -272,5 +272,5 @@ pub fn spent(number: u64) -> Option<Box<TokensSpent>> {
         2 => [("one".to_owned(), total), ("two".to_owned(), total)].into(),
         _ => [].into(),
     };
-    Some(Box::new(TokensSpent { total, by_model, given: None }))
+    Some(Box::new(TokensSpent { total, by_model, ..TokensSpent::default() }))
 }
