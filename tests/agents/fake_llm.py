@@ -365,7 +365,9 @@ class Gemini:
         return piece
 
 
-GEMINI_PATH = re.compile(r"/v1beta/models/[^/:]+:(generateContent|streamGenerateContent|countTokens)")
+GEMINI_PATH = re.compile(
+    "/v1beta/models/[^/:]+:(generateContent|streamGenerateContent|countTokens)"
+)
 WIRES = {
     "/v1/chat/completions": ("chat", Chat),
     "/v1/responses": ("responses", Responses),

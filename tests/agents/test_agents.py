@@ -8,7 +8,7 @@ import os
 import signal
 
 import pytest
-from rig import AGENTS, WAIT_S, command_of, leftovers, marked
+from rig import AGENTS, command_of, leftovers, marked
 
 FIRST_TEXT = "good morning"
 WORDS = "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima"

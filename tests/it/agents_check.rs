@@ -3,13 +3,16 @@
 use std::{
     fs,
     process::{Output, Stdio},
+    time::Duration,
 };
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Home, Setup,
-    process::{all, is_alive},
+    Home, Log, Setup, eventually,
+    journal::Journal,
+    process::{Process, all, is_alive, signal},
     server::{greenroom, under},
 };
 
@@ -147,6 +150,29 @@ fn all_profiles_are_checked_and_leave_nothing() {
     let expected: Vec<_> = expected.into_iter().map(|(name, ok)| (json!(name), ok)).collect();
     assert_eq!(found, expected);
     assert_eq!(agents_of(&home), Vec::<u32>::new(), "processes of agents");
+}
+
+/// API-5, I10: a check that Ctrl-C or a kill ends leaves no process of an agent, and after Ctrl-C
+/// no directory either.
+#[test]
+fn a_check_that_is_ended_leaves_nothing() {
+    for (number, code) in [(Signal::INT, Some(130)), (Signal::KILL, None)] {
+        let home = Setup::new().agent("silent", &["--hang-initialize"]).home();
+        let scratch = home.path().join("scratch");
+        fs::create_dir(&scratch).unwrap();
+        let log = Log::default();
+        let mut command = greenroom(&home, &["agents", "check", "silent"]);
+        let mut check = Process::spawn(command.env("TMPDIR", &scratch), &log).unwrap();
+        let journal = Journal::new(home.script(), log.clone());
+        journal.wait("an agent at work", |event| event["event"] == "initialize");
+        assert_eq!(agents_of(&home), [journal.agent_pid()]);
+        signal(check.pid(), number);
+        let status = check.wait_exit(Duration::from_secs(20)).expect("the end of the check");
+        assert_eq!(status.code(), code, "{}", log.tail());
+        eventually("the end of the agent", &log, || agents_of(&home).is_empty().then_some(()));
+        let is_left = fs::read_dir(&scratch).unwrap().next().is_some();
+        assert_eq!(is_left, number == Signal::KILL, "the directory of the check");
+    }
 }
 
 /// API-5, F32: an unknown profile is an error of usage.
