@@ -143,6 +143,7 @@ mod tests {
             (r#"{"api_key": "a1b2c3d4e5"}"#,                      r#"{"api_key": "[redacted]"}"#),
             ("token expired at 15:00",                            "token expired at 15:00"),
             ("a token of 128000 is the limit",                    "a token of 128000 is the limit"),
+            ("invalid token configuration; token 15 is bad",      "invalid token configuration; token 15 is bad"),
             ("the sk-learn package",                              "the sk-learn package"),
         ];
         for (text, expected) in cases {

@@ -309,6 +309,7 @@ mod tests {
             ("only a status",  "tool_call_update", r#""status":"completed""#,                                                 false, Completed, None),
             ("neither",        "tool_call_update", r#""_meta":{}"#,                                                           false, Noted,     None),
             ("failed",         "tool_call_update", r#""status":"failed","content":[{"type":"content","content":{"type":"text","text":"no"}}]"#, false, Failed, Some("no")),
+            ("cancelled",      "tool_call_update", r#""status":"cancelled""#,                                                 false, Cancelled, None),
             ("it printed",     "tool_call_update", r#""status":"completed","content":[{"type":"content","content":{"type":"text","text":"yes"}}]"#, false, Completed, None),
         ];
         for (name, word, fields, compacts, kind, error) in cases {

@@ -157,6 +157,34 @@ mod tests {
 
     use super::*;
 
+    /// I11: a batch is bounded in bytes and in lines, with a reserve for lines that cannot wait;
+    /// once taken, it has room again.
+    #[test]
+    fn a_batch_is_full_at_its_bytes_or_its_lines() {
+        let mut batch = Batch::new(RunId(uuid::Uuid::nil()));
+        let push = |batch: &mut Batch, line: &str| {
+            batch.push_line(line, "session/update".into(), None, OutputSummary::default());
+        };
+        push(&mut batch, &"x".repeat(BYTES_MAX / 2));
+        push(&mut batch, &"x".repeat(BYTES_MAX / 2 - 1));
+        assert!(batch.has_room());
+        push(&mut batch, "x");
+        assert!(!batch.has_room() && batch.has_reserve());
+
+        assert_eq!(batch.take().len(), 1);
+        assert!(batch.has_room() && batch.is_empty());
+        for _ in 1..LINES_MAX {
+            push(&mut batch, "");
+        }
+        assert!(batch.has_room());
+        push(&mut batch, "");
+        assert!(!batch.has_room() && batch.has_reserve());
+        for _ in 0..RESERVE_LINES {
+            push(&mut batch, "");
+        }
+        assert!(!batch.has_reserve());
+    }
+
     /// I13: core decides about a summary as a whole, so it is about one session.
     #[test]
     fn output_about_two_sessions_is_two_events() {

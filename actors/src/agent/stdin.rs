@@ -213,10 +213,12 @@ mod tests {
         drop(reader.join().unwrap());
     }
 
+    /// I11: more unread bytes than the limit are a stall at once, not only after its time.
     #[tokio::test]
     async fn more_unread_than_the_limit_is_a_stall() {
         let (stdin, _agents_end) = full();
         stdin.send("x".repeat(BYTES_MAX));
-        assert_eq!(stdin.unwritable().await, Unwritable::Stalled);
+        let waited = tokio::time::timeout(STALL / 2, stdin.unwritable()).await;
+        assert_eq!(waited.unwrap(), Unwritable::Stalled);
     }
 }

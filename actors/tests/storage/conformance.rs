@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use greenroom_actors::storage::{
-    Ended, FrameFilter, GroupCommit, KeyUse, Left, LogTruncation, ReadStore, Store, StoreError,
-    StoredCheckpoint, StoredGroup, TaskFilter, TaskView,
+    Ended, FrameFilter, GROUP_MAX, GroupCommit, KeyUse, Left, LogTruncation, ReadStore, SEQ_MAX,
+    Store, StoreError, StoredCheckpoint, StoredGroup, TaskFilter, TaskView,
 };
 use greenroom_core::{
     Blocked, BootId, EndState, Fact, RunId, SessionId, Stage, Task, TaskId, TaskKind, TaskState,
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::{
     Engine,
     actor::{ANSWER, Actor, READY, SUBMIT, commit, refused},
+    open,
 };
 
 pub const EVERYTHING: FrameFilter = FrameFilter {
@@ -162,6 +163,27 @@ pub fn facts_that_do_not_follow_the_log_are_refused<E: Engine>() {
     let answers = store.commit(&batch[1..]).unwrap();
     assert!(matches!(answers[..], [Err(StoreError::Fenced)]), "a repeated commit: {answers:?}");
     assert_eq!(engine.read_store().group(1).unwrap(), Some(actor.summary()));
+}
+
+/// I11: the greatest number of a group is stored. Any later one, and a frame or a task after the
+/// greatest number of those, is refused as such.
+pub fn numbers_after_the_greatest_are_refused<E: Engine>() {
+    let (_dir, _, mut store, read_store) = open::<E>();
+    let first = |no| Actor::new(no).play(SUBMIT).unwrap();
+    let mut exhausted = |refused: GroupCommit| {
+        let answer = store.commit(&[refused]);
+        assert!(matches!(answer, Err(StoreError::Exhausted(_))), "{answer:?}");
+    };
+    exhausted(first(GROUP_MAX + 1));
+    let mut late = first(7);
+    late.summary.state.last_seq = SEQ_MAX + 1;
+    exhausted(late);
+    let mut late = first(7);
+    late.summary.state.tasks = SEQ_MAX + 1;
+    exhausted(late);
+    commit(&mut store, &[first(GROUP_MAX)]);
+    let stored = [7, GROUP_MAX, GROUP_MAX + 1].map(|no| read_store.group(no).unwrap().is_some());
+    assert_eq!(stored, [false, true, false]);
 }
 
 /// I1, even if the actor breaks it.

@@ -74,6 +74,7 @@ conforms!(Database:
     conformance::a_later_owner_fences_only_the_earlier_one,
     conformance::adopting_returns_the_next_epoch_and_the_open_tasks_in_order,
     conformance::facts_that_do_not_follow_the_log_are_refused,
+    conformance::numbers_after_the_greatest_are_refused,
     conformance::a_second_claimed_task_is_refused,
     conformance::a_terminal_state_is_not_overwritten,
     conformance::a_second_live_run_and_a_second_open_segment_are_refused,

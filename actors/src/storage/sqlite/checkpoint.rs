@@ -198,3 +198,107 @@ impl Checkpointer {
         restarted
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::fs;
+
+    use super::*;
+    use crate::storage::sqlite::{Database, files};
+
+    const SCHEDULE: CheckpointSchedule = CheckpointSchedule {
+        check: Duration::ZERO,
+        quiet: Duration::from_secs(1),
+        idle: Duration::from_secs(30),
+    };
+    const BUSY_GROUPS: Duration = Duration::ZERO;
+
+    struct TestLog {
+        database: Database,
+        writer: Connection,
+        checkpointer: Checkpointer,
+        dir: tempfile::TempDir,
+    }
+
+    impl TestLog {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+            let writer = database.writer().unwrap();
+            let checkpointer = database.checkpointer(SCHEDULE).unwrap();
+            Self { database, writer, checkpointer, dir }
+        }
+
+        /// Commits this number of rows of four pages each, and returns the log.
+        fn fill(&self, rows: u32) -> Log {
+            let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT ?) \
+                       INSERT INTO blocks (key, count, at, segment, kinds, text) \
+                       SELECT coalesce((SELECT max(key) FROM blocks), 0) + i, 1, 0, 1, 'k', \
+                       randomblob(16000) FROM n";
+            self.writer.execute(sql, [rows]).unwrap();
+            self.log()
+        }
+
+        fn log(&self) -> Log {
+            checkpoint(&self.writer, Mode::Noop).unwrap()
+        }
+
+        /// How many bytes the log's file has.
+        fn bytes(&self) -> u64 {
+            fs::metadata(files::beside(self.database.path(), "-wal")).unwrap().len()
+        }
+
+        /// A connection that reads the present state until it is dropped.
+        fn long_read(&self) -> Connection {
+            let reader = Connection::open(self.dir.path().join("greenroom.db")).unwrap();
+            reader.execute_batch("BEGIN").unwrap();
+            reader.query_row("SELECT count(*) FROM blocks", [], |_| Ok(())).unwrap();
+            reader
+        }
+    }
+
+    /// I11: a small log is moved once commits pause, and its file is truncated after a long pause.
+    #[test]
+    fn a_small_log_is_moved_when_commits_pause() {
+        let mut test = TestLog::new();
+        let log = test.fill(10);
+        assert!((40..MOVED_FROM_PAGES).contains(&log.pages) && log.moved == 0, "{log:?}");
+        assert!(!test.checkpointer.move_due(SCHEDULE.quiet - Duration::from_millis(1)).unwrap());
+        assert_eq!(test.log().moved, 0, "commits do not pause");
+        assert!(test.checkpointer.move_due(SCHEDULE.quiet).unwrap());
+        let moved = test.log();
+        assert!(moved.is_done() && test.bytes() > 0, "{moved:?}");
+        assert!(!test.checkpointer.move_due(SCHEDULE.quiet).unwrap(), "nothing is left to move");
+        assert!(test.checkpointer.move_due(SCHEDULE.idle).unwrap());
+        assert_eq!(test.bytes(), 0);
+    }
+
+    /// I11: a large log is moved and begun again while commits continue. If a long read blocks
+    /// that, the pages that may be moved are, and commits wait for no second try.
+    #[test]
+    fn a_large_log_is_moved_while_commits_continue() {
+        let mut test = TestLog::new();
+        let large = MOVED_FROM_PAGES as u32 / 4 + 1;
+        let log = test.fill(large);
+        assert!(log.pages >= MOVED_FROM_PAGES, "{log:?}");
+        assert!(test.checkpointer.move_due(BUSY_GROUPS).unwrap());
+        let log = test.fill(1);
+        assert!(log.pages < 100, "the commit wrote at the log's beginning: {log:?}");
+
+        test.fill(large);
+        let reader = test.long_read();
+        test.fill(1);
+        assert!(!test.checkpointer.move_due(BUSY_GROUPS).unwrap());
+        let log = test.log();
+        assert!(MOVED_FROM_PAGES <= log.moved && log.moved < log.pages, "{log:?}");
+        assert!(test.checkpointer.restart_after.is_some());
+        drop(reader);
+        assert!(!test.checkpointer.move_due(BUSY_GROUPS).unwrap());
+        assert!(test.log().is_done(), "all is moved, without a wait for it");
+        test.fill(large);
+        test.checkpointer.restart_after = Some(Instant::now());
+        assert!(test.checkpointer.move_due(BUSY_GROUPS).unwrap());
+        assert!(test.checkpointer.restart_after.is_none());
+    }
+}

@@ -208,3 +208,53 @@ impl LeftOut {
         self.0.take()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use rusqlite::types::FromSql;
+
+    use super::*;
+
+    fn described<T: FromSql>(value: &str) -> String {
+        let conn = Connection::open_in_memory().unwrap();
+        let read = of_group("a run", 7, |row| row.get::<_, T>("state"));
+        let found = conn.query_row(&format!("SELECT 1, {value} AS state"), [], read).unwrap();
+        let damage = found.map(|_| ()).unwrap_err();
+        assert_eq!(damage.group, 7);
+        damage.what
+    }
+
+    /// AM-18, C16: an unreadable row is reported with its column and the reason, without the text
+    /// that is stored there.
+    #[test]
+    fn damage_names_the_column_and_the_reason_and_quotes_no_text() {
+        let cases = [
+            (described::<i64>("'hidden'"), "Text is stored there"),
+            (described::<u8>("-1"), "-1 is out of range"),
+            (
+                described::<String>("CAST(x'68696464656eff' AS TEXT)"),
+                "invalid utf-8 sequence of 1 bytes from index 6",
+            ),
+            (
+                described::<[u8; 2]>("x'68696464656e'"),
+                "Cannot read 2 byte value out of 6 byte blob",
+            ),
+        ];
+        for (what, reason) in cases {
+            assert_eq!(what, format!("a run: state cannot be read: {reason}"));
+        }
+    }
+
+    /// A report of one hundred rows is bounded (I11), and the next begins empty.
+    #[test]
+    fn a_bounded_number_of_rows_is_reported() {
+        let left_out = LeftOut::default();
+        let row =
+            |n: usize| Unreadable { group: 7, name: "g".into(), what: n.to_string(), stops: false };
+        (0..=LEFT_OUT_MAX).for_each(|n| left_out.put(row(n)));
+        let kept = left_out.take();
+        assert_eq!((kept.len(), &*kept[0].what), (LEFT_OUT_MAX, "0"));
+        assert!(left_out.take().is_empty());
+    }
+}

@@ -187,7 +187,26 @@ fn extent(conn: &Connection, group: GroupNo, segment: u32) -> rusqlite::Result<(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::storage::sqlite::Database;
+
+    /// AM-11: a segment has all frames from its first to its last; those before the first session
+    /// are segment 0.
+    #[test]
+    fn a_segment_extends_from_its_first_frame_to_its_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+        let conn = Connection::open(database.path()).unwrap();
+        conn.execute_batch(
+            "INSERT INTO segments (no, segment, session, opened_seq, opened_at, closed_seq, \
+             closed_at, end_reason) VALUES (7, 1, 'one', 3, 0, 8, 0, 'compacted'), \
+             (7, 2, 'two', 9, 0, NULL, NULL, NULL)",
+        )
+        .unwrap();
+        let extents = [0, 1, 2, 3].map(|segment| extent(&conn, 7, segment).unwrap());
+        assert_eq!(extents, [(0, 3), (3, 9), (9, u64::MAX), (0, u64::MAX)]);
+    }
 
     #[test]
     fn a_truncated_payload_is_not_whole() {

@@ -348,6 +348,7 @@ fn a_damaged_log_is_distinguished_from_a_torn_one() {
     };
     assert_eq!(damage(&whole), None);
     assert_eq!(wal::damage(&test.dir.path().join("none")).unwrap(), None);
+    wal::damage(test.dir.path()).expect_err("what cannot be read is not whole");
     for at in (0..whole.len()).step_by(997).chain(24..64) {
         let mut bytes = whole.clone();
         bytes[at] ^= 1;

@@ -94,6 +94,24 @@ fn a_digest_is_one_row() {
     assert!(costs.iter().all(|cost| *cost == costs[0]), "{costs:?}");
 }
 
+/// TD-6: the digest of a group's last run is served for that run only, and only in this version's
+/// form. Any other has to be rebuilt.
+#[test]
+fn a_last_digest_serves_its_own_run_in_the_current_form() {
+    let (_dir, conn) = database(10);
+    let served = |run| run_digest(&conn, run).unwrap().unwrap().digest.map(|digest| digest.run);
+    let other = RunId(Uuid::from_u128(3));
+    conn.execute(
+        "INSERT INTO runs (id, no, agent, started_at, ended_at) VALUES (?, 7, 'one', 0, 0)",
+        [other.0.as_bytes()],
+    )
+    .unwrap();
+    assert_eq!([served(LIVE), served(other)], [Some(LIVE), None]);
+    let sql = "UPDATE heads SET run_digest = json_set(run_digest, '$.schema_version', ?)";
+    conn.execute(sql, [SCHEMA_VERSION - 1]).unwrap();
+    assert_eq!(served(LIVE), None);
+}
+
 /// The counters work: a scan of the log costs as many steps as it has frames.
 #[test]
 fn a_scan_of_the_log_is_counted() {

@@ -279,7 +279,7 @@ fn an_absent_table_is_distinguished_from_a_failure() {
     store.purge(1, Some(2)).unwrap();
 }
 
-/// HL-9: no other failure counts as an absent table.
+/// HL-9, HL-12: no other failure counts as an absent table.
 #[test]
 fn a_failing_database_is_not_taken_for_one_without_locks() {
     let world = World::new();
@@ -302,6 +302,11 @@ fn a_failing_database_is_not_taken_for_one_without_locks() {
 
     // Damage: changed tables and columns.
     other.execute_batch("ALTER TABLE locks RENAME COLUMN boot TO shoe").unwrap();
+    other.execute_batch("UPDATE segments SET closed_seq = 2, closed_at = 1").unwrap();
+    store.adopt(1, clock::moment().up).unwrap_err();
+    let open = "SELECT count(*) FROM segments WHERE closed_seq IS NULL";
+    let open: u32 = other.query_row(open, [], |row| row.get(0)).unwrap();
+    assert_eq!(open, 0, "HL-12: the lock may be held, so its holder may open the next segment");
     let [acquire, refresh, _, forget, get] = probe(&world, &mut store);
     [acquire, refresh, forget, get].into_iter().map(Result::unwrap_err).for_each(broken);
     other.execute_batch("DROP TABLE locks; CREATE VIEW locks AS SELECT * FROM gone").unwrap();
