@@ -9,6 +9,7 @@ mod card;
 mod cause;
 mod context;
 mod cost;
+mod error_kind;
 mod fields;
 pub mod glued;
 mod hermes_meta;
@@ -22,7 +23,7 @@ mod write;
 
 use std::{borrow::Cow, fmt};
 
-use greenroom_core::{FrameKind, Json, OutputSummary, PermissionAsked, SessionId};
+use greenroom_core::{ErrorKind, FrameKind, Json, OutputSummary, PermissionAsked, SessionId};
 use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -106,6 +107,8 @@ pub struct RpcError {
     /// JSON-RPC's code. `None`: the error has no readable one, or a result beside it; what the
     /// agent did with the request is unknown.
     pub code: Option<i64>,
+    /// What it says about another attempt.
+    pub kind: ErrorKind,
     /// The agent's text, or what can be shown of the error.
     pub message: String,
 }
@@ -351,7 +354,9 @@ mod tests {
     #[test]
     fn a_response_is_one_whatever_is_in_it() {
         let ok = Ok::<&str, RpcError>;
-        let err = |code, message: &str| Err(RpcError { code, message: message.into() });
+        let err = |code, message: &str| {
+            Err(RpcError { code, kind: ErrorKind::Passing, message: message.into() })
+        };
         #[rustfmt::skip]
         let cases = [
             (r#""id":9,"result":{"a":1}"#,                                        ok(r#"{"a":1}"#)),

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    Cause, EndState, Ending, ExitReason, Fact, Interrupted, OutputSummary, PromptReply, RunId,
-    SessionId, SideEffects, StopReason, TaskError, TokensSpent, Usage, bounded_text::BoundedText,
-    session_move::SessionMove,
+    Cause, EndState, Ending, ErrorKind, ExitReason, Fact, Interrupted, OutputSummary, PromptReply,
+    RunId, SessionId, SideEffects, StopReason, TaskError, TokensSpent, Usage,
+    bounded_text::BoundedText, session_move::SessionMove,
 };
 
 /// The most names of open tool calls that an attempt keeps, in bytes (I11).
@@ -62,10 +62,6 @@ pub(crate) struct Settlement {
     /// nothing cancelled it.
     pub retryable: bool,
 }
-
-/// JSON-RPC and ACP errors that a retry would get again: a login is needed, or the request itself
-/// is invalid.
-const LASTING_ERRORS: [i64; 4] = [-32000, -32600, -32601, -32602];
 
 impl Attempt {
     /// A new attempt, without output.
@@ -188,7 +184,7 @@ impl Attempt {
     pub(crate) fn settle_by_reply(&self, reply: PromptReply) -> Settlement {
         let mut ending = self.ending_so_far();
         let is_lasting = match &reply {
-            PromptReply::Failed { code, .. } => LASTING_ERRORS.contains(code),
+            PromptReply::Failed { kind, .. } => *kind != ErrorKind::Passing,
             PromptReply::Stopped { .. }
             | PromptReply::Queued { .. }
             | PromptReply::Unclear { .. } => true,
@@ -220,7 +216,7 @@ impl Attempt {
             (PromptReply::Failed { .. } | PromptReply::Unclear { .. }, Some(reason)) => {
                 self.end_early(Some(reason), StopReason::Error, true, &mut ending)
             }
-            (PromptReply::Failed { code, message }, None) => {
+            (PromptReply::Failed { code, message, .. }, None) => {
                 let message = format!("the agent answered the prompt with error {code}: {message}");
                 ending.error = Some(TaskError { code: "agent_error".into(), message });
                 (StopReason::Error, EndState::Failed)
@@ -367,7 +363,8 @@ mod tests {
     fn a_success_wins_over_a_late_cancel() {
         use {EndState as T, StopReason as S};
         let stopped = |stop_reason| PromptReply::Stopped { stop_reason, tokens: None };
-        let failed = PromptReply::Failed { code: -32603, message: "x".into() };
+        let failed =
+            PromptReply::Failed { code: -32603, kind: ErrorKind::Passing, message: "x".into() };
         let odd = PromptReply::Unclear { message: "x".into() };
         let own = S::from_agent("_vendor_pause");
         #[rustfmt::skip]

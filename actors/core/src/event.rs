@@ -252,6 +252,8 @@ pub enum PromptReply {
     Failed {
         /// JSON-RPC's code.
         code: i64,
+        /// What it says about another attempt.
+        kind: ErrorKind,
         /// The agent's message.
         message: String,
     },
@@ -260,6 +262,18 @@ pub enum PromptReply {
         /// What can be shown of it.
         message: String,
     },
+}
+
+/// What an agent's error says about another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Another attempt may succeed, or nothing is known of that.
+    Passing,
+    /// Another attempt would get it again: the request is invalid, its model is unknown, or it does
+    /// not fit into the context.
+    Lasting,
+    /// Another attempt would get it again until a person has logged in.
+    Auth,
 }
 
 impl PromptReply {

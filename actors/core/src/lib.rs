@@ -71,7 +71,7 @@ pub use digest::{Digest, Digests, Tokens};
 pub use effect::{Answer, Effect, Stop};
 pub use ending::{Cause, Ending, Interrupted, SideEffects, StopReason, TaskError, findings};
 pub use event::{
-    Cost, Elsewhere, Event, FrameKind, Kinds, Lines, LockAnswer, OtherSessions, OutputSummary,
+    Cost, Elsewhere, ErrorKind, Event, FrameKind, Kinds, Lines, LockAnswer, OtherSessions, OutputSummary,
     PermissionAsked, PromptReply, Recovery, ToolProgress, ToolResult, ToolUpdate, Usage,
 };
 pub use fact::{AgentOutput, EndReason, Fact, HoldReason};

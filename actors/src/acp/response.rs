@@ -1,13 +1,15 @@
 //! Parses an agent's responses to greenroom's requests.
 
-use greenroom_core::{PromptCapabilities, PromptReply, Provenance, SessionId, StopReason};
+use greenroom_core::{
+    ErrorKind, PromptCapabilities, PromptReply, Provenance, SessionId, StopReason,
+};
 use serde_json::value::RawValue;
 
 use super::{
     Message, RpcError,
     bounds::{ERROR_BYTES_MAX, truncate},
     cause::{redacted, with_causes},
-    context, cost,
+    context, cost, error_kind,
     fields::{fields, lossy_text, object, read, text, whole},
 };
 
@@ -29,7 +31,7 @@ pub(super) fn response<'a>(
         (Some(_), Some(error)) => {
             let message = format!("{error}, and a result beside it");
             let message = truncate(message, ERROR_BYTES_MAX);
-            Err(RpcError { code: None, message })
+            Err(RpcError { code: None, kind: ErrorKind::Passing, message })
         }
     };
     Message::Response { id, outcome }
@@ -55,12 +57,14 @@ fn rpc_error(raw: &RawValue) -> RpcError {
         struct Error { code: "code", message: "message", data: "data" }
     }
     let Error { code, message, data } = object(raw).unwrap_or_default();
+    let code = code.and_then(whole);
+    let kind = error_kind::kind(code, message.or(Some(raw)), data);
     let message = message.and_then(lossy_text).map(|text| with_causes(&text, data));
     let shown = || {
         let text = lossy_text(raw).unwrap_or(raw.get().into());
         truncate(redacted(&text).into_owned(), ERROR_BYTES_MAX)
     };
-    RpcError { code: code.and_then(whole), message: message.unwrap_or_else(shown) }
+    RpcError { code, kind, message: message.unwrap_or_else(shown) }
 }
 
 /// Parses the response to a prompt.
@@ -75,8 +79,10 @@ pub fn prompt_reply(outcome: Result<&str, RpcError>) -> PromptReply {
             let tokens = cost::spent(usage, meta).map(Box::new);
             PromptReply::Stopped { stop_reason: StopReason::from_agent(&word), tokens }
         }
-        Err(RpcError { code: Some(code), message }) => PromptReply::Failed { code, message },
-        Err(RpcError { code: None, message }) => PromptReply::Unclear { message },
+        Err(RpcError { code: Some(code), kind, message }) => {
+            PromptReply::Failed { code, kind, message }
+        }
+        Err(RpcError { code: None, message, .. }) => PromptReply::Unclear { message },
     }
 }
 

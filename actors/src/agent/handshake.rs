@@ -188,6 +188,8 @@ impl Handshake {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use greenroom_core::ErrorKind;
+
     use super::*;
 
     const RESUMES: &str = r#"{"protocolVersion":1,"agentCapabilities":{"loadSession":true,"sessionCapabilities":{"resume":{}}}}"#;
@@ -206,7 +208,11 @@ mod tests {
         let mut asked = vec![method(&first)];
         for (id, answer) in (1..).zip(answers) {
             assert_eq!(handshake.on_response(99, Ok("{}")), None, "a response to another request");
-            let error = |code: &i64| acp::RpcError { code: Some(*code), message: "no".into() };
+            let error = |code: &i64| acp::RpcError {
+                code: Some(*code),
+                kind: ErrorKind::Passing,
+                message: "no".into(),
+            };
             match handshake.on_response(id, answer.as_ref().copied().map_err(error)).unwrap() {
                 Next::Send(line) => asked.push(method(&line)),
                 end => return (asked, end),
@@ -249,7 +255,14 @@ mod tests {
         handshake.on_response(1, Ok(RESUMES)).unwrap();
         assert!(handshake.is_replay(), "resume");
         handshake
-            .on_response(2, Err(acp::RpcError { code: Some(-32603), message: "no".into() }))
+            .on_response(
+                2,
+                Err(acp::RpcError {
+                    code: Some(-32603),
+                    kind: ErrorKind::Passing,
+                    message: "no".into(),
+                }),
+            )
             .unwrap();
         assert!(handshake.is_replay(), "load");
     }

@@ -197,7 +197,7 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use SignalKind::{Completed, Failed, Noop, Noted, Skipped, Started};
-    use greenroom_core::{ToolProgress, ToolResult, ToolUpdate};
+    use greenroom_core::{ErrorKind, ToolProgress, ToolResult, ToolUpdate};
     use proptest::prelude::*;
 
     use super::*;
@@ -403,7 +403,8 @@ mod tests {
             let reply = PromptReply::Stopped { stop_reason, tokens: None };
             assert_eq!(answer.interpret(reply.clone()), reply, "{name}, and a tool");
         }
-        let failed = PromptReply::Failed { code: -32603, message: notice.into() };
+        let failed =
+            PromptReply::Failed { code: -32603, kind: ErrorKind::Passing, message: notice.into() };
         assert_eq!(Answer::default().interpret(failed.clone()), failed);
     }
 }

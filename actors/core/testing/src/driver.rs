@@ -2,10 +2,10 @@
 
 use greenroom_core::{
     BootId, Compaction, CompactionOrder, CompactionSignal, CompactionStatus, Continuity, Details,
-    Effect, EffectiveSettings, Event, Exit, ExitReason, Fact, Group, Json, Kinds, Limits, Lineage,
-    Lines, LockAnswer, Now, OnInterrupt, Origin, OutputSummary, PermissionPolicy, PromptReply,
-    Provenance, RetryPolicy, RunId, SessionId, Settings, SignalKind, Source, StopReason, Strategy,
-    Task, TaskId, TaskState, Timer, Timestamp, Uptime, Usage, Work,
+    Effect, EffectiveSettings, ErrorKind, Event, Exit, ExitReason, Fact, Group, Json, Kinds,
+    Limits, Lineage, Lines, LockAnswer, Now, OnInterrupt, Origin, OutputSummary, PermissionPolicy,
+    PromptReply, Provenance, RetryPolicy, RunId, SessionId, Settings, SignalKind, Source,
+    StopReason, Strategy, Task, TaskId, TaskState, Timer, Timestamp, Uptime, Usage, Work,
 };
 use uuid::Uuid;
 
@@ -18,6 +18,15 @@ pub const LIMITS: Limits = Limits {
     queue_max: 9,
     queue_bytes_max: 9_999,
 };
+
+/// Returns what an adapter makes of an error that has this code and nothing else.
+pub fn error_kind(code: i64) -> ErrorKind {
+    match code {
+        -32000 => ErrorKind::Auth,
+        -32600 | -32601 | -32602 => ErrorKind::Lasting,
+        _ => ErrorKind::Passing,
+    }
+}
 
 /// The facts of one event without their places, and its effects.
 #[derive(Debug, Default, PartialEq)]
@@ -254,7 +263,7 @@ impl Driver {
     }
 
     pub fn fail(&mut self, code: i64) -> Step {
-        self.reply(PromptReply::Failed { code, message: "no".into() })
+        self.reply(PromptReply::Failed { code, kind: error_kind(code), message: "no".into() })
     }
 
     pub fn reply(&mut self, reply: PromptReply) -> Step {

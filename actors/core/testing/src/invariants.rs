@@ -31,9 +31,9 @@ mod log;
 use std::rc::Rc;
 
 use greenroom_core::{
-    Choice, Deadline, Effect, EffectiveSettings, Event, ExitReason, Group, Now, OutputSummary,
-    PermissionId, PermissionOption, PromptReply, Recorded, Rejected, RunId, StopReason, Task,
-    TaskId, Timer,
+    Choice, Deadline, Effect, EffectiveSettings, ErrorKind, Event, ExitReason, Group, Now,
+    OutputSummary, PermissionId, PermissionOption, PromptReply, Recorded, Rejected, RunId,
+    StopReason, Task, TaskId, Timer,
 };
 
 pub use self::log::{LogFrame, check_log};
@@ -121,7 +121,7 @@ pub struct Begun {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Trigger {
     Answered,
-    Failed(i64),
+    Failed(ErrorKind),
     Withheld,
     Exited(RunId, ExitReason),
     Recovered,
@@ -132,8 +132,8 @@ pub enum Trigger {
 impl From<&Event> for Trigger {
     fn from(event: &Event) -> Self {
         match event {
-            Event::PromptAnswered { reply: PromptReply::Failed { code, .. }, .. } => {
-                Self::Failed(*code)
+            Event::PromptAnswered { reply: PromptReply::Failed { kind, .. }, .. } => {
+                Self::Failed(*kind)
             }
             Event::PromptAnswered { .. } => Self::Answered,
             Event::PromptWithheld { .. } => Self::Withheld,

@@ -2,7 +2,7 @@
 //! I11, F7, F8.
 
 use greenroom_core::{
-    Answer, Effect, Event, Exit, ExitReason, Fact, Json, Kinds, Lines, PermissionAsked,
+    Answer, Effect, ErrorKind, Event, Exit, ExitReason, Fact, Json, Kinds, Lines, PermissionAsked,
     PermissionOption, PermissionShown, PermissionState, PromptReply, RetryPolicy, Settings,
     SignalKind, Source, Status, Stop, StopReason, Strategy, TaskId, TaskState as T, Timer,
 };
@@ -402,7 +402,11 @@ fn a_compaction_that_completes_late_does_not_complete_the_next_attempt() {
     driver.lock(acquired());
     driver.grant();
     assert_eq!(driver.group.current().map(|task| (task.id, task.attempt)), Some((task, 2)));
-    driver.reply(PromptReply::Failed { code: -32603, message: "no".into() });
+    driver.reply(PromptReply::Failed {
+        code: -32603,
+        kind: ErrorKind::Passing,
+        message: "no".into(),
+    });
     assert_eq!(driver.ended(task).map(|(state, _)| state), Some(T::Failed));
 }
 

@@ -8,8 +8,8 @@ use std::{
 };
 
 use greenroom_core::{
-    ExitReason, Fact, Recorded, RetryPolicy, RunId, StopReason, TaskError, TaskId, TaskKind,
-    TaskState,
+    ErrorKind, ExitReason, Fact, Recorded, RetryPolicy, RunId, StopReason, TaskError, TaskId,
+    TaskKind, TaskState,
 };
 
 use super::{Begun, Checked, Invariant, Played, Trigger, ensure, proves_receipt};
@@ -109,7 +109,7 @@ impl Retries {
             Some(Begun { trigger, settings, .. }) if is_free_turn => {
                 let failed = match trigger {
                     _ if attempt.is_wedged => true,
-                    Trigger::Failed(code) => ![-32000, -32600, -32601, -32602].contains(code),
+                    Trigger::Failed(kind) => *kind == ErrorKind::Passing,
                     Trigger::Exited(_, reason) => *reason == ExitReason::Exited,
                     _ => false,
                 };

@@ -14,6 +14,7 @@ use super::{
     },
     messages::{self, exit, permission_asked, permission_lines, provenance, settings, spent, text},
 };
+use crate::driver::error_kind;
 
 impl World {
     /// Whether the action must make no facts.
@@ -165,9 +166,11 @@ impl World {
                 let tokens = spent(self.group.state().last_seq);
                 self.answer(PromptReply::Queued { tokens })?
             }
-            Action::AnswerPromptWithError(code) => {
-                self.answer(PromptReply::Failed { code, message: "broken".into() })?
-            }
+            Action::AnswerPromptWithError(code) => self.answer(PromptReply::Failed {
+                code,
+                kind: error_kind(code),
+                message: "broken".into(),
+            })?,
             Action::AnswerUnknownPrompt(id) => {
                 let id = 1_000_000 + u64::from(id);
                 let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
