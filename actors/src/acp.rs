@@ -30,6 +30,7 @@ use serde_json::value::RawValue;
 
 pub use self::{
     card::{AgentCard, AuthMethod, Modes, agent_card, modes},
+    cause::redacted,
     context::{CompactionReport, ContextUpdate},
     fields::well_formed,
     repair::{Repaired, repaired},
@@ -355,7 +356,11 @@ mod tests {
     fn a_response_is_one_whatever_is_in_it() {
         let ok = Ok::<&str, RpcError>;
         let err = |code, message: &str| {
-            Err(RpcError { code, kind: ErrorKind::Passing, message: message.into() })
+            let kind = match code {
+                Some(-32000) => ErrorKind::Auth,
+                _ => ErrorKind::Passing,
+            };
+            Err(RpcError { code, kind, message: message.into() })
         };
         #[rustfmt::skip]
         let cases = [

@@ -255,7 +255,7 @@ impl Task {
     pub fn new(state: &AppState, view: TaskView, deduplicated: bool) -> Self {
         let TaskView { task, group, position, blocked_by } = view;
         let (kind, task_state) = (task.kind(), task.state());
-        let (retry_at, start) = (task.retry_at(), task.start());
+        let (retry_at, start, error) = (task.retry_at(), task.start(), task.error().cloned());
         let (prompt, focus) = match task.work {
             Work::Turn { prompt } => (Some(prompt), None),
             Work::Compaction { focus, .. } => (None, focus),
@@ -281,7 +281,7 @@ impl Task {
             focus,
             attempt: task.attempt,
             stop_reason: ending.stop_reason,
-            error: ending.error,
+            error,
             text: ending.text,
             text_truncated: ending.text_truncated,
             usage,

@@ -11,7 +11,7 @@ use greenroom_actors::{
     transcript::frame::pack,
 };
 use greenroom_core::{
-    BootId, Continuity, Digests, EffectiveSettings, Event, Group, Kinds, Limits, Lines, Now,
+    BootId, Continuity, Digests, EffectiveSettings, Event, Group, Json, Kinds, Limits, Lines, Now,
     OnInterrupt, Origin, OutputSummary, PermissionPolicy, PromptReply, RetryPolicy, RunId,
     SessionId, Settings, Step, StopReason, Task, TaskId, Timestamp, Uptime, Work as Asked,
 };
@@ -24,6 +24,8 @@ use crate::Result;
 /// The lines in one report of a streaming agent: the size of its batches under load.
 const BATCH: usize = 1_024;
 const LINE_BYTES: usize = 200;
+/// A response to a prompt, as agents write it.
+const RESPONSE: &str = r#"{"jsonrpc":"2.0","id":7,"result":{"stopReason":"end_turn"}}"#;
 const MS: u64 = 3_600_000;
 
 /// The measured work.
@@ -133,7 +135,12 @@ impl FramePath {
     fn answer(&mut self) -> Result<()> {
         let id = self.group.attempt().ok_or("no turn runs")?.prompt_id;
         let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
-        self.take(vec![Event::PromptAnswered { run: self.run, id, reply }])
+        self.take(vec![Event::PromptAnswered {
+            run: self.run,
+            id,
+            reply,
+            response: Json::parse(RESPONSE.into()).ok(),
+        }])
     }
 
     /// Handles an event as a group's actor does: one commit for all its facts.

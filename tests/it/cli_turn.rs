@@ -118,6 +118,20 @@ fn a_paused_group_and_its_remedy_are_reported() {
     assert_eq!(log.lines().iter().filter(|line| line.contains("paused")).count(), 1, "once");
 }
 
+/// DQ-13, API-5: `turn` says which agent wants a login, and what to do after it.
+#[test]
+fn a_missing_login_and_its_remedy_are_reported() {
+    let server = Setup::new().start();
+    server.journal.script("on-new", "[[error:-32000:Authentication required]]");
+    let log = Log::default();
+    let turn = start(&server.home, &log, &["turn", "work", "[[reply:done]]"]);
+    log.wait("the reason", |line| line.contains("wants a login"));
+    server.journal.script("on-new", "");
+    let line = obey(&server, &log, "");
+    assert!(line.contains("profile \"scripted\"") && line.contains("Authentication"), "{line}");
+    assert_eq!(end(turn), (Some(0), "done\n".into()), "{}", log.tail());
+}
+
 /// API-5: `turn` reports on stderr what the agent asks and how to answer; so does a later turn.
 #[test]
 fn an_open_permission_and_its_answer_are_reported() {

@@ -3,7 +3,10 @@
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 
-use crate::support::{Server, server::encode};
+use crate::support::{
+    Server,
+    server::{encode, id},
+};
 
 /// I3, AM-10: `seq` runs 1, 2, 3 … without gaps over turns and restarts, in each group for itself;
 /// existing frames never change, and a page read again is byte-identical.
@@ -82,6 +85,41 @@ fn the_frames_of_a_turn_are_in_order() {
     let seq = |place: usize| frames[place]["seq"].as_u64();
     assert!(task["seq_first"].as_u64() <= seq(started), "{task}");
     assert!(task["seq_last"].as_u64() >= seq(settled), "{task}");
+}
+
+/// API-2, F14: the response to a prompt is a frame of its turn, byte for byte and whatever is in
+/// it, before the settlement. Another one is ignored.
+#[test]
+fn the_response_to_a_prompt_is_a_frame() {
+    let server = Server::usual();
+    let answers = [
+        (
+            r#"{"jsonrpc": "2.0",  "id":$id,"result":{"stopReason":"end_turn","x":1.50,"y":"\u00e4"}}"#,
+            "completed",
+        ),
+        (
+            r#"{"id":"$id","error":{"code":-32602,"message":"no","data":{"b":[1,  2],"a":1e2}}}"#,
+            "failed",
+        ),
+        (r#"{"id":$id,"result":null}"#, "failed"),
+    ];
+    for (answer, state) in answers {
+        let prompt = format!("[[answer-line:{answer}]]");
+        let task = server.finish_as(&server.submit("work", &prompt), state);
+        let sent = server.task_frames(&task, "session/prompt");
+        let sent = answer.replace("$id", &sent[0]["seq"].to_string());
+        let page = server.get(&format!("/v1/groups/work/frames?task={}", encode(id(&task))));
+        let stored = format!(r#""kind":"greenroom/prompt_answered","payload":{sent}}}"#);
+        assert!(page.text().contains(&stored), "{stored} is not in {}", page.text());
+        let kinds = server.frames_where("work", &format!("&task={}", id(&task)));
+        let kinds: Vec<_> = kinds.iter().filter_map(|frame| frame["kind"].as_str()).collect();
+        let ends = ["prompt_answered", "turn_settled", "task_ended"];
+        let ends = ends.map(|fact| format!("greenroom/{fact}"));
+        assert_eq!(kinds[kinds.len() - 3..], ends, "{kinds:?}");
+    }
+    let twice = r#"[[line:{"id":$id,"result":{"stopReason":"refusal"}}]]"#;
+    let task = server.finish_as(&server.submit("work", twice), "completed");
+    assert_eq!(server.task_frames(&task, "greenroom/prompt_answered").len(), 1);
 }
 
 /// API-2: a frame of greenroom's own, a fact or a prompt, is greenroom's: no agent can write one.

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod agent;
+mod agent_auth;
 mod agents_check;
 mod auto_compaction;
 mod backup;

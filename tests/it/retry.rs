@@ -196,6 +196,7 @@ fn a_retrying_task_is_visible_and_can_be_ended() {
     let next = server.submit("work", "next");
     let waiting = server.wait_retrying(&task);
     assert_eq!((&waiting["attempt"], &waiting["ended_at"]), (&json!(1), &json!(null)), "{waiting}");
+    assert_eq!(waiting["error"]["code"], "agent_exited", "of its last attempt: {waiting}");
     let group = server.group("work");
     assert_eq!((&group["status"], &group["blocked_by"]), (&json!("waiting"), &json!("backoff")));
     let listed = server.list("work", "tasks?state=retrying");
@@ -204,13 +205,15 @@ fn a_retrying_task_is_visible_and_can_be_ended() {
     server.retry(&task).problem(409, "not-retryable");
     server.complete("other", "in the only slot");
     server.cancel(&task).expect(202);
-    assert_eq!(server.task(&task)["state"], "cancelled", "immediately");
+    let cancelled = server.task(&task);
+    assert_eq!((&cancelled["state"], &cancelled["error"]), (&json!("cancelled"), &Value::Null));
     server.finish_as(&next, "completed");
     server.assert_attempts(&task, 1);
 
     server.create_group("bad", "crashing", "");
     let unsent = server.submit("bad", "never sent");
-    server.wait_retrying(&unsent);
+    let error = server.wait_retrying(&unsent)["error"].clone();
+    assert_eq!(error["code"], "agent_start_failed", "{error}");
     let last = server.submit("work", "last[[die:1]]");
     server.wait_retrying(&last);
     server.cancel(&unsent).expect(202);
@@ -235,12 +238,14 @@ fn a_backoff_survives_a_crash() {
     let first = server.submit("work", "[[times:1:die:1]][[reply:fine]]");
     let unsent = server.submit("bad", "x");
     server.wait_retrying(&unsent);
-    server.wait_retrying(&first);
+    let waiting = server.wait_retrying(&first);
+    assert_eq!(waiting["error"]["code"], "agent_exited", "{waiting}");
     let second = server.submit("work", "second");
     let compaction = server.compact("work");
     server.kill();
-    server.journal.open_gate("open");
     server.boot();
+    assert_eq!(server.task(&first)["error"], waiting["error"], "after a crash");
+    server.journal.open_gate("open");
     for task in [&first, &second, &compaction, &unsent] {
         server.finish_as(task, "completed");
     }

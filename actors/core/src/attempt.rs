@@ -249,9 +249,10 @@ impl Attempt {
                     ExitReason::Protocol => (Cause::Protocol, "protocol_violation"),
                     ExitReason::ServerRestart => (Cause::ServerRestart, "server_restarted"),
                     ExitReason::Storage => (Cause::Storage, "storage_failed"),
-                    ExitReason::StartFailed | ExitReason::Exited | ExitReason::Stopped => {
-                        (Cause::AgentExited, "agent_exited")
-                    }
+                    ExitReason::StartFailed
+                    | ExitReason::AgentAuth
+                    | ExitReason::Exited
+                    | ExitReason::Stopped => (Cause::AgentExited, "agent_exited"),
                 };
                 let message = if retryable {
                     format!("the agent ended before it gave any output: {detail}")

@@ -262,7 +262,7 @@ impl From<&Exit> for Outcome {
         match exit.reason {
             ExitReason::Exited if exit.code == Some(0) => Self::Exited,
             ExitReason::Exited => Self::Crashed,
-            ExitReason::StartFailed => Self::StartFailed,
+            ExitReason::StartFailed | ExitReason::AgentAuth => Self::StartFailed,
             ExitReason::Stopped => Self::Stopped,
             ExitReason::Protocol => Self::Protocol,
             ExitReason::ServerRestart => Self::ServerRestart,

@@ -151,6 +151,8 @@ pub enum Event {
         id: u64,
         /// The reply.
         reply: PromptReply,
+        /// The response, unchanged; absent if it is no JSON.
+        response: Option<Json>,
     },
     /// The agent closed its stdout: it writes nothing more, and gets no further prompt.
     AgentClosed(RunId),

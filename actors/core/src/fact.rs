@@ -181,6 +181,8 @@ pub enum Fact {
         /// Why.
         cause: Cause,
     },
+    /// The agent answered the prompt: the response, unchanged.
+    PromptAnswered(Json),
     /// The attempt was settled.
     TurnSettled {
         /// The task.
@@ -288,6 +290,20 @@ pub enum Fact {
     AgentDegraded {
         /// How many runs in a row ended without settling an attempt.
         runs: u32,
+        /// How long the next run waits, milliseconds.
+        wait_ms: u64,
+        /// The end of the wait, which survives a restart.
+        #[serde(skip)]
+        due: Deadline,
+    },
+    /// The agent wants a login: its next run waits, and the queue with it.
+    AgentAuthRequired {
+        /// The launch profile.
+        agent: String,
+        /// How many starts in a row found that.
+        starts: u32,
+        /// What the agent answered.
+        error: String,
         /// How long the next run waits, milliseconds.
         wait_ms: u64,
         /// The end of the wait, which survives a restart.

@@ -45,7 +45,7 @@ pub use self::{
     questions::Status,
     state::{
         CompactionHistory, CrashLoop, Existence, Group, GroupState, Hold, KNOWN_SESSIONS_MAX,
-        Session,
+        LaunchWait, Session,
     },
     timers::{EffectiveSettings, Limits, Timer},
 };

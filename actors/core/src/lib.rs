@@ -25,6 +25,8 @@ mod group;
 mod ids;
 // JSON that is passed on unchanged.
 mod json;
+// Which line of a program's stderr says why it ended.
+mod last_words;
 // The compaction lock: who may compact a session.
 pub mod lock;
 // Which turn an agent's messages belong to.
@@ -77,7 +79,7 @@ pub use event::{
 pub use fact::{AgentOutput, EndReason, Fact, HoldReason};
 pub use group::{
     CompactionHistory, CrashLoop, EffectiveSettings, Existence, Group, GroupState, Hold,
-    KNOWN_SESSIONS_MAX, Limits, Rejected, Session, Status, Timer,
+    KNOWN_SESSIONS_MAX, LaunchWait, Limits, Rejected, Session, Status, Timer,
 };
 pub use ids::{CompactionId, GroupId, InvalidId, PermissionId, RunId, SessionId, TaskId};
 pub use json::{Json, readable};

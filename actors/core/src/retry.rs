@@ -1,4 +1,5 @@
-//! Which failed attempts are retried, and after which backoff (DQ-8); when a crash loop waits (F8).
+//! Which failed attempts are retried, and after which backoff (DQ-8); when a crash loop waits (F8),
+//! and an agent that wants a login (DQ-13).
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,10 @@ pub(crate) const CRASHES_MAX: u32 = 6;
 /// The wait before the next run of a crash loop, doubled up to [`CRASH_WAIT_MS_MAX`].
 const CRASH_WAIT_MS: u64 = 1_000;
 const CRASH_WAIT_MS_MAX: u64 = 300_000;
+/// The wait before the next start of an agent that wants a login, doubled up to
+/// [`LOGIN_WAIT_MS_MAX`].
+const LOGIN_WAIT_MS: u64 = 60_000;
+const LOGIN_WAIT_MS_MAX: u64 = 300_000;
 
 /// Which failed attempts are retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +60,11 @@ pub(crate) fn crash_wait_ms(crashes: u32) -> Option<u64> {
     Some((CRASH_WAIT_MS << doublings).min(CRASH_WAIT_MS_MAX))
 }
 
+/// Returns the wait before the next start of an agent that wanted a login at its last `starts`.
+pub(crate) fn login_wait_ms(starts: u32) -> u64 {
+    (LOGIN_WAIT_MS << starts.saturating_sub(1).min(16)).min(LOGIN_WAIT_MS_MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +94,13 @@ mod tests {
         for (retry, failure, may) in cases {
             assert_eq!(backoff_ms(retry, failure, 1, 1).is_some(), may, "{retry:?} {failure:?}");
         }
+    }
+
+    /// DQ-13, I12.
+    #[test]
+    fn an_agent_that_wants_a_login_is_started_after_one_to_five_minutes() {
+        let minutes = [1, 2, 3, 4, 100, u32::MAX].map(|starts| login_wait_ms(starts) / 60_000);
+        assert_eq!(minutes, [1, 2, 4, 5, 5, 5]);
     }
 
     /// F8.

@@ -218,7 +218,7 @@ impl ExitReason {
     pub(crate) fn is_crash(self) -> bool {
         match self {
             Self::StartFailed | Self::Exited | Self::Protocol => true,
-            Self::Stopped | Self::ServerRestart | Self::Storage => false,
+            Self::AgentAuth | Self::Stopped | Self::ServerRestart | Self::Storage => false,
         }
     }
 }
@@ -229,6 +229,8 @@ impl ExitReason {
 pub enum ExitReason {
     /// It did not start, or was not ready in time.
     StartFailed,
+    /// It wants a login before it opens a session.
+    AgentAuth,
     /// It ended by itself.
     Exited,
     /// greenroom stopped it.
@@ -247,9 +249,10 @@ impl From<ExitReason> for StopReason {
             ExitReason::Protocol => Self::Protocol,
             ExitReason::ServerRestart => Self::ServerRestart,
             ExitReason::Storage => Self::Storage,
-            ExitReason::StartFailed | ExitReason::Exited | ExitReason::Stopped => {
-                Self::ProcessExited
-            }
+            ExitReason::StartFailed
+            | ExitReason::AgentAuth
+            | ExitReason::Exited
+            | ExitReason::Stopped => Self::ProcessExited,
         }
     }
 }

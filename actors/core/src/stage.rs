@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Deadline, Ending, RunId, Timestamp};
+use crate::{Deadline, Ending, RunId, TaskError, Timestamp};
 
 /// Where a task is between its acceptance and its end.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,10 +48,12 @@ pub struct Start {
 }
 
 /// What is left of the failed attempts of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Retry {
     /// The last START; absent if no agent of the task was ever ready.
     pub start: Option<Start>,
+    /// What the last attempt failed with; absent in a row of an earlier version.
+    pub error: Option<Box<TaskError>>,
 }
 
 /// How and when a task ended.
@@ -181,18 +183,25 @@ impl Stage {
 
     /// Gives a waiting task its slot.
     pub(crate) fn claim(&mut self, at: Timestamp) {
-        match *self {
+        match self {
             Self::Queued => *self = Self::Claimed { at, retry: None },
-            Self::Retrying { retry, .. } => *self = Self::Claimed { at, retry: Some(retry) },
+            Self::Retrying { retry, .. } => {
+                let retry = Some(std::mem::take(retry));
+                *self = Self::Claimed { at, retry };
+            }
             Self::Claimed { .. } | Self::Running { .. } | Self::Ended(_) => {}
         }
     }
 
     /// Takes the slot from a task whose prompt was not sent.
     pub(crate) fn release(&mut self) {
-        match *self {
-            Self::Claimed { retry: None, .. } => *self = Self::Queued,
-            Self::Claimed { retry: Some(retry), .. } => *self = Self::Retrying { retry, due: None },
+        match self {
+            Self::Claimed { retry, .. } => {
+                *self = match retry.take() {
+                    None => Self::Queued,
+                    Some(retry) => Self::Retrying { retry, due: None },
+                };
+            }
             Self::Queued | Self::Running { .. } | Self::Retrying { .. } | Self::Ended(_) => {}
         }
     }
@@ -202,9 +211,19 @@ impl Stage {
         *self = Self::Running { claimed_at: self.claimed_at().unwrap_or(start.at), start };
     }
 
-    /// Ends a failed attempt; the next one is due at `due`.
-    pub(crate) fn retry(&mut self, due: Deadline) {
-        *self = Self::Retrying { retry: Retry { start: self.start() }, due: Some(due) };
+    /// Ends an attempt that failed with `error`; the next one is due at `due`.
+    pub(crate) fn retry(&mut self, error: TaskError, due: Deadline) {
+        let retry = Retry { start: self.start(), error: Some(error.into()) };
+        *self = Self::Retrying { retry, due: Some(due) };
+    }
+
+    /// Returns what is left of the failed attempts of a task that waits for the next one.
+    pub(crate) fn failed_attempts(&self) -> Option<&Retry> {
+        match self {
+            Self::Claimed { retry, .. } => retry.as_ref(),
+            Self::Retrying { retry, .. } => Some(retry),
+            Self::Queued | Self::Running { .. } | Self::Ended(_) => None,
+        }
     }
 
     /// Ends the backoff.
@@ -233,16 +252,21 @@ mod tests {
     /// A claimed task that loses its slot is again what it was, and a START outlives its attempt.
     #[test]
     fn each_stage_goes_where_its_facts_lead() {
-        let (never, sent) = (Retry { start: None }, Retry { start: Some(START) });
+        let failed = || TaskError { code: "agent_error".into(), message: "no".into() };
+        let left = |start| Retry { start, error: Some(Box::new(failed())) };
+        let (never, sent) = (&left(None), &left(Some(START)));
         let due = Deadline::default();
         let (queued, running) = (Stage::Queued, Stage::Running { claimed_at: NOW, start: START });
-        let claimed = |retry| Stage::Claimed { at: NOW, retry };
-        let waits = |retry| Stage::Retrying { retry, due: None };
-        let backs_off = |retry| Stage::Retrying { retry, due: Some(due) };
+        let claimed = |retry: Option<&Retry>| Stage::Claimed { at: NOW, retry: retry.cloned() };
+        let waits = |retry: &Retry| Stage::Retrying { retry: retry.clone(), due: None };
+        let backs_off = |retry: &Retry| Stage::Retrying { retry: retry.clone(), due: Some(due) };
         let claim: fn(&mut Stage) = |stage| stage.claim(NOW);
         let release: fn(&mut Stage) = Stage::release;
         let run: fn(&mut Stage) = |stage| stage.run(START);
-        let retry: fn(&mut Stage) = |stage| stage.retry(Deadline::default());
+        let retry: fn(&mut Stage) = |stage| {
+            let error = TaskError { code: "agent_error".into(), message: "no".into() };
+            stage.retry(error, Deadline::default());
+        };
         let end_backoff: fn(&mut Stage) = Stage::end_backoff;
         let end = ended(EndState::Failed);
         #[rustfmt::skip]
@@ -280,12 +304,12 @@ mod tests {
     #[test]
     fn each_stage_has_a_state_of_the_api() {
         use TaskState as T;
-        let retry = Retry { start: None };
+        let retry = Retry::default();
         #[rustfmt::skip]
         let cases = [
             (Stage::Queued,                                        T::Queued),
             (Stage::Claimed { at: NOW, retry: None },              T::Queued),
-            (Stage::Claimed { at: NOW, retry: Some(retry) },       T::Retrying),
+            (Stage::Claimed { at: NOW, retry: Some(retry.clone()) }, T::Retrying),
             (Stage::Retrying { retry, due: None },                 T::Retrying),
             (Stage::Running { claimed_at: NOW, start: START },     T::Running),
             (ended(EndState::Completed),                           T::Completed),

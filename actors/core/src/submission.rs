@@ -120,7 +120,7 @@ mod tests {
     fn only_a_task_that_ended_without_success_is_retried() {
         use EndState::{Cancelled, Completed, Failed, Interrupted, Skipped};
         let task = || Task::new(ID, Work::Turn { prompt: json("[]") }, Origin::Api);
-        let (at, retry) = (Timestamp::default(), Retry { start: None });
+        let (at, retry) = (Timestamp::default(), Retry::default());
         let start = Start { at, run: RunId(Uuid::nil()), segment: 1, seq: 1 };
         let open = [
             Stage::Queued,

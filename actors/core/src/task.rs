@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Deadline, End, EndFrame, EndState, Ending, Json, Now, Stage, Start, TaskId, TaskState,
-    Timestamp,
+    Deadline, End, EndFrame, EndState, Ending, Json, Now, Stage, Start, TaskError, TaskId,
+    TaskState, Timestamp,
 };
 
 /// A unit of work in a group's queue. Its record stays. A prompt that an agent may have acted on is
@@ -136,6 +136,25 @@ impl Task {
     pub fn push_late_text(&mut self, more: &str) {
         if let Stage::Ended(end) = &mut self.stage {
             end.ending.push_late_text(more);
+        }
+    }
+
+    /// Returns the error of its end; while it is `retrying`, that of its last attempt.
+    pub fn error(&self) -> Option<&TaskError> {
+        let failed = self.stage.failed_attempts().and_then(|retry| retry.error.as_deref());
+        failed.or(self.ending().error.as_ref())
+    }
+
+    /// Forgets the error of its last attempt, which an earlier version did not store.
+    pub fn forget_attempt_error(&mut self) {
+        match &mut self.stage {
+            Stage::Retrying { retry, .. } | Stage::Claimed { retry: Some(retry), .. } => {
+                retry.error = None;
+            }
+            Stage::Queued
+            | Stage::Claimed { retry: None, .. }
+            | Stage::Running { .. }
+            | Stage::Ended(_) => {}
         }
     }
 
@@ -295,6 +314,8 @@ pub enum Blocked {
     Slot,
     /// The agent's launch.
     Agent,
+    /// A person who logs in: the agent wants that.
+    AgentAuth,
     /// Its backoff, or the wait before the next run of a crash loop.
     Backoff,
     /// A caller who resumes the paused group.
@@ -321,7 +342,7 @@ impl Blocked {
     /// Returns what the later tasks of the queue wait for, if the next one waits for this.
     fn for_later_tasks(self) -> Self {
         match self {
-            Self::Held | Self::Paused | Self::Storage => self,
+            Self::AgentAuth | Self::Held | Self::Paused | Self::Storage => self,
             Self::Turn | Self::Slot | Self::Agent | Self::Backoff | Self::Lock => Self::Turn,
         }
     }
@@ -362,7 +383,7 @@ mod tests {
     #[test]
     fn what_is_in_no_fact_is_set_where_a_stage_has_it() {
         let (due, tokens) = (Deadline { ms: 7, ..Deadline::default() }, Json::write(&[1]).unwrap());
-        let (at, retry) = (Timestamp::default(), crate::Retry { start: None });
+        let (at, retry) = (Timestamp::default(), crate::Retry::default());
         let start = Start { at, run: crate::RunId(uuid::Uuid::nil()), segment: 1, seq: 1 };
         let ended = |ending| {
             let state = EndState::Completed;
@@ -375,15 +396,20 @@ mod tests {
             }))
         };
         let reported = Ending { tokens: Some(tokens.clone()), ..Ending::default() };
-        let (claimed, running) =
-            (Stage::Claimed { at, retry: Some(retry) }, Stage::Running { claimed_at: at, start });
+        let (claimed, running) = (
+            Stage::Claimed { at, retry: Some(retry.clone()) },
+            Stage::Running { claimed_at: at, start },
+        );
         let work = Work::Turn { prompt: Json::write(&[(); 0]).unwrap() };
         let task = Task::new(TaskId(uuid::Uuid::nil()), work, Origin::Api);
         for (stage, expected) in [
             (Stage::Queued, Stage::Queued),
             (claimed.clone(), claimed),
             (running.clone(), running),
-            (Stage::Retrying { retry, due: None }, Stage::Retrying { retry, due: Some(due) }),
+            (
+                Stage::Retrying { retry: retry.clone(), due: None },
+                Stage::Retrying { retry, due: Some(due) },
+            ),
             (ended(Ending::default()), ended(reported)),
         ] {
             let mut set = Task { stage, ..task.clone() };
@@ -403,6 +429,7 @@ mod tests {
             (1, false, Some(Blocked::Agent),  Some(Blocked::Turn)),
             (1, false, Some(Blocked::Paused), Some(Blocked::Paused)),
             (9, false, Some(Blocked::Held),   Some(Blocked::Held)),
+            (9, false, Some(Blocked::AgentAuth), Some(Blocked::AgentAuth)),
             (1, false, None,                  None),
         ];
         for (place, is_claimed, next, expected) in cases {

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use super::{
     bounds::{ERROR_BYTES_MAX, append_bounded, truncate},
+    cause::redacted,
     fields::{Fields, elements, fields, lossy_text, object, text, value},
     hermes_meta, key,
 };
@@ -153,6 +154,7 @@ fn call(name: &str, update: CallUpdate<'_>) -> Option<CompactionReport> {
     };
     let failed = update.content.filter(|_| kind == SignalKind::Failed);
     let error = failed.and_then(|raw| blocks_text(raw, ERROR_BYTES_MAX));
+    let error = error.map(|text| redacted(&text).into_owned());
     Some(CompactionReport::Call { id: update.tool_call_id.and_then(key)?, compacts, kind, error })
 }
 
@@ -189,7 +191,7 @@ fn nested<'a, T: Fields<'a>>(params: &'a RawValue) -> Option<T> {
 
 fn error(raw: &RawValue) -> Option<String> {
     let error = lossy_text(raw).map_or_else(|| raw.get().to_owned(), |text| text.into_owned());
-    (!error.is_empty()).then(|| truncate(error, ERROR_BYTES_MAX))
+    (!error.is_empty()).then(|| truncate(redacted(&error).into_owned(), ERROR_BYTES_MAX))
 }
 
 /// Returns the text of content blocks, joined by line feeds; `None` if there is no text.
@@ -255,6 +257,7 @@ mod tests {
             ("odd summary",       r#""compactionId":"c","status":"completed","summary":{"text":7}"#,     Completed, details()),
             ("odd blocks",        r#""compactionId":"c","status":"completed","summary":[1,["x"],{"text":"a"}]"#, Completed, summary("a")),
             ("failed",            r#""compactionId":"c","status":"failed","error":"no \"tokens\"""#,     Failed,    error("no \"tokens\"")),
+            ("failed, with a key", r#""compactionId":"c","status":"failed","error":"bad key sk-proj-abcDEF123456""#, Failed, error("bad key [redacted]")),
             ("failed, an object", r#""compactionId":"c","status":"failed","error":{"code":1}"#,          Failed,    error(r#"{"code":1}"#)),
             ("cancelled",         r#""compactionId":"c","status":"cancelled""#,                          Cancelled, details()),
             ("a later status",    r#""compactionId":"c","status":"_paused""#,                            Noted,     details()),

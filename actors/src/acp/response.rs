@@ -49,7 +49,8 @@ pub(super) fn unaddressed(raw: &RawValue) -> Option<RpcError> {
         return None;
     }
     let message = format!("{}, in an answer without an id", rpc_error(raw));
-    Some(RpcError { code: None, message: truncate(message, ERROR_BYTES_MAX) })
+    let message = truncate(message, ERROR_BYTES_MAX);
+    Some(RpcError { code: None, kind: ErrorKind::Passing, message })
 }
 
 fn rpc_error(raw: &RawValue) -> RpcError {

@@ -7,7 +7,7 @@
 use std::{ffi::OsStr, path::PathBuf, sync::Arc, time::Instant};
 
 use actix::{Actor, Context, Handler, Recipient};
-use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId, Stop};
+use greenroom_core::{ErrorKind, Event, Exit, ExitReason, GroupId, RunId, Stop};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,10 +21,6 @@ use crate::{
     profile::Profile,
 };
 
-/// ACP's code for "a login is needed".
-const AUTH_REQUIRED: i64 = -32000;
-/// HTTP's codes for the same, which agents pass on.
-const AUTH_STATUSES: [i64; 2] = [401, 403];
 /// How many of the last lines on stderr are shown.
 const STDERR_LINES: usize = 5;
 
@@ -171,7 +167,7 @@ async fn follow(
 /// Returns why a run that ended before it was ready did so.
 fn problem(exit: &Exit, refusal: Option<(&'static str, RpcError)>) -> Problem {
     let kind = match &refusal {
-        Some((_, error)) if needs_login(error) => ProblemKind::AuthRequired,
+        Some((_, error)) if error.kind == ErrorKind::Auth => ProblemKind::AuthRequired,
         Some(_) => ProblemKind::Refused,
         None if exit.detail.starts_with(NOT_READY) => ProblemKind::Timeout,
         None if exit.pid.is_none() => ProblemKind::CannotStart,
@@ -179,11 +175,6 @@ fn problem(exit: &Exit, refusal: Option<(&'static str, RpcError)>) -> Problem {
         None => ProblemKind::Protocol,
     };
     Problem { kind, message: exit.detail.clone() }
-}
-
-/// Whether an error says that the agent wants a login.
-fn needs_login(error: &RpcError) -> bool {
-    error.code.is_some_and(|code| code == AUTH_REQUIRED || AUTH_STATUSES.contains(&code))
 }
 
 /// Stands for the group of the run.

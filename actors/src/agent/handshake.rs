@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use greenroom_core::{Continuity, PromptCapabilities, SessionId};
+use greenroom_core::{Continuity, ErrorKind, PromptCapabilities, SessionId};
 
 use crate::acp;
 
@@ -42,6 +42,8 @@ pub enum Next {
     Ready(SessionId, Continuity),
     /// The agent cannot be used.
     Fail(String),
+    /// The agent wants a login first.
+    WantLogin(String),
 }
 
 impl Handshake {
@@ -127,10 +129,15 @@ impl Handshake {
                 }
                 Err(why) => Next::Fail(why),
             },
-            (Request::Initialize, Err(err)) => Next::Fail(format!("it refused initialize: {err}")),
+            (Request::Initialize, Err(err)) => refused("initialize", &err),
             (Request::Authenticate, Ok(_)) => self.request_session(),
-            (Request::Authenticate, Err(err)) => {
-                Next::Fail(format!("it refused authenticate: {err}"))
+            (Request::Authenticate, Err(err)) => refused("authenticate", &err),
+            // The session is not lost: the agent did not look for it.
+            (Request::Resume, Err(err)) if err.kind == ErrorKind::Auth => {
+                refused("session/resume", &err)
+            }
+            (Request::Load, Err(err)) if err.kind == ErrorKind::Auth => {
+                refused("session/load", &err)
             }
             (pending @ (Request::Resume | Request::Load), outcome) => {
                 self.on_restored(pending, outcome)
@@ -140,7 +147,7 @@ impl Handshake {
                 Ok(session) => Next::Ready(session, Continuity::New),
                 Err(why) => Next::Fail(why),
             },
-            (Request::New, Err(err)) => Next::Fail(format!("it refused session/new: {err}")),
+            (Request::New, Err(err)) => refused("session/new", &err),
         })
     }
 
@@ -185,11 +192,18 @@ impl Handshake {
     }
 }
 
+/// Returns what follows from the refusal of a request without which there is no session.
+fn refused(method: &str, err: &acp::RpcError) -> Next {
+    let why = format!("it refused {method}: {err}");
+    match err.kind {
+        ErrorKind::Auth => Next::WantLogin(why),
+        ErrorKind::Passing | ErrorKind::Lasting => Next::Fail(why),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use greenroom_core::ErrorKind;
-
     use super::*;
 
     const RESUMES: &str = r#"{"protocolVersion":1,"agentCapabilities":{"loadSession":true,"sessionCapabilities":{"resume":{}}}}"#;
@@ -208,9 +222,10 @@ mod tests {
         let mut asked = vec![method(&first)];
         for (id, answer) in (1..).zip(answers) {
             assert_eq!(handshake.on_response(99, Ok("{}")), None, "a response to another request");
+            let kind = |code| if code == -32000 { ErrorKind::Auth } else { ErrorKind::Passing };
             let error = |code: &i64| acp::RpcError {
                 code: Some(*code),
-                kind: ErrorKind::Passing,
+                kind: kind(*code),
                 message: "no".into(),
             };
             match handshake.on_response(id, answer.as_ref().copied().map_err(error)).unwrap() {
@@ -272,11 +287,28 @@ mod tests {
         for (answers, why) in [
             (&[Ok(r#"{"protocolVersion":7}"#)][..], "ACP version 7"),
             (&[Ok("[]")], "no ACP agent"),
-            (&[Err(-32000)], "refused initialize"),
-            (&[Ok(NEITHER), Err(-32000)], "refused session/new"),
+            (&[Err(-32603)], "refused initialize"),
+            (&[Ok(NEITHER), Err(-32603)], "refused session/new"),
         ] {
             let (_, end) = play(None, answers);
             assert!(matches!(&end, Next::Fail(text) if text.contains(why)), "{end:?}");
+        }
+    }
+
+    /// DQ-13: whichever request the agent refuses, a session to restore is not given up.
+    #[test]
+    fn an_agent_that_wants_a_login_gets_no_further_request() {
+        #[rustfmt::skip]
+        let cases: [(Option<&str>, &[Result<&str, i64>], &str); 5] = [
+            (None,      &[Err(-32000)],                                "refused initialize"),
+            (None,      &[Ok(NEITHER), Err(-32000)],                   "refused session/new"),
+            (Some("s"), &[Ok(LOADS), Err(-32000)],                     "refused session/load"),
+            (Some("s"), &[Ok(RESUMES), Err(-32000)],                   "refused session/resume"),
+            (Some("s"), &[Ok(RESUMES), Err(-32603), Err(-32000)],      "refused session/load"),
+        ];
+        for (session, answers, why) in cases {
+            let (_, end) = play(session, answers);
+            assert!(matches!(&end, Next::WantLogin(text) if text.contains(why)), "{end:?}");
         }
     }
 }

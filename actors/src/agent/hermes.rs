@@ -6,7 +6,10 @@ use greenroom_core::{
     StopReason,
 };
 
-use crate::acp::bounds::{ERROR_BYTES_MAX, append_bounded, bounded_id, truncate};
+use crate::acp::{
+    bounds::{ERROR_BYTES_MAX, append_bounded, bounded_id, truncate},
+    redacted,
+};
 
 /// Log lines begin with time, level and logger in a form that users configure. A prefix that is
 /// longer, or has more plain words than this, is a sentence, and the text after it may be quoted
@@ -121,7 +124,7 @@ fn signal(kind: SignalKind, lineage: Lineage, details: Details) -> CompactionSig
 }
 
 fn failure(kind: SignalKind, error: &str) -> CompactionSignal {
-    let error = truncate(error.trim().to_owned(), ERROR_BYTES_MAX);
+    let error = truncate(redacted(error.trim()).into_owned(), ERROR_BYTES_MAX);
     let error = (!error.is_empty()).then_some(error);
     signal(kind, Lineage::default(), Details { error, ..Details::default() })
 }

@@ -76,6 +76,14 @@ pub fn log_fact(group: &GroupId, fact: &Fact, at: Timestamp) {
             target: "greenroom::run", group:%, runs, wait_ms;
             "agent fails repeatedly; the next run waits"
         ),
+        Fact::AgentAuthRequired { agent, starts, error, wait_ms, .. } => log::warn!(
+            target: "greenroom::run", group:%, agent, starts, error, wait_ms,
+            remedy:% = format_args!(
+                "log in to the agent of profile \"{agent}\" as the server's user and with the \
+                 profile's environment, then: greenroom resume {group}"
+            );
+            "agent_auth: the agent wants a login; the queue waits"
+        ),
         Fact::PermissionOpened(permission) => log::info!(
             target: "greenroom::permission",
             group:%, permission:% = permission.permission, task:% = or_none(permission.task),

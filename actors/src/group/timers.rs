@@ -19,8 +19,10 @@ impl Group {
         let deadlines =
             self.log.core.timers(&self.shared.defaults.limits, now).map(|(timer, ms)| {
                 // These were promised in real time, which counts a freeze.
-                let is_promised =
-                    matches!(timer, Timer::Launch(_) | Timer::Backoff(..) | Timer::Queued(_));
+                let is_promised = matches!(
+                    timer,
+                    Timer::Launch(_) | Timer::Login(_) | Timer::Backoff(..) | Timer::Queued(_)
+                );
                 let known = self.deadlines.iter().find(|(same, _)| *same == timer && !is_promised);
                 known.copied().unwrap_or_else(|| (timer, awake::now() + Duration::from_millis(ms)))
             });

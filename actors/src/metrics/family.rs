@@ -90,7 +90,7 @@ label_values!(
     ExitReason,
     "reason",
     wire_name,
-    [StartFailed, Exited, Stopped, Protocol, ServerRestart, Storage]
+    [StartFailed, AgentAuth, Exited, Stopped, Protocol, ServerRestart, Storage]
 );
 label_values!(
     Status,
@@ -102,7 +102,7 @@ label_values!(
     Blocked,
     "blocked_by",
     wire_name,
-    [Turn, Slot, Agent, Backoff, Paused, Held, Lock, Storage]
+    [Turn, Slot, Agent, AgentAuth, Backoff, Paused, Held, Lock, Storage]
 );
 label_values!(
     Fault,

@@ -258,7 +258,7 @@ fn rebuilt(
     facts: Option<GroupCommit>,
 ) -> Rebuilt {
     let mut summary = GroupSummary::of(id.clone(), &replay.group);
-    summary.state.crash_loop.launch_due = rows.launch_due;
+    summary.state.crash_loop.launch_wait = rows.launch_wait;
     if let (Some(session), Some(provenance)) = (&mut summary.state.session, &rows.provenance) {
         session.provenance = Some(provenance.clone());
     }

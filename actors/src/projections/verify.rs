@@ -199,7 +199,7 @@ impl LogReplay {
     fn compare_group(&mut self, summary: &GroupSummary) {
         let mut state = self.group.state().clone();
         // The next run's backoff is in no frame, nor its end.
-        state.crash_loop.launch_due = summary.state.crash_loop.launch_due;
+        state.crash_loop.launch_wait = summary.state.crash_loop.launch_wait;
         if let Some(session) = &mut state.session {
             session.provenance = summary.state.provenance().cloned();
         }
@@ -214,7 +214,7 @@ impl LogReplay {
             task.kind() == TaskKind::Compaction || task.state() == TaskState::Retrying
         };
         let waits =
-            self.group.waiting().any(waits) || self.group.state().crash_loop.launch_due.is_some();
+            self.group.waiting().any(waits) || self.group.state().crash_loop.launch_wait.is_some();
         if !waits {
             self.same("blocked_by", self.group.blocked_by(), summary.blocked_by);
         }
@@ -237,6 +237,9 @@ impl LogReplay {
             // The time of acceptance and the reported tokens are in no frame of their own.
             task.created_at = stored.created_at;
             task.set_unlogged(stored.retry_at(), stored.ending().tokens.clone());
+            if stored.error().is_none() {
+                task.forget_attempt_error();
+            }
             let differences = self.differences.len();
             self.same(&format!("task {id}"), task, stored);
             if differences == self.differences.len() && contradictory.contains(&id) {

@@ -5,7 +5,7 @@
 use greenroom_core::{
     AgentOutput, Compaction, Continuity, Deadline, EndReason, Exit, Fact, Json, Permission,
     PermissionId, PermissionState, Provenance, Recorded, RunId, SessionId, Settings, Strategy,
-    Task, TaskId, Timestamp,
+    Task, TaskError, TaskId, Timestamp,
 };
 
 use super::{GroupCommit, KeyUse, SegmentRecord, TurnRow};
@@ -67,6 +67,8 @@ pub enum RowChange<'a> {
         task: TaskId,
         /// The failed attempt's number.
         attempt: u32,
+        /// What it failed with.
+        error: &'a TaskError,
         /// The backoff's end.
         due: &'a Deadline,
     },
@@ -272,8 +274,8 @@ fn row_change(fact: &Fact, seq: u64, at: Timestamp) -> Option<RowChange<'_>> {
         Fact::TurnStarted { task, prompt, strategy: Some(strategy) } => {
             RowChange::ChangeCompactionTask { task: *task, prompt, strategy: *strategy }
         }
-        Fact::TaskRetrying { task, attempt, due, .. } => {
-            RowChange::ScheduleRetry { task: *task, attempt: *attempt, due }
+        Fact::TaskRetrying { task, attempt, error, due, .. } => {
+            RowChange::ScheduleRetry { task: *task, attempt: *attempt, error, due }
         }
         Fact::BackoffEnded { task } => RowChange::EndBackoff(*task),
         Fact::TaskEnded { record, .. } => RowChange::EndTask(record),
@@ -317,6 +319,7 @@ fn row_change(fact: &Fact, seq: u64, at: Timestamp) -> Option<RowChange<'_>> {
         | Fact::GroupResumed {}
         | Fact::GroupHeld { .. }
         | Fact::AgentDegraded { .. }
+        | Fact::AgentAuthRequired { .. }
         | Fact::LaunchAllowed {}
         | Fact::TurnStarted { strategy: None, .. }
         | Fact::CancelSent { .. }
@@ -326,6 +329,7 @@ fn row_change(fact: &Fact, seq: u64, at: Timestamp) -> Option<RowChange<'_>> {
         | Fact::AgentOutputRejected { .. }
         | Fact::RequestRefused { .. }
         | Fact::TurnCut { .. }
+        | Fact::PromptAnswered(_)
         | Fact::TurnSettled { .. }
         | Fact::RunStopping { .. }
         | Fact::SummaryGiven { .. }

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use greenroom_core::{
-    Compaction, CompactionId, Deadline, Json, Provenance, Strategy, Task, TaskId, Timestamp,
+    Compaction, CompactionId, Deadline, Json, LaunchWait, Provenance, Strategy, Task, TaskId,
+    Timestamp,
 };
 
 use super::{GroupCommit, PermissionRecord, RunRecord, SegmentRecord};
@@ -21,8 +22,8 @@ pub struct Salvage {
     pub segments: BTreeMap<u32, Provenance>,
     /// The last frame by the group's own row; 0 if that is unreadable.
     pub last_seq: u64,
-    /// Until when the next run waits.
-    pub launch_due: Option<Deadline>,
+    /// What the next run waits for.
+    pub launch_wait: Option<LaunchWait>,
     /// Which of hermes' sessions is in force.
     pub provenance: Option<Provenance>,
 }

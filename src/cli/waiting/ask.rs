@@ -108,10 +108,11 @@ impl<'a> Round<'a> {
                 let is_full = resident["waiting"].as_u64().is_some_and(|waiting| waiting > 0);
                 Reason::Agent { full: resident["cap"].as_u64().filter(|_| is_full) }
             }
+            Blocked::AgentAuth => self.login(group),
             Blocked::Backoff => self.backoff(group, task),
             Blocked::Paused => Reason::Paused { group },
             Blocked::Held => {
-                let frame = self.newest_frame(&group, "greenroom/group_held", "");
+                let frame = self.newest_frame(&group, "greenroom/group_held");
                 let why = serde_json::from_value(frame["payload"]["reason"].clone()).ok();
                 Reason::Held { group, why }
             }
@@ -135,21 +136,26 @@ impl<'a> Round<'a> {
             }
         };
         if let Some(until) = task["retry_at"].as_str().and_then(clock::read_rfc3339) {
-            let of_task = format!("&task={}", encode(&text(&task["id"])));
-            let frame = self.newest_frame(&group, "greenroom/task_retrying", &of_task);
-            let error = &frame["payload"]["error"];
+            let error = &task["error"];
             let error = error["code"].as_str().map(|code| {
                 shown(&format!("{code}: {}", error["message"].as_str().unwrap_or_default()))
             });
             return Reason::Backoff { group, until: Some(until), error, degraded: false };
         }
-        let frame = self.newest_frame(&group, "greenroom/agent_degraded", "");
-        let wait = frame["payload"]["wait_ms"].as_i64();
-        let at = frame["at"].as_str().and_then(clock::read_rfc3339);
-        let until = at.zip(wait).map(|(at, wait)| Timestamp(at.0.saturating_add(wait)));
+        let frame = self.newest_frame(&group, "greenroom/agent_degraded");
+        let until = waited_until(&frame);
         let run = self.first(&format!("/v1/groups/{}/runs?limit=1", encode(&group)));
         let error = run["detail"].as_str().filter(|detail| !detail.is_empty()).map(shown);
         Reason::Backoff { group, until, error, degraded: true }
+    }
+
+    /// The group waits until a person has logged in to its agent.
+    fn login(&self, group: String) -> Reason {
+        let frame = self.newest_frame(&group, "greenroom/agent_auth_required");
+        let payload = &frame["payload"];
+        let until = waited_until(&frame);
+        let (agent, error) = (payload["agent"].as_str(), payload["error"].as_str());
+        Reason::Login { group, agent: agent.map(shown), until, error: error.map(shown) }
     }
 
     /// Returns the holder of the session's lock.
@@ -178,9 +184,9 @@ impl<'a> Round<'a> {
         self.get("/v1/status").unwrap_or_default()
     }
 
-    fn newest_frame(&self, group: &str, kind: &str, filter: &str) -> Value {
+    fn newest_frame(&self, group: &str, kind: &str) -> Value {
         let group = encode(group);
-        self.first(&format!("/v1/groups/{group}/frames?kind={kind}{filter}&order=desc&limit=1"))
+        self.first(&format!("/v1/groups/{group}/frames?kind={kind}&order=desc&limit=1"))
     }
 
     /// Returns the first item of a list, or null.
@@ -192,6 +198,13 @@ impl<'a> Round<'a> {
         self.requests.set(self.requests.get() + 1);
         self.client.get(path)
     }
+}
+
+/// Returns the end of the wait that a frame reports.
+fn waited_until(frame: &Value) -> Option<Timestamp> {
+    let wait_ms = frame["payload"]["wait_ms"].as_i64()?;
+    let at = frame["at"].as_str().and_then(clock::read_rfc3339)?;
+    Some(Timestamp(at.0.saturating_add(wait_ms)))
 }
 
 /// Whether a task of the group has started and not ended.
@@ -257,11 +270,12 @@ mod tests {
             "storage": { "cause": "disk_full" } });
         let held = json!([{ "payload": { "reason": "interrupted_twice" } }]);
         let retrying = json!({ "state": "retrying", "blocked_by": "backoff",
-            "retry_at": "1970-01-01T00:00:20.000Z" });
-        let failed =
-            json!([{ "payload": { "error": { "code": "agent_error", "message": "no" } } }]);
+            "retry_at": "1970-01-01T00:00:20.000Z",
+            "error": { "code": "agent_error", "message": "no" } });
         let degraded =
             json!([{ "at": "1970-01-01T00:00:01.000Z", "payload": { "wait_ms": 8000 } }]);
+        let login = json!([{ "at": "1970-01-01T00:00:01.000Z",
+            "payload": { "agent": "gemini", "wait_ms": 60_000, "error": "no key" } }]);
         let lock = json!({ "holder": "nightly\u{1b}[2J", "expires_at": "T" });
         let backoff = |seconds: i64, error: &str, degraded| Reason::Backoff {
             group: "work".into(),
@@ -281,11 +295,13 @@ mod tests {
             (vec![queued("storage"), status], Some(Reason::Storage { cause: Some("disk_full".into()) })),
             (vec![queued("held"), items(held)], Some(Reason::Held { group: work(), why: Some(greenroom_core::HoldReason::InterruptedTwice) })),
             (vec![queued("held"), Value::Null], Some(Reason::Held { group: work(), why: None })),
-            (vec![retrying, items(failed)], Some(backoff(20, "agent_error: no", false))),
+            (vec![retrying], Some(backoff(20, "agent_error: no", false))),
             (vec![queued("backoff"), items(degraded), items(json!([{ "detail": "exit 1" }]))], Some(backoff(9, "exit 1", true))),
             (vec![queued("lock"), json!({ "session_id": "s/1" }), lock], Some(Reason::Lock { held: Some("nightly[2J".into()) })),
             (vec![queued("lock"), json!({ "session_id": "s/1" }), Value::Null], Some(Reason::Lock { held: None })),
-            (vec![queued("agent_auth")], Some(Reason::Other("agent_auth".into()))),
+            (vec![queued("agent_auth"), items(login)], Some(Reason::Login { group: work(), agent: Some("gemini".into()), until: Some(Timestamp(61_000)), error: Some("no key".into()) })),
+            (vec![queued("agent_auth"), Value::Null], Some(Reason::Login { group: work(), agent: None, until: None, error: None })),
+            (vec![queued("agent_moon")], Some(Reason::Other("agent_moon".into()))),
             (vec![json!({ "state": "running", "blocked_by": null }), items(json!([]))], Some(Reason::Works)),
         ];
         for (answers, expected) in cases {
@@ -367,6 +383,6 @@ mod tests {
         let until = Some(Timestamp(20_000));
         let (work, error) = ("work".to_owned(), None);
         let expected = Reason::Backoff { group: work, until, error, degraded: false };
-        assert_eq!(of_group(&[backoff, next, Value::Null]), Some(expected));
+        assert_eq!(of_group(&[backoff, next]), Some(expected));
     }
 }

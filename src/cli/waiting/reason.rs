@@ -38,6 +38,16 @@ pub enum Reason {
         /// Whether the group's agent failed repeatedly, so that `resume` ends the wait.
         degraded: bool,
     },
+    /// The agent wants a login.
+    Login {
+        group: String,
+        /// The launch profile.
+        agent: Option<String>,
+        /// When the agent is started again by itself.
+        until: Option<Timestamp>,
+        /// What the agent answered.
+        error: Option<String>,
+    },
     Paused {
         group: String,
     },
@@ -126,6 +136,9 @@ impl Reason {
             Self::Backoff { group, until, error, degraded } => {
                 backoff(program, now, group, *until, error.as_deref(), *degraded)
             }
+            Self::Login { group, agent, until, error } => {
+                login(program, now, group, agent.as_deref(), *until, error.as_deref())
+            }
             Self::Paused { group } => {
                 format!("group \"{group}\" is paused; resume it with: {program} resume {group}")
             }
@@ -177,6 +190,30 @@ fn backoff(
     text
 }
 
+/// Describes which login an agent wants, and what to do after it.
+fn login(
+    program: &str,
+    now: Timestamp,
+    group: &str,
+    agent: Option<&str>,
+    until: Option<Timestamp>,
+    error: Option<&str>,
+) -> String {
+    let agent = agent.map(|agent| format!(" of profile \"{agent}\"")).unwrap_or_default();
+    let error = error.map(|error| format!(" ({error})")).unwrap_or_default();
+    let next = match until.map(|until| until.0.saturating_sub(now.0)).filter(|left| *left > 0) {
+        Some(left) => {
+            let left = Duration::from_millis(left.unsigned_abs().next_multiple_of(1000));
+            format!("; next start in {}", span(left))
+        }
+        None => String::new(),
+    };
+    format!(
+        "the agent{agent} wants a login{error}{next}; log in to it on the server, then start it \
+         with: {program} resume {group}"
+    )
+}
+
 /// Describes why a group is held.
 fn hold(why: Option<HoldReason>) -> &'static str {
     match why {
@@ -215,10 +252,11 @@ mod tests {
 
     use super::*;
 
-    const WORDS: [(&str, Blocked); 8] = [
+    const WORDS: [(&str, Blocked); 9] = [
         ("turn", Blocked::Turn),
         ("slot", Blocked::Slot),
         ("agent", Blocked::Agent),
+        ("agent_auth", Blocked::AgentAuth),
         ("backoff", Blocked::Backoff),
         ("paused", Blocked::Paused),
         ("held", Blocked::Held),
@@ -232,8 +270,8 @@ mod tests {
             assert_eq!(BlockedBy::read(&json!(word)), Some(BlockedBy::Known(blocked)), "{word}");
         }
         assert_eq!(BlockedBy::read(&json!(null)), None);
-        let newer = Some(BlockedBy::Unknown("agent_auth".into()));
-        assert_eq!(BlockedBy::read(&json!("agent_auth")), newer, "a newer server's word");
+        let newer = Some(BlockedBy::Unknown("agent_moon".into()));
+        assert_eq!(BlockedBy::read(&json!("agent_moon")), newer, "a newer server's word");
     }
 
     #[test]
@@ -248,6 +286,12 @@ mod tests {
             until: until.map(Timestamp),
             error: error.map(str::to_owned),
             degraded,
+        };
+        let login = |agent: Option<&str>, until: Option<i64>, error: Option<&str>| Reason::Login {
+            group: work(),
+            agent: agent.map(str::to_owned),
+            until: until.map(Timestamp),
+            error: error.map(str::to_owned),
         };
         let held = |why| Reason::Held { group: work(), why };
         let asks = |title: Option<&str>, options: &[&str]| Reason::Permission {
@@ -287,7 +331,9 @@ mod tests {
             (asks(Some("Edit /etc/hosts"), &["yes", "no"]), r#"the agent asks for permission prm_1: "Edit /etc/hosts"; answer with: gr permissions answer prm_1 OPTION (OPTION is one of: yes, no)"#),
             (asks(None, &[]), "the agent asks for permission prm_1; cancel it with: gr permissions cancel prm_1"),
             (Reason::Works, "the agent is at work"),
-            (Reason::Other("agent_auth".into()), "agent_auth"),
+            (login(Some("gemini"), Some(61_000), Some("no key")), r#"the agent of profile "gemini" wants a login (no key); next start in 1 min 1 s; log in to it on the server, then start it with: gr resume work"#),
+            (login(None, Some(0), None), "the agent wants a login; log in to it on the server, then start it with: gr resume work"),
+            (Reason::Other("agent_moon".into()), "agent_moon"),
         ];
         for (reason, text) in cases {
             assert_eq!(reason.text("gr", Timestamp(0)), text);

@@ -80,11 +80,12 @@ impl Transition<'_> {
         Ok(())
     }
 
-    /// Ends pause, hold and crash loop, if there are any.
+    /// Ends pause, hold, crash loop and the wait for a login, if there are any.
     pub(super) fn resume_work(&mut self) {
         let state = &self.group.state;
         let is_suspended = state.paused || state.hold.reason.is_some();
-        if is_suspended || state.crash_loop.crashes > 0 || state.hold.interruptions > 0 {
+        let launch_waits = state.crash_loop != CrashLoop::default();
+        if is_suspended || launch_waits || state.hold.interruptions > 0 {
             self.record(Fact::GroupResumed {});
         }
     }
@@ -133,7 +134,7 @@ impl Group {
         self.release_hold();
     }
 
-    /// Ends the crash loop: the next run need not wait.
+    /// Ends the crash loop and the wait for a login: the next run need not wait.
     pub(super) fn clear_launch_backoff(&mut self) {
         self.state.crash_loop = CrashLoop::default();
     }

@@ -83,7 +83,9 @@ impl<'a> Transition<'a> {
             Event::PermissionAnswered { permission, choice, by } => {
                 self.permission_answered(permission, choice, by)?;
             }
-            Event::PromptAnswered { run, id, reply } => self.prompt_answered(run, id, reply),
+            Event::PromptAnswered { run, id, reply, response } => {
+                self.prompt_answered(run, id, reply, response);
+            }
             Event::AgentClosed(run) => self.agent_closed(run),
             Event::AgentExited { run, exit } => self.agent_exited(run, exit),
             Event::TimerFired(timer) => self.timer_fired(timer),

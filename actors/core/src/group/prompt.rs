@@ -100,13 +100,23 @@ impl Transition<'_> {
         }
     }
 
-    /// Settles the attempt by the agent's reply, or continues a rotation. Stops a wedged agent.
-    pub(super) fn prompt_answered(&mut self, run: RunId, id: u64, reply: PromptReply) {
+    /// Records the agent's response, and settles the attempt by it or continues a rotation. Stops a
+    /// wedged agent.
+    pub(super) fn prompt_answered(
+        &mut self,
+        run: RunId,
+        id: u64,
+        reply: PromptReply,
+        response: Option<Json>,
+    ) {
         let Some(attempt) = self.group.attempt() else { return };
         if attempt.run != run || attempt.prompt_id != id || attempt.opening.is_some() {
             return;
         }
         let wedged_sign = self.wedged_sign(attempt, &reply);
+        if let Some(response) = response {
+            self.record(Fact::PromptAnswered(response));
+        }
         self.follow_agent(&reply);
         if let Some(sign) = wedged_sign {
             self.record(Fact::AgentWedged { run, sign: sign.into() });

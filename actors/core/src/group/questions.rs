@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Current, Group, lock::LockState};
+use super::{Current, Group, LaunchWait, lock::LockState};
 use crate::{
     Attempt, Blocked, Compaction, GroupState, Json, Permission, RefusedBlock, Run, RunId, RunPhase,
     RunProgress, SessionId, Stage, Strategy, Task, TaskId, TaskKind, TaskState, pool::Activity,
@@ -162,10 +162,11 @@ impl Group {
     }
 
     /// Whether `task` waits for its retry, or for the next launch. A retried task has its own
-    /// backoff only.
+    /// backoff only, unless the agent wants a login.
     pub(super) fn backs_off(&self, task: &Task) -> bool {
-        let launches = self.run.is_none() && task.state() != TaskState::Retrying;
-        task.retry_at().is_some() || (launches && self.state.crash_loop.launch_due.is_some())
+        let is_retrying = task.state() == TaskState::Retrying;
+        let waits = |wait: LaunchWait| self.run.is_none() && (wait.logins > 0 || !is_retrying);
+        task.retry_at().is_some() || self.state.crash_loop.waits().is_some_and(waits)
     }
 
     /// Returns the unanswered permissions, the oldest first.
@@ -250,6 +251,7 @@ impl Group {
             Some(_) => Blocked::Turn,
             None if self.state.hold.reason.is_some() => Blocked::Held,
             None if self.state.paused => Blocked::Paused,
+            None if self.state.crash_loop.wants_login() => Blocked::AgentAuth,
             None if self.backs_off(next) => Blocked::Backoff,
             None if self.needs_lock(next) => Blocked::Lock,
             None => Blocked::Slot,

@@ -2,7 +2,7 @@
 //!
 //! Each change is in the file of its noun, beside the decision that records the fact.
 
-use super::{Existence, Group, lock::LockState};
+use super::{Existence, Group, LaunchWait, lock::LockState};
 use crate::{Fact, MessageOwners, Place, Recorded, RunPhase, Timestamp};
 
 impl Group {
@@ -53,8 +53,8 @@ impl Group {
             Fact::TaskStarted { task, attempt, run } => {
                 self.apply_started(*task, *attempt, *run, (place, at));
             }
-            Fact::TaskRetrying { task, attempt, due, .. } => {
-                self.apply_retrying(*task, *attempt, *due);
+            Fact::TaskRetrying { task, attempt, error, due, .. } => {
+                self.apply_retrying(*task, *attempt, error, *due);
             }
             Fact::BackoffEnded { task } => self.apply_backoff_ended(*task),
             Fact::TaskEnded { task, kind, state, stop_reason, .. } => {
@@ -88,8 +88,14 @@ impl Group {
             }
             Fact::RunStopping { .. } => self.set_phase(RunPhase::Stopping),
             Fact::RunExited { exit, .. } => self.apply_run_exited(exit),
-            Fact::AgentDegraded { due, .. } => self.state.crash_loop.launch_due = Some(*due),
-            Fact::LaunchAllowed {} => self.state.crash_loop.launch_due = None,
+            Fact::AgentDegraded { due, .. } => {
+                self.state.crash_loop.launch_wait = Some((*due).into());
+            }
+            Fact::AgentAuthRequired { starts, due, .. } => {
+                let wait = LaunchWait { logins: *starts, ..(*due).into() };
+                self.state.crash_loop.launch_wait = Some(wait);
+            }
+            Fact::LaunchAllowed {} => self.state.crash_loop.end_wait(),
             Fact::AgentWedged { .. } => self.apply_wedged(),
 
             Fact::SegmentStarted { segment, session, provenance, .. } => {
@@ -118,7 +124,7 @@ impl Group {
                 self.apply_permission_resolved(*permission);
             }
 
-            Fact::SegmentEnded { .. } | Fact::StderrMatched { .. } => {}
+            Fact::PromptAnswered(_) | Fact::SegmentEnded { .. } | Fact::StderrMatched { .. } => {}
         }
     }
 }

@@ -100,10 +100,16 @@ impl Transition<'_> {
 
 impl Group {
     /// Returns the task to the queue, to be retried at `due`.
-    pub(super) fn apply_retrying(&mut self, id: TaskId, number: u32, due: Deadline) {
+    pub(super) fn apply_retrying(
+        &mut self,
+        id: TaskId,
+        number: u32,
+        error: &TaskError,
+        due: Deadline,
+    ) {
         if let Some(Current { mut task, .. }) = self.current.take() {
             task.attempt = number;
-            task.stage.retry(due);
+            task.stage.retry(error.clone(), due);
             self.enqueue(task);
         }
         self.forget_lock_of(id);

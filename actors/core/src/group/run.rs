@@ -4,7 +4,9 @@ use super::{Current, Group, Rejected, Session, decide::Transition};
 use crate::{
     CancelReason, Continuity, Deadline, Effect, EndReason, Exit, ExitReason, Fact,
     PromptCapabilities, Provenance, Recovery, Run, RunHealth, RunId, RunPhase, RunProgress,
-    SessionId, Stop, TaskError, TaskId, retry::crash_wait_ms,
+    SessionId, Stop, TaskError, TaskId, Timer,
+    last_words::last_words,
+    retry::{crash_wait_ms, login_wait_ms},
 };
 
 impl Transition<'_> {
@@ -107,7 +109,9 @@ impl Transition<'_> {
         if settled.is_none() {
             self.abandon_compaction();
         }
-        if let Some(settled) = settled {
+        if phase == RunPhase::Starting && exit.reason == ExitReason::AgentAuth {
+            self.login_wanted(run, exit);
+        } else if let Some(settled) = settled {
             self.settle(settled);
             self.run_exited(run, exit);
         } else if let Some(task) = unsent {
@@ -149,10 +153,35 @@ impl Transition<'_> {
     }
 
     /// Ends the wait before the next run.
-    pub(super) fn launch_allowed(&mut self, crashes: u32) {
+    pub(super) fn launch_allowed(&mut self, timer: Timer) {
         let crash_loop = &self.group.state.crash_loop;
-        if crash_loop.launch_due.is_some() && crash_loop.crashes == crashes {
+        let waits = crash_loop.waits().is_some_and(|wait| match timer {
+            Timer::Login(starts) => wait.logins == starts,
+            Timer::Launch(crashes) => wait.logins == 0 && crash_loop.crashes == crashes,
+            _ => false,
+        });
+        if waits {
             self.record(Fact::LaunchAllowed {});
+        }
+    }
+
+    /// Records that the agent wants a login. The claimed task returns to its place, without an
+    /// attempt more: the queue waits for the login (DQ-13).
+    fn login_wanted(&mut self, run: RunId, exit: Exit) {
+        let error = exit.detail.clone();
+        self.record(Fact::RunExited { run, exit });
+        let Group { state, current, lock, .. } = &*self.group;
+        let starts = state.crash_loop.logins().saturating_add(1);
+        let (agent, wait_ms) = (state.settings.agent.clone(), login_wait_ms(starts));
+        let task = current.as_ref().map(|current| current.task.id);
+        let has_lock = task.is_some() && lock.task() == task;
+        let due = Deadline::after(self.now, wait_ms);
+        self.record(Fact::AgentAuthRequired { agent, starts, error, wait_ms, due });
+        if has_lock {
+            self.release_lock(false);
+        }
+        if let Some(task) = task {
+            self.record(Fact::TaskReleased { task });
         }
     }
 
@@ -283,6 +312,7 @@ impl Group {
             }
             known => *known = Some(Session { id, is_fresh: false, usage: None, provenance }),
         }
+        self.state.crash_loop.forget_login();
         self.set_phase(RunPhase::Ready);
     }
 
@@ -290,6 +320,9 @@ impl Group {
     pub(super) fn apply_run_exited(&mut self, exit: &Exit) {
         let settled = self.run.take().is_some_and(|run| run.progress == RunProgress::Settled);
         self.state.crash_loop.crashes += u32::from(!settled && exit.reason.is_crash());
+        if exit.reason != ExitReason::AgentAuth {
+            self.state.crash_loop.forget_login();
+        }
         self.recent.clear();
     }
 
@@ -311,9 +344,8 @@ impl Group {
 
 /// Returns the error of a task whose agent did not start.
 fn start_failed(exit: &Exit) -> TaskError {
-    let stderr = exit.stderr_tail.lines().last().unwrap_or_default();
     let mut message = format!("the agent could not be started: {}", exit.detail);
-    if !stderr.is_empty() {
+    if let Some(stderr) = last_words(&exit.stderr_tail) {
         message.push_str("; the last line of its stderr: ");
         message.push_str(stderr);
     }

@@ -81,13 +81,66 @@ pub struct Hold {
     pub interruptions: u32,
 }
 
-/// The wait after runs that crashed.
+/// The wait after runs that crashed, or found that the agent wants a login.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CrashLoop {
     /// How many runs in a row ended without settling an attempt.
     pub crashes: u32,
-    /// Until when the next run waits.
-    pub launch_due: Option<Deadline>,
+    /// What the next run waits for.
+    pub launch_wait: Option<LaunchWait>,
+}
+
+/// The wait before the next run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LaunchWait {
+    /// Its end.
+    #[serde(flatten)]
+    pub due: Deadline,
+    /// How many starts in a row found that the agent wants a login; 0: its runs crashed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub logins: u32,
+    /// Whether it is over, and no start since has shown whether the login works.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_over: bool,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+impl From<Deadline> for LaunchWait {
+    /// The wait after a crash.
+    fn from(due: Deadline) -> Self {
+        Self { due, logins: 0, is_over: false }
+    }
+}
+
+impl CrashLoop {
+    /// Returns the wait before the next run, while it lasts.
+    pub fn waits(&self) -> Option<LaunchWait> {
+        self.launch_wait.filter(|wait| !wait.is_over)
+    }
+
+    /// Whether the next run waits for a login.
+    pub fn wants_login(&self) -> bool {
+        self.waits().is_some_and(|wait| wait.logins > 0)
+    }
+
+    /// Returns how many starts in a row found that the agent wants a login.
+    pub(super) fn logins(&self) -> u32 {
+        self.launch_wait.map_or(0, |wait| wait.logins)
+    }
+
+    /// Ends the wait. How often the agent wanted a login stays known until a run is ready.
+    pub(super) fn end_wait(&mut self) {
+        let logins = self.launch_wait.filter(|wait| wait.logins > 0);
+        self.launch_wait = logins.map(|wait| LaunchWait { is_over: true, ..wait });
+    }
+
+    /// Forgets that the agent wanted a login.
+    pub(super) fn forget_login(&mut self) {
+        self.launch_wait = self.launch_wait.filter(|wait| wait.logins == 0);
+    }
 }
 
 impl Existence {

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::state::{CompactionHistory, CrashLoop, Existence, GroupState, Hold, Session};
-use crate::{Deadline, HoldReason, Provenance, SessionId, Settings, Timestamp, Usage};
+use super::state::{
+    CompactionHistory, CrashLoop, Existence, GroupState, Hold, LaunchWait, Session,
+};
+use crate::{HoldReason, Provenance, SessionId, Settings, Timestamp, Usage};
 
 /// [`GroupState`] in a checkpoint. A field that an earlier version did not write needs a default.
 ///
@@ -28,7 +30,7 @@ struct StoredState {
     held: Option<HoldReason>,
     interruptions: u32,
     crashes: u32,
-    launch_due: Option<Deadline>,
+    launch_due: Option<LaunchWait>,
 }
 
 impl Serialize for GroupState {
@@ -58,7 +60,7 @@ impl From<StoredState> for GroupState {
             compacting: stored.compacting,
             pending_summary: stored.lead_in,
             hold: Hold { reason: stored.held, interruptions: stored.interruptions },
-            crash_loop: CrashLoop { crashes: stored.crashes, launch_due: stored.launch_due },
+            crash_loop: CrashLoop { crashes: stored.crashes, launch_wait: stored.launch_due },
         }
     }
 }
@@ -90,7 +92,7 @@ impl From<GroupState> for StoredState {
             held: state.hold.reason,
             interruptions: state.hold.interruptions,
             crashes: state.crash_loop.crashes,
-            launch_due: state.crash_loop.launch_due,
+            launch_due: state.crash_loop.launch_wait,
         }
     }
 }
@@ -99,7 +101,7 @@ impl From<GroupState> for StoredState {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::Json;
+    use crate::{Deadline, Json};
 
     /// The keys of the stored form in their order, with the values of a group before its first
     /// commit.
@@ -158,6 +160,11 @@ mod tests {
             (serde_json::to_string(&usage).unwrap(), serde_json::to_string(&known).unwrap());
         let due = Deadline::after(crate::Now::default(), 9);
         let due_text = serde_json::to_string(&due).unwrap();
+        let crashed = CrashLoop { crashes: 6, launch_wait: Some(due.into()) };
+        let login = LaunchWait { due, logins: 2, is_over: false };
+        let login_text = due_text.strip_suffix('}').unwrap();
+        let login_text = format!(r#"{login_text},"logins":2}}"#);
+        let login = CrashLoop { crashes: 0, launch_wait: Some(login) };
         let hold = Hold { reason: Some(HoldReason::Interrupted), interruptions: 1 };
         let summary = Some("all of it".to_owned());
         #[rustfmt::skip]
@@ -170,7 +177,8 @@ mod tests {
             ("archived", &[("archived", "true")], GroupState { existence: Existence::Archived, ..new() }),
             ("purging",  &[("archived", "true"), ("purging", "true")], GroupState { existence: Existence::Purging, ..new() }),
             ("held",     &[("held", "\"interrupted\""), ("interruptions", "1")], GroupState { hold, ..new() }),
-            ("degraded", &[("crashes", "6"), ("launch_due", &due_text)], GroupState { crash_loop: CrashLoop { crashes: 6, launch_due: Some(due) }, ..new() }),
+            ("degraded", &[("crashes", "6"), ("launch_due", &due_text)], GroupState { crash_loop: crashed, ..new() }),
+            ("login",    &[("launch_due", &login_text)], GroupState { crash_loop: login, ..new() }),
         ];
         for (name, changed, state) in cases {
             let text = stored(changed);

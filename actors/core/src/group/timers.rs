@@ -30,6 +30,9 @@ pub enum Timer {
     Backoff(TaskId, u32),
     /// The wait before the next run, and how many in a row settled no attempt.
     Launch(u32),
+    /// The wait before the next start of an agent that wants a login, and how many starts in a row
+    /// found that.
+    Login(u32),
     /// A task that has to start by a deadline.
     Queued(TaskId),
     /// An idle run, since the frame with this number.
@@ -104,9 +107,14 @@ impl Group {
             _ => None,
         };
         let compaction = active.map(|id| (Timer::Compaction(id), limits.compaction_ms));
-        let launch = self.state.crash_loop.launch_due.filter(|_| self.run.is_none());
-        let launch =
-            launch.map(|due| (Timer::Launch(self.state.crash_loop.crashes), due.left_ms(now)));
+        let launch = self.state.crash_loop.waits().filter(|_| self.run.is_none());
+        let launch = launch.map(|wait| {
+            let timer = match wait.logins {
+                0 => Timer::Launch(self.state.crash_loop.crashes),
+                starts => Timer::Login(starts),
+            };
+            (timer, wait.due.left_ms(now))
+        });
         // A retried task is first in the queue, and nothing else starts before it.
         let backoff = self.waiting.front().and_then(|task| {
             Some((Timer::Backoff(task.id, task.attempt), task.retry_at()?.left_ms(now)))
@@ -145,7 +153,7 @@ impl Transition<'_> {
             Timer::Lock(task, tries) => self.lock_expired(task, tries),
             Timer::Permission(id) => self.permission_expired(id),
             Timer::Backoff(task, attempt) => self.backoff_ended(task, attempt),
-            Timer::Launch(crashes) => self.launch_allowed(crashes),
+            Timer::Launch(_) | Timer::Login(_) => self.launch_allowed(timer),
             Timer::Queued(task) => self.task_expired(task),
             Timer::Attempt(_) | Timer::Cancel(_) | Timer::Idle(..) => {}
         }

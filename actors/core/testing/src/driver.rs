@@ -268,7 +268,7 @@ impl Driver {
 
     pub fn reply(&mut self, reply: PromptReply) -> Step {
         let id = self.group.attempt().unwrap().prompt_id;
-        self.apply(Event::PromptAnswered { run: self.run(), id, reply })
+        self.apply(Event::PromptAnswered { run: self.run(), id, reply, response: None })
     }
 
     /// Runs a whole turn that leaves `used` tokens in use.

@@ -257,6 +257,11 @@ impl Checker {
         self.timers.backs_off(task)
     }
 
+    /// Whether the next run waits for a login.
+    pub fn wants_login(&self) -> bool {
+        self.timers.wants_login()
+    }
+
     /// Returns the permission that was opened `back` before the last.
     pub fn permission(&self, back: usize) -> Option<(PermissionId, &[PermissionOption])> {
         self.permissions.nth_last(back)

@@ -389,7 +389,7 @@ impl Reader {
     fn settle(&mut self) {
         let id = self.group.attempt().map_or(0, |turn| turn.prompt_id);
         let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
-        self.apply(Event::PromptAnswered { run: RUN, id, reply });
+        self.apply(Event::PromptAnswered { run: RUN, id, reply, response: None });
     }
 
     fn read(&mut self, reading: &Reading) -> Result<(), String> {

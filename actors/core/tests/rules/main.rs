@@ -14,6 +14,7 @@ mod interleavings;
 mod interruptions;
 mod invariants;
 mod late_words;
+mod logins;
 mod ordered_compactions;
 mod pool;
 mod prompt_blocks;

@@ -107,7 +107,7 @@ fn random_histories_reach_every_rule() {
     }
     #[rustfmt::skip]
     let wanted = [
-        "agent_degraded", "agent_wedged", "backoff_ended", "cancel_requested", "cancel_sent",
+        "agent_auth_required", "agent_degraded", "agent_wedged", "backoff_ended", "cancel_requested", "cancel_sent",
         "compaction_rests", "context_lost",
         "group_held ContextLost", "group_held Interrupted", "group_held InterruptedTwice",
         "group_resumed", "launch_allowed", "lock_asked", "lock_bypassed", "lock_lost",
@@ -115,7 +115,7 @@ fn random_histories_reach_every_rule() {
         "permission_resolved Cancelled policy", "permission_resolved Cancelled someone",
         "permission_resolved Expired deadline", "permission_resolved Selected policy",
         "permission_resolved Selected someone", "permission_resolved Void run_ended",
-        "permission_resolved Void settlement", "run_exited Exited", "run_exited Protocol",
+        "permission_resolved Void settlement", "run_exited AgentAuth", "run_exited Exited", "run_exited Protocol",
         "run_exited ServerRestart", "run_exited StartFailed", "run_exited Stopped",
         "run_exited Storage", "run_ready Lost", "task_ended Cancelled ", "task_ended Completed ",
         "task_ended Failed agent_error", "task_ended Failed agent_exited",
@@ -157,6 +157,7 @@ fn situations_lead_to_the_state_they_name() {
         ("in a turn with open permissions", S::Running,    Some(B::Turn)),
         ("the sixth failing run in a row",  S::Starting,   Some(B::Agent)),
         ("degraded",                        S::Degraded,   Some(B::Backoff)),
+        ("the agent wants a login",         S::Waiting,    Some(B::AgentAuth)),
         ("an attempt backs off",            S::Waiting,    Some(B::Backoff)),
         ("a second attempt starts",         S::Starting,   Some(B::Agent)),
         ("the fifth attempt",               S::Waiting,    Some(B::Slot)),

@@ -198,7 +198,7 @@ fn a_task_is_retried_five_times() {
 fn the_error_of_a_failed_start_quotes_stderr() {
     let start = "the agent could not be started: no such file";
     for (stderr_tail, quoted) in
-        [("", ""), ("a warning\nno key\n", "; the last line of its stderr: no key")]
+        [("", ""), ("a warning\nno key\n}\n", "; the last line of its stderr: no key")]
     {
         let mut driver = Driver::default();
         driver.turn();

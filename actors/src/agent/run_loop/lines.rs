@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use greenroom_core::Event;
+use greenroom_core::{ErrorKind, Event};
 use memchr::memmem;
 
 use super::RunLoop;
@@ -62,6 +62,7 @@ impl RunLoop {
                     true => Ok(result),
                     false => Err(RpcError {
                         code: None,
+                        kind: ErrorKind::Passing,
                         message: format!("its answer is unreadable: {reason}"),
                     }),
                 });

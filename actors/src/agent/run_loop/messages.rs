@@ -1,6 +1,6 @@
 //! What a run does with each message of its agent.
 
-use greenroom_core::{Event, ExitReason, OutputSummary, Provenance, SessionId};
+use greenroom_core::{Event, ExitReason, Json, OutputSummary, Provenance, SessionId};
 
 use super::RunLoop;
 use crate::{
@@ -64,7 +64,9 @@ impl RunLoop {
                     self.drain_stderr();
                     let reply = self.tokens.read(acp::prompt_reply(outcome));
                     let reply = self.answer.interpret(reply);
-                    self.batch.push(Event::PromptAnswered { run: self.run, id, reply });
+                    let (run, response) = (self.run, Json::parse(line.to_owned()).ok());
+                    let event = Event::PromptAnswered { run, id, reply, response };
+                    self.batch.push_sized(event, line.len());
                 }
             },
         }
@@ -145,6 +147,11 @@ impl RunLoop {
                 });
             }
             Next::Fail(why) => self.termination.kill(ExitReason::StartFailed, &why),
+            Next::WantLogin(why) => {
+                let command = self.profile.command.display();
+                let why = format!("{command} wants a login: {why}");
+                self.termination.kill(ExitReason::AgentAuth, &why);
+            }
         }
     }
 }

@@ -17,8 +17,9 @@ const TASKS: &str = "\
     OR state = 'queued' AND started_at IS NOT NULL \
     OR state = 'running' AND claimed_at IS NULL \
     OR state IN ('queued', 'running', 'retrying') AND ended_at IS NOT NULL \
+    OR state IN ('queued', 'running') AND error IS NOT NULL \
     OR state IN ('queued', 'running', 'retrying') AND (text != '' OR text_truncated \
-    OR coalesce(stop_reason, error, interrupted, usage, findings) IS NOT NULL)";
+    OR coalesce(stop_reason, interrupted, usage, findings) IS NOT NULL)";
 
 /// A live run has no part of an end.
 const RUNS: &str = "SELECT id FROM runs WHERE no = ?1 AND ended_at IS NULL \

@@ -74,7 +74,7 @@ pub fn store_head(
             state.hold.reason.as_ref().map(wire_name),
             state.hold.interruptions,
             state.crash_loop.crashes,
-            state.crash_loop.launch_due.as_ref().map(json),
+            state.crash_loop.launch_wait.as_ref().map(json),
             state.session.as_ref().is_some_and(|session| session.is_fresh),
             digests.map(|_| SCHEMA_VERSION),
             digests.map(|rows| &rows.group),

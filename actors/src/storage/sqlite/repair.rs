@@ -80,7 +80,7 @@ fn salvage(conn: &Connection, group: GroupNo) -> rusqlite::Result<Salvage> {
         let digest = rows::from_json::<Digest>(row, 2).ok().flatten();
         let last_seq = digest.map(|digest| digest.watermark_seq).or(rows::last_seq(row, 3).ok());
         found.last_seq = last_seq.unwrap_or_default();
-        found.launch_due = rows::from_json(row, 0).ok().flatten();
+        found.launch_wait = rows::from_json(row, 0).ok().flatten();
         found.provenance = rows::from_json(row, 1).ok().flatten();
     }
     Ok(found)
@@ -170,7 +170,7 @@ fn insert_task(conn: &Connection, no: GroupNo, task: &Task) -> rusqlite::Result<
         start.map(|start| int(start.seq)),
         frame.map(|frame| int(frame.seq)),
         ending.stop_reason.as_ref().map(wire_name),
-        ending.error.as_ref().map(json),
+        task.error().map(json),
         ending.interrupted.as_ref().map(json),
         ending.text,
         ending.text_truncated,

@@ -143,7 +143,7 @@ pub fn task(row: &Row<'_>) -> rusqlite::Result<Task> {
 /// Reads the stage of a task from [`TASK_COLUMNS`]. The state decides which columns say something;
 /// `contradictions` finds rows with others.
 fn stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
-    let state = from_word(row, 9)?;
+    let state: TaskState = from_word(row, 9)?;
     let claimed_at = optional(row, 10, time)?;
     let due = from_json(row, 29)?;
     let (started_at, ended_at) = (optional(row, 13, time)?, optional(row, 14, time)?);
@@ -159,6 +159,8 @@ fn stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
         tokens: raw_json(row, 25)?,
         has_empty_answer: from_json(row, 27)?.is_some_and(|Findings(has)| has),
     };
+    // Of a task that waits for its next attempt, it is what the last one failed with.
+    let error = ending.error.clone().filter(|_| state == TaskState::Retrying).map(Box::new);
     let start = match (started_at, run, seq_first) {
         (Some(at), Some(run), Some(seq)) => {
             Some(Start { at, run, segment: segment.unwrap_or_default(), seq })
@@ -175,8 +177,8 @@ fn stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
             Some(at) => Stage::Claimed { at, retry: None },
         },
         TaskState::Retrying => match claimed_at {
-            None => Stage::Retrying { retry: Retry { start }, due },
-            Some(at) => Stage::Claimed { at, retry: Some(Retry { start }) },
+            None => Stage::Retrying { retry: Retry { start, error }, due },
+            Some(at) => Stage::Claimed { at, retry: Some(Retry { start, error }) },
         },
         TaskState::Running => match start {
             Some(start) if start.seq > 0 => {
@@ -251,7 +253,7 @@ pub fn summary(row: &Row<'_>) -> rusqlite::Result<(GroupNo, GroupSummary)> {
             compacting: from_json(row, 18)?.unwrap_or_default(),
             pending_summary: row.get(19)?,
             hold: Hold { reason: optional_word(row, 21)?, interruptions: row.get(22)? },
-            crash_loop: CrashLoop { crashes: row.get(23)?, launch_due: from_json(row, 24)? },
+            crash_loop: CrashLoop { crashes: row.get(23)?, launch_wait: from_json(row, 24)? },
         },
         status: from_word(row, 12)?,
         blocked_by: optional_word(row, 13)?,

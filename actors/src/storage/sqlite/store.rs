@@ -233,8 +233,8 @@ fn change_row(
             tasks::change_compaction(conn, task, prompt, strategy)?;
         }
         RowChange::RequestCancel(task) => tasks::request_cancel(conn, task)?,
-        RowChange::ScheduleRetry { task, attempt, due } => {
-            tasks::schedule_retry(conn, task, attempt, due)?;
+        RowChange::ScheduleRetry { task, attempt, error, due } => {
+            tasks::schedule_retry(conn, task, attempt, error, due)?;
         }
         RowChange::EndBackoff(task) => tasks::end_backoff(conn, task)?,
         RowChange::EndTask(task) => tasks::end(conn, task)?,

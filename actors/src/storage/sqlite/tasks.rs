@@ -1,6 +1,8 @@
 //! The rows of tasks: how they are written.
 
-use greenroom_core::{Deadline, Ending, Json, Strategy, Task, TaskId, Timestamp, Work};
+use greenroom_core::{
+    Deadline, Ending, Json, Strategy, Task, TaskError, TaskId, Timestamp, Work,
+};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::rows::{Findings, int, json, key};
@@ -46,7 +48,8 @@ pub fn start(
 ) -> rusqlite::Result<()> {
     conn.prepare_cached(
         "UPDATE tasks SET state = 'running', claimed_at = coalesce(claimed_at, ?1), \
-         started_at = ?1, attempt = ?2, run = ?3, segment = ?4, seq_first = ?5 WHERE id = ?6",
+         started_at = ?1, attempt = ?2, run = ?3, segment = ?4, seq_first = ?5, \
+         error = NULL WHERE id = ?6",
     )?
     .execute(params![
         at.0,
@@ -117,13 +120,14 @@ pub fn schedule_retry(
     conn: &Connection,
     task: TaskId,
     attempt: u32,
+    error: &TaskError,
     due: &Deadline,
 ) -> rusqlite::Result<()> {
     conn.prepare_cached(
-        "UPDATE tasks SET state = 'retrying', attempt = ?, claimed_at = NULL, retry_at = ? \
-         WHERE id = ?",
+        "UPDATE tasks SET state = 'retrying', attempt = ?, claimed_at = NULL, retry_at = ?, \
+         error = ? WHERE id = ?",
     )?
-    .execute(params![attempt, json(due), task.0.as_bytes()])?;
+    .execute(params![attempt, json(due), json(error), task.0.as_bytes()])?;
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! AM-2, AM-3, HL-14: the facts of a START are adjacent, and those of a settlement; an ordered
+//! AM-2, AM-3, F14, HL-14: the facts of a START are adjacent, and those of a settlement; an attempt
+//! has at most one response, within the attempt; an ordered
 //! compaction that was not completed is followed by the pause of automatic compaction.
 
 use std::rc::Rc;
@@ -12,6 +13,8 @@ pub struct Settlement {
     in_world: bool,
     /// The next fact, if the last one requires one.
     next: Option<Next>,
+    /// The task whose prompt is in flight, and whether the agent has answered it.
+    in_flight: Option<(TaskId, bool)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +51,8 @@ impl Invariant for Settlement {
     #[rustfmt::skip]
     fn follows(&self) -> &'static [&'static str] {
         &[
-            "task_started", "turn_started", "session/prompt", "turn_settled", "task_retrying",
-            "task_ended",
+            "task_started", "turn_started", "session/prompt", "prompt_answered", "turn_settled",
+            "task_retrying", "task_ended",
         ]
     }
 
@@ -59,6 +62,22 @@ impl Invariant for Settlement {
 
     fn fact(&mut self, recorded: &Recorded) -> Checked {
         self.check_order(recorded)?;
+        let task = recorded.place.task;
+        match &recorded.fact {
+            Fact::PromptSent { .. } => self.in_flight = task.map(|task| (task, false)),
+            Fact::PromptAnswered(_) => {
+                let is_first =
+                    self.in_flight.is_some() && self.in_flight == task.map(|it| (it, false));
+                ensure!(
+                    is_first,
+                    "F14: {task:?} is answered, and in flight is {:?}",
+                    self.in_flight
+                );
+                self.in_flight = task.map(|task| (task, true));
+            }
+            Fact::TurnSettled { .. } => self.in_flight = None,
+            _ => {}
+        }
         self.next = match &recorded.fact {
             Fact::TaskStarted { task, .. } => Some(Next::TurnStarted(*task)),
             Fact::TurnStarted { task, .. } => Some(Next::PromptSent(*task)),

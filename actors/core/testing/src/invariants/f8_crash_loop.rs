@@ -17,9 +17,15 @@ pub struct CrashLoop {
     run: Option<(RunId, bool)>,
     failures: u32,
     launch_due: Option<Deadline>,
+    /// How many starts in a row found that the agent wants a login.
+    logins: u32,
+    /// The wait that the next fact has to report: an agent that wants a login was started.
+    login: Option<(u32, u64)>,
     /// The failures and the backoff that the next fact has to report.
     degraded: Option<(u32, u64)>,
     launches: usize,
+    /// Whether the live run is neither ready nor stopping.
+    is_starting: bool,
 }
 
 impl CrashLoop {
@@ -28,8 +34,15 @@ impl CrashLoop {
         self.launches
     }
 
+    /// The last start opened a session, or failed for another reason.
+    fn forget_login(&mut self) {
+        if std::mem::take(&mut self.logins) > 0 {
+            self.launch_due = None;
+        }
+    }
+
     fn reset(&mut self) {
-        (self.failures, self.launch_due) = (0, None);
+        (self.failures, self.launch_due, self.logins) = (0, None, 0);
     }
 
     fn check_degraded(&mut self, fact: &Fact) -> Checked {
@@ -47,9 +60,37 @@ impl CrashLoop {
         Ok(())
     }
 
+    fn check_login(&mut self, fact: &Fact) -> Checked {
+        let expected = self.login.take();
+        let stated = match fact {
+            Fact::AgentAuthRequired { starts, wait_ms, due, .. } => {
+                let now = self.step.as_ref().map(|step| step.now);
+                let ends = now.is_none_or(|now| *due == Deadline::after(now, *wait_ms));
+                ensure!(ends, "DQ-13: {wait_ms} ms do not end at {due:?}");
+                Some((*starts, *wait_ms))
+            }
+            _ => None,
+        };
+        // A log does not show whether the run was being stopped.
+        if self.step.is_none() && stated.is_none() && expected.is_some() {
+            self.logins -= 1;
+            return Ok(());
+        }
+        ensure!(stated == expected, "DQ-13: expected {expected:?} (starts, ms), not {fact:?}");
+        Ok(())
+    }
+
     fn exited(&mut self, run: RunId, exit: &Exit) -> Checked {
         let live = self.run.take().filter(|(live, _)| *live == run);
         let (_, has_settled) = live.ok_or_else(|| format!("{run} ends and is not live"))?;
+        let is_starting = std::mem::take(&mut self.is_starting);
+        if exit.reason != ExitReason::AgentAuth {
+            self.forget_login();
+        } else if is_starting {
+            self.logins += 1;
+            let wait_ms = [60_000, 120_000, 240_000, 300_000][self.logins.min(4) as usize - 1];
+            self.login = Some((self.logins, wait_ms));
+        }
         let by_itself = matches!(
             exit.reason,
             ExitReason::StartFailed | ExitReason::Exited | ExitReason::Protocol
@@ -70,7 +111,8 @@ impl Invariant for CrashLoop {
     fn follows(&self) -> &'static [&'static str] {
         &[
             "group_changed", "group_archived", "group_resumed", "run_started", "turn_settled",
-            "run_exited", "agent_degraded",
+            "run_exited", "run_ready", "run_stopping", "agent_degraded", "agent_auth_required",
+            "launch_allowed",
         ]
     }
 
@@ -80,21 +122,31 @@ impl Invariant for CrashLoop {
 
     fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
         self.check_degraded(fact)?;
+        self.check_login(fact)?;
         match fact {
             Fact::GroupArchived {} | Fact::GroupChanged(_) | Fact::GroupResumed {} => self.reset(),
             Fact::RunStarted { run, .. } => {
                 self.run = Some((*run, false));
                 self.launches += 1;
+                self.is_starting = true;
             }
             Fact::TurnSettled { stop_reason, .. } if is_answer(*stop_reason) => {
                 self.reset();
                 self.run.iter_mut().for_each(|(_, has_settled)| *has_settled = true);
             }
             Fact::RunExited { run, exit } => self.exited(*run, exit)?,
-            Fact::AgentDegraded { due, .. } => self.launch_due = Some(*due),
+            Fact::RunReady { .. } => {
+                self.is_starting = false;
+                self.forget_login();
+            }
+            Fact::RunStopping { .. } => self.is_starting = false,
+            Fact::AgentDegraded { due, .. } | Fact::AgentAuthRequired { due, .. } => {
+                self.launch_due = Some(*due);
+            }
             Fact::LaunchAllowed {} => {
                 let trigger = self.step.as_ref().map(|step| step.trigger);
-                let timed = matches!(trigger, Some(Trigger::Expired(Timer::Launch(_))));
+                let timed =
+                    matches!(trigger, Some(Trigger::Expired(Timer::Launch(_) | Timer::Login(_))));
                 let waited = self.launch_due.take();
                 ensure!(timed && waited.is_some(), "F8: no launch waited: {trigger:?}");
             }
@@ -105,9 +157,10 @@ impl Invariant for CrashLoop {
 
     fn end(&mut self, step: &Played) -> Checked {
         ensure!(self.degraded.is_none(), "F8: no wait after {} failures", self.failures);
+        ensure!(self.login.is_none(), "DQ-13: no wait for a login: {:?}", self.login);
         let crash_loop = &step.group.state().crash_loop;
         ensure!(crash_loop.crashes == self.failures, "F8: {} failures", self.failures);
-        let (due, found) = (self.launch_due, crash_loop.launch_due);
+        let (due, found) = (self.launch_due, crash_loop.waits().map(|wait| wait.due));
         ensure!(found == due, "F8: the next run waits {due:?}, not {found:?}");
         Ok(())
     }

@@ -14,8 +14,8 @@ pub struct Timers {
     tasks: BTreeMap<TaskId, Waits>,
     holder: Option<TaskId>,
     has_run: bool,
-    /// The end of the wait before the next run, and how many runs failed.
-    launch: Option<(Deadline, u32)>,
+    /// The end of the wait before the next run, and its timer.
+    launch: Option<(Deadline, Timer)>,
 }
 
 #[derive(Default)]
@@ -30,9 +30,15 @@ struct Waits {
 impl Timers {
     pub fn backs_off(&self, task: TaskId) -> bool {
         let waits_for_run = !self.has_run && self.launch.is_some();
-        self.tasks
-            .get(&task)
-            .is_some_and(|waits| waits.backoff.is_some() || (!waits.is_retrying && waits_for_run))
+        let wants_login = self.wants_login();
+        self.tasks.get(&task).is_some_and(|waits| {
+            let launches = !waits.is_retrying || wants_login;
+            waits.backoff.is_some() || (launches && waits_for_run)
+        })
+    }
+
+    pub fn wants_login(&self) -> bool {
+        matches!(self.launch, Some((_, Timer::Login(_))))
     }
 
     fn waits(&mut self, task: TaskId) -> Checked<&mut Waits> {
@@ -93,7 +99,12 @@ impl Timers {
             | Fact::GroupResumed {}
             | Fact::LaunchAllowed {} => self.launch = None,
             Fact::TurnSettled { stop_reason, .. } if is_answer(*stop_reason) => self.launch = None,
-            Fact::AgentDegraded { due, runs, .. } => self.launch = Some((*due, *runs)),
+            Fact::AgentDegraded { due, runs, .. } => {
+                self.launch = Some((*due, Timer::Launch(*runs)));
+            }
+            Fact::AgentAuthRequired { due, starts, .. } => {
+                self.launch = Some((*due, Timer::Login(*starts)));
+            }
             Fact::RunStarted { run, .. } => {
                 let task = self.holder.ok_or_else(|| format!("{run} starts without a task"))?;
                 ensure!(!self.backs_off(task), "F8: {run} starts for {task}, which backs off");
@@ -117,8 +128,8 @@ impl Timers {
                 ensure!(bounded, "I12: {id} backs off for ever: {timers:?}");
             }
         }
-        if let Some((due, failures)) = self.launch.filter(|_| !self.has_run) {
-            let bounded = has(Timer::Launch(failures), due);
+        if let Some((due, timer)) = self.launch.filter(|_| !self.has_run) {
+            let bounded = has(timer, due);
             ensure!(bounded, "I12: the next run waits for ever: {timers:?}");
         }
         let unsent = |waits: &&Waits| !waits.ever_sent;
@@ -142,7 +153,7 @@ impl Timers {
                 Timer::Backoff(task, _) => {
                     self.tasks.get(task).is_some_and(|waits| waits.backoff.is_some())
                 }
-                Timer::Launch(_) => self.launch.is_some() && !self.has_run,
+                Timer::Launch(_) | Timer::Login(_) => self.launch.is_some() && !self.has_run,
                 _ => true,
             };
             ensure!(known, "{timer:?} has no wait");

@@ -148,6 +148,7 @@ pub enum TimerKind {
     Permission,
     Backoff,
     Launch,
+    Login,
     Queued,
     Idle,
 }
@@ -247,7 +248,8 @@ fn server_action() -> impl Strategy<Value = Action> {
     prop_oneof![
         14 => Just(Action::GrantSlot),
         5 => (0..4_u8).prop_map(Action::FireTimer),
-        1 => select(vec![TimerKind::Backoff, TimerKind::Launch]).prop_map(Action::FireTimerOf),
+        1 => select(vec![TimerKind::Backoff, TimerKind::Launch, TimerKind::Login])
+            .prop_map(Action::FireTimerOf),
         12 => lock_reply().prop_map(Action::AnswerLock),
         1 => Just(Action::LoseLock),
         2 => any::<(u8, u8)>().prop_map(|(number, more)| Action::ChangeSettings(number, more)),
@@ -270,6 +272,7 @@ fn run_action() -> impl Strategy<Value = Action> {
     });
     let any_exit = select(vec![
         ExitReason::StartFailed,
+        ExitReason::AgentAuth,
         ExitReason::Protocol,
         ExitReason::Stopped,
         ExitReason::Exited,

@@ -53,6 +53,7 @@ impl World {
         let expected = match (group.state().hold.reason, group.state().paused) {
             (Some(_), _) => Blocked::Held,
             (None, true) => Blocked::Paused,
+            (None, false) if self.checker.wants_login() => Blocked::AgentAuth,
             (None, false) if self.checker.backs_off(next.id) => Blocked::Backoff,
             (None, false) if group.wants_slot() => Blocked::Slot,
             (None, false) => Blocked::Lock,
@@ -64,6 +65,7 @@ impl World {
         );
         let ends = match expected {
             Blocked::Backoff => has_timer(TimerKind::Backoff) || has_timer(TimerKind::Launch),
+            Blocked::AgentAuth => has_timer(TimerKind::Login),
             Blocked::Lock => is_requested || has_timer(TimerKind::Lock) || self.shut_down,
             _ => true,
         };
@@ -116,7 +118,7 @@ impl World {
                     ensure!(open, "a deadline for {id}, which is resolved");
                 }
                 // See `invariants/i12_timers.rs`.
-                Timer::Backoff(..) | Timer::Launch(_) | Timer::Queued(_) => {}
+                Timer::Backoff(..) | Timer::Launch(_) | Timer::Login(_) | Timer::Queued(_) => {}
             }
         }
         Ok(())

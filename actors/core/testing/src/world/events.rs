@@ -1,7 +1,7 @@
 //! The event of an action, if the action is possible now.
 
 use greenroom_core::{
-    Choice, CompactionSignal, Continuity, Deadline, Event, ExitReason, LockAnswer, Origin,
+    Choice, CompactionSignal, Continuity, Deadline, Event, ExitReason, Json, LockAnswer, Origin,
     PromptReply, SessionId, Source, StopReason, Strategy, Task, TaskId, Timer, Work,
 };
 use uuid::Uuid;
@@ -110,7 +110,9 @@ impl World {
             let agent = self.agent.take()?;
             let ended = agent.is_stopping || agent.closed;
             let reason = match reason {
-                ExitReason::StartFailed if agent.ready => ExitReason::Exited,
+                ExitReason::StartFailed | ExitReason::AgentAuth if agent.ready => {
+                    ExitReason::Exited
+                }
                 ExitReason::ServerRestart | ExitReason::Stopped if !ended => ExitReason::Exited,
                 reason => reason,
             };
@@ -174,7 +176,7 @@ impl World {
             Action::AnswerUnknownPrompt(id) => {
                 let id = 1_000_000 + u64::from(id);
                 let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
-                Event::PromptAnswered { run, id, reply }
+                Event::PromptAnswered { run, id, reply, response: Some(response()) }
             }
             Action::CloseStdout => {
                 agent.closed = true;
@@ -193,7 +195,7 @@ impl World {
         };
         if let Some((run, id)) = unexpected {
             let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };
-            return Some(Event::PromptAnswered { run, id, reply });
+            return Some(Event::PromptAnswered { run, id, reply, response: Some(response()) });
         }
         let run = *self.past_runs.last()?;
         let (lines, summary) = AgentMessage::Chunk(1).lines();
@@ -354,8 +356,13 @@ impl World {
         let agent = self.agent.as_mut().filter(|agent| !agent.prompts.is_empty())?;
         let (run, id) = (agent.run, agent.prompts.remove(0));
         self.answered.push((run, id));
-        Some(Event::PromptAnswered { run, id, reply })
+        Some(Event::PromptAnswered { run, id, reply, response: Some(response()) })
     }
+}
+
+/// Returns a response as agents write it.
+fn response() -> Json {
+    Json::parse(r#"{"jsonrpc":"2.0","id":1,"result":null}"#.into()).unwrap()
 }
 
 /// Returns the kind of a timer.
@@ -368,6 +375,7 @@ pub(super) fn timer_kind(timer: &Timer) -> TimerKind {
         Timer::Permission(_) => TimerKind::Permission,
         Timer::Backoff(..) => TimerKind::Backoff,
         Timer::Launch(_) => TimerKind::Launch,
+        Timer::Login(_) => TimerKind::Login,
         Timer::Queued(_) => TimerKind::Queued,
         Timer::Idle(..) => TimerKind::Idle,
     }

@@ -15,6 +15,8 @@ pub const CONFIRM_CANCEL: Action = Action::AnswerPrompt(StopReason::Cancelled);
 pub const EXITS: Action = Action::Exit(ExitReason::Exited);
 pub const STOPPED: Action = Action::Exit(ExitReason::Stopped);
 pub const START_FAILS: Action = Action::Exit(ExitReason::StartFailed);
+/// The agent wants a login before it opens a session.
+pub const WANTS_LOGIN: Action = Action::Exit(ExitReason::AgentAuth);
 pub const REQUEST_PERMISSION: Action =
     Action::RequestPermission(PermissionRequest { options: 0, tool: 0, repeated: false });
 pub const ALLOW: Action = Action::AnswerPermission { back: 0, choice: PermissionChoice::Option(0) };
@@ -66,6 +68,7 @@ pub fn situations() -> Vec<(&'static str, Vec<Action>)> {
         ),
         ("the sixth failing run in a row", loops),
         ("degraded", degraded),
+        ("the agent wants a login", then(&[SUBMIT], &[Action::GrantSlot, WANTS_LOGIN, SUBMIT])),
         ("an attempt backs off", backs_off.clone()),
         ("a second attempt starts", then(&backs_off, &[backoff_ends, Action::GrantSlot])),
         ("the fifth attempt", fifth),

@@ -18,6 +18,7 @@ pub fn broken() -> Vec<History> {
     vec![
         ([&[NEVER_RETRY], &*crashes, &[SUBMIT, LAUNCH_ALLOWED]].concat(), BROKEN_CRASHES),
         ([WITHHELD, &[BACKOFF_ENDS, Action::GrantSlot, OUTPUT, ANSWER]].concat(), BROKEN_WITHHELD),
+        (LOGIN.to_vec(), BROKEN_LOGINS),
         (
             [WITHHELD, &[EXITS, BACKOFF_ENDS, Action::GrantSlot], &fails, &[START_FAILS]].concat(),
             BROKEN_STARTS,
@@ -26,6 +27,18 @@ pub fn broken() -> Vec<History> {
 }
 
 const LAUNCH_ALLOWED: Action = Action::FireTimerOf(TimerKind::Launch);
+
+/// The agent wants a login, which it has at its next start.
+const LOGIN: &[Action] = &[
+    SUBMIT,
+    Action::GrantSlot,
+    WANTS_LOGIN,
+    Action::FireTimerOf(TimerKind::Login),
+    Action::GrantSlot,
+    READY,
+    OUTPUT,
+    ANSWER,
+];
 
 /// A prompt is withheld, and its task is retried at once.
 const WITHHELD: &[Action] = &[CONTINUE, SUBMIT, Action::GrantSlot, READY, Action::WithholdPrompt];
@@ -39,6 +52,16 @@ const BROKEN_CRASHES: &[Row] = &[
     }),
     ("F8: the next run waits", false, "a wait that ended", |h| remove(h, "launch_allowed")),
     ("F8: no launch waited", false, "a wait that ends twice", |h| repeat(h, "launch_allowed")),
+];
+
+const BROKEN_LOGINS: &[Row] = &[
+    ("DQ-13", false, "no wait for a login", |h| remove(h, "agent_auth_required")),
+    ("DQ-13", true, "a wait for a login of another length", |h| {
+        if let Fact::AgentAuthRequired { wait_ms, .. } = fact(h, "agent_auth_required") {
+            *wait_ms += 1;
+        }
+    }),
+    ("F8: the next run waits", false, "a wait that ended", |h| remove(h, "launch_allowed")),
 ];
 
 fn start_failed() -> TaskError {

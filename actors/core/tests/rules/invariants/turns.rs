@@ -90,6 +90,12 @@ const BROKEN_TURNS: &[Row] = &[
         let claimed = recorded(h, "task_claimed");
         (claimed.fact, claimed.place.task) = (Fact::TaskClaimed { task: third }, Some(third));
     }),
+    ("F14", true, "a prompt is answered twice", |h| repeat(h, "prompt_answered")),
+    ("F14", true, "an answer to no prompt", |h| {
+        let answered = fact(h, "prompt_answered").clone();
+        remove(h, "prompt_answered");
+        put_before(h, ("task_started", 0), answered);
+    }),
     ("I9", true, "a task ends twice", |h| repeat(h, "task_ended")),
     ("I9: ends as a Compaction", true, "a turn ends as a compaction", |h| {
         if let Fact::TaskEnded { kind, .. } = fact(h, "task_ended") {
