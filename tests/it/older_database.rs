@@ -208,6 +208,11 @@ fn is_sound_before_the_first_start() {
 fn makes_the_same_rows_from_the_log() {
     let home = home();
     let database = Connection::open(home.data().join("greenroom.db")).unwrap();
+    // The earlier version did not store what the last attempt failed with; the log has it.
+    let message = "the agent ended before it gave any output: the agent exited with code 1";
+    let error = format!(r#"{{"code":"agent_exited","message":"{message}"}}"#);
+    let sql = "UPDATE tasks SET error = ? WHERE state = 'retrying'";
+    assert_eq!(database.execute(sql, [error]), Ok(1));
     let (stored, groups) = rows_and_groups(&database);
     database.execute("UPDATE heads SET usage = 'damaged'", []).unwrap();
     for group in &groups {
