@@ -5,9 +5,9 @@ use std::{borrow::Cow, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Choice, CompactionSignal, Continuity, Exit, Json, MessageKey, PermissionId, PermissionOption,
-    PermissionShown, PromptCapabilities, Provenance, RunId, SessionId, Settings, StopReason, Task,
-    TaskId, Timer, TokensSpent,
+    Choice, CompactionSignal, Continuity, ErrorKind, Exit, Json, MessageKey, PermissionId,
+    PermissionOption, PermissionShown, PromptCapabilities, Provenance, RunId, SessionId, Settings,
+    StopReason, Task, TaskId, Timer, TokensSpent,
 };
 
 /// Something that happened to a group.
@@ -264,18 +264,6 @@ pub enum PromptReply {
         /// What can be shown of it.
         message: String,
     },
-}
-
-/// What an agent's error says about another attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// Another attempt may succeed, or nothing is known of that.
-    Passing,
-    /// Another attempt would get it again: the request is invalid, its model is unknown, or it does
-    /// not fit into the context.
-    Lasting,
-    /// Another attempt would get it again until a person has logged in.
-    Auth,
 }
 
 impl PromptReply {

@@ -7,7 +7,7 @@ mod tests;
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Cause, Compaction, Continuity, Deadline, Exit, Interrupted, Json, Lines, Origin, OutputSummary,
@@ -182,7 +182,7 @@ pub enum Fact {
         cause: Cause,
     },
     /// The agent answered the prompt: the response, unchanged.
-    PromptAnswered(#[serde(deserialize_with = "response")] Json),
+    PromptAnswered(#[serde(deserialize_with = "frame::response")] Json),
     /// The attempt was settled.
     TurnSettled {
         /// The task.
@@ -423,13 +423,6 @@ pub enum Fact {
         /// The lost session.
         session: SessionId,
     },
-}
-
-/// Reads a response: an object, whatever is in it.
-fn response<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Json, D::Error> {
-    let json = Json::deserialize(deserializer)?;
-    let is_object = json.as_str().starts_with('{');
-    if is_object { Ok(json) } else { Err(D::Error::custom("it is no response")) }
 }
 
 /// The kind of task that a stored fact without a kind is about.

@@ -73,7 +73,7 @@ pub use digest::{Digest, Digests, Tokens};
 pub use effect::{Answer, Effect, Stop};
 pub use ending::{Cause, Ending, Interrupted, SideEffects, StopReason, TaskError, findings};
 pub use event::{
-    Cost, Elsewhere, ErrorKind, Event, FrameKind, Kinds, Lines, LockAnswer, OtherSessions, OutputSummary,
+    Cost, Elsewhere, Event, FrameKind, Kinds, Lines, LockAnswer, OtherSessions, OutputSummary,
     PermissionAsked, PromptReply, Recovery, ToolProgress, ToolResult, ToolUpdate, Usage,
 };
 pub use fact::{AgentOutput, EndReason, Fact, HoldReason};
@@ -90,7 +90,7 @@ pub use permission::{
     Policy, TOOL_KINDS,
 };
 pub use prompt_blocks::{BlockKind, PromptCapabilities, RefusedBlock};
-pub use retry::RetryPolicy;
+pub use retry::{ErrorKind, RetryPolicy};
 pub use run::{Continuity, Exit, ExitReason, Run, RunHealth, RunPhase, RunProgress};
 pub use session_cursor::SessionCursor;
 pub use settings::{OnInterrupt, Settings, SettingsPatch};

@@ -28,6 +28,18 @@ pub enum RetryPolicy {
     Never,
 }
 
+/// What an agent's error says about another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Another attempt may succeed, or nothing is known of that.
+    Passing,
+    /// Another attempt would get it again: the request is invalid, its model is unknown, or it does
+    /// not fit into the context.
+    Lasting,
+    /// Another attempt would get it again until a person has logged in.
+    Auth,
+}
+
 /// How an attempt failed, as far as a retry depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FailureKind {

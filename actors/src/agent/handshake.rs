@@ -295,11 +295,14 @@ mod tests {
         }
     }
 
+    /// The session to restore, the answers, and the reason.
+    type Refusal<'a> = (Option<&'a str>, &'a [Result<&'a str, i64>], &'a str);
+
     /// DQ-13: whichever request the agent refuses, a session to restore is not given up.
     #[test]
     fn an_agent_that_wants_a_login_gets_no_further_request() {
         #[rustfmt::skip]
-        let cases: [(Option<&str>, &[Result<&str, i64>], &str); 5] = [
+        let cases: [Refusal<'_>; 5] = [
             (None,      &[Err(-32000)],                                "refused initialize"),
             (None,      &[Ok(NEITHER), Err(-32000)],                   "refused session/new"),
             (Some("s"), &[Ok(LOADS), Err(-32000)],                     "refused session/load"),

@@ -1,9 +1,18 @@
 //! How a fact is a frame of the transcript: kind, payload, and how many frames.
 
-use crate::Fact;
+use serde::{Deserialize as _, Deserializer, de::Error as _};
+
+use crate::{Fact, Json};
 
 /// The prefix of the kinds of greenroom's own frames.
 const KIND_PREFIX: &str = "greenroom/";
+
+/// Reads a response: an object, whatever is in it.
+pub(super) fn response<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Json, D::Error> {
+    let json = Json::deserialize(deserializer)?;
+    let is_object = json.as_str().starts_with('{');
+    if is_object { Ok(json) } else { Err(D::Error::custom("it is no response")) }
+}
 
 impl Fact {
     /// Returns the payload of the fact's frame.

@@ -23,7 +23,7 @@ pub const LIMITS: Limits = Limits {
 pub fn error_kind(code: i64) -> ErrorKind {
     match code {
         -32000 => ErrorKind::Auth,
-        -32600 | -32601 | -32602 => ErrorKind::Lasting,
+        -32602..=-32600 => ErrorKind::Lasting,
         _ => ErrorKind::Passing,
     }
 }

@@ -1,8 +1,6 @@
 //! The rows of tasks: how they are written.
 
-use greenroom_core::{
-    Deadline, Ending, Json, Strategy, Task, TaskError, TaskId, Timestamp, Work,
-};
+use greenroom_core::{Deadline, Ending, Json, Strategy, Task, TaskError, TaskId, Timestamp, Work};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::rows::{Findings, int, json, key};
