@@ -285,8 +285,7 @@ pub enum Fact {
         #[serde(flatten)]
         exit: Exit,
     },
-    /// The agent is in a crash loop: its next run waits, unless it is for a retry, which had its
-    /// own backoff.
+    /// The agent is in a crash loop: its next run waits, unless it is for a retry.
     AgentDegraded {
         /// How many runs in a row ended without settling an attempt.
         runs: u32,
