@@ -149,3 +149,36 @@ fn a_stream_that_joins_at_once_has_the_ends() {
         }
     }
 }
+
+/// I5, AM-27, I15: a group that cannot be recovered is shown as `starting`, and what its rows say of
+/// its tasks is refused; its transcript can be read. The others are answered at once, and the server
+/// is ready.
+#[test]
+fn a_group_that_cannot_be_recovered_is_starting() {
+    let (mut server, mut before) = busy();
+    server.kill();
+    server.home.environment.push(("FAILPOINT".into(), "recovery=detected-".into()));
+    server.boot();
+    let counts = &server.get("/v1/status").expect(200)["groups"];
+    assert_eq!(counts["starting"], GROUPS, "{counts}");
+    let (stuck, sound) =
+        before.groups.iter().cloned().partition(|group: &String| group.starts_with("detected"));
+    for group in &stuck as &Vec<String> {
+        let shown = server.group(group);
+        assert_eq!(shown["status"], "starting", "{shown}");
+        assert_eq!((&shown["current_task"], &shown["current_run"]), (&json!(null), &json!(null)));
+        assert_eq!(shown["compaction"]["active"], false, "{shown}");
+        for what in ["tasks", "snapshot", "runs", "compactions", "turns"] {
+            let path = format!("/v1/groups/{group}/{what}");
+            server.get(&path).problem(503, "group-rebuilding");
+        }
+        assert!(!server.frames(group).is_empty());
+    }
+    before.groups = sound;
+    assert_nothing_is_from(&server, &before);
+    server.kill();
+    server.home.environment.pop();
+    server.boot();
+    before.groups.extend(stuck);
+    assert_nothing_is_from(&server, &before);
+}

@@ -13,6 +13,7 @@ use greenroom_core::{
 use super::{Group, GroupError, RebuildDigests, Shared, log_cursor::LogCursor};
 use crate::{
     acp::session,
+    failpoint,
     process::proc,
     projections::digest,
     storage::{Db, FrameFilter, GroupNo, StoreError, StoredGroup, Unreadable},
@@ -32,6 +33,7 @@ impl Group {
     pub(super) fn recover(&mut self, ctx: &mut Context<Self>) {
         let loaded = load(self.shared.clone(), self.no);
         ctx.wait(loaded.into_actor(self).then(|loaded, group, ctx| {
+            failpoint::pass("recovery", &group.id);
             let events = match loaded {
                 Ok(recovered) => group.restore(recovered),
                 // To read it again would fail again: the actor stays, and refuses all changes.
