@@ -1,17 +1,18 @@
 """The tokens of digests are the model's own count, whatever an agent reports: its session's totals
-(hermes), or those of each prompt (codex)."""
+(hermes), or those of each prompt. qwen and pi report none."""
 
 import pytest
-from rig import CODEX, HERMES
+from rig import CLAUDE, CODEX, GEMINI, HERMES, OPENCODE
 
 TURNS = 3
+AGENTS = [HERMES, CODEX, CLAUDE, OPENCODE, GEMINI]
 
 
-@pytest.mark.parametrize("agent", [HERMES, CODEX], ids=lambda agent: agent.name)
+@pytest.mark.parametrize("agent", AGENTS, ids=[agent.name for agent in AGENTS])
 def test_tokens_are_the_models_own_count(server, model, agent):
     """TD-9: of the group, of its run and of each turn."""
     group = f"tokens-{agent.name}"
-    server.create(group, agent.name)
+    server.create(group, agent)
     tasks = [server.turn(group, f"turn {number}") for number in range(TURNS)]
     counts = [request["prompt_tokens"] for request in model.turns()]
     assert len(counts) == TURNS, counts
