@@ -71,7 +71,7 @@ class Agent:
     full: int = 0
     nearly_full: int = 0
     example: str = ""
-    restores_after_kill: bool = True
+    always_restores: bool = True
     asks: bool = True
     turns_before_compaction: int = 2
 
@@ -324,7 +324,7 @@ GEMINI = Agent(
     write_home=write_gemini_home,
     env={"GEMINI_API_KEY": "unused"},
     shell_call=qwen_shell_call,
-    restores_after_kill=False,  # it keeps a young session in memory
+    always_restores=False,  # it finds none that was begun in the same minute
 )
 OPENCODE = Agent(
     name="opencode",

@@ -59,17 +59,19 @@ def pid_of(server, group, task):
 def check_continues(server, model, group, agent):
     """After the end of a run: the next turn is answered, by an agent that still knows the first
     prompt; one that cannot restore its session says so, and is held until a caller decides."""
-    if not agent.restores_after_kill:
-        with server.events(group, after=len(server.frames(group))) as events:
-            task = server.submit(group, "is the context there?")
-            events.until(lambda frame: frame["kind"] == "greenroom/context_lost")
-            events.until(lambda frame: frame["kind"] == "greenroom/group_held")
+    before = len(server.frames(group))
+    with server.events(group, after=before) as events:
+        task = server.submit(group, f"is the context there? [[say:{SAID}]]")
+        ends = ("greenroom/group_held", "greenroom/task_ended")
+        end = events.until(lambda frame: frame["kind"] in ends)
+    if end["kind"] == "greenroom/group_held":
         server.post(f"/v1/groups/{group}/resume")
-        assert server.settled(task)["state"] == "completed"
+    assert server.settled(task)["state"] == "completed"
+    is_lost = "greenroom/context_lost" in kinds(server.frames(group)[before:])
+    assert is_lost == (end["kind"] == "greenroom/group_held")
+    assert not (is_lost and agent.always_restores), server.frames(group)[before:]
+    assert (FIRST in remembered(model)) != is_lost, "the transcript says what the agent remembers"
     ask(server, group)
-    assert (FIRST in remembered(model)) == agent.restores_after_kill, remembered(model)
-    lost = kinds(server.frames(group)).count("greenroom/context_lost")
-    assert (lost == 0) == agent.restores_after_kill
 
 
 def test_turns_a_cancel_and_a_compaction(server, model, agent, group):
@@ -114,7 +116,7 @@ def test_kills_of_the_agent_and_of_the_server(server, model, agent, group):
     server.start()
     task = server.settled(running)
     assert (task["state"], task["stop_reason"]) == ("interrupted", "_server_restart"), task
-    if agent.restores_after_kill:
+    if FIRST in remembered(model):
         check_continues(server, model, group, agent)
     check_gap_free(server.frames(group))
 
@@ -132,7 +134,7 @@ def test_idle_stop_and_return(server, model, agent, group):
     frames = kinds(server.frames(group))
     assert frames.count("session/prompt") == 2, "the replayed messages are not recorded again"
     is_lost = "greenroom/context_lost" in frames
-    assert not (is_lost and agent.restores_after_kill), frames
+    assert not (is_lost and agent.always_restores), frames
     assert (FIRST in remembered(model)) != is_lost, "the transcript says what the agent remembers"
     assert (server.group(group)["session_id"] == session) != is_lost
 
