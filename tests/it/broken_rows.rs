@@ -122,6 +122,8 @@ fn an_unreadable_row_breaks_its_group_alone() {
         server.get(&path).problem(404, "group-not-found");
         server.complete(group, "[[reply:new]]");
     }
+    let status = server.get("/v1/status").expect(200);
+    assert_eq!(status["groups"]["broken"], repaired.len(), "the purged ones are not counted");
     server.kill();
     for (_, (group, sql)) in &repaired {
         let (code, output) = verify(&server.home, &["--repair", group]);
