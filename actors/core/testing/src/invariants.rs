@@ -6,6 +6,7 @@
 //! beginning of a step leaves it out.
 
 mod am13_moves;
+mod am2_blocks;
 mod am3_settlement;
 mod am7_permissions;
 mod dq6_auto_compaction;
@@ -38,12 +39,13 @@ use greenroom_core::{
 
 pub use self::log::{LogFrame, check_log};
 use self::{
-    am3_settlement::Settlement, am7_permissions::Permissions, am13_moves::Moves,
-    dq6_auto_compaction::AutoCompaction, dq8_hold::Holds, f8_crash_loop::CrashLoop, hl_lock::Lock,
-    i1_one_at_a_time::OneAtATime, i2_accepted_is_kept::AcceptedIsKept, i3_places::Places,
-    i4_no_fork::NoFork, i5_compacting_ends::CompactingEnds, i7_attempts::Attempts,
-    i7_prompts::Prompts, i7_retries::Retries, i8_order::Order, i9_one_outcome::OneOutcome,
-    i12_effects::Effects, i12_timers::Timers, i13_run::Runs, i16_context::Context,
+    am2_blocks::Blocks, am3_settlement::Settlement, am7_permissions::Permissions,
+    am13_moves::Moves, dq6_auto_compaction::AutoCompaction, dq8_hold::Holds,
+    f8_crash_loop::CrashLoop, hl_lock::Lock, i1_one_at_a_time::OneAtATime,
+    i2_accepted_is_kept::AcceptedIsKept, i3_places::Places, i4_no_fork::NoFork,
+    i5_compacting_ends::CompactingEnds, i7_attempts::Attempts, i7_prompts::Prompts,
+    i7_retries::Retries, i8_order::Order, i9_one_outcome::OneOutcome, i12_effects::Effects,
+    i12_timers::Timers, i13_run::Runs, i16_context::Context,
 };
 
 /// `Err` names the invariant that is broken.
@@ -155,6 +157,7 @@ pub struct Checker {
     compacting: CompactingEnds,
     attempts: Attempts,
     prompts: Prompts,
+    blocks: Blocks,
     retries: Retries,
     order: Order,
     outcome: OneOutcome,
@@ -172,7 +175,7 @@ pub struct Checker {
 }
 
 impl Checker {
-    fn invariants(&mut self) -> [&mut dyn Invariant; 21] {
+    fn invariants(&mut self) -> [&mut dyn Invariant; 22] {
         [
             &mut self.one_at_a_time,
             &mut self.accepted,
@@ -181,6 +184,7 @@ impl Checker {
             &mut self.compacting,
             &mut self.attempts,
             &mut self.prompts,
+            &mut self.blocks,
             &mut self.retries,
             &mut self.order,
             &mut self.outcome,

@@ -1,6 +1,8 @@
 //! Turns, and how their histories are broken.
 
-use greenroom_core::{Effect, Fact, Json, PermissionState, Recorded, StopReason, TaskId, TaskKind};
+use greenroom_core::{
+    Effect, Fact, Json, PermissionState, PromptCapabilities, Recorded, StopReason, TaskId, TaskKind,
+};
 use greenroom_testing::{
     invariants::Trigger,
     world::{Action, situations::*},
@@ -51,6 +53,14 @@ const BROKEN_TURNS: &[Row] = &[
     ("AM-2", false, "another prompt than the caller's", |h| {
         if let Fact::TurnStarted { prompt, .. } = fact(h, "turn_started") {
             *prompt = Json::parse("[]".into()).unwrap();
+        }
+    }),
+    ("AM-2", true, "a block that the agent did not advertise", |h| {
+        if let Fact::RunReady { prompts, .. } = fact(h, "run_ready") {
+            *prompts = Some(PromptCapabilities::default());
+        }
+        if let Fact::TurnStarted { prompt, .. } = fact(h, "turn_started") {
+            *prompt = Json::parse(r#"[{"type":"image"}]"#.into()).unwrap();
         }
     }),
     ("AM-2", false, "a prompt is sent without its fact", |h| {
