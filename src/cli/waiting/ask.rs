@@ -66,15 +66,6 @@ impl<'a> Round<'a> {
         match BlockedBy::read(&task["blocked_by"]) {
             None if task["state"] != "running" => None,
             None => Some(self.permission(&group, &task["id"]).unwrap_or(Reason::Works)),
-            Some(BlockedBy::Known(Blocked::Turn)) => {
-                let position = task["position"].as_u64().unwrap_or_default();
-                let found = self.get(&format!("/v1/groups/{}", encode(&group))).ok();
-                let ahead = found.as_ref().is_some_and(is_running);
-                let first = found.and_then(|group| self.of_group(&group)).map(Box::new);
-                // A draining or deleted group does not show that a task runs, but one does.
-                let before = (position + u64::from(ahead)).max(1);
-                Some(Reason::Tasks { group, before, first })
-            }
             Some(blocked) => Some(self.blocked(blocked, group, Some(task))),
         }
     }
@@ -97,7 +88,7 @@ impl<'a> Round<'a> {
             BlockedBy::Unknown(word) => return Reason::Other(shown(&word)),
         };
         match blocked {
-            Blocked::Turn => Reason::Tasks { group, before: 1, first: None },
+            Blocked::Turn => self.tasks(group, task),
             Blocked::Slot => {
                 let status = self.status();
                 let drains = status["phase"].as_str().is_some_and(|phase| phase != "serving");
@@ -122,6 +113,17 @@ impl<'a> Round<'a> {
                 Reason::Storage { cause }
             }
         }
+    }
+
+    /// Other tasks of the group are before `task`.
+    fn tasks(&self, group: String, task: Option<&Value>) -> Reason {
+        let position = task.and_then(|task| task["position"].as_u64()).unwrap_or_default();
+        let found = self.get(&format!("/v1/groups/{}", encode(&group))).ok();
+        let ahead = found.as_ref().is_some_and(is_running);
+        let first = found.and_then(|group| self.of_group(&group)).map(Box::new);
+        // A draining or deleted group does not show that a task runs, but one does.
+        let before = (position + u64::from(ahead)).max(1);
+        Reason::Tasks { group, before, first }
     }
 
     /// The task waits for its retry, or the group for the next start of its agent.
