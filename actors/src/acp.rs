@@ -35,7 +35,8 @@ pub use self::{
     fields::well_formed,
     repair::{Repaired, repaired},
     response::{
-        Capabilities, capabilities, opened_session, prompt_reply, provenance, session_restored,
+        Capabilities, capabilities, is_session_gone, opened_session, prompt_reply, provenance,
+        restored,
     },
     write::{
         answer_line, authenticate_line, cancel_line, check_prompt, empty_prompt, initialize_line,

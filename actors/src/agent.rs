@@ -81,6 +81,8 @@ pub struct Start {
     pub own_dir: PathBuf,
     /// The session to restore.
     pub session: Option<SessionId>,
+    /// Whether a new session may replace it if the agent does not restore it.
+    pub may_replace: bool,
     /// Dropped with the run's actor: also by a panic, which actix does not report.
     pub alive: oneshot::Sender<()>,
     /// Receives each response of the handshake.

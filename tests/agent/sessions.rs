@@ -7,12 +7,14 @@ use std::{
     process,
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 
 use crate::{
     Agent, INTERNAL_ERROR, RESOURCE_NOT_FOUND, lock,
+    updates::chunk,
     words::{error_of, words},
 };
 
@@ -60,18 +62,33 @@ impl Agent {
         );
     }
 
+    /// Loads a session, after the script `on-load`: `error:CODE:TEXT` answers with an error, and
+    /// `drip:COUNT` replays that many chunks first, one each 100 ms.
     pub fn load(&self, id: &Value, session: &str) {
         let history = self.history(session);
         self.note("load", json!({ "session": session, "known": history.is_some() }));
-        match history {
-            Some(updates) => {
-                for update in updates {
-                    self.update(session, &update);
+        let script = self.script("on-load");
+        for (name, argument) in words(&script) {
+            if name == "drip" {
+                for _ in 0..argument.parse().unwrap_or(0) {
+                    thread::sleep(Duration::from_millis(100));
+                    self.update(session, &chunk("agent_message_chunk", "of old"));
                 }
-                lock(&self.known).insert(session.to_owned());
-                self.answer(id, self.restored(session));
+            } else {
+                let (code, message) = error_of(argument).unwrap_or((INTERNAL_ERROR, name));
+                return self.fail(id, code, message);
             }
-            None => self.fail(id, RESOURCE_NOT_FOUND, "no such session"),
+        }
+        let Some(updates) = history else {
+            return self.fail(id, RESOURCE_NOT_FOUND, "no such session");
+        };
+        lock(&self.known).insert(session.to_owned());
+        if self.switches.late_replay {
+            self.answer(id, Value::Null);
+        }
+        updates.iter().for_each(|update| self.update(session, update));
+        if !self.switches.late_replay {
+            self.answer(id, self.restored(session));
         }
     }
 

@@ -7,6 +7,8 @@ pub struct Switches {
     pub no_resume: bool,
     /// `--no-load`: neither advertises nor serves `session/load`.
     pub no_load: bool,
+    /// `--late-replay`: answers `session/load` with `null`, and replays the session afterwards.
+    pub late_replay: bool,
     /// `--fail-initialize`: answers `initialize` with an error.
     pub fail_initialize: bool,
     /// `--hang-initialize`: never answers `initialize`.
@@ -37,6 +39,7 @@ impl Switches {
             match argument.as_str() {
                 "--no-resume" => switches.no_resume = true,
                 "--no-load" => switches.no_load = true,
+                "--late-replay" => switches.late_replay = true,
                 "--fail-initialize" => switches.fail_initialize = true,
                 "--hang-initialize" => switches.hang_initialize = true,
                 "--wrong-version" => switches.wrong_version = true,

@@ -34,6 +34,7 @@ mod interrupted;
 mod isolation;
 mod late_words;
 mod lifecycle;
+mod loads;
 mod lock_wait;
 mod locks;
 mod logs;

@@ -11,6 +11,9 @@ pub enum Effect {
         run: RunId,
         /// The session to restore.
         session: Option<SessionId>,
+        /// Whether a new session may replace it if the agent answers with an error, whatever that
+        /// says: it was tried often enough.
+        may_replace: bool,
     },
     /// Send the prompt that the step recorded.
     Prompt {

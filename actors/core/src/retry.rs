@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The most retries of a task.
-const RETRIES_MAX: u32 = 5;
+pub(crate) const RETRIES_MAX: u32 = 5;
 /// This many runs in a row that ended without settling an attempt are a crash loop.
 pub(crate) const CRASHES_MAX: u32 = 6;
 /// The wait before the next run of a crash loop, doubled up to [`CRASH_WAIT_MS_MAX`].

@@ -151,14 +151,38 @@ pub fn opened_session(result: &str) -> Result<SessionId, String> {
     Ok(SessionId(session.into()))
 }
 
+/// What agents say of a session that they do not know, in lower case. claude-agent-acp, opencode,
+/// qwen-code and later versions of hermes say that it was not found, and claude's own program that
+/// there is no conversation; codex misses a rollout or a thread; pi-acp does not know the id.
+/// gemini-cli, as recorded: `Invalid session identifier`.
+const GONE_WORDS: [&str; 9] = [
+    "session not found",
+    "resource not found",
+    "no conversation found",
+    "no rollout found",
+    "thread not found",
+    "unknown session",
+    "invalid session identifier",
+    "no previous sessions found",
+    "no saved session found",
+];
+/// ACP's code for a resource that does not exist.
+const RESOURCE_NOT_FOUND: i64 = -32002;
+
+/// Whether an error that answers `session/resume` or `session/load` says that the session does not
+/// exist. Any other error may pass.
+pub fn is_session_gone(error: &RpcError) -> bool {
+    let message = error.message.to_lowercase();
+    error.code == Some(RESOURCE_NOT_FOUND) || GONE_WORDS.iter().any(|word| message.contains(word))
+}
+
 /// Whether the response to `session/resume` or `session/load` shows that the agent restored
-/// `session`.
+/// `session`; `None` if only a replay of the session would.
 ///
 /// Hermes answers the load of an unknown session with `{}`, and the resume of one with the
-/// provenance of another session that it created instead. So an empty response to a load counts
-/// only if the agent `replayed` the session, and a response that names a session must name the
-/// right one.
-pub fn session_restored(result: &str, session: &SessionId, replayed: bool, loaded: bool) -> bool {
+/// provenance of another session that it created instead. So an empty response to a load shows
+/// nothing, and a response that names a session must name the right one.
+pub fn restored(result: &str, session: &SessionId, loaded: bool) -> Option<bool> {
     fields! {
         struct Provenance { acp: "acpSessionId", current: "currentHermesSessionId" }
         struct Hermes { provenance: "sessionProvenance" }
@@ -171,10 +195,10 @@ pub fn session_restored(result: &str, session: &SessionId, replayed: bool, loade
         .and_then(|hermes| hermes.provenance.and_then(object::<Provenance<'_>>));
     if let Some(Provenance { acp, current }) = provenance {
         let is_it = |id: Option<&RawValue>| id.and_then(text).as_deref() == Some(&*session.0);
-        return is_it(acp) || is_it(current);
+        return Some(is_it(acp) || is_it(current));
     }
-    let silent = matches!(result.trim(), "null" | "{}");
-    !loaded || replayed || !silent
+    let is_empty = matches!(result.trim(), "null" | "{}");
+    (!loaded || !is_empty).then_some(true)
 }
 
 /// Parses the current hermes session from `_meta.hermes` of the response to `session/new`,
@@ -200,16 +224,37 @@ mod tests {
         };
         #[rustfmt::skip]
         let cases = [
-            ("plain resume",             "{}",        false, false, true),
-            ("hermes made another",      &of("x"),    false, false, false),
-            ("hermes resumed",           &of("s"),    false, false, true),
-            ("load of an unknown one",   "{}",        false, true,  false),
-            ("load with a transcript",   "{}",        true,  true,  true),
-            ("load with modes",          r#"{"modes":{}}"#, false, true, true),
-            ("another, and an odd id",   r#"{"_meta":{"hermes":{"sessionProvenance":{"acpSessionId":7,"currentHermesSessionId":"x"}}}}"#, false, false, false),
+            ("plain resume",             "{}",                 false, Some(true)),
+            ("hermes made another",      &of("x"),             false, Some(false)),
+            ("hermes resumed",           &of("s"),             false, Some(true)),
+            ("load of an unknown one",   "{}",                 true,  None),
+            ("load answered null",       "null",               true,  None),
+            ("load with modes",          r#"{"modes":{}}"#,    true,  Some(true)),
+            ("another, and an odd id",   r#"{"_meta":{"hermes":{"sessionProvenance":{"acpSessionId":7,"currentHermesSessionId":"x"}}}}"#, false, Some(false)),
         ];
-        for (name, result, replayed, loaded, restored) in cases {
-            assert_eq!(session_restored(result, &session, replayed, loaded), restored, "{name}");
+        for (name, result, loaded, expected) in cases {
+            assert_eq!(restored(result, &session, loaded), expected, "{name}");
+        }
+    }
+
+    /// I16: only an answer that says so shows that a session does not exist.
+    #[test]
+    fn an_error_says_whether_the_session_is_gone() {
+        #[rustfmt::skip]
+        let cases = [
+            (r#"{"code":-32002,"message":"no such session"}"#,                                              true),
+            (r#"{"code":-32603,"message":"Internal error","data":{"details":"Invalid session identifier \"s\"."}}"#, true),
+            (r#"{"code":-32603,"message":"Internal error: Session not found: ses_1"}"#,                     true),
+            (r#"{"code":-32603,"message":"no rollout found for thread id s"}"#,                             true),
+            (r#"{"code":-32602,"message":"Invalid params","data":"Unknown sessionId: s"}"#,                 true),
+            (r#"{"code":-32603,"message":"Internal error"}"#,                                               false),
+            (r#"{"code":-32603,"message":"Internal error","data":{"details":"the database is locked"}}"#,   false),
+            (r#"{"code":-32000,"message":"Authentication required"}"#,                                      false),
+            (r#""busy""#,                                                                                   false),
+        ];
+        for (error, gone) in cases {
+            let error = rpc_error(&RawValue::from_string(error.into()).expect("JSON"));
+            assert_eq!(is_session_gone(&error), gone, "{error}");
         }
     }
 

@@ -103,6 +103,7 @@ pub async fn check(
         cwd: None,
         own_dir: dir,
         session: None,
+        may_replace: false,
         alive,
         observer: Some(observer),
     };

@@ -1,10 +1,20 @@
 //! The ACP handshake: from a new process to a session, restored if possible, else a new one.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use greenroom_core::{Continuity, ErrorKind, PromptCapabilities, SessionId};
 
 use crate::acp;
+
+/// How long the agent has to be quiet after it restored a session: some agents, such as
+/// gemini-cli, replay the session after their answer, and a prompt among that would get its words
+/// as its answer. They write it at once; the time is for a machine with much else to do.
+const QUIET: Duration = Duration::from_millis(250);
+/// How long greenroom waits for the begin of a replay if the answer to a `session/load` is empty:
+/// only that shows that the agent knows the session.
+const REPLAY_BEGINS: Duration = Duration::from_secs(1);
+/// The longest wait for quiet, for an agent that is never quiet.
+pub const SETTLES_WITHIN: Duration = Duration::from_secs(10);
 
 /// The state of a handshake.
 #[derive(Debug)]
@@ -13,15 +23,27 @@ pub struct Handshake {
     auth_method: Option<String>,
     /// The session to restore.
     to_restore: Option<SessionId>,
+    /// Whether a new session may replace it after an error.
+    may_replace: bool,
     can_load: bool,
     can_resume: bool,
     /// The content blocks that the agent takes.
     prompts: PromptCapabilities,
-    /// The last request, and its id.
-    pending: Request,
+    phase: Phase,
+    /// The id of the last request.
     id: u64,
-    /// Whether the agent replayed a part of the transcript.
+    /// Whether the agent replayed a part of the session since the last request.
     replayed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The agent was asked, and has not answered.
+    Asked(Request),
+    /// The agent answered a load with nothing, and may replay the session yet.
+    InDoubt,
+    /// The agent restored the session, and may still replay it.
+    Restored(Continuity),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +55,13 @@ enum Request {
     New,
 }
 
-/// What follows from a response.
+/// What follows from a response, or from the end of a replay.
 #[derive(Debug, PartialEq)]
 pub enum Next {
     /// Send this request.
     Send(String),
+    /// Call [`Handshake::on_quiet`] once the agent was quiet for [`Handshake::quiet_time`].
+    AwaitQuiet,
     /// The agent is ready for prompts.
     Ready(SessionId, Continuity),
     /// The agent cannot be used.
@@ -47,20 +71,23 @@ pub enum Next {
 }
 
 impl Handshake {
-    /// Starts a handshake; returns it and its first line.
+    /// Starts a handshake; returns it and its first line. `may_replace`: a new session may replace
+    /// the one to restore if the agent answers with an error, whatever it says.
     pub fn new(
         cwd: PathBuf,
         auth_method: Option<String>,
         to_restore: Option<SessionId>,
+        may_replace: bool,
     ) -> (Self, String) {
         let handshake = Self {
             cwd,
             auth_method,
             to_restore,
+            may_replace,
             can_load: false,
             can_resume: false,
             prompts: PromptCapabilities::default(),
-            pending: Request::Initialize,
+            phase: Phase::Asked(Request::Initialize),
             id: 1,
             replayed: false,
         };
@@ -69,20 +96,40 @@ impl Handshake {
 
     /// Returns the method of the last request.
     pub fn pending_method(&self) -> &'static str {
-        match self.pending {
-            Request::Initialize => "initialize",
-            Request::Authenticate => "authenticate",
-            Request::Resume => "session/resume",
-            Request::Load => "session/load",
-            Request::New => "session/new",
+        match self.phase {
+            Phase::Asked(Request::Initialize) => "initialize",
+            Phase::Asked(Request::Authenticate) => "authenticate",
+            Phase::Asked(Request::Resume) | Phase::Restored(Continuity::Resumed) => {
+                "session/resume"
+            }
+            Phase::Asked(Request::Load) | Phase::InDoubt | Phase::Restored(_) => "session/load",
+            Phase::Asked(Request::New) => "session/new",
         }
     }
 
-    /// Whether the agent's updates are a replay now: those of a `session/load` are not stored.
-    /// Hermes replays on `session/resume` too, against the protocol.
-    pub fn is_replay(&mut self) -> bool {
-        let replay = matches!(self.pending, Request::Load | Request::Resume);
+    /// Whether the agent restores a session now, and has not answered.
+    pub fn is_restoring(&self) -> bool {
+        matches!(self.phase, Phase::Asked(Request::Load | Request::Resume))
+    }
+
+    /// Returns for how long the agent has to be quiet now, if greenroom waits for that.
+    pub fn quiet_time(&self) -> Option<Duration> {
+        match self.phase {
+            Phase::Asked(_) => None,
+            Phase::InDoubt => Some(REPLAY_BEGINS),
+            Phase::Restored(_) => Some(QUIET),
+        }
+    }
+
+    /// Whether an update belongs to a replay, which is not stored. While the agent restores the
+    /// session that is any update; hermes replays on `session/resume` too, against the protocol.
+    /// After the answer it is what an agent does not send unasked (`is_history`).
+    pub fn is_replay(&mut self, is_history: bool) -> bool {
+        let replay = self.is_restoring() || (self.quiet_time().is_some() && is_history);
         self.replayed |= replay;
+        if replay && self.phase == Phase::InDoubt {
+            self.phase = Phase::Restored(Continuity::Loaded);
+        }
         replay
     }
 
@@ -91,9 +138,9 @@ impl Handshake {
         !self.can_load && !self.can_resume
     }
 
-    /// Returns the id of the last request, which is the number of them, too.
-    pub fn request(&self) -> u64 {
-        self.id
+    /// Returns the id of the open request, which is the number of them so far, too.
+    pub fn request(&self) -> Option<u64> {
+        matches!(self.phase, Phase::Asked(_)).then_some(self.id)
     }
 
     /// Returns the content blocks that the agent takes.
@@ -103,15 +150,16 @@ impl Handshake {
 
     /// Whether the answer to the last request names a new session.
     pub fn opens_session(&self) -> bool {
-        self.pending == Request::New
+        self.phase == Phase::Asked(Request::New)
     }
 
     /// Handles a response; `None` if it is not to the last request.
     pub fn on_response(&mut self, id: u64, outcome: Result<&str, acp::RpcError>) -> Option<Next> {
+        let Phase::Asked(request) = self.phase else { return None };
         if id != self.id {
             return None;
         }
-        Some(match (self.pending, outcome) {
+        Some(match (request, outcome) {
             (Request::Initialize, Ok(result)) => match acp::capabilities(result) {
                 Ok(capabilities) => {
                     (self.can_resume, self.can_load) = (capabilities.resume, capabilities.load);
@@ -139,8 +187,8 @@ impl Handshake {
             (Request::Load, Err(err)) if err.kind == ErrorKind::Auth => {
                 refused("session/load", &err)
             }
-            (pending @ (Request::Resume | Request::Load), outcome) => {
-                self.on_restored(pending, outcome)
+            (request @ (Request::Resume | Request::Load), outcome) => {
+                self.on_restored(request == Request::Load, outcome)
             }
             (Request::New, Ok(result)) => match acp::opened_session(result) {
                 Ok(session) if self.to_restore.is_some() => Next::Ready(session, Continuity::Lost),
@@ -151,17 +199,41 @@ impl Handshake {
         })
     }
 
-    fn on_restored(&mut self, pending: Request, outcome: Result<&str, acp::RpcError>) -> Next {
-        let Some(session) = self.to_restore.clone() else { return self.request_new() };
-        let loaded = pending == Request::Load;
-        let restored = outcome
-            .is_ok_and(|result| acp::session_restored(result, &session, self.replayed, loaded));
-        match (restored, loaded) {
-            (true, true) => Next::Ready(session, Continuity::Loaded),
-            (true, false) => Next::Ready(session, Continuity::Resumed),
-            (false, false) if self.can_load => self.request_load(&session),
-            (false, _) => self.request_new(),
+    /// Handles the quiet after a restore: no replay follows any more.
+    pub fn on_quiet(&mut self) -> Next {
+        match (self.phase, self.to_restore.clone()) {
+            (Phase::Restored(continuity), Some(session)) => Next::Ready(session, continuity),
+            (Phase::Asked(_) | Phase::InDoubt | Phase::Restored(_), _) => self.request_new(),
         }
+    }
+
+    /// Handles the response to a load, or to a resume. An error that does not say that the session
+    /// is gone may pass: the session is kept, and another run tries again.
+    fn on_restored(&mut self, loaded: bool, outcome: Result<&str, acp::RpcError>) -> Next {
+        let Some(session) = self.to_restore.clone() else { return self.request_new() };
+        match outcome {
+            Ok(result) => match acp::restored(result, &session, loaded) {
+                Some(true) => {
+                    let way = if loaded { Continuity::Loaded } else { Continuity::Resumed };
+                    self.await_quiet(Phase::Restored(way))
+                }
+                None if self.replayed => self.await_quiet(Phase::Restored(Continuity::Loaded)),
+                None => self.await_quiet(Phase::InDoubt),
+                Some(false) if !loaded && self.can_load => self.request_load(&session),
+                Some(false) => self.request_new(),
+            },
+            Err(_) if !loaded && self.can_load => self.request_load(&session),
+            Err(err) if self.may_replace || acp::is_session_gone(&err) => self.request_new(),
+            Err(err) => {
+                let method = if loaded { "session/load" } else { "session/resume" };
+                Next::Fail(format!("it did not restore its session: {method}: {err}"))
+            }
+        }
+    }
+
+    fn await_quiet(&mut self, phase: Phase) -> Next {
+        self.phase = phase;
+        Next::AwaitQuiet
     }
 
     fn request_session(&mut self) -> Next {
@@ -185,8 +257,9 @@ impl Handshake {
         Next::Send(acp::new_session_line(id, &self.cwd))
     }
 
-    fn next_request(&mut self, pending: Request) -> u64 {
-        self.pending = pending;
+    fn next_request(&mut self, request: Request) -> u64 {
+        self.phase = Phase::Asked(request);
+        self.replayed = false;
         self.id += 1;
         self.id
     }
@@ -208,13 +281,28 @@ mod tests {
 
     const RESUMES: &str = r#"{"protocolVersion":1,"agentCapabilities":{"loadSession":true,"sessionCapabilities":{"resume":{}}}}"#;
     const LOADS: &str = r#"{"protocolVersion":1,"agentCapabilities":{"loadSession":true}}"#;
+    const RESUME_ONLY: &str =
+        r#"{"protocolVersion":1,"agentCapabilities":{"sessionCapabilities":{"resume":{}}}}"#;
     const NEITHER: &str = r#"{"protocolVersion":1}"#;
     const NEW: &str = r#"{"sessionId":"fresh"}"#;
 
-    /// Plays the agent: `answers` in order, `Err` for a JSON-RPC error.
+    fn error(code: i64, message: &str) -> acp::RpcError {
+        let kind = if code == -32000 { ErrorKind::Auth } else { ErrorKind::Passing };
+        acp::RpcError { code: Some(code), kind, message: message.into() }
+    }
+
+    /// Plays the agent: `answers` in order, `Err` for a JSON-RPC error. It is quiet between them.
     fn play(session: Option<&str>, answers: &[Result<&str, i64>]) -> (Vec<String>, Next) {
+        play_restore(session, false, answers)
+    }
+
+    fn play_restore(
+        session: Option<&str>,
+        may_replace: bool,
+        answers: &[Result<&str, i64>],
+    ) -> (Vec<String>, Next) {
         let to_restore = session.map(|id| SessionId(id.into()));
-        let (mut handshake, first) = Handshake::new("/tmp".into(), None, to_restore);
+        let (mut handshake, first) = Handshake::new("/tmp".into(), None, to_restore, may_replace);
         let method = |line: &str| {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             line["method"].as_str().unwrap().to_owned()
@@ -222,13 +310,13 @@ mod tests {
         let mut asked = vec![method(&first)];
         for (id, answer) in (1..).zip(answers) {
             assert_eq!(handshake.on_response(99, Ok("{}")), None, "a response to another request");
-            let kind = |code| if code == -32000 { ErrorKind::Auth } else { ErrorKind::Passing };
-            let error = |code: &i64| acp::RpcError {
-                code: Some(*code),
-                kind: kind(*code),
-                message: "no".into(),
-            };
-            match handshake.on_response(id, answer.as_ref().copied().map_err(error)).unwrap() {
+            let answer = answer.map_err(|code| error(code, "no"));
+            let mut next = handshake.on_response(id, answer).unwrap();
+            if next == Next::AwaitQuiet {
+                assert_eq!(handshake.on_response(id, Ok("{}")), None, "the same response twice");
+                next = handshake.on_quiet();
+            }
+            match next {
                 Next::Send(line) => asked.push(method(&line)),
                 end => return (asked, end),
             }
@@ -245,12 +333,15 @@ mod tests {
     #[test]
     fn a_session_is_restored_by_the_best_method_of_the_agent() {
         #[rustfmt::skip]
-        let cases: [Case; 6] = [
+        let cases: [Case; 9] = [
             ("first",           None,      &[Ok(RESUMES), Ok(NEW)],                        &["initialize", "session/new"],                                  ready("fresh", Continuity::New)),
             ("resume",          Some("s"), &[Ok(RESUMES), Ok("{}")],                       &["initialize", "session/resume"],                               ready("s", Continuity::Resumed)),
             ("load",            Some("s"), &[Ok(LOADS), Ok(r#"{"modes":null,"x":1}"#)],    &["initialize", "session/load"],                                 ready("s", Continuity::Loaded)),
             ("resume fails",    Some("s"), &[Ok(RESUMES), Err(-32603), Ok(r#"{"x":1}"#)],  &["initialize", "session/resume", "session/load"],               ready("s", Continuity::Loaded)),
             ("both fail",       Some("s"), &[Ok(RESUMES), Err(1), Err(-32002), Ok(NEW)],   &["initialize", "session/resume", "session/load", "session/new"], ready("fresh", Continuity::Lost)),
+            ("resume gone",     Some("s"), &[Ok(RESUME_ONLY), Err(-32002), Ok(NEW)],       &["initialize", "session/resume", "session/new"],                ready("fresh", Continuity::Lost)),
+            ("load is empty",   Some("s"), &[Ok(LOADS), Ok("{}"), Ok(NEW)],                &["initialize", "session/load", "session/new"],                  ready("fresh", Continuity::Lost)),
+            ("load is null",    Some("s"), &[Ok(LOADS), Ok("null"), Ok(NEW)],              &["initialize", "session/load", "session/new"],                  ready("fresh", Continuity::Lost)),
             ("no method",       Some("s"), &[Ok(NEITHER), Ok(NEW)],                        &["initialize", "session/new"],                                  ready("fresh", Continuity::Lost)),
         ];
         for (name, session, answers, methods, end) in cases {
@@ -263,23 +354,51 @@ mod tests {
         }
     }
 
+    type Fails<'a> = (&'a str, &'a [Result<&'a str, i64>], &'a str);
+
+    /// I16: an error that may pass does not throw the session away, until it is the last attempt.
     #[test]
-    fn updates_during_a_restore_are_a_replay() {
-        let (mut handshake, _) = Handshake::new("/tmp".into(), None, Some(SessionId("s".into())));
-        assert!(!handshake.is_replay(), "no restore yet");
+    fn an_error_that_may_pass_keeps_the_session() {
+        #[rustfmt::skip]
+        let cases: [Fails; 3] = [
+            ("load",            &[Ok(LOADS), Err(-32603)],                "session/load"),
+            ("resume",          &[Ok(RESUME_ONLY), Err(-32603)],          "session/resume"),
+            ("load at last",    &[Ok(RESUMES), Err(-32002), Err(-32603)], "session/load"),
+        ];
+        for (name, answers, method) in cases {
+            let (_, end) = play(Some("s"), answers);
+            let why = format!("it did not restore its session: {method}: no (error -32603)");
+            assert_eq!(end, Next::Fail(why), "{name}");
+            let (_, end) = play_restore(Some("s"), true, &[answers, &[Ok(NEW)]].concat());
+            assert_eq!(end, ready("fresh", Continuity::Lost), "{name}");
+        }
+    }
+
+    /// A-4: what the agent writes between the request and the quiet after its answer is a replay,
+    /// but for what agents send unasked; an empty answer with a replay after it is a success.
+    #[test]
+    fn updates_of_a_restore_are_a_replay() {
+        let begin = || Handshake::new("/tmp".into(), None, Some(SessionId("s".into())), false).0;
+        let mut handshake = begin();
+        assert!(!handshake.is_replay(true), "no restore yet");
         handshake.on_response(1, Ok(RESUMES)).unwrap();
-        assert!(handshake.is_replay(), "resume");
-        handshake
-            .on_response(
-                2,
-                Err(acp::RpcError {
-                    code: Some(-32603),
-                    kind: ErrorKind::Passing,
-                    message: "no".into(),
-                }),
-            )
-            .unwrap();
-        assert!(handshake.is_replay(), "load");
+        assert!(handshake.is_replay(false), "resume");
+        handshake.on_response(2, Err(error(-32603, "no"))).unwrap();
+        assert!(handshake.is_replay(true), "load");
+        assert_eq!(handshake.on_response(3, Ok("{}")), Some(Next::AwaitQuiet));
+        assert_eq!(handshake.quiet_time(), Some(QUIET), "it was replayed");
+        assert!(handshake.is_replay(true) && !handshake.is_replay(false), "after the answer");
+        assert_eq!(handshake.on_quiet(), ready("s", Continuity::Loaded));
+
+        let mut handshake = begin();
+        handshake.on_response(1, Ok(LOADS)).unwrap();
+        assert_eq!(handshake.on_response(2, Ok("null")), Some(Next::AwaitQuiet));
+        assert_eq!(handshake.quiet_time(), Some(REPLAY_BEGINS));
+        assert!(!handshake.is_replay(false));
+        assert_eq!(handshake.quiet_time(), Some(REPLAY_BEGINS), "sent unasked, it shows nothing");
+        assert!(handshake.is_replay(true));
+        assert_eq!(handshake.quiet_time(), Some(QUIET), "the session is known");
+        assert_eq!(handshake.on_quiet(), ready("s", Continuity::Loaded));
     }
 
     #[test]

@@ -3,15 +3,17 @@
 // How a run reads the lines of its agent, and what it does with each message.
 mod lines;
 mod messages;
+// How long a run waits for its agent to be ready.
+mod start;
 
 use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc};
 
 use actix::{MailboxError, Recipient};
-use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId, TokenMeter};
+use greenroom_core::{Event, Exit, ExitReason, GroupId, Provenance, RunId, TokenMeter};
 use tokio::{sync::mpsc, task::yield_now};
 
 use super::{
-    AgentReport, Command, NOT_READY, Start,
+    AgentReport, Command, Start,
     batch::Batch,
     check::Answered,
     compaction_detector::CompactionDetector,
@@ -33,6 +35,8 @@ use crate::{
     profile::{Detector, Profile},
 };
 
+/// How many times `start_timeout` a session may take to load, while the agent replays it.
+const LOAD_TIMEOUTS: u32 = 10;
 /// How often stderr is read before a turn is settled: a flood does not delay the turn further.
 const STDERR_READS_MAX: usize = 64;
 
@@ -58,6 +62,14 @@ pub struct RunLoop {
     handshake: Option<Handshake>,
     /// Receives each response of the handshake.
     observer: Option<mpsc::UnboundedSender<Answered>>,
+    /// Which of the agent's own sessions the last response of the handshake named.
+    provenance: Option<Provenance>,
+    /// When the agent was quiet for long enough after it restored its session, and when greenroom
+    /// waits no longer for that.
+    quiet: Option<(Awake, Awake)>,
+    /// What the agent sent meanwhile that is no replay, for once it is ready.
+    held: Vec<String>,
+    held_bytes: usize,
     detector: CompactionDetector,
     /// The answer to the last prompt so far, read for hermes' words: no other agent writes them.
     answer: hermes::Answer,
@@ -71,6 +83,8 @@ pub struct RunLoop {
     /// The first line of the handshake, until the process runs.
     first_line: Option<String>,
     ready_by: Awake,
+    /// How long `ready_by` may be put off while the agent replays its session.
+    loaded_by: Awake,
     pid: Option<u32>,
     /// The lines that are no message.
     noise: Noise,
@@ -85,6 +99,8 @@ enum LoopEvent {
     Escalate,
     Unwritable(Unwritable),
     StartTimedOut,
+    /// The agent was quiet for long enough.
+    Quiet,
 }
 
 impl LoopEvent {
@@ -108,7 +124,8 @@ impl RunLoop {
     ) -> Self {
         let auth_method = start.profile.auth_method.clone();
         let (handshake, first_line) =
-            Handshake::new(cwd.clone(), auth_method, start.session.clone());
+            Handshake::new(cwd.clone(), auth_method, start.session.clone(), start.may_replace);
+        let start_timeout = start.profile.start_timeout;
         stdin.open(child.stdin);
         let termination = Termination::new(child.tree, stdin.clone());
         Self {
@@ -127,6 +144,10 @@ impl RunLoop {
             report: None,
             handshake: Some(handshake),
             observer: start.observer.clone(),
+            provenance: None,
+            quiet: None,
+            held: Vec::new(),
+            held_bytes: 0,
             detector: CompactionDetector::new(&start.profile.signals),
             answer: hermes::Answer::default(),
             prompt: None,
@@ -136,7 +157,8 @@ impl RunLoop {
             tools: ToolKinds::default(),
             cwd,
             first_line: Some(first_line),
-            ready_by: awake::now() + start.profile.start_timeout,
+            ready_by: awake::now() + start_timeout,
+            loaded_by: awake::now() + start_timeout * LOAD_TIMEOUTS,
             pid: None,
             noise: Noise::new(),
         }
@@ -171,11 +193,8 @@ impl RunLoop {
                     self.termination.kill(ExitReason::Protocol, why);
                 }
                 LoopEvent::Unwritable(Unwritable::HungUp) => self.termination.on_hung_up(),
-                LoopEvent::StartTimedOut => {
-                    let waited = self.profile.start_timeout.as_millis();
-                    let why = format!("{NOT_READY} {waited} ms");
-                    self.termination.kill(ExitReason::StartFailed, &why);
-                }
+                LoopEvent::StartTimedOut => self.on_start_timed_out(),
+                LoopEvent::Quiet => self.on_quiet(),
             }
             if is_long {
                 yield_now().await;
@@ -195,8 +214,10 @@ impl RunLoop {
     async fn next_event(&mut self) -> LoopEvent {
         let reads_stdout = !self.stdout.ended && self.batch.has_room();
         let escalates_at = self.termination.escalates_at();
-        let ready_by = self.handshake.is_some().then_some(self.ready_by);
-        let ready_by = ready_by.filter(|_| !self.termination.has_reason());
+        let is_starting = self.handshake.is_some() && !self.termination.has_reason();
+        let quiet_at = self.quiet.filter(|_| is_starting).map(|(at, by)| at.min(by));
+        // Quiet is awaited for a short time, which is no part of the start.
+        let ready_by = (is_starting && quiet_at.is_none()).then_some(self.ready_by);
         let is_gone = self.termination.is_gone();
         let writes = self.termination.is_unused();
         let report = async {
@@ -213,6 +234,7 @@ impl RunLoop {
             Some(command) = self.commands.recv() => LoopEvent::Command(command),
             () = until(escalates_at), if !is_gone => LoopEvent::Escalate,
             () = until(ready_by), if !is_gone => LoopEvent::StartTimedOut,
+            () = until(quiet_at), if !is_gone => LoopEvent::Quiet,
             why = self.stdin.unwritable(), if writes => LoopEvent::Unwritable(why),
         }
     }
@@ -225,6 +247,7 @@ impl RunLoop {
         }
         let Ok(count @ 1..) = read else { return self.on_stdout_end() };
         self.stdout.count_read(count);
+        self.note_activity();
         let mut buffer = std::mem::take(&mut self.stdout.buffer);
         let mut from = 0;
         let mut search = self.stdout.searched;

@@ -34,7 +34,9 @@ impl Group {
 
     fn perform_one(&mut self, effect: Effect, blocks: &[Block], ctx: &mut Context<Self>) {
         let (run, command) = match effect {
-            Effect::Launch { run, session } => return self.launch(run, session, ctx),
+            Effect::Launch { run, session, may_replace } => {
+                return self.launch(run, session, may_replace, ctx);
+            }
             Effect::Prompt { run, id, .. } if self.shared.is_draining() => {
                 let withheld = Event::PromptWithheld { run, id };
                 return ctx.address().do_send(SelfMessage::Event(withheld.into()));
@@ -66,7 +68,13 @@ impl Group {
         }
     }
 
-    fn launch(&mut self, run: RunId, session: Option<SessionId>, ctx: &mut Context<Self>) {
+    fn launch(
+        &mut self,
+        run: RunId,
+        session: Option<SessionId>,
+        may_replace: bool,
+        ctx: &mut Context<Self>,
+    ) {
         let settings = &self.log.core.state().settings;
         let Some(profile) = self.shared.profiles.get(&settings.agent).cloned() else {
             let detail = format!("the configuration has no agent {:?}", settings.agent);
@@ -83,6 +91,7 @@ impl Group {
             own_dir,
             cwd: settings.cwd.clone().map(Into::into),
             session,
+            may_replace,
             alive,
             observer: None,
         };

@@ -44,6 +44,11 @@ impl Pipe {
         !self.ended && self.left == Some(0)
     }
 
+    /// Whether the pipe holds bytes that were not read.
+    pub fn has_unread(&self) -> bool {
+        !self.ended && rustix::io::ioctl_fionread(&self.pipe).is_ok_and(|bytes| bytes > 0)
+    }
+
     /// Waits until the pipe is readable, and reads. Cancel safe.
     pub async fn read(&mut self) -> io::Result<usize> {
         self.pipe.readable().await?;

@@ -6,7 +6,7 @@ use crate::{
     PromptCapabilities, Provenance, Recovery, Run, RunHealth, RunId, RunPhase, RunProgress,
     SessionId, Stop, TaskError, TaskId, Timer,
     last_words::last_words,
-    retry::{crash_wait_ms, login_wait_ms},
+    retry::{FailureKind, RETRIES_MAX, backoff_ms, crash_wait_ms, login_wait_ms},
 };
 
 impl Transition<'_> {
@@ -20,8 +20,19 @@ impl Transition<'_> {
             Some(known) => SessionId(known.current.as_str().into()),
             None => session.id.clone(),
         });
+        let may_replace = self.gives_session_up();
         self.record(Fact::RunStarted { run, agent, has_detectors });
-        self.emit(Effect::Launch { run, session });
+        self.emit(Effect::Launch { run, session, may_replace });
+    }
+
+    /// Whether the session may be given up if the agent does not restore it now: only at the last
+    /// attempt of a task, if as many attempts failed before, or runs in a row.
+    fn gives_session_up(&self) -> bool {
+        let attempts = self.group.current().map_or(0, |task| task.attempt);
+        let (policy, base_ms) = (self.settings.retry, self.settings.limits.retry_base_ms);
+        let next = backoff_ms(policy, FailureKind::Undelivered, attempts + 1, base_ms);
+        let failed = attempts.max(self.group.state.crash_loop.crashes);
+        next.is_none() && RETRIES_MAX <= failed
     }
 
     /// Puts the agent's session in force, and starts the claimed task.

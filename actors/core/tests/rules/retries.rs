@@ -193,6 +193,33 @@ fn a_task_is_retried_five_times() {
     }
 }
 
+/// I16, DQ-8: a session may be given up at the last attempt of a task; without retries, after as
+/// many failed runs in a row.
+#[test]
+fn a_session_is_given_up_at_the_last_attempt() {
+    for policy in [RetryPolicy::NoOutput, RetryPolicy::Undelivered, RetryPolicy::Never] {
+        let mut driver = Driver::idle();
+        driver.settings.retry = policy;
+        driver.exit(ExitReason::Exited);
+        driver.clear();
+        for run in 0..6 {
+            if run == 0 || policy == RetryPolicy::Never {
+                driver.turn();
+            } else {
+                driver.expire(|timer| matches!(timer, Timer::Backoff(..)));
+                driver.grant();
+            }
+            Failure::NotStarted.apply(&mut driver);
+        }
+        let given_up = driver.effects.iter().filter_map(|effect| match effect {
+            Effect::Launch { may_replace, .. } => Some(*may_replace),
+            _ => None,
+        });
+        let expected = [false, false, false, false, false, true];
+        assert_eq!(given_up.collect::<Vec<_>>(), expected, "{policy:?}");
+    }
+}
+
 /// F7: the error of a task whose agent did not start quotes the last line of its stderr.
 #[test]
 fn the_error_of_a_failed_start_quotes_stderr() {

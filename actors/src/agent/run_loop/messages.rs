@@ -18,11 +18,16 @@ impl RunLoop {
     pub(super) fn on_message(&mut self, line: &str, message: acp::Message<'_>) {
         match message {
             acp::Message::Notification(notification) => {
-                let replay = notification.kind == "session/update"
-                    && self.handshake.as_mut().is_some_and(Handshake::is_replay);
-                if !replay {
-                    self.on_notification(line, notification);
+                let is_update = notification.kind == "session/update";
+                if let Some(handshake) = self.handshake.as_mut().filter(|_| is_update) {
+                    if handshake.is_replay(notification.summary.has_output) {
+                        return;
+                    }
+                    if handshake.quiet_time().is_some() {
+                        return self.hold_back(line);
+                    }
                 }
+                self.on_notification(line, notification);
             }
             acp::Message::Permission { mut asked, tool } => {
                 let known = tool.as_deref().and_then(|tool| self.tools.kind(tool));
@@ -52,7 +57,8 @@ impl RunLoop {
                     let provenance =
                         outcome.as_ref().ok().and_then(|result| self.detector.provenance(result));
                     if let Some(next) = handshake.on_response(id, outcome) {
-                        self.on_handshake(next, provenance);
+                        self.provenance = provenance;
+                        self.on_handshake(next);
                     }
                 }
                 None if self.sessions.take_pending(id) => {
@@ -77,7 +83,7 @@ impl RunLoop {
     pub(super) fn only_request(&self) -> Option<u64> {
         let sent = self.stdin.sent();
         match &self.handshake {
-            Some(handshake) => Some(handshake.request()).filter(|id| *id == sent),
+            Some(handshake) => handshake.request().filter(|id| *id == sent),
             None => self.prompt.filter(|(_, line)| *line == sent).map(|(id, _)| id),
         }
     }
@@ -126,9 +132,10 @@ impl RunLoop {
         Ok((session, self.detector.provenance(result)))
     }
 
-    fn on_handshake(&mut self, next: Next, provenance: Option<Provenance>) {
+    pub(super) fn on_handshake(&mut self, next: Next) {
         match next {
             Next::Send(line) => self.stdin.send(line),
+            Next::AwaitQuiet => self.await_quiet(),
             Next::Ready(session, continuity) => {
                 let handshake = self.handshake.take();
                 let is_forgetful = handshake.as_ref().is_some_and(Handshake::is_forgetful);
@@ -136,6 +143,7 @@ impl RunLoop {
                 self.termination.on_ready();
                 self.sessions.set_current(session.clone());
                 let (run, pid) = (self.run, self.pid.unwrap_or_default());
+                let provenance = self.provenance.take();
                 self.batch.push(Event::AgentReady {
                     run,
                     pid,

@@ -1,4 +1,4 @@
-//! I12, I7: each fact that orders something has its effect in the same step, and no effect is
+//! I12, I7, I16: each fact that orders something has its effect in the same step, and no effect is
 //! without its fact: so a prompt is sent once, and only after its START is durable.
 
 use greenroom_core::{Effect, EndReason, Existence, Fact, Group, Recorded, RunPhase, TaskId};
@@ -30,7 +30,10 @@ impl Effects {
         ensure!(live.is_some(), "an effect for {run}, which is not the group's: {effect:?}");
         let stated = |calls: &dyn Fn(&Recorded) -> bool| step.facts.iter().any(calls);
         match effect {
-            Effect::Launch { .. } => {
+            Effect::Launch { may_replace, .. } => {
+                let is_first = group.current().is_none_or(|task| task.attempt == 0)
+                    && group.state().crash_loop.crashes == 0;
+                ensure!(!may_replace || !is_first, "I16: {run} gives its session up at once");
                 let starts = |it: &Recorded| match it.fact {
                     Fact::RunStarted { run: started, .. } => started == run,
                     _ => false,

@@ -306,7 +306,7 @@ impl World {
     fn perform(&mut self, effect: Effect) -> Checked {
         let live = self.agent.as_ref().map(|agent| agent.run);
         match effect {
-            Effect::Launch { run, session } => {
+            Effect::Launch { run, session, .. } => {
                 ensure!(live.is_none(), "AM-1: {run} is launched beside {live:?}");
                 self.agent = Some(Agent {
                     run,

@@ -1,6 +1,6 @@
 //! What a group knows of its run, and how such histories are broken.
 
-use greenroom_core::{Continuity, Fact, OutputSummary, SignalKind, Source, StopReason};
+use greenroom_core::{Continuity, Effect, Fact, OutputSummary, SignalKind, Source, StopReason};
 use greenroom_testing::{
     invariants::Played,
     world::{Action, DetectorSignal, TimerKind, situations::*},
@@ -71,6 +71,14 @@ const BROKEN_PROGRESS: &[Row] = &[
     ("I13: by the facts", false, "a new session that was restored", |h| {
         if let Fact::RunReady { continuity, .. } = fact(h, "run_ready") {
             *continuity = Continuity::Loaded;
+        }
+    }),
+    ("I16", false, "a session that is given up at the first failure", |h| {
+        let (step, _) = find(h, "run_started", 0);
+        for effect in &mut h[step].effects {
+            if let Effect::Launch { may_replace, .. } = effect {
+                *may_replace = true;
+            }
         }
     }),
     ("I13: by the facts", false, "a session that stays new with its prompt", |h| {
