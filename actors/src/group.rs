@@ -263,7 +263,7 @@ impl Group {
     /// database (I13).
     fn apply(&mut self, event: Event, at: Now) -> Result<Step, Rejected> {
         let configures = matches!(event, Event::Configured(_));
-        let effective = match &event {
+        let mut effective = match &event {
             // The consequences of a change are decided by the settings after it.
             Event::Configured(settings) => self.effective_settings(settings),
             _ => self
@@ -271,6 +271,7 @@ impl Group {
                 .take()
                 .unwrap_or_else(|| self.effective_settings(&self.log.core.state().settings)),
         };
+        effective.is_draining = self.shared.is_draining();
         let step = self.log.core.apply(event, at, &effective, &mut clock::fresh);
         let mut facts = step.iter().flat_map(|step| &step.facts).map(|recorded| &recorded.fact);
         let changes = |fact: &Fact| matches!(fact, Fact::GroupCreated(_) | Fact::GroupChanged(_));

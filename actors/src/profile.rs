@@ -267,6 +267,7 @@ impl Defaults {
                 .unwrap_or_else(|| self.permission_policy.clone()),
             compaction: compaction.order(),
             has_detectors: profile.is_some_and(|profile| !profile.signals.is_empty()),
+            is_draining: false,
         }
     }
 }
@@ -367,6 +368,7 @@ mod tests {
             permissions: Policy::Reject.into(),
             compaction: None,
             has_detectors: false,
+            is_draining: false,
         };
         let group = Settings::default;
         let command = CompactionMethod::Command { command: "/c".into() };

@@ -8,8 +8,8 @@ use greenroom_actors::{
 };
 use greenroom_core::{
     Blocked, Deadline, Ending, GroupId, Interrupted, Json, OnInterrupt, Origin, PermissionPolicy,
-    RunId, SessionId, Source, Stage, Status, StopReason, TaskError, TaskId, TaskKind, TaskState,
-    Timestamp, Usage, Work, findings,
+    RunId, SessionId, Source, Stage, Status, StopReason, TaskError, TaskFindings, TaskId, TaskKind,
+    TaskState, Timestamp, Usage, Work,
 };
 use serde::{Serialize, Serializer};
 
@@ -227,8 +227,7 @@ pub struct Task {
     seq_first: Option<u64>,
     seq_last: Option<u64>,
     interrupted: Option<Interrupted>,
-    #[serde(serialize_with = "findings::serialize")]
-    findings: bool,
+    findings: TaskFindings,
     cancel_requested: bool,
     deadline_ms: Option<u64>,
     expires_at: Option<Time>,
@@ -290,7 +289,7 @@ impl Task {
             seq_first: start.map(|start| start.seq),
             seq_last: frame.map(|frame| frame.seq),
             interrupted: ending.interrupted,
-            findings: ending.has_empty_answer,
+            findings: ending.findings,
             cancel_requested: task.cancel_requested,
             deadline_ms: task.deadline_ms,
             expires_at: task.expires.as_ref().map(Deadline::at_wall_clock).map(Time),

@@ -203,5 +203,6 @@ fn terms() -> EffectiveSettings {
         permissions: PermissionPolicy::default(),
         compaction: None,
         has_detectors: false,
+        is_draining: false,
     }
 }

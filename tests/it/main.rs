@@ -17,6 +17,7 @@ mod cli_permissions;
 mod cli_turn;
 mod clocks;
 mod compaction;
+mod compaction_ends;
 mod degraded;
 mod digest;
 mod empty_answer;

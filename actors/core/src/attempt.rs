@@ -307,12 +307,27 @@ impl Attempt {
 
     /// Returns the ending with the output so far.
     pub fn ending_so_far(&self) -> Ending {
-        Ending {
-            text: self.text.as_str().to_owned(),
-            text_truncated: self.text.is_truncated(),
-            usage: self.usage.clone(),
-            ..Ending::default()
+        let mut ending = Ending { usage: self.usage.clone(), ..Ending::default() };
+        self.write_text(&mut ending);
+        ending
+    }
+
+    /// Writes the agent's message text so far into the ending.
+    pub(crate) fn write_text(&self, ending: &mut Ending) {
+        self.text.as_str().clone_into(&mut ending.text);
+        ending.text_truncated = self.text.is_truncated();
+    }
+
+    /// Returns the settlement of an attempt that did not reach its goal, if its deadline or the
+    /// shutdown cut it and the agent obeyed with an answer that looks like a success.
+    pub(crate) fn settle_cut(&self, settled: Settlement) -> Settlement {
+        let by = self.cancel_reason.filter(|by| *by != CancelReason::Caller);
+        let Settlement { mut stop_reason, mut state, mut ending, tokens, retryable } = settled;
+        if by.is_some() && state == EndState::Completed {
+            (stop_reason, state) = self.end_early(by, stop_reason, true, &mut ending);
+            ending.stop_reason = Some(stop_reason);
         }
+        Settlement { stop_reason, state, ending, tokens, retryable }
     }
 }
 

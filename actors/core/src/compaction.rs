@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CompactionId, CompactionSignal, Details, Lineage, SignalKind, Source, TaskId, Timestamp,
+    CompactionId, CompactionSignal, Details, Lineage, SignalKind, Source, TaskId, Timestamp, Usage,
 };
 
 /// How many compactions of a run are remembered, for late signals.
@@ -48,6 +48,21 @@ pub struct Compaction {
     /// Whether the next prompt has to carry its summary into another session.
     #[serde(default, rename = "leads", skip_serializing_if = "std::ops::Not::not")]
     pub carries_summary: bool,
+    /// Whether it ended before its prompt was sent: then it says nothing about what compactions
+    /// free.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_unstarted: bool,
+    /// Whether the agent's own command ordered it, and it was not completed: the agent may yet
+    /// complete it in the next prompt, and answer that with its summary (RA).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_answer_next: bool,
+    /// What it left of the group's usage, once it is completed; absent in a log of an earlier
+    /// version, which left the usage as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage_after: Option<UsageAfter>,
+    /// The tokens that the agent last reported while it was active.
+    #[serde(skip)]
+    used_meanwhile: Option<u64>,
     /// The sources that reported its start, and neither its end nor a later start.
     #[serde(skip)]
     awaited_from: Vec<Source>,
@@ -60,6 +75,16 @@ pub struct Compaction {
     /// Whether the prompt of another turn was sent since. Later signals seldom belong to it.
     #[serde(skip)]
     is_from_earlier_turn: bool,
+}
+
+/// What a completed compaction left of the group's usage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UsageAfter {
+    /// The agent reported this, or what follows from the tokens after the compaction.
+    Known(Usage),
+    /// The agent has reported nothing yet.
+    Unknown,
 }
 
 /// The status of a compaction. All but the first are final, except for a late completion (AM-23).
@@ -164,6 +189,10 @@ impl Compaction {
             key: None,
             lineage: Lineage::default(),
             carries_summary: false,
+            is_unstarted: false,
+            may_answer_next: false,
+            usage_after: None,
+            used_meanwhile: None,
             awaited_from: Vec::new(),
             ended_by: Vec::new(),
             unconfirmed_outcome: None,
@@ -209,12 +238,20 @@ impl Compaction {
         }
     }
 
-    /// Changes the status by an event.
+    /// Changes the status by an event. What the agent reported as used shortly before the end is
+    /// what the compaction left, unless it opens another session.
     pub(crate) fn transition(&mut self, event: CompactionEvent, at: Timestamp) {
         let status = self.status.after(event);
         if status != self.status {
             self.status = status;
             self.ended_at = Some(at);
+            if status == CompactionStatus::Completed && !self.carries_summary {
+                let Details { tokens_before, tokens_after, .. } = &mut self.details;
+                // What did not fall was reported before the context was replaced. No context is
+                // empty.
+                let fell = |used: &u64| *used > 0 && tokens_before.is_none_or(|it| *used < it);
+                *tokens_after = tokens_after.or(self.used_meanwhile.filter(fell));
+            }
         }
     }
 
@@ -397,6 +434,26 @@ impl RecentCompactions {
         let leads_there = |known: &Compaction| known.lineage.after.as_deref() == Some(session);
         let is_late = |known: &Compaction| !known.ended_by.iter().any(|by| by.may_be_late());
         self.0.iter().any(|known| leads_there(known) && is_late(known))
+    }
+
+    /// Returns the summary of the last completed one.
+    pub fn last_summary(&self) -> Option<&str> {
+        let last = self.0.iter().rfind(|known| known.status == CompactionStatus::Completed)?;
+        last.details.summary.as_deref()
+    }
+
+    /// Notes what the agent reports as used while a compaction is active.
+    pub fn note_usage(&mut self, used: u64) {
+        let active = self.0.iter_mut().rfind(|compaction| compaction.is_active());
+        active.into_iter().for_each(|compaction| compaction.used_meanwhile = Some(used));
+    }
+
+    /// Returns the last completed one, if it opened this segment and the tokens after it are not
+    /// known yet.
+    pub fn unmeasured(&self, segment: u32) -> Option<&Compaction> {
+        let last = self.0.iter().rfind(|known| known.status == CompactionStatus::Completed)?;
+        let is_open = last.to_segment == Some(segment) && last.details.tokens_after.is_none();
+        is_open.then_some(last)
     }
 
     /// Marks all as of an earlier turn, when the next prompt is sent.

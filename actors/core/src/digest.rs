@@ -317,6 +317,11 @@ pub enum FindingKind {
         /// Its task.
         task: TaskId,
     },
+    /// The only output of a turn is the summary of a compaction that was ordered before it.
+    AnsweredByCompaction {
+        /// Its task.
+        task: TaskId,
+    },
     /// A tool call had no result when its run ended.
     ToolWithoutResult {
         /// The agent's name for the call.

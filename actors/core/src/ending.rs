@@ -22,9 +22,8 @@ pub struct Ending {
     pub usage: Option<Usage>,
     /// The token counts in the agent's answer, unchanged.
     pub tokens: Option<Json>,
-    /// Whether it is a turn that was completed without message text and without a tool call: the
-    /// one finding of a task.
-    pub has_empty_answer: bool,
+    /// What is odd about it.
+    pub findings: TaskFindings,
 }
 
 impl Ending {
@@ -37,7 +36,7 @@ impl Ending {
         text_truncated: false,
         usage: None,
         tokens: None,
-        has_empty_answer: false,
+        findings: TaskFindings { has_empty_answer: false, is_answered_by_compaction: false },
     };
 
     /// Appends message text that the agent wrote after its answer, as far as there is room.
@@ -49,32 +48,47 @@ impl Ending {
     }
 }
 
-/// The findings of a task, as frames, rows and the API write them: a list of names.
-pub mod findings {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+/// What is odd about a completed turn. Frames, rows and the API have it as a list of names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<FindingName>", into = "Vec<FindingName>")]
+pub struct TaskFindings {
+    /// It has neither message text nor a tool call.
+    pub has_empty_answer: bool,
+    /// The agent completed an earlier compaction in it, and did not answer: its only output is that
+    /// compaction's summary (RA).
+    pub is_answered_by_compaction: bool,
+}
 
-    #[derive(Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
-    enum Name {
-        EmptyAnswer,
+/// The name of a finding.
+#[derive(Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FindingName {
+    EmptyAnswer,
+    AnsweredByCompaction,
+}
+
+impl TaskFindings {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
+}
 
-    /// Writes whether the task has an empty answer.
-    ///
-    /// # Errors
-    ///
-    /// The serializer's.
-    pub fn serialize<S: Serializer>(is_empty: &bool, serializer: S) -> Result<S::Ok, S::Error> {
-        is_empty.then_some(Name::EmptyAnswer).as_slice().serialize(serializer)
+impl From<Vec<FindingName>> for TaskFindings {
+    fn from(names: Vec<FindingName>) -> Self {
+        Self {
+            has_empty_answer: names.contains(&FindingName::EmptyAnswer),
+            is_answered_by_compaction: names.contains(&FindingName::AnsweredByCompaction),
+        }
     }
+}
 
-    /// Reads whether the task has an empty answer.
-    ///
-    /// # Errors
-    ///
-    /// The deserializer's, or a name is unknown.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-        Vec::<Name>::deserialize(deserializer).map(|names| !names.is_empty())
+impl From<TaskFindings> for Vec<FindingName> {
+    fn from(findings: TaskFindings) -> Self {
+        let empty = findings.has_empty_answer.then_some(FindingName::EmptyAnswer);
+        let compaction =
+            findings.is_answered_by_compaction.then_some(FindingName::AnsweredByCompaction);
+        empty.into_iter().chain(compaction).collect()
     }
 }
 

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Cause, Compaction, Continuity, Deadline, Exit, Interrupted, Json, Lines, Origin, OutputSummary,
     Permission, PermissionId, PermissionState, PromptCapabilities, Provenance, RunId, SessionId,
-    Settings, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, TaskState, TokensSpent,
+    Settings, StopReason, Strategy, Task, TaskError, TaskFindings, TaskId, TaskKind, TaskState,
+    TokensSpent,
 };
 
 /// A batch of the agent's messages as a fact.
@@ -230,14 +231,9 @@ pub enum Fact {
         error: Option<TaskError>,
         /// What is known of an interrupted turn.
         interrupted: Option<Interrupted>,
-        /// Whether a completed turn has an empty answer: the one finding of a task.
-        #[serde(
-            default,
-            rename = "findings",
-            with = "crate::findings",
-            skip_serializing_if = "std::ops::Not::not"
-        )]
-        has_empty_answer: bool,
+        /// What is odd about it.
+        #[serde(default, skip_serializing_if = "TaskFindings::is_empty")]
+        findings: TaskFindings,
         /// Its whole record, in its final form.
         #[serde(skip, default = "empty_record")]
         record: Box<Task>,
@@ -458,7 +454,7 @@ impl Fact {
             stop_reason: ending.stop_reason,
             error: ending.error,
             interrupted: ending.interrupted,
-            has_empty_answer: ending.has_empty_answer,
+            findings: ending.findings,
             record: Box::new(record),
         }
     }

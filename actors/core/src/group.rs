@@ -45,7 +45,7 @@ pub use self::{
     questions::Status,
     state::{
         CompactionHistory, CrashLoop, Existence, Group, GroupState, Hold, KNOWN_SESSIONS_MAX,
-        LaunchWait, Session,
+        LaunchWait, Session, Unfinished,
     },
     timers::{EffectiveSettings, Limits, Timer},
 };

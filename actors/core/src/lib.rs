@@ -68,10 +68,10 @@ mod trust;
 
 pub use attempt::{Attempt, CancelReason};
 pub use bounded_text::TEXT_BYTES_MAX;
-pub use compaction::{Compaction, CompactionEvent, CompactionStatus};
+pub use compaction::{Compaction, CompactionEvent, CompactionStatus, UsageAfter};
 pub use digest::{Digest, Digests, Tokens};
 pub use effect::{Answer, Effect, Stop};
-pub use ending::{Cause, Ending, Interrupted, SideEffects, StopReason, TaskError, findings};
+pub use ending::{Cause, Ending, Interrupted, SideEffects, StopReason, TaskError, TaskFindings};
 pub use event::{
     Cost, Elsewhere, Event, FrameKind, Kinds, Lines, LockAnswer, OtherSessions, OutputSummary,
     PermissionAsked, PromptReply, Recovery, ToolProgress, ToolResult, ToolUpdate, Usage,

@@ -281,13 +281,13 @@ impl LogReplay {
                 stop_reason,
                 error,
                 interrupted,
-                has_empty_answer,
+                findings,
                 record: _,
             } => {
                 let is_current = self.group.current().is_some_and(|current| current.id == task);
                 let so_far = is_current.then(|| self.group.ending_of_attempt(stop_reason));
                 let so_far = so_far.unwrap_or_default();
-                let ending = Ending { stop_reason, error, interrupted, has_empty_answer, ..so_far };
+                let ending = Ending { stop_reason, error, interrupted, findings, ..so_far };
                 let open = self.group.task(task).cloned().unwrap_or_else(|| {
                     self.differ(format!("I9: {task} ended and was not open"));
                     Task::new(task, Work::Turn { prompt: acp::empty_prompt() }, Origin::Api)

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Compaction, CompactionStatus, Cost, Exit, Fact, GroupState, OutputSummary, PermissionState,
     Recorded, RunId, SessionId, StopReason, TaskId, TaskKind, Timestamp, TokensSpent, ToolProgress,
-    ToolUpdate, compaction::RECENT_MAX,
+    ToolUpdate, Usage, UsageAfter, compaction::RECENT_MAX,
 };
 
 /// How many open tool calls are remembered, and how long their ids may be (I11).
@@ -206,11 +206,14 @@ impl OpenState {
             }
             Fact::SummaryGiven { tokens, .. } => delta.add_tokens(tokens.as_deref()),
             Fact::TaskRetrying { error, .. } => delta.add_error(&error.code, seq),
-            Fact::TaskEnded { task, stop_reason, error, has_empty_answer, .. } => {
+            Fact::TaskEnded { task, stop_reason, error, findings, .. } => {
                 self.end_turn(*task, *stop_reason, &mut delta);
                 error.iter().for_each(|error| delta.add_error(&error.code, seq));
-                if *has_empty_answer {
+                if findings.has_empty_answer {
                     delta.add_finding(seq, FindingKind::EmptyAnswer { task: *task });
+                }
+                if findings.is_answered_by_compaction {
+                    delta.add_finding(seq, FindingKind::AnsweredByCompaction { task: *task });
                 }
             }
             Fact::AgentOutputRejected { .. } => delta.add_error("agent_output_rejected", seq),
@@ -236,6 +239,12 @@ impl OpenState {
             }
             Fact::CompactionEnded(compaction) => {
                 self.count_compaction(compaction, true, &mut delta);
+                delta.context = compaction.usage_after.as_ref().map(|after| match after {
+                    UsageAfter::Known(Usage { used, size, .. }) => {
+                        Some(Context { used: *used, size: *size })
+                    }
+                    UsageAfter::Unknown => None,
+                });
             }
             Fact::RunStarted { .. } => delta.outcome = Some(None),
             // A lost or replaced context has its own fact: here the context is the same, also

@@ -1,9 +1,10 @@
 //! Compactions that detectors report: AM-20 to AM-31.
 
-use super::{Group, decide::Transition};
+use super::{Current, Group, decide::Transition};
 use crate::{
     CancelReason, Compaction, CompactionEvent, CompactionId, CompactionSignal, CompactionStatus,
-    Details, EndReason, Fact, Provenance, RunId, SessionId, SignalKind, Source, Timestamp,
+    Details, EndReason, Fact, Provenance, RunId, SessionId, SignalKind, Source, TaskKind,
+    Timestamp, Usage, UsageAfter,
 };
 
 /// What the error of a failed ordered compaction ends with (DQ-12).
@@ -104,6 +105,7 @@ impl Transition<'_> {
                 self.release_lock(true);
             }
         } else {
+            compaction.may_answer_next = is_ordered && self.was_commanded(&compaction);
             if compaction.status == CompactionStatus::Failed && is_ordered {
                 let why = compaction.details.error.take();
                 let why = why.unwrap_or_else(|| "the agent gave no reason".into());
@@ -121,9 +123,26 @@ impl Transition<'_> {
         provenance: Option<Provenance>,
     ) {
         compaction.to_segment = session.as_ref().map(|_| self.group.state.segment + 1);
+        let usage = self.group.state.usage().zip(compaction.details.tokens_after);
+        let known = usage.map(|(usage, used)| UsageAfter::Known(Usage { used, ..usage.clone() }));
+        compaction.usage_after = Some(known.unwrap_or(UsageAfter::Unknown));
+        compaction.may_answer_next = false;
         self.record(Fact::CompactionEnded(Box::new(compaction)));
         if let Some(session) = session {
             self.rotate(EndReason::Compaction, session, provenance);
+        }
+    }
+
+    /// Takes the first usage that the agent reports after a compaction as the tokens that it left.
+    pub(super) fn measure_compaction(&mut self, usage: Option<u64>) {
+        let Some(used) = usage.filter(|used| *used > 0) else { return };
+        let state = &self.group.state;
+        let is_prompted = state.session.as_ref().is_some_and(|session| !session.is_fresh);
+        let unmeasured = self.group.recent.unmeasured(state.segment);
+        if let Some(compaction) = unmeasured.filter(|_| is_prompted) {
+            let mut compaction = compaction.clone();
+            compaction.details.tokens_after = Some(used);
+            self.record(Fact::CompactionUpdated(Box::new(compaction)));
         }
     }
 
@@ -158,6 +177,9 @@ impl Group {
             run.reports_by_acp |= compaction.sources.contains(&Source::Acp);
         }
         let in_use = self.state.usage().map(|usage| usage.used);
+        let is_in_turn = self.current.as_ref().is_some_and(|Current { task, attempt }| {
+            attempt.is_some() && task.kind() == TaskKind::Turn
+        });
         let compacting = &mut self.state.compacting;
         match compaction.status {
             status if before == Some(status) => {}
@@ -171,6 +193,7 @@ impl Group {
                 compacting.last_completed_at = Some(at);
                 compacting.measured = false;
                 compacting.resume_auto_compact();
+                compacting.complete_late(is_in_turn);
                 let Details { tokens_before, tokens_after, .. } = compaction.details;
                 compacting.before = tokens_before.or(in_use);
                 if let Some(after) = tokens_after {
@@ -179,9 +202,26 @@ impl Group {
                 if compaction.carries_summary {
                     self.state.pending_summary.clone_from(&compaction.details.summary);
                 }
+                if let (Some(after), Some(session)) =
+                    (&compaction.usage_after, &mut self.state.session)
+                {
+                    session.usage = match after {
+                        UsageAfter::Known(usage) => Some(usage.clone()),
+                        UsageAfter::Unknown => None,
+                    };
+                }
             }
-            CompactionStatus::Noop if compaction.source == Source::Task => {
+            CompactionStatus::Noop
+                if compaction.source == Source::Task && !compaction.is_unstarted =>
+            {
                 compacting.ineffective_in_a_row = compacting.ineffective_in_a_row.saturating_add(1);
+            }
+            CompactionStatus::Failed
+            | CompactionStatus::Cancelled
+            | CompactionStatus::Abandoned
+                if compaction.may_answer_next =>
+            {
+                compacting.leave_unfinished(compaction.details.tokens_before);
             }
             CompactionStatus::Failed
             | CompactionStatus::Cancelled

@@ -1,6 +1,6 @@
 //! When a group may order a compaction by itself: not after ineffective or failed ones (HL-14).
 
-use super::CompactionHistory;
+use super::{CompactionHistory, Unfinished};
 use crate::{Deadline, Now, Usage};
 
 /// After this many compactions in a row that freed too little, the group orders none (I12).
@@ -34,6 +34,45 @@ impl CompactionHistory {
         (self.paused_until, self.failed_at) = (other.paused_until, other.failed_at);
     }
 
+    /// An ordered compaction was not completed. Of several in a row the first counts that knows the
+    /// tokens before it.
+    pub(super) fn leave_unfinished(&mut self, tokens_before: Option<u64>) {
+        let earlier = self.unfinished.take().and_then(|unfinished| unfinished.before);
+        let before = earlier.or(tokens_before.filter(|tokens| *tokens > 0));
+        self.unfinished = Some(Unfinished { before, is_completed: false });
+    }
+
+    /// A compaction was completed: in a turn it may be the unfinished one, and its summary the
+    /// turn's answer.
+    pub(super) fn complete_late(&mut self, is_in_turn: bool) {
+        let unfinished = self.unfinished.take().filter(|_| is_in_turn);
+        self.unfinished = unfinished.map(|known| Unfinished { is_completed: true, ..known });
+    }
+
+    /// Whether the agent answered a turn, without a tool call, only with the summary of the
+    /// unfinished compaction. It surely did if its text is that of a completed compaction, or none;
+    /// or one element that agents put summaries into; or if no detector reported a compaction, and
+    /// the context became smaller by so much that there was one.
+    pub(super) fn is_answered_by_compaction(
+        &self,
+        text: &str,
+        summary: Option<&str>,
+        used: Option<u64>,
+    ) -> bool {
+        let Some(unfinished) = &self.unfinished else { return false };
+        let is_summary = text.is_empty() || summary.map(str::trim) == Some(text);
+        let shrank = unfinished.before.zip(used).is_some_and(|(before, used)| {
+            let freed = before.saturating_sub(used);
+            used > 0 && freed.saturating_mul(FREED_PART) >= before
+        });
+        is_summary_element(text) || if unfinished.is_completed { is_summary } else { shrank }
+    }
+
+    /// A turn was answered, or the context is another one.
+    pub(super) fn forget_unfinished(&mut self) {
+        self.unfinished = None;
+    }
+
     /// Records what the last completed compaction freed, once the agent has reported usage since.
     pub(super) fn measure_freed(&mut self, usage: Option<&Usage>) {
         if self.measured
@@ -62,4 +101,11 @@ impl CompactionHistory {
             is_paused || since_failure.is_some_and(|passed| (0..PAUSE_MS as i64).contains(&passed));
         self.measured && self.ineffective_in_a_row < INEFFECTIVE_MAX && !is_paused
     }
+}
+
+/// Whether the text is one element that agents put the summary of a conversation into.
+fn is_summary_element(text: &str) -> bool {
+    ["state_snapshot", "summary"]
+        .iter()
+        .any(|name| text.starts_with(&format!("<{name}>")) && text.ends_with(&format!("</{name}>")))
 }

@@ -7,9 +7,9 @@ use super::{
     decide::Transition,
 };
 use crate::{
-    Compaction, CompactionEvent, CompactionStatus, Deadline, Effect, EndState, Fact, Origin,
-    PromptReply, Provenance, RunId, SUMMARY_BYTES_MAX, SessionId, SignalKind, Source, StopReason,
-    Strategy, Task, TaskError, TaskId, TaskKind, Work, attempt::Settlement,
+    Compaction, CompactionEvent, CompactionStatus, Deadline, Effect, EndReason, EndState, Fact,
+    Origin, PromptReply, Provenance, RunId, SUMMARY_BYTES_MAX, SessionId, SignalKind, Source,
+    StopReason, Strategy, Task, TaskError, TaskId, TaskKind, Work, attempt::Settlement,
 };
 
 /// The error code of a compaction that is skipped because the session was compacted while its task
@@ -22,6 +22,16 @@ impl Transition<'_> {
         self.running().is_some_and(|(task, _)| {
             task.kind() == TaskKind::Compaction && compaction.belongs_to_attempt(task.id)
         })
+    }
+
+    /// Whether the compaction that the running attempt ordered ended without success after the
+    /// agent's own command.
+    pub(super) fn was_commanded(&self, compaction: &Compaction) -> bool {
+        use CompactionStatus::{Abandoned, Cancelled, Failed};
+        let is_command = self.running().is_some_and(|(task, _)| {
+            matches!(task.work, Work::Compaction { strategy: Strategy::Command, .. })
+        });
+        is_command && matches!(compaction.status, Failed | Cancelled | Abandoned)
     }
 
     /// Records the start of an ordered compaction, whose prompt was committed.
@@ -65,13 +75,14 @@ impl Transition<'_> {
     }
 
     /// Pauses automatic compaction after an ordered one was not completed, so that neither a lock
-    /// that another program keeps nor an agent that fails delays turn after turn. One that had
-    /// nothing to do is counted instead; one that another program completed starts no pause.
+    /// that another program keeps nor an agent that fails delays turn after turn. One that freed
+    /// nothing is counted instead. One that a caller cancelled, or that another program completed,
+    /// starts no pause: neither shows that the next one would fail.
     pub(super) fn pause_auto_compact_after(&mut self, state: EndState, error: Option<&str>) {
         let is_pausing = match state {
-            EndState::Failed | EndState::Cancelled | EndState::Interrupted => true,
+            EndState::Failed | EndState::Interrupted => true,
             EndState::Skipped => error.is_some_and(|code| code != ALREADY_COMPACTED),
-            EndState::Completed => false,
+            EndState::Completed | EndState::Cancelled => false,
         };
         if is_pausing {
             let due = Deadline::after(self.now, PAUSE_MS);
@@ -89,6 +100,7 @@ impl Transition<'_> {
         let (id, segment) = (self.compaction_id(), self.group.state.segment);
         let mut compaction = Compaction::new(id, Source::Task, Some(task), segment, self.now.wall);
         (compaction.status, compaction.ended_at) = (status, Some(self.now.wall));
+        compaction.is_unstarted = true;
         compaction.details.error = error.as_ref().map(|error| error.message.clone());
         self.record(Fact::CompactionEnded(Box::new(compaction)));
         self.end_unsent(task, EndState::Skipped, error);
@@ -159,14 +171,19 @@ impl Transition<'_> {
 
     /// Combines the attempt's settlement with the end of its compaction: what the detectors
     /// reported counts for more than the agent's reply.
-    pub(super) fn settle_ordered(&mut self, task: &Task, settled: Settlement) -> Settlement {
+    pub(super) fn settle_ordered(&mut self, task: &Task, mut settled: Settlement) -> Settlement {
         self.end_ordered(task, &settled);
-        self.measure_ordered(task);
+        if let Some(attempt) = self.group.attempt() {
+            attempt.write_text(&mut settled.ending);
+        }
         let all = || self.group.recent.of(task.id);
         let completed = all().rfind(|known| known.status == CompactionStatus::Completed);
         let Some(outcome) = completed.or_else(|| all().next_back()) else {
             return settled;
         };
+        if let Some(attempt) = self.group.attempt().filter(|_| completed.is_none()) {
+            settled = attempt.settle_cut(settled);
+        }
         let Settlement { stop_reason, state, mut ending, tokens, retryable } = settled;
         let state = match (outcome.status, state) {
             (CompactionStatus::Completed, _) => {
@@ -206,79 +223,80 @@ impl Transition<'_> {
         Settlement { stop_reason, state, ending, tokens, retryable }
     }
 
-    /// Records the tokens after the ordered compaction, if the agent reported usage since.
-    pub(super) fn measure_ordered(&mut self, task: &Task) {
-        let state = &self.group.state;
-        let used = state.usage().filter(|_| state.compacting.measured).map(|usage| usage.used);
-        let done = self.group.recent.of(task.id).rfind(|known| {
-            known.status == CompactionStatus::Completed && known.details.tokens_after.is_none()
-        });
-        if let (Some(done), Some(_)) = (done, used) {
-            let mut compaction = done.clone();
-            compaction.details.tokens_after = used;
-            self.record(Fact::CompactionUpdated(Box::new(compaction)));
-        }
-    }
-
-    /// Ends the ordered compaction, if no detector saw its end.
+    /// Ends the ordered compaction, if no detector saw its end. If the agent's command continued in
+    /// another session, that begins with the compaction's segment (AM-13).
     pub(super) fn end_ordered(&mut self, task: &Task, settled: &Settlement) {
         let Some(active) = self.group.recent.of(task.id).rfind(|known| known.is_active()) else {
             return;
         };
         let mut compaction = active.clone();
+        let (event, error) = self.ordered_end(&compaction, task, settled);
+        compaction.details.error = error.or(compaction.details.error);
+        compaction.transition(event, self.now.wall);
+        let moved = self.session_to_follow(Some(settled.stop_reason));
+        match moved {
+            Some(session) if compaction.status == CompactionStatus::Completed => {
+                self.publish(compaction, Some(session.clone()), None);
+                self.release_lock(true);
+                self.read_session(session);
+            }
+            Some(session) => {
+                self.record_compaction(compaction, None);
+                self.rotate(EndReason::AcpSessionIdChanged, session.clone(), None);
+                self.read_session(session);
+            }
+            None => self.record_compaction(compaction, None),
+        }
+    }
+
+    /// Returns how an ordered compaction ends whose end no detector saw, by the attempt's
+    /// settlement; and why, if it failed.
+    fn ordered_end(
+        &self,
+        compaction: &Compaction,
+        task: &Task,
+        settled: &Settlement,
+    ) -> (CompactionEvent, Option<String>) {
+        let seen = CompactionEvent::Seen;
+        match settled.state {
+            EndState::Completed => {}
+            EndState::Cancelled => return (seen(SignalKind::Cancelled), None),
+            EndState::Failed => {
+                let answer = settled.ending.error.as_ref().map(|error| error.message.clone());
+                let error = compaction.details.error.clone().or(answer);
+                return (seen(SignalKind::Failed), error);
+            }
+            EndState::Interrupted | EndState::Skipped => return (CompactionEvent::Stranded, None),
+        }
+        let failed = |why: &str| (seen(SignalKind::Failed), Some(why.to_owned()));
+        let before = compaction.details.tokens_before;
+        // No context is empty: an agent that reports usage 0 does not tell what it did.
         let usage = settled.ending.usage.as_ref().map(|usage| usage.used);
-        let was_seen = compaction.sources.len() > 1;
         let rotates = matches!(task.work, Work::Compaction { strategy: Strategy::Rotate, .. });
-        let freed_nothing = matches!(
-            (compaction.details.tokens_before, usage),
-            (Some(before), Some(after)) if after >= before
-        );
+        let freed = before.zip(usage).map(|(before, after)| 0 < after && after < before);
+        let freed_nothing = before.zip(usage).is_some_and(|(before, after)| after >= before);
+        let was_seen = compaction.sources.len() > 1;
         let run = self.group.run.as_ref();
         let would_report = run.is_some_and(|run| run.has_detectors || run.reports_by_acp);
+        let is_silent = !(was_seen || would_report || rotates);
         let is_cancelling =
             self.group.attempt().is_some_and(|attempt| attempt.cancel_reason.is_some());
-        let event = match settled.state {
-            EndState::Completed if was_seen => CompactionEvent::Stranded,
-            // A summary alone is no success, and the cancel prevented the rest.
-            EndState::Completed if rotates && is_cancelling => {
-                CompactionEvent::Seen(SignalKind::Cancelled)
-            }
-            EndState::Completed if rotates && self.lost_lock() => {
-                compaction.details.error = Some(LOCK_LOST.into());
-                CompactionEvent::Seen(SignalKind::Failed)
-            }
-            EndState::Completed if rotates => {
-                compaction.details.error = Some("the agent gave no summary".into());
-                CompactionEvent::Seen(SignalKind::Failed)
-            }
+        if is_cancelling && !(is_silent && freed == Some(true)) {
+            // An agent may obey a cancel with any stop reason. Only a context that became smaller
+            // shows that the cancel came too late; a summary alone is no success.
+            return (seen(SignalKind::Cancelled), None);
+        }
+        match () {
+            () if was_seen => (CompactionEvent::Stranded, None),
+            () if rotates && self.lost_lock() => failed(LOCK_LOST),
+            () if rotates => failed("the agent gave no summary"),
             // If a compaction would have been reported and was not, or freed nothing, there was
             // none.
-            EndState::Completed if would_report || freed_nothing => {
-                CompactionEvent::Seen(SignalKind::Noop)
-            }
-            EndState::Completed if self.lost_lock() => {
-                compaction.details.error = Some(LOCK_LOST.into());
-                CompactionEvent::Seen(SignalKind::Failed)
-            }
-            // No context is empty: the agent that reports usage 0 failed, and does not report that.
-            EndState::Completed if usage == Some(0) => {
-                compaction.details.error = Some("the agent does not tell what it did".into());
-                CompactionEvent::Seen(SignalKind::Failed)
-            }
-            EndState::Completed => {
-                compaction.details.tokens_after = usage;
-                CompactionEvent::Seen(SignalKind::Completed)
-            }
-            EndState::Cancelled => CompactionEvent::Seen(SignalKind::Cancelled),
-            EndState::Failed => {
-                let error = settled.ending.error.as_ref().map(|error| error.message.clone());
-                compaction.details.error = compaction.details.error.or(error);
-                CompactionEvent::Seen(SignalKind::Failed)
-            }
-            EndState::Interrupted | EndState::Skipped => CompactionEvent::Stranded,
-        };
-        compaction.transition(event, self.now.wall);
-        self.record_compaction(compaction, None);
+            () if would_report || freed_nothing => (seen(SignalKind::Noop), None),
+            () if self.lost_lock() => failed(LOCK_LOST),
+            () if usage == Some(0) => failed("the agent does not tell what it did"),
+            () => (seen(SignalKind::Completed), None),
+        }
     }
 
     /// Orders a compaction ahead of the waiting turns, if the settled turn left the context too

@@ -68,8 +68,10 @@ impl<'a> Transition<'a> {
             Event::OutputReceived { lines, summary, session, after_prompt, .. } => {
                 let named = session.as_ref().map(|session| &*session.0);
                 let summary = self.group.session_cursor.counted(named, summary);
+                let used = summary.usage.as_ref().map(|usage| usage.used);
                 let late = self.group.earlier_task_of(&summary, after_prompt);
                 self.record(Fact::AgentOutput(AgentOutput { lines, summary, late }));
+                self.measure_compaction(used);
             }
             Event::OutputRejected { run, reason, bytes } => {
                 self.record(Fact::AgentOutputRejected { run, reason, bytes });

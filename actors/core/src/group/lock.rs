@@ -48,6 +48,12 @@ impl LockState {
 }
 
 impl Transition<'_> {
+    /// Whether the next task could start once it has a lock and a slot, and the server does not
+    /// shut down.
+    fn may_request_lock(&self) -> bool {
+        !self.settings.is_draining && self.group.may_request_lock()
+    }
+
     /// Requests the lock that the next compaction needs, and releases one that it does not need. A
     /// compaction that has nothing to do needs none, and ends.
     pub(super) fn reconcile_lock(&mut self) {
@@ -55,13 +61,13 @@ impl Transition<'_> {
         let session = group.state.session_id().cloned();
         if let LockState::Held { key, .. } = &group.lock
             && group.current.is_none()
-            && (!group.may_request_lock() || session.as_ref() != Some(key))
+            && (!self.may_request_lock() || session.as_ref() != Some(key))
         {
             self.release_lock(false);
         }
         let group = &self.group;
         let next = match &group.current {
-            None => group.waiting.front().filter(|_| group.may_request_lock()),
+            None => group.waiting.front().filter(|_| self.may_request_lock()),
             Some(current) => Some(&current.task).filter(|_| current.attempt.is_none()),
         };
         let next = next.map(|next| next.id);
@@ -71,7 +77,7 @@ impl Transition<'_> {
         let group = &self.group;
         let (Some(next), Some(key)) = (group.waiting.front(), session) else { return };
         let free =
-            group.may_request_lock() && group.current.is_none() && group.lock == LockState::Unasked;
+            self.may_request_lock() && group.current.is_none() && group.lock == LockState::Unasked;
         if free && group.needs_lock(next) {
             let task = next.id;
             self.request_lock(task, key);
@@ -88,7 +94,7 @@ impl Transition<'_> {
     pub(super) fn lock_expired(&mut self, id: TaskId, at_try: u64) {
         match (&self.group.lock, self.group.state.session_id().cloned()) {
             (LockState::Refused { task, tries, .. }, Some(key))
-                if (*task, *tries) == (id, at_try) && self.group.may_request_lock() =>
+                if (*task, *tries) == (id, at_try) && self.may_request_lock() =>
             {
                 self.request_lock(id, key);
             }

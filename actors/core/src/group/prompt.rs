@@ -4,7 +4,7 @@ use super::{Current, Group, decide::Transition};
 use crate::{
     AgentOutput, Attempt, CancelReason, Cause, CompactionStatus, Deadline, Effect, EndState,
     Ending, Fact, Json, OutputSummary, PromptReply, RetryPolicy, RunHealth, RunId, RunProgress,
-    Stop, StopReason, Strategy, TaskError, TaskId, TaskKind, Work,
+    Stop, StopReason, Strategy, Task, TaskError, TaskId, TaskKind, Work,
     attempt::{Settlement, fail_exhausted},
     retry::FailureKind,
 };
@@ -185,6 +185,7 @@ impl Transition<'_> {
             compaction.status == CompactionStatus::Failed && error.is_some_and(ends_with)
         });
         let has_answer = attempt.has_tools() || (attempt.has_answer() && !is_failure_report);
+        let is_summary = self.is_answered_by_compaction(task, attempt, &settled);
         let task = task.clone();
         let is_answered_late = self.group.is_answered_late(settled.stop_reason);
         let mut settled = match task.kind() {
@@ -199,8 +200,9 @@ impl Transition<'_> {
             self.group.message_owners.answer(&mut settled.ending);
         }
         if task.kind() == TaskKind::Turn && is_empty && settled.state == EndState::Completed {
-            settled.ending.has_empty_answer = true;
+            settled.ending.findings.has_empty_answer = true;
         }
+        settled.ending.findings.is_answered_by_compaction = is_summary && !is_answered_late;
         self.abandon_compaction();
         self.release_lock(false);
         let Settlement { stop_reason, mut state, mut ending, tokens, retryable } = settled;
@@ -227,6 +229,23 @@ impl Transition<'_> {
         if task.kind() == TaskKind::Turn {
             self.order_auto_compaction();
         }
+    }
+
+    /// Whether a turn's only output is the summary of a compaction that was ordered before it and
+    /// not completed (RA).
+    fn is_answered_by_compaction(
+        &self,
+        task: &Task,
+        attempt: &Attempt,
+        settled: &Settlement,
+    ) -> bool {
+        let ends_well =
+            (settled.state, settled.stop_reason) == (EndState::Completed, StopReason::EndTurn);
+        let is_plain = task.kind() == TaskKind::Turn && ends_well && !attempt.has_tools();
+        let summary = self.group.recent.last_summary();
+        let used = settled.ending.usage.as_ref().map(|usage| usage.used);
+        let compacting = &self.group.state.compacting;
+        is_plain && compacting.is_answered_by_compaction(attempt.text().trim(), summary, used)
     }
 
     /// Settles an attempt whose prompt was committed and not sent. The task is retried at once
@@ -309,6 +328,7 @@ impl Group {
         self.state.compacting.measured |= output.summary.usage.is_some();
         if let (Some(usage), Some(session)) = (&output.summary.usage, &mut self.state.session) {
             session.usage = Some(usage.clone());
+            self.recent.note_usage(usage.used);
         }
         let Some(task) = task else { return };
         let running = self.task_of_attempt();
@@ -366,8 +386,8 @@ impl Group {
             is_answered && self.attempt().is_some_and(|attempt| attempt.cancel_reason.is_none());
         let usage = self.state.session.as_ref().and_then(|session| session.usage.as_ref());
         self.state.compacting.measure_freed(usage);
-        let is_answered = self.is_answered_late(stop_reason);
-        self.message_owners.settle(id, is_answered);
+        let is_answered_late = self.is_answered_late(stop_reason);
+        self.message_owners.settle(id, is_answered_late);
         let carried = self.current.as_ref().is_some_and(|Current { task, attempt }| {
             let has_output = attempt.as_ref().is_some_and(Attempt::has_own_output);
             task.id == id && task.kind() == TaskKind::Turn && has_output
@@ -376,6 +396,10 @@ impl Group {
         if stop_reason.is_answer() {
             self.run.iter_mut().for_each(|run| run.progress = RunProgress::Settled);
             self.clear_launch_backoff();
+        }
+        let is_turn = self.current.as_ref().is_some_and(|it| it.task.kind() == TaskKind::Turn);
+        if is_answered && is_turn {
+            self.state.compacting.forget_unfinished();
         }
         if survived {
             self.run.iter_mut().for_each(|run| run.health = run.health.after_answer());

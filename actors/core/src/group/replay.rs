@@ -102,7 +102,10 @@ impl Group {
                 self.apply_segment_started(*segment, session, provenance.as_ref());
             }
             Fact::ProvenanceNoted { provenance } => self.apply_provenance(provenance),
-            Fact::ContextLost { .. } => self.state.session = None,
+            Fact::ContextLost { .. } => {
+                self.state.session = None;
+                self.state.compacting.forget_unfinished();
+            }
 
             Fact::CompactionStarted(compaction)
             | Fact::CompactionUpdated(compaction)

@@ -234,17 +234,19 @@ impl Transition<'_> {
     }
 
     /// Releases a task whose prompt was not sent: it starts after the next start of the server
-    /// (DQ-11).
+    /// (DQ-11). The lock of a compaction that did not start becomes free.
     pub(super) fn drain_started(&mut self) {
         if let Some(Current { task, attempt: None }) = &self.group.current {
             let task = task.id;
             self.record(Fact::TaskReleased { task });
             self.stop(Stop::Firmly);
+        }
+        if self.group.attempt().is_none() {
             self.release_lock(false);
         }
     }
 
-    /// Interrupts the running attempt. The lock of a compaction that did not start becomes free.
+    /// Interrupts the running attempt.
     pub(super) fn drain_timed_out(&mut self) {
         self.drain_started();
         self.interrupt(CancelReason::Shutdown);

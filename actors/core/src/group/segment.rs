@@ -64,21 +64,36 @@ impl Transition<'_> {
         }
     }
 
-    /// Rotates to the session in which the agent continued its answer, if it did (AM-13). Not back
-    /// to one of the last segments: that may be late output. An answer that was cut short shows
-    /// nothing, and a rotation opens its own session.
+    /// Rotates to the session in which the agent continued its answer, if it did. If an ordered
+    /// compaction is still active, its end does that.
     pub(super) fn follow_agent(&mut self, reply: &PromptReply) {
-        let Some((task, attempt)) = self.running() else { return };
-        let rotates = matches!(task.work, Work::Compaction { strategy: Strategy::Rotate, .. });
-        let is_whole = attempt.cancel_reason.is_none()
-            && reply.stop_reason().is_some_and(StopReason::is_whole);
-        let is_new = |session: &&SessionId| !self.group.known_sessions.contains(session);
-        let target = attempt.moved_to().filter(is_new).filter(|_| is_whole && !rotates).cloned();
-        let run = attempt.run;
-        if let Some(session) = target {
+        let active = self.group.recent.active();
+        if active.is_some_and(|active| self.is_ordered_by_current(active)) {
+            return;
+        }
+        if let Some(session) = self.session_to_follow(reply.stop_reason()) {
             self.rotate(EndReason::AcpSessionIdChanged, session.clone(), None);
+            self.read_session(session);
+        }
+    }
+
+    /// Orders the run to read the session to which its agent moved.
+    pub(super) fn read_session(&mut self, session: SessionId) {
+        if let Some(run) = self.group.run.as_ref().map(|run| run.id) {
             self.emit(Effect::FollowSession { run, session });
         }
+    }
+
+    /// Returns the session in which the agent continued the running attempt, if it did (AM-13). Not
+    /// one of the last segments: that may be late output. An answer that was cut short shows
+    /// nothing, and a rotation opens its own session.
+    pub(super) fn session_to_follow(&self, stop_reason: Option<StopReason>) -> Option<SessionId> {
+        let (task, attempt) = self.running()?;
+        let rotates = matches!(task.work, Work::Compaction { strategy: Strategy::Rotate, .. });
+        let is_whole =
+            attempt.cancel_reason.is_none() && stop_reason.is_some_and(StopReason::is_whole);
+        let is_new = |session: &&SessionId| !self.group.known_sessions.contains(session);
+        attempt.moved_to().filter(is_new).filter(|_| is_whole && !rotates).cloned()
     }
 
     /// Whether it names another session than is known, and not one that a compaction has replaced:
@@ -117,6 +132,7 @@ impl Group {
             known.provenance = provenance;
             return;
         }
+        self.state.compacting.forget_unfinished();
         let id = session.clone();
         self.state.session = Some(Session { id, is_fresh: true, usage: None, provenance });
         self.run.iter_mut().for_each(|run| run.progress = run.progress.without_fresh());

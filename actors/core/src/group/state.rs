@@ -217,9 +217,23 @@ pub struct CompactionHistory {
     /// No frame holds it.
     #[serde(default, rename = "rest", skip_serializing_if = "Option::is_none")]
     pub(super) paused_until: Option<Deadline>,
+    /// An ordered one that the agent may yet complete in the next prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) unfinished: Option<Unfinished>,
     /// When an ordered one last failed: an earlier version stored the pause in this form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) failed_at: Option<Timestamp>,
+}
+
+/// A compaction that the agent's own command ordered and did not complete, until a turn is
+/// answered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Unfinished {
+    /// The tokens in use before it, if they are known.
+    pub(super) before: Option<u64>,
+    /// Whether a detector reported a completed compaction in the turn after it.
+    #[serde(default)]
+    pub(super) is_completed: bool,
 }
 
 /// A group's state.

@@ -79,7 +79,7 @@ impl Transition<'_> {
 
     /// Gives the slot to the next task. Starts it if the agent is ready, else launches the agent.
     pub(super) fn claim(&mut self) {
-        if !self.group.wants_slot() {
+        if self.settings.is_draining || !self.group.wants_slot() {
             return;
         }
         let Some(next) = self.group.waiting.front() else { return };

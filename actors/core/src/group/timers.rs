@@ -79,6 +79,8 @@ pub struct EffectiveSettings {
     pub compaction: Option<CompactionOrder>,
     /// Whether the profile has detectors beyond ACP. A run keeps the value of its launch.
     pub has_detectors: bool,
+    /// Whether the server shuts down: the group then begins nothing, and requests no lock (DQ-11).
+    pub is_draining: bool,
 }
 
 impl Group {

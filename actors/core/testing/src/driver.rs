@@ -217,6 +217,20 @@ impl Driver {
         })
     }
 
+    /// Returns from the agent that it could not restore the session, and opened this one.
+    pub fn ready_lost(&mut self, session: &str) -> Step {
+        let (run, session) = (self.run(), SessionId(session.into()));
+        self.apply(Event::AgentReady {
+            run,
+            pid: 1,
+            session,
+            continuity: Continuity::Lost,
+            provenance: None,
+            is_forgetful: false,
+            prompts: None,
+        })
+    }
+
     pub fn output(&mut self, summary: OutputSummary) -> Step {
         self.output_in(None, summary)
     }
@@ -369,8 +383,8 @@ impl Driver {
     /// Whether the ended turn has an empty answer.
     pub fn has_empty_answer(&self, task: TaskId) -> bool {
         self.facts.iter().any(|fact| match fact {
-            Fact::TaskEnded { task: ended, has_empty_answer, .. } => {
-                *ended == task && *has_empty_answer
+            Fact::TaskEnded { task: ended, findings, .. } => {
+                *ended == task && findings.has_empty_answer
             }
             _ => false,
         })
@@ -403,6 +417,7 @@ pub fn effective_settings(
         permissions: PermissionPolicy::default(),
         compaction,
         has_detectors: false,
+        is_draining: false,
     }
 }
 

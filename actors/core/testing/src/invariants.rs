@@ -9,6 +9,7 @@ mod am13_moves;
 mod am2_blocks;
 mod am3_settlement;
 mod am7_permissions;
+mod dq11_drain;
 mod dq6_auto_compaction;
 mod dq8_hold;
 mod f8_crash_loop;
@@ -40,7 +41,7 @@ use greenroom_core::{
 pub use self::log::{LogFrame, check_log};
 use self::{
     am2_blocks::Blocks, am3_settlement::Settlement, am7_permissions::Permissions,
-    am13_moves::Moves, dq6_auto_compaction::AutoCompaction, dq8_hold::Holds,
+    am13_moves::Moves, dq6_auto_compaction::AutoCompaction, dq8_hold::Holds, dq11_drain::Drains,
     f8_crash_loop::CrashLoop, hl_lock::Lock, i1_one_at_a_time::OneAtATime,
     i2_accepted_is_kept::AcceptedIsKept, i3_places::Places, i4_no_fork::NoFork,
     i5_compacting_ends::CompactingEnds, i7_attempts::Attempts, i7_prompts::Prompts,
@@ -172,10 +173,11 @@ pub struct Checker {
     holds: Holds,
     crash_loop: CrashLoop,
     lock: Lock,
+    drains: Drains,
 }
 
 impl Checker {
-    fn invariants(&mut self) -> [&mut dyn Invariant; 22] {
+    fn invariants(&mut self) -> [&mut dyn Invariant; 23] {
         [
             &mut self.one_at_a_time,
             &mut self.accepted,
@@ -199,6 +201,7 @@ impl Checker {
             &mut self.holds,
             &mut self.crash_loop,
             &mut self.lock,
+            &mut self.drains,
         ]
     }
 

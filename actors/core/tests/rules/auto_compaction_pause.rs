@@ -18,16 +18,6 @@ const UNCOMPLETED: &[Uncompleted] = &[
         driver.grant();
         driver.fail(-1);
     }, T::Failed),
-    ("it was cancelled", |driver, task| {
-        driver.lock(acquired());
-        driver.grant();
-        driver.apply(Event::CancelRequested(task));
-        driver.answer(StopReason::Cancelled);
-    }, T::Cancelled),
-    ("it was cancelled as it waited", |driver, task| {
-        driver.apply(Event::CancelRequested(task));
-        driver.lock(busy());
-    }, T::Cancelled),
     ("its deadline passed", |driver, _| {
         driver.lock(acquired());
         driver.grant();
@@ -163,9 +153,24 @@ fn a_change_an_order_or_a_completion_ends_the_rest() {
 }
 
 /// No rest follows a compaction that had nothing to do (two of them stop automatic compaction, see
-/// I12), nor one that another program completed.
+/// I12), nor one that another program completed, nor one that a caller cancelled: that says
+/// nothing about the next one.
 #[test]
-fn an_unneeded_compaction_starts_no_rest() {
+fn an_unneeded_or_cancelled_compaction_starts_no_rest() {
+    let (mut driver, task) = after_uncompleted(|driver, task| {
+        driver.lock(acquired());
+        driver.grant();
+        driver.apply(Event::CancelRequested(task));
+        driver.answer(StopReason::Cancelled);
+    });
+    assert_eq!(driver.ended(task).unwrap().0, T::Cancelled);
+    assert!(orders_compaction(&mut driver), "cancelled");
+    let (mut driver, task) = after_uncompleted(|driver, task| {
+        driver.apply(Event::CancelRequested(task));
+        driver.lock(busy());
+    });
+    assert_eq!(driver.ended(task).unwrap().0, T::Cancelled);
+    assert!(orders_compaction(&mut driver), "cancelled as it waited");
     let (mut driver, _) = after_uncompleted(|driver, _| {
         driver.lock(acquired());
         driver.grant();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
     Compaction, CompactionStatus, Digest, Fact, PermissionState, Recorded, RunId, TaskId, TaskKind,
-    Timestamp, ToolProgress,
+    Timestamp, ToolProgress, Usage, UsageAfter,
     digest::{Bounded, Compactions, Context, Histogram, ToolUse},
 };
 
@@ -98,7 +98,7 @@ fn add_fact(sum: &mut Digest, fact: &LoggedFact, all: &[LoggedFact]) {
             let Some(started) = started.last() else { return };
             sum.turn_count += 1;
             let Some(reason) = stop_reason else { return };
-            *sum.stop_reasons.entry(*reason).or_default() += 1;
+            *sum.stop_reasons.entry(reason.counted()).or_default() += 1;
             let settled = earlier.filter_map(|other| match &other.fact {
                 Fact::TurnSettled { task: settled, .. } if settled == task => Some(other.at.0),
                 _ => None,
@@ -112,6 +112,15 @@ fn add_fact(sum: &mut Digest, fact: &LoggedFact, all: &[LoggedFact]) {
             sum.context = context.map(Some).or(sum.context);
         }
         Fact::ContextLost { .. } => sum.context = Some(None),
+        Fact::CompactionEnded(ended) => {
+            let context = ended.usage_after.as_ref().map(|after| match after {
+                UsageAfter::Known(Usage { used, size, .. }) => {
+                    Some(Context { used: *used, size: *size })
+                }
+                UsageAfter::Unknown => None,
+            });
+            sum.context = context.or(sum.context);
+        }
         Fact::SegmentStarted { session, .. }
             if session_before(fact, all) != Some(session.0.to_string()) =>
         {

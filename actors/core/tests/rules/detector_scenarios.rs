@@ -364,6 +364,7 @@ impl Reader {
             permissions: PermissionPolicy::default(),
             compaction: None,
             has_detectors: true,
+            is_draining: false,
         };
         let ids = &mut self.ids;
         let mut fresh = || {

@@ -16,6 +16,7 @@ mod invariants;
 mod late_words;
 mod logins;
 mod ordered_compactions;
+mod ordered_ends;
 mod pool;
 mod prompt_blocks;
 mod properties;

@@ -218,10 +218,11 @@ fn an_empty_answer_is_a_finding() {
         let mut driver = Driver::in_turn();
         act(&mut driver);
         let step = driver.answer(StopReason::EndTurn);
-        let found = step
-            .facts
-            .iter()
-            .any(|fact| matches!(fact, Fact::TaskEnded { has_empty_answer: true, .. }));
+        let is_found = |fact: &Fact| match fact {
+            Fact::TaskEnded { findings, .. } => findings.has_empty_answer,
+            _ => false,
+        };
+        let found = step.facts.iter().any(is_found);
         assert_eq!(found, empty, "{name}");
     }
 }

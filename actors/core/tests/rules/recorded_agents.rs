@@ -38,7 +38,7 @@ fn the_reason_of_a_failed_compaction_is_no_answer() {
         }
         let task = ended(&mut driver);
         assert_eq!(task.state(), TaskState::Completed, "{name}");
-        assert_eq!(task.ending().has_empty_answer, is_empty, "{name}");
+        assert_eq!(task.ending().findings.has_empty_answer, is_empty, "{name}");
     }
 }
 

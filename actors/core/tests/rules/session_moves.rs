@@ -1,8 +1,8 @@
 //! Output of other sessions, and the moves of an agent to one: AM-13, I7.
 
 use greenroom_core::{
-    Effect, Event, Group, KNOWN_SESSIONS_MAX, OutputSummary, RetryPolicy, StopReason, Strategy,
-    TaskState, ToolProgress, ToolUpdate,
+    CompactionStatus, Effect, Event, Group, KNOWN_SESSIONS_MAX, OutputSummary, RetryPolicy,
+    SignalKind, Source, StopReason, Strategy, TaskState, ToolProgress, ToolUpdate,
 };
 use greenroom_testing::driver::{Driver, kinds};
 
@@ -76,6 +76,56 @@ fn the_agent_moves_at_the_end_of_the_turn() {
     driver.say_in("third", "a subagent");
     driver.answer(StopReason::EndTurn);
     assert_eq!(driver.segment(), 2, "nor a session that may be an open tool's");
+}
+
+/// AM-13, AM-22: a compaction by the agent's command that continues in another session rotates
+/// once, to that session. If it freed nothing, the agent moved all the same. A detector's report
+/// before the end rotates at once, and the move after it.
+#[test]
+fn a_command_that_compacts_into_another_session_rotates_once() {
+    #[rustfmt::skip]
+    let cases = [
+        ("unseen",   Some(20), &["compaction_ended", "segment_ended", "segment_started", "lock_released"][..], CompactionStatus::Completed),
+        ("in vain",  Some(60), &["compaction_ended", "segment_ended", "segment_started"][..],                  CompactionStatus::Noop),
+        ("no usage", None,     &["compaction_ended", "segment_ended", "segment_started", "lock_released"][..], CompactionStatus::Completed),
+    ];
+    for (name, used, expected, status) in cases {
+        let mut driver = Driver::idle();
+        driver.run_turn_to(50);
+        let mut driver = Driver::compacting_in(driver, Strategy::Command);
+        let task = driver.group.current().unwrap().id;
+        used.iter().for_each(|used| drop(driver.usage(*used)));
+        driver.say_in("s", "I compact. ");
+        driver.say_in("other", "Done.");
+        let step = driver.answer(StopReason::EndTurn);
+        assert_eq!(kinds(&step.facts)[..expected.len()], *expected, "{name}");
+        assert_eq!(driver.last_ended().unwrap().status, status, "{name}");
+        let session = driver.group.state().session_id().map(|session| &*session.0);
+        assert_eq!((session, driver.segment()), (Some("other"), 2), "{name}");
+        assert_eq!(driver.answer_text(task).unwrap(), "I compact. Done.", "{name}");
+        assert_eq!(driver.group.lease(), None, "HL-7: {name}");
+        driver.turn();
+        driver.say_in("other", "it is here");
+        driver.answer(StopReason::EndTurn);
+        assert_eq!(driver.segment(), 2, "{name}");
+    }
+    let mut driver = Driver::compacting(Strategy::Command);
+    driver.signal(Source::Acp, SignalKind::Completed);
+    driver.say_in("other", "Done.");
+    driver.answer(StopReason::EndTurn);
+    assert_eq!((driver.count(), driver.segment()), (1, 3));
+}
+
+/// AM-13: a compaction that asks for a summary opens its own session, wherever the agent wrote it.
+#[test]
+fn a_rotation_follows_no_move() {
+    let mut driver = Driver::compacting(Strategy::Rotate);
+    driver.say_in("s", "all of it");
+    driver.say_in("other", "more");
+    driver.answer(StopReason::EndTurn);
+    driver.open_session(Ok("s2"));
+    let session = driver.group.state().session_id().map(|session| &*session.0);
+    assert_eq!((session, driver.segment()), (Some("s2"), 2));
 }
 
 /// AM-13, AM-17, I11: a group remembers the sessions of its last segments, also over a restart of

@@ -7,7 +7,7 @@ use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::{
     RowsError, compactions, digests, groups,
-    rows::{self, Findings, int, json, key, ms, seq},
+    rows::{self, findings, int, json, key, ms, seq},
     segments,
     store::{self, SqliteStore},
     write_failed,
@@ -177,7 +177,7 @@ fn insert_task(conn: &Connection, no: GroupNo, task: &Task) -> rusqlite::Result<
         ending.usage.as_ref().map(json),
         ending.tokens.as_ref().map(|json| json.as_str()),
         strategy,
-        ending.has_empty_answer.then(|| json(&Findings(true))),
+        findings(&ending),
         task.expires.as_ref().map(json),
         task.retry_at().as_ref().map(json),
         task.retry_of.as_ref().map(|id| id.0.as_bytes()),

@@ -9,7 +9,7 @@ use rusqlite::{
     Error, Row,
     types::{FromSql, FromSqlError, Type, ValueRef},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::storage::{
@@ -41,9 +41,10 @@ pub fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "null".into())
 }
 
-/// The column of a task's findings.
-#[derive(Serialize, Deserialize)]
-pub struct Findings(#[serde(with = "greenroom_core::findings")] pub bool);
+/// Returns the column of a task's findings.
+pub fn findings(ending: &Ending) -> Option<String> {
+    Some(ending.findings).filter(|findings| !findings.is_empty()).map(|findings| json(&findings))
+}
 
 /// Converts a time into a column.
 pub fn ms(at: Option<Timestamp>) -> Option<i64> {
@@ -157,7 +158,7 @@ fn stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
         text_truncated: row.get(23)?,
         usage: from_json(row, 24)?,
         tokens: raw_json(row, 25)?,
-        has_empty_answer: from_json(row, 27)?.is_some_and(|Findings(has)| has),
+        findings: from_json(row, 27)?.unwrap_or_default(),
     };
     // Of a task that waits for its next attempt, it is what the last one failed with.
     let error = ending.error.clone().filter(|_| state == TaskState::Retrying).map(Box::new);

@@ -3,7 +3,7 @@
 use greenroom_core::{Deadline, Ending, Json, Strategy, Task, TaskError, TaskId, Timestamp, Work};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::rows::{Findings, int, json, key};
+use super::rows::{findings, int, json, key};
 use crate::{
     storage::{GroupNo, plan::AttemptStart},
     wire_name::wire_name,
@@ -150,7 +150,7 @@ pub fn end(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
             ending.text_truncated,
             ending.usage.as_ref().map(json),
             ending.tokens.as_ref().map(|json| json.as_str()),
-            ending.has_empty_answer.then(|| json(&Findings(true))),
+            findings(ending),
             task.attempt,
             task.id.0.as_bytes(),
         ])?;

@@ -1,9 +1,15 @@
 //! AM-13: the group follows its agent to another session only at the end of a turn that the agent
-//! continued there alone, and never back to a session that it left.
+//! continued there alone, with no tool call open, and never back to a session that it left. A
+//! compaction by another session opens its own, and one by the agent's command moves with its end.
 
-use std::{collections::BTreeSet, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
-use greenroom_core::{EndReason, Fact, Recorded, SessionId};
+use greenroom_core::{
+    CompactionStatus, EndReason, Fact, Recorded, SessionId, Strategy, TaskId, ToolUpdate, Work,
+};
 
 use super::{Begun, Checked, Invariant, ensure};
 
@@ -18,6 +24,14 @@ pub struct Moves {
     moves: bool,
     /// Whether the prompt in flight is being cancelled.
     is_cut: bool,
+    /// The tool calls of the prompt in flight that have begun and not ended.
+    open_tools: BTreeSet<String>,
+    /// How the accepted compactions compact, and whether the prompt in flight is one by another
+    /// session.
+    strategies: BTreeMap<TaskId, Strategy>,
+    rotates: bool,
+    /// Whether a compaction was completed in this step.
+    is_compacted: bool,
     /// Whether the next fact is a turn's end.
     settles: bool,
 }
@@ -28,6 +42,10 @@ impl Moves {
             return Ok(());
         }
         if std::mem::take(&mut self.moves) && self.in_world {
+            ensure!(!self.is_compacted, "AM-13: a compaction and a move rotate in one step");
+            ensure!(!self.rotates, "AM-13: a move in a compaction that opens its own session");
+            let open = &self.open_tools;
+            ensure!(open.is_empty(), "AM-13: a move while {open:?} are open");
             let target: Vec<_> = self.elsewhere.iter().collect();
             ensure!(target == [session], "AM-13: a move to {session}, and {target:?} had output");
             ensure!(!self.left.contains(session), "AM-13: a move back to {session}");
@@ -40,9 +58,20 @@ impl Moves {
     }
 }
 
+impl Moves {
+    fn tool(&mut self, update: &ToolUpdate) {
+        if update.is_open() {
+            self.open_tools.insert(update.call.clone());
+        } else {
+            self.open_tools.remove(&update.call);
+        }
+    }
+}
+
 impl Invariant for Moves {
     fn begin(&mut self, _step: &Rc<Begun>) {
         self.in_world = true;
+        self.is_compacted = false;
     }
 
     fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
@@ -60,8 +89,21 @@ impl Invariant for Moves {
             ensure!(is_end, "AM-13: the agent moved, and the turn does not end: {fact:?}");
         }
         match fact {
+            Fact::TaskQueued { task, record, .. } => {
+                if let Work::Compaction { strategy, .. } = record.work {
+                    self.strategies.insert(*task, strategy);
+                }
+            }
+            Fact::TurnStarted { task, strategy, .. } => {
+                let strategy = strategy.or_else(|| self.strategies.get(task).copied());
+                self.rotates = strategy == Some(Strategy::Rotate);
+            }
+            Fact::CompactionEnded(ended) => {
+                self.is_compacted |= ended.status == CompactionStatus::Completed;
+            }
             Fact::PromptSent { .. } => {
                 self.elsewhere.clear();
+                self.open_tools.clear();
                 self.is_cut = false;
             }
             Fact::CancelRequested { .. } | Fact::TurnCut { .. } => self.is_cut = true,
@@ -69,6 +111,7 @@ impl Invariant for Moves {
                 if output.summary.has_output && output.summary.is_named {
                     self.elsewhere.clear();
                 }
+                output.summary.tools.iter().for_each(|update| self.tool(update));
                 let other = output.summary.elsewhere();
                 self.elsewhere.extend(other.map(|other| other.session.clone()));
             }

@@ -86,7 +86,8 @@ impl Invariant for Settlement {
                 let code = error.as_ref().map(|error| &*error.code);
                 let rests = match state {
                     TaskState::Skipped => code.is_some_and(|code| code != "already_compacted"),
-                    state => *state != TaskState::Completed,
+                    // A caller's cancel shows nothing about the next one.
+                    state => !matches!(state, TaskState::Completed | TaskState::Cancelled),
                 };
                 rests.then_some(Next::Rests)
             }

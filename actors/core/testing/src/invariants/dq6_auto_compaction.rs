@@ -9,7 +9,7 @@ use std::{
 
 use greenroom_core::{
     Compaction, CompactionId, CompactionStatus, Deadline, Fact, Now, Origin, Recorded, SessionId,
-    Source, Strategy, TaskId, TaskKind, Usage,
+    Source, Strategy, TaskId, TaskKind, Usage, UsageAfter,
 };
 
 use super::{Begun, Checked, Invariant, Played, ensure, left_ms};
@@ -72,8 +72,15 @@ impl AutoCompaction {
                 if let Some(after) = compaction.details.tokens_after {
                     self.judge(after);
                 }
+                match &compaction.usage_after {
+                    Some(UsageAfter::Known(usage)) => self.usage = Some(usage.clone()),
+                    Some(UsageAfter::Unknown) => self.usage = None,
+                    None => {}
+                }
             }
-            CompactionStatus::Noop if compaction.source == Source::Task => {
+            CompactionStatus::Noop
+                if compaction.source == Source::Task && !compaction.is_unstarted =>
+            {
                 self.in_vain = self.in_vain.saturating_add(1);
             }
             _ => {}

@@ -81,6 +81,7 @@ impl Invariant for Prompts {
             Fact::AgentOutput(output) if output.late.is_none() => {
                 self.had_output |= output.summary.has_output;
             }
+            Fact::AgentOutputRejected { .. } => self.had_output |= fact.is_bare_output(),
             Fact::RequestRefused { .. }
             | Fact::SegmentEnded { end_reason: EndReason::AcpSessionIdChanged, .. } => {
                 self.had_output = true;

@@ -224,7 +224,10 @@ impl Invariant for Retries {
             Fact::AgentOutput(output) if output.late.is_none() => {
                 self.change_running(|it| it.output |= proves_receipt(&output.summary));
             }
-            Fact::RequestRefused { .. } => self.change_running(|it| it.output = true),
+            Fact::RequestRefused { .. } | Fact::AgentOutputRejected { .. } => {
+                let is_output = fact.is_bare_output();
+                self.change_running(|it| it.output |= is_output);
+            }
             Fact::CancelSent { run } => drop(self.cancelled_runs.insert(*run)),
             Fact::AgentWedged { run, .. } => {
                 let cancelled = self.step.is_none() || self.cancelled_runs.contains(run);

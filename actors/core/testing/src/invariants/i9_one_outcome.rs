@@ -18,6 +18,8 @@ pub struct OneOutcome {
     cancel_requested: BTreeSet<TaskId>,
     /// Whether any output of the prompt in flight is an answer.
     has_answer: bool,
+    /// Whether a compaction was ordered that the agent may yet complete in the next prompt.
+    is_unfinished: bool,
     /// Whether another session answered since the prompted one's last output.
     is_answered_elsewhere: bool,
     /// Whether there was any output of it, and an answer in the messages of earlier turns: that is
@@ -28,7 +30,7 @@ pub struct OneOutcome {
 
 impl OneOutcome {
     fn ended(&mut self, fact: &Fact) -> Checked {
-        let Fact::TaskEnded { task, kind, state, stop_reason, has_empty_answer, .. } = fact else {
+        let Fact::TaskEnded { task, kind, state, stop_reason, findings, .. } = fact else {
             return Ok(());
         };
         ensure!(self.ended.insert(*task), "I9: {task} ends twice");
@@ -41,11 +43,20 @@ impl OneOutcome {
         let is_turn = queued == Some(TaskKind::Turn);
         let skipped = *state == TaskState::Skipped;
         ensure!(!skipped || !is_turn, "DQ-3: {task} is a turn and was skipped");
-        let completed = *state == TaskState::Completed && *stop_reason == Some(StopReason::EndTurn);
+        let is_plain = |by: &StopReason| *by == StopReason::EndTurn || by.is_unclear();
+        let completed =
+            *state == TaskState::Completed && stop_reason.as_ref().is_some_and(is_plain);
         let is_empty = is_turn && completed && !self.has_answer;
-        let found = *has_empty_answer;
+        let found = findings.has_empty_answer;
         let is_sure = self.in_world && (self.has_output || !self.may_be_answered_late);
         ensure!(!is_sure || found == is_empty, "TD-10: {task}: {found}, not {is_empty}");
+        let is_summary = findings.is_answered_by_compaction;
+        let may_be = is_turn && completed && self.is_unfinished;
+        ensure!(
+            !self.in_world || !is_summary || may_be,
+            "RA: {task} has the summary of no earlier compaction"
+        );
+        self.is_unfinished &= !(is_turn && completed);
         Ok(())
     }
 
@@ -59,7 +70,7 @@ impl OneOutcome {
             stop_reason,
             error,
             interrupted,
-            has_empty_answer,
+            findings,
             record: ended,
         } = fact
         else {
@@ -73,7 +84,7 @@ impl OneOutcome {
             && ending.stop_reason == *stop_reason
             && ending.error == *error
             && ending.interrupted == *interrupted
-            && ending.has_empty_answer == *has_empty_answer;
+            && ending.findings == *findings;
         ensure!(is_same, "I9: the record of {task} ends otherwise: {ended:?}");
         Ok(())
     }
@@ -118,6 +129,7 @@ impl Invariant for OneOutcome {
             Fact::SegmentEnded { end_reason: EndReason::AcpSessionIdChanged, .. } => {
                 self.has_answer |= self.is_answered_elsewhere;
             }
+            Fact::CompactionEnded(ended) => self.is_unfinished |= ended.may_answer_next,
             Fact::CancelRequested { task } => {
                 let is_first = self.cancel_requested.insert(*task);
                 ensure!(is_first, "AM-5: {task} is cancelled twice");

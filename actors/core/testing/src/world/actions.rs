@@ -19,6 +19,8 @@ pub enum Action {
     Cancel { back: u8 },
     /// A caller deletes the group.
     Archive,
+    /// A caller orders the rows of the group to be deleted.
+    Purge,
     /// A caller pauses the group.
     Pause,
     /// A caller resumes the group.
@@ -69,6 +71,8 @@ pub enum Action {
     EarlyOutput(AgentMessage),
     /// The agent writes a line that is no message.
     InvalidOutput,
+    /// The agent writes a line that begins as a message does, and is none.
+    BrokenMessage,
     /// The agent sends a request that greenroom does not support.
     UnsupportedRequest,
     /// A message or a line on stderr reports a compaction.
@@ -87,6 +91,8 @@ pub enum Action {
     QueuePrompt,
     /// The agent answers its prompt with an error.
     AnswerPromptWithError(i64),
+    /// The agent answers its prompt with an error or a stop reason that is not ACP's.
+    AnswerUnclearly(u8),
     /// The agent answers a prompt a second time.
     RepeatAnswer,
     /// The agent answers a prompt that was never sent.
@@ -156,6 +162,13 @@ pub enum TimerKind {
 /// The error codes of an agent's answer: JSON-RPC's, ACP's and others.
 const CODES: [i64; 8] = [-32603, -32000, -32600, -32601, -32602, -32700, -32001, 1];
 
+/// How often a caller orders a purge; it has no effect on a group that is not archived.
+const PURGE: u32 = 1;
+/// How often an agent answers its prompt so that the stop reason is unknown.
+const UNCLEAR_ANSWER: u32 = 1;
+/// How often an agent writes half a message.
+const BROKEN_MESSAGE: u32 = 1;
+
 /// What an agent writes.
 #[derive(Clone, Copy, Debug)]
 pub enum AgentMessage {
@@ -212,10 +225,10 @@ pub fn actions(most: usize) -> impl Strategy<Value = Vec<Action>> {
 /// every group.
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        43 => caller_action(),
+        43 + PURGE => caller_action(),
         39 => server_action(),
         28 => run_action(),
-        34 => output_action(),
+        34 + UNCLEAR_ANSWER + BROKEN_MESSAGE => output_action(),
         20 => detector_action(),
         1 => late_action(),
     ]
@@ -223,6 +236,7 @@ fn action() -> impl Strategy<Value = Action> {
 
 fn caller_action() -> impl Strategy<Value = Action> {
     let state_change = select(vec![Action::Archive, Action::Pause, Action::Stop, Action::Resume]);
+    let purge = Just(Action::Purge);
     prop_oneof![
         12 => any::<u8>().prop_map(|bytes| Action::Submit { bytes }),
         3 => any::<u8>().prop_map(|ms| Action::SubmitWithin { ms }),
@@ -234,6 +248,7 @@ fn caller_action() -> impl Strategy<Value = Action> {
             .prop_map(|(back, choice)| Action::AnswerPermission { back, choice }),
         1 => Just(Action::Resume),
         1 => state_change,
+        PURGE => purge,
     ]
 }
 
@@ -300,6 +315,8 @@ fn output_action() -> impl Strategy<Value = Action> {
         11 => agent_message().prop_map(Action::Output),
         1 => agent_message().prop_map(Action::EarlyOutput),
         1 => select(vec![Action::InvalidOutput, Action::UnsupportedRequest]),
+        BROKEN_MESSAGE => Just(Action::BrokenMessage),
+        UNCLEAR_ANSWER => (0..3_u8).prop_map(Action::AnswerUnclearly),
         5 => permission_request().prop_map(Action::RequestPermission),
         12 => stop_reason.prop_map(Action::AnswerPrompt),
         1 => Just(Action::QueuePrompt),

@@ -2,7 +2,7 @@
 
 use greenroom_core::{
     Choice, CompactionSignal, Continuity, Deadline, Event, ExitReason, Json, LockAnswer, Origin,
-    PromptReply, SessionId, Source, StopReason, Strategy, Task, TaskId, Timer, Work,
+    OwnWord, PromptReply, SessionId, Source, StopReason, Strategy, Task, TaskId, Timer, Work,
 };
 use uuid::Uuid;
 
@@ -20,8 +20,6 @@ impl World {
     /// Whether the action must make no facts.
     pub(super) fn must_do_nothing(&self, next: Action) -> bool {
         match next {
-            // After a shutdown, any event makes the group request its lock again.
-            _ if self.shut_down => false,
             // With other settings a compaction may have nothing left to do.
             _ if self.settings_changed => false,
             Action::GrantSlot => !self.group.wants_slot(),
@@ -57,6 +55,7 @@ impl World {
                 Event::CancelRequested(self.offered[self.offered.len() - 1 - from_end])
             }
             Action::Archive => Event::Archived,
+            Action::Purge => Event::PurgeOrdered,
             Action::Pause => Event::Paused,
             Action::Resume => Event::Resumed,
             Action::Stop => Event::Stopped,
@@ -140,6 +139,10 @@ impl World {
                 let (reason, bytes) = ("no JSON".into(), "eA==".into());
                 Event::OutputRejected { run, reason, bytes }
             }
+            Action::BrokenMessage => {
+                let (reason, bytes) = ("it ends early".into(), "eyJqc29u".into());
+                Event::OutputRejected { run, reason, bytes }
+            }
             Action::Provenance { number, compacted } => {
                 let known = self.group.state().provenance();
                 let known = known.map(|known| known.current.clone());
@@ -173,6 +176,14 @@ impl World {
                 kind: error_kind(code),
                 message: "broken".into(),
             })?,
+            Action::AnswerUnclearly(kind) => {
+                let own = OwnWord::new("done").map_or(StopReason::Unclear, StopReason::Other);
+                self.answer(match kind % 3 {
+                    0 => PromptReply::Unclear { message: "no object".into() },
+                    1 => PromptReply::Stopped { stop_reason: StopReason::Unclear, tokens: None },
+                    _ => PromptReply::Stopped { stop_reason: own, tokens: None },
+                })?
+            }
             Action::AnswerUnknownPrompt(id) => {
                 let id = 1_000_000 + u64::from(id);
                 let reply = PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None };

@@ -1,12 +1,15 @@
 //! What a group knows of its run, and how such histories are broken.
 
-use greenroom_core::{Continuity, Effect, Fact, OutputSummary, SignalKind, Source, StopReason};
+use greenroom_core::{
+    Continuity, Effect, EndReason, Fact, OutputSummary, SessionId, SignalKind, Source, StopReason,
+    Strategy, ToolProgress, ToolUpdate,
+};
 use greenroom_testing::{
     invariants::Played,
     world::{Action, DetectorSignal, TimerKind, situations::*},
 };
 
-use super::{History, Row, fact, find, forget, remove, stopped_by};
+use super::{History, Row, fact, find, forget, remove, renumber, stopped_by};
 
 /// Returns each sound history with what breaks it.
 pub fn broken() -> Vec<History> {
@@ -17,6 +20,7 @@ pub fn broken() -> Vec<History> {
         (then(IDLE, &[Action::FireTimerOf(TimerKind::Idle)]), BROKEN_IDLENESS),
         (then(IDLE, ROTATES), BROKEN_ROTATION),
         (then(IN_TURN, MOVES), BROKEN_MOVE),
+        (then(IDLE, COMPACTS_ELSEWHERE), BROKEN_COMPACTION),
     ]
 }
 
@@ -61,6 +65,16 @@ const ROTATES: &[Action] = &[
 
 /// The agent continues its turn in another session, and ends it there.
 const MOVES: &[Action] = &[OUTPUT, Action::OutputOfSession(3), ANSWER, SUBMIT, Action::GrantSlot];
+
+/// The agent's command continues in another session, and completes there.
+const COMPACTS_ELSEWHERE: &[Action] = &[
+    Action::Compact,
+    LOCK_ACQUIRED,
+    Action::GrantSlot,
+    OUTPUT,
+    Action::OutputOfSession(3),
+    ANSWER,
+];
 
 const BROKEN_PROGRESS: &[Row] = &[
     ("I13: by the facts", false, "a profile with other detectors", |h| {
@@ -139,4 +153,29 @@ const BROKEN_MOVE: &[Row] = &[
         });
     }),
     ("AM-13", false, "a move before the turn's end", |h| remove(h, "turn_settled")),
+    ("AM-13: in a compaction", false, "a move in a rotation", |h| {
+        if let Fact::TurnStarted { strategy, .. } = fact(h, "turn_started") {
+            *strategy = Some(Strategy::Rotate);
+        }
+    }),
+    ("AM-13: are open", false, "a move with an open tool call", |h| {
+        elsewhere(h, |summary| {
+            let step = ToolProgress::Called { tool: "task".into(), ended: None };
+            summary.tools.push(ToolUpdate { call: "1".into(), step });
+        });
+    }),
 ];
+
+const BROKEN_COMPACTION: &[Row] =
+    &[("AM-13: in one step", false, "a compaction that rotates twice", |h| {
+        let (step, at) = find(h, "segment_started", 1);
+        let mut again = h[step].facts[at - 1..=at].to_vec();
+        if let Fact::SegmentEnded { end_reason, .. } = &mut again[0].fact {
+            *end_reason = EndReason::AcpSessionIdChanged;
+        }
+        if let Fact::SegmentStarted { session, .. } = &mut again[1].fact {
+            *session = SessionId("n4".into());
+        }
+        h[step].facts.splice(at + 1..at + 1, again);
+        renumber(h);
+    })];

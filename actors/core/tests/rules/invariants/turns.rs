@@ -125,15 +125,25 @@ const BROKEN_TURNS: &[Row] = &[
     }),
     ("TD-10: true, not false", false, "an empty answer that is none", |h| {
         let (step, at) = find(h, "task_ended", 2);
-        if let Fact::TaskEnded { has_empty_answer, .. } = &mut h[step].facts[at].fact {
-            *has_empty_answer = true;
+        if let Fact::TaskEnded { findings, .. } = &mut h[step].facts[at].fact {
+            findings.has_empty_answer = true;
         }
     }),
     ("TD-10: false, not true", false, "an empty answer without a finding", |h| {
         let (step, at) = find(h, "task_ended", 1);
-        if let Fact::TaskEnded { has_empty_answer, .. } = &mut h[step].facts[at].fact {
-            *has_empty_answer = false;
+        if let Fact::TaskEnded { findings, .. } = &mut h[step].facts[at].fact {
+            findings.has_empty_answer = false;
         }
+    }),
+    ("RA", false, "the summary of a compaction that never was", |h| {
+        let (step, at) = find(h, "task_ended", 1);
+        if let Fact::TaskEnded { findings, .. } = &mut h[step].facts[at].fact {
+            findings.is_answered_by_compaction = true;
+        }
+    }),
+    ("DQ-11: shuts down", false, "a task is claimed as the server shuts down", |h| {
+        let (step, _) = find(h, "task_claimed", 0);
+        h[step].begun.settings.is_draining = true;
     }),
     ("AM-5", true, "a turn is cancelled twice", |h| repeat(h, "cancel_requested")),
     ("AM-5", false, "a cancel is forgotten", |h| {
