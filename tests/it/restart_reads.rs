@@ -150,9 +150,9 @@ fn a_stream_that_joins_at_once_has_the_ends() {
     }
 }
 
-/// I5, AM-27, I15: a group that cannot be recovered is shown as `starting`, and what its rows say of
-/// its tasks is refused; its transcript can be read. The others are answered at once, and the server
-/// is ready.
+/// I5, AM-27, I15: a group that cannot be recovered is shown as `starting`, and what its rows say
+/// of its tasks is refused; its transcript can be read. The others are answered at once, and the
+/// server is ready.
 #[test]
 fn a_group_that_cannot_be_recovered_is_starting() {
     let (mut server, mut before) = busy();

@@ -73,7 +73,8 @@ fn content_blocks_reach_the_agent_unchanged() {
 
 /// API-1, API-2, A-4, F12, F14: the agent's stop reason is the task's, also from a last line
 /// without a newline; a JSON-RPC error fails the task, whose error has the cause, and the queue
-/// continues (DQ-9). The first of two responses counts, and an update after it is out of turn (RA).
+/// continues (DQ-9). The first of two responses counts, and an update after it belongs to its turn
+/// (AM-9).
 #[test]
 fn the_first_response_ends_the_turn() {
     let server = Server::usual();
@@ -91,9 +92,9 @@ fn the_first_response_ends_the_turn() {
     let chunk = server.wait_frame("work", "the late chunk", |frame| {
         frame["payload"]["params"]["update"]["content"]["text"] == "late"
     });
-    assert_eq!(chunk["task"], json!(null), "{chunk}");
+    assert_eq!(chunk["task"], json!(late), "{chunk}");
     let cut = server.complete("work", "[[reply:x]][[no-newline-eof]]");
-    for (task, text) in [(twice, "x"), (late, "in time"), (cut, "x")] {
+    for (task, text) in [(twice, "x"), (late, "in timelate"), (cut, "x")] {
         let task = server.task(&task);
         assert_eq!((&task["stop_reason"], &task["text"]), (&json!("end_turn"), &json!(text)));
     }

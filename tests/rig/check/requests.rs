@@ -59,19 +59,23 @@ fn sights(history: &History) -> Vec<(u64, u64, &Value)> {
     sights
 }
 
-/// I9: an outcome that any answer showed is the outcome for ever.
+/// I9: an outcome that any answer showed is the outcome for ever; only what the agent writes after
+/// its answer is added to the text (AM-9).
 pub fn one_outcome(history: &History) -> Vec<String> {
     const OUTCOME: [&str; 6] = ["state", "stop_reason", "error", "text", "ended_at", "interrupted"];
-    let outcome = |task: &Value| OUTCOME.map(|name| task[name].clone());
+    let differs = |was: &Value, task: &Value, name: &str| match name {
+        "text" => !text(task, "text").starts_with(text(was, "text")),
+        _ => was[name] != task[name],
+    };
     let mut over: HashMap<&str, (u64, &Value)> = HashMap::new();
     let mut wrong = Vec::new();
     for (sent, answered, task) in sights(history) {
         let id = text(task, "id");
         if let Some((before, was)) = over.get(id)
             && *before < sent
-            && outcome(was) != outcome(task)
+            && OUTCOME.iter().any(|name| differs(was, task, name))
         {
-            let changed = OUTCOME.iter().filter(|name| was[**name] != task[**name]);
+            let changed = OUTCOME.iter().filter(|name| differs(was, task, name));
             let changed =
                 changed.map(|name| format!("{name} was {} and is {}", was[*name], task[*name]));
             let changed = changed.collect::<Vec<_>>().join(", ");

@@ -300,6 +300,11 @@ const SPOILED: &[(&str, &str, Spoil)] = &[
         other["stop_reason"] = json!("_server_restart");
         work(h).tasks[0] = other;
     }),
+    ("one outcome", "completed, and then another text", |h| {
+        let mut again = submitted(150, "k1", &task("tsk_1", "completed", 1, "one"));
+        again.answer["text"] = json!("other");
+        h.exchanges.push(again);
+    }),
     ("one outcome", "over, and then not", |h| {
         let mut again = submitted(150, "k1", &task("tsk_1", "queued", 1, "one"));
         again.answer["state"] = json!("running");

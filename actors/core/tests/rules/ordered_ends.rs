@@ -129,6 +129,8 @@ fn a_compaction_in_a_lost_context_counts_nothing() {
 /// of the new context, or unknown.
 #[test]
 fn usage_around_the_end_measures_a_compaction() {
+    /// What it shows, what happens, `tokens_after`, and the tokens that the group then uses.
+    type Case<'a> = (&'a str, &'a [Action], Option<u64>, Option<u64>);
     let done: Action = |driver| drop(driver.signal(Source::Acp, SignalKind::Completed));
     let settled: Action = |driver| drop(driver.answer(StopReason::EndTurn));
     let uses: [Action; 4] = [
@@ -138,14 +140,16 @@ fn usage_around_the_end_measures_a_compaction() {
         |driver| drop(driver.usage(50)),
     ];
     let [zero, twenty, thirty, fifty] = uses;
-    let next: Action = |driver| drop(driver.turn());
+    let next: Action = |driver| {
+        driver.turn();
+    };
     let says: Action = |driver| {
         let mut completed = signal(Source::Acp, SignalKind::Completed, None, None);
         completed.details.tokens_after = Some(7);
         driver.report(completed);
     };
     #[rustfmt::skip]
-    let cases: &[(&str, &[Action], Option<u64>, Option<u64>)] = &[
+    let cases: &[Case] = &[
         ("before the end",           &[twenty, done],                  Some(20), Some(20)),
         ("before and after it",      &[twenty, done, thirty, settled], Some(20), Some(30)),
         ("the old one before it",    &[fifty, done],                   None,     None),

@@ -98,7 +98,7 @@ fn reached(fact: &Fact) -> String {
 #[test]
 fn random_histories_reach_every_rule() {
     let (mut runner, mut all) = (TestRunner::deterministic(), BTreeSet::new());
-    for _ in 0..400 {
+    for _ in 0..800 {
         let history = histories(ACTIONS_MAX).new_tree(&mut runner).unwrap().current();
         let mut world = World::default();
         let mut play = |next| world.play(next).unwrap().map(|(_, facts)| facts);

@@ -177,7 +177,7 @@ fn insert_task(conn: &Connection, no: GroupNo, task: &Task) -> rusqlite::Result<
         ending.usage.as_ref().map(json),
         ending.tokens.as_ref().map(|json| json.as_str()),
         strategy,
-        findings(&ending),
+        findings(ending),
         task.expires.as_ref().map(json),
         task.retry_at().as_ref().map(json),
         task.retry_of.as_ref().map(|id| id.0.as_bytes()),
