@@ -41,11 +41,10 @@ const LASTING_WORDS: [&str; 23] = [
 ];
 /// Their words for what passes: load, limits in time, faults of the server.
 #[rustfmt::skip]
-const PASSING_WORDS: [&str; 16] = [
+const PASSING_WORDS: [&str; 15] = [
     "overloaded", "overloadederror", "serveroverloaded", "ratelimit", "ratelimited",
-    "ratelimiterror", "ratelimitexceeded", "toomanyrequests", "resourceexhausted", "apierror",
-    "servererror", "internalservererror", "internal", "unavailable", "serviceunavailable",
-    "timeout",
+    "ratelimiterror", "ratelimitexceeded", "toomanyrequests", "resourceexhausted", "servererror",
+    "internalservererror", "internal", "unavailable", "serviceunavailable", "timeout",
 ];
 /// What texts for people say of such a request, in lower case.
 #[rustfmt::skip]
@@ -234,6 +233,7 @@ mod tests {
             ("as text",                r#"{"code":-32603,"message":"no","data":{"statusCode":"403"}}"#, Auth),
             ("deep",                   r#"{"code":-32603,"message":"no","data":{"cause":{"response":{"status":400}}}}"#, Lasting),
             ("in a list",              r#"{"code":-32603,"message":"no","data":{"errors":[{"code":401}]}}"#, Auth),
+            ("a client's name for all", r#"{"code":-32603,"message":"no","data":{"name":"APIError","data":{"statusCode":401}}}"#, Auth),
             ("a provider's type",      r#"{"code":-32603,"message":"no","data":{"error":{"type":"authentication_error"}}}"#, Auth),
             ("a status word",          r#"{"code":-32603,"message":"no","data":{"status":"UNAUTHENTICATED"}}"#, Auth),
             ("unknown model",          r#"{"code":-32603,"message":"no","data":{"code":"model_not_found"}}"#, Lasting),

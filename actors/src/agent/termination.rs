@@ -9,6 +9,7 @@ use greenroom_core::{Exit, ExitReason, Stop};
 
 use super::{stderr::Stderr, stdin::Stdin};
 use crate::{
+    acp,
     awake::{self, Awake},
     process::child::{TreeEvent, TreeHandle},
 };
@@ -202,7 +203,9 @@ impl Termination {
             Some(why) => format!("{detail}; {why}"),
             None => detail,
         };
-        let (stderr_tail, stderr_dropped) = (stderr.tail(), stderr.dropped());
+        // The tail goes into errors and logs, and a program may name its key (C16).
+        let stderr_tail = acp::redacted(&stderr.tail()).into_owned();
+        let stderr_dropped = stderr.dropped();
         Exit { pid, code, signal, reason, detail, stderr_tail, stderr_dropped }
     }
 }

@@ -34,6 +34,7 @@ impl Group {
         let loaded = load(self.shared.clone(), self.no);
         ctx.wait(loaded.into_actor(self).then(|loaded, group, ctx| {
             failpoint::pass("recovery", &group.id);
+            let is_loaded = loaded.is_ok();
             let events = match loaded {
                 Ok(recovered) => group.restore(recovered),
                 // To read it again would fail again: the actor stays, and refuses all changes.
@@ -58,9 +59,9 @@ impl Group {
                     Vec::new()
                 }
             };
-            group.advance(events, ctx).map(|done, group, _| {
+            group.advance(events, ctx).map(move |done, group, _| {
                 group.is_recovering = false;
-                if done.is_ok() || group.broken.is_some() {
+                if (is_loaded && done.is_ok()) || group.broken.is_some() {
                     group.shared.unsettled.settled(group.no);
                 }
                 if done.is_ok() {

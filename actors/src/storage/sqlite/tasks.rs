@@ -162,13 +162,13 @@ pub fn end(conn: &Connection, task: &Task) -> rusqlite::Result<()> {
 pub fn add_late_text(conn: &Connection, task: TaskId, more: &str) -> rusqlite::Result<()> {
     let row = conn
         .prepare_cached(
-            "SELECT text, text_truncated FROM tasks \
-             WHERE id = ? AND state NOT IN ('queued', 'retrying', 'running')",
+            "SELECT text FROM tasks WHERE id = ? AND NOT text_truncated \
+             AND state NOT IN ('queued', 'retrying', 'running')",
         )?
-        .query_row([task.0.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row([task.0.as_bytes()], |row| row.get(0))
         .optional()?;
-    let Some((text, text_truncated @ false)) = row else { return Ok(()) };
-    let mut ending = Ending { text, text_truncated, ..Ending::default() };
+    let Some(text) = row else { return Ok(()) };
+    let mut ending = Ending { text, ..Ending::default() };
     ending.push_late_text(more);
     conn.prepare_cached("UPDATE tasks SET text = ?, text_truncated = ? WHERE id = ?")?
         .execute(params![ending.text, ending.text_truncated, task.0.as_bytes()])?;
