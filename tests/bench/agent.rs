@@ -21,6 +21,11 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
+/// It resumes sessions, as an agent that could restore none would not be stopped when it is idle.
+const INITIALIZED: &str = concat!(
+    r#"{"protocolVersion":1,"agentCapabilities":"#,
+    r#"{"sessionCapabilities":{"resume":{}}}}"#,
+);
 const HEAD: &str = concat!(
     r#"{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"bench","update":"#,
     r#"{"sessionUpdate":"agent_message_chunk","content":{"type":"text","text":""#,
@@ -37,8 +42,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     for line in io::stdin().lock().lines() {
         let line: Value = serde_json::from_str(&line?)?;
         let result = match line["method"].as_str() {
-            Some("initialize") => r#"{"protocolVersion":1,"agentCapabilities":{}}"#,
+            Some("initialize") => INITIALIZED,
             Some("session/new") => r#"{"sessionId":"bench"}"#,
+            Some("session/resume") => "{}",
             Some("session/prompt") => {
                 let text = line["params"]["prompt"][0]["text"].as_str().unwrap_or_default();
                 if !play(text, &mut out)? {
