@@ -185,27 +185,27 @@ impl Driver {
     }
 
     pub fn ready(&mut self, session: &str, provenance: Option<Provenance>) -> Step {
-        let (run, session) = (self.run(), SessionId(session.into()));
         let continuity =
             if self.group.state().session.is_some() { Continuity::Loaded } else { Continuity::New };
-        let is_forgetful = false;
-        self.apply(Event::AgentReady {
-            run,
-            pid: 1,
-            session,
-            continuity,
-            provenance,
-            is_forgetful,
-            prompts: None,
-        })
+        self.ready_as(session, continuity, provenance, false)
     }
 
     /// An agent that can neither load nor resume opens its session, which is new.
     pub fn ready_forgetful(&mut self, session: &str) -> Step {
-        let (run, session) = (self.run(), SessionId(session.into()));
         let continuity =
             if self.group.state().session.is_some() { Continuity::Lost } else { Continuity::New };
-        let (provenance, is_forgetful) = (None, true);
+        self.ready_as(session, continuity, None, true)
+    }
+
+    /// The agent opens this session in this way.
+    pub fn ready_as(
+        &mut self,
+        session: &str,
+        continuity: Continuity,
+        provenance: Option<Provenance>,
+        is_forgetful: bool,
+    ) -> Step {
+        let (run, session) = (self.run(), SessionId(session.into()));
         self.apply(Event::AgentReady {
             run,
             pid: 1,
@@ -219,16 +219,7 @@ impl Driver {
 
     /// Returns from the agent that it could not restore the session, and opened this one.
     pub fn ready_lost(&mut self, session: &str) -> Step {
-        let (run, session) = (self.run(), SessionId(session.into()));
-        self.apply(Event::AgentReady {
-            run,
-            pid: 1,
-            session,
-            continuity: Continuity::Lost,
-            provenance: None,
-            is_forgetful: false,
-            prompts: None,
-        })
+        self.ready_as(session, Continuity::Lost, None, false)
     }
 
     pub fn output(&mut self, summary: OutputSummary) -> Step {

@@ -260,17 +260,7 @@ fn segments_rotate_for_four_causes() {
                 let exit = Exit::unseen(ExitReason::Exited, "");
                 driver.apply(Event::AgentExited { run: driver.run(), exit });
                 driver.turn();
-                let (run, session) = (driver.run(), SessionId("other".into()));
-                let (continuity, provenance) = (Continuity::Loaded, None);
-                driver.apply(Event::AgentReady {
-                    run,
-                    pid: 2,
-                    session,
-                    continuity,
-                    provenance,
-                    is_forgetful: false,
-                    prompts: None,
-                });
+                driver.ready_as("other", Continuity::Loaded, None, false);
             },
             EndReason::AgentRestart,
             true,

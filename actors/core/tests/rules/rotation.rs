@@ -1,8 +1,8 @@
 //! Compaction by a summary and another session, and a wedged agent: I4, I7, I16.
 
 use greenroom_core::{
-    CompactionStatus as C, Continuity, Effect, Event, Exit, ExitReason, Fact, PromptReply,
-    SessionId, SignalKind, Source, Stop, StopReason, Strategy, TaskState as T, Timer,
+    CompactionStatus as C, Effect, Event, Exit, ExitReason, Fact, PromptReply, SessionId,
+    SignalKind, Source, Stop, StopReason, Strategy, TaskState as T, Timer,
 };
 use greenroom_testing::driver::{Driver, acquired, blocks, kinds};
 
@@ -115,17 +115,7 @@ fn the_summary_is_carried_until_the_agent_has_output() {
         driver.apply(Event::AgentExited { run: driver.run(), exit });
         driver.queue_turn();
         driver.grant();
-        let (run, continuity, provenance) = (driver.run(), Continuity::Lost, None);
-        let session = SessionId("s3".into());
-        let step = driver.apply(Event::AgentReady {
-            run,
-            pid: 2,
-            session,
-            continuity,
-            provenance,
-            is_forgetful: false,
-            prompts: None,
-        });
+        let step = driver.ready_lost("s3");
         assert!(
             !kinds(&step.facts).contains(&"context_lost"),
             "no further context is lost: {step:?}"

@@ -2,8 +2,8 @@
 //! I7, A-4 and A-5.
 
 use greenroom_core::{
-    CompactionStatus as C, Continuity, Effect, Event, ExitReason, Fact, RetryPolicy, RunPhase,
-    SessionId, Settings, Stop, StopReason, Strategy, TaskId, TaskState as T, Timer,
+    CompactionStatus as C, Effect, Event, ExitReason, Fact, RetryPolicy, RunPhase, Settings, Stop,
+    StopReason, Strategy, TaskId, TaskState as T, Timer,
 };
 use greenroom_testing::driver::{Driver, acquired, busy, kinds};
 
@@ -249,17 +249,7 @@ fn a_compaction_of_a_lost_session_is_skipped() {
     driver.configure("other", None);
     driver.exit(ExitReason::Stopped);
     driver.grant();
-    let (run, session) = (driver.run(), SessionId("fresh".into()));
-    let (continuity, provenance) = (Continuity::Lost, None);
-    driver.apply(Event::AgentReady {
-        run,
-        pid: 2,
-        session,
-        continuity,
-        provenance,
-        is_forgetful: false,
-        prompts: None,
-    });
+    driver.ready_lost("fresh");
     assert_eq!(driver.ended(task), Some((T::Skipped, None)));
     assert_eq!((driver.last_ended().unwrap().status, driver.count()), (C::Noop, 0));
     assert_eq!(driver.group.lease(), None);
