@@ -45,7 +45,7 @@ pub use self::{
     },
 };
 use self::{
-    fields::{fields, lossy_text, read, text, whole},
+    fields::{Object, fields, lossy_text, read, text, whole},
     response::response,
 };
 
@@ -219,6 +219,18 @@ pub fn unaddressed_error(line: &str) -> Option<RpcError> {
     response::unaddressed(error?)
 }
 
+/// Whether a line that was rejected consists of whole JSON objects without any member of a message
+/// but an id: log lines. A member that is null counts as absent.
+pub fn is_log_record(line: &[u8]) -> bool {
+    let mut objects =
+        serde_json::Deserializer::from_slice(line).into_iter::<Object<Envelope<'_>>>();
+    objects.all(|object| {
+        object.is_ok_and(|Object(Envelope { version, id: _, method, params: _, result, error })| {
+            version.or(method).or(result).or(error).is_none()
+        })
+    })
+}
+
 /// Summarizes a message from the agent. Returns the session that it names, too: what counts of the
 /// summary depends on whether that is the one that was prompted last.
 pub fn summarize(line: &str) -> (Option<Cow<'_, str>>, OutputSummary) {
@@ -335,6 +347,31 @@ mod tests {
         }
         let brackets = format!(r#"{{"method":"m","params":"{}"}}"#, "[".repeat(200));
         assert!(parse(&brackets).is_ok(), "brackets in a string are no nesting");
+    }
+
+    /// F13: a whole object without a member of a message is no broken message.
+    #[test]
+    fn log_records_are_whole_objects_without_the_members_of_messages() {
+        #[rustfmt::skip]
+        let cases: [(&[u8], bool); 14] = [
+            (br#"{"level":"info","msg":"x"}"#,                  true),
+            (br#"{"level":"info","id":"5","params":{}}  "#,     true),
+            (br#"{"level":"info","error":null}"#,               true),
+            (br#"{"at":{"method":"GET","jsonrpc":"2.0"}}"#,     true),
+            (br#"{}"#,                                          true),
+            (br#"{"a":1}{"a":2} {"a":3}"#,                      true),
+            (br#"{"a":1}{"method":7}"#,                         false),
+            (br#"{"a":1} and more"#,                            false),
+            (br#"{"level":"info","msg":"x""#,                   false),
+            (br#"{"jsonrpc":"2.0"}"#,                           false),
+            (br#"{"method":"x"}"#,                              false),
+            (br#"{"result":{}}"#,                               false),
+            (br#"{"error":"x"}"#,                               false),
+            (b"{\"msg\":\"\xff\"}",                            false),
+        ];
+        for (line, is_record) in cases {
+            assert_eq!(is_log_record(line), is_record, "{}", line.escape_ascii());
+        }
     }
 
     #[test]

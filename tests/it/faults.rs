@@ -121,6 +121,23 @@ fn noise_on_stdout_ends_no_turn() {
     server.complete("work", "next");
 }
 
+/// F13, A-4: log lines that are whole JSON objects end no turn; they count as output, as all lines
+/// do that begin as messages. Ten objects in a row with a member of a message stop the run.
+#[test]
+fn log_lines_in_json_end_no_turn() {
+    let server = Setup::new().retries("10ms").start();
+    let log = r#"[[line:{"level":"info","msg":"a log line","error":null}]]"#;
+    let task = server.complete("work", &format!("{}[[reply:ok]]", log.repeat(30)));
+    assert_eq!(task["text"], "ok");
+    assert_eq!(server.frames_of_kind("work", "greenroom/agent_output_rejected").len(), 30);
+    let died = server.submit("work", &format!("{log}[[die:1]]"));
+    assert_eq!(server.finish_as(&died, "interrupted")["attempt"], 1);
+    server.resume("work");
+    let odd = r#"[[line:{"jsonrpc":"2.0","id":"x"}]]"#.repeat(10);
+    let stopped = server.submit("work", &format!("{odd}[[gate:never]]"));
+    assert_eq!(server.finish_as(&stopped, "interrupted")["stop_reason"], "_protocol");
+}
+
 /// F11, AM-40: a flood of output is stored whole and in order; one on stderr never blocks the
 /// agent, and is not in the transcript unless the profile enables it (AM-20).
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::awake::{self, Awake};
 
-/// Lines in a row that begin as messages do.
+/// Lines in a row that begin as messages do, and are broken: no JSON, or with members of a message.
 const BROKEN_MAX: u32 = 10;
 /// The bytes of other lines, such as log lines and stack traces, that an agent may write at once.
 /// As many again are allowed in each [`REFILL`]; a message allows all of them again.
@@ -33,14 +33,14 @@ impl Noise {
         (self.broken, self.other_bytes) = (0, 0);
     }
 
-    /// Counts a line that is no message, of which `bytes` are stored. Returns why the agent counts
-    /// as broken, if it does by now.
-    pub fn on_rejected(&mut self, bytes: usize, begins_as_message: bool) -> Option<String> {
-        self.count(bytes, begins_as_message, awake::now())
+    /// Counts a line that is no message, of which `bytes` are stored; `is_broken` says that it may
+    /// have been meant as one. Returns why the agent counts as broken, if it does by now.
+    pub fn on_rejected(&mut self, bytes: usize, is_broken: bool) -> Option<String> {
+        self.count(bytes, is_broken, awake::now())
     }
 
-    fn count(&mut self, bytes: usize, begins_as_message: bool, now: Awake) -> Option<String> {
-        if begins_as_message {
+    fn count(&mut self, bytes: usize, is_broken: bool, now: Awake) -> Option<String> {
+        if is_broken {
             self.broken += 1;
             let why = || format!("the agent wrote {BROKEN_MAX} lines in a row that are no message");
             return (self.broken >= BROKEN_MAX).then(why);
@@ -68,7 +68,7 @@ mod tests {
 
     /// F13: a stack trace ends no run, ten broken messages in a row do, wherever they stand.
     #[test]
-    fn lines_that_begin_as_messages_are_counted_by_themselves() {
+    fn broken_messages_are_counted_by_themselves() {
         let mut noise = Noise::new();
         let at = noise.counted_at;
         for _ in 0..2 {

@@ -105,7 +105,8 @@ impl RunLoop {
         let kept = &bytes[..bytes.len().min(REJECTED_BYTES_MAX)];
         let (run, encoded) = (self.run, STANDARD.encode(kept));
         self.batch.push_sized(Event::OutputRejected { run, reason, bytes: encoded }, kept.len());
-        if let Some(why) = self.noise.on_rejected(kept.len(), kept.starts_with(b"{")) {
+        let is_broken = kept.starts_with(b"{") && !acp::is_log_record(bytes);
+        if let Some(why) = self.noise.on_rejected(kept.len(), is_broken) {
             self.on_protocol_error(&why);
         }
     }
