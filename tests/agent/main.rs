@@ -7,8 +7,8 @@
 //!
 //! Files in the control directory script the rest; the agent reads them each time: `on-compact` for
 //! a `/compact` and `on-summary` for a request to summarize, if these have no words of their own;
-//! `on-new` for `session/new` (only `error` and `gate`), `on-load` for `session/load` (only `error`
-//! and `drip`).
+//! `on-new` for `session/new` (only `error` and `gate`), `on-load` for `session/load` (only
+//! `error`, `null`, `die` and `drip`).
 
 use std::{
     collections::{HashMap, HashSet},

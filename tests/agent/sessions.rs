@@ -62,7 +62,8 @@ impl Agent {
         );
     }
 
-    /// Loads a session, after the script `on-load`: `error:CODE:TEXT` answers with an error, and
+    /// Loads a session, after the script `on-load`: `error:CODE:TEXT` answers with an error, `null`
+    /// with nothing, and replays nothing, but names the session's commands; `die:CODE` exits; and
     /// `drip:COUNT` replays that many chunks first, one each 100 ms.
     pub fn load(&self, id: &Value, session: &str) {
         let history = self.history(session);
@@ -74,6 +75,17 @@ impl Agent {
                     thread::sleep(Duration::from_millis(100));
                     self.update(session, &chunk("agent_message_chunk", "of old"));
                 }
+            } else if name == "null" {
+                self.answer(id, Value::Null);
+                return self.update(
+                    session,
+                    &json!({
+                        "sessionUpdate": "available_commands_update",
+                        "availableCommands": [{ "name": "of-old", "description": "of old" }],
+                    }),
+                );
+            } else if name == "die" {
+                self.exit_with(argument.parse().unwrap_or(1));
             } else {
                 let (code, message) = error_of(argument).unwrap_or((INTERNAL_ERROR, name));
                 return self.fail(id, code, message);

@@ -82,6 +82,7 @@ impl FramePath {
             provenance: None,
             is_forgetful: false,
             prompts: None,
+            loss: None,
         }])?;
         path.answer()?;
         Ok(path)

@@ -73,3 +73,16 @@ fn an_error_that_stays_is_not_retried() {
         assert_eq!(ended["attempt"], attempts, "{error}: {ended}");
     }
 }
+
+/// DQ-8: an error of a start that no retry cures fails the task at its first attempt.
+#[test]
+fn an_error_of_a_start_that_stays_is_not_retried() {
+    let server = Setup::new().retries("10ms").start();
+    server.journal.script("on-new", "[[error:-32602:unknown model]]");
+    server.create_group("work", "scripted", "");
+    let ended = server.finish_as(&server.submit("work", "one"), "failed");
+    assert_eq!((&ended["attempt"], starts(&server, "work")), (&json!(1), 1), "{ended}");
+    let error = &ended["error"];
+    assert_eq!(error["code"], "agent_start_failed");
+    assert!(error["message"].to_string().contains("unknown model"), "{error}");
+}

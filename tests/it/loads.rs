@@ -99,3 +99,45 @@ fn a_load_that_streams_is_alive() {
     assert_kept(&server, &session);
     assert_eq!(server.journal.events_named("load").len(), 1);
 }
+
+/// I16, A-4: an empty answer to a load, with no replay after it, throws no session away, and what
+/// the agent sent unasked meanwhile is stored.
+#[test]
+fn an_empty_answer_to_a_load_costs_no_context() {
+    let mut server = loading(Setup::new().retries("200ms"), &[]);
+    let session = server.session("work");
+    server.kill_and_boot();
+    server.journal.script("on-load", "[[null]]");
+    let task = server.submit("work", "three");
+    server.wait_retrying(&task);
+    let retried = server.frames_of_kind("work", "greenroom/task_retrying");
+    let error = retried[0]["payload"]["error"].to_string();
+    assert!(error.contains("session/load: its answer is empty"), "{error}");
+    let updates = server.frames_of_kind("work", "session/update");
+    let kept = updates.iter().filter(|frame| frame["payload"].to_string().contains("of-old"));
+    let kept: Vec<_> = kept.map(|frame| &frame["payload"]["params"]["sessionId"]).collect();
+    assert_eq!(kept.first().and_then(|id| id.as_str()), Some(&*session), "{updates:?}");
+    server.journal.script("on-load", "");
+    assert_eq!(server.finish_as(&task, "completed")["text"], "echo: three");
+    assert_kept(&server, &session);
+}
+
+/// I16, R-1: a session on which the agent dies each time is given up at the last attempt of the
+/// task, as after an error, and the group is held.
+#[test]
+fn a_session_on_which_the_agent_dies_is_given_up() {
+    let mut server = loading(Setup::new().retries("1ms"), &[]);
+    server.kill_and_boot();
+    server.journal.script("on-load", "[[die:3]]");
+    let task = server.submit("work", "three");
+    server.wait_blocked(&task, "held");
+    assert_eq!(wait_loads(&server, 6), 6);
+    let lost = server.frames_of_kind("work", LOST);
+    let cause = lost[0]["payload"]["cause"].as_str().unwrap_or_default();
+    assert_eq!((lost.len(), cause), (1, "the agent exited with code 3 before it was ready"));
+    server.log.wait("the cause", |line| line.contains("context lost") && line.contains(cause));
+    server.resume("work");
+    let task = server.finish_as(&task, "completed");
+    assert_eq!(task["text"], "[first turn]echo: three");
+    assert_eq!(wait_loads(&server, 6), 6, "the session is not tried again");
+}

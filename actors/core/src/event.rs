@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Choice, CompactionSignal, Continuity, ErrorKind, Exit, Json, MessageKey, PermissionId,
+    Choice, CompactionSignal, Continuity, ErrorKind, Exit, Json, Loss, MessageKey, PermissionId,
     PermissionOption, PermissionShown, PromptCapabilities, Provenance, RunId, SessionId, Settings,
     StopReason, Task, TaskId, Timer, TokensSpent,
 };
@@ -61,6 +61,8 @@ pub enum Event {
         is_forgetful: bool,
         /// The content blocks that the agent takes, if known.
         prompts: Option<PromptCapabilities>,
+        /// How the agent did not restore the session before, if it did not.
+        loss: Option<Loss>,
     },
     /// The agent wrote protocol messages.
     OutputReceived {

@@ -417,6 +417,9 @@ pub enum Fact {
     ContextLost {
         /// The lost session.
         session: SessionId,
+        /// Why; a frame of an earlier version lacks it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<String>,
     },
 }
 

@@ -91,7 +91,9 @@ pub use permission::{
 };
 pub use prompt_blocks::{BlockKind, PromptCapabilities, RefusedBlock};
 pub use retry::{ErrorKind, RetryPolicy};
-pub use run::{Continuity, Exit, ExitReason, Run, RunHealth, RunPhase, RunProgress};
+pub use run::{
+    Continuity, Exit, ExitReason, FailedStart, Loss, Run, RunHealth, RunPhase, RunProgress,
+};
 pub use session_cursor::SessionCursor;
 pub use settings::{OnInterrupt, Settings, SettingsPatch};
 pub use signal::{

@@ -196,6 +196,30 @@ pub struct Exit {
     pub stderr_tail: String,
     /// The number of stderr lines that were dropped (AM-40).
     pub stderr_dropped: u64,
+    /// What it shows of the next start, if it was not ready. Not stored: it decides on the exit.
+    #[serde(skip)]
+    pub failed_start: FailedStart,
+}
+
+/// What the end of a run that was not ready shows of the next start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FailedStart {
+    /// Another start may succeed, or nothing is known of that.
+    #[default]
+    Passing,
+    /// The agent ended, or was stopped, while it restored its session: it may do so each time.
+    InRestore,
+    /// Another start would get the same error.
+    Lasting,
+}
+
+/// How an agent did not restore a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The cause for a person, of bounded length.
+    pub cause: String,
+    /// Whether the agent says that there is no such session.
+    pub is_unknown: bool,
 }
 
 impl Exit {
@@ -209,6 +233,7 @@ impl Exit {
             detail: detail.into(),
             stderr_tail: String::new(),
             stderr_dropped: 0,
+            failed_start: FailedStart::Passing,
         }
     }
 }

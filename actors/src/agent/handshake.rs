@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use greenroom_core::{Continuity, ErrorKind, PromptCapabilities, SessionId};
+use greenroom_core::{Continuity, ErrorKind, FailedStart, Loss, PromptCapabilities, SessionId};
 
 use crate::acp;
 
@@ -34,6 +34,10 @@ pub struct Handshake {
     id: u64,
     /// Whether the agent replayed a part of the session since the last request.
     replayed: bool,
+    /// Whether an answer to a resume says that the session does not exist.
+    is_denied: bool,
+    /// How the agent did not restore the session, once another one is requested.
+    loss: Option<Loss>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +68,10 @@ pub enum Next {
     AwaitQuiet,
     /// The agent is ready for prompts.
     Ready(SessionId, Continuity),
-    /// The agent cannot be used.
+    /// The agent cannot be used now.
     Fail(String),
+    /// The agent cannot be used, and each start would show that.
+    FailAlways(String),
     /// The agent wants a login first.
     WantLogin(String),
 }
@@ -90,6 +96,8 @@ impl Handshake {
             phase: Phase::Asked(Request::Initialize),
             id: 1,
             replayed: false,
+            is_denied: false,
+            loss: None,
         };
         (handshake, acp::initialize_line(1))
     }
@@ -110,6 +118,22 @@ impl Handshake {
     /// Whether the agent restores a session now, and has not answered.
     pub fn is_restoring(&self) -> bool {
         matches!(self.phase, Phase::Asked(Request::Load | Request::Resume))
+    }
+
+    /// Returns what an end of the agent now shows of the next start.
+    pub fn failed_start(&self) -> FailedStart {
+        match self.phase {
+            Phase::Asked(Request::Load | Request::Resume) => FailedStart::InRestore,
+            Phase::InDoubt | Phase::Restored(_) => FailedStart::InRestore,
+            Phase::Asked(Request::Initialize | Request::Authenticate | Request::New) => {
+                FailedStart::Passing
+            }
+        }
+    }
+
+    /// Returns how the agent did not restore the session, if it opened another one.
+    pub fn take_loss(&mut self) -> Option<Loss> {
+        self.loss.take()
     }
 
     /// Returns for how long the agent has to be quiet now, if greenroom waits for that.
@@ -199,18 +223,34 @@ impl Handshake {
         })
     }
 
-    /// Handles the quiet after a restore: no replay follows any more.
+    /// Handles the quiet after a restore: no replay follows any more. An empty answer without one
+    /// is as doubtful as an error that may pass.
     pub fn on_quiet(&mut self) -> Next {
         match (self.phase, self.to_restore.clone()) {
             (Phase::Restored(continuity), Some(session)) => Next::Ready(session, continuity),
+            (Phase::InDoubt, Some(_)) => {
+                let cause = "session/load: its answer is empty, and it replayed nothing".into();
+                self.fail_or_replace(Loss { cause, is_unknown: self.is_denied })
+            }
             (Phase::Asked(_) | Phase::InDoubt | Phase::Restored(_), _) => self.request_new(),
         }
+    }
+
+    /// Requests another session, if the agent does not know the one to restore, or at the last
+    /// attempt. Else the session is kept, and another run tries again.
+    fn fail_or_replace(&mut self, loss: Loss) -> Next {
+        if self.may_replace || loss.is_unknown {
+            self.loss = Some(loss);
+            return self.request_new();
+        }
+        Next::Fail(format!("it did not restore its session: {}", loss.cause))
     }
 
     /// Handles the response to a load, or to a resume. An error that does not say that the session
     /// is gone may pass: the session is kept, and another run tries again.
     fn on_restored(&mut self, loaded: bool, outcome: Result<&str, acp::RpcError>) -> Next {
         let Some(session) = self.to_restore.clone() else { return self.request_new() };
+        let method = if loaded { "session/load" } else { "session/resume" };
         match outcome {
             Ok(result) => match acp::restored(result, &session, loaded) {
                 Some(true) => {
@@ -219,14 +259,22 @@ impl Handshake {
                 }
                 None if self.replayed => self.await_quiet(Phase::Restored(Continuity::Loaded)),
                 None => self.await_quiet(Phase::InDoubt),
-                Some(false) if !loaded && self.can_load => self.request_load(&session),
-                Some(false) => self.request_new(),
+                Some(false) if !loaded && self.can_load => {
+                    self.is_denied = true;
+                    self.request_load(&session)
+                }
+                Some(false) => {
+                    let cause = format!("{method}: its answer names another session");
+                    self.fail_or_replace(Loss { cause, is_unknown: true })
+                }
             },
-            Err(_) if !loaded && self.can_load => self.request_load(&session),
-            Err(err) if self.may_replace || acp::is_session_gone(&err) => self.request_new(),
+            Err(err) if !loaded && self.can_load => {
+                self.is_denied = acp::is_session_gone(&err);
+                self.request_load(&session)
+            }
             Err(err) => {
-                let method = if loaded { "session/load" } else { "session/resume" };
-                Next::Fail(format!("it did not restore its session: {method}: {err}"))
+                let is_unknown = acp::is_session_gone(&err);
+                self.fail_or_replace(Loss { cause: format!("{method}: {err}"), is_unknown })
             }
         }
     }
@@ -243,7 +291,12 @@ impl Handshake {
                 Next::Send(acp::resume_session_line(id, &session, &self.cwd))
             }
             Some(session) if self.can_load => self.request_load(&session),
-            Some(_) | None => self.request_new(),
+            Some(_) => {
+                let cause = "the agent can neither load nor resume a session".into();
+                self.loss = Some(Loss { cause, is_unknown: false });
+                self.request_new()
+            }
+            None => self.request_new(),
         }
     }
 
@@ -270,7 +323,8 @@ fn refused(method: &str, err: &acp::RpcError) -> Next {
     let why = format!("it refused {method}: {err}");
     match err.kind {
         ErrorKind::Auth => Next::WantLogin(why),
-        ErrorKind::Passing | ErrorKind::Lasting => Next::Fail(why),
+        ErrorKind::Lasting => Next::FailAlways(why),
+        ErrorKind::Passing => Next::Fail(why),
     }
 }
 
@@ -285,9 +339,16 @@ mod tests {
         r#"{"protocolVersion":1,"agentCapabilities":{"sessionCapabilities":{"resume":{}}}}"#;
     const NEITHER: &str = r#"{"protocolVersion":1}"#;
     const NEW: &str = r#"{"sessionId":"fresh"}"#;
+    /// The answer of hermes to the resume of a session that it does not know.
+    const ANOTHER: &str =
+        r#"{"_meta":{"hermes":{"sessionProvenance":{"acpSessionId":"another"}}}}"#;
 
     fn error(code: i64, message: &str) -> acp::RpcError {
-        let kind = if code == -32000 { ErrorKind::Auth } else { ErrorKind::Passing };
+        let kind = match code {
+            -32000 => ErrorKind::Auth,
+            -32602 => ErrorKind::Lasting,
+            _ => ErrorKind::Passing,
+        };
         acp::RpcError { code: Some(code), kind, message: message.into() }
     }
 
@@ -340,8 +401,8 @@ mod tests {
             ("resume fails",    Some("s"), &[Ok(RESUMES), Err(-32603), Ok(r#"{"x":1}"#)],  &["initialize", "session/resume", "session/load"],               ready("s", Continuity::Loaded)),
             ("both fail",       Some("s"), &[Ok(RESUMES), Err(1), Err(-32002), Ok(NEW)],   &["initialize", "session/resume", "session/load", "session/new"], ready("fresh", Continuity::Lost)),
             ("resume gone",     Some("s"), &[Ok(RESUME_ONLY), Err(-32002), Ok(NEW)],       &["initialize", "session/resume", "session/new"],                ready("fresh", Continuity::Lost)),
-            ("load is empty",   Some("s"), &[Ok(LOADS), Ok("{}"), Ok(NEW)],                &["initialize", "session/load", "session/new"],                  ready("fresh", Continuity::Lost)),
-            ("load is null",    Some("s"), &[Ok(LOADS), Ok("null"), Ok(NEW)],              &["initialize", "session/load", "session/new"],                  ready("fresh", Continuity::Lost)),
+            ("gone, and empty", Some("s"), &[Ok(RESUMES), Err(-32002), Ok("{}"), Ok(NEW)], &["initialize", "session/resume", "session/load", "session/new"], ready("fresh", Continuity::Lost)),
+            ("hermes' way",     Some("s"), &[Ok(RESUMES), Ok(ANOTHER), Ok("{}"), Ok(NEW)], &["initialize", "session/resume", "session/load", "session/new"], ready("fresh", Continuity::Lost)),
             ("no method",       Some("s"), &[Ok(NEITHER), Ok(NEW)],                        &["initialize", "session/new"],                                  ready("fresh", Continuity::Lost)),
         ];
         for (name, session, answers, methods, end) in cases {
@@ -371,6 +432,21 @@ mod tests {
             assert_eq!(end, Next::Fail(why), "{name}");
             let (_, end) = play_restore(Some("s"), true, &[answers, &[Ok(NEW)]].concat());
             assert_eq!(end, ready("fresh", Continuity::Lost), "{name}");
+        }
+    }
+
+    /// I16: an empty answer to a load, with no replay after it, is as doubtful as such an error.
+    #[test]
+    fn an_empty_answer_to_a_load_keeps_the_session() {
+        for empty in ["null", "{}"] {
+            for answers in [&[Ok(LOADS), Ok(empty)][..], &[Ok(RESUMES), Err(-32603), Ok(empty)]] {
+                let (_, end) = play(Some("s"), answers);
+                let expected = "it did not restore its session: session/load: its answer is empty";
+                let Next::Fail(why) = &end else { panic!("{empty}: {end:?}") };
+                assert!(why.starts_with(expected), "{why}");
+                let (_, end) = play_restore(Some("s"), true, &[answers, &[Ok(NEW)]].concat());
+                assert_eq!(end, ready("fresh", Continuity::Lost), "{empty}, at the last attempt");
+            }
         }
     }
 
@@ -411,6 +487,49 @@ mod tests {
         ] {
             let (_, end) = play(None, answers);
             assert!(matches!(&end, Next::Fail(text) if text.contains(why)), "{end:?}");
+        }
+    }
+
+    /// DQ-8: a request without which there is no session, and whose error lasts, is not repeated;
+    /// an error on a load may pass for the next session.
+    #[test]
+    fn an_error_that_lasts_ends_each_start() {
+        #[rustfmt::skip]
+        let cases: [(&[Result<&str, i64>], &str); 2] = [
+            (&[Err(-32602)],              "it refused initialize"),
+            (&[Ok(NEITHER), Err(-32602)], "it refused session/new"),
+        ];
+        for (answers, why) in cases {
+            let (_, end) = play(None, answers);
+            assert!(matches!(&end, Next::FailAlways(text) if text.starts_with(why)), "{end:?}");
+        }
+        let (_, end) = play(Some("s"), &[Ok(LOADS), Err(-32602)]);
+        assert!(matches!(&end, Next::Fail(_)), "{end:?}");
+    }
+
+    /// I16: which answers show how a session was lost.
+    #[test]
+    fn the_loss_of_a_session_has_its_cause() {
+        type Case<'a> = (&'a [Result<&'a str, i64>], &'a str, bool);
+        #[rustfmt::skip]
+        let cases: [Case<'_>; 5] = [
+            (&[Ok(NEITHER)],                       "the agent can neither load nor resume a session", false),
+            (&[Ok(LOADS), Err(-32002)],            "session/load: no (error -32002)", true),
+            (&[Ok(LOADS), Err(-32603)],            "session/load: no (error -32603)", false),
+            (&[Ok(RESUME_ONLY), Ok(ANOTHER)],      "session/resume: its answer names another session", true),
+            (&[Ok(LOADS), Ok("{}")],               "session/load: its answer is empty, and it replayed nothing", false),
+        ];
+        for (answers, cause, is_unknown) in cases {
+            let (mut handshake, _) =
+                Handshake::new("/tmp".into(), None, Some(SessionId("s".into())), true);
+            for (id, answer) in (1..).zip(answers) {
+                let next = handshake.on_response(id, answer.map_err(|code| error(code, "no")));
+                if next == Some(Next::AwaitQuiet) {
+                    handshake.on_quiet();
+                }
+            }
+            let expected = Loss { cause: cause.into(), is_unknown };
+            assert_eq!(handshake.take_loss(), Some(expected), "{answers:?}");
         }
     }
 

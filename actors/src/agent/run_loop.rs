@@ -9,7 +9,9 @@ mod start;
 use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc};
 
 use actix::{MailboxError, Recipient};
-use greenroom_core::{Event, Exit, ExitReason, GroupId, Provenance, RunId, TokenMeter};
+use greenroom_core::{
+    Event, Exit, ExitReason, FailedStart, GroupId, Provenance, RunId, TokenMeter,
+};
 use tokio::{sync::mpsc, task::yield_now};
 
 use super::{
@@ -60,6 +62,8 @@ pub struct RunLoop {
     /// The batch that the group commits now.
     report: Option<Report>,
     handshake: Option<Handshake>,
+    /// What an answer showed of the next start.
+    failed_start: Option<FailedStart>,
     /// Receives each response of the handshake.
     observer: Option<mpsc::UnboundedSender<Answered>>,
     /// Which of the agent's own sessions the last response of the handshake named.
@@ -143,6 +147,7 @@ impl RunLoop {
             batch: Batch::new(start.run),
             report: None,
             handshake: Some(handshake),
+            failed_start: None,
             observer: start.observer.clone(),
             provenance: None,
             quiet: None,
@@ -279,6 +284,7 @@ impl RunLoop {
             self.on_line(&rest);
         }
         if !self.stdout.ended {
+            self.store_held();
             self.stdout.ended = true;
             self.batch.push(Event::AgentClosed(self.run));
             self.termination.on_stdout_closed();
@@ -391,7 +397,9 @@ impl RunLoop {
                 "processes of the run may be left; the next run starts beside them"
             );
         }
-        self.termination.exit(self.pid, &self.stderr)
+        let in_start = self.handshake.as_ref().map(Handshake::failed_start);
+        let failed_start = self.failed_start.or(in_start).unwrap_or_default();
+        Exit { failed_start, ..self.termination.exit(self.pid, &self.stderr) }
     }
 }
 

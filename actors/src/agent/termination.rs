@@ -5,7 +5,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use greenroom_core::{Exit, ExitReason, Stop};
+use greenroom_core::{Exit, ExitReason, FailedStart, Stop};
 
 use super::{stderr::Stderr, stdin::Stdin};
 use crate::{
@@ -206,6 +206,7 @@ impl Termination {
         // The tail goes into errors and logs, and a program may name its key (C16).
         let stderr_tail = acp::redacted(&stderr.tail()).into_owned();
         let stderr_dropped = stderr.dropped();
-        Exit { pid, code, signal, reason, detail, stderr_tail, stderr_dropped }
+        let failed_start = FailedStart::Passing;
+        Exit { pid, code, signal, reason, detail, stderr_tail, stderr_dropped, failed_start }
     }
 }

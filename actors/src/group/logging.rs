@@ -96,8 +96,9 @@ pub fn log_fact(group: &GroupId, fact: &Fact, at: Timestamp) {
             selected = selected.as_deref().unwrap_or("none"), by = &**resolved_by;
             "permission resolved"
         ),
-        Fact::ContextLost { session } => log::warn!(
-            target: "greenroom::group", group:%, session:%;
+        Fact::ContextLost { session, cause } => log::warn!(
+            target: "greenroom::group", group:%, session:%,
+            cause = cause.as_deref().unwrap_or("unknown");
             "context lost: the agent could not restore its session and starts a new one"
         ),
         Fact::CompactionStarted(compaction) => log::info!(

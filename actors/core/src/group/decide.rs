@@ -54,9 +54,10 @@ impl<'a> Transition<'a> {
                 provenance,
                 is_forgetful,
                 prompts,
+                loss,
             } => {
                 let (given, can) = ((session, provenance), (is_forgetful, prompts));
-                self.agent_ready(run, pid, given, continuity, can);
+                self.agent_ready(run, pid, given, (continuity, loss), can);
             }
             Event::Signalled { run, signal } => self.signalled(run, &signal),
             Event::ProvenanceGiven { run, provenance } => self.provenance_given(run, provenance),

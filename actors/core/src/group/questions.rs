@@ -112,12 +112,17 @@ impl Group {
         })
     }
 
+    /// Whether there is a context to lose: a session that never got a prompt holds none; nor does
+    /// one that holds only a summary, which the next prompt carries again.
+    pub(super) fn has_context(&self) -> bool {
+        let is_used = self.state.session.as_ref().is_some_and(|session| !session.is_fresh);
+        is_used && self.state.pending_summary.is_none()
+    }
+
     /// Whether a context would be lost with its run: the agent can restore no session, and the
     /// session in force got a prompt, and was not summed up for the next prompt.
     pub(super) fn is_forgetful(&self) -> bool {
-        let is_used = self.state.session.as_ref().is_some_and(|session| !session.is_fresh);
-        let run = self.run.as_ref().filter(|run| run.is_forgetful && is_used);
-        run.is_some() && self.state.pending_summary.is_none()
+        self.run.as_ref().is_some_and(|run| run.is_forgetful) && self.has_context()
     }
 
     /// Whether everything that began has ended: [`Group::restore`] then needs nothing else, and the

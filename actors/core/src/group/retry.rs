@@ -72,14 +72,16 @@ impl Transition<'_> {
     }
 
     /// Puts the group on hold if its session was lost, and its settings say so. By default they do
-    /// after an interruption and before a retry: those prompts were meant for the lost context.
-    pub(super) fn hold_after_loss(&mut self) {
+    /// after an interruption, before a retry, and if the session is given up after failed runs:
+    /// those prompts were meant for the lost context.
+    pub(super) fn hold_after_loss(&mut self, is_given_up: bool) {
         let Group { state, current, .. } = &*self.group;
         let is_retry = |current: &Current| current.task.state() == TaskState::Retrying;
         let needs_decision = match self.settings.on_interrupt {
             OnInterrupt::Hold => true,
             OnInterrupt::Auto => {
-                state.hold.interruptions > 0 || current.as_ref().is_some_and(is_retry)
+                let is_retry = current.as_ref().is_some_and(is_retry);
+                is_given_up || is_retry || state.hold.interruptions > 0
             }
             OnInterrupt::Continue => false,
         };

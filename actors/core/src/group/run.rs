@@ -2,16 +2,21 @@
 
 use super::{Current, Group, Rejected, Session, decide::Transition};
 use crate::{
-    CancelReason, Continuity, Deadline, Effect, EndReason, Exit, ExitReason, Fact,
-    PromptCapabilities, Provenance, Recovery, Run, RunHealth, RunId, RunPhase, RunProgress,
-    SessionId, Stop, TaskError, TaskId, Timer,
+    CancelReason, Continuity, Deadline, Effect, EndReason, EndState, Ending, Exit, ExitReason,
+    Fact, FailedStart, Loss, PromptCapabilities, Provenance, Recovery, Run, RunHealth, RunId,
+    RunPhase, RunProgress, SessionId, Stop, TaskError, TaskId, Timer,
+    attempt::with_attempts,
     last_words::last_words,
     retry::{FailureKind, RETRIES_MAX, backoff_ms, crash_wait_ms, login_wait_ms},
 };
 
+/// The longest cause of a lost context that is stored.
+const CAUSE_BYTES_MAX: usize = 4 << 10;
+
 impl Transition<'_> {
     /// Launches an agent. If the provenance is known, it restores the agent's own session: by ACP's
-    /// id, the agent would restore the session from before a compaction.
+    /// id, the agent would restore the session from before a compaction. The last attempt of a task
+    /// does not try a session with which nothing is lost.
     pub(super) fn launch(&mut self) {
         let run = RunId((self.fresh)());
         let state = &self.group.state;
@@ -21,6 +26,7 @@ impl Transition<'_> {
             None => session.id.clone(),
         });
         let may_replace = self.gives_session_up();
+        let session = session.filter(|_| !may_replace || self.group.has_context());
         self.record(Fact::RunStarted { run, agent, has_detectors });
         self.emit(Effect::Launch { run, session, may_replace });
     }
@@ -41,7 +47,7 @@ impl Transition<'_> {
         id: RunId,
         pid: u32,
         (session, provenance): (SessionId, Option<Provenance>),
-        continuity: Continuity,
+        (continuity, loss): (Continuity, Option<Loss>),
         (is_forgetful, prompts): (bool, Option<PromptCapabilities>),
     ) {
         // A run that was stopped before it was ready takes no prompt.
@@ -49,15 +55,10 @@ impl Transition<'_> {
         if !self.group.run.as_ref().is_some_and(is_starting) {
             return;
         }
-        let state = &self.group.state;
-        // A session that never got a prompt has nothing to lose; nor has one that holds only a
-        // summary, which the next prompt carries again.
-        let is_lost = continuity == Continuity::Lost && state.pending_summary.is_none();
-        let lost = state.session.as_ref().filter(|session| is_lost && !session.is_fresh);
-        let lost = lost.map(|session| session.id.clone());
-        let is_lost = lost.is_some();
-        if let Some(session) = lost {
-            self.record(Fact::ContextLost { session });
+        let is_given_up = self.gives_session_up();
+        let is_lost = continuity == Continuity::Lost && self.group.has_context();
+        if is_lost {
+            self.lose_context(loss.map(|loss| loss.cause));
         }
         let state = &self.group.state;
         let known = state.provenance().map(|known| &*known.current);
@@ -80,7 +81,7 @@ impl Transition<'_> {
             prompts,
         });
         if is_lost {
-            self.hold_after_loss();
+            self.hold_after_loss(is_given_up);
         }
         let Some(Current { task, attempt: None }) = &self.group.current else { return };
         let (task, needs_lock) = (task.id, self.group.needs_lock(task));
@@ -110,6 +111,7 @@ impl Transition<'_> {
             return;
         };
         let mut exit = exit;
+        let failed_start = std::mem::take(&mut exit.failed_start);
         if health == RunHealth::Wedged {
             exit.detail = format!("it was wedged by a cancel: {}", exit.detail);
         }
@@ -127,11 +129,7 @@ impl Transition<'_> {
             self.run_exited(run, exit);
         } else if let Some(task) = unsent {
             match phase {
-                RunPhase::Starting => {
-                    let error = start_failed(&exit);
-                    self.run_exited(run, exit);
-                    self.retry_unsent(task, error);
-                }
+                RunPhase::Starting => self.start_failed(run, exit, failed_start, task),
                 RunPhase::Ready | RunPhase::Stopping => {
                     self.run_exited(run, exit);
                     self.relaunch(task);
@@ -139,6 +137,40 @@ impl Transition<'_> {
             }
         } else {
             self.run_exited(run, exit);
+        }
+    }
+
+    /// Retries the claimed task, whose agent did not start; or fails it, if each start would fail.
+    /// If the last attempt ended while it restored the session, gives the session up and continues
+    /// with a new one, as after an error: it is that session on which the agent fails.
+    fn start_failed(&mut self, run: RunId, exit: Exit, failed_start: FailedStart, task: TaskId) {
+        let error = start_error(&exit);
+        let cause = exit.detail.clone();
+        let is_given_up = failed_start == FailedStart::InRestore
+            && exit.reason.is_crash()
+            && self.gives_session_up()
+            && self.group.has_context();
+        self.run_exited(run, exit);
+        if is_given_up {
+            self.lose_context(Some(cause));
+            self.hold_after_loss(true);
+            if self.group.current().is_some_and(|current| current.id == task) {
+                self.relaunch(task);
+            }
+        } else if failed_start == FailedStart::Lasting {
+            let attempt = self.group.task(task).map_or(1, |task| task.attempt + 1);
+            let error = Some(with_attempts(error, attempt));
+            self.end(task, attempt, EndState::Failed, Ending { error, ..Ending::default() });
+        } else {
+            self.retry_unsent(task, error);
+        }
+    }
+
+    /// Records that the session in force was lost with its context.
+    fn lose_context(&mut self, cause: Option<String>) {
+        if let Some(session) = self.group.state.session_id().cloned() {
+            let cause = cause.map(|cause| truncated(cause, CAUSE_BYTES_MAX));
+            self.record(Fact::ContextLost { session, cause });
         }
     }
 
@@ -356,11 +388,17 @@ impl Group {
 }
 
 /// Returns the error of a task whose agent did not start.
-fn start_failed(exit: &Exit) -> TaskError {
+fn start_error(exit: &Exit) -> TaskError {
     let mut message = format!("the agent could not be started: {}", exit.detail);
     if let Some(stderr) = last_words(&exit.stderr_tail) {
         message.push_str("; the last line of its stderr: ");
         message.push_str(stderr);
     }
     TaskError { code: "agent_start_failed".into(), message }
+}
+
+/// Returns a text of at most `bytes_max` bytes.
+fn truncated(mut text: String, bytes_max: usize) -> String {
+    text.truncate(text.floor_char_boundary(bytes_max));
+    text
 }

@@ -3,9 +3,9 @@
 use greenroom_core::{
     BootId, Compaction, CompactionOrder, CompactionSignal, CompactionStatus, Continuity, Details,
     Effect, EffectiveSettings, ErrorKind, Event, Exit, ExitReason, Fact, Group, Json, Kinds,
-    Limits, Lineage, Lines, LockAnswer, Now, OnInterrupt, Origin, OutputSummary, PermissionPolicy,
-    PromptReply, Provenance, RetryPolicy, RunId, SessionId, Settings, SignalKind, Source,
-    StopReason, Strategy, Task, TaskId, TaskState, Timer, Timestamp, Uptime, Usage, Work,
+    Limits, Lineage, Lines, LockAnswer, Loss, Now, OnInterrupt, Origin, OutputSummary,
+    PermissionPolicy, PromptReply, Provenance, RetryPolicy, RunId, SessionId, Settings, SignalKind,
+    Source, StopReason, Strategy, Task, TaskId, TaskState, Timer, Timestamp, Uptime, Usage, Work,
 };
 use uuid::Uuid;
 
@@ -205,6 +205,27 @@ impl Driver {
         provenance: Option<Provenance>,
         is_forgetful: bool,
     ) -> Step {
+        self.open(session, continuity, provenance, is_forgetful, None)
+    }
+
+    /// The agent opens this session, as it did not restore the one before in this way.
+    pub fn ready_with(
+        &mut self,
+        session: &str,
+        continuity: Continuity,
+        loss: Option<Loss>,
+    ) -> Step {
+        self.open(session, continuity, None, false, loss)
+    }
+
+    fn open(
+        &mut self,
+        session: &str,
+        continuity: Continuity,
+        provenance: Option<Provenance>,
+        is_forgetful: bool,
+        loss: Option<Loss>,
+    ) -> Step {
         let (run, session) = (self.run(), SessionId(session.into()));
         self.apply(Event::AgentReady {
             run,
@@ -214,6 +235,7 @@ impl Driver {
             provenance,
             is_forgetful,
             prompts: None,
+            loss,
         })
     }
 

@@ -33,8 +33,8 @@ mod log;
 use std::rc::Rc;
 
 use greenroom_core::{
-    Choice, Deadline, Effect, EffectiveSettings, ErrorKind, Event, ExitReason, Group, Now,
-    OutputSummary, PermissionId, PermissionOption, PromptReply, Recorded, Rejected, RunId,
+    Choice, Deadline, Effect, EffectiveSettings, ErrorKind, Event, ExitReason, FailedStart, Group,
+    Now, OutputSummary, PermissionId, PermissionOption, PromptReply, Recorded, Rejected, RunId,
     StopReason, Task, TaskId, Timer,
 };
 
@@ -126,7 +126,7 @@ pub enum Trigger {
     Answered,
     Failed(ErrorKind),
     Withheld,
-    Exited(RunId, ExitReason),
+    Exited(RunId, ExitReason, FailedStart),
     Recovered,
     Expired(Timer),
     Other,
@@ -140,7 +140,7 @@ impl From<&Event> for Trigger {
             }
             Event::PromptAnswered { .. } => Self::Answered,
             Event::PromptWithheld { .. } => Self::Withheld,
-            Event::AgentExited { run, exit } => Self::Exited(*run, exit.reason),
+            Event::AgentExited { run, exit } => Self::Exited(*run, exit.reason, exit.failed_start),
             Event::Recovered(_) => Self::Recovered,
             Event::TimerFired(timer) => Self::Expired(*timer),
             _ => Self::Other,

@@ -340,6 +340,7 @@ impl Reader {
             provenance,
             is_forgetful: false,
             prompts: None,
+            loss: None,
         });
         reader.settle();
         reader.rotations = 0;

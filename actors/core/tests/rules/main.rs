@@ -23,6 +23,7 @@ mod properties;
 mod questions;
 mod races;
 mod recorded_agents;
+mod restores;
 mod retries;
 mod rotation;
 mod run_ends;

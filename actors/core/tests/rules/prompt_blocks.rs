@@ -34,6 +34,7 @@ fn ready(driver: &mut Driver, prompts: PromptCapabilities) {
         provenance,
         is_forgetful: false,
         prompts,
+        loss: None,
     });
 }
 

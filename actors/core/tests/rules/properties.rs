@@ -162,6 +162,7 @@ fn situations_lead_to_the_state_they_name() {
         ("a second attempt starts",         S::Starting,   Some(B::Agent)),
         ("the fifth attempt",               S::Waiting,    Some(B::Slot)),
         ("the last attempt",                S::Running,    None),
+        ("the last attempt to restore a session", S::Starting, Some(B::Agent)),
         ("after a cancel",                  S::Running,    None),
         ("wedged by a cancel",              S::Waiting,    Some(B::Backoff)),
         ("held",                            S::Held,       Some(B::Held)),

@@ -1,6 +1,6 @@
 //! What a run does with each message of its agent.
 
-use greenroom_core::{Event, ExitReason, Json, OutputSummary, Provenance, SessionId};
+use greenroom_core::{Event, ExitReason, FailedStart, Json, OutputSummary, Provenance, SessionId};
 
 use super::RunLoop;
 use crate::{
@@ -140,6 +140,7 @@ impl RunLoop {
                 let handshake = self.handshake.take();
                 let is_forgetful = handshake.as_ref().is_some_and(Handshake::is_forgetful);
                 let prompts = handshake.as_ref().map(Handshake::prompts);
+                let loss = handshake.and_then(|mut handshake| handshake.take_loss());
                 self.termination.on_ready();
                 self.sessions.set_current(session.clone());
                 let (run, pid) = (self.run, self.pid.unwrap_or_default());
@@ -152,9 +153,14 @@ impl RunLoop {
                     provenance,
                     is_forgetful,
                     prompts,
+                    loss,
                 });
             }
             Next::Fail(why) => self.termination.kill(ExitReason::StartFailed, &why),
+            Next::FailAlways(why) => {
+                self.failed_start = Some(FailedStart::Lasting);
+                self.termination.kill(ExitReason::StartFailed, &why);
+            }
             Next::WantLogin(why) => {
                 let command = self.profile.command.display();
                 let why = format!("{command} wants a login: {why}");

@@ -4,12 +4,16 @@ use greenroom_core::ExitReason;
 
 use super::RunLoop;
 use crate::{
-    agent::{NOT_READY, handshake::SETTLES_WITHIN},
+    acp::{self, Notification},
+    agent::{
+        NOT_READY,
+        handshake::{Next, SETTLES_WITHIN},
+    },
     awake,
 };
 
-/// The most bytes that are held back until the agent is ready (I11). What is beyond is dropped: it
-/// is news about commands and modes, sent unasked.
+/// The most bytes that are held back until the agent is ready (I11). What is beyond is stored at
+/// once, and nothing is read from it: it is news about commands and modes, sent unasked.
 const HELD_BYTES_MAX: usize = 1 << 20;
 
 impl RunLoop {
@@ -50,20 +54,40 @@ impl RunLoop {
         // The wait was no part of the start, which may continue with another request.
         self.ready_by = awake::now() + self.profile.start_timeout;
         let next = handshake.on_quiet();
-        self.on_handshake(next);
-        if self.handshake.is_none() {
-            for line in std::mem::take(&mut self.held) {
+        if matches!(next, Next::Ready(..)) {
+            self.on_handshake(next);
+            for line in self.take_held() {
                 self.on_line(line.as_bytes());
             }
+        } else {
+            // They are about a session that is not restored.
+            self.store_held();
+            self.on_handshake(next);
         }
     }
 
     /// Holds back an update that is no replay until the agent is ready.
     pub(super) fn hold_back(&mut self, line: &str) {
-        if self.held_bytes + line.len() <= HELD_BYTES_MAX {
-            self.held_bytes += line.len();
-            self.held.push(line.to_owned());
+        if self.held_bytes + line.len() > HELD_BYTES_MAX {
+            self.store_held();
         }
+        self.held_bytes += line.len();
+        self.held.push(line.to_owned());
+    }
+
+    /// Stores what was held back, and reads nothing from it.
+    pub(super) fn store_held(&mut self) {
+        for line in self.take_held() {
+            if let Ok(acp::Message::Notification(held)) = acp::parse(&line) {
+                let Notification { kind, session, summary, .. } = held;
+                self.batch.push_line(&line, kind, session.as_deref(), summary);
+            }
+        }
+    }
+
+    fn take_held(&mut self) -> Vec<String> {
+        self.held_bytes = 0;
+        std::mem::take(&mut self.held)
     }
 
     pub(super) fn on_start_timed_out(&mut self) {

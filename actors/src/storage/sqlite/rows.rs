@@ -1,9 +1,9 @@
 //! The conversions between values and columns: keys, times, words, JSON, and whole rows.
 
 use greenroom_core::{
-    Compaction, CrashLoop, End, EndFrame, EndState, Ending, Existence, Exit, GroupId, GroupState,
-    Hold, Json, Permission, PermissionShown, Queued, Retry, RunId, Session, SessionId, Stage,
-    Start, Status, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
+    Compaction, CrashLoop, End, EndFrame, EndState, Ending, Existence, Exit, FailedStart, GroupId,
+    GroupState, Hold, Json, Permission, PermissionShown, Queued, Retry, RunId, Session, SessionId,
+    Stage, Start, Status, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
 };
 use rusqlite::{
     Error, Row,
@@ -308,6 +308,7 @@ pub fn run(row: &Row<'_>) -> rusqlite::Result<RunRecord> {
                 detail: row.get(9)?,
                 stderr_tail: row.get(10)?,
                 stderr_dropped: count(row, 11)?,
+                failed_start: FailedStart::Passing,
             },
         )),
     };

@@ -4,10 +4,14 @@
 use std::{collections::BTreeSet, rc::Rc};
 
 use greenroom_core::{
-    Fact, HoldReason, OnInterrupt, Recorded, StopReason, TaskId, TaskKind, TaskState,
+    Exit, ExitReason, Fact, HoldReason, OnInterrupt, Recorded, RetryPolicy, StopReason, TaskId,
+    TaskKind, TaskState,
 };
 
-use super::{Begun, Checked, Invariant, Played, ensure};
+use super::{Begun, Checked, Invariant, Played, ensure, is_answer};
+
+/// After this many failed runs in a row, a session may be given up without retries.
+const FAILURES_MAX: u32 = 5;
 
 #[derive(Default)]
 pub struct Holds {
@@ -28,6 +32,10 @@ pub struct Holds {
     deleted_since_start: bool,
     /// Tasks of which an attempt failed.
     retrying: BTreeSet<TaskId>,
+    /// Whether there is a live run, and whether an attempt settled in it.
+    run: Option<bool>,
+    /// How many runs in a row failed.
+    failures: u32,
 }
 
 impl Holds {
@@ -42,7 +50,7 @@ impl Holds {
     }
 
     fn reset(&mut self) {
-        (self.held, self.interruptions) = (None, 0);
+        (self.held, self.interruptions, self.failures) = (None, 0, 0);
     }
 
     fn starts(&self, fact: &Fact) -> Checked {
@@ -73,10 +81,25 @@ impl Holds {
     }
 
     fn ready(&mut self) {
+        let never = |step: &Rc<Begun>| step.settings.retry == RetryPolicy::Never;
+        let is_given_up = self.failures >= FAILURES_MAX && self.step.as_ref().is_some_and(never);
+        self.hold_after_loss(is_given_up);
+    }
+
+    fn exited(&mut self, exit: &Exit) {
+        let failed = matches!(
+            exit.reason,
+            ExitReason::StartFailed | ExitReason::Exited | ExitReason::Protocol
+        );
+        self.failures += u32::from(failed && self.run.take() == Some(false));
+        self.run = None;
+    }
+
+    fn hold_after_loss(&mut self, is_given_up: bool) {
         let retries = self.holder.is_some_and(|task| self.retrying.contains(&task));
         let holds = match self.on_interrupt() {
             Some(OnInterrupt::Hold) => true,
-            Some(OnInterrupt::Auto) => self.interruptions > 0 || retries,
+            Some(OnInterrupt::Auto) => is_given_up || self.interruptions > 0 || retries,
             Some(OnInterrupt::Continue) | None => false,
         };
         if self.is_lost && holds {
@@ -112,7 +135,7 @@ impl Invariant for Holds {
             Fact::GroupChanged(settings) => {
                 let waits = self.is_paused || self.held.is_some() || self.interruptions > 0;
                 self.must_resume |= self.is_archived && waits;
-                self.is_archived = false;
+                (self.is_archived, self.failures) = (false, 0);
                 if settings.on_interrupt == Some(OnInterrupt::Continue) {
                     self.reset();
                     self.must_resume &= self.is_paused;
@@ -138,14 +161,29 @@ impl Invariant for Holds {
                 ensure!(is_claimed || !self.is_paused, "DQ-8: {task} starts in a paused group");
                 (self.is_running, self.deleted_since_start) = (true, false);
             }
-            Fact::RunStarted { .. } => self.starts(fact)?,
+            Fact::RunStarted { .. } => {
+                self.starts(fact)?;
+                self.run = Some(false);
+            }
+            Fact::RunExited { exit, .. } => self.exited(exit),
             Fact::LockAsked { .. } => {
                 self.starts(fact)?;
                 ensure!(!self.is_paused, "DQ-8: {fact:?} in a paused group");
             }
-            Fact::ContextLost { .. } => self.is_lost = true,
+            Fact::ContextLost { .. } => {
+                self.is_lost = true;
+                if self.run.is_none() {
+                    self.hold_after_loss(true);
+                }
+            }
             Fact::RunReady { .. } => self.ready(),
-            Fact::TurnSettled { .. } => self.is_running = false,
+            Fact::TurnSettled { stop_reason, .. } => {
+                self.is_running = false;
+                if is_answer(*stop_reason) {
+                    self.failures = 0;
+                    self.run.iter_mut().for_each(|has_settled| *has_settled = true);
+                }
+            }
             Fact::TaskReleased { .. } => self.holder = None,
             Fact::TaskRetrying { task, .. } => {
                 self.holder = None;

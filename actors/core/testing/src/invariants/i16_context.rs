@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use greenroom_core::{Continuity, Fact, Provenance, Recorded, SessionId, Timer};
+use greenroom_core::{Continuity, Fact, FailedStart, Provenance, Recorded, SessionId, Timer};
 
 use super::{Begun, Checked, Invariant, Played, Trigger, ensure};
 
@@ -21,6 +21,8 @@ pub struct Context {
     /// Whether there was a context to lose as the step began, and whether a fact reports the loss.
     has_context: bool,
     is_lost: bool,
+    /// Whether a run is ready in this step, or one ended that restored the session.
+    is_replaced: bool,
     /// Whether the step began with the end of an idle time.
     is_idle_over: bool,
     /// Whether the run's agent can restore no session.
@@ -31,6 +33,7 @@ impl Invariant for Context {
     fn begin(&mut self, step: &Rc<Begun>) {
         self.is_idle_over = matches!(step.trigger, Trigger::Expired(Timer::Idle(..)));
         (self.in_world, self.is_lost) = (true, false);
+        self.is_replaced = matches!(step.trigger, Trigger::Exited(_, _, FailedStart::InRestore));
         self.has_context = self.session.is_some() && self.is_prompted && !self.has_summary;
     }
 
@@ -48,6 +51,7 @@ impl Invariant for Context {
             }
             Fact::PromptSent { .. } => self.is_prompted = true,
             Fact::RunReady { session, provenance, continuity, is_forgetful, .. } => {
+                self.is_replaced = true;
                 self.is_forgetful = *is_forgetful;
                 let lost = *continuity == Continuity::Lost && self.has_context;
                 let (is_said, in_world) = (self.is_lost, self.in_world);
@@ -60,6 +64,8 @@ impl Invariant for Context {
                 ensure!(!forgets, "I16: {run} is stopped for being idle, and its context is lost");
             }
             Fact::ContextLost { .. } => {
+                let (has_context, in_world) = (self.has_context, self.in_world);
+                ensure!(!in_world || has_context, "I16: a context is lost, and there was none");
                 (self.session, self.provenance, self.is_lost) = (None, None, true);
             }
             _ => {}
@@ -68,6 +74,8 @@ impl Invariant for Context {
     }
 
     fn end(&mut self, step: &Played) -> Checked {
+        let (is_lost, is_replaced) = (self.is_lost, self.is_replaced);
+        ensure!(!is_lost || is_replaced, "I16: a context is lost, and no agent failed on it");
         let state = step.group.state();
         self.has_summary = state.pending_summary.is_some();
         let (session, provenance) = (state.session_id(), state.provenance());

@@ -8,8 +8,8 @@ use std::{
 };
 
 use greenroom_core::{
-    ErrorKind, ExitReason, Fact, Recorded, RetryPolicy, RunId, StopReason, TaskError, TaskId,
-    TaskKind, TaskState,
+    ErrorKind, ExitReason, Fact, FailedStart, Recorded, RetryPolicy, RunId, StopReason, TaskError,
+    TaskId, TaskKind, TaskState,
 };
 
 use super::{Begun, Checked, Invariant, Played, Trigger, ensure, proves_receipt};
@@ -110,7 +110,7 @@ impl Retries {
                 let failed = match trigger {
                     _ if attempt.is_wedged => true,
                     Trigger::Failed(kind) => *kind == ErrorKind::Passing,
-                    Trigger::Exited(_, reason) => *reason == ExitReason::Exited,
+                    Trigger::Exited(_, reason, _) => *reason == ExitReason::Exited,
                     _ => false,
                 };
                 match failed && settings.retry == RetryPolicy::NoOutput {
@@ -161,6 +161,8 @@ impl Retries {
         if let Some(Begun { trigger, settings, .. }) = self.step.as_deref() {
             let exited = matches!(trigger, Trigger::Exited(..));
             ensure!(exited, "I7: {task} is retried after {trigger:?}");
+            let lasts = matches!(trigger, Trigger::Exited(_, _, FailedStart::Lasting));
+            ensure!(!lasts, "DQ-8: {task} is retried after an error that lasts");
             let never = settings.retry == RetryPolicy::Never;
             ensure!(!never, "I7: {task} is retried under policy `never`");
         }
@@ -180,7 +182,10 @@ impl Retries {
             ensure!(next != Next::Fail || failed, "I7: {task} fails as {state:?}");
         } else if code == Some("agent_start_failed") {
             let attempts = known.1 + 1;
-            let never = |step: &Rc<Begun>| step.settings.retry == RetryPolicy::Never;
+            let lasting = |trigger| matches!(trigger, Trigger::Exited(_, _, FailedStart::Lasting));
+            let never = |step: &Rc<Begun>| {
+                step.settings.retry == RetryPolicy::Never || lasting(step.trigger)
+            };
             let over = attempts > RETRIES_MAX || self.step.as_ref().is_none_or(never);
             ensure!(has_slot && over, "I7: {task} fails after {attempts} attempts");
             let launch = self.launch;

@@ -1,6 +1,6 @@
 //! The random actions of the world around a group.
 
-use greenroom_core::{Continuity, ExitReason, SignalKind, Source, StopReason};
+use greenroom_core::{Continuity, ExitReason, FailedStart, SignalKind, Source, StopReason};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 /// One action of a caller, the server or the agent. Its numbers are small, so that a failure
@@ -101,6 +101,8 @@ pub enum Action {
     CloseStdout,
     /// The agent's process ends.
     Exit(ExitReason),
+    /// It ends before it is ready, in such a way.
+    FailStart(FailedStart),
     /// A timer fires too late: several may be due at once.
     LateTimer(u8),
     /// Late output of a run that is over.
@@ -164,6 +166,8 @@ const CODES: [i64; 8] = [-32603, -32000, -32600, -32601, -32602, -32700, -32001,
 
 /// How often a caller orders a purge; it has no effect on a group that is not archived.
 const PURGE: u32 = 1;
+/// How often an agent fails before it is ready in a way that lasts, or on its session.
+const FAILED_START: u32 = 2;
 /// How often an agent answers its prompt so that the stop reason is unknown.
 const UNCLEAR_ANSWER: u32 = 1;
 /// How often an agent writes half a message.
@@ -227,7 +231,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         43 + PURGE => caller_action(),
         39 => server_action(),
-        28 => run_action(),
+        28 + FAILED_START => run_action(),
         34 + UNCLEAR_ANSWER + BROKEN_MESSAGE => output_action(),
         20 => detector_action(),
         1 => late_action(),
@@ -300,6 +304,8 @@ fn run_action() -> impl Strategy<Value = Action> {
         5 => any_exit.prop_map(Action::Exit),
         2 => Just(Action::Exit(ExitReason::Stopped)),
         1 => failed_exit.prop_map(Action::Exit),
+        FAILED_START => select(vec![FailedStart::InRestore, FailedStart::Lasting])
+            .prop_map(Action::FailStart),
     ]
 }
 

@@ -1,13 +1,14 @@
 //! The event of an action, if the action is possible now.
 
 use greenroom_core::{
-    Choice, CompactionSignal, Continuity, Deadline, Event, ExitReason, Json, LockAnswer, Origin,
-    OwnWord, PromptReply, SessionId, Source, StopReason, Strategy, Task, TaskId, Timer, Work,
+    Choice, CompactionSignal, Continuity, Deadline, Event, Exit, ExitReason, FailedStart, Json,
+    LockAnswer, Origin, OwnWord, PromptReply, SessionId, Source, StopReason, Strategy, Task,
+    TaskId, Timer, Work,
 };
 use uuid::Uuid;
 
 use super::{
-    World,
+    Agent, World,
     actions::{
         Action, AgentMessage, DetectorSignal, LockReply, PermissionChoice, PermissionRequest,
         TimerKind,
@@ -119,6 +120,17 @@ impl World {
             self.owed.extend(agent.prompts.iter().map(|id| (agent.run, *id)));
             return Some(Event::AgentExited { run: agent.run, exit: exit(reason) });
         }
+        if let Action::FailStart(failed_start) = next {
+            let starts = |agent: &Agent| {
+                let restores = failed_start != FailedStart::InRestore || agent.session.is_some();
+                !agent.ready && !agent.is_stopping && !agent.closed && restores
+            };
+            self.agent.as_ref().filter(|agent| starts(agent))?;
+            let agent = self.agent.take()?;
+            self.past_runs.push(agent.run);
+            let exit = Exit { failed_start, ..exit(ExitReason::StartFailed) };
+            return Some(Event::AgentExited { run: agent.run, exit });
+        }
         let agent = self.agent.as_mut().filter(|agent| agent.can_write())?;
         agent.has_unread_prompt = false;
         let (run, after_prompt) = (agent.run, agent.last_prompt);
@@ -228,6 +240,7 @@ impl World {
                 is_forgetful: false,
                 provenance: None,
                 prompts: None,
+                loss: None,
             },
             Action::LateExit => Event::AgentExited { run, exit: exit(ExitReason::Exited) },
             Action::LateSignal(signal) if signal.source == Source::HermesStderr => {
@@ -360,6 +373,7 @@ impl World {
             provenance,
             is_forgetful,
             prompts: None,
+            loss: None,
         })
     }
 

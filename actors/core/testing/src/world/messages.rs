@@ -1,11 +1,11 @@
 //! The settings, messages and signals of callers and agents, as the rules get them.
 
 use greenroom_core::{
-    CompactionOrder, CompactionSignal, Cost, Details, EffectiveSettings, Exit, ExitReason, Json,
-    Kinds, Lineage, Lines, MessageKey, OnInterrupt, OutputSummary, PermissionAsked,
-    PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance, RetryPolicy,
-    SessionId, Settings, Source, Strategy, Tokens, TokensSpent, ToolProgress, ToolResult,
-    ToolUpdate, Usage,
+    CompactionOrder, CompactionSignal, Cost, Details, EffectiveSettings, Exit, ExitReason,
+    FailedStart, Json, Kinds, Lineage, Lines, MessageKey, OnInterrupt, OutputSummary,
+    PermissionAsked, PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance,
+    RetryPolicy, SessionId, Settings, Source, Strategy, Tokens, TokensSpent, ToolProgress,
+    ToolResult, ToolUpdate, Usage,
 };
 
 use super::{
@@ -107,6 +107,7 @@ pub fn exit(reason: ExitReason) -> Exit {
         detail: "it ended".into(),
         stderr_tail: "last words".into(),
         stderr_dropped: 0,
+        failed_start: FailedStart::Passing,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Histories that lead to error-prone situations.
 
-use greenroom_core::{Continuity, ExitReason, StopReason};
+use greenroom_core::{Continuity, ExitReason, FailedStart, StopReason};
 
 use super::actions::{
     Action, AgentMessage, LockReply, PermissionChoice, PermissionRequest, TimerKind,
@@ -58,6 +58,15 @@ pub fn situations() -> Vec<(&'static str, Vec<Action>)> {
     );
     let sixth =
         then(&fifth, &[Action::GrantSlot, START_FAILS, backoff_ends, Action::GrantSlot, READY]);
+    let dies = Action::FailStart(FailedStart::InRestore);
+    let restores = [
+        &[AUTO_HOLD],
+        IDLE,
+        &[EXITS, SUBMIT],
+        &*[Action::GrantSlot, dies, backoff_ends].repeat(5),
+        &[Action::GrantSlot],
+    ]
+    .concat();
     vec![
         ("nothing yet", vec![]),
         ("idle", IDLE.to_vec()),
@@ -73,6 +82,7 @@ pub fn situations() -> Vec<(&'static str, Vec<Action>)> {
         ("a second attempt starts", then(&backs_off, &[backoff_ends, Action::GrantSlot])),
         ("the fifth attempt", fifth),
         ("the last attempt", sixth),
+        ("the last attempt to restore a session", restores),
         ("after a cancel", then(IN_TURN, &[CANCEL, CONFIRM_CANCEL, SUBMIT, Action::GrantSlot])),
         ("wedged by a cancel", {
             let queued = Action::QueuePrompt;

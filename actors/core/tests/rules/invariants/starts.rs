@@ -1,6 +1,6 @@
 //! Starts of agents and of prompts that fail, and how their histories are broken.
 
-use greenroom_core::{Deadline, ExitReason, Fact, RunId, StopReason, TaskError};
+use greenroom_core::{Deadline, ExitReason, Fact, FailedStart, RunId, StopReason, TaskError};
 use greenroom_testing::{
     invariants::{Played, Trigger},
     world::{Action, TimerKind, situations::*},
@@ -80,7 +80,7 @@ const BROKEN_WITHHELD: &[Row] = &[
         put_before(h, ("turn_settled", 0), output());
         stopped_by(h, 0, StopReason::ProcessExited);
         let (run, (step, _)) = (first_run(h), find(h, "turn_settled", 0));
-        h[step].begun.trigger = Trigger::Exited(run, ExitReason::Exited);
+        h[step].begun.trigger = Trigger::Exited(run, ExitReason::Exited, FailedStart::Passing);
     }),
     ("I7: is retried: End", true, "a cancelled attempt is retried as if it was withheld", |h| {
         let task = other_task(h, 0);
