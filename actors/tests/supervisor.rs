@@ -31,11 +31,15 @@ use greenroom_actors::{
 use greenroom_core::{
     Limits, OnInterrupt, Policy, RetryPolicy, RunId, Submission, Task, TaskState, lock::Ttl,
 };
+use greenroom_testing::world::Action;
 use tempfile::TempDir;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::storage::gated::{self, Call, Gated};
+use crate::storage::{
+    actor::{Actor, READY, SUBMIT, commit},
+    gated::{self, Call, Gated},
+};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -94,14 +98,22 @@ impl World {
 
     /// Starts such a server with this shim and this profile.
     async fn with(shim: PathBuf, profile: Profile) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
-        let broken = Arc::<AtomicBool>::default();
+        Self::on(open(), shim, profile, false).await
+    }
+
+    /// Starts such a server on this database, whose writes fail if `is_broken`.
+    async fn on(
+        (dir, database): (TempDir, Database),
+        shim: PathBuf,
+        profile: Profile,
+        is_broken: bool,
+    ) -> Self {
+        let broken = Arc::new(AtomicBool::new(is_broken));
         let panics = Arc::<AtomicBool>::default();
         let (fails, bug) = (broken.clone(), panics.clone());
         let gate = move |call| {
             assert!(call != Call::Commit || !bug.load(Ordering::SeqCst), "on demand");
-            let works = call == Call::Other || !fails.load(Ordering::SeqCst);
+            let works = !fails.load(Ordering::SeqCst);
             works.then_some(()).ok_or_else(gated::failure)
         };
         let db = gated::start(&database, Gated(database.store().unwrap(), gate));
@@ -180,6 +192,13 @@ impl World {
         }
         self.shared.db.read(move |read_store| read_store.task(task)).await.unwrap().unwrap().task
     }
+}
+
+/// Opens a database in a new directory.
+fn open() -> (TempDir, Database) {
+    let dir = tempfile::tempdir().unwrap();
+    let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
+    (dir, database)
 }
 
 fn profile() -> Profile {
@@ -313,6 +332,24 @@ async fn a_group_whose_agent_actor_panicked_is_rebuilt() {
     assert!(WIRE.1.load(Ordering::SeqCst), "the actor panicked");
     let other = world.submit("other").await;
     assert_eq!(world.end("other", &other).await.state(), TaskState::Failed, "the slot is free");
+}
+
+/// I5, AM-27: a group that a server left in the middle of a turn is unsettled until a recovery has
+/// read it: one that failed settles nothing.
+#[actix_rt::test]
+async fn a_group_that_could_not_be_read_stays_unsettled() {
+    let (dir, database) = open();
+    let mut left = Actor::new(1);
+    commit(&mut database.store().unwrap(), &left.play_all(&[SUBMIT, Action::GrantSlot, READY]));
+    let task = left.world.group.current().unwrap().id;
+    let world = World::on((dir, database), "/bin/false".into(), profile(), true).await;
+    let first = world.find(left.id.as_str()).await.addr;
+    assert!(first.send(turn()).await.is_err(), "its actor ended without an answer");
+    assert!(world.shared.unsettled.contains(left.no));
+    world.broken.store(false, Ordering::SeqCst);
+    timeout(LONG, world.shared.unsettled.until_settled(Some(left.no))).await.unwrap();
+    let found = world.shared.db.read(move |read_store| read_store.task(task)).await;
+    assert_eq!(found.unwrap().unwrap().task.state(), TaskState::Interrupted);
 }
 
 /// I15, F3: a query that panics fails for its caller alone.

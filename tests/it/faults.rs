@@ -42,6 +42,23 @@ fn an_agent_that_cannot_start_fails_its_tasks() {
     server.complete("work", "fine");
 }
 
+/// C16: what an agent says on stderr before it ends is shown, with its keys redacted.
+#[test]
+fn the_last_words_of_an_agent_name_no_secret() {
+    let words = r#"["-c", "echo 'key sk-proj-abcDEF123456 is refused' >&2; exit 3"]"#;
+    let server =
+        Setup::new().command("leaks", "/bin/sh").set("agents.leaks", "args", words).start();
+    server.put("/v1/groups/work", &json!({ "agent": "leaks" })).expect(201);
+    let failed = server.finish_as(&server.submit("work", "x"), "failed");
+    let message = failed["error"]["message"].as_str().unwrap();
+    assert!(message.contains("key [redacted] is refused"), "{failed}");
+    let runs = server.list("work", "runs");
+    let tail = runs[0]["stderr_tail"].as_str().unwrap();
+    assert!(tail.contains("key [redacted] is refused"), "{runs:?}");
+    let shown = format!("{:?}{:?}", server.frames("work"), server.log.lines());
+    assert!(!shown.contains("abcDEF123456"), "{shown}");
+}
+
 /// AM-6: greenroom does not advertise the fs and terminal capabilities, which it does not serve:
 /// `fs/*` and unknown requests are answered -32601, and the turn continues. A served request is a
 /// frame whose payload is the agent's message.

@@ -245,3 +245,23 @@ impl StopReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TEXT_BYTES_MAX;
+
+    /// AM-9, I11: late words are cut at the limit between characters, and nothing follows the cut.
+    #[test]
+    fn late_text_is_cut_at_the_limit() {
+        let mut ending = Ending { text: "head ".into(), ..Ending::default() };
+        ending.push_late_text("tail");
+        assert_eq!((&*ending.text, ending.text_truncated), ("head tail", false));
+        for (late, is_cut) in [("x", false), ("ä", true), ("y", true)] {
+            let room = (TEXT_BYTES_MAX - 1).saturating_sub(ending.text.len());
+            ending.push_late_text(&if is_cut { late.to_owned() } else { late.repeat(room) });
+            assert_eq!((ending.text.len(), ending.text_truncated), (TEXT_BYTES_MAX - 1, is_cut));
+        }
+        assert!(ending.text.ends_with('x'));
+    }
+}

@@ -409,3 +409,24 @@ async fn until(at: Option<Awake>) {
         None => pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// I15: after a large read the run yields; small ones and all else cost no turn of the thread.
+    #[test]
+    fn a_large_read_is_long() {
+        let cases = [
+            (LoopEvent::Stdout(Ok(READ_BYTES / 4)), true),
+            (LoopEvent::Stderr(Ok(READ_BYTES)), true),
+            (LoopEvent::Stdout(Ok(READ_BYTES / 4 - 1)), false),
+            (LoopEvent::Stderr(Ok(0)), false),
+            (LoopEvent::Stdout(Err(io::ErrorKind::Other.into())), false),
+            (LoopEvent::Escalate, false),
+        ];
+        for (number, (event, is_long)) in cases.into_iter().enumerate() {
+            assert_eq!(event.is_long(), is_long, "case {number}");
+        }
+    }
+}

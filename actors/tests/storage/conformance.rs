@@ -7,15 +7,15 @@ use greenroom_actors::storage::{
     Store, StoreError, StoredCheckpoint, StoredGroup, TaskFilter, TaskView,
 };
 use greenroom_core::{
-    Blocked, BootId, EndState, Fact, RunId, SessionId, Stage, Task, TaskId, TaskKind, TaskState,
-    Timestamp, Trust, Uptime,
+    AgentOutput, Blocked, BootId, EndState, Fact, RunId, SessionId, Stage, TEXT_BYTES_MAX, Task,
+    TaskId, TaskKind, TaskState, Timestamp, Trust, Uptime,
 };
-use greenroom_testing::world::{Action, AgentMessage};
+use greenroom_testing::world::{Action, AgentMessage, chunk_line};
 use uuid::Uuid;
 
 use super::{
     Engine,
-    actor::{ANSWER, Actor, READY, SUBMIT, commit, refused},
+    actor::{ANSWER, Actor, READY, SUBMIT, commit, differences, refused},
     open,
 };
 
@@ -219,6 +219,26 @@ pub fn a_terminal_state_is_not_overwritten<E: Engine>() {
     let second_end = Fact::task_ended(ended.kind(), task.ended(1, EndState::Failed, last, ending));
     refused(&mut store, actor.forge(NOW, vec![second_end]));
     assert_eq!(tasks(&engine.read_store(), 1), [ended]);
+}
+
+/// AM-9, I11: late words are added to the text of their ended task up to its limit. A text that was
+/// cut gets no more, also what would fit.
+pub fn a_late_text_is_cut_at_the_limit<E: Engine>() {
+    let (_dir, _, mut store, read_store) = open::<E>();
+    let mut actor = Actor::new(1);
+    commit(&mut store, &actor.play_all(&[SUBMIT, Action::GrantSlot, READY, ANSWER]));
+    let task = tasks(&read_store, 1).remove(0);
+    let full = "x".repeat(TEXT_BYTES_MAX - 1 - task.ending().text.len());
+    for (late, is_cut) in [(&*full, false), ("ä", true), ("y", true)] {
+        let (lines, summary) = chunk_line(late);
+        let late = Some(task.id);
+        let output = Fact::AgentOutput(AgentOutput { lines, summary, late });
+        let recorded = actor.world.group.record(output, NOW);
+        commit(&mut store, &[actor.state(NOW, vec![recorded])]);
+        let ending = tasks(&read_store, 1).remove(0).ending().clone();
+        assert_eq!((ending.text.len(), ending.text_truncated), (TEXT_BYTES_MAX - 1, is_cut));
+        assert_eq!(differences(&read_store, 1), [] as [String; 0], "I13");
+    }
 }
 
 /// AM-1 and I4, even if the actor breaks them.

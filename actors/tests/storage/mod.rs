@@ -1,7 +1,7 @@
 //! The contract of a database: one suite for every implementation of `Store` and `ReadStore`, run
 //! here on SQLite.
 
-mod actor;
+pub mod actor;
 mod conformance;
 mod digests;
 mod exports;
@@ -77,6 +77,7 @@ conforms!(Database:
     conformance::numbers_after_the_greatest_are_refused,
     conformance::a_second_claimed_task_is_refused,
     conformance::a_terminal_state_is_not_overwritten,
+    conformance::a_late_text_is_cut_at_the_limit,
     conformance::a_second_live_run_and_a_second_open_segment_are_refused,
     conformance::a_refused_batch_stores_nothing,
     restored::any_history_is_restored_as_it_was,

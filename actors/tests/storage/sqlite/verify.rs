@@ -330,3 +330,19 @@ fn unreadable_frames_are_found() {
         }
     }
 }
+
+/// I13, I9: a log that lost its end is refused, also if the group's digest, which shows where it
+/// ended, cannot be read: a repair would run ended tasks again.
+#[test]
+fn a_log_that_lost_its_end_repairs_nothing() {
+    let mut copy = Copy::new();
+    let last = "key = (SELECT max(key) FROM blocks WHERE key >> 36 = ?1)";
+    for digest in ["digest", "'{'", "NULL"] {
+        let damage = format!("UPDATE heads SET digest = {digest} WHERE no = ?1");
+        assert_eq!(copy.sql.execute(&damage, [COMPACTED]).unwrap(), 1);
+        copy.sql.execute(&format!("DELETE FROM blocks WHERE {last}"), [COMPACTED]).unwrap();
+        let why = copy.repair(COMPACTED).unwrap_err();
+        assert!(why.iter().any(|why| why.contains("the log ends with frame")), "{digest}: {why:?}");
+        copy.restore("blocks", COMPACTED);
+    }
+}

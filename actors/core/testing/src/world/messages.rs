@@ -218,6 +218,12 @@ fn chunk(text: &str) -> (String, OutputSummary) {
     (line, OutputSummary { has_output: true, has_answer: true, text: text.into(), ..NOTHING })
 }
 
+/// Returns the line of a chunk with this text, and its summary for the rules.
+pub fn chunk_line(text: &str) -> (Lines, OutputSummary) {
+    let (line, summary) = chunk(text);
+    (Lines { count: 1, kinds: Kinds::All("session/update".into()), text: line.into() }, summary)
+}
+
 /// Returns a chunk of the message with this id.
 fn chunk_of(message: &str) -> (String, OutputSummary) {
     let (line, summary) = chunk("cd");

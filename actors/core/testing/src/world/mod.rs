@@ -24,6 +24,7 @@ pub use self::{
         TimerKind, actions,
     },
     drain::Drain,
+    messages::chunk_line,
     messages::settings,
 };
 use crate::invariants::{Begun, Checked, Checker, Played, Trigger, ensure};
