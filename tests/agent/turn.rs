@@ -33,7 +33,7 @@
 //! | `env` | reports the names of its environment, sorted, with spaces between |
 //! | `spawn-orphans` | starts three `sleep`s that leave the group, and reports their pids |
 //! | `silent` | sends no text, not even the default one |
-//! | `answer` · `answer:REASON` | answers now; the words after it are performed later |
+//! | `answer` · `answer:REASON` · `answer:error:CODE:TEXT` | answers now; later words follow |
 //! | `on-cancel:WORD` | when cancelled: performs that word before the answer |
 //! | `wedge` · `wedge:now` | a cancel wedges the session after this turn · with this turn |
 //! | `wedge:queued` | a cancel wedges the session: the next prompts are only queued |
@@ -304,7 +304,11 @@ impl Turn {
             },
             "silent" => {}
             "answer" => {
-                let answer = self.stop(if argument.is_empty() { "end_turn" } else { argument });
+                let error = argument.strip_prefix("error:").and_then(error_of);
+                let answer = match error {
+                    Some((code, message)) => Answer::Error { code, message: message.to_owned() },
+                    None => self.stop(if argument.is_empty() { "end_turn" } else { argument }),
+                };
                 self.settle(answer);
             }
             "on-cancel" => self.on_cancel.push(argument.to_owned()),

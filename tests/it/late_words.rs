@@ -37,3 +37,21 @@ fn late_words_belong_to_their_own_turn() {
     server.assert_attempts(&second, 2);
     assert_eq!(server.task(&first)["text"], "head tail, more");
 }
+
+/// I7, AM-9, I13: an agent that writes after its error may have acted: within the backoff that ends
+/// the task, and its prompt is not sent again.
+#[test]
+fn output_after_an_error_ends_the_task() {
+    let server = Setup::new().retries("10m").unset("defaults", "retry").start();
+    let words = "[[answer:error:-32603:no]][[gate:tail]][[message:m1:done after all]]";
+    let task = server.submit("work", words);
+    let next = server.submit("work", "next");
+    server.wait_retrying(&task);
+    server.journal.open_gate("tail");
+    let ended = server.finish_as(&task, "failed");
+    assert_eq!((&ended["stop_reason"], &ended["attempt"]), (&json!("_error"), &json!(1)));
+    assert_eq!(ended["error"]["code"], "agent_error", "{ended}");
+    server.finish_as(&next, "completed");
+    assert_eq!(server.task(&task)["text"], "done after all");
+    assert_eq!(server.journal.prompts(), [words, "next"]);
+}

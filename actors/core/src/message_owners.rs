@@ -27,6 +27,9 @@ impl MessageKey {
 pub struct MessageOwners {
     /// The task whose attempt was settled last.
     settled: Option<TaskId>,
+    /// Likewise, before that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settled_before: Option<TaskId>,
     messages: VecDeque<(MessageKey, TaskId)>,
     /// Whether the agent used an id in more than one turn: then no id shows whose a message is.
     reuses_ids: bool,
@@ -57,7 +60,7 @@ impl MessageOwners {
         let named = summary.message.and_then(|message| self.of(message)).filter(is_other);
         let is_surely_late = running.is_none_or(|(_, prompt)| after_prompt < Some(prompt));
         let settled = self.settled.filter(|_| is_surely_late).filter(is_other);
-        named.filter(|_| !self.reuses_ids || is_surely_late).or(settled)
+        named.filter(|_| !self.reuses_ids).or(settled)
     }
 
     fn of(&self, message: MessageKey) -> Option<TaskId> {
@@ -90,8 +93,19 @@ impl MessageOwners {
 
     /// Settles the attempt of `task`, whose answer is that in `ending` if [`Self::is_answered`].
     pub(crate) fn settle(&mut self, task: TaskId, is_answered: bool) {
-        self.settled = Some(task);
+        self.settled_before = self.settled.replace(task);
         self.reuses_ids |= is_answered;
+    }
+
+    /// Returns the task whose attempt was settled last: the agent wrote what it writes between two
+    /// attempts for that one.
+    pub(crate) fn settled(&self) -> Option<TaskId> {
+        self.settled
+    }
+
+    /// The prompt of the attempt that was settled last was never sent: it has no output.
+    pub(crate) fn withhold(&mut self) {
+        self.settled = self.settled_before;
     }
 
     /// Whether the attempt of a turn, if it stops so, is answered in the messages of earlier turns:

@@ -71,14 +71,15 @@ impl<'a> Transition<'a> {
                 let summary = self.group.session_cursor.counted(named, summary);
                 let used = summary.usage.as_ref().map(|usage| usage.used);
                 let late = self.group.earlier_task_of(&summary, after_prompt);
+                self.end_retry_of(late);
                 self.record(Fact::AgentOutput(AgentOutput { lines, summary, late }));
                 self.measure_compaction(used);
             }
             Event::OutputRejected { run, reason, bytes } => {
-                self.record(Fact::AgentOutputRejected { run, reason, bytes });
+                self.record_bare_output(Fact::AgentOutputRejected { run, reason, bytes });
             }
             Event::RequestRefused { run, method } => {
-                self.record(Fact::RequestRefused { run, method });
+                self.record_bare_output(Fact::RequestRefused { run, method });
             }
             Event::PermissionAsked { run, lines, asked } => {
                 self.permission_asked(run, lines, *asked);

@@ -16,7 +16,9 @@ impl Transition<'_> {
     pub(super) fn permission_asked(&mut self, run: RunId, lines: Lines, asked: PermissionAsked) {
         let task = self.group.task_of_attempt();
         let summary = OutputSummary { has_output: true, ..OutputSummary::default() };
-        self.record(Fact::AgentOutput(AgentOutput { lines, summary, late: None }));
+        let late = self.group.task_between_attempts();
+        self.end_retry_of(late);
+        self.record(Fact::AgentOutput(AgentOutput { lines, summary, late }));
         let open = &self.group.permissions;
         if open.iter().any(|permission| permission.request == asked.request) {
             // The agent repeats an open request: one answer is enough (F14).

@@ -1,6 +1,6 @@
 //! The running prompt: sent, cancelled, interrupted, answered, settled.
 
-use super::{Current, Group, decide::Transition};
+use super::{Current, Group, decide::Transition, retry::PROMPT_WITHHELD};
 use crate::{
     AgentOutput, Attempt, CancelReason, Cause, CompactionStatus, Deadline, Effect, EndState,
     Ending, Fact, Json, OutputSummary, PromptReply, RetryPolicy, RunHealth, RunId, RunProgress,
@@ -269,7 +269,7 @@ impl Transition<'_> {
         let stop_reason = StopReason::ServerRestart;
         self.record(Fact::TurnSettled { task, stop_reason, tokens: None });
         let error = TaskError {
-            code: "server_stopped".into(),
+            code: PROMPT_WITHHELD.into(),
             message: "the server was stopped before it sent the prompt".into(),
         };
         let due = Deadline::after(self.now, 0);
@@ -350,6 +350,11 @@ impl Group {
         let prompt_id = self.attempt().map(|attempt| attempt.prompt_id);
         let running = self.task_of_attempt().zip(prompt_id);
         self.message_owners.earlier(summary, running, after_prompt)
+    }
+
+    /// Returns the task whose attempt was settled last in this run, if none runs now.
+    pub(super) fn task_between_attempts(&self) -> Option<TaskId> {
+        self.message_owners.settled().filter(|_| self.attempt().is_none())
     }
 
     /// Counts output that has no summary.

@@ -2,10 +2,14 @@
 
 use super::{Current, Group, decide::Transition};
 use crate::{
-    Deadline, EndState, Ending, Fact, HoldReason, OnInterrupt, Task, TaskError, TaskId, TaskState,
+    Deadline, EndState, Ending, Fact, HoldReason, OnInterrupt, StopReason, Task, TaskError, TaskId,
+    TaskState,
     attempt::with_attempts,
     retry::{FailureKind, backoff_ms},
 };
+
+/// The error of an attempt whose prompt was committed and not sent.
+pub(super) const PROMPT_WITHHELD: &str = "server_stopped";
 
 impl Transition<'_> {
     /// Schedules a retry of `task` after its `attempt` failed, if the policy allows one. The task
@@ -39,6 +43,27 @@ impl Transition<'_> {
             let error = Some(with_attempts(error, attempt));
             self.end(task, attempt, EndState::Failed, Ending { error, ..Ending::default() });
         }
+    }
+
+    /// Fails the task that late output belongs to, if it waits for its retry: the agent may have
+    /// acted on its prompt after it answered with an error (I7). Call it before the output is
+    /// recorded: late words are added to an ended task.
+    pub(super) fn end_retry_of(&mut self, late: Option<TaskId>) {
+        let Some(task) = late.and_then(|late| self.group.task(late)) else { return };
+        if task.state() != TaskState::Retrying || task.start().is_none() {
+            return;
+        }
+        let (id, attempt, error) = (task.id, task.attempt, task.error().cloned());
+        let stop_reason = Some(StopReason::Error);
+        self.end(id, attempt, EndState::Failed, Ending { stop_reason, error, ..Ending::default() });
+    }
+
+    /// Records output that has no summary, which belongs to the running attempt, else to the last.
+    pub(super) fn record_bare_output(&mut self, fact: Fact) {
+        if fact.is_bare_output() {
+            self.end_retry_of(self.group.task_between_attempts());
+        }
+        self.record(fact);
     }
 
     /// Ends a task's backoff.
@@ -109,6 +134,9 @@ impl Group {
         error: &TaskError,
         due: Deadline,
     ) {
+        if error.code == PROMPT_WITHHELD {
+            self.message_owners.withhold();
+        }
         if let Some(Current { mut task, .. }) = self.current.take() {
             task.attempt = number;
             task.stage.retry(error.clone(), due);

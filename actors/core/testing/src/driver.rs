@@ -1,5 +1,8 @@
 //! Drives a group event by event.
 
+// What an agent sends beside updates and answers.
+mod requests;
+
 use greenroom_core::{
     BootId, Compaction, CompactionOrder, CompactionSignal, CompactionStatus, Continuity, Details,
     Effect, EffectiveSettings, ErrorKind, Event, Exit, ExitReason, Fact, Group, Json, Kinds,

@@ -26,6 +26,7 @@ mod i5_compacting_ends;
 mod i7_attempts;
 mod i7_prompts;
 mod i7_retries;
+mod i7_sent_once;
 mod i8_order;
 mod i9_one_outcome;
 mod log;
@@ -45,8 +46,8 @@ use self::{
     f8_crash_loop::CrashLoop, hl_lock::Lock, i1_one_at_a_time::OneAtATime,
     i2_accepted_is_kept::AcceptedIsKept, i3_places::Places, i4_no_fork::NoFork,
     i5_compacting_ends::CompactingEnds, i7_attempts::Attempts, i7_prompts::Prompts,
-    i7_retries::Retries, i8_order::Order, i9_one_outcome::OneOutcome, i12_effects::Effects,
-    i12_timers::Timers, i13_run::Runs, i16_context::Context,
+    i7_retries::Retries, i7_sent_once::SentOnce, i8_order::Order, i9_one_outcome::OneOutcome,
+    i12_effects::Effects, i12_timers::Timers, i13_run::Runs, i16_context::Context,
 };
 
 /// `Err` names the invariant that is broken.
@@ -160,6 +161,7 @@ pub struct Checker {
     prompts: Prompts,
     blocks: Blocks,
     retries: Retries,
+    sent_once: SentOnce,
     order: Order,
     outcome: OneOutcome,
     effects: Effects,
@@ -177,7 +179,7 @@ pub struct Checker {
 }
 
 impl Checker {
-    fn invariants(&mut self) -> [&mut dyn Invariant; 23] {
+    fn invariants(&mut self) -> [&mut dyn Invariant; 24] {
         [
             &mut self.one_at_a_time,
             &mut self.accepted,
@@ -188,6 +190,7 @@ impl Checker {
             &mut self.prompts,
             &mut self.blocks,
             &mut self.retries,
+            &mut self.sent_once,
             &mut self.order,
             &mut self.outcome,
             &mut self.effects,

@@ -1,7 +1,8 @@
 //! What an agent writes after its answer: AM-9, I7.
 
 use greenroom_core::{
-    Fact, MessageKey, OutputSummary, RetryPolicy, StopReason, Strategy, TaskId, TaskState,
+    Event, Fact, MessageKey, OutputSummary, RetryPolicy, StopReason, Strategy, TaskId, TaskState,
+    ToolProgress, ToolUpdate,
 };
 use greenroom_testing::driver::Driver;
 
@@ -9,6 +10,16 @@ fn chunk(message: Option<&str>, text: &str) -> OutputSummary {
     let message = message.map(MessageKey::new);
     let text = text.to_owned();
     OutputSummary { has_output: true, has_answer: true, text, message, ..Default::default() }
+}
+
+fn call() -> OutputSummary {
+    let step = ToolProgress::Called { tool: "sh".into(), ended: None };
+    let tools = vec![ToolUpdate { call: "t".into(), step }];
+    OutputSummary { has_output: true, has_answer: true, tools, ..Default::default() }
+}
+
+fn refusal(driver: &Driver) -> Event {
+    Event::RequestRefused { run: driver.run(), method: "fs/read_text_file".into() }
 }
 
 /// Returns the earlier task that the last output belongs to, if it is late.
@@ -82,6 +93,41 @@ fn a_message_or_a_moment_shows_whose_output_is() {
         let state = driver.group.task(second).map(|task| task.state());
         let is_retried = state == Some(TaskState::Retrying);
         assert_eq!(is_retried, is_late && !has_own, "I7: {name}: {state:?}");
+    }
+}
+
+/// Plays what an agent writes within the backoff of its prompt.
+type Late = fn(&mut Driver);
+
+/// AM-9, I7: an agent that writes after its error has perhaps acted: its prompt is not sent again.
+/// What agents send unasked, and the words of an earlier turn, say nothing about it.
+#[test]
+fn output_within_a_backoff_ends_the_task() {
+    #[rustfmt::skip]
+    let cases: [(&str, Late, bool); 10] = [
+        ("text",                        |driver| drop(driver.output(chunk(None, "x"))),             true),
+        ("a new message",               |driver| drop(driver.output(chunk(Some("b"), "x"))),        true),
+        ("a tool call",                 |driver| drop(driver.output(call())),                          true),
+        ("a subagent",                  |driver| drop(driver.say_in("child", "working")),           true),
+        ("a permission request",        |driver| drop(driver.ask(1)),                     true),
+        ("a request for a file",        |driver| drop(driver.apply(refusal(driver))),                     true),
+        ("half a message",              |driver| drop(driver.reject("eyJqc29u")),                   true),
+        ("a line of a log",             |driver| drop(driver.reject("eA==")),                       false),
+        ("its usage",                   |driver| drop(driver.usage(7)),                             false),
+        ("a message of the turn before", |driver| drop(driver.output(chunk(Some("a"), "tail"))),    false),
+    ];
+    for (name, late, acted) in cases {
+        let (mut driver, first) = answered();
+        let second = driver.turn();
+        let next = driver.queue_turn();
+        driver.fail(-32603);
+        late(&mut driver);
+        let ended = driver.ended(second);
+        let expected = acted.then(|| (TaskState::Failed, Some("agent_error".into())));
+        assert_eq!(ended, expected, "{name}");
+        assert_eq!(driver.ended(first), Some((TaskState::Completed, None)), "{name}");
+        let goes_on = driver.group.waiting().next().map(|task| task.id);
+        assert_eq!(goes_on, Some(if acted { next } else { second }), "{name}");
     }
 }
 

@@ -2,9 +2,9 @@
 //! I11, F7, F8.
 
 use greenroom_core::{
-    Answer, Effect, ErrorKind, Event, Exit, ExitReason, Fact, Json, Kinds, Lines, PermissionAsked,
-    PermissionOption, PermissionShown, PermissionState, PromptReply, RetryPolicy, Settings,
-    SignalKind, Source, Status, Stop, StopReason, Strategy, TaskId, TaskState as T, Timer,
+    Answer, Effect, ErrorKind, Event, Exit, ExitReason, Fact, Json, PermissionState, PromptReply,
+    RetryPolicy, Settings, SignalKind, Source, Status, Stop, StopReason, Strategy, TaskId,
+    TaskState as T, Timer,
 };
 use greenroom_testing::driver::{Driver, LIMITS, Step, acquired, kinds};
 
@@ -71,20 +71,15 @@ fn failure_kind_and_policy_decide_a_retry() {
     }
 }
 
-fn reject(driver: &mut Driver, bytes: &str) {
-    let (reason, bytes) = ("no JSON".into(), bytes.into());
-    driver.apply(Event::OutputRejected { run: driver.run(), reason, bytes });
-}
-
 /// I7: any sign that the agent read the prompt forbids a retry.
 #[test]
 fn output_or_a_cancel_forbids_a_retry() {
     type Action = fn(&mut Driver);
     let nothing: Action = |driver| drop(driver.usage(5));
     let speaks: Action = |driver| drop(driver.say("so"));
-    let asks: Action = |driver| drop(ask(driver, 1));
-    let logs: Action = |driver| reject(driver, "eHsi"); // x{"
-    let garbles: Action = |driver| reject(driver, "eyJp"); // {"i
+    let asks: Action = |driver| drop(driver.ask(1));
+    let logs: Action = |driver| drop(driver.reject("eHsi")); // x{"
+    let garbles: Action = |driver| drop(driver.reject("eyJp")); // {"i
     let cancelled: Action = |driver| {
         let task = driver.group.current().unwrap().id;
         driver.apply(Event::CancelRequested(task));
@@ -302,27 +297,12 @@ fn a_crash_loop_backs_off_up_to_five_minutes() {
     }
 }
 
-fn ask(driver: &mut Driver, request: u32) -> Vec<Effect> {
-    let option = |kind: &str| PermissionOption { id: kind.into(), kind: kind.into() };
-    let json = |text: &str| Json::parse(text.into()).unwrap();
-    let asked = PermissionAsked {
-        request: Json::write(&request).unwrap(),
-        tool_kind: None,
-        options: vec![option("allow_once"), option("reject_once")],
-        shown: PermissionShown { tool_call: json("{}"), options: json("[]") },
-    };
-    let kind = Kinds::All("session/request_permission".into());
-    let lines = Lines { count: 1, kinds: kind, text: "{}".to_owned().into() };
-    let run = driver.run();
-    driver.apply(Event::PermissionAsked { run, lines, asked: Box::new(asked) }).effects
-}
-
 /// I11: requests beyond the limit are refused, so an agent cannot fill the memory.
 #[test]
 fn at_most_a_hundred_permissions_are_open() {
     let mut driver = Driver::in_turn();
     for request in 1..=103 {
-        let answers = ask(&mut driver, request);
+        let answers = driver.ask(request).effects;
         let refused: Vec<_> = answers
             .iter()
             .map(|effect| match effect {
@@ -334,7 +314,7 @@ fn at_most_a_hundred_permissions_are_open() {
         assert_eq!(refused, expected, "{request}");
     }
     assert_eq!(driver.group.permissions().len(), 100);
-    assert!(ask(&mut driver, 7).is_empty(), "F14: the request is open already");
+    assert!(driver.ask(7).effects.is_empty(), "F14: the request is open already");
     driver.clear();
     let step =
         driver.reply(PromptReply::Stopped { stop_reason: StopReason::EndTurn, tokens: None });
@@ -355,11 +335,11 @@ fn at_most_a_hundred_permissions_are_open() {
 #[test]
 fn an_agent_with_a_permission_outside_of_a_turn_may_be_evicted() {
     let mut driver = Driver::in_turn();
-    ask(&mut driver, 1);
+    driver.ask(1);
     assert!(driver.group.needs_run(), "its turn needs the run");
     driver.say("so");
     driver.answer(StopReason::EndTurn);
-    ask(&mut driver, 2);
+    driver.ask(2);
     assert_eq!((driver.group.permissions().len(), driver.group.needs_run()), (1, false));
     let now = driver.moment();
     let idle = |(timer, _): &(Timer, u64)| matches!(timer, Timer::Idle(..));

@@ -19,6 +19,7 @@ pub fn broken() -> Vec<History> {
         ([&[NEVER_RETRY], &*crashes, &[SUBMIT, LAUNCH_ALLOWED]].concat(), BROKEN_CRASHES),
         ([WITHHELD, &[BACKOFF_ENDS, Action::GrantSlot, OUTPUT, ANSWER]].concat(), BROKEN_WITHHELD),
         (LOGIN.to_vec(), BROKEN_LOGINS),
+        (RETRIED.to_vec(), BROKEN_RETRIES),
         (
             [WITHHELD, &[EXITS, BACKOFF_ENDS, Action::GrantSlot], &fails, &[START_FAILS]].concat(),
             BROKEN_STARTS,
@@ -38,6 +39,33 @@ const LOGIN: &[Action] = &[
     READY,
     OUTPUT,
     ANSWER,
+];
+
+/// The agent answers with an error without output, and its task is retried.
+const RETRIED: &[Action] = &[
+    CONTINUE,
+    SUBMIT,
+    Action::GrantSlot,
+    READY,
+    Action::AnswerPromptWithError(-32603),
+    BACKOFF_ENDS,
+    Action::GrantSlot,
+    OUTPUT,
+    ANSWER,
+];
+
+const BROKEN_RETRIES: &[Row] = &[
+    ("I7: after its late output", true, "the task is retried after its late output", |h| {
+        let mut late = output();
+        if let Fact::AgentOutput(output) = &mut late {
+            output.late = Some(other_task(h, 0));
+        }
+        put_before(h, ("backoff_ended", 0), late);
+    }),
+    ("I7: after its late output", true, "the task is retried after a request of its agent", |h| {
+        let (run, method) = (first_run(h), "fs/read_text_file".into());
+        put_before(h, ("backoff_ended", 0), Fact::RequestRefused { run, method });
+    }),
 ];
 
 /// A prompt is withheld, and its task is retried at once.
