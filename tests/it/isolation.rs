@@ -92,8 +92,8 @@ fn a_stream_shows_every_frame_of_a_group_without_a_profile() {
 /// commits block its reader.
 #[test]
 fn the_last_output_of_a_dead_agent_survives_slow_commits() {
-    // Many batches, and fewer bytes than the pipe holds.
-    const LINES: usize = 20_000;
+    // Seven batches, and fewer bytes than the pipe holds.
+    const LINES: usize = 7_000;
     let server = Server::usual();
     server.complete("work", "warm");
     // Longer than any timeout for the open pipes of a dead agent.

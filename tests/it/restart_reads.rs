@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::{Server, Setup, eventually, server::id};
 
 /// The groups of each kind.
-const GROUPS: usize = 6;
+const GROUPS: usize = 3;
 
 /// What the server ran when it was killed.
 struct Before {

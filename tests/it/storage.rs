@@ -131,7 +131,7 @@ fn without_disk_space_the_server_stops_accepting_and_recovers() {
 #[test]
 fn a_full_disk_stops_the_server_until_space_is_free() {
     let mut home = Setup::new().home();
-    inject(&mut home, "greenroom.db-wal", "inject=pwrite64:error=ENOSPC:when=200..210");
+    inject(&mut home, "greenroom.db-wal", "inject=pwrite64:error=ENOSPC:when=200..203");
     let server = Server::start(home);
     let refused = eventually("a full disk", &server.log, || {
         let reply = server.post(TURNS, &json!({ "prompt": "[[reply:x]]" }));

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io::{BufRead, BufReader, Read, Write},
+    mem,
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -99,23 +100,31 @@ impl Collector {
 
     /// The spans that were answered with 200, in the order of arrival.
     pub fn spans(&self) -> Vec<Value> {
-        let taken = self.batches().into_iter().filter(|batch| batch.taken);
-        taken.flat_map(|batch| batch.spans).collect()
+        let state = self.lock();
+        let taken = state.batches.iter().filter(|batch| batch.taken);
+        taken.flat_map(|batch| batch.spans.clone()).collect()
     }
 
     /// Waits until this number of batches arrived, whatever their answers.
     #[track_caller]
     pub fn wait_batches(&self, count: usize) -> Vec<Batch> {
         eventually(&format!("{count} batches"), &self.log, || {
-            Some(self.batches()).filter(|batches| batches.len() >= count)
-        })
+            (count <= self.lock().batches.len()).then_some(())
+        });
+        self.batches()
     }
 
     /// Waits until the spans of all these tasks were answered with 200, and returns them in the
     /// tasks' order.
     #[track_caller]
     pub fn wait_spans(&self, tasks: &[&Value]) -> Vec<Value> {
+        let mut seen = 0;
         eventually("spans of all tasks", &self.log, || {
+            // All spans are searched again only when a batch more has arrived.
+            let arrived = self.lock().batches.len();
+            if mem::replace(&mut seen, arrived) == arrived {
+                return None;
+            }
             let spans = self.spans();
             let of = |task: &Value| {
                 let is_of = |span: &&Value| attribute(span, "greenroom.task") == &task["id"];
