@@ -53,15 +53,13 @@ fn a_missing_login_stops_the_queue_and_fails_no_task() {
     assert_eq!(starts(&server, "work"), 2);
 }
 
-/// DQ-13, A-4: an error that no retry cures ends its task at the first attempt, whatever in the
+/// DQ-8, A-4: an error that no retry cures ends its task at the first attempt, whatever in the
 /// error says so; one that may pass is retried.
 #[test]
 fn an_error_that_stays_is_not_retried() {
     let server = Setup::new().retries("10ms").start();
     #[rustfmt::skip]
     let cases = [
-        (r#"{"code":-32603,"message":"x","data":{"status":401}}"#,                              1),
-        (r#"{"code":403,"message":"x"}"#,                                                       1),
         (r#"{"code":-32603,"message":"x","data":{"error":{"type":"invalid_request_error"}}}"#,  1),
         (r#"{"code":-32603,"message":"x","data":{"cause":{"code":"context_length_exceeded"}}}"#, 1),
         (r#"{"code":-32603,"message":"x","data":{"code":"model_not_found"}}"#,                  1),
@@ -85,4 +83,41 @@ fn an_error_of_a_start_that_stays_is_not_retried() {
     let error = &ended["error"];
     assert_eq!(error["code"], "agent_start_failed");
     assert!(error["message"].to_string().contains("unknown model"), "{error}");
+}
+
+/// DQ-13, I7: a prompt that is refused for a login waits at the head of its queue, over a kill of
+/// the server too, and is sent again after it; with output before, its task fails, and what follows
+/// waits.
+#[test]
+fn a_prompt_that_is_refused_for_a_login_waits() {
+    let mut server = Setup::new().retries("10ms").start();
+    server.create_group("work", "scripted", "");
+    let prompt = r#"[[times:2:error:-32000:Authentication required]][[reply:done]]"#;
+    let tasks = [prompt, "two"].map(|prompt| server.submit("work", prompt));
+    for life in ["first", "second"] {
+        server.wait_group("work", "waits", |group| group["blocked_by"] == "agent_auth");
+        if life == "first" {
+            server.kill_and_boot();
+        }
+        let shown = tasks.clone().map(|task| server.task(&task)["blocked_by"].clone());
+        assert_eq!(shown, ["agent_auth", "agent_auth"], "{life}");
+        let first = server.task(&tasks[0]);
+        assert_eq!(
+            (&first["state"], &first["error"]["code"]),
+            (&json!("retrying"), &json!("agent_auth"))
+        );
+        server.resume("work");
+    }
+    for task in &tasks {
+        server.finish_as(task, "completed");
+    }
+    assert_eq!(server.journal.prompts(), [prompt, prompt, prompt, "two"]);
+    assert!(server.frames_of_kind("work", "greenroom/context_lost").is_empty());
+
+    let refused = r#"{"code":-32603,"message":"x","data":{"status":401}}"#;
+    let prompt = format!(r#"[[reply:so]][[answer-line:{{"id":$id,"error":{refused}}}]]"#);
+    let ended = server.finish_as(&server.submit("speaks", &prompt), "failed");
+    assert_eq!((&ended["attempt"], &ended["error"]["code"]), (&json!(1), &json!("agent_error")));
+    let next = server.submit("speaks", "three");
+    server.wait_blocked(&next, "agent_auth");
 }

@@ -78,7 +78,7 @@ fn any_answer_ends_a_turn() {
         (&silent, r#""id":$id.0,"result":{}"#,                           "failed",    "_unclear",      unclear.clone(), "without output"),
         (&silent, r#""jsonrpc":"2.0","id":$id"#,                         "failed",    "_unclear",      unclear, "without output"),
         (&silent, r#""id":$id,"error":"boom""#,                          "failed",    "_error",        error.clone(), "boom"),
-        (&silent, r#""id":$id,"error":{"code":-32000.0,"message":null}"#, "failed",   "_error",        error.clone(), "error -32000"),
+        (&silent, r#""id":$id,"error":{"code":-32600.0,"message":null}"#, "failed",   "_error",        error.clone(), "error -32600"),
         (&silent, r#""id":$id,"error":{"code":"x","message":"cut \ud83d"}"#, "failed", "_error",       error.clone(), "cut \u{fffd}"),
         (&silent, r#""id":$id,"error":{"code":-32602,"message":"Internal error","data":{"details":"overloaded"}}"#, "failed", "_error", error.clone(), "Internal error: overloaded"),
         (&speaks, r#""id":$id,"error":{},"result":{"stopReason":"end_turn"}"#, "completed", "end_turn", Value::Null, ""),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     Cause, EndState, Ending, ErrorKind, ExitReason, Fact, Interrupted, OutputSummary, PromptReply,
     RunId, SessionId, SideEffects, StopReason, TaskError, TokensSpent, Usage,
-    bounded_text::BoundedText, session_move::SessionMove,
+    bounded_text::BoundedText, retry::FailureKind, session_move::SessionMove,
 };
 
 /// The most names of open tool calls that an attempt keeps, in bytes (I11).
@@ -56,6 +56,8 @@ pub(crate) struct Settlement {
     pub stop_reason: StopReason,
     pub state: EndState,
     pub ending: Ending,
+    /// How it failed, if it did.
+    pub failure: FailureKind,
     /// What it spent, as the agent reports.
     pub tokens: Option<Box<TokensSpent>>,
     /// Whether the task may be retried: greenroom saw the attempt's end, there was no output, and
@@ -183,11 +185,13 @@ impl Attempt {
     /// a cancel that came too late (R-2: cancel × response).
     pub(crate) fn settle_by_reply(&self, reply: PromptReply) -> Settlement {
         let mut ending = self.ending_so_far();
-        let is_lasting = match &reply {
-            PromptReply::Failed { kind, .. } => *kind != ErrorKind::Passing,
-            PromptReply::Stopped { .. }
+        let (is_lasting, failure) = match &reply {
+            PromptReply::Failed { kind: ErrorKind::Auth, .. } => (false, FailureKind::NoLogin),
+            PromptReply::Failed { kind: ErrorKind::Passing, .. } => (false, FailureKind::NoOutput),
+            PromptReply::Failed { kind: ErrorKind::Lasting, .. }
+            | PromptReply::Stopped { .. }
             | PromptReply::Queued { .. }
-            | PromptReply::Unclear { .. } => true,
+            | PromptReply::Unclear { .. } => (true, FailureKind::NoOutput),
         };
         let retryable = !is_lasting && self.is_retryable();
         let tokens = reply.tokens();
@@ -228,7 +232,7 @@ impl Attempt {
             }
         };
         ending.stop_reason = Some(stop_reason);
-        Settlement { stop_reason, state, ending, tokens, retryable }
+        Settlement { stop_reason, state, ending, failure, tokens, retryable }
     }
 
     /// Whether a retry is safe, if the attempt's end allows one: no cancel and no output.
@@ -265,7 +269,8 @@ impl Attempt {
             }
         };
         ending.stop_reason = Some(stop_reason);
-        Settlement { stop_reason, state, ending, tokens: None, retryable }
+        let failure = FailureKind::NoOutput;
+        Settlement { stop_reason, state, ending, failure, tokens: None, retryable }
     }
 
     /// Returns how a cancelled attempt ends. `is_seen`: all output was read before.
@@ -322,12 +327,12 @@ impl Attempt {
     /// shutdown cut it and the agent obeyed with an answer that looks like a success.
     pub(crate) fn settle_cut(&self, settled: Settlement) -> Settlement {
         let by = self.cancel_reason.filter(|by| *by != CancelReason::Caller);
-        let Settlement { mut stop_reason, mut state, mut ending, tokens, retryable } = settled;
+        let Settlement { mut stop_reason, mut state, mut ending, .. } = settled;
         if by.is_some() && state == EndState::Completed {
             (stop_reason, state) = self.end_early(by, stop_reason, true, &mut ending);
             ending.stop_reason = Some(stop_reason);
         }
-        Settlement { stop_reason, state, ending, tokens, retryable }
+        Settlement { stop_reason, state, ending, ..settled }
     }
 }
 

@@ -295,7 +295,7 @@ pub enum Fact {
     AgentAuthRequired {
         /// The launch profile.
         agent: String,
-        /// How many starts in a row found that.
+        /// How many starts in a row found that, as they opened the session or with their prompt.
         starts: u32,
         /// What the agent answered.
         error: String,

@@ -94,7 +94,7 @@ impl Transition<'_> {
         let is_ordered = self.is_ordered_by_current(&compaction);
         if before == Some(compaction.status) {
             self.record(Fact::CompactionUpdated(Box::new(compaction)));
-            if let Some(provenance) = provenance.filter(|_| self.group.state.segment > 0) {
+            if let Some(provenance) = provenance.filter(|_| self.group.state.session.is_some()) {
                 self.record(Fact::ProvenanceNoted { provenance });
             }
         } else if is_completed {

@@ -114,6 +114,7 @@ impl Transition<'_> {
             return;
         }
         let wedged_sign = self.wedged_sign(attempt, &reply);
+        let logins = self.group.state.crash_loop.logins();
         if let Some(response) = response {
             self.record(Fact::PromptAnswered(response));
         }
@@ -125,16 +126,26 @@ impl Transition<'_> {
         }
         let Some(attempt) = self.group.attempt() else { return };
         let mut settled = attempt.settle_by_reply(reply);
+        let wants_login = settled.failure == FailureKind::NoLogin
+            && settled.state == EndState::Failed
+            && wedged_sign.is_none();
+        let error = settled.ending.error.as_ref().map(|error| error.message.clone());
+        let attempts = self.group.current().map_or(0, |task| task.attempt);
         if wedged_sign.is_some() && attempt.cancel_reason.is_none() {
             settled.state = EndState::Failed;
             settled.retryable = attempt.is_retryable();
+            settled.failure = FailureKind::NoOutput;
             settled.ending.error.get_or_insert_with(|| TaskError {
                 code: "agent_wedged".into(),
                 message: "the agent did not accept the prompt; greenroom restarts it".into(),
             });
         }
         self.settle(settled);
-        if wedged_sign.is_some() {
+        if wants_login {
+            self.wait_for_login(logins + 1, error.unwrap_or_default(), attempts);
+        }
+        // A start may find the login. It may not restore what only this run knows.
+        if wedged_sign.is_some() || (wants_login && !self.group.is_forgetful()) {
             self.stop(Stop::Gently);
         }
     }
@@ -205,14 +216,14 @@ impl Transition<'_> {
         settled.ending.findings.is_answered_by_compaction = is_summary && !is_answered_late;
         self.abandon_compaction();
         self.release_lock(false);
-        let Settlement { stop_reason, mut state, mut ending, tokens, retryable } = settled;
+        let Settlement { stop_reason, mut state, mut ending, failure, tokens, retryable } = settled;
         self.record(Fact::TurnSettled { task: task.id, stop_reason, tokens });
         // A compaction is not retried: the agent may have acted on its command without output.
         if retryable
             && task.kind() == TaskKind::Turn
             && let Some(error) = &ending.error
         {
-            if self.retry(task.id, task.attempt, FailureKind::NoOutput, error) {
+            if self.retry(task.id, task.attempt, failure, error) {
                 return;
             }
             if self.settings.retry == RetryPolicy::NoOutput {

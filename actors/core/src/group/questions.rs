@@ -170,7 +170,7 @@ impl Group {
     /// backoff only, unless the agent wants a login.
     pub(super) fn backs_off(&self, task: &Task) -> bool {
         let is_retrying = task.state() == TaskState::Retrying;
-        let waits = |wait: LaunchWait| self.run.is_none() && (wait.logins > 0 || !is_retrying);
+        let waits = |wait: LaunchWait| wait.logins > 0 || (self.run.is_none() && !is_retrying);
         task.retry_at().is_some() || self.state.crash_loop.waits().is_some_and(waits)
     }
 

@@ -59,7 +59,7 @@ impl Transition<'_> {
             self.rotate(EndReason::Reset, session, Some(given.clone()));
         }
         let adds = self.is_new_provenance(&given) || self.is_fuller_provenance(&given);
-        if adds && self.group.state.segment > 0 {
+        if adds && self.group.state.session.is_some() {
             self.record(Fact::ProvenanceNoted { provenance: given });
         }
     }

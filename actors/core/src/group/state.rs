@@ -96,7 +96,8 @@ pub struct LaunchWait {
     /// Its end.
     #[serde(flatten)]
     pub due: Deadline,
-    /// How many starts in a row found that the agent wants a login; 0: its runs crashed.
+    /// How many starts in a row found that the agent wants a login, as they opened the session or
+    /// answered the first prompt; 0: its runs crashed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub logins: u32,
     /// Whether it is over, and no start since has shown whether the login works.
@@ -131,7 +132,7 @@ impl CrashLoop {
         self.launch_wait.map_or(0, |wait| wait.logins)
     }
 
-    /// Ends the wait. How often the agent wanted a login stays known until a run is ready.
+    /// Ends the wait. How often the agent wanted a login stays known until it answers a prompt.
     pub(super) fn end_wait(&mut self) {
         let logins = self.launch_wait.filter(|wait| wait.logins > 0);
         self.launch_wait = logins.map(|wait| LaunchWait { is_over: true, ..wait });

@@ -109,7 +109,8 @@ impl Group {
             _ => None,
         };
         let compaction = active.map(|id| (Timer::Compaction(id), limits.compaction_ms));
-        let launch = self.state.crash_loop.waits().filter(|_| self.run.is_none());
+        let launch = self.state.crash_loop.waits();
+        let launch = launch.filter(|wait| wait.logins > 0 || self.run.is_none());
         let launch = launch.map(|wait| {
             let timer = match wait.logins {
                 0 => Timer::Launch(self.state.crash_loop.crashes),

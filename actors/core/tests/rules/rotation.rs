@@ -313,7 +313,7 @@ fn a_wedged_agent_is_restarted() {
         driver.say("I will do it later");
         driver.reply(PromptReply::Queued { tokens: None });
     };
-    let other_error: Action = |driver| drop(driver.fail(-32000));
+    let other_error: Action = |driver| drop(driver.fail(-32602));
     let after_output: Action = |driver| {
         driver.say("so");
         driver.fail(-32603);

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use greenroom_core::{Deadline, Exit, ExitReason, Fact, Recorded, RunId, Timer};
+use greenroom_core::{Deadline, ErrorKind, Exit, ExitReason, Fact, Recorded, RunId, Timer};
 
 use super::{Begun, Checked, Invariant, Played, Trigger, ensure, is_answer};
 
@@ -21,6 +21,11 @@ pub struct CrashLoop {
     logins: u32,
     /// The wait that the next fact has to report: an agent that wants a login was started.
     login: Option<(u32, u64)>,
+    /// Likewise, and the step has to report it: it refused a prompt.
+    prompt_login: Option<(u32, u64)>,
+    /// The number of the running attempt, and whether it is being cancelled.
+    attempt: u32,
+    is_cancelled: bool,
     /// The failures and the backoff that the next fact has to report.
     degraded: Option<(u32, u64)>,
     launches: usize,
@@ -34,7 +39,7 @@ impl CrashLoop {
         self.launches
     }
 
-    /// The last start opened a session, or failed for another reason.
+    /// The last start failed for another reason.
     fn forget_login(&mut self) {
         if std::mem::take(&mut self.logins) > 0 {
             self.launch_due = None;
@@ -61,7 +66,17 @@ impl CrashLoop {
     }
 
     fn check_login(&mut self, fact: &Fact) -> Checked {
-        let expected = self.login.take();
+        let is_wait = matches!(fact, Fact::AgentAuthRequired { .. });
+        if let Fact::AgentAuthRequired { starts, .. } = fact
+            && self.step.is_none()
+            && self.login.is_none()
+        {
+            // A log does not show why a prompt was refused.
+            self.logins = *starts;
+            return Ok(());
+        }
+        let of_prompt = self.prompt_login.take_if(|_| is_wait && self.login.is_none());
+        let expected = of_prompt.or(self.login.take());
         let stated = match fact {
             Fact::AgentAuthRequired { starts, wait_ms, due, .. } => {
                 let now = self.step.as_ref().map(|step| step.now);
@@ -85,7 +100,10 @@ impl CrashLoop {
         let (_, has_settled) = live.ok_or_else(|| format!("{run} ends and is not live"))?;
         let is_starting = std::mem::take(&mut self.is_starting);
         if exit.reason != ExitReason::AgentAuth {
-            self.forget_login();
+            // The run may be stopped for the wait that began.
+            if self.launch_due.is_none() {
+                self.forget_login();
+            }
         } else if is_starting {
             self.logins += 1;
             let wait_ms = [60_000, 120_000, 240_000, 300_000][self.logins.min(4) as usize - 1];
@@ -111,7 +129,7 @@ impl Invariant for CrashLoop {
     fn follows(&self) -> &'static [&'static str] {
         &[
             "group_changed", "group_archived", "group_resumed", "run_started", "turn_settled",
-            "run_exited", "run_ready", "run_stopping", "agent_degraded", "agent_auth_required",
+            "task_started", "run_exited", "run_ready", "run_stopping", "agent_degraded", "agent_auth_required",
             "launch_allowed",
         ]
     }
@@ -130,15 +148,27 @@ impl Invariant for CrashLoop {
                 self.launches += 1;
                 self.is_starting = true;
             }
+            Fact::TaskStarted { attempt, .. } => {
+                (self.attempt, self.is_cancelled) = (*attempt, false)
+            }
+            Fact::CancelRequested { .. } | Fact::TurnCut { .. } | Fact::AgentWedged { .. } => {
+                self.is_cancelled = true;
+            }
             Fact::TurnSettled { stop_reason, .. } if is_answer(*stop_reason) => {
+                let logins = self.logins + 1;
                 self.reset();
+                let refused = Trigger::Failed(ErrorKind::Auth);
+                let is_refused = self.step.as_ref().is_some_and(|step| step.trigger == refused);
+                if is_refused && !self.is_cancelled {
+                    self.logins = logins;
+                    let short = [60_000, 120_000, 240_000, 300_000][logins.min(4) as usize - 1];
+                    let wait_ms = if self.attempt > FAILURES_MAX { 3_600_000 } else { short };
+                    self.prompt_login = Some((logins, wait_ms));
+                }
                 self.run.iter_mut().for_each(|(_, has_settled)| *has_settled = true);
             }
             Fact::RunExited { run, exit } => self.exited(*run, exit)?,
-            Fact::RunReady { .. } => {
-                self.is_starting = false;
-                self.forget_login();
-            }
+            Fact::RunReady { .. } => self.is_starting = false,
             Fact::RunStopping { .. } => self.is_starting = false,
             Fact::AgentDegraded { due, .. } | Fact::AgentAuthRequired { due, .. } => {
                 self.launch_due = Some(*due);
@@ -157,6 +187,7 @@ impl Invariant for CrashLoop {
 
     fn end(&mut self, step: &Played) -> Checked {
         ensure!(self.degraded.is_none(), "F8: no wait after {} failures", self.failures);
+        ensure!(self.prompt_login.is_none(), "DQ-13: a refused prompt starts no wait");
         ensure!(self.login.is_none(), "DQ-13: no wait for a login: {:?}", self.login);
         let crash_loop = &step.group.state().crash_loop;
         ensure!(crash_loop.crashes == self.failures, "F8: {} failures", self.failures);

@@ -29,8 +29,8 @@ struct Waits {
 
 impl Timers {
     pub fn backs_off(&self, task: TaskId) -> bool {
-        let waits_for_run = !self.has_run && self.launch.is_some();
         let wants_login = self.wants_login();
+        let waits_for_run = wants_login || (!self.has_run && self.launch.is_some());
         self.tasks.get(&task).is_some_and(|waits| {
             let launches = !waits.is_retrying || wants_login;
             waits.backoff.is_some() || (launches && waits_for_run)
@@ -128,7 +128,7 @@ impl Timers {
                 ensure!(bounded, "I12: {id} backs off for ever: {timers:?}");
             }
         }
-        if let Some((due, timer)) = self.launch.filter(|_| !self.has_run) {
+        if let Some((due, timer)) = self.launch.filter(|_| !self.has_run || self.wants_login()) {
             let bounded = has(timer, due);
             ensure!(bounded, "I12: the next run waits for ever: {timers:?}");
         }
@@ -153,7 +153,8 @@ impl Timers {
                 Timer::Backoff(task, _) => {
                     self.tasks.get(task).is_some_and(|waits| waits.backoff.is_some())
                 }
-                Timer::Launch(_) | Timer::Login(_) => self.launch.is_some() && !self.has_run,
+                Timer::Launch(_) => self.launch.is_some() && !self.has_run,
+                Timer::Login(_) => self.wants_login(),
                 _ => true,
             };
             ensure!(known, "{timer:?} has no wait");
