@@ -24,7 +24,7 @@ use greenroom_actors::{
     profile::Capacity,
     projections::retention,
     storage::{
-        Db, Reader, StorageHealth, WORK_DIR, Writer, chain,
+        Db, Reader, StorageHealth, WorkDir, Writer, chain,
         sqlite::{CheckpointSchedule, Database, SqliteStore},
     },
     supervisor::{Boot, ShutDown, Supervisor},
@@ -109,6 +109,8 @@ async fn serve(
     // Before the first request: no reader gets the rows of a group that has to be recovered. Until
     // then connections wait.
     let groups = supervisor.send(Boot).await?.map_err(|err| chain(&database.refusal(err)))?;
+    let work_dir = state.shared.work_dir.clone();
+    tokio::task::spawn_blocking(move || work_dir.sweep());
     let address = listener.local_addr()?;
     let for_ready = state.clone();
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8));
@@ -184,13 +186,12 @@ fn start_actors(
     let watchdog =
         Watchdog::start(metrics.arbiters_stalled.clone(), metrics.arbiter_stalls.clone())?;
     let db = start_storage(database, &watchdog)?;
-    let data = database.dir().to_path_buf();
     let capacity = config.capacity;
     let launcher = AgentLauncher {
         shim: "/proc/self/exe".into(),
         shim_args: vec!["shim".into()],
         heartbeat: Heartbeat::start(HEARTBEAT_EVERY)?,
-        data: Marker::data(data.display()),
+        data: Marker::data(database.dir().display()),
         line_bytes_max: capacity.line_bytes_max,
         open_files,
         pool: AgentPool::start(capacity.resident_agents),
@@ -221,7 +222,7 @@ fn start_actors(
             capacity,
             defaults: config.defaults.clone(),
             drain_timeout: config.server.drain_timeout,
-            work_dir: data.join(WORK_DIR),
+            work_dir: WorkDir::below(database.dir()),
             status: address.clone().recipient(),
             change_gate: ChangeGate::default(),
             draining: AtomicBool::new(false),

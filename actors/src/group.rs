@@ -58,7 +58,9 @@ use crate::{
     pool::UsageCell,
     profile::{Capacity, Defaults, Profile},
     projections::digest,
-    storage::{Db, GroupCommit, GroupNo, GroupSummary, KeyUse, StoreError, TaskView, Unreadable},
+    storage::{
+        Db, GroupCommit, GroupNo, GroupSummary, KeyUse, StoreError, TaskView, Unreadable, WorkDir,
+    },
     transcript::{
         feed::{self, Feed},
         frame,
@@ -87,7 +89,7 @@ pub struct Shared {
     /// The time from the start of a shutdown until running turns are cancelled.
     pub drain_timeout: Duration,
     /// The parent of the directories that groups without a `cwd` work in.
-    pub work_dir: std::path::PathBuf,
+    pub work_dir: WorkDir,
     /// Receives each status change while a reader is connected.
     pub status: Recipient<StatusChanged>,
     /// Whether a reader of status changes is connected: waking the supervisor twice a turn without
@@ -116,11 +118,6 @@ impl Shared {
     /// [`GroupError::UnknownAgent`] if the configuration has none.
     pub fn profile(&self, agent: &str) -> Result<&Arc<Profile>, GroupError> {
         self.profiles.get(agent).ok_or_else(|| GroupError::UnknownAgent(agent.to_owned()))
-    }
-
-    /// Returns the directory that a group's agent works in if its settings name none.
-    pub fn own_dir(&self, no: GroupNo) -> std::path::PathBuf {
-        self.work_dir.join(no.to_string())
     }
 }
 

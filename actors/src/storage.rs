@@ -22,6 +22,7 @@ mod salvage;
 pub mod sqlite;
 mod store;
 mod unreadable;
+mod work_dir;
 mod writer;
 
 pub(crate) use self::writer::KEY_MS;
@@ -43,10 +44,11 @@ pub use self::{
     rows::{
         Ended, GROUP_MAX, GroupCommit, GroupIndex, GroupNo, GroupSummary, KeyUse, Left, Listed,
         LogTruncation, PermissionRecord, RunRecord, SEQ_MAX, SegmentRecord, Snapshot,
-        StoredCheckpoint, StoredGroup, Swept, TaskView, WORK_DIR,
+        StoredCheckpoint, StoredGroup, Swept, TaskView,
     },
     salvage::{Rebuilt, Salvage, SalvagedPermission, SalvagedTask},
     store::Store,
     unreadable::{BrokenGroup, Unreadable, fault_in, once},
+    work_dir::{NotRemoved, WorkDir},
     writer::{Commit, ReadFailed, TrustedTime, Write, Writer},
 };

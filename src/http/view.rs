@@ -133,7 +133,7 @@ impl Group {
             usage: usage.flatten(),
             compaction,
             last_seq: Some(group.last_seq),
-            cwd: settings.cwd.or_else(|| Some(state.shared.own_dir(no).display().to_string())),
+            cwd: settings.cwd.or_else(|| Some(state.shared.work_dir.of(no).display().to_string())),
             title: settings.title,
             auto_compact: settings.auto_compact,
             permission_policy: settings.permission_policy,

@@ -1,5 +1,7 @@
 //! Groups: created, changed, listed, deleted and revived.
 
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -135,7 +137,8 @@ fn a_purge_deletes_all_of_a_group_and_no_work_accepted_after_it() {
     let server = Server::usual();
     let task = server.complete("work", "once");
     let directory = server.group("work")["cwd"].as_str().unwrap().to_owned();
-    std::fs::write(format!("{directory}/left-behind"), "x").unwrap();
+    std::fs::create_dir_all(format!("{directory}/left/behind")).unwrap();
+    std::fs::write(format!("{directory}/left/behind/file"), "x").unwrap();
     server.delete("/v1/groups/work?purge=true").expect(202);
     let refused = server.put("/v1/groups/work", &json!({}));
     match refused.status {
@@ -153,6 +156,25 @@ fn a_purge_deletes_all_of_a_group_and_no_work_accepted_after_it() {
     assert!(!std::path::Path::new(&directory).exists(), "{directory}");
     server.complete("work", "again");
     assert_eq!(server.frames_of_kind("work", "greenroom/turn_started").len(), 1);
+}
+
+/// I2: what a purge leaves of a directory, as the server died or was refused, is removed by the next
+/// start. Nothing else in the directory of directories is.
+#[test]
+fn the_next_start_removes_what_a_purge_left() {
+    let mut server = Server::usual();
+    server.complete("work", "once");
+    let directory = PathBuf::from(server.group("work")["cwd"].as_str().unwrap());
+    let work = directory.parent().unwrap();
+    let left = work.join(".purged-7");
+    std::fs::create_dir_all(left.join("below")).unwrap();
+    std::os::unix::fs::symlink(&directory, left.join("below/link")).unwrap();
+    std::fs::create_dir(work.join("7")).unwrap();
+    std::fs::write(directory.join("file"), "kept").unwrap();
+    server.kill_and_boot();
+    eventually("the sweep", &server.log, || (!left.exists()).then_some(()));
+    assert!(work.join("7").exists(), "of a group in a newer copy of the database, perhaps");
+    assert!(directory.join("file").exists());
 }
 
 /// I2: an accepted purge is executed, also if the server dies first; its number and directory are

@@ -7,14 +7,15 @@ use actix::{ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, 
 
 use super::{Group, GroupError, notifications::Forget};
 use crate::{
-    storage::{GROUP_MAX, SEQ_MAX, StoreError, Unreadable},
+    storage::{GROUP_MAX, NotRemoved, SEQ_MAX, StoreError, Unreadable},
     transcript::feed,
 };
 
 /// Frames reserved for running work once no more work is accepted.
 const FRAMES_RESERVED: u64 = 1 << 24;
 
-type Purged = Result<std::io::Result<()>, StoreError>;
+/// What became of the rows, and then of the group's own directory.
+type Purged = Result<Result<(), NotRemoved>, StoreError>;
 
 impl Group {
     /// Checks that the group can work: that all of its rows were readable.
@@ -64,15 +65,16 @@ impl Group {
     pub(super) fn delete(&self) -> impl Future<Output = Purged> + use<> {
         let (db, no) = (self.shared.db.clone(), self.no);
         let epoch = self.broken.is_none().then_some(self.epoch);
-        let own_dir = self.shared.own_dir(no);
+        let work_dir = self.shared.work_dir.clone();
         async move {
             let epoch = match epoch {
                 Some(epoch) => Some(epoch),
                 None => db.write(move |store| store.claim(no)).await?,
             };
             db.purge(no, epoch).await?;
-            let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(own_dir));
-            Ok(removed.await.unwrap_or_else(|err| Err(err.into())))
+            let removed = tokio::task::spawn_blocking(move || work_dir.remove(no));
+            // A panic, which its hook has logged; the next start goes over what is left.
+            Ok(removed.await.unwrap_or(Ok(())))
         }
     }
 
@@ -84,12 +86,11 @@ impl Group {
         ctx.stop();
         match purged {
             Ok(removed) => {
-                if let Err(err) = removed
-                    && err.kind() != std::io::ErrorKind::NotFound
-                {
+                if let Err(err) = removed {
                     log::warn!(
                         target: "greenroom::group", group:% = self.id, err:%;
-                        "the purged group's own directory could not be removed"
+                        "the purged group's own directory could not be removed; the next start \
+                         tries again"
                     );
                 }
                 feed::end(&self.feed);

@@ -82,7 +82,7 @@ impl Group {
             let exited = Event::AgentExited { run, exit };
             return ctx.address().do_send(AgentReport::single(exited));
         };
-        let own_dir = self.shared.own_dir(self.no);
+        let own_dir = self.shared.work_dir.of(self.no);
         let (alive, died) = oneshot::channel();
         let start = Start {
             run,

@@ -12,10 +12,6 @@ use serde::{Deserialize, Serialize};
 use super::{DigestRows, Unreadable};
 use crate::transcript::frame::Block;
 
-/// The directory, below the data directory, in which agents work whose group has no working
-/// directory of its own: each in a subdirectory named by the group's number.
-pub const WORK_DIR: &str = "work";
-
 /// A group's number in the database.
 pub type GroupNo = u32;
 /// The greatest number of a frame or a task within a group.

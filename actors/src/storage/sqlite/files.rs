@@ -16,7 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::storage::{Sizes, StoreError, WORK_DIR};
+use crate::storage::{Sizes, StoreError, WorkDir};
 
 /// The wait between two tries to lock a file that another process reads.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
@@ -184,11 +184,11 @@ pub fn refuse_missing(database: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     let log = beside(database, "-wal");
-    let work = database.with_file_name(WORK_DIR);
+    let work = WorkDir::below(database.parent().unwrap_or(Path::new("")));
     let left_over = if fs::metadata(&log).is_ok_and(|found| found.len() > 0) {
         Some(log)
     } else {
-        has_groups(&work).then_some(work)
+        work.has_groups().then(|| work.path().to_path_buf())
     };
     let Some(left_over) = left_over else { return Ok(()) };
     Err(StoreError::Unusable {
@@ -199,15 +199,6 @@ pub fn refuse_missing(database: &Path) -> Result<(), StoreError> {
             left_over.display()
         ),
         source: None,
-    })
-}
-
-/// Whether `work` has directories of groups: their names are numbers.
-fn has_groups(work: &Path) -> bool {
-    let entries = fs::read_dir(work).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name()).any(|name| {
-        let name = name.as_encoded_bytes();
-        !name.is_empty() && name.iter().all(u8::is_ascii_digit)
     })
 }
 
