@@ -211,8 +211,9 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
             for warning in &config.warnings {
                 log::warn!(target: "greenroom::config", "{warning}");
             }
-            serve::run(config).map_err(CliError::Serve)?;
-            Ok(Exit::Done)
+            let served = serve::run(config).map_err(CliError::Serve);
+            log::logger().flush();
+            served.map(|()| Exit::Done)
         }
         Command::Demo { dir } => Ok(if demo::run(dir)? { Exit::Done } else { Exit::Failed }),
         Command::Turn { group, text } => {

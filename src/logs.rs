@@ -3,13 +3,22 @@
 //! Any value may hold text from an agent, and a terminal or a log collector reads the line: control
 //! characters are always escaped (C15). Dumps of the bytes that the HTTP client sends are dropped.
 
-use std::{fmt::Write as _, io::Write as _, time::SystemTime};
+mod queue;
 
-use env_logger::{Builder, Target};
+use std::{
+    backtrace::{Backtrace, BacktraceStatus},
+    fmt::Write as _,
+    io::{Write as _, stderr},
+    sync::OnceLock,
+    time::SystemTime,
+};
+
+use env_logger::{Builder, Logger, Target};
 use log::{
-    Level, Record,
+    Level, Log, Metadata, Record,
     kv::{Error, Key, Value, VisitSource},
 };
+use queue::LogQueue;
 
 use crate::text::{escape_json, is_printable};
 
@@ -24,14 +33,27 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging to stderr, filtered by `GREENROOM_LOG`, else `RUST_LOG`. Call it once.
+/// The lines on their way to stderr, once [`init`] has run.
+static QUEUE: OnceLock<LogQueue> = OnceLock::new();
+
+/// Starts logging to stderr, filtered by `GREENROOM_LOG`, else `RUST_LOG`, and has panics logged.
+/// Logging never waits for the reader. Call it once.
 pub fn init(format: LogFormat) {
     let filter = ["GREENROOM_LOG", "RUST_LOG"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|filter| !filter.is_empty()))
         .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
+    let notice: fn(u64) -> String = match format {
+        LogFormat::Text => |missing| notice(missing, text_line),
+        LogFormat::Json => |missing| notice(missing, json_line),
+    };
+    let queue = QUEUE.get_or_init(|| LogQueue::new(notice));
+    let target = match queue.start(stderr()) {
+        Ok(()) => Target::Pipe(Box::new(queue)),
+        Err(_) => Target::Stderr,
+    };
     let mut builder = Builder::new();
-    builder.parse_filters(&filter).target(Target::Stderr).format(move |out, record| {
+    builder.parse_filters(&filter).target(target).format(move |out, record| {
         if is_dump(record) {
             return Ok(());
         }
@@ -42,8 +64,51 @@ pub fn init(format: LogFormat) {
         };
         writeln!(out, "{line}")
     });
+    let logger = Queued(builder.build());
+    log::set_max_level(logger.0.filter());
     // A second call would be a bug; the first logger stays in place.
-    _ = builder.try_init();
+    _ = log::set_boxed_logger(Box::new(logger));
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            log::error!(target: "greenroom", backtrace:%; "{panic}");
+        } else {
+            log::error!(target: "greenroom", "{panic}");
+        }
+    }));
+}
+
+/// How many log lines were dropped because stderr's reader stood still.
+pub fn dropped() -> u64 {
+    QUEUE.get().map_or(0, LogQueue::dropped)
+}
+
+/// The line that stands for missing ones.
+fn notice(missing: u64, line: impl Fn(SystemTime, &Record<'_>) -> String) -> String {
+    let pairs = [("lines", Value::from(missing))];
+    let mut record = Record::builder();
+    record.level(Level::Warn).target("greenroom").key_values(&pairs);
+    let message = format_args!("log lines are missing here: stderr's reader stood still");
+    line(SystemTime::now(), &record.args(message).build()) + "\n"
+}
+
+/// A logger whose flush waits for stderr.
+struct Queued(Logger);
+
+impl Log for Queued {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.0.log(record);
+    }
+
+    fn flush(&self) {
+        if let Some(queue) = QUEUE.get() {
+            queue.flush();
+        }
+    }
 }
 
 /// Whether the record is the HTTP client's dump of the bytes that it sends. They include tokens, so

@@ -151,6 +151,7 @@ async fn serve(
         log::warn!(target: "greenroom", signal; "second signal: exiting at once");
         // All accepted work is durable, and the shims kill their process trees when this process
         // exits.
+        log::logger().flush();
         std::process::exit(0);
     });
     shut_down(&supervisor, &phase, &handle).await;

@@ -28,6 +28,7 @@ use prometheus_client::{
 use tokio::time::timeout;
 
 use super::{error::ApiError, meters::RouteCounters, state::AppState, view};
+use crate::logs;
 
 /// The content type of the exposition, as OpenMetrics specifies it.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -85,6 +86,8 @@ pub async fn get(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
     let help = "Groups that accept no work, because a stored row cannot be read";
     gauge(to, "groups_broken", help, apart.broken as f64);
     state.spans.register(to);
+    let help = "Log lines dropped because the reader of stderr stood still";
+    to.register("log_lines_dropped", help, ConstCounter::new(logs::dropped()));
     if let Some(free) = free {
         gauge(to, "disk_free_bytes", "Free bytes on the disk of the data directory", free);
     }

@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::support::{Server, process, server::id};
+use crate::support::{Server, Setup, process, server::id};
 
 /// The value of a key in a log line.
 fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
@@ -68,4 +68,26 @@ fn changes_tasks_and_runs_are_one_line_each() {
     let running = lines.iter().find(is_running).unwrap();
     let words = ["task", "kind", "queued"].map(|key| value(running, key));
     assert_eq!(words, [Some(id(&completed)), Some("turn"), Some("0")], "{running}");
+}
+
+/// API-7: a reader of the log that stands still stops nothing. The lines that it misses are counted, and
+/// the log says how many they are once it is back.
+#[test]
+fn a_reader_that_stands_still_stops_nothing_but_the_log() {
+    let server = Setup::new().environment("GREENROOM_LOG", "debug").start();
+    let stopped = server.log.stop_reading();
+    server.complete("talkative", "[[stderr:40000]]");
+    for number in 0..3 {
+        assert_eq!(server.complete("other", &number.to_string())["state"], "completed");
+    }
+    assert_eq!(server.get("/readyz").status, 200);
+    let dropped = server.scrape().value("greenroom_log_lines_dropped_total", &[]);
+    assert!(dropped > 0.0, "{dropped}");
+    drop(stopped);
+    let line = server.log.wait("the missing lines", |line| line.contains("log lines are missing"));
+    assert!(value(&line, "lines").is_some_and(|lines| lines != "0"), "{line}");
+    server.complete("other", "after");
+    server
+        .log
+        .wait("lines after them", |line| line.contains("task ended") && line.contains("other"));
 }

@@ -13,7 +13,11 @@ const TAIL_LINES: usize = 60;
 
 /// A growing list of lines; clones share it.
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<String>>>);
+pub struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    /// Held while the reader stands still.
+    reader: Arc<Mutex<()>>,
+}
 
 impl Log {
     /// Collects the lines of `stream` until it ends, in a new thread.
@@ -21,9 +25,15 @@ impl Log {
         let log = self.clone();
         thread::spawn(move || {
             for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+                drop(log.stop_reading());
                 log.push(String::from_utf8_lossy(&line).into_owned());
             }
         });
+    }
+
+    /// Makes the reader stand still, until the result is dropped.
+    pub fn stop_reading(&self) -> MutexGuard<'_, ()> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn push(&self, line: String) {
@@ -48,6 +58,6 @@ impl Log {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
