@@ -5,6 +5,7 @@
 
 mod body;
 mod compactions;
+mod connection;
 mod digest;
 mod error;
 mod events;
@@ -30,6 +31,7 @@ mod view;
 mod wait;
 
 pub use self::{
+    connection::Connection,
     guard::guard,
     hosts::AllowedHosts,
     meters::Meters,

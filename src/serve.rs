@@ -120,6 +120,7 @@ async fn serve(
             .wrap(from_fn(http::guard))
             .wrap(from_fn(http::count))
     })
+    .on_connect(http::Connection::note)
     .workers(workers)
     .client_request_timeout(REQUEST_TIMEOUT)
     .tcp_nodelay(true)

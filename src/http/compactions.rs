@@ -17,7 +17,7 @@ use super::{
     state::AppState,
     submit::submit_task,
     view::Time,
-    wait::{self, Wait},
+    wait::Wait,
 };
 
 /// The most bytes of summaries on a page; a page has one compaction at least.
@@ -76,14 +76,13 @@ pub async fn list(
 pub async fn submit(
     state: Data<AppState>,
     group: Path<String>,
-    Query(Wait { wait }): Query<Wait>,
+    wait: Wait,
     body: Body<CompactionRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let submission = Submission::compaction(body.value.focus);
-    let wait = wait::checked(wait)?;
     state.check_accepts_work()?;
     let group = state.owner(&group).await?;
-    submit_task(&state, &group, wait, submission, body.key).await
+    submit_task(&state, &group, &wait, submission, body.key).await
 }
 
 /// Returns how many compactions fit on a page, by number and by the bytes of their summaries.

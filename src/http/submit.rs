@@ -1,7 +1,5 @@
 //! Submits a task to its group, whatever its kind, and answers with the stored task.
 
-use std::time::Duration;
-
 use actix_web::{HttpResponse, http::header};
 use greenroom_actors::{
     group::{Accepted, KeyHashes, Submit},
@@ -9,14 +7,19 @@ use greenroom_actors::{
 };
 use greenroom_core::Submission;
 
-use super::{error::ApiError, state::AppState, view::Task, wait};
+use super::{
+    error::ApiError,
+    state::AppState,
+    view::Task,
+    wait::{self, Wait},
+};
 
 /// Submits a task to a group. Answers 202 once the task is durable, or 200 if it ended within
 /// `wait`.
 pub async fn submit_task(
     state: &AppState,
     group: &GroupHandle,
-    wait: Duration,
+    wait: &Wait,
     submission: Submission,
     key: Option<KeyHashes>,
 ) -> Result<HttpResponse, ApiError> {

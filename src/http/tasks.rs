@@ -54,11 +54,10 @@ pub async fn list(
 pub async fn get(
     state: Data<AppState>,
     task: Path<String>,
-    Query(Wait { wait }): Query<Wait>,
+    wait: Wait,
 ) -> Result<HttpResponse, ApiError> {
-    let wait = wait::checked(wait)?;
     let view = state.task(task_id(&task)?).await?;
-    let view = wait::for_end(&state, view, None, wait).await;
+    let view = wait::for_end(&state, view, None, &wait).await;
     Ok(HttpResponse::Ok().json(Task::new(&state, view, false)))
 }
 
@@ -82,15 +81,14 @@ pub struct Empty {}
 pub async fn retry(
     state: Data<AppState>,
     task: Path<String>,
-    Query(Wait { wait }): Query<Wait>,
+    wait: Wait,
     body: Body<Empty>,
 ) -> Result<HttpResponse, ApiError> {
     let TaskView { task, group, .. } = state.task(task_id(&task)?).await?;
     let submission = Submission::retry(task).map_err(GroupError::from)?;
-    let wait = wait::checked(wait)?;
     state.check_accepts_work()?;
     let group = state.owner(group.as_str()).await?;
-    submit_task(&state, &group, wait, submission, body.key).await
+    submit_task(&state, &group, &wait, submission, body.key).await
 }
 
 fn task_id(text: &str) -> Result<TaskId, ApiError> {

@@ -22,7 +22,7 @@ use super::{
     state::AppState,
     submit::submit_task,
     view::Time,
-    wait::{self, Wait},
+    wait::Wait,
 };
 
 /// The largest `deadline_ms` and `expires_in_ms`: 366 days.
@@ -58,7 +58,7 @@ impl<'de> Deserialize<'de> for Prompt {
 pub async fn submit(
     state: Data<AppState>,
     group: Path<String>,
-    Query(Wait { wait }): Query<Wait>,
+    wait: Wait,
     body: Body<TurnRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let TurnRequest { prompt: Prompt(prompt), metadata, deadline_ms, expires_in_ms } = body.value;
@@ -71,10 +71,9 @@ pub async fn submit(
     let mut submission = Submission::turn(prompt);
     submission.metadata = metadata;
     (submission.deadline_ms, submission.expires_in_ms) = (deadline_ms, expires_in_ms);
-    let wait = wait::checked(wait)?;
     state.check_accepts_work()?;
     let group = state.owner_or_create(&group).await?;
-    submit_task(&state, &group, wait, submission, body.key).await
+    submit_task(&state, &group, &wait, submission, body.key).await
 }
 
 /// Selects the turns of a group.

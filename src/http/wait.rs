@@ -1,7 +1,11 @@
 //! `?wait=`: lets a request wait until its task ends.
 
-use std::time::Duration;
+use std::{
+    future::{Ready, ready},
+    time::Duration,
+};
 
+use actix_web::{FromRequest, HttpRequest, dev::Payload, web::Query};
 use greenroom_actors::{group::Await, storage::TaskView};
 use greenroom_core::Task;
 use serde::Deserialize;
@@ -11,6 +15,7 @@ use tokio::{
 };
 
 use super::{
+    connection::Connection,
     error::ApiError,
     state::{AppState, Phase},
 };
@@ -20,36 +25,53 @@ const WAIT_SECONDS_MAX: f64 = 300.0;
 /// The pause between two requests to a group whose actor is being rebuilt.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// `?wait=`
+/// `?wait=`, in seconds.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Wait {
-    /// How long to wait, in seconds.
-    pub wait: Option<f64>,
+struct WaitQuery {
+    wait: Option<f64>,
 }
 
-/// Returns the time to wait; zero by default.
-///
-/// # Errors
-///
-/// [`ApiError::InvalidQuery`] if it is out of range.
-pub fn checked(wait: Option<f64>) -> Result<Duration, ApiError> {
-    match wait.unwrap_or_default() {
-        seconds if (0.0..=WAIT_SECONDS_MAX).contains(&seconds) => {
-            Ok(Duration::from_secs_f64(seconds))
-        }
-        _ => Err(ApiError::InvalidQuery("wait must be a number of seconds from 0 to 300".into())),
+/// How long a request waits; and its client, without which it does not.
+pub struct Wait {
+    time: Duration,
+    client: Connection,
+}
+
+impl Wait {
+    /// Whether the request waits at all.
+    pub fn is_zero(&self) -> bool {
+        self.time.is_zero()
     }
 }
 
-/// Returns the task once it is terminal, or as it is after `wait`, or when the server closes.
+impl FromRequest for Wait {
+    type Error = actix_web::Error;
+    type Future = Ready<Result<Self, Self::Error>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let query = Query::<WaitQuery>::from_request(request, payload).into_inner();
+        ready(query.and_then(|Query(WaitQuery { wait })| {
+            let seconds = wait.unwrap_or_default();
+            if !(0.0..=WAIT_SECONDS_MAX).contains(&seconds) {
+                let why = "wait must be a number of seconds from 0 to 300";
+                return Err(ApiError::InvalidQuery(why.into()).into());
+            }
+            let client = Connection::of(request);
+            Ok(Self { time: Duration::from_secs_f64(seconds), client })
+        }))
+    }
+}
+
+/// Returns the task once it is terminal, or as it is after `wait`, when the client has closed its
+/// connection, or when the server closes.
 /// `end` resolves when the task ends, if the request already subscribed to that. The task is
 /// durable, so a failing read does not fail the request: the answer is then `view`.
 pub async fn for_end(
     state: &AppState,
     view: TaskView,
     end: Option<oneshot::Receiver<Task>>,
-    wait: Duration,
+    wait: &Wait,
 ) -> TaskView {
     if wait.is_zero() {
         return view;
@@ -61,9 +83,9 @@ async fn follow(
     state: &AppState,
     mut view: TaskView,
     mut end: Option<oneshot::Receiver<Task>>,
-    wait: Duration,
+    wait: &Wait,
 ) -> Result<TaskView, ApiError> {
-    let until = Instant::now() + wait;
+    let until = Instant::now() + wait.time;
     let mut phase = state.phase.clone();
     while !view.task.state().is_terminal() && Instant::now() < until {
         let id = view.task.id;
@@ -80,6 +102,7 @@ async fn follow(
         let ended = tokio::select! {
             ended = timeout_at(until, ended) => ended,
             _ = phase.wait_for(|phase| *phase == Phase::Closing) => break,
+            () = wait.client.closed() => break,
         };
         match ended {
             Ok(Ok(Some(task))) => {

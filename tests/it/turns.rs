@@ -1,8 +1,15 @@
 //! Turns: accepted, run, answered.
 
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    time::Duration,
+};
+
+use rustix::net::sockopt::set_socket_linger;
 use serde_json::json;
 
-use crate::support::{Server, server::id};
+use crate::support::{Server, TIMEOUT, eventually, http, process, server::id};
 
 /// API-2: 202 with `Location` and the task; an unknown group is created with the default agent; the
 /// task ends `completed` with the agent's text. With `wait`: 200 if it ended within it, otherwise
@@ -47,6 +54,44 @@ fn a_turn_is_accepted_and_completes() {
     server.journal.open_gate("go");
     server.finish_as(&task, "completed");
     server.finish_as(&wait(0, "[[reply:later]]").expect_any(&[200, 202]), "completed");
+}
+
+/// API-2: a client that has closed its connection waits no more, however it closed it, and its
+/// descriptors are free again. One that has closed only its sending half gets the task as it is.
+#[test]
+fn a_wait_ends_with_its_client() {
+    let server = Server::usual();
+    let task = server.submit("work", "[[gate:go]]");
+    server.journal.wait_gate("go");
+    let request =
+        format!("GET /v1/tasks/{}?wait=300 HTTP/1.1\r\nHost: localhost\r\n\r\n", id(&task));
+    let before = process::descriptors(server.pid()).len();
+    let clients: Vec<_> = (0..40)
+        .map(|_| {
+            let mut client = TcpStream::connect(server.address()).unwrap();
+            client.write_all(request.as_bytes()).unwrap();
+            client
+        })
+        .collect();
+    let open = || process::descriptors(server.pid()).len();
+    eventually("the waits", &server.log, || (open() >= before + 40).then_some(()));
+    for (number, client) in clients.into_iter().enumerate() {
+        if number % 2 == 0 {
+            // A reset.
+            set_socket_linger(&client, Some(Duration::ZERO)).unwrap();
+        }
+    }
+    eventually("the ends of the waits", &server.log, || (open() <= before + 4).then_some(()));
+    let mut half = TcpStream::connect(server.address()).unwrap();
+    half.write_all(request.as_bytes()).unwrap();
+    half.shutdown(Shutdown::Write).unwrap();
+    half.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let mut answer = Vec::new();
+    half.read_to_end(&mut answer).unwrap();
+    let answer = http::parse(&answer, true).unwrap();
+    assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("running")));
+    server.journal.open_gate("go");
+    server.finish_as(&task, "completed");
 }
 
 /// API-2: a prompt is a text or a list of ACP content blocks, passed through unchanged.
