@@ -31,7 +31,7 @@ impl Connection {
     }
 
     /// Resolves once the client has closed the connection, or its sending half: it waits for no
-    /// answer, or cannot be told from one that does not. Cancel safe.
+    /// answer, or looks like one that does not. Cancel safe.
     pub async fn closed(&self) {
         let watched = self.0.as_ref().and_then(|own| watch(own).ok());
         let Some(watched) = watched else { return pending().await };

@@ -154,8 +154,8 @@ mod tests {
         (queue, BufReader::new(read.into()))
     }
 
-    /// A reader that stands still stops nothing; the lines that it missed are counted where they are
-    /// missing, and all others are there, in order.
+    /// A reader that stands still stops nothing; the lines that it missed are counted where they
+    /// are missing, and all others are there, in order.
     #[test]
     fn a_reader_that_stands_still_misses_counted_lines() {
         for is_nonblocking in [false, true] {
@@ -188,7 +188,7 @@ mod tests {
         }
     }
 
-    /// The end of the process waits for lines that are read, and not for a reader that stands still.
+    /// The end of the process waits for lines that are read, not for a reader that stands still.
     #[test]
     fn flush_waits_for_the_lines_but_not_for_ever() {
         let (queue, mut reader) = started(false);

@@ -158,8 +158,8 @@ fn a_purge_deletes_all_of_a_group_and_no_work_accepted_after_it() {
     assert_eq!(server.frames_of_kind("work", "greenroom/turn_started").len(), 1);
 }
 
-/// I2: what a purge leaves of a directory, as the server died or was refused, is removed by the next
-/// start. Nothing else in the directory of directories is.
+/// I2: what a purge leaves of a directory, as the server died or was refused, is removed by the
+/// next start. Nothing else in the directory of directories is.
 #[test]
 fn the_next_start_removes_what_a_purge_left() {
     let mut server = Server::usual();

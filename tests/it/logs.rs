@@ -70,8 +70,8 @@ fn changes_tasks_and_runs_are_one_line_each() {
     assert_eq!(words, [Some(id(&completed)), Some("turn"), Some("0")], "{running}");
 }
 
-/// API-7: a reader of the log that stands still stops nothing. The lines that it misses are counted, and
-/// the log says how many they are once it is back.
+/// API-7: a reader of the log that stands still stops nothing. The lines that it misses are
+/// counted, and the log says how many they are once it is back.
 #[test]
 fn a_reader_that_stands_still_stops_nothing_but_the_log() {
     let server = Setup::new().environment("GREENROOM_LOG", "debug").start();
