@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     process::{Output, Stdio},
     time::Duration,
 };
@@ -99,8 +100,13 @@ fn a_working_agent_is_described() {
 /// API-5, F7: each problem of a start is named, with what mends it; the exit code is 1.
 #[test]
 fn an_agent_that_cannot_be_used_is_explained() {
+    let scripts = tempfile::tempdir().unwrap();
+    let script = scripts.path().join("agent");
+    fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     let home = locked(Setup::new())
         .command("absent", "no-such-agent")
+        .command("broken", script.to_str().unwrap())
         .agent("exits", &["--exit-at-start", "7"])
         .agent("silent", &["--hang-initialize"])
         .text("agents.silent", "start_timeout", "300ms")
@@ -113,6 +119,7 @@ fn an_agent_that_cannot_be_used_is_explained() {
     #[rustfmt::skip]
     let cases = [
         ("absent",   "command_not_found", "command no-such-agent was not found in PATH (", "set `command` of [agents.absent]"),
+        ("broken",   "cannot_start",      "the interpreter that",                           "check `command`"),
         ("exits",    "exited",            "the agent exited with code 7",                   "--exit-at-start 7"),
         ("silent",   "timeout",           "it was not ready within 300 ms",                 "`start_timeout` in [agents.silent]"),
         ("refuses",  "refused",           "it refused initialize",                          "run it by hand"),

@@ -351,10 +351,7 @@ impl Group {
         continuity: Continuity,
         prompts: Option<PromptCapabilities>,
     ) {
-        // The agent of an outdated run is not the next one.
-        if !self.run.as_ref().is_some_and(|run| run.outdated) {
-            self.prompts = prompts;
-        }
+        self.prompts = prompts;
         let progress = match continuity {
             Continuity::New | Continuity::Lost => RunProgress::Fresh,
             Continuity::Resumed | Continuity::Loaded => RunProgress::Unsettled,

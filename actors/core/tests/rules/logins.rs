@@ -49,6 +49,10 @@ fn the_queue_waits_for_a_login() {
             let later = driver.queue_turn();
             assert_eq!(shown(&driver), (Status::Waiting, Some(Blocked::AgentAuth)), "{retry:?}");
             driver.apply(Event::CancelRequested(later));
+            let start = u32::try_from(waits.len()).unwrap();
+            for other in [Timer::Login(start - 1), Timer::Login(start + 1), Timer::Launch(start)] {
+                assert_eq!(driver.apply(Event::TimerFired(other)), Step::default(), "{other:?}");
+            }
             driver.expire(is_login);
             assert!(launches(&driver.grant()), "{retry:?}");
         }
@@ -97,6 +101,7 @@ fn whatever_was_claimed_waits_for_the_login() {
     let task = driver.group.waiting().next().unwrap();
     assert_eq!((task.attempt, task.state()), (1, TaskState::Retrying));
     assert_eq!(shown(&driver), (Status::Waiting, Some(Blocked::AgentAuth)));
+    assert!(driver.grant() == Step::default(), "nothing is claimed meanwhile");
     driver.expire(is_login);
     assert!(launches(&driver.grant()));
 

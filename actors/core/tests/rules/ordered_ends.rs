@@ -209,6 +209,11 @@ fn a_compaction_of_an_earlier_version_leaves_the_usage() {
 /// Whether the running turn, which ends well, has the finding.
 fn is_answered_by_compaction(driver: &mut Driver) -> bool {
     driver.answer(StopReason::EndTurn);
+    has_summary_finding(driver)
+}
+
+/// Whether the task that ended last has the finding.
+fn has_summary_finding(driver: &Driver) -> bool {
     let ended = driver.facts.iter().rev().find_map(|fact| match fact {
         Fact::TaskEnded { findings, .. } => Some(*findings),
         _ => None,
@@ -296,6 +301,27 @@ fn a_turn_whose_only_output_is_a_summary_is_a_finding() {
         let name = "no command of the agent's is unfinished";
         assert!(!is_answered_by_compaction(&mut driver), "{name}: {strategy:?}");
     }
+}
+
+/// RA: nor is a turn that did not end well, or one after a completed compaction or a lost context.
+#[test]
+fn only_the_next_turn_in_the_same_context_is_answered_by_a_compaction() {
+    for stop_reason in [StopReason::MaxTokens, StopReason::Refusal, StopReason::Cancelled] {
+        let mut driver = uncompleted(0);
+        driver.turn();
+        snapshot(&mut driver);
+        driver.answer(stop_reason);
+        assert!(!has_summary_finding(&driver), "a turn that did not end well: {stop_reason:?}");
+    }
+    let mut driver = uncompleted(0);
+    driver.signal(Source::Acp, SignalKind::Completed);
+    driver.turn();
+    assert!(!is_answered_by_compaction(&mut driver), "it was completed between turns");
+    let mut driver = uncompleted(2);
+    driver.turn();
+    driver.ready_lost("new");
+    snapshot(&mut driver);
+    assert!(!is_answered_by_compaction(&mut driver), "the context is another one");
 }
 
 /// Returns a group whose ordered compaction failed, was cancelled, or was killed. As opencode does,

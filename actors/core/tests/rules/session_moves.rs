@@ -126,6 +126,12 @@ fn a_rotation_follows_no_move() {
     driver.open_session(Ok("s2"));
     let session = driver.group.state().session_id().map(|session| &*session.0);
     assert_eq!((session, driver.segment()), (Some("s2"), 2));
+    let mut driver = Driver::compacting(Strategy::Rotate);
+    driver.say_in("other", "all of it");
+    driver.answer(StopReason::EndTurn);
+    assert_eq!(driver.last_ended().unwrap().status, CompactionStatus::Failed, "no summary");
+    let session = driver.group.state().session_id().map(|session| &*session.0);
+    assert_eq!((session, driver.segment()), (Some("s"), 1));
 }
 
 /// AM-13, AM-17, I11: a group remembers the sessions of its last segments, also over a restart of
