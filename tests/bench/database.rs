@@ -5,6 +5,7 @@ use std::{path::Path, time::Instant};
 use greenroom_test_support::programs::built;
 use rusqlite::{Connection, Transaction, params};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use crate::Result;
 
@@ -165,4 +166,76 @@ pub fn read_blocks(path: &Path) -> Result<f64> {
 /// Moves the write-ahead log into the database.
 pub fn checkpoint(path: &Path) -> Result<()> {
     Ok(Connection::open(path)?.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+}
+
+/// Copies the only group of a database, `g0`, until there are `groups` of them, each with ids of
+/// its own. No server may use the database.
+pub fn multiply_group(path: &Path, groups: usize) -> Result<()> {
+    let mut conn = Connection::open(path)?;
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    let rows = conn.transaction()?;
+    let id = |sql: &str| rows.query_row(sql, [], |row| row.get::<_, [u8; 16]>(0));
+    let (task, run) = (id("SELECT id FROM tasks")?, id("SELECT id FROM runs")?);
+    rows.execute_batch(
+        "CREATE TEMP TABLE one_group AS SELECT * FROM main.groups; \
+         CREATE TEMP TABLE one_head AS SELECT * FROM heads; \
+         CREATE TEMP TABLE one_task AS SELECT * FROM tasks; \
+         CREATE TEMP TABLE one_run AS SELECT * FROM runs; \
+         CREATE TEMP TABLE one_segment AS SELECT * FROM segments; \
+         CREATE TEMP TABLE some_blocks AS SELECT * FROM blocks",
+    )?;
+    let (mut last_task, mut last_run) = (task, run);
+    for number in 1..groups {
+        let no = i64::try_from(number)? + 1;
+        let [next_task, next_run] = [task, run].map(|id| numbered(id, number));
+        let ids = [(last_task, next_task), (last_run, next_run)];
+        rows.execute("UPDATE one_group SET no = ?, id = ?", params![no, format!("g{number}")])?;
+        rows.execute(
+            "UPDATE one_head SET no = ?, current_task = ?, current_run = ?",
+            params![no, next_task, next_run],
+        )?;
+        rows.execute(
+            "UPDATE one_task SET key = (? << 36) | (key & (1 << 36) - 1), id = ?, run = ?",
+            params![no, next_task, next_run],
+        )?;
+        rows.execute("UPDATE one_run SET no = ?, id = ?", params![no, next_run])?;
+        rows.execute("UPDATE one_segment SET no = ?", [no])?;
+        rows.execute(
+            "UPDATE some_blocks SET key = (? << 36) | (key & (1 << 36) - 1), \
+             task = iif(task IS NULL, NULL, ?), run = iif(run IS NULL, NULL, ?)",
+            params![no, next_task, next_run],
+        )?;
+        for (last, next) in ids.map(|(last, next)| (text(last), text(next))) {
+            rows.execute(
+                "UPDATE some_blocks SET text = CAST(replace(CAST(text AS TEXT), ?, ?) AS BLOB)",
+                [&last, &next],
+            )?;
+            rows.execute(
+                "UPDATE one_head SET digest = replace(digest, ?1, ?2), \
+                 run_digest = replace(run_digest, ?1, ?2), carry = replace(carry, ?1, ?2)",
+                [&last, &next],
+            )?;
+        }
+        rows.execute_batch(
+            "INSERT INTO main.groups SELECT * FROM one_group; \
+             INSERT INTO heads SELECT * FROM one_head; \
+             INSERT INTO tasks SELECT * FROM one_task; \
+             INSERT INTO runs SELECT * FROM one_run; \
+             INSERT INTO segments SELECT * FROM one_segment; \
+             INSERT INTO blocks SELECT * FROM some_blocks",
+        )?;
+        (last_task, last_run) = (next_task, next_run);
+    }
+    Ok(rows.commit()?)
+}
+
+/// Returns the id with this number in its last four bytes.
+fn numbered(mut id: [u8; 16], number: usize) -> [u8; 16] {
+    id[12..].copy_from_slice(&(number as u32).to_be_bytes());
+    id
+}
+
+/// Returns an id as frames have it.
+fn text(id: [u8; 16]) -> String {
+    Uuid::from_bytes(id).to_string()
 }

@@ -53,6 +53,8 @@ pub struct Scale {
     pub queue: usize,
     /// Groups in the database at a restart.
     pub groups: usize,
+    /// Groups whose turn runs when the server is killed, in two restarts.
+    pub busy: [usize; 2],
     /// Frames in the database at a restart.
     pub many_frames: usize,
     /// The time of one measurement beside each disturber.
@@ -68,6 +70,7 @@ const FULL: Scale = Scale {
     backlog: 50_000,
     queue: 10_000,
     groups: 5_000,
+    busy: [404, 5_000],
     many_frames: 1_000_000,
     phase: Duration::from_secs(2),
 };
@@ -81,6 +84,7 @@ const QUICK: Scale = Scale {
     backlog: 2_000,
     queue: 1_000,
     groups: 50,
+    busy: [4, 50],
     many_frames: 10_000,
     phase: Duration::from_millis(300),
 };
@@ -89,7 +93,7 @@ type Row = fn(&Scale) -> Result<Vec<Line>>;
 
 /// The rows by the names to select them with.
 #[rustfmt::skip]
-const ROWS: [(&str, Row); 17] = [
+const ROWS: [(&str, Row); 18] = [
     ("machine",    rows::machine::run),
     ("stream-200", |scale| rows::stream::run(scale, 200)),
     ("stream-2k",  |scale| rows::stream::run(scale, 2_000)),
@@ -100,6 +104,7 @@ const ROWS: [(&str, Row); 17] = [
     ("memory",     rows::memory::run),
     ("restart",    rows::restart::run),
     ("restart-large", rows::restart::large),
+    ("restart-busy", rows::restart::busy),
     ("disk",       rows::disk::run),
     ("queue",      rows::queue::run),
     ("drain",      rows::queue::drain),
@@ -136,7 +141,8 @@ fn run() -> Result<()> {
     if runs("isolation") {
         build_failing()?;
     }
-    build(&["--example", "bench-agent"])?;
+    // The other agent is in every configuration of a test server.
+    build(&["--example", "bench-agent", "--example", "scripted-agent"])?;
     table::print_head();
     for (name, row) in ROWS {
         if runs(name) {
