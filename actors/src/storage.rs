@@ -50,5 +50,5 @@ pub use self::{
     store::Store,
     unreadable::{BrokenGroup, Unreadable, fault_in, once},
     work_dir::{NotRemoved, WorkDir},
-    writer::{Commit, ReadFailed, TrustedTime, Write, Writer},
+    writer::{Adopt, Commit, ReadFailed, TrustedTime, Write, Writer},
 };

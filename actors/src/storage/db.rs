@@ -5,16 +5,17 @@ use greenroom_core::Timestamp;
 use tokio::sync::oneshot;
 
 use super::{
-    Commit, GroupCommit, GroupNo, Query, ReadFailed, ReadStore, Reader, StorageHealth, Store,
-    StoreError, StoredGroup, TrustedTime, Write, Writer,
+    Adopt, Commit, GroupCommit, GroupNo, Query, ReadFailed, ReadStore, Reader, StorageHealth,
+    Store, StoreError, StoredGroup, TrustedTime, Write, Writer,
 };
-use crate::clock;
 
 /// The handle of the writer and the readers of any database.
 #[derive(Clone, Debug)]
 pub struct Db {
     /// The writer.
     pub commit: Recipient<Commit>,
+    /// The writer.
+    pub adopt: Recipient<Adopt>,
     /// The writer.
     pub write: Recipient<Write>,
     /// The writer.
@@ -40,6 +41,7 @@ impl Db {
     {
         Self {
             commit: writer.clone().recipient(),
+            adopt: writer.clone().recipient(),
             write: writer.clone().recipient(),
             trusted_time: writer.clone().recipient(),
             read_failed: writer.recipient(),
@@ -82,13 +84,17 @@ impl Db {
         answer.await.map_err(|_| StoreError::Stopped)
     }
 
-    /// See [`Store::adopt`].
+    /// Makes the caller the group's only owner after the commits that wait, and returns its rows:
+    /// see [`Store::adopt_all`]. Changes no owner if the caller stops waiting before.
     ///
     /// # Errors
     ///
     /// The database's error.
     pub async fn adopt(&self, group: GroupNo) -> Result<Option<StoredGroup>, StoreError> {
-        self.write(move |store| store.adopt(group, clock::moment().up)).await
+        self.health.check_works()?;
+        let (done, answer) = oneshot::channel();
+        self.adopt.do_send(Adopt { group, done });
+        answer.await.unwrap_or(Err(StoreError::Stopped))
     }
 
     /// See [`Store::purge`].

@@ -32,7 +32,7 @@ mod wal;
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -74,7 +74,7 @@ const LOCK: &str = "greenroom.lock";
 pub struct Database {
     path: PathBuf,
     /// The open file holds the lock; the kernel releases it however the process ends.
-    _lock: File,
+    lock: File,
 }
 
 impl Database {
@@ -106,7 +106,7 @@ impl Database {
         private(&path)?;
         // Makes the files' names durable before the first commit is acknowledged.
         files::sync_dir(&dir).map_err(cannot_make(&dir))?;
-        let database = Self { path, _lock: lock };
+        let database = Self { path, lock };
         database.migrate().map_err(unusable(&database.path))?;
         Ok(database)
     }
@@ -128,6 +128,15 @@ impl Database {
     /// The data directory, absolute.
     pub fn dir(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Whether the process of another server uses this data directory.
+    pub fn is_in_use(&self, dir: &Path) -> bool {
+        let Ok(lock) = File::open(dir.join(LOCK)) else { return false };
+        let file = |lock: &File| lock.metadata().map(|found| (found.dev(), found.ino())).ok();
+        // By another name, it may be this one.
+        file(&lock) != file(&self.lock)
+            && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
     }
 
     /// The database file, absolute.

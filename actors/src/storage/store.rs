@@ -23,16 +23,30 @@ pub trait Store: Send + 'static {
     /// The database's error; then nothing of the batch is stored.
     fn commit(&mut self, batch: &[GroupCommit]) -> Result<Vec<Result<(), StoreError>>, StoreError>;
 
-    /// Makes the caller the group's only owner, and reads its rows. Returns `None` if the group
-    /// does not exist.
+    /// Makes the callers the only owners of these groups in one transaction, and reads their rows.
+    /// Returns `None` for a group that does not exist.
     ///
-    /// Frees the locks that an earlier owner took for the group. Reopens a last segment that was
+    /// Frees the locks that earlier owners took for the groups. Reopens a last segment that was
     /// closed without a successor, unless its lock is held (HL-12).
     ///
     /// # Errors
     ///
+    /// The database's error, or [`StoreError::Unreadable`] because of one group's row; then no
+    /// group has another owner.
+    fn adopt_all(
+        &mut self,
+        groups: &[GroupNo],
+        now: Uptime,
+    ) -> Result<Vec<Option<StoredGroup>>, StoreError>;
+
+    /// [`Self::adopt_all`] of one group.
+    ///
+    /// # Errors
+    ///
     /// The database's error.
-    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<StoredGroup>, StoreError>;
+    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<StoredGroup>, StoreError> {
+        Ok(self.adopt_all(&[group], now)?.pop().flatten())
+    }
 
     /// Makes the caller the group's only owner without reading its rows, and returns the epoch: for
     /// a group that [`Self::adopt`] cannot read. Returns `None` if the group does not exist, or if

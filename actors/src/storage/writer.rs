@@ -6,13 +6,18 @@
 //! It is fail-stop. From the first failure on, only a trial write each second touches the database,
 //! and every other request is refused at once. One log line reports the failure, one the recovery.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use actix::{Actor, AsyncContext as _, Context, Handler, Message};
 use greenroom_core::{Timestamp, Trust};
 use tokio::sync::oneshot;
 
-use super::{Fault, GroupCommit, LockError, StorageHealth, Store, StoreError, chain};
+use super::{
+    Fault, GroupCommit, GroupNo, LockError, StorageHealth, Store, StoreError, StoredGroup, chain,
+};
 use crate::{
     abort_on_panic::{self, AbortOnPanic},
     clock,
@@ -32,6 +37,8 @@ const CLOCK: Duration = Duration::from_secs(600);
 const DOUBTFUL_MS: i64 = 24 * 60 * 60 * 1000;
 /// How often expired keys and leases are deleted.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// The most groups that get an owner in one transaction: commits wait for it.
+const ADOPTIONS_MAX: usize = 100;
 
 /// Stores one group's facts; the answer goes to `done`. Sent without waiting for room in the
 /// mailbox: a group has at most one commit under way.
@@ -42,6 +49,17 @@ pub struct Commit {
     pub commit: GroupCommit,
     /// Where the answer goes.
     pub done: oneshot::Sender<Result<GroupCommit, StoreError>>,
+}
+
+/// Makes the caller the owner of a group, after the commits that wait; the group's rows go to
+/// `done`. Sent without waiting for room in the mailbox: a group has at most one actor that starts.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Adopt {
+    /// The group.
+    pub group: GroupNo,
+    /// Where its rows go.
+    pub done: oneshot::Sender<Result<Option<StoredGroup>, StoreError>>,
 }
 
 /// Calls the store after the commits that wait. The closure passes its value on itself, and
@@ -62,7 +80,7 @@ pub struct ReadFailed(pub StoreError);
 #[rtype(result = "Result<Timestamp, StoreError>")]
 pub struct TrustedTime;
 
-/// Commits what waits, now that the mailbox is drained.
+/// Commits and adopts what waits, now that the mailbox is drained.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Flush;
@@ -73,6 +91,8 @@ pub struct Writer<S> {
     health: StorageHealth,
     /// The commits of the next transaction.
     waiting: Vec<Commit>,
+    /// The groups that wait for their next owner.
+    adopting: VecDeque<Adopt>,
     /// The trusted time, once it was read.
     trust: Option<Trust>,
     /// When the database began to fail.
@@ -91,6 +111,7 @@ impl<S: Store + Unpin> Writer<S> {
             store,
             health,
             waiting: Vec::new(),
+            adopting: VecDeque::new(),
             trust: None,
             failed: None,
             read_failed: None,
@@ -100,9 +121,15 @@ impl<S: Store + Unpin> Writer<S> {
     }
 
     fn flush(&mut self, ctx: &mut Context<Self>) {
-        if self.waiting.is_empty() {
-            return;
+        if !self.waiting.is_empty() {
+            self.commit_waiting(ctx);
         }
+        if !self.adopting.is_empty() {
+            self.adopt_waiting(ctx);
+        }
+    }
+
+    fn commit_waiting(&mut self, ctx: &mut Context<Self>) {
         let (batch, done): (Vec<_>, Vec<_>) =
             self.waiting.drain(..).map(|waiting| (waiting.commit, waiting.done)).unzip();
         if batch.iter().any(|commit| commit.key.is_some())
@@ -114,6 +141,35 @@ impl<S: Store + Unpin> Writer<S> {
         for ((commit, done), answer) in batch.into_iter().zip(done).zip(answers) {
             // Fails if the group's actor has stopped, which is then rebuilt from the rows.
             _ = done.send(answer.map(|()| commit));
+        }
+    }
+
+    /// Gives some of the waiting groups to their next owners.
+    fn adopt_waiting(&mut self, ctx: &mut Context<Self>) {
+        let count = self.adopting.len().min(ADOPTIONS_MAX);
+        let mut batch: Vec<Adopt> = self.adopting.drain(..count).collect();
+        if !self.adopting.is_empty() {
+            ctx.notify(Flush);
+        }
+        // An actor that has stopped must not take the group from the one that followed it.
+        batch.retain(|adopt| !adopt.done.is_closed());
+        let groups: Vec<GroupNo> = batch.iter().map(|adopt| adopt.group).collect();
+        for (adopt, answer) in batch.into_iter().zip(self.adopt(&groups)) {
+            _ = adopt.done.send(self.note_result(answer, ctx));
+        }
+    }
+
+    /// Adopts the groups in one transaction, or each in its own if a row of one cannot be read
+    /// (I15).
+    fn adopt(&mut self, groups: &[GroupNo]) -> Vec<Result<Option<StoredGroup>, StoreError>> {
+        let now = clock::moment().up;
+        let adopted = self.health.check_works().and_then(|()| self.store.adopt_all(groups, now));
+        match adopted {
+            Ok(found) => found.into_iter().map(Ok).collect(),
+            Err(err) if err.is_of_one_group() && groups.len() > 1 => {
+                groups.iter().map(|group| self.store.adopt(*group, now)).collect()
+            }
+            Err(err) => groups.iter().map(|_| Err(err.clone())).collect(),
         }
     }
 
@@ -364,6 +420,18 @@ impl<S: Store + Unpin> Handler<Commit> for Writer<S> {
             ctx.notify(Flush);
         }
         self.waiting.push(commit);
+    }
+}
+
+impl<S: Store + Unpin> Handler<Adopt> for Writer<S> {
+    type Result = ();
+
+    fn handle(&mut self, adopt: Adopt, ctx: &mut Self::Context) {
+        if self.adopting.is_empty() {
+            // As for commits: the groups that start together share a transaction.
+            ctx.notify(Flush);
+        }
+        self.adopting.push_back(adopt);
     }
 }
 

@@ -47,8 +47,12 @@ impl<G: FnMut(Call) -> Result<(), StoreError> + Send + 'static> Store for Gated<
         self.pass(Call::Probe)?.probe()
     }
 
-    fn adopt(&mut self, no: GroupNo, now: Uptime) -> Result<Option<StoredGroup>, StoreError> {
-        self.pass(Call::Other)?.adopt(no, now)
+    fn adopt_all(
+        &mut self,
+        groups: &[GroupNo],
+        now: Uptime,
+    ) -> Result<Vec<Option<StoredGroup>>, StoreError> {
+        self.pass(Call::Other)?.adopt_all(groups, now)
     }
 
     fn put_sealed(

@@ -90,7 +90,8 @@ pub fn get(conn: &Connection, key: &LockKey) -> Result<Option<Lock>, LockError> 
 /// Deletes the leases that greenroom acquired for a group whose owner has changed. Does nothing in
 /// a database without the table (HL-8).
 pub fn forget_group(conn: &Connection, group: GroupNo) -> rusqlite::Result<()> {
-    let delete = || conn.execute("DELETE FROM locks WHERE group_no = ?", [group]);
+    let sql = "DELETE FROM locks WHERE group_no = ?";
+    let delete = || conn.prepare_cached(sql)?.execute([group]);
     match delete() {
         Err(err) if !is_absent(&err) => Err(err),
         _ => Ok(()),

@@ -62,23 +62,34 @@ impl Store for SqliteStore {
         Ok(stored.into_iter().map(answer).collect())
     }
 
-    fn adopt(&mut self, group: GroupNo, now: Uptime) -> Result<Option<StoredGroup>, StoreError> {
+    fn adopt_all(
+        &mut self,
+        groups: &[GroupNo],
+        now: Uptime,
+    ) -> Result<Vec<Option<StoredGroup>>, StoreError> {
+        let (mut last, mut reopened) = (0, Vec::new());
         let mut adopt = || -> Result<_, RowsError> {
             let transaction = self.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let Some(epoch) = groups::claim(&transaction, group)? else {
-                return missing(&transaction, group);
-            };
-            locks::forget_group(&transaction, group)?;
-            let reopened = locks::reopen_orphan(&transaction, group, now)?;
-            let stored = load(&transaction, group, epoch)?;
-            transaction.commit()?;
-            if let Some((group, segment)) = reopened {
-                log::warn!(group:%, segment; "a closed segment without a successor was reopened");
+            let mut adopted = Vec::with_capacity(groups.len());
+            for group in groups.iter().copied() {
+                last = group;
+                let Some(epoch) = groups::claim(&transaction, group)? else {
+                    adopted.push(missing(&transaction, group)?);
+                    continue;
+                };
+                locks::forget_group(&transaction, group)?;
+                reopened.extend(locks::reopen_orphan(&transaction, group, now)?);
+                adopted.push(Some(load(&transaction, group, epoch)?));
             }
-            Ok(Some(stored))
+            transaction.commit()?;
+            Ok(adopted)
         };
         let adopted = adopt();
-        adopted.map_err(store_error(&self.0, group, "read a group", true))
+        let adopted = adopted.map_err(store_error(&self.0, last, "read a group", true))?;
+        for (group, segment) in reopened {
+            log::warn!(group:%, segment; "a closed segment without a successor was reopened");
+        }
+        Ok(adopted)
     }
 
     fn claim(&mut self, group: GroupNo) -> Result<Option<u64>, StoreError> {

@@ -21,7 +21,7 @@ pub fn load(conn: &Connection, group: GroupNo, epoch: u64) -> Result<StoredGroup
         "SELECT {} FROM groups JOIN heads USING (no) WHERE groups.no = ?",
         rows::GROUP_COLUMNS
     );
-    let row = conn.query_row(&sql, [group], group_row(rows::summary));
+    let row = conn.prepare_cached(&sql)?.query_row([group], group_row(rows::summary));
     let (_, summary) = required(conn, row)?;
     // Each half has the condition of its index.
     let sql = format!(
