@@ -19,12 +19,13 @@ use greenroom_actors::{
     pool::AgentPool,
     process::{
         child::{HEARTBEAT_EVERY, Heartbeat},
-        proc::{self, Marker, SweepError},
+        leftovers::Leftovers,
+        proc::{self, Marker},
     },
     profile::Capacity,
     projections::retention,
     storage::{
-        Db, Reader, StorageHealth, WorkDir, Writer, chain,
+        Db, ReadStore as _, Reader, StorageHealth, WorkDir, Writer, chain,
         sqlite::{CheckpointSchedule, Database, SqliteStore},
     },
     supervisor::{Boot, ShutDown, Supervisor},
@@ -265,8 +266,18 @@ fn start_storage(database: &Database, watchdog: &Watchdog) -> Result<Db, Box<dyn
 
 /// Kills the processes that earlier servers of this data directory left running, before any task is
 /// claimed; returns their number.
-fn sweep(database: &Database) -> Result<usize, SweepError> {
-    let pids = proc::sweep(&Marker::data(database.dir().display()))?;
+fn sweep(database: &Database) -> Result<usize, Box<dyn Error>> {
+    let rows = database.opener().read_store().map_err(|err| chain(&database.refusal(err)))?;
+    let leftovers = Leftovers {
+        dir: database.dir(),
+        // A run whose row cannot be read is one of the database, too.
+        knows_run: &|run| {
+            let found = run.parse().map(|run| rows.run_digest(run));
+            found.is_ok_and(|found| found.map_or(true, |row| row.is_some()))
+        },
+        is_in_use: &|dir| database.is_in_use(dir),
+    };
+    let pids = leftovers.sweep()?;
     if !pids.is_empty() {
         log::warn!(target: "greenroom", pids:?; "killed leftover processes of an earlier server");
     }

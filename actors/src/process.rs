@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod child;
 mod control;
+pub mod leftovers;
 mod pipe;
 pub mod proc;
 pub mod shim;

@@ -189,6 +189,19 @@ fn leftover_processes_are_killed_at_the_next_start() {
     let mut server = Server::usual();
     let mut orphans = KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
     let (interrupted, agent) = submit_to_gate(&server, "work", "[[reply:a]]");
+    kill_with_shim(&mut server, agent);
+    assert!(orphans.all_live(), "no process was left to end them");
+    server.boot();
+    assert!(orphans.all_gone(), "before the server was ready");
+    orphans.0.push(agent);
+    server.log.wait("the sweep", |line| line.contains("leftover processes of an earlier server"));
+    server.finish_as(&interrupted, "interrupted");
+    server.complete("work", "next");
+}
+
+/// Kills the server and the shim of its agent, and waits for the end of that agent: its child
+/// processes are left.
+fn kill_with_shim(server: &mut Server, agent: u32) {
     let shim = process::parent(agent);
     // Stop both first, so that neither can react to the other's death.
     for signal in [Signal::STOP, Signal::KILL] {
@@ -199,13 +212,44 @@ fn leftover_processes_are_killed_at_the_next_start() {
     within(ORPHAN_TIMEOUT, "the agent's end", &server.log, || {
         (!process::is_alive(agent)).then_some(())
     });
+}
+
+/// I10, F9: the leftovers are also found if the data directory has another name by then, whose name
+/// their markers have.
+#[test]
+fn leftovers_are_killed_although_their_data_directory_was_moved() {
+    let mut server = Server::usual();
+    let orphans = KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
+    let (interrupted, agent) = submit_to_gate(&server, "work", "[[reply:a]]");
+    kill_with_shim(&mut server, agent);
+    fs::rename(server.home.data(), server.home.file("moved")).unwrap();
+    let config = fs::read_to_string(server.home.config()).unwrap();
+    assert!(config.contains("sqlite:data/"), "{config}");
+    server.home.write_config(&config.replace("sqlite:data/", "sqlite:moved/"));
     assert!(orphans.all_live(), "no process was left to end them");
     server.boot();
     assert!(orphans.all_gone(), "before the server was ready");
-    orphans.0.push(agent);
-    server.log.wait("the sweep", |line| line.contains("leftover processes of an earlier server"));
     server.finish_as(&interrupted, "interrupted");
     server.complete("work", "next");
+}
+
+/// I10: a server on a copy of the database knows the same runs, and ends none of the server that
+/// uses the original.
+#[test]
+fn a_server_on_a_copy_of_the_data_ends_no_run_of_the_original() {
+    let server = Server::usual();
+    let mut orphans = KillOnDrop::reported(&server.complete("work", "[[spawn-orphans]]"));
+    let (task, agent) = submit_to_gate(&server, "work", "[[reply:a]]");
+    orphans.0.push(agent);
+    let copy = Setup::new().home();
+    fs::create_dir(copy.data()).unwrap();
+    let target = copy.database().display().to_string();
+    server.database().execute("VACUUM INTO ?", [target]).unwrap();
+    let copy = Server::start(copy);
+    assert_eq!(copy.list("work", "tasks").len(), 2);
+    assert!(orphans.all_live(), "{}", copy.log.tail());
+    server.journal.open_gate("work");
+    server.finish_as(&task, "completed");
 }
 
 /// C13: a server may be started with ignored signals, as by `nohup`. Its agents do not ignore them,

@@ -101,18 +101,12 @@ async fn load(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Recovered>, Loa
         let last_seq = stored.state.last_seq;
         stored.digests = Some(rebuild(db, no, stored.epoch, last_seq).await?);
     }
-    if let Some(Run { id, .. }) = stored.run {
+    // One search through all processes at the boot, and not one for each group.
+    if let Some(Run { id, .. }) = stored.run
+        && !shared.unsettled.begins(no)
+    {
         let mark = proc::Marker::run(id);
-        // One search through all processes at the boot, and not one for each group.
-        let is_swept = shared.unsettled.begins(no);
-        let swept = tokio::task::spawn_blocking(move || match is_swept {
-            true => {
-                proc::kill_group(&mark);
-                Ok(Vec::new())
-            }
-            false => proc::sweep_run(&mark),
-        });
-        let swept = swept.await;
+        let swept = tokio::task::spawn_blocking(move || proc::sweep_run(&mark)).await;
         // A failed search is an error: two agents must never work on one session.
         let pids = swept.map_err(LoadError::Task)?.map_err(LoadError::Sweep)?;
         shared.metrics.orphans_reaped.inc_by(pids.len() as u64);

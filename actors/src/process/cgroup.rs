@@ -11,6 +11,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// What the name of a run's group begins with.
+const PREFIX: &str = "greenroom-";
+
 /// The group of one run: a directory below that of this process.
 #[derive(Debug)]
 pub struct Cgroup(PathBuf);
@@ -33,14 +36,23 @@ impl Cgroup {
         Self::named(run).filter(|group| group.0.is_dir())
     }
 
+    /// Returns the groups that exist below that of this process, each with its run.
+    pub fn all() -> Vec<(String, Self)> {
+        let entries = parent().and_then(|parent| fs::read_dir(parent).ok()).into_iter().flatten();
+        let runs = entries.filter_map(|entry| {
+            let entry = entry.ok()?;
+            let run = entry.file_name().to_str()?.strip_prefix(PREFIX)?.to_owned();
+            Some((run, Self(entry.path())))
+        });
+        runs.collect()
+    }
+
     fn named(run: &str) -> Option<Self> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
         if run.is_empty() || !run.bytes().all(plain) {
             return None;
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-        Some(Self(own_dir(&mounts, &groups)?.join(format!("greenroom-{run}"))))
+        Some(Self(parent()?.join(format!("{PREFIX}{run}"))))
     }
 
     /// Opens the file to which a process writes `0` to enter the group.
@@ -52,13 +64,11 @@ impl Cgroup {
         File::options().write(true).open(self.0.join("cgroup.procs"))
     }
 
-    /// Kills all members of the group.
-    ///
-    /// # Errors
-    ///
-    /// The kernel refuses.
-    pub fn kill(&self) -> io::Result<()> {
-        fs::write(self.0.join("cgroup.kill"), "1")
+    /// Kills all members of the group. Logs a refusal of the kernel.
+    pub fn kill(&self) {
+        if let Err(err) = fs::write(self.0.join("cgroup.kill"), "1") {
+            log::warn!(group:% = self.0.display(), err:%; "control group could not be killed");
+        }
     }
 
     /// Removes the group, if it is empty.
@@ -66,6 +76,13 @@ impl Cgroup {
         // A group that stays does no harm: it is empty, and its name is not used again.
         _ = fs::remove_dir(&self.0);
     }
+}
+
+/// Returns the directory of this process's own group.
+fn parent() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    own_dir(&mounts, &groups)
 }
 
 /// Returns the directory of this process's own group, from `/proc/self/mountinfo` and

@@ -70,6 +70,8 @@ pub struct Marker {
 impl Marker {
     /// The variable that names a process's run.
     pub const RUN: &str = "GREENROOM_RUN";
+    /// The variable that names the data directory of a process's run.
+    pub const DATA: &str = "GREENROOM_DATA";
 
     /// Returns the marker of the processes of one run.
     pub fn run(id: impl Display) -> Self {
@@ -78,7 +80,7 @@ impl Marker {
 
     /// Returns the marker of the processes of every run that belongs to one data directory.
     pub fn data(id: impl Display) -> Self {
-        Self { key: "GREENROOM_DATA", value: id.to_string() }
+        Self { key: Self::DATA, value: id.to_string() }
     }
 
     /// Returns the variable's name and value.
@@ -107,9 +109,19 @@ impl Marker {
     /// if the pid is reused in between or later, the other process has another start time, and gets
     /// no signal.
     fn is_on(&self, entry: Entry) -> io::Result<bool> {
-        let marker = format!("{}={}", self.key, self.value);
-        let environ = fs::read(format!("/proc/{}/environ", entry.pid))?;
-        Ok(environ.split(|&byte| byte == 0).any(|variable| variable == marker.as_bytes()))
+        let variables = entry.variables()?;
+        Ok(variables.named(self.key).any(|value| value == self.value.as_bytes()))
+    }
+}
+
+/// The environment of a process, as it was started.
+pub(super) struct Variables(Vec<u8>);
+
+impl Variables {
+    /// Returns the values of a variable: an agent may start a process with several.
+    pub fn named<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        let variables = self.0.split(|&byte| byte == 0);
+        variables.filter_map(move |entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
     }
 }
 
@@ -244,6 +256,11 @@ pub fn sweep(marker: &Marker) -> Result<Vec<u32>, SweepError> {
     kill_matching(|entry| marker.is_on(entry))
 }
 
+/// [`sweep`] of the processes whose environment `matches`.
+pub(super) fn sweep_by(matches: impl Fn(&Variables) -> bool) -> Result<Vec<u32>, SweepError> {
+    kill_matching(|entry| Ok(matches(&entry.variables()?)))
+}
+
 /// [`sweep`] for one run, with the control group that its shim may have made.
 ///
 /// # Errors
@@ -256,18 +273,8 @@ pub fn sweep_run(run: &Marker) -> Result<Vec<u32>, SweepError> {
     swept
 }
 
-/// Kills the members of the control group that a run's shim may have made. The caller has ended the
-/// processes that have the run's marker.
-pub fn kill_group(run: &Marker) {
-    killed_group(run).inspect(Cgroup::remove);
-}
-
 fn killed_group(run: &Marker) -> Option<Cgroup> {
-    let group = Cgroup::find(&run.value)?;
-    if let Err(err) = group.kill() {
-        log::warn!(run = run.value, err:%; "control group could not be killed");
-    }
-    Some(group)
+    Cgroup::find(&run.value).inspect(Cgroup::kill)
 }
 
 /// Kills and reaps the processes that this process, as a subreaper, adopted from killed shims.
@@ -377,6 +384,10 @@ impl Entry {
         let session = fields.nth(1)?.parse().ok()?;
         let start_time = fields.nth(15)?.parse().ok()?;
         Some(Self { pid, shim: name == SHIM_NAME.to_bytes(), runs, parent, session, start_time })
+    }
+
+    fn variables(self) -> io::Result<Variables> {
+        Ok(Variables(fs::read(format!("/proc/{}/environ", self.pid))?))
     }
 
     /// Stops it if it runs and was not stopped before.
