@@ -9,29 +9,43 @@ use crate::{EndReason, Fact, OutputSummary, SessionId};
 /// learn of a prompt a moment after its commit.
 ///
 /// It is not the session in force of [`crate::GroupState`]: a rotation puts the next session in
-/// force before its first prompt, and may yet be given up.
+/// force before its first prompt. Until then the usage that the prompted session reports is not the
+/// group's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SessionCursor {
     #[serde(rename = "in_force")]
     prompted: Option<SessionId>,
+    /// The session in force, whose usage is the group's; `None` if it is not known.
+    #[serde(default, rename = "session", skip_serializing_if = "Option::is_none")]
+    in_force: Option<SessionId>,
     /// Whether the last segment ended because the agent moved to another session.
     moves: bool,
 }
 
 impl SessionCursor {
+    /// The cursor of a group without a run.
+    pub fn between_runs(in_force: Option<SessionId>) -> Self {
+        Self { in_force, ..Self::default() }
+    }
+
     /// Applies a fact.
     pub fn apply(&mut self, fact: &Fact) {
         match fact {
             Fact::RunStarted { .. } => self.prompted = None,
             Fact::RunReady { session, .. } | Fact::PromptSent { session, .. } => {
                 self.prompted = Some(session.clone());
+                self.in_force = Some(session.clone());
             }
             Fact::SegmentEnded { end_reason, .. } => {
                 self.moves = *end_reason == EndReason::AcpSessionIdChanged;
             }
-            Fact::SegmentStarted { session, .. } if self.moves => {
-                self.prompted = Some(session.clone());
+            Fact::SegmentStarted { session, .. } => {
+                self.in_force = Some(session.clone());
+                if self.moves {
+                    self.prompted = Some(session.clone());
+                }
             }
+            Fact::ContextLost { .. } => self.in_force = None,
             _ => {}
         }
     }
@@ -42,11 +56,21 @@ impl SessionCursor {
         *prompted.0 == *named
     }
 
-    /// Returns what counts of the summary of messages that name the session `named`.
+    /// Whether messages of the prompted session that name `named` are about the one in force.
+    fn is_in_force(&self, named: Option<&str>) -> bool {
+        let of = named.or(self.prompted.as_ref().map(|prompted| &*prompted.0));
+        self.in_force.as_ref().zip(of).is_none_or(|(in_force, of)| *in_force.0 == *of)
+    }
+
+    /// Returns what counts of the summary of messages that name the session `named`. Usage does
+    /// only if it is that of the session in force.
     pub fn counted(&self, named: Option<&str>, summary: OutputSummary) -> OutputSummary {
         match named.filter(|_| !self.counts(named)) {
             Some(named) => summary.of_other_session(&SessionId(named.into())),
-            None => OutputSummary { is_named: named.is_some(), ..summary },
+            None => {
+                let usage = summary.usage.filter(|_| self.is_in_force(named));
+                OutputSummary { is_named: named.is_some(), usage, ..summary }
+            }
         }
     }
 }
@@ -56,7 +80,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::{Json, RunId};
+    use crate::{Json, RunId, Usage};
 
     /// I13: the session of the last committed prompt decides, also about lines that the run read
     /// before it got that prompt.
@@ -77,6 +101,10 @@ mod tests {
         };
         moved(EndReason::Compaction).iter().for_each(|fact| cursor.apply(fact));
         assert!(cursor.counts(Some("two")), "a rotation counts from its first prompt on");
+        let usage = Some(Usage { used: 9, size: 10, cost: None });
+        let summary = OutputSummary { has_output: true, usage, ..OutputSummary::default() };
+        let counted = cursor.counted(Some("two"), summary);
+        assert_eq!((counted.has_output, counted.usage), (true, None), "of the session before");
         moved(EndReason::AcpSessionIdChanged).iter().for_each(|fact| cursor.apply(fact));
         assert!(cursor.counts(Some("three")), "the agent moved by itself (AM-13)");
         let run = RunId(Uuid::nil());

@@ -304,7 +304,9 @@ impl Group {
         compactions: impl IntoIterator<Item = Compaction>,
         permissions: Vec<Permission>,
     ) -> Self {
-        let mut group = Self { state, run, permissions, ..Self::new(Settings::default()) };
+        let session_cursor = SessionCursor::between_runs(state.session_id().cloned());
+        let new = Self::new(Settings::default());
+        let mut group = Self { state, run, permissions, session_cursor, ..new };
         compactions.into_iter().for_each(|compaction| group.recent.upsert(compaction));
         for task in tasks {
             if task.has_slot() {

@@ -251,7 +251,8 @@ impl Driver {
         self.output_in(None, summary)
     }
 
-    fn output_in(&mut self, session: Option<SessionId>, summary: OutputSummary) -> Step {
+    /// Writes output that may name its session.
+    pub fn output_in(&mut self, session: Option<SessionId>, summary: OutputSummary) -> Step {
         let after_prompt = self.group.attempt().map(|attempt| attempt.prompt_id);
         self.received(session, summary, after_prompt)
     }

@@ -1,8 +1,8 @@
 //! Compaction by a summary and another session, and a wedged agent: I4, I7, I16.
 
 use greenroom_core::{
-    CompactionStatus as C, Effect, Event, Exit, ExitReason, Fact, PromptReply, SessionId,
-    SignalKind, Source, Stop, StopReason, Strategy, TaskState as T, Timer,
+    CompactionStatus as C, Effect, Event, Exit, ExitReason, Fact, OutputSummary, PromptReply,
+    SessionId, SignalKind, Source, Stop, StopReason, Strategy, TaskState as T, Timer, Usage,
 };
 use greenroom_testing::driver::{Driver, acquired, blocks, kinds};
 
@@ -104,6 +104,24 @@ fn output_counts_for_the_prompted_session() {
     driver.say_in("s", "no");
     driver.say_in("s2", ", prompted");
     assert_eq!(counted(&driver), "not prompted, prompted");
+}
+
+/// AM-13: after a rotation the usage is that of the next session, or unknown: the one before may
+/// still report its own.
+#[test]
+fn a_session_that_was_left_reports_no_usage_of_the_group() {
+    let report = |driver: &mut Driver, session: &str, used| {
+        let usage = Some(Usage { used, size: 100, cost: None });
+        let summary = OutputSummary { usage, ..OutputSummary::default() };
+        driver.output_in(Some(SessionId(session.into())), summary);
+        driver.group.state().usage().map(|usage| usage.used)
+    };
+    let mut driver = rotated();
+    assert_eq!(driver.group.state().usage(), None);
+    assert_eq!(report(&mut driver, "s", 90), None);
+    driver.turn();
+    assert_eq!(report(&mut driver, "s", 90), None);
+    assert_eq!(report(&mut driver, "s2", 10), Some(10));
 }
 
 /// I7, I16: each prompt carries the summary until a turn has output.

@@ -21,6 +21,11 @@ impl Invariant for Blocks {
                 let refused = self.0.and_then(|taken| taken.refused(prompt));
                 ensure!(refused.is_none(), "AM-2: {task} is started with {refused:?}");
             }
+            // With the summary of the context that was left.
+            Fact::PromptSent { prompt, .. } => {
+                let refused = self.0.and_then(|taken| taken.refused(prompt));
+                ensure!(refused.is_none(), "AM-2: a prompt is sent with {refused:?}");
+            }
             _ => {}
         }
         Ok(())

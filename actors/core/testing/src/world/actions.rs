@@ -9,6 +9,8 @@ use proptest::{collection::vec, prelude::*, sample::select};
 pub enum Action {
     /// A caller submits a turn.
     Submit { bytes: u8 },
+    /// A caller submits a turn with these blocks besides text: 1 image, 2 audio, 4 resource.
+    SubmitBlocks(u8),
     /// A caller submits a turn that has to start within `ms` times ten milliseconds.
     SubmitWithin { ms: u8 },
     /// A caller submits a compaction by the agent's own command.
@@ -63,6 +65,9 @@ pub enum Action {
     Ready(Continuity),
     /// The agent opened its session, and named its own session.
     ReadyAs(Continuity, u8),
+    /// The agent opened its session, and takes these blocks besides text: 1 image, 2 audio, 4
+    /// resource.
+    ReadyTaking(Continuity, u8),
     /// The agent opened the other session that the group requested, or failed to.
     OpenSession(bool),
     /// The agent writes a message.
@@ -81,6 +86,9 @@ pub enum Action {
     Provenance { number: u8, compacted: bool },
     /// A text names another session, or the one in force.
     OutputOfSession(u8),
+    /// The agent reports the usage of a session: 0 the one in force, 1 the one that was prompted
+    /// last, else another one.
+    UsageOfSession(u8, u8),
     /// The agent requests a permission.
     RequestPermission(PermissionRequest),
     /// A caller answers the permission that was opened `back` before the last.
@@ -168,6 +176,8 @@ const CODES: [i64; 8] = [-32603, -32000, -32600, -32601, -32602, -32700, -32001,
 const PURGE: u32 = 1;
 /// How often an agent fails before it is ready in a way that lasts, or on its session.
 const FAILED_START: u32 = 2;
+/// How often a prompt has blocks that not every agent takes, and an agent says which it takes.
+const BLOCKS: u32 = 2;
 /// How often an agent answers its prompt so that the stop reason is unknown.
 const UNCLEAR_ANSWER: u32 = 1;
 /// How often an agent writes half a message.
@@ -229,11 +239,11 @@ pub fn actions(most: usize) -> impl Strategy<Value = Vec<Action>> {
 /// every group.
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        43 + PURGE => caller_action(),
+        43 + PURGE + BLOCKS => caller_action(),
         39 => server_action(),
-        28 + FAILED_START => run_action(),
+        28 + FAILED_START + BLOCKS => run_action(),
         34 + UNCLEAR_ANSWER + BROKEN_MESSAGE => output_action(),
-        20 => detector_action(),
+        21 => detector_action(),
         1 => late_action(),
     ]
 }
@@ -253,6 +263,7 @@ fn caller_action() -> impl Strategy<Value = Action> {
         1 => Just(Action::Resume),
         1 => state_change,
         PURGE => purge,
+        BLOCKS => (0..8_u8).prop_map(Action::SubmitBlocks),
     ]
 }
 
@@ -306,6 +317,8 @@ fn run_action() -> impl Strategy<Value = Action> {
         1 => failed_exit.prop_map(Action::Exit),
         FAILED_START => select(vec![FailedStart::InRestore, FailedStart::Lasting])
             .prop_map(Action::FailStart),
+        BLOCKS => (continuity(), 0..8_u8)
+            .prop_map(|(continuity, blocks)| Action::ReadyTaking(continuity, blocks)),
     ]
 }
 
@@ -338,6 +351,7 @@ fn detector_action() -> impl Strategy<Value = Action> {
         3 => (0..4_u8, any::<bool>())
             .prop_map(|(number, compacted)| Action::Provenance { number, compacted }),
         1 => (0..3_u8).prop_map(Action::OutputOfSession),
+        1 => (any::<u8>(), 0..3_u8).prop_map(|(used, whose)| Action::UsageOfSession(used, whose)),
     ]
 }
 

@@ -44,6 +44,9 @@ impl World {
                 let prompt = text(&"p".repeat(usize::from(bytes)));
                 Event::Submitted(self.submit(Work::Turn { prompt }))
             }
+            Action::SubmitBlocks(blocks) => {
+                Event::Submitted(self.submit(Work::Turn { prompt: messages::blocks(blocks) }))
+            }
             Action::SubmitWithin { ms } => {
                 let mut task = self.submit(Work::Turn { prompt: text("soon") });
                 task.expires = Some(Deadline::after(self.moment(), u64::from(ms) * 10));
@@ -90,8 +93,9 @@ impl World {
                 self.leases.clear();
                 Event::LockLost { task: self.lock_holder()? }
             }
-            Action::Ready(continuity) => self.ready(continuity, 0)?,
-            Action::ReadyAs(continuity, number) => self.ready(continuity, number)?,
+            Action::Ready(continuity) => self.ready(continuity, 0, None)?,
+            Action::ReadyAs(continuity, number) => self.ready(continuity, number, None)?,
+            Action::ReadyTaking(continuity, blocks) => self.ready(continuity, 0, Some(blocks))?,
             Action::OpenSession(succeeds) => {
                 let session = self.session();
                 let agent = self.agent.as_mut().filter(|agent| agent.can_write())?;
@@ -166,6 +170,17 @@ impl World {
                 let in_force = self.group.state().session_id().cloned().filter(|_| number == 0);
                 let session = in_force.unwrap_or_else(|| SessionId(format!("n{number}").into()));
                 let (lines, summary) = AgentMessage::Chunk(number).lines_of(&session);
+                let session = Some(session);
+                Event::OutputReceived { run, lines, summary, session, after_prompt }
+            }
+            Action::UsageOfSession(used, whose) => {
+                let in_force = self.group.state().session_id().cloned();
+                let session = match whose {
+                    0 => in_force?,
+                    1 => agent.prompted.clone()?,
+                    other => SessionId(format!("n{other}").into()),
+                };
+                let (lines, summary) = AgentMessage::Usage(used).lines_of(&session);
                 let session = Some(session);
                 Event::OutputReceived { run, lines, summary, session, after_prompt }
             }
@@ -352,7 +367,7 @@ impl World {
         Some(Event::LockAnswered { task, key, answer })
     }
 
-    fn ready(&mut self, continuity: Continuity, own: u8) -> Option<Event> {
+    fn ready(&mut self, continuity: Continuity, own: u8, blocks: Option<u8>) -> Option<Event> {
         let fresh = self.session();
         let agent = self.agent.as_mut().filter(|agent| !agent.ready && agent.can_write())?;
         agent.ready = true;
@@ -372,7 +387,7 @@ impl World {
             continuity,
             provenance,
             is_forgetful,
-            prompts: None,
+            prompts: blocks.map(messages::taking),
             loss: None,
         })
     }

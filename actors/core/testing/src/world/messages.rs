@@ -3,9 +3,9 @@
 use greenroom_core::{
     CompactionOrder, CompactionSignal, Cost, Details, EffectiveSettings, Exit, ExitReason,
     FailedStart, Json, Kinds, Lineage, Lines, MessageKey, OnInterrupt, OutputSummary,
-    PermissionAsked, PermissionOption, PermissionPolicy, PermissionShown, Policy, Provenance,
-    RetryPolicy, SessionId, Settings, Source, Strategy, Tokens, TokensSpent, ToolProgress,
-    ToolResult, ToolUpdate, Usage,
+    PermissionAsked, PermissionOption, PermissionPolicy, PermissionShown, Policy,
+    PromptCapabilities, Provenance, RetryPolicy, SessionId, Settings, Source, Strategy, Tokens,
+    TokensSpent, ToolProgress, ToolResult, ToolUpdate, Usage,
 };
 
 use super::{
@@ -113,6 +113,20 @@ pub fn exit(reason: ExitReason) -> Exit {
 
 pub fn text(text: &str) -> Json {
     json(format!(r#"[{{"type":"text","text":"{text}"}}]"#))
+}
+
+/// Returns a prompt of text and these blocks: 1 image, 2 audio, 4 resource.
+pub fn blocks(wanted: u8) -> Json {
+    let kinds = ["image", "audio", "resource"].iter().enumerate();
+    let wanted = kinds.filter(|(bit, _)| wanted >> bit & 1 == 1);
+    let wanted = wanted.map(|(_, kind)| format!(r#",{{"type":"{kind}"}}"#));
+    json(format!(r#"[{{"type":"text","text":"see"}}{}]"#, wanted.collect::<String>()))
+}
+
+/// Returns the capabilities of an agent that takes these blocks: 1 image, 2 audio, 4 resource.
+pub fn taking(blocks: u8) -> PromptCapabilities {
+    let takes = |bit: u8| blocks >> bit & 1 == 1;
+    PromptCapabilities { image: takes(0), audio: takes(1), embedded_context: takes(2) }
 }
 
 pub fn number(number: i64) -> Json {

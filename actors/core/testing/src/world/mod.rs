@@ -99,6 +99,8 @@ struct Agent {
     prompts: Vec<u64>,
     /// The last prompt that it was sent.
     last_prompt: Option<u64>,
+    /// The session of that prompt.
+    prompted: Option<SessionId>,
     /// Whether it cannot have read its prompt yet.
     has_unread_prompt: bool,
     /// Requests to open a session.
@@ -239,6 +241,12 @@ impl World {
         };
         let (now, settings) = (self.moment(), self.effective_settings());
         let trigger = Trigger::from(&event);
+        let reported = match &event {
+            Event::OutputReceived { session: Some(named), summary, .. } => {
+                summary.usage.is_some().then(|| named.clone())
+            }
+            _ => None,
+        };
         let answered = match &event {
             Event::PermissionAnswered { permission, choice, .. } => {
                 Some((*permission, choice.clone()))
@@ -261,6 +269,12 @@ impl World {
                 return Ok(None);
             }
         };
+        // A group's usage is that of its session in force, or none.
+        let is_other = reported.is_some_and(|of| before.state().session_id() != Some(&of));
+        ensure!(
+            !is_other || before.state().usage() == self.group.state().usage(),
+            "AM-13: {action:?} changed the usage of {before:?}"
+        );
         self.settings_changed &= !reconciles(action, step.facts.len());
         let begun = Begun { trigger, now, settings };
         let location = |group: &Group| {
@@ -326,12 +340,13 @@ impl World {
                     closed: false,
                     prompts: Vec::new(),
                     last_prompt: None,
+                    prompted: None,
                     has_unread_prompt: false,
                     opening: Vec::new(),
                     requests: 0,
                 });
             }
-            Effect::Prompt { run, id, .. } => {
+            Effect::Prompt { run, id, session } => {
                 let agent = self.agent.as_mut().filter(|agent| agent.run == run);
                 let Some(agent) = agent else {
                     return Err(format!("I7: {run} cannot get prompt {id}"));
@@ -342,7 +357,7 @@ impl World {
                 let moved = agent.relocations < self.relocations;
                 ensure!(!moved, "prompt {id} goes to a former agent or directory");
                 agent.prompts.push(id);
-                agent.last_prompt = Some(id);
+                (agent.last_prompt, agent.prompted) = (Some(id), Some(session));
                 agent.has_unread_prompt = true;
             }
             Effect::OpenSession { run, id } => {
