@@ -1,5 +1,7 @@
 //! `greenroom serve`: builds the actors, serves HTTP, shuts everything down in order.
 
+mod signals;
+
 use std::{
     error::Error,
     io,
@@ -33,8 +35,9 @@ use greenroom_actors::{
     watchdog::Watchdog,
 };
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
+use signals::Signals;
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{SignalKind, signal},
     sync::watch,
 };
 
@@ -87,7 +90,7 @@ async fn serve(
     (open_files, reaped): (Option<u64>, usize),
 ) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::catch()?;
     let (supervisor, shared) = start_actors(&config, &database, open_files)?;
     shared.metrics.orphans_reaped.inc_by(reaped as u64);
     let db = shared.db.clone();
@@ -300,37 +303,4 @@ fn raise_open_files() -> Option<u64> {
         log::warn!(target: "greenroom", err:%; "cannot raise the limit of open files");
     }
     limit.current
-}
-
-/// The signals that stop the server.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    /// Never awaited. The parent may have left SIGCHLD ignored; then the kernel would reap children
-    /// before the server reads their exit, and a signal could reach a reused process id.
-    _child: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            _child: signal(SignalKind::child())?,
-        })
-    }
-
-    /// Discards the signals received so far.
-    fn drain(&mut self) {
-        let mut no_waker = std::task::Context::from_waker(std::task::Waker::noop());
-        while self.terminate.poll_recv(&mut no_waker).is_ready() {}
-        while self.interrupt.poll_recv(&mut no_waker).is_ready() {}
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }

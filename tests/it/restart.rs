@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{Server, Setup, eventually, process, server::id, within};
@@ -269,4 +270,25 @@ fn the_drain_ends_after_its_timeout_or_at_a_second_signal() {
         server.finish_as(&queued, "completed");
         assert_eq!(server.journal.prompts(), ["[[gate:never]]", "queued"]);
     }
+}
+
+/// F4: signals that are no order to stop leave the server and its turn alone; SIGQUIT drains.
+#[test]
+fn other_signals_end_nothing_and_sigquit_drains() {
+    let mut server = Server::usual();
+    let running = server.submit("work", "[[gate:go]]");
+    server.journal.wait_gate("go");
+    for (signal, name) in
+        [(Signal::HUP, "SIGHUP"), (Signal::USR1, "SIGUSR1"), (Signal::USR2, "SIGUSR2")]
+    {
+        process::signal(server.pid(), signal);
+        let is_ignored = |line: &str| line.contains("signal ignored") && line.contains(name);
+        server.log.wait("the ignored signal", is_ignored);
+    }
+    process::signal(server.pid(), Signal::QUIT);
+    server.log.wait("the drain", |line| line.contains("draining") && line.contains("SIGQUIT"));
+    server.journal.open_gate("go");
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    server.boot();
+    assert_eq!(server.task(&running)["state"], "completed");
 }
