@@ -28,6 +28,13 @@ impl SessionCursor {
         Self { in_force, ..Self::default() }
     }
 
+    /// Returns the cursor of a group whose session in force is `session`: one that an earlier
+    /// version stored does not have it.
+    #[must_use]
+    pub fn in_session(self, session: Option<&SessionId>) -> Self {
+        Self { in_force: session.cloned(), ..self }
+    }
+
     /// Applies a fact.
     pub fn apply(&mut self, fact: &Fact) {
         match fact {

@@ -80,7 +80,10 @@ impl StoredCheckpoint {
     ///
     /// Why this version cannot read it, in words that quote nothing of it.
     pub fn read(&self) -> Result<Checkpoint, String> {
-        serde_json::from_str(&self.state).map_err(|err| fault_in(&err))
+        let mut read: Checkpoint =
+            serde_json::from_str(&self.state).map_err(|err| fault_in(&err))?;
+        read.cursor = read.cursor.in_session(read.state.session_id());
+        Ok(read)
     }
 }
 
@@ -165,5 +168,45 @@ impl ClosedSegments {
         hash.update(next.unwrap_or_default());
         self.count += 1;
         self.digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use greenroom_core::{OutputSummary, Usage};
+    use greenroom_testing::driver::Driver;
+
+    use super::*;
+
+    /// I13, AM-13: the frames after a checkpoint are read as they were live, also after one of an
+    /// earlier version, which has no session in force for its cursor.
+    #[test]
+    fn a_checkpoint_of_an_earlier_version_has_its_session_in_force() {
+        let state = Driver::idle().group.state().clone();
+        let cursor = SessionCursor::between_runs(state.session_id().cloned());
+        let checkpoint = Checkpoint {
+            state,
+            waiting: Vec::new(),
+            run: None,
+            compactions: Vec::new(),
+            segment: None,
+            closed: ClosedSegments::default(),
+            cursor,
+            message_owners: MessageOwners::default(),
+            newest_at: Timestamp(0),
+            digests: None,
+        };
+        let stored = StoredCheckpoint::from(&checkpoint);
+        let earlier = stored.state.replace(r#","session":"s","moves""#, r#","moves""#);
+        assert_ne!(earlier, stored.state);
+        let read = StoredCheckpoint { state: earlier, ..stored.clone() }.read().unwrap();
+        assert_eq!((&read, stored.read().as_ref()), (&checkpoint, Ok(&checkpoint)));
+        let usage = Some(Usage { used: 1, size: 2, cost: None });
+        for (named, counts) in [("s", true), ("other", false)] {
+            let summary = OutputSummary { usage: usage.clone(), ..OutputSummary::default() };
+            let counted = read.cursor.counted(Some(named), summary);
+            assert_eq!(counted.usage.is_some(), counts, "{named}");
+        }
     }
 }
