@@ -111,6 +111,8 @@ impl AgentReport {
 pub enum AgentCommand {
     /// Write a line to the agent.
     Send(String),
+    /// Write the line of a cancel to the agent.
+    Cancel(String),
     /// Write the prompt with this id to the agent, for this session.
     Prompt(String, u64, SessionId),
     /// Read what the agent reports of this session, to which it moved.
@@ -296,6 +298,7 @@ impl Handler<AgentCommand> for Agent {
         // The commands to a run that is over are lost.
         match command {
             AgentCommand::Send(line) => self.stdin.send(line),
+            AgentCommand::Cancel(line) => self.stdin.send_cancel(line),
             AgentCommand::Prompt(line, id, session) => {
                 let number = self.stdin.sent() + 1;
                 _ = self.to_loop.send(Command::Prompted { id, line: number, session });

@@ -207,6 +207,7 @@ mod tests {
             task: task.id,
             stop_reason: StopReason::EndTurn,
             tokens: None,
+            early_bytes: 0,
         };
         let wait = ["queue_wait_seconds_sum 4.0", "queue_wait_seconds_count 1"];
         let seconds = [

@@ -34,7 +34,12 @@ fn facts() -> impl Strategy<Value = Vec<Fact>> {
             0 => Fact::AgentOutputRejected { run, reason: text, bytes: "eA==".into() },
             1 => {
                 let pretty = format!("[\r\n{}\n]", serde_json::to_string(&text).unwrap());
-                Fact::TurnStarted { task, prompt: Json::parse(pretty).unwrap(), strategy: None }
+                Fact::TurnStarted {
+                    task,
+                    prompt: Json::parse(pretty).unwrap(),
+                    strategy: None,
+                    after_restore: false,
+                }
             }
             2 => Fact::PromptSent {
                 session: SessionId(text.clone().into()),

@@ -55,3 +55,24 @@ fn output_after_an_error_ends_the_task() {
     assert_eq!(server.task(&task)["text"], "done after all");
     assert_eq!(server.journal.prompts(), [words, "next"]);
 }
+
+/// AM-9, I13: history that an agent replays into the first turn after it restored its session is
+/// not in that turn's text, also if the turn is interrupted; in a later turn the words count.
+#[test]
+fn replayed_history_is_not_in_the_text() {
+    let mut server = Setup::new().start();
+    let users =
+        r#"{"sessionUpdate":"user_message_chunk","content":{"type":"text","text":"do it"}}"#;
+    let line =
+        format!(r#"{{"jsonrpc":"2.0","method":"session/update","params":{{"update":{users}}}}}"#);
+    let replays = format!("[[reply:long ago]][[line:{line}]][[reply:now]]");
+    server.complete("work", "first");
+    server.kill_and_boot();
+    assert_eq!(server.complete("work", &replays)["text"], "now");
+    assert_eq!(server.complete("work", &replays)["text"], "long agonow");
+    server.kill_and_boot();
+    let cut = server.submit("work", &format!("{replays}[[gate:cut]]"));
+    server.journal.wait_gate("cut");
+    server.kill_and_boot();
+    assert_eq!(server.finish_as(&cut, "interrupted")["text"], "now");
+}

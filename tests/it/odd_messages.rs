@@ -135,3 +135,24 @@ fn an_error_without_an_id_may_be_about_another_line() {
     let failed = server.submit("work", &format!("{error}[[reply:late]]"));
     server.finish_as(&failed, "failed");
 }
+
+/// I7: an agent that does not know a cancel may answer it during the next turn, which continues. An
+/// error without an id ends a turn again once the agent has answered one since.
+#[test]
+fn an_error_without_an_id_may_be_about_an_earlier_cancel() {
+    let server = Setup::new().start();
+    let error = r#"[[line:{"jsonrpc":"2.0","id":null,"error":{"code":-32601,"message":"no"}}]]"#;
+    for number in 0..2 {
+        let gate = format!("on{number}");
+        let cancelled = server.submit("work", &format!("[[gate:{gate}]]"));
+        server.journal.wait_gate(&gate);
+        server.cancel(&cancelled).expect(202);
+        server.finish_as(&cancelled, "cancelled");
+        let next = server.complete("work", &format!("{error}[[reply:done]]"));
+        assert_eq!(next["text"], "done", "{next}");
+        let rejected = server.frames_of_kind("work", "greenroom/agent_output_rejected");
+        assert_eq!(rejected.len(), number + 1);
+        let failed = server.submit("work", &format!("{error}[[reply:late]]"));
+        server.finish_as(&failed, "failed");
+    }
+}

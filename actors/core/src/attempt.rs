@@ -1,5 +1,8 @@
 //! An attempt: its output so far, who cancels it, and how it is settled.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 
 use crate::{
@@ -24,6 +27,8 @@ pub struct Attempt {
     pub opening: Option<u64>,
     /// Whether the group was archived since it began, and perhaps revived.
     pub is_archived: bool,
+    /// Whether the agent may replay its session: what comes before words of the user is history.
+    pub(crate) may_replay: bool,
     has_output: bool,
     /// Whether there was output in the prompted session, or in that to which the agent moved.
     has_own_output: bool,
@@ -74,6 +79,7 @@ impl Attempt {
             cancel_reason: None,
             opening: None,
             is_archived: false,
+            may_replay: false,
             has_output: false,
             has_own_output: false,
             has_answer: false,
@@ -119,8 +125,9 @@ impl Attempt {
         self.has_tools
     }
 
-    /// Applies a fact about the attempt: who cancels it, that the group was archived, or that a
-    /// line which began as a message could not be read. Ignores other facts.
+    /// Applies a fact about the attempt: who cancels it, that the group was archived, that the
+    /// agent may replay its session, or that a line which began as a message could not be read.
+    /// Ignores other facts.
     pub fn apply(&mut self, fact: &Fact) {
         match fact {
             Fact::CancelRequested { .. } => {
@@ -136,6 +143,7 @@ impl Attempt {
                 });
             }
             Fact::GroupArchived {} => self.is_archived = true,
+            Fact::TurnStarted { after_restore, .. } => self.may_replay = *after_restore,
             Fact::AgentOutputRejected { .. } => self.has_unread_output |= fact.is_bare_output(),
             _ => {}
         }
@@ -143,6 +151,11 @@ impl Attempt {
 
     /// Adds output of the agent.
     pub fn add_output(&mut self, summary: &OutputSummary) {
+        // It is no answer to the prompt; still the agent may have acted.
+        if summary.is_users && self.may_replay {
+            self.text = BoundedText::default();
+            (self.has_answer, self.has_tools) = (false, false);
+        }
         self.has_output |= summary.has_output || summary.elsewhere().is_some();
         self.has_own_output |= summary.has_output;
         // How the tools of another session ended is not followed.
@@ -350,151 +363,4 @@ pub(crate) fn with_attempts(mut error: TaskError, attempt: u32) -> TaskError {
         error.message = format!("{}; given up after {attempt} attempts", error.message);
     }
     error
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::{TEXT_BYTES_MAX, ToolProgress, ToolResult, ToolUpdate};
-
-    fn attempt(reason: Option<CancelReason>, summary: OutputSummary) -> Attempt {
-        let mut attempt = Attempt::new(RunId(Uuid::nil()), 1);
-        attempt.cancel_reason = reason;
-        attempt.add_output(&summary);
-        attempt
-    }
-
-    fn update(call: &str, ended: bool) -> ToolUpdate {
-        let step = if ended {
-            ToolProgress::Ended(ToolResult::Completed)
-        } else {
-            ToolProgress::Called { tool: "x".into(), ended: None }
-        };
-        ToolUpdate { call: call.into(), step }
-    }
-
-    fn text(text: &str) -> OutputSummary {
-        OutputSummary { has_output: true, text: text.into(), ..OutputSummary::default() }
-    }
-
-    #[test]
-    fn a_success_wins_over_a_late_cancel() {
-        use {EndState as T, StopReason as S};
-        let stopped = |stop_reason| PromptReply::Stopped { stop_reason, tokens: None };
-        let failed =
-            PromptReply::Failed { code: -32603, kind: ErrorKind::Passing, message: "x".into() };
-        let odd = PromptReply::Unclear { message: "x".into() };
-        let own = S::from_agent("_vendor_pause");
-        #[rustfmt::skip]
-        let cases = [
-            ("plain",              None,                   stopped(S::EndTurn),   S::EndTurn,       T::Completed),
-            ("refused",            None,                   stopped(S::Refusal),   S::Refusal,       T::Completed),
-            ("too late a cancel",  Some(CancelReason::Caller),    stopped(S::EndTurn),   S::EndTurn,       T::Completed),
-            ("cancelled",          Some(CancelReason::Caller),    stopped(S::Cancelled), S::Cancelled,     T::Cancelled),
-            ("cancelled unasked",  None,                   stopped(S::Cancelled), S::Cancelled,     T::Cancelled),
-            ("deadline confirmed", Some(CancelReason::Deadline),  stopped(S::Cancelled), S::Deadline,      T::Interrupted),
-            ("too late deadline",  Some(CancelReason::Deadline),  stopped(S::MaxTokens), S::MaxTokens,     T::Completed),
-            ("shutdown confirmed", Some(CancelReason::Shutdown),  stopped(S::Cancelled), S::ServerRestart, T::Interrupted),
-            ("failed",             None,                   failed.clone(),        S::Error,         T::Failed),
-            ("cancel as an error", Some(CancelReason::Caller),    failed,                S::Error,         T::Cancelled),
-            ("unclear",            None,                          stopped(S::Unclear),   S::Unclear,       T::Failed),
-            ("its own word",       None,                          stopped(own),          own,              T::Failed),
-            ("unclear cancel",     Some(CancelReason::Caller),    stopped(own),          own,              T::Cancelled),
-            ("unclear deadline",   Some(CancelReason::Deadline),  stopped(S::Unclear),   S::Deadline,      T::Interrupted),
-            ("odd error",          None,                          odd.clone(),           S::Error,         T::Failed),
-            ("odd cancel",         Some(CancelReason::Caller),    odd,                   S::Error,         T::Cancelled),
-        ];
-        for (name, reason, reply, stop_reason, state) in cases {
-            let settled = attempt(reason, OutputSummary::default()).settle_by_reply(reply);
-            assert_eq!((settled.stop_reason, settled.state), (stop_reason, state), "{name}");
-            let is_interrupted = state == T::Interrupted;
-            assert_eq!(settled.ending.interrupted.is_some(), is_interrupted, "{name}");
-        }
-    }
-
-    /// what is known of the side effects of an interrupted turn.
-    #[test]
-    fn an_interrupted_turn_reports_its_possible_side_effects() {
-        let tool = |ended: bool| {
-            let mut tools = vec![update("t", false)];
-            tools.extend(ended.then(|| update("t", true)));
-            OutputSummary { has_output: true, tools, ..OutputSummary::default() }
-        };
-        #[rustfmt::skip]
-        let cases = [
-            ("prompt maybe sent",   ExitReason::ServerRestart, OutputSummary::default(), SideEffects::Unknown),
-            ("spoke",               ExitReason::ServerRestart, text("hi"),      SideEffects::NoneObserved),
-            ("tool ended",          ExitReason::ServerRestart, tool(true),      SideEffects::NoneObserved),
-            ("tool open",           ExitReason::ServerRestart, tool(false),     SideEffects::Possible),
-            ("agent died silent",   ExitReason::Exited,        OutputSummary::default(), SideEffects::NoneObserved),
-            ("agent died in tool",  ExitReason::Exited,        tool(false),     SideEffects::Possible),
-            ("subagent's tool",     ExitReason::Exited,        tool(true).of_other_session(&SessionId("c".into())), SideEffects::Possible),
-        ];
-        for (name, reason, summary, side_effects) in cases {
-            let settled = attempt(None, summary).settle_by_exit(reason, "");
-            assert_eq!(settled.state, EndState::Interrupted, "{name}");
-            assert_eq!(settled.ending.interrupted.unwrap().side_effects, side_effects, "{name}");
-        }
-    }
-
-    #[test]
-    fn text_is_truncated_at_its_limit_between_characters() {
-        let mut attempt = attempt(None, text(&"x".repeat(TEXT_BYTES_MAX - 1)));
-        attempt.add_output(&text("ä"));
-        assert_eq!((attempt.text().len(), attempt.text.is_truncated()), (TEXT_BYTES_MAX - 1, true));
-        attempt.add_output(&text("y"));
-        let ending = attempt.ending_so_far();
-        assert_eq!((ending.text.len(), ending.text_truncated), (TEXT_BYTES_MAX - 1, true));
-    }
-
-    /// I11: tool calls without number use bounded memory, and their side effects stay possible.
-    #[test]
-    fn open_tool_calls_are_named_up_to_a_limit() {
-        let tool = |number: usize, ended| update(&format!("{number:01024}"), ended);
-        let tools = (0..1000).map(|number| tool(number, false)).collect();
-        let mut attempt =
-            attempt(None, OutputSummary { has_output: true, tools, ..OutputSummary::default() });
-        assert_eq!(attempt.interrupted(Cause::AgentExited, true).open_tools.len(), 64);
-        let tools = (0..64).map(|number| tool(number, true)).collect();
-        attempt.add_output(&OutputSummary { tools, ..OutputSummary::default() });
-        let interrupted = attempt.interrupted(Cause::AgentExited, true);
-        let found = (interrupted.side_effects, interrupted.open_tools.len());
-        assert_eq!(found, (SideEffects::Possible, 0));
-        let tools = (1000..1064).map(|number| tool(number, false)).collect();
-        attempt.add_output(&OutputSummary { tools, ..OutputSummary::default() });
-        let named = attempt.interrupted(Cause::AgentExited, true).open_tools.len();
-        assert_eq!(named, 64, "an ended call leaves its room to others");
-    }
-
-    /// the end of a call without a readable id cannot be seen.
-    #[test]
-    fn a_call_without_a_name_stays_open() {
-        let tools = vec![update("", false), update("", true)];
-        let attempt =
-            attempt(None, OutputSummary { has_output: true, tools, ..Default::default() });
-        let settled = attempt.settle_by_exit(ExitReason::Exited, "");
-        let interrupted = settled.ending.interrupted.unwrap();
-        assert_eq!(
-            (interrupted.side_effects, interrupted.open_tools.len()),
-            (SideEffects::Possible, 0)
-        );
-    }
-
-    proptest::proptest! {
-        /// I13: live, an agent's lines come in batches; at recovery, one by one.
-        #[test]
-        fn output_adds_up_the_same_in_any_batches(
-            room in 0..8_usize,
-            lines in proptest::collection::vec("[aä€🦀]{0,3}", 0..6),
-        ) {
-            let full = text(&"x".repeat(TEXT_BYTES_MAX - room));
-            let (mut at_once, mut one_by_one) = (attempt(None, full.clone()), attempt(None, full));
-            at_once.add_output(&text(&lines.concat()));
-            lines.iter().for_each(|line| one_by_one.add_output(&text(line)));
-            proptest::prop_assert_eq!(&at_once.text, &one_by_one.text);
-        }
-    }
 }

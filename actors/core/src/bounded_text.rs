@@ -37,6 +37,12 @@ impl BoundedText {
         self.is_truncated |= more.is_truncated;
     }
 
+    /// Takes that number of first bytes out, or a few more: only whole characters stay.
+    pub fn forget(&mut self, bytes: usize) {
+        let from = self.text.ceil_char_boundary(bytes.min(self.text.len()));
+        self.text.drain(..from);
+    }
+
     /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.text

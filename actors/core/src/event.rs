@@ -329,6 +329,10 @@ pub struct OutputSummary {
     pub is_named: bool,
     /// The message that they are chunks of, if they name one. All of them name the same.
     pub message: Option<MessageKey>,
+    /// Whether they are words of the user, or begin with some: a replay, or an echo of the prompt.
+    pub is_users: bool,
+    /// Whether they are surely of an earlier turn than the one that runs. Only the rules set it.
+    pub is_early: bool,
     /// What they say about other sessions than the prompted one.
     pub other_sessions: Option<Box<OtherSessions>>,
 }
@@ -399,6 +403,7 @@ impl OutputSummary {
         self.tools.extend(later.tools);
         self.costs.extend(later.costs);
         self.message = later.message.or(self.message);
+        self.is_users |= later.is_users;
         if let Some(later) = later.other_sessions {
             let others = self.other_sessions.get_or_insert_default();
             others.children.extend(later.children);

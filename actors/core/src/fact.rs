@@ -120,6 +120,10 @@ pub enum Fact {
         /// since.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         strategy: Option<Strategy>,
+        /// Whether it is the first one in a run that restored its session: the agent may replay
+        /// that yet.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        after_restore: bool,
     },
     /// The prompt was committed, as it is sent to the agent: JSON-RPC's id is the frame's number.
     PromptSent {
@@ -193,6 +197,10 @@ pub enum Fact {
         /// What it spent, if the agent reports that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tokens: Option<Box<TokensSpent>>,
+        /// How many bytes of text the agent wrote in messages of earlier turns before it got the
+        /// prompt: no answer, whatever follows in those messages.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        early_bytes: u64,
     },
     /// The attempt failed, and the task is retried after a backoff.
     TaskRetrying {
@@ -471,29 +479,8 @@ impl Fact {
             _ => false,
         }
     }
+}
 
-    /// Returns the task that the fact itself names.
-    pub fn task(&self) -> Option<TaskId> {
-        match self {
-            Self::TaskQueued { task, .. }
-            | Self::TaskClaimed { task }
-            | Self::TaskReleased { task }
-            | Self::TaskStarted { task, .. }
-            | Self::TurnStarted { task, .. }
-            | Self::CancelRequested { task }
-            | Self::TurnCut { task, .. }
-            | Self::TurnSettled { task, .. }
-            | Self::SummaryGiven { task, .. }
-            | Self::TaskRetrying { task, .. }
-            | Self::LockRefused { task, .. }
-            | Self::LockBypassed { task, .. }
-            | Self::LockLost { task }
-            | Self::TaskEnded { task, .. } => Some(*task),
-            Self::PermissionOpened(permission) => permission.task,
-            Self::CompactionStarted(compaction)
-            | Self::CompactionUpdated(compaction)
-            | Self::CompactionEnded(compaction) => compaction.task,
-            _ => None,
-        }
-    }
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }

@@ -33,17 +33,23 @@ pub struct MessageOwners {
     messages: VecDeque<(MessageKey, TaskId)>,
     /// Whether the agent used an id in more than one turn: then no id shows whose a message is.
     reuses_ids: bool,
-    /// What the agent wrote since the last prompt in messages of earlier tasks, and whether any of
-    /// it is an answer.
+    /// What the agent wrote since it got the last prompt in messages of earlier tasks, and whether
+    /// any of it is an answer.
     #[serde(skip)]
     continued: (BoundedText, bool),
+    /// How many bytes of text it wrote in them before it got that prompt.
+    #[serde(skip)]
+    early_bytes: u64,
+    /// Whether the agent may replay its session during the attempt that begins.
+    #[serde(skip)]
+    may_replay: bool,
 }
 
 impl MessageOwners {
-    /// Returns the earlier task that output belongs to, and not to the attempt of `running`: its
-    /// message began in that task, or greenroom read it before it sent the running prompt, or no
-    /// attempt runs. A chunk that follows the prompt and names no message may be of either turn,
-    /// and counts for the running one.
+    /// Returns the earlier task that output belongs to, and whether that is sure; `None` if it
+    /// belongs to the attempt of `running`. Its message began in that task, or greenroom read it
+    /// before it sent the running prompt, or no attempt runs. A chunk that follows the prompt and
+    /// names no message may be of either turn, and counts for the running one.
     ///
     /// `running`: the task whose attempt runs, and the id of its prompt. `after_prompt`: the last
     /// prompt that the agent had been sent when greenroom read the output.
@@ -52,7 +58,7 @@ impl MessageOwners {
         summary: &OutputSummary,
         running: Option<(TaskId, u64)>,
         after_prompt: Option<u64>,
-    ) -> Option<TaskId> {
+    ) -> Option<(TaskId, bool)> {
         if !summary.has_output && summary.elsewhere().is_none() {
             return None;
         }
@@ -60,7 +66,8 @@ impl MessageOwners {
         let named = summary.message.and_then(|message| self.of(message)).filter(is_other);
         let is_surely_late = running.is_none_or(|(_, prompt)| after_prompt < Some(prompt));
         let settled = self.settled.filter(|_| is_surely_late).filter(is_other);
-        named.filter(|_| !self.reuses_ids).or(settled)
+        let task = named.filter(|_| !self.reuses_ids).or(settled);
+        task.map(|task| (task, is_surely_late))
     }
 
     fn of(&self, message: MessageKey) -> Option<TaskId> {
@@ -72,6 +79,9 @@ impl MessageOwners {
     pub(crate) fn add(&mut self, summary: &OutputSummary, task: TaskId, is_earlier: bool) {
         let Some(message) = summary.message else { return };
         match self.of(message) {
+            Some(_) if is_earlier && summary.is_early => {
+                self.early_bytes += summary.text.len() as u64;
+            }
             Some(_) if is_earlier => {
                 self.continued.0.push(&summary.text);
                 self.continued.1 |= summary.has_answer;
@@ -86,9 +96,33 @@ impl MessageOwners {
         }
     }
 
-    /// Begins an attempt.
-    pub(crate) fn begin(&mut self) {
-        self.continued = Default::default();
+    /// The agent may replay its session during the attempt that begins.
+    pub(crate) fn expect_replay(&mut self, may_replay: bool) {
+        self.may_replay = may_replay;
+    }
+
+    /// Begins an attempt. Returns whether the agent may replay its session during it.
+    pub(crate) fn begin(&mut self) -> bool {
+        (self.continued, self.early_bytes) = Default::default();
+        std::mem::take(&mut self.may_replay)
+    }
+
+    /// Returns how many bytes of text the agent wrote in messages of earlier tasks before it got
+    /// the last prompt.
+    pub(crate) fn early_bytes(&self) -> u64 {
+        self.early_bytes
+    }
+
+    /// Takes these first bytes out of the text that the agent continued: a stored frame does not
+    /// tell that it was read before the prompt was sent, so only the settlement shows it.
+    pub(crate) fn forget_early(&mut self, bytes: u64) {
+        let missed = bytes.saturating_sub(self.early_bytes);
+        if missed > 0 {
+            let (text, is_answer) = &mut self.continued;
+            text.forget(usize::try_from(missed).unwrap_or(usize::MAX));
+            *is_answer &= !text.as_str().trim().is_empty();
+            self.early_bytes = bytes;
+        }
     }
 
     /// Settles the attempt of `task`, whose answer is that in `ending` if [`Self::is_answered`].
@@ -109,9 +143,12 @@ impl MessageOwners {
     }
 
     /// Whether the attempt of a turn, if it stops so, is answered in the messages of earlier turns:
-    /// it ended as a whole, and the agent wrote nothing else. Such an agent uses its ids again.
+    /// it ended as a whole, and the agent wrote no other message, whatever else it did. Such an
+    /// agent uses its ids again.
     pub(crate) fn is_answered(&self, attempt: &Attempt, stop_reason: StopReason) -> bool {
-        self.continued.1 && !attempt.has_output() && stop_reason.is_whole()
+        let is_silent = attempt.text().trim().is_empty();
+        let has_other = attempt.has_answer() && !attempt.has_tools();
+        self.continued.1 && is_silent && !has_other && stop_reason.is_whole()
     }
 
     /// Replaces the text of an ending that [`Self::is_answered`] in the messages of earlier turns.

@@ -102,7 +102,10 @@ fn summarize(word: &str, update: &Update<'_>, summary: &mut OutputSummary) {
         | "config_option_update"
         | "session_info_update" => {}
         // Thoughts, plans, compactions, and what is not understood.
-        _ => summary.has_output = true,
+        _ => {
+            summary.has_output = true;
+            summary.is_users = word == "user_message_chunk";
+        }
     }
 }
 

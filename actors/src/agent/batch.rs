@@ -118,8 +118,11 @@ impl Batch {
 
 impl Open {
     /// Whether one decision is about both summaries: they are about one session and one message, or
-    /// one is empty.
+    /// one is empty. Words of the user may make history of an answer before them.
     fn fits(&self, session: Option<&str>, summary: &OutputSummary) -> bool {
+        if summary.is_users && (self.summary.has_answer || !self.summary.text.is_empty()) {
+            return false;
+        }
         let is_same_session = self.session.as_ref().map(|session| &*session.0) == session;
         (is_same_session && self.summary.message == summary.message)
             || summary.is_empty()

@@ -79,6 +79,8 @@ pub struct RunLoop {
     answer: hermes::Answer,
     /// The open prompt's id, and the number of its line among those that were sent.
     prompt: Option<(u64, u64)>,
+    /// The number of the last line that is known to be answered, if the agent answers it.
+    answered: u64,
     tokens: TokenMeter,
     sessions: Sessions,
     tools: ToolKinds,
@@ -156,6 +158,7 @@ impl RunLoop {
             detector: CompactionDetector::new(&start.profile.signals),
             answer: hermes::Answer::default(),
             prompt: None,
+            answered: 0,
             // Only hermes has detectors that a profile names.
             tokens: TokenMeter::new(!start.profile.signals.is_empty()),
             sessions: Sessions::default(),

@@ -28,6 +28,8 @@ pub struct Stdin {
     stalled_since: Cell<Option<Awake>>,
     /// How many lines were sent.
     sent: Cell<u64>,
+    /// The number of the last cancel among them.
+    cancel: Cell<u64>,
     changed: Notify,
 }
 
@@ -72,6 +74,17 @@ impl Stdin {
     /// Returns how many lines were sent.
     pub fn sent(&self) -> u64 {
         self.sent.get()
+    }
+
+    /// Returns the number of the last cancel among the lines that were sent; 0: there was none.
+    pub fn cancel(&self) -> u64 {
+        self.cancel.get()
+    }
+
+    /// Sends the line of a cancel.
+    pub fn send_cancel(&self, line: String) {
+        self.cancel.set(self.sent.get() + 1);
+        self.send(line);
     }
 
     /// Sends one line; it is lost if either end of the pipe is closed.

@@ -49,7 +49,7 @@ impl Group {
                 (run, AgentCommand::Prompt(line.to_owned(), id, session))
             }
             Effect::Cancel { run, session } => {
-                (run, AgentCommand::Send(acp::cancel_line(&session)))
+                (run, AgentCommand::Cancel(acp::cancel_line(&session)))
             }
             Effect::FollowSession { run, session } => (run, AgentCommand::FollowSession(session)),
             Effect::OpenSession { run, id } => (run, AgentCommand::OpenSession(id)),

@@ -162,7 +162,7 @@ impl Tasks {
                     self.last += 1;
                     self.accept(self.last, task, kind, block.at);
                 }
-                Some(Ok(Fact::TurnStarted { task, prompt, strategy })) => {
+                Some(Ok(Fact::TurnStarted { task, prompt, strategy, .. })) => {
                     self.prompts.insert(task, prompt);
                     self.strategies.extend(strategy.map(|strategy| (task, strategy)));
                 }

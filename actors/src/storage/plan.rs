@@ -271,7 +271,7 @@ fn row_change(fact: &Fact, seq: u64, at: Timestamp) -> Option<RowChange<'_>> {
         Fact::TaskClaimed { task } => RowChange::ClaimTask(*task),
         Fact::TaskReleased { task } => RowChange::ReleaseTask(*task),
         Fact::CancelRequested { task } => RowChange::RequestCancel(*task),
-        Fact::TurnStarted { task, prompt, strategy: Some(strategy) } => {
+        Fact::TurnStarted { task, prompt, strategy: Some(strategy), .. } => {
             RowChange::ChangeCompactionTask { task: *task, prompt, strategy: *strategy }
         }
         Fact::TaskRetrying { task, attempt, error, due, .. } => {

@@ -7,7 +7,7 @@ use greenroom_actors::{
     storage::{FrameFilter, GaugeSnapshot, GroupCommit, ReadStore, Store, StoredGroup},
 };
 use greenroom_core::{
-    Blocked, Compaction, Group, RunId, SessionCursor, SignalKind, Source, Task, TaskState,
+    Blocked, Compaction, Fact, Group, RunId, SessionCursor, SignalKind, Source, Task, TaskState,
     Timestamp,
 };
 use greenroom_testing::{
@@ -175,6 +175,11 @@ fn check(actor: &Actor, store: &mut impl Store, read_store: &impl ReadStore) {
         for frame in frames {
             let summary = session::summarize(&mut cursor, frame.kind, frame.payload);
             restored.add_output(&summary);
+            if let Some(Ok(started @ Fact::TurnStarted { .. })) =
+                Fact::read(frame.kind, frame.payload)
+            {
+                restored.apply(&started);
+            }
         }
         assert_eq!(&restored, live, "the frames hold the output of an attempt");
     }

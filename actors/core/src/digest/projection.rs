@@ -193,7 +193,7 @@ impl OpenState {
                 self.compaction = Some(*task);
             }
             Fact::TaskStarted { task, .. } => self.open_turn(*task, at),
-            Fact::TurnSettled { task, stop_reason, tokens } => {
+            Fact::TurnSettled { task, stop_reason, tokens, .. } => {
                 delta.add_tokens(tokens.as_deref());
                 if let Some(turn) = self.turn.as_mut().filter(|turn| turn.task == *task) {
                     let took_ms = at.0.saturating_sub(turn.begun_at.0);

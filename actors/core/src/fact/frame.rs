@@ -2,7 +2,7 @@
 
 use serde::{Deserialize as _, Deserializer, de::Error as _};
 
-use crate::{Fact, Json};
+use crate::{Fact, Json, TaskId};
 
 /// The prefix of the kinds of greenroom's own frames.
 const KIND_PREFIX: &str = "greenroom/";
@@ -34,6 +34,31 @@ impl Fact {
     pub fn read(kind: &str, payload: &str) -> Option<Result<Self, serde_json::Error>> {
         let name = kind.strip_prefix(KIND_PREFIX)?;
         Some(serde_json::from_str(&format!("{{{name:?}:{payload}}}")))
+    }
+
+    /// Returns the task that the fact itself names.
+    pub fn task(&self) -> Option<TaskId> {
+        match self {
+            Self::TaskQueued { task, .. }
+            | Self::TaskClaimed { task }
+            | Self::TaskReleased { task }
+            | Self::TaskStarted { task, .. }
+            | Self::TurnStarted { task, .. }
+            | Self::CancelRequested { task }
+            | Self::TurnCut { task, .. }
+            | Self::TurnSettled { task, .. }
+            | Self::SummaryGiven { task, .. }
+            | Self::TaskRetrying { task, .. }
+            | Self::LockRefused { task, .. }
+            | Self::LockBypassed { task, .. }
+            | Self::LockLost { task }
+            | Self::TaskEnded { task, .. } => Some(*task),
+            Self::PermissionOpened(permission) => permission.task,
+            Self::CompactionStarted(compaction)
+            | Self::CompactionUpdated(compaction)
+            | Self::CompactionEnded(compaction) => compaction.task,
+            _ => None,
+        }
     }
 
     /// Returns how many frames of the transcript the fact is.

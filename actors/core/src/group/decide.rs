@@ -68,9 +68,11 @@ impl<'a> Transition<'a> {
             Event::SessionOpened { run, id, opened } => self.session_opened(run, id, opened),
             Event::OutputReceived { lines, summary, session, after_prompt, .. } => {
                 let named = session.as_ref().map(|session| &*session.0);
-                let summary = self.group.session_cursor.counted(named, summary);
+                let mut summary = self.group.session_cursor.counted(named, summary);
                 let used = summary.usage.as_ref().map(|usage| usage.used);
-                let late = self.group.earlier_task_of(&summary, after_prompt);
+                let earlier = self.group.earlier_task_of(&summary, after_prompt);
+                let late = earlier.map(|(task, _)| task);
+                summary.is_early = earlier.is_some_and(|(_, is_sure)| is_sure);
                 self.end_retry_of(late);
                 self.record(Fact::AgentOutput(AgentOutput { lines, summary, late }));
                 self.measure_compaction(used);

@@ -42,7 +42,8 @@ impl Transition<'_> {
         };
         let (attempt, kind, prompt) = (record.attempt + 1, record.kind(), work.prompt().clone());
         self.record(Fact::TaskStarted { task, attempt, run });
-        self.record(Fact::TurnStarted { task, prompt: prompt.clone(), strategy });
+        let after_restore = self.group.may_replay();
+        self.record(Fact::TurnStarted { task, prompt: prompt.clone(), strategy, after_restore });
         let prompt = match &self.group.state.pending_summary {
             Some(summary) if kind == TaskKind::Turn => with_summary(summary, &prompt),
             Some(_) | None => prompt,
@@ -217,7 +218,8 @@ impl Transition<'_> {
         self.abandon_compaction();
         self.release_lock(false);
         let Settlement { stop_reason, mut state, mut ending, failure, tokens, retryable } = settled;
-        self.record(Fact::TurnSettled { task: task.id, stop_reason, tokens });
+        let early_bytes = self.group.message_owners.early_bytes();
+        self.record(Fact::TurnSettled { task: task.id, stop_reason, tokens, early_bytes });
         // A compaction is not retried: the agent may have acted on its command without output.
         if retryable
             && task.kind() == TaskKind::Turn
@@ -278,7 +280,7 @@ impl Transition<'_> {
         self.abandon_compaction();
         self.release_lock(false);
         let stop_reason = StopReason::ServerRestart;
-        self.record(Fact::TurnSettled { task, stop_reason, tokens: None });
+        self.record(Fact::TurnSettled { task, stop_reason, tokens: None, early_bytes: 0 });
         let error = TaskError {
             code: PROMPT_WITHHELD.into(),
             message: "the server was stopped before it sent the prompt".into(),
@@ -295,7 +297,9 @@ impl Group {
         id: TaskId,
         prompt: &Json,
         strategy: Option<Strategy>,
+        after_restore: bool,
     ) {
+        self.message_owners.expect_replay(after_restore);
         if let Some(Current { task, .. }) = &mut self.current
             && task.id == id
             && let Work::Compaction { prompt: sent, strategy: used, .. } = &mut task.work
@@ -309,13 +313,20 @@ impl Group {
     pub(super) fn apply_prompt_sent(&mut self, id: u64) {
         self.state.session.iter_mut().for_each(|session| session.is_fresh = false);
         self.run.iter_mut().for_each(|run| run.progress = run.progress.without_fresh());
+        let may_replay = self.message_owners.begin();
         if let Some(current) = &mut self.current
             && let Some(start) = current.task.start()
         {
-            current.attempt = Some(Attempt::new(start.run, id));
+            let mut attempt = Attempt::new(start.run, id);
+            attempt.may_replay = may_replay;
+            current.attempt = Some(attempt);
         }
-        self.message_owners.begin();
         self.recent.mark_earlier_turn();
+    }
+
+    /// Whether the run restored its session and got no prompt since: the agent may replay it yet.
+    fn may_replay(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.progress == RunProgress::Unsettled)
     }
 
     /// Whether the running turn, if it stops so, is answered in the messages of earlier turns.
@@ -352,12 +363,13 @@ impl Group {
     }
 
     /// Returns the earlier task that output belongs to, if it does not belong to the attempt that
-    /// runs. `after_prompt`: the last prompt that the agent had been sent before.
+    /// runs, and whether that is sure. `after_prompt`: the last prompt that the agent had been sent
+    /// before.
     pub(super) fn earlier_task_of(
         &self,
         summary: &OutputSummary,
         after_prompt: Option<u64>,
-    ) -> Option<TaskId> {
+    ) -> Option<(TaskId, bool)> {
         let prompt_id = self.attempt().map(|attempt| attempt.prompt_id);
         let running = self.task_of_attempt().zip(prompt_id);
         self.message_owners.earlier(summary, running, after_prompt)
@@ -394,7 +406,8 @@ impl Group {
 
     /// Applies what a settlement shows: an answer ends the crash loop, and output proves that the
     /// prompt carried its summary.
-    pub(super) fn apply_settled(&mut self, id: TaskId, stop_reason: StopReason) {
+    pub(super) fn apply_settled(&mut self, id: TaskId, stop_reason: StopReason, early_bytes: u64) {
+        self.message_owners.forget_early(early_bytes);
         // An agent that answers a later prompt has survived its cancel.
         let is_refused = matches!(stop_reason, StopReason::Error | StopReason::Cancelled);
         let is_answered = stop_reason.is_answer() && !is_refused;

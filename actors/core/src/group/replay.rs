@@ -61,8 +61,8 @@ impl Group {
                 self.apply_ended(*task, *kind, *state, *stop_reason);
             }
 
-            Fact::TurnStarted { task, prompt, strategy } => {
-                self.apply_turn_started(*task, prompt, *strategy);
+            Fact::TurnStarted { task, prompt, strategy, after_restore } => {
+                self.apply_turn_started(*task, prompt, *strategy, *after_restore);
             }
             Fact::PromptSent { .. } => self.apply_prompt_sent(place.seq),
             Fact::AgentOutput(output) => self.apply_output(output, place.task),
@@ -74,8 +74,8 @@ impl Group {
             Fact::CancelRequested { .. } => self.apply_cancel_requested(fact),
             Fact::CancelSent { run } => self.apply_cancel_sent(*run),
             Fact::TurnCut { .. } => self.apply_to_attempt(fact),
-            Fact::TurnSettled { task, stop_reason, .. } => {
-                self.apply_settled(*task, *stop_reason);
+            Fact::TurnSettled { task, stop_reason, early_bytes, .. } => {
+                self.apply_settled(*task, *stop_reason, *early_bytes);
             }
 
             Fact::RunStarted { run, has_detectors, .. } => {

@@ -62,7 +62,7 @@ fn exited(run: RunId, reason: ExitReason, code: i32) -> Fact {
 }
 
 fn settled(stop_reason: StopReason, tokens: Option<TokensSpent>) -> Fact {
-    Fact::TurnSettled { task: TASK, stop_reason, tokens: tokens.map(Box::new) }
+    Fact::TurnSettled { task: TASK, stop_reason, tokens: tokens.map(Box::new), early_bytes: 0 }
 }
 
 fn task_ended(findings: &[&str]) -> Option<Fact> {

@@ -1,8 +1,8 @@
 //! What an agent writes after its answer: AM-9, I7.
 
 use greenroom_core::{
-    Event, Fact, MessageKey, OutputSummary, RetryPolicy, StopReason, Strategy, TaskId, TaskState,
-    ToolProgress, ToolUpdate,
+    Continuity, Event, ExitReason, Fact, MessageKey, OutputSummary, RetryPolicy, StopReason,
+    Strategy, TaskId, TaskState, ToolProgress, ToolUpdate,
 };
 use greenroom_testing::driver::Driver;
 
@@ -166,6 +166,97 @@ fn an_agent_may_use_its_ids_again() {
     assert_eq!(state, Some(TaskState::Failed), "I7");
 }
 
+/// AM-9: whatever else the agent did in the turn, it answered in that message, unless it wrote
+/// another one.
+#[test]
+fn an_agent_that_uses_its_ids_again_may_call_tools_too() {
+    let thought = OutputSummary {
+        has_output: true,
+        message: Some(MessageKey::new("t")),
+        ..OutputSummary::default()
+    };
+    let picture = OutputSummary { has_answer: true, ..thought.clone() };
+    #[rustfmt::skip]
+    let cases = [
+        ("a thought before",      vec![thought],                         vec![],       "second"),
+        ("a tool call before",    vec![call()],                          vec![],       "second"),
+        ("a tool call after",     vec![],                                vec![call()], "second"),
+        ("a text of its own",     vec![chunk(Some("b"), "its own")],     vec![],       "its own"),
+        ("a picture of its own",  vec![picture],                         vec![],       ""),
+    ];
+    for (name, before, after, text) in cases {
+        let (mut driver, first) = answered();
+        let second = driver.turn();
+        before.into_iter().for_each(|own| drop(driver.output(own)));
+        driver.output(chunk(Some("a"), "second"));
+        assert_eq!(late(&driver), Some(first), "{name}");
+        after.into_iter().for_each(|own| drop(driver.output(own)));
+        driver.answer(StopReason::EndTurn);
+        assert_eq!(driver.answer_text(second).unwrap(), text, "{name}");
+        assert!(!driver.has_empty_answer(second), "{name}");
+    }
+}
+
+/// AM-9: what greenroom read before it sent the prompt is no answer to it, and what the agent
+/// continues after it may be.
+#[test]
+fn words_before_a_prompt_are_no_answer_to_it() {
+    for (after, text) in [(None, ""), (Some("second"), "second")] {
+        let (mut driver, first) = answered();
+        let second = driver.turn();
+        driver.output_before(chunk(Some("a"), "tail"));
+        assert_eq!(late(&driver), Some(first));
+        after.into_iter().for_each(|text| drop(driver.output(chunk(Some("a"), text))));
+        driver.answer(StopReason::EndTurn);
+        assert_eq!(driver.answer_text(second).unwrap(), text);
+        assert_eq!(driver.has_empty_answer(second), text.is_empty());
+    }
+}
+
+/// AM-9, A-4: history that an agent replays into the first turn of a run that restored its session
+/// is not the turn's text: it ends with the last words of the user. It still counts as output.
+#[test]
+fn history_before_the_users_words_is_no_answer() {
+    let users = || OutputSummary { has_output: true, is_users: true, ..Default::default() };
+    let history = || [chunk(None, "long ago"), users(), call(), chunk(None, "then"), users()];
+    #[rustfmt::skip]
+    let cases = [
+        ("restored",                 Continuity::Loaded,  false, "now"),
+        ("resumed",                  Continuity::Resumed, false, "now"),
+        ("the second turn",          Continuity::Loaded,  true,  "long agothennow"),
+        ("a new session",            Continuity::Lost,    false, "long agothennow"),
+    ];
+    for (name, continuity, is_second, text) in cases {
+        let (mut driver, _) = answered();
+        driver.exit(ExitReason::Exited);
+        let mut task = driver.turn();
+        let session = if continuity == Continuity::Lost { "s2" } else { "s" };
+        driver.ready_as(session, continuity, None, false);
+        if is_second {
+            driver.output(chunk(None, "first"));
+            driver.answer(StopReason::EndTurn);
+            task = driver.turn();
+        }
+        history().into_iter().for_each(|replayed| drop(driver.output(replayed)));
+        let mut failing = Driver::default();
+        failing.group = driver.group.clone();
+        failing.settings.retry = RetryPolicy::NoOutput;
+        failing.fail(-32603);
+        let failed = failing.ended(task).map(|(state, _)| state);
+        assert_eq!(failed, Some(TaskState::Failed), "I7: {name}");
+        driver.output(chunk(None, "now"));
+        driver.answer(StopReason::EndTurn);
+        assert_eq!(driver.answer_text(task).unwrap(), text, "{name}");
+    }
+    let (mut driver, _) = answered();
+    driver.exit(ExitReason::Exited);
+    let task = driver.turn();
+    driver.ready("s", None);
+    history().into_iter().for_each(|replayed| drop(driver.output(replayed)));
+    driver.answer(StopReason::EndTurn);
+    assert!(driver.has_empty_answer(task), "only history");
+}
+
 /// AM-9: of a turn that was cut short, and of a silent one, late words are no answer.
 #[test]
 fn late_words_answer_no_turn_that_did_not_end_whole() {
@@ -188,7 +279,7 @@ fn late_words_answer_no_turn_that_did_not_end_whole() {
 #[test]
 fn messages_are_forgotten_with_their_run() {
     let (mut driver, _) = answered();
-    driver.exit(greenroom_core::ExitReason::Exited);
+    driver.exit(ExitReason::Exited);
     let second = driver.turn();
     driver.ready("s", None);
     driver.output(chunk(Some("a"), "again"));

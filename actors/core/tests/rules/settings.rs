@@ -139,7 +139,7 @@ fn the_facts_state_prompt_and_strategy_of_a_compaction() {
         driver.lock(acquired());
         driver.grant();
         let stated = driver.facts.iter().find_map(|fact| match fact {
-            Fact::TurnStarted { task: started, prompt, strategy } if *started == task => {
+            Fact::TurnStarted { task: started, prompt, strategy, .. } if *started == task => {
                 Some((prompt.clone(), *strategy))
             }
             _ => None,

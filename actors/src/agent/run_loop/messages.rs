@@ -66,7 +66,9 @@ impl RunLoop {
                     self.batch.push(Event::SessionOpened { run: self.run, id, opened });
                 }
                 None => {
-                    self.prompt.take_if(|(prompt, _)| *prompt == id);
+                    if let Some((_, line)) = self.prompt.take_if(|(prompt, _)| *prompt == id) {
+                        self.answered = line;
+                    }
                     self.drain_stderr();
                     let reply = self.tokens.read(acp::prompt_reply(outcome));
                     let reply = self.answer.interpret(reply);
@@ -78,12 +80,17 @@ impl RunLoop {
         }
     }
 
-    /// Returns the id of the open request, if nothing else is left to be answered: no other line
-    /// was sent since, such as a cancel or the answer to a permission.
-    pub(super) fn only_request(&self) -> Option<u64> {
-        let sent = self.stdin.sent();
+    /// Returns the id of the open request, if an answer without an id can be to nothing else: no
+    /// other line was sent since, such as a cancel or the answer to a permission. An agent that
+    /// does not know a cancel may answer it after its turn, when it reads the next line; it has
+    /// read it once it has answered a later prompt, or answered something without an id.
+    pub(super) fn only_request(&mut self) -> Option<u64> {
+        let (sent, cancel) = (self.stdin.sent(), self.stdin.cancel());
+        let is_cancel_open = cancel > self.answered;
+        self.answered = self.answered.max(cancel);
         match &self.handshake {
             Some(handshake) => handshake.request().filter(|id| *id == sent),
+            None if is_cancel_open => None,
             None => self.prompt.filter(|(_, line)| *line == sent).map(|(id, _)| id),
         }
     }

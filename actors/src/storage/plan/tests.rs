@@ -35,7 +35,7 @@ fn started(number: u64) -> Fact {
 }
 
 fn turn_started(strategy: Option<Strategy>) -> Fact {
-    Fact::TurnStarted { task: id(1), prompt: acp::empty_prompt(), strategy }
+    Fact::TurnStarted { task: id(1), prompt: acp::empty_prompt(), strategy, after_restore: false }
 }
 
 fn ready(provenance: Option<Provenance>) -> Fact {

@@ -68,7 +68,7 @@ impl Invariant for Prompts {
                 let prompt = Prompt { kind: *kind, blocks: accepted.prompt().clone(), strategy };
                 self.tasks.insert(*task, prompt);
             }
-            Fact::TurnStarted { task, prompt, strategy } => {
+            Fact::TurnStarted { task, prompt, strategy, .. } => {
                 self.turn_started(*task, prompt, *strategy)?;
             }
             Fact::PromptSent { prompt, .. } => {

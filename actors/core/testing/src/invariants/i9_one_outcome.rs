@@ -22,9 +22,10 @@ pub struct OneOutcome {
     is_unfinished: bool,
     /// Whether another session answered since the prompted one's last output.
     is_answered_elsewhere: bool,
-    /// Whether there was any output of it, and an answer in the messages of earlier turns: that is
-    /// its own answer, if there was no other output.
-    has_output: bool,
+    /// Whether the agent may replay its session in it.
+    may_replay: bool,
+    /// Whether there was an answer in the messages of earlier turns: that is its own answer, if it
+    /// had no other.
     may_be_answered_late: bool,
 }
 
@@ -48,7 +49,7 @@ impl OneOutcome {
             *state == TaskState::Completed && stop_reason.as_ref().is_some_and(is_plain);
         let is_empty = is_turn && completed && !self.has_answer;
         let found = findings.has_empty_answer;
-        let is_sure = self.in_world && (self.has_output || !self.may_be_answered_late);
+        let is_sure = self.in_world && (self.has_answer || !self.may_be_answered_late);
         ensure!(!is_sure || found == is_empty, "TD-10: {task}: {found}, not {is_empty}");
         let is_summary = findings.is_answered_by_compaction;
         let may_be = is_turn && completed && self.is_unfinished;
@@ -105,21 +106,24 @@ impl Invariant for OneOutcome {
             Fact::TaskClaimed { task }
             | Fact::TaskReleased { task }
             | Fact::TaskStarted { task, .. }
-            | Fact::TurnStarted { task, .. }
             | Fact::TaskRetrying { task, .. }
             | Fact::TurnSettled { task, .. } => {
                 ensure!(!self.ended.contains(task), "I9: {task} ended before {fact:?}");
             }
+            Fact::TurnStarted { task, after_restore, .. } => {
+                ensure!(!self.ended.contains(task), "I9: {task} ended before {fact:?}");
+                self.may_replay = *after_restore;
+            }
             Fact::PromptSent { .. } => {
                 (self.has_answer, self.is_answered_elsewhere) = (false, false);
-                (self.has_output, self.may_be_answered_late) = (false, false);
+                self.may_be_answered_late = false;
             }
             Fact::AgentOutput(output) if output.late.is_some() => {
-                self.may_be_answered_late |= output.summary.has_answer;
+                let is_early = output.summary.is_early;
+                self.may_be_answered_late |= output.summary.has_answer && !is_early;
             }
             Fact::AgentOutput(output) => {
-                self.has_output |=
-                    output.summary.has_output || output.summary.elsewhere().is_some();
+                self.has_answer &= !(output.summary.is_users && self.may_replay);
                 self.has_answer |= output.summary.has_answer;
                 self.is_answered_elsewhere &=
                     !(output.summary.has_output && output.summary.is_named);

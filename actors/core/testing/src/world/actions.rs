@@ -190,6 +190,8 @@ pub enum AgentMessage {
     Chunk(u8),
     /// Text of one of a few messages.
     ChunkOf(u8),
+    /// Words of the user: a replay, or an echo of the prompt.
+    UserWords,
     /// The usage of its context.
     Usage(u8),
     /// A tool call starts.
@@ -409,7 +411,7 @@ fn agent_message() -> impl Strategy<Value = AgentMessage> {
         1 => (0..3_u8).prop_map(AgentMessage::ToolStarted),
         1 => (0..3_u8).prop_map(AgentMessage::ToolCompleted),
         1 => (0..3_u8).prop_map(AgentMessage::ToolFailed),
-        1 => Just(AgentMessage::Mode),
+        1 => prop_oneof![Just(AgentMessage::Mode), Just(AgentMessage::UserWords)],
     ]
 }
 

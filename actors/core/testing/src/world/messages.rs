@@ -190,6 +190,7 @@ impl AgentMessage {
         match self {
             Self::Chunk(count) => vec![chunk("ab"); usize::from(count % 3) + 1],
             Self::ChunkOf(message) => vec![chunk_of(&format!("m{message}"))],
+            Self::UserWords => vec![user_words()],
             Self::Usage(used) => vec![usage(used, None)],
             Self::Cost(amount) => vec![usage(10, Some(amount))],
             Self::ToolStarted(id) => vec![tool(id, "pending")],
@@ -219,6 +220,8 @@ const NOTHING: OutputSummary = OutputSummary {
     has_answer: false,
     is_named: false,
     message: None,
+    is_users: false,
+    is_early: false,
     other_sessions: None,
 };
 
@@ -244,6 +247,11 @@ fn chunk_of(message: &str) -> (String, OutputSummary) {
     let content = r#""content":"#;
     let line = line.replace(content, &format!(r#""messageId":"{message}",{content}"#));
     (line, OutputSummary { message: Some(MessageKey::new(message)), ..summary })
+}
+
+fn user_words() -> (String, OutputSummary) {
+    let line = chunk("do it").0.replace("agent_message_chunk", "user_message_chunk");
+    (line, OutputSummary { has_output: true, is_users: true, ..NOTHING })
 }
 
 /// Returns a usage line; an even `amount` is in dollars, an odd one in euros.
