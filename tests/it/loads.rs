@@ -141,3 +141,18 @@ fn a_session_on_which_the_agent_dies_is_given_up() {
     assert_eq!(task["text"], "[first turn]echo: three");
     assert_eq!(wait_loads(&server, 6), 6, "the session is not tried again");
 }
+
+/// I16, RA: gemini-cli stores a session with its first answer only. If it dies before, its next run
+/// does not know the session, and nothing was lost: the turn continues in a new one.
+#[test]
+fn a_session_without_an_answer_is_replaced_in_silence() {
+    let server = Setup::new().retries("10ms").agent("loads", &["--no-resume"]).start();
+    server.create_group("work", "loads", "auto");
+    server.journal.script("on-load", "[[error:-32603:No previous sessions found]]");
+    let task = server.submit("work", "[[times:1:die:1]][[reply:done]]");
+    let task = server.finish_as(&task, "completed");
+    assert_eq!((&*task["text"].to_string(), &task["attempt"]), ("\"done\"", &2.into()));
+    assert_eq!(wait_loads(&server, 1), 1);
+    assert!(server.frames_of_kind("work", LOST).is_empty());
+    assert_eq!(server.list("work", "segments").len(), 2);
+}

@@ -205,6 +205,7 @@ impl LogReplay {
         }
         // Nor is the pause of automatic compaction.
         state.compacting.copy_pause(&summary.state.compacting);
+        state.forget_unstored(&summary.state);
         self.same("head", state, summary.state.clone());
         self.same("status", self.group.status(), summary.status);
         let waiting = self.group.waiting().len() as u64;

@@ -104,7 +104,7 @@ impl Group {
             run.outdated |= settings.invalidates_run(&self.state.settings);
         }
         if settings.agent != self.state.settings.agent {
-            self.prompts = None;
+            self.state.prompts = None;
         }
         self.state.settings = settings.clone();
         if self.state.existence == Existence::Archived {

@@ -426,6 +426,9 @@ impl Group {
             self.run.iter_mut().for_each(|run| run.progress = RunProgress::Settled);
             self.clear_launch_backoff();
         }
+        if stop_reason.is_answer() && stop_reason != StopReason::Error {
+            self.state.session.iter_mut().for_each(|session| session.is_unanswered = false);
+        }
         let is_turn = self.current.as_ref().is_some_and(|it| it.task.kind() == TaskKind::Turn);
         if is_answered && is_turn {
             self.state.compacting.forget_unfinished();

@@ -153,7 +153,7 @@ impl Group {
 
     /// Returns the first block of a prompt that the group's agent is known not to take.
     pub fn refused_block(&self, prompt: &Json) -> Option<RefusedBlock> {
-        self.prompts.as_ref()?.refused(prompt)
+        self.state.prompts.as_ref()?.refused(prompt)
     }
 
     /// Whether it claims no task: it is paused, archived or on hold.

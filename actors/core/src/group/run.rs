@@ -61,7 +61,10 @@ impl Transition<'_> {
             return;
         }
         let is_given_up = self.gives_session_up();
-        let is_lost = continuity == Continuity::Lost && self.group.has_context();
+        // Some agents store a session with its first answer only.
+        let was_stored = self.group.state.session.as_ref().is_some_and(|it| !it.is_unanswered)
+            || loss.as_ref().is_none_or(|loss| !loss.is_unknown);
+        let is_lost = continuity == Continuity::Lost && self.group.has_context() && was_stored;
         if is_lost {
             self.lose_context(loss.map(|loss| loss.cause));
         }
@@ -351,7 +354,7 @@ impl Group {
         continuity: Continuity,
         prompts: Option<PromptCapabilities>,
     ) {
-        self.prompts = prompts;
+        self.state.prompts = prompts;
         let progress = match continuity {
             Continuity::New | Continuity::Lost => RunProgress::Fresh,
             Continuity::Resumed | Continuity::Loaded => RunProgress::Unsettled,
@@ -364,7 +367,14 @@ impl Group {
                 known.id = id;
                 known.provenance = provenance.or(known.provenance.take());
             }
-            known => *known = Some(Session { id, is_fresh: false, usage: None, provenance }),
+            known => {
+                let (is_fresh, is_unanswered) = (false, false);
+                *known = Some(Session { id, is_fresh, is_unanswered, usage: None, provenance });
+            }
+        }
+        // Earlier versions, whose facts lack the blocks, did not store the mark.
+        if matches!(continuity, Continuity::New | Continuity::Lost) && prompts.is_some() {
+            self.state.session.iter_mut().for_each(|session| session.is_unanswered = true);
         }
         self.set_phase(RunPhase::Ready);
     }

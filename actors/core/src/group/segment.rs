@@ -134,7 +134,8 @@ impl Group {
         }
         self.state.compacting.forget_unfinished();
         let id = session.clone();
-        self.state.session = Some(Session { id, is_fresh: true, usage: None, provenance });
+        let (is_fresh, is_unanswered) = (true, false);
+        self.state.session = Some(Session { id, is_fresh, is_unanswered, usage: None, provenance });
         self.run.iter_mut().for_each(|run| run.progress = run.progress.without_fresh());
         if let Some(Current { attempt: Some(attempt), .. }) = &mut self.current {
             attempt.follow(session);

@@ -46,6 +46,8 @@ pub struct GroupState {
     pub hold: Hold,
     /// What delays its next run.
     pub crash_loop: CrashLoop,
+    /// The content blocks that the group's agent takes, as its last run reported; `None`: unknown.
+    pub prompts: Option<PromptCapabilities>,
 }
 
 /// The session in force, and what is known of it.
@@ -55,6 +57,8 @@ pub struct Session {
     pub id: SessionId,
     /// Whether it never got a prompt: then nothing is lost with it.
     pub is_fresh: bool,
+    /// Whether a run opened it, and no turn was completed in it since: the agent may not keep it.
+    pub is_unanswered: bool,
     /// The context usage last reported.
     pub usage: Option<Usage>,
     /// The agent's own session in force: the one to restore in the next run.
@@ -172,6 +176,15 @@ impl GroupState {
             pending_summary: None,
             hold: Hold::default(),
             crash_loop: CrashLoop::default(),
+            prompts: None,
+        }
+    }
+
+    /// Forgets what `row` lacks, because an earlier version wrote it.
+    pub fn forget_unstored(&mut self, row: &Self) {
+        self.prompts = self.prompts.filter(|_| row.prompts.is_some());
+        if let (Some(session), Some(stored)) = (&mut self.session, &row.session) {
+            session.is_unanswered &= stored.is_unanswered;
         }
     }
 
@@ -260,9 +273,6 @@ pub struct Group {
     /// The sessions of the last segments, each once, the last one last. The agent may still send
     /// updates about a former one, and does not move there by that (AM-13).
     pub(super) known_sessions: VecDeque<SessionId>,
-    /// The content blocks that the group's agent takes, as its last run reported; `None`: unknown.
-    /// A restored group does not know them before its next run is ready.
-    pub(super) prompts: Option<PromptCapabilities>,
 }
 
 /// The task that has the group's slot.
@@ -289,7 +299,6 @@ impl Group {
             session_cursor: SessionCursor::default(),
             message_owners: MessageOwners::default(),
             known_sessions: VecDeque::new(),
-            prompts: None,
         }
     }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::state::{
     CompactionHistory, CrashLoop, Existence, GroupState, Hold, LaunchWait, Session,
 };
-use crate::{HoldReason, Provenance, SessionId, Settings, Timestamp, Usage};
+use crate::{HoldReason, PromptCapabilities, Provenance, SessionId, Settings, Timestamp, Usage};
 
 /// [`GroupState`] in a checkpoint. A field that an earlier version did not write needs a default.
 ///
@@ -31,6 +31,10 @@ struct StoredState {
     interruptions: u32,
     crashes: u32,
     launch_due: Option<LaunchWait>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unanswered: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prompts: Option<PromptCapabilities>,
 }
 
 impl Serialize for GroupState {
@@ -47,13 +51,20 @@ impl<'de> Deserialize<'de> for GroupState {
 
 impl From<StoredState> for GroupState {
     fn from(stored: StoredState) -> Self {
-        let StoredState { unspoken, usage, provenance, .. } = stored;
+        let StoredState { unspoken: is_fresh, unanswered: is_unanswered, .. } = stored;
+        let StoredState { usage, provenance, .. } = stored;
         Self {
             settings: stored.settings,
             created_at: stored.created_at,
             last_seq: stored.last_seq,
             tasks: stored.tasks,
-            session: stored.session.map(|id| Session { id, is_fresh: unspoken, usage, provenance }),
+            session: stored.session.map(|id| Session {
+                id,
+                is_fresh,
+                is_unanswered,
+                usage,
+                provenance,
+            }),
             segment: stored.segment,
             paused: stored.paused,
             existence: Existence::of(stored.archived, stored.purging),
@@ -61,6 +72,7 @@ impl From<StoredState> for GroupState {
             pending_summary: stored.lead_in,
             hold: Hold { reason: stored.held, interruptions: stored.interruptions },
             crash_loop: CrashLoop { crashes: stored.crashes, launch_wait: stored.launch_due },
+            prompts: stored.prompts,
         }
     }
 }
@@ -68,11 +80,11 @@ impl From<StoredState> for GroupState {
 impl From<GroupState> for StoredState {
     fn from(state: GroupState) -> Self {
         let (archived, purging) = (state.is_archived(), state.existence == Existence::Purging);
-        let (is_fresh, id, usage, provenance) = match state.session {
-            Some(Session { id, is_fresh, usage, provenance }) => {
-                (is_fresh, Some(id), usage, provenance)
+        let (is_fresh, is_unanswered, id, usage, provenance) = match state.session {
+            Some(Session { id, is_fresh, is_unanswered, usage, provenance }) => {
+                (is_fresh, is_unanswered, Some(id), usage, provenance)
             }
-            None => (false, None, None, None),
+            None => (false, false, None, None, None),
         };
         Self {
             settings: state.settings,
@@ -93,6 +105,8 @@ impl From<GroupState> for StoredState {
             interruptions: state.hold.interruptions,
             crashes: state.crash_loop.crashes,
             launch_due: state.crash_loop.launch_wait,
+            unanswered: is_unanswered,
+            prompts: state.prompts,
         }
     }
 }
@@ -146,7 +160,8 @@ mod tests {
     }
 
     fn session(is_fresh: bool, usage: Option<Usage>, provenance: Option<Provenance>) -> GroupState {
-        let session = Session { id: SessionId("s".into()), is_fresh, usage, provenance };
+        let (id, is_unanswered) = (SessionId("s".into()), false);
+        let session = Session { id, is_fresh, is_unanswered, usage, provenance };
         GroupState { session: Some(session), segment: 1, ..GroupState::new(Settings::default()) }
     }
 
@@ -185,6 +200,26 @@ mod tests {
             assert_eq!(serde_json::from_str::<GroupState>(&text).unwrap(), *state, "{name}");
             assert_eq!(serde_json::to_string(state).unwrap(), text, "{name}");
         }
+    }
+
+    /// What an earlier version did not store is left out where it says nothing.
+    #[test]
+    fn the_stored_form_of_an_earlier_version_is_read() {
+        let new = session(false, None, None);
+        let changed = [("session", "\"s\""), ("segment", "1")];
+        let mut state = new.clone();
+        state.prompts = Some(PromptCapabilities { image: true, ..PromptCapabilities::default() });
+        state.session.as_mut().unwrap().is_unanswered = true;
+        let earlier = stored(&changed);
+        let text = earlier.strip_suffix('}').unwrap();
+        let prompts = r#"{"image":true,"audio":false,"embedded_context":false}"#;
+        let text = format!(r#"{text},"unanswered":true,"prompts":{prompts}}}"#);
+        assert_eq!(serde_json::to_string(&state).unwrap(), text);
+        assert_eq!(serde_json::from_str::<GroupState>(&text).unwrap(), state);
+        let row = serde_json::from_str::<GroupState>(&earlier).unwrap();
+        assert_eq!(row, new);
+        state.forget_unstored(&row);
+        assert_eq!(state, new);
     }
 
     #[test]

@@ -7,8 +7,9 @@ use greenroom_core::{
     BootId, Compaction, CompactionOrder, CompactionSignal, CompactionStatus, Continuity, Details,
     Effect, EffectiveSettings, ErrorKind, Event, Exit, ExitReason, Fact, Group, Json, Kinds,
     Limits, Lineage, Lines, LockAnswer, Loss, Now, OnInterrupt, Origin, OutputSummary,
-    PermissionPolicy, PromptReply, Provenance, RetryPolicy, RunId, SessionId, Settings, SignalKind,
-    Source, StopReason, Strategy, Task, TaskId, TaskState, Timer, Timestamp, Uptime, Usage, Work,
+    PermissionPolicy, PromptCapabilities, PromptReply, Provenance, RetryPolicy, RunId, SessionId,
+    Settings, SignalKind, Source, StopReason, Strategy, Task, TaskId, TaskState, Timer, Timestamp,
+    Uptime, Usage, Work,
 };
 use uuid::Uuid;
 
@@ -237,7 +238,7 @@ impl Driver {
             continuity,
             provenance,
             is_forgetful,
-            prompts: None,
+            prompts: Some(PromptCapabilities { image: true, audio: true, embedded_context: true }),
             loss,
         })
     }

@@ -130,6 +130,8 @@ pub enum Trigger {
     Exited(RunId, ExitReason, FailedStart),
     Recovered,
     Expired(Timer),
+    /// A run is ready; whether its agent does not know the session before.
+    Ready(bool),
     Other,
 }
 
@@ -142,6 +144,9 @@ impl From<&Event> for Trigger {
             Event::PromptAnswered { .. } => Self::Answered,
             Event::PromptWithheld { .. } => Self::Withheld,
             Event::AgentExited { run, exit } => Self::Exited(*run, exit.reason, exit.failed_start),
+            Event::AgentReady { loss, .. } => {
+                Self::Ready(loss.as_ref().is_some_and(|loss| loss.is_unknown))
+            }
             Event::Recovered(_) => Self::Recovered,
             Event::TimerFired(timer) => Self::Expired(*timer),
             _ => Self::Other,

@@ -1,7 +1,7 @@
 //! Content blocks that the agent does not take.
 
 use greenroom_core::{
-    BlockKind, Continuity, Event, Exit, ExitReason, Fact, Json, Origin, PromptCapabilities,
+    BlockKind, Continuity, Event, Exit, ExitReason, Fact, Group, Json, Origin, PromptCapabilities,
     RefusedBlock, Rejected, SessionId, Settings, Task, TaskId, TaskState, Work,
 };
 use greenroom_testing::driver::Driver;
@@ -67,6 +67,9 @@ fn a_block_that_the_agent_does_not_take_is_refused() {
         let exit = Exit::unseen(ExitReason::Stopped, "");
         driver.apply(Event::AgentExited { run: driver.run(), exit });
         assert_eq!(submit(&mut driver, 1002).err(), expected, "also after the run");
+        let state = driver.group.state().clone();
+        driver.group = Group::restore(state, Vec::new(), None, None, [], Vec::new());
+        assert_eq!(submit(&mut driver, 1004).err(), expected, "and after a restart");
         configure(&mut driver, "other");
         assert!(submit(&mut driver, 1003).is_ok(), "the other agent is unknown");
     }

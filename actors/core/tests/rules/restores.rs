@@ -2,7 +2,7 @@
 
 use greenroom_core::{
     Continuity, Effect, Event, Exit, ExitReason, Fact, FailedStart, HoldReason, Loss, OnInterrupt,
-    RetryPolicy, SessionId, StopReason, TaskState, Timer,
+    Recovery, RetryPolicy, SessionId, StopReason, TaskState, Timer,
 };
 use greenroom_testing::driver::{Driver, Step, kinds};
 
@@ -151,5 +151,41 @@ fn a_start_whose_error_lasts_is_not_retried() {
         assert_eq!((state, &*error.code, attempt), (TaskState::Failed, "agent_start_failed", 1));
         assert!(error.message.contains("it died"), "{}", error.message);
         assert_eq!(driver.group.waiting().next().map(|task| task.id), Some(next), "{policy:?}");
+    }
+}
+
+/// I16: some agents store a session with its first answer only. If such a session is unknown to
+/// the agent before a turn was completed in it, nothing was lost; else, and if the agent does not
+/// say that, the loss is reported.
+#[test]
+fn an_unknown_session_without_an_answer_is_replaced_in_silence() {
+    use StopReason::{Cancelled, EndTurn};
+    for (name, stop_reason, is_unknown, is_lost) in [
+        ("it died in its first turn", None, true, false),
+        ("likewise, and the load failed", None, false, true),
+        ("its first turn was completed", Some(EndTurn), true, true),
+        ("its first turn was cancelled", Some(Cancelled), true, true),
+    ] {
+        let mut driver = Driver::default();
+        driver.settings.retry = RetryPolicy::NoOutput;
+        driver.settings.on_interrupt = OnInterrupt::Auto;
+        driver.turn();
+        driver.ready("s", None);
+        if let Some(stop_reason) = stop_reason {
+            driver.answer(stop_reason);
+        }
+        driver.exit(ExitReason::Exited);
+        driver.apply(Event::Recovered(Recovery::Restart));
+        match stop_reason {
+            None => drop(driver.expire(|timer| matches!(timer, Timer::Backoff(..)))),
+            Some(_) => drop(driver.queue_turn()),
+        }
+        driver.grant();
+        let loss = Some(Loss { cause: "session/load: gone".into(), is_unknown });
+        driver.ready_with("new", Continuity::Lost, loss);
+        assert_eq!(!causes(&driver).is_empty(), is_lost, "{name}");
+        assert_eq!(driver.group.state().session_id(), Some(&SessionId("new".into())), "{name}");
+        let holds = is_lost && stop_reason.is_none();
+        assert_eq!(driver.group.state().hold.reason.is_some(), holds, "{name}");
     }
 }

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehav
 
 use super::{
     RowsError, locks,
-    rows::{int, json, key},
+    rows::{int, json, key, memory},
 };
 use crate::{
     storage::{GroupCommit, GroupNo},
@@ -69,7 +69,7 @@ pub fn store_head(
             state.is_archived(),
             state.existence == Existence::Purging,
             state.provenance().map(json),
-            json(&state.compacting),
+            memory(state),
             state.pending_summary,
             state.hold.reason.as_ref().map(wire_name),
             state.hold.interruptions,

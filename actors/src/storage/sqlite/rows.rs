@@ -1,15 +1,16 @@
 //! The conversions between values and columns: keys, times, words, JSON, and whole rows.
 
 use greenroom_core::{
-    Compaction, CrashLoop, End, EndFrame, EndState, Ending, Existence, Exit, FailedStart, GroupId,
-    GroupState, Hold, Json, Permission, PermissionShown, Queued, Retry, RunId, Session, SessionId,
-    Stage, Start, Status, Task, TaskId, TaskKind, TaskState, Timestamp, Work,
+    Compaction, CompactionHistory, CrashLoop, End, EndFrame, EndState, Ending, Existence, Exit,
+    FailedStart, GroupId, GroupState, Hold, Json, Permission, PermissionShown, PromptCapabilities,
+    Queued, Retry, RunId, Session, SessionId, Stage, Start, Status, Task, TaskId, TaskKind,
+    TaskState, Timestamp, Work,
 };
 use rusqlite::{
     Error, Row,
     types::{FromSql, FromSqlError, Type, ValueRef},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::storage::{
@@ -223,6 +224,24 @@ pub fn salvage_task(row: &Row<'_>) -> SalvagedTask {
     task
 }
 
+/// The column `compacting` of a group: its compactions so far, and members that later versions
+/// added to the object. Earlier versions leave those out, and so they read the database.
+#[derive(Default, Serialize, Deserialize)]
+struct Memory {
+    #[serde(flatten)]
+    compacting: CompactionHistory,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unanswered: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prompts: Option<PromptCapabilities>,
+}
+
+/// Returns the column `compacting` of a group.
+pub fn memory(state: &GroupState) -> String {
+    let unanswered = state.session.as_ref().is_some_and(|session| session.is_unanswered);
+    json(&Memory { compacting: state.compacting.clone(), unanswered, prompts: state.prompts })
+}
+
 /// The columns of a group in the order that [`summary`] reads them.
 pub const GROUP_COLUMNS: &str = "groups.no, id, settings, created_at, last_seq, heads.tasks, \
      session, segment, usage, paused, archived, purging, status, blocked_by, queue_length, \
@@ -240,6 +259,7 @@ pub fn summary(row: &Row<'_>) -> rusqlite::Result<(GroupNo, GroupSummary)> {
     if row.get_ref(4)? == ValueRef::Null {
         return Err(corrupt(4, "the group has no row in heads"));
     }
+    let memory: Memory = from_json(row, 18)?.unwrap_or_default();
     let summary = GroupSummary {
         id,
         state: GroupState {
@@ -247,14 +267,15 @@ pub fn summary(row: &Row<'_>) -> rusqlite::Result<(GroupNo, GroupSummary)> {
             created_at: Some(time(row, 3)?),
             last_seq: number(row, 4)?,
             tasks: number(row, 5)?,
-            session: session(row)?,
+            session: session(row, memory.unanswered)?,
             segment: row.get(7)?,
             paused: row.get(9)?,
             existence: Existence::of(row.get(10)?, row.get(11)?),
-            compacting: from_json(row, 18)?.unwrap_or_default(),
+            compacting: memory.compacting,
             pending_summary: row.get(19)?,
             hold: Hold { reason: optional_word(row, 21)?, interruptions: row.get(22)? },
             crash_loop: CrashLoop { crashes: row.get(23)?, launch_wait: from_json(row, 24)? },
+            prompts: memory.prompts,
         },
         status: from_word(row, 12)?,
         blocked_by: optional_word(row, 13)?,
@@ -268,10 +289,10 @@ pub fn summary(row: &Row<'_>) -> rusqlite::Result<(GroupNo, GroupSummary)> {
 
 /// Reads the session in force from [`GROUP_COLUMNS`]. Without its id the other columns say nothing,
 /// but they have to be readable.
-fn session(row: &Row<'_>) -> rusqlite::Result<Option<Session>> {
+fn session(row: &Row<'_>, is_unanswered: bool) -> rusqlite::Result<Option<Session>> {
     let id = row.get::<_, Option<String>>(6)?.map(|id| SessionId(id.into()));
     let (usage, provenance, is_fresh) = (from_json(row, 8)?, from_json(row, 17)?, row.get(25)?);
-    Ok(id.map(|id| Session { id, is_fresh, usage, provenance }))
+    Ok(id.map(|id| Session { id, is_fresh, is_unanswered, usage, provenance }))
 }
 
 /// Whether a group's status says that it has tasks to continue with, from [`GROUP_COLUMNS`]. An

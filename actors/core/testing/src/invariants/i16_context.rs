@@ -4,9 +4,11 @@
 
 use std::rc::Rc;
 
-use greenroom_core::{Continuity, Fact, FailedStart, Provenance, Recorded, SessionId, Timer};
+use greenroom_core::{
+    Continuity, Fact, FailedStart, Provenance, Recorded, SessionId, StopReason, Timer,
+};
 
-use super::{Begun, Checked, Invariant, Played, Trigger, ensure};
+use super::{Begun, Checked, Invariant, Played, Trigger, ensure, is_answer};
 
 /// Only worlds tell what a step began with.
 #[derive(Default)]
@@ -23,6 +25,12 @@ pub struct Context {
     is_lost: bool,
     /// Whether a run is ready in this step, or one ended that restored the session.
     is_replaced: bool,
+    /// Whether the agent of this step's run does not know the session before.
+    is_unknown: bool,
+    /// Whether a run opened the session, and no turn was completed in it.
+    is_unanswered: bool,
+    /// Likewise, as the step began.
+    had_no_answer: bool,
     /// Whether the step began with the end of an idle time.
     is_idle_over: bool,
     /// Whether the run's agent can restore no session.
@@ -33,6 +41,8 @@ impl Invariant for Context {
     fn begin(&mut self, step: &Rc<Begun>) {
         self.is_idle_over = matches!(step.trigger, Trigger::Expired(Timer::Idle(..)));
         (self.in_world, self.is_lost) = (true, false);
+        self.is_unknown = step.trigger == Trigger::Ready(true);
+        self.had_no_answer = self.is_unanswered;
         self.is_replaced = matches!(step.trigger, Trigger::Exited(_, _, FailedStart::InRestore));
         self.has_context = self.session.is_some() && self.is_prompted && !self.has_summary;
     }
@@ -40,6 +50,7 @@ impl Invariant for Context {
     fn fact(&mut self, Recorded { fact, .. }: &Recorded) -> Checked {
         match fact {
             Fact::SegmentStarted { session, provenance, .. } => {
+                self.is_unanswered &= self.session.as_ref() == Some(session);
                 self.is_prompted &= self.session.as_ref() == Some(session);
                 self.session = Some(session.clone());
                 self.provenance.clone_from(provenance);
@@ -50,10 +61,20 @@ impl Invariant for Context {
                 self.provenance = Some(provenance.clone());
             }
             Fact::PromptSent { .. } => self.is_prompted = true,
-            Fact::RunReady { session, provenance, continuity, is_forgetful, .. } => {
+            Fact::TurnSettled { stop_reason, .. }
+                if is_answer(*stop_reason) && *stop_reason != StopReason::Error =>
+            {
+                self.is_unanswered = false;
+            }
+            Fact::RunReady { session, provenance, continuity, is_forgetful, prompts, .. } => {
                 self.is_replaced = true;
                 self.is_forgetful = *is_forgetful;
-                let lost = *continuity == Continuity::Lost && self.has_context;
+                // Facts of earlier versions lack the blocks, and their rows the mark.
+                let is_new =
+                    matches!(continuity, Continuity::New | Continuity::Lost) && prompts.is_some();
+                let is_kept = !(self.is_unknown && self.had_no_answer);
+                self.is_unanswered |= is_new;
+                let lost = *continuity == Continuity::Lost && self.has_context && is_kept;
                 let (is_said, in_world) = (self.is_lost, self.in_world);
                 ensure!(!in_world || lost == is_said, "I16: {session}: {lost}, said {is_said}");
                 self.session = Some(session.clone());

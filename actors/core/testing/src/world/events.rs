@@ -2,7 +2,7 @@
 
 use greenroom_core::{
     Choice, CompactionSignal, Continuity, Deadline, Event, Exit, ExitReason, FailedStart, Json,
-    LockAnswer, Origin, OwnWord, PromptReply, SessionId, Source, StopReason, Strategy, Task,
+    LockAnswer, Loss, Origin, OwnWord, PromptReply, SessionId, Source, StopReason, Strategy, Task,
     TaskId, Timer, Work,
 };
 use uuid::Uuid;
@@ -380,6 +380,9 @@ impl World {
         };
         let provenance = (own > 0).then(|| provenance(own, None, own == 3));
         let run = agent.run;
+        // The agent of some runs says that it does not know the session.
+        let is_lost = continuity == Continuity::Lost;
+        let loss = is_lost.then(|| Loss { cause: "gone".into(), is_unknown: own == 2 });
         Some(Event::AgentReady {
             run,
             pid: 7,
@@ -388,7 +391,7 @@ impl World {
             provenance,
             is_forgetful,
             prompts: blocks.map(messages::taking),
-            loss: None,
+            loss,
         })
     }
 
