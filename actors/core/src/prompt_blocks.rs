@@ -45,6 +45,9 @@ pub enum BlockKind {
 }
 
 impl PromptCapabilities {
+    /// All blocks.
+    pub const ALL: Self = Self { image: true, audio: true, embedded_context: true };
+
     /// Returns the first block of a prompt that the agent does not take.
     pub fn refused(&self, prompt: &Json) -> Option<RefusedBlock> {
         #[derive(Deserialize)]

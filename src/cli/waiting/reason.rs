@@ -217,7 +217,7 @@ fn login(
 /// Describes why a group is held.
 fn hold(why: Option<HoldReason>) -> &'static str {
     match why {
-        Some(HoldReason::ContextLost) => "a turn was interrupted and the agent lost its context",
+        Some(HoldReason::ContextLost) => "the agent lost its context",
         Some(HoldReason::InterruptedTwice) => "two turns in a row were interrupted",
         Some(HoldReason::Interrupted) | None => "a turn was interrupted",
     }
@@ -323,7 +323,7 @@ mod tests {
             (held(None), r#"group "work" is held, because a turn was interrupted; resume it with: gr resume work"#),
             (held(Some(HoldReason::Interrupted)), r#"group "work" is held, because a turn was interrupted; resume it with: gr resume work"#),
             (held(Some(HoldReason::InterruptedTwice)), r#"group "work" is held, because two turns in a row were interrupted; resume it with: gr resume work"#),
-            (held(Some(HoldReason::ContextLost)), r#"group "work" is held, because a turn was interrupted and the agent lost its context; resume it with: gr resume work"#),
+            (held(Some(HoldReason::ContextLost)), r#"group "work" is held, because the agent lost its context; resume it with: gr resume work"#),
             (lock(Some("nightly")), r#"the compaction lock of the session is held by "nightly""#),
             (lock(None), "the compaction lock of the session"),
             (storage(Some("disk_full")), "the server's database fails (disk_full); the server's log has the remedy"),

@@ -1,7 +1,9 @@
 //! The group itself: created, changed, paused, resumed, archived, purged.
 
 use super::{CrashLoop, Existence, Group, Hold, Rejected, decide::Transition};
-use crate::{Effect, EndState, Fact, OnInterrupt, Settings, Stop, TaskId, Timestamp};
+use crate::{
+    Effect, EndState, Fact, OnInterrupt, PromptCapabilities, Settings, Stop, TaskId, Timestamp,
+};
 
 impl Transition<'_> {
     /// Creates, changes or revives the group.
@@ -80,12 +82,15 @@ impl Transition<'_> {
         Ok(())
     }
 
-    /// Ends pause, hold, crash loop and the wait for a login, if there are any.
+    /// Ends pause, hold, crash loop and the wait for a login, if there are any, and forgets which
+    /// blocks an agent refuses that does not run.
     pub(super) fn resume_work(&mut self) {
         let state = &self.group.state;
         let is_suspended = state.paused || state.hold.reason.is_some();
         let launch_waits = state.crash_loop != CrashLoop::default();
-        if is_suspended || launch_waits || state.hold.interruptions > 0 {
+        let has_known_prompts = self.group.run.is_none()
+            && state.prompts.is_some_and(|prompts| prompts != PromptCapabilities::ALL);
+        if has_known_prompts || is_suspended || launch_waits || state.hold.interruptions > 0 {
             self.record(Fact::GroupResumed {});
         }
     }
@@ -106,6 +111,7 @@ impl Group {
         if settings.agent != self.state.settings.agent {
             self.state.prompts = None;
         }
+        self.forget_prompts();
         self.state.settings = settings.clone();
         if self.state.existence == Existence::Archived {
             self.state.existence = Existence::Live;
@@ -129,9 +135,16 @@ impl Group {
 
     /// Ends pause, hold and crash loop.
     pub(super) fn apply_resumed(&mut self) {
+        self.forget_prompts();
         self.state.paused = false;
         self.clear_launch_backoff();
         self.release_hold();
+    }
+
+    /// Forgets which blocks the agent takes, if it does not run: it may have been replaced by
+    /// another version since.
+    fn forget_prompts(&mut self) {
+        self.state.prompts = self.state.prompts.filter(|_| self.run.is_some());
     }
 
     /// Ends the crash loop and the wait for a login: the next run need not wait.

@@ -38,6 +38,7 @@ impl Group {
         let Recorded { place, fact } = recorded;
         self.state.last_seq = recorded.last_seq();
         self.session_cursor.apply(fact);
+        self.note_output(fact);
         match fact {
             Fact::GroupCreated(settings) => self.apply_created(settings, at),
             Fact::GroupChanged(settings) => self.apply_changed(settings),

@@ -142,6 +142,18 @@ impl Group {
         }
     }
 
+    /// Notes that the agent wrote something, which would be lost with its session.
+    pub(super) fn note_output(&mut self, fact: &Fact) {
+        let is_output = match fact {
+            Fact::AgentOutput(output) => output.summary.has_output,
+            Fact::PermissionOpened(_) => true,
+            fact => fact.is_bare_output(),
+        };
+        if is_output {
+            self.state.session.iter_mut().for_each(|session| session.is_unanswered = false);
+        }
+    }
+
     /// Notes which of the agent's own sessions is in force.
     pub(super) fn apply_provenance(&mut self, provenance: &Provenance) {
         if let Some(session) = &mut self.state.session {

@@ -57,7 +57,8 @@ pub struct Session {
     pub id: SessionId,
     /// Whether it never got a prompt: then nothing is lost with it.
     pub is_fresh: bool,
-    /// Whether a run opened it, and no turn was completed in it since: the agent may not keep it.
+    /// Whether a run opened it, and there was neither output nor a completed turn in it since: the
+    /// agent may not keep it, and nothing is lost with it.
     pub is_unanswered: bool,
     /// The context usage last reported.
     pub usage: Option<Usage>,

@@ -238,7 +238,7 @@ impl Driver {
             continuity,
             provenance,
             is_forgetful,
-            prompts: Some(PromptCapabilities { image: true, audio: true, embedded_context: true }),
+            prompts: Some(PromptCapabilities::ALL),
             loss,
         })
     }

@@ -70,6 +70,8 @@ fn a_block_that_the_agent_does_not_take_is_refused() {
         let state = driver.group.state().clone();
         driver.group = Group::restore(state, Vec::new(), None, None, [], Vec::new());
         assert_eq!(submit(&mut driver, 1004).err(), expected, "and after a restart");
+        driver.apply(Event::Resumed);
+        assert!(submit(&mut driver, 1005).is_ok(), "it may be another version by now");
         configure(&mut driver, "other");
         assert!(submit(&mut driver, 1003).is_ok(), "the other agent is unknown");
     }

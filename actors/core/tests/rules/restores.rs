@@ -155,30 +155,36 @@ fn a_start_whose_error_lasts_is_not_retried() {
 }
 
 /// I16: some agents store a session with its first answer only. If such a session is unknown to
-/// the agent before a turn was completed in it, nothing was lost; else, and if the agent does not
-/// say that, the loss is reported.
+/// the agent, and there was neither output nor a completed turn in it, nothing was lost; else, and
+/// if the agent does not say that, the loss is reported.
 #[test]
 fn an_unknown_session_without_an_answer_is_replaced_in_silence() {
     use StopReason::{Cancelled, EndTurn};
-    for (name, stop_reason, is_unknown, is_lost) in [
-        ("it died in its first turn", None, true, false),
-        ("likewise, and the load failed", None, false, true),
-        ("its first turn was completed", Some(EndTurn), true, true),
-        ("its first turn was cancelled", Some(Cancelled), true, true),
-    ] {
+    #[rustfmt::skip]
+    let cases = [
+        ("it died in its first turn",     false, None,            true,  false),
+        ("likewise, and the load failed", false, None,            false, true),
+        ("it died after output",          true,  None,            true,  true),
+        ("its first turn was completed",  false, Some(EndTurn),   true,  true),
+        ("its first turn was cancelled",  false, Some(Cancelled), true,  true),
+    ];
+    for (name, speaks, stop_reason, is_unknown, is_lost) in cases {
         let mut driver = Driver::default();
         driver.settings.retry = RetryPolicy::NoOutput;
         driver.settings.on_interrupt = OnInterrupt::Auto;
         driver.turn();
         driver.ready("s", None);
+        if speaks {
+            driver.say("so");
+        }
         if let Some(stop_reason) = stop_reason {
             driver.answer(stop_reason);
         }
         driver.exit(ExitReason::Exited);
         driver.apply(Event::Recovered(Recovery::Restart));
         match stop_reason {
-            None => drop(driver.expire(|timer| matches!(timer, Timer::Backoff(..)))),
-            Some(_) => drop(driver.queue_turn()),
+            None if !speaks => drop(driver.expire(|timer| matches!(timer, Timer::Backoff(..)))),
+            _ => drop(driver.queue_turn()),
         }
         driver.grant();
         let loss = Some(Loss { cause: "session/load: gone".into(), is_unknown });

@@ -27,7 +27,7 @@ pub struct Context {
     is_replaced: bool,
     /// Whether the agent of this step's run does not know the session before.
     is_unknown: bool,
-    /// Whether a run opened the session, and no turn was completed in it.
+    /// Whether a run opened the session, and there was neither output nor a completed turn in it.
     is_unanswered: bool,
     /// Likewise, as the step began.
     had_no_answer: bool,
@@ -61,6 +61,9 @@ impl Invariant for Context {
                 self.provenance = Some(provenance.clone());
             }
             Fact::PromptSent { .. } => self.is_prompted = true,
+            Fact::AgentOutput(output) => self.is_unanswered &= !output.summary.has_output,
+            Fact::PermissionOpened(_) => self.is_unanswered = false,
+            fact if fact.is_bare_output() => self.is_unanswered = false,
             Fact::TurnSettled { stop_reason, .. }
                 if is_answer(*stop_reason) && *stop_reason != StopReason::Error =>
             {
