@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use self::{screen::Screen, server::Server};
 use crate::{
-    client::{Client, ClientError, DEFAULT_URL, is_terminal},
+    client::{Client, ClientError, DEFAULT_URL, is_terminal, read_json},
     text::frame::frame_line,
 };
 
@@ -146,7 +146,7 @@ fn show_frames(client: Client, screen: Screen, group: &'static str) {
         };
         for event in events.map_while(Result::ok) {
             if event.kind != "greenroom/synced" {
-                let frame: Value = serde_json::from_str(&event.data).unwrap_or_default();
+                let frame = read_json(&event.data).unwrap_or_default();
                 screen.frame(GROUPS[0] == group, &frame_line(&frame));
             }
         }

@@ -155,38 +155,33 @@ def write_claude_home(_home, model_url):
     return {"ANTHROPIC_BASE_URL": model_url}
 
 
+def write_gemini_settings(folder, more):
+    """The settings of gemini, and of qwen, which has the same ones."""
+    settings = {
+        "general": {"enableAutoUpdate": False, "disableAutoUpdate": True},
+        "privacy": {"usageStatisticsEnabled": False},
+        "telemetry": {"enabled": False},
+        **more,
+    }
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps(settings))
+
+
 def write_qwen_home(home, model_url):
-    (home / ".qwen").mkdir()
-    (home / ".qwen" / "settings.json").write_text(
-        json.dumps(
-            {
-                "general": {"enableAutoUpdate": False, "disableAutoUpdate": True},
-                "privacy": {"usageStatisticsEnabled": False},
-                "telemetry": {"enabled": False},
-                "model": {"generationConfig": {"contextWindowSize": CONTEXT_TOKENS}},
-                "memory": {  # else it asks the model for more than answers
-                    "enableManagedAutoMemory": False,
-                    "enableManagedAutoDream": False,
-                    "enableAutoSkill": False,
-                },
-            }
-        )
-    )
+    more = {
+        "model": {"generationConfig": {"contextWindowSize": CONTEXT_TOKENS}},
+        "memory": {  # else it asks the model for more than answers
+            "enableManagedAutoMemory": False,
+            "enableManagedAutoDream": False,
+            "enableAutoSkill": False,
+        },
+    }
+    write_gemini_settings(home / ".qwen", more)
     return {"OPENAI_BASE_URL": f"{model_url}/v1"}
 
 
 def write_gemini_home(home, model_url):
-    (home / ".gemini").mkdir()
-    (home / ".gemini" / "settings.json").write_text(
-        json.dumps(
-            {
-                "general": {"enableAutoUpdate": False, "disableAutoUpdate": True},
-                "privacy": {"usageStatisticsEnabled": False},
-                "telemetry": {"enabled": False},
-                "model": {"name": "gemini-2.5-flash"},
-            }
-        )
-    )
+    write_gemini_settings(home / ".gemini", {"model": {"name": "gemini-2.5-flash"}})
     return {"GOOGLE_GEMINI_BASE_URL": model_url}
 
 

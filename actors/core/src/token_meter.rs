@@ -58,8 +58,6 @@ impl TokensSpent {
 #[derive(Debug, Default)]
 pub struct TokenMeter {
     reports: Reports,
-    /// Whether the agent is known to report totals.
-    is_known: bool,
     session: Option<SessionId>,
     /// The counts in the last answer that had any.
     last: Option<TokensSpent>,
@@ -75,15 +73,17 @@ enum Reports {
     Unknown,
     /// Those of the prompt.
     Prompt,
-    /// The session's totals.
+    /// The session's totals, as the counts so far show.
     Session,
+    /// The session's totals, as is known of the agent, whatever the counts show.
+    SurelySession,
 }
 
 impl TokenMeter {
     /// A meter for an agent that reports `totals` of its session, or of which that is not known.
     pub fn new(totals: bool) -> Self {
-        let reports = if totals { Reports::Session } else { Reports::Unknown };
-        Self { reports, is_known: totals, ..Self::default() }
+        let reports = if totals { Reports::SurelySession } else { Reports::Unknown };
+        Self { reports, ..Self::default() }
     }
 
     /// Begins a prompt for this session.
@@ -121,7 +121,7 @@ impl TokenMeter {
         let last = self.last.replace(spent.clone());
         let Some(grown) = last.as_ref().and_then(|last| spent.since(last)) else {
             // The first ones, or fewer than before.
-            if !self.is_known && self.reports == Reports::Session {
+            if self.reports == Reports::Session {
                 self.reports = Reports::Unknown;
             }
             return;
@@ -129,7 +129,7 @@ impl TokenMeter {
         if let (Reports::Unknown, true, Some(used)) = (self.reports, is_whole, self.used) {
             self.reports = judge(spent.sum(), grown.sum(), used);
         }
-        if self.reports == Reports::Session {
+        if matches!(self.reports, Reports::Session | Reports::SurelySession) {
             (spent.total, spent.by_model) = (grown.total, grown.by_model);
         }
     }

@@ -7,7 +7,7 @@
 use std::{ffi::OsStr, path::PathBuf, sync::Arc, time::Instant};
 
 use actix::{Actor, Context, Handler, Recipient};
-use greenroom_core::{ErrorKind, Event, Exit, ExitReason, GroupId, RunId, Stop};
+use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId, Stop};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -118,17 +118,17 @@ pub async fn check(
     .await;
     let elapsed = took.unwrap_or_else(|| started.elapsed());
     findings.took_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-    let mut refusal = None;
+    let mut is_refused = false;
     while let Ok(Answered { method, outcome }) = answers.try_recv() {
         match outcome {
             Ok(result) if method == "initialize" => findings.agent = Some(acp::agent_card(&result)),
             Ok(result) if method == "session/new" => findings.modes = Some(acp::modes(&result)),
             Ok(_) => {}
-            Err(error) => refusal = Some((method, error)),
+            Err(_) => is_refused = true,
         }
     }
     if took.is_none() {
-        findings.problem = Some(problem(&exit, refusal));
+        findings.problem = Some(problem(&exit, is_refused));
         let lines: Vec<&str> = exit.stderr_tail.lines().filter(|l| !l.trim().is_empty()).collect();
         let last = &lines[lines.len().saturating_sub(STDERR_LINES)..];
         findings.stderr = last.iter().map(|line| (*line).to_owned()).collect();
@@ -165,15 +165,16 @@ async fn follow(
     .unwrap_or_else(|| Exit::unseen(ExitReason::StartFailed, format!("run {run} panicked")))
 }
 
-/// Returns why a run that ended before it was ready did so.
-fn problem(exit: &Exit, refusal: Option<(&'static str, RpcError)>) -> Problem {
-    let kind = match &refusal {
-        Some((_, error)) if error.kind == ErrorKind::Auth => ProblemKind::AuthRequired,
-        Some(_) => ProblemKind::Refused,
-        None if exit.detail.starts_with(NOT_READY) => ProblemKind::Timeout,
-        None if exit.pid.is_none() => ProblemKind::CannotStart,
-        None if exit.detail.ends_with(BEFORE_READY) => ProblemKind::Exited,
-        None => ProblemKind::Protocol,
+/// Returns why a run that ended before it was ready did so. `is_refused`: its agent answered a
+/// request with an error.
+fn problem(exit: &Exit, is_refused: bool) -> Problem {
+    let kind = match exit.reason {
+        ExitReason::AgentAuth => ProblemKind::AuthRequired,
+        _ if is_refused => ProblemKind::Refused,
+        _ if exit.detail.starts_with(NOT_READY) => ProblemKind::Timeout,
+        _ if exit.pid.is_none() => ProblemKind::CannotStart,
+        _ if exit.detail.ends_with(BEFORE_READY) => ProblemKind::Exited,
+        _ => ProblemKind::Protocol,
     };
     Problem { kind, message: exit.detail.clone() }
 }
