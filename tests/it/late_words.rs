@@ -72,7 +72,9 @@ fn replayed_history_is_not_in_the_text() {
     assert_eq!(server.complete("work", &replays)["text"], "long agonow");
     server.kill_and_boot();
     let cut = server.submit("work", &format!("{replays}[[gate:cut]]"));
-    server.journal.wait_gate("cut");
+    server.wait_frame("work", "the words of this turn", |frame| {
+        frame["task"] == cut["id"] && frame.to_string().contains("\"now\"")
+    });
     server.kill_and_boot();
     assert_eq!(server.finish_as(&cut, "interrupted")["text"], "now");
 }

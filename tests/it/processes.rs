@@ -256,17 +256,17 @@ fn a_server_on_a_copy_of_the_data_ends_no_run_of_the_original() {
 /// and the server still notices the ends of its children.
 #[test]
 fn ignored_signals_are_not_inherited_by_agents() {
-    let setup = Setup::new().under(&["env", "--ignore-signal=CHLD,HUP,USR1,XFSZ"]);
+    let setup = Setup::new().under(&["env", "--ignore-signal=CHLD,HUP,TTOU,USR1,XFSZ"]);
     let server = setup.start();
     let ignored = |pid: u32, signal: Signal| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
         u64::from_str_radix(mask, 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
     };
-    assert!(ignored(server.pid(), Signal::HUP), "the server was started with it ignored");
+    assert!(ignored(server.pid(), Signal::TTOU), "the server was started with it ignored");
     assert!(!ignored(server.pid(), Signal::CHILD));
     let (interrupted, agent) = submit_to_gate(&server, "work", "[[reply:a]]");
-    for signal in [Signal::CHILD, Signal::HUP, Signal::USR1, Signal::XFSZ] {
+    for signal in [Signal::CHILD, Signal::HUP, Signal::TTOU, Signal::USR1, Signal::XFSZ] {
         assert!(!ignored(agent, signal), "{signal:?}");
     }
     let shim = process::parent(agent);
