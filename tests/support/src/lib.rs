@@ -38,8 +38,10 @@ pub use sse::{Event, Events};
 /// How long a test waits for anything that should happen immediately, on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The interval of polling what cannot be awaited: a file, a process table.
-const POLL: Duration = Duration::from_millis(5);
+/// The intervals of polling what cannot be awaited: a file, a process table. A look takes several
+/// milliseconds of a core, so a long wait looks less often.
+const POLL_MIN: Duration = Duration::from_millis(5);
+const POLL_MAX: Duration = Duration::from_millis(25);
 
 /// Polls `look` until it returns a value; `None` after `timeout`.
 pub fn poll<T>(timeout: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
@@ -49,7 +51,7 @@ pub fn poll<T>(timeout: Duration, mut look: impl FnMut() -> Option<T>) -> Option
         if found.is_some() || timeout <= start.elapsed() {
             return found;
         }
-        thread::sleep(POLL);
+        thread::sleep((start.elapsed() / 16).clamp(POLL_MIN, POLL_MAX));
     }
 }
 
