@@ -207,7 +207,7 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
     match command {
         Command::Serve { file, listen, log_format } => {
             let config = Config::load(file.config.as_deref(), listen.as_deref())?;
-            logs::init(log_format);
+            logs::init(log_format).map_err(|err| CliError::Serve(err.into()))?;
             for warning in &config.warnings {
                 log::warn!(target: "greenroom::config", "{warning}");
             }

@@ -8,12 +8,13 @@ mod queue;
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
     fmt::Write as _,
-    io::{Write as _, stderr},
+    io,
+    panic::PanicHookInfo,
     sync::OnceLock,
     time::SystemTime,
 };
 
-use env_logger::{Builder, Logger, Target};
+use env_logger::{Builder, Logger};
 use log::{
     Level, Log, Metadata, Record,
     kv::{Error, Key, Value, VisitSource},
@@ -33,49 +34,41 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// Formats an event as a line, with its end.
+    fn line(self, record: &Record<'_>) -> String {
+        let now = SystemTime::now();
+        let mut line = match self {
+            Self::Text => text_line(now, record),
+            Self::Json => json_line(now, record),
+        };
+        line.push('\n');
+        line
+    }
+}
+
 /// The lines on their way to stderr, once [`init`] has run.
 static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
 /// Starts logging to stderr, filtered by `GREENROOM_LOG`, else `RUST_LOG`, and has panics logged.
 /// Logging never waits for the reader. Call it once.
-pub fn init(format: LogFormat) {
+///
+/// # Errors
+///
+/// No thread could be started.
+pub fn init(format: LogFormat) -> io::Result<()> {
     let filter = ["GREENROOM_LOG", "RUST_LOG"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|filter| !filter.is_empty()))
         .unwrap_or_else(|| DEFAULT_FILTER.to_owned());
-    let notice: fn(u64) -> String = match format {
-        LogFormat::Text => |missing| notice(missing, text_line),
-        LogFormat::Json => |missing| notice(missing, json_line),
-    };
-    let queue = QUEUE.get_or_init(|| LogQueue::new(notice));
-    let target = match queue.start(stderr()) {
-        Ok(()) => Target::Pipe(Box::new(queue)),
-        Err(_) => Target::Stderr,
-    };
-    let mut builder = Builder::new();
-    builder.parse_filters(&filter).target(target).format(move |out, record| {
-        if is_dump(record) {
-            return Ok(());
-        }
-        let now = SystemTime::now();
-        let line = match format {
-            LogFormat::Text => text_line(now, record),
-            LogFormat::Json => json_line(now, record),
-        };
-        writeln!(out, "{line}")
-    });
-    let logger = Queued(builder.build());
-    log::set_max_level(logger.0.filter());
+    let filter = Builder::new().parse_filters(&filter).build();
+    let queue = QUEUE.get_or_init(|| LogQueue::new(move |missing| notice(missing, format)));
+    queue.start(io::stderr())?;
+    log::set_max_level(filter.filter());
     // A second call would be a bug; the first logger stays in place.
-    _ = log::set_boxed_logger(Box::new(logger));
-    std::panic::set_hook(Box::new(|panic| {
-        let backtrace = Backtrace::capture();
-        if backtrace.status() == BacktraceStatus::Captured {
-            log::error!(target: "greenroom", backtrace:%; "{panic}");
-        } else {
-            log::error!(target: "greenroom", "{panic}");
-        }
-    }));
+    _ = log::set_boxed_logger(Box::new(QueuedLog { filter, format, queue }));
+    std::panic::set_hook(Box::new(move |panic| report(panic, format, queue)));
+    Ok(())
 }
 
 /// How many log lines were dropped because stderr's reader stood still.
@@ -84,30 +77,47 @@ pub fn dropped() -> u64 {
 }
 
 /// The line that stands for missing ones.
-fn notice(missing: u64, line: impl Fn(SystemTime, &Record<'_>) -> String) -> String {
+fn notice(missing: u64, format: LogFormat) -> String {
     let pairs = [("lines", Value::from(missing))];
     let mut record = Record::builder();
     record.level(Level::Warn).target("greenroom").key_values(&pairs);
     let message = format_args!("log lines are missing here: stderr's reader stood still");
-    line(SystemTime::now(), &record.args(message).build()) + "\n"
+    format.line(&record.args(message).build())
 }
 
-/// A logger whose flush waits for stderr.
-struct Queued(Logger);
+/// Logs a panic, whatever the filter.
+fn report(panic: &PanicHookInfo<'_>, format: LogFormat, queue: &LogQueue) {
+    let thread = std::thread::current();
+    let backtrace = Backtrace::capture();
+    let mut pairs = vec![("thread", Value::from(thread.name().unwrap_or("unnamed")))];
+    if backtrace.status() == BacktraceStatus::Captured {
+        pairs.push(("backtrace", Value::from_display(&backtrace)));
+    }
+    let mut record = Record::builder();
+    record.level(Level::Error).target("greenroom").key_values(&pairs);
+    queue.push(&format.line(&record.args(format_args!("{panic}")).build()));
+}
 
-impl Log for Queued {
+/// Adds each line to the queue.
+struct QueuedLog {
+    filter: Logger,
+    format: LogFormat,
+    queue: &'static LogQueue,
+}
+
+impl Log for QueuedLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.0.enabled(metadata)
+        self.filter.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        self.0.log(record);
+        if self.filter.matches(record) && !is_dump(record) {
+            self.queue.push(&self.format.line(record));
+        }
     }
 
     fn flush(&self) {
-        if let Some(queue) = QUEUE.get() {
-            queue.flush();
-        }
+        self.queue.flush();
     }
 }
 

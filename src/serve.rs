@@ -113,8 +113,6 @@ async fn serve(
     // Before the first request: no reader gets the rows of a group that has to be recovered. Until
     // then connections wait.
     let groups = supervisor.send(Boot).await?.map_err(|err| chain(&database.refusal(err)))?;
-    let work_dir = state.shared.work_dir.clone();
-    tokio::task::spawn_blocking(move || work_dir.sweep());
     let address = listener.local_addr()?;
     let for_ready = state.clone();
     let workers = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(8));
@@ -216,6 +214,7 @@ fn start_actors(
     for (number, arbiter) in arbiters.iter().enumerate() {
         watchdog.watch(format!("groups-{number}"), &arbiter.handle());
     }
+    let work_dir = WorkDir::open(database.dir())?;
     let mut created = None;
     let supervisor = Supervisor::create(|ctx| {
         let address = actix::AsyncContext::address(ctx);
@@ -228,7 +227,7 @@ fn start_actors(
             capacity,
             defaults: config.defaults.clone(),
             drain_timeout: config.server.drain_timeout,
-            work_dir: WorkDir::below(database.dir()),
+            work_dir,
             status: address.clone().recipient(),
             change_gate: ChangeGate::default(),
             draining: AtomicBool::new(false),
@@ -294,7 +293,7 @@ fn outlive_file_size_limit() -> io::Result<()> {
     Ok(())
 }
 
-/// Raises the soft limit of open files to the hard limit: each agent takes five, each reader one.
+/// Raises the soft limit of open files to the hard limit: each agent takes five, each client two.
 /// Returns the previous soft limit, which agents get.
 fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);

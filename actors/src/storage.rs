@@ -49,6 +49,6 @@ pub use self::{
     salvage::{Rebuilt, Salvage, SalvagedPermission, SalvagedTask},
     store::Store,
     unreadable::{BrokenGroup, Unreadable, fault_in, once},
-    work_dir::{NotRemoved, WorkDir},
+    work_dir::WorkDir,
     writer::{Adopt, Commit, ReadFailed, TrustedTime, Write, Writer},
 };

@@ -142,7 +142,7 @@ impl World {
                 },
                 defaults: defaults(),
                 drain_timeout: LONG,
-                work_dir: WorkDir::below(dir.path()),
+                work_dir: WorkDir::open(dir.path()).unwrap(),
                 status: address.clone().recipient(),
                 change_gate: ChangeGate::default(),
                 draining: AtomicBool::new(false),

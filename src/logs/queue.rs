@@ -2,7 +2,7 @@
 //! stopped terminal, a blocked log driver) stops the log, and nothing else.
 
 use std::{
-    io::{self, Write},
+    io,
     os::fd::AsFd,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -24,7 +24,7 @@ pub struct LogQueue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
     /// Formats the line which says how many lines are missing in its place.
-    notice: fn(u64) -> String,
+    notice: Box<dyn Fn(u64) -> String + Send + Sync>,
 }
 
 #[derive(Default)]
@@ -38,8 +38,8 @@ struct Waiting {
 }
 
 impl LogQueue {
-    pub fn new(notice: fn(u64) -> String) -> Self {
-        Self { waiting: Mutex::default(), changed: Condvar::new(), notice }
+    pub fn new(notice: impl Fn(u64) -> String + Send + Sync + 'static) -> Self {
+        Self { waiting: Mutex::default(), changed: Condvar::new(), notice: Box::new(notice) }
     }
 
     /// Starts the thread that writes the lines to `out`, for as long as the process runs.
@@ -60,7 +60,7 @@ impl LogQueue {
     }
 
     /// Adds a line, with its end. Drops it if too many wait.
-    fn push(&self, line: &[u8]) {
+    pub fn push(&self, line: &str) {
         let mut waiting = self.lock();
         self.add_notice(&mut waiting);
         if waiting.missing > 0 || waiting.lines.len() + line.len() > BYTES_MAX {
@@ -68,7 +68,7 @@ impl LogQueue {
             waiting.dropped += 1;
             return;
         }
-        waiting.lines.extend_from_slice(line);
+        waiting.lines.extend_from_slice(line.as_bytes());
         drop(waiting);
         self.changed.notify_all();
     }
@@ -107,18 +107,6 @@ impl LogQueue {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Adds each write, which is a line, to the queue.
-impl Write for &LogQueue {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.push(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -162,7 +150,7 @@ mod tests {
             let (queue, mut reader) = started(is_nonblocking);
             let padding = "x".repeat(1000);
             for number in 0..5_000 {
-                queue.push(format!("{number} {padding}\n").as_bytes());
+                queue.push(&format!("{number} {padding}\n"));
             }
             let dropped = queue.dropped();
             assert!((1..5_000).contains(&dropped), "{dropped}");
@@ -181,7 +169,7 @@ mod tests {
                 }
             }
             assert_eq!(expected, 5_000);
-            queue.push(b"back\n");
+            queue.push("back\n");
             line.clear();
             reader.read_line(&mut line).unwrap();
             assert_eq!((line.as_str(), queue.dropped()), ("back\n", dropped));
@@ -192,12 +180,12 @@ mod tests {
     #[test]
     fn flush_waits_for_the_lines_but_not_for_ever() {
         let (queue, mut reader) = started(false);
-        queue.push(b"one\n");
+        queue.push("one\n");
         queue.flush();
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
         assert_eq!(line, "one\n");
-        queue.push(&[b'x'; 512 << 10]);
+        queue.push(&"x".repeat(512 << 10));
         queue.flush();
         assert!(queue.lock().is_writing, "the pipe holds 64 KiB");
     }

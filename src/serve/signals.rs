@@ -1,6 +1,7 @@
 //! The signals that a server gets: some stop it in order, the others must not end it.
 
 use std::{
+    fs::File,
     future::poll_fn,
     io,
     task::{Context, Poll, Waker},
@@ -8,18 +9,16 @@ use std::{
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+const HANGUP: (SignalKind, &str) = (SignalKind::hangup(), "SIGHUP");
 /// Those that stop the server, and their names.
 const STOPPING: [(SignalKind, &str); 3] = [
     (SignalKind::terminate(), "SIGTERM"),
     (SignalKind::interrupt(), "SIGINT"),
     (SignalKind::quit(), "SIGQUIT"),
 ];
-/// Those whose default would end the server at once, with every turn, and that ask for nothing.
-const IGNORED: [(SignalKind, &str); 3] = [
-    (SignalKind::hangup(), "SIGHUP"),
-    (SignalKind::user_defined1(), "SIGUSR1"),
-    (SignalKind::user_defined2(), "SIGUSR2"),
-];
+/// Those that ask for nothing, and whose default would end the server at once, with every turn.
+const IGNORED: [(SignalKind, &str); 2] =
+    [(SignalKind::user_defined1(), "SIGUSR1"), (SignalKind::user_defined2(), "SIGUSR2")];
 
 /// The signals that stop the server.
 pub struct Signals {
@@ -31,10 +30,15 @@ pub struct Signals {
 
 impl Signals {
     /// Catches all signals; from here on a task logs those that are ignored. They are caught, not
-    /// ignored, so that exec resets them to the default for agents.
+    /// ignored, so that exec resets them to the default for agents. SIGHUP stops a server whose
+    /// terminal was closed, and asks a service for nothing yet.
     pub fn catch() -> io::Result<Self> {
-        let stopping = listen(&STOPPING)?;
-        let mut ignored = listen(&IGNORED)?;
+        let (mut stopping, mut ignored) = (STOPPING.to_vec(), IGNORED.to_vec());
+        let has_terminal = File::open("/dev/tty").is_ok();
+        let of_hangup = if has_terminal { &mut stopping } else { &mut ignored };
+        of_hangup.push(HANGUP);
+        let stopping = listen(&stopping)?;
+        let mut ignored = listen(&ignored)?;
         actix_rt::spawn(async move {
             loop {
                 let signal = next(&mut ignored).await;

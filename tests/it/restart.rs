@@ -272,10 +272,11 @@ fn the_drain_ends_after_its_timeout_or_at_a_second_signal() {
     }
 }
 
-/// F4: signals that are no order to stop leave the server and its turn alone; SIGQUIT drains.
+/// F4: without a terminal, SIGHUP leaves the server and its turn alone, and so do the user signals;
+/// SIGQUIT drains.
 #[test]
 fn other_signals_end_nothing_and_sigquit_drains() {
-    let mut server = Server::usual();
+    let mut server = Setup::new().under(&["setsid"]).start();
     let running = server.submit("work", "[[gate:go]]");
     server.journal.wait_gate("go");
     for (signal, name) in

@@ -7,15 +7,14 @@ use actix::{ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, 
 
 use super::{Group, GroupError, notifications::Forget};
 use crate::{
-    storage::{GROUP_MAX, NotRemoved, SEQ_MAX, StoreError, Unreadable},
+    storage::{GROUP_MAX, SEQ_MAX, StoreError, Unreadable},
     transcript::feed,
 };
 
 /// Frames reserved for running work once no more work is accepted.
 const FRAMES_RESERVED: u64 = 1 << 24;
 
-/// What became of the rows, and then of the group's own directory.
-type Purged = Result<Result<(), NotRemoved>, StoreError>;
+type Purged = Result<(), StoreError>;
 
 impl Group {
     /// Checks that the group can work: that all of its rows were readable.
@@ -71,10 +70,12 @@ impl Group {
                 Some(epoch) => Some(epoch),
                 None => db.write(move |store| store.claim(no)).await?,
             };
+            // Before the rows, without which nothing leads to the directory.
+            let aside = work_dir.clone();
+            _ = tokio::task::spawn_blocking(move || aside.set_aside(no)).await;
             db.purge(no, epoch).await?;
-            let removed = tokio::task::spawn_blocking(move || work_dir.remove(no));
-            // A panic, which its hook has logged; the next start goes over what is left.
-            Ok(removed.await.unwrap_or(Ok(())))
+            work_dir.remove_set_aside();
+            Ok(())
         }
     }
 
@@ -85,14 +86,7 @@ impl Group {
     ) -> Result<(), GroupError> {
         ctx.stop();
         match purged {
-            Ok(removed) => {
-                if let Err(err) = removed {
-                    log::warn!(
-                        target: "greenroom::group", group:% = self.id, err:%;
-                        "the purged group's own directory could not be removed; the next start \
-                         tries again"
-                    );
-                }
+            Ok(()) => {
                 feed::end(&self.feed);
                 log::info!(target: "greenroom::group", group:% = self.id; "group purged");
                 self.shared.forget.do_send(Forget(self.id.clone()));

@@ -3,11 +3,12 @@
 mod tree;
 
 use std::{
-    fs,
+    collections::HashSet,
+    fs, io,
     path::{Path, PathBuf},
+    sync::mpsc::{self, Sender},
+    thread,
 };
-
-pub use tree::NotRemoved;
 
 use super::GroupNo;
 
@@ -16,68 +17,92 @@ const NAME: &str = "work";
 /// Begins the name of a directory whose group is purged.
 const PURGED: &str = ".purged-";
 
-/// The parent of the groups' own directories.
+/// The parent of the groups' own directories, and the thread that removes those of purged groups:
+/// that may take minutes, and the end of the process does not wait for it.
 #[derive(Clone, Debug)]
-pub struct WorkDir(PathBuf);
+pub struct WorkDir {
+    path: PathBuf,
+    removal: Sender<()>,
+}
 
 impl WorkDir {
-    /// The one of a data directory. It exists once a group needs it.
-    pub fn below(data: &Path) -> Self {
-        Self(data.join(NAME))
+    /// Takes the one of a data directory, which exists once a group needs it, and begins to remove
+    /// what earlier servers left of purged groups.
+    ///
+    /// # Errors
+    ///
+    /// The thread could not be started.
+    pub fn open(data: &Path) -> io::Result<Self> {
+        let path = data.join(NAME);
+        let (removal, wanted) = mpsc::channel();
+        let work = path.clone();
+        thread::Builder::new().name("purge".into()).spawn(move || {
+            let mut reported = HashSet::new();
+            remove_purged(&work, &mut reported);
+            while wanted.recv().is_ok() {
+                remove_purged(&work, &mut reported);
+            }
+        })?;
+        Ok(Self { path, removal })
     }
 
     /// Returns the directory of the group with this number.
     pub fn of(&self, group: GroupNo) -> PathBuf {
-        self.0.join(group.to_string())
+        self.path.join(group.to_string())
     }
 
-    /// Removes a purged group's directory. It first gets another name, so that [`Self::sweep`]
-    /// removes what this call leaves. Blocks.
-    ///
-    /// # Errors
-    ///
-    /// Some entries are left.
-    pub(crate) fn remove(&self, group: GroupNo) -> Result<(), NotRemoved> {
-        let purged = self.0.join(format!("{PURGED}{group}"));
-        // Fails if there is none, or if an earlier purge of it left something.
-        _ = fs::rename(self.of(group), &purged);
-        tree::remove(&purged)?;
-        tree::remove(&self.of(group))
-    }
-
-    /// Removes what is left of purged groups. Blocks.
-    pub fn sweep(&self) {
-        for purged in self.purged() {
-            if let Err(err) = tree::remove(&purged) {
-                log::warn!(
-                    target: "greenroom::group", path:% = purged.display(), err:%;
-                    "what is left of a purged group's directory could not be removed; remove it, \
-                     or the next start tries again"
-                );
+    /// Gives the directory of a group that is to be purged another name, under which it is removed
+    /// by [`Self::remove_set_aside`] or by the next start. Blocks.
+    pub(crate) fn set_aside(&self, group: GroupNo) {
+        let own = self.of(group);
+        // A name is taken if an earlier purge of this group failed.
+        for number in 0_u64.. {
+            match fs::rename(&own, self.path.join(format!("{PURGED}{group}-{number}"))) {
+                Err(err) if err.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                    log::warn!(
+                        target: "greenroom::group", path:% = own.display(), err:%;
+                        "the directory of a purged group cannot be removed"
+                    );
+                    return;
+                }
+                Ok(()) | Err(_) => return,
             }
         }
     }
 
-    fn purged(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        let is_purged = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            name.is_some_and(|name| name.starts_with(PURGED))
-        };
-        entries.map(|entry| entry.path()).filter(is_purged).collect()
+    /// Has the directories removed that were set aside.
+    pub(crate) fn remove_set_aside(&self) {
+        // The thread ends with its last sender.
+        _ = self.removal.send(());
     }
+}
 
-    /// Whether a group has a directory here: its name is a number.
-    pub(crate) fn has_groups(&self) -> bool {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name()).any(|name| {
-            let name = name.as_encoded_bytes();
-            !name.is_empty() && name.iter().all(u8::is_ascii_digit)
-        })
-    }
+/// Whether a group has a directory below this data directory: its name is a number. Returns their
+/// parent.
+pub(crate) fn with_groups(data: &Path) -> Option<PathBuf> {
+    let work = data.join(NAME);
+    let is_number = |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+    names(&work).iter().any(|name| is_number(name)).then_some(work)
+}
 
-    /// The directory itself.
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
+/// Removes the directories of purged groups. Logs once what is left.
+fn remove_purged(work: &Path, reported: &mut HashSet<String>) {
+    for name in names(work).into_iter().filter(|name| name.starts_with(PURGED)) {
+        let path = work.join(&name);
+        if let Err(err) = tree::remove(&path)
+            && reported.insert(name)
+        {
+            log::warn!(
+                target: "greenroom::group", path:% = path.display(), err:%;
+                "a purged group's directory could not be removed; remove it, or the next start \
+                 tries again"
+            );
+        }
     }
+}
+
+fn names(work: &Path) -> Vec<String> {
+    let entries = fs::read_dir(work).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }

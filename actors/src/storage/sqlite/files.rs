@@ -16,7 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::storage::{Sizes, StoreError, WorkDir};
+use crate::storage::{Sizes, StoreError, work_dir};
 
 /// The wait between two tries to lock a file that another process reads.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
@@ -184,11 +184,11 @@ pub fn refuse_missing(database: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     let log = beside(database, "-wal");
-    let work = WorkDir::below(database.parent().unwrap_or(Path::new("")));
+    let data = database.parent().unwrap_or(Path::new(""));
     let left_over = if fs::metadata(&log).is_ok_and(|found| found.len() > 0) {
         Some(log)
     } else {
-        work.has_groups().then(|| work.path().to_path_buf())
+        work_dir::with_groups(data)
     };
     let Some(left_over) = left_over else { return Ok(()) };
     Err(StoreError::Unusable {
