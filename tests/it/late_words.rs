@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::Setup;
+use crate::support::{Setup, millis};
 
 /// AM-9, I7, I13: a chunk after the answer is in the frames and the text of its own turn, also if
 /// the next one runs: not in that one's text, and no output that forbids its retry.
@@ -77,4 +77,30 @@ fn replayed_history_is_not_in_the_text() {
     });
     server.kill_and_boot();
     assert_eq!(server.finish_as(&cut, "interrupted")["text"], "now");
+}
+
+/// I11, AM-9: each report of late words writes the text of their task again, so an agent that
+/// writes on and on after its answer is reported at most twice a second, and without loss.
+#[test]
+fn late_words_are_reported_twice_a_second() {
+    let server = Setup::new().start();
+    let words = (0..60).map(|number| format!("[[gate:g{number}]][[message:m1:x]]"));
+    let words: String = words.collect();
+    let prompt = format!("[[message:m1:head]][[answer]]{words}[[message:m1:end]]");
+    let task = server.submit("work", &prompt);
+    server.finish_as(&task, "completed");
+    for number in 0..60 {
+        server.journal.wait_gate(&format!("g{number}"));
+        server.journal.open_gate(&format!("g{number}"));
+    }
+    server.wait_frame("work", "the end", |frame| {
+        frame["payload"]["params"]["update"]["content"]["text"] == "end"
+    });
+    assert_eq!(server.task(&task)["text"], format!("head{}end", "x".repeat(60)));
+    let late = server.frames_of_kind("work", "session/update");
+    let mut commits: Vec<i64> = late.iter().skip(1).map(|frame| millis(&frame["at"])).collect();
+    commits.dedup();
+    let took_ms = commits[commits.len() - 1] - commits[0];
+    let most = 3 + usize::try_from(took_ms).unwrap() / 500;
+    assert!(commits.len() <= most, "{commits:?}");
 }

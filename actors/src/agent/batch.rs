@@ -18,6 +18,10 @@ pub struct Batch {
     lines: usize,
     /// The last prompt that the agent was sent.
     last_prompt: Option<u64>,
+    /// Whether any of its events is more than plain output.
+    is_urgent: bool,
+    /// Whether any of its messages is output.
+    has_output: bool,
     /// The size of the last text, to reserve: the batches of a stream are alike.
     text_bytes: usize,
 }
@@ -37,7 +41,17 @@ impl Batch {
     /// Creates an empty batch.
     pub fn new(run: RunId) -> Self {
         let (events, open, last_prompt) = (Vec::new(), None, None);
-        Self { run, events, open, bytes: 0, lines: 0, last_prompt, text_bytes: 0 }
+        Self {
+            run,
+            events,
+            open,
+            bytes: 0,
+            lines: 0,
+            last_prompt,
+            is_urgent: false,
+            has_output: false,
+            text_bytes: 0,
+        }
     }
 
     /// Records that the agent was sent a prompt: the messages before cannot be its output.
@@ -61,6 +75,16 @@ impl Batch {
         self.events.is_empty() && self.open.is_none()
     }
 
+    /// Whether it has more than plain output.
+    pub fn is_urgent(&self) -> bool {
+        self.is_urgent
+    }
+
+    /// Whether any of its messages is output.
+    pub fn has_output(&self) -> bool {
+        self.has_output
+    }
+
     /// Adds a message that is only stored, its summary, and the session that it names.
     pub fn push_line(
         &mut self,
@@ -70,6 +94,7 @@ impl Batch {
         summary: OutputSummary,
     ) {
         self.count(line.len());
+        self.has_output |= summary.has_output;
         match self.open.as_mut().filter(|open| open.fits(session, &summary)) {
             Some(open) => open.add(line, kind, session, summary),
             None => {
@@ -92,6 +117,7 @@ impl Batch {
     pub fn push_sized(&mut self, event: Event, bytes: usize) {
         self.count(bytes);
         self.close();
+        self.is_urgent = true;
         self.events.push(event);
     }
 
@@ -99,6 +125,7 @@ impl Batch {
     pub fn take(&mut self) -> Vec<Event> {
         self.close();
         (self.bytes, self.lines) = (0, 0);
+        (self.is_urgent, self.has_output) = (false, false);
         std::mem::take(&mut self.events)
     }
 

@@ -6,7 +6,7 @@ mod messages;
 // How long a run waits for its agent to be ready.
 mod start;
 
-use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc};
+use std::{future::pending, io, path::PathBuf, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{MailboxError, Recipient};
 use greenroom_core::{
@@ -42,6 +42,10 @@ const LOAD_TIMEOUTS: u32 = 10;
 /// How often stderr is read before a turn is settled: a flood does not delay the turn further.
 const STDERR_READS_MAX: usize = 64;
 
+/// How often what the agent writes between turns is reported: each report of late words writes the
+/// whole text of their task again.
+const BETWEEN_TURNS: Duration = Duration::from_millis(500);
+
 type Report = Pin<Box<dyn Future<Output = Result<(), MailboxError>>>>;
 
 /// One run's loop.
@@ -61,6 +65,8 @@ pub struct RunLoop {
     batch: Batch,
     /// The batch that the group commits now.
     report: Option<Report>,
+    /// When the next report of plain output between turns is due; `None`: at once.
+    report_at: Option<Awake>,
     handshake: Option<Handshake>,
     /// What an answer showed of the next start.
     failed_start: Option<FailedStart>,
@@ -107,6 +113,8 @@ enum LoopEvent {
     StartTimedOut,
     /// The agent was quiet for long enough.
     Quiet,
+    /// What the agent wrote between turns is to be reported.
+    ReportDue,
 }
 
 impl LoopEvent {
@@ -148,6 +156,7 @@ impl RunLoop {
             line_bytes_max,
             batch: Batch::new(start.run),
             report: None,
+            report_at: None,
             handshake: Some(handshake),
             failed_start: None,
             observer: start.observer.clone(),
@@ -177,7 +186,10 @@ impl RunLoop {
     /// Yields after each long read: a flood would keep the thread from other groups (I15).
     pub async fn run(mut self) {
         while !self.is_over() {
-            if self.report.is_none() && !self.batch.is_empty() {
+            if self.report.is_none() && !self.batch.is_empty() && !self.is_held_back() {
+                // The first words are reported at once: they may end a retry.
+                let has_late_words = self.batch.has_output() && self.is_between_turns();
+                self.report_at = has_late_words.then(|| awake::now() + BETWEEN_TURNS);
                 let events = self.batch.take();
                 self.report = Some(Box::pin(self.group.send(AgentReport { events })));
             }
@@ -203,6 +215,7 @@ impl RunLoop {
                 LoopEvent::Unwritable(Unwritable::HungUp) => self.termination.on_hung_up(),
                 LoopEvent::StartTimedOut => self.on_start_timed_out(),
                 LoopEvent::Quiet => self.on_quiet(),
+                LoopEvent::ReportDue => self.report_at = None,
             }
             if is_long {
                 yield_now().await;
@@ -212,6 +225,18 @@ impl RunLoop {
         let exited = Event::AgentExited { run: self.run, exit };
         // If the group's actor is gone, its successor finds the run in the database.
         _ = self.group.send(AgentReport::single(exited)).await;
+    }
+
+    /// Whether the agent takes prompts, and has answered the last one.
+    fn is_between_turns(&self) -> bool {
+        self.handshake.is_none() && self.prompt.is_none()
+    }
+
+    /// Whether the batch waits for more: it is plain output between turns, after some other.
+    fn is_held_back(&self) -> bool {
+        let ends = self.stdout.ended || self.termination.has_reason();
+        let is_plain = !self.batch.is_urgent() && self.batch.has_room();
+        self.report_at.is_some() && is_plain && !ends && self.is_between_turns()
     }
 
     fn is_over(&self) -> bool {
@@ -226,6 +251,7 @@ impl RunLoop {
         let quiet_at = self.quiet.filter(|_| is_starting).map(|(at, by)| at.min(by));
         // Quiet is awaited for a short time, which is no part of the start.
         let ready_by = (is_starting && quiet_at.is_none()).then_some(self.ready_by);
+        let report_at = self.report_at.filter(|_| self.is_held_back());
         let is_gone = self.termination.is_gone();
         let writes = self.termination.is_unused();
         let report = async {
@@ -243,6 +269,7 @@ impl RunLoop {
             () = until(escalates_at), if !is_gone => LoopEvent::Escalate,
             () = until(ready_by), if !is_gone => LoopEvent::StartTimedOut,
             () = until(quiet_at), if !is_gone => LoopEvent::Quiet,
+            () = until(report_at) => LoopEvent::ReportDue,
             why = self.stdin.unwritable(), if writes => LoopEvent::Unwritable(why),
         }
     }
