@@ -115,6 +115,15 @@ pub struct RpcError {
     pub message: String,
 }
 
+/// The error of a response that names no request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unaddressed {
+    /// What the agent did is unknown, so it has no code.
+    pub error: RpcError,
+    /// Whether the agent says that it does not know the request.
+    pub is_of_unknown: bool,
+}
+
 impl fmt::Display for RpcError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.message)?;
@@ -210,7 +219,7 @@ pub fn parse(line: &str) -> Result<Message<'_>, ParseError> {
 
 /// Returns the error of a JSON-RPC response that names no request, because its id is null or
 /// absent: an agent answers so what it could not read.
-pub fn unaddressed_error(line: &str) -> Option<RpcError> {
+pub fn unaddressed_error(line: &str) -> Option<Unaddressed> {
     let envelope: Envelope<'_> = read(line).ok()?;
     let Envelope { version: Some(_), id: None, method: None, result: None, error, .. } = envelope
     else {

@@ -136,6 +136,26 @@ fn an_error_without_an_id_may_be_about_another_line() {
     server.finish_as(&failed, "failed");
 }
 
+/// I7: an error that is none of an unknown request is no answer to a cancel, which an agent that
+/// knows it never answers: it ends the next turn.
+#[test]
+fn an_error_without_an_id_may_follow_a_cancel_that_was_obeyed() {
+    let server = Setup::new().start();
+    let line = |code| {
+        let error = format!(r#""error":{{{code}"message":"no"}}"#);
+        format!(r#"[[line:{{"jsonrpc":"2.0","id":null,{error}}}]]"#)
+    };
+    for (number, code) in [r#""code":-32603,"#, r#""code":-32700,"#, ""].into_iter().enumerate() {
+        let gate = format!("on{number}");
+        let cancelled = server.submit("work", &format!("[[gate:{gate}]]"));
+        server.journal.wait_gate(&gate);
+        server.cancel(&cancelled).expect(202);
+        server.finish_as(&cancelled, "cancelled");
+        let failed = server.submit("work", &format!("{}[[reply:late]]", line(code)));
+        server.finish_as(&failed, "failed");
+    }
+}
+
 /// I7: an agent that does not know a cancel may answer it during the next turn, which continues. An
 /// error without an id ends a turn again once the agent has answered one since.
 #[test]

@@ -6,7 +6,7 @@ use greenroom_core::{
 use serde_json::value::RawValue;
 
 use super::{
-    Message, RpcError,
+    Message, RpcError, Unaddressed,
     bounds::{ERROR_BYTES_MAX, truncate},
     cause::{redacted, with_causes},
     context, cost, error_kind,
@@ -43,14 +43,21 @@ fn says_nothing(error: &RawValue) -> bool {
     ["{}", "[]", "\"\"", "false"].contains(&&*json)
 }
 
-/// Returns the error of a response without an id. What the agent did is unknown, so it has no code.
-pub(super) fn unaddressed(raw: &RawValue) -> Option<RpcError> {
+/// The codes of JSON-RPC for a request that the agent does not know: an invalid request, and an
+/// unknown method.
+const UNKNOWN_REQUEST_CODES: [i64; 2] = [-32600, -32601];
+
+/// Returns the error of a response without an id.
+pub(super) fn unaddressed(raw: &RawValue) -> Option<Unaddressed> {
     if says_nothing(raw) {
         return None;
     }
-    let message = format!("{}, in an answer without an id", rpc_error(raw));
+    let error = rpc_error(raw);
+    let is_of_unknown = error.code.is_some_and(|code| UNKNOWN_REQUEST_CODES.contains(&code));
+    let message = format!("{error}, in an answer without an id");
     let message = truncate(message, ERROR_BYTES_MAX);
-    Some(RpcError { code: None, kind: ErrorKind::Passing, message })
+    let error = RpcError { code: None, kind: ErrorKind::Passing, message };
+    Some(Unaddressed { error, is_of_unknown })
 }
 
 fn rpc_error(raw: &RawValue) -> RpcError {

@@ -71,10 +71,10 @@ impl RunLoop {
         }
         if let Ok(text) = std::str::from_utf8(bytes)
             && let Some(error) = acp::unaddressed_error(text.trim_start_matches('\u{feff}'))
-            && let Some(id) = self.only_request()
+            && let Some(id) = self.only_request(error.is_of_unknown)
         {
             self.noise.on_message();
-            let answer = acp::Message::Response { id, outcome: Err(error) };
+            let answer = acp::Message::Response { id, outcome: Err(error.error) };
             return self.on_message(text, answer);
         }
         for part in acp::glued::parts(bytes) {

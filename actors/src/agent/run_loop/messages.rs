@@ -84,10 +84,14 @@ impl RunLoop {
     /// other line was sent since, such as a cancel or the answer to a permission. An agent that
     /// does not know a cancel may answer it after its turn, when it reads the next line; it has
     /// read it once it has answered a later prompt, or answered something without an id.
-    pub(super) fn only_request(&mut self) -> Option<u64> {
+    ///
+    /// `is_of_unknown`: the answer is one to a request that the agent does not know.
+    pub(super) fn only_request(&mut self, is_of_unknown: bool) -> Option<u64> {
         let (sent, cancel) = (self.stdin.sent(), self.stdin.cancel());
-        let is_cancel_open = cancel > self.answered;
-        self.answered = self.answered.max(cancel);
+        let is_cancel_open = is_of_unknown && cancel > self.answered;
+        if is_of_unknown {
+            self.answered = self.answered.max(cancel);
+        }
         match &self.handshake {
             Some(handshake) => handshake.request().filter(|id| *id == sent),
             None if is_cancel_open => None,
