@@ -33,13 +33,16 @@ pub struct MessageOwners {
     messages: VecDeque<(MessageKey, TaskId)>,
     /// Whether the agent used an id in more than one turn: then no id shows whose a message is.
     reuses_ids: bool,
-    /// What the agent wrote since it got the last prompt in messages of earlier tasks, and whether
-    /// any of it is an answer.
+    /// What the agent wrote in messages of earlier tasks since it got the last prompt, after all
+    /// output of the attempt's own, and whether any of it is an answer.
     #[serde(skip)]
     continued: (BoundedText, bool),
     /// How many bytes of text it wrote in them before it got that prompt.
     #[serde(skip)]
     early_bytes: u64,
+    /// How many bytes of text it continued before the last output of the attempt's own.
+    #[serde(skip)]
+    dropped_bytes: u64,
     /// Whether the agent may replay its session during the attempt that begins.
     #[serde(skip)]
     may_replay: bool,
@@ -77,6 +80,9 @@ impl MessageOwners {
 
     /// Adds output that belongs to `task`; `is_earlier`: another attempt runs.
     pub(crate) fn add(&mut self, summary: &OutputSummary, task: TaskId, is_earlier: bool) {
+        if summary.has_output && !is_earlier {
+            self.drop_continued();
+        }
         let Some(message) = summary.message else { return };
         match self.of(message) {
             Some(_) if is_earlier && summary.is_early => {
@@ -96,6 +102,13 @@ impl MessageOwners {
         }
     }
 
+    /// The running attempt got output of its own: late words come before that, so what the agent
+    /// continued until then answers no prompt of the attempt.
+    pub(crate) fn drop_continued(&mut self) {
+        let (text, _) = std::mem::take(&mut self.continued);
+        self.dropped_bytes += text.as_str().len() as u64;
+    }
+
     /// The agent may replay its session during the attempt that begins.
     pub(crate) fn expect_replay(&mut self, may_replay: bool) {
         self.may_replay = may_replay;
@@ -103,7 +116,7 @@ impl MessageOwners {
 
     /// Begins an attempt. Returns whether the agent may replay its session during it.
     pub(crate) fn begin(&mut self) -> bool {
-        (self.continued, self.early_bytes) = Default::default();
+        (self.continued, self.early_bytes, self.dropped_bytes) = Default::default();
         std::mem::take(&mut self.may_replay)
     }
 
@@ -113,15 +126,17 @@ impl MessageOwners {
         self.early_bytes
     }
 
-    /// Takes these first bytes out of the text that the agent continued: a stored frame does not
+    /// Takes these first bytes out of all text that the agent continued: a stored frame does not
     /// tell that it was read before the prompt was sent, so only the settlement shows it.
     pub(crate) fn forget_early(&mut self, bytes: u64) {
         let missed = bytes.saturating_sub(self.early_bytes);
-        if missed > 0 {
+        let kept = missed.saturating_sub(self.dropped_bytes);
+        self.dropped_bytes -= missed - kept;
+        self.early_bytes += missed;
+        if kept > 0 {
             let (text, is_answer) = &mut self.continued;
-            text.forget(usize::try_from(missed).unwrap_or(usize::MAX));
+            text.forget(usize::try_from(kept).unwrap_or(usize::MAX));
             *is_answer &= !text.as_str().trim().is_empty();
-            self.early_bytes = bytes;
         }
     }
 
@@ -143,8 +158,8 @@ impl MessageOwners {
     }
 
     /// Whether the attempt of a turn, if it stops so, is answered in the messages of earlier turns:
-    /// it ended as a whole, and the agent wrote no other message, whatever else it did. Such an
-    /// agent uses its ids again.
+    /// it ended as a whole, the agent wrote no other message, and it continued them after all else
+    /// that it did. Such an agent uses its ids again.
     pub(crate) fn is_answered(&self, attempt: &Attempt, stop_reason: StopReason) -> bool {
         let is_silent = attempt.text().trim().is_empty();
         let has_other = attempt.has_answer() && !attempt.has_tools();
@@ -155,5 +170,49 @@ impl MessageOwners {
     pub(crate) fn answer(&self, ending: &mut Ending) {
         let (text, _) = &self.continued;
         (ending.text, ending.text_truncated) = (text.as_str().to_owned(), text.is_truncated());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// AM-9, I13: a stored frame does not say that it was read before the prompt was sent; with the
+    /// settlement, it gives the same.
+    #[test]
+    fn a_settlement_shows_which_words_were_early() {
+        let [earlier, running] = [1, 2].map(|id| TaskId(Uuid::from_u128(id)));
+        let message = Some(MessageKey::new("a"));
+        let of = |text: &str| OutputSummary {
+            has_output: true,
+            has_answer: true,
+            text: text.into(),
+            message,
+            ..OutputSummary::default()
+        };
+        let own = OutputSummary { has_output: true, ..OutputSummary::default() };
+        let played = |is_stored: bool, own_after: &[usize]| {
+            let mut owners = MessageOwners::default();
+            owners.add(&of("first"), earlier, false);
+            owners.begin();
+            for (number, text) in ["tail ", "of it", "second", "third"].into_iter().enumerate() {
+                let is_early = number < 2 && !is_stored;
+                owners.add(&OutputSummary { is_early, ..of(text) }, earlier, true);
+                if own_after.contains(&number) {
+                    owners.add(&own, running, false);
+                }
+            }
+            owners.forget_early(10);
+            owners
+        };
+        for (own_after, text) in
+            [(&[][..], "secondthird"), (&[1], "secondthird"), (&[2], "third"), (&[1, 3], "")]
+        {
+            let live = played(false, own_after);
+            assert_eq!(live.continued.0.as_str(), text, "{own_after:?}");
+            assert_eq!(played(true, own_after), live, "{own_after:?}");
+        }
     }
 }

@@ -385,6 +385,7 @@ impl Group {
         if let Some(Current { attempt: Some(attempt), .. }) = &mut self.current
             && attempt.run == run
         {
+            self.message_owners.drop_continued();
             attempt.add_output(&OutputSummary { has_output: true, ..OutputSummary::default() });
             attempt.apply(fact);
         }

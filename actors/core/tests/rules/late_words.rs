@@ -166,8 +166,8 @@ fn an_agent_may_use_its_ids_again() {
     assert_eq!(state, Some(TaskState::Failed), "I7");
 }
 
-/// AM-9: whatever else the agent did in the turn, it answered in that message, unless it wrote
-/// another one.
+/// AM-9: whatever else the agent did before in the turn, it answered in that message, unless it
+/// wrote another one.
 #[test]
 fn an_agent_that_uses_its_ids_again_may_call_tools_too() {
     let thought = OutputSummary {
@@ -176,24 +176,55 @@ fn an_agent_that_uses_its_ids_again_may_call_tools_too() {
         ..OutputSummary::default()
     };
     let picture = OutputSummary { has_answer: true, ..thought.clone() };
-    #[rustfmt::skip]
     let cases = [
-        ("a thought before",      vec![thought],                         vec![],       "second"),
-        ("a tool call before",    vec![call()],                          vec![],       "second"),
-        ("a tool call after",     vec![],                                vec![call()], "second"),
-        ("a text of its own",     vec![chunk(Some("b"), "its own")],     vec![],       "its own"),
-        ("a picture of its own",  vec![picture],                         vec![],       ""),
+        ("a thought", thought, "second"),
+        ("a tool call", call(), "second"),
+        ("a text of its own", chunk(Some("b"), "its own"), "its own"),
+        ("a picture of its own", picture, ""),
     ];
-    for (name, before, after, text) in cases {
+    for (name, before, text) in cases {
         let (mut driver, first) = answered();
         let second = driver.turn();
-        before.into_iter().for_each(|own| drop(driver.output(own)));
+        driver.output(before);
         driver.output(chunk(Some("a"), "second"));
         assert_eq!(late(&driver), Some(first), "{name}");
-        after.into_iter().for_each(|own| drop(driver.output(own)));
         driver.answer(StopReason::EndTurn);
         assert_eq!(driver.answer_text(second).unwrap(), text, "{name}");
         assert!(!driver.has_empty_answer(second), "{name}");
+    }
+}
+
+/// AM-9: what the agent continues before the turn's first own output is of the turn before, also if
+/// greenroom read it after it sent the prompt; it does not show that the agent uses its ids again.
+#[test]
+fn words_before_a_turns_own_output_are_no_answer() {
+    let thought = OutputSummary { has_answer: false, tools: Vec::new(), ..call() };
+    let refused = |driver: &mut Driver| drop(driver.apply(refusal(driver)));
+    type Own<'a> = &'a dyn Fn(&mut Driver);
+    #[rustfmt::skip]
+    let cases: [(&str, bool, Own<'_>, Option<&str>, bool); 6] = [
+        ("a tool call",             false, &|driver| drop(driver.output(call())),          None,           false),
+        ("a thought",               false, &|driver| drop(driver.output(thought.clone())), None,           true),
+        ("a refused request",       false, &refused,                                       None,           true),
+        ("a word after a call",     false, &|driver| drop(driver.output(call())),          Some("second"), false),
+        ("a word before the prompt", true, &|driver| drop(driver.output(call())),          Some("second"), false),
+        ("likewise, a thought",     true,  &|driver| drop(driver.output(thought.clone())), None,           true),
+    ];
+    for (name, has_early, own, after, is_empty) in cases {
+        let (mut driver, first) = answered();
+        let second = driver.turn();
+        if has_early {
+            driver.output_before(chunk(Some("a"), "tail "));
+        }
+        driver.output(chunk(Some("a"), "late"));
+        own(&mut driver);
+        after.into_iter().for_each(|text| drop(driver.output(chunk(Some("a"), text))));
+        driver.answer(StopReason::EndTurn);
+        assert_eq!(driver.answer_text(second).unwrap(), after.unwrap_or_default(), "{name}");
+        assert_eq!(driver.has_empty_answer(second), is_empty, "{name}");
+        driver.turn();
+        driver.output(chunk(Some("a"), "more"));
+        assert_eq!(late(&driver), after.is_none().then_some(first), "{name}");
     }
 }
 

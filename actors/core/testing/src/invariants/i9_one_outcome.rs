@@ -24,8 +24,8 @@ pub struct OneOutcome {
     is_answered_elsewhere: bool,
     /// Whether the agent may replay its session in it.
     may_replay: bool,
-    /// Whether there was an answer in the messages of earlier turns: that is its own answer, if it
-    /// had no other.
+    /// Whether there was an answer in the messages of earlier turns, after all of its own output:
+    /// that is its own answer, if it had no other.
     may_be_answered_late: bool,
 }
 
@@ -123,6 +123,7 @@ impl Invariant for OneOutcome {
                 self.may_be_answered_late |= output.summary.has_answer && !is_early;
             }
             Fact::AgentOutput(output) => {
+                self.may_be_answered_late &= !output.summary.has_output;
                 self.has_answer &= !(output.summary.is_users && self.may_replay);
                 self.has_answer |= output.summary.has_answer;
                 self.is_answered_elsewhere &=
