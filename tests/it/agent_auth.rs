@@ -85,39 +85,27 @@ fn an_error_of_a_start_that_stays_is_not_retried() {
     assert!(error["message"].to_string().contains("unknown model"), "{error}");
 }
 
-/// DQ-13, I7: a prompt that is refused for a login waits at the head of its queue, over a kill of
-/// the server too, and is sent again after it; with output before, its task fails, and what follows
-/// waits.
+/// DQ-13, DQ-8: a prompt that is refused for a login fails at its first attempt, whatever in the
+/// error says so; what follows waits, over a kill of the server too, and continues after `resume`.
 #[test]
-fn a_prompt_that_is_refused_for_a_login_waits() {
+fn a_prompt_that_is_refused_for_a_login_fails_alone() {
     let mut server = Setup::new().retries("10ms").start();
     server.create_group("work", "scripted", "");
-    let prompt = r#"[[times:2:error:-32000:Authentication required]][[reply:done]]"#;
-    let tasks = [prompt, "two"].map(|prompt| server.submit("work", prompt));
-    for life in ["first", "second"] {
-        server.wait_group("work", "waits", |group| group["blocked_by"] == "agent_auth");
-        if life == "first" {
-            server.kill_and_boot();
-        }
-        let shown = tasks.clone().map(|task| server.task(&task)["blocked_by"].clone());
-        assert_eq!(shown, ["agent_auth", "agent_auth"], "{life}");
-        let first = server.task(&tasks[0]);
-        assert_eq!(
-            (&first["state"], &first["error"]["code"]),
-            (&json!("retrying"), &json!("agent_auth"))
-        );
+    let refusals = [
+        r#"{"code":-32000,"message":"Authentication required"}"#,
+        r#"{"code":-32603,"message":"x","data":{"status":401}}"#,
+    ];
+    for refusal in refusals {
+        let prompt = format!(r#"[[answer-line:{{"id":$id,"error":{refusal}}}]]"#);
+        let tasks = [&*prompt, "two"].map(|prompt| server.submit("work", prompt));
+        let ended = server.finish_as(&tasks[0], "failed");
+        let shown = (&ended["attempt"], &ended["error"]["code"]);
+        assert_eq!(shown, (&json!(1), &json!("agent_error")), "{ended}");
+        server.wait_blocked(&tasks[1], "agent_auth");
+        server.kill_and_boot();
+        server.wait_blocked(&tasks[1], "agent_auth");
         server.resume("work");
+        server.finish_as(&tasks[1], "completed");
     }
-    for task in &tasks {
-        server.finish_as(task, "completed");
-    }
-    assert_eq!(server.journal.prompts(), [prompt, prompt, prompt, "two"]);
     assert!(server.frames_of_kind("work", "greenroom/context_lost").is_empty());
-
-    let refused = r#"{"code":-32603,"message":"x","data":{"status":401}}"#;
-    let prompt = format!(r#"[[reply:so]][[answer-line:{{"id":$id,"error":{refused}}}]]"#);
-    let ended = server.finish_as(&server.submit("speaks", &prompt), "failed");
-    assert_eq!((&ended["attempt"], &ended["error"]["code"]), (&json!(1), &json!("agent_error")));
-    let next = server.submit("speaks", "three");
-    server.wait_blocked(&next, "agent_auth");
 }

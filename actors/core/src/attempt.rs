@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use crate::{
     Cause, EndState, Ending, ErrorKind, ExitReason, Fact, Interrupted, OutputSummary, PromptReply,
     RunId, SessionId, SideEffects, StopReason, TaskError, TokensSpent, Usage,
-    bounded_text::BoundedText, retry::FailureKind, session_move::SessionMove,
+    bounded_text::BoundedText, session_move::SessionMove,
 };
 
 /// The most names of open tool calls that an attempt keeps, in bytes (I11).
@@ -61,8 +61,8 @@ pub(crate) struct Settlement {
     pub stop_reason: StopReason,
     pub state: EndState,
     pub ending: Ending,
-    /// How it failed, if it did.
-    pub failure: FailureKind,
+    /// Whether the agent wants a login before it works on any prompt.
+    pub wants_login: bool,
     /// What it spent, as the agent reports.
     pub tokens: Option<Box<TokensSpent>>,
     /// Whether the task may be retried: greenroom saw the attempt's end, there was no output, and
@@ -198,15 +198,14 @@ impl Attempt {
     /// a cancel that came too late (R-2: cancel × response).
     pub(crate) fn settle_by_reply(&self, reply: PromptReply) -> Settlement {
         let mut ending = self.ending_so_far();
-        let (is_lasting, failure) = match &reply {
-            PromptReply::Failed { kind: ErrorKind::Auth, .. } => (false, FailureKind::NoLogin),
-            PromptReply::Failed { kind: ErrorKind::Passing, .. } => (false, FailureKind::NoOutput),
-            PromptReply::Failed { kind: ErrorKind::Lasting, .. }
-            | PromptReply::Stopped { .. }
+        let kind = match &reply {
+            PromptReply::Failed { kind, .. } => Some(*kind),
+            PromptReply::Stopped { .. }
             | PromptReply::Queued { .. }
-            | PromptReply::Unclear { .. } => (true, FailureKind::NoOutput),
+            | PromptReply::Unclear { .. } => None,
         };
-        let retryable = !is_lasting && self.is_retryable();
+        let retryable = kind == Some(ErrorKind::Passing) && self.is_retryable();
+        let wants_login = kind == Some(ErrorKind::Auth);
         let tokens = reply.tokens();
         ending.tokens = tokens.as_ref().and_then(|spent| spent.given.clone());
         let (stop_reason, state) = match (reply, self.cancel_reason) {
@@ -245,7 +244,7 @@ impl Attempt {
             }
         };
         ending.stop_reason = Some(stop_reason);
-        Settlement { stop_reason, state, ending, failure, tokens, retryable }
+        Settlement { stop_reason, state, ending, wants_login, tokens, retryable }
     }
 
     /// Whether a retry is safe, if the attempt's end allows one: no cancel and no output.
@@ -282,8 +281,7 @@ impl Attempt {
             }
         };
         ending.stop_reason = Some(stop_reason);
-        let failure = FailureKind::NoOutput;
-        Settlement { stop_reason, state, ending, failure, tokens: None, retryable }
+        Settlement { stop_reason, state, ending, wants_login: false, tokens: None, retryable }
     }
 
     /// Returns how a cancelled attempt ends. `is_seen`: all output was read before.

@@ -14,8 +14,6 @@ const CRASH_WAIT_MS_MAX: u64 = 300_000;
 /// [`LOGIN_WAIT_MS_MAX`].
 const LOGIN_WAIT_MS: u64 = 60_000;
 const LOGIN_WAIT_MS_MAX: u64 = 300_000;
-/// Likewise, if a task used up its retries for it.
-const LOGIN_WAIT_MS_LONG: u64 = 3_600_000;
 
 /// Which failed attempts are retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,9 +47,6 @@ pub(crate) enum FailureKind {
     Undelivered,
     /// Its prompt was sent, greenroom saw its end, and there was no output.
     NoOutput,
-    /// Likewise, and the agent wants a login before it works on any prompt. It is retried once the
-    /// agent is started again.
-    NoLogin,
 }
 
 /// Returns the backoff before the next attempt, or `None` if the task must not be retried.
@@ -63,9 +58,8 @@ pub(crate) fn backoff_ms(
     base_ms: u64,
 ) -> Option<u64> {
     let may = match (retry, failure) {
-        (RetryPolicy::NoOutput, FailureKind::NoLogin) => return Some(0),
         (RetryPolicy::NoOutput, _) | (RetryPolicy::Undelivered, FailureKind::Undelivered) => true,
-        (RetryPolicy::Undelivered, _) | (RetryPolicy::Never, _) => false,
+        (RetryPolicy::Undelivered, FailureKind::NoOutput) | (RetryPolicy::Never, _) => false,
     };
     let doublings = attempt.saturating_sub(1);
     (may && attempt <= RETRIES_MAX).then(|| base_ms.saturating_mul(1 << doublings))
@@ -79,11 +73,7 @@ pub(crate) fn crash_wait_ms(crashes: u32) -> Option<u64> {
 }
 
 /// Returns the wait before the next start of an agent that wanted a login at its last `starts`.
-/// `attempts`: how often it was sent the task's prompt, which it may remember each time.
-pub(crate) fn login_wait_ms(starts: u32, attempts: u32) -> u64 {
-    if attempts > RETRIES_MAX {
-        return LOGIN_WAIT_MS_LONG;
-    }
+pub(crate) fn login_wait_ms(starts: u32) -> u64 {
     (LOGIN_WAIT_MS << starts.saturating_sub(1).min(16)).min(LOGIN_WAIT_MS_MAX)
 }
 
@@ -112,9 +102,6 @@ mod tests {
             (R::Undelivered, F::Undelivered, true),
             (R::Never,       F::NoOutput,    false),
             (R::Never,       F::Undelivered, false),
-            (R::NoOutput,    F::NoLogin,     true),
-            (R::Undelivered, F::NoLogin,     false),
-            (R::Never,       F::NoLogin,     false),
         ];
         for (retry, failure, may) in cases {
             assert_eq!(backoff_ms(retry, failure, 1, 1).is_some(), may, "{retry:?} {failure:?}");
@@ -124,9 +111,8 @@ mod tests {
     /// DQ-13, I12.
     #[test]
     fn an_agent_that_wants_a_login_is_started_after_one_to_five_minutes() {
-        let minutes = [1, 2, 3, 4, 100, u32::MAX].map(|starts| login_wait_ms(starts, 5) / 60_000);
+        let minutes = [1, 2, 3, 4, 100, u32::MAX].map(|starts| login_wait_ms(starts) / 60_000);
         assert_eq!(minutes, [1, 2, 4, 5, 5, 5]);
-        assert_eq!(login_wait_ms(6, 6), LOGIN_WAIT_MS_LONG);
     }
 
     /// F8.

@@ -184,7 +184,7 @@ impl Transition<'_> {
         if let Some(attempt) = self.group.attempt().filter(|_| completed.is_none()) {
             settled = attempt.settle_cut(settled);
         }
-        let Settlement { stop_reason, state, mut ending, failure, tokens, retryable } = settled;
+        let Settlement { stop_reason, state, mut ending, wants_login, tokens, retryable } = settled;
         let state = match (outcome.status, state) {
             (CompactionStatus::Completed, _) => {
                 (ending.error, ending.interrupted) = (None, None);
@@ -220,7 +220,7 @@ impl Transition<'_> {
                 EndState::Failed
             }
         };
-        Settlement { stop_reason, state, ending, failure, tokens, retryable }
+        Settlement { stop_reason, state, ending, wants_login, tokens, retryable }
     }
 
     /// Ends the ordered compaction, if no detector saw its end. If the agent's command continued in

@@ -127,15 +127,12 @@ impl Transition<'_> {
         }
         let Some(attempt) = self.group.attempt() else { return };
         let mut settled = attempt.settle_by_reply(reply);
-        let wants_login = settled.failure == FailureKind::NoLogin
-            && settled.state == EndState::Failed
-            && wedged_sign.is_none();
+        let wants_login =
+            settled.wants_login && settled.state == EndState::Failed && wedged_sign.is_none();
         let error = settled.ending.error.as_ref().map(|error| error.message.clone());
-        let attempts = self.group.current().map_or(0, |task| task.attempt);
         if wedged_sign.is_some() && attempt.cancel_reason.is_none() {
             settled.state = EndState::Failed;
             settled.retryable = attempt.is_retryable();
-            settled.failure = FailureKind::NoOutput;
             settled.ending.error.get_or_insert_with(|| TaskError {
                 code: "agent_wedged".into(),
                 message: "the agent did not accept the prompt; greenroom restarts it".into(),
@@ -143,7 +140,7 @@ impl Transition<'_> {
         }
         self.settle(settled);
         if wants_login {
-            self.wait_for_login(logins + 1, error.unwrap_or_default(), attempts);
+            self.wait_for_login(logins + 1, error.unwrap_or_default());
         }
         // A start may find the login. It may not restore what only this run knows.
         if wedged_sign.is_some() || (wants_login && !self.group.is_forgetful()) {
@@ -217,7 +214,7 @@ impl Transition<'_> {
         settled.ending.findings.is_answered_by_compaction = is_summary && !is_answered_late;
         self.abandon_compaction();
         self.release_lock(false);
-        let Settlement { stop_reason, mut state, mut ending, failure, tokens, retryable } = settled;
+        let Settlement { stop_reason, mut state, mut ending, tokens, retryable, .. } = settled;
         let early_bytes = self.group.message_owners.early_bytes();
         self.record(Fact::TurnSettled { task: task.id, stop_reason, tokens, early_bytes });
         // A compaction is not retried: the agent may have acted on its command without output.
@@ -225,7 +222,7 @@ impl Transition<'_> {
             && task.kind() == TaskKind::Turn
             && let Some(error) = &ending.error
         {
-            if self.retry(task.id, task.attempt, failure, error) {
+            if self.retry(task.id, task.attempt, FailureKind::NoOutput, error) {
                 return;
             }
             if self.settings.retry == RetryPolicy::NoOutput {

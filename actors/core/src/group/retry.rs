@@ -10,8 +10,6 @@ use crate::{
 
 /// The error of an attempt whose prompt was committed and not sent.
 pub(super) const PROMPT_WITHHELD: &str = "server_stopped";
-/// The code of the error of an attempt that failed because the agent wants a login.
-pub(super) const AGENT_AUTH: &str = "agent_auth";
 
 impl Transition<'_> {
     /// Schedules a retry of `task` after its `attempt` failed, if the policy allows one. The task
@@ -31,10 +29,7 @@ impl Transition<'_> {
             self.release_lock(false);
         }
         let due = Deadline::after(self.now, wait_ms);
-        let mut error = error.clone();
-        if failure == FailureKind::NoLogin {
-            error.code = AGENT_AUTH.into();
-        }
+        let error = error.clone();
         self.record(Fact::TaskRetrying { task, attempt, error, wait_ms, due });
         true
     }

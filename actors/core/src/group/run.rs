@@ -1,10 +1,10 @@
 //! The agent's run: launched, ready, stopped, exited, recovered.
 
-use super::{Current, Group, Rejected, Session, decide::Transition, retry::AGENT_AUTH};
+use super::{Current, Group, Rejected, Session, decide::Transition};
 use crate::{
     CancelReason, Continuity, Deadline, Effect, EndReason, EndState, Ending, Exit, ExitReason,
     Fact, FailedStart, Loss, PromptCapabilities, Provenance, Recovery, Run, RunHealth, RunId,
-    RunPhase, RunProgress, SessionId, Stop, Task, TaskError, TaskId, Timer,
+    RunPhase, RunProgress, SessionId, Stop, TaskError, TaskId, Timer,
     attempt::with_attempts,
     last_words::last_words,
     retry::{FailureKind, RETRIES_MAX, backoff_ms, crash_wait_ms, login_wait_ms},
@@ -34,12 +34,7 @@ impl Transition<'_> {
     /// Whether the session may be given up if the agent does not restore it now: only at the last
     /// attempt of a task, if as many attempts failed before, or runs in a row.
     fn gives_session_up(&self) -> bool {
-        let task = self.group.current();
-        // It was not the session on which that attempt failed.
-        if task.and_then(Task::error).is_some_and(|error| error.code == AGENT_AUTH) {
-            return false;
-        }
-        let attempts = task.map_or(0, |task| task.attempt);
+        let attempts = self.group.current().map_or(0, |task| task.attempt);
         let (policy, base_ms) = (self.settings.retry, self.settings.limits.retry_base_ms);
         let next = backoff_ms(policy, FailureKind::Undelivered, attempts + 1, base_ms);
         let failed = attempts.max(self.group.state.crash_loop.crashes);
@@ -225,7 +220,7 @@ impl Transition<'_> {
         let starts = state.crash_loop.logins().saturating_add(1);
         let task = current.as_ref().map(|current| current.task.id);
         let has_lock = task.is_some() && lock.task() == task;
-        self.wait_for_login(starts, error, 0);
+        self.wait_for_login(starts, error);
         if has_lock {
             self.release_lock(false);
         }
@@ -234,11 +229,10 @@ impl Transition<'_> {
         }
     }
 
-    /// Lets the queue wait for a login, which the agent wanted at its last `starts`. `attempts`:
-    /// how often it was sent the task's prompt.
-    pub(super) fn wait_for_login(&mut self, starts: u32, error: String, attempts: u32) {
+    /// Lets the queue wait for a login, which the agent wanted at its last `starts`.
+    pub(super) fn wait_for_login(&mut self, starts: u32, error: String) {
         let agent = self.group.state.settings.agent.clone();
-        let wait_ms = login_wait_ms(starts, attempts);
+        let wait_ms = login_wait_ms(starts);
         let due = Deadline::after(self.now, wait_ms);
         self.record(Fact::AgentAuthRequired { agent, starts, error, wait_ms, due });
     }

@@ -125,64 +125,43 @@ fn whatever_was_claimed_waits_for_the_login() {
     assert_eq!(minutes(&driver), [1]);
 }
 
-/// DQ-13, I7: a prompt that the agent refuses for a login, without output, was not worked on: its
-/// task returns to the head of the queue, which waits as after a start. It waits longer each time,
-/// and an hour once the prompt was sent six times: the agent may remember it.
+/// DQ-13, DQ-8: a prompt that the agent refuses for a login fails under any policy, as another
+/// attempt would; what follows waits as after a start, and longer each time, until the agent
+/// answers a prompt.
 #[test]
-fn a_prompt_that_is_refused_for_a_login_is_not_lost() {
-    let mut driver = Driver::idle();
-    driver.settings.retry = RetryPolicy::NoOutput;
-    let (first, second) = (driver.turn(), driver.queue_turn());
-    for (attempt, wait) in [(1, 1), (2, 2), (3, 4), (4, 5), (5, 5), (6, 60), (7, 60)] {
-        let facts = driver.fail(-32000).facts;
-        let expected = ["turn_settled", "task_retrying", "agent_auth_required", "run_stopping"];
-        assert_eq!(kinds(&facts), expected, "{attempt}");
-        let waiting: Vec<_> = driver.group.waiting().map(|task| task.id).collect();
-        assert_eq!(waiting, [first, second]);
-        let task = driver.group.task(first).unwrap();
-        assert_eq!((task.attempt, task.state()), (attempt, TaskState::Retrying));
-        assert_eq!(task.error().map(|error| &*error.code), Some("agent_auth"));
-        driver.exit(ExitReason::Stopped);
-        driver.expire(|timer| matches!(timer, Timer::Backoff(..)));
-        assert_eq!(shown(&driver), (Status::Waiting, Some(Blocked::AgentAuth)));
-        assert!(driver.grant() == Step::default(), "nothing is claimed meanwhile");
-        driver.apply(Event::Recovered(Recovery::Restart));
-        assert_eq!(minutes(&driver), [wait], "{attempt}");
-        driver.expire(is_login);
-        let launched = driver.grant().effects;
-        let kept = |effect: &Effect| match effect {
-            Effect::Launch { session, may_replace, .. } => session.is_some() && !may_replace,
-            _ => false,
-        };
-        assert!(launched.iter().any(kept), "{attempt}: {launched:?}");
-        driver.ready("s", None);
+fn a_prompt_that_is_refused_for_a_login_fails_alone() {
+    for retry in [RetryPolicy::NoOutput, RetryPolicy::Undelivered, RetryPolicy::Never] {
+        let mut driver = Driver::idle();
+        driver.settings.retry = retry;
+        driver.turn();
+        for wait in [1, 2, 4, 5, 5] {
+            let (refused, next) = (driver.group.current().unwrap().id, driver.queue_turn());
+            let facts = driver.fail(-32000).facts;
+            let expected = ["turn_settled", "task_ended", "agent_auth_required", "run_stopping"];
+            assert_eq!(kinds(&facts), expected, "{wait}");
+            let (state, error) = driver.ended(refused).unwrap();
+            assert_eq!((state, error.as_deref()), (TaskState::Failed, Some("agent_error")));
+            driver.exit(ExitReason::Stopped);
+            assert_eq!(shown(&driver), (Status::Waiting, Some(Blocked::AgentAuth)));
+            assert!(driver.grant() == Step::default(), "nothing is claimed meanwhile");
+            driver.apply(Event::Recovered(Recovery::Restart));
+            assert_eq!(minutes(&driver), [wait]);
+            driver.expire(is_login);
+            assert!(launches(&driver.grant()));
+            driver.ready("s", None);
+            assert_eq!(driver.group.current().map(|task| task.id), Some(next));
+        }
+        driver.say("done");
+        driver.answer(StopReason::EndTurn);
+        driver.turn();
+        driver.fail(-32000);
+        assert_eq!(minutes(&driver), [1], "an answer ends the series");
     }
-    driver.say("done");
-    driver.answer(StopReason::EndTurn);
-    assert_eq!(driver.ended(first).map(|(state, _)| state), Some(TaskState::Completed));
-    driver.grant();
-    driver.fail(-32000);
-    assert_eq!(minutes(&driver), [1], "an answer ends the series");
 }
 
-/// DQ-13, I7: a prompt that may have been worked on, or whose policy allows no retry after it was
-/// sent, fails; the queue waits all the same. A cancelled one shows nothing.
+/// DQ-13: a cancelled prompt that is refused shows nothing about a login.
 #[test]
-fn a_refused_prompt_is_sent_again_only_if_that_is_safe() {
-    use RetryPolicy::{Never, NoOutput, Undelivered};
-    for (retry, speaks) in [(NoOutput, true), (Undelivered, false), (Never, false)] {
-        let mut driver = Driver::in_turn();
-        driver.settings.retry = retry;
-        let (first, _) = (driver.group.current().unwrap().id, driver.queue_turn());
-        if speaks {
-            driver.say("so");
-        }
-        driver.fail(-32000);
-        let (state, error) = driver.ended(first).unwrap();
-        assert_eq!((state, error.as_deref()), (TaskState::Failed, Some("agent_error")));
-        assert_eq!(shown(&driver), (Status::Waiting, Some(Blocked::AgentAuth)), "{retry:?}");
-        assert_eq!(minutes(&driver), [1], "{retry:?}");
-    }
+fn a_cancelled_prompt_waits_for_no_login() {
     let mut driver = Driver::in_turn();
     let task = driver.group.current().unwrap().id;
     driver.apply(Event::CancelRequested(task));
@@ -194,17 +173,16 @@ fn a_refused_prompt_is_sent_again_only_if_that_is_safe() {
 #[test]
 fn a_forgetful_agent_waits_for_the_login_in_its_run() {
     let mut driver = Driver::default();
-    driver.settings.retry = RetryPolicy::NoOutput;
-    let task = driver.turn();
+    driver.turn();
+    let next = driver.queue_turn();
     driver.ready_forgetful("s");
     let run = driver.run();
     let facts = driver.fail(-32000).facts;
-    assert_eq!(kinds(&facts), ["turn_settled", "task_retrying", "agent_auth_required"]);
-    driver.expire(|timer| matches!(timer, Timer::Backoff(..)));
+    assert_eq!(kinds(&facts), ["turn_settled", "task_ended", "agent_auth_required"]);
     assert_eq!(shown(&driver), (Status::Waiting, Some(Blocked::AgentAuth)));
     assert!(driver.grant() == Step::default(), "nothing is claimed meanwhile");
     driver.expire(is_login);
     driver.grant();
     assert_eq!(driver.group.attempt().map(|attempt| attempt.run), Some(run));
-    assert_eq!(driver.group.current().map(|task| task.id), Some(task));
+    assert_eq!(driver.group.current().map(|task| task.id), Some(next));
 }

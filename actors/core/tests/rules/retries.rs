@@ -47,7 +47,7 @@ fn failure_kind_and_policy_decide_a_retry() {
         (Failure::Error(-32603),                   sent),
         (Failure::Error(-32700),                   sent),
         (Failure::Error(1),                        sent),
-        (Failure::Error(-32000),                   sent),
+        (Failure::Error(-32000),                   [false; 3]),
         (Failure::Error(-32600),                   [false; 3]),
         (Failure::Error(-32601),                   [false; 3]),
         (Failure::Error(-32602),                   [false; 3]),

@@ -23,8 +23,7 @@ pub struct CrashLoop {
     login: Option<(u32, u64)>,
     /// Likewise, and the step has to report it: it refused a prompt.
     prompt_login: Option<(u32, u64)>,
-    /// The number of the running attempt, and whether it is being cancelled.
-    attempt: u32,
+    /// Whether the running attempt is being cancelled.
     is_cancelled: bool,
     /// The failures and the backoff that the next fact has to report.
     degraded: Option<(u32, u64)>,
@@ -148,9 +147,7 @@ impl Invariant for CrashLoop {
                 self.launches += 1;
                 self.is_starting = true;
             }
-            Fact::TaskStarted { attempt, .. } => {
-                (self.attempt, self.is_cancelled) = (*attempt, false)
-            }
+            Fact::TaskStarted { .. } => self.is_cancelled = false,
             Fact::CancelRequested { .. } | Fact::TurnCut { .. } | Fact::AgentWedged { .. } => {
                 self.is_cancelled = true;
             }
@@ -161,8 +158,7 @@ impl Invariant for CrashLoop {
                 let is_refused = self.step.as_ref().is_some_and(|step| step.trigger == refused);
                 if is_refused && !self.is_cancelled {
                     self.logins = logins;
-                    let short = [60_000, 120_000, 240_000, 300_000][logins.min(4) as usize - 1];
-                    let wait_ms = if self.attempt > FAILURES_MAX { 3_600_000 } else { short };
+                    let wait_ms = [60_000, 120_000, 240_000, 300_000][logins.min(4) as usize - 1];
                     self.prompt_login = Some((logins, wait_ms));
                 }
                 self.run.iter_mut().for_each(|(_, has_settled)| *has_settled = true);

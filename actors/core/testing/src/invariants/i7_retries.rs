@@ -1,7 +1,6 @@
 //! I7: an attempt is retried only if surely nothing of it happened: the agent failed without
 //! output, no caller cancelled it, this server saw its end, and attempts are left; or its agent did
-//! not start; or its prompt was withheld, at once; or it was refused without output, as the agent
-//! wants a login.
+//! not start; or its prompt was withheld, at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +15,7 @@ use greenroom_core::{
 use super::{Begun, Checked, Invariant, Played, Trigger, ensure, proves_receipt};
 use crate::world::LIMITS;
 
-/// The most retries of a task. A prompt that was withheld, or refused for a login, is retried also
-/// beyond them.
+/// The most retries of a task. A prompt that was withheld is retried also beyond them.
 const RETRIES_MAX: u32 = 5;
 
 #[derive(Default)]
@@ -66,8 +64,6 @@ enum Next {
     RetryOrEnd,
     /// Its task is retried at once: the prompt was withheld.
     RetryAtOnce,
-    /// Its task is retried after the login that the agent wants.
-    RetryAfterLogin,
     /// Its task is retried at once, or ends: a log does not tell which server stopped.
     RetryAtOnceOrEnd,
     /// Its task fails: its attempts are used up.
@@ -104,21 +100,12 @@ impl Retries {
         let next = match self.step.as_deref() {
             // What the agent wrote, it wrote before: it never got the prompt.
             None if may_be_withheld => Next::RetryAtOnceOrEnd,
-            None if is_free_turn && stop_reason == StopReason::Error => Next::RetryOrEnd,
             None if is_free_turn && attempts_left => match stop_reason {
-                StopReason::ProcessExited => Next::RetryOrEnd,
+                StopReason::Error | StopReason::ProcessExited => Next::RetryOrEnd,
                 StopReason::EndTurn if attempt.is_wedged => Next::RetryOrEnd,
                 _ => Next::End,
             },
             Some(Begun { trigger: Trigger::Withheld, .. }) if may_be_withheld => Next::RetryAtOnce,
-            Some(Begun { trigger: Trigger::Failed(ErrorKind::Auth), settings, .. })
-                if is_free_turn && !attempt.is_wedged =>
-            {
-                match settings.retry {
-                    RetryPolicy::NoOutput => Next::RetryAfterLogin,
-                    RetryPolicy::Undelivered | RetryPolicy::Never => Next::End,
-                }
-            }
             Some(Begun { trigger, settings, .. }) if is_free_turn => {
                 let failed = match trigger {
                     _ if attempt.is_wedged => true,
@@ -143,22 +130,17 @@ impl Retries {
         let known = self.tasks.get_mut(&task).ok_or_else(|| format!("I2: {task} is not open"))?;
         known.1 = attempt;
         let (mut is_withheld, code) = (false, &*error.code);
-        let wants_login = code == "agent_auth";
         if let Some((settled, next)) = self.settled.take() {
             is_withheld = matches!(next, Next::RetryAtOnce | Next::RetryAtOnceOrEnd);
-            let may = match next {
-                Next::RetryAfterLogin => wants_login,
-                Next::Retry => !wants_login,
-                next => is_withheld || next == Next::RetryOrEnd,
-            };
+            let may = is_withheld || matches!(next, Next::Retry | Next::RetryOrEnd);
             ensure!(settled == task && may, "I7: {task} is retried: {next:?}");
             ensure!(is_withheld == (code == "server_stopped"), "I7: {next:?} after {code}");
         } else {
             self.retrying_unsent(task, code)?;
         }
-        let in_time = is_withheld || wants_login || attempt <= RETRIES_MAX;
+        let in_time = is_withheld || attempt <= RETRIES_MAX;
         ensure!(in_time, "I7: {task} is retried after {attempt}");
-        let expected = match is_withheld || wants_login {
+        let expected = match is_withheld {
             true => 0,
             false => LIMITS.retry_base_ms * 2_u64.pow(attempt.saturating_sub(1)),
         };
@@ -194,7 +176,7 @@ impl Retries {
         let code = error.map(|error| &*error.code);
         if let Some((settled, next)) = self.settled.take() {
             ensure!(settled == task, "AM-3: {settled} settles, {task} ends");
-            let retries = matches!(next, Next::Retry | Next::RetryAtOnce | Next::RetryAfterLogin);
+            let retries = matches!(next, Next::Retry | Next::RetryAtOnce);
             ensure!(!retries, "I7: {task} ends {state:?} and has attempts left");
             let failed = state == TaskState::Failed;
             ensure!(next != Next::Fail || failed, "I7: {task} fails as {state:?}");
