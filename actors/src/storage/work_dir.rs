@@ -16,6 +16,8 @@ use super::GroupNo;
 const NAME: &str = "work";
 /// Begins the name of a directory whose group is purged.
 const PURGED: &str = ".purged-";
+/// What file systems answer if the new name is taken by a directory with entries.
+const TAKEN: [io::ErrorKind; 2] = [io::ErrorKind::DirectoryNotEmpty, io::ErrorKind::AlreadyExists];
 
 /// The parent of the groups' own directories, and the thread that removes those of purged groups:
 /// that may take minutes, and the end of the process does not wait for it.
@@ -58,7 +60,7 @@ impl WorkDir {
         // A name is taken if an earlier purge of this group failed.
         for number in 0_u64.. {
             match fs::rename(&own, self.path.join(format!("{PURGED}{group}-{number}"))) {
-                Err(err) if err.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(err) if TAKEN.contains(&err.kind()) => {}
                 Err(err) if err.kind() != io::ErrorKind::NotFound => {
                     log::warn!(
                         target: "greenroom::group", path:% = own.display(), err:%;
