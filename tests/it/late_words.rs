@@ -80,9 +80,9 @@ fn replayed_history_is_not_in_the_text() {
 }
 
 /// I11, AM-9: each report of late words writes the text of their task again, so an agent that
-/// writes on and on after its answer is reported at most twice a second, and without loss.
+/// writes on and on after its answer is reported at most ten times a second, and without loss.
 #[test]
-fn late_words_are_reported_twice_a_second() {
+fn late_words_are_reported_at_intervals() {
     let server = Setup::new().start();
     let words = (0..60).map(|number| format!("[[gate:g{number}]][[message:m1:x]]"));
     let words: String = words.collect();
@@ -101,6 +101,6 @@ fn late_words_are_reported_twice_a_second() {
     let mut commits: Vec<i64> = late.iter().skip(1).map(|frame| millis(&frame["at"])).collect();
     commits.dedup();
     let took_ms = commits[commits.len() - 1] - commits[0];
-    let most = 3 + usize::try_from(took_ms).unwrap() / 500;
+    let most = 3 + usize::try_from(took_ms).unwrap() / 100;
     assert!(commits.len() <= most, "{commits:?}");
 }

@@ -44,7 +44,7 @@ const STDERR_READS_MAX: usize = 64;
 
 /// How often what the agent writes between turns is reported: each report of late words writes the
 /// whole text of their task again.
-const BETWEEN_TURNS: Duration = Duration::from_millis(500);
+const BETWEEN_TURNS: Duration = Duration::from_millis(100);
 
 type Report = Pin<Box<dyn Future<Output = Result<(), MailboxError>>>>;
 
@@ -188,7 +188,9 @@ impl RunLoop {
         while !self.is_over() {
             if self.report.is_none() && !self.batch.is_empty() && !self.is_held_back() {
                 // The first words are reported at once: they may end a retry.
-                let has_late_words = self.batch.has_output() && self.is_between_turns();
+                // Those of the batch that ends the turn are not late.
+                let has_output = self.batch.has_output() && !self.batch.is_urgent();
+                let has_late_words = has_output && self.is_between_turns();
                 self.report_at = has_late_words.then(|| awake::now() + BETWEEN_TURNS);
                 let events = self.batch.take();
                 self.report = Some(Box::pin(self.group.send(AgentReport { events })));
