@@ -175,10 +175,10 @@ fn check(actor: &Actor, store: &mut impl Store, read_store: &impl ReadStore) {
         for frame in frames {
             let summary = session::summarize(&mut cursor, frame.kind, frame.payload);
             restored.add_output(&summary);
-            if let Some(Ok(started @ Fact::TurnStarted { .. })) =
+            if let Some(Ok(fact @ (Fact::TurnStarted { .. } | Fact::AgentOutputRejected { .. }))) =
                 Fact::read(frame.kind, frame.payload)
             {
-                restored.apply(&started);
+                restored.apply(&fact);
             }
         }
         assert_eq!(&restored, live, "the frames hold the output of an attempt");
