@@ -15,10 +15,7 @@ mod stdin;
 mod termination;
 mod tool_kinds;
 
-use std::{
-    ffi::OsString, fs::DirBuilder, os::unix::fs::DirBuilderExt as _, path::PathBuf, rc::Rc,
-    sync::Arc,
-};
+use std::{ffi::OsString, path::PathBuf, rc::Rc, sync::Arc};
 
 use actix::{
     Actor, ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message,
@@ -35,7 +32,8 @@ use crate::{
         child::{self, Heartbeat, Launch},
         proc::Marker,
     },
-    profile::{Profile, inspect_directory},
+    profile::Profile,
+    working_dir::{Place, WorkingDir},
 };
 
 /// Variables that every agent inherits from the server's environment, besides `LC_*`.
@@ -75,10 +73,8 @@ pub struct Start {
     pub group: GroupId,
     /// How it is launched.
     pub profile: Arc<Profile>,
-    /// Its working directory, if the group's settings name one.
-    pub cwd: Option<PathBuf>,
-    /// The group's own directory, created on demand.
-    pub own_dir: PathBuf,
+    /// Where it works.
+    pub place: Place,
     /// The session to restore.
     pub session: Option<SessionId>,
     /// Whether a new session may replace it if the agent does not restore it.
@@ -172,7 +168,7 @@ impl Agent {
     }
 
     /// Spawns the process, which holds the run's place until its tree is gone.
-    fn spawn(&self, cwd: PathBuf, permit: PoolPermit) -> std::io::Result<child::Child> {
+    fn spawn(&self, cwd: WorkingDir, permit: PoolPermit) -> std::io::Result<child::Child> {
         let profile = &self.start.profile;
         child::spawn(
             Launch {
@@ -198,7 +194,7 @@ impl Agent {
     /// Spawns the process and runs its loop.
     fn start_loop(
         &mut self,
-        cwd: std::io::Result<PathBuf>,
+        cwd: std::io::Result<WorkingDir>,
         permit: PoolPermit,
         commands: Commands,
         ctx: &mut Context<Self>,
@@ -208,7 +204,7 @@ impl Agent {
             Ok((child, cwd)) => {
                 let run_loop = RunLoop::new(
                     &self.start,
-                    cwd,
+                    cwd.path().to_owned(),
                     child,
                     self.stdin.clone(),
                     commands,
@@ -255,22 +251,6 @@ async fn wait_for_place(
     Ok(commands)
 }
 
-impl Start {
-    /// Returns the working directory, checked again at the spawn: it may have been moved since the
-    /// group's settings named it (C12).
-    fn working_dir(&self) -> impl Future<Output = std::io::Result<PathBuf>> + use<> {
-        let (profile, cwd, own_dir) =
-            (self.profile.clone(), self.cwd.clone(), self.own_dir.clone());
-        inspect_directory(move || {
-            if let Some(cwd) = &cwd {
-                return profile.check_cwd(cwd);
-            }
-            DirBuilder::new().recursive(true).mode(0o700).create(&own_dir)?;
-            own_dir.canonicalize()
-        })
-    }
-}
-
 impl Actor for Agent {
     type Context = Context<Self>;
 
@@ -279,10 +259,11 @@ impl Actor for Agent {
             return;
         };
         let (permit, granted) = self.launcher.pool.acquire(self.start.run, request);
-        let working_dir = self.start.working_dir();
+        // Opened again for each start: it may have been moved since the group's settings named it.
+        let cwd = self.start.place.clone().open(self.start.profile.clone());
         let placed = async move {
             let commands = wait_for_place(granted, commands).await?;
-            Ok((commands, working_dir.await))
+            Ok((commands, cwd.await))
         };
         ctx.spawn(placed.into_actor(self).map(|placed, agent, ctx| match placed {
             Ok((commands, cwd)) => agent.start_loop(cwd, permit, commands, ctx),

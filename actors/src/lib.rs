@@ -41,3 +41,5 @@ pub mod unsettled;
 pub mod watchdog;
 // How an enumeration value is written in rows, logs and lists.
 mod wire_name;
+// Which directories an agent may work in, and how one is opened.
+pub mod working_dir;

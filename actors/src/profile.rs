@@ -4,11 +4,8 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
-    io,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
-    thread,
     time::Duration,
 };
 
@@ -18,9 +15,6 @@ use greenroom_core::{
 };
 use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
-
-use crate::awake;
 
 /// The prompt for the summary that starts a new session.
 const SUMMARY_REQUEST: &str = "\
@@ -83,31 +77,6 @@ pub struct Rlimits {
     pub cpu_seconds: Option<u64>,
 }
 
-/// How long a file system may take to answer about a directory.
-const DIRECTORY_MAX: Duration = Duration::from_secs(5);
-
-/// Runs `inspect` on a thread of its own: a directory on a hung mount would block an arbiter, and
-/// so all of its groups (I15).
-///
-/// # Errors
-///
-/// The error of `inspect`, or the file system did not answer within 5 s.
-pub async fn inspect_directory(
-    inspect: impl FnOnce() -> io::Result<PathBuf> + Send + 'static,
-) -> io::Result<PathBuf> {
-    let (done, result) = oneshot::channel();
-    // Not a thread of the runtime, which panics if the system has no thread left (F34).
-    thread::Builder::new().name("directory".into()).spawn(move || _ = done.send(inspect()))?;
-    match awake::timeout(DIRECTORY_MAX, result).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err(io::Error::other("the check of a directory panicked")),
-        Err(_) => {
-            let max = DIRECTORY_MAX.as_secs();
-            Err(io::Error::other(format!("its file system did not answer within {max} s")))
-        }
-    }
-}
-
 impl Profile {
     /// Whether the program is this very binary, which needs no lookup.
     pub fn is_greenroom(&self) -> bool {
@@ -140,37 +109,6 @@ impl Profile {
         found.ok_or_else(|| {
             format!("command {} was not found in PATH ({})", command.display(), path.display())
         })
-    }
-
-    /// Runs [`Self::check_cwd`] by [`inspect_directory`].
-    ///
-    /// # Errors
-    ///
-    /// Those of both.
-    pub async fn check_cwd_off_thread(self: &Arc<Self>, cwd: PathBuf) -> io::Result<PathBuf> {
-        let profile = self.clone();
-        inspect_directory(move || profile.check_cwd(&cwd)).await
-    }
-
-    /// Checks that `cwd` is a directory where this agent may work, and returns its canonical path.
-    ///
-    /// # Errors
-    ///
-    /// It does not exist, is no directory, or is not under the profile's roots.
-    pub fn check_cwd(&self, cwd: &Path) -> io::Result<PathBuf> {
-        let named = |err: io::Error| {
-            io::Error::new(err.kind(), format!("working directory {}: {err}", cwd.display()))
-        };
-        let real = cwd.canonicalize().map_err(named)?;
-        if !real.is_dir() {
-            return Err(named(io::ErrorKind::NotADirectory.into()));
-        }
-        let under = |root: &PathBuf| root.canonicalize().is_ok_and(|root| real.starts_with(root));
-        if self.cwd_roots.is_empty() || self.cwd_roots.iter().any(under) {
-            return Ok(real);
-        }
-        let why = format!("is not under a directory where agent {} may work", self.name);
-        Err(named(io::Error::new(io::ErrorKind::PermissionDenied, why)))
     }
 }
 

@@ -9,6 +9,7 @@ use actix_web::{
 use greenroom_actors::{
     group::{Archive, Configure, Control, GroupError},
     storage::{GroupNo, Listed},
+    working_dir,
 };
 use greenroom_core::SettingsPatch;
 use serde::Deserialize;
@@ -129,22 +130,25 @@ async fn check_cwd(
     cwd: &str,
 ) -> Result<String, ApiError> {
     let shared = &state.shared;
-    let agent = match agent {
-        Some(agent) => agent.to_owned(),
-        None => match state.look_up_any(group).await {
-            Ok(known) => {
-                let summary = state.read(move |store| store.group(known.no)).await?;
-                summary.map_or(shared.defaults.agent.clone(), |group| group.state.settings.agent)
-            }
-            Err(ApiError::NoSuchGroup) => shared.defaults.agent.clone(),
-            Err(err) => return Err(err),
-        },
+    let known = match state.look_up_any(group).await {
+        Ok(known) => Some(known.no),
+        Err(ApiError::NoSuchGroup) => None,
+        Err(err) => return Err(err),
     };
-    let profile = shared.profile(&agent)?;
+    let agent = match (agent, known) {
+        (Some(agent), _) => agent.to_owned(),
+        (None, None) => shared.defaults.agent.clone(),
+        (None, Some(no)) => {
+            let summary = state.read(move |store| store.group(no)).await?;
+            summary.map_or(shared.defaults.agent.clone(), |group| group.state.settings.agent)
+        }
+    };
+    let profile = shared.profile(&agent)?.clone();
     if !FilePath::new(cwd).is_absolute() {
         return Err(GroupError::InvalidCwd("cwd must be an absolute path".into()).into());
     }
-    let real = profile.check_cwd_off_thread(cwd.into()).await;
+    let reserved = shared.work_dir.reserved(known);
+    let real = working_dir::check(cwd.into(), profile, reserved).await;
     let real = real.map_err(|err| GroupError::InvalidCwd(err.to_string()))?;
     let real = real.into_os_string().into_string();
     Ok(real.map_err(|_| GroupError::InvalidCwd("cwd must be UTF-8".into()))?)

@@ -98,6 +98,41 @@ fn a_cwd_outside_of_its_roots_is_refused() {
     server.get("/v1/groups/bad").any_problem(404);
 }
 
+/// C12: greenroom's own directories and `/proc` are no `cwd`, except for the group's own one. If a
+/// part of the path becomes a link, no agent starts there; once it is a directory again, one does.
+#[test]
+fn a_cwd_that_leads_elsewhere_starts_no_agent() {
+    let server = Setup::new().start();
+    server.complete("other", "x");
+    server.complete("work", "x");
+    let other = server.group("other")["cwd"].clone();
+    let data = server.home.data();
+    for cwd in [json!(data), json!(data.join("work")), other, json!("/proc"), json!("/proc/self")] {
+        let refused = server.put("/v1/groups/work", &json!({ "cwd": cwd }));
+        refused.problem(400, "invalid-cwd");
+    }
+    let own = server.group("work")["cwd"].clone();
+    server.put("/v1/groups/work", &json!({ "cwd": own })).expect(200);
+
+    let (given, outside) = (server.home.path().join("given"), server.home.path().join("outside"));
+    fs::create_dir(&given).unwrap();
+    fs::create_dir(&outside).unwrap();
+    server.put("/v1/groups/given", &json!({ "cwd": given })).expect(201);
+    fs::remove_dir(&given).unwrap();
+    std::os::unix::fs::symlink(&outside, &given).unwrap();
+    let task = server.submit("given", "x");
+    let failed = server.finish_as(&task, "failed");
+    assert_eq!(failed["error"]["code"], "agent_start_failed", "{failed}");
+    let message = failed["error"]["message"].as_str().unwrap();
+    assert!(message.contains("a part of it is a link now"), "{message}");
+    fs::remove_file(&given).unwrap();
+    fs::create_dir(&given).unwrap();
+    server.resume("given");
+    server.complete("given", "x");
+    let opened = server.journal.events_named("new");
+    assert_eq!(opened.last().unwrap()["cwd"], json!(given), "{opened:?}");
+}
+
 /// C13: the server raises its limit of open files to the hard limit; an agent gets the limits that
 /// the server was started with, or its profile's, and no core file.
 #[test]

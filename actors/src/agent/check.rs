@@ -19,6 +19,7 @@ use crate::{
     clock,
     pool::{Evict, PoolRequest, UsageCell},
     profile::Profile,
+    working_dir::Place,
 };
 
 /// How many of the last lines on stderr are shown.
@@ -100,8 +101,7 @@ pub async fn check(
         run,
         group: group.unwrap_or_else(|_| unreachable!("a valid name")),
         profile,
-        cwd: None,
-        own_dir: dir,
+        place: Place::Own(dir),
         session: None,
         may_replace: false,
         alive,

@@ -17,6 +17,7 @@ use crate::{
     agent::{Agent, AgentCommand, AgentReport, Start},
     pool::{PoolRequest, UsageCell},
     transcript::frame::{self, Block},
+    working_dir::Place,
 };
 
 impl Group {
@@ -82,14 +83,19 @@ impl Group {
             let exited = Event::AgentExited { run, exit };
             return ctx.address().do_send(AgentReport::single(exited));
         };
-        let own_dir = self.shared.work_dir.of(self.no);
+        let work_dir = &self.shared.work_dir;
+        let place = match &settings.cwd {
+            Some(cwd) => {
+                Place::Named { cwd: cwd.into(), reserved: work_dir.reserved(Some(self.no)) }
+            }
+            None => Place::Own(work_dir.of(self.no)),
+        };
         let (alive, died) = oneshot::channel();
         let start = Start {
             run,
             group: self.id.clone(),
             profile,
-            own_dir,
-            cwd: settings.cwd.clone().map(Into::into),
+            place,
             session,
             may_replace,
             alive,

@@ -14,6 +14,7 @@ use crate::{
     agent::AgentReport,
     clock, failpoint,
     storage::{StoreError, TaskView, Unreadable},
+    working_dir,
 };
 
 /// Why a group refused a message, or could not handle it.
@@ -214,9 +215,12 @@ impl Handler<Configure> for Group {
         // Here, and not only in HTTP: agent and directory may come with two requests.
         let profile = self.shared.profiles.get(&settings.agent).cloned();
         let place = settings.cwd.clone().filter(|_| changes_place).zip(profile);
+        let reserved = self.shared.work_dir.reserved(Some(self.no));
         let checked = async move {
             match place {
-                Some((cwd, profile)) => profile.check_cwd_off_thread(cwd.into()).await.map(drop),
+                Some((cwd, profile)) => {
+                    working_dir::check(cwd.into(), profile, reserved).await.map(drop)
+                }
                 None => Ok(()),
             }
         };

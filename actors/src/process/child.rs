@@ -12,7 +12,10 @@ use std::{
     collections::BTreeSet,
     future::pending,
     io,
-    os::{fd::OwnedFd, unix::net::UnixStream as BlockingStream},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream as BlockingStream,
+    },
     path::PathBuf,
     process::Stdio,
     sync::{Arc, Weak, mpsc as blocking},
@@ -43,6 +46,7 @@ use super::{
 use crate::{
     awake::{self, Awake},
     profile::Rlimits,
+    working_dir::WorkingDir,
 };
 
 /// Time between two heartbeats: a third of the silence that a shim tolerates.
@@ -72,7 +76,7 @@ pub struct Launch {
     pub args: Vec<String>,
     /// The agent's whole environment, except for the two markers.
     pub env: Vec<(String, String)>,
-    pub cwd: PathBuf,
+    pub cwd: WorkingDir,
     pub umask: Option<u32>,
     pub no_new_privs: bool,
     pub rlimits: Rlimits,
@@ -206,7 +210,7 @@ pub fn spawn(
         .stdout(Stdio::null())
         .spawn()?;
     // From here on, an error drops the last end of the socket, and then the shim exits.
-    send_launch(&control, [stdin, stdout, stderr, spec])?;
+    send_launch(&control, [stdin, stdout, stderr, spec], launch.cwd.as_fd())?;
     _ = heartbeat.shims.send(Arc::downgrade(&control));
     let (commands, received) = mpsc::unbounded_channel();
     let (report, events) = mpsc::unbounded_channel();
@@ -232,7 +236,7 @@ fn spec(launch: &Launch) -> io::Result<OwnedFd> {
         command: launch.command.clone(),
         args: launch.args.clone(),
         env: launch.env.iter().cloned().chain(markers).collect(),
-        cwd: launch.cwd.clone(),
+        cwd: launch.cwd.path().to_owned(),
         umask: launch.umask,
         no_new_privs: launch.no_new_privs,
         rlimits: launch.rlimits.clone(),

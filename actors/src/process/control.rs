@@ -1,9 +1,9 @@
 //! The messages between the server and a shim.
 //!
-//! The shim's standard input is a socket to the server. First comes `LAUNCH` with four descriptors:
-//! the agent's three streams, and a memory file with the `Spec`; so no command line and no
-//! environment but the agent's holds secrets. Then comes one byte per command. The shim sends
-//! [`TreeEvent`]s, one line of JSON each.
+//! The shim's standard input is a socket to the server. First comes `LAUNCH` with five descriptors:
+//! the agent's three streams, its working directory, and a memory file with the `Spec`; so no
+//! command line and no environment but the agent's holds secrets. Then comes one byte per command.
+//! The shim sends [`TreeEvent`]s, one line of JSON each.
 
 use std::{
     fs::File,
@@ -49,6 +49,7 @@ pub(super) struct Spec {
     pub command: PathBuf,
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
+    /// The working directory's path, for errors only: the agent starts in the descriptor.
     pub cwd: PathBuf,
     pub umask: Option<u32>,
     pub no_new_privs: bool,
@@ -90,10 +91,25 @@ pub enum TreeEvent {
     Gone,
 }
 
-/// Sends the launch with its descriptors, and closes their copies here.
-pub(super) fn send_launch(control: impl AsFd, fds: [OwnedFd; 4]) -> io::Result<()> {
-    let borrowed = fds.each_ref().map(|fd| fd.as_fd());
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+/// What the shim receives with the launch.
+pub(super) struct Received {
+    pub spec: Spec,
+    /// The agent's stdin, stdout and stderr.
+    pub streams: [OwnedFd; 3],
+    /// Its working directory.
+    pub cwd: OwnedFd,
+}
+
+/// Sends the launch with its descriptors, and closes the copies of its own here: those of the
+/// agent's streams, and the file of the `Spec`.
+pub(super) fn send_launch(
+    control: impl AsFd,
+    own: [OwnedFd; 4],
+    cwd: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let [stdin, stdout, stderr, spec] = own.each_ref().map(|fd| fd.as_fd());
+    let borrowed = [stdin, stdout, stderr, cwd, spec];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&borrowed));
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -102,9 +118,9 @@ pub(super) fn send_launch(control: impl AsFd, fds: [OwnedFd; 4]) -> io::Result<(
 }
 
 /// Receives the launch. Returns `None` if the server ended before it.
-pub(super) fn receive_launch(control: BorrowedFd<'_>) -> io::Result<Option<(Spec, [OwnedFd; 3])>> {
+pub(super) fn receive_launch(control: BorrowedFd<'_>) -> io::Result<Option<Received>> {
     let mut command = [0];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let iov = &mut [IoSliceMut::new(&mut command)];
     if recvmsg(control, iov, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes == 0 {
@@ -114,9 +130,10 @@ pub(super) fn receive_launch(control: BorrowedFd<'_>) -> io::Result<Option<(Spec
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
-    match (command, <[OwnedFd; 4]>::try_from(rights.flatten().collect::<Vec<_>>())) {
-        ([LAUNCH], Ok([stdin, stdout, stderr, spec])) => {
-            Ok(Some((Spec::read(spec)?, [stdin, stdout, stderr])))
+    match (command, <[OwnedFd; 5]>::try_from(rights.flatten().collect::<Vec<_>>())) {
+        ([LAUNCH], Ok([stdin, stdout, stderr, cwd, spec])) => {
+            let streams = [stdin, stdout, stderr];
+            Ok(Some(Received { spec: Spec::read(spec)?, streams, cwd }))
         }
         _ => Err(io::Error::other("the first command is not a launch")),
     }

@@ -25,19 +25,19 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{Access, Mode, access},
+    fs::{Access, AtFlags, FileType, Mode, Stat, accessat, statat},
     io::{Errno, FdFlags, fcntl_setfd, retry_on_intr, write},
     net::{RecvFlags, recv},
     process::{
-        PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getpid, getppid, getrlimit, pidfd_open,
-        set_parent_process_death_signal, setrlimit, setsid, umask, wait,
+        PidfdFlags, Resource, Rlimit, Signal, WaitOptions, fchdir, getpid, getppid, getrlimit,
+        pidfd_open, set_parent_process_death_signal, setrlimit, setsid, umask, wait,
     },
     thread::{set_name, set_no_new_privs},
 };
 
 use super::{
     cgroup::Cgroup,
-    control::{self, Spec, TreeCommand, TreeEvent, report},
+    control::{self, Received, Spec, TreeCommand, TreeEvent, report},
     proc::{self, Marker, Process, SHIM_NAME},
 };
 
@@ -103,16 +103,19 @@ fn run(control: BorrowedFd<'_>, options: &Options) -> io::Result<()> {
     setsid()?;
     proc::become_subreaper()?;
     let wait = options.silence_max / SILENT_WAITS_MAX;
-    let Some((spec, streams)) = receive(control, wait)? else {
+    let Some(Received { spec, streams, cwd }) = receive(control, wait)? else {
         return Ok(());
     };
     let run = spec.env.iter().find(|(key, _)| key == Marker::RUN).map(|(_, run)| run.as_str());
     let group = run.filter(|_| options.uses_cgroup).and_then(Cgroup::make);
-    match start(&spec, streams, group.as_ref()) {
-        Ok(agent) => TreeShim { control, agent, group, ended: false, terminated: false }.keep(wait),
+    match start(&spec, streams, cwd.as_fd(), group.as_ref()) {
+        Ok(agent) => {
+            drop(cwd);
+            TreeShim { control, agent, group, ended: false, terminated: false }.keep(wait)
+        }
         Err(err) => {
             group.inspect(Cgroup::remove);
-            let message = explain(&spec, &err);
+            let message = explain(&spec, cwd.as_fd(), &err);
             report(control, &TreeEvent::SpawnFailed { errno: err.raw_os_error(), message });
             report(control, &TreeEvent::Gone);
             Ok(())
@@ -121,7 +124,7 @@ fn run(control: BorrowedFd<'_>, options: &Options) -> io::Result<()> {
 }
 
 /// Waits for the launch. Returns `None` if the server ended, or was silent, before it.
-fn receive(control: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<(Spec, [OwnedFd; 3])>> {
+fn receive(control: BorrowedFd<'_>, wait: Duration) -> io::Result<Option<Received>> {
     let mut fds = [PollFd::from_borrowed_fd(control, PollFlags::IN)];
     let limit = timespec(wait)?;
     let mut silent_waits = 0;
@@ -181,8 +184,13 @@ fn wake_for_children() {
     unsafe { libc::signal(libc::SIGCHLD, nothing as libc::sighandler_t) };
 }
 
-/// Starts the agent on `streams`, and keeps no copy of them (else there would be no EOF).
-fn start(spec: &Spec, streams: [OwnedFd; 3], group: Option<&Cgroup>) -> io::Result<Process> {
+/// Starts the agent in `cwd` on `streams`, and keeps no copy of these (else there would be no EOF).
+fn start(
+    spec: &Spec,
+    streams: [OwnedFd; 3],
+    cwd: BorrowedFd<'_>,
+    group: Option<&Cgroup>,
+) -> io::Result<Process> {
     limit(spec).map_err(io::Error::other)?;
     // Both are inherited, and do not affect the shim itself: it creates no file and execs nothing.
     if let Some(mask) = spec.umask {
@@ -197,7 +205,6 @@ fn start(spec: &Spec, streams: [OwnedFd; 3], group: Option<&Cgroup>) -> io::Resu
         .args(&spec.args)
         .env_clear()
         .envs(spec.env.iter().map(|(key, value)| (key, value)))
-        .current_dir(&spec.cwd)
         .process_group(0)
         .stdin(stdin)
         .stdout(stdout)
@@ -205,7 +212,9 @@ fn start(spec: &Spec, streams: [OwnedFd; 3], group: Option<&Cgroup>) -> io::Resu
     let shim = getpid();
     let entrance = group.and_then(|group| group.entrance().ok());
     let cpu = spec.rlimits.cpu_seconds;
+    let cwd = cwd.try_clone_to_owned()?;
     let last_steps = move || {
+        fchdir(&cwd)?;
         // An agent that may not enter its control group runs without one.
         if let Some(entrance) = &entrance {
             _ = write(entrance, b"0");
@@ -261,15 +270,16 @@ fn refused(key: &str, resource: Resource, most: Option<u64>, err: Errno) -> Stri
 }
 
 /// Describes which part of the launch failed: the system has one error for several causes.
-fn explain(spec: &Spec, err: &io::Error) -> String {
-    let (command, cwd) = (spec.command.display(), spec.cwd.display());
+fn explain(spec: &Spec, cwd: BorrowedFd<'_>, err: &io::Error) -> String {
+    let command = spec.command.display();
+    let is_file = |found: Stat| FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+    let command_is_file = || statat(cwd, &spec.command, AtFlags::empty()).is_ok_and(is_file);
     let by_path = spec.command.components().count() != 1;
     match err.kind() {
-        _ if !spec.cwd.is_dir() => format!("working directory {cwd} is missing or no directory"),
-        _ if access(&spec.cwd, Access::EXEC_OK).is_err() => {
-            format!("working directory {cwd} may not be entered")
+        _ if accessat(cwd, ".", Access::EXEC_OK, AtFlags::empty()).is_err() => {
+            format!("working directory {} may not be entered", spec.cwd.display())
         }
-        io::ErrorKind::NotFound if by_path && spec.cwd.join(&spec.command).is_file() => {
+        io::ErrorKind::NotFound if by_path && command_is_file() => {
             format!("the interpreter that {command} names was not found")
         }
         io::ErrorKind::NotFound => format!("command {command} was not found"),

@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::GroupNo;
+use crate::working_dir::Reserved;
 
 /// The directory's name below the data directory.
 const NAME: &str = "work";
@@ -51,6 +52,16 @@ impl WorkDir {
     /// Returns the directory of the group with this number.
     pub fn of(&self, group: GroupNo) -> PathBuf {
         self.path.join(group.to_string())
+    }
+
+    /// Returns what is no working directory of an agent, but for this group's own: `None` for a group
+    /// that does not exist yet.
+    pub fn reserved(&self, group: Option<GroupNo>) -> Reserved {
+        Reserved {
+            data: self.path.parent().unwrap_or(Path::new("/")).to_owned(),
+            work: self.path.clone(),
+            own: group.map(|group| self.of(group)),
+        }
     }
 
     /// Gives the directory of a group that is to be purged another name, under which it is removed

@@ -10,13 +10,14 @@ use greenroom_actors::{
         proc::Marker,
     },
     profile::Rlimits,
+    working_dir::WorkingDir,
 };
 use rustix::process::{Resource, Rlimit, getpgid, getrlimit, getsid, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
-    descriptors, exited, field, killed, lines_to, parent, parts, proc_text, read_all, sh, soon,
-    start, started,
+    descriptors, exited, field, killed, lines, lines_to, parent, parts, proc_text, read_all, sh,
+    soon, start, started,
 };
 
 #[tokio::test]
@@ -78,19 +79,20 @@ async fn a_failed_start_reports_its_cause() {
     };
     let plain = file("plain", "#!/bin/sh\n", 0o644);
     let script = file("script", "#!/no/such/interpreter\n", 0o755);
-    let (here, missing) = (Path::new("/"), Path::new("/no/such"));
+    let missing = Path::new("/no/such");
     #[rustfmt::skip]
     let cases = [
-        (missing,            here,    Some(2),  "command /no/such was not found"),
-        (Path::new("no-su"), here,    Some(2),  "command no-su was not found"),
-        (&plain,             here,    Some(13), "is not executable"),
-        (&script,            here,    Some(2),  "interpreter"),
-        (Path::new("sh"),    missing, Some(2),  "directory /no/such is missing"),
-        (Path::new("sh"),    &plain,  Some(20), "or no directory"),
-        (Path::new("a\0b"),  here,    None,     "cannot be started"),
+        (missing,               Some(2),  "command /no/such was not found"),
+        (Path::new("no-su"),    Some(2),  "command no-su was not found"),
+        (&plain,                Some(13), "is not executable"),
+        (&script,               Some(2),  "interpreter"),
+        (Path::new("./script"), Some(2),  "interpreter"),
+        (Path::new("./no-su"),  Some(2),  "command ./no-su was not found"),
+        (Path::new("a\0b"),     None,     "cannot be started"),
     ];
-    for (command, cwd, code, text) in cases {
-        let launch = Launch { command: command.into(), cwd: cwd.into(), ..sh("") };
+    for (command, code, text) in cases {
+        let cwd = WorkingDir::open(dir.path()).expect("open the directory");
+        let launch = Launch { command: command.into(), cwd, ..sh("") };
         let (_stdin, mut stdout, _stderr, mut handle) = parts(start(&launch));
         match soon(handle.next()).await {
             TreeEvent::SpawnFailed { errno, message } => {
@@ -101,6 +103,25 @@ async fn a_failed_start_reports_its_cause() {
         assert_eq!(read_all(&mut stdout).await, "", "{text}");
         assert_eq!(soon(handle.next()).await, TreeEvent::Gone, "{text}");
     }
+}
+
+/// C12: the agent starts in the directory that was opened, whatever has its name by then.
+#[tokio::test]
+async fn the_agent_starts_in_the_open_directory() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let (opened, moved) = (dir.path().join("opened"), dir.path().join("moved"));
+    fs::create_dir(&opened).expect("make a directory");
+    let cwd = WorkingDir::open(&opened).expect("open it");
+    fs::rename(&opened, &moved).expect("move it");
+    std::os::unix::fs::symlink("/", &opened).expect("make a link");
+    let launch = Launch { cwd, ..sh("pwd -P; read line") };
+    let (_stdin, mut stdout, _stderr, mut handle) = parts(start(&launch));
+    drop(launch);
+    let agent = started(&mut handle).await;
+    let moved = moved.canonicalize().expect("find it");
+    assert_eq!(lines(&mut stdout, 1).await, [moved.display().to_string()]);
+    let shims = descriptors(parent(agent.pid));
+    assert!(shims.iter().all(|(_, to)| *to != moved), "{shims:?}");
 }
 
 /// C11: the agent's environment is the given one; the shim's environment and command line hold no

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -14,6 +14,7 @@ use greenroom_actors::{
         proc::{Marker, Process},
     },
     profile::Rlimits,
+    working_dir::WorkingDir,
 };
 use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver, time::timeout};
 
@@ -48,7 +49,7 @@ pub fn sh(script: &str) -> Launch {
         command: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
         env: vec![("PATH".into(), "/usr/bin:/bin".into())],
-        cwd: "/".into(),
+        cwd: WorkingDir::open(Path::new("/")).expect("open the root"),
         umask: None,
         no_new_privs: false,
         rlimits: Rlimits::default(),
