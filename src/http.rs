@@ -3,6 +3,7 @@
 //! From the top down: [`routes`] names every path; one file handles each resource; [`state`],
 //! [`page`], [`view`] and [`error`] are what they share. No file decides what a group does.
 
+mod answer;
 mod body;
 mod compactions;
 mod connection;
@@ -18,6 +19,7 @@ mod meters;
 mod metrics;
 mod page;
 mod permissions;
+mod query;
 mod routes;
 mod runs;
 mod segments;
@@ -31,6 +33,7 @@ mod view;
 mod wait;
 
 pub use self::{
+    answer::answer,
     connection::Connection,
     guard::guard,
     hosts::AllowedHosts,

@@ -1,9 +1,11 @@
 //! Formats log records: one line per event on stderr, as text or as JSON. API-7.
 //!
 //! Any value may hold text from an agent, and a terminal or a log collector reads the line: control
-//! characters are always escaped (C15). Dumps of the bytes that the HTTP client sends are dropped.
+//! characters are always escaped (C15). Dumps of the bytes that the HTTP client sends are dropped,
+//! and so are most lines about requests that cannot be parsed ([`unparsable`]).
 
 mod queue;
+mod unparsable;
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -11,15 +13,16 @@ use std::{
     io,
     panic::PanicHookInfo,
     sync::OnceLock,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use env_logger::{Builder, Logger};
 use log::{
-    Level, Log, Metadata, Record,
+    Level, LevelFilter, Log, Metadata, Record,
     kv::{Error, Key, Value, VisitSource},
 };
 use queue::LogQueue;
+use unparsable::{Unparsable, Verdict};
 
 use crate::text::{escape_json, is_printable};
 
@@ -64,11 +67,25 @@ pub fn init(format: LogFormat) -> io::Result<()> {
     let filter = Builder::new().parse_filters(&filter).build();
     let queue = QUEUE.get_or_init(|| LogQueue::new(move |missing| notice(missing, format)));
     queue.start(io::stderr())?;
-    log::set_max_level(filter.filter());
+    // Errors always reach the logger: it counts some.
+    log::set_max_level(filter.filter().max(LevelFilter::Error));
     // A second call would be a bug; the first logger stays in place.
-    _ = log::set_boxed_logger(Box::new(QueuedLog { filter, format, queue }));
+    _ = log::set_boxed_logger(Box::new(QueuedLog {
+        filter,
+        format,
+        queue,
+        started: Instant::now(),
+    }));
     std::panic::set_hook(Box::new(move |panic| report(panic, format, queue)));
     Ok(())
+}
+
+/// The requests that could not be parsed.
+static UNPARSABLE: Unparsable = Unparsable::new();
+
+/// How many requests could not be parsed.
+pub fn unparsable_requests() -> u64 {
+    UNPARSABLE.count()
 }
 
 /// How many log lines were dropped because stderr's reader stood still.
@@ -103,16 +120,33 @@ struct QueuedLog {
     filter: Logger,
     format: LogFormat,
     queue: &'static LogQueue,
+    started: Instant,
+}
+
+impl QueuedLog {
+    fn push(&self, record: &Record<'_>) {
+        if self.filter.matches(record) && !is_dump(record) {
+            self.queue.push(&self.format.line(record));
+        }
+    }
 }
 
 impl Log for QueuedLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.filter.enabled(metadata)
+        self.filter.enabled(metadata) || Unparsable::concerns(metadata.level(), metadata.target())
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.filter.matches(record) && !is_dump(record) {
-            self.queue.push(&self.format.line(record));
+        match UNPARSABLE.judge(record, self.started.elapsed().as_millis() as u64) {
+            Verdict::Other => self.push(record),
+            Verdict::Drop => {}
+            Verdict::Log { why, requests } => {
+                let pairs = [("err", Value::from(&*why)), ("requests", Value::from(requests))];
+                let mut record = Record::builder();
+                record.level(Level::Warn).target("greenroom::http").key_values(&pairs);
+                let message = format_args!("requests could not be parsed as HTTP");
+                self.push(&record.args(message).build());
+            }
         }
     }
 

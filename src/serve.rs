@@ -121,6 +121,7 @@ async fn serve(
             .configure(http::configure(state.clone()))
             .wrap(from_fn(http::guard))
             .wrap(from_fn(http::count))
+            .wrap(from_fn(http::answer))
     })
     .on_connect(http::Connection::note)
     .workers(workers)

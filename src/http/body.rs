@@ -10,7 +10,8 @@ use actix_web::{
 };
 use futures_util::StreamExt as _;
 use greenroom_actors::group::KeyHashes;
-use serde::de::DeserializeOwned;
+use greenroom_core::TaskId;
+use serde::{Deserialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 
@@ -21,6 +22,11 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest idempotency key, in bytes.
 const KEY_BYTES_MAX: usize = 255;
 
+/// The types that a page of another site can send without asking first (the CORS-safelisted ones of
+/// Fetch), also with an empty body.
+const FORM_TYPES: [&str; 3] =
+    ["application/x-www-form-urlencoded", "multipart/form-data", "text/plain"];
+
 /// A body, read as `T`. An absent one equals `{}`.
 pub struct Body<T> {
     /// The parsed body.
@@ -29,6 +35,11 @@ pub struct Body<T> {
     pub key: Option<KeyHashes>,
 }
 
+/// The body of a request that has no fields.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Empty {}
+
 impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
     type Error = ApiError;
     type Future = Pin<Box<dyn Future<Output = Result<Self, ApiError>>>>;
@@ -36,6 +47,9 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let (request, payload) = (request.clone(), payload.take());
         Box::pin(async move {
+            if is_of_a_form(&request) {
+                return Err(ApiError::NotJson);
+            }
             let bytes = read(&request, payload).await?;
             if !bytes.is_empty() && !is_json(&request) {
                 return Err(ApiError::NotJson);
@@ -70,7 +84,15 @@ async fn collect(mut payload: Payload, max: usize) -> Result<BytesMut, ApiError>
 }
 
 fn is_json(request: &HttpRequest) -> bool {
-    request.content_type().trim().eq_ignore_ascii_case("application/json")
+    is_of_type(request, "application/json")
+}
+
+fn is_of_a_form(request: &HttpRequest) -> bool {
+    FORM_TYPES.iter().any(|form| is_of_type(request, form))
+}
+
+fn is_of_type(request: &HttpRequest, expected: &str) -> bool {
+    request.content_type().trim().eq_ignore_ascii_case(expected)
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
@@ -110,7 +132,8 @@ fn idempotency_key(request: &HttpRequest, body: &[u8]) -> Result<Option<KeyHashe
     // Each part is hashed after its length, so that two splits of one text differ. The first part
     // is the caller: empty, as only this machine is served.
     let mut scope = Sha256::new();
-    let parts = [b"".as_slice(), request.method().as_str().as_bytes(), request.path().as_bytes()];
+    let resource = resource(request);
+    let parts = ["", request.method().as_str(), &resource].map(str::as_bytes);
     for part in parts.into_iter().chain([key.as_bytes()]) {
         scope.update((part.len() as u64).to_le_bytes());
         scope.update(part);
@@ -118,11 +141,20 @@ fn idempotency_key(request: &HttpRequest, body: &[u8]) -> Result<Option<KeyHashe
     Ok(Some(KeyHashes { key: scope.finalize().into(), body: Sha256::digest(body).into() }))
 }
 
+/// Returns the path of the resource in one spelling. The router has decoded what callers may
+/// encode; a task's id can still be written in several ways.
+fn resource(request: &HttpRequest) -> String {
+    let params = request.match_info();
+    let path = params.as_str();
+    match params.get("task").map(|text| (text, text.parse::<TaskId>())) {
+        Some((text, Ok(id))) => path.replacen(text, &id.to_string(), 1),
+        _ => path.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use serde::Deserialize;
-
     use super::*;
 
     #[derive(Debug, Deserialize)]

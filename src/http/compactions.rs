@@ -2,7 +2,7 @@
 
 use actix_web::{
     HttpResponse,
-    web::{Data, Path, Query},
+    web::{Data, Path},
 };
 use greenroom_core::{
     Compaction as Record, CompactionId, CompactionStatus, Details, GroupId, Source, Submission,
@@ -14,6 +14,7 @@ use super::{
     body::Body,
     error::ApiError,
     page::{Page, page_limit},
+    query::Query,
     state::AppState,
     submit::submit_task,
     view::Time,

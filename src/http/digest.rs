@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use actix_web::{
     HttpResponse,
-    web::{Data, Path, Query},
+    web::{Data, Path},
 };
 use greenroom_actors::{
     clock,
@@ -20,7 +20,11 @@ use serde::Deserialize;
 
 use self::summary::Merged;
 pub use self::summary::{Costs, Summary};
-use super::{error::ApiError, state::AppState};
+use super::{
+    error::ApiError,
+    query::{NoParameters, Query},
+    state::AppState,
+};
 
 /// Turns in one read when many are merged: other requests can read in between.
 const TURNS_A_READ: usize = 1000;
@@ -46,7 +50,11 @@ enum Lookup<T> {
 }
 
 /// Returns the digest of a group.
-pub async fn group(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn group(
+    state: Data<AppState>,
+    group: Path<String>,
+    _: Query<NoParameters>,
+) -> Result<HttpResponse, ApiError> {
     let group = state.look_up_any(&group).await?;
     state.until_settled(Some(group.no)).await;
     let digest = read_or_rebuild(&state, group.no).await?.ok_or(ApiError::NoSuchGroup)?;
@@ -54,7 +62,11 @@ pub async fn group(state: Data<AppState>, group: Path<String>) -> Result<HttpRes
 }
 
 /// Returns the digest of a run.
-pub async fn run(state: Data<AppState>, run: Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn run(
+    state: Data<AppState>,
+    run: Path<String>,
+    _: Query<NoParameters>,
+) -> Result<HttpResponse, ApiError> {
     let run: RunId = run.parse().map_err(|_| ApiError::NoSuchRun)?;
     let found = current(&state, move |store| look_up_run(store, run)).await?;
     let (group, digest) = *found.ok_or(ApiError::NoSuchRun)?;

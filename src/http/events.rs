@@ -7,8 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    http::header::CACHE_CONTROL,
-    web::{Bytes, Data, Path, Query},
+    web::{Bytes, Data, Path},
 };
 use futures_util::stream;
 use greenroom_actors::{
@@ -24,6 +23,7 @@ use tokio::sync::{broadcast::error::RecvError, watch};
 use super::{
     error::ApiError,
     meters::{Stream, Subscriber},
+    query::Query,
     state::{AppState, Phase},
     view,
 };
@@ -95,7 +95,6 @@ fn event_stream(
 ) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/event-stream")
-        .insert_header((CACHE_CONTROL, "no-store"))
         .insert_header(("x-accel-buffering", "no"))
         .streaming(events)
 }

@@ -3,23 +3,27 @@
 use actix_web::{
     HttpResponse,
     http::header::ContentType,
-    web::{Data, Path, Query},
+    web::{Data, Path},
 };
 use greenroom_actors::{
     storage::FrameFilter,
     transcript::frame::{Block, Frame, FrameWriter},
 };
-use greenroom_core::{GroupId, TaskId};
+use greenroom_core::{Fact, GroupId, TaskId};
 use serde::Deserialize;
 
 use super::{
     error::ApiError,
     page::{Order, page_limit},
+    query::Query,
     state::AppState,
 };
 
 /// A page with this many bytes ends, after one frame at least.
 const PAGE_BYTES: usize = 8 << 20;
+
+/// What the kinds of greenroom's own frames begin with.
+const OWN: &str = "greenroom/";
 
 /// Selects the frames of a group.
 #[derive(Deserialize)]
@@ -70,6 +74,13 @@ fn filter(query: FrameQuery, limit: usize) -> Result<FrameFilter, ApiError> {
             Some(number.parse().map_err(|_| invalid("segment must be a number or `current`"))?)
         }
     };
+    // Any other kind is the name of a method, which an agent may have chosen.
+    let kind = query.kind;
+    if kind.as_deref().is_some_and(|kind| kind.starts_with(OWN) && !Fact::KINDS.contains(&kind)) {
+        let own = Fact::KINDS.iter().filter(|kind| kind.starts_with(OWN));
+        let own = own.copied().collect::<Vec<_>>().join("`, `");
+        return Err(invalid(&format!("kind: expected the name of a method, or one of `{own}`")));
+    }
     let (mut after, mut before) = (query.after.unwrap_or_default(), query.before);
     match query.cursor {
         Some(cursor) if descending => before = Some(before.unwrap_or(u64::MAX).min(cursor)),
@@ -79,7 +90,7 @@ fn filter(query: FrameQuery, limit: usize) -> Result<FrameFilter, ApiError> {
     Ok(FrameFilter {
         after,
         before,
-        kind: query.kind,
+        kind,
         task,
         segment,
         view: None,

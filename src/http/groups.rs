@@ -4,7 +4,7 @@ use std::path::Path as FilePath;
 
 use actix_web::{
     HttpResponse,
-    web::{Data, Path, Query},
+    web::{Data, Path},
 };
 use greenroom_actors::{
     group::{Archive, Configure, Control, GroupError},
@@ -15,9 +15,10 @@ use greenroom_core::SettingsPatch;
 use serde::Deserialize;
 
 use super::{
-    body::Body,
+    body::{Body, Empty},
     error::ApiError,
     page::{Page, page_limit},
+    query::{NoParameters, Query},
     state::AppState,
     view,
 };
@@ -45,11 +46,12 @@ pub async fn list(
     Query(query): Query<GroupQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(query.limit)?;
-    let excludes_broken = query.status.as_deref().is_some_and(|status| status != view::BROKEN);
+    let wanted = query.status.as_deref().map(view::status_word).transpose()?;
     let after = query.cursor.unwrap_or_default();
     let health = state.health().clone();
     state.until_settled(None).await;
-    let groups = state.read(move |store| match query.status.as_deref() {
+    let groups = state.read(move |store| match wanted {
+        Some(view::DRAINING) => store.groups(None, after, limit + 1),
         Some(view::BROKEN) => {
             let broken = health.broken_groups().into_iter().filter(|no| *no > after);
             let mut found = Vec::new();
@@ -68,13 +70,17 @@ pub async fn list(
     });
     let page = Page::new(groups.await?, limit, |listed: &Listed| listed.no.to_string());
     let mut page = page.map(|listed| view::Group::listed(&state, listed));
-    // The stored status of a broken group does not count.
-    page.items.retain(|group| !(excludes_broken && group.is_broken()));
+    // The stored status of a broken group does not count, nor any in a server that shuts down.
+    page.items.retain(|group| wanted.is_none_or(|wanted| group.status() == wanted));
     Ok(HttpResponse::Ok().json(page))
 }
 
 /// Returns a group.
-pub async fn get(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn get(
+    state: Data<AppState>,
+    group: Path<String>,
+    _: Query<NoParameters>,
+) -> Result<HttpResponse, ApiError> {
     let no = state.look_up_any(&group).await?.no;
     state.until_settled(Some(no)).await;
     Ok(HttpResponse::Ok().json(show(&state, no).await?))
@@ -90,6 +96,7 @@ async fn show(state: &AppState, no: GroupNo) -> Result<view::Group, ApiError> {
 pub async fn put(
     state: Data<AppState>,
     group: Path<String>,
+    _: Query<NoParameters>,
     body: Body<SettingsPatch>,
 ) -> Result<HttpResponse, ApiError> {
     state.check_accepts_work()?;
@@ -155,17 +162,32 @@ async fn check_cwd(
 }
 
 /// Pauses a group: it starts no further task; the running one continues.
-pub async fn pause(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn pause(
+    state: Data<AppState>,
+    group: Path<String>,
+    _: Query<NoParameters>,
+    _: Body<Empty>,
+) -> Result<HttpResponse, ApiError> {
     control(&state, &group, Control::Pause).await
 }
 
 /// Resumes a group that is paused, on hold or degraded.
-pub async fn resume(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn resume(
+    state: Data<AppState>,
+    group: Path<String>,
+    _: Query<NoParameters>,
+    _: Body<Empty>,
+) -> Result<HttpResponse, ApiError> {
     control(&state, &group, Control::Resume).await
 }
 
 /// Ends the group's run now and cancels the task in it; waiting tasks run in the next run.
-pub async fn stop(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn stop(
+    state: Data<AppState>,
+    group: Path<String>,
+    _: Query<NoParameters>,
+    _: Body<Empty>,
+) -> Result<HttpResponse, ApiError> {
     control(&state, &group, Control::Stop).await
 }
 

@@ -1,7 +1,8 @@
-//! The rule that decides by `Host` and `Origin` which requests are served (C5, C6).
+//! Which requests are served, by their `Host`, `Origin` and `Sec-Fetch-Site` (C5, C6).
 //!
 //! A server that starts shells must not obey a web page. A page of another site cannot choose its
-//! `Host` and `Origin`; so both are compared with an exact list.
+//! `Host` and `Origin`; so both are compared with an exact list. A browser sends no `Origin` for an
+//! image or a link, but says that it is for another site.
 
 use actix_web::http::{
     header::{self, HeaderMap},
@@ -47,6 +48,7 @@ impl AllowedHosts {
         }
         let mut origins = headers.get_all(header::ORIGIN);
         match (origins.next(), origins.next()) {
+            _ if is_for_another_site(headers) => Err(ApiError::ForeignOrigin),
             (None, _) => Ok(()),
             (Some(origin), None) if is_same_site(origin.as_bytes(), &host) => Ok(()),
             (Some(_), _) => Err(ApiError::ForeignOrigin),
@@ -65,6 +67,12 @@ fn is_same_site(origin: &[u8], host: &str) -> bool {
     let Ok(origin) = std::str::from_utf8(origin) else { return false };
     let origin = origin.to_ascii_lowercase();
     ["http://", "https://"].iter().any(|scheme| origin.strip_prefix(scheme) == Some(host))
+}
+
+/// Whether a browser says that it asks for a page of another site (Fetch Metadata).
+fn is_for_another_site(headers: &HeaderMap) -> bool {
+    let mut sites = headers.get_all("sec-fetch-site");
+    sites.any(|site| site.as_bytes().eq_ignore_ascii_case(b"cross-site"))
 }
 
 #[cfg(test)]
@@ -88,6 +96,31 @@ mod tests {
             Err(ApiError::BadHost) => "bad",
             Err(ApiError::ForeignHost) => "host",
             Err(_) => "origin",
+        }
+    }
+
+    /// C6: a page of another site is refused also where a browser sends no `Origin`.
+    #[test]
+    fn what_a_browser_asks_for_another_site_is_refused() {
+        #[rustfmt::skip]
+        let cases: [(&[&str], bool); 7] = [
+            (&[],                            true),
+            (&["same-origin"],               true),
+            (&["same-site"],                 true),
+            (&["none"],                      true),
+            (&["cross-site"],                false),
+            (&["Cross-Site"],                false),
+            (&["same-origin", "cross-site"], false),
+        ];
+        for (sites, is_allowed) in cases {
+            let mut headers = HeaderMap::new();
+            headers.append(header::HOST, HeaderValue::from_static("localhost"));
+            for site in sites {
+                let name = HeaderName::from_static("sec-fetch-site");
+                headers.append(name, site.parse().unwrap());
+            }
+            let checked = AllowedHosts::default().check(&headers, None);
+            assert_eq!(checked.is_ok(), is_allowed, "{sites:?}");
         }
     }
 

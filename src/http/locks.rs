@@ -3,10 +3,7 @@
 //! A holder can refresh and release its lock while the server drains: what it began under the lock
 //! may end under it.
 
-use actix_web::{
-    HttpRequest, HttpResponse,
-    web::{Data, Query},
-};
+use actix_web::{HttpRequest, HttpResponse, web::Data};
 use greenroom_actors::{
     clock,
     storage::{LockError, LockGrant, LockRequest},
@@ -17,7 +14,13 @@ use greenroom_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{body::Body, error::ApiError, state::AppState, view::Time};
+use super::{
+    body::Body,
+    error::ApiError,
+    query::{NoParameters, Query},
+    state::AppState,
+    view::Time,
+};
 
 /// The body of a request that acquires a lock.
 #[derive(Deserialize)]
@@ -59,7 +62,11 @@ impl<'a> LockView<'a> {
 }
 
 /// Returns a lock and its holder; 404 if the lock is free.
-pub async fn get(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+pub async fn get(
+    state: Data<AppState>,
+    request: HttpRequest,
+    _: Query<NoParameters>,
+) -> Result<HttpResponse, ApiError> {
     let key = key(&request).map_err(|_| ApiError::NoSuchLock)?;
     let found = state.shared.db.lock_get(key).await?;
     let lock = found.ok_or(ApiError::NoSuchLock)?;
@@ -70,6 +77,7 @@ pub async fn get(state: Data<AppState>, request: HttpRequest) -> Result<HttpResp
 pub async fn put(
     state: Data<AppState>,
     request: HttpRequest,
+    _: Query<NoParameters>,
     body: Body<AcquireRequest>,
 ) -> Result<HttpResponse, ApiError> {
     state.check_accepts_work()?;
@@ -84,6 +92,7 @@ pub async fn put(
 pub async fn refresh(
     state: Data<AppState>,
     request: HttpRequest,
+    _: Query<NoParameters>,
     body: Body<LeaseRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let LeaseRequest { holder, token } = body.value;

@@ -86,6 +86,8 @@ pub async fn get(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
     let help = "Groups that accept no work, because a stored row cannot be read";
     gauge(to, "groups_broken", help, apart.broken as f64);
     state.spans.register(to);
+    let help = "Requests that could not be parsed as HTTP";
+    to.register("http_unparsable_requests", help, ConstCounter::new(logs::unparsable_requests()));
     let help = "Log lines dropped because the reader of stderr stood still";
     to.register("log_lines_dropped", help, ConstCounter::new(logs::dropped()));
     if let Some(free) = free {

@@ -2,7 +2,7 @@
 
 use actix_web::{
     HttpResponse,
-    web::{Data, Path, Query},
+    web::{Data, Path},
 };
 use greenroom_actors::{
     group::{AnswerPermission, GroupError},
@@ -17,6 +17,7 @@ use super::{
     body::Body,
     error::ApiError,
     page::{Page, page_limit},
+    query::{NoParameters, Query},
     state::AppState,
     view::Time,
 };
@@ -109,6 +110,7 @@ pub async fn list(
 pub async fn answer(
     state: Data<AppState>,
     permission: Path<String>,
+    _: Query<NoParameters>,
     body: Body<AnswerRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let id: PermissionId = permission.parse().map_err(|_| ApiError::NoSuchPermission)?;

@@ -2,8 +2,9 @@
 
 use actix_web::{
     FromRequest, Handler, HttpResponse, Resource, Responder, Route,
+    guard::{Any, Get, Head},
     http::{Method, header},
-    web::{self, QueryConfig, ServiceConfig},
+    web::{self, ServiceConfig},
 };
 
 use super::{
@@ -15,9 +16,7 @@ use super::{
 pub fn configure(state: AppState) -> impl FnOnce(&mut ServiceConfig) {
     move |routes| {
         let meters = state.meters.clone();
-        let bad_query = QueryConfig::default()
-            .error_handler(|err, _| ApiError::InvalidQuery(err.to_string()).into());
-        routes.app_data(web::Data::new(state)).app_data(bad_query);
+        routes.app_data(web::Data::new(state));
         table(Table { routes, meters: &meters });
         routes.default_service(web::to(async || HttpResponse::from_error(ApiError::NoSuchPath)));
     }
@@ -79,7 +78,11 @@ impl Table<'_> {
 
 /// Builds a resource that answers 405 to every other method.
 fn at<const N: usize>(path: &str, routes: [(Method, Route); N]) -> (&str, Resource) {
-    let methods: Vec<String> = routes.iter().map(|(method, _)| method.to_string()).collect();
+    let names = |method: &Method| match *method {
+        Method::GET => "GET, HEAD".to_owned(),
+        _ => method.to_string(),
+    };
+    let methods: Vec<String> = routes.iter().map(|(method, _)| names(method)).collect();
     let allow = methods.join(", ");
     let refuse = move || {
         let allow = allow.clone();
@@ -95,13 +98,14 @@ fn at<const N: usize>(path: &str, routes: [(Method, Route); N]) -> (&str, Resour
     (path, routes.into_iter().fold(resource, |resource, (_, route)| resource.route(route)))
 }
 
+/// A route of GET, and of HEAD: [`super::answer`] omits the body.
 fn get<F, Args>(handler: F) -> (Method, Route)
 where
     F: Handler<Args>,
     Args: FromRequest + 'static,
     F::Output: Responder + 'static,
 {
-    (Method::GET, web::get().to(handler))
+    (Method::GET, web::route().guard(Any(Get()).or(Head())).to(handler))
 }
 
 fn put<F, Args>(handler: F) -> (Method, Route)

@@ -2,7 +2,7 @@
 
 use actix_web::{
     HttpResponse,
-    web::{Data, Path, Query},
+    web::{Data, Path},
 };
 use greenroom_actors::storage::SegmentRecord;
 use greenroom_core::{EndReason, Json, SessionId};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     error::ApiError,
     page::{Page, page_limit},
+    query::Query,
     state::AppState,
     view::Time,
 };

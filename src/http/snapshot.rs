@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::{
     error::ApiError,
     permissions::Permission,
+    query::{NoParameters, Query},
     segments::Segment,
     state::AppState,
     view::{CompactionSummary, Group, Task},
@@ -28,7 +29,11 @@ struct Snapshot {
 }
 
 /// Reads the snapshot of a group.
-pub async fn get(state: Data<AppState>, group: Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn get(
+    state: Data<AppState>,
+    group: Path<String>,
+    _: Query<NoParameters>,
+) -> Result<HttpResponse, ApiError> {
     let no = state.look_up(&group).await?.no;
     let found = state.read(move |store| store.snapshot(no)).await?;
     let found = found.ok_or(ApiError::NoSuchGroup)?;

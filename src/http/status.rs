@@ -1,11 +1,16 @@
 //! The server itself: liveness, readiness, status in numbers, launch profiles.
 
+use std::ops::Bound;
+
 use actix_web::{HttpResponse, web::Data};
 use greenroom_actors::storage::StorageHealth;
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{
     error::ApiError,
+    page::{Page, page_limit},
+    query::{NoParameters, Query},
     state::{AppState, Phase},
     view,
 };
@@ -24,7 +29,10 @@ pub async fn readyz(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
 }
 
 /// Returns what the server does, in numbers.
-pub async fn status(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
+pub async fn status(
+    state: Data<AppState>,
+    _: Query<NoParameters>,
+) -> Result<HttpResponse, ApiError> {
     let shared = &state.shared;
     // The status of a database that cannot be read is reported, too.
     let health = state.health();
@@ -72,19 +80,31 @@ fn storage(health: &StorageHealth) -> serde_json::Value {
     })
 }
 
-/// Lists the launch profiles, without anything that could be a secret.
-pub async fn agents(state: Data<AppState>) -> HttpResponse {
+/// Selects profiles.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentQuery {
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// Lists the launch profiles by name, without anything that could be a secret.
+pub async fn agents(
+    state: Data<AppState>,
+    Query(query): Query<AgentQuery>,
+) -> Result<HttpResponse, ApiError> {
+    let limit = page_limit(query.limit)?;
     let shared = &state.shared;
-    let profiles = shared.profiles.values();
-    let items: Vec<_> = profiles
-        .map(|profile| {
-            json!({
-                "name": profile.name,
-                "command": profile.command,
-                "default": profile.name == shared.defaults.agent,
-                "compaction": profile.compaction,
-            })
+    let after = query.cursor.map_or(Bound::Unbounded, Bound::Excluded);
+    let profiles = shared.profiles.range((after, Bound::Unbounded)).take(limit + 1);
+    let page = Page::new(profiles.collect(), limit, |(name, _)| name.to_string());
+    let page = page.map(|(_, profile)| {
+        json!({
+            "name": profile.name,
+            "command": profile.command,
+            "default": profile.name == shared.defaults.agent,
+            "compaction": profile.compaction,
         })
-        .collect();
-    HttpResponse::Ok().json(json!({ "items": items, "next_cursor": null }))
+    });
+    Ok(HttpResponse::Ok().json(page))
 }

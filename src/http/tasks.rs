@@ -2,7 +2,7 @@
 
 use actix_web::{
     HttpResponse,
-    web::{Data, Path, Query},
+    web::{Data, Path},
 };
 use greenroom_actors::{
     group::{Cancel, GroupError},
@@ -12,9 +12,10 @@ use greenroom_core::{Submission, TaskId, TaskKind, TaskState};
 use serde::Deserialize;
 
 use super::{
-    body::Body,
+    body::{Body, Empty},
     error::ApiError,
     page::{Page, page_limit},
+    query::{NoParameters, Query},
     state::AppState,
     submit::submit_task,
     view::Task,
@@ -62,7 +63,12 @@ pub async fn get(
 }
 
 /// Cancels a task: at once if it waits, else by asking its agent.
-pub async fn cancel(state: Data<AppState>, task: Path<String>) -> Result<HttpResponse, ApiError> {
+pub async fn cancel(
+    state: Data<AppState>,
+    task: Path<String>,
+    _: Query<NoParameters>,
+    _: Body<Empty>,
+) -> Result<HttpResponse, ApiError> {
     let id = task_id(&task)?;
     let view = state.task(id).await?;
     state.check_can_write()?;
@@ -71,11 +77,6 @@ pub async fn cancel(state: Data<AppState>, task: Path<String>) -> Result<HttpRes
     let view = state.task(id).await?;
     Ok(HttpResponse::Accepted().json(Task::new(&state, view, false)))
 }
-
-/// The body of a request that has no fields.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Empty {}
 
 /// Retries an ended task, as a new one at the end of the queue.
 pub async fn retry(

@@ -2,7 +2,7 @@
 
 use actix_web::{
     HttpResponse,
-    web::{Data, Path, Query},
+    web::{Data, Path},
 };
 use greenroom_actors::{
     acp,
@@ -19,6 +19,7 @@ use super::{
     digest::{self, Costs},
     error::ApiError,
     page::{BiPage, Cursor, Order, Page, page_limit},
+    query::Query,
     state::AppState,
     submit::submit_task,
     view::Time,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use greenroom_actors::{
     clock,
+    metrics::LabelValue as _,
     storage::{BrokenGroup, GroupNo, GroupSummary, Listed, TaskView},
 };
 use greenroom_core::{
@@ -13,7 +14,10 @@ use greenroom_core::{
 };
 use serde::{Serialize, Serializer};
 
-use super::state::{AppState, Phase};
+use super::{
+    error::ApiError,
+    state::{AppState, Phase},
+};
 
 /// A time, in JSON as RFC 3339.
 #[derive(Clone, Copy)]
@@ -143,9 +147,9 @@ impl Group {
         }
     }
 
-    /// Whether the group accepts no work because a row of it cannot be read.
-    pub fn is_broken(&self) -> bool {
-        self.status == BROKEN
+    /// Returns its status, as shown.
+    pub fn status(&self) -> &'static str {
+        self.status
     }
 }
 
@@ -185,11 +189,30 @@ impl CountedApart {
 /// The status of a group that accepts no work because a row of it cannot be read.
 pub const BROKEN: &str = "broken";
 
+/// The status of every group that is not archived, while the server shuts down.
+pub const DRAINING: &str = "draining";
+
+/// Returns the status that a filter names.
+///
+/// # Errors
+///
+/// [`ApiError::InvalidQuery`] with all statuses, if there is none of that name.
+pub fn status_word(name: &str) -> Result<&'static str, ApiError> {
+    let own = Status::ALL.iter().map(|known| status(*known, Phase::Serving));
+    let words: Vec<&str> = own.chain([DRAINING, BROKEN]).collect();
+    words.iter().find(|word| **word == name).copied().ok_or_else(|| {
+        let words = words.join("`, `");
+        ApiError::InvalidQuery(format!(
+            "status: unknown status `{name}`, expected one of `{words}`"
+        ))
+    })
+}
+
 /// Returns the API's name of a status.
 pub fn status(status: Status, phase: Phase) -> &'static str {
     match status {
         Status::Archived => "archived",
-        _ if phase != Phase::Serving => "draining",
+        _ if phase != Phase::Serving => DRAINING,
         Status::Idle => "idle",
         Status::Starting => "starting",
         Status::Running => "running",

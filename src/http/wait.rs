@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload, web::Query};
+use actix_web::{FromRequest, HttpRequest, dev::Payload};
 use greenroom_actors::{group::Await, storage::TaskView};
 use greenroom_core::Task;
 use serde::Deserialize;
@@ -17,6 +17,7 @@ use tokio::{
 use super::{
     connection::Connection,
     error::ApiError,
+    query,
     state::{AppState, Phase},
 };
 
@@ -46,16 +47,15 @@ impl Wait {
 }
 
 impl FromRequest for Wait {
-    type Error = actix_web::Error;
+    type Error = ApiError;
     type Future = Ready<Result<Self, Self::Error>>;
 
-    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let query = Query::<WaitQuery>::from_request(request, payload).into_inner();
-        ready(query.and_then(|Query(WaitQuery { wait })| {
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(query::parse(request.query_string()).and_then(|WaitQuery { wait }| {
             let seconds = wait.unwrap_or_default();
             if !(0.0..=WAIT_SECONDS_MAX).contains(&seconds) {
                 let why = "wait must be a number of seconds from 0 to 300";
-                return Err(ApiError::InvalidQuery(why.into()).into());
+                return Err(ApiError::InvalidQuery(why.into()));
             }
             let client = Connection::of(request);
             Ok(Self { time: Duration::from_secs_f64(seconds), client })

@@ -43,6 +43,37 @@ fn the_same_key_and_body_give_the_same_task() {
     assert_eq!(later["id"], compaction["id"], "the key is used up");
 }
 
+/// API-2: a key belongs to the resource, however its path is spelt.
+#[test]
+fn another_spelling_of_the_path_is_the_same_request() {
+    let server = Server::usual();
+    let body = json!({ "prompt": "once" });
+    let first = server.post_once("key", TURNS, &body).expect(202);
+    for path in
+        ["/v1/groups/w%6Frk/turns", "/v1/groups/%77%6f%72%6b/turns", "/%761/groups/work/turns"]
+    {
+        let again = server.post_once("key", path, &body).expect_any(&[200, 202]);
+        assert_eq!(again["id"], first["id"], "{path}");
+        server.post_once("key", path, &json!({ "prompt": "other" })).any_problem(422);
+    }
+    server.finish_as(&first, "completed");
+    let cancelled = server.submit("work", "[[gate:never]]");
+    server.journal.wait_gate("never");
+    server.cancel(&cancelled).expect(202);
+    server.finish_as(&cancelled, "cancelled");
+    let id = cancelled["id"].as_str().unwrap();
+    let retry = |id: &str| {
+        let path = format!("/v1/tasks/{id}/retry");
+        server.post_once("key", &path, &json!({})).expect_any(&[200, 202])
+    };
+    let again = retry(id);
+    let (prefix, uuid) = id.split_once('_').unwrap();
+    let plain = format!("{prefix}_{}", uuid.replace('-', ""));
+    for spelling in [format!("{prefix}_{}", uuid.to_uppercase()), plain, id.replace('-', "%2d")] {
+        assert_eq!(retry(&spelling)["id"], again["id"], "{spelling}");
+    }
+}
+
 /// R-1, "after the commit, before the 2xx": a key survives kill -9, and a repeated
 /// request does not run the turn again.
 #[test]

@@ -57,6 +57,7 @@ mod retention;
 mod retry;
 mod retry_task;
 mod rotate;
+mod routes;
 mod scale;
 mod sealing;
 mod segments;

@@ -113,7 +113,7 @@ fn the_first_scrape_has_all_families() {
         "orphans_reaped_total transactions_total commits_total transaction_groups_count",
         "commit_seconds_count slots_used slots_waiting agents_resident agents_waiting",
         "agents_let_go_total log_lines_dropped_total permissions_pending compactions_open",
-        "otlp_stalled groups_broken",
+        "otlp_stalled groups_broken http_unparsable_requests_total",
     ]
     .iter()
     .flat_map(|names| names.split(' '))
@@ -132,7 +132,7 @@ fn the_first_scrape_has_all_families() {
 
     let refused = server.post("/metrics", &json!({}));
     refused.problem(405, "method-not-allowed");
-    assert_eq!(refused.header("allow"), Some("GET"));
+    assert_eq!(refused.header("allow"), Some("GET, HEAD"));
     server
         .request("GET", "/metrics", &[("Host", "evil.example")], None)
         .problem(403, "foreign-host");
