@@ -9,6 +9,7 @@ mod layers;
 mod machine;
 mod otlp;
 mod print;
+mod secrets;
 mod section;
 mod services;
 mod source;
@@ -24,7 +25,10 @@ use std::{
     time::Duration,
 };
 
-use greenroom_actors::profile::{Capacity, Defaults, Profile};
+use greenroom_actors::{
+    profile::{Capacity, Defaults, Profile},
+    secrets::set as set_secrets,
+};
 use greenroom_core::{
     Limits, OnInterrupt, PermissionPolicy, Policy, RetryPolicy, TOOL_KINDS,
     lock::{TTL_MS_MAX, Ttl},
@@ -98,7 +102,7 @@ impl ConfigError {
 }
 
 impl Config {
-    /// Loads the configuration of this process.
+    /// Loads the configuration of this process. From then on its secrets are redacted.
     ///
     /// `file` is the value of `--config`; without it, [`DEFAULT_FILE`] is read if it exists. An
     /// existing file that cannot be read is an error: the defaults would make a different server.
@@ -123,6 +127,7 @@ impl Config {
             })
             .collect();
         let config = Self::from_layers(layer, &environment, listen)?;
+        set_secrets(config.secrets(&environment));
         Ok(Config { file: text.map(|(file, _)| file.to_owned()), ..config })
     }
 

@@ -1,14 +1,16 @@
 //! Formats log records: one line per event on stderr, as text or as JSON. API-7.
 //!
 //! Any value may hold text from an agent, and a terminal or a log collector reads the line: control
-//! characters are always escaped (C15). Dumps of the bytes that the HTTP client sends are dropped,
-//! and so are most lines about requests that cannot be parsed ([`unparsable`]).
+//! characters are always escaped (C15), and secrets redacted (C16). Dumps of the bytes that the HTTP
+//! client sends are dropped, and so are most lines about requests that cannot be parsed
+//! ([`unparsable`]).
 
 mod queue;
 mod unparsable;
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
+    borrow::Cow,
     fmt::Write as _,
     io,
     panic::PanicHookInfo,
@@ -17,6 +19,7 @@ use std::{
 };
 
 use env_logger::{Builder, Logger};
+use greenroom_actors::secrets;
 use log::{
     Level, LevelFilter, Log, Metadata, Record,
     kv::{Error, Key, Value, VisitSource},
@@ -166,11 +169,29 @@ fn time(at: SystemTime) -> impl std::fmt::Display {
     humantime::format_rfc3339_millis(at)
 }
 
+/// Returns the text without the secrets of the configuration.
+fn redacted(text: String) -> String {
+    match secrets::redacted(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(redacted) => redacted,
+    }
+}
+
+/// Redacts the texts in a JSON value.
+fn redact(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) => *text = redacted(std::mem::take(text)),
+        serde_json::Value::Array(values) => values.iter_mut().for_each(redact),
+        serde_json::Value::Object(members) => members.values_mut().for_each(redact),
+        _ => {}
+    }
+}
+
 fn text_line(at: SystemTime, record: &Record<'_>) -> String {
     let mut line = format!("{} {} ", time(at), record.level());
     escape_into(&mut line, record.target());
     line.push(' ');
-    escape_into(&mut line, &record.args().to_string());
+    escape_into(&mut line, &redacted(record.args().to_string()));
     _ = record.key_values().visit(&mut TextPairs(&mut line));
     line
 }
@@ -182,7 +203,7 @@ impl<'kvs> VisitSource<'kvs> for TextPairs<'_> {
         self.0.push(' ');
         escape_into(self.0, key.as_str());
         self.0.push('=');
-        quote_into(self.0, &value.to_string());
+        quote_into(self.0, &redacted(value.to_string()));
         Ok(())
     }
 }
@@ -221,7 +242,7 @@ fn json_line(at: SystemTime, record: &Record<'_>) -> String {
     pairs.push("time", time(at).to_string().into());
     pairs.push("level", record.level().as_str().into());
     pairs.push("target", record.target().into());
-    pairs.push("message", record.args().to_string().into());
+    pairs.push("message", redacted(record.args().to_string()).into());
     _ = record.key_values().visit(&mut pairs);
     pairs.0.push('}');
     escape_json(&pairs.0)
@@ -239,7 +260,8 @@ impl JsonPairs {
 impl<'kvs> VisitSource<'kvs> for JsonPairs {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), Error> {
         // A value that cannot be serialized as JSON is logged as its text.
-        let value = serde_json::to_value(&value).unwrap_or_else(|_| value.to_string().into());
+        let mut value = serde_json::to_value(&value).unwrap_or_else(|_| value.to_string().into());
+        redact(&mut value);
         match key.as_str() {
             // Keys of the event must not shadow those of the line.
             name @ ("time" | "level" | "target" | "message") => {

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, io::Read as _, time::Duration};
 
+use greenroom_actors::secrets;
 use serde_json::Value;
 use ureq::{Agent, Body, http::Response};
 
@@ -61,7 +62,7 @@ impl Collector {
         match request.config().timeout_global(Some(timeout)).build().send(body) {
             Ok(response) => read_answer(response),
             Err(err) => {
-                let message = one_line(&err.to_string(), MESSAGE_MAX);
+                let message = shown(&err.to_string());
                 ExportResult::Retryable { status: None, message, retry_after: None }
             }
         }
@@ -99,16 +100,21 @@ fn accepted(body: &[u8]) -> ExportResult {
     // OTLP allows a 64-bit integer as text or as a number.
     let rejected = rejected.as_u64().or_else(|| rejected.as_str()?.parse().ok()).unwrap_or(0);
     let message = partial["errorMessage"].as_str().unwrap_or_default();
-    ExportResult::Accepted { rejected, message: one_line(message, MESSAGE_MAX) }
+    ExportResult::Accepted { rejected, message: shown(message) }
 }
 
 /// Returns the message of an error's body: `Status.message`, or the whole body.
 fn message(body: &[u8]) -> String {
     let answer: Value = serde_json::from_slice(body).unwrap_or_default();
     match answer["message"].as_str() {
-        Some(message) => one_line(message, MESSAGE_MAX),
-        None => one_line(&String::from_utf8_lossy(body), MESSAGE_MAX),
+        Some(message) => shown(message),
+        None => shown(&String::from_utf8_lossy(body)),
     }
+}
+
+/// Returns a text as a short line. A collector may name the header that it refuses.
+fn shown(text: &str) -> String {
+    one_line(&secrets::redacted_cut(text), MESSAGE_MAX)
 }
 
 #[cfg(test)]

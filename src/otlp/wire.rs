@@ -5,6 +5,7 @@
 //! See <https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding>: keys in lowerCamelCase,
 //! ids in hex, 64-bit integers as text, enums as numbers.
 
+use greenroom_actors::secrets;
 use serde::{Serialize, Serializer};
 
 /// `ExportTraceServiceRequest`.
@@ -134,13 +135,14 @@ pub enum Value {
 
 impl From<String> for Value {
     fn from(text: String) -> Self {
-        Self::Text(text)
+        text.as_str().into()
     }
 }
 
+/// A text may be an agent's, such as the name of a model: secrets are redacted.
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
+        Self::Text(secrets::redacted(text).into_owned())
     }
 }
 

@@ -3,6 +3,7 @@
 //! A word is `[[name]]` or `[[name:argument]]`; text around words is ignored, and a prompt without
 //! words is echoed. A turn ends with `end_turn`, unless a word ended it otherwise. Between words,
 //! and at a gate, a cancelled turn answers `cancelled` (after `[[ignore-cancel]]` it does not).
+//! `${NAME}` in an argument is that variable of the agent's environment.
 //!
 //! | word | what happens |
 //! |---|---|
@@ -64,7 +65,7 @@ use crate::{
     requests::Requests,
     updates::{chunk, update, usage_update},
     wedge::Wedge,
-    words::{error_of, parted, plain, two_numbers, words},
+    words::{error_of, parted, plain, two_numbers, with_variables, words},
 };
 
 /// The bytes collected before `chunks` writes.
@@ -200,7 +201,8 @@ impl Turn {
         if all.is_empty() {
             self.reply(&format!("echo: {text}"));
         }
-        let mut answer = all.iter().find_map(|(name, argument)| self.perform(name, argument));
+        let mut answer =
+            all.iter().find_map(|(name, argument)| self.perform(name, &with_variables(argument)));
         if answer.is_none() && self.is_cancelled() {
             answer = Some(self.stop("cancelled"));
         }

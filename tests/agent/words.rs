@@ -1,6 +1,6 @@
 //! The words of a prompt or a script.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, env};
 
 /// Returns the words of a text, each with its argument (empty if it has none).
 pub fn words(text: &str) -> VecDeque<(&str, &str)> {
@@ -18,6 +18,16 @@ pub fn plain(text: &str) -> String {
 /// Splits a word into its name and its argument.
 pub fn parted(word: &str) -> (&str, &str) {
     word.split_once(':').unwrap_or((word, ""))
+}
+
+/// Returns an argument with the values of its environment for `${NAME}`.
+pub fn with_variables(argument: &str) -> String {
+    let mut parts = argument.split("${");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| match part.split_once('}') {
+        Some((name, rest)) => text + &env::var(name).unwrap_or_default() + rest,
+        None => text + "${" + part,
+    })
 }
 
 pub fn two_numbers(argument: &str) -> Option<(u64, u64)> {

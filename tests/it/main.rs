@@ -60,6 +60,7 @@ mod rotate;
 mod routes;
 mod scale;
 mod sealing;
+mod secrets;
 mod segments;
 mod sessions;
 mod settings;

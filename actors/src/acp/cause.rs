@@ -10,6 +10,7 @@ use super::{
     bounds::{ERROR_BYTES_MAX, append_bounded},
     fields::{elements, fields, lossy_text, object},
 };
+use crate::secrets;
 
 /// How deep causes are nested at most.
 const DEPTH_MAX: usize = 8;
@@ -88,10 +89,18 @@ impl Shown {
     }
 }
 
-/// Returns the text with each word replaced that looks like a key or a token, or that stands after
-/// a name of one. A text that is longer than any that is shown loses its end.
+/// Returns the text without the secrets of the configuration, and with each word replaced that looks
+/// like a key or a token, or that stands after a name of one. A text that is longer than any that is
+/// shown loses its end.
 pub fn redacted(text: &str) -> Cow<'_, str> {
-    let text = &text[..text.floor_char_boundary(READ_BYTES_MAX)];
+    // First the values: of one of several words, the other words would be left.
+    match secrets::redacted_cut(&text[..text.floor_char_boundary(READ_BYTES_MAX)]) {
+        Cow::Borrowed(text) => without_words(text),
+        Cow::Owned(text) => without_words(&text).into_owned().into(),
+    }
+}
+
+fn without_words(text: &str) -> Cow<'_, str> {
     let is_part = |byte: char| byte.is_ascii_alphanumeric() || "-_.+/~".contains(byte);
     let (mut shown, mut rest, mut named) = (String::new(), text, None);
     while let Some(at) = rest.find(is_part) {

@@ -9,6 +9,7 @@ use super::{
     fields::{elements, fields, object, text, value, whole},
     json,
 };
+use crate::secrets;
 
 /// The number of models distinguished in one prompt.
 const MODELS_MAX: usize = 32;
@@ -43,7 +44,8 @@ pub fn spent(usage: Option<&RawValue>, meta: Option<&RawValue>) -> Option<Tokens
     for of_model in model_usage.map(elements).unwrap_or_default().into_iter().take(MODELS_MAX) {
         let OfModel { model, token_count } = object(of_model).unwrap_or_default();
         if let (Some(model), Some(count)) = (model.and_then(text), token_count.and_then(tokens)) {
-            by_model.entry(model.into_owned()).or_default().add(&count);
+            let model = secrets::redacted(&model).into_owned();
+            by_model.entry(model).or_default().add(&count);
         }
     }
     let is_reported = total.is_some() || !by_model.is_empty() || usage.is_some();

@@ -19,6 +19,7 @@ use crate::{
     clock,
     pool::{Evict, PoolRequest, UsageCell},
     profile::Profile,
+    secrets,
     working_dir::Place,
 };
 
@@ -120,7 +121,7 @@ pub async fn check(
     findings.took_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     let mut is_refused = false;
     while let Ok(Answered { method, outcome }) = answers.try_recv() {
-        match outcome {
+        match outcome.as_deref().map(secrets::redacted) {
             Ok(result) if method == "initialize" => findings.agent = Some(acp::agent_card(&result)),
             Ok(result) if method == "session/new" => findings.modes = Some(acp::modes(&result)),
             Ok(_) => {}

@@ -35,6 +35,7 @@ use crate::{
         child::{Child, TreeEvent},
     },
     profile::{Detector, Profile},
+    secrets,
 };
 
 /// How many times `start_timeout` a session may take to load, while the agent replays it.
@@ -350,7 +351,8 @@ impl RunLoop {
         let ended = !matches!(read, Ok(1..)) || self.stderr_pipe.is_drained();
         let mut matched = Vec::new();
         let mut detect = |line: &str| {
-            matched.extend(self.detector.stderr(line).map(|signal| (line.to_owned(), signal)));
+            let signal = self.detector.stderr(line);
+            matched.extend(signal.map(|it| (secrets::redacted_cut(line).into_owned(), it)));
         };
         self.stderr.push(&bytes, &mut detect);
         if ended {

@@ -1,10 +1,13 @@
 //! An agent's stderr: always read, stored in part, never a reason to wait (AM-40).
 //!
-//! The callers interpret the lines.
+//! The callers interpret the lines, and get them as they are; what is kept and logged of them has no
+//! secret of the configuration (C16).
 
 use std::collections::VecDeque;
 
 use greenroom_core::{GroupId, RunId};
+
+use crate::{acp, secrets};
 
 /// The number of lines kept; older ones are dropped and counted.
 const LINES_MAX: usize = 1024;
@@ -46,10 +49,12 @@ impl Stderr {
         }
     }
 
-    /// Returns the last lines.
+    /// Returns the last lines, without secrets: they go into errors and logs, and a program may name
+    /// its key (C16).
     pub fn tail(&self) -> String {
         let from = self.lines.len().saturating_sub(TAIL_LINES);
-        self.lines.range(from..).map(String::as_str).collect::<Vec<_>>().join("\n")
+        let lines = self.lines.range(from..).map(|line| acp::redacted(line));
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     /// Counts a line that could not be reported in time as dropped.
@@ -66,6 +71,7 @@ impl Stderr {
         let line = String::from_utf8_lossy(&self.open).trim_end().to_owned();
         self.open.clear();
         on_line(&line);
+        let line = secrets::redacted_cut(&line).into_owned();
         log::debug!(group:% = self.group, run:% = self.run, line; "agent stderr");
         self.lines.push_back(line);
         if self.lines.len() > LINES_MAX {
@@ -95,5 +101,17 @@ mod tests {
         assert_eq!(stderr.lines.len(), LINES_MAX);
         assert_eq!(stderr.dropped(), 4098 - LINES_MAX as u64);
         assert!(stderr.tail().ends_with("x\nlast") && stderr.tail().starts_with("line 4078\n"));
+    }
+
+    /// I16: the reported lines are the last ones, also if all are as long as they may be.
+    #[test]
+    fn the_tail_of_long_lines_has_the_last_one() {
+        let mut stderr = Stderr::new("g".parse().unwrap(), crate::clock::run_id());
+        let line = format!("{}\n", "x".repeat(LINE_BYTES_MAX));
+        stderr.push(line.repeat(TAIL_LINES).as_bytes(), |_| {});
+        stderr.push(b"token: a1b2c3d4e5\nthe reason\n", |_| {});
+        let tail = stderr.tail();
+        assert!(tail.ends_with("x\ntoken: [redacted]\nthe reason"), "{tail}");
+        assert_eq!(tail.lines().count(), TAIL_LINES);
     }
 }

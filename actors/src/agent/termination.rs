@@ -9,7 +9,6 @@ use greenroom_core::{Exit, ExitReason, FailedStart, Stop};
 
 use super::{stderr::Stderr, stdin::Stdin};
 use crate::{
-    acp,
     awake::{self, Awake},
     process::child::{TreeEvent, TreeHandle},
 };
@@ -203,8 +202,7 @@ impl Termination {
             Some(why) => format!("{detail}; {why}"),
             None => detail,
         };
-        // The tail goes into errors and logs, and a program may name its key (C16).
-        let stderr_tail = acp::redacted(&stderr.tail()).into_owned();
+        let stderr_tail = stderr.tail();
         let stderr_dropped = stderr.dropped();
         let failed_start = FailedStart::Passing;
         Exit { pid, code, signal, reason, detail, stderr_tail, stderr_dropped, failed_start }
