@@ -346,6 +346,25 @@ mod tests {
         assert!(line.ends_with(r"group a\nb \u{1b}c k\r=1"), "{line}");
     }
 
+    /// C16: a line has no secret of the configuration, wherever it stands.
+    #[test]
+    fn secrets_are_redacted_in_a_line() {
+        secrets::set([("LOG_KEY".to_owned(), "log-canary \"1\"".to_owned())]);
+        let listed = ["log-canary \"1\""];
+        let pairs =
+            [("k", Value::from("a log-canary \"1\"")), ("list", Value::from_serde(&listed))];
+        let message = "said log-canary \"1\"!";
+        let line = record_with(message, &pairs, text_line);
+        assert!(!line.contains("canary"), "{line}");
+        assert!(
+            line.contains("said [redacted:LOG_KEY]! k=\"a [redacted:LOG_KEY]\" list="),
+            "{line}"
+        );
+        let line = record_with(message, &pairs, json_line);
+        assert!(!line.contains("canary"), "{line}");
+        assert!(line.contains(r#""list":["[redacted:LOG_KEY]"]"#), "{line}");
+    }
+
     #[test]
     fn a_json_line_is_one_object_with_flat_keys() {
         let pairs = [

@@ -14,13 +14,13 @@ const HOME: &str = "/srv/plain-home";
 const SHORT: &str = "short-7";
 
 const ENV: &str = "{ SCRIPT_DIR = \"$SCRIPT_DIR\", IT_API_KEY = 'canary\"own/1', \
-                   IT_SHORT_KEY = 'short-7', IT_HOME = '/srv/plain-home' }";
+                   IT_SHORT_KEY = 'short-7', IT_HOME = '/srv/plain-home', \
+                   IT_COLLECTOR = 'canary-header-3' }";
 
 /// The scripted agent, and one that prints all secrets and exits, both with the same variables.
 fn leaky(collector: &Collector) -> Setup {
-    let words = format!(
-        "echo \"last words $IT_API_KEY $IT_PASSED_TOKEN {HEADER} $IT_HOME $IT_SHORT_KEY\" >&2; exit 3"
-    );
+    let words = "echo \"last words $IT_API_KEY $IT_PASSED_TOKEN $IT_COLLECTOR $IT_HOME $IT_SHORT_KEY\" \
+                 >&2; exit 3";
     Setup::new()
         .signals(&["hermes_stderr"])
         .text("otlp", "endpoint", &collector.url())
@@ -29,7 +29,7 @@ fn leaky(collector: &Collector) -> Setup {
         .set("agents.scripted", "env", ENV)
         .set("agents.scripted", "env_pass", "['IT_PASSED_TOKEN']")
         .command("exits", "/bin/sh")
-        .set("agents.exits", "args", format_args!("{:?}", ["-c", &words]))
+        .set("agents.exits", "args", format_args!("{:?}", ["-c", words]))
         .set("agents.exits", "env", ENV)
         .set("agents.exits", "env_pass", "['IT_PASSED_TOKEN']")
         .environment("IT_PASSED_TOKEN", PASSED)

@@ -103,6 +103,16 @@ mod tests {
         assert!(stderr.tail().ends_with("x\nlast") && stderr.tail().starts_with("line 4078\n"));
     }
 
+    /// C16: a line that was cut within a secret does not keep its beginning.
+    #[test]
+    fn a_cut_line_keeps_no_part_of_a_secret() {
+        secrets::set([("IT_KEY".to_owned(), "cut-in-the-middle".to_owned())]);
+        let mut stderr = Stderr::new("g".parse().unwrap(), crate::clock::run_id());
+        let padding = "x".repeat(LINE_BYTES_MAX - 10);
+        stderr.push(format!("{padding}cut-in-the-middle\n").as_bytes(), |_| {});
+        assert_eq!(stderr.lines[0], format!("{padding}[redacted:IT_KEY]"));
+    }
+
     /// I16: the reported lines are the last ones, also if all are as long as they may be.
     #[test]
     fn the_tail_of_long_lines_has_the_last_one() {
