@@ -2,7 +2,6 @@
 //!
 //! It follows no redirect and uses no proxy: both would send the token to another server.
 
-mod lenient;
 mod retry;
 mod sse;
 
@@ -12,11 +11,11 @@ use std::{
     time::Duration,
 };
 
+use greenroom_core::json::readable;
 use serde_json::Value;
 use ureq::{Agent, Body, Timeout, http::Response};
 
 pub use self::{
-    lenient::read_json,
     retry::Backoff,
     sse::{Event, Events},
 };
@@ -295,6 +294,16 @@ fn problem(status: u16, body: Option<&Value>) -> String {
     }
 }
 
+/// Parses JSON of a server that may show an agent's words as the agent wrote them, as earlier
+/// versions do: see [`readable`].
+///
+/// # Errors
+///
+/// The parse error if it is no JSON.
+pub fn read_json(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str(text).or_else(|err| serde_json::from_str(&readable(text)).map_err(|_| err))
+}
+
 /// Percent-encodes `text` for one path segment or one query value: RFC 3986 `pchar` without the
 /// characters that separate.
 pub fn encode(text: &str) -> String {
@@ -335,6 +344,19 @@ mod tests {
             assert!(Client::new(url, None).is_err(), "{url:?}");
         }
         assert_eq!(Client::new("http://a:1/", None).unwrap().url_of("/v1"), "http://a:1/v1");
+    }
+
+    /// C15: an odd word in an answer is shown, and the rest of the answer with it.
+    #[test]
+    fn what_strict_readers_refuse_is_read() {
+        let odd = r#"{"a":"cut \ud83d","b":[-1e999],"c":"ä"}"#;
+        let expected = json!({ "a": "cut \u{fffd}", "b": ["-1e999"], "c": "ä" });
+        assert_eq!(read_json(odd).unwrap(), expected);
+        let deep = format!(r#"{{"a":{}{},"b":{{"c":"]"}}}}"#, "[".repeat(5000), "]".repeat(5000));
+        assert_eq!(read_json(&deep).unwrap()["b"]["c"], "]");
+        for bad in ["", "{", r#"{"a":"\ud83d"#, "nul", r#"{"a":"\x"}"#] {
+            assert!(read_json(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -32,7 +32,6 @@ pub use self::{
     card::{AgentCard, AuthMethod, Modes, agent_card, modes},
     cause::redacted,
     context::{CompactionReport, ContextUpdate},
-    fields::well_formed,
     repair::{Repaired, repaired},
     response::{
         Capabilities, capabilities, is_session_gone, opened_session, prompt_reply, provenance,

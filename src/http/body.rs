@@ -1,5 +1,8 @@
 //! Request bodies: reads JSON within limits of size and time; every error names its field.
 
+// What any reader takes of a body.
+mod strict;
+
 use std::{pin::Pin, time::Duration};
 
 use actix_web::{
@@ -11,9 +14,16 @@ use actix_web::{
 use futures_util::StreamExt as _;
 use greenroom_actors::group::KeyHashes;
 use greenroom_core::TaskId;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, DeserializeSeed as _},
+};
+use serde_json::de::SliceRead;
+use serde_path_to_error::Track;
 use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
+
+use self::strict::Strict;
 
 use super::{error::ApiError, state::AppState};
 
@@ -26,6 +36,10 @@ const KEY_BYTES_MAX: usize = 255;
 /// Fetch), also with an empty body.
 const FORM_TYPES: [&str; 3] =
     ["application/x-www-form-urlencoded", "multipart/form-data", "text/plain"];
+
+/// Reads JSON, and knows at which field it is.
+type Tracked<'a, 'b> =
+    serde_path_to_error::Deserializer<'a, 'a, &'a mut serde_json::Deserializer<SliceRead<'b>>>;
 
 /// A body, read as `T`. An absent one equals `{}`.
 pub struct Body<T> {
@@ -101,12 +115,23 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let detail = "the body is not valid: it is an array, not an object".into();
         return Err(ApiError::InvalidBody { field: None, detail });
     }
+    read_value(bytes, |json| Strict::body().deserialize(json))?;
+    read_value(bytes, |json| T::deserialize(json))
+}
+
+/// Reads the body as one JSON value.
+fn read_value<'b, T>(
+    bytes: &'b [u8],
+    read: impl FnOnce(Tracked<'_, 'b>) -> Result<T, serde_json::Error>,
+) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|err| {
-        let path = err.path().to_string();
-        let inner = err.into_inner();
-        let field = unknown_field(&inner.to_string()).or((path != ".").then_some(path));
-        ApiError::InvalidBody { field, detail: format!("the body is not valid: {inner}") }
+    let mut track = Track::new();
+    let value = read(Tracked::new(&mut json, &mut track)).map_err(|err| {
+        // A name that cannot be read is `?`.
+        let path = track.path().to_string();
+        let path = path.strip_suffix(".?").unwrap_or(&path).to_owned();
+        let field = unknown_field(&err.to_string()).or((path != ".").then_some(path));
+        ApiError::InvalidBody { field, detail: format!("the body is not valid: {err}") }
     })?;
     json.end().map_err(|err| ApiError::InvalidBody {
         field: None,
@@ -169,6 +194,37 @@ mod tests {
     struct Outer {
         #[serde(rename = "inner")]
         _inner: Option<Inner>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Raw {
+        kept: Box<serde_json::value::RawValue>,
+    }
+
+    /// C7, C15: what is stored as it is has to suit every reader of it.
+    #[test]
+    fn what_strict_readers_refuse_is_refused() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let (whole, deep) = (nested(60), nested(61));
+        let place = format!("kept{}", "[0]".repeat(60));
+        #[rustfmt::skip]
+        let cases = [
+            (r#"{"a":["x","cut \ud83d"]}"#, Some("kept.a[1]")),
+            (r#"{"a":{"\ude00":1}}"#,       Some("kept.a")),
+            (r#"[1,-1e999]"#,               Some("kept[1]")),
+            (&deep,                         Some(&*place)),
+            (r#"{"a":"\ud83d\ude00 \u0000","b":[1e300,1e-999,18446744073709551616]}"#, None),
+            (&whole,                        None),
+        ];
+        for (kept, field) in cases {
+            match parse::<Raw>(format!(r#"{{"kept":{kept}}}"#).as_bytes()) {
+                Ok(raw) => assert_eq!((field, raw.kept.get()), (None, kept)),
+                Err(ApiError::InvalidBody { field: found, .. }) => {
+                    assert_eq!(found.as_deref(), field, "{kept}");
+                }
+                Err(err) => panic!("{kept}: {err:?}"),
+            }
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use greenroom_actors::{
     storage::{PermissionFilter, PermissionRecord},
 };
 use greenroom_core::{
-    Choice, GroupId, Json, PermissionId, PermissionState, Rejected, RunId, TaskId,
+    Choice, GroupId, PermissionId, PermissionState, Readable, Rejected, RunId, TaskId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -48,8 +48,8 @@ pub struct Permission {
     run: RunId,
     task: Option<TaskId>,
     state: PermissionState,
-    tool_call: Option<Json>,
-    options: Option<Json>,
+    tool_call: Option<Readable>,
+    options: Option<Readable>,
     selected: Option<String>,
     opened_at: Time,
     expires_at: Time,
@@ -60,7 +60,7 @@ pub struct Permission {
 impl From<PermissionRecord> for Permission {
     fn from(record: PermissionRecord) -> Self {
         let permission = record.permission;
-        let shown = permission.shown.map(|shown| (shown.tool_call, shown.options));
+        let shown = permission.shown.map(|shown| (shown.tool_call.into(), shown.options.into()));
         let (tool_call, options) = shown.unzip();
         Self {
             id: permission.permission,

@@ -5,7 +5,7 @@ use actix_web::{
     web::{Data, Path},
 };
 use greenroom_actors::storage::SegmentRecord;
-use greenroom_core::{EndReason, Json, SessionId};
+use greenroom_core::{EndReason, Readable, SessionId};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -35,7 +35,7 @@ pub struct Segment {
     opened_at: Time,
     closed_at: Option<Time>,
     end_reason: Option<EndReason>,
-    provenance: Option<Json>,
+    provenance: Option<Readable>,
 }
 
 /// Lists a group's segments in order: one unbranched lineage (I4).
@@ -69,7 +69,7 @@ impl From<SegmentRecord> for Segment {
             opened_at: Time(opened_at),
             closed_at,
             end_reason,
-            provenance: record.provenance.map(|known| known.given),
+            provenance: record.provenance.map(|known| known.given.into()),
         }
     }
 }

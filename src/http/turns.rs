@@ -34,7 +34,6 @@ const MS_MAX: u64 = 366 * 24 * 60 * 60 * 1000;
 #[serde(deny_unknown_fields)]
 pub struct TurnRequest {
     prompt: Prompt,
-    #[serde(default, deserialize_with = "greenroom_core::readable")]
     metadata: Option<Json>,
     deadline_ms: Option<u64>,
     expires_in_ms: Option<u64>,

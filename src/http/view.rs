@@ -8,9 +8,9 @@ use greenroom_actors::{
     storage::{BrokenGroup, GroupNo, GroupSummary, Listed, TaskView},
 };
 use greenroom_core::{
-    Blocked, Deadline, Ending, GroupId, Interrupted, Json, OnInterrupt, Origin, PermissionPolicy,
-    RunId, SessionId, Source, Stage, Status, StopReason, TaskError, TaskFindings, TaskId, TaskKind,
-    TaskState, Timestamp, Usage, Work,
+    Blocked, Deadline, Ending, GroupId, Interrupted, OnInterrupt, Origin, PermissionPolicy,
+    Readable, RunId, SessionId, Source, Stage, Status, StopReason, TaskError, TaskFindings, TaskId,
+    TaskKind, TaskState, Timestamp, Usage, Work,
 };
 use serde::{Serialize, Serializer};
 
@@ -51,7 +51,7 @@ pub struct Group {
     auto_compact: Option<f64>,
     permission_policy: Option<PermissionPolicy>,
     on_interrupt: Option<OnInterrupt>,
-    metadata: Option<Json>,
+    metadata: Option<Readable>,
     created_at: Option<Time>,
     /// The stored row that cannot be read.
     broken: Option<String>,
@@ -142,7 +142,7 @@ impl Group {
             auto_compact: settings.auto_compact,
             permission_policy: settings.permission_policy,
             on_interrupt: settings.on_interrupt,
-            metadata: settings.metadata,
+            metadata: settings.metadata.map(Readable::from),
             created_at: group.created_at.map(Time),
         }
     }
@@ -235,7 +235,7 @@ pub struct Task {
     position: Option<u64>,
     origin: Origin,
     #[serde(skip_serializing_if = "Option::is_none")]
-    prompt: Option<Json>,
+    prompt: Option<Readable>,
     #[serde(skip_serializing_if = "Option::is_none")]
     focus: Option<std::sync::Arc<str>>,
     attempt: u32,
@@ -260,7 +260,7 @@ pub struct Task {
     ended_at: Option<Time>,
     deduplicated: bool,
     retry_of: Option<TaskId>,
-    metadata: Option<Json>,
+    metadata: Option<Readable>,
 }
 
 /// How full the context was when the task ended, and the tokens that the agent reported for it.
@@ -269,7 +269,7 @@ struct TaskUsage {
     #[serde(flatten)]
     context: Option<Usage>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tokens: Option<Json>,
+    tokens: Option<Readable>,
 }
 
 impl Task {
@@ -279,7 +279,7 @@ impl Task {
         let (kind, task_state) = (task.kind(), task.state());
         let (retry_at, start, error) = (task.retry_at(), task.start(), task.error().cloned());
         let (prompt, focus) = match task.work {
-            Work::Turn { prompt } => (Some(prompt), None),
+            Work::Turn { prompt } => (Some(prompt.into()), None),
             Work::Compaction { focus, .. } => (None, focus),
         };
         let (frame, ending) = match task.stage {
@@ -289,8 +289,10 @@ impl Task {
             | Stage::Running { .. }
             | Stage::Retrying { .. } => (None, Ending::default()),
         };
-        let usage = (ending.usage.is_some() || ending.tokens.is_some())
-            .then_some(TaskUsage { context: ending.usage, tokens: ending.tokens });
+        let usage = (ending.usage.is_some() || ending.tokens.is_some()).then_some(TaskUsage {
+            context: ending.usage,
+            tokens: ending.tokens.map(Readable::from),
+        });
         Self {
             id: task.id,
             group,
@@ -322,7 +324,7 @@ impl Task {
             ended_at: frame.map(|frame| Time(frame.at)),
             deduplicated,
             retry_of: task.retry_of,
-            metadata: task.metadata,
+            metadata: task.metadata.map(Readable::from),
         }
     }
 }

@@ -201,8 +201,8 @@ fn unknown_ids_and_paths_are_404_and_wrong_methods_405() {
     }
 }
 
-/// API-2, C15: metadata that strict readers of JSON refuse is refused; an agent's own words are
-/// passed on, and the command line reads them leniently.
+/// API-2, C15: what strict readers of JSON refuse is refused in a body, with the field's path; an
+/// agent's own words are shown in another form, so that every list, stream and digest is read.
 #[test]
 fn what_strict_readers_refuse_breaks_no_list() {
     let server = Setup::new().asks().start();
@@ -212,16 +212,32 @@ fn what_strict_readers_refuse_breaks_no_list() {
         let length = body.len();
         server.raw(format!("{method} {path} {head}\r\nContent-Length: {length}\r\n\r\n{body}"))
     };
-    let deep = format!("{}{}", "[".repeat(120), "]".repeat(120));
+    // Two brackets in a row would be a word of the scripted agent.
+    let deep = format!("{}1{}", "{\"a\":".repeat(100), "}".repeat(100));
     for odd in [r#""\ud800""#, "1e999", &deep] {
-        let group = format!(r#"{{"metadata":{{"a":{odd}}}}}"#);
-        let problem = raw("PUT", "/v1/groups/odd", &group).problem(400, "invalid-body");
-        assert_eq!(problem["field"], "metadata", "{problem}");
-        let turn = format!(r#"{{"prompt":"x","metadata":{{"a":{odd}}}}}"#);
-        let problem = raw("POST", "/v1/groups/odd/turns", &turn).problem(400, "invalid-body");
-        assert_eq!(problem["field"], "metadata", "{problem}");
+        let refused = |method: &str, path: &str, body: String, field: &str| {
+            let problem = raw(method, path, &body).problem(400, "invalid-body");
+            let found = problem["field"].as_str().unwrap_or_default();
+            assert!(found.starts_with(field), "{problem}");
+        };
+        let block = format!(r#"{{"type":"text","text":"x","_meta":{{"a":{odd}}}}}"#);
+        let turns = "/v1/groups/odd/turns";
+        refused("PUT", "/v1/groups/odd", format!(r#"{{"metadata":{{"a":{odd}}}}}"#), "metadata.a");
+        refused(
+            "POST",
+            turns,
+            format!(r#"{{"prompt":"x","metadata":{{"a":{odd}}}}}"#),
+            "metadata.a",
+        );
+        refused("POST", turns, format!(r#"{{"prompt":[{block}]}}"#), "prompt[0]._meta.a");
+        refused("POST", turns, format!(r#"{{"prompt":{odd}}}"#), "prompt");
     }
-    for (group, odd) in [("a", r#""\ud800""#), ("b", "1e999")] {
+    let odd = [
+        ("a", r#""\ud800""#, json!("\u{fffd}")),
+        ("b", "1e999", json!("1e999")),
+        ("c", &deep, Value::Null),
+    ];
+    for (group, odd, shown) in odd {
         let call = format!(r#"{{"toolCallId":"p","title":"odd {group}","rawInput":{odd}}}"#);
         let options = r#"[{"optionId":"a","name":"A","kind":"allow_once"}]"#;
         let params = format!(r#"{{"sessionId":$session,"toolCall":{call},"options":{options}}}"#);
@@ -230,7 +246,22 @@ fn what_strict_readers_refuse_breaks_no_list() {
         server.submit(group, &format!("[[line:{line}]][[gate:never]]"));
         let opened = format!("permission opened group={group}");
         server.log.wait("the permission", |line| line.contains(&opened));
+        // `Value` is a strict reader.
+        let permissions = server.get(&format!("/v1/permissions?group={group}")).expect(200);
+        let frame = server.frames_of_kind(group, method).remove(0);
+        let snapshot = server.get(&format!("/v1/groups/{group}/snapshot")).expect(200);
+        let events = server.events(group, "");
+        let event = events.until("the frame", |event| event.event == method).pop().unwrap().frame();
+        for call in [
+            &permissions["items"][0]["tool_call"],
+            &frame["payload"]["params"]["toolCall"],
+            &snapshot["permissions"][0]["tool_call"],
+            &event["payload"]["params"]["toolCall"],
+        ] {
+            assert_eq!(call["title"], format!("odd {group}"), "{call}");
+            assert!(shown == Value::Null || call["rawInput"] == shown, "{call}");
+        }
     }
     let listed = server.cli_stdout(&["permissions"]);
-    assert!(listed.contains("odd a") && listed.contains("odd b"), "{listed}");
+    assert!(["odd a", "odd b", "odd c"].iter().all(|odd| listed.contains(odd)), "{listed}");
 }

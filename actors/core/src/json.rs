@@ -1,9 +1,14 @@
-//! JSON that is passed on unchanged.
+//! JSON that is passed on unchanged, and how answers show it.
 
-use std::{fmt, sync::Arc};
+// What of it readers refuse, and the form that they take.
+mod readable;
+
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
+
+pub use self::readable::{DEPTH_MAX, has_odd_token, may_nest_too_deep, readable, well_formed};
 
 /// A JSON value, kept as its original text and shared. It is on one line: line feeds between its
 /// tokens become spaces, so that a transcript can put a line feed between values.
@@ -35,6 +40,20 @@ impl Json {
     }
 }
 
+/// A JSON value as answers show it: see [`readable`]. Storage has the original text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Readable(Json);
+
+impl From<Json> for Readable {
+    fn from(json: Json) -> Self {
+        let shown = match readable(json.as_str()) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(shown) => Json::parse(shown).ok(),
+        };
+        Self(shown.unwrap_or(json))
+    }
+}
+
 impl PartialEq for Json {
     fn eq(&self, other: &Self) -> bool {
         self.as_str() == other.as_str()
@@ -61,19 +80,6 @@ impl<'de> Deserialize<'de> for Json {
         }
         Ok(Self(raw.into()))
     }
-}
-
-/// Deserializes a caller's own JSON, which others get in answers: what strict readers refuse, such
-/// as half a surrogate pair, a number out of range or deep nesting, is an error.
-pub fn readable<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Json>, D::Error> {
-    let json = Option::<Json>::deserialize(from)?;
-    if let Some(json) = &json {
-        // Readers give up at a depth of 128, and an answer nests a little itself.
-        let within = format!("{}{}{}", "[".repeat(16), json.as_str(), "]".repeat(16));
-        serde_json::from_str::<serde_json::Value>(&within)
-            .map_err(|err| de::Error::custom(format!("not every reader can read it: {err}")))?;
-    }
-    Ok(json)
 }
 
 /// Replaces line ends by spaces. In valid JSON they are between tokens only: strings escape them.

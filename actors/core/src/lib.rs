@@ -23,8 +23,8 @@ mod fact;
 mod group;
 // Names of tasks, runs, compactions, permissions, groups and sessions.
 mod ids;
-// JSON that is passed on unchanged.
-mod json;
+// JSON that is passed on unchanged, and how answers show it.
+pub mod json;
 // Which line of a program's stderr says why it ended.
 mod last_words;
 // The compaction lock: who may compact a session.
@@ -82,7 +82,7 @@ pub use group::{
     KNOWN_SESSIONS_MAX, LaunchWait, Limits, Rejected, Session, Status, Timer,
 };
 pub use ids::{CompactionId, GroupId, InvalidId, PermissionId, RunId, SessionId, TaskId};
-pub use json::{Json, readable};
+pub use json::{Json, Readable};
 pub use message_owners::{MessageKey, MessageOwners};
 pub use own_word::OwnWord;
 pub use permission::{

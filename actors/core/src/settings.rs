@@ -60,7 +60,6 @@ pub struct SettingsPatch {
     /// See [`Settings::on_interrupt`].
     pub on_interrupt: Option<OnInterrupt>,
     /// See [`Settings::metadata`].
-    #[serde(default, deserialize_with = "crate::json::readable")]
     pub metadata: Option<Json>,
 }
 

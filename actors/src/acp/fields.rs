@@ -5,6 +5,7 @@
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
+use greenroom_core::json::well_formed;
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, MapAccess, Visitor},
@@ -122,29 +123,6 @@ pub(super) fn whole<T: TryFrom<i64>>(raw: &RawValue) -> Option<T> {
         (number.fract() == 0.0 && number.abs() <= EXACT_MAX).then_some(number as i64)
     });
     T::try_from(number?).ok()
-}
-
-/// Replaces the escapes of lone surrogates in a JSON string.
-pub fn well_formed(string: &str) -> Option<String> {
-    let surrogate = |escape: &str| {
-        let unit = u16::from_str_radix(escape.strip_prefix("\\u")?.get(..4)?, 16).ok()?;
-        (0xd800..=0xdfff).contains(&unit).then_some(unit)
-    };
-    let mut replaced = String::with_capacity(string.len());
-    let mut rest = string.starts_with('"').then_some(string)?;
-    while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
-        let (plain, escape) = rest.split_at(at);
-        replaced.push_str(plain);
-        let (length, kept) = match (surrogate(escape), escape.get(6..).and_then(surrogate)) {
-            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => (12, &escape[..12]),
-            (Some(_), _) => (6, "\\ufffd"),
-            (None, _) => (2, escape.get(..2)?),
-        };
-        replaced.push_str(kept);
-        rest = &escape[length..];
-    }
-    replaced.push_str(rest);
-    Some(replaced)
 }
 
 #[cfg(test)]

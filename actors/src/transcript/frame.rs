@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use greenroom_core::{
-    Fact, FrameKind, GroupId, Kinds, Lines, Place, Recorded, RunId, TaskId, Timestamp,
+    Fact, FrameKind, GroupId, Kinds, Lines, Place, Recorded, RunId, TaskId, Timestamp, json,
 };
 
 use crate::{acp, clock};
@@ -201,10 +201,14 @@ fn split_block(text: &[u8]) -> (usize, u64) {
     (end, memchr::memchr_iter(b'\n', &text[..end]).count() as u64 + 1)
 }
 
-/// Writes the frames of a block as the API shows them.
+/// Writes the frames of a block as the API shows them: so that any reader takes them, whatever the
+/// agent wrote (C15).
 pub struct FrameWriter<'a> {
     middle: String,
     block: &'a Block,
+    /// Whether a payload may have a token that readers refuse: one look at the whole block is
+    /// cheaper than one at each frame.
+    has_odd_token: bool,
 }
 
 impl<'a> FrameWriter<'a> {
@@ -222,7 +226,8 @@ impl<'a> FrameWriter<'a> {
             Some(task) => write!(middle, r#""{task}","kind":""#),
             None => write!(middle, r#"null,"kind":""#),
         };
-        Self { middle, block }
+        let has_odd_token = std::str::from_utf8(&block.text).is_ok_and(json::has_odd_token);
+        Self { middle, block, has_odd_token }
     }
 
     /// Appends one frame of the block as a JSON object.
@@ -233,7 +238,11 @@ impl<'a> FrameWriter<'a> {
         out.extend_from_slice(self.middle.as_bytes());
         out.extend_from_slice(frame.kind.as_bytes());
         out.extend_from_slice(b"\",\"payload\":");
-        out.extend_from_slice(frame.payload.as_bytes());
+        if self.has_odd_token || json::may_nest_too_deep(frame.payload) {
+            out.extend_from_slice(json::readable(frame.payload).as_bytes());
+        } else {
+            out.extend_from_slice(frame.payload.as_bytes());
+        }
         out.push(b'}');
     }
 
