@@ -2,16 +2,18 @@
 //!
 //! A strict reader refuses half a surrogate pair, a number that no `f64` holds, and deep nesting,
 //! and with it the whole list that it is in. Nearly all JSON has none of these, so [`readable`]
-//! first looks for their traces, 64 bytes at a time.
+//! first looks for their traces.
 
 use std::borrow::Cow;
+
+use memchr::memmem;
 
 /// How deep a value may nest. Of the usual readers, .NET's give up first, at 64, and an answer
 /// nests up to four levels around a value.
 pub const DEPTH_MAX: usize = 60;
 
 /// The bytes that are looked at together.
-const CHUNK: usize = 64;
+const CHUNK: usize = 32;
 /// How far a trace extends beyond its first byte: a digit, `e`, a sign and the first two digits.
 const LOOKAHEAD: usize = 4;
 
@@ -26,8 +28,8 @@ pub fn readable(json: &str) -> Cow<'_, str> {
 pub fn may_nest_too_deep(json: &str) -> bool {
     // `[` and `{` differ in this bit only.
     let opens = |bytes: &[u8]| bytes.iter().map(|byte| u8::from(byte | 0x20 == b'{')).sum::<u8>();
-    // So many brackets fit into the sum.
-    let chunks = json.as_bytes().chunks(3 * CHUNK);
+    // The sum holds the brackets of a chunk of this size.
+    let chunks = json.as_bytes().chunks(192);
     chunks.map(|chunk| usize::from(opens(chunk))).sum::<usize>() > DEPTH_MAX
 }
 
@@ -35,45 +37,52 @@ pub fn may_nest_too_deep(json: &str) -> bool {
 /// number of values with white space between them.
 pub fn has_odd_token(json: &str) -> bool {
     let bytes = json.as_bytes();
+    has_odd_escape(bytes) || has_odd_number(bytes)
+}
+
+fn has_odd_escape(bytes: &[u8]) -> bool {
+    // The escape of a surrogate begins so; that of most other characters does not.
+    [b"\\ud", b"\\uD"]
+        .iter()
+        .any(|begin| memmem::find_iter(bytes, begin).any(|at| is_odd_escape(bytes, at)))
+}
+
+fn has_odd_number(bytes: &[u8]) -> bool {
     for from in (0..bytes.len()).step_by(CHUNK) {
-        let has_trace = match bytes.get(from..).and_then(|rest| rest.first_chunk()) {
-            Some(chunk) => has_trace(chunk),
+        let to = bytes.len().min(from + CHUNK);
+        let has_trace = match bytes[from..].first_chunk() {
+            Some(window) => has_trace(window),
             None => {
                 let mut window = [0; CHUNK + LOOKAHEAD];
                 window[..bytes.len() - from].copy_from_slice(&bytes[from..]);
                 has_trace(&window)
             }
         };
-        let to = bytes.len().min(from + CHUNK);
-        if has_trace && (from..to).any(|at| is_odd_escape(bytes, at) || is_odd_number(bytes, at)) {
-            return true;
-        }
         // Without an exponent of three digits, only two hundred digits are out of range; and those
         // fill a chunk.
         if bytes[from..to].iter().all(u8::is_ascii_digit) {
+            return true;
+        }
+        let mut pairs = (from..to).zip(bytes[from..].windows(2));
+        if has_trace && pairs.any(|(at, pair)| pair[1] | 0x20 == b'e' && is_odd_number(bytes, at)) {
             return true;
         }
     }
     false
 }
 
-/// Whether the beginning of a surrogate's escape or of a long exponent is in a chunk. Without
-/// branches, so that it is compiled to vector instructions.
+/// Whether a digit, `e`, any byte and two digits are in a chunk: part of each long exponent.
+/// Without branches, so that it is compiled to vector instructions.
 fn has_trace(window: &[u8; CHUNK + LOOKAHEAD]) -> bool {
-    let digit = |byte: u8| byte.wrapping_sub(b'0') < 10;
-    let mut found = false;
+    let digit = |byte: u8| u8::from(byte.wrapping_sub(b'0') < 10);
+    let [first, second, fourth, fifth]: [&[u8]; 4] =
+        [0, 1, 3, 4].map(|offset| &window[offset..offset + CHUNK]);
+    let mut found = 0;
     for at in 0..CHUNK {
-        let [first, second, third, fourth, fifth] =
-            [0, 1, 2, 3, 4].map(|offset| window[at + offset]);
-        let escape = (first == b'\\') & (second == b'u') & (third | 0x20 == b'd');
-        let exponent = digit(first)
-            & (second | 0x20 == b'e')
-            & (digit(third) | (third == b'+'))
-            & digit(fourth)
-            & digit(fifth);
-        found |= escape | exponent;
+        let is_e = u8::from(second[at] | 0x20 == b'e');
+        found |= digit(first[at]) & is_e & digit(fourth[at]) & digit(fifth[at]);
     }
-    found
+    found != 0
 }
 
 /// Whether the bytes at a place look like half a surrogate pair.
