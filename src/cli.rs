@@ -19,6 +19,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use greenroom_actors::process::environment::Environment;
 
 use self::{
     error::{CliError, EXIT_CODES, Exit},
@@ -207,11 +208,13 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
     match command {
         Command::Serve { file, listen, log_format } => {
             let config = Config::load(file.config.as_deref(), listen.as_deref())?;
+            // Before the log's thread starts.
+            let environment = Environment::withdraw()?;
             logs::init(log_format).map_err(|err| CliError::Serve(err.into()))?;
             for warning in &config.warnings {
                 log::warn!(target: "greenroom::config", "{warning}");
             }
-            let served = serve::run(config).map_err(CliError::Serve);
+            let served = serve::run(config, environment).map_err(CliError::Serve);
             log::logger().flush();
             served.map(|()| Exit::Done)
         }

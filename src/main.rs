@@ -13,11 +13,22 @@ mod text;
 
 use std::process::ExitCode;
 
+use greenroom_actors::process::{proc, shim};
+
 fn main() -> ExitCode {
     // Before anything else, above all before any thread starts: the shim forks.
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|command| command == "shim") {
-        return greenroom_actors::process::shim::main(args);
+    let command = args.next();
+    if command.as_ref().is_some_and(|command| command == "shim") {
+        return shim::main(args);
+    }
+    // The server and its clients hold secrets. The demo agent is an agent as any other: found by
+    // the marker in its environment.
+    if command.is_none_or(|command| command != "demo-agent")
+        && let Err(err) = proc::forbid_inspection()
+    {
+        eprintln!("greenroom: cannot keep agents from inspecting this process: {err}");
+        return ExitCode::FAILURE;
     }
     cli::main()
 }

@@ -21,6 +21,7 @@ use greenroom_actors::{
     pool::AgentPool,
     process::{
         child::{HEARTBEAT_EVERY, Heartbeat},
+        environment::Environment,
         leftovers::Leftovers,
         proc::{self, Marker},
     },
@@ -70,7 +71,7 @@ struct CannotListen {
 ///
 /// The server could not start, and started nothing: another server uses the data directory, the
 /// port is taken, or the database is unusable.
-pub fn run(config: Config) -> Result<(), Box<dyn Error>> {
+pub fn run(config: Config, environment: Environment) -> Result<(), Box<dyn Error>> {
     let address = config.server.listen;
     let listener = TcpListener::bind(address).map_err(|source| CannotListen { address, source })?;
     let system = System::new();
@@ -79,7 +80,8 @@ pub fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let open_files = raise_open_files();
     proc::become_subreaper()?;
     let reaped = sweep(&database)?;
-    system.block_on(serve(config, listener, database, (open_files, reaped)))
+    let inherited = (environment, open_files);
+    system.block_on(serve(config, listener, database, inherited, reaped))
 }
 
 /// Starts all actors and the HTTP server, waits for a signal, shuts down.
@@ -87,12 +89,13 @@ async fn serve(
     config: Config,
     listener: TcpListener,
     database: Database,
-    (open_files, reaped): (Option<u64>, usize),
+    inherited: (Environment, Option<u64>),
+    reaped: usize,
 ) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let mut signals = Signals::catch()?;
-    let (supervisor, shared) = start_actors(&config, &database, open_files)?;
-    shared.metrics.orphans_reaped.inc_by(reaped as u64);
+    let (supervisor, shared) = start_actors(&config, &database, inherited)?;
+    shared.metrics.ends.reaped.inc_by(reaped as u64);
     let db = shared.db.clone();
     // Before any group is loaded: tasks that this start ends are not history.
     let spans = otlp::Totals::default();
@@ -185,7 +188,7 @@ async fn shut_down(
 fn start_actors(
     config: &Config,
     database: &Database,
-    open_files: Option<u64>,
+    (environment, open_files): (Environment, Option<u64>),
 ) -> Result<(Addr<Supervisor>, Arc<Shared>), Box<dyn Error>> {
     let metrics = Arc::<Metrics>::default();
     let watchdog =
@@ -198,9 +201,10 @@ fn start_actors(
         heartbeat: Heartbeat::start(HEARTBEAT_EVERY)?,
         data: Marker::data(database.dir().display()),
         line_bytes_max: capacity.line_bytes_max,
+        environment,
         open_files,
         pool: AgentPool::start(capacity.resident_agents),
-        reaped: metrics.orphans_reaped.clone(),
+        counters: metrics.ends.clone(),
     };
     let Capacity { running_groups, resident_agents, .. } = capacity;
     if resident_agents < running_groups {

@@ -15,21 +15,21 @@ mod stdin;
 mod termination;
 mod tool_kinds;
 
-use std::{ffi::OsString, path::PathBuf, rc::Rc, sync::Arc};
+use std::{path::PathBuf, rc::Rc, sync::Arc};
 
 use actix::{
     Actor, ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message,
     Recipient, WrapFuture as _,
 };
 use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId, SessionId, Stop};
-use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, oneshot};
 
 use self::{check::Answered, run_loop::RunLoop, stdin::Stdin};
 use crate::{
     pool::{AgentPool, PoolPermit, PoolRequest},
     process::{
-        child::{self, Heartbeat, Launch},
+        child::{self, Counters, Heartbeat, Launch},
+        environment::Environment,
         proc::Marker,
     },
     profile::Profile,
@@ -55,13 +55,14 @@ pub struct AgentLauncher {
     pub data: Marker,
     /// The longest line from an agent, bytes.
     pub line_bytes_max: usize,
+    /// The environment of which agents inherit a part.
+    pub environment: Environment,
     /// The soft limit of open files for an agent whose profile sets none: the server's own limit
     /// before it was raised, as programs that use select(2) break above 1024. `None`: unlimited.
     pub open_files: Option<u64>,
     /// The pool of places for their processes.
     pub pool: AgentPool,
-    /// Counts processes that outlived their shim and were killed.
-    pub reaped: Counter,
+    pub counters: Counters,
 }
 
 /// One run to start.
@@ -176,7 +177,7 @@ impl Agent {
                 shim_args: self.launcher.shim_args.clone(),
                 command: self.program(),
                 args: profile.args.clone(),
-                env: environment(profile, std::env::vars_os()),
+                env: environment(profile, &self.launcher.environment),
                 cwd,
                 umask: profile.umask,
                 no_new_privs: profile.no_new_privs,
@@ -184,7 +185,7 @@ impl Agent {
                 open_files: self.launcher.open_files,
                 run: Marker::run(self.start.run),
                 data: self.launcher.data.clone(),
-                reaped: self.launcher.reaped.clone(),
+                counters: self.launcher.counters.clone(),
             },
             &self.launcher.heartbeat,
             permit,
@@ -296,16 +297,14 @@ impl Handler<AgentCommand> for Agent {
 
 /// Returns the agent's whole environment: the basics and the variables that its profile passes on,
 /// then the variables that it sets (C11).
-fn environment(
-    profile: &Profile,
-    inherited: impl Iterator<Item = (OsString, OsString)>,
-) -> Vec<(String, String)> {
-    let passed = inherited.filter_map(|(key, value)| {
-        let (key, value) = (key.into_string().ok()?, value.into_string().ok()?);
-        let is_passed =
-            BASICS.contains(&&*key) || key.starts_with("LC_") || profile.env_pass.contains(&key);
-        (is_passed && !profile.env.contains_key(&key)).then_some((key, value))
+fn environment(profile: &Profile, inherited: &Environment) -> Vec<(String, String)> {
+    let passed = inherited.iter().filter(|(key, _)| {
+        let is_passed = BASICS.contains(key)
+            || key.starts_with("LC_")
+            || profile.env_pass.iter().any(|passed| passed == key);
+        is_passed && !profile.env.contains_key(*key)
     });
+    let passed = passed.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let own = profile.env.iter().map(|(key, value)| (key.clone(), value.clone()));
     passed.chain(own).collect()
 }

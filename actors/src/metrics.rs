@@ -20,7 +20,7 @@ pub use self::{
     family::{Family, LabelKey, LabelValue, Labels},
     histogram::Histogram,
 };
-use crate::storage::GroupCommit;
+use crate::{process::child::Counters, storage::GroupCommit};
 
 /// Upper bounds of durations from milliseconds to hours, seconds.
 const SECONDS: &[f64] = &[
@@ -44,8 +44,8 @@ pub struct Metrics {
     stderr_dropped: Counter,
     lock_bypasses: Counter,
     lock_losses: Counter,
-    /// Processes that outlived their run or their server, and were found and killed.
-    pub orphans_reaped: Counter,
+    /// What is found at the ends of runs, and at the start.
+    pub ends: Counters,
     /// Arbiters that are blocked now: see [`crate::watchdog`].
     pub arbiters_stalled: Gauge,
     /// How often an arbiter was blocked.
@@ -72,7 +72,7 @@ impl Default for Metrics {
             stderr_dropped: Counter::default(),
             lock_bypasses: Counter::default(),
             lock_losses: Counter::default(),
-            orphans_reaped: Counter::default(),
+            ends: Counters::default(),
             arbiters_stalled: Gauge::default(),
             arbiter_stalls: Counter::default(),
         }
@@ -97,7 +97,8 @@ impl Metrics {
         to.register("stderr_lines_dropped", "Lines on agents' stderr that were not kept, counted at the end of their run", self.stderr_dropped.clone());
         to.register("lock_bypasses", "Compactions that continued without a lock, as the database has no table of locks", self.lock_bypasses.clone());
         to.register("lock_losses", "Compactions whose lock was lost", self.lock_losses.clone());
-        to.register("orphans_reaped", "Processes that outlived their run or their server, found and killed", self.orphans_reaped.clone());
+        to.register("orphans_reaped", "Processes that outlived their run or their server, found and killed", self.ends.reaped.clone());
+        to.register("shim_claims_refuted", "Shims that reported the end of a run that had left processes, which were killed", self.ends.refuted.clone());
         to.register("arbiters_stalled", "Actor threads that have been blocked for a second", self.arbiters_stalled.clone());
         to.register("arbiter_stalls", "How often an actor thread was blocked for a second", self.arbiter_stalls.clone());
     }

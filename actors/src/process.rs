@@ -3,9 +3,13 @@
 pub mod cgroup;
 pub mod child;
 mod control;
+pub mod environment;
 pub mod leftovers;
 mod pipe;
 pub mod proc;
+mod search;
 pub mod shim;
+mod shims;
+pub mod sweep;
 
 pub use self::pipe::{Pipe, READ_BYTES};

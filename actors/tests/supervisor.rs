@@ -20,6 +20,7 @@ use greenroom_actors::{
     pool::{AgentPool, PoolRequest, UsageCell},
     process::{
         child::{HEARTBEAT_EVERY, Heartbeat},
+        environment::Environment,
         proc::Marker,
     },
     profile::{Capacity, CompactionMethod, Defaults, Profile, Rlimits},
@@ -131,7 +132,8 @@ impl World {
                     line_bytes_max: 1 << 20,
                     open_files: None,
                     pool: AgentPool::start(1),
-                    reaped: Default::default(),
+                    counters: Default::default(),
+                    environment: Environment::current(),
                 },
                 metrics: Arc::default(),
                 profiles: BTreeMap::from([("absent".into(), Arc::new(profile))]),

@@ -19,6 +19,7 @@ use greenroom_actors::{
     pool::AgentPool,
     process::{
         child::{HEARTBEAT_EVERY, Heartbeat},
+        environment::Environment,
         proc::{self, Marker},
     },
     profile::{CompactionMethod, Defaults, Profile},
@@ -63,6 +64,8 @@ pub fn run(agents: &Agents, as_json: bool, out: &mut impl Write) -> Result<Exit,
         Some(name) => vec![named(&config, name)?],
         None => config.agents.values().cloned().collect(),
     };
+    // Before any thread starts.
+    let environment = Environment::withdraw()?;
     proc::become_subreaper()?;
     let dir = Scratch::create()?;
     let path = env::var_os("PATH");
@@ -70,7 +73,7 @@ pub fn run(agents: &Agents, as_json: bool, out: &mut impl Write) -> Result<Exit,
     let mut exit = Exit::Done;
     for profile in profiles {
         let findings = system.block_on(async {
-            let launcher = launcher(&config, &dir.0)?;
+            let launcher = launcher(&config, environment.clone(), &dir.0)?;
             let work = dir.0.join(&profile.name);
             let found = check(profile.clone(), launcher, work, path.as_deref());
             tokio::select! {
@@ -85,10 +88,13 @@ pub fn run(agents: &Agents, as_json: bool, out: &mut impl Write) -> Result<Exit,
         if findings.problem.is_some() {
             exit = Exit::Failed;
         }
+        let problem = findings.problem.as_ref();
+        let remedy = problem.map(|problem| remedy(&profile, &findings, problem, &environment));
+        let remedy = remedy.unwrap_or_default();
         if as_json {
-            render::json_line(out, &to_json(&profile, &config.defaults, &findings))?;
+            render::json_line(out, &to_json(&profile, &config.defaults, &findings, &remedy))?;
         } else {
-            print(&profile, &config.defaults, &findings, out)?;
+            print(&profile, &config.defaults, &findings, &remedy, out)?;
         }
         out.flush()?;
     }
@@ -104,16 +110,17 @@ fn named(config: &Config, name: &str) -> Result<Arc<Profile>, CliError> {
 
 /// Launches as the server does. The marker is that of the check's own directory: no server that
 /// starts meanwhile takes these processes for leftovers of its own.
-fn launcher(config: &Config, dir: &Path) -> io::Result<AgentLauncher> {
+fn launcher(config: &Config, environment: Environment, dir: &Path) -> io::Result<AgentLauncher> {
     Ok(AgentLauncher {
         shim: "/proc/self/exe".into(),
         shim_args: vec!["shim".into()],
         heartbeat: Heartbeat::start(HEARTBEAT_EVERY)?,
         data: Marker::data(dir.display()),
         line_bytes_max: config.capacity.line_bytes_max,
+        environment,
         open_files: getrlimit(Resource::Nofile).current,
         pool: AgentPool::start(1),
-        reaped: Default::default(),
+        counters: Default::default(),
     })
 }
 
@@ -141,12 +148,11 @@ fn detectors(profile: &Profile) -> Vec<Value> {
     [json!("acp")].into_iter().chain(profile.signals.iter().map(|signal| json!(signal))).collect()
 }
 
-fn to_json(profile: &Profile, defaults: &Defaults, findings: &Findings) -> Value {
+fn to_json(profile: &Profile, defaults: &Defaults, findings: &Findings, remedy: &str) -> Value {
     let Findings { agent, modes, problem, stderr, took_ms } = findings;
-    let problem = problem.as_ref().map(|problem| {
-        let remedy = remedy(profile, findings, problem);
-        json!({ "kind": problem.kind, "message": problem.message, "remedy": remedy })
-    });
+    let problem = problem.as_ref().map(
+        |problem| json!({ "kind": problem.kind, "message": problem.message, "remedy": remedy }),
+    );
     let mut compaction = json!(profile.compaction);
     compaction["detectors"] = json!(detectors(profile));
     compaction["auto_compact"] = json!(profile.auto_compact.unwrap_or(defaults.auto_compact));
@@ -166,6 +172,7 @@ fn print(
     profile: &Profile,
     defaults: &Defaults,
     findings: &Findings,
+    remedy: &str,
     out: &mut impl Write,
 ) -> io::Result<()> {
     let name = &profile.name;
@@ -196,7 +203,7 @@ fn print(
             for text in &findings.stderr {
                 line(format!("  stderr       {text}"))?;
             }
-            line(format!("  remedy       {}", remedy(profile, findings, problem)))
+            line(format!("  remedy       {remedy}"))
         }
     }
 }
@@ -249,7 +256,12 @@ fn compaction(profile: &Profile, defaults: &Defaults) -> String {
 }
 
 /// Returns what mends a problem.
-fn remedy(profile: &Profile, findings: &Findings, problem: &Problem) -> String {
+fn remedy(
+    profile: &Profile,
+    findings: &Findings,
+    problem: &Problem,
+    environment: &Environment,
+) -> String {
     let name = &profile.name;
     let args = profile.args.iter().map(|arg| format!(" {arg}")).collect::<String>();
     let by_hand = format!("run it by hand: {}{args}", profile.command.display());
@@ -271,12 +283,8 @@ fn remedy(profile: &Profile, findings: &Findings, problem: &Problem) -> String {
             "it may need an argument, such as --acp or acp, in `args` of [agents.{name}]; {by_hand}"
         ),
     };
-    let unset: Vec<&str> = profile
-        .env_pass
-        .iter()
-        .map(String::as_str)
-        .filter(|key| env::var_os(key).is_none())
-        .collect();
+    let unset: Vec<&str> =
+        profile.env_pass.iter().map(String::as_str).filter(|key| !environment.has(key)).collect();
     match unset.is_empty() || problem.kind == ProblemKind::CommandNotFound {
         true => what,
         false => format!("{what}; not set here, of its `env_pass`: {}", unset.join(", ")),

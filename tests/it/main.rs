@@ -31,6 +31,7 @@ mod groups;
 mod held;
 mod hosts;
 mod idempotency;
+mod inspection;
 mod interrupted;
 mod isolation;
 mod late_words;

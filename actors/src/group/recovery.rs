@@ -14,7 +14,10 @@ use super::{Group, GroupError, RebuildDigests, Shared, log_cursor::LogCursor};
 use crate::{
     acp::session,
     failpoint,
-    process::proc,
+    process::{
+        proc::Marker,
+        sweep::{SweepError, sweep_run},
+    },
     projections::digest,
     storage::{Db, FrameFilter, GroupNo, StoreError, StoredGroup, Unreadable},
     transcript::feed,
@@ -89,7 +92,7 @@ enum LoadError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot search for processes of its last run")]
-    Sweep(#[source] proc::SweepError),
+    Sweep(#[source] SweepError),
     #[error("the search for processes of its last run panicked")]
     Task(#[source] tokio::task::JoinError),
 }
@@ -105,11 +108,11 @@ async fn load(shared: Arc<Shared>, no: GroupNo) -> Result<Option<Recovered>, Loa
     if let Some(Run { id, .. }) = stored.run
         && !shared.unsettled.begins(no)
     {
-        let mark = proc::Marker::run(id);
-        let swept = tokio::task::spawn_blocking(move || proc::sweep_run(&mark)).await;
+        let mark = Marker::run(id);
+        let swept = tokio::task::spawn_blocking(move || sweep_run(&mark)).await;
         // A failed search is an error: two agents must never work on one session.
         let pids = swept.map_err(LoadError::Task)?.map_err(LoadError::Sweep)?;
-        shared.metrics.orphans_reaped.inc_by(pids.len() as u64);
+        shared.metrics.ends.reaped.inc_by(pids.len() as u64);
         if !pids.is_empty() {
             log::warn!(target: "greenroom::run", run:% = id, pids:?; "leftover processes killed");
         }

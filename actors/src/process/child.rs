@@ -1,8 +1,10 @@
 //! The server's side of one process tree: starts the agent through the shim, and follows its end.
 //!
-//! Owns the creation of the pipes, the heartbeat, and the cleanup after a killed shim. It reads no
+//! Owns the creation of the pipes, the heartbeat, and the cleanup at the end of a run. It reads no
 //! line of the agent and knows no escalation: its caller closes [`Child::stdin`], then calls
 //! [`TreeHandle::terminate`], then [`TreeHandle::kill`], at times of its own.
+//!
+//! The shim's reports are claims: at the end of every run, the server looks for what is left.
 //!
 //! Every descriptor created here is close-on-exec from its first moment, and the shim gets the
 //! agent's over a socket. So no process that another thread starts at the same time inherits an
@@ -41,7 +43,10 @@ use tokio::{
 pub use super::control::TreeEvent;
 use super::{
     control::{HEARTBEAT, Spec, TreeCommand, send_launch},
-    proc::{self, Marker},
+    proc::Marker,
+    search::{self, Leftovers},
+    shims::Registered,
+    sweep,
 };
 use crate::{
     awake::{self, Awake},
@@ -86,8 +91,16 @@ pub struct Launch {
     /// [`Marker::data`].
     pub run: Marker,
     pub data: Marker,
-    /// Counts processes that outlived their shim and were killed.
+    pub counters: Counters,
+}
+
+/// What the ends of runs count.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Processes that outlived their shim and were killed.
     pub reaped: Counter,
+    /// Shims that reported the end of all processes of a run while some were left.
+    pub refuted: Counter,
 }
 
 /// A started agent. Dropping [`Child::stdin`] closes its standard input.
@@ -204,12 +217,15 @@ pub fn spawn(
     let control = Arc::new(UnixStream::from_std(control)?);
     let shim = Command::new(&launch.shim)
         .args(&launch.shim_args)
+        // Its environment is readable for root only: see `Entry::markers`.
+        .args([&launch.run, &launch.data].map(Marker::argument))
         .env_clear()
         .envs(markers)
         .stdin(Stdio::from(OwnedFd::from(shims_end)))
         .stdout(Stdio::null())
         .spawn()?;
     // From here on, an error drops the last end of the socket, and then the shim exits.
+    let registered = shim.id().map(|pid| Registered::new(pid, &launch.run)).transpose()?;
     send_launch(&control, [stdin, stdout, stderr, spec], launch.cwd.as_fd())?;
     _ = heartbeat.shims.send(Arc::downgrade(&control));
     let (commands, received) = mpsc::unbounded_channel();
@@ -220,9 +236,10 @@ pub fn spawn(
         stderr: Receiver::from_owned_fd(errors)?,
         tree: TreeHandle { commands, events },
     };
-    let watched = watch(Reports::new(control), shim, received, report, (launch.run, launch.reaped));
+    let ended = (launch.run, launch.counters);
+    let watched = watch(Reports::new(control), shim, received, report, ended);
     tokio::spawn(async move {
-        let _guard = guard;
+        let _guard = (guard, registered);
         watched.await;
     });
     Ok(child)
@@ -251,7 +268,7 @@ async fn watch(
     mut shim: ShimChild,
     mut commands: mpsc::UnboundedReceiver<TreeCommand>,
     events: mpsc::UnboundedSender<TreeEvent>,
-    (run, reaped): (Marker, Counter),
+    (run, counters): (Marker, Counters),
 ) {
     let end_by = || awake::now() + SHIM_MAX;
     let mut deadline = None;
@@ -291,10 +308,32 @@ async fn watch(
     // It has sent its last report, has ended, or hangs: no report follows.
     _ = shim.start_kill();
     _ = shim.wait().await;
-    if !gone && let Err(why) = clear(run, reaped).await {
+    if !gone {
+        log::warn!(run = run.entry().1; "shim died");
+    }
+    if !(gone && nothing_is_left(&run, &counters).await)
+        && let Err(why) = clear(run, counters.reaped).await
+    {
         _ = events.send(TreeEvent::Left { why });
     }
     _ = events.send(TreeEvent::Gone);
+}
+
+/// Whether a shim was right that no process of its run is left; false if that is unknown.
+async fn nothing_is_left(run: &Marker, counters: &Counters) -> bool {
+    let run_id = run.entry().1;
+    match search::left_by(run).await {
+        Ok(Leftovers { pids, of_others }) if pids.is_empty() => of_others.is_empty(),
+        Ok(Leftovers { pids, .. }) => {
+            log::warn!(run = run_id, pids:?; "shim reported the end of a run that left processes");
+            counters.refuted.inc();
+            false
+        }
+        Err(err) => {
+            log::warn!(run = run_id, err; "cannot check what a run left; searching again");
+            false
+        }
+    }
 }
 
 async fn passed(deadline: Option<Awake>) {
@@ -304,7 +343,7 @@ async fn passed(deadline: Option<Awake>) {
     }
 }
 
-/// Kills the leftovers of a killed shim: the agent is dead by its parent-death signal; its
+/// Kills the leftovers of a dead shim: the agent is dead by its parent-death signal; its
 /// descendants were adopted by the server, if that is a subreaper, else by init.
 ///
 /// # Errors
@@ -326,18 +365,20 @@ async fn clear(run: Marker, reaped: Counter) -> Result<(), String> {
 }
 
 fn clear_once(run: &Marker, reaped: &Counter) -> Result<(), String> {
-    let (marked, adopted) = (proc::sweep_run(run), proc::sweep_adopted());
+    let (marked, adopted) = (sweep::sweep_run(run), sweep::sweep_adopted());
     let run = run.entry().1;
     let (mut killed, mut cleared) = (BTreeSet::new(), Ok(()));
     for swept in [marked, adopted] {
         match swept {
             Ok(pids) => {
-                log::warn!(run, pids:?; "shim died; killed the rest");
+                if !pids.is_empty() {
+                    log::warn!(run, pids:?; "killed what a run left");
+                }
                 // A marked process may be adopted as well.
                 killed.extend(pids);
             }
             Err(err) => {
-                log::error!(run, err:%; "cannot clear up after shim");
+                log::error!(run, err:%; "cannot kill what a run left");
                 cleared = Err(err.to_string());
             }
         }

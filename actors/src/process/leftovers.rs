@@ -1,7 +1,7 @@
 //! Finds what earlier servers of a data directory left running, by the markers of their agents.
 //!
 //! A directory may have been moved since, so its name alone is not enough: the runs of its database
-//! are its own wherever it is. `proc` ends the processes.
+//! are its own wherever it is. `sweep` ends the processes.
 
 use std::{
     cell::RefCell, collections::HashSet, ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path,
@@ -9,7 +9,8 @@ use std::{
 
 use super::{
     cgroup::Cgroup,
-    proc::{self, Marker, SweepError, Variables},
+    proc::{Marker, Variables},
+    sweep::{self, SweepError},
 };
 
 /// Which processes earlier servers of a data directory left running.
@@ -25,15 +26,15 @@ pub struct Leftovers<'a> {
 
 impl Leftovers<'_> {
     /// Kills them until none is left, also the members of their control groups without a marker:
-    /// see [`proc::sweep`]. Called before this server starts any run. Returns the pids that were
+    /// see [`sweep::sweep`]. Called before this server starts any run. Returns the pids that were
     /// found.
     ///
     /// # Errors
     ///
-    /// As [`proc::sweep`].
+    /// As [`sweep::sweep`].
     pub fn sweep(&self) -> Result<Vec<u32>, SweepError> {
         let spared = RefCell::default();
-        let pids = proc::sweep_by(|variables| self.is_leftover(variables, &spared))?;
+        let pids = sweep::sweep_by(|variables| self.is_leftover(variables, &spared))?;
         let spared = spared.into_inner();
         for (run, group) in Cgroup::all() {
             if !spared.contains(&run) && (self.knows_run)(&run) {

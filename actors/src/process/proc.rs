@@ -1,57 +1,25 @@
 //! Finds processes in `/proc`, and kills one without hitting another.
 //!
-//! Owns the search: by ancestry, by a marker in the environment, by adoption. The callers (`shim`,
-//! `child`, recovery and boot) decide when to kill. It never signals a bare pid: a pid can be
-//! reused once its process is reaped, so a process is identified by [`Process`].
+//! Owns the search by ancestry, and what marks a process as one of a run. Its callers (`shim`,
+//! `sweep`) decide what to kill. It never signals a bare pid: a pid can be reused once its process
+//! is reaped, so a process is identified by [`Process`].
 
 use std::{
     collections::{HashMap, HashSet},
-    ffi::CStr,
     fmt::Display,
-    fs, io, thread,
-    time::Duration,
+    fs, io,
 };
 
 use rustix::{
     io::Errno,
     process::{
-        Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal,
-        set_child_subreaper, waitpid,
+        DumpableBehavior, Pid, PidfdFlags, Signal, getpid, getuid, pidfd_open, pidfd_send_signal,
+        set_child_subreaper, set_dumpable_behavior,
     },
 };
 
-use super::cgroup::Cgroup;
-use crate::awake;
-
-/// The name that identifies a shim. A shim takes it before its own session, so that a child of the
-/// server in a foreign session is either a shim, or adopted from a dead one.
-pub(super) const SHIM_NAME: &CStr = c"greenroom-shim";
-/// How long a sweep runs before it fails, as a process cannot be killed (I10).
-const SWEEP_MAX: Duration = Duration::from_secs(5);
-/// How long a sweep spares a shim. A shim whose agent was killed, or whose server is gone, ends by
-/// itself and kills the processes without a marker too; killed early, it could not.
-const SHIM_SPARED: Duration = Duration::from_secs(1);
 /// How many scans in a row, without a pause, stop running processes before they are killed.
 const STOP_SCANS_MAX: u32 = 50;
-/// How many scans in a row, of [`scans_needed`], at least.
-const EMPTY_SCANS: u32 = 2;
-/// The same while processes end before they can be read: one of a chain that forks and ends may be
-/// among them, and only one of several scans finds it.
-const UNSURE_SCANS: u32 = 40;
-/// The pause between two scans of `/proc`, in which killed processes vanish and an exec ends.
-const SCAN_EVERY: Duration = Duration::from_millis(5);
-
-/// Why a sweep cannot rule out leftover processes.
-#[derive(Debug, thiserror::Error)]
-pub enum SweepError {
-    /// These processes were killed, and still exist.
-    #[error("processes cannot be killed: {0:?}")]
-    Left(Vec<u32>),
-    /// `/proc` cannot be read.
-    #[error("processes cannot be searched for")]
-    Blind(#[from] io::Error),
-}
-
 /// One process, distinct from any other that gets its pid later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Process {
@@ -83,6 +51,17 @@ impl Marker {
         Self { key: Self::DATA, value: id.to_string() }
     }
 
+    /// Returns the marker as an argument of a shim's command line.
+    pub(super) fn argument(&self) -> String {
+        format!("{}={}", self.key, self.value)
+    }
+
+    /// Whether this is the argument of a marker.
+    pub(super) fn is_argument(argument: &str) -> bool {
+        let key = argument.split('=').next();
+        key.is_some_and(|key| [Self::RUN, Self::DATA].contains(&key))
+    }
+
     /// Returns the variable's name and value.
     pub fn entry(&self) -> (&str, &str) {
         (self.key, &self.value)
@@ -90,7 +69,8 @@ impl Marker {
 
     /// Finds the processes with this marker, as far as this user may see. The caller may be one.
     ///
-    /// Zombies have none, nor has a process that was started with a cleared environment.
+    /// Zombies have none, nor has a process that was started with a cleared environment, or that
+    /// forbids others to inspect it, unless it is a shim.
     ///
     /// # Errors
     ///
@@ -99,7 +79,7 @@ impl Marker {
         let mut found = Vec::new();
         for entry in entries()? {
             let entry = entry?;
-            let is_marked = readable(self.is_on(entry))?.unwrap_or_default();
+            let is_marked = readable(self.is_on(&entry))?.unwrap_or_default();
             found.extend(is_marked.then_some(entry.process()));
         }
         Ok(found)
@@ -108,13 +88,13 @@ impl Marker {
     /// Whether a process has this marker. Its start time is known before its environment is read:
     /// if the pid is reused in between or later, the other process has another start time, and gets
     /// no signal.
-    fn is_on(&self, entry: Entry) -> io::Result<bool> {
-        let variables = entry.variables()?;
+    pub(super) fn is_on(&self, entry: &Entry) -> io::Result<bool> {
+        let variables = entry.markers()?;
         Ok(variables.named(self.key).any(|value| value == self.value.as_bytes()))
     }
 }
 
-/// The environment of a process, as it was started.
+/// The environment of a process, as it was started, or its arguments: both are a list of texts.
 pub(super) struct Variables(Vec<u8>);
 
 impl Variables {
@@ -180,7 +160,7 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
 /// `/proc` cannot be listed.
 pub fn descendants(pid: u32) -> io::Result<Vec<Process>> {
     let all: Vec<Entry> = entries()?.collect::<io::Result<_>>()?;
-    Ok(descendants_in(pid, all).into_iter().map(Entry::process).collect())
+    Ok(descendants_in(pid, all).iter().map(Entry::process).collect())
 }
 
 fn descendants_in(pid: u32, entries: Vec<Entry>) -> Vec<Entry> {
@@ -235,6 +215,19 @@ pub(super) fn kill_descendants(pid: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Keeps what runs as the same user, such as an agent, out of this process (C24): of `/proc/PID`
+/// only what every user may read is left to it, and it can neither trace this process nor take a
+/// descriptor. Root can; and the process leaves no core file.
+///
+/// An exec ends it: a program that this process starts decides for itself.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn forbid_inspection() -> io::Result<()> {
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
 /// Makes this process the parent of every orphan among its descendants, instead of init.
 ///
 /// # Errors
@@ -244,130 +237,23 @@ pub fn become_subreaper() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// Kills the processes with `marker`, except this one, until none is left.
-///
-/// For leftovers of earlier runs, at boot (I10). A shim among them has a second to do its work.
-/// Blocks for up to 5 s. Returns the pids that were found.
-///
-/// # Errors
-///
-/// `/proc` cannot be listed, or some processes still exist at the end.
-pub fn sweep(marker: &Marker) -> Result<Vec<u32>, SweepError> {
-    kill_matching(|entry| marker.is_on(entry))
-}
-
-/// [`sweep`] of the processes whose environment `matches`.
-pub(super) fn sweep_by(matches: impl Fn(&Variables) -> bool) -> Result<Vec<u32>, SweepError> {
-    kill_matching(|entry| Ok(matches(&entry.variables()?)))
-}
-
-/// [`sweep`] for one run, with the control group that its shim may have made.
-///
-/// # Errors
-///
-/// As [`sweep`].
-pub fn sweep_run(run: &Marker) -> Result<Vec<u32>, SweepError> {
-    let group = killed_group(run);
-    let swept = sweep(run);
-    group.inspect(Cgroup::remove);
-    swept
-}
-
-fn killed_group(run: &Marker) -> Option<Cgroup> {
-    Cgroup::find(&run.value).inspect(Cgroup::kill)
-}
-
-/// Kills and reaps the processes that this process, as a subreaper, adopted from killed shims.
-///
-/// An adopted process is a child in another session than this one, and no shim: the children that
-/// this process starts share its session, or are shims. The first process of a container and those
-/// that share its session are in session 0, as their leader has no pid there. Blocks for up to 5 s.
-///
-/// # Errors
-///
-/// As [`sweep`].
-pub fn sweep_adopted() -> Result<Vec<u32>, SweepError> {
-    let session = Entry::read(own_pid())?.session;
-    kill_matching(|entry| {
-        let adopted = entry.parent == own_pid() && entry.session != session && !entry.shim;
-        if adopted && let Ok(id) = entry.process().id() {
-            // By pid: other children are reaped elsewhere. A process that is reaped here stays in
-            // this scan, as its own children may have become this process's since.
-            _ = waitpid(Some(id), WaitOptions::NOHANG);
-        }
-        Ok(adopted)
-    })
-}
-
-/// Kills the matching processes until none is left. Each is stopped as soon as it is read, the
-/// newest first, and then killed: see [`kill_descendants`].
-fn kill_matching(matches: impl Fn(Entry) -> io::Result<bool>) -> Result<Vec<u32>, SweepError> {
-    let until = awake::now() + SWEEP_MAX;
-    let spare_shims_until = awake::now() + SHIM_SPARED;
-    let mut found: Vec<u32> = Vec::new();
-    let mut empty_scans = 0;
-    loop {
-        let (mut left, mut doomed, mut stopped) = (Vec::new(), Vec::new(), HashSet::new());
-        let mut is_sure = true;
-        for pid in newest_pids()? {
-            let read = Entry::read(pid).and_then(|entry| Ok((entry, matches(entry)?)));
-            is_sure &= !read.as_ref().is_err_and(is_gone);
-            let Some((entry, true)) = readable(read)? else { continue };
-            if entry.pid == own_pid() {
-                continue;
-            }
-            left.push(entry.pid);
-            if !entry.shim || spare_shims_until.has_passed() {
-                entry.stop(&mut stopped);
-                doomed.push(entry.process());
-            }
-        }
-        for process in doomed {
-            // A process that cannot be signalled stays in the list, and thus in the error.
-            _ = process.signal(Signal::KILL);
-        }
-        empty_scans = if left.is_empty() { empty_scans + 1 } else { 0 };
-        let is_late = until.has_passed();
-        if scans_needed(is_sure, is_late) <= empty_scans {
-            return Ok(found);
-        }
-        if is_late && !left.is_empty() {
-            return Err(SweepError::Left(left));
-        }
-        let is_empty = left.is_empty();
-        found.extend(left.into_iter().filter(|pid| !found.contains(pid)).collect::<Vec<_>>());
-        // After a scan that saw processes end, the next one is to be soon: it is the number of
-        // scans that finds a chain, not their distance.
-        if is_sure || !is_empty {
-            thread::sleep(SCAN_EVERY);
-        }
-    }
-}
-
-/// How many scans in a row must find no process: a list of /proc is no snapshot, and a process has
-/// no marker in the middle of an exec. A slow machine has no time for many.
-fn scans_needed(is_sure: bool, is_late: bool) -> u32 {
-    if is_sure || is_late { EMPTY_SCANS } else { UNSURE_SCANS }
-}
-
-fn own_pid() -> u32 {
+pub(super) fn own_pid() -> u32 {
     std::process::id()
 }
 
 /// The fields in use of `/proc/<pid>/stat` (proc(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
-    pid: u32,
-    shim: bool,
+pub(super) struct Entry {
+    pub pid: u32,
     /// Whether it is neither stopped nor dead.
     runs: bool,
-    parent: u32,
-    session: i32,
+    pub parent: u32,
+    pub session: i32,
     start_time: u64,
 }
 
 impl Entry {
-    fn read(pid: u32) -> io::Result<Self> {
+    pub fn read(pid: u32) -> io::Result<Self> {
         let stat = fs::read(format!("/proc/{pid}/stat"))?;
         Self::parse(pid, &stat).ok_or_else(|| io::Error::other("cannot read /proc/<pid>/stat"))
     }
@@ -375,7 +261,7 @@ impl Entry {
     /// Parses the file. The name is in brackets and may itself hold brackets, spaces and any byte.
     fn parse(pid: u32, stat: &[u8]) -> Option<Self> {
         let (open, close) = (memchr::memchr(b'(', stat)?, memchr::memrchr(b')', stat)?);
-        let name = stat.get(open + 1..close)?;
+        stat.get(open + 1..close)?;
         let fields = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
         // Field 3, the state, is the first after the name.
         let mut fields = fields.split_ascii_whitespace();
@@ -383,22 +269,51 @@ impl Entry {
         let parent = fields.next()?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
         let start_time = fields.nth(15)?.parse().ok()?;
-        Some(Self { pid, shim: name == SHIM_NAME.to_bytes(), runs, parent, session, start_time })
+        Some(Self { pid, runs, parent, session, start_time })
     }
 
-    fn variables(self) -> io::Result<Variables> {
-        Ok(Variables(fs::read(format!("/proc/{}/environ", self.pid))?))
+    /// Returns the texts among which are the markers of a process: its environment.
+    ///
+    /// Only root may read a shim's, as a shim is not dumpable; then it is the arguments, which
+    /// everybody may read.
+    pub fn markers(&self) -> io::Result<Variables> {
+        match fs::read(format!("/proc/{}/environ", self.pid)) {
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied => match self.is_ours()? {
+                true => self.arguments(),
+                false => Err(err),
+            },
+            read => Ok(Variables(read?)),
+        }
+    }
+
+    fn arguments(&self) -> io::Result<Variables> {
+        Ok(Variables(fs::read(format!("/proc/{}/cmdline", self.pid))?))
+    }
+
+    /// Whether it has the arguments of a shim, as any process may have. A sweep gives it a second
+    /// to end by itself, and no more.
+    pub fn claims_to_be_shim(&self) -> bool {
+        self.arguments().is_ok_and(|arguments| arguments.named(Marker::RUN).next().is_some())
+    }
+
+    /// Whether this process's user started it. The arguments of another user's process may name
+    /// any run, and it could not be killed.
+    fn is_ours(&self) -> io::Result<bool> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        let own = getuid().as_raw().to_string();
+        Ok(ids.and_then(|ids| ids.split_ascii_whitespace().next()) == Some(&own))
     }
 
     /// Stops it if it runs and was not stopped before.
-    fn stop(self, stopped: &mut HashSet<Process>) {
+    pub fn stop(&self, stopped: &mut HashSet<Process>) {
         if self.runs && stopped.insert(self.process()) {
             // A process that is gone, or another user's, cannot be killed either.
             _ = self.process().signal(Signal::STOP);
         }
     }
 
-    fn process(self) -> Process {
+    pub fn process(&self) -> Process {
         Process { pid: self.pid, start_time: self.start_time }
     }
 }
@@ -406,17 +321,20 @@ impl Entry {
 /// Returns every visible process, read one by one, greatest pids first: unless pids have wrapped,
 /// the newest first. A process that ends before it is read is left out.
 fn entries() -> io::Result<impl Iterator<Item = io::Result<Entry>>> {
-    Ok(newest_pids()?.filter_map(|pid| readable(Entry::read(pid)).transpose()))
+    Ok(newest_pids()?.into_iter().filter_map(|pid| readable(Entry::read(pid)).transpose()))
 }
 
-fn newest_pids() -> io::Result<impl Iterator<Item = u32>> {
-    let mut pids: Vec<u32> = pids()?.collect();
+/// Returns the pids of all visible processes, the greatest first.
+pub(super) fn newest_pids() -> io::Result<Vec<u32>> {
+    let entries = fs::read_dir("/proc")?;
+    let mut pids: Vec<u32> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     pids.sort_unstable_by(|one, other| other.cmp(one));
-    Ok(pids.into_iter())
+    Ok(pids)
 }
 
 /// Whether a process could not be read because it had ended.
-fn is_gone(err: &io::Error) -> bool {
+pub(super) fn is_gone(err: &io::Error) -> bool {
     matches!(Errno::from_io_error(err), Some(Errno::NOENT | Errno::SRCH))
 }
 
@@ -426,7 +344,7 @@ fn is_gone(err: &io::Error) -> bool {
 ///
 /// No descriptor or memory is left to read it (F34): taken for the end of a process, this would
 /// leave one behind.
-fn readable<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+pub(super) fn readable<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(err) => match Errno::from_io_error(&err) {
@@ -436,38 +354,24 @@ fn readable<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn pids() -> io::Result<impl Iterator<Item = u32>> {
-    Ok(fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// I10: foreign processes that end all the time make a sweep slow; they do not make it fail.
-    #[test]
-    fn processes_that_end_ask_for_more_scans_until_time_is_over() {
-        assert_eq!(scans_needed(true, false), EMPTY_SCANS);
-        assert_eq!(scans_needed(false, false), UNSURE_SCANS);
-        assert_eq!(scans_needed(false, true), EMPTY_SCANS);
-    }
 
     #[test]
     fn stat_is_parsed_for_any_name() {
         let rest =
             "S 7 8 9 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 2048 99 18446744073709551615";
-        let entry =
-            |shim| Entry { pid: 5, shim, runs: true, parent: 7, session: 9, start_time: 123_456 };
-        let outside = Entry { session: 0, ..entry(false) };
-        let stopped = Entry { runs: false, ..entry(false) };
+        let entry = Entry { pid: 5, runs: true, parent: 7, session: 9, start_time: 123_456 };
+        let outside = Entry { session: 0, ..entry };
+        let stopped = Entry { runs: false, ..entry };
         #[rustfmt::skip]
         let cases = [
-            ("plain",            format!("5 (cat) {rest}"),            Some(entry(false))),
-            ("brackets",         format!("5 (a) S 1 (b) {rest}"),      Some(entry(false))),
-            ("newline",          format!("5 (a\nb) {rest}"),           Some(entry(false))),
+            ("plain",            format!("5 (cat) {rest}"),            Some(entry)),
+            ("brackets",         format!("5 (a) S 1 (b) {rest}"),      Some(entry)),
+            ("newline",          format!("5 (a\nb) {rest}"),           Some(entry)),
             ("stopped",          format!("5 (cat) {rest}").replace(") S ", ") T "), Some(stopped)),
             ("a zombie",         format!("5 (cat) {rest}").replace(") S ", ") Z "), Some(stopped)),
-            ("a shim",           format!("5 (greenroom-shim) {rest}"), Some(entry(true))),
             ("no session",       format!("5 (cat) {rest}").replace(" 9 ", " 0 "), Some(outside)),
             ("cut off",          "5 (cat) S 7 8 9 0".to_owned(),       None),
             ("without a name",   format!("5 cat {rest}"),              None),

@@ -11,7 +11,7 @@
 #![allow(unsafe_code)]
 
 use std::{
-    ffi::OsString,
+    ffi::{CStr, OsString},
     fs, io,
     mem::MaybeUninit,
     os::{
@@ -38,7 +38,7 @@ use rustix::{
 use super::{
     cgroup::Cgroup,
     control::{self, Received, Spec, TreeCommand, TreeEvent, report},
-    proc::{self, Marker, Process, SHIM_NAME},
+    proc::{self, Marker, Process},
 };
 
 /// How long a server may be silent before it counts as dead, unless `--silence-ms` says otherwise.
@@ -58,11 +58,13 @@ const KILL_MAX: Duration = Duration::from_millis(2_500);
 const KILL_ROUND_MAX: Duration = Duration::from_secs(1);
 /// Between two reapings, while orphans end one after the other.
 const REAP_PAUSE: Duration = Duration::from_millis(5);
+/// What `ps` shows, to recognize it. Any process may have the name, and none is identified by it.
+const NAME: &CStr = c"greenroom-shim";
 /// The greatest signal number.
 const SIGNAL_MAX: i32 = 64;
 
 /// Runs the shim; `args` follow the subcommand: `--silence-ms N`, and `--no-cgroup`, which creates
-/// no control group. Both are for tests.
+/// no control group, both for tests; and the run's markers, by which others find the shim.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match options(args).and_then(|options| run(io::stdin().as_fd(), &options)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,6 +91,7 @@ fn options(args: impl IntoIterator<Item = OsString>) -> io::Result<Options> {
                 options.silence_max = Duration::from_millis(ms.ok_or_else(wrong)?);
             }
             Some("--no-cgroup") => options.uses_cgroup = false,
+            Some(marker) if Marker::is_argument(marker) => (),
             _ => return Err(wrong()),
         }
     }
@@ -96,16 +99,19 @@ fn options(args: impl IntoIterator<Item = OsString>) -> io::Result<Options> {
 }
 
 fn run(control: BorrowedFd<'_>, options: &Options) -> io::Result<()> {
+    // Before the launch: it has the agent's secrets, and the control socket must stay this
+    // process's alone.
+    proc::forbid_inspection()?;
     close_inherited_on_exec()?;
     reset_signals();
-    // The name comes before the session, see `proc::sweep_adopted`.
-    set_name(SHIM_NAME)?;
-    setsid()?;
+    set_name(NAME)?;
     proc::become_subreaper()?;
     let wait = options.silence_max / SILENT_WAITS_MAX;
     let Some(Received { spec, streams, cwd }) = receive(control, wait)? else {
         return Ok(());
     };
+    // After the launch, and so after the server registered this process: see `shims`.
+    setsid()?;
     let run = spec.env.iter().find(|(key, _)| key == Marker::RUN).map(|(_, run)| run.as_str());
     let group = run.filter(|_| options.uses_cgroup).and_then(Cgroup::make);
     match start(&spec, streams, cwd.as_fd(), group.as_ref()) {

@@ -5,7 +5,8 @@ use std::{process::Command, time::Duration};
 
 use greenroom_actors::process::{
     child::{Launch, TreeEvent},
-    proc::{Marker, descendants, sweep},
+    proc::{Marker, descendants},
+    sweep::sweep,
 };
 use tokio::time::timeout;
 

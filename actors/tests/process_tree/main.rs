@@ -3,6 +3,7 @@
 //!
 //! Agents are shell scripts. Every wait is for an event and has an end.
 
+mod claims;
 mod fork_chains;
 mod launch;
 mod shim;

@@ -12,7 +12,8 @@ use std::{
 
 use greenroom_actors::process::{
     child::{Heartbeat, Launch, TreeEvent, spawn},
-    proc::{Marker, Process, descendants, sweep},
+    proc::{Marker, Process, descendants},
+    sweep::sweep,
 };
 use rustix::process::Signal;
 

@@ -56,7 +56,7 @@ pub fn sh(script: &str) -> Launch {
         open_files: Some(1024),
         run: Marker::run(format!("run_{id}")),
         data: Marker::data(id),
-        reaped: Default::default(),
+        counters: Default::default(),
     }
 }
 
