@@ -196,3 +196,33 @@ fn an_accepted_purge_survives_a_crash() {
     assert_ne!(server.group("other")["cwd"], directory);
     assert_eq!(server.complete("kept", "two")["state"], "completed");
 }
+
+/// C14: purged text leaves the database and its log, whether it was short, filled pages of its own,
+/// or was replaced before the purge.
+#[test]
+fn purged_text_leaves_the_database_files() {
+    const CANARY: &str = "the-canary-of-a-purged-group";
+    let server = Server::usual();
+    let in_files = || {
+        let files = ["greenroom.db", "greenroom.db-wal", "greenroom.db-shm"];
+        let found = files.map(|file| std::fs::read(server.home.data().join(file)).unwrap());
+        found.iter().any(|bytes| memchr::memmem::find(bytes, CANARY.as_bytes()).is_some())
+    };
+    server.complete("kept", "one");
+    let long = CANARY.repeat(4000);
+    for title in ["first", "second"] {
+        let settings = json!({ "title": format!("{CANARY} {title}"), "metadata": { "x": long } });
+        server.put("/v1/groups/work", &settings).expect_any(&[200, 201]);
+        server.complete("work", &format!("[[reply:{CANARY}]] {long}"));
+    }
+    server.compact_with("work", CANARY);
+    server.complete("work", CANARY);
+    server.post_once(CANARY, "/v1/groups/work/turns", &json!({ "prompt": CANARY })).expect(202);
+    assert!(in_files());
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    eventually("the purge", &server.log, || {
+        (server.get("/v1/groups/work").status == 404).then_some(())
+    });
+    eventually("the end of its text", &server.log, || (!in_files()).then_some(()));
+    server.complete("kept", "two");
+}

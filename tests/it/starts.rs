@@ -139,8 +139,8 @@ fn variables_of_an_orchestrator_are_not_fatal() {
     }
 }
 
-/// F26, F32: a second server on the same data directory, or the same port, refuses to start, and
-/// the first is not disturbed.
+/// F26, F32: a second server on the same data directory, the same database by way of links, or the
+/// same port, refuses to start, and the first is not disturbed.
 #[test]
 fn a_second_server_on_the_same_data_or_port_is_refused() {
     let server = Server::usual();
@@ -148,11 +148,25 @@ fn a_second_server_on_the_same_data_or_port_is_refused() {
     server.journal.wait_gate("go");
     let data = format!("sqlite:{}/greenroom.db", server.home.data().display());
     let same_data = Setup::new().text("storage", "url", &data).home();
+    let linked = |target: &str, link: &str, path: &str| {
+        let home = Setup::new().text("storage", "url", &format!("sqlite:{path}")).home();
+        let link = home.path().join(link);
+        std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(server.home.data().join(target), link).unwrap();
+        home
+    };
+    let linked_file = linked("greenroom.db", "linked/greenroom.db", "linked/greenroom.db");
+    let linked_dir = linked("", "linked", "linked/greenroom.db");
     let same_port = Setup::new().home();
     let config = std::fs::read_to_string(same_port.config()).unwrap();
     let (own, taken) = (same_port.address().to_string(), server.address().to_string());
     same_port.write_config(&config.replace(&own, &taken));
-    for (second, word) in [(same_data, "another"), (same_port, taken.as_str())] {
+    for (second, word) in [
+        (same_data, "another"),
+        (linked_file, "another"),
+        (linked_dir, "another"),
+        (same_port, taken.as_str()),
+    ] {
         let output = serve(&second);
         let stderr = String::from_utf8_lossy(&output.stderr);
         let refused = matches!(output.status.code(), Some(1 | 2));

@@ -142,6 +142,7 @@ async fn truncate_group(
                     }
                     sleep(started.elapsed()).await;
                     deleted.tasks += tasks;
+                    db.truncate_write_ahead_log();
                     sweep(db, no, deleted).await?;
                     scan = *next;
                 }
@@ -168,6 +169,9 @@ async fn sweep(db: &Db, no: GroupNo, deleted: &mut Deleted) -> Result<(), StoreE
         let swept = db.write(move |store| store.sweep(no)).await?;
         deleted.frames += swept.frames;
         deleted.bytes += swept.bytes;
+        if 0 < swept.frames {
+            db.truncate_write_ahead_log();
+        }
         if !swept.more {
             return Ok(());
         }

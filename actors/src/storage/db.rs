@@ -107,9 +107,15 @@ impl Db {
         self.write(move |store| {
             store.purge(group, epoch)?;
             health.forget_group(group);
+            health.deleted();
             Ok(())
         })
         .await
+    }
+
+    /// Has the write-ahead log truncated soon, because text was deleted that it still holds.
+    pub fn truncate_write_ahead_log(&self) {
+        self.health.deleted();
     }
 
     /// Returns the time by which transcripts are deleted.

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     thread::Thread,
     time::Duration,
@@ -33,6 +33,8 @@ struct Figures {
     log_bytes: AtomicU64,
     /// The last checkpoint, milliseconds since the epoch; 0 if there was none.
     checkpoint: AtomicI64,
+    /// Whether the write-ahead log may still hold text that was deleted.
+    holds_deleted: AtomicBool,
     /// The checkpointer's thread, which sleeps while nothing is committed.
     checkpointer: OnceLock<Thread>,
 }
@@ -164,6 +166,22 @@ impl StorageHealth {
     pub(super) fn committed(&self, groups: u64) {
         self.0.transactions.fetch_add(1, Ordering::Relaxed);
         self.0.commits.fetch_add(groups, Ordering::Relaxed);
+        self.wake_checkpointer();
+    }
+
+    /// Records that text was deleted, whose pages the write-ahead log still holds, and wakes the
+    /// checkpointer to truncate it.
+    pub(super) fn deleted(&self) {
+        self.0.holds_deleted.store(true, Ordering::Relaxed);
+        self.wake_checkpointer();
+    }
+
+    /// Returns whether the write-ahead log may hold deleted text, and forgets that.
+    pub(super) fn take_deleted(&self) -> bool {
+        self.0.holds_deleted.swap(false, Ordering::Relaxed)
+    }
+
+    fn wake_checkpointer(&self) {
         if let Some(checkpointer) = self.0.checkpointer.get() {
             checkpointer.unpark();
         }

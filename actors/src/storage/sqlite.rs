@@ -75,15 +75,18 @@ pub struct Database {
     path: PathBuf,
     /// The open file holds the lock; the kernel releases it however the process ends.
     lock: File,
+    /// The database's own file, locked too: it may have a second path. Never closed while this
+    /// process uses the database, as that would release SQLite's locks on it.
+    _file: File,
 }
 
 impl Database {
-    /// Reserves the directory of `path` for this process, creates what is missing (the directory
+    /// Reserves the directory of `path` and the file itself for this process, creates what is missing (the directory
     /// 0700, the database 0600: C14), and migrates the schema.
     ///
     /// # Errors
     ///
-    /// [`StoreError::InUse`] if another server has the directory, [`StoreError::TooNew`] if a later
+    /// [`StoreError::InUse`] if another server has the directory or the file, [`StoreError::TooNew`] if a later
     /// version wrote the database, [`StoreError::Unusable`] if something cannot be created or read,
     /// or if an earlier database is missing. Then nothing of the database was changed.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
@@ -102,11 +105,14 @@ impl Database {
         files::lock_exclusively(&lock, READERS_WAIT)
             .map_err(|_| StoreError::InUse(dir.display().to_string()))?;
         files::refuse_missing(&path)?;
+        // Creates the file only where no log is left over.
+        let file = private(&path)?;
+        files::lock_database(&file, READERS_WAIT)
+            .map_err(|_| StoreError::InUse(path.display().to_string()))?;
         refuse_damaged_log(&path)?;
-        private(&path)?;
         // Makes the files' names durable before the first commit is acknowledged.
         files::sync_dir(&dir).map_err(cannot_make(&dir))?;
-        let database = Self { path, lock };
+        let database = Self { path, lock, _file: file };
         database.migrate().map_err(unusable(&database.path))?;
         Ok(database)
     }
@@ -160,6 +166,10 @@ impl Database {
             // and `Store::check` for what happens if the checkpointer fails.
             conn.pragma_update(None, "wal_autocheckpoint", 0)?;
             conn.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
+            // Deleted text is overwritten with zeros. `FAST` would do so only within pages that are
+            // still in use, and a long text has pages of its own, which it leaves as they are. Turns
+            // write as many bytes either way; a purge writes each page that it frees.
+            conn.pragma_update(None, "secure_delete", "ON")?;
             Ok(conn)
         };
         open().map_err(failed("opened"))
@@ -222,11 +232,7 @@ impl Opener {
         // SQLite would delete the write-ahead log of an empty database.
         files::refuse_missing(&self.0)?;
         // It would also ignore and overwrite the commits after damage in the log.
-        let lock = File::open(self.0.with_file_name(LOCK));
-        let share = |lock: &File| rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared);
-        if lock.as_ref().is_ok_and(|lock| share(lock).is_ok()) {
-            refuse_damaged_log(&self.0)?;
-        }
+        self.refuse_foreign_log()?;
         let open = || {
             let conn =
                 connect(&self.0, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(failed("opened"))?;
@@ -234,6 +240,22 @@ impl Opener {
             Ok(conn)
         };
         open().map_err(unusable(&self.0))
+    }
+
+    /// Refuses a damaged log, if no server uses the database; and a log beside another name of the
+    /// database, if a server does: SQLite would find the log by name, and read without it.
+    fn refuse_foreign_log(&self) -> Result<(), StoreError> {
+        let share = |lock: &File| rustix::fs::flock(lock, FlockOperation::NonBlockingLockShared);
+        // Closed before the first connection: that would release SQLite's locks of this process.
+        let (lock, file) = (File::open(self.0.with_file_name(LOCK)), File::open(&self.0));
+        let is_used = file.as_ref().is_ok_and(|file| share(file).is_err());
+        if is_used && !files::beside(&self.0, "-wal").exists() {
+            return Err(StoreError::InUse(self.0.display().to_string()));
+        }
+        if !is_used && lock.as_ref().is_ok_and(|lock| share(lock).is_ok()) {
+            refuse_damaged_log(&self.0)?;
+        }
+        Ok(())
     }
 
     /// Opens a read store.

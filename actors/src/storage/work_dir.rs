@@ -54,8 +54,8 @@ impl WorkDir {
         self.path.join(group.to_string())
     }
 
-    /// Returns what is no working directory of an agent, but for this group's own: `None` for a group
-    /// that does not exist yet.
+    /// Returns what is no working directory of an agent, but for this group's own: `None` for a
+    /// group that does not exist yet.
     pub fn reserved(&self, group: Option<GroupNo>) -> Reserved {
         Reserved {
             data: self.path.parent().unwrap_or(Path::new("/")).to_owned(),

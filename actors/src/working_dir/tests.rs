@@ -1,3 +1,4 @@
+//! Tests of working directories: what is refused, what errors show, and that no link is followed.
 #![allow(clippy::unwrap_used)]
 use std::{collections::BTreeMap, fs, os::unix::fs::symlink};
 

@@ -104,14 +104,26 @@ pub struct Checkpointer {
     warned: bool,
     /// When the next `Restart` may be tried, after long reads blocked one.
     restart_after: Option<Instant>,
+    /// Whether the log may hold deleted text: at a start, that of an earlier server.
+    holds_deleted: bool,
+    /// When it may be truncated for that, after the last try.
+    truncate_after: Option<Instant>,
 }
 
-/// The wait after a `Restart` that readers blocked: a backup reads for seconds.
+/// The wait after a `Restart` that readers blocked: a backup reads for seconds. Also the wait between
+/// two truncations of deleted text, as the log has to grow again after each.
 const BUSY_BACKOFF: Duration = Duration::from_secs(10);
 
 impl Checkpointer {
     pub(super) fn new(conn: Connection, schedule: CheckpointSchedule) -> Self {
-        Self { conn, schedule, warned: false, restart_after: None }
+        Self {
+            conn,
+            schedule,
+            warned: false,
+            restart_after: None,
+            holds_deleted: true,
+            truncate_after: None,
+        }
     }
 
     /// Starts the thread, which runs until the process ends. Errors that make the database unusable
@@ -139,7 +151,8 @@ impl Checkpointer {
             if health.is_good() {
                 self.check(quiet, health, report_to);
             }
-            if self.schedule.idle <= quiet && health.totals().1 == seen {
+            let has_work = self.holds_deleted || health.totals().1 != seen;
+            if self.schedule.idle <= quiet && !has_work {
                 // The next commit wakes it.
                 thread::park();
             }
@@ -152,6 +165,7 @@ impl Checkpointer {
         health: &StorageHealth,
         report_to: &Recipient<ReadFailed>,
     ) {
+        self.holds_deleted |= health.take_deleted();
         match self.move_due(quiet) {
             Ok(true) => {
                 health.checkpointed();
@@ -176,8 +190,8 @@ impl Checkpointer {
     /// Moves the pages that are due. Returns whether the whole log was moved.
     fn move_due(&mut self, quiet: Duration) -> Result<bool, StoreError> {
         let Log { pages, moved, .. } = checkpoint(&self.conn, Mode::Noop)?;
-        if self.schedule.idle <= quiet {
-            return checkpoint(&self.conn, Mode::Truncate).map(Log::is_done);
+        if self.schedule.idle <= quiet || self.may_hold_deleted() {
+            return self.truncate();
         }
         let due = MOVED_FROM_PAGES <= pages || self.schedule.quiet <= quiet;
         if pages == moved || !due {
@@ -196,6 +210,26 @@ impl Checkpointer {
         let busy = matches!(&restarted, Ok(false) | Err(_));
         self.restart_after = busy.then(|| Instant::now() + BUSY_BACKOFF);
         restarted
+    }
+}
+
+impl Checkpointer {
+    /// Whether the log is to be truncated because it may hold deleted text.
+    fn may_hold_deleted(&self) -> bool {
+        self.holds_deleted && self.truncate_after.is_none_or(|at| at <= Instant::now())
+    }
+
+    /// Moves the log, and truncates its file: a log that only restarts keeps the pages of deleted
+    /// text until others overwrite them. Commits wait for readers, as in `Restart`.
+    fn truncate(&mut self) -> Result<bool, StoreError> {
+        // Most pages are moved without a wait.
+        checkpoint(&self.conn, Mode::Passive)?;
+        let done = checkpoint(&self.conn, Mode::Truncate).map(Log::is_done);
+        if self.holds_deleted {
+            self.holds_deleted = !matches!(done, Ok(true));
+            self.truncate_after = Some(Instant::now() + BUSY_BACKOFF);
+        }
+        done
     }
 }
 
@@ -226,7 +260,9 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let database = Database::open(&dir.path().join("greenroom.db")).unwrap();
             let writer = database.writer().unwrap();
-            let checkpointer = database.checkpointer(SCHEDULE).unwrap();
+            let mut checkpointer = database.checkpointer(SCHEDULE).unwrap();
+            assert!(checkpointer.holds_deleted, "an earlier server may have deleted text");
+            checkpointer.holds_deleted = false;
             Self { database, writer, checkpointer, dir }
         }
 
@@ -271,6 +307,35 @@ mod tests {
         assert!(moved.is_done() && test.bytes() > 0, "{moved:?}");
         assert!(!test.checkpointer.move_due(SCHEDULE.quiet).unwrap(), "nothing is left to move");
         assert!(test.checkpointer.move_due(SCHEDULE.idle).unwrap());
+        assert_eq!(test.bytes(), 0);
+    }
+
+    /// C14: deleted text leaves the log at the first moment without an older reader, though commits
+    /// continue; the tries have pauses.
+    #[test]
+    fn a_log_with_deleted_text_is_truncated() {
+        let mut test = TestLog::new();
+        test.fill(1);
+        assert!(!test.checkpointer.move_due(BUSY_GROUPS).unwrap());
+        assert!(test.bytes() > 0, "nothing was deleted");
+
+        test.checkpointer.holds_deleted = true;
+        assert!(test.checkpointer.move_due(BUSY_GROUPS).unwrap());
+        assert_eq!(test.bytes(), 0);
+
+        test.checkpointer.holds_deleted = true;
+        test.fill(1);
+        assert!(!test.checkpointer.move_due(BUSY_GROUPS).unwrap());
+        assert!(test.bytes() > 0, "the last truncation was just before");
+        test.checkpointer.truncate_after = Some(Instant::now());
+        let reader = test.long_read();
+        test.fill(1);
+        assert!(!test.checkpointer.move_due(BUSY_GROUPS).unwrap_or_default());
+        assert!(test.checkpointer.holds_deleted && test.bytes() > 0);
+        drop(reader);
+        test.checkpointer.truncate_after = Some(Instant::now());
+        assert!(test.checkpointer.move_due(BUSY_GROUPS).unwrap());
+        assert!(!test.checkpointer.holds_deleted);
         assert_eq!(test.bytes(), 0);
     }
 

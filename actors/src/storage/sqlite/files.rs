@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, FsWord, NFS_SUPER_MAGIC, flock, fstatfs},
     io::Errno,
 };
 
@@ -20,6 +20,8 @@ use crate::storage::{Sizes, StoreError, work_dir};
 
 /// The wait between two tries to lock a file that another process reads.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
+/// File systems on which a lock of a whole file and one of a range are of one kind: NFS and SMB.
+const NETWORK: [FsWord; 4] = [NFS_SUPER_MAGIC, 0x517b, 0xff53_4d42, 0xfe53_4d42];
 /// The database, its write-ahead log, and the log's index.
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
@@ -82,6 +84,18 @@ pub fn lock_exclusively(lock: &File, wait: Duration) -> io::Result<()> {
         }
         thread::sleep(LOCK_RETRY);
     }
+}
+
+/// Locks the database's own file as [`lock_exclusively`] does, so that a link to it, a hard link, or
+/// a second mount is the same database.
+///
+/// Does nothing on a network file system: there, the lock would be one of the kind that SQLite uses
+/// itself, and keep it out.
+pub fn lock_database(file: &File, wait: Duration) -> io::Result<()> {
+    if NETWORK.contains(&(fstatfs(file)?.f_type as FsWord)) {
+        return Ok(());
+    }
+    lock_exclusively(file, wait)
 }
 
 /// The files that a connection opened, with their device and inode numbers.

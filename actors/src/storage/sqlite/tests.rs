@@ -316,15 +316,26 @@ fn a_removed_database_is_not_replaced_by_a_new_one() {
     }
 }
 
-/// The files of a database that is a link are beside the link's target.
+/// The files of a database that is a link are beside the link's target. By whatever path, it is one
+/// database, and has one server (F26).
 #[test]
 fn a_database_may_be_a_link() {
     let test = TestDatabase::new();
     let dir = tempfile::tempdir().unwrap();
     let link = dir.path().join("greenroom.db");
     let file = test.database.path().to_owned();
-    drop(test.store);
-    std::os::unix::fs::symlink(file, &link).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let hard = tempfile::tempdir_in(test.dir.path()).unwrap();
+    let hard = hard.path().join("greenroom.db");
+    fs::hard_link(&file, &hard).unwrap();
+    for second in [&link, &hard] {
+        let refused = Database::open(second).unwrap_err();
+        assert!(matches!(refused, StoreError::InUse(_)), "{}: {refused}", second.display());
+    }
+    let refused = Opener::at(&hard).inspect().unwrap_err();
+    assert!(matches!(refused, StoreError::InUse(_)), "its log has another name: {refused}");
+    Opener::at(&link).inspect().unwrap();
+    drop((test.store, test.database));
     let mut store = Database::open(&link).unwrap().store().unwrap();
     assert!(store.check().unwrap().database > 0);
 }
