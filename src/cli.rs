@@ -290,15 +290,21 @@ fn check_config(file: &ConfigFile, json: bool, out: &mut impl Write) -> Result<E
     for warning in config.warnings.iter().chain(&config.missing()) {
         eprintln!("warning: {}", text::clean(warning));
     }
+    let problems = config.without_sandbox();
+    for problem in &problems {
+        eprintln!("error: {}", text::clean(problem));
+    }
+    let exit = if problems.is_empty() { Exit::Done } else { Exit::Failed };
     if json {
         render::json_line(out, &config.to_json())?;
-        return Ok(Exit::Done);
+        return Ok(exit);
     }
     match &config.file {
+        _ if exit == Exit::Failed => {}
         Some(file) => writeln!(out, "{}: ok", file.display())?,
         None => writeln!(out, "no {DEFAULT_FILE} here: the built-in defaults apply, and are ok")?,
     }
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod signals;
 
 use std::{
+    env,
     error::Error,
     io,
     net::{SocketAddr, TcpListener},
@@ -13,7 +14,7 @@ use std::{
 use actix::{Actor as _, Addr, Arbiter, SyncArbiter, System};
 use actix_web::{App, HttpServer, dev::ServerHandle, middleware::from_fn};
 use greenroom_actors::{
-    agent::AgentLauncher,
+    agent::{AgentLauncher, confine::Sandboxes},
     changes::ChangeGate,
     clock,
     group::Shared,
@@ -24,6 +25,7 @@ use greenroom_actors::{
         environment::Environment,
         leftovers::Leftovers,
         proc::{self, Marker},
+        sandbox::Kernel,
     },
     profile::Capacity,
     projections::retention,
@@ -94,7 +96,8 @@ async fn serve(
 ) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let mut signals = Signals::catch()?;
-    let (supervisor, shared) = start_actors(&config, &database, inherited)?;
+    let port = listener.local_addr()?.port();
+    let (supervisor, shared) = start_actors(&config, &database, inherited, port)?;
     shared.metrics.ends.reaped.inc_by(reaped as u64);
     let db = shared.db.clone();
     // Before any group is loaded: tasks that this start ends are not history.
@@ -189,6 +192,7 @@ fn start_actors(
     config: &Config,
     database: &Database,
     (environment, open_files): (Environment, Option<u64>),
+    port: u16,
 ) -> Result<(Addr<Supervisor>, Arc<Shared>), Box<dyn Error>> {
     let metrics = Arc::<Metrics>::default();
     let watchdog =
@@ -205,6 +209,7 @@ fn start_actors(
         open_files,
         pool: AgentPool::start(capacity.resident_agents),
         counters: metrics.ends.clone(),
+        sandboxes: Arc::new(sandboxes(config, database, port)),
     };
     let Capacity { running_groups, resident_agents, .. } = capacity;
     if resident_agents < running_groups {
@@ -246,6 +251,34 @@ fn start_actors(
     // Until here the main thread was busy with the database.
     watchdog.watch("main", &Arbiter::current());
     Ok((supervisor, created.ok_or("the supervisor was not created")?))
+}
+
+/// Returns what all sandboxes have in common. Logs which profiles cannot have theirs, or not all
+/// of it.
+fn sandboxes(config: &Config, database: &Database, port: u16) -> Sandboxes {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let kernel = Kernel::probe(path, config.agents.values().map(|profile| &**profile));
+    for profile in config.agents.values() {
+        let (agent, report) = (&profile.name, kernel.report(profile));
+        if let Some(problem) = report.problem {
+            log::error!(
+                target: "greenroom", agent, problem;
+                "an agent cannot start without its sandbox"
+            );
+        } else if !report.missing.is_empty() {
+            log::warn!(
+                target: "greenroom", agent, missing = report.missing.join(",");
+                "this kernel cannot hold all of an agent's sandbox"
+            );
+        }
+    }
+    Sandboxes {
+        kernel,
+        data: database.dir().to_path_buf(),
+        hidden: [database.path().to_path_buf()].into_iter().chain(config.hidden()).collect(),
+        ports: [port].into(),
+        home: env::home_dir(),
+    }
 }
 
 /// Starts the writer, the readers and the checkpointer of the database.

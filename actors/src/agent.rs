@@ -6,6 +6,7 @@
 mod batch;
 pub mod check;
 pub mod compaction_detector;
+pub mod confine;
 mod handshake;
 pub mod hermes;
 mod noise;
@@ -15,7 +16,7 @@ mod stdin;
 mod termination;
 mod tool_kinds;
 
-use std::{path::PathBuf, rc::Rc, sync::Arc};
+use std::{any::Any, path::PathBuf, rc::Rc, sync::Arc};
 
 use actix::{
     Actor, ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message,
@@ -24,7 +25,7 @@ use actix::{
 use greenroom_core::{Event, Exit, ExitReason, GroupId, RunId, SessionId, Stop};
 use tokio::sync::{mpsc, oneshot};
 
-use self::{check::Answered, run_loop::RunLoop, stdin::Stdin};
+use self::{check::Answered, confine::Sandboxes, run_loop::RunLoop, stdin::Stdin};
 use crate::{
     pool::{AgentPool, PoolPermit, PoolRequest},
     process::{
@@ -63,6 +64,8 @@ pub struct AgentLauncher {
     /// The pool of places for their processes.
     pub pool: AgentPool,
     pub counters: Counters,
+    /// What all sandboxes have in common.
+    pub sandboxes: Arc<Sandboxes>,
 }
 
 /// One run to start.
@@ -76,6 +79,10 @@ pub struct Start {
     pub profile: Arc<Profile>,
     /// Where it works.
     pub place: Place,
+    /// Its own directory for temporary files, if it has a sandbox.
+    pub temporary: PathBuf,
+    /// Dropped when its processes are gone.
+    pub kept: Option<Arc<dyn Any + Send + Sync>>,
     /// The session to restore.
     pub session: Option<SessionId>,
     /// Whether a new session may replace it if the agent does not restore it.
@@ -171,16 +178,19 @@ impl Agent {
     /// Spawns the process, which holds the run's place until its tree is gone.
     fn spawn(&self, cwd: WorkingDir, permit: PoolPermit) -> std::io::Result<child::Child> {
         let profile = &self.start.profile;
+        let mut env = environment(profile, &self.launcher.environment);
+        let confinement = self.launcher.sandboxes.confine(profile, &self.start.temporary, &mut env);
         child::spawn(
             Launch {
                 shim: self.launcher.shim.clone(),
                 shim_args: self.launcher.shim_args.clone(),
                 command: self.program(),
                 args: profile.args.clone(),
-                env: environment(profile, &self.launcher.environment),
+                env,
                 cwd,
                 umask: profile.umask,
                 no_new_privs: profile.no_new_privs,
+                confinement,
                 rlimits: profile.rlimits.clone(),
                 open_files: self.launcher.open_files,
                 run: Marker::run(self.start.run),
@@ -188,7 +198,7 @@ impl Agent {
                 counters: self.launcher.counters.clone(),
             },
             &self.launcher.heartbeat,
-            permit,
+            (permit, self.start.kept.clone()),
         )
     }
 

@@ -7,6 +7,7 @@ pub mod environment;
 pub mod leftovers;
 mod pipe;
 pub mod proc;
+pub mod sandbox;
 mod search;
 pub mod shim;
 mod shims;

@@ -57,6 +57,48 @@ pub struct Profile {
     pub no_new_privs: bool,
     /// The resource limits of each of its processes.
     pub rlimits: Rlimits,
+    /// What it may reach.
+    pub sandbox: Sandbox,
+}
+
+/// What an agent may reach of the machine, besides what every agent needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    /// What holds it.
+    pub level: SandboxLevel,
+    /// Absolute paths that it may read and execute.
+    pub read: Vec<PathBuf>,
+    /// Absolute paths of directories that it may write in as well.
+    pub write: Vec<PathBuf>,
+    /// The TCP ports that it may use; empty: no network at all. `None`: all but the server's own.
+    pub network: Option<Vec<u16>>,
+}
+
+/// What holds an agent in its sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxLevel {
+    /// It has no sandbox, and all rights of its user.
+    #[default]
+    None,
+    /// Rules of the kernel, in the file system that all see.
+    Landlock,
+    /// A file system and a process table of its own, by the program `bwrap`.
+    Bubblewrap,
+}
+
+impl SandboxLevel {
+    /// All levels, the weakest first.
+    pub const ALL: [Self; 3] = [Self::None, Self::Landlock, Self::Bubblewrap];
+
+    /// Its name in the configuration, logs and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Landlock => "landlock",
+            Self::Bubblewrap => "bubblewrap",
+        }
+    }
 }
 
 /// Resource limits of each process of an agent (setrlimit(2)); `None` keeps the server's limit,
@@ -255,6 +297,7 @@ mod tests {
             umask: None,
             no_new_privs: false,
             rlimits: Rlimits::default(),
+            sandbox: Sandbox::default(),
         }
     }
 

@@ -23,7 +23,7 @@ use greenroom_actors::{
         environment::Environment,
         proc::Marker,
     },
-    profile::{Capacity, CompactionMethod, Defaults, Profile, Rlimits},
+    profile::{Capacity, CompactionMethod, Defaults, Profile, Rlimits, Sandbox},
     storage::{StoreError, WorkDir, sqlite::Database},
     supervisor::{Boot, FindOwner, GroupHandle, KnownGroup, LookUp, Supervisor},
     transcript::feed::{Next, Tail},
@@ -134,6 +134,7 @@ impl World {
                     pool: AgentPool::start(1),
                     counters: Default::default(),
                     environment: Environment::current(),
+                    sandboxes: Arc::default(),
                 },
                 metrics: Arc::default(),
                 profiles: BTreeMap::from([("absent".into(), Arc::new(profile))]),
@@ -219,6 +220,7 @@ fn profile() -> Profile {
         umask: None,
         no_new_privs: false,
         rlimits: Rlimits::default(),
+        sandbox: Sandbox::default(),
     }
 }
 

@@ -15,14 +15,16 @@ use greenroom_actors::{
     agent::{
         AgentLauncher,
         check::{Findings, Problem, ProblemKind, check},
+        confine::Sandboxes,
     },
     pool::AgentPool,
     process::{
         child::{HEARTBEAT_EVERY, Heartbeat},
         environment::Environment,
         proc::{self, Marker},
+        sandbox::{Kernel, Report},
     },
-    profile::{CompactionMethod, Defaults, Profile},
+    profile::{CompactionMethod, Defaults, Profile, SandboxLevel},
 };
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
@@ -69,11 +71,13 @@ pub fn run(agents: &Agents, as_json: bool, out: &mut impl Write) -> Result<Exit,
     proc::become_subreaper()?;
     let dir = Scratch::create()?;
     let path = env::var_os("PATH");
+    let kernel = Kernel::probe(path.clone().unwrap_or_default(), profiles.iter().map(|it| &**it));
     let system = System::new();
     let mut exit = Exit::Done;
     for profile in profiles {
         let findings = system.block_on(async {
-            let launcher = launcher(&config, environment.clone(), &dir.0)?;
+            let common = (environment.clone(), kernel.clone());
+            let launcher = launcher(&config, common, &dir.0)?;
             let work = dir.0.join(&profile.name);
             let found = check(profile.clone(), launcher, work, path.as_deref());
             tokio::select! {
@@ -88,13 +92,15 @@ pub fn run(agents: &Agents, as_json: bool, out: &mut impl Write) -> Result<Exit,
         if findings.problem.is_some() {
             exit = Exit::Failed;
         }
+        let sandbox = kernel.report(&profile);
         let problem = findings.problem.as_ref();
         let remedy = problem.map(|problem| remedy(&profile, &findings, problem, &environment));
         let remedy = remedy.unwrap_or_default();
         if as_json {
-            render::json_line(out, &to_json(&profile, &config.defaults, &findings, &remedy))?;
+            let found = (&findings, &sandbox);
+            render::json_line(out, &to_json(&profile, &config.defaults, found, &remedy))?;
         } else {
-            print(&profile, &config.defaults, &findings, &remedy, out)?;
+            print(&profile, &config.defaults, (&findings, &sandbox), &remedy, out)?;
         }
         out.flush()?;
     }
@@ -110,7 +116,11 @@ fn named(config: &Config, name: &str) -> Result<Arc<Profile>, CliError> {
 
 /// Launches as the server does. The marker is that of the check's own directory: no server that
 /// starts meanwhile takes these processes for leftovers of its own.
-fn launcher(config: &Config, environment: Environment, dir: &Path) -> io::Result<AgentLauncher> {
+fn launcher(
+    config: &Config,
+    (environment, kernel): (Environment, Kernel),
+    dir: &Path,
+) -> io::Result<AgentLauncher> {
     Ok(AgentLauncher {
         shim: "/proc/self/exe".into(),
         shim_args: vec!["shim".into()],
@@ -121,7 +131,19 @@ fn launcher(config: &Config, environment: Environment, dir: &Path) -> io::Result
         open_files: getrlimit(Resource::Nofile).current,
         pool: AgentPool::start(1),
         counters: Default::default(),
+        sandboxes: Arc::new(Sandboxes {
+            kernel,
+            data: dir.to_path_buf(),
+            hidden: data_dir(config).into_iter().chain(config.hidden()).collect(),
+            ports: [config.server.listen.port()].into(),
+            home: env::home_dir(),
+        }),
     })
+}
+
+/// Returns the server's data directory, if it exists.
+fn data_dir(config: &Config) -> Option<PathBuf> {
+    config.storage.path.parent()?.canonicalize().ok()
 }
 
 /// A directory for the agents to work in, removed when dropped.
@@ -148,7 +170,12 @@ fn detectors(profile: &Profile) -> Vec<Value> {
     [json!("acp")].into_iter().chain(profile.signals.iter().map(|signal| json!(signal))).collect()
 }
 
-fn to_json(profile: &Profile, defaults: &Defaults, findings: &Findings, remedy: &str) -> Value {
+fn to_json(
+    profile: &Profile,
+    defaults: &Defaults,
+    (findings, sandbox): (&Findings, &Report),
+    remedy: &str,
+) -> Value {
     let Findings { agent, modes, problem, stderr, took_ms } = findings;
     let problem = problem.as_ref().map(
         |problem| json!({ "kind": problem.kind, "message": problem.message, "remedy": remedy }),
@@ -163,6 +190,7 @@ fn to_json(profile: &Profile, defaults: &Defaults, findings: &Findings, remedy: 
         "agent": agent,
         "permissions": { "policy": defaults.permission_policy, "modes": modes },
         "compaction": compaction,
+        "sandbox": sandbox,
         "problem": problem,
         "stderr": stderr,
     })
@@ -171,7 +199,7 @@ fn to_json(profile: &Profile, defaults: &Defaults, findings: &Findings, remedy: 
 fn print(
     profile: &Profile,
     defaults: &Defaults,
-    findings: &Findings,
+    (findings, report): (&Findings, &Report),
     remedy: &str,
     out: &mut impl Write,
 ) -> io::Result<()> {
@@ -190,7 +218,8 @@ fn print(
                 [&["text"], &agent.prompts[..]].concat().join(", ")
             ))?;
             line(format!("  permissions  {}", permissions(defaults, findings)))?;
-            line(format!("  compaction   {}", compaction(profile, defaults)))
+            line(format!("  compaction   {}", compaction(profile, defaults)))?;
+            line(format!("  sandbox      {}", sandbox(report)))
         }
         (Some(problem), agent) => {
             line(format!("{name}: cannot be used ({seconds:.1} s): {}", problem.message))?;
@@ -253,6 +282,18 @@ fn compaction(profile: &Profile, defaults: &Defaults) -> String {
     let detectors = detectors(profile);
     let detectors: Vec<&str> = detectors.iter().filter_map(Value::as_str).collect();
     format!("{how}; {when}; detected by {}", detectors.join(", "))
+}
+
+fn sandbox(report: &Report) -> String {
+    if report.level == SandboxLevel::None {
+        return "none: the agent has all rights of its user".into();
+    }
+    let level = report.level.name();
+    let holds = report.holds.join(", ");
+    match report.missing.join(", ") {
+        missing if missing.is_empty() => format!("{level} holds {holds}"),
+        missing => format!("{level} holds {holds}; this kernel cannot hold {missing}"),
+    }
 }
 
 /// Returns what mends a problem.

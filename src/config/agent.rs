@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use greenroom_actors::profile::{CompactionMethod, Detector, Profile, Rlimits};
+use greenroom_actors::profile::{
+    CompactionMethod, Detector, Profile, Rlimits, Sandbox, SandboxLevel,
+};
 
 use super::{
     ConfigError,
@@ -10,7 +12,7 @@ use super::{
     source::{Entry, Origin, Table, Value},
 };
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 17] = [
     "command",
     "args",
     "env",
@@ -24,6 +26,10 @@ const KEYS: [&str; 13] = [
     "umask",
     "no_new_privs",
     "rlimits",
+    "sandbox",
+    "sandbox_read",
+    "sandbox_write",
+    "sandbox_network",
 ];
 
 /// Keys that a profile inherits from [`TEMPLATE`] if it lacks them.
@@ -93,13 +99,14 @@ fn read(
     }
     let args = if section.has("args") { values(section.texts("args")?) } else { Vec::new() };
     let auto_compact = section.take_if("auto_compact");
+    let is_dots = name.bytes().all(|byte| byte == b'.');
     Ok(Profile {
         name,
         command: command.into(),
         args,
         env: variables(&mut section)?,
         env_pass: variable_names(&mut section)?,
-        cwd_roots: roots(&mut section)?,
+        cwd_roots: paths(&mut section, "cwd_roots")?,
         signals: section.choices(
             "signals",
             &[("hermes_meta", Detector::HermesMeta), ("hermes_stderr", Detector::HermesStderr)],
@@ -113,6 +120,7 @@ fn read(
         umask: umask(&mut section)?,
         no_new_privs: section.boolean("no_new_privs")?,
         rlimits: rlimits(&title, section.take_if("rlimits"))?,
+        sandbox: sandbox(&mut section, is_dots)?,
     })
 }
 
@@ -150,13 +158,32 @@ fn variable_names(section: &mut Section<'_>) -> Result<Vec<String>, ConfigError>
     Ok(values(names))
 }
 
-fn roots(section: &mut Section<'_>) -> Result<Vec<PathBuf>, ConfigError> {
-    let roots = section.texts("cwd_roots")?;
-    if let Some((root, at)) = roots.iter().find(|(root, _)| !root.starts_with('/')) {
-        let problem = format!("must hold absolute paths, found {root:?}");
-        return Err(section.bad(at, "cwd_roots", problem));
+fn paths(section: &mut Section<'_>, key: &str) -> Result<Vec<PathBuf>, ConfigError> {
+    let paths = section.texts(key)?;
+    let is_path = |path: &str| path.starts_with('/') && !path.contains('\0');
+    if let Some((path, at)) = paths.iter().find(|(path, _)| !is_path(path)) {
+        let problem = format!("must hold absolute paths, found {path:?}");
+        return Err(section.bad(at, key, problem));
     }
-    Ok(roots.into_iter().map(|(root, _)| PathBuf::from(root)).collect())
+    Ok(paths.into_iter().map(|(path, _)| PathBuf::from(path)).collect())
+}
+
+/// Reads the keys of the sandbox. `is_dots`: the profile has no name that a directory can have.
+fn sandbox(section: &mut Section<'_>, is_dots: bool) -> Result<Sandbox, ConfigError> {
+    let levels = SandboxLevel::ALL.map(|level| (level.name(), level));
+    let mut level = SandboxLevel::None;
+    if section.has("sandbox") {
+        let (word, at) = section.text("sandbox")?;
+        level = section.one_of("sandbox", &word, &at, &levels)?;
+        if level != SandboxLevel::None && is_dots {
+            let problem = "needs a home directory by the profile's name, which has dots alone";
+            return Err(section.bad(&at, "sandbox", problem));
+        }
+    }
+    let mut listed = |key| if section.has(key) { paths(section, key) } else { Ok(Vec::new()) };
+    let (read, write) = (listed("sandbox_read")?, listed("sandbox_write")?);
+    let network = section.has("sandbox_network").then(|| section.ports("sandbox_network"));
+    Ok(Sandbox { level, read, write, network: network.transpose()? })
 }
 
 fn non_empty(section: &mut Section<'_>, key: &str) -> Result<Option<String>, ConfigError> {

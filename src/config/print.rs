@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use greenroom_actors::profile::{Capacity, Defaults, Profile};
+use greenroom_actors::profile::{Capacity, Defaults, Profile, Sandbox};
 use greenroom_core::Limits;
 use serde::Serializer;
 use serde_json::{Value, json};
@@ -71,6 +71,7 @@ fn agent(profile: &Profile) -> Value {
         umask,
         no_new_privs,
         rlimits,
+        sandbox: Sandbox { level, read, write, network },
     } = profile;
     json!({
         "command": command,
@@ -86,6 +87,10 @@ fn agent(profile: &Profile) -> Value {
         "umask": umask,
         "no_new_privs": no_new_privs,
         "rlimits": rlimits,
+        "sandbox": level,
+        "sandbox_read": read,
+        "sandbox_write": write,
+        "sandbox_network": network,
     })
 }
 

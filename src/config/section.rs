@@ -231,6 +231,23 @@ impl<'a> Section<'a> {
             .collect()
     }
 
+    /// Reads a list of ports.
+    pub fn ports(&mut self, key: &str) -> Result<Vec<u16>, ConfigError> {
+        const EXPECTED: &str = "a list of ports, 1 to 65535";
+        let entry = self.take(key)?;
+        let Value::List(items) = entry.value else {
+            return Err(self.wrong_kind(key, &entry, EXPECTED));
+        };
+        let port = |item: Entry| match item.value {
+            Value::Integer(number) => match u16::try_from(number) {
+                Ok(port @ 1..) => Ok(port),
+                _ => Err(self.bad(&item.at, key, format!("must be {EXPECTED}, found {number}"))),
+            },
+            _ => Err(self.wrong_kind(key, &item, EXPECTED)),
+        };
+        items.into_iter().map(port).collect()
+    }
+
     /// Reads a list of `words`; returns their meanings.
     pub fn choices<T: Copy>(
         &mut self,

@@ -104,6 +104,7 @@ pub async fn agents(
             "command": profile.command,
             "default": profile.name == shared.defaults.agent,
             "compaction": profile.compaction,
+            "sandbox": shared.launcher.sandboxes.kernel.report(profile),
         })
     });
     Ok(HttpResponse::Ok().json(page))

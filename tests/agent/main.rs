@@ -316,6 +316,14 @@ impl Agent {
         true
     }
 
+    /// Runs a shell script of the control directory; returns what it writes.
+    fn shell(&self, name: &str) -> io::Result<String> {
+        let mut command = process::Command::new("sh");
+        command.arg(self.directory.join(name)).stdin(process::Stdio::null());
+        let output = command.output()?;
+        Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    }
+
     fn number(&self) -> u64 {
         self.next_number.fetch_add(1, Ordering::SeqCst)
     }

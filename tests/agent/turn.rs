@@ -32,6 +32,7 @@
 //! | `two-responses` | answers twice, the second time `refusal` |
 //! | `no-newline-eof` | answers without a newline and exits |
 //! | `env` | reports the names of its environment, sorted, with spaces between |
+//! | `sh:NAME` | runs the shell script NAME of the control directory, and reports what it writes |
 //! | `spawn-orphans` | starts three `sleep`s that leave the group, and reports their pids |
 //! | `silent` | sends no text, not even the default one |
 //! | `answer` · `answer:REASON` · `answer:error:CODE:TEXT` | answers now; later words follow |
@@ -300,6 +301,10 @@ impl Turn {
             "two-responses" => return Some(Answer::Twice),
             "no-newline-eof" => return Some(Answer::WithoutNewline),
             "env" => self.reply(&environment_names()),
+            "sh" => match self.agent.shell(argument) {
+                Ok(text) => self.reply(&text),
+                Err(err) => return Some(failed(&format!("cannot run a shell: {err}"))),
+            },
             "spawn-orphans" => match orphans::start() {
                 Ok(pids) => self.reply(&format!("orphans: {pids}")),
                 Err(err) => return Some(failed(&format!("cannot start orphans: {err}"))),

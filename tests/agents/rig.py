@@ -84,14 +84,16 @@ class Agent:
         more = self.write_home(home, model_url) or {}
         example = EXAMPLES[self.example or self.name]
         own = {self.home_variable: str(home), MARK: mark} | self.env | more
-        changed = {"env": example.get("env", {}) | own}
+        # The directory that an agent's own variable names is not in the HOME of its sandbox.
+        changed = {"env": example.get("env", {}) | own, "sandbox_write": [str(home)]}
         profile = {key: example[key] for key in example if key not in OPERATORS} | changed
         lines = [f"{key} = {as_toml(value)}\n" for key, value in profile.items()]
         return f"[agents.{self.name}]\n" + "".join(lines)
 
 
 EXAMPLES = tomllib.loads((PROJECT / "config" / "agents.example.toml").read_text())["agents"]
-OPERATORS = ("env", "env_pass", "cwd_roots")  # keys that name the operator's machine
+# Keys that name the operator's machine.
+OPERATORS = ("env", "env_pass", "cwd_roots", "sandbox_read", "sandbox_write")
 
 
 def as_toml(value):

@@ -140,10 +140,13 @@ def test_idle_stop_and_return(server, model, agent, group):
 
 
 @pytest.mark.defaults(permission_policy="reject")
-def test_permission_is_refused_by_the_policy(server, agent, group, tmp_path):
-    """A policy decides what the agent asks; what one does that never asks, no policy prevents."""
-    doomed = tmp_path / "doomed"
-    doomed.mkdir()
+def test_permission_is_refused_by_the_policy(server, agent, tmp_path):
+    """A policy decides what the agent asks; what one does that never asks, no policy prevents, and
+    within its own directory no sandbox does."""
+    group, site = f"policy-{agent.name}", tmp_path / "site"
+    doomed = site / "doomed"
+    doomed.mkdir(parents=True)
+    server.create(group, agent, cwd=str(site))
     tool, arguments = agent.shell_call(f"rm -rf {doomed}")
     task = server.turn(group, f"tidy up [[tool:{tool} {json.dumps(arguments)}]]")
     assert doomed.exists() == agent.asks, "no answer allowed it"

@@ -91,6 +91,7 @@ fn a_working_agent_is_described() {
         "  permissions  policy reject; the agent names no modes\n",
         "  compaction   by its command /compact; ordered at 50 % of the context; detected by acp, \
          hermes_stderr\n",
+        "  sandbox      none: the agent has all rights of its user\n",
     ] {
         assert!(printed.contains(part), "{part}: {printed}");
     }

@@ -59,6 +59,7 @@ mod retry;
 mod retry_task;
 mod rotate;
 mod routes;
+mod sandbox;
 mod scale;
 mod sealing;
 mod secrets;

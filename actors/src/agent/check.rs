@@ -102,6 +102,8 @@ pub async fn check(
         run,
         group: group.unwrap_or_else(|_| unreachable!("a valid name")),
         profile,
+        temporary: dir.with_extension("tmp"),
+        kept: None,
         place: Place::Own(dir),
         session: None,
         may_replace: false,

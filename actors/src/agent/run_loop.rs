@@ -375,7 +375,8 @@ impl RunLoop {
             TreeEvent::Started { pid, .. } => {
                 self.pid = Some(pid);
                 log::info!(
-                    target: "greenroom::run", group:% = self.group_id, run:% = self.run, pid;
+                    target: "greenroom::run", group:% = self.group_id, run:% = self.run, pid,
+                    sandbox = self.profile.sandbox.level.name();
                     "run started"
                 );
                 if let Some(line) = self.first_line.take() {

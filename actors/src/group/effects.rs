@@ -4,6 +4,8 @@
 //! While core has it, the actor renews it (`lease`). Its release is a fact, which the store
 //! executes in the same commit: so a compaction is published under its lock or not at all (HL-11).
 
+use std::sync::Arc;
+
 use actix::{
     Actor as _, ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, Handler,
     Message, WrapFuture as _,
@@ -90,12 +92,15 @@ impl Group {
             }
             None => Place::Own(work_dir.of(self.no)),
         };
+        let temporary = work_dir.temporary(run);
         let (alive, died) = oneshot::channel();
         let start = Start {
             run,
             group: self.id.clone(),
             profile,
             place,
+            temporary: temporary.path().to_owned(),
+            kept: Some(Arc::new(temporary)),
             session,
             may_replace,
             alive,

@@ -44,6 +44,7 @@ pub use super::control::TreeEvent;
 use super::{
     control::{HEARTBEAT, Spec, TreeCommand, send_launch},
     proc::Marker,
+    sandbox::Confinement,
     search::{self, Leftovers},
     shims::Registered,
     sweep,
@@ -84,6 +85,7 @@ pub struct Launch {
     pub cwd: WorkingDir,
     pub umask: Option<u32>,
     pub no_new_privs: bool,
+    pub confinement: Option<Confinement>,
     pub rlimits: Rlimits,
     /// The soft limit of open files, if `rlimits` names none; `None`: unlimited.
     pub open_files: Option<u64>,
@@ -256,6 +258,7 @@ fn spec(launch: &Launch) -> io::Result<OwnedFd> {
         cwd: launch.cwd.path().to_owned(),
         umask: launch.umask,
         no_new_privs: launch.no_new_privs,
+        confinement: launch.confinement.clone(),
         rlimits: launch.rlimits.clone(),
         open_files: launch.open_files,
     }

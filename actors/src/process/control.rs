@@ -22,6 +22,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::sandbox::Confinement;
 use crate::profile::Rlimits;
 
 /// The server's bytes besides those of [`TreeCommand`]. `LAUNCH` is the first, and carries the
@@ -53,6 +54,7 @@ pub(super) struct Spec {
     pub cwd: PathBuf,
     pub umask: Option<u32>,
     pub no_new_privs: bool,
+    pub confinement: Option<Confinement>,
     pub rlimits: Rlimits,
     pub open_files: Option<u64>,
 }

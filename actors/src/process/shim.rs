@@ -15,7 +15,7 @@ use std::{
     fs, io,
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
     process::{Command, ExitCode},
@@ -39,6 +39,7 @@ use super::{
     cgroup::Cgroup,
     control::{self, Received, Spec, TreeCommand, TreeEvent, report},
     proc::{self, Marker, Process},
+    sandbox::{Barrier, Confinement, Program},
 };
 
 /// How long a server may be silent before it counts as dead, unless `--silence-ms` says otherwise.
@@ -117,7 +118,9 @@ fn run(control: BorrowedFd<'_>, options: &Options) -> io::Result<()> {
     match start(&spec, streams, cwd.as_fd(), group.as_ref()) {
         Ok(agent) => {
             drop(cwd);
-            TreeShim { control, agent, group, ended: false, terminated: false }.keep(wait)
+            let is_wrapped = spec.confinement.as_ref().is_some_and(Confinement::is_wrapped);
+            let (ended, terminated) = (false, false);
+            TreeShim { control, agent, group, is_wrapped, ended, terminated }.keep(wait)
         }
         Err(err) => {
             group.inspect(Cgroup::remove);
@@ -202,13 +205,19 @@ fn start(
     if let Some(mask) = spec.umask {
         umask(Mode::from_raw_mode(mask));
     }
-    if spec.no_new_privs {
+    if spec.no_new_privs || spec.confinement.is_some() {
         set_no_new_privs(true)?;
     }
     let [stdin, stdout, stderr] = streams;
-    let mut command = Command::new(&spec.command);
+    let sandbox =
+        spec.confinement.as_ref().map(|confinement| confinement.build(&program(spec, cwd)));
+    let (path, args, mut barrier) = match sandbox.transpose()? {
+        Some(sandbox) => sandbox.into_parts(),
+        None => (spec.command.clone(), spec.args.iter().map(OsString::from).collect(), None),
+    };
+    let mut command = Command::new(path);
     command
-        .args(&spec.args)
+        .args(args)
         .env_clear()
         .envs(spec.env.iter().map(|(key, value)| (key, value)))
         .process_group(0)
@@ -231,13 +240,24 @@ fn start(
         }
         set_parent_process_death_signal(Some(Signal::KILL))?;
         // The death of a shim before the signal was set would go unnoticed.
-        if getppid() == Some(shim) { Ok(()) } else { Err(Errno::SRCH.into()) }
+        if getppid() != Some(shim) {
+            return Err(Errno::SRCH.into());
+        }
+        // The last step, as it forbids others.
+        barrier.as_mut().map_or(Ok(()), Barrier::enter)
     };
     // SAFETY: between fork and exec it makes a few system calls and neither allocates nor locks;
     // and the shim has one thread, so that no other thread can hold a lock.
     unsafe { command.pre_exec(last_steps) };
     // `TreeShim::reap` reaps the child, with all others.
     Process::now(command.spawn()?.id())
+}
+
+/// Describes the agent to its sandbox, with the path that its directory has now.
+fn program<'a>(spec: &'a Spec, dir: BorrowedFd<'a>) -> Program<'a> {
+    let Spec { command, args, env, .. } = spec;
+    let path = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+    Program { command, args, env, cwd: path.unwrap_or_else(|_| spec.cwd.clone()), dir }
 }
 
 /// Sets the limits of the profile, soft and hard. Without one for open files, sets the usual soft
@@ -289,6 +309,10 @@ fn explain(spec: &Spec, cwd: BorrowedFd<'_>, err: &io::Error) -> String {
             format!("the interpreter that {command} names was not found")
         }
         io::ErrorKind::NotFound => format!("command {command} was not found"),
+        io::ErrorKind::PermissionDenied if spec.confinement.is_some() => format!(
+            "command {command} is not executable in its sandbox: it, its interpreter or its \
+             libraries may lie where `sandbox_read` of the profile has to name their directory"
+        ),
         io::ErrorKind::PermissionDenied => format!("command {command} is not executable"),
         _ => format!("command {command} cannot be started: {err}"),
     }
@@ -310,6 +334,9 @@ struct TreeShim<'c> {
     control: BorrowedFd<'c>,
     agent: Process,
     group: Option<Cgroup>,
+    /// Whether the main process is that of a sandbox around the agent. A TERM would end it, and all
+    /// others with it, before they can react to their own.
+    is_wrapped: bool,
     /// Whether the main process was reaped; its pid may be reused by now.
     ended: bool,
     /// Whether TERM was sent; it is sent once, as some programs abort on a second one.
@@ -393,7 +420,8 @@ impl TreeShim<'_> {
         if !self.terminated {
             self.terminated = true;
             // Processes that cannot be listed or signalled now are killed in the end.
-            for process in proc::descendants(std::process::id()).unwrap_or_default() {
+            let all = proc::descendants(std::process::id()).unwrap_or_default();
+            for process in all.into_iter().filter(|it| !(self.is_wrapped && *it == self.agent)) {
                 _ = process.signal(Signal::TERM);
             }
         }

@@ -1,5 +1,8 @@
 //! The directories that groups without a `cwd` work in: where they are, and their removal.
 
+// Directories for temporary files.
+mod temporary;
+// The removal of one directory.
 mod tree;
 
 use std::{
@@ -39,6 +42,7 @@ impl WorkDir {
         let path = data.join(NAME);
         let (removal, wanted) = mpsc::channel();
         let work = path.clone();
+        temporary::set_aside_all(&work);
         thread::Builder::new().name("purge".into()).spawn(move || {
             let mut reported = HashSet::new();
             remove_purged(&work, &mut reported);

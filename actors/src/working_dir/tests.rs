@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, os::unix::fs::symlink};
 use tempfile::TempDir;
 
 use super::*;
-use crate::profile::{CompactionMethod, Rlimits};
+use crate::profile::{CompactionMethod, Rlimits, Sandbox};
 
 /// A data directory with the directories of the groups 1 and 2, a root, and what lies outside.
 struct TestDirs {
@@ -47,6 +47,7 @@ impl TestDirs {
             umask: None,
             no_new_privs: false,
             rlimits: Rlimits::default(),
+            sandbox: Sandbox::default(),
         })
     }
 

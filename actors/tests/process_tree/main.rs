@@ -6,6 +6,7 @@
 mod claims;
 mod fork_chains;
 mod launch;
+mod sandbox;
 mod shim;
 mod support;
 mod termination;

@@ -52,6 +52,7 @@ pub fn sh(script: &str) -> Launch {
         cwd: WorkingDir::open(Path::new("/")).expect("open the root"),
         umask: None,
         no_new_privs: false,
+        confinement: None,
         rlimits: Rlimits::default(),
         open_files: Some(1024),
         run: Marker::run(format!("run_{id}")),

@@ -18,7 +18,8 @@ fn the_effective_values_are_printed() {
          [agents.a]\ncommand = 'a'\nargs = ['b']\nenv = { KEY = 'canary' }\nenv_pass = ['HOME']\n\
          cwd_roots = ['/srv']\nsignals = ['hermes_stderr', 'hermes_meta', 'hermes_stderr']\n\
          auto_compact = 0.5\nauth_method = 'key'\nstart_timeout = '61s'\numask = '0027'\n\
-         no_new_privs = true\ncompaction = { strategy = 'rotate' }\n\
+         no_new_privs = true\nsandbox = 'landlock'\nsandbox_read = ['/r']\n\
+         sandbox_write = ['/w']\nsandbox_network = [443]\ncompaction = { strategy = 'rotate' }\n\
          rlimits = { open_files = 16, processes = 2, core_size = '1MiB', file_size = '1GiB', \
          cpu_time = '90m' }\n[agents.b]\ncommand = 'b'\n",
     )
@@ -48,6 +49,8 @@ fn the_effective_values_are_printed() {
                 "command": "a", "args": ["b"], "env": ["KEY"], "env_pass": ["HOME"],
                 "cwd_roots": ["/srv"], "signals": ["hermes_stderr", "hermes_meta", "hermes_stderr"],
                 "auto_compact": 0.5, "auth_method": "key", "start_timeout": "1m 1s",
+                "sandbox": "landlock", "sandbox_read": ["/r"], "sandbox_write": ["/w"],
+                "sandbox_network": [443],
                 "compaction": { "strategy": "rotate" }, "umask": 0o027, "no_new_privs": true,
                 "rlimits": {
                     "open_files": 16, "processes": 2, "core_size": 1 << 20, "file_size": 1 << 30,
@@ -57,6 +60,8 @@ fn the_effective_values_are_printed() {
             "b": {
                 "command": "b", "args": [], "env": [], "env_pass": [], "cwd_roots": [],
                 "signals": [], "auto_compact": null, "auth_method": null, "start_timeout": "1m",
+                "sandbox": "none", "sandbox_read": [], "sandbox_write": [],
+                "sandbox_network": null,
                 "compaction": { "strategy": "none" }, "umask": null, "no_new_privs": false,
                 "rlimits": {
                     "open_files": null, "processes": null, "core_size": null, "file_size": null,
@@ -67,6 +72,8 @@ fn the_effective_values_are_printed() {
                 "command": "greenroom", "args": ["demo-agent"], "env": [], "env_pass": [],
                 "cwd_roots": [], "signals": [], "auto_compact": null, "auth_method": null,
                 "start_timeout": "1m", "umask": null, "no_new_privs": false,
+                "sandbox": "landlock", "sandbox_read": [], "sandbox_write": [],
+                "sandbox_network": [],
                 "compaction": { "strategy": "command", "command": "/compact" },
                 "rlimits": {
                     "open_files": null, "processes": null, "core_size": null, "file_size": null,

@@ -1,0 +1,110 @@
+//! The process tree of an agent in a sandbox: its signals, its exit code and its end (C25, I10).
+
+use std::collections::BTreeSet;
+
+use greenroom_actors::{
+    process::{
+        child::{Launch, TreeEvent},
+        sandbox::{Confinement, Network},
+    },
+    profile::SandboxLevel,
+};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::support::{
+    all_gone, exited, line, lines, parts, proc_text, processes, read_all, sh, soon, start, started,
+};
+
+/// The levels that hold an agent.
+const LEVELS: [SandboxLevel; 2] = [SandboxLevel::Landlock, SandboxLevel::Bubblewrap];
+
+fn confined(level: SandboxLevel, script: &str) -> (Launch, TempDir) {
+    let dir = TempDir::new().expect("make a directory");
+    let own = ["home", "tmp"].map(|name| dir.path().join(name));
+    let confinement = Confinement {
+        level,
+        own: own.to_vec(),
+        read: Vec::new(),
+        write: Vec::new(),
+        hidden: Vec::new(),
+        home: None,
+        network: Network::AllBut(BTreeSet::from([1])),
+        search: "/usr/bin:/bin:/usr/local/bin".into(),
+    };
+    let cwd = greenroom_actors::working_dir::WorkingDir::open(dir.path()).expect("open it");
+    (Launch { confinement: Some(confinement), cwd, ..sh(script) }, dir)
+}
+
+/// The three streams and the exit code pass through.
+#[tokio::test]
+async fn streams_and_exit_codes_pass_a_sandbox() {
+    for level in LEVELS {
+        let (launch, _dir) = confined(level, "echo out; echo err >&2; read line; exit 7");
+        let (stdin, mut stdout, mut stderr, mut handle) = parts(start(&launch));
+        started(&mut handle).await;
+        assert_eq!(lines(&mut stdout, 1).await, ["out"], "{level:?}");
+        assert_eq!(line(&mut stderr).await, "err", "{level:?}");
+        drop(stdin);
+        assert_eq!(soon(handle.next()).await, exited(7), "{level:?}");
+        assert_eq!(soon(handle.next()).await, TreeEvent::Gone, "{level:?}");
+        assert_eq!(read_all(&mut stderr).await, "", "{level:?}");
+    }
+}
+
+/// AM-42: TERM reaches the agent, and gives it time to end by itself, also below `bwrap`.
+#[tokio::test]
+async fn term_reaches_the_agent_in_a_sandbox() {
+    const SAVES: &str = "trap 'sleep 0.2; echo saved; exit 5' TERM; echo ready; \
+                         while :; do sleep 0.05; done";
+    for level in LEVELS {
+        let (launch, _dir) = confined(level, SAVES);
+        let (_stdin, mut stdout, _stderr, mut handle) = parts(start(&launch));
+        started(&mut handle).await;
+        assert_eq!(line(&mut stdout).await, "ready");
+        handle.terminate();
+        assert_eq!(line(&mut stdout).await, "saved", "{level:?}");
+        assert_eq!(soon(handle.next()).await, exited(5), "{level:?}");
+    }
+}
+
+/// I10: a kill ends all, and so does the death of the shim; the processes carry the run's mark.
+#[tokio::test]
+async fn a_kill_ends_all_in_a_sandbox() {
+    const FAMILY: &str = "setsid sh -c 'sleep 1000; :' & ( sh -c 'sleep 1000; :' & ); \
+                          echo ready; read line";
+    for level in LEVELS {
+        for end in ["kill", "shim"] {
+            let (launch, _dir) = confined(level, FAMILY);
+            let mark = launch.run.entry();
+            let (_stdin, mut stdout, _stderr, mut handle) = parts(start(&launch));
+            let agent = started(&mut handle).await;
+            assert_eq!(line(&mut stdout).await, "ready");
+            let entry = format!("{}={}", mark.0, mark.1);
+            let marked: Vec<String> = std::fs::read_dir("/proc")
+                .expect("list processes")
+                .filter_map(|found| found.ok()?.file_name().into_string().ok())
+                .filter(|pid| pid.bytes().all(|byte| byte.is_ascii_digit()))
+                .filter(|pid| pid.parse() != Ok(crate::support::parent(agent.pid)))
+                .filter(|pid| {
+                    let environ = std::fs::read(format!("/proc/{pid}/environ"));
+                    environ.is_ok_and(|all| {
+                        all.split(|byte| *byte == 0).any(|it| it == entry.as_bytes())
+                    })
+                })
+                .collect();
+            assert!(marked.len() >= 3, "{level:?}: {marked:?}");
+            let tree = processes(&marked);
+            if end == "kill" {
+                handle.kill();
+            } else {
+                let shim = crate::support::parent(agent.pid);
+                assert_eq!(proc_text(shim, "comm").trim(), "greenroom-shim");
+                greenroom_actors::process::proc::Process::now(shim)
+                    .and_then(|shim| shim.signal(Signal::KILL))
+                    .expect("kill the shim");
+            }
+            all_gone(&tree, stdout, handle).await;
+        }
+    }
+}
