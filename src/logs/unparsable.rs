@@ -1,7 +1,7 @@
 //! Requests that are no HTTP: counts them, and logs one a minute.
 //!
-//! actix-http logs each as an error of its own, which is all that shows it; and any program that can
-//! connect could fill the log with them.
+//! actix-http logs each as an error of its own, which is all that shows it; and any program that
+//! can connect could fill the log with them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

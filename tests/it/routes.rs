@@ -54,8 +54,8 @@ fn head_answers_as_get_without_a_body() {
     }
 }
 
-/// API-2, C6: no browser guesses the type of an answer, keeps it, or shows it to another site: of any
-/// route, and of a request that is refused before routing.
+/// API-2, C6: no browser guesses the type of an answer, keeps it, or shows it to another site: of
+/// any route, and of a request that is refused before routing.
 #[test]
 fn every_answer_has_the_headers_that_browsers_obey() {
     let (server, routes, ids) = start();

@@ -1,4 +1,4 @@
-//! The server's own table of routes, as it shows it: no test has a second one that could lag behind.
+//! The server's own table of routes, as it shows it: no test has a second one that lags behind.
 
 use super::{Server, http::Reply};
 
