@@ -234,8 +234,18 @@ impl Group {
     }
 
     /// Applies events in order, with one commit for all of their facts. An event that core rejects
-    /// ends the series; the facts of the earlier ones are stored all the same.
+    /// ends the series; the facts of the earlier ones are stored all the same. Events that may
+    /// publish a compaction are applied after those of a lost lease.
     fn advance(&mut self, events: Vec<Event>, ctx: &mut Context<Self>) -> Progress {
+        match self.checked_lease(&events) {
+            None => self.advance_now(events, ctx),
+            Some(checked) => Box::pin(checked.then(|lost, group: &mut Self, ctx| {
+                group.advance_now(lost.into_iter().chain(events).collect(), ctx)
+            })),
+        }
+    }
+
+    fn advance_now(&mut self, events: Vec<Event>, ctx: &mut Context<Self>) -> Progress {
         if let Err(refused) = self.check_readable() {
             return Box::pin(actix::fut::ready(Err(refused)));
         }

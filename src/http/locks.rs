@@ -1,12 +1,13 @@
 //! Locks: the compaction lock, for outside programs that compact the same sessions (HL-15).
 //!
 //! A holder can refresh and release its lock while the server drains: what it began under the lock
-//! may end under it.
+//! may end under it. The token is the proof of the holder, and only answers to the holder have it.
+//! greenroom's own locks cannot be changed here, whatever the proof (HL-4).
 
 use actix_web::{HttpRequest, HttpResponse, web::Data};
 use greenroom_actors::{
     clock,
-    storage::{LockError, LockGrant, LockRequest},
+    storage::{LockError, LockGrant, LockRequest, holder},
 };
 use greenroom_core::{
     Now,
@@ -43,25 +44,28 @@ pub struct LeaseRequest {
 struct LockView<'a> {
     key: &'a LockKey,
     holder: &'a Holder,
-    token: u64,
+    /// For its holder only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<u64>,
     acquired_at: Time,
     expires_at: Time,
 }
 
 impl<'a> LockView<'a> {
+    /// Shows a lock to any caller.
     fn new(lock: &'a Lock, now: Now) -> Self {
-        let Lease { key, holder, token } = &lock.lease;
-        Self {
-            key,
-            holder,
-            token: *token,
-            acquired_at: Time(lock.acquired_at),
-            expires_at: Time(lock.expires_at(now)),
-        }
+        let Lease { key, holder, .. } = &lock.lease;
+        let (acquired_at, expires_at) = (Time(lock.acquired_at), Time(lock.expires_at(now)));
+        Self { key, holder, token: None, acquired_at, expires_at }
+    }
+
+    /// Shows a lock to its holder.
+    fn for_holder(lock: &'a Lock, now: Now) -> Self {
+        Self { token: Some(lock.lease.token), ..Self::new(lock, now) }
     }
 }
 
-/// Returns a lock and its holder; 404 if the lock is free.
+/// Returns a lock and its holder, without the token; 404 if the lock is free.
 pub async fn get(
     state: Data<AppState>,
     request: HttpRequest,
@@ -82,10 +86,14 @@ pub async fn put(
 ) -> Result<HttpResponse, ApiError> {
     state.check_accepts_work()?;
     let AcquireRequest { holder, ttl_ms } = body.value;
-    let ask = LockRequest { key: key(&request)?, holder, ttl: ttl_ms, group: None };
+    let key = key(&request)?;
+    if holder::is_reserved(&holder) {
+        return Err(held(&state, key).await?.unwrap_or_else(reserved));
+    }
+    let ask = LockRequest { key, holder, ttl: ttl_ms, group: None };
     let LockGrant { lock, fresh } = state.shared.db.lock_acquire(ask).await?;
     let mut response = if fresh { HttpResponse::Created() } else { HttpResponse::Ok() };
-    Ok(response.json(LockView::new(&lock, clock::moment())))
+    Ok(response.json(LockView::for_holder(&lock, clock::moment())))
 }
 
 /// Extends a lease by its `ttl_ms`.
@@ -96,9 +104,26 @@ pub async fn refresh(
     body: Body<LeaseRequest>,
 ) -> Result<HttpResponse, ApiError> {
     let LeaseRequest { holder, token } = body.value;
-    let lease = Lease { key: key(&request)?, holder, token };
-    let lock = state.shared.db.lock_refresh(lease).await?;
-    Ok(HttpResponse::Ok().json(LockView::new(&lock, clock::moment())))
+    let key = key(&request)?;
+    if holder::is_reserved(&holder) {
+        let lost = || LockError::Lost.into();
+        return Err(held(&state, key).await?.unwrap_or_else(lost));
+    }
+    let lock = state.shared.db.lock_refresh(Lease { key, holder, token }).await?;
+    Ok(HttpResponse::Ok().json(LockView::for_holder(&lock, clock::moment())))
+}
+
+/// Returns the error for a caller that does not hold the lock, if it is held.
+async fn held(state: &AppState, key: LockKey) -> Result<Option<ApiError>, ApiError> {
+    let found = state.shared.db.lock_get(key).await?;
+    Ok(found.map(|lock| LockError::from(lock.conflict(clock::moment())).into()))
+}
+
+/// The error for a name that is kept for greenroom's own locks.
+fn reserved() -> ApiError {
+    let detail =
+        "holder: a name that begins with `greenroom:` must name the caller's own process".into();
+    ApiError::InvalidBody { field: Some("holder".into()), detail }
 }
 
 /// Releases a lock. A caller that does not hold it changes nothing, and gets the same response.
@@ -107,7 +132,9 @@ pub async fn delete(
     request: HttpRequest,
     Query(LeaseRequest { holder, token }): Query<LeaseRequest>,
 ) -> Result<HttpResponse, ApiError> {
-    if let Ok(key) = key(&request) {
+    if let Ok(key) = key(&request)
+        && !holder::is_reserved(&holder)
+    {
         let lease = Lease { key, holder, token };
         match state.shared.db.lock_release(lease).await {
             // Without a lock table no lock is held.

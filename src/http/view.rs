@@ -57,7 +57,8 @@ pub struct Group {
     broken: Option<String>,
 }
 
-/// The compactions of a group so far; absent before the first one (AM-31).
+/// The compactions of a group so far; absent before the first one (AM-31), unless automatic ones
+/// are paused.
 #[derive(Clone, Copy, Serialize)]
 pub struct CompactionSummary {
     active: bool,
@@ -65,6 +66,10 @@ pub struct CompactionSummary {
     last_source: Option<Source>,
     last_started_at: Option<Time>,
     last_completed_at: Option<Time>,
+    /// Until when the group orders none by itself.
+    paused_until: Option<Time>,
+    /// What paused it, if that was the lock of another program.
+    blocked_by: Option<Blocked>,
 }
 
 impl Group {
@@ -110,12 +115,16 @@ impl Group {
         let (session_id, usage) = group.session.map(|session| (session.id, session.usage)).unzip();
         let settings = group.settings;
         let compacting = group.compacting;
-        let compaction = compacting.last_source.map(|_| CompactionSummary {
+        let pause = compacting.pause(clock::moment());
+        let is_known = compacting.last_source.is_some() || pause.is_some();
+        let compaction = is_known.then(|| CompactionSummary {
             active: summary.is_compacting && !is_unsettled,
             count: compacting.count,
             last_source: compacting.last_source,
             last_started_at: compacting.last_started_at.map(Time),
             last_completed_at: compacting.last_completed_at.map(Time),
+            paused_until: pause.map(|(due, _)| Time(due.at_wall_clock())),
+            blocked_by: pause.filter(|(_, lock_held)| *lock_held).map(|_| Blocked::Lock),
         });
         let broken = state.health().broken(no);
         // The run and the task that have its slot by its row ended with an earlier server.

@@ -5,7 +5,7 @@ use std::{thread, time::Duration};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use crate::support::{Server, Setup, eventually};
+use crate::support::{Server, Setup, eventually, server::encode};
 
 /// Starts a server and runs one turn in its group; returns the group's session too.
 fn start_with_session(setup: Setup) -> (Server, String) {
@@ -75,8 +75,9 @@ fn waiting_for_and_holding_the_lock_have_a_deadline() {
     assert_eq!(server.journal.prompts_of(&session), ["first", "waiting"]);
     server.assert_compacted("work", 0);
     let seen = server.lock(&session).expect(200);
-    assert_eq!((&seen["holder"], &seen["token"]), (&json!("outside"), &lock["token"]));
+    assert_eq!(seen["holder"], "outside");
     server.release_lock(&lock);
+    server.lock(&session).expect(404);
 
     // This agent ignores the cancel, and keeps the only slot until escalation has ended it.
     server.submit("other", "[[ignore-cancel]][[gate:never]]");
@@ -91,35 +92,113 @@ fn waiting_for_and_holding_the_lock_have_a_deadline() {
 }
 
 /// HL-15, HL-4, HL-5, HL-6, HL-7: while greenroom compacts, programs can read its holder, none can
-/// take the lock from it, also not after its lease, which is refreshed; each acquisition has a new
-/// holder.
+/// take, extend or release its lock, by whatever proof, also not after its lease, which is
+/// refreshed; each acquisition has a new holder.
 #[test]
 fn greenroom_holds_the_lock_while_it_compacts() {
     let (server, session) = start_with_session(Setup::new().text("defaults", "lock_ttl", "2s"));
     server.lock(&session).any_problem(404);
-    let mut seen: Vec<Value> = Vec::new();
+    let mut seen: Vec<(Value, i64)> = Vec::new();
     for gate in ["one", "two"] {
         let compaction = server.compact_with("work", &format!("[[gate:{gate}]]"));
         server.journal.wait_gate(gate);
         let lock = server.lock(&session).expect(200);
         assert_eq!(lock["key"], session);
-        let body = json!({ "holder": "outside", "token": lock["token"] });
-        server.post(&format!("/v1/locks/{session}/refresh"), &body).any_problem(409);
-        server.delete(&format!("/v1/locks/{session}?holder=outside&token=1")).expect(204);
+        let holder = lock["holder"].as_str().unwrap();
+        let token = token_of(&server, &session);
+        for name in ["outside", holder] {
+            let body = json!({ "holder": name, "token": token });
+            server.post(&format!("/v1/locks/{session}/refresh"), &body).problem(409, "lock-held");
+            let query = format!("?holder={}&token={token}", encode(name));
+            server.delete(&format!("/v1/locks/{session}{query}")).expect(204);
+            server.acquire_lock(&session, name).problem(409, "lock-held");
+        }
         let extended = eventually("a refresh of the lease", &server.log, || {
             let refused = server.acquire_lock(&session, "outside").problem(409, "lock-held");
             assert_eq!(refused["holder"], lock["holder"]);
             Some(server.lock(&session).expect(200))
                 .filter(|now| now["expires_at"] != lock["expires_at"])
         });
-        assert_eq!((&extended["holder"], &extended["token"]), (&lock["holder"], &lock["token"]));
+        assert_eq!(extended["holder"], lock["holder"]);
+        assert_eq!(token_of(&server, &session), token);
         server.journal.open_gate(gate);
         server.finish_as(&compaction, "completed");
         server.lock(&session).any_problem(404);
-        seen.push(lock);
+        seen.push((lock, token));
     }
-    assert_ne!(seen[0]["holder"], seen[1]["holder"], "unique per acquire");
-    assert!(seen[0]["token"].as_i64() < seen[1]["token"].as_i64(), "the token grows");
+    assert_ne!(seen[0].0["holder"], seen[1].0["holder"], "unique per acquire");
+    assert!(seen[0].1 < seen[1].1, "the token grows");
+}
+
+/// The token of a lock, which greenroom shows to no other program.
+fn token_of(server: &Server, key: &str) -> i64 {
+    let database = server.writable_database();
+    database.query_row("SELECT token FROM locks WHERE key = ?", [key], |row| row.get(0)).unwrap()
+}
+
+/// HL-11, DQ-12: a compaction whose lock is lost while its agent compacts, by another holder or by
+/// the loss of its row, ends `failed`; the session, its segment and the agent stay.
+#[test]
+fn a_lock_that_is_lost_in_mid_compaction_fails_it_alone() {
+    let rotate = "{ strategy = \"rotate\" }";
+    let setup = Setup::new().agent("rotates", &[]).set("agents.rotates", "compaction", rotate);
+    let (server, _) = start_with_session(setup);
+    server.put("/v1/groups/rotated", &json!({ "agent": "rotates" })).expect(201);
+    server.complete("rotated", "first");
+    let losses = ["DELETE FROM locks", "UPDATE locks SET holder = 'thief', token = token + 1"];
+    for group in ["work", "rotated"] {
+        let run = server.group(group)["current_run"].clone();
+        for (number, loss) in losses.iter().enumerate() {
+            let gate = format!("{group}-{number}");
+            let session = server.session(group);
+            let compaction = server.compact_with(group, &format!("[[gate:{gate}]]"));
+            server.journal.wait_gate(&gate);
+            let database = server.writable_database();
+            database.busy_timeout(Duration::from_secs(5)).unwrap();
+            database.execute(loss, []).unwrap();
+            server.journal.open_gate(&gate);
+            let ended = server.finish_as(&compaction, "failed");
+            let message = ended["error"]["message"].as_str().unwrap();
+            assert!(message.contains("lost the lock"), "{ended}");
+            assert!(message.ends_with("the session is unchanged"), "{ended}");
+            assert_eq!(server.compaction_of(&compaction)["status"], "failed");
+            server.assert_compacted(group, 0);
+            assert_eq!(server.session(group), session);
+            server.complete(group, "after");
+            assert_eq!(server.group(group)["current_run"], run, "the agent is alive");
+            database.execute("DELETE FROM locks", []).unwrap();
+        }
+    }
+}
+
+/// HL-2, HL-14, I12: while another program holds the lock, a compaction that the group orders by
+/// itself delays no turn; the group shows what keeps it from compacting, also after a restart.
+#[test]
+fn an_automatic_compaction_steps_back_from_an_external_holder() {
+    let setup = Setup::new().set("defaults", "auto_compact", 0.5);
+    let (mut server, session) = start_with_session(setup);
+    assert_eq!(server.group("work")["compaction"], Value::Null);
+    let lock = server.acquire_lock(&session, "outside").expect(201);
+    server.complete("work", "[[usage:900:1000]]");
+    server.complete("work", "next");
+    let skipped = &server.get("/v1/groups/work/compactions").expect(200)["items"][0];
+    assert_eq!(skipped["status"], "skipped", "{skipped}");
+    assert!(skipped["error"].as_str().unwrap().contains("outside"), "{skipped}");
+    for _ in 0..2 {
+        let group = server.group("work");
+        let shown = &group["compaction"];
+        assert_eq!((&shown["blocked_by"], &shown["count"]), (&json!("lock"), &json!(0)), "{shown}");
+        assert!(shown["paused_until"].is_string(), "{shown}");
+        assert_eq!((&group["blocked_by"], &group["status"]), (&Value::Null, &json!("idle")));
+        server.kill_and_boot();
+    }
+    server.complete("work", "[[usage:900:1000]]");
+    assert_eq!(server.journal.prompts_of(&session).iter().filter(|p| *p == "/compact").count(), 0);
+    server.release_lock(&lock);
+    let compaction = server.compact("work");
+    server.finish_as(&compaction, "completed");
+    let shown = &server.group("work")["compaction"];
+    assert_eq!((&shown["blocked_by"], &shown["paused_until"]), (&Value::Null, &Value::Null));
 }
 
 /// HL-1, HL-15: if greenroom and an external program acquire one lock simultaneously, one at a time

@@ -31,6 +31,7 @@ fn release(server: &Server, path: &str, holder: &str, token: &Value) {
 fn assert_held(reply: &Reply, holder: &str, lock: &Value) {
     let problem = reply.problem(409, "lock-held");
     assert_eq!(problem["holder"], holder, "{problem}");
+    assert!(problem.get("token").is_none(), "{problem}");
     assert!(problem["expires_at"].as_str() >= lock["acquired_at"].as_str(), "{problem}");
 }
 
@@ -46,7 +47,9 @@ fn a_lock_is_acquired_refreshed_and_released() {
     assert_eq!(fields, ["acquired_at", "expires_at", "holder", "key", "token"]);
     assert_eq!((&lock["key"], &lock["holder"]), (&json!("session"), &json!("me")));
     assert!(lock["token"].is_u64(), "{lock}");
-    assert_eq!(server.get(LOCK).expect(200)["token"], lock["token"]);
+    let seen = server.get(LOCK).expect(200);
+    assert_eq!((&seen["holder"], &seen["expires_at"]), (&lock["holder"], &lock["expires_at"]));
+    assert!(seen.get("token").is_none(), "{seen}");
 
     assert_held(&acquire(&server, LOCK, "you", HOUR_MS), "me", &lock);
     let again = acquire(&server, LOCK, "me", HOUR_MS).expect(200);
@@ -81,6 +84,31 @@ fn a_lock_is_acquired_refreshed_and_released() {
         (reply.status == 201).then(|| reply.json())
     });
     assert_held(&refresh(&server, short, "me", &lock["token"]), "you", &yours);
+}
+
+/// HL-5, HL-15: no other program takes a lock under a name of greenroom's own; one that names
+/// another process is free.
+#[test]
+fn greenrooms_own_names_are_reserved() {
+    let server = Server::usual();
+    for name in
+        ["greenroom:", "greenroom:pid=1", "greenroom:nonce=00000000000000000000000000000000"]
+    {
+        let problem = acquire(&server, LOCK, name, HOUR_MS).problem(400, "invalid-body");
+        assert_eq!(problem["field"], "holder", "{problem}");
+        refresh(&server, LOCK, name, &json!(1)).problem(409, "lock-lost");
+    }
+    let own = format!(
+        "greenroom:pid={}:start=1:ns=1:boot=00000000-0000-0000-0000-000000000001:nonce={:032}",
+        std::process::id(),
+        7
+    );
+    let lock = acquire(&server, "/v1/locks/another", &own, HOUR_MS).expect(201);
+    let token = &lock["token"];
+    refresh(&server, "/v1/locks/another", &own, token).expect(200);
+    release(&server, "/v1/locks/another", &own, token);
+    let lock = acquire(&server, LOCK, "greenroom-nightly", HOUR_MS).expect(201);
+    assert_held(&acquire(&server, LOCK, "greenroom:", HOUR_MS), "greenroom-nightly", &lock);
 }
 
 /// HL-15, HL-1: of simultaneous clients exactly one gets the lock, in every round, and tokens
@@ -142,8 +170,8 @@ fn keys_are_percent_encoded() {
     }
     for ((encoded, key), token) in keys.iter().zip(&tokens) {
         let path = format!("/v1/locks/{encoded}");
-        assert_eq!(server.get(&path).expect(200)["token"], *token, "{key}");
-        refresh(&server, &path, "me", token).expect(200);
+        assert_eq!(server.get(&path).expect(200)["key"], *key);
+        assert_eq!(refresh(&server, &path, "me", token).expect(200)["token"], *token, "{key}");
         release(&server, &path, "me", token);
         server.get(&path).any_problem(404);
     }
@@ -206,9 +234,10 @@ fn a_lock_survives_a_restart_and_the_drain() {
     let lock = acquire(&server, LOCK, "me", HOUR_MS).expect(201);
     server.kill_and_boot();
     let kept = server.get(LOCK).expect(200);
-    for field in ["key", "holder", "token", "acquired_at"] {
+    for field in ["key", "holder", "acquired_at"] {
         assert_eq!(kept[field], lock[field], "{field}");
     }
+    assert_eq!(refresh(&server, LOCK, "me", &lock["token"]).expect(200)["token"], lock["token"]);
     assert_held(&acquire(&server, LOCK, "you", HOUR_MS), "me", &lock);
 
     server.submit("work", "[[gate:go]]");

@@ -348,6 +348,8 @@ pub enum Fact {
     CompactionRests {
         /// The end of the pause.
         due: Deadline,
+        /// Whether another program had the session's lock.
+        lock_held: bool,
     },
     /// The agent answered with a summary; greenroom asks it to open another session.
     SummaryGiven {

@@ -301,6 +301,13 @@ impl Holder {
         Self(format!("{HOLDER_PREFIX}nonce={}", nonce.simple()).into())
     }
 
+    /// Whether only greenroom, as `this` process, may have the name. Another program may have one
+    /// that names its own process, so that its death can be proved.
+    pub fn is_reserved(&self, this: Option<&Process>) -> bool {
+        let is_of_another = || self.process().is_some_and(|process| Some(&process) != this);
+        self.0.starts_with(HOLDER_PREFIX) && !is_of_another()
+    }
+
     /// Returns the process that it names, if it is exactly what [`Holder::of`] makes.
     pub fn process(&self) -> Option<Process> {
         let mut fields = self.0.strip_prefix(HOLDER_PREFIX)?.split(':');

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
+use actix::{
+    ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _, fut::LocalBoxActorFuture,
+};
 use greenroom_core::{
-    Event, Limits, LockAnswer, SessionId, TaskId,
+    Event, Limits, LockAnswer, SessionId, SignalKind, TaskId,
     lock::{Holder, Lease, LockKey},
 };
 
@@ -60,6 +62,33 @@ impl Group {
         actix::spawn(async move { db.lock_release(lease).await });
     }
 
+    /// Renews the lease that core holds before events that may publish its compaction; `None` if
+    /// nothing is published. Returns the event that the lease is lost, if it is.
+    ///
+    /// The commit is fenced, too (HL-11); but an actor whose commit fails stops, and its agent with
+    /// it. A lease that was renewed a moment ago is lost then only if its row is deleted.
+    pub(super) fn checked_lease(
+        &self,
+        events: &[Event],
+    ) -> Option<LocalBoxActorFuture<Self, Option<Event>>> {
+        let (key, holder, token) = self.log.core.lease()?;
+        let task = self.log.core.locking_task()?;
+        if !events.iter().any(may_publish) {
+            return None;
+        }
+        let lease = lease_of(key, holder, token)?;
+        let db = self.shared.db.clone();
+        let renewed = async move { db.lock_refresh(lease).await };
+        Some(Box::pin(renewed.into_actor(self).map(move |renewed, group, _| match renewed {
+            Err(lost @ (LockError::Conflict { .. } | LockError::Lost)) => {
+                log::warn!(group:% = group.id, lost:%; "lease is lost at its compaction's end");
+                Some(Event::LockLost { task })
+            }
+            // The fence of the commit decides.
+            Ok(_) | Err(LockError::Absent | LockError::Store(_)) => None,
+        })))
+    }
+
     /// Renews the lease that core holds, and no other.
     pub(super) fn reconcile_lease(&mut self, ctx: &mut Context<Self>) {
         let held = self.log.core.lease().map(|(_, _, token)| token);
@@ -90,6 +119,17 @@ impl Group {
             ctx.address().do_send(SelfMessage::Event(Event::LockLost { task }.into()));
         }));
         self.lease = Some((token, renewal));
+    }
+}
+
+/// Whether a compaction may be completed by the event.
+fn may_publish(event: &Event) -> bool {
+    match event {
+        Event::Signalled { signal, .. } | Event::StderrMatched { signal, .. } => {
+            signal.kind == SignalKind::Completed
+        }
+        Event::SessionOpened { .. } | Event::PromptAnswered { .. } => true,
+        _ => false,
     }
 }
 

@@ -17,6 +17,11 @@ pub fn fresh() -> Holder {
     this_process().map_or_else(|| Holder::unprovable(nonce), |process| Holder::of(&process, nonce))
 }
 
+/// Whether no other program may have the name: it is one of this server's own locks, or could be.
+pub fn is_reserved(holder: &Holder) -> bool {
+    holder.is_reserved(this_process().as_ref())
+}
+
 /// Whether the holder's process is provably gone.
 pub fn is_dead(holder: &Holder) -> bool {
     this_process().is_some_and(|this| lock::is_provably_dead(holder, &this, inspect))

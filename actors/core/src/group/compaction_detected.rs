@@ -11,7 +11,7 @@ use crate::{
 pub(super) const UNCHANGED: &str = "the session is unchanged";
 
 /// The error of a compaction that lost its lock, and so does not count (HL-11).
-pub(super) const LOCK_LOST: &str = "its lock was lost";
+pub(super) const LOCK_LOST: &str = "greenroom lost the lock";
 
 impl Transition<'_> {
     /// Handles a detector's signal of the present run.

@@ -21,17 +21,25 @@ impl CompactionHistory {
 
     /// Ends the pause of automatic compaction.
     pub(super) fn resume_auto_compact(&mut self) {
-        (self.paused_until, self.failed_at) = (None, None);
+        (self.paused_until, self.failed_at, self.lock_held) = (None, None, false);
     }
 
-    /// Pauses automatic compaction until `due`.
-    pub(super) fn pause_auto_compact(&mut self, due: Deadline) {
-        (self.paused_until, self.failed_at) = (Some(due), None);
+    /// Pauses automatic compaction until `due`; `lock_held`: because another program has the lock.
+    pub(super) fn pause_auto_compact(&mut self, due: Deadline, lock_held: bool) {
+        (self.paused_until, self.failed_at, self.lock_held) = (Some(due), None, lock_held);
     }
 
     /// Copies the pause, which no frame holds.
     pub fn copy_pause(&mut self, other: &Self) {
         (self.paused_until, self.failed_at) = (other.paused_until, other.failed_at);
+        self.lock_held = other.lock_held;
+    }
+
+    /// Returns until when automatic compaction is paused, and whether because another program had
+    /// the lock; `None` if it is not.
+    pub fn pause(&self, now: Now) -> Option<(Deadline, bool)> {
+        let due = self.paused_until.filter(|due| due.left_ms(now) > 0)?;
+        Some((due, self.lock_held))
     }
 
     /// An ordered compaction was not completed. Of several in a row the first counts that knows the
@@ -95,7 +103,7 @@ impl CompactionHistory {
     /// measured by the wall clock, as nothing else is stored of it. It lasts at most its usual
     /// time, also if that clock was set.
     pub(super) fn may_auto_compact(&self, now: Now) -> bool {
-        let is_paused = self.paused_until.is_some_and(|due| due.left_ms(now) > 0);
+        let is_paused = self.pause(now).is_some();
         let since_failure = self.failed_at.map(|failed| now.wall.0.saturating_sub(failed.0));
         let is_paused =
             is_paused || since_failure.is_some_and(|passed| (0..PAUSE_MS as i64).contains(&passed));

@@ -12,6 +12,9 @@ use crate::{
     StopReason, Strategy, Task, TaskError, TaskId, TaskKind, Work, attempt::Settlement,
 };
 
+/// The error code of a compaction that is skipped because another program has the session's lock.
+pub(super) const LOCK_HELD: &str = "lock_held";
+
 /// The error code of a compaction that is skipped because the session was compacted while its task
 /// waited for the lock.
 pub(super) const ALREADY_COMPACTED: &str = "already_compacted";
@@ -86,7 +89,7 @@ impl Transition<'_> {
         };
         if is_pausing {
             let due = Deadline::after(self.now, PAUSE_MS);
-            self.record(Fact::CompactionRests { due });
+            self.record(Fact::CompactionRests { due, lock_held: error == Some(LOCK_HELD) });
         }
     }
 
@@ -288,12 +291,11 @@ impl Transition<'_> {
         }
         match () {
             () if was_seen => (CompactionEvent::Stranded, None),
-            () if rotates && self.lost_lock() => failed(LOCK_LOST),
+            () if self.lost_lock() => failed(LOCK_LOST),
             () if rotates => failed("the agent gave no summary"),
             // If a compaction would have been reported and was not, or freed nothing, there was
             // none.
             () if would_report || freed_nothing => (seen(SignalKind::Noop), None),
-            () if self.lost_lock() => failed(LOCK_LOST),
             () if usage == Some(0) => failed("the agent does not tell what it did"),
             () => (seen(SignalKind::Completed), None),
         }

@@ -1,7 +1,11 @@
 //! The lock that the next compaction needs: requested, waited for, kept, released (HL rules).
 
-use super::{Group, compaction_ordered::ALREADY_COMPACTED, decide::Transition};
-use crate::{Effect, Fact, LockAnswer, SessionId, TaskId};
+use super::{
+    Group,
+    compaction_ordered::{ALREADY_COMPACTED, LOCK_HELD},
+    decide::Transition,
+};
+use crate::{Effect, Fact, LockAnswer, Origin, SessionId, TaskId};
 
 /// How long until the group requests a refused lock again.
 pub(super) const LOCK_RETRY_MS: u64 = 1_000;
@@ -121,9 +125,13 @@ impl Transition<'_> {
             LockAnswer::Acquired { holder, token } => {
                 self.record(Fact::LockTaken { task: id, key, holder, token });
             }
+            LockAnswer::Busy { holder } if self.was_ordered_by_usage(id) => {
+                let why = format!("{holder:?} holds the session's lock");
+                self.skip(id, LOCK_HELD, &why);
+            }
             LockAnswer::Busy { holder } if waited_ms >= self.settings.limits.compaction_ms => {
                 let why = format!("{holder:?} held the session's lock for the whole wait");
-                self.skip(id, "lock_held", &why);
+                self.skip(id, LOCK_HELD, &why);
             }
             LockAnswer::Busy { holder } => {
                 self.record(Fact::LockRefused { task: id, holder, again: tries > 1 });
@@ -137,6 +145,12 @@ impl Transition<'_> {
                 self.skip(id, "lock_failed", "the request for the session's lock failed");
             }
         }
+    }
+
+    /// Whether the group ordered the compaction by itself: no caller waits for it, and it must not
+    /// delay those who wait behind it. It may be ordered again after the pause (HL-14).
+    fn was_ordered_by_usage(&self, id: TaskId) -> bool {
+        self.group.task(id).is_some_and(|task| task.origin == Origin::Auto)
     }
 
     /// Releases a lock that arrived after its task no longer needed it.

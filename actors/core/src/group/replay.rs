@@ -111,7 +111,9 @@ impl Group {
             Fact::CompactionStarted(compaction)
             | Fact::CompactionUpdated(compaction)
             | Fact::CompactionEnded(compaction) => self.apply_compaction(compaction, at),
-            Fact::CompactionRests { due } => self.state.compacting.pause_auto_compact(*due),
+            Fact::CompactionRests { due, lock_held } => {
+                self.state.compacting.pause_auto_compact(*due, *lock_held);
+            }
             Fact::SummaryGiven { .. } => self.apply_summary_given(place.seq),
 
             Fact::LockAsked { task } => self.apply_lock_asked(*task),

@@ -232,6 +232,9 @@ pub struct CompactionHistory {
     /// No frame holds it.
     #[serde(default, rename = "rest", skip_serializing_if = "Option::is_none")]
     pub(super) paused_until: Option<Deadline>,
+    /// Whether it is paused because another program had the lock.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) lock_held: bool,
     /// An ordered one that the agent may yet complete in the next prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) unfinished: Option<Unfinished>,

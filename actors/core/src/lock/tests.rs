@@ -225,6 +225,25 @@ fn a_process_is_read_only_from_an_exact_holder() {
     }
 }
 
+/// HL-4, HL-5: another program may have a name that names its own process, and none of greenroom's.
+#[test]
+fn greenrooms_names_are_reserved() {
+    let of = |process: Process| Holder::of(&process, Uuid::nil());
+    let other = Process { pid: 11, ..OWN_PROCESS };
+    let cases = [
+        ("this process's", of(OWN_PROCESS), true),
+        ("without a process", Holder::unprovable(Uuid::nil()), true),
+        ("the prefix alone", holder("greenroom:"), true),
+        ("another process's", of(other), false),
+        ("of an earlier one with this number", of(Process { start: 1, ..OWN_PROCESS }), false),
+        ("of no greenroom", holder("greenroom-nightly"), false),
+    ];
+    for (name, holder, reserved) in cases {
+        assert_eq!(holder.is_reserved(Some(&OWN_PROCESS)), reserved, "{name}");
+    }
+    assert!(!of(OWN_PROCESS).is_reserved(None), "this process is unknown");
+}
+
 /// HL-5: in doubt a holder lives.
 #[test]
 fn a_holder_is_dead_only_by_proof() {

@@ -36,10 +36,6 @@ const UNCOMPLETED: &[Uncompleted] = &[
         driver.exit(ExitReason::StartFailed);
     }, T::Failed),
     ("the lock is busy", |driver, _| {
-        for _ in 0..3 {
-            driver.lock(busy());
-            driver.expire(|timer| matches!(timer, Timer::Lock(..)));
-        }
         driver.lock(busy());
     }, T::Skipped),
     ("the lock is unknown", |driver, _| drop(driver.lock(LockAnswer::Failed)), T::Skipped),
@@ -178,12 +174,12 @@ fn an_unneeded_or_cancelled_compaction_starts_no_rest() {
         driver.answer(StopReason::EndTurn);
     });
     assert!(orders_compaction(&mut driver), "nothing to compact");
-    let (mut driver, task) = after_uncompleted(|driver, _| {
-        driver.lock(busy());
-        driver.signal(Source::Acp, SignalKind::Completed);
-        driver.expire(|timer| matches!(timer, Timer::Lock(..)));
-        driver.lock(acquired());
-    });
+    let mut driver = Driver::idle();
+    let task = driver.compact(Strategy::Command);
+    driver.lock(busy());
+    driver.signal(Source::Acp, SignalKind::Completed);
+    driver.expire(|timer| matches!(timer, Timer::Lock(..)));
+    driver.lock(acquired());
     assert_eq!(driver.ended(task), Some((T::Skipped, Some("already_compacted".into()))));
     assert!(orders_compaction(&mut driver), "the session was compacted, and is full again");
 }

@@ -82,6 +82,26 @@ fn a_compaction_waits_for_a_busy_lock_until_its_deadline() {
     assert_eq!(driver.group.current().map(|task| task.id), Some(turn));
 }
 
+/// HL-2, HL-14, I12: a compaction that the group ordered by itself does not wait for a busy lock:
+/// the turns after it start at once, and the group shows why it compacts no more.
+#[test]
+fn an_automatic_compaction_steps_back_from_a_busy_lock() {
+    let mut driver = Driver::idle();
+    driver.run_turn_to(90);
+    let (task, turn) = (driver.ordered().unwrap(), driver.queue_turn());
+    driver.lock(busy());
+    assert_eq!(driver.ended(task), Some((T::Skipped, code("lock_held"))));
+    driver.grant();
+    assert_eq!(driver.group.current().map(|task| task.id), Some(turn));
+    let shown = |driver: &Driver| {
+        let pause = driver.group.state().compacting.pause(driver.moment());
+        pause.map(|(due, lock_held)| (due.ms, lock_held))
+    };
+    assert_eq!(shown(&driver), Some((600_000, true)));
+    driver.up_ms += 600_000;
+    assert_eq!(shown(&driver), None);
+}
+
 /// HL-2: several timers may fire at once, and a pause can make one void.
 #[test]
 fn a_refused_lock_is_requested_again_only_by_its_own_timer() {
@@ -218,7 +238,7 @@ fn a_compaction_that_lost_its_lock_publishes_nothing() {
         let opens = |effect: &Effect| matches!(effect, Effect::OpenSession { .. });
         assert!(!driver.effects.iter().any(opens), "{name}: {:?}", driver.effects);
         let error = driver.last_ended().unwrap().details.error.as_deref();
-        let lost = "its lock was lost; the session is unchanged";
+        let lost = "greenroom lost the lock; the session is unchanged";
         assert_eq!(error, (name != "after its deadline").then_some(lost), "{name}");
     }
 }

@@ -166,7 +166,7 @@ impl Invariant for AutoCompaction {
             Fact::CompactionStarted(compaction)
             | Fact::CompactionUpdated(compaction)
             | Fact::CompactionEnded(compaction) => self.compaction(compaction),
-            Fact::CompactionRests { due } => {
+            Fact::CompactionRests { due, .. } => {
                 ensure!(due.ms == PAUSE_MS, "HL-14: a pause of {} ms", due.ms);
                 self.paused_until = Some(*due);
             }

@@ -108,7 +108,7 @@ const BROKEN_COMPACTIONS: &[Row] = &[
     }),
     ("HL-14", false, "two pauses for one compaction", |h| repeat(h, "compaction_rests")),
     ("HL-14", false, "a pause of another length", |h| {
-        if let Fact::CompactionRests { due } = fact(h, "compaction_rests") {
+        if let Fact::CompactionRests { due, .. } = fact(h, "compaction_rests") {
             due.ms += 1;
         }
     }),
