@@ -23,6 +23,15 @@ pub trait ReadStore: Send + 'static {
         Vec::new()
     }
 
+    /// Sets how many bytes of rows the next lists may read together: a list that reaches the limit
+    /// ends after that row. `None`: all. The limit lasts for one query.
+    fn limit_bytes(&self, _bytes: Option<usize>) {}
+
+    /// Whether a list has ended at the limit of bytes since it was set. More may follow then.
+    fn is_cut(&self) -> bool {
+        false
+    }
+
     /// All groups.
     ///
     /// # Errors

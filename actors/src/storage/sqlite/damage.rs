@@ -3,9 +3,9 @@
 //! An unreadable row of a list is left out, and reported once. An unreadable row that a group needs
 //! is an error of that group.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
-use rusqlite::{Connection, Error, OptionalExtension as _, Row};
+use rusqlite::{Connection, Error, OptionalExtension as _, Row, Rows, types::ValueRef};
 
 use super::{RowsError, failed, rows::seq};
 use crate::storage::{GroupNo, StoreError, Unreadable};
@@ -169,19 +169,63 @@ pub fn store_error<'a>(
     }
 }
 
-/// Rows that were left out of lists: one unreadable row must not hide the others (AM-18).
+/// Rows that were left out of lists: unreadable ones, which must not hide the others (AM-18), and
+/// those after a list's limit of bytes (I11).
 #[derive(Debug, Default)]
-pub struct LeftOut(RefCell<Vec<Unreadable>>);
+pub struct LeftOut {
+    unreadable: RefCell<Vec<Unreadable>>,
+    /// The bytes that lists may still read; `None`: all.
+    bytes: Cell<Option<usize>>,
+    /// Whether a list ended at its limit of bytes.
+    is_cut: Cell<bool>,
+}
 
 impl LeftOut {
-    /// Returns the first `limit` readable rows.
+    /// Returns the first `limit` readable rows: fewer if their bytes reach the limit, but one at
+    /// least. `read` is called with each row.
     pub fn keep<T>(
         &self,
         conn: &Connection,
-        rows: impl Iterator<Item = RowResult<T>>,
+        rows: &mut Rows<'_>,
         limit: usize,
+        read: impl Fn(&Row<'_>) -> RowResult<T>,
     ) -> rusqlite::Result<Vec<T>> {
-        rows.filter_map(|row| self.readable(conn, row).transpose()).take(limit).collect()
+        let mut kept = Vec::new();
+        while kept.len() < limit && !self.ends_after(kept.len()) {
+            let Some(row) = rows.next()? else { break };
+            self.count(row);
+            kept.extend(self.readable(conn, read(row))?);
+        }
+        Ok(kept)
+    }
+
+    /// Sets how many bytes the next lists may read together.
+    pub fn limit_bytes(&self, bytes: Option<usize>) {
+        self.bytes.set(bytes);
+        self.is_cut.set(false);
+    }
+
+    /// Whether a list has ended at the limit of bytes since it was set.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut.get()
+    }
+
+    /// Whether a list ends here that has `items`, because its bytes reached the limit.
+    pub fn ends_after(&self, items: usize) -> bool {
+        let ends = items > 0 && self.bytes.get() == Some(0);
+        self.is_cut.set(self.is_cut.get() || ends);
+        ends
+    }
+
+    /// Counts the bytes of a row that a list reads.
+    pub fn count(&self, row: &Row<'_>) {
+        let Some(left) = self.bytes.get() else { return };
+        let columns = 0..row.as_ref().column_count();
+        let bytes = columns.map(|column| match row.get_ref(column) {
+            Ok(ValueRef::Text(bytes) | ValueRef::Blob(bytes)) => bytes.len(),
+            _ => size_of::<i64>(),
+        });
+        self.bytes.set(Some(left.saturating_sub(bytes.sum())));
     }
 
     /// Returns the row if it is readable, and otherwise keeps it as left out.
@@ -197,7 +241,7 @@ impl LeftOut {
 
     /// Keeps a row that was left out.
     pub fn put(&self, row: Unreadable) {
-        let mut rows = self.0.borrow_mut();
+        let mut rows = self.unreadable.borrow_mut();
         if rows.len() < LEFT_OUT_MAX {
             rows.push(row);
         }
@@ -205,7 +249,7 @@ impl LeftOut {
 
     /// Takes the rows that were left out since the last call.
     pub fn take(&self) -> Vec<Unreadable> {
-        self.0.take()
+        self.unreadable.take()
     }
 }
 

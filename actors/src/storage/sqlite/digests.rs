@@ -174,8 +174,9 @@ pub fn digest_rows(
     let mut runs =
         conn.prepare_cached("SELECT id, digest FROM runs WHERE no = ? AND digest IS NOT NULL")?;
     let run = |row: &Row<'_>| Ok((RunId(rows::id(row, 0)?), row.get(1)?));
-    let found = runs.query_map([group], numbered("run", group, "id", run))?;
-    rows.sealed.runs = left_out.keep(conn, found, usize::MAX)?.into_iter().collect();
+    let run = numbered("run", group, "id", run);
+    let mut found = runs.query([group])?;
+    rows.sealed.runs = left_out.keep(conn, &mut found, usize::MAX, run)?.into_iter().collect();
     let mut turns = conn.prepare_cached(
         "SELECT tasks.id, turns.ended_at, turns.agent, turns.digest, tasks.key FROM tasks \
          JOIN turns ON turns.ended_at = tasks.ended_at AND turns.key = tasks.key \
@@ -187,8 +188,9 @@ pub fn digest_rows(
         Ok((TaskId(rows::id(row, 0)?), turn))
     };
     let range = [key(group, 0), key(group + 1, 0)];
-    let found = turns.query_map(range, numbered("turn", group, "key", turn))?;
-    rows.sealed.turns = left_out.keep(conn, found, usize::MAX)?.into_iter().collect();
+    let turn = numbered("turn", group, "key", turn);
+    let mut found = turns.query(range)?;
+    rows.sealed.turns = left_out.keep(conn, &mut found, usize::MAX, turn)?.into_iter().collect();
     Ok(Some(rows))
 }
 
@@ -212,7 +214,7 @@ pub fn turns(
         Ok(TurnEntry { task: rows::task(row)?, digest: known(row, rows::TASK_WIDTH) })
     };
     let range = params![key(group, filter.after), before];
-    left_out.keep(conn, statement.query_map(range, keyed("task", entry))?, filter.limit)
+    left_out.keep(conn, &mut statement.query(range)?, filter.limit, keyed("task", entry))
 }
 
 /// See [`crate::storage::ReadStore::ended_turns`].
@@ -236,5 +238,5 @@ pub fn ended_turns(
         Ok(EndedTurn { place, group, ordinal, agent, digest: rows::read(row, 3)? })
     };
     let parameters = params![after.at.0, after.key, to];
-    left_out.keep(conn, statement.query_map(parameters, keyed("turn", turn))?, filter.limit)
+    left_out.keep(conn, &mut statement.query(parameters)?, filter.limit, keyed("turn", turn))
 }

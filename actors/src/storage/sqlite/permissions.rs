@@ -1,7 +1,7 @@
 //! The rows of permissions: how they are written and read.
 
 use greenroom_core::{Permission, PermissionId, PermissionState, Timestamp};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{
     RowsError,
@@ -94,10 +94,10 @@ pub fn list(
         Some(PermissionState::Pending) => "state = 'pending' AND ?4 = ?4",
         _ => "(?4 IS NULL OR state = ?4)",
     };
+    // Only the keys are sorted: a row has up to a line of an agent.
     let sql = format!(
-        "SELECT {} FROM permissions WHERE {state} AND +id > ?1 AND key >= ?2 AND key < ?3 \
+        "SELECT key FROM permissions WHERE {state} AND +id > ?1 AND key >= ?2 AND key < ?3 \
          ORDER BY id LIMIT ?5",
-        rows::PERMISSION_COLUMNS
     );
     let after = filter.after.map_or([0; 16], |id| id.0.into_bytes());
     let (from, to) = match filter.group {
@@ -106,10 +106,22 @@ pub fn list(
     };
     let state = filter.state.as_ref().map(wire_name);
     let mut statement = conn.prepare_cached(&sql)?;
-    let read = keyed(NOUN, rows::permission);
     // SQLite sorts all rows anyway, so some more are read: unreadable ones are left out.
     let limit = filter.limit.saturating_add(LEFT_OUT_MAX) as i64;
-    let found = statement.query_map(params![after, from, to, state, limit], read)?;
-    let found = left_out.keep(conn, found, filter.limit)?;
+    let keys = statement.query_map(params![after, from, to, state, limit], |row| row.get(0))?;
+    let keys: Vec<i64> = keys.collect::<rusqlite::Result<_>>()?;
+    let sql = format!("SELECT {} FROM permissions WHERE key = ?", rows::PERMISSION_COLUMNS);
+    let mut statement = conn.prepare_cached(&sql)?;
+    let mut found = Vec::new();
+    for key in keys {
+        if found.len() == filter.limit || left_out.ends_after(found.len()) {
+            break;
+        }
+        let read = |row: &Row<'_>| {
+            left_out.count(row);
+            keyed(NOUN, rows::permission)(row)
+        };
+        found.extend(left_out.readable(conn, statement.query_row([key], read))?);
+    }
     Ok(found.into_iter().map(|(_, record)| record).collect())
 }

@@ -142,8 +142,7 @@ impl SqliteReadStore {
     ) -> Result<Vec<T>, StoreError> {
         let query = || -> rusqlite::Result<_> {
             let mut statement = self.0.prepare_cached(sql)?;
-            let rows = statement.query_map(parameters, read)?;
-            self.1.keep(&self.0, rows, limit)
+            self.1.keep(&self.0, &mut statement.query(parameters)?, limit, read)
         };
         query().map_err(failed("was read"))
     }
@@ -152,6 +151,14 @@ impl SqliteReadStore {
 impl ReadStore for SqliteReadStore {
     fn left_out(&self) -> Vec<Unreadable> {
         self.1.take()
+    }
+
+    fn limit_bytes(&self, bytes: Option<usize>) {
+        self.1.limit_bytes(bytes);
+    }
+
+    fn is_cut(&self) -> bool {
+        self.1.is_cut()
     }
 
     fn group_index(&self) -> Result<GroupIndex, StoreError> {
@@ -221,8 +228,9 @@ impl ReadStore for SqliteReadStore {
             let mut statement = self.0.prepare_cached(&sql)?;
             let mut found = statement.query(params![after, status])?;
             let mut groups = Vec::new();
-            while groups.len() < limit {
+            while groups.len() < limit && !self.1.ends_after(groups.len()) {
                 let Some(row) = found.next()? else { break };
+                self.1.count(row);
                 groups.extend(self.listed(row)?);
             }
             Ok(groups)
