@@ -21,9 +21,6 @@ use super::{
     wait::Wait,
 };
 
-/// The most bytes of summaries on a page; a page has one compaction at least.
-const PAGE_BYTES_MAX: usize = 8 << 20;
-
 /// Selects the compactions of a group.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,10 +62,8 @@ pub async fn list(
     let limit = page_limit(query.limit)?;
     let group = state.look_up(&group).await?;
     let (no, before) = (group.no, query.cursor);
-    let read = state.read_group(no, move |store, _| store.compactions(no, before, limit + 1));
-    let found = read.await?;
-    let limit = fitting(&found, limit);
-    let page = Page::new(found, limit, |(seq, _)| seq.to_string());
+    let read = state.read_group_page(no, move |store, _| store.compactions(no, before, limit + 1));
+    let page = Page::new(read.await?, limit, |(seq, _)| seq.to_string());
     Ok(HttpResponse::Ok().json(page.map(|(_, record)| Compaction::new(record, &group.id))))
 }
 
@@ -84,15 +79,6 @@ pub async fn submit(
     state.check_accepts_work()?;
     let group = state.owner(&group).await?;
     submit_task(&state, &group, &wait, submission, body.key).await
-}
-
-/// Returns how many compactions fit on a page, by number and by the bytes of their summaries.
-fn fitting(found: &[(u64, Record)], limit: usize) -> usize {
-    let bytes = found.iter().scan(0, |bytes, (_, record)| {
-        *bytes += record.details.summary.as_ref().map_or(0, String::len);
-        Some(*bytes)
-    });
-    bytes.take_while(|bytes| *bytes <= PAGE_BYTES_MAX).count().clamp(1, limit)
 }
 
 impl Compaction {

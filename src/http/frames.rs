@@ -14,13 +14,10 @@ use serde::Deserialize;
 
 use super::{
     error::ApiError,
-    page::{Order, page_limit},
+    page::{Order, PAGE_BYTES_MAX, page_limit},
     query::Query,
     state::AppState,
 };
-
-/// A page with this many bytes ends, after one frame at least.
-const PAGE_BYTES: usize = 8 << 20;
 
 /// What the kinds of greenroom's own frames begin with.
 const OWN: &str = "greenroom/";
@@ -96,13 +93,16 @@ fn filter(query: FrameQuery, limit: usize) -> Result<FrameFilter, ApiError> {
         view: None,
         descending,
         frames_max: limit as u64 + 1,
-        bytes_max: PAGE_BYTES,
+        bytes_max: PAGE_BYTES_MAX,
     })
 }
 
 /// Returns the page as JSON. Payloads are copied as they are stored.
 fn page_json(group: &GroupId, blocks: &[Block], wanted: &FrameFilter, limit: usize) -> Vec<u8> {
-    let mut body = b"{\"items\":[".to_vec();
+    let bytes: usize = blocks.iter().map(|block| block.text.len()).sum();
+    // Room for all that is sent, so that a growing body is not copied.
+    let mut body = Vec::with_capacity(bytes.min(PAGE_BYTES_MAX) + (limit << 9));
+    body.extend_from_slice(b"{\"items\":[");
     let mut count = 0;
     let mut last = None;
     let mut is_full = false;
@@ -114,7 +114,7 @@ fn page_json(group: &GroupId, blocks: &[Block], wanted: &FrameFilter, limit: usi
             frames.reverse();
         }
         for frame in frames {
-            if count == limit || (count > 0 && body.len() > PAGE_BYTES) {
+            if count == limit || (count > 0 && body.len() > PAGE_BYTES_MAX) {
                 is_full = true;
                 break;
             }
@@ -128,11 +128,10 @@ fn page_json(group: &GroupId, blocks: &[Block], wanted: &FrameFilter, limit: usi
     }
     // The read may have stopped at its limit of bytes, with more frames after it in the database;
     // also if the filter accepts none of the frames that were read.
-    let bytes: usize = blocks.iter().map(|block| block.text.len()).sum();
     let end = |block: &Block| if wanted.descending { block.first_seq } else { block.last_seq() };
     let cursor = match is_full {
         true => last,
-        false => blocks.last().map(end).filter(|_| bytes >= PAGE_BYTES),
+        false => blocks.last().map(end).filter(|_| bytes >= PAGE_BYTES_MAX),
     };
     match cursor {
         Some(seq) => body.extend(format!("],\"next_cursor\":\"{seq}\"}}").bytes()),

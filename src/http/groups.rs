@@ -50,7 +50,7 @@ pub async fn list(
     let after = query.cursor.unwrap_or_default();
     let health = state.health().clone();
     state.until_settled(None).await;
-    let groups = state.read(move |store| match wanted {
+    let groups = state.read_page(move |store| match wanted {
         Some(view::DRAINING) => store.groups(None, after, limit + 1),
         Some(view::BROKEN) => {
             let broken = health.broken_groups().into_iter().filter(|no| *no > after);
@@ -60,7 +60,7 @@ pub async fn list(
                 // database returns the next group.
                 let listed = store.groups(None, no.saturating_sub(1), 1)?;
                 found.extend(listed.into_iter().filter(|listed| listed.no == no));
-                if limit < found.len() {
+                if limit < found.len() || store.is_cut() {
                     break;
                 }
             }

@@ -18,6 +18,17 @@ pub fn page_limit(limit: Option<usize>) -> Result<usize, ApiError> {
     }
 }
 
+/// The bytes of stored rows with which a page ends (I11). It has one item at least.
+pub const PAGE_BYTES_MAX: usize = 8 << 20;
+
+/// What was read for a page.
+pub struct Found<T> {
+    /// The rows.
+    pub found: T,
+    /// Whether a list ended at [`PAGE_BYTES_MAX`].
+    pub is_cut: bool,
+}
+
 /// The order of a list.
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
@@ -39,9 +50,11 @@ pub struct Page<T> {
 
 impl<T> Page<T> {
     /// Builds a page from items that were read with a limit of `limit + 1`: one item too many shows
-    /// that there is a next page. `cursor` gives the cursor after an item.
-    pub fn new(mut items: Vec<T>, limit: usize, cursor: impl Fn(&T) -> String) -> Self {
-        let has_next = items.len() > limit;
+    /// that there is a next page, as does a list that was cut. `cursor` gives the cursor after an
+    /// item.
+    pub fn new(read: Found<Vec<T>>, limit: usize, cursor: impl Fn(&T) -> String) -> Self {
+        let Found { found: mut items, is_cut } = read;
+        let has_next = is_cut || items.len() > limit;
         items.truncate(limit);
         let next_cursor = items.last().filter(|_| has_next).map(cursor);
         Self { items, next_cursor }

@@ -101,7 +101,7 @@ pub async fn list(
     };
     let filter =
         PermissionFilter { group, state: query.state, after: query.cursor, limit: limit + 1 };
-    let found = state.read(move |store| store.permissions(&filter)).await?;
+    let found = state.read_page(move |store| store.permissions(&filter)).await?;
     let page = Page::new(found, limit, |record| record.permission.permission.to_string());
     Ok(HttpResponse::Ok().json(page.map(Permission::from)))
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::ApiError,
-    page::{Page, page_limit},
+    page::{Found, Page, page_limit},
     query::Query,
     state::AppState,
     view::Time,
@@ -52,11 +52,11 @@ pub async fn list(
     let limit = page_limit(query.limit)?;
     let group = state.look_up(&group).await?;
     let (no, before) = (group.no, query.cursor);
-    let read = state.read_group(no, move |store, summary| {
+    let read = state.read_group_page(no, move |store, summary| {
         Ok((summary.current_task.is_some(), store.runs(no, before, limit + 1)?))
     });
-    let (busy, runs) = read.await?;
-    let page = Page::new(runs, limit, |run| run.id.to_string());
+    let Found { found: (busy, found), is_cut } = read.await?;
+    let page = Page::new(Found { found, is_cut }, limit, |run| run.id.to_string());
     Ok(HttpResponse::Ok().json(page.map(|run| Run::new(run, &group.id, busy))))
 }
 

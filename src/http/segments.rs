@@ -48,7 +48,7 @@ pub async fn list(
     let no = state.look_up_any(&group).await?.no;
     state.until_settled(Some(no)).await;
     let after = query.cursor.unwrap_or_default();
-    let read = state.read_group(no, move |store, _| store.segments(no, after, limit + 1));
+    let read = state.read_group_page(no, move |store, _| store.segments(no, after, limit + 1));
     let page = Page::new(read.await?, limit, |segment| segment.segment.to_string());
     Ok(HttpResponse::Ok().json(page.map(Segment::from)))
 }

@@ -20,7 +20,12 @@ use greenroom_actors::{
 use greenroom_core::{Blocked, GroupId, TaskId};
 use tokio::{sync::watch, time::sleep_until};
 
-use super::{error::ApiError, hosts::AllowedHosts, meters::Meters};
+use super::{
+    error::ApiError,
+    hosts::AllowedHosts,
+    meters::Meters,
+    page::{Found, PAGE_BYTES_MAX},
+};
 use crate::otlp::Totals;
 
 /// Handles of each kind that a worker keeps; above it, the worker drops them all and finds groups
@@ -186,6 +191,32 @@ impl AppState {
         read.await?.ok_or(ApiError::NoSuchGroup)
     }
 
+    /// Reads a page of a list: [`AppState::read`], with a limit of bytes.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    pub async fn read_page<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&dyn ReadStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<Found<T>, ApiError> {
+        self.read(move |store| bounded(store, query)).await
+    }
+
+    /// Reads a page of a list of a group: [`AppState::read_group`], with a limit of bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::NoSuchGroup`], or the database's error.
+    pub async fn read_group_page<T: Send + 'static>(
+        &self,
+        no: GroupNo,
+        query: impl FnOnce(&dyn ReadStore, GroupSummary) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<Found<T>, ApiError> {
+        self.read_group(no, move |store, summary| bounded(store, |store| query(store, summary)))
+            .await
+    }
+
     /// Reads a task.
     ///
     /// # Errors
@@ -235,6 +266,19 @@ impl AppState {
     pub fn check_can_write(&self) -> Result<(), ApiError> {
         Ok(self.health().check_works()?)
     }
+}
+
+/// Calls `query` with a limit of bytes to its lists.
+fn bounded<T>(
+    store: &dyn ReadStore,
+    query: impl FnOnce(&dyn ReadStore) -> Result<T, StoreError>,
+) -> Result<Found<T>, StoreError> {
+    store.limit_bytes(Some(PAGE_BYTES_MAX));
+    let found = query(store);
+    let is_cut = store.is_cut();
+    // The next query of this thread has none.
+    store.limit_bytes(None);
+    Ok(Found { found: found?, is_cut })
 }
 
 fn keep<T: Clone>(kept: &RefCell<HashMap<GroupId, T>>, group: GroupId, found: T) -> T {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     error::ApiError,
-    page::{Page, page_limit},
+    page::{Found, Page, page_limit},
     query::{NoParameters, Query},
     state::{AppState, Phase},
     view,
@@ -97,7 +97,8 @@ pub async fn agents(
     let shared = &state.shared;
     let after = query.cursor.map_or(Bound::Unbounded, Bound::Excluded);
     let profiles = shared.profiles.range((after, Bound::Unbounded)).take(limit + 1);
-    let page = Page::new(profiles.collect(), limit, |(name, _)| name.to_string());
+    let found = Found { found: profiles.collect(), is_cut: false };
+    let page = Page::new(found, limit, |(name, _)| name.to_string());
     let page = page.map(|(_, profile)| {
         json!({
             "name": profile.name,

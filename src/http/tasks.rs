@@ -46,7 +46,7 @@ pub async fn list(
         after: query.cursor.unwrap_or_default(),
         limit: limit + 1,
     };
-    let tasks = state.read_group(no, move |store, _| store.tasks(no, &filter)).await?;
+    let tasks = state.read_group_page(no, move |store, _| store.tasks(no, &filter)).await?;
     let page = Page::new(tasks, limit, |view| view.task.ordinal.to_string());
     Ok(HttpResponse::Ok().json(page.map(|view| Task::new(&state, view, false))))
 }

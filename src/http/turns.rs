@@ -18,7 +18,7 @@ use super::{
     body::Body,
     digest::{self, Costs},
     error::ApiError,
-    page::{BiPage, Cursor, Order, Page, page_limit},
+    page::{BiPage, Cursor, Found, Order, Page, page_limit},
     query::Query,
     state::AppState,
     submit::submit_task,
@@ -123,8 +123,8 @@ pub async fn list(
     let descending = query.order == Some(Order::Desc);
     let cursor = query.cursor;
     let read =
-        state.read_group(no, move |store, _| read_page(store, no, cursor, descending, limit));
-    let BiPage { page, prev_cursor } = read.await?;
+        state.read_group_page(no, move |store, _| read_page(store, no, cursor, descending, limit));
+    let BiPage { page, prev_cursor } = read.await?.found;
     Ok(HttpResponse::Ok().json(BiPage { page: page.map(Turn::from), prev_cursor }))
 }
 
@@ -144,11 +144,13 @@ fn read_page(
     // Whether this page's ordinals grow as it is read.
     let grows = descending == back;
     let found = store.turns(no, &beside(place, grows, limit + 1))?;
+    let is_cut = store.is_cut();
     // From an empty page, the opposite cursor includes the turn that this cursor named.
     let here = if grows { place.saturating_add(1) } else { place.saturating_sub(1) };
     let near = found.first().map_or(here, |entry| entry.task.ordinal);
     let opposite = store.turns(no, &beside(near, !grows, 1))?;
     let cursor = |back| if back { Cursor::Prev } else { Cursor::Next };
+    let found = Found { found, is_cut };
     let mut page = Page::new(found, limit, |entry| cursor(back)(entry.task.ordinal).to_string());
     let mut prev_cursor = (!opposite.is_empty()).then(|| cursor(!back)(near).to_string());
     if back {

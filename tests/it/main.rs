@@ -45,6 +45,7 @@ mod monitoring;
 mod odd_messages;
 mod older_database;
 mod otlp;
+mod pages;
 mod permission_policy;
 mod permissions;
 mod processes;

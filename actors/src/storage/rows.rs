@@ -264,12 +264,16 @@ pub struct PermissionRecord {
 pub struct Snapshot {
     /// The group.
     pub summary: GroupSummary,
-    /// All its segments.
+    /// Its segments, from the first one.
     pub segments: Vec<SegmentRecord>,
+    /// The last of these segments, if more follow.
+    pub segments_after: Option<u32>,
     /// The task that has its slot.
     pub current_task: Option<TaskView>,
-    /// The pending permissions.
+    /// The pending permissions, the oldest first.
     pub permissions: Vec<PermissionRecord>,
+    /// The last of these permissions, if more follow.
+    pub permissions_after: Option<PermissionId>,
 }
 
 /// A group in a list; its own row may be unreadable.

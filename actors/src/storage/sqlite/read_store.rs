@@ -373,17 +373,29 @@ impl ReadStore for SqliteReadStore {
     fn snapshot(&self, group: GroupNo) -> Result<Option<Snapshot>, StoreError> {
         self.at_one_moment(|this| {
             let Some(summary) = this.group(group)? else { return Ok(None) };
-            let segments = this.segments(group, 0, usize::MAX >> 1)?;
+            let segments = this.segments(group, 0, SNAPSHOT_MAX)?;
+            let last = segments.last().map(|segment| segment.segment);
+            let segments_after = last.filter(|last| *last < summary.state.segment);
             let current_task = summary.current_task.map(|task| this.task(task)).transpose()?;
-            let pending = PermissionFilter {
+            let pending = |after, limit| PermissionFilter {
                 group: Some(group),
                 state: Some(PermissionState::Pending),
-                limit: usize::MAX >> 1,
-                ..PermissionFilter::default()
+                after,
+                limit,
             };
-            let permissions = this.permissions(&pending)?;
+            let permissions = this.permissions(&pending(None, SNAPSHOT_MAX))?;
+            let last = permissions.last().map(|record| record.permission.permission);
+            let more = last.map(|last| this.permissions(&pending(Some(last), 1))).transpose()?;
+            let permissions_after = last.filter(|_| more.is_some_and(|more| !more.is_empty()));
             let current_task = current_task.flatten();
-            Ok(Some(Snapshot { summary, segments, current_task, permissions }))
+            Ok(Some(Snapshot {
+                summary,
+                segments,
+                segments_after,
+                current_task,
+                permissions,
+                permissions_after,
+            }))
         })?
     }
 
@@ -438,6 +450,9 @@ impl ReadStore for SqliteReadStore {
         locks::get(&self.0, key)
     }
 }
+
+/// The most segments, and the most permissions, of a snapshot.
+const SNAPSHOT_MAX: usize = 1000;
 
 fn from_bytes(bytes: [u8; 16]) -> uuid::Uuid {
     uuid::Uuid::from_bytes(bytes)
