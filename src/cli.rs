@@ -208,6 +208,7 @@ fn run(Cli { remote, command }: Cli) -> Result<Exit, CliError> {
     match command {
         Command::Serve { file, listen, log_format } => {
             let config = Config::load(file.config.as_deref(), listen.as_deref())?;
+            serve::Refusal::check(&config).map_err(|err| CliError::Serve(err.into()))?;
             // Before the log's thread starts.
             let environment = Environment::withdraw()?;
             logs::init(log_format).map_err(|err| CliError::Serve(err.into()))?;

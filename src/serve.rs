@@ -1,5 +1,6 @@
 //! `greenroom serve`: builds the actors, serves HTTP, shuts everything down in order.
 
+mod refusal;
 mod signals;
 
 use std::{
@@ -30,13 +31,14 @@ use greenroom_actors::{
     profile::Capacity,
     projections::retention,
     storage::{
-        Db, ReadStore as _, Reader, StorageHealth, WorkDir, Writer, chain,
+        Db, ReadStore as _, Reader, StorageHealth, StoreError, WorkDir, Writer, chain,
         sqlite::{CheckpointSchedule, Database, SqliteStore},
     },
     supervisor::{Boot, ShutDown, Supervisor},
     unsettled::UnsettledGroups,
     watchdog::Watchdog,
 };
+pub use refusal::Refusal;
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
 use signals::Signals;
 use tokio::{
@@ -72,18 +74,25 @@ struct CannotListen {
 /// # Errors
 ///
 /// The server could not start, and started nothing: another server uses the data directory, the
-/// port is taken, or the database is unusable.
+/// port is taken, or the database is unusable or, as a [`Refusal`], of a later version.
 pub fn run(config: Config, environment: Environment) -> Result<(), Box<dyn Error>> {
     let address = config.server.listen;
     let listener = TcpListener::bind(address).map_err(|source| CannotListen { address, source })?;
     let system = System::new();
     system.block_on(async { outlive_file_size_limit() })?;
-    let database = Database::open(&config.storage.path).map_err(|err| chain(&err))?;
+    let database = Database::open(&config.storage.path).map_err(cannot_open)?;
     let open_files = raise_open_files();
     proc::become_subreaper()?;
     let reaped = sweep(&database)?;
     let inherited = (environment, open_files);
     system.block_on(serve(config, listener, database, inherited, reaped))
+}
+
+fn cannot_open(err: StoreError) -> Box<dyn Error> {
+    match err {
+        StoreError::TooNew { .. } => Refusal::TooNew(err).into(),
+        err => chain(&err).into(),
+    }
 }
 
 /// Starts all actors and the HTTP server, waits for a signal, shuts down.

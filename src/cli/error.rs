@@ -5,14 +5,14 @@ use std::{
     io::{self, ErrorKind},
 };
 
-use crate::{client::ClientError, config::ConfigError, demo::DemoError};
+use crate::{client::ClientError, config::ConfigError, demo::DemoError, serve::Refusal};
 
 /// The help text about exit codes.
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0    success; a task: completed, or a compaction that was not needed
   1    failure
-  2    invalid usage or configuration
+  2    invalid usage or configuration, or a machine or database that the server cannot use
   3    the task was cancelled
   4    the task was interrupted: it stopped after the agent may have acted
   5    the server is unreachable, or it refused the request
@@ -61,6 +61,7 @@ impl CliError {
             // The reader of the output closed it early, as `head` does.
             CliError::Io(error) if error.kind() == ErrorKind::BrokenPipe => Exit::Done,
             CliError::Io(_) | CliError::Storage(_) => Exit::Failed,
+            CliError::Serve(error) if error.is::<Refusal>() => Exit::Usage,
             CliError::Serve(error) if is_about_address(error.as_ref()) => Exit::Usage,
             CliError::Serve(_) => Exit::Failed,
         }

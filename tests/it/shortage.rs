@@ -88,7 +88,7 @@ fn leftovers_are_found_after_a_shortage_of_descriptors() {
     // No descriptors at all, not even those that the end of the run frees.
     process::limit(server.pid(), Resource::Nofile, Some(0)).unwrap();
     process::signal(process::parent(agent), Signal::KILL);
-    server.log.wait("a failed search", |line| line.contains("cannot clear up after shim"));
+    server.log.wait("a failed search", |line| line.contains("cannot kill what a run left"));
     limit_descriptors(&server, None);
     eventually("the end of all processes", &server.log, || orphans.all_gone().then_some(()));
     server.complete("work", "next");

@@ -177,6 +177,62 @@ fn a_second_server_on_the_same_data_or_port_is_refused() {
     assert_eq!(server.journal.events_named("start").len(), 1);
 }
 
+/// F37: the refusal of a database of a later version is one line, with the file, both versions and
+/// what to do, and exit code 2; the file is unchanged.
+#[test]
+fn a_database_of_a_later_version_is_refused_with_a_remedy() {
+    let mut server = Server::usual();
+    server.complete("work", "x");
+    server.terminate();
+    assert_eq!(server.wait_exit().code(), Some(0));
+    let database = server.home.database();
+    let conn = rusqlite::Connection::open(&database).unwrap();
+    let known: u32 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    conn.pragma_update(None, "user_version", 99).unwrap();
+    conn.close().unwrap();
+    let before = std::fs::read(&database).unwrap();
+    let output = serve(&server.home);
+    let reason = refusal(&output);
+    let expected = format!(
+        "greenroom: {} is of a later greenroom: its schema is 99, and this greenroom knows up to \
+         {known}; start the later greenroom, or restore a backup from before its first start\n",
+        database.display()
+    );
+    assert_eq!(reason, expected);
+    assert_eq!(std::fs::read(&database).unwrap(), before, "no byte is changed");
+    // For the check of what the server leaves.
+    let conn = rusqlite::Connection::open(&database).unwrap();
+    conn.pragma_update(None, "user_version", known).unwrap();
+}
+
+/// F32: on a machine that lacks what the server needs, it exits with 2 before it creates anything,
+/// and says in one line what is missing: `/proc` of its own PID namespace, and as many open files
+/// as the configured agents need.
+#[test]
+fn a_machine_that_lacks_something_is_named() {
+    let as_root = rustix::process::getuid().is_root();
+    // Another user may do this in a user namespace of its own.
+    let unshare = if as_root { "unshare" } else { "unshare --map-root-user" };
+    let hides_proc = format!("exec {unshare} --mount sh -c 'mount -t tmpfs none /proc && exec");
+    let other_pids = format!("exec {unshare} --pid --fork sh -c 'exec");
+    #[rustfmt::skip]
+    let cases = [
+        ("no /proc",       format!("{hides_proc} \"$0\" \"$@\"' \"$0\" \"$@\""), "/proc is not mounted", "mount -t proc proc /proc"),
+        ("another's",      format!("{other_pids} \"$0\" \"$@\"' \"$0\" \"$@\""), "/proc is of another PID namespace", "mount -t proc proc /proc"),
+        ("too few files",  "ulimit -n 300; exec \"$0\" \"$@\"".to_owned(), "at most 300 files may be open (RLIMIT_NOFILE), and this configuration needs 448", "limits.resident_agents to 34 or less"),
+    ];
+    for (name, script, missing, remedy) in cases {
+        let home = Setup::new().home();
+        let config = home.config();
+        let arguments = ["serve", "--config", config.to_str().unwrap()];
+        let output = under(&["timeout", "20", "sh", "-c", &script], &home, &arguments).output();
+        let reason = refusal(&output.unwrap());
+        assert!(reason.contains(missing) && reason.contains(remedy), "{name}: {reason}");
+        assert_eq!(reason.lines().count(), 1, "{name}: {reason}");
+        assert!(!home.data().exists(), "{name}: nothing was created");
+    }
+}
+
 /// API-2, C1, C10, C16: `/healthz` has no body, `/readyz` reports readiness, `/v1/status` has the
 /// version, and the profiles are listed by name, without their secrets. After kill -9 the lock of
 /// the data directory is free (I2).

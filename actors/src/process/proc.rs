@@ -228,6 +228,29 @@ pub fn forbid_inspection() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// `/proc` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcError {
+    #[error("/proc is not mounted, or hides this process")]
+    Absent(#[source] io::Error),
+    #[error("/proc is of another PID namespace: there this process is {found}, and not {pid}")]
+    Foreign { found: String, pid: u32 },
+}
+
+/// Checks that `/proc` shows this process, by the pid that it has for itself.
+///
+/// # Errors
+///
+/// It does not; a search would find nothing, or the wrong processes.
+pub fn check() -> Result<(), ProcError> {
+    let found = fs::read_link("/proc/self").map_err(ProcError::Absent)?.display().to_string();
+    let pid = own_pid();
+    if found != pid.to_string() {
+        return Err(ProcError::Foreign { found, pid });
+    }
+    start_time(pid).map(drop).map_err(ProcError::Absent)
+}
+
 /// Makes this process the parent of every orphan among its descendants, instead of init.
 ///
 /// # Errors

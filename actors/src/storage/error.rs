@@ -46,8 +46,13 @@ pub enum StoreError {
     #[error("{0} is in use by another greenroom")]
     InUse(String),
     /// A later version wrote the database.
-    #[error("the database has schema {found}; this greenroom knows up to {known}")]
+    #[error(
+        "{file} is of a later greenroom: its schema is {found}, and this greenroom knows up to \
+         {known}; start the later greenroom, or restore a backup from before its first start"
+    )]
     TooNew {
+        /// The database.
+        file: String,
         /// The database's version.
         found: u32,
         /// The last version that this greenroom knows.

@@ -304,7 +304,11 @@ fn version(conn: &Connection) -> Result<u32, StoreError> {
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .map_err(failed("read its version"))?;
     let known = MIGRATIONS.len() as u32;
-    if found > known { Err(StoreError::TooNew { found, known }) } else { Ok(found) }
+    if found <= known {
+        return Ok(found);
+    }
+    let file = conn.path().unwrap_or("the database").to_owned();
+    Err(StoreError::TooNew { file, found, known })
 }
 
 fn migrate(conn: &mut Connection) -> Result<(), StoreError> {
