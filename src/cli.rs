@@ -196,7 +196,7 @@ pub fn main() -> ExitCode {
             _ = render::json_line(&mut io::stdout(), problem);
         }
         if exit != Exit::Done {
-            eprintln!("greenroom: {}", text::clean(&error.to_string()));
+            eprintln!("greenroom: {}", text::visible(&error.to_string()));
         }
         exit
     });
@@ -289,11 +289,11 @@ impl Remote {
 fn check_config(file: &ConfigFile, json: bool, out: &mut impl Write) -> Result<Exit, CliError> {
     let config = Config::load(file.config.as_deref(), None)?;
     for warning in config.warnings.iter().chain(&config.missing()) {
-        eprintln!("warning: {}", text::clean(warning));
+        eprintln!("warning: {}", text::visible(warning));
     }
     let problems = config.without_sandbox();
     for problem in &problems {
-        eprintln!("error: {}", text::clean(problem));
+        eprintln!("error: {}", text::visible(problem));
     }
     let exit = if problems.is_empty() { Exit::Done } else { Exit::Failed };
     if json {

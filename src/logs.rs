@@ -1,8 +1,8 @@
 //! Formats log records: one line per event on stderr, as text or as JSON. API-7.
 //!
 //! Any value may hold text from an agent, and a terminal or a log collector reads the line: control
-//! characters are always escaped (C15), and secrets redacted (C16). Dumps of the bytes that the HTTP
-//! client sends are dropped, and so are most lines about requests that cannot be parsed
+//! characters are always escaped (C15), and secrets redacted (C16). Dumps of the bytes that the
+//! HTTP client sends are dropped, and so are most lines about requests that cannot be parsed
 //! ([`unparsable`]).
 
 mod queue;
@@ -233,7 +233,11 @@ fn escape_char_into(line: &mut String, c: char) {
     if is_printable(c) {
         line.push(c);
     } else {
-        _ = write!(line, "{}", c.escape_debug());
+        match c.escape_debug() {
+            // Letters without a glyph.
+            escaped if escaped.len() == 1 => line.extend(c.escape_unicode()),
+            escaped => line.extend(escaped),
+        }
     }
 }
 

@@ -1,14 +1,19 @@
 //! Makes text from agents safe for a terminal or a log line (C15).
 
 pub mod frame;
+mod visible;
 
 use std::fmt::Write as _;
 
-/// Whether `c` may stand in a line unescaped. False for control characters, line and paragraph
-/// separators, characters that change the direction of text, and unassigned ones.
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
+pub use self::visible::{Visible, is_invisible, visible};
+
+/// Whether `c` may stand in a log line unescaped. False for what is invisible, changes the
+/// direction of text or the character before it, and for unassigned characters.
 pub fn is_printable(c: char) -> bool {
     // The fast path for nearly every character of a log; the others need a table lookup.
-    matches!(c, ' '..='~') || c.escape_debug().len() == 1
+    matches!(c, ' '..='~') || (c.escape_debug().len() == 1 && !is_invisible(c))
 }
 
 /// Escapes the raw characters of a JSON text that a terminal would act on. The result is equivalent
@@ -27,24 +32,32 @@ pub fn escape_json(line: &str) -> String {
     escaped
 }
 
-/// Removes the characters of `text` that a terminal would act on: control characters except LF and
-/// TAB, and those that change the direction of text.
-pub fn clean(text: &str) -> String {
-    let is_harmless = |c: &char| match c {
-        '\n' | '\t' => true,
-        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => false,
-        c => !c.is_control(),
+/// Returns `text` as one line of at most `columns_max` columns, with everything visible.
+pub fn one_line(text: &str, columns_max: usize) -> String {
+    let line = visible(&text.split_whitespace().collect::<Vec<_>>().join(" "));
+    if width(&line) <= columns_max {
+        return line;
+    }
+    let mut room = columns_max.saturating_sub(1);
+    let fits = |c: &char| {
+        let width = c.width().unwrap_or_default();
+        let fits = width <= room;
+        room = room.saturating_sub(width);
+        fits
     };
-    text.chars().filter(is_harmless).collect()
+    let kept: String = line.chars().take_while(fits).collect();
+    // Of an emoji that was cut, no invisible part stays.
+    kept.trim_end_matches(is_invisible).to_owned() + "…"
 }
 
-/// Returns `text`, cleaned, as one line of at most `chars_max` characters.
-pub fn one_line(text: &str, chars_max: usize) -> String {
-    let line = clean(text).split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(chars_max) {
-        Some(_) => line.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect(),
-        None => line,
-    }
+/// Returns how many columns of a terminal `text` takes.
+pub fn width(text: &str) -> usize {
+    text.width()
+}
+
+/// Returns `text` with spaces after it, so that it takes at least this many columns.
+pub fn padded(text: &str, columns_min: usize) -> String {
+    text.to_owned() + &" ".repeat(columns_min.saturating_sub(width(text)))
 }
 
 #[cfg(test)]
@@ -52,24 +65,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn characters_that_a_terminal_acts_on_are_removed() {
+    fn a_long_line_is_truncated() {
         #[rustfmt::skip]
         let cases = [
-            ("plain é 日本 👩\u{200d}💻", "plain é 日本 👩\u{200d}💻"),
-            ("two\nlines\tand tab",     "two\nlines\tand tab"),
-            ("\u{1b}[31mred\u{1b}[0m",   "[31mred[0m"),
-            ("\u{9b}31m\u{7f}\0\r\u{8}",  "31m"),
-            ("a\u{202e}b\u{2066}c",      "abc"),
+            (" a\n\n b\u{1b}c ",  20, r"a b\u{1b}c"),
+            ("éééé",              4,  "éééé"),
+            ("ééééé",             4,  "ééé…"),
+            ("日本日本",          8,  "日本日本"),
+            ("日本日本",          7,  "日本日…"),
+            ("日本日本",          6,  "日本…"),
+            ("e\u{301}e\u{301}e\u{301}", 2, "e\u{301}…"),
+            ("👩\u{200d}💻👩",     4,  "👩\u{200d}💻👩"),
+            ("👩\u{200d}💻👩",     3,  "👩…"),
+            ("a\u{202e}b",         5,  r"a\u{…"),
+            ("abc",               0,  "…"),
         ];
-        for (text, expected) in cases {
-            assert_eq!(clean(text), expected);
+        for (text, columns_max, expected) in cases {
+            assert_eq!(one_line(text, columns_max), expected, "{text:?} in {columns_max}");
         }
     }
 
     #[test]
-    fn a_long_line_is_truncated() {
-        assert_eq!(one_line(" a\n\n b\u{1b}c ", 10), "a bc");
-        assert_eq!(one_line("éééé", 4), "éééé");
-        assert_eq!(one_line("ééééé", 4), "ééé…");
+    fn a_text_is_padded_by_its_columns() {
+        for (text, expected) in
+            [("ab", "ab  "), ("日", "日  "), ("e\u{301}", "e\u{301}   "), ("日本語", "日本語")]
+        {
+            assert_eq!(padded(text, 4), expected);
+        }
+    }
+
+    /// C15: a log line shows what is invisible, too.
+    #[test]
+    fn what_is_invisible_is_not_printable() {
+        for c in "\u{202e}\u{200b}\u{3164}\u{115f}\u{feff}\u{e0041}\u{fe0f}\u{ad}\u{2028}\n\u{9b}"
+            .chars()
+        {
+            assert!(!is_printable(c), "{c:?}");
+        }
+        assert!("plain é日🦀…".chars().all(is_printable));
     }
 }

@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    text::{clean, one_line},
+    text::{one_line, visible},
 };
 
 /// Characters of one line of the report.
@@ -243,7 +243,7 @@ fn one_line_kept(text: &str) -> String {
     let (label, rest) = text.trim_start().split_at_checked(13).unwrap_or((text, ""));
     match indent.is_empty() {
         true => one_line(text, LINE_MAX),
-        false => format!("{indent}{}{}", clean(label), one_line(rest, LINE_MAX)),
+        false => format!("{indent}{}{}", visible(label), one_line(rest, LINE_MAX)),
     }
 }
 

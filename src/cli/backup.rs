@@ -38,7 +38,7 @@ pub fn run(
     } else {
         let text =
             format!("{}: {bytes} bytes, verified, in {:.2} s", file.display(), took.as_secs_f64());
-        writeln!(out, "{}", crate::text::clean(&text))?;
+        writeln!(out, "{}", crate::text::visible(&text))?;
     }
     Ok(Exit::Done)
 }

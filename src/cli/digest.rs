@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     client::{Client, encode},
-    text::one_line,
+    text::{self, one_line, padded},
 };
 
 /// Characters of a line.
@@ -52,10 +52,9 @@ pub fn digest(
 
 fn card(out: &mut impl Write, digest: &Value) -> io::Result<()> {
     let outcome = digest["outcome"].as_str().map_or("live".to_owned(), |word| one_line(word, 20));
-    let name =
-        one_line(digest["group"].as_str().unwrap_or("-"), WIDTH - outcome.chars().count() - 2);
-    let room = WIDTH - name.chars().count();
-    writeln!(out, "{name}{outcome:>room$}")?;
+    let name = one_line(digest["group"].as_str().unwrap_or("-"), WIDTH - text::width(&outcome) - 2);
+    let room = WIDTH - text::width(&outcome);
+    writeln!(out, "{}{outcome}", padded(&name, room))?;
     if digest["run"].is_string() {
         row(out, "run", &format!("{} of {}", cell(&digest["run"]), cell(&digest["agent"])))?;
     }
@@ -191,9 +190,13 @@ fn columns(out: &mut impl Write, label: &str, lines: Vec<(String, String)>) -> i
     if lines.is_empty() {
         return row(out, label, "none");
     }
-    let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
+    let width = lines.iter().map(|(name, _)| text::width(name)).max().unwrap_or_default();
     for (number, (name, text)) in lines.iter().enumerate() {
-        row(out, if number == 0 { label } else { "" }, &format!("{name:width$}  {text}"))?;
+        row(
+            out,
+            if number == 0 { label } else { "" },
+            &format!("{}  {text}", padded(name, width)),
+        )?;
     }
     Ok(())
 }
@@ -215,7 +218,7 @@ fn wrapped(text: &str) -> Vec<String> {
         let word = one_line(word, room);
         match lines.last_mut() {
             Some(line) if line.is_empty() => *line = word,
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= room => {
+            Some(line) if text::width(line) + 1 + text::width(&word) <= room => {
                 line.push(' ');
                 line.push_str(&word);
             }

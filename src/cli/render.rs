@@ -4,9 +4,9 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
-use crate::text::{escape_json, one_line};
+use crate::text::{self, escape_json, one_line, padded};
 
-/// Characters that a cell shows of a value.
+/// Columns that a cell shows of a value.
 const SHOWN_MAX: usize = 100;
 
 /// Writes `value` as one line of equivalent JSON, free of characters that a terminal would act on.
@@ -22,12 +22,11 @@ pub fn table<const N: usize>(
 ) -> io::Result<()> {
     let header = header.map(str::to_owned);
     let rows = std::iter::once(&header).chain(rows);
-    let width = |column: usize| {
-        rows.clone().map(|row| row[column].chars().count()).max().unwrap_or_default()
-    };
+    let width =
+        |column: usize| rows.clone().map(|row| text::width(&row[column])).max().unwrap_or_default();
     let widths: [usize; N] = std::array::from_fn(width);
     for row in rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = row.iter().zip(widths).map(|(cell, width)| padded(cell, width));
         writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
@@ -39,5 +38,29 @@ pub fn cell(value: &Value) -> String {
         Value::Null => "-".to_owned(),
         Value::String(text) => one_line(text, SHOWN_MAX),
         other => one_line(&other.to_string(), SHOWN_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// C15: columns are aligned as a terminal shows them, also beside what is escaped.
+    #[test]
+    fn a_table_is_aligned_by_the_width_of_its_texts() {
+        let texts = ["日本", "e\u{301}", "a\u{202e}", "👩\u{200d}💻"];
+        let rows = texts.map(|text| [cell(&text.into()), "|".to_owned()]);
+        let mut out = Vec::new();
+        table(&mut out, ["A", "B"], &rows).unwrap();
+        let expected = "\
+A          B
+日本       |
+e\u{301}          |
+a\\u{202e}  |
+👩\u{200d}💻         |
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 }

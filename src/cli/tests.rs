@@ -75,7 +75,7 @@ fn permissions_are_listed_and_answered() {
     let cancelled = permissions::Answer::Cancel { permission: "prm_1".into() };
     permissions::answer(&client, &cancelled, false, &mut out).unwrap();
     let out = String::from_utf8(out).unwrap();
-    let row = "prm_1       work   2026-01-01T00:00:00.000Z  yes no   Run rm";
+    let row = "prm_1       work   2026-01-01T00:00:00.000Z  yes no   Run rm\\u{1b}[2J";
     assert!(out.contains(row) && !out.contains('\u{1b}'), "{out:?}");
     assert!(out.ends_with("prm_1 is selected\nprm_1 is cancelled\n"), "{out}");
     let requests = server.requests();
@@ -193,12 +193,13 @@ fn a_turn_prints_only_its_own_clean_answer_across_a_broken_stream() {
         Reply::json(200, r#"{"id":"work","last_seq":7}"#),
         Reply::json(202, r#"{"id":"tsk_2","state":"queued"}"#),
         Reply::events(
-            &(answer_frame(8, "tsk_1", "before") + &answer_frame(9, "tsk_2", "one\u{1b}[31m ")),
+            &(answer_frame(8, "tsk_1", "before")
+                + &answer_frame(9, "tsk_2", "one\u{1b}[31m 👩\u{200d}")),
         ),
         // The stream ended; the task has not.
         Reply::json(200, r#"{"id":"tsk_2","state":"running"}"#),
         Reply::events(
-            &(answer_frame(10, "tsk_2", "two")
+            &(answer_frame(10, "tsk_2", "💻two\r")
                 + &frame(11, "tsk_1", "greenroom/task_ended", &json!({}))
                 + &frame(12, "tsk_2", "greenroom/task_ended", &json!({}))
                 + &answer_frame(13, "tsk_3", "after")),
@@ -207,7 +208,10 @@ fn a_turn_prints_only_its_own_clean_answer_across_a_broken_stream() {
     ]);
     let mut out = Vec::new();
     let exit = turn(&client(&server), "hi", &mut out).unwrap();
-    assert_eq!((String::from_utf8(out).unwrap().as_str(), exit), ("one[31m two\n", Exit::Done));
+    assert_eq!(
+        (String::from_utf8(out).unwrap().as_str(), exit),
+        ("one\\u{1b}[31m 👩\u{200d}💻two\\u{d}\n", Exit::Done)
+    );
 
     let requests = server.requests();
     assert!(requests[1].starts_with("POST /v1/groups/work/turns "), "{}", requests[1]);
@@ -434,7 +438,7 @@ GROUP  STATUS          AGENT  QUEUED  CONTEXT  TASK
 work   waiting (slot)  demo   3       25%      -
 b      idle            demo   0       -        tsk_1
 TASK   KIND        STATE          CREATED  PROMPT
-tsk_1  turn        queued (turn)  T        two lines [2J
+tsk_1  turn        queued (turn)  T        two lines \\u{1b}[2J
 tsk_2  compaction  completed      T        -
 tsk_3  turn        failed         T        a […]
 ";

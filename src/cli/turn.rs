@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     client::{Backoff, Client, ClientError, encode, is_terminal, read_json},
-    text::{clean, frame::answer_chunk},
+    text::{Visible, frame::answer_chunk, visible},
 };
 
 /// How long one request waits for the task to end.
@@ -51,7 +51,7 @@ pub fn turn(
         json_line(out, &task)?;
         return Ok(exit_of(&task));
     }
-    let mut answer = Answer { out, last_char: None, waiting };
+    let mut answer = Answer { out, text: Visible::default(), last_char: None, waiting };
     let task = follow(client, &format!("{path}/events"), &id, after, &mut answer)?;
     drop(following);
     answer.end(&task)?;
@@ -120,12 +120,19 @@ pub fn retry(
 /// Writes the agent's answer, chunk by chunk.
 struct Answer<'a, W> {
     out: &'a mut W,
+    text: Visible,
     /// The last character written.
     last_char: Option<char>,
     waiting: &'a Waiting,
 }
 
 impl<W: Write> Answer<'_, W> {
+    /// Writes what a terminal may show of a chunk.
+    fn add(&mut self, chunk: &str) -> io::Result<()> {
+        let shown = self.text.push(chunk);
+        self.write(&shown)
+    }
+
     fn write(&mut self, text: &str) -> io::Result<()> {
         let Some(last) = text.chars().next_back() else { return Ok(()) };
         self.last_char = Some(last);
@@ -137,8 +144,10 @@ impl<W: Write> Answer<'_, W> {
 
     /// Ends the last line. If no chunk was streamed, first writes the task's text.
     fn end(&mut self, task: &Value) -> io::Result<()> {
+        let rest = self.text.finish();
+        self.write(&rest)?;
         if self.last_char.is_none() {
-            self.write(&clean(task["text"].as_str().unwrap_or_default()))?;
+            self.write(&visible(task["text"].as_str().unwrap_or_default()))?;
         }
         match self.last_char {
             None | Some('\n') => Ok(()),
@@ -188,7 +197,7 @@ fn pause_after(
 ) -> Result<(), ClientError> {
     waiting.end();
     if backoff.is_fresh() && error.is_transient() {
-        waiting.say(&format!("greenroom: {}; trying again", clean(&error.to_string())));
+        waiting.say(&format!("greenroom: {}; trying again", visible(&error.to_string())));
     }
     backoff.pause_after(error)
 }
@@ -240,7 +249,7 @@ fn follow<W: Write>(
                 continue;
             }
             waiting.moved();
-            answer.write(&answer_chunk(&frame).unwrap_or_default())?;
+            answer.add(answer_chunk(&frame).unwrap_or_default())?;
             if event.kind == "greenroom/task_ended" {
                 return wait(client, id, waiting);
             }
@@ -329,7 +338,7 @@ fn outcome(task: &Value) -> Option<String> {
     match (state, stop_reason) {
         ("completed", None | Some("end_turn")) => return None,
         ("cancelled", _) | (_, None) => {}
-        (_, Some(reason)) => line.push_str(&format!(" ({})", clean(reason))),
+        (_, Some(reason)) => line.push_str(&format!(" ({})", visible(reason))),
     }
     if task["error"].is_object() {
         let error = &task["error"];
@@ -340,7 +349,7 @@ fn outcome(task: &Value) -> Option<String> {
 
 /// On Ctrl-C: ends this process, not the task, and prints how to cancel the task.
 fn print_hint_on_interrupt(task: &str, waiting: &Waiting) {
-    let task = clean(task);
+    let task = visible(task);
     let hint =
         format!("\ngreenroom: {task} keeps running; to cancel it: greenroom cancel {task}\n");
     waiting.end_on_interrupt(hint);

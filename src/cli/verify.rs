@@ -158,7 +158,7 @@ fn print(
     if as_json {
         render::json_line(out, value)?;
     } else {
-        writeln!(out, "{}", crate::text::clean(text))?;
+        writeln!(out, "{}", crate::text::visible(text))?;
     }
     Ok(())
 }

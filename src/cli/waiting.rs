@@ -21,7 +21,7 @@ use self::{ask::Round, line::Line, reason::Reason};
 use super::error::INTERRUPT_EXIT;
 use crate::{
     client::{Client, DEFAULT_URL},
-    text::clean,
+    text::visible,
 };
 
 /// How long nothing moves before the server is asked, and the time for each request.
@@ -250,7 +250,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn program(url: &str, found: Option<&str>) -> String {
     match found.unwrap_or(DEFAULT_URL).trim_end_matches('/') == url {
         true => "greenroom".to_owned(),
-        false => format!("greenroom --url {}", clean(url)),
+        false => format!("greenroom --url {}", visible(url)),
     }
 }
 

@@ -1,13 +1,13 @@
-//! Which values of the configuration are secrets, and are redacted wherever text leaves the process.
+//! Which values of the configuration are secrets, to be redacted wherever text leaves the process.
 
 use greenroom_actors::secrets::is_secret_name;
 
 use super::Config;
 
 impl Config {
-    /// Returns the secrets with their names: the values of all headers for the collector, and those
-    /// of profiles' variables whose names say so, whether a profile sets them or passes them on from
-    /// `environment`. Of a header that names a scheme, as `Bearer abc`, each word is one, too.
+    /// Returns the secrets with their names: the values of all headers for the collector, and
+    /// those of profiles' variables whose names say so, whether a profile sets them or passes them
+    /// on from `environment`. Of a header such as `Bearer abc` each word is one, too.
     pub(super) fn secrets(&self, environment: &[(String, String)]) -> Vec<(String, String)> {
         let profiles = || self.agents.values();
         let set = profiles().flat_map(|profile| &profile.env);

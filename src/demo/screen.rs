@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use crate::text::clean;
+use crate::text::visible;
 
 /// Stdout, shared by several threads.
 #[derive(Clone, Copy)]
@@ -38,7 +38,7 @@ impl Screen {
 
     fn line(self, colour: &str, text: &str) {
         // If stdout is closed, the work continues unseen.
-        _ = writeln!(io::stdout(), "{}", self.paint(colour, &clean(text)));
+        _ = writeln!(io::stdout(), "{}", self.paint(colour, &visible(text)));
     }
 
     fn paint(self, colour: &str, text: &str) -> String {

@@ -2,16 +2,16 @@
 
 use serde_json::Value;
 
-use super::{clean, one_line};
+use super::one_line;
 
-/// Characters that a line shows of a field or a message.
+/// Columns that a line shows of a field or a message.
 const SHOWN_MAX: usize = 100;
 
-/// Returns the text of one chunk of the agent's answer, if `frame` is one.
-pub fn answer_chunk(frame: &Value) -> Option<String> {
+/// Returns the text of one chunk of the agent's answer, if `frame` is one: as the agent wrote it.
+pub fn answer_chunk(frame: &Value) -> Option<&str> {
     let update = update(frame)?;
     let is_chunk = update["sessionUpdate"] == "agent_message_chunk";
-    is_chunk.then(|| clean(update["content"]["text"].as_str().unwrap_or_default()))
+    is_chunk.then(|| update["content"]["text"].as_str().unwrap_or_default())
 }
 
 /// Formats a frame as `time group #seq kind: summary`, without the date.
@@ -52,7 +52,7 @@ fn summary(frame: &Value) -> String {
     let field = |name: &str| update[name].as_str().unwrap_or_default();
     let detail = match field("sessionUpdate") {
         "agent_message_chunk" | "agent_thought_chunk" | "user_message_chunk" => {
-            format!("{:?}", clean(update["content"]["text"].as_str().unwrap_or("(no text)")))
+            quoted(update["content"]["text"].as_str().unwrap_or("(no text)"))
         }
         "tool_call" | "tool_call_update" => {
             [field("toolCallId"), field("title"), field("status")].join(" ")
@@ -62,6 +62,19 @@ fn summary(frame: &Value) -> String {
         _ => String::new(),
     };
     one_line(&format!("{} {detail}", field("sessionUpdate")), SHOWN_MAX)
+}
+
+/// Returns a text in quotes, its line ends escaped.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '\n' | '\r' | '\t' => quoted.extend(c.escape_default()),
+            c => quoted.push(c),
+        }
+    }
+    quoted + "\""
 }
 
 /// Returns the update of a `session/update` frame, whose payload is the message or its params.
@@ -86,8 +99,9 @@ mod tests {
         #[rustfmt::skip]
         let cases = [
             (update(json!({"sessionUpdate": "usage_update", "used": 1, "size": 2})), "12:00:00.000 g #1 session/update: usage_update 1 of 2 tokens"),
-            (update(json!({"sessionUpdate": "tool_call", "toolCallId": "t", "title": "Look\n\u{1b}", "status": "pending"})), "12:00:00.000 g #1 session/update: tool_call t Look pending"),
+            (update(json!({"sessionUpdate": "tool_call", "toolCallId": "t", "title": "Look\n\u{1b}", "status": "pending"})), "12:00:00.000 g #1 session/update: tool_call t Look \\u{1b} pending"),
             (update(json!({"sessionUpdate": "compaction_update", "compactionId": "c", "status": "completed"})), "12:00:00.000 g #1 session/update: compaction_update c completed"),
+            (update(json!({"sessionUpdate": "agent_message_chunk", "content": {"text": "a\n\"b\" \u{202e}\\"}})), r#"12:00:00.000 g #1 session/update: agent_message_chunk "a\n\"b\" \u{202e}\\""#),
             (json!({"group": "g", "kind": "greenroom/run_exited", "payload": {"code": 1}}), "- g greenroom/run_exited: {\"code\":1}"),
             (json!({"group": "g", "kind": "greenroom/stderr", "payload": null}), "- g greenroom/stderr"),
             (json!({}), "- - -"),

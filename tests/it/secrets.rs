@@ -19,8 +19,8 @@ const ENV: &str = "{ SCRIPT_DIR = \"$SCRIPT_DIR\", IT_API_KEY = 'canary\"own/1',
 
 /// The scripted agent, and one that prints all secrets and exits, both with the same variables.
 fn leaky(collector: &Collector) -> Setup {
-    let words = "echo \"last words $IT_API_KEY $IT_PASSED_TOKEN $IT_COLLECTOR $IT_HOME $IT_SHORT_KEY\" \
-                 >&2; exit 3";
+    let words = "echo \"last words $IT_API_KEY $IT_PASSED_TOKEN $IT_COLLECTOR $IT_HOME \
+                 $IT_SHORT_KEY\" >&2; exit 3";
     Setup::new()
         .signals(&["hermes_stderr"])
         .text("otlp", "endpoint", &collector.url())

@@ -89,9 +89,9 @@ impl Shown {
     }
 }
 
-/// Returns the text without the secrets of the configuration, and with each word replaced that looks
-/// like a key or a token, or that stands after a name of one. A text that is longer than any that is
-/// shown loses its end.
+/// Returns the text without the secrets of the configuration, and with each word replaced that
+/// looks like a key or a token, or that stands after a name of one. A text that is longer than any
+/// that is shown loses its end.
 pub fn redacted(text: &str) -> Cow<'_, str> {
     // First the values: of one of several words, the other words would be left.
     match secrets::redacted_cut(&text[..text.floor_char_boundary(READ_BYTES_MAX)]) {

@@ -1,7 +1,7 @@
 //! An agent's stderr: always read, stored in part, never a reason to wait (AM-40).
 //!
-//! The callers interpret the lines, and get them as they are; what is kept and logged of them has no
-//! secret of the configuration (C16).
+//! The callers interpret the lines, and get them as they are; what is kept and logged of them has
+//! no secret of the configuration (C16).
 
 use std::collections::VecDeque;
 
@@ -49,8 +49,8 @@ impl Stderr {
         }
     }
 
-    /// Returns the last lines, without secrets: they go into errors and logs, and a program may name
-    /// its key (C16).
+    /// Returns the last lines, without secrets: they go into errors and logs, and a program may
+    /// name its key (C16).
     pub fn tail(&self) -> String {
         let from = self.lines.len().saturating_sub(TAIL_LINES);
         let lines = self.lines.range(from..).map(|line| acp::redacted(line));

@@ -64,15 +64,15 @@ time         2026-11-20T19:35:02.100Z to 2026-11-20T19:36:20.256Z 1.3 min
 frames       1141, up to #1141
 context      ████████░░░░░░░░░░░░░░░░░░░░░░ 27% (54000 of 200000)
 tokens       1234 in (89 of them cached), 567 out
-             m-1[2J: 1 in (0 of them cached), 2 out
+             m-1\\u{1b}[2J: 1 in (0 of them cached), 2 out
 cost         0.069129 EUR, 2.0 USD
 turns        16: end_turn 13, _process_exited 3
 latency      p50 16 ms, p90 64 ms, p99 longer
                 ≤ 16 ms ████████████████████████████████████████ 12
                 ≤ 64 ms ██████████ 3
                 > 1.2 h ███ 1
-tools        bash      12 called
-             edit now  2 called, 1 failed
+tools        bash              12 called
+             \\u{202e}edit now  2 called, 1 failed
 errors       agent_error  7, see #64 #99
              lock_lost    1, see #3
 permissions  asked 3, selected 2, expired 1
@@ -80,7 +80,7 @@ compactions  completed 1, skipped 2; 9000 -> 100 tokens
 runs ended   stopped 2, crashed 1
 findings     30, the newest of them:
              #70 tool_without_result tool=bash tool_call=call-1
-             #71 abnormal_stop detail=the agent's process ended with code 7
+             #71 abnormal_stop detail=the agent's process ended with code 7\\u{7}
              before it had answered, and so did much else outcome=crashed
 #71 is GET /v1/groups/work/frames?after=70&limit=1
 ";
@@ -104,7 +104,7 @@ fn every_line_fits_the_width() {
     }
     let shown = shown(&digest);
     for line in shown.lines().filter(|line| !line.starts_with('#')) {
-        assert!(line.chars().count() <= WIDTH && !line.contains('\u{1b}'), "{line}");
+        assert!(text::width(line) <= WIDTH && !line.contains('\u{1b}'), "{line}");
     }
     assert!(shown.lines().next().unwrap().ends_with("…  server_restart"), "{shown}");
     assert!(!shown.contains("runs ended"), "{shown}");

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::reason::{BlockedBy, Reason};
 use crate::{
     client::{Client, ClientError, encode, is_terminal},
-    text::{clean, one_line},
+    text::{one_line, visible},
 };
 
 /// Characters of a title, an error or a name that a reason shows.
@@ -216,7 +216,7 @@ fn is_running(group: &Value) -> bool {
 
 /// Returns an id, which is never shortened.
 fn text(field: &Value) -> String {
-    clean(field.as_str().unwrap_or_default())
+    visible(field.as_str().unwrap_or_default())
 }
 
 fn shown(text: &str) -> String {
@@ -299,7 +299,7 @@ mod tests {
             (vec![queued("held"), Value::Null], Some(Reason::Held { group: work(), why: None })),
             (vec![retrying], Some(backoff(20, "agent_error: no", false))),
             (vec![queued("backoff"), items(degraded), items(json!([{ "detail": "exit 1" }]))], Some(backoff(9, "exit 1", true))),
-            (vec![queued("lock"), json!({ "session_id": "s/1" }), lock], Some(Reason::Lock { held: Some("nightly[2J".into()) })),
+            (vec![queued("lock"), json!({ "session_id": "s/1" }), lock], Some(Reason::Lock { held: Some(r"nightly\u{1b}[2J".into()) })),
             (vec![queued("lock"), json!({ "session_id": "s/1" }), Value::Null], Some(Reason::Lock { held: None })),
             (vec![queued("agent_auth"), items(login)], Some(Reason::Login { group: work(), agent: Some("gemini".into()), until: Some(Timestamp(61_000)), error: Some("no key".into()) })),
             (vec![queued("agent_auth"), Value::Null], Some(Reason::Login { group: work(), agent: None, until: None, error: None })),

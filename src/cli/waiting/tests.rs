@@ -238,7 +238,7 @@ fn a_hint_names_the_server_unless_it_is_the_one_that_is_found() {
         ("http://a:1",      None,                   "greenroom --url http://a:1"),
         ("http://a:1",      Some("http://a:1/"),    "greenroom"),
         (DEFAULT_URL,       Some("http://a:1"),     "greenroom --url http://127.0.0.1:7433"),
-        ("http://a\u{1b}:1", None,                  "greenroom --url http://a:1"),
+        ("http://a\u{1b}:1", None,                  r"greenroom --url http://a\u{1b}:1"),
     ];
     for (url, found, expected) in cases {
         assert_eq!(program(url, found), expected);
