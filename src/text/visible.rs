@@ -138,7 +138,7 @@ impl Visible {
                     |tags: &&str| tags.strip_prefix(c).is_some_and(|tags| tags.starts_with(after));
                 match FLAG_TAGS.iter().find(|tags| is_flag(tags)) {
                     Some(tags) => Next::Show(tags.chars().count()),
-                    None if FLAG_TAGS.iter().any(|tags| may_be(tags)) => unknown,
+                    None if FLAG_TAGS.iter().any(may_be) => unknown,
                     None => Next::Escape,
                 }
             }

@@ -7,7 +7,7 @@ use crate::{
     acp::{self, Notification},
     agent::{
         NOT_READY,
-        handshake::{Next, SETTLES_WITHIN},
+        handshake::{Next, quiet::SETTLES_WITHIN},
     },
     awake,
 };
