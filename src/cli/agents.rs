@@ -311,7 +311,9 @@ fn remedy(
             format!("install the agent, or set `command` of [agents.{name}] to its path")
         }
         ProblemKind::CannotStart => {
-            format!("check `command`, `rlimits` and `umask` of [agents.{name}]; {by_hand}")
+            format!(
+                "check `command`, `rlimits`, `umask` and `sandbox_…` of [agents.{name}]; {by_hand}"
+            )
         }
         ProblemKind::Exited => format!("see its stderr; {by_hand}"),
         ProblemKind::Timeout => format!(

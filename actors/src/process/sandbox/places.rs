@@ -33,6 +33,9 @@ pub(super) const SYSTEM: [&str; 15] = [
 /// The parts of an installation that has its programs in a directory `bin`.
 const INSTALLED: [&str; 4] = ["bin", "lib", "lib64", "libexec"];
 
+/// Directories that are not readable because a program lies in them.
+const WIDE: [&str; 4] = ["/", "/tmp", "/var/tmp", "/dev/shm"];
+
 /// The files that a run may reach, by canonical path.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Places {
@@ -60,12 +63,12 @@ impl Places {
         for path in &confinement.own {
             places.write.push(path.canonicalize()?);
         }
-        places.cwd = apart(&program.cwd, &hidden, "the working directory", true)?;
+        places.cwd = named("the working directory", &program.cwd, &hidden, Beside::Within)?;
         for (what, path) in &confinement.write {
-            places.write.push(apart(path, &hidden, what, false)?);
+            places.write.push(named(what, path, &hidden, Beside::Apart)?);
         }
         for path in &confinement.read {
-            let path = apart(path, &hidden, "sandbox_read", false)?;
+            let path = named("sandbox_read", path, &hidden, Beside::Above)?;
             places.grant(&path, &hidden);
         }
         for path in SYSTEM {
@@ -125,7 +128,8 @@ impl Places {
         for file in [file, &real] {
             for path in installation(file) {
                 // A program in a home directory gives no right to read all of that.
-                let is_wide = home.is_some_and(|home| home.starts_with(&path));
+                let is_wide = WIDE.iter().any(|wide| Path::new(wide) == path)
+                    || home.is_some_and(|home| home.starts_with(&path));
                 self.grant_link(if is_wide { file } else { &path }, hidden);
             }
         }
@@ -137,21 +141,38 @@ fn real(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
-/// Returns the canonical form of a path that holds nothing hidden. `may_lie_within`: it is checked
-/// elsewhere that it lies in no hidden directory of others.
-fn apart(path: &Path, hidden: &[PathBuf], what: &str, may_lie_within: bool) -> io::Result<PathBuf> {
+/// How a directory that is named may stand to what is hidden.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    /// It may lie within it: another check has allowed that.
+    Within,
+    /// It may hold it, as that is left out.
+    Above,
+    /// Neither.
+    Apart,
+}
+
+/// Returns the canonical form of a path that `what` names.
+///
+/// # Errors
+///
+/// It is missing, or stands to what is hidden as `may` does not allow.
+fn named(what: &str, path: &Path, hidden: &[PathBuf], may: Beside) -> io::Result<PathBuf> {
     let shown = path.display();
     let real =
         path.canonicalize().map_err(|err| io::Error::other(format!("{what}: {shown}: {err}")))?;
     for hidden in hidden {
-        let holds = hidden.starts_with(&real);
-        if holds || !may_lie_within && real.starts_with(hidden) {
-            let how = if holds { "holds" } else { "lies in" };
-            return Err(io::Error::other(format!(
-                "{what}: {shown} {how} greenroom's data directory or configuration, which no agent \
-                 in a sandbox may reach"
-            )));
-        }
+        let how = match (hidden.starts_with(&real), real.starts_with(hidden)) {
+            (_, true) if may != Beside::Within => "lies in",
+            (true, false) if may != Beside::Above => "holds",
+            // A working directory that is the hidden one itself.
+            (true, true) => "is",
+            _ => continue,
+        };
+        return Err(io::Error::other(format!(
+            "{what}: {shown} {how} greenroom's data directory or configuration, which no agent in \
+             a sandbox may reach"
+        )));
     }
     Ok(real)
 }
@@ -199,3 +220,6 @@ fn installation(file: &Path) -> Vec<PathBuf> {
         _ => vec![dir.to_owned()],
     }
 }
+
+#[cfg(test)]
+mod tests;
