@@ -81,19 +81,30 @@ async fn read(request: &HttpRequest, payload: Payload) -> Result<BytesMut, ApiEr
     if announced.is_some_and(|length| length > max as u64) {
         return Err(ApiError::BodyTooLarge(max));
     }
-    let collected = timeout(BODY_TIMEOUT, collect(payload, max)).await;
+    let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+    let length = (!is_chunked).then(|| announced.unwrap_or_default() as usize);
+    let collected = timeout(BODY_TIMEOUT, collect(payload, max, length)).await;
     collected.unwrap_or(Err(ApiError::BodyTooSlow))
 }
 
-async fn collect(mut payload: Payload, max: usize) -> Result<BytesMut, ApiError> {
+/// Collects a body of this length, or, without one, up to its end. actix-http gives a request with
+/// `Upgrade` a body that ends with the connection, whatever its length is.
+async fn collect(
+    mut payload: Payload,
+    max: usize,
+    length: Option<usize>,
+) -> Result<BytesMut, ApiError> {
     let mut bytes = BytesMut::new();
-    while let Some(chunk) = payload.next().await {
+    while length.is_none_or(|length| bytes.len() < length) {
+        let Some(chunk) = payload.next().await else { break };
         let chunk = chunk.map_err(|err| ApiError::BodyBroken(err.to_string()))?;
         if bytes.len() + chunk.len() > max {
             return Err(ApiError::BodyTooLarge(max));
         }
         bytes.extend_from_slice(&chunk);
     }
+    // What follows is not of this request.
+    bytes.truncate(length.unwrap_or(usize::MAX));
     Ok(bytes)
 }
 

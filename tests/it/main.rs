@@ -27,6 +27,7 @@ mod events;
 mod expiry;
 mod faults;
 mod frames;
+mod fuzz;
 mod groups;
 mod held;
 mod hosts;

@@ -229,6 +229,27 @@ fn exchange(server: &Server, head: &str, is_endless: bool, case: &str) -> Vec<u8
     answer
 }
 
+/// API-2, F30: a body ends with its length, also if the client would like another protocol.
+#[test]
+fn a_body_ends_with_its_length_beside_an_upgrade() {
+    let (server, ..) = start();
+    let line = "Upgrade: websocket\r\nConnection: upgrade\r\n";
+    let body = "Content-Type: application/json\r\nContent-Length: 16\r\n\r\n{\"prompt\":\"up\"} ";
+    for (status, path, rest) in [
+        (202, "/v1/groups/work/turns", body),
+        (400, "/v1/groups/work/turns", "\r\n"),
+        (202, "/v1/groups/work/pause", "\r\n"),
+    ] {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT / 2)).unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n{line}{rest}");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap_or_else(|err| panic!("{path}: {err}"));
+        assert_eq!(parse(&answer, true).unwrap().status, status, "{path}");
+    }
+}
+
 /// I11, API-7: what is no HTTP is refused and counted, and fills no log.
 #[test]
 fn what_is_no_http_is_counted_and_logged_once() {

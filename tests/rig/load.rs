@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use greenroom_test_support::process;
+use greenroom_test_support::{process, random::Random};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -15,7 +15,6 @@ use crate::{
     plan::Group,
     process::marked,
     prompt::prompt,
-    random::Random,
     stage::{Ask, Client, Stage},
 };
 

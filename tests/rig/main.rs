@@ -19,7 +19,6 @@ mod load;
 mod plan;
 mod process;
 mod prompt;
-mod random;
 mod reader;
 mod run;
 mod server;
@@ -40,9 +39,9 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use greenroom_test_support::programs::build;
+use greenroom_test_support::{programs::build, random::Random};
 
-use crate::{plan::Form, random::Random, summary::Summary};
+use crate::{plan::Form, summary::Summary};
 
 /// An error of the rig itself ends a seed with its own message.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;

@@ -2,9 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use greenroom_test_support::Setup;
-
-use crate::random::Random;
+use greenroom_test_support::{Setup, random::Random};
 
 /// Which faults a run has.
 #[derive(Clone, Copy, PartialEq)]

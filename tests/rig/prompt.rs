@@ -1,6 +1,6 @@
 //! The prompts for the scripted agent: its words are in `tests/agent`.
 
-use crate::random::Random;
+use greenroom_test_support::random::Random;
 
 /// Ordinary work.
 const ORDINARY: [&str; 8] = [

@@ -8,9 +8,12 @@ use std::{
     time::Duration,
 };
 
-use greenroom_test_support::sse::{self, Stream};
+use greenroom_test_support::{
+    random::Random,
+    sse::{self, Stream},
+};
 
-use crate::{history::Seen, random::Random, stage::Stage};
+use crate::{history::Seen, stage::Stage};
 
 /// How long a read may wait before the reader checks whether the run is over.
 const LOOK: Duration = Duration::from_millis(200);

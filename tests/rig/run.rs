@@ -9,6 +9,7 @@ use std::{
 
 use greenroom_test_support::{
     Home, Journal, Log, poll, process,
+    random::Random,
     server::{self, under},
 };
 use rusqlite::Connection;
@@ -24,7 +25,6 @@ use crate::{
     load,
     plan::{Fault, Form, Life, Plan},
     process::{marked, wait_gone},
-    random::Random,
     reader,
     server::{PATIENCE, Server},
     stage::{Ask, Stage},

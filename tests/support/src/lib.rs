@@ -22,6 +22,7 @@ pub mod log;
 pub mod openmetrics;
 pub mod process;
 pub mod programs;
+pub mod random;
 pub mod routes;
 pub mod server;
 pub mod setup;
