@@ -33,6 +33,7 @@ use greenroom_actors::{
     storage::{
         Db, ReadStore as _, Reader, StorageHealth, StoreError, WorkDir, Writer, chain,
         sqlite::{CheckpointSchedule, Database, SqliteStore},
+        stall,
     },
     supervisor::{Boot, ShutDown, Supervisor},
     unsettled::UnsettledGroups,
@@ -293,6 +294,7 @@ fn sandboxes(config: &Config, database: &Database, port: u16) -> Sandboxes {
 /// Starts the writer, the readers and the checkpointer of the database.
 fn start_storage(database: &Database, watchdog: &Watchdog) -> Result<Db, Box<dyn Error>> {
     let health = StorageHealth::default();
+    stall::watch(health.clone(), stall::TICK)?;
     let refused = |err| chain(&database.refusal(err));
     let store = database.store().map_err(refused)?;
     let checkpointer = database.checkpointer(CheckpointSchedule::default()).map_err(refused)?;

@@ -3,6 +3,7 @@
 //! One writer on a thread of its own makes all commits. It stores the waiting commits of all groups
 //! in one transaction, which gains more than a weaker sync would.
 
+mod calls;
 mod db;
 mod digests;
 mod error;
@@ -20,6 +21,7 @@ mod reader;
 mod rows;
 mod salvage;
 pub mod sqlite;
+pub mod stall;
 mod store;
 mod unreadable;
 mod work_dir;
@@ -36,7 +38,7 @@ pub use self::{
     fault::{Failing, Fault},
     filter::{CurrentView, FrameFilter, PermissionFilter, TaskFilter},
     gauges::GaugeSnapshot,
-    health::{Sizes, StorageHealth},
+    health::{Sizes, Stall, StorageHealth},
     lock::{LockError, LockGrant, LockRequest},
     metrics::StorageMetrics,
     read_store::ReadStore,

@@ -159,10 +159,10 @@ async fn current<T: Send + 'static>(
         Err(ApiError::NoSuchGroup) => return Ok(None),
         found => found?.addr,
     };
-    addr.send(EnsureLoaded).await?;
+    state.answer_to(addr.send(EnsureLoaded)).await??;
     let found = match state.read(look_up.clone()).await? {
         Lookup::Stale(_) => {
-            addr.send(RebuildDigests).await??;
+            state.answer_to(addr.send(RebuildDigests)).await???;
             state.read(look_up).await?
         }
         found => found,

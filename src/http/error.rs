@@ -8,7 +8,7 @@ use actix_web::{
 use greenroom_actors::{
     clock,
     group::GroupError,
-    storage::{LockError, StoreError, chain},
+    storage::{Fault, LockError, StoreError, chain},
 };
 use greenroom_core::{
     Rejected,
@@ -102,6 +102,12 @@ pub enum ApiError {
     /// The database's error.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A write does not return, and the request may be in it.
+    #[error(
+        "the database does not answer; this request may still take effect: repeat it with its \
+         idempotency key, or read first what was stored"
+    )]
+    Unanswered,
     /// The actor has died, and is being rebuilt.
     #[error("the group is being rebuilt from the database")]
     Gone(#[from] MailboxError),
@@ -183,6 +189,7 @@ impl ApiError {
             Self::Group(GroupError::Exhausted | GroupError::Storage(StoreError::Exhausted(_))) => {
                 ("numbers-exhausted", "Numbers exhausted")
             }
+            Self::Unanswered => ("outcome-unknown", "Outcome unknown"),
             Self::Lock(LockError::Conflict { .. }) => ("lock-held", "Lock held"),
             Self::Lock(LockError::Lost) => ("lock-lost", "Lock lost"),
             Self::Lock(LockError::Absent) => ("locks-absent", "No locks"),
@@ -206,6 +213,8 @@ impl ApiError {
     /// Returns the seconds after which to retry, where that may help.
     fn retry_after(&self) -> Option<u32> {
         match self.status_code() {
+            // Without an idempotency key, a retry could be a second task.
+            _ if matches!(self, Self::Unanswered) => None,
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => Some(1),
             _ => None,
         }
@@ -257,6 +266,7 @@ impl ResponseError for ApiError {
             Self::Group(GroupError::Rejected(_) | GroupError::CompactionUnsupported)
             | Self::Lock(LockError::Conflict { .. } | LockError::Lost) => StatusCode::CONFLICT,
             Self::Draining
+            | Self::Unanswered
             | Self::Group(GroupError::Draining | GroupError::Storage(_) | GroupError::Rebuilding)
             | Self::Lock(LockError::Absent | LockError::Store(_))
             | Self::Store(_)
@@ -276,7 +286,9 @@ impl ResponseError for ApiError {
             | Self::Group(GroupError::Storage(err))
             | Self::Lock(LockError::Store(err)) => {
                 log::log!(err.level(), err:% = chain(err); "request failed");
-                "the database failed; nothing was accepted".to_owned()
+                let is_stalled = err.fault() == Some(Fault::Stalled);
+                let what = if is_stalled { "does not answer" } else { "failed" };
+                format!("the database {what}; nothing was accepted")
             }
             err => err.to_string(),
         };

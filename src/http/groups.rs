@@ -102,7 +102,7 @@ pub async fn put(
     state.check_accepts_work()?;
     let patch = checked(&state, &group, body.value).await?;
     let group = state.owner_or_create(&group).await?;
-    let created = group.addr.send(Configure(patch)).await??;
+    let created = state.answer_to(group.addr.send(Configure(patch))).await???;
     let mut response = if created { HttpResponse::Created() } else { HttpResponse::Ok() };
     Ok(response.json(show(&state, group.no).await?))
 }
@@ -199,7 +199,7 @@ async fn control(
     let group = state.owner(group).await?;
     state.check_can_write()?;
     show(state, group.no).await?;
-    group.addr.send(control).await??;
+    state.answer_to(group.addr.send(control)).await???;
     Ok(HttpResponse::Accepted().json(show(state, group.no).await?))
 }
 
@@ -212,7 +212,7 @@ pub async fn delete(
     let group = state.owner(&group).await?;
     state.check_can_write()?;
     let body = show(&state, group.no).await?;
-    group.addr.send(Archive { purge }).await??;
+    state.answer_to(group.addr.send(Archive { purge })).await???;
     // A purged group may be gone already.
     let body = if purge { body } else { show(&state, group.no).await? };
     Ok(HttpResponse::Accepted().json(body))

@@ -91,7 +91,7 @@ pub async fn put(
         return Err(held(&state, key).await?.unwrap_or_else(reserved));
     }
     let ask = LockRequest { key, holder, ttl: ttl_ms, group: None };
-    let LockGrant { lock, fresh } = state.shared.db.lock_acquire(ask).await?;
+    let LockGrant { lock, fresh } = state.answer_to(state.shared.db.lock_acquire(ask)).await??;
     let mut response = if fresh { HttpResponse::Created() } else { HttpResponse::Ok() };
     Ok(response.json(LockView::for_holder(&lock, clock::moment())))
 }
@@ -109,7 +109,9 @@ pub async fn refresh(
         let lost = || LockError::Lost.into();
         return Err(held(&state, key).await?.unwrap_or_else(lost));
     }
-    let lock = state.shared.db.lock_refresh(Lease { key, holder, token }).await?;
+    state.check_can_write()?;
+    let lease = Lease { key, holder, token };
+    let lock = state.answer_to(state.shared.db.lock_refresh(lease)).await??;
     Ok(HttpResponse::Ok().json(LockView::for_holder(&lock, clock::moment())))
 }
 
@@ -136,7 +138,8 @@ pub async fn delete(
         && !holder::is_reserved(&holder)
     {
         let lease = Lease { key, holder, token };
-        match state.shared.db.lock_release(lease).await {
+        state.check_can_write()?;
+        match state.answer_to(state.shared.db.lock_release(lease)).await? {
             // Without a lock table no lock is held.
             Ok(_) | Err(LockError::Absent) => {}
             Err(err) => return Err(err.into()),

@@ -119,10 +119,12 @@ fn free_bytes(dir: &Path) -> Option<f64> {
 
 #[rustfmt::skip]
 fn storage_gauges(to: &mut Registry, health: &StorageHealth, is_readable: bool) {
-    let failing = health.failing().map(|failing| failing.fault);
+    let stalled = health.stalled();
+    let failing = health.failing().map(|failing| failing.fault).or(stalled.map(|_| Fault::Stalled));
     let sizes = health.sizes();
     gauge(to, "storage_up", "Whether the database accepts writes and answers reads", f64::from(failing.is_none() && is_readable));
     to.register("storage_failing", "Why the database accepts no writes; all 0 while it does", Family::new(|fault: Fault| ConstGauge::new(u64::from(failing == Some(fault)))));
+    gauge(to, "storage_stalled_seconds", "For how long a write has not returned; 0: none is that late", stalled.map_or(0.0, |stall| stall.ms as f64 / 1000.0));
     gauge(to, "database_bytes", "Size of the database", sizes.database as f64);
     gauge(to, "wal_bytes", "Size of the database's write-ahead log", sizes.log as f64);
 }

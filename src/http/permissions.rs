@@ -121,7 +121,8 @@ pub async fn answer(
     }
     state.check_can_write()?;
     let group = state.owner(record.group.as_str()).await?;
-    match group.addr.send(AnswerPermission { permission: id, choice, by: "api" }).await? {
+    let answer = AnswerPermission { permission: id, choice, by: "api" };
+    match state.answer_to(group.addr.send(answer)).await?? {
         Ok(()) => Ok(HttpResponse::Ok().json(Permission::from(read(&state, id).await?))),
         Err(GroupError::Rejected(Rejected::NotPending)) => {
             Err(resolved(read(&state, id).await?.state))

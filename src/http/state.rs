@@ -242,7 +242,7 @@ impl AppState {
 
     /// Returns what a waiting task waits for: the database, while it fails, before all else.
     pub fn blocked_by(&self, blocked_by: Option<Blocked>) -> Option<Blocked> {
-        let is_failing = !self.health().is_good();
+        let is_failing = self.health().check_answers().is_err();
         blocked_by.map(|blocked_by| if is_failing { Blocked::Storage } else { blocked_by })
     }
 
@@ -258,13 +258,29 @@ impl AppState {
         self.check_can_write()
     }
 
-    /// Refuses a change while the database fails; the group's actor may be gone then, too.
+    /// Refuses a change while the database fails or stalls; the group's actor may be gone, too.
     ///
     /// # Errors
     ///
-    /// That the database fails.
+    /// That the database fails or stalls.
     pub fn check_can_write(&self) -> Result<(), ApiError> {
-        Ok(self.health().check_works()?)
+        Ok(self.health().check_answers()?)
+    }
+
+    /// Waits for the answer to a change, but not for a write that does not return.
+    ///
+    /// A change that its actor has not begun is dropped with `change`. One that is being stored may
+    /// be stored yet, so that the answer is neither that it was nor that it was not.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Unanswered`].
+    pub async fn answer_to<T>(&self, change: impl Future<Output = T>) -> Result<T, ApiError> {
+        tokio::select! {
+            biased;
+            answer = change => Ok(answer),
+            () = self.health().until_stalled() => Err(ApiError::Unanswered),
+        }
     }
 }
 

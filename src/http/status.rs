@@ -1,11 +1,12 @@
 //! The server itself: liveness, readiness, status in numbers, launch profiles.
 
-use std::ops::Bound;
+use std::{ops::Bound, time::Duration};
 
 use actix_web::{HttpResponse, web::Data};
-use greenroom_actors::storage::StorageHealth;
+use greenroom_actors::storage::{Failing, Fault, StorageHealth};
 use serde::Deserialize;
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{
     error::ApiError,
@@ -14,6 +15,9 @@ use super::{
     state::{AppState, Phase},
     view,
 };
+
+/// How long the status waits for the database.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Answers that the server is alive: 204, without any content (C1).
 pub async fn healthz() -> HttpResponse {
@@ -39,7 +43,9 @@ pub async fn status(
     state.until_settled(None).await;
     let apart = view::CountedApart::new(&state);
     let left_out = apart.groups.clone();
-    let counts = state.read(move |store| store.status_counts(&left_out)).await.ok();
+    let counts = state.read(move |store| store.status_counts(&left_out));
+    // A disk that hangs may hang for readers, too.
+    let counts = timeout(READ_TIMEOUT, counts).await.ok().and_then(Result::ok);
     let (mut groups, queued) = counts.unzip();
     if let Some(groups) = &mut groups {
         apart.add_to(groups);
@@ -67,11 +73,17 @@ pub async fn status(
 /// Returns the state of the database. The cause of a failure is one word, without a path (C21).
 fn storage(health: &StorageHealth) -> serde_json::Value {
     let (commits, transactions) = health.totals();
-    let (failing, sizes) = (health.failing(), health.sizes());
+    let (failing, stalled, sizes) = (health.failing(), health.stalled(), health.sizes());
+    let (state, cause, since) = match (failing, stalled) {
+        (Some(Failing { fault, since }), _) => ("failing", Some(fault), Some(since)),
+        (None, Some(stall)) => ("stalled", Some(Fault::Stalled), Some(stall.since)),
+        (None, None) => ("ok", None, None),
+    };
     json!({
-        "state": if failing.is_some() { "failing" } else { "ok" },
-        "cause": failing.map(|failing| failing.fault.wire_name()),
-        "since": failing.map(|failing| view::Time(failing.since)),
+        "state": state,
+        "cause": cause.map(Fault::wire_name),
+        "since": since.map(view::Time),
+        "stalled_ms": stalled.map(|stall| stall.ms),
         "commits": commits,
         "transactions": transactions,
         "database_bytes": sizes.database,

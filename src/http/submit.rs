@@ -24,7 +24,7 @@ pub async fn submit_task(
     key: Option<KeyHashes>,
 ) -> Result<HttpResponse, ApiError> {
     let submit = Submit { submission, key, wait: !wait.is_zero() };
-    let Accepted { view, deduplicated, end } = group.addr.send(submit).await??;
+    let Accepted { view, deduplicated, end } = state.answer_to(group.addr.send(submit)).await???;
     let view = wait::for_end(state, view, end, wait).await;
     let mut response = if view.task.state().is_terminal() && !wait.is_zero() {
         HttpResponse::Ok()

@@ -73,7 +73,7 @@ pub async fn cancel(
     let view = state.task(id).await?;
     state.check_can_write()?;
     let group = state.owner(view.group.as_str()).await?;
-    group.addr.send(Cancel(id)).await??;
+    state.answer_to(group.addr.send(Cancel(id))).await???;
     let view = state.task(id).await?;
     Ok(HttpResponse::Accepted().json(Task::new(&state, view, false)))
 }

@@ -88,7 +88,7 @@ fn the_first_scrape_has_all_families() {
         ("greenroom_compaction_seconds_count", "source", "acp hermes_meta hermes_stderr task"),
         ("greenroom_compaction_seconds_count", "status", "abandoned cancelled completed failed noop skipped"),
         ("greenroom_runs_ended_total", "reason", "agent_auth exited protocol server_restart start_failed stopped storage"),
-        ("greenroom_storage_failing", "fault", "corrupt disk_full error file_replaced io_error locked read_only sync_failed"),
+        ("greenroom_storage_failing", "fault", "corrupt disk_full error file_replaced io_error locked read_only stalled sync_failed"),
         ("greenroom_oldest_waiting_task_age_seconds", "blocked_by", "agent agent_auth backoff held lock paused slot storage turn"),
         ("greenroom_oldest_running_task_age_seconds", "kind", "compaction turn"),
         ("greenroom_subscribers", "stream", "all group"),

@@ -232,6 +232,61 @@ fn a_write_lock_of_another_program_stops_the_server_until_its_release() {
     assert_recovers(&server);
 }
 
+/// F38, I2: a sync that hangs is noticed. The request in it gets an answer that promises nothing;
+/// with its key it is one task. All others are refused at once until the sync returns; reads are
+/// answered.
+#[test]
+fn a_sync_that_hangs_is_noticed() {
+    let mut home = Setup::new().home();
+    inject(&mut home, "greenroom.db-wal", "inject=fdatasync:delay_enter=16000000:when=20");
+    let server = Server::start(home);
+    server.put("/v1/groups/work", &json!({})).expect(201);
+    server.post("/v1/groups/work/pause", &json!({})).expect(202);
+    let submit = |n: usize| {
+        server.post_once(&format!("key-{n}"), TURNS, &json!({ "prompt": format!("turn {n}") }))
+    };
+    let mut submitted = 0;
+    let unanswered = loop {
+        let reply = submit(submitted);
+        if reply.status != 202 {
+            break reply;
+        }
+        submitted += 1;
+        assert!(submitted < 100, "no sync hangs");
+    };
+    unanswered.problem(503, "outcome-unknown");
+    assert!(unanswered.header("retry-after").is_none(), "{unanswered:?}");
+    let stalled = storage_status(&server);
+    assert_eq!((&stalled["state"], &stalled["cause"]), (&json!("stalled"), &json!("stalled")));
+    assert!(stalled["since"].is_string() && stalled["stalled_ms"].as_u64() >= Some(7000));
+    let refused = submit(submitted + 1);
+    refused.problem(503, "storage-unavailable");
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    let lock = json!({ "holder": "me", "ttl_ms": 60_000 });
+    server.put("/v1/locks/key", &lock).problem(503, "storage-unavailable");
+    server.delete("/v1/groups/work").problem(503, "storage-unavailable");
+    server.get("/readyz").problem(503, "storage-unavailable");
+    assert_eq!(server.get("/healthz").status, 204);
+    assert_eq!(server.group("work")["queue_length"], submitted);
+    let scrape = server.scrape();
+    assert_eq!(scrape.value("greenroom_storage_up", &[]), 0.0);
+    assert_eq!(scrape.value("greenroom_storage_failing", &[("fault", "stalled")]), 1.0);
+    assert!(scrape.value("greenroom_storage_stalled_seconds", &[]) >= 7.0);
+
+    server.log.wait("its end", |line| line.contains("storage is no longer stalled"));
+    let lines = server.log.lines();
+    let begins = lines.iter().filter(|line| line.contains(" ERROR ")).collect::<Vec<_>>();
+    assert!(begins.len() == 1 && begins[0].contains("storage stalled"), "{begins:?}");
+    assert_eq!(storage_status(&server)["state"], "ok");
+    let repeated = submit(submitted).expect(202);
+    assert_eq!(repeated["deduplicated"], true, "it was stored in the end: {repeated}");
+    server.resume("work");
+    server.finish_as(&repeated, "completed");
+    let prompts = server.journal.times(&format!("turn {submitted}"));
+    assert_eq!(prompts, 1, "one task, one prompt");
+    assert_eq!(server.journal.times(&format!("turn {}", submitted + 1)), 0, "refused");
+}
+
 /// F26: `verify` and `backup` lock the directory while they read the log. A start waits for them,
 /// and is refused immediately if another server has the lock.
 #[test]

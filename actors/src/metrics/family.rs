@@ -108,7 +108,7 @@ label_values!(
     Fault,
     "fault",
     |fault: &Self| fault.wire_name().to_owned(),
-    [DiskFull, ReadOnly, Locked, Corrupt, Replaced, Unsynced, Io, Other]
+    [DiskFull, ReadOnly, Locked, Corrupt, Replaced, Unsynced, Stalled, Io, Other]
 );
 
 /// The labels that distinguish the metrics of one family.

@@ -20,6 +20,9 @@ pub enum Fault {
     /// A sync failed. How much of the write is on disk is unknown, and a later successful sync does
     /// not prove it.
     Unsynced,
+    /// A write does not return. Only requests from outside are refused for it: what waits in the
+    /// writer's queue is stored once the write returns.
+    Stalled,
     /// The system refused to read or to write: a broken disk, a quota, a limit on file sizes.
     Io,
     /// Any other error.
@@ -36,6 +39,7 @@ impl Fault {
             Self::Corrupt => "corrupt",
             Self::Replaced => "file_replaced",
             Self::Unsynced => "sync_failed",
+            Self::Stalled => "stalled",
             Self::Io => "io_error",
             Self::Other => "error",
         }
@@ -50,6 +54,7 @@ impl Fault {
             Self::Corrupt => "stop the server, keep the files, and restore a backup",
             Self::Replaced => "stop the server; put the file back, or restore a backup",
             Self::Unsynced => "check the disk; the next start reads what is on it",
+            Self::Stalled => "check the disk and what it waits for; work then resumes by itself",
             Self::Io => "check the disk, quotas and limits; work then resumes by itself",
             Self::Other => "greenroom retries every second",
         }

@@ -13,7 +13,7 @@ use greenroom_core::Timestamp;
 use tokio::sync::watch;
 
 use super::{
-    BrokenGroup, Failing, Fault, GroupNo, StorageMetrics, StoreError, Unreadable,
+    BrokenGroup, Failing, Fault, GroupNo, StorageMetrics, StoreError, Unreadable, calls::Calls,
     unreadable::BrokenGroups,
 };
 use crate::clock;
@@ -26,6 +26,8 @@ pub struct StorageHealth(Arc<Figures>);
 struct Figures {
     failing: watch::Sender<Option<Failing>>,
     broken: watch::Sender<BrokenGroups>,
+    calls: Calls,
+    stalled: watch::Sender<Option<Stall>>,
     commits: AtomicU64,
     transactions: AtomicU64,
     metrics: StorageMetrics,
@@ -37,6 +39,15 @@ struct Figures {
     holds_deleted: AtomicBool,
     /// The checkpointer's thread, which sleeps while nothing is committed.
     checkpointer: OnceLock<Thread>,
+}
+
+/// A write that does not return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stall {
+    /// Since when, by the wall clock.
+    pub since: Timestamp,
+    /// For how long, in milliseconds.
+    pub ms: u64,
 }
 
 /// How large the database's files are, in bytes.
@@ -70,6 +81,36 @@ impl StorageHealth {
             Some(failing) => Err(StoreError::Unavailable(failing.fault)),
             None => Ok(()),
         }
+    }
+
+    /// Refuses a request from outside while the database fails, or a write does not return.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`].
+    pub fn check_answers(&self) -> Result<(), StoreError> {
+        self.check_works()?;
+        match self.stalled() {
+            Some(_) => Err(StoreError::Unavailable(Fault::Stalled)),
+            None => Ok(()),
+        }
+    }
+
+    /// The write that does not return, if there is one.
+    pub fn stalled(&self) -> Option<Stall> {
+        *self.0.stalled.borrow()
+    }
+
+    /// Waits until a write does not return; returns at once if one does not now. Cancel safe.
+    pub async fn until_stalled(&self) {
+        // An error would mean that the sender is dropped, and `self` holds it.
+        _ = self.0.stalled.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// Waits until every write returns; returns at once if all do now. Cancel safe.
+    pub async fn until_moving(&self) {
+        // An error would mean that the sender is dropped, and `self` holds it.
+        _ = self.0.stalled.subscribe().wait_for(Option::is_none).await;
     }
 
     /// Waits until the database works; returns at once if it does. Cancel safe.
@@ -160,6 +201,29 @@ impl StorageHealth {
     /// Records that the database works. Returns true if it failed before: then the caller logs it.
     pub(super) fn set_working(&self) -> bool {
         self.0.failing.send_if_modified(|state| state.take().is_some())
+    }
+
+    /// The writer's calls of the database.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.0.calls
+    }
+
+    /// Records for how long a write has not returned. Returns true for the first record of a stall:
+    /// then the caller logs it.
+    pub(super) fn set_stalled(&self, ms: u64) -> bool {
+        let since = Timestamp(clock::now().0.saturating_sub_unsigned(ms));
+        let mut fresh = false;
+        self.0.stalled.send_modify(|stalled| {
+            fresh = stalled.is_none();
+            let since = stalled.map_or(since, |stalled| stalled.since);
+            *stalled = Some(Stall { since, ms });
+        });
+        fresh
+    }
+
+    /// Records that the write has returned.
+    pub(super) fn set_moving(&self) {
+        self.0.stalled.send_replace(None);
     }
 
     /// Counts one transaction with this number of groups' commits, and wakes the checkpointer.

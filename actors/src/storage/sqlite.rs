@@ -81,13 +81,13 @@ pub struct Database {
 }
 
 impl Database {
-    /// Reserves the directory of `path` and the file itself for this process, creates what is missing (the directory
-    /// 0700, the database 0600: C14), and migrates the schema.
+    /// Reserves the directory of `path` and the file itself for this process, creates what is
+    /// missing (the directory 0700, the database 0600: C14), and migrates the schema.
     ///
     /// # Errors
     ///
-    /// [`StoreError::InUse`] if another server has the directory or the file, [`StoreError::TooNew`] if a later
-    /// version wrote the database, [`StoreError::Unusable`] if something cannot be created or read,
+    /// [`StoreError::InUse`] if another server has the directory or the file,
+    /// [`StoreError::TooNew`] if a later version wrote the database, [`StoreError::Unusable`] if something cannot be created or read,
     /// or if an earlier database is missing. Then nothing of the database was changed.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -166,9 +166,9 @@ impl Database {
             // and `Store::check` for what happens if the checkpointer fails.
             conn.pragma_update(None, "wal_autocheckpoint", 0)?;
             conn.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
-            // Deleted text is overwritten with zeros. `FAST` would do so only within pages that are
-            // still in use, and a long text has pages of its own, which it leaves as they are. Turns
-            // write as many bytes either way; a purge writes each page that it frees.
+            // Deleted text is overwritten with zeros. `FAST` would do so only within pages that
+            // are still in use, and a long text has pages of its own, which it leaves as they are.
+            // Turns write as many bytes either way; a purge writes each page that it frees.
             conn.pragma_update(None, "secure_delete", "ON")?;
             Ok(conn)
         };
@@ -384,6 +384,7 @@ fn unusable(file: &Path) -> impl Fn(StoreError) -> StoreError {
             Fault::Corrupt => "it is damaged; keep it, and restore a backup",
             Fault::Replaced => "another process changes its directory",
             Fault::Unsynced => "its disk does not sync",
+            Fault::Stalled => "its disk does not answer",
             Fault::Io | Fault::Other => "it cannot be opened",
         };
         StoreError::Unusable { file: file.clone(), why: why.into(), source: Some(Arc::new(err)) }

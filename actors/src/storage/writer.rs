@@ -120,6 +120,17 @@ impl<S: Store + Unpin> Writer<S> {
         }
     }
 
+    /// Calls the store, such that a call that does not return is noticed.
+    fn call<T>(&mut self, call: impl FnOnce(&mut S) -> T) -> T {
+        let _call = self.health.calls().begin();
+        call(&mut self.store)
+    }
+
+    /// Tests whether the database works.
+    fn test(&mut self) -> Result<(), StoreError> {
+        self.call(|store| store.check().and_then(|_| store.probe()))
+    }
+
     fn flush(&mut self, ctx: &mut Context<Self>) {
         if !self.waiting.is_empty() {
             self.commit_waiting(ctx);
@@ -163,11 +174,12 @@ impl<S: Store + Unpin> Writer<S> {
     /// (I15).
     fn adopt(&mut self, groups: &[GroupNo]) -> Vec<Result<Option<StoredGroup>, StoreError>> {
         let now = clock::moment().up;
-        let adopted = self.health.check_works().and_then(|()| self.store.adopt_all(groups, now));
+        let works = self.health.check_works();
+        let adopted = works.and_then(|()| self.call(|store| store.adopt_all(groups, now)));
         match adopted {
             Ok(found) => found.into_iter().map(Ok).collect(),
             Err(err) if err.is_of_one_group() && groups.len() > 1 => {
-                groups.iter().map(|group| self.store.adopt(*group, now)).collect()
+                groups.iter().map(|group| self.call(|store| store.adopt(*group, now))).collect()
             }
             Err(err) => groups.iter().map(|_| Err(err.clone())).collect(),
         }
@@ -224,7 +236,7 @@ impl<S: Store + Unpin> Writer<S> {
         batch: &[GroupCommit],
     ) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let began = Instant::now();
-        let answers = self.store.commit(batch);
+        let answers = self.call(|store| store.commit(batch));
         self.health.transacted(began.elapsed(), answers.as_deref().unwrap_or_default());
         answers
     }
@@ -287,7 +299,7 @@ impl<S: Store + Unpin> Writer<S> {
     fn probe(&mut self, ctx: &mut Context<Self>) {
         let Some(failing) = self.health.failing() else { return };
         if failing.fault.heals() {
-            match self.store.check().and_then(|_| self.store.probe()) {
+            match self.test() {
                 Ok(()) => return self.on_success(),
                 Err(err) => self.note_database(Some(&err), ctx),
             }
@@ -300,7 +312,7 @@ impl<S: Store + Unpin> Writer<S> {
         if !self.health.is_good() {
             return;
         }
-        match self.store.check() {
+        match self.call(S::check) {
             Ok(sizes) => self.health.measured(sizes),
             Err(err) => return self.note_database(Some(&err), ctx),
         }
@@ -313,7 +325,7 @@ impl<S: Store + Unpin> Writer<S> {
         if !self.health.is_good() || !self.is_quiet() {
             return;
         }
-        match self.store.shrink() {
+        match self.call(S::shrink) {
             Ok(true) => {
                 // So that the checkpointer moves the pages that this wrote.
                 self.health.committed(0);
@@ -334,7 +346,9 @@ impl<S: Store + Unpin> Writer<S> {
     /// Advances the trusted time, stores it and returns it. After a start it is read first.
     fn update_trusted_time(&mut self, ctx: &mut Context<Self>) -> Result<Timestamp, StoreError> {
         self.health.check_works()?;
+        let call = self.health.calls().begin();
         let advanced = self.advance_trusted_time();
+        drop(call);
         self.note_result(advanced, ctx)
     }
 
@@ -375,6 +389,7 @@ impl<S: Store + Unpin> Writer<S> {
     fn delete_expired(&mut self, ctx: &mut Context<Self>) {
         let now = clock::moment();
         let Ok(trusted_time) = self.update_trusted_time(ctx) else { return };
+        let _call = self.health.calls().begin();
         if let Err(err) = self.store.forget_keys(Timestamp(trusted_time.0.saturating_sub(KEY_MS))) {
             log::warn!(err:% = chain(&err); "expired idempotency keys could not be deleted");
             return self.note_database(Some(&err), ctx);
@@ -458,7 +473,7 @@ impl<S: Store + Unpin> Handler<Write> for Writer<S> {
     fn handle(&mut self, Write(write): Write, ctx: &mut Self::Context) -> Self::Result {
         self.flush(ctx);
         self.health.check_works()?;
-        let done = write(&mut self.store);
+        let done = self.call(|store| write(store));
         self.note_result(done, ctx)
     }
 }
@@ -478,7 +493,7 @@ impl<S: Store + Unpin> Handler<ReadFailed> for Writer<S> {
             _ => {
                 self.read_failed = Some(Instant::now());
                 log::error!(err:% = chain(&err); "a read of the database failed");
-                if let Err(err) = self.store.check().and_then(|_| self.store.probe()) {
+                if let Err(err) = self.test() {
                     self.note_database(Some(&err), ctx);
                 }
             }

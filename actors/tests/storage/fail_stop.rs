@@ -4,12 +4,13 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
     },
     time::Duration,
 };
 
 use actix::SyncArbiter;
-use greenroom_actors::storage::{Db, Fault, Reader, StoreError, sqlite::Database};
+use greenroom_actors::storage::{Db, Fault, Reader, StoreError, sqlite::Database, stall};
 use tokio::time::timeout;
 
 use super::{
@@ -115,4 +116,42 @@ async fn a_failed_reader_reopens_and_does_not_stop_the_writer() {
     };
     timeout(Duration::from_secs(20), stopped).await.unwrap();
     assert_eq!(health.failing().unwrap().fault, Fault::Other);
+}
+
+/// F38: a commit that does not return refuses requests from outside, and only these: what groups
+/// have to store waits, and is stored once the commit returns.
+#[actix_rt::test]
+async fn a_call_that_does_not_return_is_a_stall() {
+    let (_dir, database, ..) = open::<Database>();
+    let (release, hang) = mpsc::channel::<()>();
+    let mut hangs = true;
+    let gate = move |call| {
+        if call == Call::Commit && std::mem::take(&mut hangs) {
+            hang.recv().expect("the test releases it");
+        }
+        Ok(())
+    };
+    let db = start(&database, Gated(database.store().unwrap(), gate));
+    let health = db.health.clone();
+    stall::watch(health.clone(), Duration::from_millis(1)).unwrap();
+    let first_of = |group| Actor::new(group).play(SUBMIT).unwrap();
+    let commit = |group| {
+        let (db, commit) = (db.clone(), first_of(group));
+        actix_rt::spawn(async move { db.commit(commit).await })
+    };
+    health.check_answers().unwrap();
+    let hanging = commit(1);
+    timeout(Duration::from_secs(20), health.until_stalled()).await.expect("it is noticed");
+    let since = health.stalled().unwrap().since;
+    let refused = health.check_answers().unwrap_err();
+    assert!(matches!(refused, StoreError::Unavailable(Fault::Stalled)), "{refused:?}");
+    assert!(health.is_good(), "nothing has failed");
+    let waiting = commit(2);
+    assert_eq!(db.read(|read_store| read_store.group_index()).await.unwrap().groups.len(), 0);
+    assert_eq!(health.stalled().unwrap().since, since, "since the same time");
+    release.send(()).unwrap();
+    hanging.await.unwrap().unwrap();
+    waiting.await.unwrap().unwrap();
+    timeout(Duration::from_secs(20), health.until_moving()).await.expect("its end, too");
+    health.check_answers().unwrap();
 }

@@ -110,8 +110,8 @@ pub struct Checkpointer {
     truncate_after: Option<Instant>,
 }
 
-/// The wait after a `Restart` that readers blocked: a backup reads for seconds. Also the wait between
-/// two truncations of deleted text, as the log has to grow again after each.
+/// The wait after a `Restart` that readers blocked: a backup reads for seconds. Also the wait
+/// between two truncations of deleted text, as the log has to grow again after each.
 const BUSY_BACKOFF: Duration = Duration::from_secs(10);
 
 impl Checkpointer {

@@ -86,8 +86,8 @@ pub fn lock_exclusively(lock: &File, wait: Duration) -> io::Result<()> {
     }
 }
 
-/// Locks the database's own file as [`lock_exclusively`] does, so that a link to it, a hard link, or
-/// a second mount is the same database.
+/// Locks the database's own file as [`lock_exclusively`] does, so that a link to it, a hard link,
+/// or a second mount is the same database.
 ///
 /// Does nothing on a network file system: there, the lock would be one of the kind that SQLite uses
 /// itself, and keep it out.
