@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::support::{
     Server, Setup, eventually, process,
     server::{encode, id},
+    strace::Strace,
 };
 
 /// API-2, PUT: 201 with the whole group, then 200; a change keeps the fields that it does not name.
@@ -175,6 +176,33 @@ fn the_next_start_removes_what_a_purge_left() {
     eventually("the sweep", &server.log, || (!left.exists()).then_some(()));
     assert!(work.join("7").exists(), "of a group in a newer copy of the database, perhaps");
     assert!(directory.join("file").exists());
+}
+
+/// I2: the end of a server does not wait for the removal of a purged directory, which may take
+/// minutes; the next start removes the rest.
+#[test]
+fn the_end_does_not_wait_for_the_removal_of_a_directory() {
+    let mut server = Server::usual();
+    server.complete("work", "once");
+    let directory = PathBuf::from(server.group("work")["cwd"].as_str().unwrap());
+    std::fs::write(directory.join("file"), "").unwrap();
+    // Longer than the test waits for the end.
+    let delay = ["-e", "trace=unlinkat", "-e", "inject=unlinkat:delay_enter=100000000"];
+    let strace = Strace::attach(&server, &delay);
+    server.delete("/v1/groups/work?purge=true").expect(202);
+    let aside = eventually("another name of the directory", &server.log, || {
+        let names = std::fs::read_dir(directory.parent().unwrap()).unwrap();
+        let mut paths = names.map(|entry| entry.unwrap().path());
+        paths.find(|path| path.to_string_lossy().contains("/.purged-"))
+    });
+    server.terminate();
+    // Its parent sees the end only once the tracer is gone.
+    eventually("the end", &server.log, || (!process::is_alive(server.pid())).then_some(()));
+    assert!(aside.join("file").exists(), "it was not delayed");
+    drop(strace);
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    server.boot();
+    eventually("the sweep", &server.log, || (!aside.exists()).then_some(()));
 }
 
 /// I2: an accepted purge is executed, also if the server dies first; its number and directory are

@@ -1,5 +1,10 @@
 //! What an agent writes after the answer to its prompt.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use serde_json::{Value, json};
 
 use crate::support::{Setup, millis};
@@ -103,4 +108,33 @@ fn late_words_are_reported_at_intervals() {
     let took_ms = commits[commits.len() - 1] - commits[0];
     let most = 3 + usize::try_from(took_ms).unwrap() / 100;
     assert!(commits.len() <= most, "{commits:?}");
+}
+
+/// AM-9: after a pause the first late word is reported at once. If it waited for the interval, no
+/// word would be seen before that has passed.
+#[test]
+fn the_first_late_word_after_a_pause_is_reported_at_once() {
+    const INTERVAL: Duration = Duration::from_millis(100);
+    const WORDS: usize = 40;
+    let server = Setup::new().start();
+    let words = (0..WORDS).map(|number| format!("[[gate:g{number}]][[message:m1:w{number}]]"));
+    let words: String = words.collect();
+    let task = server.submit("work", &format!("[[message:m1:head]][[answer]]{words}"));
+    server.finish_as(&task, "completed");
+    let events = server.events("work", "");
+    let is_at_once = (0..WORDS).any(|number| {
+        let gate = format!("g{number}");
+        server.journal.wait_gate(&gate);
+        // The interval of the word before has passed.
+        thread::sleep(2 * INTERVAL);
+        let begun = Instant::now();
+        server.journal.open_gate(&gate);
+        events.until("the word", |event| {
+            let text = json!(format!("w{number}"));
+            event.is_frame()
+                && event.frame()["payload"]["params"]["update"]["content"]["text"] == text
+        });
+        begun.elapsed() < INTERVAL
+    });
+    assert!(is_at_once, "each of {WORDS} words was held back");
 }

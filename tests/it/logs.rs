@@ -2,6 +2,8 @@
 
 use rustix::process::Signal;
 
+use serde_json::json;
+
 use crate::support::{Server, Setup, process, server::id};
 
 /// The value of a key in a log line.
@@ -90,4 +92,23 @@ fn a_reader_that_stands_still_stops_nothing_but_the_log() {
     server
         .log
         .wait("lines after them", |line| line.contains("task ended") && line.contains("other"));
+}
+
+/// API-7: a panic is logged whatever the filter is, and nothing else is.
+#[test]
+fn a_panic_is_logged_past_the_filter() {
+    let server = Setup::new()
+        .environment("GREENROOM_LOG", "off")
+        .environment("FAILPOINT", "group=panics-")
+        .start();
+    server.complete("other", "x");
+    // Its answer depends on when the group's actor panics.
+    server.post("/v1/groups/panics-1/turns", &json!({ "prompt": "x" }));
+    let line = server.log.wait("the panic", |line| line.contains("failpoint group of panics-1"));
+    assert!(line.contains(" ERROR greenroom ") && value(&line, "thread").is_some(), "{line}");
+    assert!(
+        server.log.lines().iter().all(|line| !line.contains(" INFO ")),
+        "{}",
+        server.log.tail()
+    );
 }

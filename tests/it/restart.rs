@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
+use rustix::{
+    process::Signal,
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 use serde_json::json;
 
 use crate::support::{Server, Setup, eventually, process, server::id, within};
@@ -290,6 +293,26 @@ fn other_signals_end_nothing_and_sigquit_drains() {
     server.log.wait("the drain", |line| line.contains("draining") && line.contains("SIGQUIT"));
     server.journal.open_gate("go");
     assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    server.boot();
+    assert_eq!(server.task(&running)["state"], "completed");
+}
+
+/// F4: a server whose terminal is closed drains, as after SIGTERM.
+#[test]
+fn a_closed_terminal_drains_the_server() {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let terminal = openpt(flags).unwrap();
+    grantpt(&terminal).and_then(|()| unlockpt(&terminal)).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+    let with_terminal = format!("exec setsid -c \"$@\" < {name}");
+    let mut server = Setup::new().under(&["sh", "-c", &with_terminal, "sh"]).start();
+    let running = server.submit("work", "[[gate:go]]");
+    server.journal.wait_gate("go");
+    drop(terminal);
+    server.log.wait("the drain", |line| line.contains("draining") && line.contains("SIGHUP"));
+    server.journal.open_gate("go");
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log.tail());
+    server.home.wrapper.clear();
     server.boot();
     assert_eq!(server.task(&running)["state"], "completed");
 }

@@ -19,13 +19,14 @@ pub fn of(value: &str) -> BTreeSet<String> {
 
 fn of_part(value: &str) -> BTreeSet<String> {
     let json = in_json(value);
-    let percent = in_url(value);
+    let percent = in_url(value, |byte| format!("%{byte:02X}"));
     let mut forms = BTreeSet::from([
         value.to_owned(),
         json.replace('/', "\\/"),
+        for_html(&json),
         in_ascii(&json),
         json,
-        percent.to_lowercase(),
+        in_url(value, |byte| format!("%{byte:02x}")),
         percent.replace("%20", "+"),
         percent,
         STANDARD_NO_PAD.encode(value),
@@ -62,14 +63,19 @@ fn in_ascii(json: &str) -> String {
     escaped
 }
 
-/// Returns the value with all but RFC 3986's unreserved characters as `%XX`.
-fn in_url(value: &str) -> String {
+/// Escapes what HTML would read, as Go's JSON does.
+fn for_html(json: &str) -> String {
+    json.replace('&', "\\u0026").replace('<', "\\u003c").replace('>', "\\u003e")
+}
+
+/// Returns the value with all but RFC 3986's unreserved characters encoded.
+fn in_url(value: &str, encode: fn(u8) -> String) -> String {
     let mut encoded = String::new();
     for byte in value.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             encoded.push(byte.into());
         } else {
-            _ = write!(encoded, "%{byte:02X}");
+            encoded.push_str(&encode(byte));
         }
     }
     encoded

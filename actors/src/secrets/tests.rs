@@ -65,17 +65,18 @@ fn overlapping_values_leave_no_rest() {
 /// C16: a value is found as a URL, JSON and base64 have it, at any place in what is encoded.
 #[test]
 fn encoded_values_are_redacted() {
-    let value = r#"p/ä "w\rd+1~2"#;
+    let value = r#"P/ä "w\Rd+1~<&>"#;
     let redactor = redactor(&[("KEY", value)]);
     let hidden = "[redacted:KEY]";
     for text in [
         value,
-        r#"p/ä \"w\\rd+1~2"#,
-        r#"p\/ä \"w\\rd+1~2"#,
-        r#"p/\u00e4 \"w\\rd+1~2"#,
-        "p%2F%C3%A4%20%22w%5Crd%2B1~2",
-        "p%2f%c3%a4%20%22w%5crd%2b1~2",
-        "p%2F%C3%A4+%22w%5Crd%2B1~2",
+        r#"P/ä \"w\\Rd+1~<&>"#,
+        r#"P\/ä \"w\\Rd+1~<&>"#,
+        r#"P/\u00e4 \"w\\Rd+1~<&>"#,
+        r#"P/ä \"w\\Rd+1~\u003c\u0026\u003e"#,
+        "P%2F%C3%A4%20%22w%5CRd%2B1~%3C%26%3E",
+        "P%2f%c3%a4%20%22w%5cRd%2b1~%3c%26%3e",
+        "P%2F%C3%A4+%22w%5CRd%2B1~%3C%26%3E",
     ] {
         assert_eq!(redactor.redacted(text), hidden, "{text}");
     }
