@@ -88,8 +88,8 @@ impl Database {
     ///
     /// [`StoreError::InUse`] if another server has the directory or the file,
     /// [`StoreError::TooNew`] if a later version wrote the database, [`StoreError::Unusable`] if
-    /// something cannot be created or read, or if an earlier database is missing. Then nothing of the
-    /// database was changed.
+    /// something cannot be created or read, or if an earlier database is missing. Then nothing of
+    /// the database was changed.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         files::make_dir(dir).map_err(cannot_make(dir))?;
