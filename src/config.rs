@@ -27,6 +27,7 @@ use std::{
 
 use greenroom_actors::{
     profile::{Capacity, Defaults, Profile},
+    quota::QuotaMax,
     secrets::set as set_secrets,
 };
 use greenroom_core::{
@@ -54,12 +55,17 @@ const LOCK_TTL_MAX: Duration = Duration::from_millis(TTL_MS_MAX);
 /// Maximum bytes of the waiting prompts of one group.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
+/// Largest limit of bytes of the server as a whole.
+const QUOTA_BYTES_MAX: u64 = 64 << 30;
+
 /// The operator's settings of the server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub server: Server,
     pub storage: Storage,
     pub capacity: Capacity,
+    /// What the server as a whole may hold.
+    pub quotas: QuotaMax,
     /// Its `agent` is always a key of `agents`.
     pub defaults: Defaults,
     pub otlp: Otlp,
@@ -157,12 +163,22 @@ impl Config {
         };
         let server = server(section("server")?)?;
         let storage = storage(section("storage")?)?;
-        let (capacity, queue_max) = capacity(section("limits")?)?;
+        let (capacity, quotas, queue_max) = capacity(section("limits")?)?;
         let defaults_section = section("defaults")?;
         let otlp = otlp::read(section("otlp")?)?;
         let agents = agent::read_all(layers.remove("agents"), known.get("agents"))?;
         let defaults = defaults(defaults_section, &agents, queue_max)?;
-        Ok(Config { server, storage, capacity, defaults, otlp, agents, file: None, warnings })
+        Ok(Config {
+            server,
+            storage,
+            capacity,
+            quotas,
+            defaults,
+            otlp,
+            agents,
+            file: None,
+            warnings,
+        })
     }
 }
 
@@ -249,13 +265,22 @@ fn storage(mut section: Section<'_>) -> Result<Storage, ConfigError> {
     Ok(Storage { path, retention_days: section.integer("retention_days", 0..=36_500)? })
 }
 
-/// Reads `[limits]`: the server's capacity, and how many tasks of one group may wait.
-fn capacity(mut section: Section<'_>) -> Result<(Capacity, usize), ConfigError> {
+/// Reads `[limits]`: the server's capacity and quotas, and how many tasks of one group may wait.
+fn capacity(mut section: Section<'_>) -> Result<(Capacity, QuotaMax, usize), ConfigError> {
     let running_groups = section.count("running_groups")?;
     let resident_agents = section.count("resident_agents")?;
     let queue_max = section.count("queue")?;
     let line_bytes_max = section.size("line")?;
-    Ok((Capacity { running_groups, resident_agents, line_bytes_max }, queue_max))
+    let quotas = QuotaMax {
+        groups: section.count("groups")? as u64,
+        queued_bytes: section.size_up_to("queued", QUOTA_BYTES_MAX)?,
+        waits: section.count("waits")? as u64,
+        streams: section.count("streams")? as u64,
+        locks: section.count("locks")? as u64,
+        permissions: section.count("permissions")? as u64,
+        unread_bytes: section.size_up_to("unread", QUOTA_BYTES_MAX)?,
+    };
+    Ok((Capacity { running_groups, resident_agents, line_bytes_max }, quotas, queue_max))
 }
 
 fn defaults(

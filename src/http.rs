@@ -19,6 +19,7 @@ mod meters;
 mod metrics;
 mod page;
 mod permissions;
+mod pieces;
 mod query;
 mod routes;
 mod runs;
@@ -29,6 +30,7 @@ mod status;
 mod submit;
 mod tasks;
 mod turns;
+mod unread;
 mod view;
 mod wait;
 
@@ -37,8 +39,11 @@ pub use self::{
     connection::Connection,
     guard::guard,
     hosts::AllowedHosts,
+    locks::count as count_locks,
     meters::Meters,
     metrics::count,
+    pieces::pieces,
     routes::configure,
     state::{AppState, Phase, WorkerCache},
+    unread::Unread,
 };

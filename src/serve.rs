@@ -30,6 +30,7 @@ use greenroom_actors::{
     },
     profile::Capacity,
     projections::retention,
+    quota::Quotas,
     storage::{
         Db, ReadStore as _, Reader, StorageHealth, StoreError, WorkDir, Writer, chain,
         sqlite::{CheckpointSchedule, Database, SqliteStore},
@@ -49,7 +50,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    http::{self, AllowedHosts, AppState, Meters, Phase, WorkerCache},
+    http::{self, AllowedHosts, AppState, Meters, Phase, Unread, WorkerCache},
     otlp,
 };
 
@@ -123,6 +124,7 @@ async fn serve(
         body_bytes_max: config.server.max_body,
         hosts: Arc::new(AllowedHosts::new(&config.server.allowed_hosts)),
         meters: Meters::new(clock::now()),
+        unread: Unread::default(),
         spans,
         cache: WorkerCache::default(),
     };
@@ -135,6 +137,7 @@ async fn serve(
     let server = HttpServer::new(move || {
         App::new()
             .configure(http::configure(state.clone()))
+            .wrap(from_fn(http::pieces))
             .wrap(from_fn(http::guard))
             .wrap(from_fn(http::count))
             .wrap(from_fn(http::answer))
@@ -149,6 +152,7 @@ async fn serve(
     .run();
     let handle = server.handle();
     let answering = actix_rt::spawn(server);
+    http::count_locks(&for_ready).await;
     for_ready.until_settled(None).await;
     log::info!(
         target: "greenroom",
@@ -246,6 +250,7 @@ fn start_actors(
             profiles: config.agents.clone(),
             capacity,
             defaults: config.defaults.clone(),
+            quotas: Quotas::new(config.quotas),
             drain_timeout: config.server.drain_timeout,
             work_dir,
             status: address.clone().recipient(),

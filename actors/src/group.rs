@@ -58,6 +58,7 @@ use crate::{
     pool::UsageCell,
     profile::{Capacity, Defaults, Profile},
     projections::digest,
+    quota::{Quotas, Share},
     storage::{
         Db, GroupCommit, GroupNo, GroupSummary, KeyUse, StoreError, TaskView, Unreadable, WorkDir,
     },
@@ -86,6 +87,8 @@ pub struct Shared {
     pub capacity: Capacity,
     /// The defaults and limits of every group.
     pub defaults: Defaults,
+    /// What the server as a whole holds.
+    pub quotas: Quotas,
     /// The time from the start of a shutdown until running turns are cancelled.
     pub drain_timeout: Duration,
     /// The parent of the directories that groups without a `cwd` work in.
@@ -150,6 +153,8 @@ pub struct Group {
     /// The unreadable row that keeps the group from working.
     broken: Option<Unreadable>,
     status: Status,
+    /// The bytes that wait in its queue, and its pending permissions, of the server's quotas.
+    shares: (Share, Share),
     /// The armed timer, and its time.
     timer: Option<(SpawnHandle, Awake)>,
     /// Core's timers, and when each fires.
@@ -202,6 +207,8 @@ impl Group {
     ) -> Self {
         let obituary =
             Obituary { group: id.clone(), incarnation, recovery, reader: shared.died.clone() };
+        let quotas = &shared.quotas;
+        let shares = (quotas.queued_bytes.hold(0), quotas.permissions.hold(0));
         let log = LogCursor::new(Settings {
             agent: shared.defaults.agent.clone(),
             ..Settings::default()
@@ -226,6 +233,7 @@ impl Group {
             is_recovering: true,
             broken: None,
             status: Status::Idle,
+            shares,
             timer: None,
             deadlines: Vec::new(),
             recovery,
@@ -279,12 +287,21 @@ impl Group {
                 .unwrap_or_else(|| self.effective_settings(&self.log.core.state().settings)),
         };
         effective.is_draining = self.shared.is_draining();
+        effective.has_permission_room = self.shared.quotas.permissions.check(1).is_ok();
         let step = self.log.core.apply(event, at, &effective, &mut clock::fresh);
         let mut facts = step.iter().flat_map(|step| &step.facts).map(|recorded| &recorded.fact);
         let changes = |fact: &Fact| matches!(fact, Fact::GroupCreated(_) | Fact::GroupChanged(_));
         let stale = configures || facts.any(changes);
         self.effective = Some(effective).filter(|_| !stale);
+        self.hold_shares();
         step
+    }
+
+    /// Holds what core's state has of the server's quotas.
+    fn hold_shares(&mut self) {
+        let (queued, permissions) = &mut self.shares;
+        queued.set(self.log.core.waiting_bytes() as u64);
+        permissions.set(self.log.core.pending_permissions() as u64);
     }
 
     fn effective_settings(&self, settings: &Settings) -> EffectiveSettings {

@@ -29,6 +29,8 @@ pub mod process;
 pub mod profile;
 // Projections of the log: replay, checkpoints, digests, retention, verification.
 pub mod projections;
+// How much the server as a whole holds, and may hold.
+pub mod quota;
 // The secret values of the configuration, and their redaction.
 pub mod secrets;
 // The database: its traits, the writer, the readers, and the handle to them.

@@ -248,6 +248,7 @@ impl Defaults {
             compaction: compaction.order(),
             has_detectors: profile.is_some_and(|profile| !profile.signals.is_empty()),
             is_draining: false,
+            has_permission_room: true,
         }
     }
 }
@@ -350,6 +351,7 @@ mod tests {
             compaction: None,
             has_detectors: false,
             is_draining: false,
+            has_permission_room: true,
         };
         let group = Settings::default;
         let command = CompactionMethod::Command { command: "/c".into() };

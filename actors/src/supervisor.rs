@@ -23,6 +23,7 @@ use crate::{
     changes::{Backlog, Change, KEPT_MAX, RecentChanges},
     clock,
     group::{CancelRunning, Drain, Forget, Group, GroupDied, Shared, StatusChanged, StopAgent},
+    quota::Full,
     storage::{GROUP_MAX, GroupIndex, GroupNo, Left, StoreError},
     transcript::feed::Feed,
 };
@@ -70,7 +71,7 @@ pub struct LookUp(pub GroupId);
 
 /// Find a group's owner, or start its actor. The group itself exists once it has a durable fact.
 #[derive(Debug, Message)]
-#[rtype(result = "Option<GroupHandle>")]
+#[rtype(result = "Result<Option<GroupHandle>, Full>")]
 pub struct FindOwner {
     /// The group's name.
     pub group: GroupId,
@@ -159,16 +160,20 @@ impl Supervisor {
         Some(KnownGroup { id: id.clone(), no: entry.no, feed: entry.feed() })
     }
 
-    fn find_owner(&mut self, id: &GroupId, create: bool) -> Option<GroupHandle> {
+    fn find_owner(&mut self, id: &GroupId, create: bool) -> Result<Option<GroupHandle>, Full> {
         if create && !self.groups.contains_key(id) {
+            self.shared.quotas.groups.check(1)?;
             // The number after the last one stores nothing: its group refuses everything.
             self.last_no = self.last_no.saturating_add(1).min(GROUP_MAX + 1);
             self.groups.insert(id.clone(), Entry::new(self.last_no));
+            self.count_groups();
         }
-        match self.groups.get(id)?.handle(id) {
-            Some(handle) => Some(handle),
-            None => self.start(id, REBUILD_WAIT, Recovery::Restart),
-        }
+        let Some(entry) = self.groups.get(id) else { return Ok(None) };
+        Ok(entry.handle(id).or_else(|| self.start(id, REBUILD_WAIT, Recovery::Restart)))
+    }
+
+    fn count_groups(&self) {
+        self.shared.quotas.groups.set(self.groups.len() as u64);
     }
 
     /// Stops receiving status changes after two checks without readers.
@@ -249,6 +254,7 @@ impl Handler<Boot> for Supervisor {
                     Left::Unsettled => unsettled.push((no, id)),
                 }
             }
+            supervisor.count_groups();
             supervisor.shared.unsettled.found(unsettled.iter().map(|(no, _)| *no));
             // First those that readers wait for.
             for id in unsettled.into_iter().map(|(_, id)| id).chain(waiting) {
@@ -268,7 +274,7 @@ impl Handler<LookUp> for Supervisor {
 }
 
 impl Handler<FindOwner> for Supervisor {
-    type Result = Option<GroupHandle>;
+    type Result = Result<Option<GroupHandle>, Full>;
 
     fn handle(&mut self, find: FindOwner, _: &mut Self::Context) -> Self::Result {
         self.find_owner(&find.group, find.create)
@@ -309,6 +315,7 @@ impl Handler<Forget> for Supervisor {
 
     fn handle(&mut self, Forget(id): Forget, _: &mut Self::Context) {
         self.groups.remove(&id);
+        self.count_groups();
     }
 }
 

@@ -24,6 +24,7 @@ use greenroom_actors::{
         proc::Marker,
     },
     profile::{Capacity, CompactionMethod, Defaults, Profile, Rlimits, Sandbox},
+    quota::{QuotaMax, Quotas},
     storage::{StoreError, WorkDir, sqlite::Database},
     supervisor::{Boot, FindOwner, GroupHandle, KnownGroup, LookUp, Supervisor},
     transcript::feed::{Next, Tail},
@@ -144,6 +145,7 @@ impl World {
                     line_bytes_max: 1 << 20,
                 },
                 defaults: defaults(),
+                quotas: Quotas::new(QuotaMax { groups: 3, ..QuotaMax::default() }),
                 drain_timeout: LONG,
                 work_dir: WorkDir::open(dir.path()).unwrap(),
                 status: address.clone().recipient(),
@@ -163,7 +165,7 @@ impl World {
 
     async fn find(&self, group: &str) -> GroupHandle {
         let find = FindOwner { group: group.parse().unwrap(), create: true };
-        self.supervisor.send(find).await.unwrap().unwrap()
+        self.supervisor.send(find).await.unwrap().unwrap().unwrap()
     }
 
     async fn look_up(&self, group: &str) -> Option<KnownGroup> {
@@ -282,7 +284,7 @@ async fn a_group_has_one_feed_from_its_first_reader_on() {
     let mut reader = before.feed.subscribe();
     let find = FindOwner { group: "work".parse().unwrap(), create: false };
     let owner = slept.send(find).await.unwrap().unwrap();
-    assert_eq!(owner.no, before.no);
+    assert_eq!(owner.unwrap().no, before.no);
     timeout(LONG, reader.wait_for(|tail| tail.last_seq > 0)).await.unwrap().unwrap();
     assert!(Arc::ptr_eq(&look_up().await.unwrap().unwrap().feed, &before.feed));
 }

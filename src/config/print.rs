@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use greenroom_actors::profile::{Capacity, Defaults, Profile, Sandbox};
+use greenroom_actors::{
+    profile::{Capacity, Defaults, Profile, Sandbox},
+    quota::QuotaMax,
+};
 use greenroom_core::Limits;
 use serde::Serializer;
 use serde_json::{Value, json};
@@ -18,7 +21,7 @@ impl Config {
         json!({
             "server": self.server,
             "storage": self.storage,
-            "limits": limits(&self.capacity, &self.defaults.limits),
+            "limits": limits(&self.capacity, &self.quotas, &self.defaults.limits),
             "defaults": defaults(&self.defaults),
             "otlp": self.otlp,
             "agents": agents,
@@ -26,13 +29,20 @@ impl Config {
     }
 }
 
-fn limits(capacity: &Capacity, limits: &Limits) -> Value {
+fn limits(capacity: &Capacity, quotas: &QuotaMax, limits: &Limits) -> Value {
     let Capacity { running_groups, resident_agents, line_bytes_max } = capacity;
     json!({
         "running_groups": running_groups,
         "resident_agents": resident_agents,
         "queue": limits.queue_max,
         "line": line_bytes_max,
+        "groups": quotas.groups,
+        "queued": quotas.queued_bytes,
+        "waits": quotas.waits,
+        "streams": quotas.streams,
+        "locks": quotas.locks,
+        "permissions": quotas.permissions,
+        "unread": quotas.unread_bytes,
     })
 }
 

@@ -29,6 +29,7 @@ fn the_built_in_file_has_the_documented_defaults() {
         config.capacity,
         Capacity { running_groups: 8, resident_agents: 64, line_bytes_max: 16 << 20 }
     );
+    assert_eq!(config.quotas, QuotaMax::default());
     assert_eq!(
         config.defaults,
         Defaults {

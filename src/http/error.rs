@@ -8,6 +8,7 @@ use actix_web::{
 use greenroom_actors::{
     clock,
     group::GroupError,
+    quota::Full,
     storage::{Fault, LockError, StoreError, chain},
 };
 use greenroom_core::{
@@ -108,6 +109,9 @@ pub enum ApiError {
          idempotency key, or read first what was stored"
     )]
     Unanswered,
+    /// The server as a whole has no room for it.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// The actor has died, and is being rebuilt.
     #[error("the group is being rebuilt from the database")]
     Gone(#[from] MailboxError),
@@ -127,6 +131,16 @@ struct Problem<'a> {
     expires_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     block: Option<Block>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<Limit>,
+}
+
+/// A limit of the server that is reached.
+#[derive(Serialize)]
+struct Limit {
+    name: &'static str,
+    count: u64,
+    max: u64,
 }
 
 /// A block of a prompt.
@@ -175,6 +189,7 @@ impl ApiError {
                 Rejected::NotPending => ("already-resolved", "Already resolved"),
                 Rejected::NoSuchOption => ("invalid-body", "Invalid body"),
             },
+            Self::Full(_) | Self::Group(GroupError::Full(_)) => ("limit-reached", "Limit reached"),
             Self::Group(GroupError::KeyConflict) => {
                 ("idempotency-conflict", "Idempotency key reused")
             }
@@ -259,7 +274,14 @@ impl ResponseError for ApiError {
                 | GroupError::InvalidCwd(_)
                 | GroupError::Rejected(Rejected::NoSuchOption),
             ) => StatusCode::BAD_REQUEST,
-            Self::Group(GroupError::Rejected(Rejected::QueueFull)) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Group(GroupError::Rejected(Rejected::QueueFull) | GroupError::Full(_)) => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            // What others hold only for a while is no fault of this caller.
+            Self::Full(full) if ["waits", "streams", "unread_bytes"].contains(&full.name) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Full(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Group(
                 GroupError::KeyConflict | GroupError::Rejected(Rejected::PromptNotSupported(_)),
             ) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -310,9 +332,16 @@ impl ResponseError for ApiError {
             }
             _ => None,
         };
+        let limit = match self {
+            Self::Full(full) | Self::Group(GroupError::Full(full)) => {
+                Some(Limit { name: full.name, count: full.count, max: full.max })
+            }
+            _ => None,
+        };
         let code = self.status_code();
         let (r#type, status) = (format!("/problems/{slug}"), code.as_u16());
-        let problem = Problem { r#type, title, status, detail, field, holder, expires_at, block };
+        let problem =
+            Problem { r#type, title, status, detail, field, holder, expires_at, block, limit };
         let mut response = HttpResponse::build(code);
         response.content_type("application/problem+json");
         if let Some(seconds) = self.retry_after() {

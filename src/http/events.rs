@@ -13,6 +13,7 @@ use futures_util::stream;
 use greenroom_actors::{
     changes::Change,
     clock,
+    quota::Share,
     storage::{Db, FrameFilter, StoreError},
     supervisor::{Changes, ChangesAfter, KnownGroup},
     transcript::feed::{Chunk, Next, Tail},
@@ -53,6 +54,7 @@ pub async fn group(
     // A client that joins late gets the end of what an earlier server left with its beginning.
     state.until_settled(Some(no)).await;
     let db = state.shared.db.clone();
+    let place = state.shared.quotas.streams.take(1)?;
     let read = state.read_group(no, move |store, summary| {
         Ok((summary.state.last_seq, store.earliest_seq(no)?))
     });
@@ -73,7 +75,7 @@ pub async fn group(
         gap,
         on_disk: true,
         synced: false,
-        _open: state.meters.subscribe(Stream::Group),
+        _open: (state.meters.subscribe(Stream::Group), place),
     };
     Ok(event_stream(stream::unfold(reader, |mut reader| async {
         reader.next().await.map(|events| (Ok(events), reader))
@@ -113,7 +115,7 @@ struct FrameReader {
     on_disk: bool,
     /// Whether the stream has sent `greenroom/synced`, which separates replay from live.
     synced: bool,
-    _open: Subscriber,
+    _open: (Subscriber, Share),
 }
 
 /// The frames on disk after a cursor.
@@ -233,6 +235,7 @@ pub async fn all(
     Query(after): Query<After>,
 ) -> Result<HttpResponse, ApiError> {
     let cursor = cursor(&request, after)?;
+    let place = state.shared.quotas.streams.take(1)?;
     let changes = state.supervisor.send(ChangesAfter(cursor)).await?;
     let mut first = changes.gap.map(gap).unwrap_or_default();
     for change in &changes.past {
@@ -240,7 +243,7 @@ pub async fn all(
     }
     first.extend_from_slice(b"event: greenroom/synced\ndata: {}\n\n");
     let phase = state.phase.clone();
-    let open = state.meters.subscribe(Stream::All);
+    let open = (state.meters.subscribe(Stream::All), place);
     let reader = ChangeReader { first: Some(first.into()), changes, phase, _open: open };
     Ok(event_stream(stream::unfold(reader, |mut reader| async {
         reader.next().await.map(|events| (Ok(events), reader))
@@ -251,7 +254,7 @@ struct ChangeReader {
     first: Option<Bytes>,
     changes: Changes,
     phase: watch::Receiver<Phase>,
-    _open: Subscriber,
+    _open: (Subscriber, Share),
 }
 
 impl ChangeReader {

@@ -77,6 +77,27 @@ pub async fn get(
     Ok(HttpResponse::Ok().json(LockView::new(&lock, clock::moment())))
 }
 
+/// Counts the locks. Between two counts, those that were acquired are added.
+pub async fn count(state: &AppState) {
+    let now = clock::moment().up;
+    // Without a table of locks there are none, and a failing database is reported elsewhere.
+    let count = state.read(move |store| Ok(store.lock_count(now).ok())).await;
+    if let Ok(Some(count)) = count {
+        state.shared.quotas.locks.set(count);
+    }
+}
+
+/// Checks that there is room for the lock `key`, or that it exists: then it may be extended.
+async fn check_room(state: &AppState, key: &LockKey) -> Result<(), ApiError> {
+    let locks = &state.shared.quotas.locks;
+    if locks.check(1).is_ok() || state.shared.db.lock_get(key.clone()).await?.is_some() {
+        return Ok(());
+    }
+    // Some may have been released or have expired.
+    count(state).await;
+    Ok(locks.check(1)?)
+}
+
 /// Acquires a lock: 201; or 200 with the same token if the caller already holds it.
 pub async fn put(
     state: Data<AppState>,
@@ -91,7 +112,12 @@ pub async fn put(
         return Err(held(&state, key).await?.unwrap_or_else(reserved));
     }
     let ask = LockRequest { key, holder, ttl: ttl_ms, group: None };
+    check_room(&state, &ask.key).await?;
     let LockGrant { lock, fresh } = state.answer_to(state.shared.db.lock_acquire(ask)).await??;
+    if fresh {
+        let locks = &state.shared.quotas.locks;
+        locks.set(locks.used() + 1);
+    }
     let mut response = if fresh { HttpResponse::Created() } else { HttpResponse::Ok() };
     Ok(response.json(LockView::for_holder(&lock, clock::moment())))
 }

@@ -17,17 +17,21 @@ use greenroom_actors::{
     clock,
     metrics::{Family, LabelKey, LabelValue as _, Labels},
     pool::Occupancy,
+    quota::Quota,
     storage::{Fault, GaugeSnapshot, StorageHealth},
 };
 use greenroom_core::{Blocked, Status, TaskKind, TaskState, Timestamp};
 use prometheus_client::{
     encoding::text,
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    metrics::{
+        counter::ConstCounter,
+        gauge::{ConstGauge, Gauge},
+    },
     registry::Registry,
 };
 use tokio::time::timeout;
 
-use super::{error::ApiError, meters::RouteCounters, state::AppState, view};
+use super::{error::ApiError, locks, meters::RouteCounters, state::AppState, view};
 use crate::logs;
 
 /// The content type of the exposition, as OpenMetrics specifies it.
@@ -93,6 +97,7 @@ pub async fn get(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
     if let Some(free) = free {
         gauge(to, "disk_free_bytes", "Free bytes on the disk of the data directory", free);
     }
+    locks::count(&state).await;
     limit_gauges(to, &state);
     let pool = &shared.launcher.pool;
     if let Ok(occupancy) = pool.occupancy().await {
@@ -134,6 +139,17 @@ fn limit_gauges(to: &mut Registry, state: &AppState) {
     let shared = &state.shared;
     let (slots, limits) = (shared.capacity.slots(), &shared.defaults.limits);
     let used = slots.saturating_sub(shared.slots.available_permits());
+    for (name, help, of) in [
+        ("limit", "The limits of the server as a whole", (|quota| quota.max) as fn(&Quota) -> u64),
+        ("limit_used", "What counts against each of them", Quota::used),
+    ] {
+        let family = prometheus_client::metrics::family::Family::<Labels, Gauge>::default();
+        for quota in shared.quotas.all() {
+            let labels = vec![("limit", quota.name.to_owned())];
+            family.get_or_create(&labels).set(of(quota) as i64);
+        }
+        to.register(name, help, family);
+    }
     gauge(to, "slots", "Tasks that may run at once", slots as f64);
     gauge(to, "slots_used", "Slots that are taken", used as f64);
     gauge(to, "turn_timeout_seconds", "The time limit of a turn without a deadline", limits.turn_ms as f64 / 1000.0);

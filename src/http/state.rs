@@ -25,6 +25,7 @@ use super::{
     hosts::AllowedHosts,
     meters::Meters,
     page::{Found, PAGE_BYTES_MAX},
+    unread::Unread,
 };
 use crate::otlp::Totals;
 
@@ -65,6 +66,8 @@ pub struct AppState {
     pub hosts: Arc<AllowedHosts>,
     /// The counters of responses and of open streams.
     pub meters: Meters,
+    /// The answers that clients have not read yet.
+    pub unread: Unread,
     /// The counters of the export of spans.
     pub spans: Totals,
     /// What this worker alone remembers.
@@ -158,7 +161,7 @@ impl AppState {
         if let Some(owner) = owners.borrow().get(&group).filter(|known| known.addr.connected()) {
             return Ok(owner.clone());
         }
-        let found = self.supervisor.send(FindOwner { group: group.clone(), create }).await?;
+        let found = self.supervisor.send(FindOwner { group: group.clone(), create }).await??;
         Ok(keep(owners, group, found.ok_or(ApiError::NoSuchGroup)?))
     }
 

@@ -3,13 +3,17 @@
 use std::{ops::Bound, time::Duration};
 
 use actix_web::{HttpResponse, web::Data};
-use greenroom_actors::storage::{Failing, Fault, StorageHealth};
+use greenroom_actors::{
+    quota::Quota,
+    storage::{Failing, Fault, StorageHealth},
+};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
     error::ApiError,
+    locks,
     page::{Found, Page, page_limit},
     query::{NoParameters, Query},
     state::{AppState, Phase},
@@ -65,9 +69,18 @@ pub async fn status(
         "resident": {
             "count": occupancy.count, "cap": occupancy.max, "waiting": occupancy.waiting,
         },
+        "limits": limits(&state).await,
         "queue_depth": queued,
         "storage": storage(health),
     })))
+}
+
+/// Returns the limits of the server as a whole, and what counts against them.
+async fn limits(state: &AppState) -> serde_json::Value {
+    locks::count(state).await;
+    let limit =
+        |quota: &Quota| (quota.name.to_owned(), json!({ "count": quota.used(), "max": quota.max }));
+    state.shared.quotas.all().map(limit).into_iter().collect::<serde_json::Map<_, _>>().into()
 }
 
 /// Returns the state of the database. The cause of a failure is one word, without a path (C21).

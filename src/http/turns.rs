@@ -72,6 +72,11 @@ pub async fn submit(
     submission.metadata = metadata;
     (submission.deadline_ms, submission.expires_in_ms) = (deadline_ms, expires_in_ms);
     state.check_accepts_work()?;
+    // Before a group is created for it. A group itself checks a request's key first.
+    let is_known = state.look_up_any(&group).await.is_ok();
+    if !is_known {
+        state.shared.quotas.queued_bytes.check(1)?;
+    }
     let group = state.owner_or_create(&group).await?;
     submit_task(&state, &group, &wait, submission, body.key).await
 }

@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload};
-use greenroom_actors::{group::Await, storage::TaskView};
+use actix_web::{FromRequest, HttpRequest, dev::Payload, web::Data};
+use greenroom_actors::{group::Await, quota::Share, storage::TaskView};
 use greenroom_core::Task;
 use serde::Deserialize;
 use tokio::{
@@ -37,6 +37,8 @@ struct WaitQuery {
 pub struct Wait {
     time: Duration,
     client: Connection,
+    /// Its place among all waits; `None` if it does not wait.
+    _place: Option<Share>,
 }
 
 impl Wait {
@@ -58,7 +60,10 @@ impl FromRequest for Wait {
                 return Err(ApiError::InvalidQuery(why.into()));
             }
             let client = Connection::of(request);
-            Ok(Self { time: Duration::from_secs_f64(seconds), client })
+            let time = Duration::from_secs_f64(seconds);
+            let state = request.app_data::<Data<AppState>>().filter(|_| !time.is_zero());
+            let place = state.map(|state| state.shared.quotas.waits.take(1)).transpose()?;
+            Ok(Self { time, client, _place: place })
         }))
     }
 }

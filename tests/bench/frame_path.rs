@@ -205,5 +205,6 @@ fn terms() -> EffectiveSettings {
         compaction: None,
         has_detectors: false,
         is_draining: false,
+        has_permission_room: true,
     }
 }

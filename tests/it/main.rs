@@ -37,6 +37,7 @@ mod interrupted;
 mod isolation;
 mod late_words;
 mod lifecycle;
+mod limits;
 mod loads;
 mod lock_wait;
 mod locks;

@@ -176,6 +176,12 @@ impl Task {
         }
     }
 
+    /// Returns the bytes that the caller gave with it: what counts while it waits.
+    pub fn queued_bytes(&self) -> usize {
+        let metadata = self.metadata.as_ref().map_or(0, |json| json.as_str().len());
+        self.prompt().as_str().len() + metadata
+    }
+
     /// Returns the prompt as ACP content blocks.
     pub fn prompt(&self) -> &Json {
         self.work.prompt()

@@ -16,6 +16,7 @@ impl Group {
             self.agent = None;
             self.stop_waiters.drain(..).for_each(|waiter| _ = waiter.send(()));
         }
+        self.hold_shares();
         self.reconcile_pool();
         self.reconcile_lease(ctx);
         self.reconcile_timer(ctx);

@@ -13,6 +13,7 @@ use super::Group;
 use crate::{
     agent::AgentReport,
     clock, failpoint,
+    quota::Full,
     storage::{StoreError, TaskView, Unreadable},
     working_dir,
 };
@@ -50,6 +51,9 @@ pub enum GroupError {
     /// A row of the group cannot be read; the group refuses all changes until it is repaired.
     #[error("a stored row of the group cannot be read ({0}); {remedy}", remedy = .0.remedy())]
     Broken(Unreadable),
+    /// The server as a whole has no room for it.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// A range of numbers of the group, or of the database, is exhausted.
     #[error("no number is left for another task of this group, or for another group")]
     Exhausted,

@@ -4,7 +4,7 @@ use actix::{
     ActorFutureExt as _, AtomicResponse, Context, Handler, WrapFuture as _,
     fut::LocalBoxActorFuture,
 };
-use greenroom_core::{CompactionOrder, Event, Fact, Rejected, Step, Task, TaskId};
+use greenroom_core::{CompactionOrder, Event, Fact, Rejected, Step, Task, TaskId, TaskKind};
 use tokio::sync::oneshot;
 
 use super::{
@@ -68,6 +68,13 @@ impl Group {
             Ok(task) => task,
             Err(err) => return refuse(err),
         };
+        // A group has one compaction, which callers may order twice.
+        let queued = &self.shared.quotas.queued_bytes;
+        if task.kind() == TaskKind::Turn
+            && let Err(full) = queued.check(task.queued_bytes() as u64)
+        {
+            return refuse(full.into());
+        }
         let mut step = match self.apply(Event::Submitted(Box::new(task)), at) {
             Ok(step) => step,
             Err(Rejected::AlreadyCompacting(id)) => {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use greenroom_core::{
-    Compaction, Digest, PermissionId, RunId, TaskId,
+    Compaction, Digest, PermissionId, RunId, TaskId, Uptime,
     lock::{Lock, LockKey},
 };
 
@@ -161,4 +161,11 @@ pub trait ReadStore: Send + 'static {
     ///
     /// [`LockError::Absent`] if the database has no table of locks, or the database's error.
     fn lock(&self, key: &LockKey) -> Result<Option<Lock>, LockError>;
+
+    /// The number of locks whose lease has not expired.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Absent`] if the database has no table of locks, or the database's error.
+    fn lock_count(&self, now: Uptime) -> Result<u64, LockError>;
 }

@@ -32,6 +32,8 @@ fn the_effective_values_are_printed() {
         "storage": { "path": "x.db", "retention_days": 0 },
         "limits": {
             "running_groups": 9, "resident_agents": 2, "queue": 1000, "line": 512 << 10,
+            "groups": 100_000, "queued": 256 << 20, "waits": 10_000, "streams": 10_000,
+            "locks": 10_000, "permissions": 10_000, "unread": 64 << 20,
         },
         "defaults": {
             "agent": "demo", "auto_compact": 0.0,

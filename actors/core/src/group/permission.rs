@@ -8,7 +8,8 @@ use crate::{
     PermissionId, PermissionState, Policy, RunId, TaskId, Timestamp, permission,
 };
 
-/// The most permissions of a group that may be open at once; greenroom rejects more (I11).
+/// The most permissions of a group that may be open at once; greenroom rejects more, and those for
+/// which the server as a whole has no room (I11).
 const OPEN_MAX: usize = 100;
 
 impl Transition<'_> {
@@ -24,7 +25,7 @@ impl Transition<'_> {
             // The agent repeats an open request: one answer is enough (F14).
             return;
         }
-        let is_full = open.len() >= OPEN_MAX;
+        let is_full = open.len() >= OPEN_MAX || !self.settings.has_permission_room;
         // While the turn is being cancelled, ACP requires the answer `cancelled`.
         let is_cancelling =
             self.group.attempt().is_some_and(|attempt| attempt.cancel_reason.is_some());

@@ -51,6 +51,17 @@ impl Status {
 }
 
 impl Group {
+    /// Returns the bytes of the tasks that wait: see
+    /// [`Task::queued_bytes`](crate::Task::queued_bytes).
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
+    /// Returns the number of its pending permissions.
+    pub fn pending_permissions(&self) -> usize {
+        self.permissions.len()
+    }
+
     /// Returns what is stored of the group beside its tasks and its run.
     pub fn state(&self) -> &GroupState {
         &self.state

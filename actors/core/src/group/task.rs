@@ -21,7 +21,7 @@ impl Transition<'_> {
         if let Some(block) = self.group.refused_block(task.prompt()) {
             return Err(Rejected::PromptNotSupported(block));
         }
-        let bytes = group.waiting_bytes + task.prompt().as_str().len();
+        let bytes = group.waiting_bytes + task.queued_bytes();
         if group.waiting.len() >= limits.queue_max
             || (bytes > limits.queue_bytes_max && !group.waiting.is_empty())
         {
@@ -211,7 +211,7 @@ impl Group {
     pub(super) fn enqueue(&mut self, task: Task) {
         let rank = task.queued().rank();
         let place = self.waiting.partition_point(|other| other.queued().rank() < rank);
-        self.waiting_bytes += task.prompt().as_str().len();
+        self.waiting_bytes += task.queued_bytes();
         self.expiring += usize::from(task.expires.is_some());
         self.waiting.insert(place, task);
     }
@@ -220,7 +220,7 @@ impl Group {
     pub(super) fn dequeue(&mut self, id: TaskId) -> Option<Task> {
         let place = self.position(id)?;
         let task = self.waiting.remove(place)?;
-        self.waiting_bytes -= task.prompt().as_str().len();
+        self.waiting_bytes -= task.queued_bytes();
         self.expiring -= usize::from(task.expires.is_some());
         Some(task)
     }

@@ -54,7 +54,7 @@ pub struct Limits {
     pub retry_base_ms: u64,
     /// The number of waiting tasks.
     pub queue_max: usize,
-    /// The bytes of waiting prompts.
+    /// The bytes of waiting prompts and their metadata.
     pub queue_bytes_max: usize,
 }
 
@@ -81,6 +81,8 @@ pub struct EffectiveSettings {
     pub has_detectors: bool,
     /// Whether the server shuts down: the group then begins nothing, and requests no lock (DQ-11).
     pub is_draining: bool,
+    /// Whether the server has room for another pending permission.
+    pub has_permission_room: bool,
 }
 
 impl Group {

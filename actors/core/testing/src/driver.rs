@@ -436,6 +436,7 @@ pub fn effective_settings(
         compaction,
         has_detectors: false,
         is_draining: false,
+        has_permission_room: true,
     }
 }
 

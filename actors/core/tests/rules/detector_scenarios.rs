@@ -366,6 +366,7 @@ impl Reader {
             compaction: None,
             has_detectors: true,
             is_draining: false,
+            has_permission_room: true,
         };
         let ids = &mut self.ids;
         let mut fresh = || {

@@ -2,7 +2,7 @@
 //! limits of its queue.
 
 use greenroom_core::{
-    Deadline, Event, Group, Kinds, Lines, Origin, PermissionAsked, PermissionOption,
+    Deadline, Event, Group, Json, Kinds, Lines, Origin, PermissionAsked, PermissionOption,
     PermissionShown, Rejected, RetryPolicy, SignalKind, Source, Stage, Status, StopReason,
     Strategy, Task, TaskId, Timestamp, Work,
 };
@@ -182,6 +182,22 @@ fn a_full_queue_refuses_a_prompt_until_another_leaves() {
     driver.settings.limits.queue_bytes_max = 1;
     submit(&mut driver, 1, "more than fits").expect("the queue is empty");
     assert_eq!(submit(&mut driver, 2, ""), Err(Rejected::QueueFull));
+
+    // Metadata counts, too.
+    let mut driver = Driver::default();
+    driver.settings.limits.queue_bytes_max = 2 * bytes + 9;
+    let mut with_metadata = |id, metadata: &str| {
+        let work = Work::Turn { prompt: blocks("do it") };
+        let task = Task::new(TaskId(Uuid::from_u128(id)), work, Origin::Api);
+        let metadata = Some(Json::parse(metadata.into()).expect("JSON"));
+        let event = Event::Submitted(Box::new(Task { metadata, ..task }));
+        let now = driver.moment();
+        driver.group.apply(event, now, &driver.settings, &mut Uuid::nil).map(|_| ())
+    };
+    with_metadata(1, "12345").expect("the queue is empty");
+    assert_eq!(with_metadata(2, "12345"), Err(Rejected::QueueFull));
+    with_metadata(2, "1234").expect("it fits exactly");
+    assert_eq!(driver.group.waiting_bytes(), 2 * bytes + 9);
 }
 
 /// I2, I8: a task is accepted now, as the next one, and waits, whatever it was before.

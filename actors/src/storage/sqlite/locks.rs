@@ -87,6 +87,14 @@ pub fn get(conn: &Connection, key: &LockKey) -> Result<Option<Lock>, LockError> 
     Ok(find(conn, key)?)
 }
 
+/// Counts the locks whose lease has not expired.
+pub fn count(conn: &Connection, now: Uptime) -> Result<u64, LockError> {
+    let sql = "SELECT count(*) FROM locks WHERE boot = ? AND expires_boot_ms > ?";
+    let parameters = params![now.boot.0.to_string(), int(now.ms)];
+    let count = conn.prepare_cached(sql)?.query_row(parameters, |row| row.get::<_, i64>(0))?;
+    Ok(u64::try_from(count).unwrap_or_default())
+}
+
 /// Deletes the leases that greenroom acquired for a group whose owner has changed. Does nothing in
 /// a database without the table (HL-8).
 pub fn forget_group(conn: &Connection, group: GroupNo) -> rusqlite::Result<()> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use greenroom_core::{
     Blocked, Compaction, Digest, GroupId, PermissionId, PermissionState, RunId, TaskId, TaskState,
+    Uptime,
     digest::SCHEMA_VERSION,
     lock::{Lock, LockKey},
 };
@@ -448,6 +449,10 @@ impl ReadStore for SqliteReadStore {
 
     fn lock(&self, key: &LockKey) -> Result<Option<Lock>, LockError> {
         locks::get(&self.0, key)
+    }
+
+    fn lock_count(&self, now: Uptime) -> Result<u64, LockError> {
+        locks::count(&self.0, now)
     }
 }
 

@@ -60,6 +60,7 @@ pub fn effective_settings(number: u8, more: u8) -> EffectiveSettings {
         compaction: (number & 24 != 24).then(|| compaction(strategy, number / 64)),
         has_detectors: number & 32 != 0,
         is_draining: false,
+        has_permission_room: true,
     }
 }
 
