@@ -45,7 +45,7 @@ use super::{
     control::{HEARTBEAT, Spec, TreeCommand, send_launch},
     proc::Marker,
     sandbox::Confinement,
-    search::{self, Leftovers},
+    search::{self, Leftovers, SearchError},
     shims::Registered,
     sweep,
 };
@@ -333,7 +333,7 @@ async fn nothing_is_left(run: &Marker, counters: &Counters) -> bool {
             false
         }
         Err(err) => {
-            log::warn!(run = run_id, err; "cannot check what a run left; searching again");
+            log::warn!(run = run_id, err:%; "cannot check what a run left; searching again");
             false
         }
     }
@@ -356,11 +356,14 @@ async fn clear(run: Marker, reaped: Counter) -> Result<(), String> {
     let give_up = awake::now() + CLEAR_MAX;
     loop {
         let (run, reaped) = (run.clone(), reaped.clone());
-        // A scan of /proc blocks for milliseconds.
-        let cleared = tokio::task::spawn_blocking(move || clear_once(&run, &reaped)).await;
+        // A scan of /proc blocks for milliseconds, or as long as a process hangs.
+        let clearing = tokio::task::spawn_blocking(move || clear_once(&run, &reaped));
+        let Ok(cleared) = awake::timeout_at(give_up, clearing).await else {
+            return Err("the search for leftover processes hangs".into());
+        };
         // The task fails only by a panic.
         let cleared = cleared.unwrap_or(Ok(()));
-        if cleared.is_ok() || give_up.has_passed() {
+        if cleared.is_ok() || give_up.has_passed() || search::hangs() {
             return cleared;
         }
         sleep(CLEAR_RETRY).await;
@@ -368,10 +371,13 @@ async fn clear(run: Marker, reaped: Counter) -> Result<(), String> {
 }
 
 fn clear_once(run: &Marker, reaped: &Counter) -> Result<(), String> {
-    let (marked, adopted) = (sweep::sweep_run(run), sweep::sweep_adopted());
+    // First the adopted, whose search reads no environment, and so never hangs.
+    let adopted = sweep::sweep_adopted();
+    let marked = if search::hangs() { None } else { Some(sweep::sweep_run(run)) };
+    let unsearched = marked.is_none();
     let run = run.entry().1;
     let (mut killed, mut cleared) = (BTreeSet::new(), Ok(()));
-    for swept in [marked, adopted] {
+    for swept in marked.into_iter().chain([adopted]) {
         match swept {
             Ok(pids) => {
                 if !pids.is_empty() {
@@ -387,7 +393,7 @@ fn clear_once(run: &Marker, reaped: &Counter) -> Result<(), String> {
         }
     }
     reaped.inc_by(killed.len() as u64);
-    cleared
+    if unsearched { cleared.and(Err(SearchError::Hangs.to_string())) } else { cleared }
 }
 
 /// The reports that a shim sends.

@@ -2,11 +2,15 @@
 //!
 //! Many runs may end at once, and each search reads all of `/proc`: so one search at a time answers
 //! all runs that ended before it began. It only finds; `child` has the rest killed.
+//!
+//! The kernel may keep the reader of a process's environment waiting for as long as that process
+//! hangs in a file system. Then the runs do not wait, and nothing is searched until it has ended.
 
 use std::{
     io,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -15,6 +19,7 @@ use super::{
     proc::{Entry, Marker, newest_pids, own_pid, readable},
     shims, sweep,
 };
+use crate::awake;
 
 /// What is to be killed at the end of a run.
 #[derive(Debug, Default)]
@@ -26,15 +31,30 @@ pub(super) struct Leftovers {
     pub of_others: Vec<u32>,
 }
 
-type Found = Result<Leftovers, String>;
+/// Why it is unknown what a run left.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum SearchError {
+    #[error("the search for leftover processes failed: {0}")]
+    Failed(String),
+    #[error("the search for leftover processes hangs: the environment of a process cannot be read")]
+    Hangs,
+}
 
-/// The runs that wait for a search, and whether a thread searches.
+type Found = Result<Leftovers, SearchError>;
+type Search = fn(&[Marker]) -> io::Result<Vec<Left>>;
+
+/// How long a run waits for its search, which takes a fraction of a second.
+const SEARCH_MAX: Duration = Duration::from_secs(10);
+
+/// The runs that wait for a search, whether a thread searches, and whether it hangs.
 struct Waiting {
     runs: Vec<(Marker, oneshot::Sender<Found>)>,
     is_searching: bool,
+    hangs: bool,
 }
 
-static WAITING: Mutex<Waiting> = Mutex::new(Waiting { runs: Vec::new(), is_searching: false });
+static WAITING: Mutex<Waiting> =
+    Mutex::new(Waiting { runs: Vec::new(), is_searching: false, hangs: false });
 
 fn waiting() -> MutexGuard<'static, Waiting> {
     WAITING.lock().unwrap_or_else(PoisonError::into_inner)
@@ -45,11 +65,23 @@ fn waiting() -> MutexGuard<'static, Waiting> {
 ///
 /// # Errors
 ///
-/// `/proc` cannot be read, or no thread can be started.
+/// `/proc` cannot be read, no thread can be started, or the search takes longer than 10 s.
 pub(super) async fn left_by(run: &Marker) -> Found {
+    left_within(run, SEARCH_MAX, search).await
+}
+
+/// Whether a search hangs. Another one would, too.
+pub(super) fn hangs() -> bool {
+    waiting().hangs
+}
+
+async fn left_within(run: &Marker, max: Duration, search: Search) -> Found {
     let (answer, answered) = oneshot::channel();
     let starts = {
         let mut waiting = waiting();
+        if waiting.hangs {
+            return Err(SearchError::Hangs);
+        }
         waiting.runs.push((run.clone(), answer));
         !std::mem::replace(&mut waiting.is_searching, true)
     };
@@ -57,11 +89,22 @@ pub(super) async fn left_by(run: &Marker) -> Found {
         let searching = Searching;
         let started = thread::Builder::new()
             .name("search".into())
-            .spawn(move || searching.answer_all())
+            .spawn(move || searching.answer_all(search))
             .map(drop);
-        started.map_err(|err| format!("no thread can be started: {err}"))?;
+        let failed = |err| SearchError::Failed(format!("no thread can be started: {err}"));
+        started.map_err(failed)?;
     }
-    answered.await.unwrap_or_else(|_| Err("the search for leftover processes ended early".into()))
+    match awake::timeout(max, answered).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(_)) if hangs() => Err(SearchError::Hangs),
+        Ok(Err(_)) => Err(SearchError::Failed("it ended early".into())),
+        Err(_) => {
+            let mut waiting = waiting();
+            waiting.hangs = waiting.is_searching;
+            waiting.runs.clear();
+            Err(SearchError::Hangs)
+        }
+    }
 }
 
 /// Dropped when the thread ends, also by a panic, or if there is none: who still waits gets an
@@ -73,14 +116,16 @@ impl Drop for Searching {
         let mut waiting = waiting();
         waiting.runs.clear();
         waiting.is_searching = false;
+        waiting.hangs = false;
     }
 }
 
 impl Searching {
-    fn answer_all(self) {
+    fn answer_all(self, search: Search) {
         loop {
             let asked = {
                 let mut waiting = waiting();
+                waiting.hangs = false;
                 if waiting.runs.is_empty() {
                     // While the lock is held: who asks from now on starts another thread.
                     waiting.is_searching = false;
@@ -90,7 +135,7 @@ impl Searching {
                 std::mem::take(&mut waiting.runs)
             };
             let (runs, answers): (Vec<Marker>, Vec<_>) = asked.into_iter().unzip();
-            let left = search(&runs).map_err(|err| err.to_string());
+            let left = search(&runs).map_err(|err| SearchError::Failed(err.to_string()));
             for (number, answer) in answers.into_iter().enumerate() {
                 let found = match &left {
                     Ok(left) => Ok(of_run(left, number)),
@@ -154,4 +199,41 @@ fn of_run(left: &[Left], run: usize) -> Leftovers {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// What the search that hangs waits for.
+    static RELEASE: Mutex<Option<mpsc::Receiver<()>>> = Mutex::new(None);
+
+    fn hang(_: &[Marker]) -> io::Result<Vec<Left>> {
+        if let Some(release) = RELEASE.lock().expect("lock it").take() {
+            _ = release.recv();
+        }
+        Ok(Vec::new())
+    }
+
+    /// I12, I15: a search that hangs delays no run for longer than its limit, and later runs not at
+    /// all; once it has ended, the next run is searched for.
+    #[tokio::test]
+    async fn runs_do_not_wait_for_a_search_that_hangs() {
+        let (release, released) = mpsc::channel();
+        RELEASE.lock().expect("lock it").replace(released);
+        let run = Marker::run("run_search");
+        let short = Duration::from_millis(10);
+        let first = left_within(&run, short, hang).await;
+        assert!(matches!(first, Err(SearchError::Hangs)), "{first:?}");
+        let second = left_within(&run, SEARCH_MAX, hang).await;
+        assert!(matches!(second, Err(SearchError::Hangs)), "{second:?}");
+        release.send(()).expect("the search still runs");
+        while hangs() {
+            tokio::task::yield_now().await;
+        }
+        let third = left_within(&run, SEARCH_MAX, hang).await;
+        assert!(third.is_ok_and(|left| left.pids.is_empty()));
+    }
 }

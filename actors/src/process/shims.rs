@@ -37,7 +37,14 @@ impl Registered {
                 Ok(Self(Some(process)))
             }
             // Hidden by the options of this /proc, and so from every search, too.
-            Err(err) if Errno::from_io_error(&err) == Some(Errno::NOENT) => Ok(Self(None)),
+            Err(err)
+                if matches!(
+                    Errno::from_io_error(&err),
+                    Some(Errno::NOENT | Errno::PERM | Errno::ACCESS)
+                ) =>
+            {
+                Ok(Self(None))
+            }
             Err(err) => Err(err),
         }
     }

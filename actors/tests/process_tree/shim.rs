@@ -25,7 +25,11 @@ use crate::support::{
 /// A program that is no shim counts as a tree that has ended.
 #[tokio::test]
 async fn a_program_that_is_no_shim_ends_the_tree() {
-    let launch = Launch { shim: "/usr/bin/head".into(), shim_args: vec!["-c1".into()], ..sh("") };
+    let launch = Launch {
+        shim: "/bin/sh".into(),
+        shim_args: vec!["-c".into(), "head -c1".into()],
+        ..sh("")
+    };
     let mut child = start(&launch);
     assert_eq!(soon(child.tree.next()).await, TreeEvent::Gone);
     let launch = Launch { shim: "/no/such/shim".into(), ..sh("") };
