@@ -8,8 +8,6 @@ use greenroom_actors::secrets;
 use serde_json::Value;
 use ureq::{Agent, Body, http::Response};
 
-use crate::text::one_line;
-
 /// Maximum bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// Maximum characters of the collector's message that are kept.
@@ -112,9 +110,12 @@ fn message(body: &[u8]) -> String {
     }
 }
 
-/// Returns a text as a short line. A collector may name the header that it refuses.
+/// Returns a text as a short line, which the log escapes. A collector may name the header that it
+/// refuses.
 fn shown(text: &str) -> String {
-    one_line(&secrets::redacted_cut(text), MESSAGE_MAX)
+    let words = secrets::redacted_cut(text);
+    let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(MESSAGE_MAX).collect()
 }
 
 #[cfg(test)]

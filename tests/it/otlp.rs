@@ -223,7 +223,7 @@ fn a_refused_batch_is_dropped_and_logged() {
     let refused = server.complete("work", "x");
     let line = server.log.wait("the refusal", |line| line.contains(REFUSED));
     assert!(line.contains("ERROR") && line.contains("status=400 spans=1"), "{line}");
-    assert!(line.contains(r#"said="no such [31mspan""#), "{line}");
+    assert!(line.contains(r#"said="no such \u{1b}[31mspan""#), "{line}");
 
     collector.always(Some(Answer::Status(500, "", "broken")));
     let broken = server.complete("work", "x");

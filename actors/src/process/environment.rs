@@ -15,8 +15,8 @@ use std::{
     sync::Arc,
 };
 
-/// What this process and its libraries read while it runs.
-const KEPT: [&str; 13] = [
+/// What this process and its libraries read while it runs; the last two are read in tests.
+const KEPT: [&str; 14] = [
     "PATH",
     "HOME",
     "USER",
@@ -30,6 +30,7 @@ const KEPT: [&str; 13] = [
     "RUST_BACKTRACE",
     "RUST_LIB_BACKTRACE",
     "FAILPOINT",
+    "FAKETIME",
 ];
 
 unsafe extern "C" {

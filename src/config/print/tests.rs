@@ -74,8 +74,8 @@ fn the_effective_values_are_printed() {
                 "command": "greenroom", "args": ["demo-agent"], "env": [], "env_pass": [],
                 "cwd_roots": [], "signals": [], "auto_compact": null, "auth_method": null,
                 "start_timeout": "1m", "umask": null, "no_new_privs": false,
-                "sandbox": "landlock", "sandbox_read": [], "sandbox_write": [],
-                "sandbox_network": [],
+                "sandbox": "none", "sandbox_read": [], "sandbox_write": [],
+                "sandbox_network": null,
                 "compaction": { "strategy": "command", "command": "/compact" },
                 "rlimits": {
                     "open_files": null, "processes": null, "core_size": null, "file_size": null,
