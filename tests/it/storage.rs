@@ -105,6 +105,16 @@ fn wait_refusal(home: &Home) -> String {
     process.log.wait("the reason", |line| line.starts_with("greenroom: "))
 }
 
+/// Waits until the server has nothing left to store: two answers show the same transactions.
+#[track_caller]
+fn wait_stored(server: &Server) {
+    let mut last = Value::Null;
+    eventually("the end of the writes", &server.log, || {
+        let now = storage_status(server)["transactions"].clone();
+        (std::mem::replace(&mut last, now.clone()) == now).then_some(())
+    });
+}
+
 /// F19: a write fails for lack of space, here by a limit on file sizes: its signal does not kill
 /// the server, and agents do not ignore it. The server recovers by itself when there is space.
 #[test]
@@ -117,6 +127,7 @@ fn without_disk_space_the_server_stops_accepting_and_recovers() {
     assert_eq!(ignored & (1 << 24), 0, "SIGXFSZ is ignored in an agent");
     let running = server.submit("other", "[[gate:go]]");
     server.journal.wait_gate("go");
+    wait_stored(&server);
     server.limit_file_size(Some(1));
     server.post(TURNS, &json!({ "prompt": "refused" })).problem(503, "storage-unavailable");
     assert_stopped(&server, "io_error");
@@ -183,7 +194,11 @@ fn a_failed_sync_of_a_checkpoint_ends_the_process() {
     inject(&mut server.home, "greenroom.db", "inject=fdatasync:error=EIO:when=2+");
     server.spawn();
     // The start itself may already move the log into the database.
-    server.log.wait("a start", |line| line.contains(" ready;") || line.contains("storage failed"));
+    eventually("the second start, or its failure", &server.log, || {
+        let lines = server.log.lines();
+        let started = lines.iter().filter(|line| line.contains(" ready;")).count() == 2;
+        (started || lines.iter().any(|line| line.contains("storage failed"))).then_some(())
+    });
     let mut seen = Value::Null;
     eventually("the fault", &server.log, || {
         let Ok(status) = server.try_request("GET", "/v1/status", &[], None) else {
