@@ -143,7 +143,7 @@ mod tests {
             (200, None,   r#"{"partialSuccess":{"rejectedSpans":3}}"#,                     accepted(3, "")),
             (200, None,   r#"{"partialSuccess":{"errorMessage":"slow down"}}"#,            accepted(0, "slow down")),
             (302, None,   "",                                                              refused(302, "")),
-            (400, None,   r#"{"code":3,"message":"bad\nspan\u001b[31m"}"#,                 refused(400, r"bad span\u{1b}[31m")),
+            (400, None,   r#"{"code":3,"message":"bad\nspan\u001b[31m"}"#,                 refused(400, "bad span\u{1b}[31m")),
             (401, None,   "who?",                                                          refused(401, "who?")),
             (404, second, "",                                                              refused(404, "")),
             (413, None,   "",                                                              refused(413, "")),
