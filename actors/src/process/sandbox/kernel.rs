@@ -103,7 +103,7 @@ impl Kernel {
     }
 }
 
-/// Tries `bwrap` on a thread of its own, which ends with its child.
+/// Returns why `bwrap` makes no sandbox; blocks until it has ended.
 fn tried(search: &OsStr) -> Option<String> {
     bubblewrap::probe(search).err().map(|err| err.to_string())
 }
