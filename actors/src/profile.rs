@@ -254,7 +254,7 @@ impl Defaults {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use std::os::unix::fs::PermissionsExt;
 
@@ -282,7 +282,8 @@ mod tests {
         }
     }
 
-    fn profile() -> Profile {
+    /// A profile that sets no more than it must.
+    pub(crate) fn profile() -> Profile {
         Profile {
             name: "a".into(),
             command: "a".into(),

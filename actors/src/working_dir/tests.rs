@@ -1,11 +1,11 @@
 //! Tests of working directories: what is refused, what errors show, and that no link is followed.
 #![allow(clippy::unwrap_used)]
-use std::{collections::BTreeMap, fs, os::unix::fs::symlink};
+use std::{fs, os::unix::fs::symlink};
 
 use tempfile::TempDir;
 
 use super::*;
-use crate::profile::{CompactionMethod, Rlimits, Sandbox};
+use crate::profile::tests::profile;
 
 /// A data directory with the directories of the groups 1 and 2, a root, and what lies outside.
 struct TestDirs {
@@ -32,23 +32,8 @@ impl TestDirs {
     }
 
     fn profile(&self, roots: &[&str]) -> Arc<Profile> {
-        Arc::new(Profile {
-            name: "a".into(),
-            command: "a".into(),
-            args: Vec::new(),
-            env: BTreeMap::new(),
-            env_pass: Vec::new(),
-            cwd_roots: roots.iter().map(|root| self.path(root)).collect(),
-            auth_method: None,
-            start_timeout: Duration::from_secs(1),
-            compaction: CompactionMethod::None,
-            auto_compact: None,
-            signals: Vec::new(),
-            umask: None,
-            no_new_privs: false,
-            rlimits: Rlimits::default(),
-            sandbox: Sandbox::default(),
-        })
+        let cwd_roots = roots.iter().map(|root| self.path(root)).collect();
+        Arc::new(Profile { cwd_roots, ..profile() })
     }
 
     async fn check(&self, cwd: &str, roots: &[&str], own: Option<&str>) -> Result<PathBuf, String> {
